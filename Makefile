@@ -1,0 +1,83 @@
+# Every target sets up what it needs by itself: Python 3.11 or newer and make are enough. uv is used where it is installed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+STAMP := $(VENV)/.installed
+SOURCES := channels_zmq forwarder operator tests benchmarks examples
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv from the hashed requirement files (every other target does it too)
+
+$(STAMP): requirements/dev.txt pyproject.toml forwarder/pyproject.toml operator/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
+ifdef UV
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e forwarder -e . -e operator
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e forwarder -e . -e operator
+endif
+	@touch $@
+
+demo: $(STAMP) ## Serve the example chat from one process with the embedded layer, until Ctrl-C
+	@$(BIN)/python examples/chat/demo.py embedded
+
+demo-dedicated: $(STAMP) ## The same chat by a forwarder, two web processes and a worker
+	@$(BIN)/python examples/chat/demo.py dedicated
+
+test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP) ## Run every test; browser tests need chromium, some need redis-server
+	$(PYTEST)
+
+test-slow: $(STAMP) ## Run only the slow tests
+	$(PYTEST) -m slow
+
+lint: $(STAMP) ## Ruff, formatting, import contracts
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+check: lint types generate ## Everything that needs no running: lint, types, generated files
+	@test ! -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library's operator module: delete it"; exit 1; }
+	@! git ls-files 'tests/*__init__.py' | grep . || { echo "a folder under tests/ never has an __init__.py"; exit 1; }
+	@git diff --exit-code -- docs || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
+
+generate: $(STAMP) ## Write the generated files: test vectors of the wire format, tables of settings
+	$(BIN)/python docs/generate.py
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv)
+	@test -n "$(UV)" || { echo "uv is needed to compile the requirement files"; exit 1; }
+	for name in runtime forwarder dev; do \
+		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+			--no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
+	done
+
+bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq in one run (needs redis-server)
+	$(BIN)/python -m benchmarks
+
+wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
+	$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
+	cd forwarder && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
+	cd operator && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
+
+clean: ## Remove .venv, caches and build results
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+
+.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate format lock bench wheels clean

@@ -1,0 +1,245 @@
+"""What `CONFIG` may hold, for both layers, and `channel_layers_from_env`. Parsed once, at the edge; no I/O."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from channels_zmq.errors import ConfigurationError
+
+EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
+DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
+ENV_PREFIX = "CHANNELS_ZMQ_"
+MAX_SECONDS = 4_000_000
+"""46 days: durations travel as 32-bit milliseconds."""
+_TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):(\d+)")
+
+
+def _one_address(value: Any) -> Any:
+    """Accept a list of one address for an address; several forwarders are not supported."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise ValueError(f"one address is needed, this is a list of {len(value)}: {list(value)!r}")
+        return value[0]
+    return value
+
+
+def _check_transport(value: str, transports: tuple[str, ...]) -> str:
+    if not value.startswith(transports):
+        raise ValueError(f"{value!r} begins with none of {', '.join(transports)}")
+    if value.startswith("tcp://"):
+        match = _TCP.fullmatch(value)
+        if match is None or not 0 < int(match[2]) < 65536:
+            raise ValueError(f"{value!r} is not tcp://HOST:PORT with a port from 1 to 65535")
+    path = value.removeprefix("ipc://")
+    if path != value and not 0 < len(path.encode()) < 100:
+        raise ValueError(f"{value!r}: the path after ipc:// has 1 to 99 bytes")
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_one_address)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
+
+class LayerConfig(BaseModel):
+    """What both layers have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    capacity: int = Field(100, ge=1, description="Messages that may wait on one channel; the newest is refused.")
+    channel_capacity: dict[str | re.Pattern[str], Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="Capacities of channels by glob or compiled pattern; the first match counts."
+    )
+    expiry: Seconds = Field(60.0, description="Seconds that a message lives.")
+    group_expiry: Annotated[float, Field(gt=0)] | None = Field(
+        86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None for never."
+    )
+    max_message_size: int = Field(
+        16 * 2**20, ge=1, le=2**31, description="Bytes that a serialized message may have; alike in all processes."
+    )
+    serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered one; alike in all processes.")
+    connect_timeout: Seconds = Field(
+        5.0, description="Seconds to wait for an answer: group_add, send to a plain channel, flush."
+    )
+    linger: float = Field(
+        1.0,
+        ge=0,
+        le=60,
+        description="Seconds that closing, or the interpreter's exit, may take to deliver what was sent.",
+    )
+    prefetch: int = Field(
+        4, ge=0, le=1000, description="Messages of a plain channel that come ahead of a process's readers."
+    )
+    on_disconnect: str | None = Field(
+        None, min_length=1, description="Type of a message to every local consumer when the forwarder goes away."
+    )
+    on_reconnect: str | None = Field(
+        None, min_length=1, description="Type of a message to every local consumer when it is back; it has `missed`."
+    )
+    drop_rate: float = Field(
+        0.0, ge=0, le=1, description="For tests of an application: the share of messages that is lost on purpose."
+    )
+
+    @field_validator("channel_capacity", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return dict(value) if isinstance(value, (list, tuple)) else value
+
+
+class EmbeddedConfig(LayerConfig):
+    """CONFIG of `EmbeddedZmqChannelLayer`."""
+
+    pub_socket_address: Address = Field(
+        "inproc://channels",
+        description="Where the one sending process publishes; `inproc://` is for a single process.",
+    )
+
+    @field_validator("pub_socket_address")
+    @classmethod
+    def _transport(cls, value: str) -> str:
+        return _check_transport(value, ("tcp://", "ipc://", "inproc://"))
+
+
+class DedicatedConfig(LayerConfig):
+    """CONFIG of `DedicatedZmqChannelLayer`."""
+
+    pull_socket_address: Address = Field(description="The forwarder's --pull-address: messages go there.")
+    pub_socket_address: Address = Field(description="The forwarder's --pub-address: messages come from there.")
+    outbox_capacity: int = Field(10_000, ge=0, description="Messages held while the forwarder is away.")
+    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of them together.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _equal_lists(cls, data: Any) -> Any:
+        pull, pub = (data.get(key) for key in ("pull_socket_address", "pub_socket_address"))
+        lengths = [len(value) if isinstance(value, (list, tuple)) else 1 for value in (pull, pub)]
+        if pull is not None and pub is not None and lengths[0] != lengths[1]:
+            raise ValueError(
+                f"pull_socket_address has {lengths[0]} addresses and pub_socket_address {lengths[1]}: "
+                "each forwarder has one of both"
+            )
+        return data
+
+    @field_validator("pull_socket_address", "pub_socket_address")
+    @classmethod
+    def _transport(cls, value: str) -> str:
+        if value.startswith("inproc://"):
+            raise ValueError(f"{value!r}: a forwarder is a process of its own; use EmbeddedZmqChannelLayer instead")
+        return _check_transport(value, ("tcp://", "ipc://"))
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        if self.pull_socket_address == self.pub_socket_address:
+            raise ValueError("pull_socket_address and pub_socket_address are the same; a forwarder has two ports")
+        return self
+
+
+Config = TypeVar("Config", bound=LayerConfig)
+
+
+def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
+    """Return the settings that CONFIG gives.
+
+    Raises:
+        ConfigurationError: A key is unknown or missing, or a value cannot be used; names the key, and for an unknown one
+            the nearest that there is.
+    """
+    for key in config:
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(sorted(model.model_fields))}"
+            raise ConfigurationError(f"CONFIG[{key!r}]", f"unknown key; {hint}")
+    try:
+        return model(**config)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        setting = "".join(f"[{part!r}]" for part in problem["loc"] if part != "[key]")
+        message = problem["msg"].removeprefix("Value error, ")
+        shown = "" if problem["type"] in ("missing", "value_error") else f" (it is {problem['input']!r})"
+        raise ConfigurationError(f"CONFIG{setting}", f"{message}{shown}") from error
+
+
+def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return a value for Django's `CHANNEL_LAYERS`, made from environment variables.
+
+    `CHANNELS_ZMQ_<KEY>` sets a key of CONFIG for the alias `default`, `CHANNELS_ZMQ__<ALIAS>__<KEY>` for another one.
+    A layer with `PULL_SOCKET_ADDRESS` is dedicated, any other embedded; with no variable at all `default` is the
+    embedded layer on an address of this process alone. `CHANNEL_CAPACITY` is a JSON object; `GROUP_EXPIRY` may be
+    `none`; an empty value counts as not set.
+
+    Args:
+        environ: Variables to read, those of the process if None.
+
+    Raises:
+        ConfigurationError: A variable is unknown or its value cannot be used; names the variable.
+    """
+    variables = os.environ if environ is None else environ
+    found: dict[str, dict[str, str]] = {"default": {}}
+    origin: dict[tuple[str, str], str] = {}
+    for variable, value in sorted(variables.items()):
+        if not variable.startswith(ENV_PREFIX) or variable.startswith("CHANNELS_ZMQ_FORWARDER_") or not value:
+            continue
+        alias, key = _alias_and_key(variable)
+        found.setdefault(alias, {})[key] = value
+        origin[alias, key] = variable
+    return {alias: _layer_from_env(alias, values, origin) for alias, values in found.items()}
+
+
+def _alias_and_key(variable: str) -> tuple[str, str]:
+    rest = variable.removeprefix(ENV_PREFIX)
+    if not rest.startswith("_"):
+        return "default", rest.lower()
+    alias, _, key = rest[1:].partition("__")
+    if not alias or not key:
+        raise ConfigurationError(variable, "variables for an alias are CHANNELS_ZMQ__<ALIAS>__<KEY>")
+    return alias.lower(), key.lower()
+
+
+def _layer_from_env(alias: str, values: dict[str, str], origin: Mapping[tuple[str, str], str]) -> dict[str, Any]:
+    model: type[LayerConfig]
+    backend, model = (DEDICATED, DedicatedConfig) if "pull_socket_address" in values else (EMBEDDED, EmbeddedConfig)
+    config: dict[str, Any] = {}
+    for key, value in values.items():
+        variable = origin[alias, key]
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            hint = f"; did you mean {variable[: -len(key)]}{near[0].upper()}?" if near else ""
+            raise ConfigurationError(variable, f"unknown setting of {backend.rpartition('.')[2]}{hint}")
+        config[key] = _value(variable, key, value)
+    try:
+        parse(model, config)
+    except ConfigurationError as error:
+        broken = next((key for key in config if f"[{key!r}]" in error.setting), None)
+        where = origin[alias, broken] if broken else _prefix(alias)
+        raise ConfigurationError(where, str(error).partition(": ")[2]) from error
+    return {"BACKEND": backend, "CONFIG": config}
+
+
+def _prefix(alias: str) -> str:
+    return f"{ENV_PREFIX}*" if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__*"
+
+
+def _value(variable: str, key: str, value: str) -> Any:
+    if key == "group_expiry" and value.lower() == "none":
+        return None
+    if key == "channel_capacity":
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ConfigurationError(variable, f"not a JSON object: {error}") from error
+    kind = str(LayerConfig.model_fields[key].annotation) if key in LayerConfig.model_fields else ""
+    number = (
+        int if key == "capacity" or "int" in kind or key.startswith("outbox") else float if "float" in kind else None
+    )
+    if number is None:
+        return value
+    try:
+        return number(value)
+    except ValueError as error:
+        raise ConfigurationError(
+            variable, f"{value!r} is no {'whole number' if number is int else 'number'}"
+        ) from error

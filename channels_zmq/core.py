@@ -1,0 +1,265 @@
+"""The two channel layers: names are checked, messages become bytes, and everything else is the connection's.
+
+This is where the data-flow diagram begins and ends: `group_send` and `send` on one side, `receive` on the other.
+"""
+
+import random
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from channels.exceptions import ChannelFull
+from channels.layers import BaseChannelLayer
+
+from channels_zmq import config as configuration
+from channels_zmq import names, registry, serializers
+from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
+from channels_zmq.connection import Connection, Options
+from channels_zmq.counters import Stats
+from channels_zmq.dedicated import DedicatedConnection
+from channels_zmq.embedded import EmbeddedConnection
+from channels_zmq.errors import MessageTooLarge
+from channels_zmq.serializers import Message
+
+Config = TypeVar("Config", bound=LayerConfig)
+
+
+class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc] # Channels has no type information
+    """What both layers do; see Channels' channel layer specification."""
+
+    extensions: ClassVar[list[str]] = ["groups", "flush"]
+    MessageTooLarge = MessageTooLarge
+    _model: type[Config]
+
+    def __init__(self, **config: Any) -> None:
+        self.config = configuration.parse(self._model, config)
+        super().__init__(expiry=self.config.expiry, capacity=self.config.capacity)
+        self.channel_capacity = self.compile_capacities(self.config.channel_capacity)
+        self.group_expiry = self.config.group_expiry
+        self._serializer = serializers.named(self.config.serializer)
+        self._known_connection: Connection | None = None
+
+    # Channels
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """Return the name of a new channel that only this process can read.
+
+        Raises:
+            TypeError: The prefix does not make a valid name.
+        """
+        return names.new_channel(prefix, self._connection().inbox)
+
+    async def send(self, channel: str, message: Message) -> None:
+        """Send a message to a channel. To a plain channel it returns once the message is in its queue.
+
+        Args:
+            channel: A name from `new_channel` of any process, or any other name for a plain channel.
+            message: A dict of what the serializer carries.
+
+        Raises:
+            ChannelFull: As many messages as its capacity wait on the channel, as far as this process can know.
+            SerializationError: Something in the message cannot be carried.
+            MessageTooLarge: It has more bytes than `max_message_size`.
+            ForwarderUnavailable: No confirmation for a plain channel within `connect_timeout`.
+        """
+        target = names.channel(channel)
+        payload = self._pack(message)
+        connection = self._connection()
+        connection.may_send()
+        if self._drops():
+            return
+        capacity = self.get_capacity(channel)
+        if target.owner:
+            accepted = connection.send_direct(target.owner, channel, payload, self.expiry, capacity)
+        else:
+            accepted = await connection.send_plain(channel, payload, self.expiry, capacity)
+        if not accepted:
+            raise ChannelFull(f"{capacity} messages wait on {channel!r} already (capacity)")
+
+    async def receive(self, channel: str) -> Message:
+        """Wait for the next message of a channel and return it; each message is returned once.
+
+        Raises:
+            StopConsumer: The layer was closed.
+        """
+        target = names.channel(channel)
+        while True:
+            connection = self._connection()
+            if target.owner and target.owner != connection.inbox:
+                raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")
+            payload = await connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
+            message = serializers.unpack(self._serializer, payload)
+            if message is not None:
+                return message
+            connection.counters.drop("malformed")
+
+    # Groups
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add a channel to a group; no message sent to the group after this returns is missed.
+
+        Raises:
+            ForwarderUnavailable: No confirmation within `connect_timeout`.
+        """
+        names.group(group)
+        target = names.channel(channel)
+        connection = self._connection()
+        capacity = self.get_capacity(channel)
+        if not target.owner:
+            await connection.change_plain(group, channel, capacity, self.group_expiry, add=True)
+        elif target.owner == connection.inbox:
+            await connection.join(group, channel, capacity, self.group_expiry)
+        else:
+            await connection.change_foreign(target.owner, group, channel, add=True)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group; it is no error if it is not in it."""
+        names.group(group)
+        target = names.channel(channel)
+        connection = self._connection()
+        if not target.owner:
+            await connection.change_plain(group, channel, 0, None, add=False)
+        elif target.owner == connection.inbox:
+            connection.leave(group, channel)
+        else:
+            await connection.change_foreign(target.owner, group, channel, add=False)
+
+    async def group_send(self, group: str, message: Message) -> None:
+        """Send a message to every member of a group. Full channels miss it, which is counted and logged.
+
+        Raises:
+            SerializationError: Something in the message cannot be carried.
+            MessageTooLarge: It has more bytes than `max_message_size`.
+        """
+        names.group(group)
+        payload = self._pack(message)
+        connection = self._connection()
+        connection.may_send()
+        if not self._drops():
+            connection.group_send(group, payload, self.expiry)
+
+    # The rest
+
+    async def flush(self) -> None:
+        """Drop all messages and groups, of every client of the layer, before this returns.
+
+        Raises:
+            ForwarderUnavailable: Some client did not answer within `connect_timeout`.
+        """
+        connection = self._connection()
+        connection.may_send()
+        await connection.flush()
+
+    def stats(self) -> Stats:
+        """Return counts of what this process sent, received and lost at the layer's address."""
+        return self._connection().stats()
+
+    async def close(self) -> None:
+        """Close the sockets of this process at the layer's address; consumers that wait end with `StopConsumer`.
+
+        What was sent is delivered within `linger` seconds. Another use of the layer opens them again.
+        """
+        connection, self._known_connection = self._known_connection, None
+        if connection is not None and not connection.closed:
+            await registry.close_from_loop(connection)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(pub_socket_address={self.address!r})"
+
+    @property
+    def address(self) -> str:
+        """Where messages come from."""
+        raise NotImplementedError
+
+    def _key(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def _make_connection(self) -> Connection:
+        raise NotImplementedError
+
+    def _connection(self) -> Connection:
+        connection = self._known_connection
+        if connection is None or connection.closed:
+            connection = self._known_connection = registry.connection(self._key(), self._make_connection)
+            connection.defaults.take(self.config, self.get_capacity, self._packer())
+        return connection
+
+    def _packer(self) -> Callable[[Message], bytes]:
+        serializer = self._serializer
+        return lambda message: serializers.pack(serializer, message)
+
+    def _pack(self, message: Message) -> bytes:
+        payload = serializers.pack(self._serializer, message)
+        if len(payload) > self.config.max_message_size:
+            raise MessageTooLarge(len(payload), self.config.max_message_size)
+        return payload
+
+    def _drops(self) -> bool:
+        """Lose a message on purpose, as the specification's resilience testing mode asks."""
+        rate = self.config.drop_rate
+        if not rate or random.random() >= rate:
+            return False
+        self._connection().counters.drop("resilience")
+        return True
+
+    def _options(self, *, outbox_capacity: int = 0, outbox_bytes: int = 0) -> Options:
+        settings = self.config
+        return Options(
+            connect_timeout=settings.connect_timeout,
+            expiry=settings.expiry,
+            linger=settings.linger,
+            max_message_size=settings.max_message_size,
+            outbox_capacity=outbox_capacity,
+            outbox_bytes=outbox_bytes,
+            prefetch=settings.prefetch,
+        )
+
+
+class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
+    """A channel layer without any other process: one process sends, and any number receive.
+
+    CONFIG: the fields of `channels_zmq.config.EmbeddedConfig`. With the default address all happens in one process.
+    """
+
+    _model = EmbeddedConfig
+
+    @property
+    def address(self) -> str:
+        """Where the sending process publishes."""
+        return self.config.pub_socket_address
+
+    def _key(self) -> tuple[str, ...]:
+        return ("embedded", self.address)
+
+    def _make_connection(self) -> Connection:
+        return EmbeddedConnection(self.address, self._options())
+
+
+class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
+    """A channel layer by a forwarder: any number of processes send and receive.
+
+    CONFIG: the fields of `channels_zmq.config.DedicatedConfig`; both addresses are needed.
+    """
+
+    _model = DedicatedConfig
+
+    @property
+    def address(self) -> str:
+        """Where the forwarder publishes."""
+        return self.config.pub_socket_address
+
+    def _key(self) -> tuple[str, ...]:
+        return ("dedicated", self.config.pull_socket_address, self.address)
+
+    def _make_connection(self) -> Connection:
+        settings = self.config
+        options = self._options(outbox_capacity=settings.outbox_capacity, outbox_bytes=settings.outbox_bytes)
+        return DedicatedConnection(settings.pull_socket_address, self.address, options)

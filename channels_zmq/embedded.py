@@ -1,0 +1,288 @@
+"""The exchange run inside a process: for one producer, with no other process to start.
+
+In the data-flow diagram this is the forwarder's box drawn inside process A. A process begins as a *reader*, connected to
+the address, unless the address is of this process only; its first send makes it the *producer*, which binds the address
+and drives the exchange under the connection's lock. Local members are served in the same call, without a socket.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import IO
+
+import zmq
+
+from channels_zmq.connection import DRAIN_AT_ONCE, Connection, Options
+from channels_zmq.errors import AddressInUse
+from channels_zmq.keeper import Watched, keeper
+from channels_zmq.mailboxes import Mail
+from channels_zmq.subscriber import Socket, Subscriber
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import AddressError, Marks, bind, number, publish_options, readable
+from channels_zmq_forwarder.wire import Topic
+
+logger = logging.getLogger("channels_zmq")
+
+LOCAL = "inproc://"
+IPC = "ipc://"
+
+
+class EmbeddedConnection(Connection):
+    """One process at one embedded address, reader or producer.
+
+    Args:
+        address: The `pub_socket_address`; `inproc://` serves this process alone and needs no socket.
+        options: Bounds and times.
+    """
+
+    def __init__(self, address: str, options: Options) -> None:
+        super().__init__(address, options)
+        self._is_local = address.startswith(LOCAL)
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._subscriber: Subscriber | None = None
+        self._exchange: Exchange | None = None
+        self._xpub: Socket | None = None
+        self._guard: IO[str] | None = None
+        self._was_up = False
+        self._exchange_swept = 0.0
+
+    # Opening and closing
+
+    def start(self) -> None:
+        """Begin as a reader; at an address of this process alone as the producer, since nobody else can be it."""
+        if self._is_local:
+            self._become_producer()
+        else:
+            self._subscriber = Subscriber(self._context, _reachable(self.address), self.options, self)
+            self._subscriber.send(b"\1" + wire.inbox_topic(self.inbox))
+            self.loops.watch(self._subscriber.descriptor)
+        keeper().watch(self)
+
+    def may_send(self) -> None:
+        """Become the producer if this process is not.
+
+        Raises:
+            AddressInUse: The address cannot be bound.
+        """
+        if self._exchange is None:
+            with self.lock:
+                self._become_producer()
+
+    def _become_producer(self) -> None:
+        xpub = None if self._is_local else self._bind()
+        if self._subscriber is not None:
+            self._subscriber.leave()  # it is closed at the end, for an event loop may still watch it
+            self.loops.release()
+        self._xpub = xpub
+        self._exchange = Exchange(os.urandom(8))
+        self._exchange.enter(wire.State.SERVING)
+        self.prefetch = 0  # a job is handed over in the same call
+        for readers in self._readers.values():
+            readers.prefetch = 0
+        self.session += 1
+        self._upstream(b"\1" + wire.inbox_topic(self.inbox))
+        self._upstream(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, self.session, 0)))
+        self._announce_session()
+        self.loops.watch(number(xpub, zmq.FD) if xpub is not None else None)
+        self.call_soon(0.0)
+
+    def _bind(self) -> Socket:
+        guard = _guard(self.address)
+        xpub = self._context.socket(zmq.XPUB)
+        publish_options(xpub, Marks())
+        xpub.set(zmq.MAXMSGSIZE, self.options.max_message_size + wire.MAX_OVERHEAD)
+        try:
+            bind(xpub, _bindable(self.address))
+        except AddressError as error:
+            xpub.close(linger=0)
+            if guard is not None:
+                guard.close()
+            raise AddressInUse(self.address, str(error.__cause__)) from error
+        self._guard = guard
+        return xpub
+
+    def watched(self) -> Watched:
+        """Return what the keeper is to watch: a reader's monitor, and the descriptor while no loop attends to it."""
+        reader = self._subscriber if self._exchange is None else None
+        monitors = {reader.monitor: self._subscriber_event} if reader is not None else {}
+        descriptor = self.loops.descriptor if self.loops.unattended() else None
+        return Watched(monitors, descriptor)
+
+    def finish(self) -> None:
+        """Close the sockets; blocks for `linger` at most."""
+        keeper().forget(self)
+        with self.lock:
+            if self._subscriber is not None:
+                self._subscriber.close()
+            if self._xpub is not None:
+                self._xpub.close(linger=round(self.options.linger * 1000))
+            self.let_guard_go()
+        self._context.term()
+
+    def let_guard_go(self) -> None:
+        """Close this process's handle on the lock file; after a fork the parent still holds it."""
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether this process is the producer, or one has welcomed it."""
+        return self._exchange is not None or (self._subscriber is not None and self._subscriber.welcome is not None)
+
+    def must_confirm(self) -> bool:
+        """Return True for a reader that is connected; a reader whose producer has not started yet just waits for it."""
+        return self._exchange is None and self.connected
+
+    # Sending: the producer's side
+
+    def group_send(self, group: str, payload: bytes, ttl: float) -> None:
+        """Send a message to a group, to local members in this very call."""
+        with self.lock:
+            exchange = self._exchange
+            assert exchange is not None, "may_send comes first"
+            topic = wire.group_topic(group)
+            if exchange.relays_groups_as_they_come and topic not in exchange.topics:
+                self.counters.sent += 1
+                self._delivered(self._deliver_group(group, Mail(time.monotonic() + ttl, payload)))
+            else:
+                super().group_send(group, payload, ttl)
+
+    def _own_is_under_way(self, channel: str, capacity: int) -> None:
+        """Nothing of our own is ever under way: it has arrived by now."""
+
+    def _ordered(self, prefix: bytes, body: bytes, ttl: float) -> None:
+        sequence, flags = self.numbers.next(prefix)
+        frame = wire.ordered(prefix, self.sender, sequence, flags, wire.milliseconds(ttl), body)
+        assert self._exchange is not None, "may_send comes first"
+        self._publish(self._exchange.inbound(frame))
+
+    def _publish(self, frames: Sequence[bytes]) -> None:
+        """Bring frames of the exchange to this process and to the subscribers."""
+        own = self.inbox
+        for frame in frames:
+            if frame[1 : 1 + wire.INBOX_SIZE] == own and frame[:1] == b"P":
+                self.feed(frame)
+                continue
+            if frame[:1] == b"G" and wire.name(frame[1 : wire.topic_end(frame)]) in self.mailboxes.groups:
+                self.feed(frame)
+            if self._xpub is not None:
+                self._xpub.send(frame, zmq.DONTWAIT)
+        if self._xpub is not None and frames and readable(self._xpub):
+            self.drain()
+
+    # The seam
+
+    def _upstream(self, frame: bytes) -> None:
+        if self._exchange is not None:
+            self._publish(self._exchange.upstream(frame))
+        elif self._subscriber is not None and self._subscriber.send(frame):
+            self.drain()
+
+    def _request_downstream(self, frame: bytes, deadline: float, number: int) -> None:
+        if self._exchange is not None:
+            self._publish(self._exchange.inbound(frame))
+        else:
+            self._upstream(frame)
+
+    def _subscribe(self, topic: Topic) -> None:
+        if self._exchange is None:
+            self._upstream(b"\1" + topic)
+
+    def _unsubscribe(self, topic: Topic) -> None:
+        if self._exchange is None:
+            self._upstream(b"\0" + topic)
+
+    def _read(self) -> bool:
+        if self._exchange is None:
+            return self._subscriber is not None and self._subscriber.read()
+        if self._xpub is None:
+            return False
+        recv, upstream = self._xpub.recv, self._exchange.upstream
+        try:
+            for _ in range(DRAIN_AT_ONCE):
+                self._publish_from_reader(upstream(recv(zmq.DONTWAIT)))
+        except zmq.Again:
+            return False
+        return True
+
+    def _publish_from_reader(self, frames: Sequence[bytes]) -> None:
+        if frames:
+            self._publish(frames)
+
+    # A reader's session
+
+    def _subscriber_event(self, event: int) -> None:
+        with self.lock:
+            if self._exchange is None and self._subscriber is not None:
+                self._subscriber.event(event)
+
+    def subscriber_went_down(self) -> None:
+        """Tell consumers that the producer is away."""
+        if self._was_up:
+            self._was_up = False
+            logger.warning("the producer at %s is away", self.address)
+            self._tell_disconnected()
+
+    def other_version(self, theirs: int) -> None:
+        """Say that the producer cannot be understood."""
+        from channels_zmq.errors import WireVersionMismatch
+
+        self._fail_requests(WireVersionMismatch(self.address, theirs, wire.VERSION))
+
+    def _welcomed(self, frame: bytes) -> None:
+        if self._exchange is None and self._subscriber is not None and self._subscriber.welcomed(frame):
+            again = self.session > 1
+            self._was_up = True
+            self._announce_session()
+            self._add_plain_members_again()
+            if again:
+                self._tell_reconnected(None)
+
+    def tick(self, now: float) -> float:
+        """Do what is due; return when to be called again."""
+        with self.lock:
+            due = super().tick(now)
+            if self._exchange is None:
+                self.drain()
+                assert self._subscriber is not None
+                return min(due, self._subscriber.tick(now), now + 1.0)
+            if now >= self._exchange_swept + 1.0:
+                self._exchange_swept = now
+                self._exchange.sweep()
+            if self._xpub is not None:
+                self.drain()
+            busy = self._xpub is not None or self._exchange.queues or len(self.mailboxes)
+            return min(due, now + (1.0 if busy else 60.0))
+
+
+def _guard(address: str) -> IO[str] | None:
+    """Lock the file beside an `ipc://` path: ZeroMQ lets a second process bind the path and steal it."""
+    path = address.removeprefix(IPC)
+    if path == address or path.startswith("@"):
+        return None
+    try:
+        guard = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
+    except OSError as error:
+        raise AddressInUse(address, f"cannot write its lock file: {error.strerror}") from error
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        guard.close()
+        raise AddressInUse(address, "another process is the producer there") from error
+    return guard
+
+
+def _bindable(address: str) -> str:
+    return address.replace("tcp://localhost:", "tcp://127.0.0.1:", 1)
+
+
+def _reachable(address: str) -> str:
+    """Return where to reach what binds all interfaces."""
+    for everywhere in ("tcp://*:", "tcp://0.0.0.0:"):
+        if address.startswith(everywhere):
+            return "tcp://127.0.0.1:" + address.removeprefix(everywhere)
+    return address

@@ -1,0 +1,124 @@
+"""What can go wrong, as a tree. Every message names what to change.
+
+ChannelsZmqError
+├── ConfigurationError          a wrong CONFIG key or value, or environment variable (also ImproperlyConfigured)
+├── MessageError                a message that cannot be carried (also ValueError)
+│   ├── SerializationError      names the path inside the message (also TypeError)
+│   └── MessageTooLarge         larger than max_message_size
+├── OutboxFull                  the forwarder is away and no more is held for it (also ChannelFull)
+├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
+│   └── WireVersionMismatch     the forwarder speaks another version of the wire format
+├── RequestRefused              the forwarder is at one of its limits
+└── AddressInUse                another process produces on this address (also OSError)
+"""
+
+from channels.exceptions import ChannelFull
+from channels.exceptions import MessageTooLarge as ChannelsMessageTooLarge
+from django.core.exceptions import ImproperlyConfigured
+
+
+class ChannelsZmqError(Exception):
+    """Base of everything that this library raises on its own account."""
+
+
+class ConfigurationError(ChannelsZmqError, ImproperlyConfigured):  # type: ignore[misc] # nor has Django
+    """CONFIG or an environment variable holds something that cannot be used.
+
+    Attributes:
+        setting: The key or variable.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting}: {problem}")
+        self.setting = setting
+
+
+class MessageError(ChannelsZmqError, ValueError):
+    """A message that the layer cannot carry; nothing was sent."""
+
+
+class SerializationError(MessageError, TypeError):
+    """A value inside a message that the serializer cannot carry.
+
+    Attributes:
+        path: Where it stands, as an expression on the message.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class MessageTooLarge(MessageError, ChannelsMessageTooLarge):  # type: ignore[misc] # Channels has no type information
+    """A message of more bytes than `max_message_size`; nothing was sent.
+
+    Attributes:
+        size: Bytes of the serialized message.
+        limit: Bytes allowed.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the message has {size} bytes, max_message_size allows {limit}: send less, or raise it")
+        self.size, self.limit = size, limit
+
+
+class OutboxFull(ChannelsZmqError, ChannelFull):  # type: ignore[misc] # Channels has no type information
+    """The forwarder is away, and the outbox holds all that it may; nothing was sent."""
+
+    def __init__(self, address: str, frames: int) -> None:
+        super().__init__(
+            f"{address} is away and {frames} messages wait for it already: raise outbox_capacity to hold more"
+        )
+        self.address, self.frames = address, frames
+
+
+class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
+    """The forwarder did not answer in time.
+
+    Attributes:
+        address: Where it should be.
+        timeout: Seconds that were waited.
+    """
+
+    def __init__(self, address: str, timeout: float, what: str) -> None:
+        super().__init__(
+            f"{what}: no answer from the forwarder at {address} within {timeout:g} s (connect_timeout): "
+            "is it running, and is that its address?"
+        )
+        self.address, self.timeout = address, timeout
+
+
+class WireVersionMismatch(ForwarderUnavailable):
+    """A forwarder is there, but it speaks another version of the wire format.
+
+    Attributes:
+        theirs: The forwarder's version.
+        ours: This library's version.
+    """
+
+    def __init__(self, address: str, theirs: int, ours: int) -> None:
+        ChannelsZmqError.__init__(
+            self,
+            f"the forwarder at {address} speaks version {theirs} of the wire format and this library version {ours}: "
+            "install channels-zmq and channels-zmq-forwarder of one release",
+        )
+        self.address, self.theirs, self.ours = address, theirs, ours
+
+
+class RequestRefused(ChannelsZmqError):
+    """The forwarder is at a limit of its own, such as `--queue-names`; nothing was done."""
+
+
+class AddressInUse(ChannelsZmqError, OSError):
+    """The embedded layer cannot produce here, since its address cannot be bound.
+
+    Attributes:
+        address: The `pub_socket_address`.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(
+            f"pub_socket_address {address} cannot be bound ({reason}). With the embedded layer one process sends and "
+            "the others only receive; for several senders use DedicatedZmqChannelLayer and a forwarder"
+        )
+        self.address = address

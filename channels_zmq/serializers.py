@@ -1,0 +1,131 @@
+"""Messages to bytes and back.
+
+In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default, `json` is there for people
+who want to read what passes; `register` adds others. Which msgpack library, and why: docs/design/0002.
+
+What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUID as its ISO text and a Decimal as text;
+`json` refuses these, and bytes.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import ormsgpack
+
+from channels_zmq.errors import ConfigurationError, SerializationError
+
+Message = dict[str, Any]
+
+
+class Serializer(NamedTuple):
+    """A way to turn a message into bytes and back; both raise TypeError, ValueError or OverflowError if they cannot."""
+
+    dumps: Callable[[Message], bytes]
+    loads: Callable[[bytes], Any]
+
+
+def _text_of_decimal(value: object) -> str:
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} cannot be carried")
+
+
+_OPTIONS = ormsgpack.OPT_PASSTHROUGH_DATACLASS | ormsgpack.OPT_PASSTHROUGH_ENUM
+
+
+def _dump_msgpack(message: Message) -> bytes:
+    return ormsgpack.packb(message, _text_of_decimal, _OPTIONS)
+
+
+def _dump_json(message: Message) -> bytes:
+    _refuse_odd_keys(message)
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _refuse_odd_keys(value: object) -> None:
+    """Refuse what `json` would silently turn into text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError("keys are text")
+            _refuse_odd_keys(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _refuse_odd_keys(inner)
+
+
+_registry: dict[str, Serializer] = {
+    "msgpack": Serializer(_dump_msgpack, ormsgpack.unpackb),
+    "json": Serializer(_dump_json, json.loads),
+}
+
+
+def register(name: str, serializer: Serializer) -> None:
+    """Make a serializer known under a name, for `CONFIG["serializer"]`. All processes of a layer need the same."""
+    _registry[name] = serializer
+
+
+def named(name: str) -> Serializer:
+    """Return a registered serializer.
+
+    Raises:
+        ConfigurationError: There is none of that name.
+    """
+    try:
+        return _registry[name]
+    except KeyError:
+        known = ", ".join(sorted(_registry))
+        raise ConfigurationError("serializer", f"{name!r} is not registered; known are {known}") from None
+
+
+def pack(serializer: Serializer, message: Message) -> bytes:
+    """Return the bytes of a message.
+
+    Raises:
+        SerializationError: Something in it cannot be carried; names the path to it.
+    """
+    if not isinstance(message, dict):
+        raise SerializationError("message", f"a message is a dict, not {type(message).__name__}")
+    try:
+        return serializer.dumps(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        path, problem = next(_problems(serializer, message, "message", 0), ("message", str(error)))
+        raise SerializationError(path, problem) from error
+
+
+MAX_DEPTH = 200
+
+
+def _problems(serializer: Serializer, value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    """Walk down to the innermost values that the serializer refuses; only run once it has refused the whole."""
+    if depth > MAX_DEPTH:
+        yield path, "nested too deep to be carried, or inside itself"
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                yield path, f"the key {key!r} is {type(key).__name__}, keys must be str"
+            yield from _problems(serializer, inner, f"{path}[{key!r}]", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _problems(serializer, inner, f"{path}[{index}]", depth + 1)
+    else:
+        try:
+            serializer.dumps({"value": value})
+        except (TypeError, ValueError, OverflowError) as error:
+            yield path, f"{_short(value)} of type {type(value).__name__} cannot be carried ({error})"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def unpack(serializer: Serializer, payload: bytes) -> Message | None:
+    """Return the message that bytes hold, or None if they hold none: then a stranger sent them."""
+    try:
+        message = serializer.loads(payload)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None

@@ -1,0 +1,174 @@
+"""What people and machines may ask a forwarder: is it alive, is it ready, what has passed.
+
+`/livez`, `/readyz`, `/metrics` (Prometheus), `/status.json`, and `/`, a page that shows the latter and updates itself.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from channels_zmq_forwarder import __version__, wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import AddressError, Traffic
+
+PREFIX = "channels_zmq_forwarder"
+WAIT_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300)
+LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+LISTED = 50
+"""How many groups and queues the status page lists."""
+
+
+class Admin:
+    """The admin page of one forwarder.
+
+    Args:
+        exchange: What it shows.
+        traffic: The counters of the pump.
+    """
+
+    def __init__(self, exchange: Exchange, traffic: Traffic) -> None:
+        self._exchange, self._traffic = exchange, traffic
+        self._started = time.time()
+        self._registry = CollectorRegistry()
+        self._registry.register(_State(exchange, traffic))
+        self._lag = Histogram(
+            f"{PREFIX}_loop_lag_seconds",
+            "How late the event loop ran a timer.",
+            buckets=LAG_BUCKETS,
+            registry=self._registry,
+        )
+        wait = Histogram(
+            f"{PREFIX}_queue_wait_seconds",
+            "How long a plain message waited for a reader.",
+            buckets=WAIT_BUCKETS,
+            registry=self._registry,
+        )
+        exchange.observe_wait = wait.observe
+
+    def loop_lag(self, seconds: float) -> None:
+        """Note how late a timer ran."""
+        self._lag.observe(max(0.0, seconds))
+
+    @asynccontextmanager
+    async def serving(self, address: str) -> AsyncIterator[None]:
+        """Serve the page at `HOST:PORT` while the block runs; an empty address serves nothing.
+
+        Raises:
+            AddressError: The address cannot be bound.
+        """
+        if not address:
+            yield
+            return
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+                web.get("/status.json", self._status),
+                web.get("/", self._page),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        host, _, port = address.rpartition(":")
+        try:
+            await web.TCPSite(runner, host.strip("[]"), int(port), shutdown_timeout=1).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise AddressError(f"cannot bind the admin address {address}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        return web.Response(text="alive\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        serving = self._exchange.state is wire.State.SERVING
+        return web.Response(text=f"{self._exchange.state.name.lower()}\n", status=200 if serving else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self._registry),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    async def _status(self, request: web.Request) -> web.Response:
+        exchange, traffic = self._exchange, self._traffic
+        queues = sorted(exchange.queues.items(), key=lambda item: -len(item[1].entries))
+        return web.json_response(
+            {
+                "version": __version__,
+                "instance": exchange.instance.hex(),
+                "state": exchange.state.name.lower(),
+                "uptime": time.time() - self._started,
+                "clients": len(exchange.clients),
+                "frames_in": traffic.frames_in,
+                "bytes_in": traffic.bytes_in,
+                "frames_out": traffic.frames_out,
+                "bytes_out": traffic.bytes_out,
+                "drops": dict(exchange.drops),
+                "groups": len(groups := exchange.groups()),
+                "some_groups": groups[:LISTED],
+                "waiting": exchange.depth(),
+                "oldest_wait": exchange.oldest_wait(),
+                "queues": [
+                    {"channel": _shown(name), "waiting": len(queue.entries), "readers": len(queue.credits)}
+                    for name, queue in queues[:LISTED]
+                ],
+            }
+        )
+
+    async def _page(self, request: web.Request) -> web.Response:
+        page = files("channels_zmq_forwarder").joinpath("status.html").read_text(encoding="utf-8")
+        return web.Response(text=page, content_type="text/html")
+
+
+class _State(Collector):
+    """Reads exchange and pump when Prometheus asks, so that counting costs a frame next to nothing."""
+
+    def __init__(self, exchange: Exchange, traffic: Traffic) -> None:
+        self._exchange, self._traffic = exchange, traffic
+
+    def collect(self) -> Iterator[Metric]:
+        exchange, traffic = self._exchange, self._traffic
+        info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        for name, text, value in (
+            ("frames_received", "Frames from producers.", traffic.frames_in),
+            ("received_bytes", "Bytes from producers.", traffic.bytes_in),
+            ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
+            ("published_bytes", "Bytes published.", traffic.bytes_out),
+        ):
+            yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
+        drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that went nowhere, by cause.", labels=["cause"])
+        for cause in sorted({*DROP_CAUSES, *exchange.drops}):
+            drops.add_metric([cause], exchange.drops[cause])
+        yield drops
+        for name, text, amount in (
+            ("ready", "1 while producers are let in.", float(exchange.state is wire.State.SERVING)),
+            ("clients", "Client processes that said hello.", len(exchange.clients)),
+            ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
+            ("plain_queues", "Plain channels with a waiting message or a reader.", len(exchange.queues)),
+            ("plain_queue_depth", "Plain messages that wait.", exchange.depth()),
+            ("plain_queue_bytes", "Memory of the plain messages that wait.", exchange.queue_size),
+            ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.oldest_wait()),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=amount)
+
+
+DROP_CAUSES = ("malformed", "stray", "no such process", "queue full", "queue bytes", "queue names", "expired",
+               "flushed", "memory")  # fmt: skip
+
+
+def _shown(name: bytes) -> str:
+    return name.decode(errors="replace")

@@ -1,0 +1,415 @@
+"""What happens to a frame: bytes in, frames out. The heart of the forwarder, and of the embedded layer.
+
+In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets, the clock is an argument. Whoever
+drives it (`pump`, or the library's embedded connection) publishes what it returns, in order.
+
+- Group and inbox frames leave as they came; their payload is never decoded.
+- A message for a plain channel waits in its queue until exactly one reader with credit is handed it.
+- A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
+- Every frame that does not go where its sender meant it to is counted, by cause.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
+
+Frames = list[bytes] | tuple[bytes, ...]
+NOTHING: Frames = ()
+MAX_FLUSH = 30.0
+"""Seconds that a flush may hold messages up, whatever its sender wishes."""
+
+
+class Limits(NamedTuple):
+    """What the plain queues of an exchange may hold together."""
+
+    queue_bytes: int = 256 * 2**20
+    queue_names: int = 100_000
+
+
+@dataclass(slots=True)
+class Client:
+    """A process that said hello; `channels` are the plain channels it holds credit for."""
+
+    session: int
+    channels: set[bytes] = field(default_factory=set)
+
+
+class PlainMember(NamedTuple):
+    """A plain channel that belongs to a group, until `expires` on the exchange's clock."""
+
+    expires: float
+    capacity: int
+    adders: set[bytes]
+
+
+@dataclass(slots=True)
+class Flushing:
+    """A flush under way: who asked, and which clients have yet to answer."""
+
+    request: wire.Flush
+    deadline: float
+    waiting: set[bytes]
+
+
+class Exchange:
+    """The state of one run of a forwarder.
+
+    Args:
+        instance: 8 bytes that no other run has.
+        limits: Bounds of the plain queues; the defaults of `Limits` if None.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, instance: bytes, *, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.instance = instance
+        self.limits = limits or Limits()
+        self.state = wire.State.SETTLING
+        self.clients: dict[bytes, Client] = {}
+        self.topics: set[bytes] = set()
+        self.queues: dict[bytes, PlainQueue] = {}
+        self.queue_size = 0
+        self.peers_expected = 0
+        """The largest number of clients that a hello said the last instance had."""
+        self.drops: Counter[str] = Counter()
+        self.observe_wait: Callable[[float], None] = lambda seconds: None
+        """Called with the seconds that each plain message has waited when it is handed over."""
+        self._clock = clock
+        self._number = 0
+        self._members: dict[bytes, dict[bytes, PlainMember]] = {}
+        self._flushes: list[Flushing] = []
+        self._largest: int | None = None
+        self._upstream: dict[int, Callable[[bytes], Frames]] = {
+            0: self._unsubscribed,
+            1: self._subscribed,
+            wire.HELLO.kind: self._hello,
+            wire.SYNC.kind: self._sync,
+            wire.READY.kind: self._ready,
+            wire.BACK.kind: self._back,
+            # A reader of an embedded producer has no other way up:
+            wire.INBOX: self._relay_request,
+            wire.MEMBER.kind: self._member,
+            wire.FLUSH.kind: self._flush,
+            wire.FLUSHED.kind: self._flushed,
+        }
+        self._inbound: dict[int, Callable[[bytes], Frames]] = {
+            wire.GROUP: self._group,
+            wire.INBOX: self._relay,
+            wire.PLAIN.kind: self._plain,
+            wire.MEMBER.kind: self._member,
+            wire.ECHO.kind: self._echo,
+            wire.FLUSH.kind: self._flush,
+            wire.FLUSHED.kind: self._flushed,
+        }
+        self.relays_groups_as_they_come = True
+        """Whether `inbound` would return a group frame unchanged, so that a driver need not ask."""
+
+    def upstream(self, frame: bytes) -> Frames:
+        """Take a frame that came up a subscriber's pipe; return the frames to publish."""
+        return self._take(self._upstream, frame)
+
+    def inbound(self, frame: bytes) -> Frames:
+        """Take a frame that a producer pushed; return the frames to publish."""
+        return self._take(self._inbound, frame)
+
+    def enter(self, state: wire.State) -> list[bytes]:
+        """Change the state and return the welcomes that tell every client."""
+        self.state = state
+        return [self._welcome(inbox, client.session) for inbox, client in self.clients.items()]
+
+    def refuse_above(self, size: int | None) -> None:
+        """Refuse messages of more than `size` bytes, 0 for all of them, because memory runs out; None ends it."""
+        self._largest = size
+        self._choose_path()
+
+    def sweep(self) -> None:
+        """Drop what has expired; to be called about once a second."""
+        now = self._clock()
+        for channel, queue in list(self.queues.items()):
+            queue.expire(now)
+            self._settle(channel, queue)
+        for group, members in list(self._members.items()):
+            for channel in [name for name, member in members.items() if member.expires <= now]:
+                del members[channel]
+            if not members:
+                del self._members[group]
+        self._flushes = [flush for flush in self._flushes if flush.deadline > now]
+        self._choose_path()
+
+    def oldest_wait(self) -> float:
+        """Return the seconds that the oldest waiting plain message has waited, 0 if none waits."""
+        since = min((queue.entries[0].since for queue in self.queues.values() if queue.entries), default=None)
+        return 0.0 if since is None else self._clock() - since
+
+    def groups(self) -> list[str]:
+        """Return the groups that have a member somewhere, in order."""
+        return sorted(topic[1:-1].decode(errors="replace") for topic in self.topics if topic[:1] == b"G")
+
+    def depth(self) -> int:
+        """Return how many plain messages wait."""
+        return sum(len(queue.entries) for queue in self.queues.values())
+
+    def _take(self, handlers: dict[int, Callable[[bytes], Frames]], frame: bytes) -> Frames:
+        handler = handlers.get(frame[0]) if frame else None
+        if handler is None:
+            self.drops["malformed"] += 1
+            return NOTHING
+        try:
+            return handler(frame)
+        except wire.FrameError:
+            self.drops["malformed"] += 1
+            return NOTHING
+
+    # Subscribers
+
+    def _subscribed(self, frame: bytes) -> Frames:
+        self.topics.add(frame[1:])
+        return NOTHING
+
+    def _unsubscribed(self, frame: bytes) -> list[bytes]:
+        topic = frame[1:]
+        self.topics.discard(topic)
+        return self._forget(topic[1:-1]) if topic[:1] == b"P" else []
+
+    def _hello(self, frame: bytes) -> Frames:
+        hello = wire.HELLO.decode(frame)
+        if wire.inbox_topic(hello.inbox) not in self.topics:
+            return self._dropped("stray")  # its pipe would have told of the subscription first
+        self.peers_expected = max(self.peers_expected, hello.peers)
+        self._take_credit(hello.inbox)
+        self.clients[hello.inbox] = Client(hello.session)
+        return [self._welcome(hello.inbox, hello.session)]
+
+    def _welcome(self, inbox: bytes, session: int) -> bytes:
+        return wire.WELCOME.encode(
+            wire.Welcome(inbox, wire.VERSION, self.state, self.instance, session, len(self.clients))
+        )
+
+    def _forget(self, inbox: bytes) -> list[bytes]:
+        self._take_credit(inbox)
+        self.clients.pop(inbox, None)
+        return self._answered(inbox, list(self._flushes))
+
+    def _take_credit(self, inbox: bytes) -> None:
+        client = self.clients.get(inbox)
+        for channel in client.channels if client else ():
+            queue = self.queues[channel]
+            queue.forget(inbox)
+            self._settle(channel, queue)
+
+    def _sync(self, frame: bytes) -> list[bytes]:
+        sync = wire.SYNC.decode(frame)
+        return [wire.SYNCED.encode(wire.Synced(sync.inbox, sync.n))]
+
+    # Messages that are relayed
+
+    def _group(self, frame: bytes) -> Frames:
+        end = wire.topic_end(frame)
+        order = wire.read_order(frame, end + 1)
+        cause = self._refused(frame)
+        if cause:
+            return self._dropped(cause)
+        members = self._members.get(frame[1:end])
+        if not members:
+            return (frame,)
+        now, payload, out = self._clock(), frame[order.start :], [frame]
+        for channel, member in list(members.items()):
+            if member.expires > now:
+                out += self._enqueue(channel, payload, order.ttl, member.capacity)[1]
+        return out
+
+    def _relay_request(self, frame: bytes) -> Frames:
+        if frame[wire.SUB_KIND : wire.SUB_KIND + 1] == b"d":
+            raise wire.FrameError("a message goes the producers' way")
+        return self._relay(frame)
+
+    def _relay(self, frame: bytes) -> Frames:
+        head = frame[: wire.SUB_KIND + 1]
+        if len(head) <= wire.SUB_KIND or head.find(b"\0") != wire.SUB_KIND - 1 or head[-1] not in wire.RELAYED:
+            raise wire.FrameError("clients may not send this kind")
+        if frame[wire.SUB_KIND] == wire.ASK.kind and frame[1 : wire.SUB_KIND - 1] not in self.clients:
+            ask = wire.ASK.decode(frame)
+            return (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
+        if frame[wire.SUB_KIND] == wire.DIRECT:
+            cause = self._refused(frame)
+            if cause:
+                return self._dropped(cause)
+            if frame[: wire.SUB_KIND] not in self.topics:
+                return self._dropped("no such process")
+        return (frame,)
+
+    # Plain channels
+
+    def _plain(self, frame: bytes) -> list[bytes]:
+        send = wire.PLAIN.decode(frame)
+        cause = self._refused(frame)
+        if cause:
+            self._dropped(cause)
+            answer = wire.Status.OK if cause == "flushed" else wire.Status.FULL
+            return [self._confirm(send.inbox, send.n, answer)]
+        status, jobs = self._enqueue(send.channel, send.payload, send.ttl, send.capacity)
+        return [self._confirm(send.inbox, send.n, status), *jobs]
+
+    def _enqueue(self, channel: bytes, payload: bytes, ttl: int, capacity: int) -> tuple[wire.Status, list[bytes]]:
+        if self._out_of_space(payload):
+            return wire.Status.FULL, []
+        queue = self._queue(channel)
+        if queue is None:
+            return wire.Status.REFUSED, []
+        now = self._clock()
+        self._number += 1
+        accepted = queue.put(Entry(self._number, now + ttl / 1000, now, payload), capacity, now)
+        if not accepted:
+            self.drops["queue full"] += 1
+        return (wire.Status.OK if accepted else wire.Status.FULL), self._hand_over(channel, queue)
+
+    def _ready(self, frame: bytes) -> Frames:
+        ready = wire.READY.decode(frame)
+        client = self.clients.get(ready.inbox)
+        if client is None or client.session != ready.session:
+            return NOTHING  # of a session that has ended; the client says it again after the next welcome
+        queue = self._queue(ready.channel)
+        if queue is None:
+            return NOTHING
+        client.channels.add(ready.channel)
+        credit = queue.open_window(ready.inbox, ready.session, ready.limit)
+        out = self._hand_over(ready.channel, queue)
+        if ready.ask:
+            out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
+        return out
+
+    def _back(self, frame: bytes) -> list[bytes]:
+        back = wire.BACK.decode(frame)
+        queue = None if self._out_of_space(back.payload) else self._queue(back.channel)
+        if queue is None:
+            return []
+        now = self._clock()
+        queue.put_back(Entry(back.number, now + back.ttl / 1000, now, back.payload))
+        return self._hand_over(back.channel, queue)
+
+    def _out_of_space(self, payload: bytes) -> bool:
+        full = self.queue_size + len(payload) + ENTRY_SIZE > self.limits.queue_bytes
+        if full:
+            self.drops["queue bytes"] += 1
+        return full
+
+    def _queue(self, channel: bytes) -> PlainQueue | None:
+        queue = self.queues.get(channel)
+        if queue is None:
+            if len(self.queues) >= self.limits.queue_names:
+                self.drops["queue names"] += 1
+                return None
+            queue = self.queues[channel] = PlainQueue()
+        return queue
+
+    def _hand_over(self, channel: bytes, queue: PlainQueue) -> list[bytes]:
+        now = self._clock()
+        out = []
+        for inbox, session, entry in queue.hand_over(now):
+            self.observe_wait(now - entry.since)
+            left = wire.milliseconds(entry.deadline - now)
+            out.append(wire.JOB.encode(wire.Job(inbox, session, entry.number, left, channel, entry.payload)))
+        self._settle(channel, queue)
+        return out
+
+    def _settle(self, channel: bytes, queue: PlainQueue) -> None:
+        self.queue_size += queue.size - queue.counted
+        queue.counted = queue.size
+        if queue.expired:
+            self.drops["expired"] += queue.expired
+            queue.expired = 0
+        if queue.idle:
+            self.queues.pop(channel, None)
+
+    # Plain channels as members of groups
+
+    def _member(self, frame: bytes) -> Frames:
+        member = wire.MEMBER.decode(frame)
+        if member.inbox not in self.clients:
+            return self._dropped("stray")
+        status, out = self._join(member) if member.add else self._leave(member)
+        self._choose_path()
+        return [*out, self._confirm(member.inbox, member.n, status)]
+
+    def _join(self, member: wire.Member) -> tuple[wire.Status, list[bytes]]:
+        known = self._members.get(member.group, {}).get(member.channel)
+        if known is None and sum(map(len, self._members.values())) >= self.limits.queue_names:
+            self.drops["queue names"] += 1
+            return wire.Status.REFUSED, []
+        channels = self._members.setdefault(member.group, {})
+        expires = self._clock() + (member.life - member.age) / 1000 if member.life else inf
+        channels[member.channel] = PlainMember(
+            max(expires, known.expires) if known else expires,
+            member.capacity,
+            {member.inbox, *(known.adders & self.clients.keys() if known else ())},
+        )
+        return wire.Status.OK, []
+
+    def _leave(self, member: wire.Member) -> tuple[wire.Status, list[bytes]]:
+        channels = self._members.get(member.group, {})
+        known = channels.pop(member.channel, None)
+        if not channels:
+            self._members.pop(member.group, None)
+        return wire.Status.OK, [
+            wire.REMOVED.encode(wire.Removed(adder, member.group, member.channel))
+            for adder in (known.adders if known else ())
+        ]
+
+    # Requests about the exchange itself
+
+    def _echo(self, frame: bytes) -> list[bytes]:
+        echo = wire.ECHO.decode(frame)
+        return [self._confirm(echo.inbox, echo.n, wire.Status.OK)]
+
+    def _flush(self, frame: bytes) -> Frames:
+        request = wire.FLUSH.decode(frame)
+        if request.inbox not in self.clients:
+            return self._dropped("stray")
+        for queue in self.queues.values():
+            queue.clear()
+        for channel, queue in list(self.queues.items()):
+            self._settle(channel, queue)
+        self._members.clear()
+        flush = Flushing(request, self._clock() + min(request.ttl / 1000, MAX_FLUSH), set(self.clients))
+        self._flushes.append(flush)
+        self._choose_path()
+        out = [wire.EMPTY.encode(wire.Empty(inbox, request.n)) for inbox in self.clients]
+        return out + self._finish_flushes()
+
+    def _flushed(self, frame: bytes) -> list[bytes]:
+        answer = wire.FLUSHED.decode(frame)
+        return self._answered(answer.inbox, [flush for flush in self._flushes if flush.request.n == answer.n])
+
+    def _answered(self, inbox: bytes, flushes: list[Flushing]) -> list[bytes]:
+        for flush in flushes:
+            flush.waiting.discard(inbox)
+        return self._finish_flushes()
+
+    def _finish_flushes(self) -> list[bytes]:
+        done = [flush for flush in self._flushes if not flush.waiting]
+        for flush in done:
+            self._flushes.remove(flush)
+        self._choose_path()
+        return [self._confirm(flush.request.inbox, flush.request.n, wire.Status.OK) for flush in done]
+
+    def _choose_path(self) -> None:
+        self.relays_groups_as_they_come = not (self._members or self._flushes or self._largest is not None)
+
+    def _refused(self, frame: bytes) -> str:
+        if self._flushes:
+            return "flushed"
+        return "memory" if self._largest is not None and len(frame) > self._largest else ""
+
+    def _confirm(self, inbox: bytes, n: int, status: wire.Status) -> bytes:
+        return wire.CONFIRM.encode(wire.Confirm(inbox, n, status, self.instance))
+
+    def _dropped(self, cause: str) -> Frames:
+        self.drops[cause] += 1
+        return NOTHING

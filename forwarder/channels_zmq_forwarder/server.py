@@ -1,0 +1,175 @@
+"""One run of a forwarder: start in order, pump until told to stop, close.
+
+Start: the consumers' side opens first, and the producers' side once the consumers are back, so that what producers held
+while no forwarder was there meets its subscribers. The rule and what was lost without it: docs/design/0003.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.admin import Admin
+from channels_zmq_forwarder.exchange import Exchange, Limits
+from channels_zmq_forwarder.pump import Marks, Pump
+from channels_zmq_forwarder.settings import Settings
+
+logger = logging.getLogger("channels_zmq_forwarder")
+
+BEAT = 0.1
+"""Seconds between two looks at memory, lag and the start rule."""
+SWEEP = 1.0
+LARGE = 65_536
+"""Bytes of a message that is refused first when memory runs short."""
+
+
+async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Server"], None] | None = None) -> None:
+    """Run a forwarder until `stop` is set.
+
+    Args:
+        settings: Addresses and limits.
+        stop: Ends the forwarder in order.
+        ready: Called once producers are let in.
+
+    Raises:
+        AddressError: An address cannot be bound.
+    """
+    server = Server(settings)
+    try:
+        async with server.admin.serving(settings.admin_address):
+            await server.start()
+            if ready is not None:
+                ready(server)
+            async with server.beating():
+                await stop.wait()
+            logger.info("stopping")
+    finally:
+        server.close()
+
+
+class Server:
+    """The parts of a running forwarder and the clockwork that drives them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.exchange = Exchange(
+            os.urandom(8), limits=Limits(queue_bytes=settings.queue_bytes, queue_names=settings.queue_names)
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        marks = Marks(
+            pull=settings.pull_high_water_mark,
+            publish=settings.pub_high_water_mark,
+            max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
+        )
+        self.pump = Pump(self._context, self.exchange, marks)
+        self.admin = Admin(self.exchange, self.pump.traffic)
+        self.pub_addresses: list[str] = []
+        self.pull_addresses: list[str] = []
+        self._memory_limit = settings.memory_limit or cgroup_memory_limit()
+        self._turn_is_due = False
+
+    async def start(self) -> None:
+        """Open for consumers, wait for those of the last instance, open for producers."""
+        loop = asyncio.get_running_loop()
+        self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
+        for descriptor in self.pump.descriptors():
+            loop.add_reader(descriptor, self._turn)
+        self._turn()
+        logger.info("consumers are welcome at %s", ", ".join(self.pub_addresses))
+        await self._settle()
+        self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
+        self.pump.publish(self.exchange.enter(wire.State.SERVING))
+        self._turn()
+        logger.info("producers are welcome at %s", ", ".join(self.pull_addresses))
+
+    async def _settle(self) -> None:
+        begun = time.monotonic()
+        while (waited := time.monotonic() - begun) < self.settings.settle_at_most:
+            back = len(self.exchange.clients) >= self.exchange.peers_expected
+            if waited >= self.settings.settle and back:
+                return
+            await asyncio.sleep(max(0.0, min(BEAT, self.settings.settle - waited)) or BEAT)
+
+    def _turn(self) -> None:
+        self._turn_is_due = self.pump.turn()
+        if self._turn_is_due:
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Watch loop lag and memory, and sweep what expired, while the block runs."""
+        beat = asyncio.create_task(self._beat())
+        try:
+            yield
+        finally:
+            beat.cancel()
+
+    async def _beat(self) -> None:
+        swept = 0.0
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(BEAT)
+            now = time.monotonic()
+            self.admin.loop_lag(now - before - BEAT)
+            self._watch_memory()
+            if now - swept >= SWEEP:
+                swept = now
+                self.exchange.sweep()
+
+    def _watch_memory(self) -> None:
+        if not self._memory_limit:
+            return
+        share = resident_memory() / self._memory_limit
+        self.exchange.refuse_above(0 if share > 0.9 else LARGE if share > 0.7 else None)
+
+    def close(self) -> None:
+        """Stop watching the sockets and close them; what was published is still delivered, for a second at most."""
+        loop = asyncio.get_running_loop()
+        for descriptor in self.pump.descriptors():
+            loop.remove_reader(descriptor)
+        self.pump.close()
+        self._context.term()
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process occupies now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def cgroup_memory_limit() -> int:
+    """Return the memory limit of the container in bytes, 0 if there is none."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = int(Path(path).read_text())
+        except (OSError, ValueError):
+            continue
+        if limit < 2**60:
+            return limit
+    return 0
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a log line: time, level, logger, message, and the traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)

@@ -1,0 +1,122 @@
+"""What a forwarder can be told, by flags and by environment variables; parsed once, at the edge.
+
+Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`; the flag wins.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
+
+PREFIX = "CHANNELS_ZMQ_FORWARDER_"
+Addresses = Annotated[list[str], NoDecode]
+
+
+class SettingsError(ValueError):
+    """A flag or variable that cannot be used; the message names it, the value and what would do."""
+
+
+class Settings(BaseSettings):
+    """Settings of one forwarder."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="channels-zmq-forwarder",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+    )
+
+    pull_address: Addresses = Field(
+        ["tcp://127.0.0.1:5555"],
+        description="Where producers send to. Several: repeat the flag, or separate them by commas.",
+    )
+    pub_address: Addresses = Field(
+        ["tcp://127.0.0.1:5556"],
+        description="Where consumers subscribe. Several: repeat the flag, or separate them by commas.",
+    )
+    admin_address: str = Field(
+        "127.0.0.1:9600",
+        description="Host and port of /livez, /readyz, /metrics and the status page; empty for none.",
+    )
+    pull_high_water_mark: int = Field(10_000, gt=0, description="Frames taken from each producer ahead of their turn.")
+    pub_high_water_mark: int = Field(
+        10_000, gt=0, description="Frames kept for a subscriber that does not read; further ones it misses."
+    )
+    max_message_size: ByteSize = Field(
+        ByteSize(16 * 2**20), gt=0, description="Largest payload, e.g. 16MiB; a larger frame cuts its sender off."
+    )
+    queue_bytes: ByteSize = Field(ByteSize(256 * 2**20), gt=0, description="What all plain queues hold together.")
+    queue_names: int = Field(100_000, gt=0, description="How many plain queues there may be.")
+    memory_limit: ByteSize = Field(
+        ByteSize(0),
+        description="Above 70 % of it large messages are refused, above 90 % all. 0: the cgroup's limit, if any.",
+    )
+    settle: float = Field(
+        0.5, ge=0, description="Seconds between opening for consumers and opening for producers, at the least."
+    )
+    settle_at_most: float = Field(
+        5.0, ge=0, description="Seconds after which producers are let in even if not all earlier consumers are back."
+    )
+    log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
+
+    @field_validator("pull_address", "pub_address", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return [address.strip() for part in parts for address in part.split(",") if address.strip()]
+
+    @field_validator("pull_address", "pub_address")
+    @classmethod
+    def _known_transport(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("at least one address is needed")
+        for address in value:
+            if not address.startswith(("tcp://", "ipc://")):
+                raise ValueError(f"{address!r} is neither tcp://HOST:PORT nor ipc://PATH")
+        return value
+
+    @field_validator("admin_address")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if value and not (host and colon and port.isdecimal() and int(port) < 65536):
+            raise ValueError(f"{value!r} is not HOST:PORT")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _settles_in_order(self) -> Self:
+        if self.settle_at_most < self.settle:
+            raise ValueError(f"settle-at-most ({self.settle_at_most}) is less than settle ({self.settle})")
+        return self
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Return the settings that flags and environment give; `--help` prints them all and exits.
+
+    Raises:
+        SettingsError: One of them cannot be used.
+    """
+    try:
+        source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments))
+        return Settings(_cli_settings_source=source)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from error
+
+
+def _sentence(problem: Any) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(message)
+    field = str(problem["loc"][0])
+    return f"--{field.replace('_', '-')} ({PREFIX}{field.upper()}): {message}"
