@@ -1,0 +1,64 @@
+"""`python -m benchmarks`: measure our layers beside their peers and print the ratios.
+
+`python -m benchmarks serializers` compares the msgpack libraries instead. The status is 0 if everything that was
+received was right, also when goals were missed; 1 if a receiver found a wrong count, order or content, or a process
+failed; 2 for a wrong flag or a server that did not start.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from . import serializers
+from .report import default_path, figures_table, goals_table, write
+from .run import MEASURES, run
+from .servers import ServerError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the flags, measure, print, write the JSON file."""
+    flags = _parser().parse_args(arguments)
+    if flags.what == "serializers":
+        print(serializers.report(quick=flags.quick))
+        return 0
+    measures = [one for one in MEASURES if flags.only in (None, one.name)]
+    settings = {"rounds": flags.rounds, "loop": flags.loop, "quick": flags.quick}
+    try:
+        result = run(measures, flags.rounds, flags.loop, flags.quick, set(flags.skip))
+    except ServerError as failure:
+        print(failure, file=sys.stderr)
+        return 2
+    path = flags.json or default_path()
+    write(path, result, measures, settings)
+    for measure in measures:
+        print(f"\n{measure.title}, medians of {flags.rounds} rounds\n")
+        print(figures_table(measure, result.medians(measure.name)))
+    print("\ngoals: ratio = ours / peer\n")
+    print(goals_table(result.verdicts(measures), {one.name: one.title for one in measures}))
+    print(*[f"\nnote: {note}" for note in result.notes], *[f"\n{failure}" for failure in result.failures], sep="")
+    print(f"\nwritten to {path}")
+    return 1 if result.failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios against peers, in one run.")
+    parser.add_argument("what", nargs="?", choices=("layers", "serializers"), default="layers")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each peer is measured (default: 5)")
+    parser.add_argument("--only", choices=[one.name for one in MEASURES], help="measure only this")
+    parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="leave this peer out (repeatable)")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="event loop of all layers")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a smoke test, its figures mean nothing")
+    parser.add_argument(
+        "--json", type=Path, help="where to write the figures (default: benchmarks/results/<date>.json)"
+    )
+    return parser
+
+
+def _end_in_order(*_: object) -> None:
+    sys.exit(143)  # so that the servers and processes of the run are ended on the way out
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end_in_order)
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""What a measure is, and what it is given."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from benchmarks.crew import Crew
+from benchmarks.goals import Goal
+from benchmarks.peers import Peer, peer
+from benchmarks.servers import Addresses
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The servers and the size of a run."""
+
+    addresses: Addresses
+    loop: str
+    quick: bool
+    notes: list[str] = field(default_factory=list)
+
+    def peer(self, name: str) -> Peer:
+        """The channel layer of that name on this run's servers."""
+        return peer(name, self.addresses)
+
+    def crew(self) -> Crew:
+        """No processes yet."""
+        return Crew(self.loop)
+
+    def size(self, full: int, quick: int) -> int:
+        """The full size, or the one of a smoke test."""
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Something to measure for several peers.
+
+    Args:
+        name: What `--only` takes.
+        title: What the table says.
+        peers: Whom it is measured for, ours first.
+        run: Measures one peer once and returns figures by name; the end of a name is its unit.
+        goals: What is asked of the figures.
+    """
+
+    name: str
+    title: str
+    peers: tuple[str, ...]
+    run: Callable[[Bench, str], Figures]
+    goals: tuple[Goal, ...]
+
+
+def fresh(prefix: str) -> str:
+    """A name that no earlier round has used."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+def percentile(values: list[int], percent: float) -> float:
+    """The nearest-rank percentile of times in ns, in us."""
+    ordered = sorted(values)
+    rank = max(0, min(len(ordered) - 1, round(percent / 100 * len(ordered)) - 1))
+    return ordered[rank] / 1_000

@@ -1,0 +1,115 @@
+"""Round trip between two processes: A sends to B, B answers, A has the answer. Figures: p50 and p99 in us.
+
+By a channel (`send` to the other's own channel) and by a group with one member. The limit is raw libzmq with plain
+blocking receives; `raw-asyncio` is printed for the reader's sake and is no goal (`raw_round_trip`).
+"""
+
+import asyncio
+import time
+
+from benchmarks.crew import Line, WrongResultError
+from benchmarks.goals import Goal
+from benchmarks.messages import KIND, PROBE, STOP, check, message
+from benchmarks.peers import Layer, Peer, close
+
+from .base import Bench, Figures, Measure, fresh, percentile
+from .raw_round_trip import run_raw
+
+PROBE_SECONDS = 0.05
+
+
+def run(bench: Bench, name: str) -> Figures:
+    """Measure one peer once."""
+    if name.startswith("raw"):
+        return run_raw(bench, name)
+    count = bench.size(2_000, 50) if name != "redis-core" else bench.size(500, 20)
+    figures: Figures = {}
+    for way in ("channel", "group"):
+        with bench.crew() as crew:
+            peer, groups = bench.peer(name), (fresh("a"), fresh("b"))
+            one, other = crew.link()
+            asking = crew.start(ask, one, peer, way, groups, count)
+            answering = crew.start(answer, other, peer, way, groups, count)
+            times = crew.take(asking)
+            crew.take(answering)
+        figures |= {f"{way}_p50_us": percentile(times, 50), f"{way}_p99_us": percentile(times, 99)}
+    return figures
+
+
+async def ask(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str], count: int) -> None:
+    """Role A: send, wait for the answer, note the time in ns."""
+    layer = peer.open()
+    own, other = await _meet(layer, link, way, groups[0], groups[1])
+    await _reach(layer, own, other, way)
+    times = []
+    for number in range(count):
+        start = time.perf_counter_ns()
+        await _send(layer, way, other, message(number))
+        got = await layer.receive(own)
+        while got["n"] == PROBE:  # a late answer to one of several probes
+            got = await layer.receive(own)
+        times.append(time.perf_counter_ns() - start)
+        check(got, number, f"{peer.name}, asking by {way}")
+    await _send(layer, way, other, message(STOP))
+    line.put(times)
+    await link.aget()
+    await close(layer)
+
+
+async def answer(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str], count: int) -> None:
+    """Role B: send back what came."""
+    layer = peer.open()
+    own, other = await _meet(layer, link, way, groups[1], groups[0])
+    expected = 0
+    while (got := await layer.receive(own))["n"] != STOP:
+        if got["n"] != PROBE:
+            check(got, expected, f"{peer.name}, answering by {way}")
+            expected += 1
+        await _send(layer, way, other, {"type": KIND, "n": got["n"], "text": got["text"]})
+    if expected != count:
+        raise WrongResultError(f"{peer.name}, answering by {way}: {expected} messages instead of {count}")
+    link.put("done")
+    line.put("done")
+    await close(layer)
+
+
+async def _meet(layer: Layer, link: Line, way: str, group: str, other_group: str) -> tuple[str, str]:
+    own = await layer.new_channel()
+    if way == "group":
+        await layer.group_add(group, own)
+        return own, other_group
+    link.put(own)
+    return own, await link.aget()
+
+
+async def _reach(layer: Layer, own: str, other: str, way: str) -> None:
+    """Send probes until one came back. The read is never cancelled: that ends a channel of Redis pub/sub."""
+    back = asyncio.create_task(layer.receive(own))
+    while not back.done():
+        await _send(layer, way, other, message(PROBE))
+        await asyncio.wait({back}, timeout=PROBE_SECONDS)
+    check(back.result(), PROBE, "probe")
+
+
+async def _send(layer: Layer, way: str, name: str, content: dict[str, object]) -> None:
+    if way == "channel":
+        await layer.send(name, content)
+    else:
+        await layer.group_send(name, content)
+
+
+ROUND_TRIP = Measure(
+    "round_trip",
+    "round trip between two processes",
+    ("dedicated", "redis-pubsub", "redis-core", "raw", "raw-asyncio"),
+    run,
+    tuple(
+        goal
+        for way in ("channel", "group")
+        for goal in (
+            Goal(f"{way}_p50_us", "raw", "<=", 1.25),
+            Goal(f"{way}_p50_us", "redis-pubsub", "<=", 0.6),
+            Goal(f"{way}_p99_us", "redis-pubsub", "<=", 1.0),
+        )
+    ),
+)

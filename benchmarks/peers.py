@@ -1,0 +1,91 @@
+"""Who is measured: channel layers, each by its import path and the CONFIG that a project would give it.
+
+Every layer is spoken to by the Channels API only, so that ours and the peers run through the same code.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from .servers import Addresses, free_port
+
+Message = dict[str, Any]
+
+# More than any measure has under way at once: a layer that drops is not faster.
+CAPACITY = 1_000_000
+
+
+class Layer(Protocol):
+    """The part of the Channels layer API that the measures use."""
+
+    async def send(self, channel: str, message: Message) -> None: ...
+    async def receive(self, channel: str) -> Message: ...
+    async def new_channel(self) -> str: ...
+    async def group_add(self, group: str, channel: str) -> None: ...
+    async def group_send(self, group: str, message: Message) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One channel layer and its CONFIG; can be sent to another process.
+
+    Args:
+        name: How the tables call it.
+        backend: The dotted path of the layer's class, as in CHANNEL_LAYERS.
+        config: The keyword arguments of that class.
+    """
+
+    name: str
+    backend: str
+    config: Mapping[str, object]
+
+    def open(self) -> Layer:
+        """Make the layer in the calling process."""
+        module, _, name = self.backend.rpartition(".")
+        layer_class = getattr(importlib.import_module(module), name)
+        return cast(Layer, layer_class(**self.config))
+
+
+async def close(layer: Layer) -> None:
+    """Close a layer that can be closed; the Redis layers close themselves with their event loop."""
+    if hasattr(type(layer), "close"):
+        await cast(Any, layer).close()
+
+
+def peer(name: str, addresses: Addresses) -> Peer:
+    """The channel layer of that name on the servers of this run.
+
+    Args:
+        name: `dedicated`, `embedded` (reachable by TCP, on a fresh port), `embedded-local` (its default address),
+            `redis-pubsub`, `redis-core` or `inmemory`.
+        addresses: Where the servers listen.
+    """
+    # redis-py 8 ends a blocking read after 5 s by default, which ends a consumer (channels_redis issue 422).
+    redis = {"address": addresses.redis, "socket_timeout": None}
+    match name:
+        case "dedicated":
+            backend = "channels_zmq.core.DedicatedZmqChannelLayer"
+            config: dict[str, object] = {
+                "pull_socket_address": addresses.forwarder_pull,
+                "pub_socket_address": addresses.forwarder_pub,
+                "capacity": CAPACITY,
+            }
+        case "embedded":
+            backend = "channels_zmq.core.EmbeddedZmqChannelLayer"
+            config = {"pub_socket_address": f"tcp://127.0.0.1:{free_port()}", "capacity": CAPACITY}
+        case "embedded-local":
+            backend = "channels_zmq.core.EmbeddedZmqChannelLayer"
+            config = {"capacity": CAPACITY}
+        case "redis-pubsub":
+            backend = "channels_redis.pubsub.RedisPubSubChannelLayer"
+            config = {"hosts": [redis]}
+        case "redis-core":
+            backend = "channels_redis.core.RedisChannelLayer"
+            config = {"hosts": [redis], "capacity": CAPACITY}
+        case "inmemory":
+            backend = "channels.layers.InMemoryChannelLayer"
+            config = {"capacity": CAPACITY}
+        case _:
+            raise ValueError(f"there is no peer {name!r}")
+    return Peer(name, backend, config)

@@ -1,0 +1,190 @@
+"""The servers of a run: redis-server, our forwarder, and libzmq's own proxy in C, each in a process of its own.
+
+All listen on the loopback interface only, on ports that were free a moment before, and all are ended by their pid.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import zmq
+
+# Frames that a socket may hold, for the proxy as for the forwarder.
+HIGH_WATER_MARK = 10_000
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 15.0
+
+
+class ServerError(Exception):
+    """A server did not start; the text says which one and what it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the servers of this run listen; an empty string for one that was not asked for."""
+
+    redis: str = ""
+    forwarder_pull: str = ""
+    forwarder_pub: str = ""
+    forwarder_pid: int = 0
+    proxy_pull: str = ""
+    proxy_pub: str = ""
+    proxy_pid: int = 0
+
+
+@contextmanager
+def servers(peers: set[str]) -> Iterator[Addresses]:
+    """Start the servers that these peers need, and stop them at the end.
+
+    Args:
+        peers: Names of peers, as in `benchmarks.peers.peer`, and `raw`.
+
+    Raises:
+        ServerError: One of them did not start.
+    """
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else ""
+        ours = stack.enter_context(forwarder()) if "dedicated" in peers else ("", "", 0)
+        raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
+        yield Addresses(redis, *ours, *raw)
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody has bound at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """A redis-server that keeps nothing on disk and drops no slow subscriber; yields its URL."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise ServerError("redis-server is not installed, and the Redis peers need it")
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder]
+        command += ["--save", "", "--appendonly", "no", "--client-output-buffer-limit", "pubsub 0 0 0"]
+        with _process(command, Path(folder), lambda: _redis_answers(port)):
+            yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def forwarder() -> Iterator[tuple[str, str, int]]:
+    """Our forwarder with its default settings, queues and metrics on; yields its addresses and its pid."""
+    pull, pub = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+    admin = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "channels_zmq_forwarder"]
+    command += ["--pull-address", pull, "--pub-address", pub, "--admin-address", admin]
+    with tempfile.TemporaryDirectory() as folder:
+        ready_url = f"http://{admin}/readyz"
+        with _process(command, Path(folder), lambda: _answers_200(ready_url)) as pid:
+            yield pull, pub, pid
+
+
+@contextmanager
+def c_proxy() -> Iterator[tuple[str, str, int]]:
+    """Raw libzmq: PULL to XPUB by `zmq_proxy`, which is C; yields its addresses and its pid."""
+    spawn = get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_proxy, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(START_TIMEOUT):
+            raise ServerError("the proxy in C did not start in time")
+        pull, pub = ours.recv()
+        yield pull, pub, process.pid or 0
+    finally:
+        ours.close()  # which is what ends it
+        process.join(STOP_TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _proxy(line: Connection) -> None:
+    context = zmq.Context()
+    pull, pub = context.socket(zmq.PULL), context.socket(zmq.XPUB)
+    for one in (pull, pub):
+        one.setsockopt(zmq.LINGER, 0)
+        one.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        one.setsockopt(zmq.RCVHWM, 0 if one is pub else HIGH_WATER_MARK)
+        one.bind("tcp://127.0.0.1:*")
+    line.send(tuple(one.getsockopt_string(zmq.LAST_ENDPOINT) for one in (pull, pub)))
+
+    def end_with_the_parent() -> None:
+        line.poll(None)  # True only when the other end was closed: nothing is ever sent on it
+        context.term()  # lets zmq.proxy return, and waits until the sockets are closed
+
+    threading.Thread(target=end_with_the_parent).start()
+    try:
+        zmq.proxy(pull, pub)
+    except zmq.ContextTerminated:
+        pass
+    finally:
+        pull.close()
+        pub.close()
+
+
+@contextmanager
+def _process(command: list[str], folder: Path, ready: Callable[[], bool]) -> Iterator[int]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")}
+    output = folder / "output.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        _await_ready(process, output, ready)
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_ready(process: subprocess.Popen[bytes], output: Path, ready: Callable[[], bool]) -> None:
+    pause = 0.02
+    for _ in range(int(START_TIMEOUT / pause)):
+        if ready():
+            return
+        try:  # the pause between two questions, which also notices a server that ended
+            process.wait(pause)
+        except subprocess.TimeoutExpired:
+            continue
+        break
+    said = output.read_text(errors="replace")[-2_000:]
+    raise ServerError(f"{' '.join(process.args if isinstance(process.args, list) else [])} did not start:\n{said}")
+
+
+def _redis_answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _answers_200(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,110 @@
+"""The benchmarks run, check what they receive, and write every figure. How quick anything is, is no matter here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.crew import Crew, CrewError, Line, WrongResultError
+from benchmarks.goals import Goal, judge
+from benchmarks.measures.base import Bench, percentile
+from benchmarks.measures.jobs import Job, check_jobs
+from benchmarks.messages import check, message
+from benchmarks.run import MEASURES
+from benchmarks.servers import Addresses
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path):
+    """Every measure runs for every peer, finds nothing wrong, and lands in the JSON file."""
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--json", str(path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    content = json.loads(path.read_text())
+    assert content["failures"] == []
+    for measure in MEASURES:
+        found = content["measures"][measure.name]
+        assert set(found) == set(measure.peers)
+        for figures in found.values():
+            assert figures
+            assert all(figure["median"] > 0 and figure["rounds"] for figure in figures.values())
+    assert {goal["met"] for goal in content["goals"]} <= {True, False}
+    assert "ratio" in ran.stdout
+
+
+def test_a_message_out_of_turn_or_changed_is_named():
+    """A receiver says which message came instead of which, or that one was changed."""
+    check(message(7), 7, "somebody")
+    with pytest.raises(WrongResultError, match="somebody: message 8 instead of 7"):
+        check(message(8), 7, "somebody")
+    with pytest.raises(WrongResultError, match="somebody: wrong content in 7"):
+        check({**message(7), "text": "?"}, 7, "somebody")
+
+
+@pytest.mark.parametrize(
+    "seen, fault",
+    [
+        ([[(0, 0)], [(0, 2)]], "1 lost"),
+        ([[(0, 0), (0, 1)], [(0, 1), (0, 2)]], "1 twice"),
+        ([[(0, 1), (0, 0)], [(0, 2)]], "1 out of order"),
+        ([[(0, 0), (0, 1), (0, 2), (0, 3)], []], "1 strange"),
+    ],
+)
+def test_jobs_that_are_lost_repeated_or_out_of_order_are_wrong(seen: list[list[Job]], fault: str):
+    """Each job of ours reaches exactly one worker, in order."""
+    bench = Bench(Addresses(), "asyncio", quick=True)
+    with pytest.raises(WrongResultError, match=fault):
+        check_jobs(bench, "dedicated", seen, {(0, 0), (0, 1), (0, 2)})
+
+
+def test_repeats_of_redis_core_are_noted_and_losses_are_wrong():
+    """Its known defect does not end the run, any other fault does."""
+    bench = Bench(Addresses(), "asyncio", quick=True)
+    check_jobs(bench, "redis-core", [[(0, 0), (0, 1)], [(0, 1)]], {(0, 0), (0, 1)})
+    assert bench.notes == ["jobs, redis-core: of 2 jobs 1 were handed out twice, 0 out of order"]
+    with pytest.raises(WrongResultError, match="1 lost"):
+        check_jobs(bench, "redis-core", [[(0, 0)], []], {(0, 0), (0, 1)})
+
+
+def _fail(line: Line, error: Exception) -> None:
+    raise error
+
+
+def _vanish(line: Line) -> None:
+    os._exit(3)
+
+
+def test_a_wrong_result_in_another_process_reaches_the_harness():
+    """Also out of a task group; any other failure comes with its traceback."""
+    for error in (WrongResultError("bad"), ExceptionGroup("tasks", [WrongResultError("bad")])):
+        with pytest.raises(WrongResultError, match=r"^bad$"), Crew("asyncio") as crew:
+            crew.take(crew.start(_fail, error))
+    with pytest.raises(CrewError, match=r"_fail failed:(.|\n)*KeyError: 'x'"), Crew("asyncio") as crew:
+        crew.take(crew.start(_fail, KeyError("x")))
+
+
+def test_a_process_that_vanishes_is_noticed():
+    """Nobody waits for a process that is gone."""
+    with pytest.raises(CrewError, match="_vanish ended too early"), Crew("asyncio") as crew:
+        crew.take(crew.start(_vanish))
+
+
+def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing():
+    """Ours divided by the peer's; nothing is met that was not measured."""
+    goal = Goal("p50_us", "raw", "<=", 1.25)
+    assert judge("m", goal, {"dedicated": {"p50_us": 120.0}, "raw": {"p50_us": 100.0}}).met is True
+    assert judge("m", goal, {"dedicated": {"p50_us": 126.0}, "raw": {"p50_us": 100.0}}).met is False
+    assert judge("m", goal, {"raw": {"p50_us": 100.0}}).met is None
+
+
+def test_percentiles_are_nearest_ranks_in_microseconds():
+    """The 50th and 99th of 1..100."""
+    times = [n * 1_000 for n in range(100, 0, -1)]
+    assert (percentile(times, 50), percentile(times, 99), percentile(times[:1], 99)) == (50.0, 99.0, 100.0)
