@@ -145,8 +145,8 @@ def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
     """Return the settings that CONFIG gives.
 
     Raises:
-        ConfigurationError: A key is unknown or missing, or a value cannot be used; names the key, and for an unknown one
-            the nearest that there is.
+        ConfigurationError: A key is unknown or missing, or a value cannot be used; names the key, and for an unknown
+            one the nearest that there is.
     """
     for key in config:
         if key not in model.model_fields:

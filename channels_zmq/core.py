@@ -4,7 +4,6 @@ This is where the data-flow diagram begins and ends: `group_send` and `send` on 
 """
 
 import random
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -14,12 +13,13 @@ from channels.layers import BaseChannelLayer
 from channels_zmq import config as configuration
 from channels_zmq import names, registry, serializers
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
-from channels_zmq.connection import Connection, Options
+from channels_zmq.connection import Connection, Defaults, Options
 from channels_zmq.counters import Stats
 from channels_zmq.dedicated import DedicatedConnection
 from channels_zmq.embedded import EmbeddedConnection
 from channels_zmq.errors import MessageTooLarge
 from channels_zmq.serializers import Message
+from channels_zmq_forwarder.wire import milliseconds
 
 Config = TypeVar("Config", bound=LayerConfig)
 
@@ -36,6 +36,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         super().__init__(expiry=self.config.expiry, capacity=self.config.capacity)
         self.channel_capacity = self.compile_capacities(self.config.channel_capacity)
         self.group_expiry = self.config.group_expiry
+        self._ttl = milliseconds(self.config.expiry)
         self._serializer = serializers.named(self.config.serializer)
         self._known_connection: Connection | None = None
 
@@ -70,9 +71,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             return
         capacity = self.get_capacity(channel)
         if target.owner:
-            accepted = connection.send_direct(target.owner, channel, payload, self.expiry, capacity)
+            accepted = connection.send_direct(target.owner, channel, payload, self._ttl, capacity)
         else:
-            accepted = await connection.send_plain(channel, payload, self.expiry, capacity)
+            accepted = await connection.send_plain(channel, payload, self._ttl, capacity)
         if not accepted:
             raise ChannelFull(f"{capacity} messages wait on {channel!r} already (capacity)")
 
@@ -87,7 +88,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             connection = self._connection()
             if target.owner and target.owner != connection.inbox:
                 raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")
-            payload = await connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
+            payload = connection.take(channel) if target.owner else None
+            if payload is None:
+                payload = await connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
             message = serializers.unpack(self._serializer, payload)
             if message is not None:
                 return message
@@ -101,12 +104,12 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             ForwarderUnavailable: No confirmation within `connect_timeout`.
         """
-        names.group(group)
+        names.topic(group)
         target = names.channel(channel)
         connection = self._connection()
         capacity = self.get_capacity(channel)
         if not target.owner:
-            await connection.change_plain(group, channel, capacity, self.group_expiry, add=True)
+            await connection.add_plain(group, channel, capacity, self.group_expiry)
         elif target.owner == connection.inbox:
             await connection.join(group, channel, capacity, self.group_expiry)
         else:
@@ -114,11 +117,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Take a channel out of a group; it is no error if it is not in it."""
-        names.group(group)
+        names.topic(group)
         target = names.channel(channel)
         connection = self._connection()
         if not target.owner:
-            await connection.change_plain(group, channel, 0, None, add=False)
+            await connection.discard_plain(group, channel)
         elif target.owner == connection.inbox:
             connection.leave(group, channel)
         else:
@@ -131,12 +134,12 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             SerializationError: Something in the message cannot be carried.
             MessageTooLarge: It has more bytes than `max_message_size`.
         """
-        names.group(group)
+        topic = names.topic(group)
         payload = self._pack(message)
         connection = self._connection()
         connection.may_send()
         if not self._drops():
-            connection.group_send(group, payload, self.expiry)
+            connection.group_send(topic, payload, self._ttl)
 
     # The rest
 
@@ -189,12 +192,24 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         connection = self._known_connection
         if connection is None or connection.closed:
             connection = self._known_connection = registry.connection(self._key(), self._make_connection)
-            connection.defaults.take(self.config, self.get_capacity, self._packer())
+            connection.users.add(self)
+            connection.defaults = self._defaults()
         return connection
 
-    def _packer(self) -> Callable[[Message], bytes]:
-        serializer = self._serializer
-        return lambda message: serializers.pack(serializer, message)
+    def _defaults(self) -> Defaults:
+        """Return what the connection needs from this layer, without a reference to it."""
+        serializer, gone, back = self._serializer, self.config.on_disconnect, self.config.on_reconnect
+        capacities, capacity = self.channel_capacity, self.capacity
+
+        def capacity_of(channel: str) -> int:
+            return int(next((limit for pattern, limit in capacities if pattern.match(channel)), capacity))
+
+        return Defaults(
+            capacity_of,
+            self.group_expiry,
+            (lambda: serializers.pack(serializer, {"type": gone})) if gone else None,
+            (lambda missed: serializers.pack(serializer, {"type": back, "missed": missed})) if back else None,
+        )
 
     def _pack(self, message: Message) -> bytes:
         payload = serializers.pack(self._serializer, message)

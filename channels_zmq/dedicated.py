@@ -10,10 +10,11 @@ import time
 import zmq
 from zmq.constants import SocketOption
 
-from channels_zmq.connection import Connection, Options, next_request
+from channels_zmq.connection import Connection, Options
 from channels_zmq.errors import ConfigurationError, ForwarderUnavailable, OutboxFull, WireVersionMismatch
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.outbox import Waiting
+from channels_zmq.requests import next_number
 from channels_zmq.subscriber import CONNECTING, Socket, Subscriber, connect, monitor, set_options
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Topic
@@ -51,6 +52,7 @@ class DedicatedConnection(Connection):
         self._other_version: int | None = None
         self._push_is_up = False
         self._up = self._was_up = False
+        self._goes_at_once = False
         self._instance = b""
         self._down_since: float | None = None
         self._lost_before = 0
@@ -69,7 +71,7 @@ class DedicatedConnection(Connection):
             self._context.destroy(linger=0)
             raise
         self._subscribe(wire.inbox_topic(self.inbox))
-        self.loops.watch(self._subscriber.descriptor)
+        self._loops.watch(self._subscriber.descriptor)
         keeper().watch(self)
 
     def _open_push(self) -> tuple[Socket, Socket]:
@@ -78,19 +80,21 @@ class DedicatedConnection(Connection):
         set_options(push, CONNECTING | _KEEPALIVE | {zmq.SNDHWM: PUSH_MARK, zmq.LINGER: linger})
         events = monitor(push)
         connect(push, self._pull_address, "pull_socket_address")
+        self._send = super(zmq.Socket, push).send  # 0.2 us less than through pyzmq's wrapper
         return push, events
 
     def watched(self) -> Watched:
         """Return what the keeper is to watch: both monitors, and the descriptor while no loop attends to it."""
-        return Watched(
-            {self._subscriber.monitor: self._subscriber_event, self._push_monitor: self._push_event},
-            self._subscriber.descriptor if self.loops.unattended() else None,
-        )
+        with self._lock:
+            return Watched(
+                {self._subscriber.monitor: self._subscriber_event, self._push_monitor: self._push_event},
+                self._subscriber.descriptor if self._loops.unattended() else None,
+            )
 
     def finish(self) -> None:
         """Send what is held if the forwarder is there, and close; blocks for `linger` at most."""
         keeper().forget(self)
-        with self.lock:
+        with self._lock:
             self._flush_outbox()
             self._subscriber.close()
             self._push.disable_monitor()
@@ -118,59 +122,62 @@ class DedicatedConnection(Connection):
     def _read(self) -> bool:
         return self._subscriber.read()
 
-    def _ordered(self, prefix: bytes, body: bytes, ttl: float) -> None:
-        if self._up and not len(self.outbox) and self._number_and_push(prefix, body, wire.milliseconds(ttl)):
-            return
-        self._hold(Waiting(time.monotonic() + ttl, prefix, body))
+    def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:
+        if not (self._goes_at_once and self._number_and_push(prefix, body, ttl)):
+            self._hold(Waiting(time.monotonic() + ttl / 1000, prefix, body))
 
     def _number_and_push(self, prefix: bytes, body: bytes, ttl: int) -> bool:
-        number, flags = self.numbers.next(prefix)
-        if self._pushed(wire.ordered(prefix, self.sender, number, flags, ttl, body)):
-            return True
-        self.numbers.take_back(prefix, number, flags)
-        return False
+        number, flags = self._numbers.next(prefix)
+        try:
+            self._send(wire.ordered(prefix, self._sender, number, flags, ttl, body), zmq.DONTWAIT)
+        except zmq.Again:
+            self._numbers.take_back(prefix, number, flags)
+            return False
+        return True
 
     def _pushed(self, frame: bytes) -> bool:
         try:
-            self._push.send(frame, zmq.DONTWAIT)
+            self._send(frame, zmq.DONTWAIT)
         except zmq.Again:
             return False
         return True
 
-    def _request_downstream(self, frame: bytes, deadline: float, number: int) -> None:
+    def _downstream(self, frame: bytes, deadline: float, number: int) -> None:
         if self._other_version is not None and number:
             raise WireVersionMismatch(self.address, self._other_version, wire.VERSION)
-        if not (self._up and not len(self.outbox) and self._pushed(frame)):
+        if not (self._goes_at_once and self._pushed(frame)):
             self._hold(Waiting(deadline, b"", frame, number))
 
     def _hold(self, waiting: Waiting) -> None:
         now = time.monotonic()
-        if not self.outbox.hold(waiting, now):
-            raise OutboxFull(self.address, len(self.outbox))
+        if not self._outbox.hold(waiting, now):
+            raise OutboxFull(self.address, len(self._outbox))
+        self._goes_at_once = False
         if self._up:
             self.call_soon(now + FULL_RETRY)
 
     def _flush_outbox(self) -> None:
         now = time.monotonic()
-        self.counters.drop("outbox", self.outbox.expire(now))
-        while self._up and (waiting := self.outbox.first()) is not None:
+        self.counters.drop("outbox", self._outbox.expire(now))
+        while self._up and (waiting := self._outbox.first()) is not None:
             if waiting.prefix:
                 left = wire.milliseconds(waiting.deadline - now)
                 sent = self._number_and_push(waiting.prefix, waiting.body, left)
             else:
                 sent = self._pushed(waiting.body)
             if not sent:
-                return
-            self.outbox.remove_first()
+                break
+            self._outbox.remove_first()
+        self._goes_at_once = self._up and not len(self._outbox)
 
     # Going down and coming up: called by the keeper
 
     def _subscriber_event(self, event: int) -> None:
-        with self.lock:
+        with self._lock:
             self._subscriber.event(event)
 
     def _push_event(self, event: int) -> None:
-        with self.lock:
+        with self._lock:
             self._push_is_up = event == zmq.Event.HANDSHAKE_SUCCEEDED
             if self._push_is_up:
                 self._begin_echo()
@@ -179,11 +186,11 @@ class DedicatedConnection(Connection):
 
     def subscriber_went_down(self) -> None:
         """Hold from now on what is sent, and tell consumers, once an outage."""
-        self._up = False
+        self._up = self._goes_at_once = False
         if self._down_since is None:
             self._down_since = time.monotonic()
             self._stale_push = self._was_up
-            self.mailboxes.nothing_under_way()
+            self._mailboxes.nothing_under_way()
             self._lost_before = sum(self.counters.dropped.values())
             if self._was_up:
                 logger.warning("the forwarder at %s is away", self.address)
@@ -192,7 +199,7 @@ class DedicatedConnection(Connection):
     def _welcomed(self, frame: bytes) -> None:
         if self._subscriber.welcomed(frame):
             self._other_version = None
-            self._announce_session()
+            self._begin_session()
             self._begin_echo()
 
     def other_version(self, theirs: int) -> None:
@@ -201,7 +208,7 @@ class DedicatedConnection(Connection):
         if self._other_version != theirs:
             self._other_version = theirs
             logger.error("%s", error)
-        self._fail_requests(error)
+        self._requests.fail(error)
 
     def _begin_echo(self) -> None:
         if self._subscriber.welcome is None or not self._push_is_up:
@@ -209,7 +216,7 @@ class DedicatedConnection(Connection):
         now = time.monotonic()
         if not self._echo:
             self._echoing_since = now
-        self._echo = next_request()
+        self._echo = next_number()
         self._echo_at = now
         self._pushed(wire.ECHO.encode(wire.Echo(self.inbox, self._echo)))
         self.call_soon(now + ECHO_EVERY)
@@ -239,7 +246,7 @@ class DedicatedConnection(Connection):
 
     def tick(self, now: float) -> float:
         """Repeat what got no answer, flush and drain; return when to be called again."""
-        with self.lock:
+        with self._lock:
             due = super().tick(now)
             self.drain()
             due = min(due, self._subscriber.tick(now))
@@ -248,7 +255,7 @@ class DedicatedConnection(Connection):
             if self._stale_push and self._down_since and now - self._down_since > self.options.expiry:
                 self._replace_push()  # all that it holds has expired
             self._flush_outbox()
-            if len(self.outbox):
+            if len(self._outbox):
                 due = min(due, now + (FULL_RETRY if self._up else 1.0))
             return min(due, now + 1.0)
 

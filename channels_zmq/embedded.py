@@ -1,8 +1,9 @@
 """The exchange run inside a process: for one producer, with no other process to start.
 
-In the data-flow diagram this is the forwarder's box drawn inside process A. A process begins as a *reader*, connected to
-the address, unless the address is of this process only; its first send makes it the *producer*, which binds the address
-and drives the exchange under the connection's lock. Local members are served in the same call, without a socket.
+In the data-flow diagram this is the forwarder's box drawn inside process A. A process begins as a *reader*, connected
+to the address, unless the address is of this process only; its first send makes it the *producer*, which binds the
+address and drives the exchange under the connection's lock. Local members are served in the same call, without a
+socket.
 """
 
 import fcntl
@@ -15,9 +16,9 @@ from typing import IO
 import zmq
 
 from channels_zmq.connection import DRAIN_AT_ONCE, Connection, Options
-from channels_zmq.errors import AddressInUse
+from channels_zmq.errors import AddressInUse, WireVersionMismatch
 from channels_zmq.keeper import Watched, keeper
-from channels_zmq.mailboxes import Mail
+from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
@@ -58,7 +59,7 @@ class EmbeddedConnection(Connection):
         else:
             self._subscriber = Subscriber(self._context, _reachable(self.address), self.options, self)
             self._subscriber.send(b"\1" + wire.inbox_topic(self.inbox))
-            self.loops.watch(self._subscriber.descriptor)
+            self._loops.watch(self._subscriber.descriptor)
         keeper().watch(self)
 
     def may_send(self) -> None:
@@ -68,25 +69,23 @@ class EmbeddedConnection(Connection):
             AddressInUse: The address cannot be bound.
         """
         if self._exchange is None:
-            with self.lock:
+            with self._lock:
                 self._become_producer()
 
     def _become_producer(self) -> None:
         xpub = None if self._is_local else self._bind()
         if self._subscriber is not None:
             self._subscriber.leave()  # it is closed at the end, for an event loop may still watch it
-            self.loops.release()
+            self._loops.release()
         self._xpub = xpub
         self._exchange = Exchange(os.urandom(8))
         self._exchange.enter(wire.State.SERVING)
-        self.prefetch = 0  # a job is handed over in the same call
-        for readers in self._readers.values():
-            readers.prefetch = 0
+        self._readers.prefetch = 0  # a job is handed over in the same call
         self.session += 1
         self._upstream(b"\1" + wire.inbox_topic(self.inbox))
         self._upstream(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, self.session, 0)))
-        self._announce_session()
-        self.loops.watch(number(xpub, zmq.FD) if xpub is not None else None)
+        self._begin_session()
+        self._loops.watch(number(xpub, zmq.FD) if xpub is not None else None)
         self.call_soon(0.0)
 
     def _bind(self) -> Socket:
@@ -106,15 +105,15 @@ class EmbeddedConnection(Connection):
 
     def watched(self) -> Watched:
         """Return what the keeper is to watch: a reader's monitor, and the descriptor while no loop attends to it."""
-        reader = self._subscriber if self._exchange is None else None
-        monitors = {reader.monitor: self._subscriber_event} if reader is not None else {}
-        descriptor = self.loops.descriptor if self.loops.unattended() else None
-        return Watched(monitors, descriptor)
+        with self._lock:
+            reader = self._subscriber if self._exchange is None else None
+            monitors = {reader.monitor: self._subscriber_event} if reader is not None else {}
+            return Watched(monitors, self._loops.descriptor if self._loops.unattended() else None)
 
     def finish(self) -> None:
         """Close the sockets; blocks for `linger` at most."""
         keeper().forget(self)
-        with self.lock:
+        with self._lock:
             if self._subscriber is not None:
                 self._subscriber.close()
             if self._xpub is not None:
@@ -133,30 +132,39 @@ class EmbeddedConnection(Connection):
         """Whether this process is the producer, or one has welcomed it."""
         return self._exchange is not None or (self._subscriber is not None and self._subscriber.welcome is not None)
 
-    def must_confirm(self) -> bool:
+    def _must_confirm(self) -> bool:
         """Return True for a reader that is connected; a reader whose producer has not started yet just waits for it."""
         return self._exchange is None and self.connected
 
     # Sending: the producer's side
 
-    def group_send(self, group: str, payload: bytes, ttl: float) -> None:
+    def group_send(self, topic: Topic, payload: bytes, ttl: int) -> None:
         """Send a message to a group, to local members in this very call."""
-        with self.lock:
+        with self._lock:
             exchange = self._exchange
             assert exchange is not None, "may_send comes first"
-            topic = wire.group_topic(group)
             if exchange.relays_groups_as_they_come and topic not in exchange.topics:
                 self.counters.sent += 1
-                self._delivered(self._deliver_group(group, Mail(time.monotonic() + ttl, payload)))
+                self._deliver_group(topic[1:-1].decode(), time.monotonic() + ttl / 1000, payload)
             else:
-                super().group_send(group, payload, ttl)
+                super().group_send(topic, payload, ttl)
 
-    def _own_is_under_way(self, channel: str, capacity: int) -> None:
-        """Nothing of our own is ever under way: it has arrived by now."""
+    def _send_to_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
+        """Put a message into a mailbox of this process, which knows exactly whether it is full."""
+        now = time.monotonic()
+        box = self._mailboxes.open(channel, capacity)
+        if box.is_full(now):
+            return False
+        self.counters.sent += 1
+        waiter = self._mailboxes.deliver(channel, (now + ttl / 1000, payload, 0), capacity)
+        if waiter is not None:
+            wake([waiter])
+        self._count_delivery()
+        return True
 
-    def _ordered(self, prefix: bytes, body: bytes, ttl: float) -> None:
-        sequence, flags = self.numbers.next(prefix)
-        frame = wire.ordered(prefix, self.sender, sequence, flags, wire.milliseconds(ttl), body)
+    def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:
+        sequence, flags = self._numbers.next(prefix)
+        frame = wire.ordered(prefix, self._sender, sequence, flags, ttl, body)
         assert self._exchange is not None, "may_send comes first"
         self._publish(self._exchange.inbound(frame))
 
@@ -167,7 +175,7 @@ class EmbeddedConnection(Connection):
             if frame[1 : 1 + wire.INBOX_SIZE] == own and frame[:1] == b"P":
                 self.feed(frame)
                 continue
-            if frame[:1] == b"G" and wire.name(frame[1 : wire.topic_end(frame)]) in self.mailboxes.groups:
+            if frame[:1] == b"G" and wire.name(frame[1 : wire.topic_end(frame)]) in self._mailboxes.groups:
                 self.feed(frame)
             if self._xpub is not None:
                 self._xpub.send(frame, zmq.DONTWAIT)
@@ -182,7 +190,7 @@ class EmbeddedConnection(Connection):
         elif self._subscriber is not None and self._subscriber.send(frame):
             self.drain()
 
-    def _request_downstream(self, frame: bytes, deadline: float, number: int) -> None:
+    def _downstream(self, frame: bytes, deadline: float, number: int) -> None:
         if self._exchange is not None:
             self._publish(self._exchange.inbound(frame))
         else:
@@ -204,19 +212,17 @@ class EmbeddedConnection(Connection):
         recv, upstream = self._xpub.recv, self._exchange.upstream
         try:
             for _ in range(DRAIN_AT_ONCE):
-                self._publish_from_reader(upstream(recv(zmq.DONTWAIT)))
+                frames = upstream(recv(zmq.DONTWAIT))
+                if frames:
+                    self._publish(frames)
         except zmq.Again:
             return False
         return True
 
-    def _publish_from_reader(self, frames: Sequence[bytes]) -> None:
-        if frames:
-            self._publish(frames)
-
     # A reader's session
 
     def _subscriber_event(self, event: int) -> None:
-        with self.lock:
+        with self._lock:
             if self._exchange is None and self._subscriber is not None:
                 self._subscriber.event(event)
 
@@ -229,22 +235,20 @@ class EmbeddedConnection(Connection):
 
     def other_version(self, theirs: int) -> None:
         """Say that the producer cannot be understood."""
-        from channels_zmq.errors import WireVersionMismatch
-
-        self._fail_requests(WireVersionMismatch(self.address, theirs, wire.VERSION))
+        self._requests.fail(WireVersionMismatch(self.address, theirs, wire.VERSION))
 
     def _welcomed(self, frame: bytes) -> None:
         if self._exchange is None and self._subscriber is not None and self._subscriber.welcomed(frame):
             again = self.session > 1
             self._was_up = True
-            self._announce_session()
+            self._begin_session()
             self._add_plain_members_again()
             if again:
                 self._tell_reconnected(None)
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to be called again."""
-        with self.lock:
+        with self._lock:
             due = super().tick(now)
             if self._exchange is None:
                 self.drain()
@@ -255,7 +259,7 @@ class EmbeddedConnection(Connection):
                 self._exchange.sweep()
             if self._xpub is not None:
                 self.drain()
-            busy = self._xpub is not None or self._exchange.queues or len(self.mailboxes)
+            busy = self._xpub is not None or self._exchange.queues or self._mailboxes.boxes
             return min(due, now + (1.0 if busy else 60.0))
 
 

@@ -63,9 +63,9 @@ class Keeper:
         """Look after a connection no more; its sockets are not touched any more when this returns."""
         done = threading.Event()
         with self._lock:
-            if self._due.pop(connection, None) is None or self._thread is None:
-                return
-            if self._thread is threading.current_thread():
+            watched = self._due.pop(connection, None) is not None
+            thread = self._thread
+            if not watched or thread is None or not thread.is_alive() or thread is threading.current_thread():
                 return
             self._leaving[connection] = done
         self._wake()

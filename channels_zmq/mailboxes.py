@@ -15,22 +15,22 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
-class Waiter(Protocol):
+class Wakeable(Protocol):
     """A reader that waits. `usable` is False once it was cancelled or its event loop has closed."""
 
     @property
     def usable(self) -> bool: ...  # noqa: D102
 
 
-class Mail(NamedTuple):
-    """A message that waits to be read; `number` is a job's place in its plain queue, 0 for other messages."""
+Waiter = TypeVar("Waiter", bound=Wakeable)
 
-    deadline: float
-    payload: bytes
-    number: int = 0
+Mail = tuple[float, bytes, int]
+"""A message that waits to be read: its deadline, its payload, and for a job its place in its plain queue, else 0.
+
+A plain tuple, for it is made once for each message: 0.03 us, a named one takes 0.25 us."""
 
 
 class Membership(NamedTuple):
@@ -41,7 +41,7 @@ class Membership(NamedTuple):
 
 
 @dataclass(slots=True)
-class Mailbox:
+class Mailbox(Generic[Waiter]):
     """One channel of this process."""
 
     name: str
@@ -50,35 +50,48 @@ class Mailbox:
     mail: deque[Mail] = field(default_factory=deque)
     waiters: deque[Waiter] = field(default_factory=deque)
     groups: dict[str, Membership] = field(default_factory=dict)
+    pinned: bool = False
+    """A plain channel's: its messages are counted by a credit, and it is never forgotten."""
     under_way: int = 0
     """Direct messages of this very process for it that the forwarder has not brought back yet."""
-    pinned: bool = False
-    """Never forgotten: a plain channel's, which has a credit."""
-
-    def put(self, mail: Mail, now: float) -> bool:
-        """Append a message; return False if the mailbox is full."""
-        if self.is_full(now):
-            return False
-        self.mail.append(mail)
-        return True
+    under_way_until: float = 0.0
+    expired: int = 0
+    """Messages that expired here unread and are not counted anywhere else yet."""
 
     def is_full(self, now: float) -> bool:
         """Return whether no further message may wait here, after dropping what has expired."""
         if len(self.mail) < self.capacity:
             return False
-        self.mail = deque(mail for mail in self.mail if mail.deadline > now)
+        self.drop_expired(now)
         return len(self.mail) >= self.capacity
 
-    def take(self, now: float) -> Mail | None:
-        """Remove and return the oldest message that has not expired."""
+    def will_be_full(self, now: float) -> bool:
+        """Return whether it will be full once all that is under way to it has arrived."""
+        if self.under_way and self.under_way_until <= now:
+            self.under_way = 0
+        if len(self.mail) + self.under_way < self.capacity:
+            return False
+        self.drop_expired(now)
+        return len(self.mail) + self.under_way >= self.capacity
+
+    def drop_expired(self, now: float) -> None:
+        """Drop the messages whose time has passed."""
+        before = len(self.mail)
+        self.mail = deque(mail for mail in self.mail if mail[0] > now)
+        self.expired += before - len(self.mail)
+
+    def take(self, now: float) -> bytes | None:
+        """Remove the oldest message that has not expired and return its payload."""
+        self.read_at = now
         while self.mail:
-            mail = self.mail.popleft()
-            if mail.deadline > now:
-                return mail
+            deadline, payload, _ = self.mail.popleft()
+            if deadline > now:
+                return payload
+            self.expired += 1
         return None
 
     def next_waiter(self) -> Waiter | None:
-        """Remove and return the waiter whose turn it is, if a message is there for it."""
+        """Remove and return the waiter whose turn it is."""
         while self.waiters:
             waiter = self.waiters.popleft()
             if waiter.usable:
@@ -86,14 +99,7 @@ class Mailbox:
         return None
 
 
-class Delivery(NamedTuple):
-    """What became of a message: whom to wake, and how many mailboxes refused it."""
-
-    wake: list[Waiter]
-    refused: int
-
-
-class Mailboxes:
+class Mailboxes(Generic[Waiter]):
     """All channels and groups of one process and address.
 
     Args:
@@ -102,28 +108,24 @@ class Mailboxes:
     """
 
     def __init__(self, *, idle: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.groups: dict[str, dict[str, Mailbox]] = {}
-        self._boxes: dict[str, Mailbox] = {}
+        self.boxes: dict[str, Mailbox[Waiter]] = {}
+        self.groups: dict[str, dict[str, Mailbox[Waiter]]] = {}
+        self.refused = 0
+        """Messages that full mailboxes did not take, until somebody counts them and sets this to 0."""
         self._idle = idle
         self._clock = clock
+        self._expired = 0
         self._next_end = inf  # no membership ends before this
-
-    def __len__(self) -> int:
-        return len(self._boxes)
 
     def waiting(self) -> int:
         """Return how many messages wait to be read."""
-        return sum(len(box.mail) for box in self._boxes.values())
+        return sum(len(box.mail) for box in self.boxes.values())
 
-    def find(self, channel: str) -> Mailbox | None:
-        """Return the mailbox of a channel if there is one."""
-        return self._boxes.get(channel)
-
-    def open(self, channel: str, capacity: int) -> Mailbox:
-        """Return the mailbox of a channel, a new one if there is none; a later `capacity` takes effect at once."""
-        box = self._boxes.get(channel)
+    def open(self, channel: str, capacity: int) -> Mailbox[Waiter]:
+        """Return the mailbox of a channel, a new one if there is none; a changed capacity takes effect at once."""
+        box = self.boxes.get(channel)
         if box is None:
-            box = self._boxes[channel] = Mailbox(channel, capacity, self._clock())
+            box = self.boxes[channel] = Mailbox(channel, capacity, self._clock())
         box.capacity = capacity
         return box
 
@@ -146,7 +148,7 @@ class Mailboxes:
         if members is None or box is None:
             return False
         del box.groups[group]
-        self._forget_if_idle(box, -inf)
+        self._forget_if_idle(box, 0.0)
         if not members:
             del self.groups[group]
         return not members
@@ -158,7 +160,7 @@ class Mailboxes:
             return []
         empty = []
         self._next_end = inf
-        for box in list(self._boxes.values()):
+        for box in list(self.boxes.values()):
             for group, membership in list(box.groups.items()):
                 end = max(membership.since, now if box.waiters else box.read_at) + membership.life
                 if end > now:
@@ -167,110 +169,89 @@ class Mailboxes:
                     empty.append(group)
         return empty
 
-    @property
-    def memberships_may_end(self) -> bool:
-        """Whether `end_memberships` has something to look at now."""
-        return self._clock() >= self._next_end
-
     # Messages
 
-    def deliver(self, channel: str, mail: Mail, capacity: int) -> Delivery:
-        """Put a message into one mailbox; the capacity is that of a mailbox that has to be made for it."""
-        box = self._boxes.get(channel)
+    def deliver(self, channel: str, mail: Mail, capacity: int) -> Waiter | None:
+        """Put a message into one mailbox and return the waiter to wake.
+
+        The capacity is that of a mailbox which has to be made for it.
+        """
+        box = self.boxes.get(channel)
         if box is None:
             box = self.open(channel, capacity)
-        if not box.put(mail, self._clock()):
-            return Delivery([], 1)
-        waiter = box.next_waiter()
-        return Delivery([waiter] if waiter else [], 0)
+        if len(box.mail) >= box.capacity and box.is_full(self._clock()):
+            self.refused += 1
+            return None
+        box.mail.append(mail)
+        return box.next_waiter() if box.waiters else None
 
-    def deliver_group(self, group: str, mail: Mail) -> Delivery:
-        """Put a message into the mailbox of every member."""
-        members = self.groups.get(group)
-        if not members:
-            return Delivery([], 0)
-        now, wake, refused = self._clock(), [], 0
-        for box in members.values():
-            if len(box.mail) >= box.capacity and box.is_full(now):
-                refused += 1
+    def deliver_group(self, group: str, mail: Mail) -> list[Waiter]:
+        """Put a message into the mailbox of every member and return the waiters to wake."""
+        wake: list[Waiter] = []
+        for box in self.groups.get(group, {}).values():
+            if len(box.mail) >= box.capacity and box.is_full(self._clock()):
+                self.refused += 1
                 continue
             box.mail.append(mail)
             if box.waiters:
                 waiter = box.next_waiter()
                 if waiter is not None:
                     wake.append(waiter)
-        return Delivery(wake, refused)
+        return wake
 
-    def deliver_all(self, mail: Mail) -> Delivery:
+    def deliver_all(self, mail: Mail) -> list[Waiter]:
         """Put a message into every mailbox that is not a plain channel's, over the capacity if need be."""
-        wake = []
-        for box in self._boxes.values():
-            if not box.pinned:
-                box.mail.append(mail)
-                waiter = box.next_waiter()
-                if waiter is not None:
-                    wake.append(waiter)
-        return Delivery(wake, 0)
+        boxes = [box for box in self.boxes.values() if not box.pinned]
+        for box in boxes:
+            box.mail.append(mail)
+        return [waiter for box in boxes if (waiter := box.next_waiter()) is not None]
 
     # Readers
 
-    def take(self, box: Mailbox) -> Mail | None:
-        """Take the oldest message of a channel, as a reader does."""
-        box.read_at = now = self._clock()
-        return box.take(now)
-
-    def wait(self, box: Mailbox, waiter: Waiter) -> None:
-        """Let a reader wait for the next message of a channel."""
-        self._boxes.setdefault(box.name, box)
-        box.waiters.append(waiter)
-
-    def stop_waiting(self, box: Mailbox, waiter: Waiter) -> Waiter | None:
-        """A reader gives up. Return the waiter to wake in its place if it had been woken already."""
+    def stop_waiting(self, box: Mailbox[Waiter], waiter: Waiter) -> Waiter | None:
+        """Let a reader give up; return the waiter to wake in its place if it had been woken already."""
         box.read_at = self._clock()
+        successor = None
         try:
             box.waiters.remove(waiter)
         except ValueError:
             successor = box.next_waiter() if box.mail else None
-        else:
-            successor = None
-        self._forget_if_idle(box, -inf)
+        self._forget_if_idle(box, 0.0)
         return successor
 
     # Housekeeping
 
     def sweep(self) -> int:
-        """Drop expired messages and idle mailboxes; return how many messages that were."""
-        now, expired = self._clock(), 0
-        for box in list(self._boxes.values()):
-            if box.mail and box.mail[0].deadline <= now:
-                before = len(box.mail)
-                box.mail = deque(mail for mail in box.mail if mail.deadline > now)
-                expired += before - len(box.mail)
+        """Drop expired messages and idle mailboxes; return how many messages expired since the last sweep."""
+        now = self._clock()
+        for box in list(self.boxes.values()):
+            if box.mail and box.mail[0][0] <= now:
+                box.drop_expired(now)
+            self._expired += box.expired
+            box.expired = 0
             self._forget_if_idle(box, self._idle)
+        expired, self._expired = self._expired, 0
         return expired
 
     def clear(self) -> list[str]:
         """Drop all messages and memberships, but keep who waits; return the groups that there were."""
         groups = list(self.groups)
         self.groups.clear()
-        for box in list(self._boxes.values()):
+        for box in list(self.boxes.values()):
             box.mail.clear()
             box.groups.clear()
             box.under_way = 0
-            self._forget_if_idle(box, -inf)
+            self._forget_if_idle(box, 0.0)
         return groups
 
     def nothing_under_way(self) -> None:
         """Forget which direct messages of this process are under way, since some of them may be lost."""
-        for box in self._boxes.values():
+        for box in self.boxes.values():
             box.under_way = 0
 
-    def boxes(self) -> list[Mailbox]:
-        """Return all mailboxes."""
-        return list(self._boxes.values())
-
-    def _forget_if_idle(self, box: Mailbox, idle: float) -> None:
+    def _forget_if_idle(self, box: Mailbox[Waiter], idle: float) -> None:
         if box.mail or box.waiters or box.groups or box.pinned or box.under_way:
             return
         if box.read_at + idle <= self._clock():
-            self._boxes.pop(box.name, None)
+            self._expired += box.expired
+            self.boxes.pop(box.name, None)

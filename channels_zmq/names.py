@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from channels.layers import BaseChannelLayer
 
-from channels_zmq_forwarder.wire import INBOX_SIZE
+from channels_zmq_forwarder.wire import INBOX_SIZE, Topic, group_topic
 
 _LOCAL_PART = 12
 _HEX = frozenset("0123456789abcdef")
@@ -25,7 +25,7 @@ class Channel(NamedTuple):
     owner: bytes
 
 
-@lru_cache(maxsize=65_536)
+@lru_cache(maxsize=16_384)
 def _channel(name: str) -> Channel:
     _base.require_valid_channel_name(name)
     head, bang, _ = name.partition("!")
@@ -47,21 +47,21 @@ def channel(name: object) -> Channel:
     return _channel(name)
 
 
-@lru_cache(maxsize=65_536)
-def _group(name: str) -> str:
+@lru_cache(maxsize=16_384)
+def _topic(name: str) -> Topic:
     _base.require_valid_group_name(name)
-    return name
+    return group_topic(name)
 
 
-def group(name: object) -> str:
-    """Check a group name.
+def topic(name: object) -> Topic:
+    """Check a group name and return the topic of its messages.
 
     Raises:
         TypeError: It is none; says what one looks like.
     """
     if not isinstance(name, str):
         raise TypeError(f"a group name is a str, not {type(name).__name__}")
-    return _group(name)
+    return _topic(name)
 
 
 def new_channel(prefix: str, inbox: bytes) -> str:

@@ -1,98 +1,165 @@
-"""The readers of a plain channel in this process: how many jobs the exchange may hand over to them.
+"""The readers of plain channels in this process: how many jobs the exchange may hand over to them.
 
-Pure. The exchange hands over while what it handed is below the absolute `limit` that we said, so that a repeated or
-lost `Ready` does no harm; the arithmetic, and the rules that strand jobs instead: docs/design/0004.
+Pure: the frames to send come back in lists. The exchange hands over while what it handed is below the absolute `limit`
+that we said, so that a repeated or lost `Ready` does no harm; rules that strand jobs instead: docs/design/0004.
 
-- The window is what was received, and room for each waiting reader and `prefetch` more while readers keep coming.
+- The window is what was received, room for each waiting reader, and `prefetch` more while readers keep coming.
 - A job that no reader takes within `GRACE` goes back to the exchange, to its old place.
-- A reader that has waited for a second asks what was handed, which finds hand-overs that got lost.
+- A reader that has waited for a second asks what was handed over, which finds hand-overs that got lost.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from channels_zmq.mailboxes import Mail, Mailbox
+from channels_zmq.loops import Waiter
+from channels_zmq.mailboxes import Mailbox
+from channels_zmq_forwarder import wire
 
 GRACE = 0.1
 """Seconds after its last reader that a plain channel keeps its room, for the reader that comes back at once."""
 ASK_EVERY = 1.0
+NEVER = 60.0
 
 
 @dataclass(slots=True)
-class Readers:
-    """The readers of one plain channel.
+class Window:
+    """How far the exchange may go on one plain channel.
 
     Args:
         box: Where its jobs wait; its waiters are the readers.
-        prefetch: Jobs that may come ahead of their readers.
     """
 
-    box: Mailbox
-    prefetch: int
+    box: Mailbox[Waiter]
     received: int = 0
     """Jobs received, or known to be lost, in this session."""
     said: int = 0
     """The limit that the exchange was told last in this session."""
-    left_at: float = 0.0
+    touched_at: float = 0.0
     """When a reader last came or went."""
     asked_at: float = 0.0
 
-    def new_session(self, now: float) -> int:
-        """Begin to count anew; return the limit to say, 0 for none."""
-        self.received = self.said = 0
-        self.asked_at = now
-        if self._wanted() > 0 and self.box.waiters:
-            self.said = self._wanted()
-        return self.said
-
-    def arrived(self) -> None:
-        """Count a job of this session."""
-        self.received += 1
-
-    def touched(self, now: float) -> int:
-        """Note a reader that waits or has taken a job; return the limit to say if it is worth a frame, else 0."""
-        self.left_at = now
-        waiting = len(self.box.waiters)
-        if waiting == 1:
-            self.asked_at = now
-        wanted = self._wanted()
-        if self.said < self.received + waiting or wanted - self.said > self.prefetch // 2:
-            self.said = wanted
-            return wanted
-        return 0
-
-    def left(self, now: float) -> None:
-        """Note a reader that gave up."""
-        self.left_at = now
+    def wanted(self, prefetch: int) -> int:
+        """Return the limit that suits the readers who are here."""
+        return self.received + max(0, len(self.box.waiters) + prefetch - len(self.box.mail))
 
     def is_abandoned(self, now: float) -> bool:
-        """Return whether no reader waits, none came within the grace time, and something is open or lies here."""
-        if self.box.waiters or now < self.left_at + GRACE:
+        """Return whether no reader waits or came within the grace time, and something is open or lies here."""
+        if self.box.waiters or now < self.touched_at + GRACE:
             return False
         return bool(self.box.mail) or self.said > self.received
 
-    def close_window(self) -> tuple[int, list[Mail]]:
-        """Take back the room and return the limit to say and the jobs to hand back."""
-        jobs = list(self.box.mail)
-        self.box.mail.clear()
-        self.said = self.received
-        return self.said, jobs
 
-    def wants_to_ask(self, now: float) -> bool:
-        """Return whether a reader has waited so long that the exchange should be asked what it handed over."""
-        if not self.box.waiters or now < self.asked_at + ASK_EVERY:
-            return False
-        self.asked_at = now
-        self.said = max(self.said, self._wanted())
-        return True
+class Readers:
+    """The windows of all plain channels that this process has read from.
 
-    def told(self, handed: int) -> tuple[int, int]:
-        """Take the answer; return how many jobs are lost, and the limit to say if that made room, else 0."""
-        lost = max(0, handed - self.received)
-        if not lost:
-            return 0, 0
-        self.received = handed
-        self.said = self._wanted()
-        return lost, self.said
+    Args:
+        inbox: Of this process.
+        prefetch: Jobs that may come ahead of their readers, for each channel.
+        clock: Monotonic seconds.
+    """
 
-    def _wanted(self) -> int:
-        return self.received + max(0, len(self.box.waiters) + self.prefetch - len(self.box.mail))
+    def __init__(self, inbox: bytes, prefetch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.prefetch = prefetch
+        self.session = 0
+        self._inbox = inbox
+        self._clock = clock
+        self._windows: dict[str, Window] = {}
+
+    def touched(self, box: Mailbox[Waiter]) -> list[bytes]:
+        """Note a reader that waits, or has taken a job, and open the window further if that is worth a frame."""
+        window = self._windows.get(box.name)
+        if window is None:
+            window = self._windows[box.name] = Window(box)
+            box.pinned = True
+        window.touched_at = now = self._clock()
+        waiting = len(box.waiters)
+        if waiting == 1:
+            window.asked_at = now
+        wanted = window.wanted(self.prefetch)
+        if window.said < window.received + waiting or wanted - window.said > self.prefetch // 2:
+            window.said = wanted
+            return [self._ready(window)]
+        return []
+
+    def gave_up(self, channel: str) -> bool:
+        """Note that a reader was cancelled; return whether the channel is one of these."""
+        window = self._windows.get(channel)
+        if window is not None:
+            window.touched_at = self._clock()
+        return window is not None
+
+    def arrived(self, job: wire.Job) -> tuple[Waiter | None, list[bytes]]:
+        """Take a job; return the reader to wake."""
+        channel = wire.name(job.channel)
+        window = self._windows.get(channel)
+        deadline = self._clock() + job.ttl / 1000
+        if window is None:
+            return None, self._back(channel, [(deadline, job.payload, job.number)])
+        if job.session == self.session:
+            window.received += 1
+        window.box.mail.append((deadline, job.payload, job.number))
+        return window.box.next_waiter(), []
+
+    def told(self, handed: wire.Handed) -> tuple[int, list[bytes]]:
+        """Take the answer to `ask`; return how many jobs are lost, and the frames that make up for them."""
+        window = self._windows.get(wire.name(handed.channel))
+        if window is None or handed.session != self.session or handed.handed <= window.received:
+            return 0, []
+        lost = handed.handed - window.received
+        window.received = handed.handed
+        window.said = window.wanted(self.prefetch)
+        return lost, [self._ready(window)]
+
+    def begin_session(self, session: int) -> list[bytes]:
+        """Count anew, since an exchange has just welcomed us, and tell it of every reader that waits."""
+        self.session = session
+        now = self._clock()
+        frames = []
+        for window in self._windows.values():
+            window.received = window.said = 0
+            if window.box.waiters:
+                window.asked_at = now
+                window.said = window.wanted(self.prefetch)
+                frames.append(self._ready(window, ask=True))
+        return frames
+
+    def keep(self, now: float) -> tuple[float, list[bytes]]:
+        """Hand back what nobody reads and ask where somebody waits; return when to call again, and the frames."""
+        due, frames = now + NEVER, []
+        for window in self._windows.values():
+            if window.is_abandoned(now):
+                frames += self._close(window)
+            elif window.box.waiters:
+                if now >= window.asked_at + ASK_EVERY:
+                    window.asked_at = now
+                    window.said = max(window.said, window.wanted(self.prefetch))
+                    frames.append(self._ready(window, ask=True))
+                due = min(due, window.asked_at + ASK_EVERY)
+            elif window.box.mail or window.said > window.received:
+                due = min(due, window.touched_at + GRACE)
+        return due, frames
+
+    def hand_everything_back(self) -> list[bytes]:
+        """Return the frames that give all jobs back that nobody has read, because this process stops reading."""
+        return [frame for window in self._windows.values() for frame in self._close(window)]
+
+    def _close(self, window: Window) -> list[bytes]:
+        jobs = list(window.box.mail)
+        window.box.mail.clear()
+        window.said = window.received
+        return [self._ready(window), *self._back(window.box.name, jobs)]
+
+    def _ready(self, window: Window, *, ask: bool = False) -> bytes:
+        channel = window.box.name.encode()
+        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, ask, channel))
+
+    def _back(self, channel: str, jobs: list[tuple[float, bytes, int]]) -> list[bytes]:
+        now = self._clock()
+        return [
+            wire.BACK.encode(
+                wire.Back(self._inbox, number, wire.milliseconds(deadline - now), channel.encode(), payload)
+            )
+            for deadline, payload, number in jobs
+            if deadline > now
+        ]

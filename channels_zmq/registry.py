@@ -8,7 +8,9 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from multiprocessing import util
 
 from channels_zmq import keeper
 from channels_zmq.connection import Connection
@@ -27,16 +29,18 @@ def connection(key: tuple[str, ...], make: Callable[[], Connection]) -> Connecti
         if known is None or known.closed:
             known = make()
             known.start()
+            known.on_unused = partial(_close_soon, known)
             _connections[key] = known
+            # In a child of multiprocessing nothing registered with `atexit` is run.
+            util.Finalize(None, _at_exit, exitpriority=0)
         return known
 
 
 def close(known: Connection) -> None:
     """Close a connection for everybody who uses it; blocks for `linger` at most."""
     _forget(known)
-    for released in known.stop():
-        released.wait(1.0)
-    known.finish()
+    if not known.closed:
+        _finish(known, known.stop())
 
 
 def _forget(known: Connection) -> None:
@@ -46,14 +50,22 @@ def _forget(known: Connection) -> None:
                 del _connections[key]
 
 
+def _finish(known: Connection, released: Iterable[threading.Event]) -> None:
+    for event in released:
+        event.wait(1.0)
+    known.finish()
+
+
+def _close_soon(known: Connection) -> None:
+    """Close a connection that no layer uses, from the keeper, which may not block."""
+    threading.Thread(target=close, args=(known,), name="channels-zmq closing", daemon=True).start()
+
+
 async def close_from_loop(known: Connection) -> None:
     """Close a connection without holding up the running loop."""
-    here = asyncio.get_running_loop()
     _forget(known)
-    for released in known.stop():
-        while not released.is_set():
-            await asyncio.sleep(0)  # another loop's thread, or this one's next turn, takes its reader away
-    await here.run_in_executor(None, known.finish)
+    released = known.stop()  # takes this loop's reader away at once; other loops do it on their threads
+    await asyncio.get_running_loop().run_in_executor(None, _finish, known, released)
 
 
 def _at_exit() -> None:

@@ -7,9 +7,8 @@ lower. Numbers are given when a frame goes to the socket, so that one that expir
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
-from channels_zmq_forwarder.wire import FLAG_FIRST, Order
+from channels_zmq_forwarder.wire import FLAG_FIRST, SENDER_SIZE
 
 SENT_TOPICS = 8192
 """Topics whose last number a sender remembers: 0.15-0.3 us a message for 1,000 topics, +0.6 us beyond this many."""
@@ -44,14 +43,7 @@ class Numbers:
             self._last[prefix] = number - 1
 
 
-class Seen(NamedTuple):
-    """What a received number means: whether the message is new, and how many before it are missing."""
-
-    new: bool
-    missing: int
-
-
-NEW, REPEATED = Seen(True, 0), Seen(False, 0)
+REPEATED = -1
 
 
 class Runs:
@@ -59,36 +51,38 @@ class Runs:
 
     def __init__(self, size: int = RECEIVED_RUNS) -> None:
         self._last: OrderedDict[bytes, int] = OrderedDict()
-        self._prefixes: dict[bytes, set[bytes]] = {}
+        self._keys: dict[bytes, set[bytes]] = {}
         self._size = size
 
-    def see(self, order: Order) -> Seen:
-        """Note a number; a run that was not seen before is accepted from wherever it is."""
-        key, number = order.key, order.number
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def see(self, key: bytes, number: int, flags: int) -> int:
+        """Note a number; return how many before it are missing, or `REPEATED`.
+
+        A run that was not seen before is accepted from wherever it is.
+        """
         last = self._last.get(key)
         if last is None:
             self._remember(key, number)
-            return NEW
+            return 0
         if number <= last:
             return REPEATED
         self._last[key] = number
         self._last.move_to_end(key)
-        return NEW if number == last + 1 or order.flags & FLAG_FIRST else Seen(True, number - last - 1)
-
-    def _remember(self, key: bytes, number: int) -> None:
-        self._last[key] = number
-        self._prefixes.setdefault(key[:-8], set()).add(key)
-        if len(self._last) > self._size:
-            oldest, _ = self._last.popitem(last=False)
-            self._drop_key(oldest)
-
-    def _drop_key(self, key: bytes) -> None:
-        keys = self._prefixes[key[:-8]]
-        keys.discard(key)
-        if not keys:
-            del self._prefixes[key[:-8]]
+        return 0 if flags & FLAG_FIRST else number - last - 1
 
     def forget(self, prefix: bytes) -> None:
         """Forget all runs of a topic, since it is no longer subscribed to."""
-        for key in self._prefixes.pop(prefix, ()):
-            self._last.pop(key, None)
+        for key in self._keys.pop(prefix, ()):
+            del self._last[key]
+
+    def _remember(self, key: bytes, number: int) -> None:
+        self._last[key] = number
+        self._keys.setdefault(key[:-SENDER_SIZE], set()).add(key)
+        if len(self._last) > self._size:
+            oldest, _ = self._last.popitem(last=False)
+            keys = self._keys[oldest[:-SENDER_SIZE]]
+            keys.discard(oldest)
+            if not keys:
+                del self._keys[oldest[:-SENDER_SIZE]]

@@ -1,7 +1,7 @@
 """Messages to bytes and back.
 
-In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default, `json` is there for people
-who want to read what passes; `register` adds others. Which msgpack library, and why: docs/design/0002.
+In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default, `json` is there for
+people who want to read what passes; `register` adds others. Which msgpack library, and why: docs/design/0002.
 
 What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUID as its ISO text and a Decimal as text;
 `json` refuses these, and bytes.
@@ -10,6 +10,7 @@ What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUI
 import json
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple
 
 import ormsgpack
@@ -35,10 +36,6 @@ def _text_of_decimal(value: object) -> str:
 _OPTIONS = ormsgpack.OPT_PASSTHROUGH_DATACLASS | ormsgpack.OPT_PASSTHROUGH_ENUM
 
 
-def _dump_msgpack(message: Message) -> bytes:
-    return ormsgpack.packb(message, _text_of_decimal, _OPTIONS)
-
-
 def _dump_json(message: Message) -> bytes:
     _refuse_odd_keys(message)
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
@@ -57,7 +54,7 @@ def _refuse_odd_keys(value: object) -> None:
 
 
 _registry: dict[str, Serializer] = {
-    "msgpack": Serializer(_dump_msgpack, ormsgpack.unpackb),
+    "msgpack": Serializer(partial(ormsgpack.packb, default=_text_of_decimal, option=_OPTIONS), ormsgpack.unpackb),
     "json": Serializer(_dump_json, json.loads),
 }
 

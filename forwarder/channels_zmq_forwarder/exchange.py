@@ -212,17 +212,17 @@ class Exchange:
 
     def _group(self, frame: bytes) -> Frames:
         end = wire.topic_end(frame)
-        order = wire.read_order(frame, end + 1)
+        _, _, _, ttl, start = wire.read_order(frame, end + 1)
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
         members = self._members.get(frame[1:end])
         if not members:
             return (frame,)
-        now, payload, out = self._clock(), frame[order.start :], [frame]
+        now, payload, out = self._clock(), frame[start:], [frame]
         for channel, member in list(members.items()):
             if member.expires > now:
-                out += self._enqueue(channel, payload, order.ttl, member.capacity)[1]
+                out += self._enqueue(channel, payload, ttl, member.capacity)[1]
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:

@@ -327,15 +327,9 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
     return b"%b%b%b" % (prefix, _ORDER.pack(sender, number, flags, ttl), body)
 
 
-class Order(NamedTuple):
-    """The head of a group or direct message. `key` names its run of sequence numbers: prefix and sender."""
-
-    key: bytes
-    number: int
-    flags: int
-    ttl: int
-    start: int
-    """Where the body begins."""
+Order = tuple[bytes, int, int, int, int]
+"""The head of a group or direct message: the key of its run of numbers (prefix and sender), its number, flags, the
+milliseconds left to live, and where the body begins."""
 
 
 def read_order(frame: bytes, at: int) -> Order:
@@ -348,7 +342,7 @@ def read_order(frame: bytes, at: int) -> Order:
         number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, at + SENDER_SIZE)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    return Order(frame[: at + SENDER_SIZE], number, flags, ttl, at + _ORDER.size)
+    return frame[: at + SENDER_SIZE], number, flags, ttl, at + _ORDER.size
 
 
 def topic_end(frame: bytes) -> int:
