@@ -6,10 +6,11 @@
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from heapq import nlargest, nsmallest
 from importlib.resources import files
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,6 +21,18 @@ from channels_zmq_forwarder.pump import AddressError, Traffic
 PREFIX = "channels_zmq_forwarder"
 WAIT_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300)
 LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+DROP_CAUSES = (
+    "malformed",
+    "stray",
+    "other version",
+    "no such process",
+    "queue full",
+    "queue bytes",
+    "queue names",
+    "expired",
+    "flushed",
+    "memory",
+)
 LISTED = 50
 """How many groups and queues the status page lists."""
 
@@ -34,20 +47,21 @@ class Admin:
 
     def __init__(self, exchange: Exchange, traffic: Traffic) -> None:
         self._exchange, self._traffic = exchange, traffic
-        self._started = time.time()
-        self._registry = CollectorRegistry()
-        self._registry.register(_State(exchange, traffic))
+        self._started = time.monotonic()
+        self.registry = CollectorRegistry()
+        self.registry.register(_State(exchange, traffic))
+        ProcessCollector(registry=self.registry)
         self._lag = Histogram(
             f"{PREFIX}_loop_lag_seconds",
             "How late the event loop ran a timer.",
             buckets=LAG_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         wait = Histogram(
             f"{PREFIX}_queue_wait_seconds",
             "How long a plain message waited for a reader.",
             buckets=WAIT_BUCKETS,
-            registry=self._registry,
+            registry=self.registry,
         )
         exchange.observe_wait = wait.observe
 
@@ -75,11 +89,11 @@ class Admin:
                 web.get("/", self._page),
             ]
         )
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
         host, _, port = address.rpartition(":")
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port), shutdown_timeout=1).start()
+            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
         except OSError as error:
             await runner.cleanup()
             raise AddressError(f"cannot bind the admin address {address}: {error.strerror}") from error
@@ -97,32 +111,34 @@ class Admin:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(
-            body=generate_latest(self._registry),
+            body=generate_latest(self.registry),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
     async def _status(self, request: web.Request) -> web.Response:
         exchange, traffic = self._exchange, self._traffic
-        queues = sorted(exchange.queues.items(), key=lambda item: -len(item[1].entries))
+        groups = exchange.groups()
+        queues = nlargest(LISTED, exchange.queues.items(), key=lambda item: len(item[1].entries))
         return web.json_response(
             {
                 "version": __version__,
                 "instance": exchange.instance.hex(),
                 "state": exchange.state.name.lower(),
-                "uptime": time.time() - self._started,
+                "uptime": time.monotonic() - self._started,
                 "clients": len(exchange.clients),
                 "frames_in": traffic.frames_in,
                 "bytes_in": traffic.bytes_in,
                 "frames_out": traffic.frames_out,
                 "bytes_out": traffic.bytes_out,
-                "drops": dict(exchange.drops),
-                "groups": len(groups := exchange.groups()),
-                "some_groups": groups[:LISTED],
+                "drops": {cause: exchange.drops[cause] for cause in DROP_CAUSES},
+                "groups": len(groups),
+                "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],
+                "queue_count": len(exchange.queues),
                 "waiting": exchange.depth(),
                 "oldest_wait": exchange.oldest_wait(),
                 "queues": [
-                    {"channel": _shown(name), "waiting": len(queue.entries), "readers": len(queue.credits)}
-                    for name, queue in queues[:LISTED]
+                    {"channel": _shown(name), "waiting": len(queue.entries), "readers": queue.readers}
+                    for name, queue in queues
                 ],
             }
         )
@@ -164,10 +180,6 @@ class _State(Collector):
             ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.oldest_wait()),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=amount)
-
-
-DROP_CAUSES = ("malformed", "stray", "no such process", "queue full", "queue bytes", "queue names", "expired",
-               "flushed", "memory")  # fmt: skip
 
 
 def _shown(name: bytes) -> str:

@@ -13,16 +13,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
 from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.members import PlainMembers
 from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
 MAX_FLUSH = 30.0
 """Seconds that a flush may hold messages up, whatever its sender wishes."""
+MAX_FLUSHES = 16
+"""Flushes that may be under way at a time; further ones are refused."""
 
 
 class Limits(NamedTuple):
@@ -40,18 +42,11 @@ class Client:
     channels: set[bytes] = field(default_factory=set)
 
 
-class PlainMember(NamedTuple):
-    """A plain channel that belongs to a group, until `expires` on the exchange's clock."""
-
-    expires: float
-    capacity: int
-    adders: set[bytes]
-
-
 @dataclass(slots=True)
 class Flushing:
-    """A flush under way: who asked, and which clients have yet to answer."""
+    """A flush under way: who asked, which clients have yet to answer, and the number that tells it from others."""
 
+    number: int
     request: wire.Flush
     deadline: float
     waiting: set[bytes]
@@ -83,7 +78,8 @@ class Exchange:
         """Called with the seconds that each plain message has waited when it is handed over."""
         self._clock = clock
         self._number = 0
-        self._members: dict[bytes, dict[bytes, PlainMember]] = {}
+        self._members = PlainMembers(self.limits.queue_names)
+        self._flush_number = 0
         self._flushes: list[Flushing] = []
         self._largest: int | None = None
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
@@ -109,7 +105,7 @@ class Exchange:
             wire.FLUSHED.kind: self._flushed,
         }
         self.relays_groups_as_they_come = True
-        """Whether `inbound` would return a group frame unchanged, so that a driver need not ask."""
+        """Whether a group frame may be published as it came, so that a driver need not ask."""
 
     def upstream(self, frame: bytes) -> Frames:
         """Take a frame that came up a subscriber's pipe; return the frames to publish."""
@@ -132,14 +128,10 @@ class Exchange:
     def sweep(self) -> None:
         """Drop what has expired; to be called about once a second."""
         now = self._clock()
-        for channel, queue in list(self.queues.items()):
+        for channel, queue in [item for item in self.queues.items() if item[1].earliest <= now]:
             queue.expire(now)
             self._settle(channel, queue)
-        for group, members in list(self._members.items()):
-            for channel in [name for name, member in members.items() if member.expires <= now]:
-                del members[channel]
-            if not members:
-                del self._members[group]
+        self._members.expire(now)
         self._flushes = [flush for flush in self._flushes if flush.deadline > now]
         self._choose_path()
 
@@ -148,9 +140,9 @@ class Exchange:
         since = min((queue.entries[0].since for queue in self.queues.values() if queue.entries), default=None)
         return 0.0 if since is None else self._clock() - since
 
-    def groups(self) -> list[str]:
-        """Return the groups that have a member somewhere, in order."""
-        return sorted(topic[1:-1].decode(errors="replace") for topic in self.topics if topic[:1] == b"G")
+    def groups(self) -> list[bytes]:
+        """Return the names of the groups that have a member somewhere."""
+        return [topic[1:-1] for topic in self.topics if topic[:1] == b"G"]
 
     def depth(self) -> int:
         """Return how many plain messages wait."""
@@ -173,19 +165,30 @@ class Exchange:
         self.topics.add(frame[1:])
         return NOTHING
 
-    def _unsubscribed(self, frame: bytes) -> list[bytes]:
+    def _unsubscribed(self, frame: bytes) -> Frames:
         topic = frame[1:]
         self.topics.discard(topic)
-        return self._forget(topic[1:-1]) if topic[:1] == b"P" else []
+        inbox = wire.inbox_of(topic)
+        return self._forget(inbox) if inbox else NOTHING
 
     def _hello(self, frame: bytes) -> Frames:
         hello = wire.HELLO.decode(frame)
         if wire.inbox_topic(hello.inbox) not in self.topics:
             return self._dropped("stray")  # its pipe would have told of the subscription first
+        if hello.version != wire.VERSION:
+            self.drops["other version"] += 1
+            return [self._welcome(hello.inbox, hello.session)]  # says our version; nothing else would be understood
+        known = self.clients.get(hello.inbox)
+        if known is not None and hello.session < known.session:
+            return self._dropped("stray")  # of a connection that died, read after its successor's
         self.peers_expected = max(self.peers_expected, hello.peers)
-        self._take_credit(hello.inbox)
-        self.clients[hello.inbox] = Client(hello.session)
-        return [self._welcome(hello.inbox, hello.session)]
+        if known is None or hello.session != known.session:
+            self._take_credit(hello.inbox)
+            self.clients[hello.inbox] = Client(hello.session)
+        return [
+            self._welcome(hello.inbox, hello.session),
+            *(self._empty(hello.inbox, flush) for flush in self._flushes if hello.inbox in flush.waiting),
+        ]
 
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         return wire.WELCOME.encode(
@@ -216,13 +219,12 @@ class Exchange:
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
-        members = self._members.get(frame[1:end])
+        members = self._members.of(frame[1:end], self._clock())
         if not members:
             return (frame,)
-        now, payload, out = self._clock(), frame[start:], [frame]
-        for channel, member in list(members.items()):
-            if member.expires > now:
-                out += self._enqueue(channel, payload, ttl, member.capacity)[1]
+        payload, out = frame[start:], [frame]
+        for channel, member in members:
+            out += self._enqueue(channel, payload, ttl, member.capacity)[1]
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
@@ -234,15 +236,21 @@ class Exchange:
         head = frame[: wire.SUB_KIND + 1]
         if len(head) <= wire.SUB_KIND or head.find(b"\0") != wire.SUB_KIND - 1 or head[-1] not in wire.RELAYED:
             raise wire.FrameError("clients may not send this kind")
-        if frame[wire.SUB_KIND] == wire.ASK.kind and frame[1 : wire.SUB_KIND - 1] not in self.clients:
+        if head[-1] == wire.ASK.kind:
             ask = wire.ASK.decode(frame)
-            return (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
-        if frame[wire.SUB_KIND] == wire.DIRECT:
+            if not wire.inbox_of(wire.inbox_topic(ask.reply)):
+                raise wire.FrameError("nobody could be answered")
+            return (frame,) if ask.inbox in self.clients else (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
+        if head[-1] == wire.CONFIRM.kind:
+            wire.CONFIRM.decode(frame)
+        else:
+            if len(frame) < len(head) + wire.ORDER_SIZE:
+                raise wire.FrameError("a message ends before its payload")
             cause = self._refused(frame)
             if cause:
                 return self._dropped(cause)
-            if frame[: wire.SUB_KIND] not in self.topics:
-                return self._dropped("no such process")
+        if head[:-1] not in self.topics:
+            return self._dropped("no such process")
         return (frame,)
 
     # Plain channels
@@ -258,9 +266,10 @@ class Exchange:
         return [self._confirm(send.inbox, send.n, status), *jobs]
 
     def _enqueue(self, channel: bytes, payload: bytes, ttl: int, capacity: int) -> tuple[wire.Status, list[bytes]]:
-        if self._out_of_space(payload):
+        queue = self.queues.get(channel)
+        if not (queue and queue.readers) and self._out_of_space(payload):
             return wire.Status.FULL, []
-        queue = self._queue(channel)
+        queue = queue or self._new_queue(channel)
         if queue is None:
             return wire.Status.REFUSED, []
         now = self._clock()
@@ -278,20 +287,29 @@ class Exchange:
         queue = self._queue(ready.channel)
         if queue is None:
             return NOTHING
-        client.channels.add(ready.channel)
         credit = queue.open_window(ready.inbox, ready.session, ready.limit)
+        if ready.ask == wire.Question.FORGET:
+            queue.forget(ready.inbox)
+        if ready.inbox in queue.credits:
+            client.channels.add(ready.channel)
+        else:
+            client.channels.discard(ready.channel)
         out = self._hand_over(ready.channel, queue)
-        if ready.ask:
+        if ready.ask == wire.Question.HANDED:
             out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
         return out
 
-    def _back(self, frame: bytes) -> list[bytes]:
+    def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
+        if self._flushes:
+            return self._dropped("flushed")
         queue = None if self._out_of_space(back.payload) else self._queue(back.channel)
         if queue is None:
-            return []
+            return NOTHING
         now = self._clock()
-        queue.put_back(Entry(back.number, now + back.ttl / 1000, now, back.payload))
+        # A number that was not given here yet comes from another instance: older than all that waits here.
+        number = back.number if back.number <= self._number else 0
+        queue.put_back(Entry(number, now + back.ttl / 1000, now, back.payload))
         return self._hand_over(back.channel, queue)
 
     def _out_of_space(self, payload: bytes) -> bool:
@@ -301,12 +319,13 @@ class Exchange:
         return full
 
     def _queue(self, channel: bytes) -> PlainQueue | None:
-        queue = self.queues.get(channel)
-        if queue is None:
-            if len(self.queues) >= self.limits.queue_names:
-                self.drops["queue names"] += 1
-                return None
-            queue = self.queues[channel] = PlainQueue()
+        return self.queues.get(channel) or self._new_queue(channel)
+
+    def _new_queue(self, channel: bytes) -> PlainQueue | None:
+        if len(self.queues) >= self.limits.queue_names:
+            self.drops["queue names"] += 1
+            return None
+        queue = self.queues[channel] = PlainQueue()
         return queue
 
     def _hand_over(self, channel: bytes, queue: PlainQueue) -> list[bytes]:
@@ -334,32 +353,16 @@ class Exchange:
         member = wire.MEMBER.decode(frame)
         if member.inbox not in self.clients:
             return self._dropped("stray")
-        status, out = self._join(member) if member.add else self._leave(member)
-        self._choose_path()
-        return [*out, self._confirm(member.inbox, member.n, status)]
-
-    def _join(self, member: wire.Member) -> tuple[wire.Status, list[bytes]]:
-        known = self._members.get(member.group, {}).get(member.channel)
-        if known is None and sum(map(len, self._members.values())) >= self.limits.queue_names:
+        status, told = wire.Status.OK, frozenset[bytes]()
+        if not member.add:
+            told = self._members.leave(member.group, member.channel) & self.clients.keys()
+        elif not self._members.join(member, self._clock(), self.clients):
             self.drops["queue names"] += 1
-            return wire.Status.REFUSED, []
-        channels = self._members.setdefault(member.group, {})
-        expires = self._clock() + (member.life - member.age) / 1000 if member.life else inf
-        channels[member.channel] = PlainMember(
-            max(expires, known.expires) if known else expires,
-            member.capacity,
-            {member.inbox, *(known.adders & self.clients.keys() if known else ())},
-        )
-        return wire.Status.OK, []
-
-    def _leave(self, member: wire.Member) -> tuple[wire.Status, list[bytes]]:
-        channels = self._members.get(member.group, {})
-        known = channels.pop(member.channel, None)
-        if not channels:
-            self._members.pop(member.group, None)
-        return wire.Status.OK, [
-            wire.REMOVED.encode(wire.Removed(adder, member.group, member.channel))
-            for adder in (known.adders if known else ())
+            status = wire.Status.REFUSED
+        self._choose_path()
+        return [
+            *(wire.REMOVED.encode(wire.Removed(adder, member.group, member.channel)) for adder in sorted(told)),
+            self._confirm(member.inbox, member.n, status),
         ]
 
     # Requests about the exchange itself
@@ -372,27 +375,29 @@ class Exchange:
         request = wire.FLUSH.decode(frame)
         if request.inbox not in self.clients:
             return self._dropped("stray")
-        for queue in self.queues.values():
-            queue.clear()
+        if len(self._flushes) >= MAX_FLUSHES:
+            return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
         for channel, queue in list(self.queues.items()):
+            queue.clear()
             self._settle(channel, queue)
         self._members.clear()
-        flush = Flushing(request, self._clock() + min(request.ttl / 1000, MAX_FLUSH), set(self.clients))
+        self._flush_number += 1
+        deadline = self._clock() + min(request.ttl / 1000, MAX_FLUSH)
+        flush = Flushing(self._flush_number, request, deadline, set(self.clients))
         self._flushes.append(flush)
         self._choose_path()
-        out = [wire.EMPTY.encode(wire.Empty(inbox, request.n)) for inbox in self.clients]
-        return out + self._finish_flushes()
+        return [self._empty(inbox, flush) for inbox in self.clients]
+
+    def _empty(self, inbox: bytes, flush: Flushing) -> bytes:
+        return wire.EMPTY.encode(wire.Empty(inbox, flush.number))
 
     def _flushed(self, frame: bytes) -> list[bytes]:
         answer = wire.FLUSHED.decode(frame)
-        return self._answered(answer.inbox, [flush for flush in self._flushes if flush.request.n == answer.n])
+        return self._answered(answer.inbox, [flush for flush in self._flushes if flush.number == answer.n])
 
     def _answered(self, inbox: bytes, flushes: list[Flushing]) -> list[bytes]:
         for flush in flushes:
             flush.waiting.discard(inbox)
-        return self._finish_flushes()
-
-    def _finish_flushes(self) -> list[bytes]:
         done = [flush for flush in self._flushes if not flush.waiting]
         for flush in done:
             self._flushes.remove(flush)
@@ -400,7 +405,7 @@ class Exchange:
         return [self._confirm(flush.request.inbox, flush.request.n, wire.Status.OK) for flush in done]
 
     def _choose_path(self) -> None:
-        self.relays_groups_as_they_come = not (self._members or self._flushes or self._largest is not None)
+        self.relays_groups_as_they_come = not (self._members.count or self._flushes or self._largest is not None)
 
     def _refused(self, frame: bytes) -> str:
         if self._flushes:

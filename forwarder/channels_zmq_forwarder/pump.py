@@ -5,9 +5,10 @@ loop is driven by whoever watches the two file descriptors (`server`); a turn ne
 frames, so that health checks and subscriptions are served under any load.
 """
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import IO, cast
 
 import zmq
 
@@ -15,7 +16,8 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
 
 FRAMES_A_TURN = 1000
-_GROUP = wire.GROUP
+IPC = "ipc://"
+_POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
 
 
 class AddressError(Exception):
@@ -65,14 +67,24 @@ class Pump:
         for socket in (self._pull, self._xpub):
             socket.set(zmq.MAXMSGSIZE, marks.max_frame)
             socket.set(zmq.BACKLOG, 4096)
+        self._send = _without_wrapper(self._xpub)
+        self._guards: list[IO[str]] = []
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
-        """Bind XPUB and return the addresses with the ports that were chosen."""
-        return [bind(self._xpub, address) for address in addresses]
+        """Bind XPUB and return the addresses with the ports that were chosen.
+
+        Raises:
+            AddressError: One of them cannot be bound.
+        """
+        return [self._bind(self._xpub, address) for address in addresses]
 
     def bind_pull(self, addresses: Sequence[str]) -> list[str]:
-        """Bind PULL and return the addresses with the ports that were chosen."""
-        return [bind(self._pull, address) for address in addresses]
+        """Bind PULL and return the addresses with the ports that were chosen.
+
+        Raises:
+            AddressError: One of them cannot be bound.
+        """
+        return [self._bind(self._pull, address) for address in addresses]
 
     def descriptors(self) -> tuple[int, int]:
         """Return the file descriptors that become readable when a turn may be due (edge-triggered)."""
@@ -80,15 +92,15 @@ class Pump:
 
     def turn(self) -> bool:
         """Move what is there, at most `FRAMES_A_TURN` each way; return whether more may be there."""
-        more = self._read_subscribers()
+        more = readable(self._xpub) and self._read_subscribers()
         more = self._read_producers() or more
-        return more or readable(self._xpub) or readable(self._pull)
+        # PULL was found empty last, so its descriptor will tell; XPUB may have taken input in while it sent.
+        return more or readable(self._xpub)
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Send frames to whoever is subscribed to them. Never blocks: a full subscriber misses them."""
-        send = self._xpub.send
         for frame in frames:
-            send(frame, zmq.DONTWAIT)
+            self._send(frame, zmq.DONTWAIT)
             self.traffic.bytes_out += len(frame)
         self.traffic.frames_out += len(frames)
 
@@ -96,6 +108,14 @@ class Pump:
         """Close both sockets; what was published is still delivered within the linger time."""
         self._pull.close()
         self._xpub.close()
+        for guard in self._guards:
+            guard.close()
+
+    def _bind(self, socket: "zmq.Socket[bytes]", address: str) -> str:
+        held = guard(address)
+        if held is not None:
+            self._guards.append(held)
+        return bind(socket, address)
 
     def _read_subscribers(self) -> bool:
         recv, upstream = self._xpub.recv, self.exchange.upstream
@@ -108,27 +128,34 @@ class Pump:
         return True
 
     def _read_producers(self) -> bool:
-        recv, send, exchange = self._pull.recv, self._xpub.send, self.exchange
-        flag, size, count, relayed, relayed_size = zmq.DONTWAIT, 0, 0, 0, 0
+        recv, send, exchange = self._pull.recv, self._send, self.exchange
+        flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
+        as_they_come = exchange.relays_groups_as_they_come
         try:
-            for count in range(FRAMES_A_TURN):  # noqa: B007 - it is read below, after the loop
+            for _ in range(FRAMES_A_TURN):
                 frame = recv(flag)
-                if exchange.relays_groups_as_they_come and frame[:1] == b"G":
+                if as_they_come and frame[:1] == b"G":
                     send(frame, flag)
                     relayed += 1
                     relayed_size += len(frame)
                 else:
+                    others += 1
+                    others_size += len(frame)
                     self.publish(exchange.inbound(frame))
-                size += len(frame)
-            count += 1
+                    as_they_come = exchange.relays_groups_as_they_come
         except zmq.Again:
             return False
         finally:
-            self.traffic.frames_in += count
-            self.traffic.bytes_in += size
+            self.traffic.frames_in += relayed + others
+            self.traffic.bytes_in += relayed_size + others_size
             self.traffic.frames_out += relayed
             self.traffic.bytes_out += relayed_size
         return True
+
+
+def _without_wrapper(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
+    """Return the `send` that pyzmq's own one calls in the end: 290 ns a frame instead of 430, with `recv`."""
+    return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
 
 
 def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
@@ -153,6 +180,30 @@ def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
     return cast(bytes, socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
 
+def guard(address: str) -> IO[str] | None:
+    """Lock the file beside an `ipc://` path, for ZeroMQ lets a second process bind the path and steal it.
+
+    Returns:
+        The locked file, to be kept open as long as the socket; None if the address needs none.
+
+    Raises:
+        AddressError: The file cannot be written, or another process holds it.
+    """
+    path = address.removeprefix(IPC)
+    if path == address or path.startswith(("@", "*")):
+        return None
+    try:
+        lock = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
+    except OSError as error:
+        raise AddressError(f"cannot bind {address}: its lock file cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise AddressError(f"cannot bind {address}: another process has it") from error
+    return lock
+
+
 def number(socket: "zmq.Socket[bytes]", option: int) -> int:
     """Return an option of a socket that is a number."""
     return cast(int, socket.get(option))
@@ -160,4 +211,4 @@ def number(socket: "zmq.Socket[bytes]", option: int) -> int:
 
 def readable(socket: "zmq.Socket[bytes]") -> bool:
     """Return whether something can be received now; asking also lets libzmq do what is due on the socket."""
-    return number(socket, zmq.EVENTS) & zmq.POLLIN != 0
+    return number(socket, zmq.EVENTS) & _POLLIN != 0

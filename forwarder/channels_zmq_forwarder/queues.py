@@ -44,7 +44,11 @@ class Credit:
     session: int
     limit: int = 0
     handed: int = 0
-    queued: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one more message may be handed over."""
+        return self.handed < self.limit
 
 
 @dataclass(slots=True)
@@ -59,9 +63,15 @@ class PlainQueue:
     """What of `size` the owner of the queue has added to its total."""
     expired: int = 0
     """Messages dropped since the owner last looked and set this to 0."""
-    _turns: deque[bytes] = field(default_factory=deque)
-    _earliest: float = inf
+    earliest: float = inf
     """No message expires before this; spares a scan for each message refused by a full queue."""
+    _turns: deque[bytes] = field(default_factory=deque)
+    """The readers whose window is open, each once; the first is next."""
+
+    @property
+    def readers(self) -> int:
+        """How many readers have their window open: if there are any, a message that comes now need not wait."""
+        return len(self._turns)
 
     @property
     def idle(self) -> bool:
@@ -87,20 +97,28 @@ class PlainQueue:
         self._count(entry)
 
     def open_window(self, inbox: bytes, session: int, limit: int) -> Credit:
-        """Say how far a client may go in its session; a new session begins at nothing handed."""
-        credit = self.credits.get(inbox)
-        if credit is None or credit.session != session:
-            credit = self.credits[inbox] = Credit(session, queued=credit is not None and credit.queued)
+        """Say how far a client may go in its session; a new session begins at nothing handed.
+
+        A window that is closed before anything passed is not remembered: it would begin the same way again.
+        """
+        credit = self.credits.get(inbox) or Credit(session)
+        was_open = credit.is_open
+        if credit.session != session:
+            credit = Credit(session)
+        self.credits[inbox] = credit
         credit.limit = limit
-        if not credit.queued and credit.handed < limit:
-            credit.queued = True
+        if credit.is_open and not was_open:
             self._turns.append(inbox)
+        elif was_open and not credit.is_open:
+            self._turns.remove(inbox)
+        if not limit and not credit.handed:
+            del self.credits[inbox]
         return credit
 
     def forget(self, inbox: bytes) -> None:
         """Take back all credit of a client that is gone."""
         credit = self.credits.pop(inbox, None)
-        if credit is not None and credit.queued:
+        if credit is not None and credit.is_open:
             self._turns.remove(inbox)
 
     def hand_over(self, now: float) -> Iterator[Handover]:
@@ -112,24 +130,22 @@ class PlainQueue:
                 continue
             inbox = self._turns.popleft()
             credit = self.credits[inbox]
-            if credit.handed < credit.limit:
-                credit.handed += 1
-                entry = self.entries.popleft()
-                self.size -= ENTRY_SIZE + len(entry.payload)
-                yield Handover(inbox, credit.session, entry)
-            credit.queued = credit.handed < credit.limit
-            if credit.queued:
+            credit.handed += 1
+            if credit.is_open:
                 self._turns.append(inbox)
+            entry = self.entries.popleft()
+            self.size -= ENTRY_SIZE + len(entry.payload)
+            yield Handover(inbox, credit.session, entry)
 
     def expire(self, now: float) -> None:
         """Drop what has expired."""
-        if now < self._earliest:
+        if now < self.earliest:
             return
         before = len(self.entries)
         self.entries = deque(entry for entry in self.entries if entry.deadline > now)
         self.size = sum(ENTRY_SIZE + len(entry.payload) for entry in self.entries)
         self.expired += before - len(self.entries)
-        self._earliest = min((entry.deadline for entry in self.entries), default=inf)
+        self.earliest = min((entry.deadline for entry in self.entries), default=inf)
 
     def clear(self) -> None:
         """Drop everything that waits; credit stays."""
@@ -138,4 +154,4 @@ class PlainQueue:
 
     def _count(self, entry: Entry) -> None:
         self.size += ENTRY_SIZE + len(entry.payload)
-        self._earliest = min(self._earliest, entry.deadline)
+        self.earliest = min(self.earliest, entry.deadline)

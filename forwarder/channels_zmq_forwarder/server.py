@@ -11,7 +11,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import zmq
@@ -44,12 +44,11 @@ async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Se
     """
     server = Server(settings)
     try:
-        async with server.admin.serving(settings.admin_address):
-            await server.start()
-            if ready is not None:
+        async with server.admin.serving(settings.admin_address), server.beating():
+            await server.start(stop)
+            if ready is not None and not stop.is_set():
                 ready(server)
-            async with server.beating():
-                await stop.wait()
+            await stop.wait()
             logger.info("stopping")
     finally:
         server.close()
@@ -75,33 +74,48 @@ class Server:
         self.pull_addresses: list[str] = []
         self._memory_limit = settings.memory_limit or cgroup_memory_limit()
         self._turn_is_due = False
+        self._closed = False
 
-    async def start(self) -> None:
-        """Open for consumers, wait for those of the last instance, open for producers."""
+    async def start(self, stop: asyncio.Event) -> None:
+        """Open for consumers, wait for those of the last instance, open for producers; unless `stop` comes first."""
         loop = asyncio.get_running_loop()
         self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
         for descriptor in self.pump.descriptors():
-            loop.add_reader(descriptor, self._turn)
-        self._turn()
+            loop.add_reader(descriptor, self._input)
+        self._input()
         logger.info("consumers are welcome at %s", ", ".join(self.pub_addresses))
-        await self._settle()
+        if not await self._settle(stop):
+            return
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
         self.pump.publish(self.exchange.enter(wire.State.SERVING))
-        self._turn()
+        self._input()
         logger.info("producers are welcome at %s", ", ".join(self.pull_addresses))
 
-    async def _settle(self) -> None:
+    async def _settle(self, stop: asyncio.Event) -> bool:
         begun = time.monotonic()
         while (waited := time.monotonic() - begun) < self.settings.settle_at_most:
             back = len(self.exchange.clients) >= self.exchange.peers_expected
             if waited >= self.settings.settle and back:
-                return
-            await asyncio.sleep(max(0.0, min(BEAT, self.settings.settle - waited)) or BEAT)
+                break
+            pause = self.settings.settle - waited if waited < self.settings.settle else BEAT
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), min(BEAT, pause))
+                break
+        return not stop.is_set()
+
+    def _input(self) -> None:
+        if not self._turn_is_due:  # one chain of turns at a time, or each new frame would begin another
+            self._turn()
 
     def _turn(self) -> None:
-        self._turn_is_due = self.pump.turn()
-        if self._turn_is_due:
-            asyncio.get_running_loop().call_soon(self._turn)
+        if self._closed:
+            return
+        self._turn_is_due = True  # if the turn fails, the next one takes what is left: the descriptor tells only once
+        try:
+            self._turn_is_due = self.pump.turn()
+        finally:
+            if self._turn_is_due:
+                asyncio.get_running_loop().call_soon(self._turn)
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
@@ -111,6 +125,8 @@ class Server:
             yield
         finally:
             beat.cancel()
+            with suppress(asyncio.CancelledError):
+                await beat
 
     async def _beat(self) -> None:
         swept = 0.0
@@ -132,6 +148,7 @@ class Server:
 
     def close(self) -> None:
         """Stop watching the sockets and close them; what was published is still delivered, for a second at most."""
+        self._closed = True
         loop = asyncio.get_running_loop()
         for descriptor in self.pump.descriptors():
             loop.remove_reader(descriptor)

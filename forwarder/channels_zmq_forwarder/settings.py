@@ -43,24 +43,36 @@ class Settings(BaseSettings):
         "127.0.0.1:9600",
         description="Host and port of /livez, /readyz, /metrics and the status page; empty for none.",
     )
-    pull_high_water_mark: int = Field(10_000, gt=0, description="Frames taken from each producer ahead of their turn.")
+    pull_high_water_mark: int = Field(
+        10_000, gt=0, lt=2**31, description="Frames taken from each producer ahead of their turn."
+    )
     pub_high_water_mark: int = Field(
-        10_000, gt=0, description="Frames kept for a subscriber that does not read; further ones it misses."
+        10_000,
+        gt=0,
+        lt=2**31,
+        description="Frames kept for a subscriber that does not read; further ones it misses. A burst is sure of half.",
     )
     max_message_size: ByteSize = Field(
-        ByteSize(16 * 2**20), gt=0, description="Largest payload, e.g. 16MiB; a larger frame cuts its sender off."
+        ByteSize(16 * 2**20),
+        gt=0,
+        le=2**40,
+        description="Largest payload, e.g. 16MiB; a larger frame cuts its sender off.",
     )
     queue_bytes: ByteSize = Field(ByteSize(256 * 2**20), gt=0, description="What all plain queues hold together.")
     queue_names: int = Field(100_000, gt=0, description="How many plain queues there may be.")
     memory_limit: ByteSize = Field(
         ByteSize(0),
+        ge=0,
         description="Above 70 % of it large messages are refused, above 90 % all. 0: the cgroup's limit, if any.",
     )
     settle: float = Field(
-        0.5, ge=0, description="Seconds between opening for consumers and opening for producers, at the least."
+        0.5, ge=0, le=3600, description="Seconds between opening for consumers and opening for producers, at the least."
     )
     settle_at_most: float = Field(
-        5.0, ge=0, description="Seconds after which producers are let in even if not all earlier consumers are back."
+        5.0,
+        ge=0,
+        le=3600,
+        description="Seconds after which producers are let in even if not all earlier consumers are back.",
     )
     log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")

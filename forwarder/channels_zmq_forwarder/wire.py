@@ -5,6 +5,7 @@ no sockets, no clock. `docs/wire-protocol.md` describes the same for other langu
 
 Integers are unsigned and big-endian, durations are milliseconds, names are UTF-8 and never hold a NUL. An *inbox* is 16
 lowercase hexadecimal digits and names one client process; an *instance* is 8 bytes and names one run of an exchange.
+`Hello` and `Welcome` may have more bytes than we know, so that a later version is still recognised as one.
 """
 
 import struct
@@ -28,13 +29,25 @@ FLAG_FIRST = 1
 MAX_MILLISECONDS = 2**32 - 1
 MAX_OVERHEAD = 4096
 """Bytes that a frame may have beyond its payload. Names are under 100 characters, so far fewer are used."""
+MAX_NAME = 400
+"""Bytes of the longest name: Channels allows 99 characters, of up to four bytes each."""
 NO_INSTANCE = bytes(8)
+_HEX_DIGITS = b"0123456789abcdef"
 
 T = TypeVar("T", bound=tuple[object, ...])
 
 
 class FrameError(ValueError):
     """Bytes that are no frame of this format; the reason is the message. They come from strangers, never from us."""
+
+
+class Question(IntEnum):
+    """What a client wants to know, or be forgotten of, when it says `Ready`."""
+
+    NOTHING = 0
+    HANDED = 1
+    FORGET = 2
+    """This client has closed its window and counts from zero if it ever reads the channel again."""
 
 
 class State(IntEnum):
@@ -62,28 +75,37 @@ class Layout(Generic[T]):
         numbers: `struct` format of the fixed-size fields.
         names: How many names follow; none of them may be empty.
         payload: Whether bytes of any content end the frame.
+        grows: Whether a later version may append what this one ignores.
     """
 
     def __init__(
-        self, make: Callable[..., T], head: bytes, numbers: str, *, names: int = 0, payload: bool = False
+        self,
+        make: Callable[..., T],
+        head: bytes,
+        numbers: str,
+        *,
+        names: int = 0,
+        payload: bool = False,
+        grows: bool = False,
     ) -> None:
         self.kind = head[-1]
-        self._make = make
-        self._numbers = struct.Struct(numbers)
+        self.make = make
+        self.numbers = struct.Struct(numbers)
         self._before, self._behind = head[:1], b"\0" + head[1:] if head[1:] else b""
         self._start = len(head[:1]) + INBOX_SIZE + len(self._behind)
-        self._tail = self._start + self._numbers.size
-        self._names, self._parts = names, names + payload
+        self._tail = self._start + self.numbers.size
+        self.names, self.parts = names, names + payload
+        self._grows = grows
 
     def encode(self, frame: T) -> bytes:
         """Return the bytes of a frame."""
-        count = len(frame) - self._parts
+        count = len(frame) - self.parts
         tail = cast(tuple[bytes, ...], frame[count:])
         return b"%b%b%b%b%b" % (
             self._before,
             cast(bytes, frame[0]),
             self._behind,
-            self._numbers.pack(*frame[1:count]),
+            self.numbers.pack(*frame[1:count]),
             tail[0] if len(tail) == 1 else b"\0".join(tail),
         )
 
@@ -91,20 +113,27 @@ class Layout(Generic[T]):
         """Return the frame that bytes of this kind hold.
 
         Raises:
-            FrameError: They are too short, or a name is missing.
+            FrameError: They are too short, of another kind, or a name is missing or too long.
         """
         if len(data) < self._tail:
             raise FrameError(f"a frame of kind {chr(self.kind)!r} has at least {self._tail} bytes")
         inbox = data[1 : 1 + INBOX_SIZE]
-        if b"\0" in inbox:
+        if inbox.translate(None, _HEX_DIGITS):
             raise FrameError("no inbox stands behind the kind")
-        numbers = self._numbers.unpack_from(data, self._start)
-        if not self._parts:
-            return self._make(inbox, *numbers)
-        tail = data[self._tail :].split(b"\0", self._parts - 1)
-        if len(tail) != self._parts or not all(tail[: self._names]) or (self._names == len(tail) and b"\0" in tail[-1]):
+        if data[:1] != self._before or data[1 + INBOX_SIZE : self._start] != self._behind:
+            raise FrameError(f"a frame is not of kind {chr(self.kind)!r}")
+        numbers = self.numbers.unpack_from(data, self._start)
+        if not self.parts:
+            if len(data) > self._tail and not self._grows:
+                raise FrameError(f"a frame of kind {chr(self.kind)!r} has {self._tail} bytes")
+            return self.make(inbox, *numbers)
+        tail = data[self._tail :].split(b"\0", self.parts - 1)
+        if len(tail) != self.parts:
             raise FrameError(f"a frame of kind {chr(self.kind)!r} lacks a name")
-        return self._make(inbox, *numbers, *tail)
+        for label in tail[: self.names]:
+            if not 0 < len(label) <= MAX_NAME or b"\0" in label:
+                raise FrameError(f"a name has 1 to {MAX_NAME} bytes and no NUL")
+        return self.make(inbox, *numbers, *tail)
 
 
 class Hello(NamedTuple):
@@ -124,7 +153,7 @@ class Sync(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """How many jobs in all, of one plain channel and session, the client will have taken; `ask` wants `Handed`."""
+    """How many jobs in all, of one plain channel and session, the client will have taken; `ask` is a `Question`."""
 
     inbox: bytes
     session: int
@@ -262,7 +291,7 @@ class Empty(NamedTuple):
     n: int
 
 
-HELLO = Layout(Hello, b"H", ">BII")
+HELLO = Layout(Hello, b"H", ">BII", grows=True)
 SYNC = Layout(Sync, b"Y", ">Q")
 READY = Layout(Ready, b"R", ">IQB", names=1)
 BACK = Layout(Back, b"B", ">QI", names=1, payload=True)
@@ -273,7 +302,7 @@ FLUSH = Layout(Flush, b"F", ">QI")
 FLUSHED = Layout(Flushed, b"f", ">Q")
 ASK = Layout(Ask, b"Pa", ">QB", names=3)
 CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
-WELCOME = Layout(Welcome, b"Pw", ">BB8sII")
+WELCOME = Layout(Welcome, b"Pw", ">BB8sII", grows=True)
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
 JOB = Layout(Job, b"Pj", ">IQI", names=1, payload=True)
@@ -299,6 +328,13 @@ def inbox_topic(inbox: bytes) -> Topic:
     return Topic(b"P%b\0" % inbox)
 
 
+def inbox_of(topic: bytes) -> bytes:
+    """Return the inbox that a topic is of, or nothing if it is no inbox's topic."""
+    inbox = topic[1:-1]
+    is_one = len(inbox) == INBOX_SIZE and topic == inbox_topic(inbox) and not inbox.translate(None, _HEX_DIGITS)
+    return inbox if is_one else b""
+
+
 def direct_prefix(inbox: bytes) -> bytes:
     """Return what every direct message to a process begins with."""
     return b"P%b\0d" % inbox
@@ -310,6 +346,8 @@ def direct_body(channel: str, payload: bytes) -> bytes:
 
 
 _ORDER = struct.Struct(">8sQBI")
+ORDER_SIZE = _ORDER.size
+"""Bytes between the prefix of a group or direct message and its body."""
 _ORDER_NUMBERS = struct.Struct(">QBI")
 
 
@@ -383,4 +421,4 @@ def name(data: bytes) -> str:
 
 def milliseconds(seconds: float) -> int:
     """Return a duration as frames carry it: at least 0, at most 49 days."""
-    return max(0, min(MAX_MILLISECONDS, round(seconds * 1000)))
+    return round(max(0.0, min(float(MAX_MILLISECONDS), seconds * 1000)))

@@ -1,0 +1,267 @@
+"""Write the generated files: the test vectors of the wire format, and the tables in pages that people wrote.
+
+Run by `make generate`; running it again changes nothing. A table stands in its page between two markers,
+
+    <!-- generated: NAME -->
+    <!-- end of NAME -->
+
+and comes from the function that `PAGES` names for it. To generate another one: write the markers into the page and a
+function that returns the lines between them, and enter both in `PAGES`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ByteSize
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.admin import Admin
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_forwarder.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = ROOT / "docs" / "wire-vectors.json"
+Fields = dict[str, Any]
+AnyLayout = wire.Layout[Any]
+
+INBOX = b"0123456789abcdef"
+HEXADECIMAL = ("instance", "payload", "sender")
+"""Fields whose bytes the vectors show in hexadecimal; all other bytes are text."""
+LAYOUTS: dict[str, AnyLayout] = {
+    name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)
+}
+
+
+def main() -> None:
+    """Write every generated file that is not up to date."""
+    _write(VECTORS, json.dumps(vectors(), indent=2, ensure_ascii=False) + "\n")
+    for page, tables in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = _filled(text, name, "\n".join(table()), page)
+        _write(page, text)
+
+
+def _filled(text: str, name: str, table: str, page: Path) -> str:
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise SystemExit(f"{page} lacks the markers of {name!r}, or has them twice")
+    return pattern.sub(lambda _: f"{begin}\n\n{table}\n\n{end}", text)
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+# Test vectors
+
+
+def vectors() -> dict[str, Any]:
+    """Return the content of `wire-vectors.json`."""
+    return {
+        "about": "Test vectors of the wire format, described in wire-protocol.md. Written by docs/generate.py.",
+        "version": wire.VERSION,
+        "encoding": f"frames and the fields {', '.join(HEXADECIMAL)} in hexadecimal; other bytes as text",
+        "frames": [_vector(name, layout, *case) for name, layout in LAYOUTS.items() for case in _cases(layout)],
+        "messages": [_message(*case) for case in _message_cases()],
+        "malformed": list(_malformed()),
+    }
+
+
+def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
+    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
+    bits = {"B": 8, "I": 32, "Q": 64}
+    small = [b"\x01\x02\x03\x04\x05\x06\x07\x08" if code == "s" else index + 1 for index, code in enumerate(codes)]
+    largest = [b"\xff" * 8 if code == "s" else 2 ** bits[code] - 1 for code in codes]
+    zero = [bytes(8) if code == "s" else 0 for code in codes]
+    names = [b"fedcba9876543210", b"room", b"jobs"][-layout.names :] if layout.names else []
+    payload = [b"\x81\xa4text\xa2hi"] if layout.parts > layout.names else []
+    yield "small numbers", [*small, *names, *payload]
+    yield "zeros", [*zero, *names, *payload]
+    yield "largest numbers", [*largest, *names, *payload]
+    if names:
+        foreign = [*names[:-1], "Zürich.\u0967\u0968\U0001d7d8".encode()]
+        longest = [*names[:-1], ("\U0001d7d8" * 99).encode()]
+        yield "a name that is not ASCII", [*small, *foreign, *payload]
+        yield "the longest name", [*small, *longest, *payload]
+    if payload:
+        yield "empty payload", [*small, *names, b""]
+        yield "a payload with NULs", [*small, *names, b"\x00\x01\x00"]
+
+
+def _vector(name: str, layout: AnyLayout, title: str, values: list[Any]) -> Fields:
+    frame = layout.make(INBOX, *values)
+    fields = {field: _shown(field, value) for field, value in zip(frame._fields, frame, strict=True)}
+    return {"name": f"{name}: {title}", "kind": name, "fields": fields, "hex": layout.encode(frame).hex()}
+
+
+def _shown(field: str, value: Any) -> Any:
+    if not isinstance(value, bytes):
+        return value
+    return value.hex() if field in HEXADECIMAL else value.decode()
+
+
+def _message_cases() -> Iterator[tuple[str, Fields]]:
+    typical: Fields = {"sender": b"\x11" * 8, "number": 123_456_789, "flags": 0, "ttl": 60_000, "payload": b"\x80"}
+    first: Fields = typical | {"flags": wire.FLAG_FIRST}
+    largest: Fields = typical | {"sender": b"\xff" * 8, "number": 2**64 - 1, "flags": 255, "ttl": 2**32 - 1}
+    for title, fields in (
+        ("typical", typical),
+        ("the first of a run", first),
+        ("largest numbers", largest),
+        ("empty payload", typical | {"payload": b""}),
+        ("a payload with NULs", typical | {"payload": b"\x00\x00"}),
+    ):
+        yield title, {"group": "room"} | fields
+        yield title, {"inbox": INBOX, "channel": "specific.0123456789abcdef!a1b2"} | fields
+    yield "a name that is not ASCII", {"group": "Zürich"} | typical
+    yield "a name that is not ASCII", {"inbox": INBOX, "channel": "Zürich.0123456789abcdef!a1b2"} | typical
+
+
+def _message(title: str, fields: Fields) -> Fields:
+    if "group" in fields:
+        kind, body = "group", fields["payload"]
+        prefix: bytes = wire.group_topic(fields["group"])
+    else:
+        kind, prefix = "direct", wire.direct_prefix(fields["inbox"])
+        body = wire.direct_body(fields["channel"], fields["payload"])
+    frame = wire.ordered(prefix, fields["sender"], fields["number"], fields["flags"], fields["ttl"], body)
+    shown = {name: _shown(name, value) for name, value in fields.items()}
+    return {"name": f"{kind}: {title}", "kind": kind, "fields": shown, "hex": frame.hex()}
+
+
+def _malformed() -> Iterator[Fields]:
+    """Yield bytes that a decoder must refuse, with the kind that they claim to be."""
+    for name, layout in LAYOUTS.items():
+        _, values = next(_cases(layout))
+        good = layout.encode(layout.make(INBOX, *values))
+        head = len(good) - len(b"\0".join(values[len(values) - layout.parts :] if layout.parts else []))
+        bad = {
+            "cut within the numbers": good[: head - 1],
+            "an inbox in capitals": good.replace(INBOX, INBOX.upper(), 1),
+            "another kind": b"?" + good[1:],
+        }
+        if layout.names:
+            bad["no name"] = good[:head]
+            bad["an empty name"] = good[:head] + b"\0" * (layout.parts - 1)
+            texts = [b"n" * (wire.MAX_NAME + 1)] * layout.names + [b""] * (layout.parts - layout.names)
+            bad["a name that is too long"] = good[:head] + b"\0".join(texts)
+        elif name not in ("hello", "welcome"):
+            bad["a byte too many"] = good + b"\0"
+        if layout in wire.INBOX_LAYOUTS:
+            bad["no NUL behind the inbox"] = good.replace(INBOX + b"\0", INBOX + b"0", 1)
+        for title, data in bad.items():
+            yield {"name": f"{name}: {title}", "kind": name, "hex": data.hex()}
+    group = wire.ordered(wire.group_topic("room"), bytes(8), 1, 0, 0, b"")
+    direct = wire.ordered(wire.direct_prefix(INBOX), bytes(8), 1, 0, 0, wire.direct_body("a!b", b""))
+    for title, kind, data in (
+        ("cut within the head", "group", group[:-1]),
+        ("no NUL", "group", b"Groom"),
+        ("no name", "group", b"G" + group[5:]),
+        ("cut within the head", "direct", direct[:30]),
+        ("no NUL behind the channel", "direct", direct[:-1]),
+        ("no channel", "direct", direct[:-4] + b"\0"),
+        ("a channel that is not UTF-8", "direct", direct[:-4] + b"\xff!b\0"),
+    ):
+        yield {"name": f"{kind}: {title}", "kind": kind, "hex": data.hex()}
+
+
+# Tables
+
+
+def frames(layouts: tuple[AnyLayout, ...]) -> Callable[[], Iterator[str]]:
+    """Return the table of some kinds of frames."""
+
+    def table() -> Iterator[str]:
+        yield "| kind | frame | fields behind the inbox, with their bytes | meaning |"
+        yield "|---|---|---|---|"
+        names = {layout.kind: name for name, layout in LAYOUTS.items() if layout in layouts}
+        for layout in layouts:
+            what = " ".join((layout.make.__doc__ or "").split())
+            yield f"| `{chr(layout.kind)}` | {names[layout.kind]} | {_fields(layout)} | {what} |"
+
+    return table
+
+
+def _fields(layout: AnyLayout) -> str:
+    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
+    sizes = {"B": "1", "I": "4", "Q": "8", "s": "8"}
+    columns = list(layout.make._fields[1:])  # type: ignore[attr-defined] # every `make` is a NamedTuple
+    numbers = [f"{name} {sizes[code]}" for name, code in zip(columns, codes, strict=False)]
+    return ", ".join([*numbers, *columns[len(codes) :]])
+
+
+def ports() -> Iterator[str]:
+    """Return which kinds of frames an exchange takes by which port."""
+    exchange = Exchange(bytes(8))
+    named = {layout.kind: name for name, layout in LAYOUTS.items() if layout in wire.CLIENT_LAYOUTS}
+    named |= {0: "unsubscribe (ZeroMQ's own)", 1: "subscribe (ZeroMQ's own)"}
+    named |= {wire.GROUP: "group message", wire.INBOX: "frame for an inbox"}
+    ways = exchange._upstream, exchange._inbound  # the two tables that the exchange itself goes by
+    yield "| first byte | frame | consumers' port (upstream of XSUB) | producers' port (PUSH) |"
+    yield "|---|---|---|---|"
+    for kind in sorted({*ways[0], *ways[1]}):
+        taken = ["yes" if kind in way else "-" for way in ways]
+        if kind == wire.INBOX:
+            taken = ["`a`, `k`", "`d`, `a`, `k`"]
+        yield f"| {f'`{chr(kind)}`' if kind > 1 else f'{kind:#04x}'} | {named[kind]} | {' | '.join(taken)} |"
+
+
+def flags() -> Iterator[str]:
+    """Return the table of the forwarder's settings."""
+    yield from settings_table(Settings, PREFIX, flag=True)
+
+
+def settings_table(model: type[BaseSettings], prefix: str, *, flag: bool) -> Iterator[str]:
+    """Return a table of settings: flag, environment variable, default and description."""
+    yield f"| {'flag | ' if flag else ''}variable | default | |"
+    yield f"|---|---|---|{'---|' if flag else ''}"
+    for name, field in model.model_fields.items():
+        first = f"`--{name.replace('_', '-')}` | " if flag else ""
+        yield f"| {first}`{prefix}{name.upper()}` | {default(field.default)} | {field.description} |"
+
+
+def default(value: Any) -> str:
+    """Return how a table shows a default."""
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, ByteSize):
+        return f"`{value.human_readable().replace('.0', '')}`" if value else "`0`"
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    return f"`{value}`" if value not in ("", None) else "empty"
+
+
+def metrics() -> Iterator[str]:
+    """Return the table of the forwarder's metrics."""
+    admin = Admin(Exchange(bytes(8)), Traffic())
+    yield "| metric | type | |"
+    yield "|---|---|---|"
+    for family in admin.registry.collect():
+        if family.name.startswith("channels_zmq"):
+            labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            name += f"{{{','.join(labels)}}}" if labels else ""
+            yield f"| `{name}` | {family.type} | {family.documentation} |"
+
+
+PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
+    ROOT / "docs" / "wire-protocol.md": {
+        "frames of clients": frames(wire.CLIENT_LAYOUTS),
+        "frames for an inbox": frames(wire.INBOX_LAYOUTS),
+        "ports": ports,
+    },
+    ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
+}
+
+if __name__ == "__main__":
+    main()

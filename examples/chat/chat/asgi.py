@@ -1,0 +1,35 @@
+"""The ASGI application: pages and static files, the WebSocket of a room, the worker's channel."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat.settings")
+
+from channels.layers import get_channel_layer
+from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from channels.worker import Worker
+from django.conf import settings
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+from django.urls import path
+
+from chat import jobs
+from chat.consumers import RoomConsumer
+from chat.lifespan import Lifespan
+
+
+async def work() -> None:
+    """Do in this process what `manage.py runworker jobs` does in its own."""
+    await Worker(application, [jobs.CHANNEL], get_channel_layer()).arun()
+
+
+room = RoomConsumer.as_asgi(process=settings.CHAT_PROCESS, beat_seconds=settings.CHAT_BEAT_SECONDS)
+
+application = ProtocolTypeRouter(
+    {
+        "http": ASGIStaticFilesHandler(get_asgi_application()),
+        "websocket": AllowedHostsOriginValidator(URLRouter([path("ws/room/<str:room>/", room)])),
+        "channel": ChannelNameRouter({jobs.CHANNEL: jobs.JobsConsumer.as_asgi(pause=settings.CHAT_JOB_PAUSE)}),
+        "lifespan": Lifespan(*([work] if settings.CHAT_JOBS_IN_PROCESS else [])),
+    }
+)

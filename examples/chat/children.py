@@ -1,0 +1,87 @@
+"""The processes of the dedicated demo: started, their log lines prefixed, watched, and stopped in order."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+PATIENCE = 5.0  # seconds that a child may take to leave after each signal
+COLOURS = (36, 32, 33, 35)  # of a terminal: cyan, green, yellow, magenta
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running process and the task that prints its lines."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    printing: asyncio.Task[None]
+
+
+class Children:
+    """A context: leaving it stops the children, the last started first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._children: list[Child] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for child in reversed(self._children):
+            await _stop(child)
+
+    async def start(self, name: str, *arguments: str, environment: Mapping[str, str]) -> None:
+        """Start `python arguments...` under a name for its log lines."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            cwd=self._folder,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            # A terminal's Ctrl-C goes to its whole group; who stops when is decided here.
+            start_new_session=True,
+        )
+        colour = COLOURS[len(self._children) % len(COLOURS)]
+        printing = asyncio.create_task(_print_lines(process, _prefix(name, colour)))
+        self._children.append(Child(name, process, printing))
+
+    async def first_to_end(self) -> str:
+        """Wait until a child ends, which none should, and return what to say about it."""
+        waits = {asyncio.create_task(child.process.wait()): child for child in self._children}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return ", ".join(f"{waits[wait].name} ended with code {wait.result()}" for wait in done)
+
+
+async def _stop(child: Child) -> None:
+    # SIGINT first: everything here takes it as "leave in order".
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            child.process.send_signal(number)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(child.process.wait(), PATIENCE)
+            break
+    await child.printing
+
+
+async def _print_lines(process: asyncio.subprocess.Process, prefix: str) -> None:
+    assert process.stdout is not None
+    while line := await process.stdout.readline():
+        print(prefix + line.decode(errors="replace").rstrip(), flush=True)
+
+
+def _prefix(name: str, colour: int) -> str:
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
+    return f"{name:<9} | " if plain else f"\033[{colour}m{name:<9} |\033[0m "

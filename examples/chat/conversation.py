@@ -1,0 +1,102 @@
+"""Two people in a room, over real WebSockets: what the demo says to itself, and how long a message takes."""
+
+import asyncio
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+
+PATIENCE = 20.0  # seconds for one message: a worker may still be starting
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Seconds from one page's socket to another's, of each message."""
+
+    samples: list[float]
+
+    def __str__(self) -> str:
+        p50, p99 = (statistics.quantiles(self.samples, n=100)[rank - 1] * 1000 for rank in (50, 99))
+        return f"{len(self.samples)} messages from page to page: p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+
+
+async def converse(first: str, second: str, messages: int = 200) -> Latency:
+    """Let two people talk in the lobby, then count the time of more messages in another room.
+
+    Args:
+        first: address of the web process that serves the first person, "http://127.0.0.1:8000".
+        second: the same of the second person.
+        messages: how many to measure.
+    """
+    async with Person(first, "lobby", "Ada") as ada, Person(second, "lobby", "Bo") as bo:
+        await bo.sees(await ada.says(f"Hello! I am served by {ada.process}."))
+        await ada.sees(await bo.says(f"And I am served by {bo.process}. Shall we roll for the dishes?"))
+        roll = await ada.says("/roll 2d6")
+        await bo.sees(roll, finished=True)
+        await ada.sees(roll, finished=True)
+    async with Person(first, "latency", "Ada") as ada, Person(second, "latency", "Bo") as bo:
+        await _exchange(ada, bo, 20)  # warm
+        return Latency(await _exchange(ada, bo, messages))
+
+
+async def _exchange(ada: "Person", bo: "Person", messages: int) -> list[float]:
+    samples = []
+    for number in range(messages):
+        speaker, listener = (ada, bo) if number % 2 == 0 else (bo, ada)
+        begin = time.perf_counter()
+        await listener.sees(await speaker.says(f"message {number}"))
+        samples.append(time.perf_counter() - begin)
+    return samples
+
+
+class Person:
+    """Somebody's page in a room, without the page."""
+
+    def __init__(self, site: str, room: str, name: str) -> None:
+        self.name = name
+        self.process = ""
+        self._site = site
+        self._address = f"ws{site.removeprefix('http')}/ws/room/{quote(room)}/?{urlencode({'name': name})}"
+        self._socket: ClientConnection | None = None
+
+    async def __aenter__(self) -> Self:
+        self._socket = await connect(self._address, origin=self._site, proxy=None)
+        welcome = await self._until(lambda message: message["type"] == "welcome")
+        self.process = welcome["process"]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.socket.close()
+
+    @property
+    def socket(self) -> ClientConnection:
+        assert self._socket is not None, "not in the room yet"
+        return self._socket
+
+    async def says(self, text: str) -> str:
+        """Say something and return its key."""
+        key = secrets.token_hex(12)
+        await self.socket.send(json.dumps({"type": "say", "key": key, "text": text}))
+        return key
+
+    async def sees(self, key: str, *, finished: bool = False) -> None:
+        """Wait until the entry is here; `finished`: until its job is done."""
+
+        def wanted(message: dict[str, Any]) -> bool:
+            entries = message["entries"] if message["type"] == "entries" else []
+            return any(entry["id"] == key and (entry["done"] >= 1 or not finished) for entry in entries)
+
+        await self._until(wanted)
+
+    async def _until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                message = json.loads(await self.socket.recv())
+                if wanted(message):
+                    return message

@@ -1,0 +1,80 @@
+"""The published test vectors are what our code writes and reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from channels_zmq_forwarder import wire
+
+VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
+HEXADECIMAL = ("instance", "payload", "sender")
+LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
+
+
+def named(vectors):
+    return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
+
+
+def value(field, shown):
+    """Return what a field that the vectors show is in our code."""
+    if field in HEXADECIMAL:
+        return bytes.fromhex(shown)
+    return shown.encode() if isinstance(shown, str) else shown
+
+
+@named(VECTORS["frames"])
+def test_a_frame_is_written_and_read_as_published(vector):
+    """Both ways, field by field."""
+    layout, data = LAYOUTS[vector["kind"]], bytes.fromhex(vector["hex"])
+    frame = layout.make(**{field: value(field, shown) for field, shown in vector["fields"].items()})
+    assert layout.encode(frame) == data
+    assert layout.decode(data) == frame
+
+
+@named(VECTORS["messages"])
+def test_a_message_is_written_and_read_as_published(vector):
+    """Prefix, head and body, both ways."""
+    data = bytes.fromhex(vector["hex"])
+    fields = {field: value(field, shown) for field, shown in vector["fields"].items()}
+    if vector["kind"] == "group":
+        prefix, body = wire.group_topic(vector["fields"]["group"]), fields["payload"]
+    else:
+        prefix = wire.direct_prefix(fields["inbox"])
+        body = wire.direct_body(vector["fields"]["channel"], fields["payload"])
+    assert wire.ordered(prefix, fields["sender"], fields["number"], fields["flags"], fields["ttl"], body) == data
+    key, number, flags, ttl, start = wire.read_order(data, len(prefix))
+    assert (key, number, flags, ttl) == (prefix + fields["sender"], fields["number"], fields["flags"], fields["ttl"])
+    assert data[start:] == body
+    if vector["kind"] == "direct":
+        assert wire.channel_and_payload(data, start) == (vector["fields"]["channel"], fields["payload"])
+
+
+@named(VECTORS["malformed"])
+def test_what_is_published_as_malformed_is_refused(vector):
+    """By the decoder of the kind that it claims to be."""
+    data = bytes.fromhex(vector["hex"])
+    with pytest.raises(wire.FrameError):
+        read(vector["kind"], data)
+
+
+def read(kind, data):
+    """Read a frame of this kind to its end."""
+    if kind == "group":
+        wire.read_order(data, wire.topic_end(data) + 1)
+    elif kind == "direct":
+        *_, start = wire.read_order(data, wire.SUB_KIND + 1)
+        wire.channel_and_payload(data, start)
+    else:
+        LAYOUTS[kind].decode(data)
+
+
+def test_every_kind_of_frame_has_vectors():
+    """Several each, good and bad, in this version."""
+    assert VECTORS["version"] == wire.VERSION
+    for good in (VECTORS["frames"], VECTORS["malformed"]):
+        kinds = [vector["kind"] for vector in good]
+        assert all(kinds.count(name) >= 3 for name in LAYOUTS)
+    assert {vector["kind"] for vector in VECTORS["messages"]} == {"group", "direct"}
+    names = [vector["name"] for part in ("frames", "messages", "malformed") for vector in VECTORS[part]]
+    assert len(names) == len(set(names))

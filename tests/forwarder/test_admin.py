@@ -1,0 +1,174 @@
+"""What people and machines may ask."""
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from channels_zmq_forwarder import __version__, wire
+from channels_zmq_forwarder.admin import DROP_CAUSES, LISTED, Admin
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import AddressError, Traffic
+from channels_zmq_forwarder.wire import State
+
+A = b"a" * 16
+
+
+class Page:
+    """An admin page and what it shows."""
+
+    def __init__(self, port):
+        self.exchange, self.traffic = Exchange(b"instance"), Traffic()
+        self.admin = Admin(self.exchange, self.traffic)
+        self.address = f"127.0.0.1:{port}"
+
+    async def get(self, path):
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.address}{path}") as response:
+            return response.status, response.content_type, await response.text()
+
+    async def metrics(self):
+        _, content_type, text = await self.get("/metrics")
+        assert content_type == "text/plain"
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def status(self):
+        async with aiohttp.ClientSession() as session, session.get(f"http://{self.address}/status.json") as response:
+            return await response.json()
+
+
+@pytest.fixture
+async def page(unused_tcp_port):
+    page = Page(unused_tcp_port)
+    async with page.admin.serving(page.address):
+        yield page
+
+
+def plain(channel, *, n=1):
+    return wire.PLAIN.encode(wire.Plain(A, n, 60_000, 100, channel, b"payload"))
+
+
+async def test_it_is_alive_before_it_is_ready(page):
+    """Until producers are let in, nothing should be sent to it; but it must not be restarted."""
+    assert (await page.get("/livez"))[0] == 200
+    assert (await page.get("/readyz"))[::2] == (503, "settling\n")
+    page.exchange.enter(State.SERVING)
+    assert (await page.get("/readyz"))[::2] == (200, "serving\n")
+
+
+async def test_metrics_show_what_has_passed(page):
+    """Counters of frames and bytes, drops by cause, and what is there now."""
+    page.exchange.enter(State.SERVING)
+    page.traffic.frames_in, page.traffic.bytes_in, page.traffic.frames_out, page.traffic.bytes_out = 4, 30, 2, 10
+    page.exchange.upstream(b"\1" + wire.inbox_topic(A))
+    page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+    page.exchange.inbound(b"?")
+    page.exchange.inbound(plain(b"jobs"))
+    page.admin.loop_lag(0.002)
+    metrics = await page.metrics()
+    for name, value in {
+        "info": 1.0,
+        "ready": 1.0,
+        "frames_received_total": 4.0,
+        "received_bytes_total": 30.0,
+        "frames_published_total": 2.0,
+        "published_bytes_total": 10.0,
+        "clients": 1.0,
+        "subscriptions": 1.0,
+        "plain_queues": 1.0,
+        "plain_queue_depth": 1.0,
+        "loop_lag_seconds_count": 1.0,
+    }.items():
+        labels = (__version__,) if name == "info" else ()
+        assert metrics[f"channels_zmq_forwarder_{name}", *labels] == value
+    assert metrics["channels_zmq_forwarder_drops_total", "malformed"] == 1
+    assert metrics["channels_zmq_forwarder_drops_total", "memory"] == 0
+    assert metrics["channels_zmq_forwarder_plain_queue_bytes",] > 0
+    assert metrics["process_resident_memory_bytes",] > 0
+
+
+async def test_the_wait_of_plain_messages_is_a_histogram(page):
+    """The exchange observes it."""
+    page.exchange.observe_wait(0.02)
+    metrics = await page.metrics()
+    assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.025"] == 1
+    assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.005"] == 0
+
+
+async def test_a_timer_that_ran_early_has_no_lag(page):
+    """Clocks are not that exact."""
+    page.admin.loop_lag(-0.001)
+    assert (await page.metrics())["channels_zmq_forwarder_loop_lag_seconds_sum",] == 0
+
+
+async def test_status_shows_the_longest_queues_first(page):
+    """And how many readers each has."""
+    for channel, count in ((b"short", 1), (b"long", 3), ("lang-é".encode(), 2)):
+        for _ in range(count):
+            page.exchange.inbound(plain(channel))
+    page.exchange.upstream(b"\1" + wire.inbox_topic(A))
+    page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+    page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, b"short")))
+    status = await page.status()
+    assert status["queues"] == [
+        {"channel": "long", "waiting": 3, "readers": 0},
+        {"channel": "lang-é", "waiting": 2, "readers": 0},
+        {"channel": "short", "waiting": 0, "readers": 1},
+    ]
+    assert (status["waiting"], status["queue_count"], status["clients"]) == (5, 3, 1)
+
+
+async def test_status_lists_only_some_of_many(page):
+    """A page of 100,000 groups helps nobody."""
+    for number in range(LISTED + 5):
+        page.exchange.upstream(b"\1" + wire.group_topic(f"room{number:03}"))
+        page.exchange.inbound(plain(b"jobs%d" % number))
+    status = await page.status()
+    assert status["groups"] == LISTED + 5
+    assert status["some_groups"] == [f"room{number:03}" for number in range(LISTED)]
+    assert len(status["queues"]) == LISTED
+    assert status["queue_count"] == LISTED + 5
+
+
+async def test_status_survives_names_that_are_not_utf_8(page):
+    """Strangers may subscribe to anything."""
+    page.exchange.upstream(b"\1G\xff\xfe\0")
+    page.exchange.inbound(plain(b"\xff"))
+    assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
+
+
+async def test_status_says_who_and_how_long(page):
+    """Version, instance, state and uptime; every cause of drops, also at 0."""
+    status = await page.status()
+    assert status["version"] == __version__
+    assert status["instance"] == b"instance".hex()
+    assert status["state"] == "settling"
+    assert 0 <= status["uptime"] < 60
+    assert status["drops"] == dict.fromkeys(DROP_CAUSES, 0)
+
+
+async def test_the_page_needs_nothing_from_elsewhere(page):
+    """It works without the internet, and under a strict content security policy of a proxy's."""
+    status, content_type, text = await page.get("/")
+    assert (status, content_type) == (200, "text/html")
+    assert "status.json" in text
+    for outside in ("http://", "https://", 'src="', "@import", "innerHTML"):
+        assert outside not in text
+
+
+async def test_an_empty_address_serves_nothing():
+    """Some do not want it."""
+    async with Admin(Exchange(b"instance"), Traffic()).serving(""):
+        pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_an_address_in_use_is_named(host, unused_tcp_port):
+    """Also one of IPv6."""
+    one, other = (Admin(Exchange(b"instance"), Traffic()) for _ in range(2))
+    async with one.serving(f"{host}:{unused_tcp_port}"):
+        with pytest.raises(AddressError, match="cannot bind the admin address"):
+            async with other.serving(f"{host}:{unused_tcp_port}"):
+                raise AssertionError("it was bound twice")

@@ -1,0 +1,797 @@
+"""What happens to a frame."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.admin import DROP_CAUSES
+from channels_zmq_forwarder.exchange import MAX_FLUSH, MAX_FLUSHES, Exchange, Limits
+from channels_zmq_forwarder.queues import ENTRY_SIZE
+from channels_zmq_forwarder.wire import Question, State, Status
+
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+INSTANCE = b"instance"
+JOBS = b"jobs"
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Forwarder(Exchange):
+    """An exchange as its clients see it."""
+
+    def __init__(self, **limits):
+        self.clock = Clock()
+        super().__init__(INSTANCE, limits=Limits(**limits), clock=self.clock)
+        self.enter(State.SERVING)
+
+    def connect(self, inbox, session=1, peers=0):
+        self.upstream(b"\1" + wire.inbox_topic(inbox))
+        return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers)))
+
+    def disconnect(self, inbox):
+        return self.upstream(b"\0" + wire.inbox_topic(inbox))
+
+    def send(self, payload=b"", *, inbox=A, n=1, ttl=60_000, capacity=100, channel=JOBS):
+        return self.inbound(wire.PLAIN.encode(wire.Plain(inbox, n, ttl, capacity, channel, payload)))
+
+    def ready(self, limit, *, inbox=A, session=1, ask=Question.NOTHING, channel=JOBS):
+        return self.upstream(wire.READY.encode(wire.Ready(inbox, session, limit, ask, channel)))
+
+    def back(self, job):
+        return self.upstream(wire.BACK.encode(wire.Back(job.inbox, job.number, job.ttl, job.channel, job.payload)))
+
+    def join(self, group=b"room", *, inbox=A, n=1, add=1, age=0, life=0, capacity=100, channel=JOBS):
+        member = wire.Member(inbox, n, add, age, life, capacity, group, channel)
+        return self.inbound(wire.MEMBER.encode(member))
+
+    def flush(self, inbox=A, n=1, ttl=5_000):
+        return self.inbound(wire.FLUSH.encode(wire.Flush(inbox, n, ttl)))
+
+    def flushed(self, frame):
+        """Answer as the client that an `Empty` is for."""
+        empty = wire.EMPTY.decode(frame)
+        return self.inbound(wire.FLUSHED.encode(wire.Flushed(empty.inbox, empty.n)))
+
+
+@pytest.fixture
+def forwarder():
+    return Forwarder()
+
+
+def statuses(frames):
+    """What confirmations among frames say."""
+    return [Status(wire.CONFIRM.decode(f).status) for f in frames if f[wire.SUB_KIND] == wire.CONFIRM.kind]
+
+
+def jobs(frames):
+    return [wire.JOB.decode(f) for f in frames if f[:1] == b"P" and f[wire.SUB_KIND] == wire.JOB.kind]
+
+
+def payloads(frames):
+    return [(job.inbox, job.payload) for job in jobs(frames)]
+
+
+def group_frame(payload=b"hello", group="room", ttl=60_000):
+    return wire.ordered(wire.group_topic(group), b"sender..", 1, wire.FLAG_FIRST, ttl, payload)
+
+
+def direct_frame(inbox, payload=b"hello"):
+    body = wire.direct_body("specific.x!1", payload)
+    return wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, wire.FLAG_FIRST, 60_000, body)
+
+
+# Sessions
+
+
+def test_a_hello_is_welcomed(forwarder):
+    """The welcome says which run this is, for which session, and how many clients there are."""
+    forwarder.connect(B)
+    (frame,) = forwarder.connect(A, session=7)
+    assert wire.WELCOME.decode(frame) == wire.Welcome(A, wire.VERSION, State.SERVING, INSTANCE, 7, 2)
+
+
+def test_a_hello_without_a_subscription_is_a_strangers(forwarder):
+    """Its pipe would have told of the subscription first, so nobody would read the welcome."""
+    assert list(forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))) == []
+    assert forwarder.drops == {"stray": 1}
+    assert forwarder.clients == {}
+
+
+def test_a_client_of_another_version_is_told_ours_and_no_client(forwarder):
+    """It would not understand what clients are sent, and a flush would wait for it."""
+    forwarder.upstream(b"\1" + wire.inbox_topic(A))
+    (frame,) = forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION + 1, 1, 0)))
+    assert wire.WELCOME.decode(frame).version == wire.VERSION
+    assert forwarder.clients == {}
+    assert forwarder.drops == {"other version": 1}
+
+
+def test_everybody_is_told_when_the_state_changes(forwarder):
+    """With the session that each has."""
+    forwarder.connect(A, session=3)
+    forwarder.connect(B, session=4)
+    welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.enter(State.SETTLING)]
+    assert {(w.inbox, w.session, w.state) for w in welcomes} == {(A, 3, State.SETTLING), (B, 4, State.SETTLING)}
+
+
+def test_the_last_unsubscription_ends_a_client(forwarder):
+    """ZeroMQ reports it when a process dies."""
+    forwarder.connect(A)
+    forwarder.ready(5)
+    forwarder.disconnect(A)
+    assert forwarder.clients == {}
+    assert forwarder.queues == {}
+    assert payloads(forwarder.send(b"1")) == []
+
+
+def test_the_end_of_another_topic_ends_no_client(forwarder):
+    """Neither a group's, nor one that merely looks like the inbox."""
+    forwarder.connect(A)
+    for topic in (b"", b"P", b"P" + A, b"P" + A + b"x", b"G" + A + b"\0"):
+        forwarder.upstream(b"\1" + topic)
+        forwarder.upstream(b"\0" + topic)
+    assert forwarder.clients.keys() == {A}
+
+
+def test_a_repeated_hello_changes_nothing(forwarder):
+    """A client repeats it until it is welcomed; what was handed over in the session still counts."""
+    forwarder.connect(A)
+    forwarder.ready(1)
+    assert payloads(forwarder.send(b"1")) == [(A, b"1")]
+    assert len(forwarder.connect(A)) == 1
+    forwarder.ready(1)
+    assert payloads(forwarder.send(b"2")) == []
+
+
+def test_a_new_session_ends_the_credit_of_the_old_one(forwarder):
+    """ZeroMQ does not report a reconnect that overtakes the death of the old connection."""
+    forwarder.connect(A, session=1)
+    forwarder.ready(5, session=1)
+    forwarder.connect(A, session=2)
+    assert payloads(forwarder.send(b"1")) == []
+    assert payloads(forwarder.ready(1, session=1)) == []
+    assert payloads(forwarder.ready(1, session=2)) == [(A, b"1")]
+
+
+def test_a_hello_of_an_older_session_is_late(forwarder):
+    """The dead connection's input may be read after its successor's; it must not take the session over."""
+    forwarder.connect(A, session=2)
+    assert list(forwarder.connect(A, session=1)) == []
+    assert forwarder.clients[A].session == 2
+
+
+def test_the_largest_number_of_peers_is_remembered(forwarder):
+    """That many consumers are to be back before producers are let in."""
+    forwarder.connect(A, peers=5)
+    forwarder.connect(B, peers=2)
+    assert forwarder.peers_expected == 5
+
+
+def test_a_sync_is_answered(forwarder):
+    """It came behind the subscriptions, so they are in force."""
+    assert list(forwarder.upstream(wire.SYNC.encode(wire.Sync(A, 9)))) == [wire.SYNCED.encode(wire.Synced(A, 9))]
+
+
+def test_an_echo_is_answered_with_the_instance(forwarder):
+    """Both sockets of a client are to reach the same run."""
+    (frame,) = forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 4)))
+    assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 4, Status.OK, INSTANCE)
+
+
+# Strangers
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"?", b"\xff" * 40, b"H", b"Q" + A, b"P" + A + b"\0", b"G\0", b"Gname", b"Gname\0x"]
+)
+def test_what_is_no_frame_is_counted(forwarder, frame):
+    """By whichever port it comes, nothing else happens."""
+    for take in (forwarder.upstream, forwarder.inbound):
+        assert list(take(frame)) == []
+    assert forwarder.drops == {"malformed": 2}
+
+
+@pytest.mark.parametrize(
+    "layout", [layout for layout in wire.INBOX_LAYOUTS if layout.kind not in wire.RELAYED], ids=lambda x: chr(x.kind)
+)
+def test_clients_cannot_speak_for_the_exchange(forwarder, layout):
+    """A forged welcome, job or confirmation of a sync is not relayed."""
+    forwarder.connect(B)
+    head = b"P" + B + b"\0" + bytes([layout.kind])
+    for take in (forwarder.upstream, forwarder.inbound):
+        assert list(take(head + bytes(60))) == []
+    assert forwarder.drops == {"malformed": 2}
+
+
+def test_a_topic_that_is_no_inbox_is_not_relayed(forwarder):
+    """The NUL behind the inbox is where prefix matching ends."""
+    assert list(forwarder.inbound(b"P" + A[:-1] + b"\0\0d" + bytes(40))) == []
+    assert list(forwarder.inbound(b"P" + A + b"xd" + bytes(40))) == []
+    assert forwarder.drops == {"malformed": 2}
+
+
+def test_some_requests_are_only_for_clients(forwarder):
+    """A process that said no hello cannot empty everything or add members."""
+    assert list(forwarder.flush(A)) == []
+    assert list(forwarder.join(inbox=A)) == []
+    assert forwarder.drops == {"stray": 2}
+
+
+# Messages that are relayed
+
+
+def test_a_group_message_leaves_as_it_came(forwarder):
+    """Whatever its payload is."""
+    frame = group_frame(b"\0\xff")
+    assert list(forwarder.inbound(frame)) == [frame]
+
+
+def test_a_message_comes_by_the_producers_port(forwarder):
+    """Upstream frames may vanish silently, so messages do not go that way."""
+    forwarder.connect(A)
+    assert list(forwarder.upstream(group_frame())) == []
+    assert list(forwarder.upstream(direct_frame(A))) == []
+
+
+def test_a_direct_message_reaches_its_process(forwarder):
+    """Its inbox is its topic."""
+    forwarder.connect(A)
+    assert list(forwarder.inbound(direct_frame(A))) == [direct_frame(A)]
+
+
+def test_a_direct_message_to_nobody_is_counted(forwarder):
+    """The process has died, or never was."""
+    assert list(forwarder.inbound(direct_frame(A))) == []
+    assert forwarder.drops == {"no such process": 1}
+
+
+def test_what_ends_before_its_time_is_not_relayed(forwarder):
+    """Its receiver could do nothing with it."""
+    forwarder.connect(A)
+    assert list(forwarder.inbound(wire.direct_prefix(A) + bytes(20))) == []
+    assert list(forwarder.inbound(b"P" + A + b"\0k" + bytes(16))) == []
+    assert list(forwarder.inbound(wire.ASK.encode(wire.Ask(A, 1, 1, b"reply", b"room", b"specific.a!1")))) == []
+    assert forwarder.drops == {"malformed": 3}
+
+
+@pytest.mark.parametrize("way", ["upstream", "inbound"])
+def test_a_question_reaches_the_owner_of_a_channel_and_its_answer_comes_back(forwarder, way):
+    """A reader of an embedded producer has only the way up."""
+    forwarder.connect(A)
+    forwarder.connect(B)
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    answer = wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE))
+    take = getattr(forwarder, way)
+    assert list(take(ask)) == [ask]
+    assert list(take(answer)) == [answer]
+
+
+def test_the_owner_of_a_channel_may_be_gone(forwarder):
+    """Then the exchange answers in its place."""
+    (frame,) = forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))
+    assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
+
+
+def test_an_answer_to_nobody_is_counted(forwarder):
+    """Who asked has gone away meanwhile."""
+    forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))
+    assert forwarder.drops == {"no such process": 1}
+
+
+# Plain channels
+
+
+def test_a_plain_message_waits_for_its_reader(forwarder):
+    """And is handed over with its number and what it has left to live."""
+    assert statuses(forwarder.send(b"hi", ttl=60_000)) == [Status.OK]
+    forwarder.connect(A)
+    forwarder.clock.now += 10
+    (job,) = jobs(forwarder.ready(1))
+    assert job == wire.Job(A, 1, 1, 50_000, JOBS, b"hi")
+
+
+def test_a_message_is_confirmed_before_it_is_handed_over(forwarder):
+    """A process that sends to itself learns first that the send was accepted."""
+    forwarder.connect(A)
+    forwarder.ready(1)
+    confirm, job = forwarder.send(b"hi", n=8)
+    assert wire.CONFIRM.decode(confirm) == wire.Confirm(A, 8, Status.OK, INSTANCE)
+    assert wire.JOB.decode(job).payload == b"hi"
+
+
+def test_each_message_goes_to_exactly_one_reader(forwarder):
+    """Round robin between the processes that have room."""
+    for inbox in (A, B):
+        forwarder.connect(inbox)
+        forwarder.ready(2, inbox=inbox)
+    got = [payloads(forwarder.send(b"%d" % n)) for n in range(5)]
+    assert got == [[(A, b"0")], [(B, b"1")], [(A, b"2")], [(B, b"3")], []]
+
+
+def test_a_full_queue_answers_full(forwarder):
+    """The capacity is the sender's."""
+    assert statuses(forwarder.send(capacity=1)) == [Status.OK]
+    assert statuses(forwarder.send(capacity=1)) == [Status.FULL]
+    assert statuses(forwarder.send(capacity=2)) == [Status.OK]
+    assert forwarder.drops == {"queue full": 1}
+
+
+def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder):
+    """No queue is kept for a message that was refused."""
+    assert statuses(forwarder.send(capacity=0)) == [Status.FULL]
+    assert forwarder.queues == {}
+
+
+def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
+    """Nobody has read it, so it is still sent at most once."""
+    forwarder.connect(A)
+    forwarder.ready(1)
+    (job,) = jobs(forwarder.send(b"first"))
+    forwarder.send(b"second")
+    assert list(forwarder.back(job)) == []
+    forwarder.connect(B)
+    assert payloads(forwarder.ready(5, inbox=B)) == [(B, b"first"), (B, b"second")]
+
+
+def test_jobs_of_another_instance_come_before_all_that_waits_here(forwarder):
+    """Their numbers mean nothing here, but they are older; among them the first handed back stays first."""
+    forwarder.send(b"third")
+    for number, payload in ((900, b"first"), (901, b"second")):
+        forwarder.back(wire.Job(A, 1, number, 60_000, JOBS, payload))
+    forwarder.send(b"fourth")
+    forwarder.connect(A)
+    assert [payload for _, payload in payloads(forwarder.ready(9))] == [b"first", b"second", b"third", b"fourth"]
+
+
+def test_a_waiting_reader_can_ask_what_was_handed_over(forwarder):
+    """So that it finds hand-overs that got lost; the answer comes behind every job."""
+    forwarder.connect(A)
+    forwarder.send(b"1")
+    job, answer = forwarder.ready(3, ask=Question.HANDED)
+    assert payloads([job]) == [(A, b"1")]
+    assert wire.HANDED.decode(answer) == wire.Handed(A, 1, 1, JOBS)
+
+
+def test_a_client_can_be_forgotten_by_a_channel(forwarder):
+    """A process that reads from ever new channels leaves nothing behind, and may count from zero again."""
+    forwarder.connect(A)
+    for number in range(5):
+        channel = b"reply-%d" % number
+        forwarder.ready(1, channel=channel)
+        assert len(jobs(forwarder.send(channel=channel))) == 1
+        assert list(forwarder.ready(1, ask=Question.FORGET, channel=channel)) == []
+    assert forwarder.queues == {}
+    assert forwarder.clients[A].channels == set()
+    forwarder.ready(1, channel=b"reply-0")
+    assert len(jobs(forwarder.send(channel=b"reply-0"))) == 1
+
+
+def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder):
+    """The reader gave up before a message came."""
+    forwarder.connect(A)
+    forwarder.ready(1)
+    forwarder.ready(0)
+    assert forwarder.queues == {}
+    assert forwarder.clients[A].channels == set()
+    forwarder.disconnect(A)
+
+
+def test_what_has_expired_is_swept_and_counted(forwarder):
+    """Also while nobody asks for it."""
+    forwarder.send(ttl=1_000)
+    forwarder.clock.now += 1
+    forwarder.sweep()
+    assert forwarder.depth() == 0
+    assert forwarder.drops == {"expired": 1}
+    assert forwarder.queues == {}
+    assert forwarder.queue_size == 0
+
+
+def test_all_queues_together_hold_so_many_bytes(forwarder):
+    """Then a message is refused as by a full queue, whichever channel it is for."""
+    forwarder = Forwarder(queue_bytes=2 * ENTRY_SIZE + 10)
+    assert statuses(forwarder.send(bytes(5))) == [Status.OK]
+    assert statuses(forwarder.send(bytes(6), channel=b"other")) == [Status.FULL]
+    assert statuses(forwarder.send(bytes(5), channel=b"other")) == [Status.OK]
+    assert forwarder.drops == {"queue bytes": 1}
+    forwarder.back(wire.Job(A, 1, 1, 60_000, JOBS, b"lost"))
+    assert forwarder.drops == {"queue bytes": 2}
+
+
+def test_full_queues_do_not_stop_a_channel_whose_reader_waits():
+    """Its messages pass through, so they take no room."""
+    forwarder = Forwarder(queue_bytes=ENTRY_SIZE)
+    forwarder.send(channel=b"nobody-reads-this")
+    forwarder.connect(A)
+    forwarder.ready(1)
+    assert payloads(forwarder.send(b"hi")) == [(A, b"hi")]
+    assert statuses(forwarder.send(b"hi")) == [Status.FULL]
+
+
+def test_there_are_at_most_so_many_queues():
+    """A stranger cannot fill the memory with names; channels that have a queue go on."""
+    forwarder = Forwarder(queue_names=1)
+    forwarder.connect(A)
+    forwarder.send(channel=b"one")
+    assert statuses(forwarder.send(channel=b"two")) == [Status.REFUSED]
+    assert list(forwarder.ready(1, channel=b"two")) == []
+    forwarder.back(wire.Job(A, 1, 1, 60_000, b"two", b""))
+    assert statuses(forwarder.send(channel=b"one")) == [Status.OK]
+    assert forwarder.drops == {"queue names": 3}
+
+
+def test_ready_counts_only_in_the_session_that_is_on(forwarder):
+    """A client that is not welcomed yet says it again afterwards."""
+    forwarder.send()
+    assert list(forwarder.ready(1)) == []
+    forwarder.connect(A, session=2)
+    assert list(forwarder.ready(1, session=1)) == []
+
+
+def test_the_wait_of_each_message_is_observed(forwarder):
+    """The metric is the time in the queue."""
+    waits = []
+    forwarder.observe_wait = waits.append
+    forwarder.connect(A)
+    forwarder.send()
+    forwarder.clock.now += 2
+    forwarder.ready(1)
+    assert waits == [2]
+    Exchange(INSTANCE).observe_wait(1.0)
+
+
+def test_the_oldest_wait_is_known(forwarder):
+    """0 if nothing waits."""
+    assert forwarder.oldest_wait() == 0
+    forwarder.send()
+    forwarder.clock.now += 2
+    forwarder.send(channel=b"other")
+    assert forwarder.oldest_wait() == 2
+    assert forwarder.depth() == 2
+
+
+# Plain channels as members of groups
+
+
+def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
+    """Once, and beside the subscribers."""
+    forwarder.connect(A)
+    assert statuses(forwarder.join()) == [Status.OK]
+    forwarder.join(channel=b"other")
+    assert not forwarder.relays_groups_as_they_come
+    assert list(forwarder.inbound(group_frame(b"hi"))) == [group_frame(b"hi")]
+    assert payloads(forwarder.ready(9)) == [(A, b"hi")]
+    assert payloads(forwarder.ready(9, channel=b"other")) == [(A, b"hi")]
+    assert list(forwarder.inbound(group_frame(group="elsewhere"))) == [group_frame(group="elsewhere")]
+
+
+def test_a_full_plain_member_misses_the_message(forwarder):
+    """That is counted; the others get it."""
+    forwarder.connect(A)
+    forwarder.join(capacity=1)
+    for _ in range(2):
+        assert len(forwarder.inbound(group_frame())) == 1
+    assert forwarder.depth() == 1
+    assert forwarder.drops == {"queue full": 1}
+
+
+def test_whoever_added_a_plain_member_is_told_of_its_removal(forwarder):
+    """Otherwise it would add it again to the next instance. The confirmation comes last."""
+    forwarder.connect(A)
+    forwarder.connect(B)
+    forwarder.connect(C)
+    forwarder.join(inbox=A)
+    forwarder.join(inbox=B)
+    forwarder.disconnect(A)
+    told, confirm = forwarder.join(inbox=C, n=6, add=0)
+    assert wire.REMOVED.decode(told) == wire.Removed(B, b"room", JOBS)
+    assert wire.CONFIRM.decode(confirm) == wire.Confirm(C, 6, Status.OK, INSTANCE)
+    assert forwarder.relays_groups_as_they_come
+
+
+def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
+    """It ends by a discard or with its life."""
+    forwarder.connect(A)
+    forwarder.join(life=10_000)
+    forwarder.disconnect(A)
+    forwarder.inbound(group_frame())
+    assert forwarder.depth() == 1
+    forwarder.clock.now += 10
+    forwarder.inbound(group_frame())
+    assert forwarder.depth() == 1
+    forwarder.sweep()
+    assert forwarder.relays_groups_as_they_come
+
+
+def test_there_are_at_most_so_many_plain_members():
+    """The limit is that of the queues."""
+    forwarder = Forwarder(queue_names=1)
+    forwarder.connect(A)
+    assert statuses(forwarder.join()) == [Status.OK]
+    assert statuses(forwarder.join(group=b"other")) == [Status.REFUSED]
+
+
+# Flush
+
+
+def test_a_flush_ends_when_every_client_has_answered(forwarder):
+    """Queues and plain members are emptied at once; the one who asked is told at the end."""
+    forwarder.connect(A)
+    forwarder.connect(B)
+    forwarder.send()
+    forwarder.join()
+    to_a, to_b = forwarder.flush(A, n=3)
+    assert forwarder.depth() == 0
+    assert forwarder.queue_size == 0
+    assert forwarder.flushed(to_b) == []
+    (done,) = forwarder.flushed(to_a)
+    assert wire.CONFIRM.decode(done) == wire.Confirm(A, 3, Status.OK, INSTANCE)
+    assert forwarder.relays_groups_as_they_come
+
+
+def test_messages_that_come_during_a_flush_are_dropped(forwarder):
+    """They were sent before it was over; a confirmed send is answered, for it was sent and then flushed."""
+    forwarder.connect(A)
+    forwarder.ready(1)
+    (job,) = jobs(forwarder.send())
+    (empty,) = forwarder.flush()
+    assert list(forwarder.inbound(group_frame())) == []
+    assert list(forwarder.inbound(direct_frame(A))) == []
+    assert statuses(forwarder.send()) == [Status.OK]
+    assert list(forwarder.back(job)) == []
+    assert forwarder.depth() == 0
+    assert forwarder.drops == {"flushed": 4}
+    forwarder.flushed(empty)
+    assert len(forwarder.inbound(group_frame())) == 1
+
+
+def test_a_flush_does_not_wait_for_a_client_that_goes_away(forwarder):
+    """Neither for the last one that is missing, nor for the one who asked."""
+    forwarder.connect(A)
+    forwarder.connect(B)
+    to_a, _ = forwarder.flush(A)
+    forwarder.flushed(to_a)
+    assert statuses(forwarder.disconnect(B)) == [Status.OK]
+    forwarder.flush(A)
+    forwarder.disconnect(A)
+    assert forwarder.relays_groups_as_they_come
+
+
+def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
+    """The question may have died with its connection."""
+    forwarder.connect(A)
+    forwarder.flush(A)
+    welcome, empty = forwarder.connect(A, session=2)
+    assert wire.WELCOME.decode(welcome).session == 2
+    assert statuses(forwarder.flushed(empty)) == [Status.OK]
+    assert len(forwarder.connect(A, session=3)) == 1
+
+
+def test_two_flushes_are_told_apart(forwarder):
+    """Two clients may number their requests alike; the answer to one is no answer to the other."""
+    forwarder.connect(A)
+    forwarder.connect(B)
+    one = forwarder.flush(A, n=1)
+    other = forwarder.flush(B, n=1)
+    assert [forwarder.flushed(frame) for frame in one[:1]] == [[]]
+    (done,) = forwarder.flushed(one[1])
+    assert wire.CONFIRM.decode(done).inbox == A
+    assert forwarder.flushed(other[0]) == []
+    (done,) = forwarder.flushed(other[1])
+    assert wire.CONFIRM.decode(done).inbox == B
+
+
+@pytest.mark.parametrize("ttl, seconds", [(5_000, 5), (2**32 - 1, MAX_FLUSH)])
+def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
+    """A client that hangs must not stop everybody for longer than that."""
+    forwarder.connect(A)
+    forwarder.flush(ttl=ttl)
+    forwarder.clock.now += seconds - 0.1
+    forwarder.sweep()
+    assert not forwarder.relays_groups_as_they_come
+    forwarder.clock.now += 0.1
+    forwarder.sweep()
+    assert forwarder.relays_groups_as_they_come
+
+
+def test_there_are_at_most_so_many_flushes(forwarder):
+    """Further ones are refused; memory does not grow with them."""
+    forwarder.connect(A)
+    for number in range(MAX_FLUSHES):
+        assert statuses(forwarder.flush(n=number)) == []
+    assert statuses(forwarder.flush(n=99)) == [Status.REFUSED]
+
+
+# Memory
+
+
+def test_large_messages_are_refused_when_memory_runs_short(forwarder):
+    """Small ones and requests still pass."""
+    forwarder.connect(A)
+    forwarder.refuse_above(1_000)
+    assert list(forwarder.inbound(group_frame(bytes(1_000)))) == []
+    assert list(forwarder.inbound(direct_frame(A, bytes(1_000)))) == []
+    assert statuses(forwarder.send(bytes(1_000))) == [Status.FULL]
+    exactly = group_frame(bytes(1_000 - len(group_frame(b""))))
+    assert list(forwarder.inbound(exactly)) == [exactly]
+    assert statuses(forwarder.send()) == [Status.OK]
+    assert forwarder.drops == {"memory": 3}
+
+
+def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
+    """Requests still pass; afterwards everything does."""
+    forwarder.connect(A)
+    forwarder.refuse_above(0)
+    assert list(forwarder.inbound(group_frame(b""))) == []
+    assert statuses(forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 1)))) == [Status.OK]
+    forwarder.refuse_above(None)
+    assert forwarder.relays_groups_as_they_come
+    assert len(forwarder.inbound(group_frame())) == 1
+
+
+def test_groups_are_listed(forwarder):
+    """Those with a subscriber."""
+    forwarder.connect(A)
+    forwarder.upstream(b"\1" + wire.group_topic("Zürich"))
+    assert forwarder.groups() == ["Zürich".encode()]
+    forwarder.upstream(b"\0" + wire.group_topic("Zürich"))
+    assert forwarder.groups() == []
+
+
+class ExchangeAgainstModel(RuleBasedStateMachine):
+    """Clients that keep to the protocol, beside what they may expect of it."""
+
+    channels = st.sampled_from([b"one", b"two"])
+    inboxes = st.sampled_from([A, B, C])
+
+    def __init__(self):
+        super().__init__()
+        self.forwarder = Forwarder(queue_bytes=20 * (ENTRY_SIZE + 4), queue_names=5)
+        self.sessions, self.up = Counter(), set()
+        self.received, self.said = Counter(), Counter()
+        self.jobs, self.accepted, self.seen, self.sent = {}, {}, set(), 0
+        self.members = set()
+
+    def take(self, frames):
+        last = {}
+        for job in jobs(frames):
+            key = (job.inbox, job.channel)
+            assert job.inbox in self.up
+            assert job.session == self.sessions[job.inbox]
+            self.received[key] += 1
+            assert self.received[key] <= self.said[key], "handed over beyond the window"
+            assert job.number not in self.jobs, "handed over twice"
+            assert job.number > last.get(job.channel, 0), "handed over out of order"
+            last[job.channel] = job.number
+            waiting = self.accepted[job.channel]
+            assert job.payload in waiting, "a message that was not accepted, or had been handed over"
+            waiting.remove(job.payload)
+            self.jobs[job.number] = job
+        return frames
+
+    def new_payload(self):
+        self.sent += 1
+        return self.sent.to_bytes(4, "big")
+
+    @rule(inbox=inboxes, channel=channels, capacity=st.integers(0, 6))
+    def send(self, inbox, channel, capacity):
+        payload = self.new_payload()
+        waiting = self.accepted.setdefault(channel, [])
+        depth, size = len(waiting), self.forwarder.queue_size
+        waiting.append(payload)
+        queue = self.forwarder.queues.get(channel)
+        has_reader = queue is not None and queue.readers > 0
+        (status,) = statuses(self.take(self.forwarder.send(payload, inbox=inbox, capacity=capacity, channel=channel)))
+        fits = has_reader or size + ENTRY_SIZE + 4 <= self.forwarder.limits.queue_bytes
+        assert (status is Status.OK) == (depth < capacity and fits)
+        if status is not Status.OK:
+            waiting.remove(payload)
+
+    @rule(channel=channels)
+    def send_to_the_group(self, channel):
+        payload, before = self.new_payload(), Counter(self.forwarder.drops)
+        for name in self.members:
+            self.accepted.setdefault(name, []).append(payload)
+        frames = self.forwarder.inbound(group_frame(payload))
+        assert frames[0] == group_frame(payload)
+        self.take(frames[1:])
+        dropped = Counter(self.forwarder.drops) - before
+        lost = [n for n in self.members if payload in self.accepted[n] and not self.waits(n, payload)]
+        assert dropped.total() == len(lost)
+        for name in lost:
+            self.accepted[name].remove(payload)
+
+    def waits(self, channel, payload):
+        queue = self.forwarder.queues.get(channel)
+        return queue is not None and any(entry.payload == payload for entry in queue.entries)
+
+    @precondition(lambda self: self.up)
+    @rule(channel=channels, add=st.booleans(), data=st.data())
+    def member(self, channel, add, data):
+        inbox = data.draw(st.sampled_from(sorted(self.up)))
+        assert statuses(self.forwarder.join(inbox=inbox, add=add, channel=channel)) == [Status.OK]
+        (self.members.add if add else self.members.discard)(channel)
+
+    @rule(inbox=inboxes)
+    def connect(self, inbox):
+        self.sessions[inbox] += 1
+        for counter in (self.received, self.said):
+            for key in [key for key in counter if key[0] == inbox]:
+                del counter[key]
+        self.up.add(inbox)
+        self.take(self.forwarder.connect(inbox, session=self.sessions[inbox]))
+
+    @rule(inbox=inboxes)
+    def say_hello_again(self, inbox):
+        if inbox in self.up:
+            assert len(self.forwarder.connect(inbox, session=self.sessions[inbox])) == 1
+
+    @rule(inbox=inboxes)
+    def disconnect(self, inbox):
+        self.forwarder.disconnect(inbox)
+        self.up.discard(inbox)
+
+    @precondition(lambda self: self.up)
+    @rule(channel=channels, room=st.integers(0, 5), question=st.sampled_from(Question), data=st.data())
+    def ready(self, channel, room, question, data):
+        inbox = data.draw(st.sampled_from(sorted(self.up)))
+        key = (inbox, channel)
+        if question is Question.FORGET:
+            room = 0
+        self.said[key] = self.received[key] + room
+        frames = self.forwarder.ready(
+            self.said[key], inbox=inbox, session=self.sessions[inbox], ask=question, channel=channel
+        )
+        if question is Question.HANDED:
+            assert wire.HANDED.decode(frames[-1]).handed == self.received[key] + len(jobs(frames))
+        self.take(frames)
+        if question is Question.FORGET:
+            self.said[key] = self.received[key] = 0
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def hand_back(self, data):
+        job = self.jobs.pop(data.draw(st.sampled_from(sorted(self.jobs))))
+        fits = self.forwarder.queue_size + ENTRY_SIZE + 4 <= self.forwarder.limits.queue_bytes
+        if fits:
+            self.accepted.setdefault(job.channel, []).append(job.payload)
+        self.take(self.forwarder.back(job))
+
+    @invariant()
+    def books_balance(self):
+        forwarder = self.forwarder
+        assert forwarder.queue_size == sum(queue.size for queue in forwarder.queues.values())
+        for channel, waiting in self.accepted.items():
+            queue = forwarder.queues.get(channel)
+            assert sorted(waiting) == sorted(entry.payload for entry in queue.entries) if queue else not waiting
+        assert not any(queue.idle for queue in forwarder.queues.values())
+        assert forwarder.clients.keys() == self.up
+        for inbox, client in forwarder.clients.items():
+            assert client.channels == {name for name, queue in forwarder.queues.items() if inbox in queue.credits}
+        assert all(self.up >= queue.credits.keys() for queue in forwarder.queues.values())
+        assert forwarder.drops.keys() <= set(DROP_CAUSES)
+        assert forwarder.relays_groups_as_they_come == (not self.members)
+
+    def teardown(self):
+        self.forwarder.clock.now += 100
+        self.forwarder.sweep()
+        for inbox in list(self.up):
+            self.forwarder.disconnect(inbox)
+        assert self.forwarder.queue_size == 0
+        assert self.forwarder.queues == {}
+
+
+TestExchangeAgainstModel = ExchangeAgainstModel.TestCase
+TestExchangeAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

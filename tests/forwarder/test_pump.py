@@ -1,0 +1,166 @@
+"""Sockets to exchange to sockets."""
+
+import pytest
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import FRAMES_A_TURN, AddressError, Marks, Pump, bind, guard, number, readable
+from channels_zmq_forwarder.wire import State
+
+A = b"a" * 16
+WAIT = 5_000
+
+
+class Rig:
+    """A pump that turns when a test says so, with a producer and a consumer."""
+
+    def __init__(self, sockets, address):
+        self.exchange = Exchange(b"instance")
+        self.exchange.enter(State.SERVING)
+        self.pump = Pump(sockets.context, self.exchange, Marks())
+        (self.pub,) = self.pump.bind_publisher([address.format("pub")])
+        (self.pull,) = self.pump.bind_pull([address.format("pull")])
+        self.push, self.xsub = sockets.open(zmq.PUSH), sockets.open(zmq.XSUB, self.pub)
+        self.push.set(zmq.SNDHWM, 0)
+        self.push.connect(self.pull)
+
+    def turn_until(self, condition):
+        """Turn until something has happened; sockets hand over in their own threads."""
+        for _ in range(WAIT // 5):
+            self.pump.turn()
+            if condition():
+                return
+            self.push.poll(5, zmq.POLLIN)
+        raise AssertionError("it did not happen")
+
+    def connect(self):
+        self.xsub.send(b"\1" + wire.inbox_topic(A))
+        self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+        self.turn_until(lambda: A in self.exchange.clients)
+        assert wire.WELCOME.decode(self.receive()).session == 1
+
+    def receive(self):
+        self.turn_until(lambda: self.xsub.poll(0))
+        return self.xsub.recv()
+
+
+@pytest.fixture(params=["inproc://{}", "tcp://127.0.0.1:*"])
+def rig(request, sockets):
+    rig = Rig(sockets, request.param)
+    yield rig
+    rig.pump.close()
+
+
+def frame(payload, group="room"):
+    return wire.ordered(wire.group_topic(group), b"sender..", 1, 0, 0, payload)
+
+
+def test_a_group_message_passes(rig):
+    """As it came, to who is subscribed."""
+    rig.connect()
+    rig.xsub.send(b"\1" + wire.group_topic("room"))
+    rig.turn_until(rig.exchange.groups)
+    rig.push.send(frame(b"to others", group="room2"))
+    rig.push.send(frame(b"hi"))
+    assert rig.receive() == frame(b"hi")
+
+
+def test_a_request_is_answered(rig):
+    """By the other socket, to the inbox of who asked."""
+    rig.connect()
+    rig.push.send(wire.ECHO.encode(wire.Echo(A, 4)))
+    assert wire.CONFIRM.decode(rig.receive()).n == 4
+
+
+def test_a_group_with_a_plain_member_reaches_its_queue(rig):
+    """The short cut for group messages ends with the very frame that adds the first plain member."""
+    rig.connect()
+    rig.push.send(frame(b"before"))
+    rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))
+    rig.push.send(frame(b"after"))
+    rig.turn_until(rig.exchange.depth)
+    assert [entry.payload for entry in rig.exchange.queues[b"jobs"].entries] == [b"after"]
+
+
+def test_traffic_is_counted(rig):
+    """Frames and bytes, in and out."""
+    rig.connect()
+    out = rig.pump.traffic.frames_out, rig.pump.traffic.bytes_out
+    echo = wire.ECHO.encode(wire.Echo(A, 4))
+    for each in (frame(b"hi"), b"?", echo):
+        rig.push.send(each)
+    answer = rig.receive()
+    traffic = rig.pump.traffic
+    assert (traffic.frames_in, traffic.bytes_in) == (3, len(frame(b"hi")) + 1 + len(echo))
+    assert (traffic.frames_out - out[0], traffic.bytes_out - out[1]) == (2, len(frame(b"hi")) + len(answer))
+
+
+def test_every_part_of_a_multipart_message_is_a_frame(rig):
+    """Ours have one part; a stranger's do no harm."""
+    rig.connect()
+    rig.push.send_multipart([b"?", b"", wire.ECHO.encode(wire.Echo(A, 4))])
+    assert wire.CONFIRM.decode(rig.receive()).n == 4
+    assert rig.exchange.drops == {"malformed": 2}
+
+
+def test_a_turn_takes_a_bounded_number_of_frames(sockets):
+    """So that health checks and subscriptions are served under any load."""
+    rig = Rig(sockets, "inproc://{}")
+    for _ in range(FRAMES_A_TURN + 1):
+        rig.push.send(frame(b""))
+    assert rig.pump.turn()
+    assert rig.pump.traffic.frames_in == FRAMES_A_TURN
+    rig.turn_until(lambda: rig.pump.traffic.frames_in == FRAMES_A_TURN + 1)
+    assert not rig.pump.turn()
+    for _ in range(FRAMES_A_TURN + 1):
+        rig.xsub.send(b"?")
+    assert rig.pump.turn()
+    rig.turn_until(lambda: rig.exchange.drops["malformed"] == FRAMES_A_TURN + 1)
+    rig.pump.close()
+
+
+def test_nothing_to_do_is_said(rig):
+    """The descriptors are edge-triggered: a turn looks at both sockets once more before it says so."""
+    assert not rig.pump.turn()
+    assert all(descriptor >= 0 for descriptor in rig.pump.descriptors())
+
+
+def test_an_address_in_use_is_named(sockets):
+    """And the reason."""
+    one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
+    address = bind(one, "tcp://127.0.0.1:*")
+    assert not address.endswith("*")
+    with pytest.raises(AddressError, match=f"cannot bind {address}: Address already in use"):
+        bind(other, address)
+
+
+def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
+    """ZeroMQ would let the second one steal it, in silence."""
+    address = f"ipc://{tmp_path}/pub"
+    one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
+    one.bind_publisher([address])
+    with pytest.raises(AddressError, match="another process has it"):
+        other.bind_publisher([address])
+    one.close()
+    assert other.bind_publisher([address]) == [address]
+    other.close()
+
+
+def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
+    """The lock file says why before ZeroMQ does."""
+    with pytest.raises(AddressError, match="No such file"):
+        guard(f"ipc://{tmp_path}/none/pub")
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])
+def test_other_addresses_need_no_lock_file(address):
+    """TCP refuses a second bind; an abstract address has no file."""
+    assert guard(address) is None
+
+
+def test_options_are_read(sockets):
+    """Numbers are ints."""
+    socket = sockets.open(zmq.PULL)
+    assert number(socket, zmq.RCVHWM) == 1_000
+    assert not readable(socket)

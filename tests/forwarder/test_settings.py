@@ -1,0 +1,115 @@
+"""Flags and environment variables."""
+
+import pytest
+
+from channels_zmq_forwarder.settings import PREFIX, Settings, SettingsError, parse
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """Whatever the developer has set does not count."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
+
+
+def test_without_anything_said_a_forwarder_listens_on_this_machine_alone():
+    """Opening to a network is a decision."""
+    settings = parse([])
+    addresses = [*settings.pull_address, *settings.pub_address, f"tcp://{settings.admin_address}"]
+    assert addresses == ["tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:9600"]
+
+
+def test_a_flag_wins_over_its_variable(monkeypatch):
+    """The variable comes from the deployment, the flag from whoever runs it."""
+    monkeypatch.setenv(f"{PREFIX}QUEUE_NAMES", "5")
+    monkeypatch.setenv(f"{PREFIX}SETTLE", "0.1")
+    settings = parse(["--queue-names", "7"])
+    assert settings.queue_names == 7
+    assert settings.settle == 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--pull-address", "tcp://*:1,ipc:///tmp/a"],
+        ["--pull-address", "tcp://*:1", "--pull-address", "ipc:///tmp/a"],
+        ["--pull-address=tcp://*:1 , ipc:///tmp/a,"],
+    ],
+)
+def test_there_may_be_several_addresses(arguments):
+    """By commas, or by repeating the flag."""
+    assert parse(arguments).pull_address == ["tcp://*:1", "ipc:///tmp/a"]
+
+
+def test_addresses_in_a_variable_are_separated_by_commas(monkeypatch):
+    """No JSON is asked for."""
+    monkeypatch.setenv(f"{PREFIX}PUB_ADDRESS", "tcp://*:1, tcp://*:2")
+    assert parse([]).pub_address == ["tcp://*:1", "tcp://*:2"]
+
+
+def test_sizes_have_units():
+    """As people write them."""
+    settings = parse(["--max-message-size", "2MiB", "--queue-bytes", "1GB", "--memory-limit", "512MiB"])
+    assert (settings.max_message_size, settings.queue_bytes) == (2 * 2**20, 10**9)
+    assert settings.memory_limit == 512 * 2**20
+
+
+def test_the_admin_page_can_be_off():
+    """By an empty address."""
+    assert parse(["--admin-address", ""]).admin_address == ""
+
+
+def test_levels_are_read_in_any_case():
+    """`--log-level debug` is what people type."""
+    assert parse(["--log-level", "debug"]).log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--pull-address", "udp://x"], "--pull-address (CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS): 'udp://x' is neither"),
+        (["--pub-address", ","], "--pub-address (CHANNELS_ZMQ_FORWARDER_PUB_ADDRESS): at least one address is needed"),
+        (
+            ["--admin-address", "9600"],
+            "--admin-address (CHANNELS_ZMQ_FORWARDER_ADMIN_ADDRESS): '9600' is not HOST:PORT",
+        ),
+        (["--admin-address", "a:65536"], "'a:65536' is not HOST:PORT"),
+        (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),
+        (["--settle", "6"], "settle-at-most (5.0) is less than settle (6.0)"),
+        (["--settle-at-most", "inf"], "--settle-at-most "),
+        (["--pull-high-water-mark", str(2**31)], "--pull-high-water-mark "),
+        (["--max-message-size", str(2**63)], "--max-message-size "),
+        (["--memory-limit", "-1"], "--memory-limit "),
+        (["--log-level", "loud"], "--log-level "),
+    ],
+)
+def test_what_cannot_be_used_is_named(arguments, sentence):
+    """With the flag, the variable and the reason; so is every other one at the same time."""
+    with pytest.raises(SettingsError) as caught:
+        parse(arguments)
+    assert sentence in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once():
+    """Nobody corrects them one by one."""
+    with pytest.raises(SettingsError, match=r"--queue-names .*; --settle "):
+        parse(["--queue-names", "0", "--settle", "-1"])
+
+
+def test_an_unknown_flag_ends_the_program(capsys):
+    """With the usage line."""
+    with pytest.raises(SystemExit) as caught:
+        parse(["--no-such-flag"])
+    assert caught.value.code == 2
+    assert "--no-such-flag" in capsys.readouterr().err
+
+
+def test_every_setting_is_described():
+    """`--help` and the README show the descriptions."""
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_settings_do_not_change():
+    """They are parsed once, at the edge."""
+    with pytest.raises(ValueError, match="frozen"):
+        parse([]).queue_names = 1

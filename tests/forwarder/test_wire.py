@@ -1,0 +1,197 @@
+"""Frames and bytes."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import FrameError
+
+INBOX = b"0123456789abcdef"
+LAYOUTS = (*wire.CLIENT_LAYOUTS, *wire.INBOX_LAYOUTS)
+BITS = {"B": 8, "I": 32, "Q": 64}
+
+inboxes = st.binary(min_size=8, max_size=8).map(lambda raw: raw.hex().encode())
+names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=99).map(
+    str.encode
+)
+
+
+@st.composite
+def frames(draw):
+    """A layout and a frame that fits it."""
+    layout = draw(st.sampled_from(LAYOUTS))
+    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
+    instances = st.binary(min_size=8, max_size=8)
+    numbers = [draw(instances if code == "s" else st.integers(0, 2 ** BITS[code] - 1)) for code in codes]
+    texts = [draw(names) for _ in range(layout.names)]
+    payload = [draw(st.binary(max_size=200))] if layout.parts > layout.names else []
+    return layout, layout.make(draw(inboxes), *numbers, *texts, *payload)
+
+
+@given(frames())
+def test_what_is_encoded_is_decoded_again(case):
+    """Every frame of every kind survives the way through bytes, whatever its payload and names hold."""
+    layout, frame = case
+    assert layout.decode(layout.encode(frame)) == frame
+
+
+@given(frames(), st.data())
+def test_mutated_frames_are_refused_or_read_and_never_anything_else(case, data):
+    """Strangers' bytes give a frame or FrameError, never another exception."""
+    layout, frame = case
+    raw = bytearray(layout.encode(frame))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(raw) - 1)))
+        match data.draw(st.sampled_from(["flip", "cut", "insert", "end"])):
+            case "flip" if raw:
+                raw[at] ^= data.draw(st.integers(1, 255))
+            case "cut":
+                del raw[at : at + data.draw(st.integers(1, 20))]
+            case "insert":
+                raw[at:at] = data.draw(st.binary(max_size=20))
+            case _:
+                del raw[at:]
+    other = data.draw(st.sampled_from(LAYOUTS))
+    for reader in (layout, other):
+        try:
+            again = reader.decode(bytes(raw))
+        except FrameError:
+            continue
+        assert reader.decode(reader.encode(again)) == again
+
+
+@given(st.binary(max_size=80), st.integers(0, 90))
+def test_strangers_messages_are_refused_or_read_and_never_anything_else(raw, at):
+    """The head of a group or direct message is read from any bytes or refused."""
+    for read in (wire.read_order, wire.channel_and_payload):
+        try:
+            read(raw, at)
+        except FrameError:
+            continue
+    with suppress(FrameError):
+        assert raw[wire.topic_end(raw)] == 0
+
+
+def test_a_frame_begins_with_its_kind_and_inbox():
+    """The first bytes are what sockets match subscriptions with and what the exchange routes by."""
+    assert wire.SYNC.encode(wire.Sync(INBOX, 7)) == b"Y" + INBOX + bytes(7) + b"\7"
+    assert wire.SYNCED.encode(wire.Synced(INBOX, 7)) == b"P" + INBOX + b"\0y" + bytes(7) + b"\7"
+
+
+def test_every_kind_is_its_own():
+    """No two frames that come the same way share a kind byte."""
+    assert len({layout.kind for layout in wire.CLIENT_LAYOUTS}) == len(wire.CLIENT_LAYOUTS)
+    assert len({layout.kind for layout in wire.INBOX_LAYOUTS} | {wire.DIRECT}) == len(wire.INBOX_LAYOUTS) + 1
+
+
+def test_a_frame_of_another_kind_is_refused():
+    """A layout reads its own frames alone, also where another one has the same length."""
+    with pytest.raises(FrameError, match="not of kind 'E'"):
+        wire.ECHO.decode(wire.SYNC.encode(wire.Sync(INBOX, 1)))
+    with pytest.raises(FrameError, match="not of kind 'f'"):
+        wire.EMPTY.decode(wire.SYNCED.encode(wire.Synced(INBOX, 1)))
+
+
+@pytest.mark.parametrize("inbox", [b"0123456789ABCDEF", b"0123456789abcde\0", b"0123456789abcdeg", b"0123456789 abcde"])
+def test_an_inbox_is_sixteen_lowercase_hexadecimal_digits(inbox):
+    """Anything else behind the kind is no inbox."""
+    with pytest.raises(FrameError, match="no inbox"):
+        wire.SYNC.decode(b"Y" + inbox + bytes(8))
+    assert wire.inbox_of(b"P" + inbox + b"\0") == b""
+
+
+def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic():
+    """A topic that merely looks similar names no process."""
+    assert wire.inbox_of(wire.inbox_topic(INBOX)) == INBOX
+    for other in (b"", b"P", b"P" + INBOX, b"P" + INBOX + b"x", b"G" + INBOX + b"\0", b"P" + INBOX + b"\0\0"):
+        assert wire.inbox_of(other) == b""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: chr(layout.kind))
+def test_a_frame_that_ends_within_its_numbers_is_refused(layout):
+    """The error names the kind and the least number of bytes."""
+    with pytest.raises(FrameError, match=f"kind {chr(layout.kind)!r} has at least"):
+        layout.decode(
+            layout._before + INBOX + layout._behind + bytes(layout.numbers.size - 1) if layout.numbers.size else b""
+        )
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0", b"jobs", b"\0payload", b"j" * 401 + b"\0payload"])
+def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail):
+    """A job goes nowhere without its channel."""
+    with pytest.raises(FrameError, match="name"):
+        wire.PLAIN.decode(b"Q" + INBOX + bytes(16) + tail)
+
+
+def test_a_name_never_holds_a_nul():
+    """Where the name ends the frame, a NUL is no part of it."""
+    with pytest.raises(FrameError, match="no NUL"):
+        wire.READY.decode(b"R" + INBOX + bytes(13) + b"jo\0bs")
+
+
+def test_the_longest_name_of_channels_fits():
+    """Channels counts characters, frames count bytes: 99 digits of four bytes each."""
+    longest = ("\U0001d7d8" * 99).encode()
+    assert wire.REMOVED.decode(wire.REMOVED.encode(wire.Removed(INBOX, longest, longest))).channel == longest
+
+
+def test_a_hello_of_a_later_version_is_read():
+    """What a later version appends does not hide its number, so that the other side can be named."""
+    hello = wire.Hello(INBOX, 2, 1, 0)
+    assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello
+    with pytest.raises(FrameError, match="has 25 bytes"):
+        wire.ECHO.decode(wire.ECHO.encode(wire.Echo(INBOX, 1)) + b"and more")
+
+
+def test_a_group_message_is_read_back():
+    """Topic, key of the run of numbers, number, flags, life and payload."""
+    topic = wire.group_topic("Zürich")
+    frame = wire.ordered(topic, b"sender..", 5, wire.FLAG_FIRST, 60_000, b"\0\1payload")
+    end = wire.topic_end(frame)
+    key, number, flags, ttl, start = wire.read_order(frame, end + 1)
+    assert wire.name(frame[1:end]) == "Zürich"
+    assert (key, number, flags, ttl) == (topic + b"sender..", 5, wire.FLAG_FIRST, 60_000)
+    assert frame[start:] == b"\0\1payload"
+
+
+def test_a_direct_message_is_read_back():
+    """It names its channel in full, because several channels of a process share an inbox."""
+    body = wire.direct_body("specific.é!1", b"\0payload")
+    frame = wire.ordered(wire.direct_prefix(INBOX), b"sender..", 1, 0, 0, body)
+    *_, start = wire.read_order(frame, wire.SUB_KIND + 1)
+    assert frame[wire.SUB_KIND] == wire.DIRECT
+    assert wire.channel_and_payload(frame, start) == ("specific.é!1", b"\0payload")
+
+
+def test_a_message_that_ends_within_its_head_is_refused():
+    """One byte less than the head is no message; the head alone is one without payload."""
+    frame = wire.ordered(wire.group_topic("a"), b"sender..", 1, 0, 0, b"")
+    assert wire.read_order(frame, 3)[-1] == len(frame)
+    with pytest.raises(FrameError, match="ends before its payload"):
+        wire.read_order(frame[:-1], 3)
+
+
+@pytest.mark.parametrize("frame", [b"", b"G", b"G\0", b"Gname", b"\0\0"])
+def test_a_topic_has_a_name_and_a_nul(frame):
+    """Otherwise a prefix match would reach the wrong subscribers."""
+    with pytest.raises(FrameError, match="NUL"):
+        wire.topic_end(frame)
+
+
+@pytest.mark.parametrize("body, reason", [(b"", "lacks"), (b"\0p", "lacks"), (b"name", "lacks"), (b"\xff\0p", "UTF-8")])
+def test_a_direct_message_without_a_readable_channel_is_refused(body, reason):
+    """Nobody could be given it."""
+    with pytest.raises(FrameError, match=reason):
+        wire.channel_and_payload(body, 0)
+
+
+@pytest.mark.parametrize(
+    "seconds, expected",
+    [(0, 0), (-1, 0), (0.0014, 1), (60, 60_000), (1e12, 2**32 - 1), (float("inf"), 2**32 - 1)],
+)
+def test_durations_are_bounded(seconds, expected):
+    """A frame has 32 bits of milliseconds; what is longer than 49 days is 49 days."""
+    assert wire.milliseconds(seconds) == expected

@@ -1,0 +1,402 @@
+"""The example chat without a server: its rooms and jobs, and its consumers on Channels' in-memory layer."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from channels.layers import InMemoryChannelLayer, channel_layers
+from channels.routing import URLRouter
+from channels.testing import ApplicationCommunicator, WebsocketCommunicator
+from django.conf import settings
+from django.urls import path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
+
+from chat import consumers, jobs, rooms
+
+BEAT = 0.05
+
+
+def entry(key: str, order: int = 1, revision: int = 0) -> rooms.Entry:
+    return {
+        "id": key,
+        "kind": "text",
+        "name": "Ada",
+        "text": f"text of {key}",
+        "order": order,
+        "at": 0,
+        "revision": revision,
+        "done": 0.0,
+        "result": "",
+    }
+
+
+class TestNames:
+    def test_any_room_name_becomes_a_valid_group_name(self) -> None:
+        """Letters of any script, spaces and 48 characters: the group's name is short and plain."""
+        for room in ("lobby", "Café №1", "部屋", "x" * 48):
+            InMemoryChannelLayer().require_valid_group_name(rooms.group_of(room))
+
+    def test_people_who_differ_in_case_or_composition_meet(self) -> None:
+        """The same name typed on two keyboards is one room; another name is another room."""
+        assert rooms.group_of("CAFÉ") == rooms.group_of("cafe\u0301")
+        assert rooms.group_of("tea") != rooms.group_of("tea2")
+
+    @pytest.mark.parametrize(
+        ("typed", "room"),
+        [("a/b", "a-b"), ("..", "lobby"), ("", "lobby"), (" tea \n kitchen ", "tea kitchen")],
+    )
+    def test_a_room_name_can_stand_in_an_address(self, typed: str, room: str) -> None:
+        """What a path cannot hold is replaced, and nothing is left empty."""
+        assert rooms.clean_room(typed) == room
+
+    def test_half_a_surrogate_pair_is_replaced(self) -> None:
+        """JSON lets it through and no serializer takes it."""
+        assert rooms.clean_text(json.loads('"a\\ud800b"')) == "a?b"
+
+    def test_what_is_not_a_text_is_nothing(self) -> None:
+        """A page may send any JSON."""
+        assert rooms.clean_text(["a"]) == ""
+
+
+class TestHistory:
+    def test_an_entry_is_news_once(self) -> None:
+        """The same entry again, by another way, is no news."""
+        history = rooms.History()
+        assert history.put(entry("a"))
+        assert not history.put(entry("a"))
+
+    def test_a_newer_revision_replaces_an_older_one_only(self) -> None:
+        """Steps of a job may overtake each other; the newest stays."""
+        history = rooms.History([entry("a", revision=2)])
+        assert not history.put(entry("a", revision=1))
+        assert history.put(entry("a", revision=3))
+        assert [known["revision"] for known in history.entries()] == [3]
+
+    def test_the_oldest_entries_leave_at_the_limit(self) -> None:
+        """A room remembers so many entries, and one that is older than all of them is no news."""
+        history = rooms.History([entry(key, order) for order, key in enumerate("abc", start=2)], limit=3)
+        assert history.put(entry("d", 9))
+        assert not history.put(entry("z", 1))
+        assert [known["id"] for known in history.entries()] == ["b", "c", "d"]
+
+    def test_an_answer_stands_below_its_question_when_the_clock_is_slow(self) -> None:
+        """The order is above every order seen, and above the last one given out."""
+        history = rooms.History([entry("a", order=1000)])
+        assert [history.next_order(at=10), history.next_order(at=10)] == [1001, 1002]
+        assert history.next_order(at=5000) == 5000
+
+    def test_two_digests_tell_who_lacks_what(self) -> None:
+        """Each side finds what it lacks, and whether the other lacks something."""
+        mine, others = rooms.History([entry("a"), entry("b")]), rooms.History([entry("b", revision=1)])
+        assert mine.lacks(others.digest()) == ["b"]
+        assert others.lacks(mine.digest()) == ["a"]
+        assert mine.exceeds(others.digest())
+        assert not rooms.History().exceeds(mine.digest())
+
+    def test_the_attic_forgets_the_rooms_left_longest_ago(self) -> None:
+        """It is bounded, as everything that outlives a connection."""
+        attic = rooms.Attic(limit=2)
+        for group in ("a", "b", "a", "c"):
+            attic.keep(group, [entry(group)])
+        assert [bool(attic.recall(group)) for group in "abc"] == [True, False, True]
+
+
+class TestRoster:
+    def test_a_member_without_a_sign_of_life_expires(self) -> None:
+        """Each sign holds for a time; without another one the member is gone."""
+        roster = rooms.Roster()
+        assert roster.renew("channel", "Ada", "web1", until=10.0)
+        assert not roster.renew("channel", "Ada", "web1", until=12.0)
+        assert roster.expire(now=11.0) == []
+        assert [member.name for member in roster.expire(now=13.0)] == ["Ada"]
+        assert len(roster) == 0
+
+    def test_nobody_expires_for_the_time_in_which_nobody_could_be_heard(self) -> None:
+        """After an outage everybody gets time for another sign of life."""
+        roster = rooms.Roster()
+        roster.renew("channel", "Ada", "web1", until=10.0)
+        roster.extend(until=50.0)
+        assert roster.expire(now=40.0) == []
+
+
+class TestJobs:
+    def test_a_message_without_a_slash_is_no_command(self) -> None:
+        """Most of what is said."""
+        assert jobs.parse("hello /roll") is None
+
+    def test_commands_are_recognised(self) -> None:
+        """With and without an argument."""
+        assert jobs.parse("/roll 2d6") == jobs.Command("roll", "2d6")
+        assert jobs.parse("/roll") == jobs.Command("roll", "")
+        assert jobs.parse("/count a b") == jobs.Command("count", "a b")
+
+    @pytest.mark.parametrize("text", ["/", "/dance", "/count", "/roll x", "/roll 0d6", "/roll 99d6", "/roll 2d1"])
+    def test_a_wrong_command_is_refused_before_a_worker_sees_it(self, text: str) -> None:
+        """The hint goes to the one who wrote it."""
+        with pytest.raises(jobs.UnknownCommandError, match="/roll 2d6"):
+            jobs.parse(text)
+
+    def test_each_die_is_a_step(self) -> None:
+        """The progress ends at 1, and the last step has the sum."""
+        steps = list(jobs.roll("3d6", randint=lambda low, high: high))
+        assert [round(step.done, 2) for step in steps] == [0.33, 0.67, 1.0]
+        assert steps[-1].result == "6 + 6 + 6 = 18"
+
+    def test_words_and_letters_are_counted(self) -> None:
+        """The last step has everything."""
+        assert list(jobs.count("to be or"))[-1] == jobs.Step(1.0, "3 words, 6 letters; most often: o × 2, t × 1, b × 1")
+
+
+@pytest.fixture(autouse=True)
+def layer() -> Iterator[InMemoryChannelLayer]:
+    """A fresh in-memory layer as the default one, and an attic without a past."""
+    if not settings.configured:
+        settings.configure()
+    layer = InMemoryChannelLayer()
+    before = channel_layers.set("default", layer)
+    consumers.attic = rooms.Attic()
+    yield layer
+    if before is None:
+        del channel_layers.backends["default"]
+    else:
+        channel_layers.set("default", before)
+
+
+class Page:
+    """A page's side of the WebSocket."""
+
+    def __init__(self, communicator: WebsocketCommunicator) -> None:
+        self.communicator = communicator
+
+    async def says(self, text: str, key: str = "0123456789abcdef") -> str:
+        await self.communicator.send_json_to({"type": "say", "key": key, "text": text})
+        return key
+
+    async def sees(self, kind: str, wanted: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
+        """Return the first message of a kind for which `wanted` holds; the others before it are dropped."""
+        async with asyncio.timeout(5):
+            while True:
+                message = await self.communicator.receive_json_from(timeout=5)
+                if message["type"] == kind and wanted(message):
+                    return message
+
+    async def sees_people(self, *names: str) -> None:
+        await self.sees("roster", lambda message: sorted(p["name"] for p in message["people"]) == sorted(names))
+
+
+@asynccontextmanager
+async def page(name: str, room: str = "lobby", beat: float = 60.0) -> AsyncIterator[Page]:
+    member = consumers.RoomConsumer.as_asgi(process="web1", beat_seconds=beat)
+    application = URLRouter([path("ws/room/<str:room>/", member)])
+    communicator = WebsocketCommunicator(application, f"ws/room/{quote(room)}/?name={quote(name)}")
+    accepted, _ = await communicator.connect()
+    assert accepted
+    yield Page(communicator)
+    await communicator.disconnect()
+
+
+async def test_what_one_says_arrives_at_everybody_in_the_room() -> None:
+    """At the other and at oneself, under the name that the page gave it; not in another room."""
+    async with page("Ada") as ada, page("Bo") as bo, page("Cy", room="elsewhere") as cy:
+        key = await ada.says("hello")
+        for member in (ada, bo):
+            (seen,) = (await member.sees("entries"))["entries"]
+            assert (seen["id"], seen["name"], seen["text"]) == (key, "Ada", "hello")
+        await cy.says("nobody here")
+        assert (await cy.sees("entries"))["entries"][0]["name"] == "Cy"
+
+
+async def test_a_newcomer_asks_the_others_for_the_history() -> None:
+    """It is in no store: it comes from a member, through the layer."""
+    async with page("Ada") as ada:
+        await ada.says("before you came")
+        await ada.sees("entries")
+        async with page("Bo") as bo:
+            assert (await bo.sees("welcome"))["entries"] == []
+            assert (await bo.sees("entries"))["entries"][0]["text"] == "before you came"
+
+
+async def test_a_reloaded_page_finds_its_room_again() -> None:
+    """Alone in the room, nobody could be asked: the process still knows what was said."""
+    async with page("Ada") as ada:
+        await ada.says("note to self")
+        await ada.sees("entries")
+    async with page("Ada") as ada:
+        assert [said["text"] for said in (await ada.sees("welcome"))["entries"]] == ["note to self"]
+
+
+async def test_coming_and_leaving_is_seen() -> None:
+    """Each knows who is there, and is told of a change."""
+    async with page("Ada") as ada:
+        async with page("Bo") as bo:
+            assert (await ada.sees("notice"))["change"] == "came"
+            await ada.sees_people("Ada", "Bo")
+            await bo.sees_people("Ada", "Bo")
+        assert (await ada.sees("notice")) == {"type": "notice", "change": "left", "name": "Bo"}
+        await ada.sees_people("Ada")
+
+
+async def test_a_member_of_a_killed_process_vanishes(layer: InMemoryChannelLayer) -> None:
+    """Who gives no sign of life for three beats is gone, although nobody said goodbye."""
+    ghost = {"id": "ghost", "name": "Gus", "process": "web2", "lease": 3 * BEAT, "digest": {}}
+    async with page("Ada", beat=BEAT) as ada:
+        await ada.sees("roster")
+        await layer.group_send(rooms.group_of("lobby"), {"type": "member.joined", "again": False, **ghost})
+        await ada.sees_people("Ada", "Gus")
+        assert (await ada.sees("notice", lambda message: message["change"] == "lost"))["name"] == "Gus"
+        await ada.sees_people("Ada")
+
+
+async def test_beats_keep_a_member_here() -> None:
+    """One that was forgotten, as after a long pause of the process, comes back with its next beat."""
+    async with page("Ada", beat=BEAT) as ada, page("Bo", beat=BEAT):
+        await ada.sees_people("Ada", "Bo")
+        await channel_layers["default"].group_send(
+            rooms.group_of("lobby"), {"type": "member.left", "id": last_member()}
+        )
+        await ada.sees_people("Ada")
+        await ada.sees_people("Ada", "Bo")
+
+
+def last_member() -> str:
+    """Return the channel of the one who came last into the lobby."""
+    return list(channel_layers["default"].groups[rooms.group_of("lobby")])[-1]
+
+
+async def test_typing_is_seen_by_the_others_only() -> None:
+    """The one who types knows it."""
+    async with page("Ada") as ada, page("Bo") as bo:
+        await ada.communicator.send_json_to({"type": "typing"})
+        assert (await bo.sees("typing"))["name"] == "Ada"
+        await ada.says("done")
+        seen = [(await ada.communicator.receive_json_from(timeout=5))["type"] for _ in range(5)]
+        assert "typing" not in seen
+
+
+async def test_a_command_goes_to_one_worker_and_its_steps_to_everybody(layer: InMemoryChannelLayer) -> None:
+    """The entry appears at once, and its revisions carry the progress up to the result."""
+    async with page("Ada") as ada, page("Bo") as bo:
+        await ada.says("/roll 2d6")
+        message = await asyncio.wait_for(layer.receive(jobs.CHANNEL), 5)
+        assert (message["job"], message["argument"]) == ("roll", "2d6")
+        scope = {"type": "channel", "channel": jobs.CHANNEL}
+        worker = ApplicationCommunicator(jobs.JobsConsumer.as_asgi(), scope)
+        await worker.send_input(message)
+        for member in (ada, bo):
+            seen = [(await member.sees("entries"))["entries"][0] for _ in range(3)]
+            assert [step["done"] for step in seen] == [0.0, 0.5, 1.0]
+            assert " = " in seen[-1]["result"]
+        worker.stop(exceptions=False)
+
+
+async def test_a_failed_job_is_told_and_the_worker_goes_on(layer: InMemoryChannelLayer) -> None:
+    """An unknown job, as from a newer web process, does not end the worker."""
+    await layer.group_add("watch", channel := await layer.new_channel())
+    worker = ApplicationCommunicator(jobs.JobsConsumer.as_asgi(), {"type": "channel", "channel": jobs.CHANNEL})
+    for job in ("juggle", "roll"):
+        message = {"type": "job.run", "job": job, "argument": "1d2", "group": "watch", "entry": entry("a")}
+        await worker.send_input(message)
+    results = [(await asyncio.wait_for(layer.receive(channel), 5))["entry"]["result"] for _ in range(2)]
+    assert results[0] == "The worker could not do this."
+    assert results[1] in ("1", "2")
+    worker.stop(exceptions=False)
+
+
+async def test_a_wrong_command_is_refused_to_its_author() -> None:
+    """With the key, so that the page can take the message back."""
+    async with page("Ada") as ada:
+        key = await ada.says("/dance")
+        assert (await ada.sees("refused"))["key"] == key
+
+
+async def test_a_message_that_is_sent_again_appears_once() -> None:
+    """A page whose connection broke cannot know what had arrived: it sends it again."""
+    async with page("Ada") as ada, page("Bo") as bo:
+        await ada.says("once", key="a" * 16)
+        await ada.sees("entries")
+        await ada.says("once", key="a" * 16)
+        await ada.sees("entries")
+        await ada.says("next", key="b" * 16)
+        assert [(await bo.sees("entries"))["entries"][0]["text"] for _ in range(2)] == ["once", "next"]
+
+
+@pytest.mark.parametrize("frame", [" ", "[]", "{}", "nonsense", '{"type": "say", "key": 1}', '{"type": ["say"]}'])
+async def test_a_frame_that_is_not_from_our_page_ends_nothing(frame: str) -> None:
+    """Strangers connect too."""
+    async with page("Ada") as ada:
+        await ada.communicator.send_to(text_data=frame)
+        await ada.communicator.send_to(bytes_data=b"\xff")
+        await ada.says("still here")
+        assert (await ada.sees("entries"))["entries"][0]["text"] == "still here"
+
+
+async def test_a_page_without_a_name_is_not_let_in() -> None:
+    """The page asks for one before it connects."""
+    application = URLRouter([path("ws/room/<str:room>/", consumers.RoomConsumer.as_asgi())])
+    accepted, _ = await WebsocketCommunicator(application, "ws/room/lobby/").connect()
+    assert not accepted
+
+
+async def test_an_outage_is_shown_and_the_gap_it_left_closes(layer: InMemoryChannelLayer) -> None:
+    """What only one member has after an outage, the others get when the layer is back."""
+    async with page("Ada") as ada, page("Bo") as bo:
+        await ada.sees_people("Ada", "Bo")
+        first, second = layer.groups[rooms.group_of("lobby")]
+        for channel in (first, second):
+            await layer.send(channel, {"type": "layer.disconnected"})
+        await layer.send(second, {"type": "room.entry", "entry": entry("only with Bo")})
+        for member in (ada, bo):
+            assert (await member.sees("layer"))["up"] is False
+        await ada.says("/roll 2d6")
+        assert "away" in (await ada.sees("refused"))["reason"]
+        for channel in (first, second):
+            await layer.send(channel, {"type": "layer.reconnected", "missed": 1})
+        back = await ada.sees("layer")
+        assert (back["up"], back["missed"]) == (True, 1)
+        assert (await ada.sees("entries"))["entries"][0]["id"] == "only with Bo"
+
+
+async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InMemoryChannelLayer) -> None:
+    """With a full channel everybody sees that this job is not done."""
+    layer.channel_capacity = layer.compile_capacities({jobs.CHANNEL: 1})
+    await layer.send(jobs.CHANNEL, {"type": "job.run"})
+    async with page("Ada") as ada:
+        await ada.says("/roll 2d6")
+        failed = await ada.sees("entries", lambda message: message["entries"][0]["done"] == 1.0)
+        assert failed["entries"][0]["result"] == "Too many jobs are waiting."
+
+
+async def test_a_page_that_comes_during_an_outage_is_told_to_try_again() -> None:
+    """Without the layer nobody can enter: the page learns why, and connects again by itself."""
+
+    class AwayLayer(InMemoryChannelLayer):
+        async def group_add(self, group: str, channel: str) -> None:
+            raise ConnectionError("nobody answers at tcp://127.0.0.1:1")
+
+    channel_layers.set("default", AwayLayer())
+    async with page("Ada") as ada:
+        assert (await ada.sees("layer"))["up"] is False
+        closed = await ada.communicator.receive_output(timeout=5)
+        assert (closed["type"], closed["code"]) == ("websocket.close", consumers.TRY_AGAIN_LATER)
+
+
+async def test_a_consumer_that_fails_still_leaves_its_room(layer: InMemoryChannelLayer) -> None:
+    """No ghost beats on for a page whose consumer ended by an error."""
+    async with page("Bo") as bo:
+        await bo.sees("roster")
+        member = consumers.RoomConsumer.as_asgi(process="web1", beat_seconds=60.0)
+        application = URLRouter([path("ws/room/<str:room>/", member)])
+        ada = WebsocketCommunicator(application, "ws/room/lobby/?name=Ada")
+        await ada.connect()
+        await bo.sees_people("Ada", "Bo")
+        await layer.send(last_member(), {"type": "no.such.handler"})
+        assert (await bo.sees("notice", lambda message: message["change"] == "left"))["name"] == "Ada"
+        with pytest.raises(ValueError, match="No handler"):
+            await ada.wait(timeout=5)

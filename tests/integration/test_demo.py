@@ -1,0 +1,68 @@
+"""`make demo` and `make demo-dedicated`, run as they are."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "chat" / "demo.py"
+LATENCY = re.compile(r"^40 messages from page to page: p50 (\d+\.\d\d) ms, p99 (\d+\.\d\d) ms$", re.MULTILINE)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(DEMO), *arguments, "--messages", "40", "--port", "0"]
+
+
+def test_the_embedded_demo_talks_to_itself_and_prints_the_latency() -> None:
+    """One process serves the chat, its two people see each other's messages, and it ends with code 0."""
+    demo = subprocess.run(command("embedded", "--once"), capture_output=True, text=True, timeout=60, check=False)
+
+    assert demo.stderr == ""
+    assert demo.returncode == 0
+    assert re.search(r"^The chat is at http://127\.0\.0\.1:\d+/", demo.stdout, re.MULTILINE)
+    latency = LATENCY.search(demo.stdout)
+    assert latency is not None, demo.stdout
+    assert 0 < float(latency[1]) <= float(latency[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_embedded_demo_without_a_traceback(number: signal.Signals) -> None:
+    """Ctrl-C, and what a supervisor sends, is a clean end: code 0 and nothing on stderr."""
+    with subprocess.Popen(command("embedded"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        assert any("Ctrl-C" in line for line in demo.stdout)
+        demo.send_signal(number)
+        _, errors = demo.communicate(timeout=20)
+
+    assert errors == ""
+    assert demo.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_dedicated_demo_talks_between_two_web_processes() -> None:
+    """A forwarder, two web processes and a worker start, carry the conversation, and stop in order."""
+    demo = subprocess.run(command("dedicated", "--once"), capture_output=True, text=True, timeout=120, check=False)
+
+    assert demo.stderr == ""
+    assert demo.returncode == 0, demo.stdout
+    assert "Traceback" not in demo.stdout
+    assert LATENCY.search(demo.stdout), demo.stdout
+    assert re.search(r"^The forwarder's status is at http://127\.0\.0\.1:\d+/$", demo.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_killed_child_ends_the_dedicated_demo_with_its_name() -> None:
+    """When a process of the demo dies, the demo says which, stops the others and ends with code 1."""
+    with subprocess.Popen(command("dedicated"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        pid = next(int(found[1]) for line in demo.stdout if (found := re.match(r"web2 .*process \[(\d+)\]", line)))
+        assert any("Ctrl-C" in line for line in demo.stdout)
+        os.kill(pid, signal.SIGKILL)
+        _, errors = demo.communicate(timeout=30)
+
+    assert errors == "web2 ended with code -9\n"
+    assert demo.returncode == 1
