@@ -240,13 +240,19 @@ class Connection(ABC):
 
     async def add_plain(self, group: str, channel: str, capacity: int, life: float | None) -> None:
         """Add a plain channel to a group, at the exchange."""
-        lifetime = 0 if life is None else max(1, round(life * 1000))
-        member = wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
+        member = self._plain_member(group, channel, capacity, life)
         status = await self._ask(member.n, wire.MEMBER.encode(member), f"group_add({group!r}, {channel!r})")
         if status != Status.OK:
             raise RequestRefused(f"group_add({group!r}): the forwarder at {self.address} has no room for more members")
         with self._lock:
-            self._plain_members[group, channel] = member, time.monotonic()
+            self._remember_plain_member(member)
+
+    def _plain_member(self, group: str, channel: str, capacity: int, life: float | None) -> wire.Member:
+        lifetime = 0 if life is None else max(1, round(life * 1000))
+        return wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
+
+    def _remember_plain_member(self, member: wire.Member) -> None:
+        self._plain_members[member.group.decode(), member.channel.decode()] = member, time.monotonic()
 
     async def discard_plain(self, group: str, channel: str) -> None:
         """Take a plain channel out of a group, at the exchange."""

@@ -6,7 +6,6 @@ address and drives the exchange under the connection's lock. Local members are s
 socket.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -22,13 +21,12 @@ from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Marks, bind, number, publish_options, readable
+from channels_zmq_forwarder.pump import AddressError, Marks, bind, guard, number, publish_options, readable
 from channels_zmq_forwarder.wire import Topic
 
 logger = logging.getLogger("channels_zmq")
 
 LOCAL = "inproc://"
-IPC = "ipc://"
 
 
 class EmbeddedConnection(Connection):
@@ -85,22 +83,21 @@ class EmbeddedConnection(Connection):
         self._upstream(b"\1" + wire.inbox_topic(self.inbox))
         self._upstream(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, self.session, 0)))
         self._begin_session()
+        self._add_plain_members_again()
         self._loops.watch(number(xpub, zmq.FD) if xpub is not None else None)
         self.call_soon(0.0)
 
     def _bind(self) -> Socket:
-        guard = _guard(self.address)
         xpub = self._context.socket(zmq.XPUB)
         publish_options(xpub, Marks())
         xpub.set(zmq.MAXMSGSIZE, self.options.max_message_size + wire.MAX_OVERHEAD)
         try:
+            self._guard = guard(self.address)
             bind(xpub, _bindable(self.address))
         except AddressError as error:
             xpub.close(linger=0)
-            if guard is not None:
-                guard.close()
-            raise AddressInUse(self.address, str(error.__cause__)) from error
-        self._guard = guard
+            self.let_guard_go()
+            raise AddressInUse(self.address, str(error)) from error
         return xpub
 
     def watched(self) -> Watched:
@@ -135,6 +132,14 @@ class EmbeddedConnection(Connection):
     def _must_confirm(self) -> bool:
         """Return True for a reader that is connected; a reader whose producer has not started yet just waits for it."""
         return self._exchange is None and self.connected
+
+    async def add_plain(self, group: str, channel: str, capacity: int, life: float | None) -> None:
+        """Add a plain channel to a group; a reader whose producer has not started yet tells it once it does."""
+        with self._lock:
+            if not self.connected:
+                self._remember_plain_member(self._plain_member(group, channel, capacity, life))
+                return
+        await super().add_plain(group, channel, capacity, life)
 
     # Sending: the producer's side
 
@@ -261,23 +266,6 @@ class EmbeddedConnection(Connection):
                 self.drain()
             busy = self._xpub is not None or self._exchange.queues or self._mailboxes.boxes
             return min(due, now + (1.0 if busy else 60.0))
-
-
-def _guard(address: str) -> IO[str] | None:
-    """Lock the file beside an `ipc://` path: ZeroMQ lets a second process bind the path and steal it."""
-    path = address.removeprefix(IPC)
-    if path == address or path.startswith("@"):
-        return None
-    try:
-        guard = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
-    except OSError as error:
-        raise AddressInUse(address, f"cannot write its lock file: {error.strerror}") from error
-    try:
-        fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        guard.close()
-        raise AddressInUse(address, "another process is the producer there") from error
-    return guard
 
 
 def _bindable(address: str) -> str:

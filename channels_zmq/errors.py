@@ -118,7 +118,7 @@ class AddressInUse(ChannelsZmqError, OSError):
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(
-            f"pub_socket_address {address} cannot be bound ({reason}). With the embedded layer one process sends and "
-            "the others only receive; for several senders use DedicatedZmqChannelLayer and a forwarder"
+            f"pub_socket_address {address}: {reason}. With the embedded layer one process sends and the others only "
+            "receive; for several senders use DedicatedZmqChannelLayer and a forwarder"
         )
         self.address = address

@@ -36,6 +36,11 @@ def connection(key: tuple[str, ...], make: Callable[[], Connection]) -> Connecti
         return known
 
 
+def connections() -> list[Connection]:
+    """Return the open connections of this process."""
+    return list(_connections.values())
+
+
 def close(known: Connection) -> None:
     """Close a connection for everybody who uses it; blocks for `linger` at most."""
     _forget(known)

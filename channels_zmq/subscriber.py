@@ -119,12 +119,13 @@ class Subscriber:
     def leave(self) -> None:
         """Disconnect, but keep the socket: an event loop may still watch its descriptor."""
         self._socket.disconnect(self._address)
+        self.connected = False
 
     def close(self) -> None:
         """Close the socket and its monitor; no loop may watch the descriptor any more."""
         self._socket.disable_monitor()
         self.monitor.close(linger=0)
-        self._socket.close()
+        self._socket.close(linger=None if self.connected else 0)  # nobody would take what is left
 
     def _say_hello(self) -> None:
         self._hello_at = time.monotonic()

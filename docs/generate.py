@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ByteSize
+from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
-from pydantic_settings import BaseSettings
 
+from channels_zmq.config import ENV_PREFIX, DedicatedConfig, EmbeddedConfig
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
@@ -218,16 +218,21 @@ def ports() -> Iterator[str]:
 
 def flags() -> Iterator[str]:
     """Return the table of the forwarder's settings."""
-    yield from settings_table(Settings, PREFIX, flag=True)
+    yield from settings_table(Settings, PREFIX, "flag", lambda name: f"--{name.replace('_', '-')}")
 
 
-def settings_table(model: type[BaseSettings], prefix: str, *, flag: bool) -> Iterator[str]:
-    """Return a table of settings: flag, environment variable, default and description."""
-    yield f"| {'flag | ' if flag else ''}variable | default | |"
-    yield f"|---|---|---|{'---|' if flag else ''}"
+def keys(model: type[BaseModel]) -> Callable[[], Iterator[str]]:
+    """Return the table of a layer's CONFIG."""
+    return lambda: settings_table(model, ENV_PREFIX, "key", lambda name: name)
+
+
+def settings_table(model: type[BaseModel], prefix: str, title: str, shown: Callable[[str], str]) -> Iterator[str]:
+    """Return a table of settings: how one is called here, environment variable, default and description."""
+    yield f"| {title} | variable | default | |"
+    yield "|---|---|---|---|"
     for name, field in model.model_fields.items():
-        first = f"`--{name.replace('_', '-')}` | " if flag else ""
-        yield f"| {first}`{prefix}{name.upper()}` | {default(field.default)} | {field.description} |"
+        value = default(field.get_default(call_default_factory=True))
+        yield f"| `{shown(name)}` | `{prefix}{name.upper()}` | {value} | {field.description} |"
 
 
 def default(value: Any) -> str:
@@ -238,7 +243,7 @@ def default(value: Any) -> str:
         return f"`{value.human_readable().replace('.0', '')}`" if value else "`0`"
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
-    return f"`{value}`" if value not in ("", None) else "empty"
+    return f"`{value}`" if value != "" else "empty"
 
 
 def metrics() -> Iterator[str]:
@@ -260,6 +265,7 @@ PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
         "frames for an inbox": frames(wire.INBOX_LAYOUTS),
         "ports": ports,
     },
+    ROOT / "docs" / "configuration.md": {"embedded": keys(EmbeddedConfig), "dedicated": keys(DedicatedConfig)},
     ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
 }
 

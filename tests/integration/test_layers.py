@@ -1,0 +1,390 @@
+"""The contract of a channel layer, by real sockets: every topology, both event loops."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.exceptions import ChannelFull, StopConsumer
+
+from channels_zmq import registry
+from channels_zmq.errors import MessageTooLarge, SerializationError
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+async def nothing_waits(layer: Any, channel: str) -> bool:
+    """Return whether nothing waits on a process channel, once all that was sent before has arrived."""
+    await layer.send(channel, {"type": "mark"})
+    return bool((await layer.receive(channel))["type"] == "mark")
+
+
+def test_every_member_of_a_group_gets_its_own_copy_once(make_layer: Make, run: Run) -> None:
+    """Two members in one process are handed equal dicts that are not the same."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channels = [await layer.new_channel() for _ in range(3)]
+        for channel in channels[:2]:
+            await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"type": "hello", "list": [1, (2, 3)], "bytes": b"\0"})
+        first, second = [await layer.receive(channel) for channel in channels[:2]]
+        assert first == second == {"type": "hello", "list": [1, [2, 3]], "bytes": b"\0"}
+        assert first is not second
+        assert first["list"] is not second["list"]
+        for channel in channels:
+            assert await nothing_waits(layer, channel)
+
+    run(scenario())
+
+
+def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer: Make, run: Run) -> None:
+    """`chat`, `chat2`, `cha` and the plain channel `chat` are four things."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel, other = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_add("chat2", other)
+        await layer.group_send("cha", {"type": "none"})
+        await layer.send("chat", {"type": "plain"})
+        await layer.group_send("chat2", {"type": "two"})
+        assert (await layer.receive(other))["type"] == "two"
+        assert await nothing_waits(layer, channel)
+        assert (await layer.receive("chat"))["type"] == "plain"
+
+    run(scenario())
+
+
+def test_a_discarded_member_gets_nothing_sent_after_the_discard(make_layer: Make, run: Run) -> None:
+    """And discarding twice, or from a group that never was, is no error."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_discard("chat", channel)
+        await layer.group_discard("chat", channel)
+        await layer.group_discard("never", channel)
+        await layer.group_send("chat", {"type": "late"})
+        assert await nothing_waits(layer, channel)
+
+    run(scenario())
+
+
+def test_one_senders_messages_arrive_in_order_across_group_and_direct(make_layer: Make, run: Run) -> None:
+    """FIFO from one sender to one channel, whichever way."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=1000)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        for number in range(0, 400, 2):
+            await layer.group_send("chat", {"n": number})
+            await layer.send(channel, {"n": number + 1})
+        assert [(await layer.receive(channel))["n"] for _ in range(400)] == list(range(400))
+
+    run(scenario())
+
+
+def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, run: Run) -> None:
+    """`send` raises at capacity, `group_send` does not, and what waits is the oldest."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=3)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        for number in range(3):
+            await layer.send(channel, {"n": number})
+        with pytest.raises(ChannelFull):
+            await layer.send(channel, {"n": 3})
+        await layer.group_send("chat", {"n": 4})
+        assert [(await layer.receive(channel))["n"] for _ in range(3)] == [0, 1, 2]
+        assert await nothing_waits(layer, channel)
+        assert layer.stats()["dropped"] == {"full": 1}
+
+    run(scenario())
+
+
+def test_a_full_plain_channel_says_so_exactly(make_layer: Make, run: Run) -> None:
+    """The capacity is the one that CONFIG gives for the name."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=2, channel_capacity={"jobs.*": 5})
+        for channel, capacity in (("other", 2), ("jobs.x", 5)):
+            for number in range(capacity):
+                await layer.send(channel, {"n": number})
+            with pytest.raises(ChannelFull):
+                await layer.send(channel, {"n": -1})
+            assert [(await layer.receive(channel))["n"] for _ in range(capacity)] == list(range(capacity))
+
+    run(scenario())
+
+
+def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, run: Run) -> None:
+    """Process and plain channel alike; what expired makes room."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=1, expiry=0.05)
+        channel = await layer.new_channel()
+        for name in (channel, "plain"):
+            await layer.send(name, {"n": 1})
+            await asyncio.sleep(0.1)  # the time is what is tested
+            await layer.send(name, {"n": 2})
+            assert (await layer.receive(name))["n"] == 2
+
+    run(scenario())
+
+
+def test_each_plain_message_goes_to_one_reader(make_layer: Make, run: Run) -> None:
+    """Four readers share 200 jobs; none is done twice, none is lost."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=1000)
+        done: list[int] = []
+        everything = asyncio.Event()
+
+        async def work() -> None:
+            while True:
+                done.append((await layer.receive("jobs"))["n"])
+                if len(done) == 200:
+                    everything.set()
+
+        workers = [asyncio.create_task(work()) for _ in range(4)]
+        for number in range(200):
+            await layer.send("jobs", {"n": number})
+        await everything.wait()
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        assert sorted(done) == list(range(200))
+
+    run(scenario())
+
+
+def test_a_plain_channel_can_be_a_member_and_gets_one_copy(make_layer: Make, run: Run) -> None:
+    """Added twice it still gets one; discarded it gets none."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        await layer.group_add("chat", "jobs")
+        await layer.group_add("chat", "jobs")
+        await layer.group_send("chat", {"n": 1})
+        await layer.group_send("chat", {"n": 2})
+        assert [(await layer.receive("jobs"))["n"] for _ in range(2)] == [1, 2]
+        await layer.group_discard("chat", "jobs")
+        await layer.group_send("chat", {"n": 3})
+        await layer.send("jobs", {"n": 4})
+        assert (await layer.receive("jobs"))["n"] == 4
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["process", "plain"])
+def test_a_cancelled_read_loses_nothing(make_layer: Make, run: Run, kind: str) -> None:
+    """Whether it is cancelled while it waits or after it was woken."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel() if kind == "process" else "jobs"
+        for number in range(20):
+            read = asyncio.create_task(layer.receive(channel))
+            await asyncio.sleep(0)
+            await layer.send(channel, {"n": number})
+            read.cancel()
+            try:
+                message = await read
+            except asyncio.CancelledError:
+                message = await layer.receive(channel)
+            assert message["n"] == number
+
+    run(scenario())
+
+
+def test_of_several_readers_none_is_stranded(make_layer: Make, run: Run) -> None:
+    """Three wait on one channel; the first is cancelled, the others are served in turn."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        first, second, third = (asyncio.create_task(layer.receive(channel)) for _ in range(3))
+        await asyncio.sleep(0)
+        first.cancel()
+        await layer.send(channel, {"n": 1})
+        await layer.send(channel, {"n": 2})
+        assert (await second)["n"] == 1
+        assert (await third)["n"] == 2
+
+    run(scenario())
+
+
+def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make, run: Run) -> None:
+    """`StopConsumer` is what ends a consumer without a traceback."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        read = asyncio.create_task(layer.receive(channel))
+        await asyncio.sleep(0)
+        await layer.close()
+        with pytest.raises(StopConsumer):
+            await read
+        async with layer:
+            channel = await layer.new_channel()
+            await layer.send(channel, {"n": 1})
+            assert (await layer.receive(channel))["n"] == 1
+
+    run(scenario())
+
+
+def test_flush_empties_everything(make_layer: Make, run: Run) -> None:
+    """Process channels, plain channels, groups and plain members."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_add("chat", "jobs")
+        await layer.send(channel, {"n": 1})
+        await layer.send("jobs", {"n": 1})
+        await layer.flush()
+        await layer.group_send("chat", {"n": 2})
+        assert await nothing_waits(layer, channel)
+        await layer.send("jobs", {"n": 3})
+        assert (await layer.receive("jobs"))["n"] == 3
+
+    run(scenario())
+
+
+def test_what_cannot_be_sent_is_refused_before_anything_is(make_layer: Make, run: Run) -> None:
+    """Size, keys and values; the error names the place, and the next message arrives."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        with pytest.raises(MessageTooLarge, match="max_message_size"):
+            await layer.send(channel, {"data": bytes(17 * 2**20)})
+        with pytest.raises(SerializationError, match=r"message\['a'\]\[1\]"):
+            await layer.send(channel, {"a": [0, object()]})
+        with pytest.raises(SerializationError, match="keys must be str"):
+            await layer.group_send("chat", {"a": {1: 2}})
+        with pytest.raises(TypeError):
+            await layer.send("not a name", {})
+        await layer.send(channel, {"data": bytes(2**20)})
+        assert len((await layer.receive(channel))["data"]) == 2**20
+
+    run(scenario())
+
+
+def test_group_expiry_ends_a_membership_and_spares_one_that_is_read(make_layer: Make, run: Run) -> None:
+    """Two members; one of them reads."""
+
+    async def scenario() -> None:
+        layer = make_layer(group_expiry=0.3)
+        silent, living = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("chat", silent)
+        await layer.group_add("chat", living)
+        read = asyncio.create_task(layer.receive(living))
+        await asyncio.sleep(0.5)  # the time is what is tested
+        await layer.group_send("chat", {"n": 1})
+        assert (await read)["n"] == 1
+        assert await nothing_waits(layer, silent)
+
+    run(scenario())
+
+
+def test_plain_threads_send_by_async_to_sync_on_the_connection_that_is_there(make_layer: Make, run: Run) -> None:
+    """Each call makes an event loop of its own; the connection stays the same, and nothing is lost."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=1000)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        before = registry.connections()
+
+        def call() -> None:
+            for number in range(25):
+                async_to_sync(layer.group_send)("chat", {"n": number})
+                async_to_sync(layer.send)("jobs", {"n": number})
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        numbers = [(await layer.receive(channel))["n"] for _ in range(100)]
+        jobs = [(await layer.receive("jobs"))["n"] for _ in range(100)]
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        assert sorted(numbers) == sorted(jobs) == sorted(list(range(25)) * 4)
+        assert registry.connections() == before
+
+    run(scenario())
+
+
+def test_readers_in_two_loops_at_once(make_layer: Make, run: Run) -> None:
+    """A second loop in another thread reads its own channel while the first one waits on its own."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        here, there = await layer.new_channel(), await layer.new_channel()
+        got: list[Any] = []
+
+        def other_loop() -> None:
+            async def read() -> None:
+                got.extend([await layer.receive(there) for _ in range(50)])
+
+            asyncio.run(asyncio.wait_for(read(), 10))
+
+        thread = threading.Thread(target=other_loop)
+        thread.start()
+        for number in range(50):
+            await layer.send(there, {"n": number})
+            await layer.send(here, {"n": number})
+            assert (await layer.receive(here))["n"] == number
+        await asyncio.to_thread(thread.join)
+        assert [message["n"] for message in got] == list(range(50))
+
+    run(scenario())
+
+
+def test_consumers_that_come_and_go_leave_nothing(make_layer: Make, run: Run) -> None:
+    """1,000 consumers: each joins, reads, is cancelled and leaves."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+
+        async def consume() -> None:
+            channel = await layer.new_channel()
+            await layer.group_add("chat", channel)
+            try:
+                while True:
+                    await layer.receive(channel)
+            finally:
+                await layer.group_discard("chat", channel)
+
+        tasks = [asyncio.create_task(consume()) for _ in range(1000)]
+        while len(tasks) > layer.stats()["channels"]:
+            await asyncio.sleep(0)
+        await layer.group_send("chat", {"type": "x"})
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        stats = layer.stats()
+        assert (stats["groups"], stats["waiting"]) == (0, 0)
+
+    run(scenario())
+
+
+def test_the_resilience_mode_loses_what_it_is_told_to_and_counts_it(make_layer: Make, run: Run) -> None:
+    """A rate of 1 loses everything."""
+
+    async def scenario() -> None:
+        layer = make_layer(drop_rate=1)
+        await layer.send(await layer.new_channel(), {"n": 1})
+        await layer.send("jobs", {"n": 1})
+        await layer.group_send("chat", {"n": 1})
+        assert layer.stats()["dropped"] == {"resilience": 3}
+
+    run(scenario())

@@ -1,0 +1,367 @@
+"""What CONFIG and the environment may hold."""
+
+import re
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from pydantic import ValidationError
+
+from channels_zmq.config import DEDICATED, EMBEDDED, DedicatedConfig, EmbeddedConfig, channel_layers_from_env, parse
+from channels_zmq.errors import ConfigurationError
+
+ADDRESSES = {"pull_socket_address": "tcp://f:7001", "pub_socket_address": "tcp://f:7002"}
+PULL, PUB = "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS", "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"
+VARIABLES = {PULL: "tcp://f:7001", PUB: "tcp://f:7002"}
+
+
+def refusal(model, config):
+    with pytest.raises(ConfigurationError) as caught:
+        parse(model, config)
+    return caught.value
+
+
+def env_refusal(environ):
+    with pytest.raises(ConfigurationError) as caught:
+        channel_layers_from_env(environ)
+    return caught.value
+
+
+def default_config(environ):
+    return channel_layers_from_env(environ)["default"]["CONFIG"]
+
+
+# CONFIG
+
+
+def test_the_embedded_layer_needs_no_key():
+    """Its values are then those of Channels."""
+    config = parse(EmbeddedConfig, {})
+    assert (config.capacity, config.expiry, config.group_expiry) == (100, 60.0, 86400.0)
+    assert config.pub_socket_address == "inproc://channels"
+
+
+@pytest.mark.parametrize("missing", list(ADDRESSES))
+def test_the_dedicated_layer_needs_both_addresses(missing):
+    """The error names the one that is missing."""
+    config = {key: value for key, value in ADDRESSES.items() if key != missing}
+    assert refusal(DedicatedConfig, config).setting == f"CONFIG[{missing!r}]"
+
+
+def test_settings_do_not_change():
+    """They are parsed once."""
+    config = parse(EmbeddedConfig, {})
+    with pytest.raises(ValidationError):
+        config.capacity = 5
+
+
+@pytest.mark.parametrize(
+    "model, key, near",
+    [
+        (EmbeddedConfig, "capcity", "capacity"),
+        (EmbeddedConfig, "groupexpiry", "group_expiry"),
+        (DedicatedConfig, "pub_adress", "pub_socket_address"),
+        (DedicatedConfig, "outbox_capacty", "outbox_capacity"),
+    ],
+)
+def test_an_unknown_key_is_told_the_nearest(model, key, near):
+    """A misspelt option is never swallowed."""
+    error = refusal(model, {key: 1})
+    assert error.setting == f"CONFIG[{key!r}]"
+    assert str(error).endswith(f"unknown key; did you mean {near!r}?")
+
+
+def test_a_key_that_is_near_to_none_is_told_all():
+    """There is always something to choose from."""
+    assert "the keys are capacity, channel_capacity, " in str(refusal(EmbeddedConfig, {"zzzzzz": 1}))
+
+
+def test_a_configuration_error_is_djangos_own():
+    """`manage.py` shows it without a traceback."""
+    assert isinstance(refusal(EmbeddedConfig, {"zzzzzz": 1}), ImproperlyConfigured)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("capacity", -1),
+        ("capacity", 0),
+        ("capacity", 1.5),
+        ("capacity", None),
+        ("expiry", 0),
+        ("expiry", -1),
+        ("expiry", float("inf")),
+        ("expiry", float("nan")),
+        ("expiry", "soon"),
+        ("group_expiry", 0),
+        ("group_expiry", float("nan")),
+        ("max_message_size", 0),
+        ("connect_timeout", 0),
+        ("linger", -1),
+        ("prefetch", -1),
+        ("drop_rate", 1.1),
+        ("on_disconnect", ""),
+        ("serializer", None),
+        ("pub_socket_address", 5),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(key, value):
+    """The error names the key and shows the value."""
+    error = refusal(EmbeddedConfig, {key: value})
+    assert error.setting == f"CONFIG[{key!r}]"
+    assert str(error).endswith(f"(it is {value!r})")
+
+
+def test_no_group_expiry_is_allowed():
+    """None means that members never leave by themselves."""
+    assert parse(EmbeddedConfig, {"group_expiry": None}).group_expiry is None
+
+
+@pytest.mark.xfail(strict=True, reason="there is no upper limit, and `group_add` of a plain channel fails on it")
+@pytest.mark.parametrize("value", [float("inf"), 1e17])
+def test_a_group_expiry_that_no_frame_can_carry_is_refused(value):
+    """Memberships travel as 64-bit milliseconds."""
+    assert refusal(EmbeddedConfig, {"group_expiry": value}).setting == "CONFIG['group_expiry']"
+
+
+@pytest.mark.parametrize("pattern", ["websocket.*", re.compile("^websocket")])
+def test_capacities_go_by_glob_or_compiled_pattern(pattern):
+    """As Channels allows."""
+    assert parse(EmbeddedConfig, {"channel_capacity": {pattern: 5}}).channel_capacity == {pattern: 5}
+
+
+def test_capacities_may_be_pairs():
+    """They keep their order, for the first match counts."""
+    pairs = [("b*", 1), ("a*", 2)]
+    assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
+
+
+@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": "x"}, {5: 5}])
+def test_capacities_of_another_form_are_refused(value):
+    """The error names the key."""
+    assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="a list of anything but pairs raises dict()'s own TypeError")
+@pytest.mark.parametrize("value", [[1, 2], [None]])
+def test_capacities_in_a_list_of_no_pairs_are_refused(value):
+    """With the layer's own error."""
+    assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://f:1", "tcp://*:65535", "tcp://[::1]:5", "tcp://10.0.0.1:7001", "ipc:///run/f.sock", "ipc://@f"]
+)
+def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
+    """By both layers."""
+    assert parse(EmbeddedConfig, {"pub_socket_address": address}).pub_socket_address == address
+    assert parse(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address}).pub_socket_address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "localhost:7001",
+        "udp://f:1",
+        "tcp://f",
+        "tcp://f:",
+        "tcp://:1",
+        "tcp://f:0",
+        "tcp://f:65536",
+        "tcp://f:http",
+        "tcp://f:1/x",
+        "tcp://f:1\n",
+        "tcp://::1:5",
+        "ipc://",
+        "ipc://" + "x" * 100,
+    ],
+)
+@pytest.mark.parametrize("key", list(ADDRESSES))
+def test_an_address_that_cannot_be_used_is_refused(key, address):
+    """The error names the key and shows the address."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, key: address})
+    assert error.setting == f"CONFIG[{key!r}]"
+    assert repr(address) in str(error)
+
+
+@pytest.mark.parametrize("key", list(ADDRESSES))
+def test_the_dedicated_layer_refuses_inproc(key):
+    """The error says which layer to use instead."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, key: "inproc://x"})
+    assert error.setting == f"CONFIG[{key!r}]"
+    assert "EmbeddedZmqChannelLayer" in str(error)
+
+
+@pytest.mark.parametrize("listed", [list, tuple])
+def test_a_list_of_one_address_is_an_address(listed):
+    """So that settings written for several forwarders need no other form."""
+    config = parse(DedicatedConfig, {key: listed([value]) for key, value in ADDRESSES.items()})
+    assert config.pull_socket_address == ADDRESSES["pull_socket_address"]
+
+
+def test_lists_of_unequal_length_are_refused():
+    """The error names both keys and both lengths."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": ["tcp://a:1", "tcp://b:1"]})
+    assert "pull_socket_address has 2 addresses and pub_socket_address 1" in str(error)
+
+
+def test_several_forwarders_are_refused():
+    """Also when there is a pair for each."""
+    pairs = {"pull_socket_address": ["tcp://a:1", "tcp://b:1"], "pub_socket_address": ["tcp://a:2", "tcp://b:2"]}
+    assert "one address is needed, this is a list of 2" in str(refusal(DedicatedConfig, pairs))
+
+
+def test_one_address_for_both_ways_is_refused():
+    """A forwarder has two ports."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": ADDRESSES["pull_socket_address"]})
+    assert "are the same" in str(error)
+
+
+# The environment
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"CHANNELS_ZMQ_CAPACITY": ""}])
+def test_no_variable_gives_an_embedded_layer_for_one_process(environ):
+    """An empty value counts as not set."""
+    assert channel_layers_from_env(environ) == {"default": {"BACKEND": EMBEDDED, "CONFIG": {}}}
+
+
+def test_a_pull_address_gives_a_dedicated_layer():
+    """With the addresses in its CONFIG."""
+    assert channel_layers_from_env(VARIABLES) == {"default": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES}}
+
+
+def test_an_alias_has_variables_of_its_own():
+    """The layers may be of different kinds."""
+    environ = {
+        "CHANNELS_ZMQ_CAPACITY": "5",
+        "CHANNELS_ZMQ__JOBS__PULL_SOCKET_ADDRESS": "tcp://f:7001",
+        "CHANNELS_ZMQ__JOBS__PUB_SOCKET_ADDRESS": "tcp://f:7002",
+    }
+    assert channel_layers_from_env(environ) == {
+        "default": {"BACKEND": EMBEDDED, "CONFIG": {"capacity": 5}},
+        "jobs": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES},
+    }
+
+
+def test_an_alias_may_hold_an_underscore():
+    """Two in a row end it."""
+    assert channel_layers_from_env({"CHANNELS_ZMQ__MY_JOBS__MAX_MESSAGE_SIZE": "9"})["my_jobs"]["CONFIG"] == {
+        "max_message_size": 9
+    }
+
+
+@pytest.mark.parametrize("variable", ["CHANNELS_ZMQ__JOBS", "CHANNELS_ZMQ__JOBS__", "CHANNELS_ZMQ___CAPACITY"])
+def test_a_variable_without_alias_or_key_is_refused(variable):
+    """The error names it and shows the form."""
+    error = env_refusal({variable: "5"})
+    assert error.setting == variable
+    assert "CHANNELS_ZMQ__<ALIAS>__<KEY>" in str(error)
+
+
+@pytest.mark.parametrize(
+    "variable, near",
+    [
+        ("CHANNELS_ZMQ_CAPCITY", "CHANNELS_ZMQ_CAPACITY"),
+        ("CHANNELS_ZMQ__JOBS__EXPIRE", "CHANNELS_ZMQ__JOBS__EXPIRY"),
+    ],
+)
+def test_a_misspelt_variable_is_told_the_nearest(variable, near):
+    """It is never swallowed."""
+    error = env_refusal({variable: "5"})
+    assert error.setting == variable
+    assert str(error).endswith(f"did you mean {near}?")
+
+
+def test_a_variable_of_the_dedicated_layer_alone_is_refused():
+    """The error names the layer that does not know it."""
+    error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
+    assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
+    assert "EmbeddedZmqChannelLayer" in str(error)
+
+
+@pytest.mark.xfail(strict=True, reason="the keys of the embedded layer alone are searched, so PUB_... is proposed")
+def test_a_misspelt_pull_address_is_told_the_pull_address():
+    """Also though it would have made the layer a dedicated one."""
+    error = env_refusal({"CHANNELS_ZMQ_PULL_SOCKET_ADRESS": "tcp://f:7001", PUB: "tcp://f:7002"})
+    assert str(error).endswith(f"did you mean {PULL}?")
+
+
+@pytest.mark.xfail(strict=True, reason="the error says 'CHANNELS_ZMQ_*: Field required' and no name")
+def test_a_missing_variable_is_named():
+    """Whoever sets one address learns what the other one is called."""
+    assert PUB in str(env_refusal({PULL: "tcp://f:7001"}))
+
+
+def test_the_forwarders_variables_are_its_own():
+    """Both may stand in one environment."""
+    assert default_config({"CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS": "tcp://*:7001"}) == {}
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("capacity", "5", 5),
+        ("max_message_size", "1000", 1000),
+        ("prefetch", "0", 0),
+        ("outbox_capacity", "7", 7),
+        ("outbox_bytes", "8", 8),
+        ("expiry", "1.5", 1.5),
+        ("connect_timeout", "2", 2.0),
+        ("linger", "0", 0.0),
+        ("drop_rate", "0.5", 0.5),
+        ("group_expiry", "60", 60.0),
+        ("group_expiry", "none", None),
+        ("group_expiry", "None", None),
+        ("serializer", "json", "json"),
+        ("on_disconnect", "zmq.gone", "zmq.gone"),
+        ("on_reconnect", "5", "5"),
+        ("channel_capacity", '{"b*": 5, "a*": 6}', {"b*": 5, "a*": 6}),
+    ],
+)
+def test_a_value_becomes_what_its_key_holds(key, text, value):
+    """Whole numbers, numbers, text, none and a JSON object."""
+    config = default_config({**VARIABLES, f"CHANNELS_ZMQ_{key.upper()}": text})
+    assert config == {**ADDRESSES, key: value}
+    assert type(config[key]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "variable, text",
+    [
+        ("CHANNELS_ZMQ_CAPACITY", "many"),
+        ("CHANNELS_ZMQ_CAPACITY", "1.5"),
+        ("CHANNELS_ZMQ_CAPACITY", "-1"),
+        ("CHANNELS_ZMQ_EXPIRY", "soon"),
+        ("CHANNELS_ZMQ_EXPIRY", "nan"),
+        ("CHANNELS_ZMQ_GROUP_EXPIRY", "never"),
+        ("CHANNELS_ZMQ_OUTBOX_BYTES", "64M"),
+        ("CHANNELS_ZMQ__JOBS__CAPACITY", "0"),
+        ("CHANNELS_ZMQ__JOBS__LINGER", "x"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "{"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "5"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", '{"a": 0}'),
+        (PUB, "f:7002"),
+    ],
+)
+def test_a_value_that_cannot_be_used_names_its_variable(variable, text):
+    """Not the key of CONFIG, which whoever sets variables has not written."""
+    assert env_refusal({**VARIABLES, variable: text}).setting == variable
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="a JSON list of anything but pairs raises dict()'s TypeError")
+def test_capacities_in_a_json_list_name_their_variable():
+    """A JSON object is asked for."""
+    assert env_refusal({"CHANNELS_ZMQ_CHANNEL_CAPACITY": "[1]"}).setting == "CHANNELS_ZMQ_CHANNEL_CAPACITY"
+
+
+def test_a_layer_made_from_variables_is_valid():
+    """Its CONFIG passes the check of its layer."""
+    layer = channel_layers_from_env({**VARIABLES, "CHANNELS_ZMQ_CHANNEL_CAPACITY": '{"a*": 5}'})["default"]
+    assert parse(DedicatedConfig, layer["CONFIG"]).channel_capacity == {"a*": 5}
+
+
+def test_the_variables_of_the_process_are_read_by_default(monkeypatch):
+    """So that settings need one call and no argument."""
+    monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
+    assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5

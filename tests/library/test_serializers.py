@@ -1,0 +1,187 @@
+"""Messages to bytes and back, and what is refused on the way."""
+
+import json
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from enum import Enum
+from uuid import UUID
+
+import pytest
+
+from channels_zmq import serializers
+from channels_zmq.errors import ConfigurationError, MessageError, SerializationError
+from channels_zmq.serializers import Serializer, named, pack, register, unpack
+
+BOTH = ["msgpack", "json"]
+MOMENT = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Colour(Enum):
+    """Something that no serializer knows."""
+
+    RED = 1
+
+
+def there_and_back(name, message):
+    return unpack(named(name), pack(named(name), message))
+
+
+def refusal(name, message):
+    with pytest.raises(SerializationError) as caught:
+        pack(named(name), message)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    "value",
+    [None, True, False, 0, -(2**63), 2**63 - 1, 1.5, "", "\u00e9\u20ac\U0001f600", [], [1, [2]], {}, {"b": {"c": 1}}],
+)
+def test_a_plain_value_comes_back_as_it_was(name, value):
+    """What Channels asks of a layer."""
+    back = there_and_back(name, {"type": "t", "a": value})
+    assert back == {"type": "t", "a": value}
+    assert type(back["a"]) is type(value)
+
+
+def test_bytes_come_back_as_bytes():
+    """Of any content."""
+    assert there_and_back("msgpack", {"a": bytes(range(256))}) == {"a": bytes(range(256))}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_tuple_comes_back_as_a_list(name):
+    """Neither format knows tuples."""
+    assert there_and_back(name, {"a": (1, (2,))}) == {"a": [1, [2]]}
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (MOMENT, "2020-01-02T03:04:05+00:00"),
+        (date(2020, 1, 2), "2020-01-02"),
+        (time(3, 4, 5), "03:04:05"),
+        (UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+        (Decimal("1.10"), "1.10"),
+    ],
+)
+def test_msgpack_brings_times_uuids_and_decimals_back_as_text(value, text):
+    """Their ISO text, and every digit of a Decimal."""
+    assert there_and_back("msgpack", {"a": value}) == {"a": text}
+
+
+@pytest.mark.parametrize("value", [MOMENT, MOMENT.date(), MOMENT.time(), UUID(int=1), Decimal("1.10"), b"x"])
+def test_json_refuses_what_it_has_no_form_for(value):
+    """The path tells where it stands, the error what it is."""
+    error = refusal("json", {"a": {"b": [0, value]}})
+    assert error.path == "message['a']['b'][1]"
+    assert f"of type {type(value).__name__} cannot be carried" in str(error)
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("key", [1, None, True, 1.5, (1, 2)])
+def test_a_key_that_is_no_text_is_refused(name, key):
+    """Rather than to come back as text, or not at all."""
+    error = refusal(name, {"a": [{key: 2}]})
+    assert error.path == "message['a'][0]"
+    assert f"the key {key!r} is {type(key).__name__}" in str(error)
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("value", [{1, 2}, object(), Colour.RED, "\ud800", 1j])
+def test_what_no_serializer_can_carry_is_refused(name, value):
+    """At `send`, naming the path, and never deep inside a reader."""
+    assert refusal(name, {"fine": 1, "a": [0, value]}).path == "message['a'][1]"
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
+def test_a_number_beyond_64_bits_is_refused(number):
+    """By msgpack, which has no room for it."""
+    assert refusal("msgpack", {"a": number}).path == "message['a']"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_message_inside_itself_is_refused(name):
+    """With the layer's own error, not a RecursionError."""
+    message = {}
+    message["a"] = [message]
+    assert "inside itself" in str(refusal(name, message))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_message_that_is_nested_too_deep_is_refused(name):
+    """With the layer's own error."""
+    value = []
+    for _ in range(20_000):
+        value = [value]
+    assert "too deep" in str(refusal(name, {"a": value}))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("message", [None, "text", [1], 5, b"x"])
+def test_a_message_is_a_dict(name, message):
+    """The error names the type that it got."""
+    error = refusal(name, message)
+    assert str(error) == f"message: a message is a dict, not {type(message).__name__}"
+
+
+def test_a_long_value_is_shortened_in_the_error():
+    """A log line stays readable."""
+    assert len(str(refusal("msgpack", {"a": set(range(1000))}))) < 200
+
+
+def test_a_refusal_is_an_error_of_the_usual_kinds():
+    """Code that caught what other layers raise goes on to work."""
+    error = refusal("msgpack", {"a": object()})
+    assert isinstance(error, MessageError)
+    assert isinstance(error, ValueError)
+    assert isinstance(error, TypeError)
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xff",
+        b"\xc1",
+        b"GET / HTTP/1.1",
+        b"[1]",
+        b"\x91\x01",
+        b"5",
+        b"\x81\x01\x02",
+        b"[" * 100_000,
+        b"\x91" * 100_000,
+    ],
+)
+def test_the_bytes_of_a_stranger_give_none(name, payload):
+    """Whatever they are, no reader ends on them."""
+    assert unpack(named(name), payload) is None
+
+
+@pytest.mark.parametrize("name, other", [("msgpack", "json"), ("json", "msgpack")])
+def test_the_bytes_of_another_serializer_give_none(name, other):
+    """Then the processes are not configured alike."""
+    assert unpack(named(other), pack(named(name), {"type": "t", "a": 1})) is None
+
+
+def test_every_reader_decodes_a_copy_of_its_own():
+    """What one changes, the other does not see."""
+    payload = pack(named("msgpack"), {"a": []})
+    unpack(named("msgpack"), payload)["a"].append(1)
+    assert unpack(named("msgpack"), payload) == {"a": []}
+
+
+def test_a_registered_serializer_is_found_by_its_name(monkeypatch):
+    """And used as the others are."""
+    monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
+    register("mine", Serializer(lambda message: b"!" + json.dumps(message).encode(), lambda data: json.loads(data[1:])))
+    assert pack(named("mine"), {"a": 1})[:1] == b"!"
+    assert there_and_back("mine", {"a": 1}) == {"a": 1}
+
+
+def test_an_unknown_serializer_is_told_the_known_ones():
+    """The error names the setting to change."""
+    with pytest.raises(ConfigurationError, match="'pickle' is not registered; known are json, msgpack") as caught:
+        named("pickle")
+    assert caught.value.setting == "serializer"
