@@ -16,7 +16,10 @@ DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
 ENV_PREFIX = "CHANNELS_ZMQ_"
 MAX_SECONDS = 4_000_000
 """46 days: durations travel as 32-bit milliseconds."""
-_TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):(\d+)")
+MAX_GROUP_SECONDS = 10**10
+_NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
+"""The forwarder's own variables, and those that Kubernetes makes of a Service whose name begins like ours."""
+_TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):([0-9]+)")
 
 
 def _one_address(value: Any) -> Any:
@@ -55,7 +58,7 @@ class LayerConfig(BaseModel):
         default_factory=dict, description="Capacities of channels by glob or compiled pattern; the first match counts."
     )
     expiry: Seconds = Field(60.0, description="Seconds that a message lives.")
-    group_expiry: Annotated[float, Field(gt=0)] | None = Field(
+    group_expiry: Annotated[float, Field(gt=0, le=MAX_GROUP_SECONDS)] | None = Field(
         86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None for never."
     )
     max_message_size: int = Field(
@@ -87,7 +90,12 @@ class LayerConfig(BaseModel):
     @field_validator("channel_capacity", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
-        return dict(value) if isinstance(value, (list, tuple)) else value
+        if not isinstance(value, (list, tuple)):
+            return value
+        try:
+            return dict(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError("a dict is needed, or pairs of a pattern and a number") from error
 
 
 class EmbeddedConfig(LayerConfig):
@@ -181,7 +189,7 @@ def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[st
     found: dict[str, dict[str, str]] = {"default": {}}
     origin: dict[tuple[str, str], str] = {}
     for variable, value in sorted(variables.items()):
-        if not variable.startswith(ENV_PREFIX) or variable.startswith("CHANNELS_ZMQ_FORWARDER_") or not value:
+        if not variable.startswith(ENV_PREFIX) or _NOT_OURS.match(variable) or not value:
             continue
         alias, key = _alias_and_key(variable)
         found.setdefault(alias, {})[key] = value
@@ -206,7 +214,7 @@ def _layer_from_env(alias: str, values: dict[str, str], origin: Mapping[tuple[st
     for key, value in values.items():
         variable = origin[alias, key]
         if key not in model.model_fields:
-            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, DedicatedConfig.model_fields, n=1, cutoff=0.5)
             hint = f"; did you mean {variable[: -len(key)]}{near[0].upper()}?" if near else ""
             raise ConfigurationError(variable, f"unknown setting of {backend.rpartition('.')[2]}{hint}")
         config[key] = _value(variable, key, value)
@@ -214,13 +222,14 @@ def _layer_from_env(alias: str, values: dict[str, str], origin: Mapping[tuple[st
         parse(model, config)
     except ConfigurationError as error:
         broken = next((key for key in config if f"[{key!r}]" in error.setting), None)
-        where = origin[alias, broken] if broken else _prefix(alias)
+        missing = next((key for key in model.model_fields if f"[{key!r}]" in error.setting), None)
+        where = origin[alias, broken] if broken else _prefix(alias) + (missing.upper() if missing else "*")
         raise ConfigurationError(where, str(error).partition(": ")[2]) from error
     return {"BACKEND": backend, "CONFIG": config}
 
 
 def _prefix(alias: str) -> str:
-    return f"{ENV_PREFIX}*" if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__*"
+    return ENV_PREFIX if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__"
 
 
 def _value(variable: str, key: str, value: str) -> Any:

@@ -68,7 +68,8 @@ class EmbeddedConnection(Connection):
         """
         if self._exchange is None:
             with self._lock:
-                self._become_producer()
+                if self._exchange is None:  # another thread may have been first
+                    self._become_producer()
 
     def _become_producer(self) -> None:
         xpub = None if self._is_local else self._bind()

@@ -45,7 +45,9 @@ class Keeper:
         self._due: dict[Kept, float] = {}
         self._lock = threading.Lock()
         self._sleeps_until = 0.0
-        self._wake_reads, self._wake_writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_reads, self._wake_writes = os.pipe()
+        os.set_blocking(self._wake_reads, False)
+        os.set_blocking(self._wake_writes, False)
         self._leaving: dict[Kept, threading.Event] = {}
         self._thread: threading.Thread | None = None
         self._ended = False

@@ -229,6 +229,8 @@ class Mailboxes(Generic[Waiter]):
                 box.drop_expired(now)
             self._expired += box.expired
             box.expired = 0
+            if box.under_way_until <= now:
+                box.under_way = 0
             self._forget_if_idle(box, self._idle)
         expired, self._expired = self._expired, 0
         return expired
@@ -254,4 +256,6 @@ class Mailboxes(Generic[Waiter]):
             return
         if box.read_at + idle <= self._clock():
             self._expired += box.expired
-            self.boxes.pop(box.name, None)
+            box.expired = 0
+            if self.boxes.get(box.name) is box:  # a late reader may hold one that was forgotten and made anew
+                del self.boxes[box.name]

@@ -34,6 +34,7 @@ class Outbox:
         self.capacity, self.max_bytes = capacity, max_bytes
         self.size = 0
         self._held: deque[Waiting] = deque()
+        self._expired = 0
         self._earliest = inf  # no message expires before this; spares a scan for each one that is refused
 
     def __len__(self) -> int:
@@ -42,7 +43,7 @@ class Outbox:
     def hold(self, waiting: Waiting, now: float) -> bool:
         """Append a message; return False if there is no room for it."""
         if self._is_full(waiting):
-            self.expire(now)
+            self._expired += self._drop_expired(now)
             if self._is_full(waiting):
                 return False
         self._held.append(waiting)
@@ -63,10 +64,16 @@ class Outbox:
 
     def withdraw(self, number: int) -> bool:
         """Remove the message of a request that nobody waits for any more; return whether it was still here."""
+        if not any(waiting.number == number for waiting in self._held):
+            return False
         return self._keep(lambda waiting: waiting.number != number) > 0
 
     def expire(self, now: float) -> int:
-        """Drop what has expired and return how many messages that were."""
+        """Drop what has expired and return how many messages that were since the last call."""
+        expired, self._expired = self._expired + self._drop_expired(now), 0
+        return expired
+
+    def _drop_expired(self, now: float) -> int:
         return 0 if now < self._earliest else self._keep(lambda waiting: waiting.deadline > now)
 
     def clear(self) -> int:

@@ -3,8 +3,8 @@
 In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default, `json` is there for
 people who want to read what passes; `register` adds others. Which msgpack library, and why: docs/design/0002.
 
-What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUID as its ISO text and a Decimal as text;
-`json` refuses these, and bytes.
+What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUID as its ISO text, a Decimal as text, a
+member of an enum (Django's `TextChoices`, say) as its value; `json` refuses the former, and bytes.
 """
 
 import json
@@ -33,7 +33,7 @@ def _text_of_decimal(value: object) -> str:
     raise TypeError(f"{type(value).__name__} cannot be carried")
 
 
-_OPTIONS = ormsgpack.OPT_PASSTHROUGH_DATACLASS | ormsgpack.OPT_PASSTHROUGH_ENUM
+_OPTIONS = ormsgpack.OPT_PASSTHROUGH_DATACLASS
 
 
 def _dump_json(message: Message) -> bytes:

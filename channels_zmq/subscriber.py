@@ -118,6 +118,7 @@ class Subscriber:
 
     def leave(self) -> None:
         """Disconnect, but keep the socket: an event loop may still watch its descriptor."""
+        self._socket.set(zmq.LINGER, 0)
         self._socket.disconnect(self._address)
         self.connected = False
 

@@ -102,6 +102,8 @@ def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, r
         with pytest.raises(ChannelFull):
             await layer.send(channel, {"n": 3})
         await layer.group_send("chat", {"n": 4})
+        while not layer.stats()["dropped"]:
+            await asyncio.sleep(0)  # until the group's message has found the channel full
         assert [(await layer.receive(channel))["n"] for _ in range(3)] == [0, 1, 2]
         assert await nothing_waits(layer, channel)
         assert layer.stats()["dropped"] == {"full": 1}
@@ -355,24 +357,30 @@ def test_consumers_that_come_and_go_leave_nothing(make_layer: Make, run: Run) ->
     async def scenario() -> None:
         layer = make_layer()
 
+        read: list[Any] = []
+        joined: list[str] = []
+
         async def consume() -> None:
             channel = await layer.new_channel()
             await layer.group_add("chat", channel)
+            joined.append(channel)
             try:
                 while True:
-                    await layer.receive(channel)
+                    read.append(await layer.receive(channel))
             finally:
                 await layer.group_discard("chat", channel)
 
         tasks = [asyncio.create_task(consume()) for _ in range(1000)]
-        while len(tasks) > layer.stats()["channels"]:
+        while len(joined) < len(tasks):
             await asyncio.sleep(0)
         await layer.group_send("chat", {"type": "x"})
+        while len(read) < len(tasks):
+            await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         stats = layer.stats()
-        assert (stats["groups"], stats["waiting"]) == (0, 0)
+        assert (stats["channels"], stats["groups"], stats["waiting"]) == (0, 0, 0)
 
     run(scenario())
 

@@ -76,7 +76,6 @@ def test_what_has_expired_is_dropped_and_counted(outbox):
     assert drained(outbox) == [b"1", b"333"]
 
 
-@pytest.mark.xfail(strict=True, reason="`hold` drops the number that `expire` returns to it")
 def test_what_expired_to_make_room_is_counted_too(outbox):
     """The next one to ask is told."""
     for _ in range(3):

@@ -88,7 +88,7 @@ def test_a_key_that_is_no_text_is_refused(name, key):
 
 
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("value", [{1, 2}, object(), Colour.RED, "\ud800", 1j])
+@pytest.mark.parametrize("value", [{1, 2}, object(), "\ud800", 1j])
 def test_what_no_serializer_can_carry_is_refused(name, value):
     """At `send`, naming the path, and never deep inside a reader."""
     assert refusal(name, {"fine": 1, "a": [0, value]}).path == "message['a'][1]"
