@@ -145,6 +145,9 @@ class Connection(ABC):
     def _read(self) -> bool:
         """Read up to `DRAIN_AT_ONCE` frames that have arrived; return whether more may be there."""
 
+    def deliver_held(self) -> None:
+        """Wait until what is held has gone, for `linger` at most. Only a dedicated connection holds anything."""
+
     def may_send(self) -> None:
         """Raise if this process cannot be a producer at its address. Most can."""
 

@@ -5,6 +5,7 @@ docs/wire-protocol.md, "Connecting" and "Sending".
 """
 
 import logging
+import threading
 import time
 
 import zmq
@@ -53,6 +54,7 @@ class DedicatedConnection(Connection):
         self._push_is_up = False
         self._up = self._was_up = False
         self._goes_at_once = False
+        self._nothing_held = threading.Event()
         self._instance = b""
         self._down_since: float | None = None
         self._lost_before = 0
@@ -101,6 +103,12 @@ class DedicatedConnection(Connection):
             self._push_monitor.close(linger=0)
             self._push.close()
         self._context.term()
+
+    def deliver_held(self) -> None:
+        """Wait until the outbox is empty, for `linger` at most; the keeper sends what it holds."""
+        if len(self._outbox):
+            self.call_soon(0.0)
+            self._nothing_held.wait(self.options.linger)
 
     @property
     def connected(self) -> bool:
@@ -153,6 +161,7 @@ class DedicatedConnection(Connection):
         if not self._outbox.hold(waiting, now):
             raise OutboxFull(self.address, len(self._outbox))
         self._goes_at_once = False
+        self._nothing_held.clear()
         if self._up:
             self.call_soon(now + FULL_RETRY)
 
@@ -168,7 +177,9 @@ class DedicatedConnection(Connection):
             if not sent:
                 break
             self._outbox.remove_first()
-        self._goes_at_once = self._up and not len(self._outbox)
+        if not len(self._outbox):
+            self._goes_at_once = self._up
+            self._nothing_held.set()
 
     # Going down and coming up: called by the keeper
 

@@ -45,6 +45,7 @@ def close(known: Connection) -> None:
     """Close a connection for everybody who uses it; blocks for `linger` at most."""
     _forget(known)
     if not known.closed:
+        known.deliver_held()
         _finish(known, known.stop())
 
 
@@ -69,14 +70,15 @@ def _close_soon(known: Connection) -> None:
 async def close_from_loop(known: Connection) -> None:
     """Close a connection without holding up the running loop."""
     _forget(known)
+    await asyncio.get_running_loop().run_in_executor(None, known.deliver_held)
     released = known.stop()  # takes this loop's reader away at once; other loops do it on their threads
     await asyncio.get_running_loop().run_in_executor(None, _finish, known, released)
 
 
 def _at_exit() -> None:
-    keeper.keeper().end()
-    for known in list(_connections.values()):
+    for known in connections():
         close(known)
+    keeper.keeper().end()
 
 
 def _in_child() -> None:

@@ -1,0 +1,149 @@
+"""Processes and layers that come and go: fork, interpreter exit, changed settings, fresh loops."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from asgiref.sync import async_to_sync
+from forwarders import Forwarder, close_all
+
+from channels_zmq import registry
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    close_all()
+
+
+def python(program: str) -> str:
+    """Run a program in a process of its own and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_what_was_sent_just_before_the_interpreter_exits_arrives(run: Any, forwarder: Forwarder) -> None:
+    """Nothing closes the layer; the exit does, within `linger`, and also in a child of multiprocessing."""
+    program = f"""
+import asyncio, multiprocessing
+from channels_zmq.core import DedicatedZmqChannelLayer
+def send(first):
+    async def main():
+        layer = DedicatedZmqChannelLayer(**{forwarder.config!r})
+        await layer.group_add("other", await layer.new_channel())
+        for number in range(first, first + 100):
+            await layer.group_send("chat", {{"n": number}})
+    asyncio.run(main())
+if __name__ == "__main__":
+    send(0)
+    child = multiprocessing.get_context("fork").Process(target=send, args=(100,))
+    child.start()
+    child.join()
+"""
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=1000)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await asyncio.to_thread(python, program)
+        got = [(await layer.receive(channel))["n"] for _ in range(200)]
+        assert sorted(got) == list(range(200))
+
+    run(scenario())
+
+
+def test_a_forked_child_opens_everything_anew(run: Any, forwarder: Forwarder) -> None:
+    """Parent and child both send and receive after the fork, each by an inbox of its own."""
+    program = f"""
+import asyncio, os
+from channels_zmq.core import DedicatedZmqChannelLayer
+layer = DedicatedZmqChannelLayer(**{forwarder.config!r})
+async def use():
+    async with asyncio.timeout(10):
+        channel = await layer.new_channel()
+        await layer.group_add("mine", channel)
+        await layer.send(channel, {{"n": os.getpid()}})
+        assert (await layer.receive(channel))["n"] == os.getpid()
+        return channel
+first = asyncio.run(use())
+child = os.fork()
+again = asyncio.run(use())
+same = first.split("!")[0] == again.split("!")[0]
+if child == 0:
+    os._exit(1 if same else 0)
+assert same
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("both")
+"""
+    assert run(asyncio.to_thread(python, program)) == "both\n"
+
+
+def test_a_thousand_calls_in_fresh_loops_open_no_connection(forwarder: Forwarder) -> None:
+    """`async_to_sync` makes an event loop for each call; sockets, threads and descriptors stay."""
+    layer = DedicatedZmqChannelLayer(**forwarder.config)
+    channel = async_to_sync(layer.new_channel)()
+    async_to_sync(layer.group_add)("chat", channel)
+    me = psutil.Process()
+    before = me.num_threads(), me.num_fds()
+    for number in range(1000):
+        async_to_sync(layer.group_send)("other", {"n": number})
+    async_to_sync(layer.send)("jobs", {"n": 1})
+    assert async_to_sync(layer.receive)("jobs") == {"n": 1}
+    assert (me.num_threads(), me.num_fds()) == before
+
+
+def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: Forwarder) -> None:
+    """As `setting_changed` does, a hundred times; the last layer's channels work."""
+    names = set()
+    for _ in range(100):
+        layer = DedicatedZmqChannelLayer(**forwarder.config)
+        names.add(async_to_sync(layer.new_channel)().split("!")[0])
+        del layer
+    assert len(names) == len(registry.connections()) == 1
+
+
+def test_a_blocked_client_is_subscribed_again(run: Any, forwarder: Forwarder) -> None:
+    """Its event loop stands still while the forwarder is replaced; a message sent meanwhile is there afterwards."""
+    program = f"""
+import asyncio
+from channels_zmq.core import DedicatedZmqChannelLayer
+async def main():
+    layer = DedicatedZmqChannelLayer(**{forwarder.config!r})
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    print("ready", flush=True)
+    input()  # blocks the loop
+    async with asyncio.timeout(10):
+        print((await layer.receive(channel))["n"], flush=True)
+asyncio.run(main())
+"""
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config)
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert await other.stdout.readline() == b"ready\n"
+        await layer.group_send("warm-up", {})
+        await asyncio.to_thread(forwarder.kill)
+        await asyncio.to_thread(forwarder.start)
+        await layer.group_add("mine", channel := await layer.new_channel())
+        await layer.group_send("chat", {"n": os.getpid()})
+        await layer.send(channel, {"n": 1})
+        await layer.receive(channel)  # behind the former, so that one has been published
+        other.stdin.write(b"\n")
+        assert await other.stdout.readline() == f"{os.getpid()}\n".encode()
+        await other.wait()
+
+    run(scenario())
