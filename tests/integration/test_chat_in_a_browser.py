@@ -5,16 +5,15 @@ Nothing here waits for a time: each step waits for what the page shows.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from forwarders import free_ports
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
@@ -116,12 +115,6 @@ def answers(address: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 @pytest.fixture(scope="module")

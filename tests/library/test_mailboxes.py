@@ -1,29 +1,11 @@
 """What waits to be read in one process, and the groups of its channels."""
 
-from dataclasses import dataclass
-
 import pytest
+from fakes import Clock, Reader
 
 from channels_zmq.mailboxes import Mailboxes
 
 LATE = 1e9
-
-
-class Clock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@dataclass(eq=False)
-class Reader:
-    """A waiter that is usable until a test says otherwise."""
-
-    usable: bool = True
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """How many jobs of a plain channel the exchange may hand over to this process."""
 
-from dataclasses import dataclass
-
 import pytest
+from fakes import Clock, Reader
 
 from channels_zmq.mailboxes import Mailboxes
 from channels_zmq.readers import ASK_EVERY, GRACE, NEVER, Readers
@@ -11,23 +10,6 @@ from channels_zmq_forwarder import wire
 INBOX = b"0123456789abcdef"
 SESSION = 7
 PREFETCH = 4
-
-
-class Clock:
-    """A clock that stands still until a test moves it."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@dataclass(eq=False)
-class Reader:
-    """A waiter that is usable until a test says otherwise."""
-
-    usable: bool = True
 
 
 @pytest.fixture
