@@ -347,11 +347,13 @@ class Connection(ABC):
         end = wire.topic_end(frame)
         key, number, flags, ttl, start = wire.read_order(frame, end + 1)
         if self._is_new(key, number, flags):
-            self._deliver_group(frame[1:end].decode(), time.monotonic() + ttl / 1000, frame[start:])
+            self._deliver_group(frame[1:end].decode(), ttl, frame[start:])
 
-    def _deliver_group(self, group: str, deadline: float, payload: bytes) -> None:
-        self._end_memberships()
-        waiters = self._mailboxes.deliver_group(group, (deadline, payload, 0))
+    def _deliver_group(self, group: str, ttl: int, payload: bytes) -> None:
+        now = time.monotonic()
+        if now >= self._mailboxes.next_end:
+            self._end_memberships()
+        waiters = self._mailboxes.deliver_group(group, (now + ttl / 1000, payload, 0))
         if waiters:
             wake(waiters)
         self._count_delivery()
@@ -365,7 +367,8 @@ class Connection(ABC):
         if box is not None and box.under_way and key.endswith(self._sender):
             box.under_way -= 1
         mail = time.monotonic() + ttl / 1000, payload, 0
-        waiter = self._mailboxes.deliver(channel, mail, self.defaults.capacity(channel))
+        capacity = box.capacity if box is not None else self.defaults.capacity(channel)
+        waiter = self._mailboxes.deliver(channel, mail, capacity)
         if waiter is not None:
             wake([waiter])
         self._count_delivery()

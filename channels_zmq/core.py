@@ -37,6 +37,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         self.channel_capacity = self.compile_capacities(self.config.channel_capacity)
         self.group_expiry = self.config.group_expiry
         self._ttl = milliseconds(self.config.expiry)
+        self._drop_rate = self.config.drop_rate
+        self._max_message_size = self.config.max_message_size
         self._serializer = serializers.named(self.config.serializer)
         self._known_connection: Connection | None = None
 
@@ -67,7 +69,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         payload = self._pack(message)
         connection = self._connection()
         connection.may_send()
-        if self._drops():
+        if self._drop_rate and self._drops():
             return
         capacity = self.get_capacity(channel)
         if target.owner:
@@ -138,7 +140,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         payload = self._pack(message)
         connection = self._connection()
         connection.may_send()
-        if not self._drops():
+        if not (self._drop_rate and self._drops()):
             connection.group_send(topic, payload, self._ttl)
 
     # The rest
@@ -213,14 +215,13 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     def _pack(self, message: Message) -> bytes:
         payload = serializers.pack(self._serializer, message)
-        if len(payload) > self.config.max_message_size:
-            raise MessageTooLarge(len(payload), self.config.max_message_size)
+        if len(payload) > self._max_message_size:
+            raise MessageTooLarge(len(payload), self._max_message_size)
         return payload
 
     def _drops(self) -> bool:
         """Lose a message on purpose, as the specification's resilience testing mode asks."""
-        rate = self.config.drop_rate
-        if not rate or random.random() >= rate:
+        if random.random() >= self._drop_rate:
             return False
         self._connection().counters.drop("resilience")
         return True

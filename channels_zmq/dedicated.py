@@ -18,6 +18,7 @@ from channels_zmq.outbox import Waiting
 from channels_zmq.requests import next_number
 from channels_zmq.subscriber import CONNECTING, Socket, Subscriber, connect, monitor, set_options
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.pump import plain_send
 from channels_zmq_forwarder.wire import Topic
 
 logger = logging.getLogger("channels_zmq")
@@ -82,7 +83,7 @@ class DedicatedConnection(Connection):
         set_options(push, CONNECTING | _KEEPALIVE | {zmq.SNDHWM: PUSH_MARK, zmq.LINGER: linger})
         events = monitor(push)
         connect(push, self._pull_address, "pull_socket_address")
-        self._send = super(zmq.Socket, push).send  # 0.2 us less than through pyzmq's wrapper
+        self._send = plain_send(push)
         return push, events
 
     def watched(self) -> Watched:

@@ -9,7 +9,7 @@ socket.
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 import zmq
@@ -21,7 +21,16 @@ from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Marks, bind, guard, number, publish_options, readable
+from channels_zmq_forwarder.pump import (
+    AddressError,
+    Marks,
+    bind,
+    guard,
+    number,
+    plain_send,
+    publish_options,
+    readable,
+)
 from channels_zmq_forwarder.wire import Topic
 
 logger = logging.getLogger("channels_zmq")
@@ -44,6 +53,7 @@ class EmbeddedConnection(Connection):
         self._subscriber: Subscriber | None = None
         self._exchange: Exchange | None = None
         self._xpub: Socket | None = None
+        self._send: Callable[[bytes, int], object] | None = None
         self._guard: IO[str] | None = None
         self._was_up = False
         self._exchange_swept = 0.0
@@ -77,6 +87,7 @@ class EmbeddedConnection(Connection):
             self._subscriber.leave()  # it is closed at the end, for an event loop may still watch it
             self._loops.release()
         self._xpub = xpub
+        self._send = plain_send(xpub) if xpub is not None else None
         self._exchange = Exchange(os.urandom(8))
         self._exchange.enter(wire.State.SERVING)
         self._readers.prefetch = 0  # a job is handed over in the same call
@@ -151,7 +162,7 @@ class EmbeddedConnection(Connection):
             assert exchange is not None, "may_send comes first"
             if exchange.relays_groups_as_they_come and topic not in exchange.topics:
                 self.counters.sent += 1
-                self._deliver_group(topic[1:-1].decode(), time.monotonic() + ttl / 1000, payload)
+                self._deliver_group(topic[1:-1].decode(), ttl, payload)
             else:
                 super().group_send(topic, payload, ttl)
 
@@ -183,8 +194,8 @@ class EmbeddedConnection(Connection):
                 continue
             if frame[:1] == b"G" and wire.name(frame[1 : wire.topic_end(frame)]) in self._mailboxes.groups:
                 self.feed(frame)
-            if self._xpub is not None:
-                self._xpub.send(frame, zmq.DONTWAIT)
+            if self._send is not None:
+                self._send(frame, zmq.DONTWAIT)
         if self._xpub is not None and frames and readable(self._xpub):
             self.drain()
 

@@ -115,7 +115,8 @@ class Mailboxes(Generic[Waiter]):
         self._idle = idle
         self._clock = clock
         self._expired = 0
-        self._next_end = inf  # no membership ends before this
+        self.next_end = inf
+        """No membership ends before this."""
 
     def waiting(self) -> int:
         """Return how many messages wait to be read."""
@@ -136,7 +137,7 @@ class Mailboxes(Generic[Waiter]):
         now = self._clock()
         box = self.open(channel, capacity)
         box.groups[group] = Membership(now, inf if life is None else life)
-        self._next_end = min(self._next_end, now + box.groups[group].life)
+        self.next_end = min(self.next_end, now + box.groups[group].life)
         members = self.groups.setdefault(group, {})
         members[channel] = box
         return len(members) == 1
@@ -156,15 +157,15 @@ class Mailboxes(Generic[Waiter]):
     def end_memberships(self) -> list[str]:
         """Take out the members whose time has passed; return the groups that have no member here any more."""
         now = self._clock()
-        if now < self._next_end:
+        if now < self.next_end:
             return []
         empty = []
-        self._next_end = inf
+        self.next_end = inf
         for box in list(self.boxes.values()):
             for group, membership in list(box.groups.items()):
                 end = max(membership.since, now if box.waiters else box.read_at) + membership.life
                 if end > now:
-                    self._next_end = min(self._next_end, end)
+                    self.next_end = min(self.next_end, end)
                 elif self.leave(group, box.name):
                     empty.append(group)
         return empty

@@ -67,7 +67,7 @@ class Pump:
         for socket in (self._pull, self._xpub):
             socket.set(zmq.MAXMSGSIZE, marks.max_frame)
             socket.set(zmq.BACKLOG, 4096)
-        self._send = _without_wrapper(self._xpub)
+        self._send = plain_send(self._xpub)
         self._guards: list[IO[str]] = []
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
@@ -153,7 +153,7 @@ class Pump:
         return True
 
 
-def _without_wrapper(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
+def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
     """Return the `send` that pyzmq's own one calls in the end: 290 ns a frame instead of 430, with `recv`."""
     return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
 
