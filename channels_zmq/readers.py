@@ -6,6 +6,7 @@ that we said, so that a repeated or lost `Ready` does no harm; rules that strand
 - The window is what was received, room for each waiting reader, and `prefetch` more while readers keep coming.
 - A job that no reader takes within `GRACE` goes back to the exchange, to its old place.
 - A reader that has waited for a second asks what was handed over, which finds hand-overs that got lost.
+- A channel that nobody has read for a while is forgotten here and, by a question of its own, at the exchange.
 """
 
 import time
@@ -15,10 +16,13 @@ from dataclasses import dataclass
 from channels_zmq.loops import Waiter
 from channels_zmq.mailboxes import Mailbox
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import Question
 
 GRACE = 0.1
 """Seconds after its last reader that a plain channel keeps its room, for the reader that comes back at once."""
 ASK_EVERY = 1.0
+FORGET_AFTER = 30.0
+"""Seconds without a reader after which a plain channel is forgotten on both sides."""
 NEVER = 60.0
 
 
@@ -48,6 +52,10 @@ class Window:
         if self.box.waiters or now < self.touched_at + GRACE:
             return False
         return bool(self.box.mail) or self.said > self.received
+
+    def is_idle(self, now: float) -> bool:
+        """Return whether it is closed and no reader came for a while, so that neither side need remember it."""
+        return not (self.box.waiters or self.box.mail or now < self.touched_at + FORGET_AFTER)
 
 
 class Readers:
@@ -121,24 +129,31 @@ class Readers:
             if window.box.waiters:
                 window.asked_at = now
                 window.said = window.wanted(self.prefetch)
-                frames.append(self._ready(window, ask=True))
+                frames.append(self._ready(window, Question.HANDED))
         return frames
 
     def keep(self, now: float) -> tuple[float, list[bytes]]:
         """Hand back what nobody reads and ask where somebody waits; return when to call again, and the frames."""
         due, frames = now + NEVER, []
-        for window in self._windows.values():
+        for window in list(self._windows.values()):
             if window.is_abandoned(now):
                 frames += self._close(window)
+            elif window.is_idle(now):
+                frames.append(self._forget(window))
             elif window.box.waiters:
                 if now >= window.asked_at + ASK_EVERY:
                     window.asked_at = now
                     window.said = max(window.said, window.wanted(self.prefetch))
-                    frames.append(self._ready(window, ask=True))
+                    frames.append(self._ready(window, Question.HANDED))
                 due = min(due, window.asked_at + ASK_EVERY)
             elif window.box.mail or window.said > window.received:
                 due = min(due, window.touched_at + GRACE)
         return due, frames
+
+    def _forget(self, window: Window) -> bytes:
+        del self._windows[window.box.name]
+        window.box.pinned = False
+        return self._ready(window, Question.FORGET)
 
     def hand_everything_back(self) -> list[bytes]:
         """Return the frames that give all jobs back that nobody has read, because this process stops reading."""
@@ -150,7 +165,7 @@ class Readers:
         window.said = window.received
         return [self._ready(window), *self._back(window.box.name, jobs)]
 
-    def _ready(self, window: Window, *, ask: bool = False) -> bytes:
+    def _ready(self, window: Window, ask: Question = Question.NOTHING) -> bytes:
         channel = window.box.name.encode()
         return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, ask, channel))
 

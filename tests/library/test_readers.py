@@ -4,8 +4,9 @@ import pytest
 from fakes import Clock, Reader
 
 from channels_zmq.mailboxes import Mailboxes
-from channels_zmq.readers import ASK_EVERY, GRACE, NEVER, Readers
+from channels_zmq.readers import ASK_EVERY, FORGET_AFTER, GRACE, NEVER, Readers
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import Question
 
 INBOX = b"0123456789abcdef"
 SESSION = 7
@@ -294,7 +295,26 @@ def test_a_new_session_says_nothing_of_channels_without_readers(readers, box):
     assert limits(wait(readers, box)) == [1 + PREFETCH]
 
 
-def test_a_channel_that_was_read_is_never_forgotten(readers, box):
-    """Its count must outlive its readers."""
+def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(readers, box, clock):
+    """Until then its count must outlive its readers; a reader who comes later counts from nothing."""
     wait(readers, box)
+    readers.arrived(job())
+    box.waiters.clear()
+    box.mail.clear()
+    clock.now += GRACE
+    assert [said.ask for said in ready(readers.keep(clock.now)[1])] == [Question.NOTHING]
+    clock.now += FORGET_AFTER - GRACE - 0.01
+    assert (readers.keep(clock.now)[1], box.pinned) == ([], True)
+    clock.now += 0.01
+    assert [(said.ask, said.limit) for said in ready(readers.keep(clock.now)[1])] == [(Question.FORGET, 1)]
+    assert not box.pinned
+    assert readers.keep(clock.now)[1] == []
+    assert limits(wait(readers, box)) == [1 + PREFETCH]
+
+
+def test_a_channel_whose_reader_waits_is_not_forgotten(readers, box, clock):
+    """However long it waits."""
+    wait(readers, box)
+    clock.now += 2 * FORGET_AFTER
+    assert [said.ask for said in ready(readers.keep(clock.now)[1])] == [Question.HANDED]
     assert box.pinned
