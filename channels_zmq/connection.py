@@ -8,26 +8,24 @@ waits, so that any thread may call, with an event loop or without.
 import asyncio
 import logging
 import os
-import secrets
 import threading
 import time
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable
 
 from channels.exceptions import StopConsumer
 
-from channels_zmq.counters import Counters, Stats
-from channels_zmq.errors import ChannelsZmqError, ForwarderUnavailable, RequestRefused
+from channels_zmq.asking import Options
+from channels_zmq.counters import Stats
+from channels_zmq.errors import ChannelsZmqError, RequestRefused
+from channels_zmq.joining import Joining
 from channels_zmq.keeper import Watched, keeper
-from channels_zmq.loops import Loops, Waiter, running_here, wake
-from channels_zmq.mailboxes import Mailbox, Mailboxes
-from channels_zmq.outbox import Outbox
+from channels_zmq.loops import Waiter, wake
+from channels_zmq.mailboxes import Mailbox
 from channels_zmq.readers import GRACE, Readers
-from channels_zmq.requests import REPEAT_EVERY, Request, Requests, next_number
-from channels_zmq.sequences import REPEATED, Numbers, Runs
+from channels_zmq.requests import next_number
+from channels_zmq.sequences import REPEATED, Numbers
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Status, Topic
 
@@ -40,32 +38,7 @@ UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a connection needs to know from CONFIG; seconds and bytes."""
-
-    connect_timeout: float
-    expiry: float
-    linger: float
-    max_message_size: int
-    outbox_capacity: int
-    outbox_bytes: int
-    prefetch: int
-
-
-@dataclass(slots=True)
-class Defaults:
-    """What a connection needs from a layer where no call brings it along; the layer made last has the say."""
-
-    capacity: Callable[[str], int] = lambda channel: 100
-    group_expiry: float | None = None
-    disconnected: Callable[[], bytes] | None = None
-    """Makes the payload that tells consumers that the forwarder is away."""
-    reconnected: Callable[[int | None], bytes] | None = None
-    """The same for its return, from how many messages are known to be lost."""
-
-
-class Connection(ABC):
+class Connection(Joining):
     """One process at one address.
 
     Args:
@@ -74,29 +47,15 @@ class Connection(ABC):
     """
 
     def __init__(self, address: str, options: Options) -> None:
-        self.address = address
-        self.options = options
-        self.inbox = secrets.token_hex(wire.INBOX_SIZE // 2).encode()
-        self.session = 0
-        self.closed = False
-        self.defaults = Defaults()
+        super().__init__(address, options)
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         """The layers that use this connection."""
         self.on_unused: Callable[[], None] = lambda: None
         """Called by the keeper once no layer has used the connection for a while."""
-        self.counters = Counters()
-        self._lock = threading.RLock()
-        self._mailboxes: Mailboxes[Waiter] = Mailboxes(idle=options.expiry)
-        self._outbox = Outbox(options.outbox_capacity, options.outbox_bytes)
         self._readers = Readers(self.inbox, options.prefetch)
-        self._requests = Requests()
-        self._loops = Loops(self.drain, self._lock)
         self._sender = os.urandom(wire.SENDER_SIZE)
         self._own_prefix = wire.direct_prefix(self.inbox)
         self._numbers = Numbers()
-        self._runs = Runs()
-        self._unconfirmed: set[str] = set()
-        self._plain_members: dict[tuple[str, str], tuple[wire.Member, float]] = {}
         self._swept = self._used = time.monotonic()
         self._on_inbox: dict[int, Callable[[bytes], None]] = {
             wire.DIRECT: self._direct_arrived,
@@ -124,19 +83,6 @@ class Connection(ABC):
     def watched(self) -> Watched:
         """Return what the keeper is to watch."""
 
-    @property
-    @abstractmethod
-    def connected(self) -> bool:
-        """Whether messages go out now."""
-
-    @abstractmethod
-    def _upstream(self, frame: bytes) -> None:
-        """Send a frame the subscribers' way; it may get lost."""
-
-    @abstractmethod
-    def _downstream(self, frame: bytes, deadline: float, number: int) -> None:
-        """Send a frame the producers' way, or hold it until its deadline; raises OutboxFull."""
-
     @abstractmethod
     def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:
         """Number a group or direct message and send it, or hold it; raises OutboxFull."""
@@ -150,16 +96,6 @@ class Connection(ABC):
 
     def may_send(self) -> None:
         """Raise if this process cannot be a producer at its address. Most can."""
-
-    def _subscribe(self, topic: Topic) -> None:
-        self._upstream(b"\1" + topic)
-
-    def _unsubscribe(self, topic: Topic) -> None:
-        self._upstream(b"\0" + topic)
-
-    def _must_confirm(self) -> bool:
-        """Return whether a subscription is in force only once the exchange has said so."""
-        return True
 
     def _welcomed(self, frame: bytes) -> None:
         """Take a welcome. The producer of an embedded layer welcomes itself and has no use for it."""
@@ -212,72 +148,6 @@ class Connection(ABC):
         self.counters.sent += status == Status.OK
         return status != Status.FULL
 
-    # Groups
-
-    async def join(self, group: str, channel: str, capacity: int, life: float | None) -> None:
-        """Add a channel of this process to a group; return once nothing published from now on is missed."""
-        number = next_number()
-        with self._lock:
-            if not self._begin_membership(group, channel, capacity, life):
-                return
-        try:
-            sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
-            await self._ask(number, sync, f"group_add({group!r})", upstream=True)
-        except BaseException:
-            self.leave(group, channel)
-            raise
-        with self._lock:
-            self._unconfirmed.discard(group)
-
-    def leave(self, group: str, channel: str) -> None:
-        """Take a channel of this process out of a group."""
-        with self._lock:
-            if self._mailboxes.leave(group, channel):
-                self._abandon(group)
-
-    async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
-        """Ask another process to add its channel to a group or to take it out. A process that is gone is no error."""
-        number = next_number()
-        frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
-        await self._ask(number, frame, f"group_{'add' if add else 'discard'}({group!r}, {channel!r})")
-
-    async def add_plain(self, group: str, channel: str, capacity: int, life: float | None) -> None:
-        """Add a plain channel to a group, at the exchange."""
-        member = self._plain_member(group, channel, capacity, life)
-        status = await self._ask(member.n, wire.MEMBER.encode(member), f"group_add({group!r}, {channel!r})")
-        if status != Status.OK:
-            raise RequestRefused(f"group_add({group!r}): the forwarder at {self.address} has no room for more members")
-        with self._lock:
-            self._remember_plain_member(member)
-
-    def _plain_member(self, group: str, channel: str, capacity: int, life: float | None) -> wire.Member:
-        lifetime = 0 if life is None else max(1, round(life * 1000))
-        return wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
-
-    def _remember_plain_member(self, member: wire.Member) -> None:
-        self._plain_members[member.group.decode(), member.channel.decode()] = member, time.monotonic()
-
-    async def discard_plain(self, group: str, channel: str) -> None:
-        """Take a plain channel out of a group, at the exchange."""
-        member = wire.Member(self.inbox, next_number(), 0, 0, 0, 0, group.encode(), channel.encode())
-        with self._lock:
-            self._plain_members.pop((group, channel), None)
-        await self._ask(member.n, wire.MEMBER.encode(member), f"group_discard({group!r}, {channel!r})")
-
-    def _begin_membership(self, group: str, channel: str, capacity: int, life: float | None) -> bool:
-        """Add a member; return whether its subscription has yet to be confirmed."""
-        if self._mailboxes.join(group, channel, capacity, life):
-            self._subscribe(wire.group_topic(group))
-            if self._must_confirm():
-                self._unconfirmed.add(group)
-        return group in self._unconfirmed
-
-    def _abandon(self, group: str) -> None:
-        topic = wire.group_topic(group)
-        self._unconfirmed.discard(group)
-        self._unsubscribe(topic)
-        self._runs.forget(topic)
-
     # Receiving
 
     def take(self, channel: str) -> bytes | None:
@@ -327,8 +197,7 @@ class Connection(ABC):
             if successor is not None:
                 wake([successor])
 
-    def drain(self) -> None:
-        """Read what has arrived; called by a watching loop, the keeper, or after an operation that left input."""
+    def drain(self) -> None:  # noqa: D102
         with self._lock:
             if not self.closed and self._read() and not self._loops.drain_soon():
                 self.call_soon(0.0)
@@ -406,97 +275,11 @@ class Connection(ABC):
         self.counters.drop("jobs lost", lost)
         self._send_upstream(frames)
 
-    def _send_upstream(self, frames: Sequence[bytes]) -> None:
-        for frame in frames:
-            self._upstream(frame)
-
-    # Requests and answers
-
-    async def _ask(self, number: int, frame: bytes, what: str, *, upstream: bool = False, repeat: bool = True) -> int:
-        """Send a request and wait for the status that answers it."""
-        loop = asyncio.get_running_loop()
-        timeout = self.options.connect_timeout
-        waiter = Waiter(loop)
-        with self._lock:
-            now = time.monotonic()
-            answer = partial(_answer, waiter)
-            self._requests.begin(number, Request(answer, frame, upstream, repeat, now + REPEAT_EVERY))
-            self._loops.enter(loop, attach=False)
-        try:
-            with self._lock:
-                if upstream:
-                    self._upstream(frame)
-                else:
-                    self._downstream(frame, now + timeout, number)
-            if waiter.future.done():
-                return int(waiter.future.result())
-            async with asyncio.timeout(timeout):
-                return int(await waiter.future)
-        except TimeoutError:
-            raise self._silence(timeout, what) from None
-        finally:
-            with self._lock:
-                self._requests.end(number)
-                self._outbox.withdraw(number)
-                self._loops.leave(loop)
-
-    def _silence(self, timeout: float, what: str) -> ForwarderUnavailable:
-        return ForwarderUnavailable(self.address, timeout, what)
-
-    def _reply(self, frame: bytes, number: int = 0) -> None:
-        """Send a frame for which nobody waits in this process; what cannot go is counted."""
-        try:
-            self._downstream(frame, time.monotonic() + self.options.connect_timeout, number)
-        except ChannelsZmqError:
-            self.counters.drop("outbox")
-
-    def _confirmed(self, frame: bytes) -> None:
-        confirm = wire.CONFIRM.decode(frame)
-        self._requests.answered(confirm.n, confirm.status)
-
-    def _synced(self, frame: bytes) -> None:
-        self._requests.answered(wire.SYNCED.decode(frame).n, Status.OK)
-
-    def _member_removed(self, frame: bytes) -> None:
-        removed = wire.REMOVED.decode(frame)
-        self._plain_members.pop((wire.name(removed.group), wire.name(removed.channel)), None)
-
-    def _asked(self, frame: bytes) -> None:
-        """Another process wants a channel of ours in a group or out of it."""
-        ask = wire.ASK.decode(frame)
-        group, channel = wire.name(ask.group), wire.name(ask.channel)
-        confirm = wire.CONFIRM.encode(wire.Confirm(ask.reply, ask.n, Status.OK, wire.NO_INSTANCE))
-        if not ask.add:
-            self.leave(group, channel)
-        elif self._begin_membership(group, channel, self.defaults.capacity(channel), self.defaults.group_expiry):
-            self._confirm_once_synced(group, confirm)
-            return
-        self._reply(confirm)
-
-    def _confirm_once_synced(self, group: str, confirm: bytes) -> None:
-        number = next_number()
-        sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
-
-        def synced(status: int | Exception) -> None:
-            self._requests.end(number)
-            self._unconfirmed.discard(group)
-            self._reply(confirm)
-
-        self._requests.begin(number, Request(synced, sync, True, True, time.monotonic() + REPEAT_EVERY))
-        self._upstream(sync)
-
     def _begin_session(self) -> None:
         """Repeat to an exchange that has just welcomed us what it cannot know: questions, and readers that wait."""
         for request in self._requests.upstream():
             self._upstream(request.frame)
         self._send_upstream(self._readers.begin_session(self.session))
-
-    def _add_plain_members_again(self) -> None:
-        """Tell a new instance of the exchange which plain channels this process has added to groups."""
-        now = time.monotonic()
-        for member, since in list(self._plain_members.values()):
-            age = wire.milliseconds(now - since)
-            self._reply(wire.MEMBER.encode(member._replace(n=next_number(), age=age)))
 
     # Emptying
 
@@ -535,8 +318,7 @@ class Connection(ABC):
 
     # The keeper's side, and the end
 
-    def call_soon(self, when: float) -> None:
-        """Let the keeper call `tick` at a time at the latest."""
+    def call_soon(self, when: float) -> None:  # noqa: D102
         keeper().call(self, when)
 
     def tick(self, now: float) -> float:
@@ -553,17 +335,6 @@ class Connection(ABC):
                 self._end_memberships()
             self._notice_disuse(now)
             return min(due, self._requests.due(now))
-
-    def _repeat_requests(self, now: float) -> None:
-        for number, request in self._requests.to_repeat(now) if self.connected else ():
-            if request.upstream:
-                self._upstream(request.frame)
-            else:
-                self._reply(request.frame, number)
-
-    def _end_memberships(self) -> None:
-        for group in self._mailboxes.end_memberships():
-            self._abandon(group)
 
     def _notice_disuse(self, now: float) -> None:
         if len(self.users):
@@ -599,7 +370,3 @@ class Connection(ABC):
                 channels=len(self._mailboxes.boxes),
                 groups=len(self._mailboxes.groups),
             )
-
-
-def _answer(waiter: Waiter, status: int | Exception) -> None:
-    waiter.wake(status, here=running_here())

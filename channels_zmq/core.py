@@ -12,12 +12,14 @@ from channels.layers import BaseChannelLayer
 
 from channels_zmq import config as configuration
 from channels_zmq import names, registry, serializers
+from channels_zmq.asking import Options
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
-from channels_zmq.connection import Connection, Defaults, Options
+from channels_zmq.connection import Connection
 from channels_zmq.counters import Stats
 from channels_zmq.dedicated import DedicatedConnection
 from channels_zmq.embedded import EmbeddedConnection
 from channels_zmq.errors import MessageTooLarge
+from channels_zmq.joining import Defaults
 from channels_zmq.serializers import Message
 from channels_zmq_forwarder.wire import milliseconds
 

@@ -11,7 +11,8 @@ import time
 import zmq
 from zmq.constants import SocketOption
 
-from channels_zmq.connection import Connection, Options
+from channels_zmq.asking import Options
+from channels_zmq.connection import Connection
 from channels_zmq.errors import ConfigurationError, ForwarderUnavailable, OutboxFull, WireVersionMismatch
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.outbox import Waiting

@@ -14,7 +14,8 @@ from typing import IO
 
 import zmq
 
-from channels_zmq.connection import DRAIN_AT_ONCE, Connection, Options
+from channels_zmq.asking import Options
+from channels_zmq.connection import DRAIN_AT_ONCE, Connection
 from channels_zmq.errors import AddressInUse, WireVersionMismatch
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.loops import wake

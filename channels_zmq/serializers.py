@@ -88,25 +88,32 @@ def pack(serializer: Serializer, message: Message) -> bytes:
     try:
         return serializer.dumps(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        path, problem = next(_problems(serializer, message, "message", 0), ("message", str(error)))
+        path, problem = next(_problems(serializer, message, "message"), ("message", str(error)))
         raise SerializationError(path, problem) from error
 
 
 MAX_DEPTH = 200
 
 
-def _problems(serializer: Serializer, value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Walk down to the innermost values that the serializer refuses; only run once it has refused the whole."""
-    if depth > MAX_DEPTH:
-        yield path, "nested too deep to be carried, or inside itself"
+def _problems(
+    serializer: Serializer, value: object, path: str, inside: tuple[int, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """Walk down to the innermost values that the serializer refuses; only run once it has refused the whole.
+
+    `inside` holds the identities of the containers around the value.
+    """
+    if id(value) in inside:
+        yield path, "contains itself"
+    elif len(inside) > MAX_DEPTH:
+        yield f"{path[:60]}...", "nested too deep to be carried"
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
                 yield path, f"the key {key!r} is {type(key).__name__}, keys must be str"
-            yield from _problems(serializer, inner, f"{path}[{key!r}]", depth + 1)
+            yield from _problems(serializer, inner, f"{path}[{key!r}]", (*inside, id(value)))
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
-            yield from _problems(serializer, inner, f"{path}[{index}]", depth + 1)
+            yield from _problems(serializer, inner, f"{path}[{index}]", (*inside, id(value)))
     else:
         try:
             serializer.dumps({"value": value})

@@ -10,7 +10,8 @@ from typing import Protocol
 import zmq
 from zmq.constants import SocketOption
 
-from channels_zmq.connection import DRAIN_AT_ONCE, Options
+from channels_zmq.asking import Options
+from channels_zmq.connection import DRAIN_AT_ONCE
 from channels_zmq.errors import ConfigurationError
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.pump import number, readable

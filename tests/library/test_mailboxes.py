@@ -194,6 +194,15 @@ def test_a_group_message_wakes_one_reader_of_each_member(boxes):
     assert boxes.deliver_group("g", mail(b"1")) == expected
 
 
+def test_a_member_whose_readers_have_all_gone_has_its_message(boxes):
+    """Nobody is woken, and the message waits."""
+    boxes.join("g", "a", 9, None)
+    (gone,) = wait(boxes.boxes["a"])
+    gone.usable = False
+    assert boxes.deliver_group("g", mail(b"1")) == []
+    assert payloads(boxes.boxes["a"]) == [b"1"]
+
+
 def test_a_full_member_does_not_keep_the_others_from_a_message(boxes):
     """It alone misses the message, and that is counted."""
     for channel in ("a", "b"):
@@ -359,6 +368,16 @@ def test_expired_messages_are_counted_once(boxes, clock):
     assert boxes.boxes == {}
     assert boxes.sweep() == 1
     assert boxes.sweep() == 0
+
+
+def test_what_nobody_reads_is_dropped_when_it_expires(boxes, clock):
+    """A sweep finds it, so that it does not take memory until somebody reads; what still lives stays."""
+    boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+    boxes.deliver("a", mail(b"2"), 9)
+    boxes.deliver("b", mail(b"3", clock.now + 2), 9)
+    clock.now += 1
+    assert boxes.sweep() == 1
+    assert [box.mail[0][1] for box in boxes.boxes.values()] == [b"2", b"3"]
 
 
 def test_a_message_for_all_reaches_every_mailbox_but_plain_ones(boxes):

@@ -130,3 +130,11 @@ def test_the_receiver_remembers_a_bounded_number_of_runs():
     assert runs.see(G + SENDER, 8, 0) == 1
     runs.forget(H)
     assert len(runs) == 1
+
+
+def test_nothing_is_kept_of_a_topic_whose_runs_are_all_forgotten():
+    """A receiver that has seen very many topics does not grow."""
+    runs = Runs(size=1)
+    for number in range(100):
+        runs.see(b"G%d\0" % number + SENDER, 5, 0)
+    assert len(runs) == len(runs._keys) == 1

@@ -91,7 +91,7 @@ def test_a_key_that_is_no_text_is_refused(name, key):
 @pytest.mark.parametrize("value", [{1, 2}, object(), "\ud800", 1j])
 def test_what_no_serializer_can_carry_is_refused(name, value):
     """At `send`, naming the path, and never deep inside a reader."""
-    assert refusal(name, {"fine": 1, "a": [0, value]}).path == "message['a'][1]"
+    assert refusal(name, {"fine": {"b": [1]}, "a": [0, value]}).path == "message['a'][1]"
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
@@ -105,7 +105,9 @@ def test_a_message_inside_itself_is_refused(name):
     """With the layer's own error, not a RecursionError."""
     message = {}
     message["a"] = [message]
-    assert "inside itself" in str(refusal(name, message))
+    problem = refusal(name, message)
+    assert "contains itself" in str(problem)
+    assert problem.path == "message['a'][0]"
 
 
 @pytest.mark.parametrize("name", BOTH)
