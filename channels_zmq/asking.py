@@ -5,6 +5,7 @@ ways: with the subscriptions, or with the messages; the topologies fill in how. 
 """
 
 import asyncio
+import logging
 import secrets
 import threading
 import time
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from channels_zmq.counters import Counters
-from channels_zmq.errors import ChannelsZmqError, ForwarderUnavailable
+from channels_zmq.errors import ChannelsZmqError, ConfigurationError, ForwarderUnavailable
+from channels_zmq.keys import ClientKeys, ClientKeySource, ServerKeySource
 from channels_zmq.loops import Loops, Waiter, running_here
 from channels_zmq.outbox import Outbox
 from channels_zmq.requests import REPEAT_EVERY, Request, Requests
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Status
+
+logger = logging.getLogger("channels_zmq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Options:
     outbox_capacity: int
     outbox_bytes: int
     prefetch: int
+    keys: ClientKeySource | None = None
+    server_keys: ServerKeySource | None = None
 
 
 class Asking(ABC):
@@ -49,6 +55,10 @@ class Asking(ABC):
         self._outbox = Outbox(options.outbox_capacity, options.outbox_bytes)
         self._requests = Requests()
         self._loops = Loops(self.drain, self._lock)
+        self._keys: ClientKeys | None = None
+        self._refusal = ""
+        """Why the other side would not have us the last time, as far as can be known."""
+        self._gave_up = False
 
     # The seam between the topologies
 
@@ -103,8 +113,26 @@ class Asking(ABC):
                 self._outbox.withdraw(number)
                 self._loops.leave(loop)
 
+    def was_refused(self, reason: str) -> None:
+        """Note why the other side does not let this process in; ZeroMQ gives up then, the next `tick` does not."""
+        self._refusal, self._gave_up = reason, True
+
+    def _keys_to_try(self) -> ClientKeys | None:
+        """Return keys to connect anew with: others than the last ones, or the same if they were refused."""
+        if self.options.keys is None:
+            return None
+        try:
+            keys = self.options.keys.read()
+        except ConfigurationError as error:
+            logger.error("the keys stay as they were: %s", error)
+            return None
+        if keys == self._keys and not self._gave_up:
+            return None
+        self._keys, self._gave_up = keys, False
+        return keys
+
     def _silence(self, timeout: float, what: str) -> ForwarderUnavailable:
-        return ForwarderUnavailable(self.address, timeout, what)
+        return ForwarderUnavailable(self.address, timeout, what, self._refusal)
 
     def _reply(self, frame: bytes, number: int = 0) -> None:
         """Send a frame for which nobody waits in this process; what cannot go is counted."""

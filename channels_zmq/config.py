@@ -7,7 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from channels_zmq.errors import ConfigurationError
 
@@ -44,6 +53,10 @@ def _check_transport(value: str, transports: tuple[str, ...]) -> str:
     return value
 
 
+def _listed(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 Address = Annotated[str, BeforeValidator(_one_address)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 
@@ -51,7 +64,7 @@ Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 class LayerConfig(BaseModel):
     """What both layers have in common."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     capacity: int = Field(100, ge=1, description="Messages that may wait on one channel; the newest is refused.")
     channel_capacity: dict[str | re.Pattern[str], Annotated[int, Field(ge=1)]] = Field(
@@ -86,6 +99,26 @@ class LayerConfig(BaseModel):
     drop_rate: float = Field(
         0.0, ge=0, le=1, description="For tests of an application: the share of messages that is lost on purpose."
     )
+    curve_server_key: SecretStr | None = Field(
+        None, description="CURVE, with this public key of the side that binds: the forwarder, or the sending process."
+    )
+    curve_server_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_secret_key: SecretStr | None = Field(
+        None, description="Secret key of the side that connects; without one each process makes itself a key."
+    )
+    curve_secret_key_file: str | None = Field(
+        None, min_length=1, description="File with that key; read again when the connection is made anew."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each_key(self) -> Self:
+        for name in ("curve_server_key", "curve_secret_key", "curve_server_secret_key"):
+            if getattr(self, name, None) is not None and getattr(self, f"{name}_file", None) is not None:
+                raise ValueError(f"{name} and {name}_file are both given: one is enough")
+        own = self.curve_secret_key or self.curve_secret_key_file
+        if own and not (self.curve_server_key or self.curve_server_key_file):
+            raise ValueError("curve_secret_key needs curve_server_key or curve_server_key_file beside it")
+        return self
 
     @field_validator("channel_capacity", mode="before")
     @classmethod
@@ -105,6 +138,29 @@ class EmbeddedConfig(LayerConfig):
         "inproc://channels",
         description="Where the one sending process publishes; `inproc://` is for a single process.",
     )
+    curve_server_secret_key: SecretStr | None = Field(
+        None, description="Secret key to `curve_server_key`; the sending process needs it."
+    )
+    curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_allowed_keys: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
+        None, description="Public keys that may connect; without a list, whoever has `curve_server_key`."
+    )
+    curve_allowed_keys_file: str | None = Field(
+        None, min_length=1, description="File with such keys, one a line; read again when it has changed."
+    )
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> Self:
+        server = self.curve_server_key or self.curve_server_key_file
+        server_secret = self.curve_server_secret_key or self.curve_server_secret_key_file
+        allowed = self.curve_allowed_keys is not None or self.curve_allowed_keys_file is not None
+        if self.pub_socket_address.startswith("inproc://") and (server or server_secret or allowed):
+            raise ValueError(f"{self.pub_socket_address!r} is of this process alone: it takes no curve_ settings")
+        if server_secret and not server:
+            raise ValueError("curve_server_secret_key needs curve_server_key or curve_server_key_file beside it")
+        if allowed and not server_secret:
+            raise ValueError("a list of allowed keys needs curve_server_secret_key or curve_server_secret_key_file")
+        return self
 
     @field_validator("pub_socket_address")
     @classmethod
@@ -167,8 +223,9 @@ def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
         problem = error.errors()[0]
         setting = "".join(f"[{part!r}]" for part in problem["loc"] if part != "[key]")
         message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if problem["type"] in ("missing", "value_error") else f" (it is {problem['input']!r})"
-        raise ConfigurationError(f"CONFIG{setting}", f"{message}{shown}") from error
+        hidden = problem["type"] in ("missing", "value_error") or "curve" in setting
+        shown = "" if hidden else f" (it is {problem['input']!r})"
+        raise ConfigurationError(f"CONFIG{setting}", f"{message}{shown}") from None
 
 
 def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from channels_zmq.dedicated import DedicatedConnection
 from channels_zmq.embedded import EmbeddedConnection
 from channels_zmq.errors import MessageTooLarge
 from channels_zmq.joining import Defaults
+from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
 from channels_zmq.serializers import Message
 from channels_zmq_forwarder.wire import milliseconds
 
@@ -186,8 +187,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Where messages come from."""
         raise NotImplementedError
 
-    def _key(self) -> tuple[str, ...]:
+    def _key(self) -> tuple[object, ...]:
+        """Return what a connection is shared by."""
         raise NotImplementedError
+
+    def _client_keys(self) -> tuple[object, ...]:
+        settings = self.config
+        by_value = settings.curve_server_key, settings.curve_secret_key
+        return (*by_value, settings.curve_server_key_file, settings.curve_secret_key_file)
 
     def _make_connection(self) -> Connection:
         raise NotImplementedError
@@ -228,9 +235,15 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         self._connection().counters.drop("resilience")
         return True
 
-    def _options(self, *, outbox_capacity: int = 0, outbox_bytes: int = 0) -> Options:
+    def _options(
+        self, *, outbox_capacity: int = 0, outbox_bytes: int = 0, server_keys: ServerKeySource | None = None
+    ) -> Options:
         settings = self.config
+        server = KeySetting("curve_server_key", settings.curve_server_key, settings.curve_server_key_file)
+        secret = KeySetting("curve_secret_key", settings.curve_secret_key, settings.curve_secret_key_file)
         return Options(
+            keys=ClientKeySource(server, secret) if server.is_set else None,
+            server_keys=server_keys,
             connect_timeout=settings.connect_timeout,
             expiry=settings.expiry,
             linger=settings.linger,
@@ -254,11 +267,16 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
         """Where the sending process publishes."""
         return self.config.pub_socket_address
 
-    def _key(self) -> tuple[str, ...]:
-        return ("embedded", self.address)
+    def _key(self) -> tuple[object, ...]:
+        return ("embedded", self.address, *self._client_keys())
 
     def _make_connection(self) -> Connection:
-        return EmbeddedConnection(self.address, self._options())
+        settings = self.config
+        secret = KeySetting(
+            "curve_server_secret_key", settings.curve_server_secret_key, settings.curve_server_secret_key_file
+        )
+        keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
+        return EmbeddedConnection(self.address, self._options(server_keys=keys if secret.is_set else None))
 
 
 class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
@@ -274,8 +292,8 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
         """Where the forwarder publishes."""
         return self.config.pub_socket_address
 
-    def _key(self) -> tuple[str, ...]:
-        return ("dedicated", self.config.pull_socket_address, self.address)
+    def _key(self) -> tuple[object, ...]:
+        return ("dedicated", self.config.pull_socket_address, self.address, *self._client_keys())
 
     def _make_connection(self) -> Connection:
         settings = self.config

@@ -17,8 +17,9 @@ from channels_zmq.errors import ConfigurationError, ForwarderUnavailable, Outbox
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.outbox import Waiting
 from channels_zmq.requests import next_number
-from channels_zmq.subscriber import CONNECTING, Socket, Subscriber, connect, monitor, set_options
+from channels_zmq.subscriber import CONNECTING, REFUSALS, Socket, Subscriber, connect, monitor, set_options
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import secure_client
 from channels_zmq_forwarder.pump import plain_send
 from channels_zmq_forwarder.wire import Topic
 
@@ -69,7 +70,9 @@ class DedicatedConnection(Connection):
     def start(self) -> None:
         """Connect both sockets and let the keeper watch them."""
         try:
-            self._subscriber = Subscriber(self._context, self._pub_address, self.options, self)
+            if self.options.keys is not None:
+                self._keys = self.options.keys.wait_and_read(self.options.connect_timeout)
+            self._subscriber = Subscriber(self._context, self._pub_address, self.options, self, self._keys)
             self._push, self._push_monitor = self._open_push()
         except ConfigurationError:
             self._context.destroy(linger=0)
@@ -82,6 +85,8 @@ class DedicatedConnection(Connection):
         push = self._context.socket(zmq.PUSH)
         linger = round(self.options.linger * 1000)
         set_options(push, CONNECTING | _KEEPALIVE | {zmq.SNDHWM: PUSH_MARK, zmq.LINGER: linger})
+        if self._keys is not None:
+            secure_client(push, self._keys.server, self._keys.secret)
         events = monitor(push)
         connect(push, self._pull_address, "pull_socket_address")
         self._send = plain_send(push)
@@ -191,6 +196,9 @@ class DedicatedConnection(Connection):
 
     def _push_event(self, event: int) -> None:
         with self._lock:
+            if event in REFUSALS:
+                self.was_refused(REFUSALS[event])
+                return
             self._push_is_up = event == zmq.Event.HANDSHAKE_SUCCEEDED
             if self._push_is_up:
                 self._begin_echo()
@@ -246,6 +254,7 @@ class DedicatedConnection(Connection):
     def _came_up(self, instance: bytes) -> None:
         self._echo = 0
         self._up = True
+        self._refusal = ""
         again, self._was_up = self._was_up, True
         away, self._down_since = self._down_since, None
         self._flush_outbox()
@@ -263,6 +272,9 @@ class DedicatedConnection(Connection):
             due = super().tick(now)
             self.drain()
             due = min(due, self._subscriber.tick(now))
+            if not self._up and (keys := self._keys_to_try()) is not None:
+                self._subscriber.connect_with(keys)
+                self._replace_push()
             if self._echo:
                 due = min(due, self._keep_echoing(now))
             if self._stale_push and self._down_since and now - self._down_since > self.options.expiry:

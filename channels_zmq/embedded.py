@@ -16,11 +16,12 @@ import zmq
 
 from channels_zmq.asking import Options
 from channels_zmq.connection import DRAIN_AT_ONCE, Connection
-from channels_zmq.errors import AddressInUse, WireVersionMismatch
+from channels_zmq.errors import AddressInUse, ConfigurationError, WireVersionMismatch
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.pump import (
     AddressError,
@@ -56,6 +57,7 @@ class EmbeddedConnection(Connection):
         self._xpub: Socket | None = None
         self._send: Callable[[bytes, int], object] | None = None
         self._guard: IO[str] | None = None
+        self._gate: Gate | None = None
         self._was_up = False
         self._exchange_swept = 0.0
 
@@ -66,7 +68,9 @@ class EmbeddedConnection(Connection):
         if self._is_local:
             self._become_producer()
         else:
-            self._subscriber = Subscriber(self._context, _reachable(self.address), self.options, self)
+            if self.options.keys is not None:
+                self._keys = self.options.keys.wait_and_read(self.options.connect_timeout)
+            self._subscriber = Subscriber(self._context, _reachable(self.address), self.options, self, self._keys)
             self._subscriber.send(b"\1" + wire.inbox_topic(self.inbox))
             self._loops.watch(self._subscriber.descriptor)
         keeper().watch(self)
@@ -105,20 +109,41 @@ class EmbeddedConnection(Connection):
         publish_options(xpub, Marks())
         xpub.set(zmq.MAXMSGSIZE, self.options.max_message_size + wire.MAX_OVERHEAD)
         try:
+            if self.options.keys is not None:
+                self._gate = self._open_gate()
+                self._gate.guard(xpub)
             self._guard = guard(self.address)
             bind(xpub, _bindable(self.address))
+        except ConfigurationError:
+            xpub.close(linger=0)
+            raise
         except AddressError as error:
             xpub.close(linger=0)
+            self._close_gate()
             self.let_guard_go()
             raise AddressInUse(self.address, str(error)) from error
         return xpub
+
+    def _open_gate(self) -> Gate:
+        if self.options.server_keys is None:
+            raise ConfigurationError(
+                "CONFIG['curve_server_secret_key']",
+                "the process that sends needs it; this one has only curve_server_key",
+            )
+        return Gate(self._context, *self.options.server_keys.read())
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
 
     def watched(self) -> Watched:
         """Return what the keeper is to watch: a reader's monitor, and the descriptor while no loop attends to it."""
         with self._lock:
             reader = self._subscriber if self._exchange is None else None
             monitors = {reader.monitor: self._subscriber_event} if reader is not None else {}
-            return Watched(monitors, self._loops.descriptor if self._loops.unattended() else None)
+            gate = dict.fromkeys(self._gate.sockets, self._gate.turn) if self._gate is not None else {}
+            return Watched(monitors, self._loops.descriptor if self._loops.unattended() else None, gate)
 
     def finish(self) -> None:
         """Close the sockets; blocks for `linger` at most."""
@@ -128,6 +153,7 @@ class EmbeddedConnection(Connection):
                 self._subscriber.close()
             if self._xpub is not None:
                 self._xpub.close(linger=round(self.options.linger * 1000))
+            self._close_gate()
             self.let_guard_go()
         self._context.term()
 
@@ -259,6 +285,7 @@ class EmbeddedConnection(Connection):
         if self._exchange is None and self._subscriber is not None and self._subscriber.welcomed(frame):
             again = self.session > 1
             self._was_up = True
+            self._refusal = ""
             self._begin_session()
             self._add_plain_members_again()
             if again:
@@ -271,10 +298,14 @@ class EmbeddedConnection(Connection):
             if self._exchange is None:
                 self.drain()
                 assert self._subscriber is not None
+                if not self.connected and (keys := self._keys_to_try()) is not None:
+                    self._subscriber.connect_with(keys)
                 return min(due, self._subscriber.tick(now), now + 1.0)
             if now >= self._exchange_swept + 1.0:
                 self._exchange_swept = now
                 self._exchange.sweep()
+                if self._gate is not None and self._gate.allowed is not None:
+                    self._gate.allowed.refresh()
             if self._xpub is not None:
                 self.drain()
             busy = self._xpub is not None or self._exchange.queues or self._mailboxes.boxes

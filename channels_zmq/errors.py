@@ -80,10 +80,10 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
         timeout: Seconds that were waited.
     """
 
-    def __init__(self, address: str, timeout: float, what: str) -> None:
+    def __init__(self, address: str, timeout: float, what: str, guess: str = "") -> None:
         super().__init__(
             f"{what}: no answer from the forwarder at {address} within {timeout:g} s (connect_timeout): "
-            "is it running, and is that its address?"
+            f"{guess or 'is it running, and is that its address?'}"
         )
         self.address, self.timeout = address, timeout
 

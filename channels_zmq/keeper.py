@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import zmq
@@ -28,6 +29,8 @@ class Watched(NamedTuple):
     monitors: "Mapping[zmq.Socket[bytes], Callable[[int], None]]"
     descriptor: int | None
     """A descriptor that no event loop reads at the moment."""
+    sockets: "Mapping[zmq.Socket[bytes], Callable[[], None]]" = MappingProxyType({})
+    """Other sockets, and what to call when one of them can be read."""
 
 
 class Kept(Protocol):
@@ -115,6 +118,9 @@ class Keeper:
             for monitor, handler in watched.monitors.items():
                 poller.register(monitor, zmq.POLLIN)
                 handlers[monitor] = _reader(monitor, handler)
+            for socket, callback in watched.sockets.items():
+                poller.register(socket, zmq.POLLIN)
+                handlers[socket] = callback
             if watched.descriptor is not None:
                 poller.register(watched.descriptor, zmq.POLLIN)
                 handlers[watched.descriptor] = connection.drain

@@ -17,12 +17,12 @@ from channels_zmq.connection import Connection
 from channels_zmq.embedded import EmbeddedConnection
 
 _lock = threading.Lock()
-_connections: dict[tuple[str, ...], Connection] = {}
+_connections: dict[tuple[object, ...], Connection] = {}
 _before_fork: list[object] = []
 """What belongs to the parent process; kept, so that nothing of it is ever closed or collected in the child."""
 
 
-def connection(key: tuple[str, ...], make: Callable[[], Connection]) -> Connection:
+def connection(key: tuple[object, ...], make: Callable[[], Connection]) -> Connection:
     """Return this process's connection for a key, a new one where there is none or it has been closed."""
     with _lock:
         known = _connections.get(key)

@@ -4,6 +4,7 @@ Its marks are 0: at a send mark subscriptions vanish silently, and a receive mar
 (libzmq issues 3937 and 4767). Every reconnect begins a new session with a hello, repeated until it is welcomed.
 """
 
+import contextlib
 import time
 from typing import Protocol
 
@@ -13,7 +14,9 @@ from zmq.constants import SocketOption
 from channels_zmq.asking import Options
 from channels_zmq.connection import DRAIN_AT_ONCE
 from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import secure_client
 from channels_zmq_forwarder.pump import number, readable
 
 Socket = zmq.Socket[bytes]
@@ -25,7 +28,14 @@ CONNECTING: dict[SocketOption, int] = {
     zmq.CONNECT_TIMEOUT: 2000,
 }
 _HEARTBEAT: dict[SocketOption, int] = {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000}
+REFUSALS: dict[int, str] = {
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not allow the key of this process (curve_secret_key)",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "only one side has CURVE keys, or curve_server_key is that of another server",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake fails: is curve_server_key that of another server?",
+}
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+for _event in REFUSALS:
+    _EVENTS |= _event
 
 
 class Owner(Protocol):
@@ -43,6 +53,9 @@ class Owner(Protocol):
     def subscriber_went_down(self) -> None:
         """The exchange is out of reach."""
 
+    def was_refused(self, reason: str) -> None:
+        """The exchange does not let this process in."""
+
     def other_version(self, theirs: int) -> None:
         """The exchange cannot be understood."""
 
@@ -55,9 +68,12 @@ class Subscriber:
         address: Where the exchange publishes.
         options: Bounds and times.
         owner: Takes what comes.
+        keys: For CURVE.
     """
 
-    def __init__(self, context: "zmq.Context[Socket]", address: str, options: Options, owner: Owner) -> None:
+    def __init__(
+        self, context: "zmq.Context[Socket]", address: str, options: Options, owner: Owner, keys: ClientKeys | None
+    ) -> None:
         self.welcome: wire.Welcome | None = None
         self.connected = False
         self._owner = owner
@@ -68,6 +84,8 @@ class Subscriber:
         linger = round(options.linger * 1000)
         set_options(self._socket, CONNECTING | _HEARTBEAT | {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger})
         self._socket.set(zmq.MAXMSGSIZE, options.max_message_size + wire.MAX_OVERHEAD)
+        if keys is not None:
+            secure_client(self._socket, keys.server, keys.secret)
         self.monitor = monitor(self._socket)
         connect(self._socket, address, "pub_socket_address")
         self.descriptor = number(self._socket, zmq.FD)
@@ -89,6 +107,9 @@ class Subscriber:
 
     def event(self, event: int) -> None:
         """Take an event of the monitor."""
+        if event in REFUSALS:
+            self._owner.was_refused(REFUSALS[event])
+            return
         self.welcome = None
         self.connected = event == zmq.Event.HANDSHAKE_SUCCEEDED
         if self.connected:
@@ -116,6 +137,14 @@ class Subscriber:
                 self._say_hello()
             return self._hello_at + HELLO_EVERY
         return now + HELLO_EVERY
+
+    def connect_with(self, keys: ClientKeys) -> None:
+        """Connect anew; the subscriptions stay. After a refusal ZeroMQ does not try again by itself."""
+        with contextlib.suppress(zmq.ZMQError):  # it has given up already
+            self._socket.disconnect(self._address)
+        secure_client(self._socket, keys.server, keys.secret)
+        self._socket.connect(self._address)
+        readable(self._socket)  # as after a reconnect
 
     def leave(self) -> None:
         """Disconnect, but keep the socket: an event loop may still watch its descriptor."""

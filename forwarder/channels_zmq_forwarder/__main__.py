@@ -1,11 +1,14 @@
-"""`channels-zmq-forwarder`: settings, logs, signals and the event loop around `server.serve`."""
+"""`channels-zmq-forwarder`: settings, logs, signals and the event loop around `server.serve`; and `keygen`."""
 
+import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
+from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.pump import AddressError
 from channels_zmq_forwarder.server import JsonLines, serve
 from channels_zmq_forwarder.settings import Settings, SettingsError, parse
@@ -15,13 +18,37 @@ BAD_USAGE = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a forwarder until SIGTERM or SIGINT; return the exit code, 2 for settings that cannot be used."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["keygen"]:
+        return keygen(given[1:])
     try:
-        settings = parse(sys.argv[1:] if arguments is None else arguments)
+        settings = parse(given)
         _log(settings)
         _run(settings)
     except (SettingsError, AddressError) as error:
         print(f"channels-zmq-forwarder: {error}", file=sys.stderr)
         return BAD_USAGE
+    return 0
+
+
+def keygen(arguments: Sequence[str]) -> int:
+    """Make a CURVE key pair, as two files or on the terminal; only the owner may read the file with the secret key."""
+    parser = argparse.ArgumentParser(prog="channels-zmq-forwarder keygen", description=keygen.__doc__)
+    parser.add_argument("name", nargs="?", help="path of the two files without their endings; printed if left out")
+    name = parser.parse_args(arguments).name
+    public, secret = (key.decode() for key in new_pair())
+    if name is None:
+        print(f"public {public}\nsecret {secret}")
+        return 0
+    try:
+        for ending, key, mode in (("secret", secret, 0o600), ("public", public, 0o644)):
+            descriptor = os.open(f"{name}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{key}\n")
+    except OSError as error:
+        print(f"channels-zmq-forwarder keygen: {error.filename}: {error.strerror}", file=sys.stderr)
+        return BAD_USAGE
+    print(f"{name}.public {name}.secret")
     return 0
 
 

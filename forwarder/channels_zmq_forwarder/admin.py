@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from channels_zmq_forwarder import __version__, wire
+from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.pump import AddressError, Traffic
 
@@ -32,6 +33,7 @@ DROP_CAUSES = (
     "expired",
     "flushed",
     "memory",
+    "revoked key",
 )
 LISTED = 50
 """How many groups and queues the status page lists."""
@@ -43,13 +45,14 @@ class Admin:
     Args:
         exchange: What it shows.
         traffic: The counters of the pump.
+        gate: Refuses connections, if there is CURVE.
     """
 
-    def __init__(self, exchange: Exchange, traffic: Traffic) -> None:
+    def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None = None) -> None:
         self._exchange, self._traffic = exchange, traffic
         self._started = time.monotonic()
         self.registry = CollectorRegistry()
-        self.registry.register(_State(exchange, traffic))
+        self.registry.register(_State(exchange, traffic, gate))
         ProcessCollector(registry=self.registry)
         self._lag = Histogram(
             f"{PREFIX}_loop_lag_seconds",
@@ -151,8 +154,8 @@ class Admin:
 class _State(Collector):
     """Reads exchange and pump when Prometheus asks, so that counting costs a frame next to nothing."""
 
-    def __init__(self, exchange: Exchange, traffic: Traffic) -> None:
-        self._exchange, self._traffic = exchange, traffic
+    def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None) -> None:
+        self._exchange, self._traffic, self._gate = exchange, traffic, gate
 
     def collect(self) -> Iterator[Metric]:
         exchange, traffic = self._exchange, self._traffic
@@ -164,6 +167,7 @@ class _State(Collector):
             ("received_bytes", "Bytes from producers.", traffic.bytes_in),
             ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
             ("published_bytes", "Bytes published.", traffic.bytes_out),
+            ("refused_handshakes", "Connections refused for their key.", self._gate.refused if self._gate else 0),
         ):
             yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
         drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that went nowhere, by cause.", labels=["cause"])

@@ -6,17 +6,22 @@ frames, so that health checks and subscriptions are served under any load.
 """
 
 import fcntl
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, cast
 
 import zmq
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
 
 FRAMES_A_TURN = 1000
 IPC = "ipc://"
+BIND_AGAIN = 5.0
+HELLO = bytes([wire.HELLO.kind])
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
 
 
@@ -50,25 +55,42 @@ class Pump:
         context: Makes the sockets.
         exchange: Decides what happens to each frame.
         marks: Bounds of the sockets.
+        gate: Lets in only who may connect; None for plain sockets that everybody may connect to.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", exchange: Exchange, marks: Marks) -> None:
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", exchange: Exchange, marks: Marks, gate: Gate | None = None
+    ) -> None:
         self.exchange = exchange
         self.traffic = Traffic()
+        self._context, self._marks, self._gate = context, marks, gate
+        self.held = False
+        """Whether producers are not read at the moment, because consumers are on their way back."""
+        self._revoked: frozenset[bytes] = frozenset()
+        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty: without a hello
         self._pull = context.socket(zmq.PULL)
-        self._xpub = context.socket(zmq.XPUB)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
         for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 5)):
             self._pull.set(option, value)
         for option, value in ((zmq.TCP_KEEPALIVE_INTVL, 2), (zmq.TCP_KEEPALIVE_CNT, 3)):
             self._pull.set(option, value)
-        publish_options(self._xpub, marks)
-        for socket in (self._pull, self._xpub):
-            socket.set(zmq.MAXMSGSIZE, marks.max_frame)
-            socket.set(zmq.BACKLOG, 4096)
-        self._send = plain_send(self._xpub)
+        self._common_options(self._pull)
         self._guards: list[IO[str]] = []
+        self._published_at: list[str] = []
+        self._open_publisher()
+
+    def _open_publisher(self) -> None:
+        self._xpub = self._context.socket(zmq.XPUB)
+        publish_options(self._xpub, self._marks)
+        self._common_options(self._xpub)
+        self._send = plain_send(self._xpub)
+
+    def _common_options(self, socket: "zmq.Socket[bytes]") -> None:
+        socket.set(zmq.MAXMSGSIZE, self._marks.max_frame)
+        socket.set(zmq.BACKLOG, 4096)
+        if self._gate is not None:
+            self._gate.guard(socket)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
         """Bind XPUB and return the addresses with the ports that were chosen.
@@ -76,7 +98,8 @@ class Pump:
         Raises:
             AddressError: One of them cannot be bound.
         """
-        return [self._bind(self._xpub, address) for address in addresses]
+        self._published_at = [self._bind(self._xpub, address) for address in addresses]
+        return self._published_at
 
     def bind_pull(self, addresses: Sequence[str]) -> list[str]:
         """Bind PULL and return the addresses with the ports that were chosen.
@@ -93,7 +116,7 @@ class Pump:
     def turn(self) -> bool:
         """Move what is there, at most `FRAMES_A_TURN` each way; return whether more may be there."""
         more = readable(self._xpub) and self._read_subscribers()
-        more = self._read_producers() or more
+        more = (not self.held and self._read_producers()) or more
         # PULL was found empty last, so its descriptor will tell; XPUB may have taken input in while it sent.
         return more or readable(self._xpub)
 
@@ -103,6 +126,38 @@ class Pump:
             self._send(frame, zmq.DONTWAIT)
             self.traffic.bytes_out += len(frame)
         self.traffic.frames_out += len(frames)
+
+    def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
+        """Let keys that were allowed neither send nor receive any more.
+
+        What they send is dropped. A connection cannot be ended alone: if one of them still receives, all consumers are
+        disconnected, and producers are not read until `held` is False again.
+
+        Returns:
+            The inboxes of the clients that were disconnected and may come back.
+        """
+        assert self._gate is not None, "keys need a gate"
+        assert self._gate.allowed is not None, "only a list can revoke one"
+        self._revoked = (self._revoked | keys) - self._gate.allowed.keys
+        living = {key: inboxes & self.exchange.clients.keys() for key, inboxes in self._inboxes.items()}
+        if not any(key in self._revoked and (living[key] or not self._inboxes[key]) for key in living):
+            return set()
+        self.held = True
+        self._reopen_publisher()
+        return {inbox for key, inboxes in living.items() if key not in self._revoked for inbox in inboxes}
+
+    def _reopen_publisher(self) -> None:
+        assert self._gate is not None, "only a revoked key makes it necessary"
+        self._gate.release(self._xpub)
+        for address in self._published_at:
+            self._xpub.unbind(address)
+        self._xpub.close()
+        for topic in list(self.exchange.topics):
+            self.exchange.upstream(b"\0" + topic)
+        self._inboxes.clear()
+        self._open_publisher()
+        for address in self._published_at:
+            _bind_again(self._xpub, address)
 
     def close(self) -> None:
         """Close both sockets; what was published is still delivered within the linger time."""
@@ -118,7 +173,8 @@ class Pump:
         return bind(socket, address)
 
     def _read_subscribers(self) -> bool:
-        recv, upstream = self._xpub.recv, self.exchange.upstream
+        recv = self._xpub.recv if self._gate is None else self._recv_known
+        upstream = self.exchange.upstream
         for _ in range(FRAMES_A_TURN):
             try:
                 frame = recv(zmq.DONTWAIT)
@@ -127,8 +183,30 @@ class Pump:
             self.publish(upstream(frame))
         return True
 
+    def _recv_known(self, flag: int) -> bytes:
+        """Receive what a subscriber sent, and note whose key it was."""
+        frame = self._xpub.recv(flag, copy=False)
+        data, user = frame.bytes, _user(frame)
+        if not user:
+            return data  # what XPUB says itself when a connection ends
+        inboxes = self._inboxes.setdefault(user, set())
+        if data[:1] == HELLO:
+            inboxes.intersection_update(self.exchange.clients)
+            with suppress(wire.FrameError):
+                inboxes.add(wire.HELLO.decode(data).inbox)
+        return data
+
+    def _recv_allowed(self, flag: int) -> bytes:
+        """Receive what a producer sent whose key has not been revoked."""
+        while True:
+            frame = self._pull.recv(flag, copy=False)
+            if _user(frame) not in self._revoked:
+                return frame.bytes
+            self.exchange.drops["revoked key"] += 1
+
     def _read_producers(self) -> bool:
-        recv, send, exchange = self._pull.recv, self._send, self.exchange
+        recv = self._recv_allowed if self._revoked else self._pull.recv
+        send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
         as_they_come = exchange.relays_groups_as_they_come
         try:
@@ -151,6 +229,28 @@ class Pump:
             self.traffic.frames_out += relayed
             self.traffic.bytes_out += relayed_size
         return True
+
+
+def _user(frame: zmq.Frame) -> bytes:
+    """Return the public key of the connection that a frame came by; nothing if it came by none."""
+    try:
+        return str(frame.get("User-Id")).encode()
+    except zmq.ZMQError:
+        return b""
+
+
+def _bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
+    """Bind an address that this process has just let go, which ZeroMQ does a moment later."""
+    deadline = time.monotonic() + BIND_AGAIN
+    while True:
+        try:
+            socket.bind(address)
+        except zmq.ZMQError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:

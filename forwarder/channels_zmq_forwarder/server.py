@@ -18,9 +18,10 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
+from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange, Limits
-from channels_zmq_forwarder.pump import Marks, Pump
-from channels_zmq_forwarder.settings import Settings
+from channels_zmq_forwarder.pump import Marks, Pump, number
+from channels_zmq_forwarder.settings import Settings, curve_keys
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
@@ -68,21 +69,23 @@ class Server:
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
         )
-        self.pump = Pump(self._context, self.exchange, marks)
-        self.admin = Admin(self.exchange, self.pump.traffic)
+        keys = curve_keys(settings)
+        self.gate = Gate(self._context, *keys) if keys is not None else None
+        self.pump = Pump(self._context, self.exchange, marks, self.gate)
+        self.admin = Admin(self.exchange, self.pump.traffic, self.gate)
         self.pub_addresses: list[str] = []
         self.pull_addresses: list[str] = []
         self._memory_limit = settings.memory_limit or cgroup_memory_limit()
+        self._watched: list[tuple[int, Callable[[], None]]] = []
+        self._expected: set[bytes] = set()
+        self._held_until = 0.0
         self._turn_is_due = False
         self._closed = False
 
     async def start(self, stop: asyncio.Event) -> None:
         """Open for consumers, wait for those of the last instance, open for producers; unless `stop` comes first."""
-        loop = asyncio.get_running_loop()
         self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
-        for descriptor in self.pump.descriptors():
-            loop.add_reader(descriptor, self._input)
-        self._input()
+        self._watch()
         logger.info("consumers are welcome at %s", ", ".join(self.pub_addresses))
         if not await self._settle(stop):
             return
@@ -90,6 +93,22 @@ class Server:
         self.pump.publish(self.exchange.enter(wire.State.SERVING))
         self._input()
         logger.info("producers are welcome at %s", ", ".join(self.pull_addresses))
+
+    def _watch(self) -> None:
+        """Let the loop tell of everything that can be read; once read, for a descriptor tells of changes only."""
+        loop = asyncio.get_running_loop()
+        self._watched = [(descriptor, self._input) for descriptor in self.pump.descriptors()]
+        if self.gate is not None:
+            self._watched += [(number(socket, zmq.FD), self.gate.turn) for socket in self.gate.sockets]
+        for descriptor, callback in self._watched:
+            loop.add_reader(descriptor, callback)
+            callback()
+
+    def _unwatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for descriptor, _ in self._watched:
+            loop.remove_reader(descriptor)
+        self._watched = []
 
     async def _settle(self, stop: asyncio.Event) -> bool:
         begun = time.monotonic()
@@ -136,9 +155,34 @@ class Server:
             now = time.monotonic()
             self.admin.loop_lag(now - before - BEAT)
             self._watch_memory()
+            self._let_producers_in()
             if now - swept >= SWEEP:
                 swept = now
                 self.exchange.sweep()
+                self._look_at_keys()
+
+    def _look_at_keys(self) -> None:
+        if self.gate is None or self.gate.allowed is None:
+            return
+        self.gate.turn()
+        revoked = self.gate.allowed.refresh()
+        if not revoked:
+            return
+        self._unwatch()
+        self._expected = self.pump.revoke(revoked)
+        if self.pump.held:
+            logger.warning("a revoked key was in use: %d other consumers come back in a moment", len(self._expected))
+            self.exchange.enter(wire.State.SETTLING)
+            self._held_until = time.monotonic() + self.settings.settle_at_most
+        self._watch()
+
+    def _let_producers_in(self) -> None:
+        """Read producers again once the consumers are back that were disconnected for a revoked key."""
+        back = self._expected <= self.exchange.clients.keys()
+        if self.pump.held and (back or time.monotonic() > self._held_until):
+            self.pump.held = False
+            self.pump.publish(self.exchange.enter(wire.State.SERVING))
+            self._input()
 
     def _watch_memory(self) -> None:
         if not self._memory_limit:
@@ -149,10 +193,10 @@ class Server:
     def close(self) -> None:
         """Stop watching the sockets and close them; what was published is still delivered, for a second at most."""
         self._closed = True
-        loop = asyncio.get_running_loop()
-        for descriptor in self.pump.descriptors():
-            loop.remove_reader(descriptor)
+        self._unwatch()
         self.pump.close()
+        if self.gate is not None:
+            self.gate.close()
         self._context.term()
 
 

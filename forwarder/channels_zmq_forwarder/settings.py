@@ -6,8 +6,11 @@ Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, SettingsConfigDict
+
+from channels_zmq_forwarder import curve
+from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
 
 PREFIX = "CHANNELS_ZMQ_FORWARDER_"
 Addresses = Annotated[list[str], NoDecode]
@@ -24,6 +27,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
         cli_kebab_case=True,
         cli_prog_name="channels-zmq-forwarder",
         cli_hide_none_type=True,
@@ -60,6 +64,16 @@ class Settings(BaseSettings):
     )
     queue_bytes: ByteSize = Field(ByteSize(256 * 2**20), gt=0, description="What all plain queues hold together.")
     queue_names: int = Field(100_000, gt=0, description="How many plain queues there may be.")
+    curve_secret_key: SecretStr | None = Field(
+        None, description="CURVE on both ports, with this secret key. Better in a file: flags can be seen by others."
+    )
+    curve_secret_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_allowed_keys: Addresses | None = Field(
+        None, description="Public keys that may connect, separated by commas; without a list, whoever has the server's."
+    )
+    curve_allowed_keys_file: str | None = Field(
+        None, min_length=1, description="File with such keys, one a line; read again when it has changed."
+    )
     memory_limit: ByteSize = Field(
         ByteSize(0),
         ge=0,
@@ -106,6 +120,20 @@ class Settings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("curve_allowed_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        return None if value is None else cls._split(value)
+
+    @model_validator(mode="after")
+    def _one_secret_key(self) -> Self:
+        if self.curve_secret_key is not None and self.curve_secret_key_file is not None:
+            raise ValueError("curve-secret-key and curve-secret-key-file are both given: one is enough")
+        has_list = self.curve_allowed_keys is not None or self.curve_allowed_keys_file is not None
+        if has_list and self.curve_secret_key is None and self.curve_secret_key_file is None:
+            raise ValueError("a list of allowed keys needs curve-secret-key or curve-secret-key-file")
+        return self
+
     @model_validator(mode="after")
     def _settles_in_order(self) -> Self:
         if self.settle_at_most < self.settle:
@@ -123,7 +151,32 @@ def parse(arguments: Sequence[str]) -> Settings:
         source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments))
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
-        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from error
+        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def curve_keys(settings: Settings) -> tuple[bytes, AllowedKeys | None] | None:
+    """Return the secret key and who may connect, or None if there is to be no CURVE.
+
+    Raises:
+        SettingsError: A key or a file cannot be used; names the setting, never the key.
+    """
+    try:
+        setting = "curve-secret-key"
+        if settings.curve_secret_key is not None:
+            secret = curve.key(settings.curve_secret_key.get_secret_value())
+        elif settings.curve_secret_key_file is not None:
+            setting = "curve-secret-key-file"
+            secret = curve.key_in(settings.curve_secret_key_file)
+        else:
+            return None
+        if settings.curve_allowed_keys is None and settings.curve_allowed_keys_file is None:
+            return secret, None
+        setting = "curve-allowed-keys"
+        keys = [curve.key(text) for text in settings.curve_allowed_keys or ()]
+        setting = "curve-allowed-keys-file"
+        return secret, AllowedKeys(keys, settings.curve_allowed_keys_file)
+    except CurveKeyError as error:
+        raise SettingsError(_of(setting, str(error))) from None
 
 
 def _sentence(problem: Any) -> str:
@@ -131,4 +184,8 @@ def _sentence(problem: Any) -> str:
     if not problem["loc"]:
         return str(message)
     field = str(problem["loc"][0])
-    return f"--{field.replace('_', '-')} ({PREFIX}{field.upper()}): {message}"
+    return _of(field.replace("_", "-"), message)
+
+
+def _of(flag: str, message: str) -> str:
+    return f"--{flag} ({PREFIX}{flag.replace('-', '_').upper()}): {message}"

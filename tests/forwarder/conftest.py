@@ -3,6 +3,7 @@
 import pytest
 import zmq
 import zmq.asyncio
+from fakes import Clock
 
 
 class Sockets:
@@ -34,3 +35,9 @@ def async_sockets():
     with zmq.asyncio.Context() as context:
         yield Sockets(context)
         context.destroy(linger=0)
+
+
+@pytest.fixture
+def clock():
+    """Time that a test moves."""
+    return Clock()

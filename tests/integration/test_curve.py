@@ -1,0 +1,315 @@
+"""CURVE on real sockets, both topologies: who has the right keys is served, and nobody else."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all, free_ports
+
+from channels_zmq import channel_layers_from_env
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq.errors import ConfigurationError, ForwarderUnavailable
+from channels_zmq_forwarder.curve import new_pair
+
+
+class Keys:
+    """A server's pair and two clients', as files; both clients are allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pairs = {name: [key.decode() for key in new_pair()] for name in ("server", "one", "two", "stranger")}
+        for name, (public, secret) in self.pairs.items():
+            (folder / f"{name}.public").write_text(f"{public}\n", encoding="ascii")
+            (folder / f"{name}.secret").write_text(f"{secret}\n", encoding="ascii")
+        self.allow("one", "two")
+
+    def public(self, name: str) -> str:
+        return self.pairs[name][0]
+
+    def secret(self, name: str) -> str:
+        return self.pairs[name][1]
+
+    def file(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def allow(self, *names: str) -> None:
+        """Replace the file with the list in one step, as a mounted volume does."""
+        fresh = self.folder / "allowed.new"
+        lines = ["# who may connect", "", *(self.public(name) for name in names)]
+        fresh.write_text("\n".join(lines) + "\n", encoding="ascii")
+        fresh.replace(self.folder / "allowed")
+
+    def client(self, name: str) -> dict[str, Any]:
+        return {"curve_server_key": self.public("server"), "curve_secret_key": self.secret(name)}
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)
+
+
+@pytest.fixture
+def guarded(keys: Keys, tmp_path: Path) -> Iterator[Forwarder]:
+    """A forwarder with CURVE and a list of allowed keys in a file."""
+    pull, pub = free_ports(2)
+    own = Forwarder(
+        f"tcp://127.0.0.1:{pull}",
+        f"tcp://127.0.0.1:{pub}",
+        flags=(
+            f"--curve-secret-key-file={keys.file('server.secret')}",
+            f"--curve-allowed-keys-file={keys.file('allowed')}",
+        ),
+        log=tmp_path / "forwarder.log",
+    )
+    own.start()
+    yield own
+    own.end()
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Iterator[None]:
+    yield
+    close_all()
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+async def passes(layer: Any, text: str = "hello") -> None:
+    """Bring a message through a group, and one through a plain channel."""
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    await layer.group_send("chat", {"text": text})
+    assert (await layer.receive(channel))["text"] == text
+    await layer.send("jobs", {"text": text})
+    assert (await layer.receive("jobs"))["text"] == text
+    await layer.group_discard("chat", channel)
+
+
+def test_a_forwarder_serves_who_has_an_allowed_key(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """By value and by file."""
+    by_file = {"curve_server_key_file": keys.file("server.public"), "curve_secret_key_file": keys.file("two.secret")}
+
+    async def scenario() -> None:
+        await passes(DedicatedZmqChannelLayer(**guarded.config, **keys.client("one")))
+        await passes(DedicatedZmqChannelLayer(**guarded.config, **by_file))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("who", "reason"),
+    [("stranger", "does not allow the key"), ("wrong server", "CURVE"), ("no keys", "CURVE")],
+)
+def test_who_has_not_gets_nothing_and_is_logged(
+    run: Any, guarded: Forwarder, keys: Keys, who: str, reason: str
+) -> None:
+    """The client learns why, as far as CURVE tells; the log has the address, at a limited rate and without a key."""
+    given = {
+        "stranger": keys.client("stranger"),
+        "wrong server": {**keys.client("one"), "curve_server_key": keys.public("stranger")},
+        "no keys": {},
+    }[who]
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**guarded.config, **given, connect_timeout=2)
+        with pytest.raises(ForwarderUnavailable) as caught:
+            await layer.group_add("chat", await layer.new_channel())
+        assert who == "wrong server" or reason in str(caught.value)
+        assert not layer.stats()["connected"]
+
+    run(scenario())
+    log = guarded.log_text()
+    assert "127.0.0.1 was refused" in log
+    assert log.count("127.0.0.1 was refused") <= 2
+    for name in keys.pairs:
+        assert keys.secret(name) not in log
+        assert keys.public(name) not in log
+    assert "refused_handshakes_total 0.0" not in guarded.metrics()
+
+
+def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """Also for who is connected with it already; others lose nothing."""
+
+    async def scenario() -> None:
+        one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
+        channel = await one.new_channel()
+        await one.group_add("chat", channel)
+        two = DedicatedZmqChannelLayer(**guarded.config, **keys.client("two"), connect_timeout=1)
+        revoked = await two.new_channel()
+        await two.group_add("chat", revoked)
+        keys.allow("one", "stranger")
+        new = DedicatedZmqChannelLayer(**guarded.config, **keys.client("stranger"))
+        await passes(new)
+        await until(lambda: not two.stats()["connected"])
+        await until(lambda: one.stats()["connected"])
+        await one.group_send("chat", {"n": 1})
+        assert (await one.receive(channel))["text"] == "hello"
+        assert (await one.receive(channel))["n"] == 1
+        with pytest.raises(ForwarderUnavailable):
+            await two.send("jobs", {"n": 2})
+        assert not two.stats()["waiting"]
+
+    run(scenario())
+
+
+def test_removing_a_key_that_nobody_uses_disturbs_nobody(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """The last step of a rotation."""
+
+    async def scenario() -> None:
+        one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
+        channel = await one.new_channel()
+        await one.group_add("chat", channel)
+        two = DedicatedZmqChannelLayer(**guarded.config, **keys.client("two"))
+        await passes(two)
+        assert (await one.receive(channel))["text"] == "hello"
+        await two.close()
+        await until(lambda: "clients 1.0" in guarded.metrics())
+        keys.allow("one")
+        await until(lambda: "1 revoked" in guarded.log_text())
+        await one.group_send("chat", {"n": 1})
+        assert (await one.receive(channel))["n"] == 1
+        stats = one.stats()
+        assert (stats["reconnects"], stats["dropped"]) == (0, {})
+
+    run(scenario())
+
+
+def test_a_client_takes_up_a_new_key_from_its_file(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """Once the old one is refused; what it sent meanwhile arrives."""
+    mine = Path(keys.file("mine.secret"))
+    mine.write_text(keys.secret("one"), encoding="ascii")
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(
+            **guarded.config, curve_server_key=keys.public("server"), curve_secret_key_file=str(mine)
+        )
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        keys.allow("two")
+        await until(lambda: not layer.stats()["connected"])
+        await layer.group_send("chat", {"n": 1})
+        mine.write_text(keys.secret("two"), encoding="ascii")
+        assert (await layer.receive(channel))["n"] == 1
+
+    run(scenario())
+
+
+def test_a_key_file_that_comes_late_is_waited_for(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """In a container it may be mounted a moment after the start."""
+    late = Path(keys.file("late.secret"))
+    write = f"import time, pathlib; time.sleep(0.3); pathlib.Path({str(late)!r}).write_text({keys.secret('one')!r})"
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(
+            **guarded.config, curve_server_key=keys.public("server"), curve_secret_key_file=str(late)
+        )
+        with subprocess.Popen([sys.executable, "-c", write]):
+            await passes(layer)
+
+    run(scenario())
+
+
+EMBEDDED_READER = """
+import asyncio, json, sys
+from channels_zmq.core import EmbeddedZmqChannelLayer
+from channels_zmq.errors import ForwarderUnavailable
+
+async def main():
+    layer = EmbeddedZmqChannelLayer(**json.loads(sys.argv[1]))
+    channel = await layer.new_channel()
+    await layer.group_add("chat", channel)
+    while not layer.stats()["connected"]:
+        await asyncio.sleep(0.01)
+    await layer.group_add("connected", channel)
+    print(channel, flush=True)
+    print((await layer.receive(channel))["text"], flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys, caplog: Any) -> None:
+    """The readers connect with keys of their own; a stranger is refused."""
+    import json
+
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    serving = {
+        "pub_socket_address": address,
+        **keys.client("one"),
+        "curve_server_secret_key_file": keys.file("server.secret"),
+        "curve_allowed_keys": [keys.public("one"), keys.public("two")],
+    }
+
+    def reader(name: str) -> "subprocess.Popen[str]":
+        config = json.dumps({"pub_socket_address": address, **keys.client(name)})
+        return subprocess.Popen([sys.executable, "-c", EMBEDDED_READER, config], stdout=subprocess.PIPE, text=True)
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(**serving)
+        with caplog.at_level(logging.WARNING, logger="channels_zmq_forwarder"):
+            await layer.group_send("chat", {"text": "nobody is there"})
+            allowed, stranger = reader("two"), reader("stranger")
+            assert allowed.stdout is not None
+            await asyncio.to_thread(allowed.stdout.readline)
+            await until(lambda: "127.0.0.1 was refused" in caplog.text)
+            await layer.group_send("chat", {"text": "hello"})
+            assert (await asyncio.to_thread(allowed.stdout.readline)).strip() == "hello"
+            assert stranger.poll() is None
+            stranger.kill()
+            assert stranger.communicate()[0] == ""
+            allowed.wait()
+            allowed.stdout.close()
+
+    run(scenario())
+
+
+def test_a_process_without_the_servers_secret_key_cannot_produce(run: Any, keys: Keys) -> None:
+    """Which the error names."""
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}", **keys.client("one"))
+        with pytest.raises(ConfigurationError, match="curve_server_secret_key"):
+            await layer.group_send("chat", {})
+
+    run(scenario())
+
+
+def test_keys_from_the_environment(run: Any, guarded: Forwarder, keys: Keys) -> None:
+    """As everything else."""
+    layers = channel_layers_from_env(
+        {
+            "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": guarded.pull,
+            "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": guarded.pub,
+            "CHANNELS_ZMQ_CURVE_SERVER_KEY": keys.public("server"),
+            "CHANNELS_ZMQ_CURVE_SECRET_KEY_FILE": keys.file("one.secret"),
+        }
+    )
+    run(passes(DedicatedZmqChannelLayer(**layers["default"]["CONFIG"])))
+
+
+@pytest.mark.parametrize("setting", ["curve_server_key", "curve_secret_key"])
+def test_no_error_shows_a_key(run: Any, keys: Keys, setting: str) -> None:
+    """Neither one that is none, nor the others beside it; nor does a repr."""
+    broken = keys.secret("one")[:-1] + "~"
+    config = {**keys.client("two"), setting: broken}
+    addresses = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": "tcp://127.0.0.1:10"}
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**addresses, **config)
+        with pytest.raises(ConfigurationError, match=setting) as caught:
+            await layer.group_send("chat", {})
+        with pytest.raises(ConfigurationError) as misspelt:
+            DedicatedZmqChannelLayer(**addresses, **config, capacity=-1)
+        for text in (str(caught.value), str(misspelt.value), repr(layer), repr(layer.config)):
+            assert broken not in text
+            assert keys.secret("two") not in text
+
+    run(scenario())
