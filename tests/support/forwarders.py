@@ -1,5 +1,10 @@
 """Real forwarders, and what tests of several folders need beside them."""
 
+import asyncio
+import contextlib
+import json
+import os
+import random
 import signal
 import socket
 import subprocess
@@ -7,18 +12,25 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from channels_zmq import registry
 
 PATIENCE = 20.0
+PORTS = range(20_000, 32_000)
+"""Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
 
 
 def free_ports(count: int) -> list[int]:
     """Return TCP ports of the loopback that are free now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
+    servers: list[socket.socket] = []
+    while len(servers) < count:
+        with contextlib.suppress(OSError):  # it is in use
+            servers.append(socket.create_server(("127.0.0.1", random.choice(PORTS))))
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
         server.close()
     return ports
 
@@ -26,10 +38,13 @@ def free_ports(count: int) -> list[int]:
 class Forwarder:
     """A forwarder in a process of its own, which can be killed and started again at the same addresses."""
 
-    def __init__(self, pull: str, pub: str, *, settle: float = 0.3) -> None:
+    def __init__(
+        self, pull: str, pub: str, *, settle: float = 0.3, flags: tuple[str, ...] = (), log: Path | None = None
+    ) -> None:
         self.pull, self.pub = pull, pub
         self.admin = f"127.0.0.1:{free_ports(1)[0]}"
-        self._settle = settle
+        self._flags = ("--settle", str(settle), *flags)
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,9 +53,10 @@ class Forwarder:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it lets producers in."""
-        command = [sys.executable, "-m", "channels_zmq_forwarder", "--settle", str(self._settle)]
+        command = [sys.executable, "-m", "channels_zmq_forwarder", *self._flags]
         command += ["--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with open(self._log or os.devnull, "ab") as log:
+            self._process = subprocess.Popen(command, stderr=log)
         while wait and not self.is_ready():
             assert self._process.poll() is None, "the forwarder has ended"
             time.sleep(0.01)
@@ -52,12 +68,32 @@ class Forwarder:
         except (urllib.error.URLError, OSError):
             return False
 
+    def status(self) -> dict[str, Any]:
+        """Return what its status page shows."""
+        with urllib.request.urlopen(f"http://{self.admin}/status.json", timeout=5) as answer:
+            return dict(json.load(answer))
+
+    def metrics(self) -> str:
+        """Return its metrics."""
+        with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def log_text(self) -> str:
+        """Return what it has logged."""
+        assert self._log is not None, "given at its making"
+        return self._log.read_text(encoding="utf-8")
+
     def end(self, number: int = signal.SIGTERM) -> None:
         """End it and wait until it is gone."""
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait(PATIENCE)
             self._process = None
+
+    def freeze(self) -> None:
+        """Let it stand still; it can be ended by `kill` only."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)
@@ -67,3 +103,9 @@ def close_all() -> None:
     """Close every connection of this process, as at interpreter exit."""
     for known in list(registry.connections()):
         registry.close(known)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, for the patience of the test at most."""
+    while not condition():
+        await asyncio.sleep(0.005)
