@@ -53,6 +53,7 @@ class Connection(Joining):
         self.on_unused: Callable[[], None] = lambda: None
         """Called by the keeper once no layer has used the connection for a while."""
         self._readers = Readers(self.inbox, options.prefetch)
+        self._draining = False
         self._sender = os.urandom(wire.SENDER_SIZE)
         self._own_prefix = wire.direct_prefix(self.inbox)
         self._numbers = Numbers()
@@ -199,7 +200,14 @@ class Connection(Joining):
 
     def drain(self) -> None:  # noqa: D102
         with self._lock:
-            if not self.closed and self._read() and not self._loops.drain_soon():
+            if self.closed or self._draining:  # whoever reads already goes on until nothing is left
+                return
+            self._draining = True
+            try:
+                more = self._read()
+            finally:
+                self._draining = False
+            if more and not self._loops.drain_soon():
                 self.call_soon(0.0)
 
     def feed(self, frame: bytes) -> None:
@@ -216,7 +224,7 @@ class Connection(Joining):
         end = wire.topic_end(frame)
         key, number, flags, ttl, start = wire.read_order(frame, end + 1)
         if self._is_new(key, number, flags):
-            self._deliver_group(frame[1:end].decode(), ttl, frame[start:])
+            self._deliver_group(wire.name(frame[1:end]), ttl, frame[start:])
 
     def _deliver_group(self, group: str, ttl: int, payload: bytes) -> None:
         now = time.monotonic()
@@ -299,6 +307,7 @@ class Connection(Joining):
             self._abandon(group)
         self._outbox.clear()
         self._plain_members.clear()
+        self._runs.clear()  # the exchange drops messages until all have answered: their gaps are no loss
         self._reply(wire.FLUSHED.encode(wire.Flushed(self.inbox, empty.n)))
 
     # The forwarder goes and comes

@@ -7,7 +7,7 @@ import random
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from channels.exceptions import ChannelFull
+from channels.exceptions import ChannelFull, StopConsumer
 from channels.layers import BaseChannelLayer
 
 from channels_zmq import config as configuration
@@ -86,10 +86,13 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Wait for the next message of a channel and return it; each message is returned once.
 
         Raises:
-            StopConsumer: The layer was closed.
+            StopConsumer: The layer was closed, now or since the channel was made.
+            TypeError: It is a channel of another process.
         """
         target = names.channel(channel)
         while True:
+            if registry.has_ended(target.owner):
+                raise StopConsumer
             connection = self._connection()
             if target.owner and target.owner != connection.inbox:
                 raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")

@@ -39,7 +39,8 @@ class Joining(Asking):
         self.defaults = Defaults()
         self._mailboxes: Mailboxes[Waiter] = Mailboxes(idle=options.expiry)
         self._runs = Runs()
-        self._unconfirmed: set[str] = set()
+        self._unconfirmed: dict[str, int] = {}
+        """Groups whose subscription is not known to be in force, with a number below all syncs that stand behind it."""
         self._plain_members: dict[tuple[str, str], tuple[wire.Member, float]] = {}
 
     # The seam between the topologies
@@ -58,10 +59,10 @@ class Joining(Asking):
 
     async def join(self, group: str, channel: str, capacity: int, life: float | None) -> None:
         """Add a channel of this process to a group; return once nothing published from now on is missed."""
-        number = next_number()
         with self._lock:
             if not self._begin_membership(group, channel, capacity, life):
                 return
+            number = next_number()
         try:
             sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
             await self._ask(number, sync, f"group_add({group!r})", upstream=True)
@@ -69,7 +70,7 @@ class Joining(Asking):
             self.leave(group, channel)
             raise
         with self._lock:
-            self._unconfirmed.discard(group)
+            self._in_force(group, number)
 
     def leave(self, group: str, channel: str) -> None:
         """Take a channel of this process out of a group."""
@@ -82,12 +83,18 @@ class Joining(Asking):
         if self._mailboxes.join(group, channel, capacity, life):
             self._subscribe(wire.group_topic(group))
             if self._must_confirm():
-                self._unconfirmed.add(group)
+                self._unconfirmed[group] = next_number()
         return group in self._unconfirmed
+
+    def _in_force(self, group: str, sync: int) -> None:
+        """Note the answer to a sync: the subscription before it is in force. What came earlier was for a former one."""
+        if self._unconfirmed.get(group, sync) < sync:
+            del self._unconfirmed[group]
+            self._runs.forget(wire.group_topic(group))
 
     def _abandon(self, group: str) -> None:
         topic = wire.group_topic(group)
-        self._unconfirmed.discard(group)
+        self._unconfirmed.pop(group, None)
         self._unsubscribe(topic)
         self._runs.forget(topic)
 
@@ -157,7 +164,7 @@ class Joining(Asking):
 
         def synced(status: int | Exception) -> None:
             self._requests.end(number)
-            self._unconfirmed.discard(group)
+            self._in_force(group, number)
             self._reply(confirm)
 
         self._requests.begin(number, Request(synced, sync, True, True, time.monotonic() + REPEAT_EVERY))

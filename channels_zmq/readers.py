@@ -37,6 +37,8 @@ class Window:
     box: Mailbox[Waiter]
     received: int = 0
     """Jobs received, or known to be lost, in this session."""
+    most: int = 0
+    """The largest limit that was said in this session: no more can have been handed over."""
     said: int = 0
     """The limit that the exchange was told last in this session."""
     touched_at: float = 0.0
@@ -112,7 +114,9 @@ class Readers:
     def told(self, handed: wire.Handed) -> tuple[int, list[bytes]]:
         """Take the answer to `ask`; return how many jobs are lost, and the frames that make up for them."""
         window = self._windows.get(wire.name(handed.channel))
-        if window is None or handed.session != self.session or handed.handed <= window.received:
+        if window is None or handed.session != self.session:
+            return 0, []
+        if not window.received < handed.handed <= window.most:
             return 0, []
         lost = handed.handed - window.received
         window.received = handed.handed
@@ -125,7 +129,7 @@ class Readers:
         now = self._clock()
         frames = []
         for window in self._windows.values():
-            window.received = window.said = 0
+            window.received = window.said = window.most = 0
             if window.box.waiters:
                 window.asked_at = now
                 window.said = window.wanted(self.prefetch)
@@ -166,6 +170,7 @@ class Readers:
         return [self._ready(window), *self._back(window.box.name, jobs)]
 
     def _ready(self, window: Window, ask: Question = Question.NOTHING) -> bytes:
+        window.most = max(window.most, window.said)
         channel = window.box.name.encode()
         return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, ask, channel))
 

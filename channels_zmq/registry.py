@@ -18,6 +18,8 @@ from channels_zmq.embedded import EmbeddedConnection
 
 _lock = threading.Lock()
 _connections: dict[tuple[object, ...], Connection] = {}
+_ended: set[bytes] = set()
+"""Inboxes of this process whose connection was closed: nothing comes for their channels any more."""
 _before_fork: list[object] = []
 """What belongs to the parent process; kept, so that nothing of it is ever closed or collected in the child."""
 
@@ -41,6 +43,11 @@ def connections() -> list[Connection]:
     return list(_connections.values())
 
 
+def has_ended(inbox: bytes) -> bool:
+    """Return whether an inbox was one of this process, at a connection that has been closed since."""
+    return inbox in _ended
+
+
 def close(known: Connection) -> None:
     """Close a connection for everybody who uses it; blocks for `linger` at most."""
     _forget(known)
@@ -54,6 +61,7 @@ def _forget(known: Connection) -> None:
         for key, value in list(_connections.items()):
             if value is known:
                 del _connections[key]
+                _ended.add(known.inbox)
 
 
 def _finish(known: Connection, released: Iterable[threading.Event]) -> None:
@@ -89,6 +97,7 @@ def _in_child() -> None:
             known.let_guard_go()
     _before_fork.extend([_connections, keeper.keeper()])
     _connections, _lock = {}, threading.Lock()
+    _ended.clear()
     keeper.renew()
 
 

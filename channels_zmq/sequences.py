@@ -77,6 +77,11 @@ class Runs:
         for key in self._keys.pop(prefix, ()):
             del self._last[key]
 
+    def clear(self) -> None:
+        """Forget all runs."""
+        self._last.clear()
+        self._keys.clear()
+
     def _remember(self, key: bytes, number: int) -> None:
         self._last[key] = number
         self._keys.setdefault(key[:-SENDER_SIZE], set()).add(key)

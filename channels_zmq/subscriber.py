@@ -28,10 +28,11 @@ CONNECTING: dict[SocketOption, int] = {
     zmq.CONNECT_TIMEOUT: 2000,
 }
 _HEARTBEAT: dict[SocketOption, int] = {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000}
+_NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is that of another server"
 REFUSALS: dict[int, str] = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not allow the key of this process (curve_secret_key)",
-    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "only one side has CURVE keys, or curve_server_key is that of another server",
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake fails: is curve_server_key that of another server?",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _NO_COMMON_KEY,
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_COMMON_KEY,  # which of the two it is depends on who is faster
 }
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 for _event in REFUSALS:
@@ -46,6 +47,9 @@ class Owner(Protocol):
 
     def feed(self, frame: bytes) -> None:
         """Take a frame that came down."""
+
+    def drain(self) -> None:
+        """Read what is there: the descriptor will not tell of it."""
 
     def call_soon(self, when: float) -> None:
         """Arrange for `Subscriber.tick` at a time at the latest."""
@@ -144,7 +148,8 @@ class Subscriber:
             self._socket.disconnect(self._address)
         secure_client(self._socket, keys.server, keys.secret)
         self._socket.connect(self._address)
-        readable(self._socket)  # as after a reconnect
+        if readable(self._socket):  # as after a reconnect
+            self._owner.drain()
 
     def leave(self) -> None:
         """Disconnect, but keep the socket: an event loop may still watch its descriptor."""
@@ -162,7 +167,8 @@ class Subscriber:
         self._hello_at = time.monotonic()
         self._owner.call_soon(self._hello_at + HELLO_EVERY)
         owner = self._owner
-        self.send(wire.HELLO.encode(wire.Hello(owner.inbox, wire.VERSION, owner.session, self._peers)))
+        if self.send(wire.HELLO.encode(wire.Hello(owner.inbox, wire.VERSION, owner.session, self._peers))):
+            owner.drain()
 
 
 def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:

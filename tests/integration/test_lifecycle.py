@@ -11,6 +11,9 @@ from typing import Any
 import psutil
 import pytest
 from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+from django.conf import settings
+from django.test import override_settings
 from forwarders import Forwarder, close_all
 
 from channels_zmq import registry
@@ -116,6 +119,39 @@ def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: 
         names.add(async_to_sync(layer.new_channel)().split("!")[0])
         del layer
     assert len(names) == len(registry.connections()) == 1
+
+
+def test_changed_settings_leave_no_socket_and_no_thread_behind(run: Any, forwarder: Forwarder) -> None:
+    """A hundred times by Django's own signal, to a dedicated layer and back to an embedded one; each layer works."""
+    if not settings.configured:
+        settings.configure()
+    me = psutil.Process()
+
+    async def use(capacity: int, backend: str, config: dict[str, Any]) -> None:
+        described = {"BACKEND": f"channels_zmq.core.{backend}", "CONFIG": {**config, "capacity": capacity}}
+        with override_settings(CHANNEL_LAYERS={"default": described}):
+            layer = get_channel_layer()
+            assert layer.capacity == capacity
+            channel = await layer.new_channel()
+            await layer.group_add("chat", channel)
+            await layer.group_send("chat", {"n": capacity})
+            assert (await layer.receive(channel))["n"] == capacity
+            await layer.send("jobs", {"n": capacity})
+            assert (await layer.receive("jobs"))["n"] == capacity
+            await layer.group_discard("chat", channel)
+
+    async def scenario() -> None:
+        sizes = []
+        for number in range(0, 100, 2):
+            await use(number + 1, "DedicatedZmqChannelLayer", forwarder.config)
+            await use(number + 2, "EmbeddedZmqChannelLayer", {})
+            if number % 10 == 0:
+                gc.collect()
+                sizes.append((len(registry.connections()), me.num_threads(), me.num_fds()))
+        assert sizes[0][0] == 2
+        assert sizes == [sizes[0]] * 10
+
+    run(scenario())
 
 
 def test_a_blocked_client_is_subscribed_again(run: Any, forwarder: Forwarder) -> None:

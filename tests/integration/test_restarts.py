@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
-from forwarders import Forwarder, close_all, free_ports
+from forwarders import Forwarder, close_all, free_ports, until
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import AddressInUse, ForwarderUnavailable
@@ -19,12 +19,6 @@ from channels_zmq_forwarder import wire
 def _close() -> Iterator[None]:
     yield
     close_all()
-
-
-async def until(condition: Any) -> None:
-    """Wait until a condition holds, for the patience of the test at most."""
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("how", ["end", "kill"])

@@ -21,7 +21,8 @@ class Connection:
     def __init__(self):
         self.monitors, self.descriptor = {}, None
         self.again = LATER
-        self.ticked, self.drained, self.happened = threading.Event(), threading.Event(), threading.Event()
+        self.ticks = threading.Semaphore(0)
+        self.drained, self.happened = threading.Event(), threading.Event()
         self.threads, self.events = set(), []
         self.on_tick = lambda: None
 
@@ -31,7 +32,7 @@ class Connection:
     def tick(self, now):
         self.threads.add(threading.current_thread())
         self.on_tick()
-        self.ticked.set()
+        self.ticks.release()
         return now + self.again
 
     def drain(self):
@@ -66,8 +67,7 @@ def pipe():
 
 
 def await_tick(connection):
-    assert connection.ticked.wait(PATIENCE)
-    connection.ticked.clear()
+    assert connection.ticks.acquire(timeout=PATIENCE)
 
 
 def test_a_connection_is_ticked_at_once_on_a_thread_of_the_keeper(keeper, connection):
@@ -152,7 +152,7 @@ def test_a_forgotten_connection_is_touched_no_more(keeper, connection, pipe):
     other = Connection()
     keeper.watch(other)
     await_tick(other)
-    assert not connection.ticked.is_set()
+    assert not connection.ticks.acquire(blocking=False)
     assert not connection.drained.is_set()
 
 

@@ -1,5 +1,7 @@
 """What waits to be read in one process, and the groups of its channels."""
 
+from math import inf
+
 import pytest
 from fakes import Clock, Reader
 
@@ -266,6 +268,18 @@ def test_a_group_goes_on_while_one_member_lives(boxes, clock):
     assert list(boxes.groups["g"]) == ["b"]
 
 
+def test_each_membership_ends_in_its_own_time(boxes, clock):
+    """Whichever is looked at last; afterwards there is no time to look again."""
+    ended = []
+    for group, life in (("g", 20.0), ("h", 30.0), ("i", 5.0)):
+        boxes.join(group, group, 9, life)
+    for seconds in (5, 15, 10):
+        clock.now += seconds
+        ended.append(boxes.end_memberships())
+    assert ended == [["i"], ["g"], ["h"]]
+    assert boxes.next_end == inf
+
+
 def test_being_added_again_keeps_a_member(boxes, clock):
     """The time counts from the last `group_add`."""
     boxes.join("g", "a", 9, 10.0)
@@ -402,6 +416,13 @@ def test_clearing_leaves_only_who_waits(boxes):
     assert boxes.waiting() == 0
 
 
+def test_clearing_forgets_what_is_under_way(boxes):
+    """The exchange drops it; it would count for the capacity for ever."""
+    boxes.open("a", 9).under_way = 1
+    boxes.clear()
+    assert boxes.boxes == {}
+
+
 def test_a_late_reader_does_not_take_a_new_mailbox_along(boxes):
     """It was woken before all was cleared, and gives up when its channel has a new mailbox."""
     former = boxes.open("a", 9)
@@ -416,7 +437,7 @@ def test_a_late_reader_does_not_take_a_new_mailbox_along(boxes):
 def test_a_message_that_got_lost_under_way_does_not_keep_a_mailbox(boxes, clock):
     """Nothing is under way any more once its time has passed."""
     box = boxes.open("a", 9)
-    box.under_way, box.under_way_until = 1, clock.now + 5
+    box.under_way, box.under_way_until = 1, clock.now + 60
     clock.now += 60
     boxes.sweep()
     assert boxes.boxes == {}

@@ -81,7 +81,16 @@ def test_what_expired_to_make_room_is_counted_too(outbox):
     for _ in range(3):
         outbox.hold(message(deadline=5.0), 0.0)
     assert outbox.hold(message(), 5.0)
-    assert outbox.expire(5.0) == 3
+    assert [outbox.expire(5.0) for _ in range(2)] == [3, 0]
+
+
+def test_what_expired_is_told_once(outbox):
+    """And what expires later is not forgotten over it."""
+    for deadline in (5.0, 9.0):
+        outbox.hold(message(deadline=deadline), 0.0)
+    assert [outbox.expire(now) for now in (5.0, 5.0, 8.9, 9.0, 9.0)] == [1, 0, 0, 1, 0]
+    outbox.hold(message(deadline=10.0), 9.0)
+    assert [outbox.expire(now) for now in (10.0, 10.0)] == [1, 0]
 
 
 def test_a_withdrawn_request_does_not_go(outbox):

@@ -100,7 +100,7 @@ def test_the_window_moves_on_as_jobs_are_taken(readers, box):
         moved = limits(readers.touched(box))
         frames += len(moved)
         said = max([said, *moved])
-    assert frames <= 50
+    assert frames <= 34
 
 
 def test_the_limit_never_falls_while_readers_wait(readers, box):
@@ -175,10 +175,28 @@ def test_a_job_that_no_reader_takes_goes_back(readers, box, clock):
     assert not box.mail
 
 
+def test_the_window_closes_before_its_jobs_go_back(readers, box, clock):
+    """Else the exchange would hand them to this process again at once."""
+    wait(readers, box)
+    readers.arrived(job())
+    clock.now += GRACE
+    _, frames = readers.keep(clock.now)
+    assert [frame[:1] for frame in frames] == [b"R", b"B"]
+
+
+def test_the_grace_time_counts_from_the_last_reader(readers, box, clock):
+    """However long it had waited before it went."""
+    wait(readers, box)
+    clock.now += 10
+    box.waiters.clear()
+    readers.gave_up("jobs")
+    assert readers.keep(clock.now) == (clock.now + GRACE, [])
+
+
 def test_a_job_that_expired_does_not_go_back(readers, box, clock):
     """Nobody could read it."""
     wait(readers, box)
-    readers.arrived(job(1, ttl=50))
+    readers.arrived(job(1, ttl=round(GRACE * 1000)))
     clock.now += GRACE
     assert back(readers.keep(clock.now)[1]) == []
     assert not box.mail
@@ -256,6 +274,34 @@ def test_a_reader_that_waits_asks_now_and_then(readers, box, clock):
     assert readers.keep(clock.now)[1] == []
 
 
+def test_further_readers_do_not_put_the_question_off(readers, box, clock):
+    """It is due when the first one has waited for a second."""
+    wait(readers, box)
+    clock.now += ASK_EVERY / 2
+    wait(readers, box)
+    clock.now += ASK_EVERY / 2
+    assert [said.ask for said in ready(readers.keep(clock.now)[1])] == [1]
+
+
+def test_a_question_never_takes_back_what_was_said(readers, box, clock):
+    """All readers but one went; jobs for all of them may be on their way."""
+    limit = max(limits([frame for _ in range(PREFETCH) for frame in wait(readers, box)]))
+    while len(box.waiters) > 1:
+        box.waiters.popleft()
+    clock.now += ASK_EVERY
+    assert limits(readers.keep(clock.now)[1]) == [limit]
+
+
+def test_a_question_says_also_what_was_not_worth_a_frame(readers, box, clock):
+    """Since one goes anyway."""
+    wait(readers, box)
+    readers.arrived(job())
+    box.take(0.0)
+    assert wait(readers, box) == []
+    clock.now += ASK_EVERY
+    assert limits(readers.keep(clock.now)[1]) == [1 + 1 + PREFETCH]
+
+
 def test_a_lost_job_is_found_and_made_up_for(readers, box):
     """It is counted, once, and the window opens by one more."""
     wait(readers, box)
@@ -274,6 +320,13 @@ def test_an_answer_that_tells_nothing_new_is_ignored(readers, box, answer):
     assert readers.told(answer) == (0, [])
 
 
+def test_an_answer_that_cannot_be_true_is_ignored(readers, box):
+    """More than was ever allowed was not handed over; nor could a later limit be said."""
+    wait(readers, box)
+    assert readers.told(handed(2**64 - 1)) == (0, [])
+    assert limits(wait(readers, box)) in ([], [2 + PREFETCH])
+
+
 # Sessions
 
 
@@ -285,6 +338,14 @@ def test_a_new_session_counts_anew(readers, box):
     wait(readers, box)
     (said,) = ready(readers.begin_session(SESSION + 1))
     assert said == wire.Ready(INBOX, SESSION + 1, 1 + PREFETCH, 1, b"jobs")
+
+
+def test_a_new_session_has_asked_already(readers, box, clock):
+    """The next question is due a second later."""
+    wait(readers, box)
+    clock.now += 10
+    readers.begin_session(SESSION + 1)
+    assert readers.keep(clock.now) == (clock.now + ASK_EVERY, [])
 
 
 def test_a_new_session_says_nothing_of_channels_without_readers(readers, box):

@@ -16,6 +16,8 @@ KEY = ("embedded", "inproc://x")
 class Connection:
     """Remembers what is done to it."""
 
+    inbox = b"0123456789abcdef"
+
     def __init__(self):
         self.closed = False
         self.done = []
@@ -51,6 +53,7 @@ def _empty(monkeypatch):
     """A registry of this test alone."""
     monkeypatch.setattr(registry, "_connections", {})
     monkeypatch.setattr(registry, "_before_fork", [])
+    monkeypatch.setattr(registry, "_ended", set())
     monkeypatch.setattr(registry, "_lock", threading.Lock())
     monkeypatch.setattr(keeping, "_keeper", keeping.keeper())
 

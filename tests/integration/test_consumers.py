@@ -1,0 +1,167 @@
+"""Channels' own consumers and worker on the layers, as an application uses them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.consumer import SyncConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer
+from channels.layers import channel_layers
+from channels.routing import ChannelNameRouter
+from channels.testing import WebsocketCommunicator
+from channels.worker import Worker
+from django.conf import settings
+from forwarders import PATIENCE, until
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+class Room(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
+    """Sends what it hears to everybody in the room; a text after `/` is a job."""
+
+    groups = ("room",)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if text_data and text_data.startswith("/"):
+            job = {"type": "work", "text": text_data[1:], "reply": self.channel_name}
+            await self.channel_layer.send("jobs", job)
+        else:
+            await self.channel_layer.group_send("room", {"type": "said", "text": text_data})
+
+    async def said(self, event: dict[str, Any]) -> None:
+        await self.send(event["text"])
+
+
+class JsonRoom(JsonWebsocketConsumer):  # type: ignore[misc] # as above
+    """The same room for those who speak JSON, by handlers that run in threads."""
+
+    groups = ("room",)
+
+    def receive_json(self, content: Any, **kwargs: Any) -> None:
+        async_to_sync(self.channel_layer.group_send)("room", {"type": "said", "text": content["text"]})
+
+    def said(self, event: dict[str, Any]) -> None:
+        self.send_json({"said": event["text"]})
+
+
+class Jobs(SyncConsumer):  # type: ignore[misc] # as above
+    """Does jobs in a thread and answers to the channel that it is told."""
+
+    def work(self, event: dict[str, Any]) -> None:
+        answer = {"type": "said", "text": event["text"].upper()}
+        async_to_sync(self.channel_layer.send)(event["reply"], answer)
+
+
+@pytest.fixture
+def layer(make_layer: Make) -> Iterator[Any]:
+    """The default layer of Channels for one test."""
+    if not settings.configured:
+        settings.configure()
+    layer = make_layer()
+    before = channel_layers.set("default", layer)
+    yield layer
+    if before is None:
+        del channel_layers.backends["default"]
+    else:
+        channel_layers.set("default", before)
+
+
+@asynccontextmanager
+async def visitor(consumer: Any) -> AsyncIterator[WebsocketCommunicator]:
+    """A browser's side of a WebSocket, connected."""
+    browser = WebsocketCommunicator(consumer.as_asgi(), "/")
+    accepted, _ = await browser.connect(timeout=PATIENCE)
+    assert accepted
+    yield browser
+    await browser.disconnect(timeout=PATIENCE)
+
+
+@asynccontextmanager
+async def worker(layer: Any) -> AsyncIterator[None]:
+    """What `manage.py runworker jobs` runs."""
+    application = ChannelNameRouter({"jobs": Jobs.as_asgi()})
+    task = asyncio.create_task(Worker(application, ["jobs"], layer).listener("jobs"))
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, run: Run) -> None:
+    """Asynchronous and synchronous consumers in one group, each of which gets each message once."""
+
+    async def scenario() -> None:
+        async with visitor(Room) as ada, visitor(Room) as bo, visitor(JsonRoom) as cy:
+            for speaker, text in ((ada, "one"), (bo, "two")):
+                await speaker.send_to(text)
+                assert [await hearer.receive_from(PATIENCE) for hearer in (ada, bo)] == [text, text]
+                assert await cy.receive_json_from(PATIENCE) == {"said": text}
+            await cy.send_json_to({"text": "three"})
+            assert [await hearer.receive_from(PATIENCE) for hearer in (ada, bo)] == ["three", "three"]
+            assert await cy.receive_json_from(PATIENCE) == {"said": "three"}
+        await until(lambda: (layer.stats()["channels"], layer.stats()["groups"]) == (0, 0))
+        assert layer.stats()["dropped"] == {}
+
+    run(scenario())
+
+
+def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> None:
+    """A consumer that ended takes nothing along."""
+
+    async def scenario() -> None:
+        async with visitor(Room) as ada:
+            async with visitor(JsonRoom):
+                await ada.send_to("before")
+                assert await ada.receive_from(PATIENCE) == "before"
+            for number in range(20):
+                await ada.send_to(f"after {number}")
+            assert [await ada.receive_from(PATIENCE) for _ in range(20)] == [f"after {n}" for n in range(20)]
+        assert layer.stats()["dropped"] == {}
+
+    run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")  # by asgiref's own worker
+def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, run: Run) -> None:
+    """A plain channel there, a process channel back; nobody else hears the answer."""
+
+    async def scenario() -> None:
+        async with worker(layer), visitor(Room) as ada, visitor(Room) as bo:
+            for number in range(20):
+                await ada.send_to(f"/ada {number}")
+                await bo.send_to(f"/bo {number}")
+            for browser, name in ((ada, "ADA"), (bo, "BO")):
+                assert sorted([await browser.receive_from(PATIENCE) for _ in range(20)]) == sorted(
+                    f"{name} {number}" for number in range(20)
+                )
+            await ada.send_to("done")
+            assert [await browser.receive_from(PATIENCE) for browser in (ada, bo)] == ["done", "done"]
+
+    run(scenario())
+
+
+def test_closing_the_layer_ends_consumers_without_an_error(layer: Any, run: Run) -> None:
+    """Whether they wait for the layer or are busy in a handler when it happens: `StopConsumer` is their end."""
+
+    async def scenario() -> None:
+        goes_on = asyncio.Event()
+
+        class Busy(Room):
+            async def said(self, event: dict[str, Any]) -> None:
+                await self.send("busy")
+                await goes_on.wait()  # until then nobody receives from its channel
+
+        waits, busy = (WebsocketCommunicator(consumer.as_asgi(), "/") for consumer in (JsonRoom, Busy))
+        for browser in (waits, busy):
+            await browser.connect(timeout=PATIENCE)
+        await busy.send_to("now")
+        assert await busy.receive_from(PATIENCE) == "busy"
+        await layer.close()
+        goes_on.set()
+        await waits.wait(timeout=PATIENCE)
+        await busy.wait(timeout=PATIENCE)
+
+    run(scenario())

@@ -1,0 +1,447 @@
+"""A layer beside a model of the contract: any calls in any order, by several event loops and processes.
+
+The model knows what must be true and no more. A message is *sure* if some reader must get it, else it may have been
+refused at a full channel, or come while its receiver joined or left. Of two messages one *precedes* the other if one
+process sent both one after the other, or if the exchange is known to have passed on the first before the second left.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
+from typing import Any
+
+import pytest
+from actors import FRESH, LANES, PATIENCE, Actor, Outcome, RemoteActor
+from forwarders import Forwarder, free_ports
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+TOPOLOGIES = ["embedded-inproc", "embedded-tcp", "dedicated"]
+QUICK = settings(max_examples=30, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+THOROUGH = settings(QUICK, max_examples=150, stateful_step_count=80)
+MAX_READERS = 3
+PLAIN = ["jobs", "a!b", ".a..b", "line\n", "d\u0663!\u00e9_1", "x.0123456789ABCDEF!y"]
+"""Names that no `new_channel` made; Channels accepts each of them behind a prefix."""
+EDGES = [0, -1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, -(2**63), 0.0, -0.0, 5e-324, 1.7976931348623157e308]
+EDGES += ["", "\0", "\U0001f600\u0301", "a\0b", b"", b"\0\xff", b"x" * 300, [], {}, None, True, False]
+scalars = st.one_of(
+    st.sampled_from(EDGES),
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=20),
+    st.integers(0, 100_000).map(bytes),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def batched(items: list[Any]) -> list[list[Any]]:
+    """Return the items in pairs."""
+    return [items[at : at + 2] for at in range(0, len(items), 2)]
+
+
+actors = groups = st.integers(0, 1)
+lanes = st.sampled_from(LANES)
+loops = st.sampled_from([lane for lane in LANES if lane != FRESH])
+channels = st.integers(0, 4)
+turns = st.integers(0, 3)
+
+
+@dataclass
+class Sent:
+    """A message that may wait on a channel."""
+
+    number: int
+    shown: str
+    actor: int
+    lane: int
+    step: int
+    group: int | None
+    members: frozenset[int] = frozenset()
+    """The members of the group when it was sent."""
+    sure: bool = True
+    passed: float = inf
+    """The step at which the exchange is known to have passed it on."""
+    arrived: bool = False
+
+    def precedes(self, other: "Sent") -> bool:
+        """Return whether it must be read first."""
+        if self.actor == other.actor and (self.step != other.step or self.lane == other.lane):
+            return self.number < other.number
+        return self.passed <= other.step
+
+
+@dataclass
+class Channel:
+    """A channel and what may wait on it; `owner` is the actor that reads it, None for a plain channel."""
+
+    name: str
+    owner: int | None
+    waiting: list[Sent]
+    readers: int = 0
+    slack: int = 0
+    """How many messages may be held elsewhere than where the capacity is applied."""
+
+    @property
+    def least(self) -> int:
+        """How many messages count for the capacity for certain."""
+        return sum(sent.sure for sent in self.waiting) - self.readers - self.slack
+
+    def add(self, sent: Sent) -> None:
+        self.waiting.append(sent)
+        self.waiting.sort(key=lambda sent: sent.number)
+
+    def take(self, message: Any) -> None:
+        """Check a message that was read and forget it."""
+        found = next((sent for sent in self.waiting if sent.number == message["n"]), None)
+        assert found is not None, "it was read before, or never sent here"
+        assert repr(message["value"]) == found.shown
+        if self.owner is not None:
+            before = [sent for sent in self.waiting if sent.precedes(found)]
+            assert sum(sent.sure for sent in before) <= self.readers, "it has overtaken another one"
+            if not self.readers:
+                self.waiting = [sent for sent in self.waiting if sent not in before]
+        self.waiting.remove(found)
+
+
+class World:
+    """The processes of one topology; each example has addresses or names of its own in it."""
+
+    def __init__(self, topology: str) -> None:
+        self.topology = topology
+        self.actors: list[Any] = [Actor()] if topology == "embedded-inproc" else [Actor(), RemoteActor()]
+        self.senders = range(len(self.actors) if topology == "dedicated" else 1)
+        self.examples = itertools.count()
+        if topology == "dedicated":
+            pull, pub = free_ports(2)
+            self.forwarder = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}")
+            self.forwarder.start()
+
+    def open(self, **config: Any) -> str:
+        """Let every actor begin with a layer of its own; return what is to stand before all names."""
+        prefix = f"e{next(self.examples)}."
+        if self.topology == "dedicated":
+            config |= self.forwarder.config
+        elif self.topology == "embedded-tcp":
+            config["pub_socket_address"] = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+        else:
+            config["pub_socket_address"] = f"inproc://{prefix}"
+        for actor in self.actors:
+            actor.errors()  # of an example that failed
+            actor.open(f"{self.topology.partition('-')[0].title()}ZmqChannelLayer", config)
+            if actor is self.actors[0]:
+                actor.call(FRESH, "flush")  # connects, or becomes the producer
+            end = time.monotonic() + PATIENCE
+            while not actor.stats()["connected"]:
+                assert time.monotonic() < end, "it does not connect"
+                time.sleep(0.001)
+        return prefix
+
+    def end(self) -> None:
+        for actor in self.actors:
+            actor.end()
+        if self.topology == "dedicated":
+            self.forwarder.end()
+
+
+class Contract(RuleBasedStateMachine):
+    """Two actors at most, two groups, three process channels, and two plain ones."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.step = self.number = 0
+        self.readers: list[tuple[Channel, int, int]] = []
+        self.channels: list[Channel] = []
+
+    @initialize(
+        capacity=st.sampled_from([1, 2, 5, 30]), prefetch=st.sampled_from([0, 1, 4]), plain=st.permutations(PLAIN)
+    )
+    def open(self, capacity: int, prefetch: int, plain: list[str]) -> None:
+        self.capacity, self.prefetch = capacity, prefetch
+        prefix = self.world.open(capacity=capacity, prefetch=prefetch, connect_timeout=15.0)
+        self.groups = [prefix + "g", prefix + "g."]
+        self.members: list[set[int]] = [set(), set()]
+        self.under_way: list[Sent] = []
+        for owner, actor in enumerate(self.world.actors):
+            self.channels += [Channel(actor.call(0, "new_channel"), owner, []) for _ in range(2 - owner)]
+        self.channels += [Channel(prefix + name, None, []) for name in plain[:2]]
+        self.private = [actor.call(0, "new_channel", prefix + "private") for actor in self.world.actors]
+
+    # Groups
+
+    @rule(group=groups, channel=channels, by=actors, then=actors, lane=lanes)
+    def group_add(self, group: int, channel: int, by: int, then: int, lane: int) -> None:
+        """What is sent afterwards must come, what is under way may."""
+        index = channel % len(self.channels)
+        target, then = self.channels[index], then % len(self.world.senders)
+        members = [self.channels[other] for other in sorted(self.members[group] | {index})]
+        self._see_how_full(members)
+        if index not in self.members[group]:
+            self.members[group].add(index)
+            for sent in self.under_way:
+                if sent.group == group and index not in sent.members:
+                    target.add(replace(sent, sure=False))
+        sent = self._new(None, then, lane, group)
+        calls = [
+            ("group_add", self.groups[group], target.name),
+            ("group_send", self.groups[group], self._message(sent, None)),
+        ]
+        if by == then:
+            assert self._call(by, lane, "burst", calls) == [None, None]
+        else:
+            sent.step += 1
+            self._call(by, lane, *calls[0])
+            self._call(then, lane, *calls[1])
+        self._sent_to_group(sent, members)
+
+    @rule(group=groups, channel=channels, by=actors, then=actors, lane=lanes)
+    def group_discard(self, group: int, channel: int, by: int, then: int, lane: int) -> None:
+        """What is sent afterwards must not come, what is under way may."""
+        index = channel % len(self.channels)
+        self._call(by, lane, "group_discard", self.groups[group], self.channels[index].name)
+        self.members[group].discard(index)
+        for sent in self.channels[index].waiting:
+            sent.sure = sent.sure and (sent.arrived or sent.group != group)
+        self.group_send(group, None, then, lane)
+
+    @rule(group=groups, value=values, by=actors, lane=lanes)
+    def group_send(self, group: int, value: Any, by: int, lane: int) -> None:
+        """It never raises, and each member gets it that has room."""
+        by %= len(self.world.senders)
+        members = [self.channels[index] for index in sorted(self.members[group])]
+        self._see_how_full(members)
+        sent = self._new(value, by, lane, group)
+        assert self._call(by, lane, "group_send", self.groups[group], self._message(sent, value)) is None
+        self._sent_to_group(sent, members)
+
+    def _sent_to_group(self, sent: Sent, members: list[Channel]) -> None:
+        self.under_way.append(sent)
+        for channel in members:
+            self._will_arrive(sent, channel)
+
+    def _will_arrive(self, sent: Sent, channel: Channel) -> None:
+        """Note a message that is refused on its arrival if the channel is full then."""
+        if channel.least >= self.capacity:
+            self._settle()  # so that it arrives, and is refused, before anybody makes room
+        else:
+            channel.add(replace(sent, sure=len(channel.waiting) < self.capacity))
+
+    # Channels
+
+    @rule(channel=channels, value=values, by=actors, lane=lanes)
+    def send(self, channel: int, value: Any, by: int, lane: int) -> None:
+        """It raises if the sender knows that the channel is full, and only if it may be."""
+        by %= len(self.world.senders)
+        target = self.channels[channel % len(self.channels)]
+        self._see_how_full([target])
+        sent = self._new(value, by, lane)
+        result = self._call(by, lane, "send", target.name, self._message(sent, value))
+        self._sent(sent, target, result)
+
+    def _sent(self, sent: Sent, target: Channel, result: Any) -> None:
+        knows = target.owner in (None, sent.actor)
+        least, most = target.least, len(target.waiting)
+        assert result in (None, Outcome.FULL)
+        if result is Outcome.FULL:
+            assert knows, "nobody can know of another process's mailbox"
+            assert most >= self.capacity
+        elif knows:
+            assert least < self.capacity
+            target.add(sent)
+        else:
+            self._will_arrive(sent, target)
+        if target.owner is None:
+            self._passed(sent.actor)
+
+    @rule(channel=channels, by=actors, lane=lanes)
+    def receive(self, channel: int, by: int, lane: int) -> None:
+        """A message that is there comes."""
+        target, by = self._readable(channel, by)
+        if sum(sent.sure for sent in target.waiting) > target.readers:
+            target.take(self._call(by, lane, "receive", target.name))
+
+    @rule(channel=channels, by=actors, loop=loops)
+    def begin_reading(self, channel: int, by: int, loop: int) -> None:
+        """A reader waits, or has its message before anybody asks it."""
+        target, by = self._readable(channel, by)
+        if len(self.readers) < MAX_READERS:
+            self.step += 1
+            self.readers.append((target, by, self.world.actors[by].begin(loop, "receive", target.name)))
+            target.readers += 1
+
+    @rule(which=st.integers(0, MAX_READERS - 1), cancel=st.booleans())
+    def end_reading(self, which: int, cancel: bool) -> None:
+        """A cancelled reader has its message, or leaves it to the next; another one waits for a message that comes."""
+        if self.readers:
+            target, _, _ = self.readers[which % len(self.readers)]
+            sure = sum(sent.sure for sent in target.waiting)
+            self._end_reading(which % len(self.readers), cancel=cancel or sure < target.readers)
+
+    def _end_reading(self, which: int, *, cancel: bool) -> None:
+        target, by, handle = self.readers.pop(which)
+        self.step += 1
+        message = self.world.actors[by].finish(handle, cancel=cancel)
+        target.readers -= 1
+        if message is not Outcome.CANCELLED:
+            target.take(message)
+
+    @rule(channel=channels, value=values, by=actors, loop=loops, before=turns, after=turns)
+    def race(self, channel: int, value: Any, by: int, loop: int, before: int, after: int) -> None:
+        """A reader that is cancelled while its message comes loses nothing: the next one is given it."""
+        target, by = self._readable(channel, by)
+        if by not in self.world.senders:
+            return
+        self._see_how_full([target])
+        sent = self._new(value, by, loop)
+        target.readers += 2
+        arguments = loop, target.name, self._message(sent, value), before, after
+        result, message, handle = self._call(by, loop, "race", *arguments)
+        self._sent(sent, target, result)
+        target.readers -= 1
+        if message is not Outcome.CANCELLED:
+            target.take(message)
+        self.readers.append((target, by, handle))
+        self.end_reading(-1, cancel=False)
+
+    @rule(group=groups, channel=channels, values=st.lists(values, min_size=8, max_size=8))
+    def send_at_once(self, group: int, channel: int, values: list[Any]) -> None:
+        """Two loops of every process that may send: each keeps its own order, and nothing is lost."""
+        target = self.channels[channel % len(self.channels)]
+        members = [self.channels[index] for index in sorted(self.members[group])]
+        if any(len(one.waiting) + len(values) > self.capacity for one in (target, *members)):
+            return
+        bursts = []
+        for (by, loop), pair in zip(itertools.product(self.world.senders, (0, 1)), batched(values), strict=False):
+            first, second = (self._new(value, by, loop, to) for value, to in zip(pair, (group, None), strict=True))
+            calls = [
+                ("group_send", self.groups[group], self._message(first, pair[0])),
+                ("send", target.name, self._message(second, pair[1])),
+            ]
+            bursts.append((by, first, second, self.world.actors[by].begin(loop, "burst", calls)))
+        self.step += 1
+        for by, first, second, handle in bursts:
+            assert self.world.actors[by].finish(handle) == [None, None]
+            self._sent_to_group(first, members)
+            target.add(second)
+
+    @rule(group=groups, by=actors, lane=lanes)
+    def flush(self, group: int, by: int, lane: int) -> None:
+        """Nothing is there any more, except what a reader has taken already."""
+        by %= len(self.world.senders)
+        self._call(by, lane, "flush")
+        self.members = [set(), set()]
+        self.under_way.clear()
+        for channel in self.channels:
+            channel.waiting = [replace(sent, sure=False) for sent in channel.waiting] if channel.readers else []
+        self.group_send(group, None, by, lane)
+
+    @rule()
+    def settle(self) -> None:
+        """Let everything arrive."""
+        self._settle()
+
+    # What the rules are made of
+
+    def _call(self, by: int, lane: int, name: str, *arguments: Any) -> Any:
+        self.step += 1
+        return self.world.actors[by % len(self.world.actors)].call(lane, name, *arguments)
+
+    def _new(self, value: Any, by: int, lane: int, group: int | None = None) -> Sent:
+        self.number += 1
+        members = frozenset() if group is None else frozenset(self.members[group])
+        return Sent(self.number, repr(value), by, lane, self.step + 1, group, members)
+
+    def _message(self, sent: Sent, value: Any) -> dict[str, Any]:
+        return {"n": sent.number, "value": value}
+
+    def _readable(self, channel: int, by: int) -> tuple[Channel, int]:
+        """Return a channel, and an actor that may read it."""
+        target = self.channels[channel % len(self.channels)]
+        if target.owner is not None:
+            return target, target.owner
+        target.slack = len(self.world.actors) * (self.prefetch + MAX_READERS + 1)
+        return target, by % len(self.world.actors)
+
+    def _see_how_full(self, targets: list[Channel]) -> None:
+        if any(len(target.waiting) >= self.capacity for target in targets):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Let everything arrive: what one actor sends to another stands behind all that it sent before."""
+        for by in self.world.senders:
+            for to, name in enumerate(self.private):
+                self._call(by, 0, "send", name, {"from": by})
+                assert self._call(to, 1, "receive", name) == {"from": by}
+            self._passed(by)
+        for channel in self.channels:
+            for sent in channel.waiting:
+                sent.arrived = True
+        self.under_way.clear()
+
+    def _passed(self, by: int) -> None:
+        """Note that the exchange has passed on all that an actor has sent."""
+        for sent in itertools.chain(self.under_way, *(channel.waiting for channel in self.channels)):
+            if sent.actor == by:
+                sent.passed = min(sent.passed, self.step)
+
+    def _read_everything(self) -> None:
+        """Whatever must come comes, and nothing else does."""
+        while self.readers:
+            self._end_reading(0, cancel=True)
+        self._settle()
+        for index, channel in enumerate(self.channels):
+            target, by = self._readable(index, 0)
+            while any(sent.sure for sent in channel.waiting):
+                target.take(self._call(by, 0, "receive", channel.name))
+            if channel.owner is None:
+                self._read_to_the_mark(channel)
+            else:
+                while (message := self._call(by, 1, "peek", channel.name)) is not Outcome.CANCELLED:
+                    target.take(message)
+        for actor in self.world.actors:
+            dropped = actor.stats()["dropped"]
+            assert dropped.keys() <= {"full"}, dropped
+
+    def _read_to_the_mark(self, channel: Channel) -> None:
+        mark = {"n": 0, "value": None}
+        while self._call(0, 0, "send", channel.name, mark) is Outcome.FULL:
+            channel.take(self._call(0, 0, "receive", channel.name))
+        while (message := self._call(0, 0, "receive", channel.name)) != mark:
+            channel.take(message)
+
+    def teardown(self) -> None:
+        """Read everything, and close."""
+        try:
+            if self.channels:
+                self._read_everything()
+        finally:
+            for actor in self.world.actors:
+                actor.close()
+            errors = [line for actor in self.world.actors for line in actor.errors()]
+        assert not errors, "\n".join(errors)
+
+
+@pytest.fixture(params=TOPOLOGIES)
+def world(request: pytest.FixtureRequest) -> Any:
+    """The processes of a topology."""
+    world = World(request.param)
+    yield world
+    world.end()
+
+
+@pytest.mark.parametrize(
+    "effort", [pytest.param(QUICK, id="quick"), pytest.param(THOROUGH, id="thorough", marks=pytest.mark.slow)]
+)
+def test_the_layer_keeps_the_contract(world: World, effort: settings) -> None:
+    """Whatever is called in whatever order, on whatever loop, in whatever process."""
+    run_state_machine_as_test(partial(Contract, world), settings=effort)

@@ -1,0 +1,113 @@
+"""Frames that come late: what a client makes of them that were under way when it changed its mind."""
+
+import pytest
+import zmq
+from actors import Actor, Outcome
+from forwarders import free_ports
+from standins import StandIn
+
+from channels_zmq import serializers
+from channels_zmq_forwarder import wire
+
+
+def group_message(number, flags=0):
+    """A message of another process for the group `room`."""
+    payload = serializers.pack(serializers.named("msgpack"), {"n": number})
+    return wire.ordered(wire.group_topic("room"), b"sender..", number, flags, 60_000, payload)
+
+
+@pytest.fixture
+def stand_in():
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    with zmq.Context() as context:
+        stand_in = StandIn(context, pull, pub)
+        stand_in.config = {"pull_socket_address": pull, "pub_socket_address": pub}
+        yield stand_in
+        stand_in.close()
+
+
+@pytest.fixture
+def actor(stand_in):
+    """A process whose layer is connected to the stand-in."""
+    actor = Actor()
+    actor.open("DedicatedZmqChannelLayer", stand_in.config)
+    with stand_in.serving():
+        actor.call(0, "send", "jobs", {})
+    yield actor
+    actor.close()
+    actor.end()
+
+
+def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in, actor):
+    """What was sent to the group while this process had no member of it was not for it: nothing is missed."""
+    channel = actor.call(0, "new_channel")
+    with stand_in.serving():
+        actor.call(0, "group_add", "room", channel)
+    stand_in.publish(group_message(5, wire.FLAG_FIRST))
+    assert actor.call(0, "receive", channel) == {"n": 5}
+    actor.call(0, "group_discard", "room", channel)
+    stand_in.publish(group_message(6))  # was under way to the subscriber that it was
+    stand_in.await_client()
+    with stand_in.serving():
+        actor.call(0, "group_add", "room", channel)
+    stand_in.publish(group_message(9))
+    assert actor.call(0, "receive", channel) == {"n": 9}
+    assert actor.stats()["dropped"] == {}
+
+
+def test_what_a_flush_has_dropped_is_no_loss(stand_in, actor):
+    """The exchange drops messages until every client has emptied itself; the numbers go on behind them."""
+    channel = actor.call(0, "new_channel")
+    prefix = wire.direct_prefix(stand_in.client)
+    for number in (5, 9):
+        payload = serializers.pack(serializers.named("msgpack"), {"n": number})
+        body = wire.direct_body(channel, payload)
+        stand_in.publish(wire.ordered(prefix, b"sender..", number, 0, 60_000, body))
+        assert actor.call(0, "receive", channel) == {"n": number}
+        stand_in.publish(wire.EMPTY.encode(wire.Empty(stand_in.client, number)))
+        stand_in.await_client()
+    assert actor.stats()["dropped"] == {}
+
+
+def test_a_join_returns_once_its_subscription_is_in_force(stand_in, actor):
+    """And so does every other one of the same group meanwhile; a later one need not wait."""
+    first, second, third = (actor.call(0, "new_channel") for _ in range(3))
+    stand_in.holds_syncs = True
+    joins = [actor.begin(0, "group_add", "room", channel) for channel in (first, second)]
+    stand_in.serve_until(lambda: len(stand_in.held) == 2)
+    stand_in.await_client()
+    assert actor.stats()["groups"] == 1
+    assert actor.finish(joins[1], cancel=True) is Outcome.CANCELLED
+    stand_in.answer_sync(stand_in.held[0])
+    assert actor.finish(joins[0]) is None
+    assert actor.call(0, "group_add", "room", third) is None
+
+
+def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in, actor):
+    """It may send to the group right after."""
+    channel = actor.call(0, "new_channel")
+    stand_in.holds_syncs = True
+    number = stand_in.ask(1, b"room", channel.encode())
+    stand_in.serve_until(lambda: stand_in.held)
+    stand_in.await_client()
+    assert number not in stand_in.confirmed
+    stand_in.answer_sync(stand_in.held[0])
+    stand_in.serve_until(lambda: number in stand_in.confirmed)
+
+
+def test_the_answer_to_an_abandoned_join_confirms_no_later_one(stand_in, actor):
+    """Joined, left and joined again: who joins third waits for the answer behind the second subscription."""
+    first, second, third = (actor.call(0, "new_channel") for _ in range(3))
+    stand_in.holds_syncs = True
+    joins = [actor.begin(0, "group_add", "room", first)]
+    actor.call(0, "group_discard", "room", first)
+    joins.append(actor.begin(0, "group_add", "room", second))
+    stand_in.serve_until(lambda: len(stand_in.held) == 2)
+    stand_in.answer_sync(stand_in.held[0])
+    stand_in.await_client()
+    assert actor.finish(joins[0]) is None
+    joins.append(actor.begin(0, "group_add", "room", third))
+    stand_in.await_client()
+    third_result = actor.finish(joins[2], cancel=True)
+    actor.finish(joins[1], cancel=True)
+    assert third_result is Outcome.CANCELLED, "it returned before its subscription was in force"

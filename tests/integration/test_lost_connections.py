@@ -1,0 +1,124 @@
+"""A way to the forwarder that breaks or leads nowhere while the way back stays: the sending socket is replaced."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+from forwarders import Forwarder, close_all, free_ports, until
+from relays import Relay
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+pytestmark = pytest.mark.slow
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture
+def relay(forwarder: Forwarder) -> Iterator[Relay]:
+    """What the layer takes for the forwarder's port for producers."""
+    relay = Relay(free_ports(1)[0], port_of(forwarder.pull))
+    relay.start()
+    yield relay
+    close_all()
+    relay.end()
+
+
+@pytest.fixture
+def swallower() -> Iterator[zmq.Socket[bytes]]:
+    """A stranger that takes messages in as a forwarder does, and answers nothing."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    pull = context.socket(zmq.PULL)
+    pull.bind("tcp://127.0.0.1:*")
+    yield pull
+    context.destroy(linger=0)
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def layer_by(relay: Relay, forwarder: Forwarder, **config: Any) -> DedicatedZmqChannelLayer:
+    """Return a layer that sends by the relay and receives from the forwarder itself."""
+    return DedicatedZmqChannelLayer(
+        pull_socket_address=f"tcp://127.0.0.1:{relay.port}", pub_socket_address=forwarder.pub, **config
+    )
+
+
+def swallowed_messages(swallower: zmq.Socket[bytes]) -> int:
+    """Return how many group messages the stranger has; what else it has are echoes."""
+    frames = []
+    while swallower.poll(0):
+        frames.append(swallower.recv())
+    assert {frame[:1] for frame in frames} <= {b"G", b"E"}
+    return sum(frame[:1] == b"G" for frame in frames)
+
+
+def test_a_sending_socket_whose_echo_stays_unanswered_is_replaced(
+    run: Any, forwarder: Forwarder, relay: Relay, swallower: zmq.Socket[bytes]
+) -> None:
+    """It has reached somebody else. What waits meanwhile arrives, and what the stranger took is counted as missed."""
+
+    async def scenario() -> None:
+        layer = layer_by(relay, forwarder, capacity=1000)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"n": 0})
+        assert (await layer.receive(channel))["n"] == 0
+
+        relay.target = port_of(swallower.last_endpoint.decode())
+        relay.cut()
+        for number in range(1, 101):
+            await layer.group_send("chat", {"n": number})
+        await until(lambda: relay.accepted == 2)
+        assert not layer.stats()["connected"]
+        for number in range(101, 201):
+            await layer.group_send("chat", {"n": number})
+        relay.target = port_of(forwarder.pull)  # for whoever connects anew
+        got = [(await layer.receive(channel))["n"]]
+        while got[-1] != 200:
+            got.append((await layer.receive(channel))["n"])
+
+        lost = swallowed_messages(swallower)
+        assert got == list(range(1 + lost, 201))
+        assert lost <= 100, "what was sent while the forwarder was known to be away has waited"
+        stats = layer.stats()
+        assert stats["dropped"] == ({"missed": lost} if lost else {})
+        assert (stats["repeated"], stats["reconnects"], relay.accepted) == (0, 1, 3)
+
+    run(scenario())
+
+
+def test_after_an_outage_longer_than_their_expiry_nothing_stale_arrives(
+    run: Any, forwarder: Forwarder, relay: Relay
+) -> None:
+    """What lies in the sending socket cannot expire there, so the socket is replaced; receivers see the gap."""
+
+    async def scenario() -> None:
+        layer = layer_by(relay, forwarder, expiry=1.0)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"n": 0})
+        assert (await layer.receive(channel))["n"] == 0
+
+        relay.hold()
+        for _ in range(30):
+            await layer.group_send("chat", {"stale": bytes(MEGABYTE)})  # more than TCP's buffers take
+        assert layer.stats()["held"] == 0
+        await asyncio.to_thread(forwarder.kill)
+        await asyncio.to_thread(relay.end)
+        await until(lambda: not layer.stats()["connected"])
+        await layer.group_send("chat", {"stale": b""})
+        await until(lambda: layer.stats()["dropped"] == {"outbox": 1})
+        await asyncio.to_thread(forwarder.start)
+        relay.start()
+        await until(lambda: layer.stats()["connected"])
+        await layer.group_send("chat", {"n": 1})
+
+        assert await layer.receive(channel) == {"n": 1}
+        stats = layer.stats()
+        assert (stats["dropped"], stats["waiting"]) == ({"outbox": 1, "missed": 30}, 0)
+
+    run(scenario())

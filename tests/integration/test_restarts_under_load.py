@@ -1,0 +1,152 @@
+"""A forwarder that is replaced while processes send: what is lost is counted, the rest comes once and in order."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from forwarders import PATIENCE, Forwarder
+from peers import Peer, Read
+
+pytestmark = pytest.mark.slow
+
+GROUP, JOBS = "group:chat", "jobs"
+MESSAGES, FEW = 500, 20
+"""Messages of one sender to one target before, during and after the outage, and while the forwarder stands still."""
+BOUND = MESSAGES // 2
+"""Messages that may be lost of one sender and target: what was under way at the moment of the kill, milliseconds at the
+pace of a flood. The marks of the dead forwarder's sockets would hold 20,000, and TCP's buffers as many; what waited in
+the sender, and what was sent later, is not lost at all."""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def peers(request: pytest.FixtureRequest, forwarder: Forwarder) -> Iterator[list[Peer]]:
+    """Two processes to send and two to receive, all connected."""
+    bounds = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": 2.0}
+    peers = [Peer(request.param, **forwarder.config, **bounds) for _ in range(4)]
+    for peer in peers:
+        peer.ask("until_connected", True)
+    yield peers
+    for peer in peers:
+        peer.end()
+
+
+class Floods:
+    """All that the senders send: each to the group, to a channel of each receiver, and jobs.
+
+    Args:
+        senders: By the names in their messages.
+        direct: Channels of the receivers.
+    """
+
+    def __init__(self, senders: dict[str, Peer], direct: list[str]) -> None:
+        self._senders = senders
+        self._ordered = [GROUP, *direct]
+        for name, sender in senders.items():
+            for target in (*self._ordered, JOBS):
+                sender.ask("flood", target, name)
+
+    def go_on(self, count: int, *, jobs: bool) -> dict[str, int]:
+        """Let further messages go out; return how many jobs each sender has sent in all.
+
+        Args:
+            count: Messages of each sender to each target.
+            jobs: Whether to wait for jobs too, of which one waits for its confirmation while no forwarder is there.
+        """
+        targets = [*self._ordered, JOBS] if jobs else self._ordered
+        waits = [peer.begin("until_flooded", target, count) for peer in self._senders.values() for target in targets]
+        for wait in waits:
+            wait.result(PATIENCE)
+        return {name: peer.ask("until_flooded", JOBS, 0) for name, peer in self._senders.items()}
+
+    def end(self) -> dict[tuple[str, str], Any]:
+        """Stop and return what was sent, by sender and target."""
+        return {
+            (name, target): peer.ask("end_flood", target)
+            for name, peer in self._senders.items()
+            for target in (*self._ordered, JOBS)
+        }
+
+
+def numbers_of(read: Read, sender: str) -> list[int]:
+    return [number for other, number in read if other == sender]
+
+
+def is_rising(numbers: list[int]) -> bool:
+    """Return whether the numbers are in order and none is there twice."""
+    return all(first < second for first, second in pairwise(numbers))
+
+
+@pytest.mark.parametrize("how", ["end", "kill", "freeze and kill"])
+def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
+    peers: list[Peer], forwarder: Forwarder, how: str
+) -> None:
+    """Group, direct and plain messages of two senders before, during and after; lost is counted to the last one.
+
+    By SIGTERM, by SIGKILL, and by SIGKILL after it stood still for a moment, so that it is sure to take some along. The
+    order of jobs is not looked at: one that goes back from a slow reader may meet an exchange that is further on.
+    """
+    senders, receivers = {"a": peers[0], "b": peers[1]}, peers[2:]
+    members = [peer.ask("member", "chat") for peer in receivers]
+    direct = [peer.ask("channel") for peer in receivers]
+    for peer, *channels in zip(receivers, members, direct, strict=True):
+        for channel in (*channels, JOBS):
+            peer.ask("collect", channel)
+
+    floods = Floods(senders, direct)
+    floods.go_on(MESSAGES, jobs=True)
+    if how == "freeze and kill":
+        forwarder.freeze()
+        floods.go_on(FEW, jobs=False)
+        forwarder.kill()
+    else:
+        getattr(forwarder, how)()
+    for peer in peers:
+        peer.ask("until_connected", False)
+    floods.go_on(MESSAGES, jobs=False)
+    forwarder.start()
+    for peer in peers:
+        peer.ask("until_connected", True)
+    back = floods.go_on(MESSAGES, jobs=True)
+    floods.go_on(MESSAGES, jobs=True)
+    sent = floods.end()
+
+    for peer, member, channel in zip(receivers, members, direct, strict=True):
+        lost = 0
+        for (name, target), flood in sent.items():
+            if target in (GROUP, channel):
+                mailbox = member if target == GROUP else channel
+                read = numbers_of(peer.ask("until_collected", mailbox, name, flood["count"] - 1), name)
+                assert is_rising(read)
+                assert len(flood["away"]) >= MESSAGES
+                assert set(flood["away"]) <= set(read)
+                assert flood["count"] - len(read) < BOUND or how == "freeze and kill"
+                lost += flood["count"] - len(read)
+        assert lost >= 4 * FEW or how != "freeze and kill"
+        stats = peer.ask("stats")
+        assert (stats["dropped"].get("missed", 0), stats["repeated"], stats["reconnects"]) == (lost, 0, 1)
+        assert set(stats["dropped"]) <= {"missed", "jobs lost"}
+
+    done = jobs_done(senders["a"], receivers)
+    for name, sender in senders.items():
+        jobs = [numbers_of(read, name) for read in done]
+        everywhere = set(jobs[0] + jobs[1])
+        assert len(everywhere) == len(jobs[0]) + len(jobs[1]), "no job is done twice"
+        flood = sent[name, JOBS]
+        assert everywhere >= {*flood["away"], *range(back[name], flood["count"])}
+        confirmed = flood["count"] - len(flood["unknown"])
+        assert confirmed - len(everywhere) < BOUND
+        stats = sender.ask("stats")
+        assert (stats["dropped"], stats["repeated"], stats["reconnects"]) == ({}, 0, 1)
+        assert stats["held"] == 0
+
+
+def jobs_done(sender: Peer, workers: list[Peer]) -> list[Read]:
+    """Return what each worker has done once a mark has come to it, behind all that was for it."""
+    number = 0
+    while True:
+        sender.ask("send", JOBS, "mark", number, 1)
+        done: list[Read] = [worker.ask("collected", JOBS) for worker in workers]
+        if all(numbers_of(read, "mark") for read in done):
+            return done
+        number += 1

@@ -1,0 +1,208 @@
+"""What processes do to a layer, one step at a time: this process, or a child that is told by pipes.
+
+An actor has three *lanes*: an asyncio loop and a uvloop, each running in a thread of its own, and `FRESH`, where
+`async_to_sync` makes an event loop for each step. A step is begun on a lane and finished later, or cancelled.
+"""
+
+import asyncio
+import itertools
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from asgiref.sync import async_to_sync
+from channels.exceptions import ChannelFull
+
+from channels_zmq import core
+
+PATIENCE = 10.0
+FRESH = 2
+LANES = (0, 1, FRESH)
+
+
+class Outcome(Enum):
+    """How a step ended that has nothing to return."""
+
+    FULL = "ChannelFull"
+    CANCELLED = "cancelled"
+
+
+class Errors(logging.Handler):
+    """Keeps what is logged as an error: exceptions in callbacks of loops, and in the keeper."""
+
+    NAMES = ("channels_zmq", "asyncio")
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+        for name in self.NAMES:
+            logging.getLogger(name).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(logging.Formatter().format(record))
+
+    def close(self) -> None:
+        for name in self.NAMES:
+            logging.getLogger(name).removeHandler(self)
+        super().close()
+
+
+class Actor:
+    """Steps in this process."""
+
+    def __init__(self) -> None:
+        self._loops = [asyncio.new_event_loop(), uvloop.new_event_loop()]
+        self._threads = [threading.Thread(target=loop.run_forever, daemon=True) for loop in self._loops]
+        for thread in self._threads:
+            thread.start()
+        self._fresh = ThreadPoolExecutor(1)
+        self._steps: dict[int, Any] = {}
+        self._handles = itertools.count()
+        self._errors = Errors()
+
+    def open(self, layer: str, config: dict[str, Any]) -> None:
+        """Begin anew with a layer."""
+        self._layer = getattr(core, layer)(**config)
+
+    def begin(self, lane: int, name: str, *arguments: Any) -> int:
+        """Begin a step, a coroutine method of the layer or of this class; return its handle."""
+        handle = next(self._handles)
+        step = _outcome(
+            (getattr(type(self), name, None) and getattr(self, name)) or getattr(self._layer, name), arguments
+        )
+        if lane == FRESH:
+            self._steps[handle] = lane, self._fresh.submit(async_to_sync(_wait), step)
+        else:
+            self._steps[handle] = lane, self._on(lane, _start(step))
+        return handle
+
+    def finish(self, handle: int, *, cancel: bool = False) -> Any:
+        """Wait for the end of a step, cancelled if wanted; return its result, or an `Outcome`."""
+        lane, step = self._steps.pop(handle)
+        return step.result(PATIENCE) if lane == FRESH else self._on(lane, _ended(step, cancel=cancel))
+
+    def call(self, lane: int, name: str, *arguments: Any) -> Any:
+        """Do a step from its beginning to its end."""
+        return self.finish(self.begin(lane, name, *arguments))
+
+    def _on(self, lane: int, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loops[lane]).result(PATIENCE)
+
+    async def race(self, lane: int, channel: str, message: Any, before: int, after: int) -> tuple[Any, Any, int]:
+        """Send while two readers wait of whom the first is cancelled some turns of the loop later.
+
+        Return both outcomes, and the handle of the second reader.
+        """
+        first, second = (asyncio.create_task(self._layer.receive(channel)) for _ in range(2))
+        handle = next(self._handles)
+        self._steps[handle] = lane, second
+        for _ in range(before):
+            await asyncio.sleep(0)
+        sent = await _outcome(self._layer.send, (channel, message))
+        for _ in range(after):
+            await asyncio.sleep(0)
+        return sent, await _ended(first, cancel=True), handle
+
+    async def peek(self, channel: str) -> Any:
+        """Read what is there already, without waiting."""
+        return await _ended(await _start(self._layer.receive(channel)), cancel=True)
+
+    async def burst(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Call the layer several times, one call behind the other."""
+        return [await _outcome(getattr(self._layer, name), arguments) for name, *arguments in calls]
+
+    def stats(self) -> Any:
+        return self._layer.stats()
+
+    def errors(self) -> list[str]:
+        """Return what was logged as an error since the last call."""
+        lines, self._errors.lines = self._errors.lines, []
+        return lines
+
+    def close(self) -> None:
+        """Close the layer and its connection."""
+        self._on(0, self._layer.close())
+
+    def end(self) -> None:
+        """Stop the loops."""
+        for loop, thread in zip(self._loops, self._threads, strict=True):
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(PATIENCE)
+            loop.close()
+        self._fresh.shutdown()
+        self._errors.close()
+
+
+async def _outcome(method: Any, arguments: Any) -> Any:
+    try:
+        return await method(*arguments)
+    except ChannelFull:
+        return Outcome.FULL
+
+
+async def _wait(step: Any) -> Any:
+    return await step
+
+
+async def _start(step: Any) -> Any:
+    task = asyncio.create_task(step)
+    await asyncio.sleep(0)
+    return task
+
+
+async def _ended(task: Any, *, cancel: bool) -> Any:
+    if cancel:
+        task.cancel()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return Outcome.CANCELLED
+
+
+class RemoteActor:
+    """The same steps in a process of its own."""
+
+    def __init__(self) -> None:
+        program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import actors; actors.serve()"
+        command = [sys.executable, "-W", "error", "-c", program]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __getattr__(self, name: str) -> Any:
+        def do(*arguments: Any, **options: Any) -> Any:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            pickle.dump((name, arguments, options), self._process.stdin)
+            self._process.stdin.flush()
+            error, result = pickle.load(self._process.stdout)
+            assert not error, error
+            return result
+
+        return do
+
+    def end(self) -> None:
+        """Let the process come to its end."""
+        self.__getattr__("end")()
+        self._process.communicate(timeout=PATIENCE)
+        assert self._process.returncode == 0
+
+
+def serve() -> None:
+    """Do what comes by standard input until told to end; standard output is for answers alone."""
+    actor, requests, answers = Actor(), sys.stdin.buffer, sys.stdout.buffer
+    name = ""
+    while name != "end":
+        name, arguments, options = pickle.load(requests)
+        try:
+            answer = "", getattr(actor, name)(*arguments, **options)
+        except Exception:
+            answer = traceback.format_exc(), None
+        pickle.dump(answer, answers)
+        answers.flush()

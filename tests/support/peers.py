@@ -1,0 +1,343 @@
+"""Processes of their own that use the layer as a test tells them: one JSON command a line, one answer a line.
+
+`Peer` is the test's end, `Program` the process's. The messages that a peer sends are numbered, so that a test can say
+of each whether it arrived, how often and in which order.
+"""
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import psutil
+import uvloop
+from channels.exceptions import ChannelFull
+from forwarders import PATIENCE
+
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq.errors import ForwarderUnavailable
+
+Read = list[tuple[str, int]]
+"""Messages in the order in which they were read: who sent each, and its number."""
+
+BLOCK = 5
+"""Messages that a flood sends before it lets others have their turn."""
+PAUSE = 0.005
+"""Seconds between two blocks: the pace of a flood, which waits for nothing."""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, for the patience of a test at most."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+class PeerError(Exception):
+    """A command raised in the peer; the text has the type and message of the error."""
+
+
+class Peer:
+    """A process with one event loop and one layer.
+
+    Args:
+        loop: `asyncio` or `uvloop`.
+        config: CONFIG of its layer; without one the first command has to be `open`.
+    """
+
+    def __init__(self, loop: str, **config: Any) -> None:
+        command = [sys.executable, "-W", "error", __file__, loop]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._asked: dict[int, Future[Any]] = {}
+        self._count = 0
+        threading.Thread(target=self._listen, daemon=True).start()
+        if config:
+            self.ask("open", config)
+
+    def begin(self, verb: str, *arguments: Any) -> "Future[Any]":
+        """Let the process begin with a method of `Program`; it does several at a time."""
+        self._count += 1
+        answer = self._asked[self._count] = Future()
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([self._count, verb, arguments]) + "\n")
+        self.process.stdin.flush()
+        return answer
+
+    def ask(self, verb: str, *arguments: Any, patience: float = PATIENCE) -> Any:
+        """Return what a method of `Program` returns."""
+        return self.begin(verb, *arguments).result(patience)
+
+    def end(self) -> None:
+        """End it as a program ends that has come to its last line."""
+        self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+        self.process.kill()
+        self.process.communicate()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            number, result, error = json.loads(line)
+            if error is None:
+                self._asked.pop(number).set_result(result)
+            else:
+                self._asked.pop(number).set_exception(PeerError(error))
+
+
+class Flood:
+    """Messages that go out until it is stopped, a few at a time.
+
+    Args:
+        program: Whose layer sends them.
+        target: As for `Program.send`.
+        sender: The name in the messages.
+    """
+
+    def __init__(self, program: "Program", target: str, sender: str) -> None:
+        self._program, self._target, self._sender = program, target, sender
+        self._stopped = False
+        self.count = 0
+        self._away: list[int] = []
+        self._unknown: list[int] = []
+        self._task = asyncio.create_task(self._send())
+
+    async def stop(self) -> dict[str, Any]:
+        """Return how many were sent, which of them while no forwarder was there, and which without a confirmation."""
+        self._stopped = True
+        await self._task
+        return {"count": self.count, "away": self._away, "unknown": self._unknown}
+
+    async def _send(self) -> None:
+        while not self._stopped:
+            for _ in range(BLOCK):
+                away = not self._program.layer.stats()["connected"]
+                try:
+                    await self._program.send(self._target, self._sender, self.count, 1)
+                except ForwarderUnavailable:
+                    self._unknown.append(self.count)
+                else:
+                    if away:
+                        self._away.append(self.count)
+                self.count += 1
+            await asyncio.sleep(PAUSE)
+
+
+class Program:
+    """What a peer can be told to do."""
+
+    layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
+
+    def __init__(self) -> None:
+        self._collected: dict[str, Read] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._floods: dict[str, Flood] = {}
+
+    async def open(self, config: dict[str, Any]) -> None:
+        """Make a layer, a dedicated one if there is an address to send to."""
+        dedicated = "pull_socket_address" in config
+        self.layer = DedicatedZmqChannelLayer(**config) if dedicated else EmbeddedZmqChannelLayer(**config)
+
+    async def close(self) -> None:
+        """Close the layer, and with it the connection and its counts."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+        self._collected.clear()
+        await self.layer.close()
+
+    async def channel(self) -> str:
+        """Return the name of a new channel."""
+        return await self.layer.new_channel()
+
+    async def member(self, group: str) -> str:
+        """Return the name of a new channel that is in a group."""
+        channel = await self.layer.new_channel()
+        await self.layer.group_add(group, channel)
+        return channel
+
+    async def add(self, group: str, channel: str) -> None:
+        """Add any channel to a group."""
+        await self.layer.group_add(group, channel)
+
+    async def discard(self, group: str, channel: str) -> None:
+        """Take any channel out of a group."""
+        await self.layer.group_discard(group, channel)
+
+    async def members(self, stem: str, count: int) -> list[str]:
+        """Return the names of new channels, each in a group of its own: the stem and a number."""
+        channels: list[str] = []
+        while len(channels) < count:
+            channels += await asyncio.gather(*(self.member(f"{stem}{len(channels) + more}") for more in range(100)))
+        return channels
+
+    async def send(self, target: str, sender: str, first: int, count: int) -> None:
+        """Send messages with numbers from `first` to a channel, or to a group if the target begins with `group:`."""
+        group = target.removeprefix("group:")
+        for number in range(first, first + count):
+            message = {"type": "numbered", "from": sender, "n": number}
+            if group == target:
+                await self.layer.send(target, message)
+            else:
+                await self.layer.group_send(group, message)
+
+    async def send_each(self, stem: str, first: int, count: int) -> None:
+        """Send one message to each of the groups that `members` made; its number is the group's."""
+        for number in range(first, first + count):
+            await self.send(f"group:{stem}{number}", "each", number, 1)
+
+    async def offer(self, channel: str, sender: str, count: int) -> int:
+        """Send messages to a channel and return how many it took; the others were refused with ChannelFull."""
+        taken = 0
+        for number in range(count):
+            try:
+                await self.send(channel, sender, number, 1)
+            except ChannelFull:
+                continue
+            taken += 1
+        return taken
+
+    async def receive(self, channel: str, count: int) -> Read:
+        """Return the next messages of a channel."""
+        return [await self._next(channel) for _ in range(count)]
+
+    async def receive_each(self, channels: list[str]) -> Read:
+        """Return the next message of each channel."""
+        return [await self._next(channel) for channel in channels]
+
+    async def collect(self, channel: str) -> None:
+        """Read a channel from now on."""
+        read = self._collected[channel] = []
+        self._tasks[channel] = asyncio.create_task(self._collect(channel, read))
+
+    async def collected(self, channel: str) -> Read:
+        """Return what has been read so far."""
+        return self._collected[channel]
+
+    async def until_collected(self, channel: str, sender: str, last: int) -> Read:
+        """Return what has been read once this message is there."""
+        while (sender, last) not in self._collected[channel]:
+            await asyncio.sleep(0.005)
+        return self._collected[channel]
+
+    async def flood(self, target: str, sender: str) -> None:
+        """Begin to send without end."""
+        self._floods[target] = Flood(self, target, sender)
+
+    async def until_flooded(self, target: str, more: int) -> int:
+        """Return how many messages went out once so many more did."""
+        until = self._floods[target].count + more
+        while self._floods[target].count < until:
+            await asyncio.sleep(0.005)
+        return self._floods[target].count
+
+    async def end_flood(self, target: str) -> dict[str, Any]:
+        """Stop, and return what `Flood.stop` does."""
+        return await self._floods.pop(target).stop()
+
+    async def until_counted(self, key: str, count: int) -> None:
+        """Return once a count of the layer is so high: `received`, say, which also counts what nobody has read yet."""
+        while self.layer.stats()[key] < count:  # type: ignore[literal-required] # the test knows which keys there are
+            await asyncio.sleep(0.005)
+
+    async def until_connected(self, connected: bool) -> None:
+        """Return once the forwarder is there, or away."""
+        while self.layer.stats()["connected"] is not connected:
+            await asyncio.sleep(0.005)
+
+    async def stand_still(self, seconds: int) -> None:
+        """Let no thread of Python run for a while, neither the event loop nor the keeper; ZeroMQ's own go on."""
+        ctypes.PyDLL(None).sleep(seconds)  # unlike time.sleep it keeps the GIL
+
+    async def visit(self, count: int) -> None:
+        """Let consumers come, read one message that goes to all of them, and leave."""
+        joined: list[str] = []
+        read: list[str] = []
+
+        async def consume(number: int) -> None:
+            channel = await self.layer.new_channel()
+            groups = ["everybody", f"room{number % 100}"]
+            for group in groups:
+                await self.layer.group_add(group, channel)
+            joined.append(channel)
+            try:
+                while True:
+                    await self._next(channel)
+                    read.append(channel)
+            finally:
+                for group in groups:
+                    await self.layer.group_discard(group, channel)
+
+        consumers = [asyncio.create_task(consume(number)) for number in range(count)]
+        while len(joined) < count:
+            await asyncio.sleep(0.005)
+        await self.send("group:everybody", "host", 0, 1)
+        while len(read) < count:
+            await asyncio.sleep(0.005)
+        for consumer in consumers:
+            consumer.cancel()
+        await asyncio.gather(*consumers, return_exceptions=True)
+
+    async def sizes(self) -> dict[str, int]:
+        """Return what this process has open and how much memory it uses, in bytes."""
+        gc.collect()
+        me, stats = psutil.Process(), self.layer.stats()
+        return {
+            "descriptors": me.num_fds(),
+            "threads": me.num_threads(),
+            "channels": stats["channels"],
+            "groups": stats["groups"],
+            "memory": me.memory_info().rss,
+        }
+
+    async def stats(self) -> Any:
+        """Return the layer's counts."""
+        return self.layer.stats()
+
+    async def _collect(self, channel: str, read: Read) -> None:
+        while True:
+            read.append(await self._next(channel))
+
+    async def _next(self, channel: str) -> tuple[str, int]:
+        message = await self.layer.receive(channel)
+        return message["from"], message["n"]
+
+
+async def _obey() -> None:
+    """Do what the lines of standard input say, several at a time, until it ends."""
+    program, lines = Program(), asyncio.StreamReader(limit=2**24)
+    protocol = asyncio.StreamReaderProtocol(lines)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    tasks: set[asyncio.Task[None]] = set()
+    while line := await lines.readline():
+        task = asyncio.create_task(_answer(program, *json.loads(line)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    transport.close()
+    await asyncio.sleep(0)  # uvloop closes it one turn later
+
+
+async def _answer(program: Program, number: int, verb: str, arguments: list[Any]) -> None:
+    result, error = None, None
+    try:
+        result = await getattr(program, verb)(*arguments)
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    os.write(sys.stdout.fileno(), json.dumps([number, result, error]).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[1] == "uvloop" else None) as runner:
+        runner.run(_obey())

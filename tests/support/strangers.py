@@ -1,0 +1,137 @@
+"""Strangers: raw sockets that speak the protocol, frames that do not, and what is not even ZeroMQ."""
+
+import secrets
+import socket
+from contextlib import suppress
+
+import zmq
+
+from channels_zmq_forwarder import wire
+
+PATIENCE = 20_000
+
+
+class Peer:
+    """Raw sockets of one client process; at an embedded producer, which has no producers' port, only one."""
+
+    def __init__(self, context, pull, pub, inbox=None):
+        self.inbox = inbox or secrets.token_hex(8).encode()
+        self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
+        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RCVTIMEO, PATIENCE), (zmq.LINGER, 0)):
+            self.xsub.set(option, value)
+        self.push.set(zmq.LINGER, 0)
+        self.push.set(zmq.SNDTIMEO, PATIENCE)
+        if pull is not None:
+            self.push.connect(pull)
+        self.xsub.connect(pub)
+        self.number = 0
+
+    def __enter__(self):
+        self.say(b"\1" + wire.inbox_topic(self.inbox))
+        self.say(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0)))
+        try:
+            assert wire.WELCOME.decode(self.await_kind(wire.WELCOME)).session == 1
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def say(self, frame):
+        self.xsub.send(frame)
+
+    def await_kind(self, layout):
+        """Read until a frame of this kind comes to the inbox."""
+        while True:
+            frame = self.xsub.recv()
+            if frame.startswith(wire.inbox_topic(self.inbox)) and frame[wire.SUB_KIND] == layout.kind:
+                return frame
+
+    def sync(self):
+        """Wait until everything sent upstream was read."""
+        self.number += 1
+        self.say(wire.SYNC.encode(wire.Sync(self.inbox, 2**63 + self.number)))
+        while wire.SYNCED.decode(self.await_kind(wire.SYNCED)).n != 2**63 + self.number:
+            pass
+
+    def echo(self):
+        """Wait until everything pushed was read."""
+        self.number += 1
+        self.push.send(wire.ECHO.encode(wire.Echo(self.inbox, 2**63 + self.number)))
+        while wire.CONFIRM.decode(self.await_kind(wire.CONFIRM)).n != 2**63 + self.number:
+            pass
+
+    def __exit__(self, *error):
+        self.push.close()
+        self.xsub.close()
+
+
+def well_formed(inbox, session=1):
+    """One frame of each kind, for a client that is there."""
+    return [
+        wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 3)),
+        wire.SYNC.encode(wire.Sync(inbox, 1)),
+        wire.READY.encode(wire.Ready(inbox, session, 3, 1, b"jobs")),
+        wire.BACK.encode(wire.Back(inbox, 7, 9_000, b"jobs", b"payload")),
+        wire.PLAIN.encode(wire.Plain(inbox, 1, 9_000, 50, b"jobs", b"payload")),
+        wire.MEMBER.encode(wire.Member(inbox, 1, 1, 0, 9_000, 50, b"room", b"jobs")),
+        wire.MEMBER.encode(wire.Member(inbox, 1, 0, 0, 9_000, 50, b"room", b"jobs")),
+        wire.ECHO.encode(wire.Echo(inbox, 1)),
+        wire.FLUSH.encode(wire.Flush(inbox, 1, 1)),
+        wire.FLUSHED.encode(wire.Flushed(inbox, 1)),
+        wire.ASK.encode(wire.Ask(inbox, 1, 1, inbox, b"room", b"specific.x!1")),
+        wire.CONFIRM.encode(wire.Confirm(inbox, 1, 0, b"instance")),
+        wire.WELCOME.encode(wire.Welcome(inbox, wire.VERSION, 0, b"instance", session, 1)),
+        wire.JOB.encode(wire.Job(inbox, session, 1, 9_000, b"jobs", b"payload")),
+        wire.HANDED.encode(wire.Handed(inbox, session, 99, b"jobs")),
+        wire.EMPTY.encode(wire.Empty(inbox, 1)),
+        wire.SYNCED.encode(wire.Synced(inbox, 1)),
+        wire.REMOVED.encode(wire.Removed(inbox, b"room", b"jobs")),
+        wire.ordered(wire.group_topic("room"), b"sender..", 1, 1, 9_000, b"payload"),
+        wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, 1, 9_000, wire.direct_body("specific.x!1", b"payload")),
+        b"\1" + wire.group_topic("room"),
+        b"\0" + wire.group_topic("room"),
+    ]
+
+
+def mutated(rng, frames, flushing):
+    """Yield frames without end: broken in one of several ways, and now and then whole.
+
+    A flush empties everything and drops messages until it is over, so there are times without.
+    """
+    kinds = b"HYRBQMEfGP\0\1"
+    frames = [frame for frame in frames if flushing or frame[:1] != b"F"]
+    while True:
+        raw = bytearray(rng.choice(frames))
+        way = rng.random()
+        if way < 0.45:  # a few bits, anywhere
+            for _ in range(rng.randrange(1, 4)):
+                raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        elif way < 0.6:  # cut short
+            del raw[rng.randrange(len(raw)) :]
+        elif way < 0.7:  # bytes too many, or missing in the middle
+            at = rng.randrange(len(raw))
+            raw[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(9))
+        elif way < 0.8:  # a foreign inbox
+            raw[1 : 1 + wire.INBOX_SIZE] = rng.randbytes(8).hex().encode()
+        elif way < 0.88:  # another kind
+            raw[0] = rng.choice(kinds)
+        elif way < 0.96:  # noise
+            raw = bytearray(rng.randbytes(rng.randrange(60)))
+        elif way < 0.97:  # a long name
+            raw = raw[:1] + bytearray(b"n" * rng.randrange(2_000))
+        yield bytes(raw)
+
+
+def oversized(context, kind, address, size):
+    """Send what is too large, on a connection of its own, for it is cut."""
+    with context.socket(kind) as one:
+        one.connect(address)
+        one.send(b"G" + bytes(size + wire.MAX_OVERHEAD))
+        one.close(linger=1_000)
+
+
+def no_zeromq(ports, rng):
+    """Speak to both ports what is not even ZeroMQ."""
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, suppress(OSError):
+            stranger.sendall(rng.choice((b"GET / HTTP/1.1\r\n\r\n", rng.randbytes(200), b"\xff" + bytes(9) + b"\x7f")))
