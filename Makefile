@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
-SOURCES := channels_zmq forwarder operator tests benchmarks examples docs
+SOURCES := channels_zmq forwarder operator tests benchmarks examples docs charts
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -53,10 +53,19 @@ types: $(STAMP) ## mypy --strict
 check: lint types generate ## Everything that needs no running: lint, types, generated files
 	@test ! -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library's operator module: delete it"; exit 1; }
 	@! git ls-files 'tests/*__init__.py' | grep . || { echo "a folder under tests/ never has an __init__.py"; exit 1; }
-	@git diff --exit-code -- docs forwarder/README.md || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
+	@git diff --exit-code -- docs forwarder/README.md charts/channels-zmq || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 
-generate: $(STAMP) ## Write the generated files: test vectors of the wire format, tables of settings
+generate: $(STAMP) ## Write the generated files: test vectors of the wire format, parts of the chart, tables of settings
 	$(BIN)/python docs/generate.py
+
+HELM ?= $(or $(shell command -v helm 2>/dev/null),$(or $(CLUSTER_HOME),$(HOME)/.cache/channels-zmq-cluster)/bin/helm)
+CHART := charts/channels-zmq
+KUBERNETES ?= 1.36.0
+
+chart: generate ## Lint the chart and render it into dist/ (needs helm: HELM=..., on PATH, or in CLUSTER_HOME/bin)
+	$(HELM) lint --strict --kube-version $(KUBERNETES) $(CHART)
+	@mkdir -p dist
+	$(HELM) template channels-zmq $(CHART) --kube-version $(KUBERNETES) > dist/channels-zmq.yaml
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -64,9 +73,9 @@ format: $(STAMP) ## Format the code
 
 lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv)
 	@test -n "$(UV)" || { echo "uv is needed to compile the requirement files"; exit 1; }
-	for name in runtime forwarder dev; do \
+	for name in runtime forwarder operator dev; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-			--no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
+			--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done
 
 bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq in one run (needs redis-server)
@@ -80,4 +89,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate format lock bench wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart format lock bench wheels clean

@@ -1,4 +1,4 @@
-"""Write the generated files: the test vectors of the wire format, and the tables in pages that people wrote.
+"""Write the generated files: test vectors of the wire format, parts of the chart, tables in pages that people wrote.
 
 Run by `make generate`; running it again changes nothing. A table stands in its page between two markers,
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import chart
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
@@ -41,6 +42,8 @@ LAYOUTS: dict[str, AnyLayout] = {
 def main() -> None:
     """Write every generated file that is not up to date."""
     _write(VECTORS, json.dumps(vectors(), indent=2, ensure_ascii=False) + "\n")
+    _write(chart.CHART / "templates" / "crd.yaml", chart.definition())
+    _write(chart.CHART / "values.schema.json", chart.schema())
     for page, tables in PAGES.items():
         text = page.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -267,6 +270,7 @@ PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
     },
     ROOT / "docs" / "configuration.md": {"embedded": keys(EmbeddedConfig), "dedicated": keys(DedicatedConfig)},
     ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
+    chart.CHART / "README.md": {"values": chart.table},
 }
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
-"""The operator: from a ZmqChannelLayer resource to running forwarders. Nothing is implemented yet."""
+"""The operator: from a ZmqChannelLayer resource to running forwarders, and to their addresses in pods."""
 
 __version__ = "0.1.0"

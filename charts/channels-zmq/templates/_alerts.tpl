@@ -1,0 +1,52 @@
+{{/* The alerts: docs/operations.md has a heading for each. `{{ $labels }}` below is for Prometheus. */}}
+{{- define "channels-zmq.alerts" -}}
+{{- $rule := .Values.monitoring.prometheusRule -}}
+- alert: ChannelsZmqForwarderDown
+  # A layer that was deleted has no target any more, so it is no alert.
+  expr: channels_zmq_forwarder_ready == 0 or (up == 0 and on (namespace, service) last_over_time(channels_zmq_forwarder_info[1h]))
+  for: 1m
+  severity: critical
+  summary: A forwarder in {{ "{{ $labels.namespace }}" }} takes no messages.
+- alert: ChannelsZmqForwarderDrops
+  expr: sum by (namespace, service, cause) (increase(channels_zmq_forwarder_drops_total[5m])) > 0
+  for: 5m
+  severity: warning
+  summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} drops frames ({{ "{{ $labels.cause }}" }}).
+- alert: ChannelsZmqQueueAge
+  expr: channels_zmq_forwarder_plain_queue_age_seconds > {{ $rule.queueAgeSeconds }}
+  for: 2m
+  severity: warning
+  summary: A message of a plain channel in {{ "{{ $labels.namespace }}" }} waits for {{ "{{ $value }}" }} s.
+- alert: ChannelsZmqRefusedHandshakes
+  expr: sum by (namespace, service) (increase(channels_zmq_forwarder_refused_handshakes_total[5m])) > 0
+  for: 5m
+  severity: warning
+  summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} refuses clients for their key.
+- alert: ChannelsZmqLayersNotReady
+  expr: sum(channels_zmq_operator_layers{condition="Ready", status!="True"}) > 0
+  for: 5m
+  severity: critical
+  summary: {{ "'{{ $value }} layers are not ready.'" }}
+- alert: ChannelsZmqReconcileErrors
+  expr: sum(increase(channels_zmq_operator_reconcile_errors_total[10m])) > 0
+  for: 10m
+  severity: warning
+  summary: The operator cannot make the cluster what a layer says.
+- alert: ChannelsZmqOperatorDown
+  expr: absent(channels_zmq_operator_info)
+  for: 10m
+  severity: warning
+  summary: No operator looks after the layers; what runs goes on.
+{{- if include "channels-zmq.webhook" . }}
+- alert: ChannelsZmqWebhookDown
+  expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds)
+  for: 5m
+  severity: critical
+  summary: No webhook answers; pods with the label channels-zmq.io/layer do not start.
+- alert: ChannelsZmqWebhookCertificate
+  expr: channels_zmq_webhook_certificate_expiry_timestamp_seconds - time() < {{ mul $rule.certificateDays 86400 }}
+  for: 1h
+  severity: critical
+  summary: The webhook's certificate was not renewed and expires soon.
+{{- end }}
+{{- end }}

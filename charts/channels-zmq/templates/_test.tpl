@@ -1,0 +1,21 @@
+{{/* The namespace of the test: that of the release, unless the operator does not look there. */}}
+{{- define "channels-zmq.testNamespace" -}}
+{{- $watched := .Values.watchNamespaces -}}
+{{- if or (not $watched) (has .Release.Namespace $watched) }}{{ .Release.Namespace }}{{ else }}{{ first $watched }}{{ end -}}
+{{- end }}
+
+{{/* Annotations of one of the test's objects: list of the context and its turn. */}}
+{{- define "channels-zmq.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ index . 1 | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
+{{- end }}
+
+{{/* Metadata of one of the test's objects: arguments as above, labels of its own, and what follows the test's name. */}}
+{{- define "channels-zmq.testMetadata" -}}
+{{- $context := index . 0 -}}
+name: {{ include "channels-zmq.name" (list $context "test" 47) }}{{ index . 3 }}
+namespace: {{ include "channels-zmq.testNamespace" $context }}
+{{ include "channels-zmq.metadata" (list $context "test" (include "channels-zmq.testHook" . | fromYaml) (index . 2)) }}
+{{- end }}

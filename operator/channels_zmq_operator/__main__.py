@@ -1,0 +1,106 @@
+"""`channels-zmq-operator`: `run`, `webhook`, `render -f FILE` and `crd`."""
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from channels_zmq_operator import __version__, crd, render
+from channels_zmq_operator.models import Owner, SpecError, parse
+from channels_zmq_operator.settings import Settings
+
+BAD_USAGE = 2
+EXAMPLE_KEY = "0" * 40
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the commands; return the exit code."""
+    parser = argparse.ArgumentParser(prog="channels-zmq-operator", description="The operator of channels-zmq.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="watch layers and run their forwarders")
+    commands.add_parser("webhook", help="inject layers into pods")
+    commands.add_parser("crd", help="print the CustomResourceDefinition")
+    rendering = commands.add_parser("render", help="print what a layer is made of; keys are shown as zeros")
+    rendering.add_argument("-f", "--file", required=True, help="YAML of a ZmqChannelLayer, - for standard input")
+    given = parser.parse_args(arguments)
+    if given.command == "crd":
+        print(yaml.safe_dump(crd.crd(), sort_keys=False), end="")
+        return 0
+    if given.command == "render":
+        return _render(given.file)
+    settings = Settings()
+    _log(settings)
+    if given.command == "webhook":
+        from channels_zmq_operator.webhook import serve
+
+        _run(lambda stop: serve(settings, stop))
+    else:
+        from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
+
+        _run(lambda stop: operate(settings, stop))
+    return 0
+
+
+def _render(path: str) -> int:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        resource = yaml.safe_load(text)
+        owner, spec = Owner.of(resource), parse(resource)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, SpecError) as error:
+        print(f"channels-zmq-operator render: {path}: {error}", file=sys.stderr)
+        return BAD_USAGE
+    keys = render.LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))
+    enabled = spec.security.curve == "Enabled"
+    manifests = render.render(owner, spec, keys if enabled else None, render.Choices(Settings().forwarder_image))
+    print(yaml.safe_dump_all(manifests, sort_keys=False), end="")
+    return 0
+
+
+def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    try:
+        import uvloop  # not there on Windows
+    except ImportError:
+        asyncio.run(_until_signal(work))
+    else:
+        uvloop.run(_until_signal(work))
+
+
+async def _until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await work(stop)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a log line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

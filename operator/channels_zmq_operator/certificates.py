@@ -1,0 +1,191 @@
+"""The webhook's certificates, where the operator makes them: an authority, and a leaf that it signs.
+
+The authority lives for ten years and the leaf for ninety days. Renewing a leaf needs no change at the API server, since
+the authority stays; a new authority stands in the bundle for weeks before it signs the first leaf.
+"""
+
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from channels_zmq_operator.render import MANAGED_BY, Manifest
+
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 90
+RENEW_AT = 2 / 3
+_SLACK = timedelta(minutes=10)
+"""For clocks that differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate that signs others, and its key."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Everything that the webhook's TLS needs.
+
+    Args:
+        authorities: The newest first; the leaf is signed by one of them.
+        leaf: The serving certificate.
+        key: Its key.
+    """
+
+    authorities: tuple[Authority, ...]
+    leaf: bytes
+    key: bytes = field(repr=False)
+
+    @property
+    def bundle(self) -> bytes:
+        """What the API server is to trust."""
+        return b"".join(authority.certificate for authority in self.authorities)
+
+
+def renewed(before: Certificates | None, names: list[str], now: datetime) -> Certificates:
+    """Return certificates with everything renewed that is due, and nothing else changed.
+
+    Args:
+        before: What there is, or None.
+        names: DNS names of the webhook's Service.
+        now: Aware time.
+    """
+    authorities = [one for one in (before.authorities if before else ()) if not _has_expired(one.certificate, now)]
+    if not authorities or _is_due(authorities[0].certificate, now):
+        authorities.insert(0, _new_authority(now))
+    if before is not None and not _is_due(before.leaf, now) and _signed_by_one(before.leaf, authorities, names):
+        return Certificates(tuple(authorities), before.leaf, before.key)
+    signing = authorities[0]
+    if before is not None and len(authorities) > 1 and not _is_settled(signing.certificate, now):
+        signing = authorities[1]  # nobody trusts the newest yet
+    return Certificates(tuple(authorities), *_new_leaf(signing, names, now))
+
+
+def expiry(certificate: bytes) -> float:
+    """Return when a PEM certificate expires, in seconds since the epoch.
+
+    Raises:
+        ValueError: It is none.
+    """
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+
+
+def from_secrets(leaf: Manifest | None, authority: Manifest | None) -> Certificates | None:
+    """Return what two Secrets hold, or None if that cannot be used."""
+    try:
+        leaf_data, authority_data = (leaf or {})["data"], (authority or {})["data"]
+        certificates = x509.load_pem_x509_certificates(b64decode(authority_data["ca.crt"]))
+        keys = b64decode(authority_data["ca.key"]).decode().split(_BETWEEN)
+        authorities = tuple(
+            Authority(one.public_bytes(serialization.Encoding.PEM), key.encode())
+            for one, key in zip(certificates, keys, strict=True)
+        )
+        found = Certificates(authorities, b64decode(leaf_data["tls.crt"]), b64decode(leaf_data["tls.key"]))
+        expiry(found.leaf)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return found
+
+
+_BETWEEN = "\n\n"
+
+
+def to_secrets(certificates: Certificates, namespace: str, name: str) -> list[Manifest]:
+    """Return the Secret that is mounted into the webhook's pods, and the one that only the operator reads."""
+    keys = _BETWEEN.join(authority.key.decode() for authority in certificates.authorities)
+    contents = {
+        name: {"tls.crt": certificates.leaf, "tls.key": certificates.key, "ca.crt": certificates.bundle},
+        f"{name}-ca": {"ca.crt": certificates.bundle, "ca.key": keys.encode()},
+    }
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": secret, "namespace": namespace, "labels": dict(MANAGED_BY)},
+            "type": "kubernetes.io/tls" if secret == name else "Opaque",
+            "data": {key: b64encode(value).decode() for key, value in data.items()},
+        }
+        for secret, data in contents.items()
+    ]
+
+
+def _new_authority(now: datetime) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"channels-zmq webhook {now:%Y-%m-%d}")])
+    builder = _builder(name, name, key, now, AUTHORITY_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    return Authority(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key))
+
+
+def _new_leaf(authority: Authority, names: list[str], now: datetime) -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    signing = serialization.load_pem_private_key(authority.key, None)
+    if not isinstance(signing, ec.EllipticCurvePrivateKey):
+        raise ValueError("the authority's key is of another kind")
+    issuer = x509.load_pem_x509_certificate(authority.certificate).subject
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
+    builder = _builder(subject, issuer, key, now, LEAF_DAYS)
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SLACK)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).strip()
+
+
+def _is_due(pem: bytes, now: datetime) -> bool:
+    certificate = x509.load_pem_x509_certificate(pem)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return now >= begin + (end - begin) * RENEW_AT
+
+
+def _has_expired(pem: bytes, now: datetime) -> bool:
+    return now >= x509.load_pem_x509_certificate(pem).not_valid_after_utc
+
+
+def _is_settled(pem: bytes, now: datetime) -> bool:
+    return now >= x509.load_pem_x509_certificate(pem).not_valid_before_utc + _SLACK + timedelta(hours=1)
+
+
+def _signed_by_one(leaf: bytes, authorities: list[Authority], names: list[str]) -> bool:
+    certificate = x509.load_pem_x509_certificate(leaf)
+    present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    if sorted(present.get_values_for_type(x509.DNSName)) != sorted(names):
+        return False
+    for authority in authorities:
+        try:
+            certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate))
+        except Exception:
+            continue
+        return True
+    return False
+
+
+def now() -> datetime:
+    """Return the time, aware."""
+    return datetime.now(UTC)

@@ -1,0 +1,174 @@
+"""The API server, as the rest of the operator sees it: five calls on plain dicts.
+
+The one module that knows the Kubernetes client. Paths come from a table, so nothing is discovered and nothing cached.
+"""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.dynamic import DynamicClient
+
+from channels_zmq_operator.models import API_VERSION, KIND, PLURAL
+from channels_zmq_operator.render import FIELD_MANAGER, Manifest
+
+TIMEOUT = 30.0
+"""Seconds for one request."""
+
+
+class Kind(NamedTuple):
+    """Where objects of a kind live."""
+
+    api_version: str
+    plural: str
+    namespaced: bool = True
+
+
+KINDS: dict[str, Kind] = {
+    KIND: Kind(API_VERSION, PLURAL),
+    "ConfigMap": Kind("v1", "configmaps"),
+    "Secret": Kind("v1", "secrets"),
+    "Service": Kind("v1", "services"),
+    "Deployment": Kind("apps/v1", "deployments"),
+    "PodDisruptionBudget": Kind("policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": Kind("networking.k8s.io/v1", "networkpolicies"),
+    "ServiceMonitor": Kind("monitoring.coreos.com/v1", "servicemonitors"),
+    "Event": Kind("events.k8s.io/v1", "events"),
+    "Lease": Kind("coordination.k8s.io/v1", "leases"),
+    "MutatingWebhookConfiguration": Kind(
+        "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", namespaced=False
+    ),
+}
+
+
+class ClusterError(Exception):
+    """The API server refused something, or is away.
+
+    Attributes:
+        status: HTTP status; 0 if there was no answer.
+        reason: Kubernetes' word for it.
+    """
+
+    def __init__(self, what: str, status: int, reason: str, message: str) -> None:
+        super().__init__(f"{what}: {message or reason}" + (f" ({status} {reason})" if status else f" ({reason})"))
+        self.status, self.reason = status, reason
+
+
+class Cluster(Protocol):
+    """What the operator asks of an API server; each call raises ClusterError."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """Return an object, or None if there is none."""
+
+    async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
+        """Make an object as the manifest says, and return what it is then."""
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        """Create an object that must not be there yet."""
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        """Replace an object that has not changed since it was read."""
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete an object if it still is the one with this uid."""
+
+    async def serves(self, kind: str) -> bool:
+        """Return whether the cluster knows a kind."""
+
+
+class RealCluster:
+    """A cluster behind the Kubernetes client."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._dynamic = DynamicClient(api)  # type: ignore[no-untyped-call] # not awaited: that would ask for all kinds
+        self.requests = 0
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:  # noqa: D102
+        try:
+            return await self._call("get", _path(kind, namespace, name))
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:  # noqa: D102
+        return await self._call(
+            "patch",
+            _path_of(manifest) + (f"/{subresource}" if subresource else ""),
+            manifest,
+            content_type="application/apply-patch+yaml",
+            field_manager=FIELD_MANAGER,
+            force_conflicts=True,
+        )
+
+    async def create(self, manifest: Manifest) -> Manifest:  # noqa: D102
+        path = _path(manifest["kind"], manifest["metadata"].get("namespace", ""), "")
+        return await self._call("post", path, manifest, field_manager=FIELD_MANAGER)
+
+    async def replace(self, manifest: Manifest) -> Manifest:  # noqa: D102
+        return await self._call("put", _path_of(manifest), manifest, field_manager=FIELD_MANAGER)
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:  # noqa: D102
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._call("delete", _path(kind, namespace, name), body)
+        except ClusterError as error:
+            if error.status not in (404, 409):  # gone, or another one of that name
+                raise
+
+    async def serves(self, kind: str) -> bool:  # noqa: D102
+        version = KINDS[kind].api_version
+        try:
+            found = await self._call("get", f"/apis/{version}")
+        except ClusterError as error:
+            if error.status in (403, 404):
+                return False
+            raise
+        return any(one["name"] == KINDS[kind].plural for one in found.get("resources", ()))
+
+    async def _call(self, method: str, path: str, body: Manifest | None = None, **options: Any) -> Manifest:
+        self.requests += 1
+        what = f"{method.upper()} {path}"
+        try:
+            answer = await self._dynamic.request(method, path, body=body, _request_timeout=TIMEOUT, **options)
+            return dict(json.loads(await answer.read()))
+        except ApiException as error:
+            raise _refusal(what, error) from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ClusterError(what, 0, type(error).__name__, str(error)) from error
+
+
+def _refusal(what: str, error: ApiException) -> ClusterError:
+    try:
+        status = json.loads(error.body or "")
+        return ClusterError(what, error.status, status.get("reason", error.reason), status.get("message", ""))
+    except (TypeError, ValueError, AttributeError):
+        return ClusterError(what, error.status or 0, str(error.reason), "")
+
+
+def _path_of(manifest: Manifest) -> str:
+    metadata = manifest["metadata"]
+    return _path(manifest["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def _path(kind: str, namespace: str, name: str) -> str:
+    where = KINDS[kind]
+    root = "/api/" if "/" not in where.api_version else "/apis/"
+    scope = f"/namespaces/{namespace}" if where.namespaced else ""
+    return f"{root}{where.api_version}{scope}/{where.plural}" + (f"/{name}" if name else "")
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[RealCluster]:
+    """Connect with the service account of the pod, or else with the current KUBECONFIG."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    else:
+        await config.load_kube_config()  # type: ignore[no-untyped-call]
+    async with client.ApiClient() as api:
+        yield RealCluster(api)

@@ -1,0 +1,102 @@
+"""kopf's part: it watches layers and what belongs to them, and feeds the reconciler's queue. It writes nothing."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import kopf
+
+from channels_zmq_operator import crd
+from channels_zmq_operator.cluster import KINDS
+from channels_zmq_operator.models import GROUP, PLURAL, VERSION
+from channels_zmq_operator.reconcile import PRUNED, Queue, Reconciler
+from channels_zmq_operator.render import OWNER_LABEL
+from channels_zmq_operator.settings import Settings
+from channels_zmq_operator.trust import WEBHOOKS, Trust
+
+logger = logging.getLogger("channels_zmq_operator")
+
+
+def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: Trust | None) -> kopf.OperatorRegistry:
+    """Return kopf's handlers.
+
+    Args:
+        reconciler: Told what is seen.
+        queue: Gets the layers to look at.
+        kinds: Kinds of children that the cluster serves.
+        trust: Told when the webhook's configuration changes.
+    """
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
+    async def layer(event: Any, body: Any, **_: Any) -> None:
+        resource = _plain(body)
+        if reconciler.layer_seen(resource, gone=event["type"] == "DELETED"):
+            queue.add((resource["metadata"]["namespace"], resource["metadata"]["name"]))
+
+    async def child(event: Any, body: Any, **_: Any) -> None:
+        found = _plain(body)
+        metadata = found["metadata"]
+        if reconciler.child_seen(found, gone=event["type"] == "DELETED"):
+            queue.add((metadata["namespace"], metadata["labels"][OWNER_LABEL]))
+
+    for kind in kinds:
+        group, _, version = KINDS[kind].api_version.rpartition("/")
+        kopf.on.event(
+            group, version, KINDS[kind].plural, registry=handlers, labels={OWNER_LABEL: kopf.PRESENT}, id=kind
+        )(child)
+    if trust is not None:
+        group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")
+
+        @kopf.on.event(group, version, KINDS[WEBHOOKS].plural, registry=handlers)
+        async def configuration(body: Any, **_: Any) -> None:
+            trust.configuration_seen({**body})
+
+    return handlers
+
+
+def settings(own: Settings) -> kopf.OperatorSettings:
+    """Return kopf's settings: quiet, with bounded waits, and without a word written to any resource."""
+    out = kopf.OperatorSettings()
+    out.posting.enabled = False
+    out.watching.server_timeout = 300
+    out.watching.client_timeout = 310
+    out.watching.connect_timeout = 10
+    out.networking.request_timeout = 30
+    out.networking.error_backoffs = [0.5, 1, 2, 5, 10]
+    for kind in PRUNED:
+        group, _, version = KINDS[kind].api_version.rpartition("/")
+        out.watching.label_selectors[group, version, KINDS[kind].plural] = OWNER_LABEL
+    group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")
+    out.watching.field_selectors[group, version, KINDS[WEBHOOKS].plural] = f"metadata.name={own.webhook_name}"
+    if own.watch_namespaces:
+        out.scanning.disabled = True
+    else:
+        crds = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
+        out.watching.field_selectors[crds] = f"metadata.name={crd.NAME}"
+    for name in ("kopf.objects", "kopf.activities", "kopf._core", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return out
+
+
+def _plain(body: Any) -> dict[str, Any]:
+    """Return an object as a plain dict; lists that the watch came from leave out the kind."""
+    return {**body}
+
+
+async def watch(own: Settings, handlers: kopf.OperatorRegistry, stop: asyncio.Event) -> None:
+    """Let kopf watch until told to stop."""
+    await kopf.operator(
+        registry=handlers,
+        settings=settings(own),
+        standalone=True,
+        identity=own.identity,  # type: ignore[arg-type] # else kopf asks for the name of the user, who may have none
+        clusterwide=not own.watch_namespaces,
+        namespaces=own.watch_namespaces,
+        stop_flag=stop,
+    )

@@ -1,0 +1,213 @@
+"""What a `ZmqChannelLayer` may say: the one source of the resource's schema, its defaults and its documentation."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+GROUP = "channels-zmq.io"
+VERSION = "v1alpha1"
+KIND = "ZmqChannelLayer"
+PLURAL = "zmqchannellayers"
+API_VERSION = f"{GROUP}/{VERSION}"
+LONGEST_NAME = 47
+"""Characters of a layer's name: its children add up to 16, and a name in Kubernetes has 63."""
+
+_UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
+_SIZE = re.compile(r"([0-9]+)(Ki|Mi|Gi|k|M|G|)")
+_DURATION = re.compile(r"([0-9]+)(s|m|h)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+FREE_FORM: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+STRING_MAP: dict[str, Any] = {"additionalProperties": {"type": "string"}}
+
+
+class SpecError(ValueError):
+    """A resource that cannot be served; the message names the field."""
+
+
+def size(value: int | str) -> int:
+    """Return the bytes of a quantity such as `16Mi`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _SIZE.fullmatch(str(value))
+    if match is None:
+        raise ValueError(f"{value!r} is no size such as 16Mi")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def seconds(value: str) -> int:
+    """Return the seconds of a duration such as `720h`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _DURATION.fullmatch(value)
+    if match is None:
+        raise ValueError(f"{value!r} is no duration such as 720h")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _checked_size(value: Any) -> Any:
+    if not 1 <= size(value) <= 2**31:
+        raise ValueError(f"{value!r} is not from 1 to 2Gi")
+    return value
+
+
+def _checked_duration(value: Any) -> Any:
+    if isinstance(value, str) and seconds(value) < 3600:
+        raise ValueError(f"{value!r} is less than 1h")
+    return value
+
+
+Size = Annotated[
+    int | str,
+    BeforeValidator(_checked_size),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+Duration = Annotated[
+    str,
+    BeforeValidator(_checked_duration),
+    Field(max_length=10, json_schema_extra={"pattern": "^[0-9]+(s|m|h)$"}),
+]
+
+
+class Part(BaseModel):
+    """A part of the resource: camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Layer(Part):
+    """What the applications' layers are told, as in their CONFIG."""
+
+    capacity: int = Field(
+        100, ge=1, le=10**6, description="Messages that may wait on one channel; the newest is refused."
+    )
+    expiry: int = Field(60, ge=1, le=4_000_000, description="Seconds that a message lives.")
+    group_expiry: int = Field(
+        86400, ge=1, le=10**10, description="Seconds without a sign of life after which a channel leaves its groups."
+    )
+    channel_capacity: dict[str, Annotated[int, Field(ge=1, le=10**6)]] = Field(
+        default_factory=dict, max_length=100, description="Capacities of channels by glob, e.g. jobs.*: 10000."
+    )
+    max_message_size: Size = Field("16Mi", description="Largest message, e.g. 16Mi; also the forwarder's limit.")
+
+
+class Security(Part):
+    """Who may connect."""
+
+    curve: Literal["Enabled", "Disabled"] = Field(
+        "Enabled", description="Encryption and keys on both ports (CURVE); the keys are made here."
+    )
+    rotate_every: Duration = Field(
+        "720h",
+        description="When the applications get a new key. The one before it stays allowed until the next rotation.",
+    )
+
+
+class Image(Part):
+    """The forwarder's image, where it is not the operator's default."""
+
+    repository: str = Field("", max_length=300, description="Registry and name; empty for the operator's default.")
+    tag: str = Field("", max_length=128, description="Tag; empty for the operator's default.")
+    digest: str = Field("", max_length=100, description="Digest such as sha256:...; it wins over the tag.")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field("IfNotPresent", description="When to pull it.")
+    pull_secrets: list[Annotated[str, Field(max_length=253)]] = Field(
+        default_factory=list, max_length=10, description="Names of Secrets with credentials of the registry."
+    )
+
+
+class Template(Part):
+    """Additions to the forwarders' pods."""
+
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels beside the operator's.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations beside the operator's.")
+    node_selector: dict[str, str] = Field(default_factory=dict, description="Nodes that they may run on.")
+    tolerations: list[dict[str, Any]] = Field(
+        default_factory=list, max_length=50, description="Taints of nodes that they tolerate, as in a pod."
+    )
+    affinity: dict[str, Any] = Field(
+        default_factory=dict, json_schema_extra=FREE_FORM, description="Affinity, as in a pod."
+    )
+    priority_class_name: str = Field("", max_length=253, description="Their priority class.")
+
+
+class NetworkPolicy(Part):
+    """The network policy of the forwarders."""
+
+    enabled: bool = Field(True, description="Let only pods of this namespace reach the forwarders' two ports.")
+
+
+class Monitoring(Part):
+    """What collects the forwarders' metrics."""
+
+    service_monitor: Literal["Auto", "Disabled"] = Field(
+        "Auto", description="Make a ServiceMonitor where the cluster knows that kind."
+    )
+
+
+class Spec(Part):
+    """What a layer should be. Every field has a default: an empty spec is a working layer."""
+
+    forwarders: int = Field(1, ge=1, le=1, description="Forwarder processes; a layer has one.")
+    layer: Layer = Field(default_factory=Layer, description="What the applications' layers are told.")
+    security: Security = Field(default_factory=Security, description="Who may connect.")
+    image: Image = Field(default_factory=Image, description="The forwarder's image.")
+    resources: dict[str, Any] = Field(
+        default_factory=lambda: {
+            "requests": {"cpu": "50m", "memory": "64Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+        json_schema_extra=FREE_FORM,
+        description="Requests and limits of the forwarder's container, as in a pod.",
+    )
+    template: Template = Field(default_factory=Template, description="Additions to the forwarders' pods.")
+    network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy, description="Who may reach the forwarders.")
+    monitoring: Monitoring = Field(default_factory=Monitoring, description="What collects their metrics.")
+
+
+class Owner(BaseModel):
+    """The layer that children belong to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @classmethod
+    def of(cls, resource: dict[str, Any]) -> "Owner":
+        """Return the owner that a resource is."""
+        metadata = resource["metadata"]
+        return cls(
+            name=metadata["name"],
+            namespace=metadata.get("namespace", "default"),
+            uid=metadata.get("uid", ""),
+            generation=metadata.get("generation", 0),
+        )
+
+
+def parse(resource: dict[str, Any]) -> Spec:
+    """Return the spec of a resource.
+
+    Raises:
+        SpecError: It cannot be served; names every field that is wrong.
+    """
+    try:
+        return Spec.model_validate(resource.get("spec") or {})
+    except ValidationError as error:
+        raise SpecError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def _sentence(problem: Any) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])
+    return f"spec{path}: {problem['msg'].removeprefix('Value error, ')}"

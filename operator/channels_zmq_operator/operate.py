@@ -1,0 +1,142 @@
+"""One run of the operator: kopf watches, workers reconcile, and a page tells whether they do."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from channels_zmq_operator import __version__, handlers
+from channels_zmq_operator.cluster import ClusterError, RealCluster, connected
+from channels_zmq_operator.models import KIND
+from channels_zmq_operator.reconcile import PRUNED, Key, Queue, Reconciler
+from channels_zmq_operator.render import Choices
+from channels_zmq_operator.settings import Settings
+from channels_zmq_operator.trust import Trust
+
+logger = logging.getLogger("channels_zmq_operator")
+
+PREFIX = "channels_zmq_operator"
+WAIT_FOR_KIND = 2.0
+STUCK_AFTER = 300.0
+"""Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
+
+
+async def operate(settings: Settings, stop: asyncio.Event) -> None:
+    """Run the operator until told to stop."""
+    async with connected() as cluster:
+        await _wait_for_kind(cluster, stop)
+        monitors = await cluster.serves("ServiceMonitor")
+        choices = Choices(forwarder_image=settings.forwarder_image, service_monitors=monitors)
+        reconciler = Reconciler(cluster, choices)
+
+        async def look(key: Key) -> float:
+            with DURATION.time():
+                return await reconciler.reconcile(key)
+
+        queue = Queue(look)
+        kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
+        async with serving(settings.admin_port, reconciler, queue, cluster):
+            tasks = [
+                asyncio.create_task(queue.run(settings.workers)),
+                asyncio.create_task(_resync(reconciler, queue, settings.resync)),
+            ]
+            trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
+            if trust is not None:
+                tasks.append(asyncio.create_task(trust.keep()))
+            logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
+            try:
+                await handlers.watch(settings, handlers.registry(reconciler, queue, kinds, trust), stop)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait_for_kind(cluster: RealCluster, stop: asyncio.Event) -> None:
+    """Wait until the cluster knows our kind: its definition may come later than we do."""
+    told = ""
+    while not stop.is_set():
+        try:
+            if await cluster.serves(KIND):
+                return
+            problem = f"the cluster does not know {KIND}: is its CustomResourceDefinition installed?"
+        except ClusterError as error:
+            problem = str(error)
+        if problem != told:
+            told = problem
+            logger.warning("waiting: %s", problem)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), WAIT_FOR_KIND)
+
+
+async def _resync(reconciler: Reconciler, queue: Queue, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        for key in list(reconciler.layers):
+            queue.add(key)
+
+
+DURATION = Histogram(
+    f"{PREFIX}_reconcile_duration_seconds",
+    "How long a look at one layer took.",
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30),
+    registry=None,
+)
+
+
+class _State(Collector):
+    def __init__(self, reconciler: Reconciler, queue: Queue, cluster: RealCluster) -> None:
+        self._reconciler, self._queue, self._cluster = reconciler, queue, cluster
+
+    def collect(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        yield CounterMetricFamily(f"{PREFIX}_reconciles", "Looks at a layer that went well.", value=self._queue.done)
+        yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Looks that failed.", value=self._queue.failed)
+        yield CounterMetricFamily(f"{PREFIX}_api_requests", "Requests to the API server.", value=self._cluster.requests)
+        yield GaugeMetricFamily(f"{PREFIX}_queue_length", "Layers that wait for a look.", value=len(self._queue))
+        layers = GaugeMetricFamily(
+            f"{PREFIX}_layers", "Layers by condition and its value.", labels=["condition", "status"]
+        )
+        counts: dict[tuple[str, str], int] = {}
+        for known in self._reconciler.layers.values():
+            for one in ((known.resource or {}).get("status") or {}).get("conditions", ()):
+                counts[one["type"], one["status"]] = counts.get((one["type"], one["status"]), 0) + 1
+        for (condition, value), count in sorted(counts.items()):
+            layers.add_metric([condition, value], count)
+        yield layers
+
+
+@asynccontextmanager
+async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: RealCluster) -> AsyncIterator[None]:
+    """Serve `/livez`, `/readyz` and `/metrics` while the block runs."""
+    registry = CollectorRegistry()
+    registry.register(_State(reconciler, queue, cluster))
+    registry.register(DURATION)
+    ProcessCollector(registry=registry)
+
+    async def livez(request: web.Request) -> web.Response:
+        idle = time.monotonic() - queue.last_done
+        if queue.is_late() and idle > STUCK_AFTER:
+            return web.Response(status=500, text=f"no layer was looked at for {idle:.0f} s\n")
+        return web.Response(text="ok\n")
+
+    async def metrics(request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), content_type="text/plain", charset="utf-8")
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", livez), web.get("/metrics", metrics)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, None, port).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,306 @@
+"""From a layer's spec to the objects that make it run. Pure: no cluster, no clock, no randomness; keys are arguments.
+
+Every object carries the layer's label, by which it is watched and pruned, and an owner reference, by which the cluster
+removes it with the layer.
+"""
+
+import hashlib
+import json
+from base64 import b64encode
+from dataclasses import dataclass, field
+from typing import Any
+
+from channels_zmq_operator.models import API_VERSION, GROUP, KIND, Owner, Spec, size
+
+Manifest = dict[str, Any]
+
+LAYER_LABEL = f"{GROUP}/layer"
+"""On an application's pod: inject this layer."""
+OWNER_LABEL = f"{GROUP}/owned-by"
+"""On everything that is made for a layer: its name."""
+MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
+FIELD_MANAGER = "channels-zmq-operator"
+PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
+KEY_FILE = "secret-key"
+ENV = "CHANNELS_ZMQ_"
+ENV_KEYS = (
+    "PULL_SOCKET_ADDRESS",
+    "PUB_SOCKET_ADDRESS",
+    "CAPACITY",
+    "EXPIRY",
+    "GROUP_EXPIRY",
+    "CHANNEL_CAPACITY",
+    "MAX_MESSAGE_SIZE",
+    "CURVE_SERVER_KEY",
+)
+"""Keys of the ConfigMap without their prefix, which is also what is injected."""
+KEY_FILE_ENTRY = "secret_key_file"
+"""The key of the ConfigMap with the path at which the webhook mounts the client's secret key."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKeys:
+    """The CURVE keys of one layer; none of them is ever shown.
+
+    Args:
+        server_public: What clients know of the forwarders.
+        server_secret: What only the forwarders have.
+        client_secret: What clients have now.
+        allowed: Public keys of clients: the present one, and the one before.
+    """
+
+    server_public: str
+    server_secret: str = field(repr=False)
+    client_secret: str = field(repr=False)
+    allowed: tuple[str, ...] = field(repr=False)
+    rotated_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the operator was told for all layers.
+
+    Args:
+        forwarder_image: The default image.
+        service_monitors: Whether the cluster knows that kind.
+    """
+
+    forwarder_image: str
+    service_monitors: bool = False
+
+
+def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> list[Manifest]:
+    """Return every object of a layer, in the order of their making; `keys` is None where CURVE is disabled."""
+    objects = [_client_secret(owner, keys), _service(owner), _deployment(owner, spec, keys, choices), _budget(owner)]
+    if keys is not None:
+        objects.insert(0, _server_secret(owner, keys))
+    if spec.network_policy.enabled:
+        objects.append(_network_policy(owner))
+    if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
+        objects.append(_service_monitor(owner))
+    # Last: a pod that waits for it starts when it is there, and finds everything else then.
+    objects.append(_config_map(owner, spec, keys))
+    return objects
+
+
+def forwarder_name(owner: Owner) -> str:
+    """Return the name of a layer's Deployment and Service."""
+    return f"{owner.name}-forwarder"
+
+
+def client_secret_name(owner: Owner) -> str:
+    """Return the name of the Secret for applications."""
+    return f"{owner.name}-client"
+
+
+def addresses(owner: Owner) -> tuple[str, str]:
+    """Return where producers send to, and where consumers subscribe."""
+    host = f"{forwarder_name(owner)}.{owner.namespace}.svc"
+    return f"tcp://{host}:{PULL_PORT}", f"tcp://{host}:{PUB_PORT}"
+
+
+def selector(owner: Owner) -> dict[str, str]:
+    """Return the labels of a layer's forwarder pods."""
+    return {"app.kubernetes.io/name": "channels-zmq-forwarder", OWNER_LABEL: owner.name}
+
+
+def key_folder(layer: str) -> str:
+    """Return where the webhook mounts the client's secret key of a layer."""
+    return f"/var/run/secrets/{GROUP}/{layer}"
+
+
+def _config_map(owner: Owner, spec: Spec, keys: LayerKeys | None) -> Manifest:
+    pull, pub = addresses(owner)
+    values = {
+        "PULL_SOCKET_ADDRESS": pull,
+        "PUB_SOCKET_ADDRESS": pub,
+        "CAPACITY": str(spec.layer.capacity),
+        "EXPIRY": str(spec.layer.expiry),
+        "GROUP_EXPIRY": str(spec.layer.group_expiry),
+        "MAX_MESSAGE_SIZE": str(size(spec.layer.max_message_size)),
+    }
+    if spec.layer.channel_capacity:
+        values["CHANNEL_CAPACITY"] = json.dumps(spec.layer.channel_capacity, sort_keys=True)
+    data = {ENV + key: value for key, value in values.items()}
+    if keys is not None:
+        data[f"{ENV}CURVE_SERVER_KEY"] = keys.server_public
+        data[KEY_FILE_ENTRY] = f"{key_folder(owner.name)}/{KEY_FILE}"
+    return _object(owner, "v1", "ConfigMap", owner.name, data=data)
+
+
+def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
+    """Return what applications get, in the form of the Service Binding specification."""
+    pull, pub = addresses(owner)
+    data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
+    if keys is not None:
+        data |= {"server-key": keys.server_public, f"{ENV}CURVE_SECRET_KEY": keys.client_secret}
+    manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
+    manifest["data"] = _encoded(data)
+    if keys is not None:
+        manifest["metadata"]["annotations"] = {f"{GROUP}/rotated-at": keys.rotated_at}
+    return manifest
+
+
+def _server_secret(owner: Owner, keys: LayerKeys) -> Manifest:
+    manifest = _object(owner, "v1", "Secret", forwarder_name(owner), type="Opaque")
+    manifest["data"] = _encoded({KEY_FILE: keys.server_secret, "allowed-keys": "\n".join(keys.allowed) + "\n"})
+    return manifest
+
+
+def _encoded(data: dict[str, str]) -> dict[str, str]:
+    return {key: b64encode(value.encode()).decode() for key, value in data.items()}
+
+
+def _service(owner: Owner) -> Manifest:
+    ports = [("pull", PULL_PORT), ("pub", PUB_PORT), ("metrics", ADMIN_PORT)]
+    spec = {
+        "selector": selector(owner),
+        "ports": [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports],
+    }
+    return _object(owner, "v1", "Service", forwarder_name(owner), spec=spec)
+
+
+def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
+    template = spec.template
+    pod: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 15,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(spec, keys, choices)],
+    }
+    if keys is not None:
+        pod["volumes"] = [{"name": "keys", "secret": {"secretName": forwarder_name(owner), "defaultMode": 0o440}}]
+    optional = {
+        "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
+        "nodeSelector": template.node_selector,
+        "tolerations": template.tolerations,
+        "affinity": template.affinity,
+        "priorityClassName": template.priority_class_name,
+    }
+    pod |= {key: value for key, value in optional.items() if value}
+    annotations = dict(template.annotations)
+    if keys is not None:  # the forwarder reads its list again, but not its own key
+        annotations[f"{GROUP}/server-key-checksum"] = hashlib.sha256(keys.server_public.encode()).hexdigest()[:16]
+    labels = {**template.labels, **MANAGED_BY, **selector(owner)}
+    body = {
+        "replicas": 1,
+        "strategy": {"type": "Recreate"},
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": selector(owner)},
+        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
+    }
+    return _object(owner, "apps/v1", "Deployment", forwarder_name(owner), spec=body)
+
+
+def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
+    arguments = [
+        f"--pull-address=tcp://*:{PULL_PORT}",
+        f"--pub-address=tcp://*:{PUB_PORT}",
+        f"--admin-address=0.0.0.0:{ADMIN_PORT}",
+        f"--max-message-size={size(spec.layer.max_message_size)}",
+        "--log-format=json",
+    ]
+    if keys is not None:
+        arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", "--curve-allowed-keys-file=/keys/allowed-keys"]
+    container: Manifest = {
+        "name": "forwarder",
+        "image": _image(spec, choices),
+        "imagePullPolicy": spec.image.pull_policy,
+        "args": arguments,
+        "ports": [
+            {"name": name, "containerPort": port, "protocol": "TCP"}
+            for name, port in (("pull", PULL_PORT), ("pub", PUB_PORT), ("metrics", ADMIN_PORT))
+        ],
+        "resources": spec.resources,
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "metrics", "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": "metrics", "scheme": "HTTP"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if keys is not None:
+        container["volumeMounts"] = [{"name": "keys", "mountPath": "/keys", "readOnly": True}]
+    return container
+
+
+def _image(spec: Spec, choices: Choices) -> str:
+    default, image = choices.forwarder_image, spec.image
+    name = default.partition("@")[0]
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # no tag: the colon is that of a port
+        repository, tag = name, "latest"
+    if image.digest:
+        return f"{image.repository or repository}@{image.digest}"
+    if not image.repository and not image.tag:
+        return default
+    return f"{image.repository or repository}:{image.tag or tag}"
+
+
+def _budget(owner: Owner) -> Manifest:
+    """Return a budget that lets a node be drained: clients hold what they send until the next forwarder is there."""
+    spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector(owner)}}
+    return _object(owner, "policy/v1", "PodDisruptionBudget", forwarder_name(owner), spec=spec)
+
+
+def _network_policy(owner: Owner) -> Manifest:
+    def ports(*numbers: int) -> list[Manifest]:
+        return [{"port": number, "protocol": "TCP"} for number in numbers]
+
+    spec = {
+        "podSelector": {"matchLabels": selector(owner)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": [{"podSelector": {}}], "ports": ports(PULL_PORT, PUB_PORT)},
+            {"from": [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
+        ],
+    }
+    return _object(owner, "networking.k8s.io/v1", "NetworkPolicy", forwarder_name(owner), spec=spec)
+
+
+def _service_monitor(owner: Owner) -> Manifest:
+    spec = {
+        "selector": {"matchLabels": {OWNER_LABEL: owner.name}},
+        "endpoints": [{"port": "metrics", "interval": "30s"}],
+    }
+    return _object(owner, "monitoring.coreos.com/v1", "ServiceMonitor", forwarder_name(owner), spec=spec)
+
+
+def _object(owner: Owner, api_version: str, kind: str, name: str, **rest: Any) -> Manifest:
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": {**MANAGED_BY, OWNER_LABEL: owner.name},
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    "name": owner.name,
+                    "uid": owner.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        **rest,
+    }

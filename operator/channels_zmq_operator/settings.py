@@ -1,0 +1,40 @@
+"""What the operator can be told, by environment variables `CHANNELS_ZMQ_OPERATOR_...`; parsed once, at the edge."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "CHANNELS_ZMQ_OPERATOR_"
+
+
+class Settings(BaseSettings):
+    """Settings of one operator process, or of one webhook process."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    namespace: str = Field("default", description="Where the operator itself runs: its Lease and certificates.")
+    watch_namespaces: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Namespaces with layers, separated by commas; empty for all."
+    )
+    identity: str = Field("channels-zmq-operator", description="Name of this replica, that of its pod.")
+    forwarder_image: str = Field("channels-zmq-forwarder:0.1.0", description="The forwarders' default image.")
+    webhook_name: str = Field("", description="Name of the MutatingWebhookConfiguration; empty for no webhook.")
+    webhook_service: str = Field("channels-zmq-webhook", description="Name of the webhook's Service.")
+    webhook_secret: str = Field("channels-zmq-webhook", description="Name of the Secret with its certificate.")
+    certificates: Literal["Operator", "External"] = Field(
+        "Operator", description="Whether the operator makes the webhook's certificates, or somebody else does."
+    )
+    certificate_folder: str = Field("/certificates", description="Where the webhook finds its certificate.")
+    webhook_port: int = Field(10250, ge=1, le=65535, description="Where the webhook listens.")
+    admin_port: int = Field(8080, ge=1, le=65535, description="Health and metrics.")
+    resync: float = Field(600.0, gt=0, description="Seconds after which every layer is looked at again.")
+    workers: int = Field(8, ge=1, le=100, description="Layers that are worked on at once.")
+    leader_election: bool = Field(False, description="Several replicas, of which one works.")
+    log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
+
+    @field_validator("watch_namespaces", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

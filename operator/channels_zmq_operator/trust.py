@@ -1,0 +1,93 @@
+"""Keeps the webhook's certificates valid, and the API server's trust in them.
+
+The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field.
+"""
+
+import asyncio
+import logging
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+from channels_zmq_operator import certificates
+from channels_zmq_operator.cluster import Cluster, ClusterError
+from channels_zmq_operator.render import Manifest
+from channels_zmq_operator.settings import Settings
+
+logger = logging.getLogger("channels_zmq_operator")
+
+WEBHOOKS = "MutatingWebhookConfiguration"
+LOOK_EVERY = 3600.0
+FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
+
+
+class Trust:
+    """The certificates of one webhook.
+
+    Args:
+        cluster: The API server.
+        settings: Names of the webhook's objects.
+        clock: Aware time.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], datetime] = certificates.now) -> None:
+        self._cluster, self._settings, self._clock = cluster, settings, clock
+        self._changed = asyncio.Event()
+        self._bundle = ""
+
+    def configuration_seen(self, configuration: Manifest) -> None:
+        """Note the webhook's configuration as it is now: somebody may have emptied the field that is ours."""
+        bundles = {(one.get("clientConfig") or {}).get("caBundle", "") for one in configuration.get("webhooks") or ()}
+        if bundles != {self._bundle}:
+            self._changed.set()
+
+    async def keep(self) -> None:
+        """Look now and then, and whenever the configuration has changed, until cancelled."""
+        retry = FIRST_RETRY
+        while True:
+            pause = LOOK_EVERY
+            try:
+                self._changed.clear()
+                await self.look()
+                retry = FIRST_RETRY
+            except ClusterError as error:
+                logger.warning("the webhook is not trusted yet, again in %g s: %s", retry, error)
+                pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), pause)
+
+    async def look(self) -> None:
+        """Renew what is due, and let the API server trust it.
+
+        Raises:
+            ClusterError: The cluster refused, or the webhook's configuration is not there yet.
+        """
+        own = self._settings
+        leaf = await self._cluster.get("Secret", own.namespace, own.webhook_secret)
+        authority = await self._cluster.get("Secret", own.namespace, f"{own.webhook_secret}-ca")
+        names = [
+            f"{own.webhook_service}.{own.namespace}.svc",
+            f"{own.webhook_service}.{own.namespace}.svc.cluster.local",
+        ]
+        before = certificates.from_secrets(leaf, authority)
+        after = certificates.renewed(before, names, self._clock())
+        self._bundle = b64encode(after.bundle).decode()
+        secrets = certificates.to_secrets(after, own.namespace, own.webhook_secret)
+        for secret in reversed(secrets):  # the authority first: a leaf that nobody signed can be made again
+            if after != before:
+                await self._cluster.apply(secret)
+        await self._cluster.apply(
+            {
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": WEBHOOKS,
+                "metadata": {"name": own.webhook_name},
+                "webhooks": [{"name": WEBHOOK, "clientConfig": {"caBundle": self._bundle}}],
+            }
+        )
+        if after != before:
+            logger.info("the webhook has a new certificate")
+
+
+WEBHOOK = "pods.channels-zmq.io"
+"""The name of the webhook inside its configuration."""

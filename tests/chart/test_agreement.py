@@ -1,0 +1,396 @@
+"""What the chart takes for granted about operator, webhook and forwarder, and the other way round."""
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from helm import CHART, EVERYTHING, ROOT, Values, needs_helm, one, render
+from manifests import Manifest
+from prometheus_client.parser import text_string_to_metric_families
+
+from channels_zmq_forwarder.admin import Admin
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_operator import __version__, crd
+from channels_zmq_operator.cluster import KINDS, ClusterError
+from channels_zmq_operator.injection import LAYER_LABEL
+from channels_zmq_operator.models import GROUP, KIND, PLURAL
+from channels_zmq_operator.operate import serving
+from channels_zmq_operator.reconcile import PRUNED, Queue, Reconciler
+from channels_zmq_operator.render import MANAGED_BY, Choices
+from channels_zmq_operator.settings import PREFIX, Settings
+from channels_zmq_operator.trust import WEBHOOK, Trust
+from channels_zmq_operator.webhook import Webhook
+
+Right = tuple[str, str, str]
+"""Group, resource and verb."""
+
+
+def container(manifests: list[Manifest], component: str) -> Manifest:
+    deployment = one(manifests, "Deployment", f"-{component}")
+    return dict(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+# Settings
+
+
+@needs_helm
+@pytest.mark.parametrize("component", ["operator", "webhook"])
+def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings read what the chart writes, and mean the same by it."""
+    manifests = render({"watchNamespaces": ["a", "b"], "operator": {"replicas": 2}}, namespace="messaging")
+    found = container(manifests, component)
+    for variable in found["env"]:
+        name = variable["name"].removeprefix(PREFIX).lower()
+        assert name in Settings.model_fields
+        monkeypatch.setenv(variable["name"], variable.get("value", "from the pod"))
+    settings = Settings()
+    if component == "operator":
+        assert settings.watch_namespaces == ["a", "b"]
+        assert settings.leader_election
+        assert settings.webhook_name == one(manifests, "MutatingWebhookConfiguration")["metadata"]["name"]
+        assert settings.webhook_service == one(manifests, "Service", "-webhook")["metadata"]["name"]
+    ports = {port["name"]: port["containerPort"] for port in found["ports"]}
+    assert ports["metrics"] == settings.admin_port
+    if component == "webhook":
+        assert ports["https"] == settings.webhook_port
+        assert found["volumeMounts"][0]["mountPath"] == settings.certificate_folder
+
+
+@needs_helm
+def test_the_chart_says_what_the_settings_would_say_anyway() -> None:
+    """Defaults are the same on both sides, but for the log's format."""
+    for component in ("operator", "webhook"):
+        for variable in container(render(), component)["env"]:
+            name = variable["name"].removeprefix(PREFIX).lower()
+            if "value" in variable and name not in ("log_format", "webhook_name"):
+                default = Settings.model_fields[name].get_default(call_default_factory=True)
+                text = ",".join(default) if isinstance(default, list) else str(default)
+                assert variable["value"] in (text, text.lower(), text.removesuffix(".0"))
+
+
+@needs_helm
+@pytest.mark.parametrize("component", ["operator", "webhook"])
+def test_each_component_runs_a_command(component: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that the program has."""
+    (command,) = container(render(), component)["args"]
+    with pytest.raises(SystemExit):
+        importlib.import_module("channels_zmq_operator.__main__").main([command, "--help"])
+    assert f"channels-zmq-operator {command}" in capsys.readouterr().out
+
+
+def test_the_chart_has_the_version_of_the_program() -> None:
+    """Both of its versions are that one, and its default images are of it."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["version"] == chart["appVersion"] == __version__
+
+
+# The webhook
+
+
+@needs_helm
+def test_the_configuration_is_the_one_that_the_operator_completes() -> None:
+    """The name inside it, the path and port behind it, the label that it goes by; and no authority in the template."""
+    manifests = render()
+    (webhook,) = one(manifests, "MutatingWebhookConfiguration")["webhooks"]
+    assert webhook["name"] == WEBHOOK
+    assert webhook["clientConfig"].keys() == {"service"}
+    assert webhook["clientConfig"]["service"]["path"] == "/mutate"
+    assert webhook["objectSelector"] == {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}
+    (value,) = MANAGED_BY.values()
+    assert value in webhook["matchConditions"][1]["expression"]
+    service = one(manifests, "Service", "-webhook")
+    assert webhook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
+    assert webhook["clientConfig"]["service"]["port"] in [port["port"] for port in service["spec"]["ports"]]
+
+
+@needs_helm
+def test_only_namespaces_with_layers_are_looked_at() -> None:
+    """Beside the selector of the values."""
+    values = {"watchNamespaces": ["a"], "injection": {"namespaceSelector": {"matchLabels": {"x": "y"}}}}
+    (webhook,) = one(render(values), "MutatingWebhookConfiguration")["webhooks"]
+    named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a"]}
+    assert webhook["namespaceSelector"] == {"matchLabels": {"x": "y"}, "matchExpressions": [named]}
+
+
+# Rights
+
+
+class Recorder:
+    """A cluster that takes everything and notes what was asked."""
+
+    def __init__(self) -> None:
+        self.rights: set[Right] = set()
+        self.objects: dict[tuple[str, str, str], Manifest] = {}
+
+    def _note(self, kind: str, *verbs: str, subresource: str = "") -> None:
+        group = KINDS[kind].api_version.rpartition("/")[0]
+        resource = KINDS[kind].plural + (f"/{subresource}" if subresource else "")
+        self.rights |= {(group, resource, verb) for verb in verbs}
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        self._note(kind, "get")
+        return None
+
+    async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
+        kind = manifest["kind"]
+        exists = subresource or kind == "MutatingWebhookConfiguration"
+        self._note(kind, *(("patch",) if exists else ("patch", "create")), subresource=subresource)
+        metadata = {**manifest["metadata"], "uid": "u", "resourceVersion": "1"}
+        return {**manifest, "metadata": metadata}
+
+    async def create(self, manifest: Manifest) -> Manifest:
+        self._note(manifest["kind"], "create")
+        return manifest
+
+    async def replace(self, manifest: Manifest) -> Manifest:
+        self._note(manifest["kind"], "update")
+        return manifest
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        self._note(kind, "delete")
+
+    async def serves(self, kind: str) -> bool:
+        return True
+
+
+def resource(spec: Any, generation: int = 1) -> Manifest:
+    metadata = {"name": "chat", "namespace": "a", "uid": "u", "generation": generation}
+    return {"apiVersion": f"{GROUP}/v1alpha1", "kind": KIND, "metadata": metadata, "spec": spec}
+
+
+async def rights_that_are_used() -> set[Right]:
+    """Return what the operator does: what it reconciles, watches, tells and keeps."""
+    cluster = Recorder()
+    reconciler = Reconciler(cluster, Choices("image", service_monitors=True))
+    reconciler.layer_seen(resource({}), gone=False)
+    await reconciler.reconcile(("a", "chat"))
+    reconciler.layer_seen(resource({"layer": {"capacity": 0}}, 2), gone=False)
+    await reconciler.reconcile(("a", "chat"))
+    try:
+        await Trust(cluster, Settings(webhook_name="x")).look()
+    except ClusterError:
+        pytest.fail("the recorder refuses nothing")
+    used = set(cluster.rights)
+    for kind in (*PRUNED, KIND):
+        group = KINDS[kind].api_version.rpartition("/")[0]
+        used |= {(group, KINDS[kind].plural, verb) for verb in ("list", "watch")}
+        if kind != KIND:
+            used.add((group, KINDS[kind].plural, "delete"))
+    for group, plural in (
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
+        ("apiextensions.k8s.io", "customresourcedefinitions"),
+    ):
+        used |= {(group, plural, verb) for verb in ("list", "watch")}
+    return used
+
+
+def rights(roles: list[Manifest]) -> set[Right]:
+    return {
+        (group, what, verb)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for what in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def roles(values: Values) -> list[Manifest]:
+    return [each for each in render(values, namespace="home") if each["kind"] in ("Role", "ClusterRole")]
+
+
+LEASE = {("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")}
+
+
+@needs_helm
+async def test_every_right_is_used_and_none_is_missing() -> None:
+    """Those of the operator are what it does, neither more nor less; an election adds the Lease."""
+    used = await rights_that_are_used()
+    assert rights(roles({})) == used
+    assert rights(roles({"operator": {"replicas": 2}})) == used | LEASE
+    assert ("", "secrets", "get") in used
+    assert (GROUP, f"{PLURAL}/status", "patch") in used
+
+
+@needs_helm
+async def test_watched_namespaces_get_roles() -> None:
+    """The same rights there; in the cluster only the webhook's configuration, and not even that without a webhook."""
+    found = roles({"watchNamespaces": ["a", "b"]})
+    (cluster_wide,) = [each for each in found if each["kind"] == "ClusterRole"]
+    assert {what for _, what, _ in rights([cluster_wide])} == {"mutatingwebhookconfigurations"}
+    used = {right for right in await rights_that_are_used() if right[0] not in cluster_groups()}
+    for namespace in ("a", "b"):
+        assert rights([each for each in found if each["metadata"].get("namespace") == namespace]) == used
+    (own,) = [each for each in found if each["metadata"].get("namespace") == "home"]
+    assert rights([own]) == {("", "secrets", verb) for verb in ("get", "create", "patch")}
+    for mode in ({"injection": {"mode": "None"}}, {"certificates": {"mode": "CertManager"}}):
+        found = roles({"watchNamespaces": ["a", "b"], **mode})
+        assert {(each["kind"], each["metadata"]["namespace"]) for each in found} == {("Role", "a"), ("Role", "b")}
+
+
+def cluster_groups() -> set[str]:
+    return {"admissionregistration.k8s.io", "apiextensions.k8s.io"}
+
+
+@needs_helm
+def test_what_has_a_name_is_named() -> None:
+    """Of definitions, webhook configurations and Secrets of its own, the operator may touch only those."""
+    manifests = render({"watchNamespaces": []}, namespace="home")
+    named = {
+        what: rule["resourceNames"]
+        for role in manifests
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        if "resourceNames" in rule
+        for what in rule["resources"]
+    }
+    settings = {each["name"]: each.get("value") for each in container(manifests, "operator")["env"]}
+    secret = settings[f"{PREFIX}WEBHOOK_SECRET"]
+    assert named == {
+        "customresourcedefinitions": [crd.NAME],
+        "mutatingwebhookconfigurations": [settings[f"{PREFIX}WEBHOOK_NAME"]],
+        "secrets": [secret, f"{secret}-ca"],
+    }
+
+
+@needs_helm
+def test_every_binding_binds_a_role_to_the_operator() -> None:
+    """And the webhook has no rights and no token."""
+    manifests = render({"watchNamespaces": ["a"]}, namespace="home")
+    account = one(manifests, "ServiceAccount", "-operator")["metadata"]["name"]
+    known = {(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in manifests}
+    bindings = [each for each in manifests if each["kind"].endswith("RoleBinding") or each["kind"] == "RoleBinding"]
+    assert len(bindings) == len([each for each in manifests if each["kind"] in ("Role", "ClusterRole")])
+    for binding in bindings:
+        role = binding["roleRef"]
+        assert (role["kind"], binding["metadata"].get("namespace"), role["name"]) in known
+        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": "home"}]
+    webhook = one(manifests, "Deployment", "-webhook")["spec"]["template"]["spec"]
+    assert webhook["automountServiceAccountToken"] is False
+    assert webhook["serviceAccountName"] != account
+
+
+# Metrics
+
+
+async def known_metrics(port: int) -> dict[str, set[str]]:
+    """Return the samples that forwarder, webhook and operator can have, with their labels."""
+
+    async def nothing(key: Any) -> float:
+        return 0.0
+
+    cluster = Recorder()
+    cluster.requests = 0  # type: ignore[attr-defined] # as a real one counts
+    reconciler = Reconciler(cluster, Choices("image"))
+    reconciler.layer_seen({**resource({}), "status": {"conditions": [{"type": "Ready", "status": "True"}]}}, gone=False)
+    out: dict[str, set[str]] = {}
+    async with (
+        serving(port, reconciler, Queue(nothing), cluster),  # type: ignore[arg-type]
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+    ):
+        families = list(text_string_to_metric_families(await answer.text()))
+    webhook = Webhook()
+    webhook._reviews.labels("injected")
+    families += [*Admin(Exchange(bytes(8)), Traffic()).registry.collect(), *webhook.registry.collect()]
+    for family in families:
+        for sample in family.samples:
+            out.setdefault(sample.name, set()).update(sample.labels)
+    return out
+
+
+TARGET = {"namespace", "service", "pod", "endpoint", "job", "instance"}
+"""Labels that Prometheus adds."""
+METRIC = re.compile(r"\b(channels_zmq_[a-z_]+|process_[a-z_]+)")
+GROUPED = re.compile(r"\b(?:by|on|group_left) \(([a-z_, ]*)\)")
+SELECTED = re.compile(r"([a-z_]+)\{([^}]*)\}")
+
+
+def dashboard() -> Iterator[tuple[str, str]]:
+    board = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    for panel in board["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["name"], variable["query"]
+
+
+def alerts(values: Values | None = None) -> list[dict[str, Any]]:
+    (group,) = one(render(values or EVERYTHING), "PrometheusRule")["spec"]["groups"]
+    return list(group["rules"])
+
+
+@needs_helm
+async def test_every_metric_that_is_asked_for_exists(unused_tcp_port: int) -> None:
+    """In the dashboard and in the alerts, with the labels that are asked for."""
+    known = await known_metrics(unused_tcp_port)
+    asked = [*dashboard(), *((alert["alert"], alert["expr"]) for alert in alerts())]
+    assert len(asked) > 30
+    for title, expression in asked:
+        names = METRIC.findall(expression)
+        assert names, title
+        for name in names:
+            assert name in known, f"{title}: {name}"
+        labels = set().union(*(known[name] for name in names)) | TARGET | {"le"}
+        for listed in GROUPED.findall(expression):
+            assert {label.strip() for label in listed.split(",")} <= labels, title
+        for name, selection in SELECTED.findall(expression):
+            chosen = {part.partition("=")[0].strip().rstrip("!") for part in selection.split(",")}
+            assert chosen <= known[name] | TARGET, title
+
+
+async def test_the_dashboard_shows_every_metric(unused_tcp_port: int) -> None:
+    """Of ours; but for what is there by the way."""
+    text = " ".join(expression for _, expression in dashboard())
+    by_the_way = {"channels_zmq_operator_info"}
+    for name in await known_metrics(unused_tcp_port):
+        base = re.sub(r"_(bucket|sum|count|created)$", "", name)
+        if name.startswith("channels_zmq") and base not in by_the_way:
+            assert base in text, name
+
+
+def test_the_dashboard_is_laid_out() -> None:
+    """No two panels share a place or a number, and each says what it shows."""
+    board = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        assert panel["type"] == "row" or panel["description"].endswith(".")
+    assert max(x for x, _ in taken) < 24
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+@needs_helm
+def test_every_alert_has_a_page() -> None:
+    """A heading in operations.md, and no heading is left without an alert."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### (.*)$", text.partition("\n## Alerts\n")[2].partition("\n## ")[0], re.MULTILINE)
+    found = alerts()
+    assert [alert["alert"] for alert in found] == headings
+    for alert in found:
+        assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["summary"].endswith(".")
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert alert["labels"]["team"] == "a"
+
+
+@needs_helm
+def test_without_a_webhook_nobody_misses_it() -> None:
+    """No alert on a webhook that is not there, and nothing else of it."""
+    values = {**EVERYTHING, "injection": {"mode": "None"}}
+    assert not [alert for alert in alerts(values) if "Webhook" in alert["alert"]]
+    assert not [each for each in render(values) if each["metadata"]["name"].endswith("-webhook")]

@@ -1,0 +1,104 @@
+"""The script that `helm test` runs, against real forwarders."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zmq
+from forwarders import Forwarder, free_ports
+from helm import CHART, needs_helm, one, render
+
+SCRIPT = CHART / "files" / "test.py"
+
+
+def run(variables: dict[str, str], *, seconds: float = 20) -> subprocess.CompletedProcess[str]:
+    given = {"MESSAGES": "100", "SECONDS_LEFT": str(seconds), **variables}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")} | given
+    command = [sys.executable, str(SCRIPT)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def addresses() -> tuple[str, str]:
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    return pull, pub
+
+
+def variables(pull: str, pub: str, **more: str) -> dict[str, str]:
+    return {
+        f"CHANNELS_ZMQ_{key}": value
+        for key, value in {"PULL_SOCKET_ADDRESS": pull, "PUB_SOCKET_ADDRESS": pub, **more}.items()
+    }
+
+
+def test_messages_come_back() -> None:
+    """By a forwarder that starts only after the script: it asks until there is one."""
+    pull, pub = addresses()
+    forwarder = Forwarder(pull, pub)
+    try:
+        forwarder.start(wait=False)
+        done = run(variables(pull, pub))
+    finally:
+        forwarder.kill()
+    assert done.returncode == 0, done.stderr
+    assert "100 messages came back, unchanged and in order" in done.stdout
+    assert "without CURVE" in done.stdout
+
+
+def test_messages_come_back_with_curve(tmp_path: Path) -> None:
+    """With the keys as the layer's ConfigMap and Secrets have them; a stranger's key gets no answer and says so."""
+    (server_public, server_secret), (public, secret), (_, foreign) = (zmq.curve_keypair() for _ in range(3))
+    for name, content in (("server", server_secret), ("allowed", public), ("client", secret), ("foreign", foreign)):
+        (tmp_path / name).write_bytes(content + b"\n")
+        (tmp_path / name).chmod(0o600)
+    pull, pub = addresses()
+    flags = (
+        "--curve-secret-key-file",
+        str(tmp_path / "server"),
+        "--curve-allowed-keys-file",
+        str(tmp_path / "allowed"),
+    )
+    forwarder = Forwarder(pull, pub, flags=flags)
+    try:
+        forwarder.start()
+        keys = {"CURVE_SERVER_KEY": server_public.decode(), "CURVE_SECRET_KEY_FILE": str(tmp_path / "client")}
+        done = run(variables(pull, pub, **keys))
+        stranger = run(variables(pull, pub, **{**keys, "CURVE_SECRET_KEY_FILE": str(tmp_path / "foreign")}), seconds=3)
+    finally:
+        forwarder.kill()
+    assert done.returncode == 0, done.stderr
+    assert "with CURVE" in done.stdout
+    assert stranger.returncode == 1
+    assert "no answer to b'H'" in stranger.stderr
+
+
+def test_nobody_there_is_a_failure() -> None:
+    """With a sentence about what to look at."""
+    done = run(variables(*addresses()), seconds=1)
+    assert done.returncode == 1
+    assert "is the layer ready" in done.stderr
+
+
+def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
+    """The volume is optional, so the pod starts without it."""
+    missing = tmp_path / "secret-key"
+    keys = {"CURVE_SERVER_KEY": zmq.curve_keypair()[0].decode(), "CURVE_SECRET_KEY_FILE": str(missing)}
+    done = run(variables(*addresses(), **keys), seconds=1)
+    assert done.returncode == 1
+    assert f"there is no {missing}" in done.stderr
+
+
+@needs_helm
+@pytest.mark.parametrize("mode", ["Webhook", "None"])
+def test_the_pod_runs_this_script(mode: str) -> None:
+    """Unchanged by templating, with the variables that it reads."""
+    manifests = render({"injection": {"mode": mode}})
+    script = one(manifests, "ConfigMap", "-script")
+    assert script["data"]["test.py"].rstrip() == SCRIPT.read_text(encoding="utf-8").rstrip()
+    pod = one(manifests, "Pod")["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "/test/test.py"]
+    assert {"MESSAGES", "SECONDS_LEFT"} <= {variable["name"] for variable in container["env"]}
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "script"]
+    assert volume["configMap"]["name"] == script["metadata"]["name"]

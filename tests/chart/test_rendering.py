@@ -1,0 +1,230 @@
+"""What both Helms make of the chart, for a matrix of values."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+from helm import (
+    CHART,
+    EVERYTHING,
+    KUBERNETES,
+    LATEST_ONLY,
+    MATRIX,
+    RenderError,
+    Values,
+    helms,
+    identity,
+    needs_helm,
+    one,
+    render,
+)
+from jsonschema import Draft202012Validator
+from manifests import NEWEST, OLDEST, Manifest, NoSchema, problems
+
+from channels_zmq_operator import crd
+
+pytestmark = needs_helm
+by_values = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+LONGEST = "a-release-name-that-is-as-long-as-helm-takes-it-53-abc"[:53]
+RELEASES = ["channels-zmq", "my", LONGEST, "a.b", "1st"]
+FOREIGN_KINDS = {"ServiceMonitor", "PrometheusRule", "Issuer", "Certificate", "ZmqChannelLayer"}
+
+
+def versions(name: str) -> list[str]:
+    return [KUBERNETES, NEWEST] if name in LATEST_ONLY else [OLDEST, KUBERNETES, NEWEST]
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_object_is_one_that_kubernetes_takes(name: str) -> None:
+    """Strictly, by the schemas of the oldest and of the newest version."""
+    for version in versions(name):
+        for manifest in render(MATRIX[name], kube_version=version):
+            try:
+                assert problems(manifest, version) == []
+            except NoSchema:
+                assert manifest["kind"] in FOREIGN_KINDS
+
+
+@by_values
+def test_both_helms_render_the_same(values: Values) -> None:
+    """Helm 3 and Helm 4."""
+    if len(helms()) < 2:
+        pytest.skip("needs two Helms: helm and helm3")
+    first, second = (sorted(render(values, helm=helm), key=identity) for helm in helms())
+    assert first == second
+
+
+@pytest.mark.parametrize("helm", helms() or [""])
+@by_values
+def test_lint_passes(values: Values, helm: str) -> None:
+    """Strictly."""
+    command = [helms()[helm], "lint", "--strict", f"--kube-version={KUBERNETES}", "--values=-", str(CHART)]
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@by_values
+def test_names_fit(values: Values, release: str) -> None:
+    """Every name and label has 63 characters at most, whatever the release is called, and no two objects share one."""
+    manifests = render(values, release=release)
+    found = [identity(manifest) for manifest in manifests]
+    assert len(set(found)) == len(found)
+    for manifest in manifests:
+        name = manifest["metadata"]["name"]
+        assert len(name) <= 63
+        assert not name.endswith("-")
+        if manifest["kind"] == "Service":
+            assert name[0].isalpha()
+            assert "." not in name
+        if manifest["kind"] == "ZmqChannelLayer":
+            assert len(name) <= crd.LONGEST_NAME
+        assert all(len(value) <= 63 for value in manifest["metadata"].get("labels", {}).values())
+    for manifest in manifests:  # the operator adds these for the authority
+        if manifest["kind"] == "Deployment" and manifest["metadata"]["name"].endswith("-webhook"):
+            (volume,) = [
+                one for one in manifest["spec"]["template"]["spec"]["volumes"] if one["name"] == "certificates"
+            ]
+            assert len(volume["secret"]["secretName"] + "-ca") <= 63
+
+
+def pods(manifests: list[Manifest]) -> list[Manifest]:
+    specs = [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]
+    return specs + [each["spec"] for each in manifests if each["kind"] == "Pod"]
+
+
+@by_values
+def test_every_pod_is_restricted(values: Values) -> None:
+    """As the Pod Security Standard of that name asks, with a root that nobody can write to."""
+    found = pods(render(values))
+    assert found
+    for pod in found:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == 65532
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["enableServiceLinks"] is False
+        assert not {"hostPID", "hostIPC"} & pod.keys()
+        of_webhook = [container["name"] for container in pod["containers"]] == ["webhook"]
+        assert pod.get("hostNetwork", False) is (of_webhook and values.get("webhook", {}).get("hostNetwork", False))
+        for volume in pod.get("volumes", ()):
+            assert volume.keys() & {"configMap", "secret", "emptyDir"}
+        for container in pod["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["requests"]
+            assert container["resources"]["limits"]["memory"]
+
+
+@by_values
+def test_nothing_is_called_latest(values: Values) -> None:
+    """Each image has a tag or a digest, and the default tag is the version of the application."""
+    images = [container["image"] for pod in pods(render(values)) for container in pod["containers"]]
+    for image in images:
+        assert "latest" not in image
+        assert "@" in image or ":" in image.rpartition("/")[2]
+    if not values:
+        assert {image.partition(":")[2] for image in images} == {"0.1.0"}
+
+
+def test_an_image_has_a_registry_and_a_digest_if_told() -> None:
+    """The digest wins over the tag, and the operator is told of the forwarder's image in the same form."""
+    operator = one(render(EVERYTHING), "Deployment", "-operator")
+    container = operator["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry.example:5000/channels-zmq-operator:1.2"
+    assert variables(container)["CHANNELS_ZMQ_OPERATOR_FORWARDER_IMAGE"] == f"channels-zmq-forwarder@sha256:{'a' * 64}"
+
+
+def variables(container: Manifest) -> dict[str, Any]:
+    return {each["name"]: each.get("value") for each in container["env"]}
+
+
+@by_values
+def test_the_definition_is_the_operators(values: Values) -> None:
+    """Templating changes no character of it."""
+    found = [each for each in render(values) if each["kind"] == "CustomResourceDefinition"]
+    assert [each["spec"] for each in found] == (
+        [crd.crd()["spec"]] if values.get("crds", {}).get("enabled", True) else []
+    )
+    for each in found:
+        kept = each["metadata"].get("annotations", {}).get("helm.sh/resource-policy")
+        assert kept == ("keep" if values.get("crds", {}).get("keep", True) else None)
+
+
+def test_the_tests_layer_is_one() -> None:
+    """What `helm test` makes passes the resource's own schema."""
+    layer = one(render(), "ZmqChannelLayer")
+    schema = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert list(Draft202012Validator(schema).iter_errors(layer)) == []
+
+
+def test_pods_that_are_selected_have_the_labels() -> None:
+    """Of Services, budgets, policies, monitors and Deployments; each selects one component and no other's pods."""
+    manifests = render(EVERYTHING)
+    labels = [each["spec"]["template"]["metadata"]["labels"] for each in manifests if each["kind"] == "Deployment"] + [
+        each["metadata"]["labels"] for each in manifests if each["kind"] == "Pod"
+    ]
+    selectors = []
+    for each in manifests:
+        spec = each.get("spec", {})
+        if each["kind"] == "Service":
+            selectors.append(spec["selector"])
+        elif each["kind"] in ("Deployment", "PodDisruptionBudget"):
+            selectors.append(spec["selector"]["matchLabels"])
+        elif each["kind"] == "NetworkPolicy":
+            selectors.append(spec["podSelector"]["matchLabels"])
+    assert len(selectors) == 8
+    for selector in selectors:
+        assert len([each for each in labels if selector.items() <= each.items()]) == 1
+
+
+def test_a_constraint_gets_the_labels_of_its_pods() -> None:
+    """Unless it has a selector of its own."""
+    deployment = one(render(EVERYTHING), "Deployment", "-operator")
+    first, second = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert first["labelSelector"] == deployment["spec"]["selector"]
+    assert second["labelSelector"] == {"matchLabels": {"own": "one"}}
+
+
+def test_monitors_find_their_services() -> None:
+    """By labels and by the port's name, in the namespace of the release."""
+    manifests = render(EVERYTHING, namespace="messaging")
+    services = [each for each in manifests if each["kind"] == "Service"]
+    monitors = [each for each in manifests if each["kind"] == "ServiceMonitor"]
+    assert len(monitors) == 2
+    for monitor in monitors:
+        selector = monitor["spec"]["selector"]["matchLabels"].items()
+        (service,) = [each for each in services if selector <= each["metadata"]["labels"].items()]
+        assert monitor["spec"]["namespaceSelector"] == {"matchNames": [service["metadata"]["namespace"]]}
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+
+
+def test_a_policy_needs_a_new_cluster() -> None:
+    """An older one is told so by Helm, not by the API server."""
+    with pytest.raises(RenderError, match=r"injection.mode: AdmissionPolicy needs Kubernetes 1.36, this is v1.35.0"):
+        render({"injection": {"mode": "AdmissionPolicy"}}, kube_version="1.35.0")
+
+
+@pytest.mark.parametrize(("watched", "namespace"), [([], "default"), (["a", "default"], "default"), (["a", "b"], "a")])
+def test_the_test_runs_where_the_operator_looks(watched: list[str], namespace: str) -> None:
+    """In the namespace of the release if it can."""
+    hooks = [
+        each
+        for each in render({"watchNamespaces": watched})
+        if "helm.sh/hook" in each["metadata"].get("annotations", {})
+    ]
+    assert [each["kind"] for each in hooks] == ["ConfigMap", "Pod", "ZmqChannelLayer"]
+    assert {each["metadata"]["namespace"] for each in hooks} == {namespace}
+
+
+def test_the_test_uses_injection_where_there_is_some() -> None:
+    """A label if pods are injected; else references of its own to the same ConfigMap and Secret."""
+    pod, layer = one(render(), "Pod"), one(render(), "ZmqChannelLayer")
+    assert pod["metadata"]["labels"]["channels-zmq.io/layer"] == layer["metadata"]["name"]
+    assert not [name for name in variables(pod["spec"]["containers"][0]) if name.startswith("CHANNELS_ZMQ")]
+    pod = one(render({"injection": {"mode": "None"}}), "Pod")
+    assert "channels-zmq.io/layer" not in pod["metadata"]["labels"]
+    assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS" in variables(pod["spec"]["containers"][0])
