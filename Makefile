@@ -73,7 +73,7 @@ format: $(STAMP) ## Format the code
 
 lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv)
 	@test -n "$(UV)" || { echo "uv is needed to compile the requirement files"; exit 1; }
-	for name in runtime forwarder operator dev; do \
+	for name in runtime forwarder operator chat dev; do \
 		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 			--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done

@@ -135,7 +135,9 @@ class RealCluster:
         self.requests += 1
         what = f"{method.upper()} {path}"
         try:
-            answer = await self._dynamic.request(method, path, body=body, _request_timeout=TIMEOUT, **options)
+            answer = await self._dynamic.request(
+                method, path, body=body, serialize=False, _request_timeout=TIMEOUT, **options
+            )
             return dict(json.loads(await answer.read()))
         except ApiException as error:
             raise _refusal(what, error) from None
