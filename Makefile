@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
-SOURCES := channels_zmq forwarder operator tests benchmarks examples docs charts
+SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help

@@ -73,11 +73,7 @@ class Trust:
         before = certificates.from_secrets(leaf, authority)
         after = certificates.renewed(before, names, self._clock())
         self._bundle = b64encode(after.bundle).decode()
-        secrets = certificates.to_secrets(after, own.namespace, own.webhook_secret)
-        for secret in reversed(secrets):  # the authority first: a leaf that nobody signed can be made again
-            if after != before:
-                await self._cluster.apply(secret)
-        await self._cluster.apply(
+        configuration = await self._cluster.apply(
             {
                 "apiVersion": "admissionregistration.k8s.io/v1",
                 "kind": WEBHOOKS,
@@ -85,8 +81,24 @@ class Trust:
                 "webhooks": [{"name": WEBHOOK, "clientConfig": {"caBundle": self._bundle}}],
             }
         )
+        owner = _reference(configuration)
+        if after != before or any(_owners(secret) != [owner] for secret in (leaf, authority)):
+            secrets = certificates.to_secrets(after, own.namespace, own.webhook_secret)
+            for secret in reversed(secrets):  # the authority first: a leaf that nobody signed can be made again
+                secret["metadata"]["ownerReferences"] = [owner]
+                await self._cluster.apply(secret)
         if after != before:
             logger.info("the webhook has a new certificate")
+
+
+def _reference(configuration: Manifest) -> Manifest:
+    """Return the configuration as an owner: what nobody trusts any more goes with it."""
+    reference = {key: configuration[key] for key in ("apiVersion", "kind")}
+    return reference | {key: configuration["metadata"][key] for key in ("name", "uid")}
+
+
+def _owners(secret: Manifest | None) -> list[Manifest]:
+    return list((secret or {}).get("metadata", {}).get("ownerReferences") or ())
 
 
 WEBHOOK = "pods.channels-zmq.io"

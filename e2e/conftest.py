@@ -1,0 +1,64 @@
+"""What scenarios share: a cluster, the chart on it, a namespace of their own, and a diagnosis when they fail."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import kube
+import pytest
+import releases
+from kube import kubectl
+
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a cluster nothing can be tested, and that is an error: who calls this has one."""
+    if items and not kube.available():
+        raise pytest.UsageError("e2e needs a cluster: set KUBECONFIG, and have kubectl and helm on PATH")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Add a diagnosis to the report of a scenario that failed."""
+    report = yield
+    namespace = getattr(item, "funcargs", {}).get("namespace")
+    if report.failed:
+        item.stash[_failed] = True
+        for one in filter(None, (namespace, releases.NAMESPACE)):
+            report.sections.append((f"namespace {one}", kube.diagnosis(one)))
+    return report
+
+
+@pytest.fixture(scope="session")
+def release() -> Iterator[releases.Release]:
+    """The release, not installed at first; it is removed at the end unless E2E_KEEP is set."""
+    own = releases.Release()
+    yield own
+    if not os.environ.get("E2E_KEEP"):
+        own.remove()
+
+
+@pytest.fixture(scope="module")
+def values() -> releases.Values:
+    """The values with which the scenarios of a module want the chart; a module may have its own."""
+    return {}
+
+
+@pytest.fixture
+def installed(release: releases.Release, values: releases.Values) -> releases.Release:
+    """The chart, installed and ready."""
+    release.ensure(values)
+    return release
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace for this scenario alone."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    kube.until(lambda: kube.get("serviceaccount", "default", namespace=name), "the namespace has its account")
+    yield name
+    if not (os.environ.get("E2E_KEEP") and request.node.stash.get(_failed, False)):
+        kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,206 @@
+"""The cluster of the current KUBECONFIG, by kubectl: what a person would type, and waiting for what it brings about."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+Manifest = dict[str, Any]
+Found = TypeVar("Found")
+
+PATIENCE = 120.0
+"""Seconds that anything may take: far more than it does, for a loaded machine."""
+LAYER_LABEL = "channels-zmq.io/layer"
+FORWARDER = "app.kubernetes.io/name=channels-zmq-forwarder"
+CHAT_IMAGE = os.environ.get("E2E_CHAT_IMAGE", "channels-zmq-chat:0.1.0")
+RESTRICTED: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+class KubectlError(AssertionError):
+    """kubectl ended with an error; what it said."""
+
+
+def available() -> bool:
+    """Return whether there is a cluster to test on."""
+    return bool(os.environ.get("KUBECONFIG")) and shutil.which("kubectl") is not None
+
+
+def kubectl(*arguments: str, given: Any = None, check: bool = True, patience: float = PATIENCE) -> str:
+    """Run kubectl and return what it prints.
+
+    Args:
+        arguments: Its command line.
+        given: An object, a list of objects or text for its standard input.
+        check: Whether an error is one here too.
+        patience: Seconds.
+
+    Raises:
+        KubectlError: It ended with an error.
+    """
+    done = attempt(*arguments, given=given, patience=patience)
+    if check and done.returncode:
+        raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def attempt(*arguments: str, given: Any = None, patience: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    """Run kubectl, whatever comes of it."""
+    if isinstance(given, list):
+        given = {"apiVersion": "v1", "kind": "List", "items": given}
+    text = given if given is None or isinstance(given, str) else json.dumps(given)
+    return subprocess.run(
+        ["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=patience, check=False
+    )
+
+
+def refused(manifest: Manifest, *, namespace: str) -> str:
+    """Return why the API server refuses an object; it is an error if it does not."""
+    done = attempt("apply", "--server-side", "-n", namespace, "-f", "-", given=manifest)
+    assert done.returncode, f"accepted: {manifest}"
+    return done.stderr
+
+
+def get(kind: str, name: str = "", *, namespace: str = "", selector: str = "") -> Any:
+    """Return one object, or None; without a name a list of objects."""
+    arguments = ["get", kind, "-o", "json", "--ignore-not-found"]
+    arguments += [name] if name else []
+    arguments += ["-n", namespace] if namespace else []
+    arguments += ["-l", selector] if selector else []
+    text = kubectl(*arguments)
+    if not text.strip():
+        return None if name else []
+    found = json.loads(text)
+    return found if name else found["items"]
+
+
+def until(
+    look: Callable[[], Found], what: str | Callable[[], str], patience: float = PATIENCE, every: float = 0.2
+) -> Found:
+    """Look until something true is there, and return it."""
+    deadline = time.monotonic() + patience
+    problem = ""
+    while time.monotonic() < deadline:
+        try:
+            if found := look():
+                return found
+        except (KubectlError, OSError) as error:
+            problem = f" ({error})"
+        time.sleep(every)
+    raise AssertionError(f"not within {patience:g} s: {what if isinstance(what, str) else what()}{problem}")
+
+
+def layer(name: str = "chat", **spec: Any) -> Manifest:
+    """Return a layer's resource."""
+    return {
+        "apiVersion": "channels-zmq.io/v1alpha1",
+        "kind": "ZmqChannelLayer",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def apply(*manifests: Manifest, namespace: str) -> None:
+    """Apply objects in a namespace."""
+    kubectl("apply", "-n", namespace, "-f", "-", given=list(manifests))
+
+
+def conditions(name: str, *, namespace: str) -> dict[str, Manifest]:
+    """Return the conditions of a layer by type."""
+    found = get("zmqchannellayer", name, namespace=namespace) or {}
+    return {one["type"]: one for one in found.get("status", {}).get("conditions", ())}
+
+
+def wait_ready(name: str = "chat", *, namespace: str, patience: float = PATIENCE) -> None:
+    """Wait until a layer is ready."""
+    kubectl("wait", f"zmqchannellayer/{name}", "-n", namespace, "--for=condition=Ready", f"--timeout={patience:g}s")
+
+
+def rolled_out(deployment: str, *, namespace: str) -> None:
+    """Wait until a Deployment runs what it should, and nothing else."""
+    kubectl("rollout", "status", f"deployment/{deployment}", "-n", namespace, f"--timeout={PATIENCE:g}s")
+
+
+def events(namespace: str, name: str = "") -> list[Manifest]:
+    """Return the events of a namespace, or those of the objects of one name."""
+    found = get("events", namespace=namespace)
+    return [one for one in found if not name or one["involvedObject"].get("name") == name]
+
+
+def logs(pod: str, *, namespace: str, container: str = "") -> str:
+    """Return what a pod has printed; nothing if it has not started."""
+    return attempt("logs", "-n", namespace, pod, *(["-c", container] if container else [])).stdout
+
+
+def container(name: str = "main", command: list[str] | None = None, **rest: Any) -> Manifest:
+    """Return a container of the chat's image, such as the strictest security standard takes."""
+    given = {"command": command} if command else {}
+    return {
+        "name": name,
+        "image": CHAT_IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": RESTRICTED,
+        **given,
+        **rest,
+    }
+
+
+def pod_spec(*containers: Manifest, **rest: Any) -> Manifest:
+    """Return the spec of a pod, such as the strictest security standard takes."""
+    return {
+        "containers": list(containers),
+        "terminationGracePeriodSeconds": 5,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+        **rest,
+    }
+
+
+def pod(
+    name: str,
+    *containers: Manifest,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+    **spec: Any,
+) -> Manifest:
+    """Return a bare pod that is not started again."""
+    metadata = {"name": name, "labels": labels or {}, "annotations": annotations or {}}
+    spec.setdefault("restartPolicy", "Never")
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_spec(*containers, **spec)}
+
+
+@contextmanager
+def forwarded(target: str, port: int, *, namespace: str) -> Iterator[int]:
+    """Forward a port of this machine to one of a pod or Service, and yield its number."""
+    command = ["kubectl", "port-forward", "-n", namespace, target, f":{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "Forwarding from" in line, line
+        yield int(line.split("127.0.0.1:")[1].split()[0])
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def diagnosis(namespace: str) -> str:
+    """Return what one wants to read after a failure: objects, events, descriptions, logs."""
+    commands = (
+        ("get", "zcl,deploy,pods,svc,cm,secrets,jobs", "-n", namespace, "-o", "wide"),
+        ("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
+        ("describe", "zcl,pods", "-n", namespace),
+    )
+    parts = [f"$ kubectl {' '.join(arguments)}\n{attempt(*arguments).stdout}" for arguments in commands]
+    for found in get("pods", namespace=namespace):
+        name = found["metadata"]["name"]
+        parts.append(
+            f"$ kubectl logs {name}\n{attempt('logs', '-n', namespace, name, '--all-containers', '--tail=60').stdout}"
+        )
+    return "\n".join(parts)

@@ -1,0 +1,95 @@
+"""The chart, installed by Helm as a user would, and brought to what a scenario needs."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from kube import PATIENCE, get, kubectl, until
+
+ROOT = Path(__file__).parents[2]
+CHART = "charts/channels-zmq"
+NAME = "channels-zmq"
+NAMESPACE = "default"
+"""Where a new user's `helm install` without a namespace flag puts it."""
+OPERATOR, WEBHOOK = f"{NAME}-operator", f"{NAME}-webhook"
+Values = dict[str, Any]
+
+
+def helm(*arguments: str, program: str = "helm", values: Values | None = None, patience: float = 300.0) -> str:
+    """Run Helm at the root of the repository; its errors are errors here."""
+    command = [program, *arguments, *(["--values=-"] if values else [])]
+    done = subprocess.run(
+        command, input=json.dumps(values or {}), capture_output=True, text=True, timeout=patience, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+def programs() -> list[str]:
+    """Return the Helms that are on PATH: `helm`, and `helm3` where both are."""
+    return [name for name in ("helm", "helm3") if shutil.which(name)]
+
+
+class Release:
+    """The one release on the cluster; what it was installed with last."""
+
+    def __init__(self) -> None:
+        self._values: Values | None = None
+        self.remove()
+
+    def ensure(self, values: Values | None = None) -> None:
+        """Have the chart installed with these values, and ready."""
+        wanted = _adjusted(values or {})
+        if self._values != wanted:
+            if self._values is not None:
+                self.remove()
+            helm("install", NAME, CHART, "-n", NAMESPACE, values=wanted)
+            self._values = wanted
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until operator and webhook are ready."""
+        for name in (OPERATOR, WEBHOOK):
+            if get("deployment", name, namespace=NAMESPACE):
+                kubectl("rollout", "status", f"deployment/{name}", "-n", NAMESPACE, f"--timeout={PATIENCE:g}s")
+
+    def forget(self) -> None:
+        """Note that a scenario has changed the release by itself: the next one installs it anew."""
+        self._values = {"changed": True}
+
+    def remove(self, program: str = "helm") -> None:
+        """Uninstall it, and delete the definition that it keeps."""
+        helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", program=program)
+        kubectl("delete", "crd", "zmqchannellayers.channels-zmq.io", "--ignore-not-found")
+        until(lambda: not leftovers(), lambda: f"these are left: {leftovers()}")
+        self._values = None
+
+
+def leftovers() -> list[str]:
+    """Return what there is of a release and its layers, as kind/name."""
+    kinds = (
+        "deployments,services,serviceaccounts,configmaps,secrets,roles,rolebindings,poddisruptionbudgets,"
+        "networkpolicies,leases"
+    )
+    mine = "app.kubernetes.io/part-of=channels-zmq"
+    cluster_wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations"
+    found: list[str] = []
+    for arguments in (
+        ("get", kinds, "-A", "-l", mine),
+        ("get", kinds, "-A", "-l", "app.kubernetes.io/managed-by=channels-zmq-operator"),
+        ("get", cluster_wide, "-l", mine),
+    ):
+        found += kubectl(*arguments, "-o", "name").split()
+    return found
+
+
+def _adjusted(values: Values) -> Values:
+    """Return the values, with other images if E2E_REGISTRY says so; none is set for a cluster with the images on it."""
+    registry = os.environ.get("E2E_REGISTRY")
+    if not registry:
+        return values
+    images = {key: {**values.get(key, {}), "registry": registry} for key in ("image", "forwarderImage")}
+    return {**values, **images}
