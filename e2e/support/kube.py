@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 Manifest = dict[str, Any]
@@ -173,6 +174,36 @@ def pod(
     metadata = {"name": name, "labels": labels or {}, "annotations": annotations or {}}
     spec.setdefault("restartPolicy", "Never")
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_spec(*containers, **spec)}
+
+
+PROGRAMS = Path(__file__).parents[1] / "programs"
+
+
+def program(name: str, *arguments: str, **rest: Any) -> Manifest:
+    """Return a container that runs one of `e2e/programs`, once the namespace and the pod have them."""
+    mount = {"name": "programs", "mountPath": "/programs", "readOnly": True}
+    command = ["python", f"/programs/{name}.py", *arguments]
+    return container(rest.pop("container", "main"), command, volumeMounts=[mount], **rest)
+
+
+def programs() -> tuple[Manifest, Manifest]:
+    """Return the ConfigMap with the programs, and the volume for the pods that run them."""
+    data = {path.name: path.read_text(encoding="utf-8") for path in PROGRAMS.glob("*.py")}
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "programs"}, "data": data}
+    return config_map, {"name": "programs", "configMap": {"name": "programs"}}
+
+
+def ended(name: str, *, namespace: str, patience: float = PATIENCE) -> str:
+    """Wait until a pod has ended well; return what it printed."""
+
+    def phase() -> str:
+        found = str(get("pod", name, namespace=namespace)["status"].get("phase"))
+        return found if found in ("Succeeded", "Failed") else ""
+
+    found = until(phase, f"the end of pod {name}", patience)
+    text = logs(name, namespace=namespace)
+    assert found == "Succeeded", text
+    return text
 
 
 @contextmanager

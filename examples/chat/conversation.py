@@ -1,14 +1,20 @@
-"""Two people in a room, over real WebSockets: what the demo says to itself, and how long a message takes."""
+"""Two people in a room, over real WebSockets: what the demo says to itself, and how long a message takes.
+
+Run by itself it takes the address of a site, `python conversation.py http://chat-web:8000`, and lets the first two
+processes behind that name talk to each other.
+"""
 
 import asyncio
 import json
 import secrets
+import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -94,9 +100,26 @@ class Person:
 
         await self._until(wanted)
 
+    async def learns_of_the_layer(self, *, up: bool) -> None:
+        """Wait for the news that the layer has gone, or is back."""
+        await self._until(lambda message: message["type"] == "layer" and message["up"] is up)
+
     async def _until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE):
             while True:
                 message = json.loads(await self.socket.recv())
                 if wanted(message):
                     return message
+
+
+def processes(site: str) -> list[str]:
+    """Return the addresses behind the name of a site, as sites of their own."""
+    parts = urlsplit(site)
+    port = parts.port or 80
+    found = socket.getaddrinfo(parts.hostname, port, socket.AF_INET, socket.SOCK_STREAM)
+    return [f"http://{host}:{port}" for host in sorted({str(address[0]) for *_, address in found})]
+
+
+if __name__ == "__main__":
+    first, *others = processes(sys.argv[1])
+    print(asyncio.run(converse(first, (others or [first])[0])))

@@ -79,6 +79,7 @@ class Exchange:
         self._clock = clock
         self._number = 0
         self._members = PlainMembers(self.limits.queue_names)
+        self._told_clients = 0
         self._flush_number = 0
         self._flushes: list[Flushing] = []
         self._largest: int | None = None
@@ -118,6 +119,17 @@ class Exchange:
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state and return the welcomes that tell every client."""
         self.state = state
+        return self._welcomes()
+
+    def news(self) -> list[bytes]:
+        """Return the welcomes that tell every client how many there are, if that has changed; once a second is enough.
+
+        A successor waits for as many clients as the first one to come back knows of.
+        """
+        return self._welcomes() if len(self.clients) != self._told_clients else []
+
+    def _welcomes(self) -> list[bytes]:
+        self._told_clients = len(self.clients)
         return [self._welcome(inbox, client.session) for inbox, client in self.clients.items()]
 
     def refuse_above(self, size: int | None) -> None:

@@ -159,6 +159,7 @@ class Server:
             if now - swept >= SWEEP:
                 swept = now
                 self.exchange.sweep()
+                self.pump.publish(self.exchange.news())
                 self._look_at_keys()
 
     def _look_at_keys(self) -> None:

@@ -239,7 +239,7 @@ class Confirm(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer to `Hello`, sent again when the state changes."""
+    """The answer to `Hello`, sent again when the state, or the number of clients, changes."""
 
     inbox: bytes
     version: int

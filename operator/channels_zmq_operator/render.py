@@ -22,6 +22,8 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
 FIELD_MANAGER = "channels-zmq-operator"
 PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
 KEY_FILE = "secret-key"
+ALLOWED_KEYS, NEXT_KEY = "allowed-keys", "next-client-key"
+"""In the forwarders' Secret beside their own key: who may connect, and a client key that nobody has yet."""
 ENV = "CHANNELS_ZMQ_"
 ENV_KEYS = (
     "PULL_SOCKET_ADDRESS",
@@ -46,7 +48,10 @@ class LayerKeys:
         server_public: What clients know of the forwarders.
         server_secret: What only the forwarders have.
         client_secret: What clients have now.
-        allowed: Public keys of clients: the present one, and the one before.
+        allowed: Public keys of clients: the present one, the next one, and the one before.
+        rotated_at: Since when clients have their key.
+        next_client_secret: What clients will have next, once the forwarders know of it.
+        rotation_began: Since when forwarders know of it.
     """
 
     server_public: str
@@ -54,6 +59,8 @@ class LayerKeys:
     client_secret: str = field(repr=False)
     allowed: tuple[str, ...] = field(repr=False)
     rotated_at: str = ""
+    next_client_secret: str = field(default="", repr=False)
+    rotation_began: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,11 @@ def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
 
 def _server_secret(owner: Owner, keys: LayerKeys) -> Manifest:
     manifest = _object(owner, "v1", "Secret", forwarder_name(owner), type="Opaque")
-    manifest["data"] = _encoded({KEY_FILE: keys.server_secret, "allowed-keys": "\n".join(keys.allowed) + "\n"})
+    data = {KEY_FILE: keys.server_secret, ALLOWED_KEYS: "\n".join(keys.allowed) + "\n"}
+    if keys.next_client_secret:
+        data[NEXT_KEY] = keys.next_client_secret
+        manifest["metadata"]["annotations"] = {f"{GROUP}/rotation-began": keys.rotation_began}
+    manifest["data"] = _encoded(data)
     return manifest
 
 
@@ -154,6 +165,8 @@ def _encoded(data: dict[str, str]) -> dict[str, str]:
 def _service(owner: Owner) -> Manifest:
     ports = [("pull", PULL_PORT), ("pub", PUB_PORT), ("metrics", ADMIN_PORT)]
     spec = {
+        # A forwarder that starts is ready once its clients are back: they have to reach it before.
+        "publishNotReadyAddresses": True,
         "selector": selector(owner),
         "ports": [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports],
     }
@@ -176,7 +189,9 @@ def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choic
         "containers": [_container(spec, keys, choices)],
     }
     if keys is not None:
-        pod["volumes"] = [{"name": "keys", "secret": {"secretName": forwarder_name(owner), "defaultMode": 0o440}}]
+        items = [{"key": name, "path": name} for name in (KEY_FILE, ALLOWED_KEYS)]
+        secret = {"secretName": forwarder_name(owner), "items": items, "defaultMode": 0o440}
+        pod["volumes"] = [{"name": "keys", "secret": secret}]
     optional = {
         "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
         "nodeSelector": template.node_selector,
@@ -205,10 +220,11 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--pub-address=tcp://*:{PUB_PORT}",
         f"--admin-address=0.0.0.0:{ADMIN_PORT}",
         f"--max-message-size={size(spec.layer.max_message_size)}",
+        "--settle-at-most=10",  # a client's dial may wait twice for an address that is gone, 2 s each
         "--log-format=json",
     ]
     if keys is not None:
-        arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", "--curve-allowed-keys-file=/keys/allowed-keys"]
+        arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", f"--curve-allowed-keys-file=/keys/{ALLOWED_KEYS}"]
     container: Manifest = {
         "name": "forwarder",
         "image": _image(spec, choices),

@@ -126,6 +126,18 @@ def test_everybody_is_told_when_the_state_changes(forwarder):
     assert {(w.inbox, w.session, w.state) for w in welcomes} == {(A, 3, State.SETTLING), (B, 4, State.SETTLING)}
 
 
+def test_everybody_learns_once_how_many_there_are(forwarder):
+    """Whoever comes back first at a successor tells it how many to wait for."""
+    assert forwarder.news() == []
+    forwarder.connect(A)
+    forwarder.connect(B)
+    welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.news()]
+    assert [(w.inbox, w.clients) for w in welcomes] == [(A, 2), (B, 2)]
+    assert forwarder.news() == []
+    forwarder.disconnect(B)
+    assert [wire.WELCOME.decode(frame).clients for frame in forwarder.news()] == [1]
+
+
 def test_the_last_unsubscription_ends_a_client(forwarder):
     """ZeroMQ reports it when a process dies."""
     forwarder.connect(A)

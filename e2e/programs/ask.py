@@ -1,0 +1,34 @@
+"""Use a layer in each way once, and say how it went: run in a pod by the scenarios.
+
+    python ask.py [ALIAS...]
+
+For each alias: a group message, a direct one and one on a plain channel, from this process to itself through the
+forwarder. Prints `ok ALIAS` for each; ends with an error and its text if one does not work.
+"""
+
+import asyncio
+import sys
+
+from django.utils.module_loading import import_string
+
+import channels_zmq
+
+
+async def main(aliases: list[str]) -> None:
+    """Try every alias."""
+    layers = channels_zmq.channel_layers_from_env()
+    for alias in aliases or ["default"]:
+        layer = import_string(layers[alias]["BACKEND"])(**layers[alias]["CONFIG"])
+        channel = await layer.new_channel()
+        await layer.group_add("asked", channel)
+        await layer.group_send("asked", {"type": "group", "alias": alias})
+        await layer.send(channel, {"type": "direct"})
+        await layer.send("jobs", {"type": "job"})
+        came = [(await layer.receive(each))["type"] for each in (channel, channel, "jobs")]
+        if came != ["group", "direct", "job"]:
+            sys.exit(f"{alias}: {came}")
+        print("ok", alias, flush=True)
+        await layer.close()
+
+
+asyncio.run(asyncio.wait_for(main(sys.argv[1:]), 60))
