@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 from kube import apply, get, kubectl, layer, pod, program, programs, until, wait_ready
-from releases import CHART, NAME, NAMESPACE, OPERATOR, Release, helm, leftovers
+from releases import CHART, CRD, NAME, NAMESPACE, OPERATOR, Release, helm, leftovers
 from releases import programs as helms
 
-CRD = "zmqchannellayers.channels-zmq.io"
 MAP, VOLUME = programs()
 
 
@@ -67,8 +66,9 @@ def test_the_life_of_a_release(program_name: str, release: Release, namespace: s
     until(lambda: not leftovers_of_the_release(), lambda: f"these are left: {leftovers_of_the_release()}")
     assert get("crd", CRD), "crds.keep keeps the definition, and with it the layers"
     assert uids(namespace) == before
+    kubectl("delete", "zcl", "-A", "--all")
+    until(lambda: not uids(namespace), "the layers' children went with them")
     kubectl("delete", "crd", CRD)
-    until(lambda: not uids(namespace), "the layers went with their definition")
 
 
 def leftovers_of_the_release() -> list[str]:

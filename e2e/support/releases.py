@@ -14,6 +14,7 @@ CHART = "charts/channels-zmq"
 NAME = "channels-zmq"
 NAMESPACE = "default"
 """Where a new user's `helm install` without a namespace flag puts it."""
+CRD = "zmqchannellayers.channels-zmq.io"
 OPERATOR, WEBHOOK = f"{NAME}-operator", f"{NAME}-webhook"
 Values = dict[str, Any]
 
@@ -61,10 +62,15 @@ class Release:
         self._values = {"changed": True}
 
     def remove(self, program: str = "helm") -> None:
-        """Uninstall it, and delete the definition that it keeps."""
+        """Uninstall it, and delete the layers and the definition that it keeps.
+
+        The layers go first: for half a minute after a definition is new the garbage collector does not know its kind.
+        """
         helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", program=program)
-        kubectl("delete", "crd", "zmqchannellayers.channels-zmq.io", "--ignore-not-found")
+        if get("crd", CRD):
+            kubectl("delete", "zmqchannellayers", "-A", "--all")
         until(lambda: not leftovers(), lambda: f"these are left: {leftovers()}")
+        kubectl("delete", "crd", CRD, "--ignore-not-found")
         self._values = None
 
 
