@@ -1,6 +1,7 @@
 """Keeps the webhook's certificates valid, and the API server's trust in them.
 
-The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field.
+The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field. It is
+written before the leaf that needs it: until the cluster has taken the bundle, pods serve what is trusted already.
 """
 
 import asyncio
@@ -54,6 +55,9 @@ class Trust:
             except ClusterError as error:
                 logger.warning("the webhook is not trusted yet, again in %g s: %s", retry, error)
                 pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
+            except Exception:
+                logger.exception("the webhook's certificate could not be looked after, again in %g s", retry)
+                pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
 
@@ -73,10 +77,9 @@ class Trust:
         before = certificates.from_secrets(leaf, authority)
         after = certificates.renewed(before, names, self._clock())
         self._bundle = b64encode(after.bundle).decode()
-        secrets = certificates.to_secrets(after, own.namespace, own.webhook_secret)
-        for secret in reversed(secrets):  # the authority first: a leaf that nobody signed can be made again
-            if after != before:
-                await self._cluster.apply(secret)
+        serving, signing = certificates.to_secrets(after, own.namespace, own.webhook_secret)
+        if before is None or after.authorities != before.authorities:
+            await self._cluster.apply(signing)
         await self._cluster.apply(
             {
                 "apiVersion": "admissionregistration.k8s.io/v1",
@@ -86,6 +89,7 @@ class Trust:
             }
         )
         if after != before:
+            await self._cluster.apply(serving)
             logger.info("the webhook has a new certificate")
 
 

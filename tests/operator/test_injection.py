@@ -207,6 +207,34 @@ def test_what_cannot_be_understood_is_named(label: str, annotations: dict[str, s
         patch(pod(label, annotations))
 
 
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("spec", None, "the pod has no spec"),
+        ("spec", [], "the pod has no spec"),
+        ("spec", {"containers": {}, "volumes": 5}, "volumes of the pod is no list of objects"),
+        ("spec", {"containers": "web"}, "containers of the pod is no list of objects"),
+        ("spec", {"containers": [None]}, "containers of the pod is no list of objects"),
+        ("spec", {"containers": [{"env": ["a"]}]}, "env of the pod is no list of objects"),
+        ("spec", {"containers": [{"volumeMounts": {"a": 1}}]}, "volumeMounts of the pod is no list of objects"),
+        ("metadata", "x", "metadata.labels is no map"),
+        ("metadata", {"labels": {LAYER_LABEL: 5}}, "metadata.labels: channels-zmq.io/layer is no text"),
+        ("metadata", {"labels": {LAYER_LABEL: "a"}, "annotations": [1]}, "metadata.annotations is no map"),
+    ],
+)
+def test_what_is_no_pod_is_refused(field: str, value: Any, said: str) -> None:
+    """By a message that names the field, not by an exception of Python's."""
+    with pytest.raises(InjectionError, match=said):
+        patch({**pod(), field: value})
+
+
+def test_a_container_with_a_strange_name_is_none_that_was_chosen() -> None:
+    """The API server will say what is wrong with it."""
+    spec = {"containers": [{"name": ["web"]}, {"name": "web"}]}
+    operations = patch({**pod(annotations={CONTAINERS_ANNOTATION: "web"}), "spec": spec})
+    assert not [one for one in operations if one["path"].startswith("/spec/containers/0")]
+
+
 @pytest.mark.parametrize("name", ["c", "c" * LONGEST_NAME, "a-b-1"])
 def test_every_name_of_a_layer_is_taken(name: str) -> None:
     """Also the longest: its volume has a valid name."""
