@@ -141,6 +141,8 @@ def _new_authority(now: datetime) -> Authority:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"channels-zmq webhook {now:%Y-%m-%d}")])
     builder = _builder(name, name, key, now, AUTHORITY_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     return Authority(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key))
 
 
@@ -149,12 +151,27 @@ def _new_leaf(authority: Authority, names: list[str], now: datetime) -> tuple[by
     signing = serialization.load_pem_private_key(authority.key, None)
     if not isinstance(signing, ec.EllipticCurvePrivateKey):
         raise ValueError("the authority's key is of another kind")
-    issuer = x509.load_pem_x509_certificate(authority.certificate).subject
+    issuer = x509.load_pem_x509_certificate(authority.certificate)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    builder = _builder(subject, issuer, key, now, LEAF_DAYS)
+    builder = _builder(subject, issuer.subject, key, now, LEAF_DAYS)
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False
+    )
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """Return what a key is for: strict clients, such as Python from 3.13, want it said (RFC 5280, 4.2.1.3)."""
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        **dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False),
+        **dict.fromkeys(("encipher_only", "decipher_only"), False),
+    )
 
 
 def _builder(

@@ -36,6 +36,7 @@ class Trust:
         self._cluster, self._settings, self._clock = cluster, settings, clock
         self._changed = asyncio.Event()
         self._bundle = ""
+        self._retry = FIRST_RETRY
 
     def configuration_seen(self, configuration: Manifest) -> None:
         """Note the webhook's configuration as it is now: somebody may have emptied the field that is ours."""
@@ -45,21 +46,25 @@ class Trust:
 
     async def keep(self) -> None:
         """Look now and then, and whenever the configuration has changed, until cancelled."""
-        retry = FIRST_RETRY
         while True:
-            pause = LOOK_EVERY
-            try:
-                self._changed.clear()
-                await self.look()
-                retry = FIRST_RETRY
-            except ClusterError as error:
-                logger.warning("the webhook is not trusted yet, again in %g s: %s", retry, error)
-                pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
-            except Exception:
-                logger.exception("the webhook's certificate could not be looked after, again in %g s", retry)
-                pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
+            pause = await self.attempt()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
+
+    async def attempt(self) -> float:
+        """Look, and return seconds until the next look at the latest; a failure is only logged."""
+        self._changed.clear()
+        try:
+            await self.look()
+        except ClusterError as error:
+            logger.warning("the webhook is not trusted yet, again in %g s: %s", self._retry, error)
+        except Exception:
+            logger.exception("the webhook's certificate could not be looked after, again in %g s", self._retry)
+        else:
+            self._retry = FIRST_RETRY
+            return LOOK_EVERY
+        pause, self._retry = self._retry, min(LONGEST_RETRY, 2 * self._retry)
+        return pause
 
     async def look(self) -> None:
         """Renew what is due, and let the API server trust it.
