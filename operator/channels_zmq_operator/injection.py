@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
 from channels_zmq_operator.render import (
+    CLIENT_KEY_ENTRY,
     ENV,
     ENV_KEYS,
     KEY_FILE,
@@ -151,7 +152,7 @@ def _mounts(layers: dict[str, str]) -> list[Manifest]:
 
 def _volumes(layers: dict[str, str]) -> list[Manifest]:
     """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long."""
-    items = [{"key": f"{ENV}CURVE_SECRET_KEY", "path": KEY_FILE}]
+    items = [{"key": CLIENT_KEY_ENTRY, "path": KEY_FILE}]
     return [
         {
             "name": f"channels-zmq-{layer}",

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
@@ -14,7 +13,8 @@ from prometheus_client.registry import Collector
 from channels_zmq_operator import __version__, handlers
 from channels_zmq_operator.cluster import ClusterError, RealCluster, connected
 from channels_zmq_operator.models import KIND
-from channels_zmq_operator.reconcile import PRUNED, Key, Queue, Reconciler
+from channels_zmq_operator.queues import Key, Queue
+from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import Trust
@@ -123,9 +123,8 @@ async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: Real
     ProcessCollector(registry=registry)
 
     async def livez(request: web.Request) -> web.Response:
-        idle = time.monotonic() - queue.last_done
-        if queue.is_late() and idle > STUCK_AFTER:
-            return web.Response(status=500, text=f"no layer was looked at for {idle:.0f} s\n")
+        if (stuck := queue.stuck_for()) > STUCK_AFTER:
+            return web.Response(status=500, text=f"no layer was looked at for {stuck:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def metrics(request: web.Request) -> web.Response:

@@ -22,7 +22,11 @@ MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
 FIELD_MANAGER = "channels-zmq-operator"
 PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
 KEY_FILE = "secret-key"
+NEXT_KEY = "next-client-key"
+"""Entry of the forwarders' Secret with the clients' next key, which is mounted nowhere."""
+ROTATED_AT, ANNOUNCED_AT = f"{GROUP}/rotated-at", f"{GROUP}/announced-at"
 ENV = "CHANNELS_ZMQ_"
+CLIENT_KEY_ENTRY = f"{ENV}CURVE_SECRET_KEY"
 ENV_KEYS = (
     "PULL_SOCKET_ADDRESS",
     "PUB_SOCKET_ADDRESS",
@@ -46,7 +50,10 @@ class LayerKeys:
         server_public: What clients know of the forwarders.
         server_secret: What only the forwarders have.
         client_secret: What clients have now.
-        allowed: Public keys of clients: the present one, and the one before.
+        allowed: Public keys of clients: the present one, the next one if it is announced, and the one before.
+        rotated_at: When clients got their present one.
+        next_secret: What clients will have next; empty unless it is announced.
+        announced_at: When it was.
     """
 
     server_public: str
@@ -54,6 +61,8 @@ class LayerKeys:
     client_secret: str = field(repr=False)
     allowed: tuple[str, ...] = field(repr=False)
     rotated_at: str = ""
+    next_secret: str = field(default="", repr=False)
+    announced_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +142,21 @@ def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
     pull, pub = addresses(owner)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
-        data |= {"server-key": keys.server_public, f"{ENV}CURVE_SECRET_KEY": keys.client_secret}
+        data |= {"server-key": keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
     manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
     manifest["data"] = _encoded(data)
     if keys is not None:
-        manifest["metadata"]["annotations"] = {f"{GROUP}/rotated-at": keys.rotated_at}
+        manifest["metadata"]["annotations"] = {ROTATED_AT: keys.rotated_at}
     return manifest
 
 
 def _server_secret(owner: Owner, keys: LayerKeys) -> Manifest:
     manifest = _object(owner, "v1", "Secret", forwarder_name(owner), type="Opaque")
-    manifest["data"] = _encoded({KEY_FILE: keys.server_secret, "allowed-keys": "\n".join(keys.allowed) + "\n"})
+    data = {KEY_FILE: keys.server_secret, "allowed-keys": "\n".join(keys.allowed) + "\n"}
+    if keys.next_secret:
+        data[NEXT_KEY] = keys.next_secret
+        manifest["metadata"]["annotations"] = {ANNOUNCED_AT: keys.announced_at}
+    manifest["data"] = _encoded(data)
     return manifest
 
 
@@ -176,7 +189,9 @@ def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choic
         "containers": [_container(spec, keys, choices)],
     }
     if keys is not None:
-        pod["volumes"] = [{"name": "keys", "secret": {"secretName": forwarder_name(owner), "defaultMode": 0o440}}]
+        items = [{"key": name, "path": name} for name in (KEY_FILE, "allowed-keys")]
+        secret = {"secretName": forwarder_name(owner), "items": items, "defaultMode": 0o440}
+        pod["volumes"] = [{"name": "keys", "secret": secret}]
     optional = {
         "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
         "nodeSelector": template.node_selector,

@@ -21,7 +21,8 @@ from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.injection import LAYER_LABEL
 from channels_zmq_operator.models import GROUP, KIND, PLURAL
 from channels_zmq_operator.operate import serving
-from channels_zmq_operator.reconcile import PRUNED, Queue, Reconciler
+from channels_zmq_operator.queues import Queue
+from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import MANAGED_BY, Choices
 from channels_zmq_operator.settings import PREFIX, Settings
 from channels_zmq_operator.trust import WEBHOOK, Trust

@@ -14,7 +14,8 @@ from typing import Any
 
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.models import KIND
-from channels_zmq_operator.reconcile import PRUNED, Key, Reconciler
+from channels_zmq_operator.queues import Key
+from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
 from channels_zmq_operator.render import OWNER_LABEL, Manifest
 
 Name = tuple[str, str, str]
@@ -239,12 +240,14 @@ def feed(reconciler: Reconciler, add: Callable[[Key], None]) -> Callable[[str, M
 
     def watcher(event: str, found: Manifest) -> None:
         metadata, gone = found["metadata"], event == "DELETED"
-        layer = metadata["name"] if found["kind"] == KIND else metadata.get("labels", {}).get(OWNER_LABEL, "")
         if found["kind"] == KIND:
-            matters = reconciler.layer_seen(found, gone=gone)
-        else:
-            matters = bool(found["kind"] in PRUNED and layer) and reconciler.child_seen(found, gone=gone)
-        if matters:
-            add((metadata["namespace"], layer))
+            if reconciler.layer_seen(found, gone=gone):
+                add((metadata["namespace"], metadata["name"]))
+        elif (
+            found["kind"] in PRUNED
+            and OWNER_LABEL in metadata.get("labels", {})
+            and reconciler.child_seen(found, gone=gone)
+        ):
+            add(layer_of(found))
 
     return watcher
