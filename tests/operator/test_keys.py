@@ -139,6 +139,7 @@ def test_the_present_key_and_the_one_before_are_allowed_at_every_moment(late: fl
         if old != new:
             replaced[old] = when
     for index, (when, allowed, secret) in enumerate(history):
+        assert len(allowed) <= 3
         stale = next((lists for then, lists, _ in reversed(history[:index]) if then <= when - 80), allowed)
         for lists in (allowed, stale):
             assert public(secret) in lists
