@@ -15,7 +15,7 @@ from channels_zmq_operator import __version__, crd, render
 from channels_zmq_operator.models import Owner, SpecError, parse
 from channels_zmq_operator.settings import Settings
 
-BAD_USAGE = 2
+FAILED, BAD_USAGE = 1, 2
 EXAMPLE_KEY = "0" * 40
 
 
@@ -37,14 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _render(given.file)
     settings = Settings()
     _log(settings)
-    if given.command == "webhook":
-        from channels_zmq_operator.webhook import serve
+    try:
+        if given.command == "webhook":
+            from channels_zmq_operator.webhook import serve
 
-        _run(lambda stop: serve(settings, stop))
-    else:
-        from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
+            _run(lambda stop: serve(settings, stop))
+        else:
+            from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
 
-        _run(lambda stop: operate(settings, stop))
+            _run(lambda stop: operate(settings, stop))
+    except Exception as error:
+        logging.getLogger("channels_zmq_operator").critical("ended by an error: %s", error, exc_info=True)
+        return FAILED
     return 0
 
 

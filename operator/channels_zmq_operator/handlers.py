@@ -19,6 +19,9 @@ from channels_zmq_operator.trust import WEBHOOKS, Trust
 logger = logging.getLogger("channels_zmq_operator")
 
 
+Registry = kopf.OperatorRegistry
+
+
 def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: Trust | None) -> kopf.OperatorRegistry:
     """Return kopf's handlers.
 

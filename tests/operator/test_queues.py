@@ -198,3 +198,21 @@ async def test_it_is_stuck_while_there_is_something_to_do_and_nothing_ends() -> 
         assert queue.stuck_for() == 0
     clock.now += 200
     assert queue.stuck_for() == 100
+
+
+async def test_it_is_not_stuck_while_others_end() -> None:
+    """A layer that takes long, or waits long because many do, is no reason for a restart."""
+    async with working(2) as (queue, work, clock):
+        work.held = True
+        queue.add(A)
+        await settled()
+        clock.now += 100
+        assert queue.stuck_for() == 100
+        work.held = False
+        queue.add(B)
+        await settled()
+        assert work.running == {A}
+        assert queue.stuck_for() == 0
+        clock.now += 10
+        assert queue.stuck_for() == 10
+        work.free.set()

@@ -64,7 +64,7 @@ class World:
 
     def asked(self) -> list[Request]:
         """Return the requests since the last call."""
-        found, self.cluster.requests = self.cluster.requests, []
+        found, self.cluster.log = self.cluster.log, []
         return found
 
     def layer(self) -> Manifest:

@@ -64,7 +64,7 @@ class World:
 
     def asked(self) -> list[Request]:
         """Return the requests since the last call."""
-        found, self.cluster.requests = self.cluster.requests, []
+        found, self.cluster.log = self.cluster.log, []
         return found
 
 
@@ -165,7 +165,7 @@ async def test_what_is_served_is_trusted_wherever_the_operator_dies(days: int, b
         world = World()
         await world.trust.look()
         world.now += days * DAY
-        world.cluster.kill_at, world.cluster.kill_before = len(world.cluster.requests) + request, before
+        world.cluster.kill_at, world.cluster.kill_before = len(world.cluster.log) + request, before
         try:
             await world.trust.look()
         except Killed:
@@ -231,7 +231,7 @@ async def test_the_configuration_that_comes_wakes_it() -> None:
     """It need not wait for the end of the pause."""
     world = World(configured=False)
     async with kept(world):
-        await until(lambda: BUNDLE in world.cluster.requests)
+        await until(lambda: BUNDLE in world.cluster.log)
         await settled()
         world.cluster.put(CHARTS)
         await until(lambda: bool(world.bundle()))

@@ -47,7 +47,7 @@ class FakeCluster:
 
     def __init__(self, *, served: tuple[str, ...] = ("ServiceMonitor", KIND)) -> None:
         self.objects: dict[Name, Manifest] = {}
-        self.requests: list[Request] = []
+        self.log: list[Request] = []
         self.refusal: Refusal = lambda request: None
         self.kill_at: int | None = None
         """Ends the process at this request, counted from 1."""
@@ -61,6 +61,11 @@ class FakeCluster:
         self._applied: dict[Name, Manifest] = {}
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
+
+    @property
+    def requests(self) -> int:
+        """How many there were, as the real one counts them."""
+        return len(self.log)
 
     # What the operator asks
 
@@ -100,8 +105,8 @@ class FakeCluster:
 
     async def _served(self, request: Request, act: Callable[[], Any]) -> Any:
         await asyncio.sleep(0)
-        self.requests.append(request)
-        dies = self.kill_at == len(self.requests)
+        self.log.append(request)
+        dies = self.kill_at == len(self.log)
         if dies and self.kill_before:
             raise Killed
         error = self.refusal(request)
