@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from channels_zmq_operator import __version__, crd, render
-from channels_zmq_operator.models import Owner, SpecError, parse
+from channels_zmq_operator.models import KIND, Owner, SpecError, parse
 from channels_zmq_operator.settings import Settings
 
 FAILED, BAD_USAGE = 1, 2
@@ -56,8 +57,13 @@ def _render(path: str) -> int:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
         resource = yaml.safe_load(text)
+        if not isinstance(resource, dict) or resource.get("kind") != KIND:
+            raise SpecError(f"there is no {KIND} in it")
+        metadata = resource.get("metadata")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+            raise SpecError("it has no metadata.name")
         owner, spec = Owner.of(resource), parse(resource)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, SpecError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, SpecError) as error:
         print(f"channels-zmq-operator render: {path}: {error}", file=sys.stderr)
         return BAD_USAGE
     keys = render.LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))
