@@ -1,12 +1,17 @@
 """A proxy before the API server that writes down what is asked of it, as whom it is told to, and can be away."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR
 from ssl import create_default_context
 from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
@@ -71,7 +76,7 @@ class Proxy:
         self._httpd.shutdown()
         self._httpd.server_close()
         for connection in list(self._httpd.connections):  # type: ignore[attr-defined]
-            with_suppressed_close(connection)
+            _cut(connection)
 
     def upstream(self) -> HTTPSConnection:
         """Return a connection to the real API server."""
@@ -141,7 +146,7 @@ def parsed(method: str, path: str, status: int) -> Request:
     namespace = ""
     if rest[:1] == ["namespaces"] and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
-    resource, name = (rest + ["", ""])[:2]
+    resource, name = [*rest, "", ""][:2]
     if len(rest) > 2:
         resource = f"{resource}/{rest[2]}"
     watching = query.get("watch", ["false"])[0] in ("true", "1")
@@ -154,18 +159,14 @@ def parsed(method: str, path: str, status: int) -> Request:
     return Request(verb, group, resource, namespace, name, status)
 
 
-def with_suppressed_close(connection: Any) -> None:
+def _cut(connection: Any) -> None:
     """Cut a connection."""
-    try:
-        connection.shutdown(2)
-    except OSError:
-        pass
+    with suppress(OSError):
+        connection.shutdown(SHUT_RDWR)
     connection.close()
 
 
 def _file(data: str) -> str:
-    from base64 import b64decode
-
     with NamedTemporaryFile("wb", suffix=".crt", delete=False) as file:
         file.write(b64decode(data))
     return file.name
@@ -174,10 +175,6 @@ def _file(data: str) -> str:
 @contextmanager
 def operator_behind(proxy: Proxy, folder: Path, environment: dict[str, str]) -> Iterator[Any]:
     """Run the operator as a process of this machine, with the proxy for its cluster; yield it and its log's path."""
-    import os
-    import subprocess
-    import sys
-
     config, log = folder / "kubeconfig", folder / "operator.log"
     config.write_text(json.dumps(proxy.kubeconfig), encoding="utf-8")
     environment = {**os.environ, **environment, "KUBECONFIG": str(config)}

@@ -10,12 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from channels_zmq_operator import __version__, crd, render
-from channels_zmq_operator.models import Owner, SpecError, parse
+from channels_zmq_operator.models import KIND, Owner, SpecError, parse
 from channels_zmq_operator.settings import Settings
 
-BAD_USAGE = 2
+FAILED, BAD_USAGE = 1, 2
 EXAMPLE_KEY = "0" * 40
 
 
@@ -37,14 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _render(given.file)
     settings = Settings()
     _log(settings)
-    if given.command == "webhook":
-        from channels_zmq_operator.webhook import serve
+    try:
+        if given.command == "webhook":
+            from channels_zmq_operator.webhook import serve
 
-        _run(lambda stop: serve(settings, stop))
-    else:
-        from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
+            _run(lambda stop: serve(settings, stop))
+        else:
+            from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
 
-        _run(lambda stop: operate(settings, stop))
+            _run(lambda stop: operate(settings, stop))
+    except Exception as error:
+        logging.getLogger("channels_zmq_operator").critical("ended by an error: %s", error, exc_info=True)
+        return FAILED
     return 0
 
 
@@ -52,8 +57,13 @@ def _render(path: str) -> int:
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
         resource = yaml.safe_load(text)
+        if not isinstance(resource, dict) or resource.get("kind") != KIND:
+            raise SpecError(f"there is no {KIND} in it")
+        metadata = resource.get("metadata")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+            raise SpecError("it has no metadata.name")
         owner, spec = Owner.of(resource), parse(resource)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, SpecError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, SpecError) as error:
         print(f"channels-zmq-operator render: {path}: {error}", file=sys.stderr)
         return BAD_USAGE
     keys = render.LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))

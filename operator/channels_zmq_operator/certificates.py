@@ -1,7 +1,11 @@
 """The webhook's certificates, where the operator makes them: an authority, and a leaf that it signs.
 
-The authority lives for ten years and the leaf for ninety days. Renewing a leaf needs no change at the API server, since
-the authority stays; a new authority stands in the bundle for weeks before it signs the first leaf.
+The authority lives for ten years and the leaf for ninety days. So nearly every renewal is one of a leaf by an authority
+that the API server has known for long: nothing has to be agreed upon, and pods may take up the new leaf whenever the
+kubelet brings it. Once in six years there is a new authority. It stands in the bundle beside the old one, and signs
+nothing before the next leaf is due, which is `SETTLE` later at the least; the old one stays in the bundle until it
+expires. So at every moment what a pod serves, old or new, is signed by one in the bundle, and nobody has to wait until
+all pods serve the new leaf, as one would before dropping an authority. `trust` writes the bundle before the leaf.
 """
 
 from base64 import b64decode, b64encode
@@ -9,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -18,6 +23,8 @@ from channels_zmq_operator.render import MANAGED_BY, Manifest
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 90
 RENEW_AT = 2 / 3
+SETTLE = timedelta(hours=1)
+"""How long a new authority is in the bundle before it signs, if there is another one."""
 _SLACK = timedelta(minutes=10)
 """For clocks that differ."""
 
@@ -36,7 +43,7 @@ class Certificates:
 
     Args:
         authorities: The newest first; the leaf is signed by one of them.
-        leaf: The serving certificate.
+        leaf: The serving certificate; empty if there is none that can be used.
         key: Its key.
     """
 
@@ -61,10 +68,10 @@ def renewed(before: Certificates | None, names: list[str], now: datetime) -> Cer
     authorities = [one for one in (before.authorities if before else ()) if not _has_expired(one.certificate, now)]
     if not authorities or _is_due(authorities[0].certificate, now):
         authorities.insert(0, _new_authority(now))
-    if before is not None and not _is_due(before.leaf, now) and _signed_by_one(before.leaf, authorities, names):
+    if before is not None and _is_good(before.leaf, authorities, names, now):
         return Certificates(tuple(authorities), before.leaf, before.key)
     signing = authorities[0]
-    if before is not None and len(authorities) > 1 and not _is_settled(signing.certificate, now):
+    if len(authorities) > 1 and not _is_settled(signing.certificate, now):
         signing = authorities[1]  # nobody trusts the newest yet
     return Certificates(tuple(authorities), *_new_leaf(signing, names, now))
 
@@ -79,20 +86,32 @@ def expiry(certificate: bytes) -> float:
 
 
 def from_secrets(leaf: Manifest | None, authority: Manifest | None) -> Certificates | None:
-    """Return what two Secrets hold, or None if that cannot be used."""
+    """Return what two Secrets hold, or None without an authority; a leaf that cannot be used is left out."""
     try:
-        leaf_data, authority_data = (leaf or {})["data"], (authority or {})["data"]
-        certificates = x509.load_pem_x509_certificates(b64decode(authority_data["ca.crt"]))
-        keys = b64decode(authority_data["ca.key"]).decode().split(_BETWEEN)
+        data = (authority or {})["data"]
+        certificates = x509.load_pem_x509_certificates(b64decode(data["ca.crt"]))
+        keys = b64decode(data["ca.key"]).decode().split(_BETWEEN)
         authorities = tuple(
-            Authority(one.public_bytes(serialization.Encoding.PEM), key.encode())
+            Authority(one.public_bytes(serialization.Encoding.PEM), _checked(key.encode(), one))
             for one, key in zip(certificates, keys, strict=True)
         )
-        found = Certificates(authorities, b64decode(leaf_data["tls.crt"]), b64decode(leaf_data["tls.key"]))
-        expiry(found.leaf)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
         return None
-    return found
+    try:
+        data = (leaf or {})["data"]
+        certificate = b64decode(data["tls.crt"])
+        key = _checked(b64decode(data["tls.key"]), x509.load_pem_x509_certificate(certificate))
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
+        return Certificates(authorities, b"", b"")
+    return Certificates(authorities, certificate, key)
+
+
+def _checked(key: bytes, certificate: x509.Certificate) -> bytes:
+    """Return a private key if it is that of a certificate."""
+    found = serialization.load_pem_private_key(key, None)
+    if found.public_key() != certificate.public_key():
+        raise ValueError("the key is that of another certificate")
+    return key
 
 
 _BETWEEN = "\n\n"
@@ -122,6 +141,8 @@ def _new_authority(now: datetime) -> Authority:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"channels-zmq webhook {now:%Y-%m-%d}")])
     builder = _builder(name, name, key, now, AUTHORITY_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     return Authority(builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key))
 
 
@@ -130,12 +151,27 @@ def _new_leaf(authority: Authority, names: list[str], now: datetime) -> tuple[by
     signing = serialization.load_pem_private_key(authority.key, None)
     if not isinstance(signing, ec.EllipticCurvePrivateKey):
         raise ValueError("the authority's key is of another kind")
-    issuer = x509.load_pem_x509_certificate(authority.certificate).subject
+    issuer = x509.load_pem_x509_certificate(authority.certificate)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
-    builder = _builder(subject, issuer, key, now, LEAF_DAYS)
+    builder = _builder(subject, issuer.subject, key, now, LEAF_DAYS)
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False
+    )
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), _pem(key)
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """Return what a key is for: strict clients, such as Python from 3.13, want it said (RFC 5280, 4.2.1.3)."""
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        **dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False),
+        **dict.fromkeys(("encipher_only", "decipher_only"), False),
+    )
 
 
 def _builder(
@@ -169,21 +205,29 @@ def _has_expired(pem: bytes, now: datetime) -> bool:
 
 
 def _is_settled(pem: bytes, now: datetime) -> bool:
-    return now >= x509.load_pem_x509_certificate(pem).not_valid_before_utc + _SLACK + timedelta(hours=1)
+    return now >= x509.load_pem_x509_certificate(pem).not_valid_before_utc + _SLACK + SETTLE
 
 
-def _signed_by_one(leaf: bytes, authorities: list[Authority], names: list[str]) -> bool:
+def _is_good(leaf: bytes, authorities: list[Authority], names: list[str], now: datetime) -> bool:
+    """Return whether a leaf can stay: it is not due, has these names, and one of the authorities has signed it."""
+    if not leaf or _is_due(leaf, now):
+        return False
     certificate = x509.load_pem_x509_certificate(leaf)
-    present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    try:
+        present = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return False
     if sorted(present.get_values_for_type(x509.DNSName)) != sorted(names):
         return False
-    for authority in authorities:
-        try:
-            certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate))
-        except Exception:
-            continue
-        return True
-    return False
+    return any(_has_signed(x509.load_pem_x509_certificate(one.certificate), certificate) for one in authorities)
+
+
+def _has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def now() -> datetime:

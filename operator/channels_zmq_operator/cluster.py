@@ -81,6 +81,12 @@ class Cluster(Protocol):
         """Return whether the cluster knows a kind."""
 
 
+class CountingCluster(Cluster, Protocol):
+    """One that counts what it is asked."""
+
+    requests: int
+
+
 class RealCluster:
     """A cluster behind the Kubernetes client."""
 
@@ -138,11 +144,16 @@ class RealCluster:
             answer = await self._dynamic.request(
                 method, path, body=body, serialize=False, _request_timeout=TIMEOUT, **options
             )
-            return dict(json.loads(await answer.read()))
+            found = json.loads(await answer.read())
         except ApiException as error:
             raise _refusal(what, error) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(what, 0, type(error).__name__, str(error)) from error
+        except ValueError as error:
+            raise ClusterError(what, 0, "NoJSON", str(error)) from error
+        if not isinstance(found, dict):
+            raise ClusterError(what, 0, "NoJSON", "the answer is no object")
+        return found
 
 
 def _refusal(what: str, error: ApiException) -> ClusterError:

@@ -10,12 +10,16 @@ import kopf
 from channels_zmq_operator import crd
 from channels_zmq_operator.cluster import KINDS
 from channels_zmq_operator.models import GROUP, PLURAL, VERSION
-from channels_zmq_operator.reconcile import PRUNED, Queue, Reconciler
+from channels_zmq_operator.queues import Queue
+from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
 from channels_zmq_operator.render import OWNER_LABEL
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import WEBHOOKS, Trust
 
 logger = logging.getLogger("channels_zmq_operator")
+
+
+Registry = kopf.OperatorRegistry
 
 
 def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: Trust | None) -> kopf.OperatorRegistry:
@@ -41,9 +45,8 @@ def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: 
 
     async def child(event: Any, body: Any, **_: Any) -> None:
         found = _plain(body)
-        metadata = found["metadata"]
         if reconciler.child_seen(found, gone=event["type"] == "DELETED"):
-            queue.add((metadata["namespace"], metadata["labels"][OWNER_LABEL]))
+            queue.add(layer_of(found))
 
     for kind in kinds:
         group, _, version = KINDS[kind].api_version.rpartition("/")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
 from channels_zmq_operator.render import (
+    CLIENT_KEY_ENTRY,
     ENV,
     ENV_KEYS,
     KEY_FILE,
@@ -46,29 +47,33 @@ def wish(pod: Manifest) -> Wish:
     Raises:
         InjectionError: One of them cannot be understood.
     """
-    metadata = pod.get("metadata") or {}
-    annotations = metadata.get("annotations") or {}
+    labels, annotations = _texts(pod, "labels"), _texts(pod, "annotations")
     layers: dict[str, str] = {}
-    label = (metadata.get("labels") or {}).get(LAYER_LABEL, "")
-    if label:
-        layers[annotations.get(ALIAS_ANNOTATION, "default")] = label
+    if labels.get(LAYER_LABEL):
+        layers[annotations.get(ALIAS_ANNOTATION, "default")] = labels[LAYER_LABEL]
     for part in filter(None, (part.strip() for part in annotations.get(LAYERS_ANNOTATION, "").split(","))):
-        alias, equals, layer = part.partition("=")
+        alias, equals, layer = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InjectionError(f"{LAYERS_ANNOTATION}: {part!r} is not ALIAS=LAYER")
-        layers[alias.strip()] = layer.strip()
+        if layers.setdefault(alias, layer) != layer:
+            raise InjectionError(f"{LAYERS_ANNOTATION}: {alias} is {layers[alias]!r} and {layer!r}")
     for alias, layer in layers.items():
         if not _ALIAS.fullmatch(alias):
             raise InjectionError(f"{alias!r} is no alias: lower-case letters, digits and single underscores")
         if not _LAYER.fullmatch(layer) or len(layer) > LONGEST_NAME:
             raise InjectionError(f"{layer!r} is no name of a layer: at most {LONGEST_NAME} letters, digits and hyphens")
+    return Wish(layers, _named_containers(pod, annotations) if layers else None)
+
+
+def _named_containers(pod: Manifest, annotations: dict[str, str]) -> frozenset[str] | None:
     named = annotations.get(CONTAINERS_ANNOTATION)
-    containers = None if named is None else frozenset(part.strip() for part in named.split(",") if part.strip())
-    known = {one.get("name") for kind in _KINDS for one in _containers(pod, kind)}
-    if containers is not None and not containers <= known:
-        missing = ", ".join(sorted(containers - known))
-        raise InjectionError(f"{CONTAINERS_ANNOTATION}: the pod has no container {missing}")
-    return Wish(layers, containers)
+    if named is None:
+        return None
+    containers = frozenset(part.strip() for part in named.split(",") if part.strip())
+    missing = containers - {str(one.get("name")) for kind in _KINDS for one in _objects(_spec(pod), kind)}
+    if missing:
+        raise InjectionError(f"{CONTAINERS_ANNOTATION}: the pod has no container {', '.join(sorted(missing))}")
+    return containers
 
 
 def patch(pod: Manifest) -> Patch:
@@ -78,26 +83,48 @@ def patch(pod: Manifest) -> Patch:
         InjectionError: Its label or annotations cannot be understood.
     """
     wanted = wish(pod)
-    if not wanted.layers:
+    if not wanted.layers or wanted.containers == frozenset():
         return []
     out: Patch = []
+    spec = _spec(pod)
     for kind in _KINDS:
-        for index, container in enumerate(_containers(pod, kind)):
-            if wanted.containers is None or container.get("name") in wanted.containers:
+        for index, container in enumerate(_objects(spec, kind)):
+            if wanted.containers is None or str(container.get("name")) in wanted.containers:
                 path = f"/spec/{kind}/{index}"
-                out += _added(f"{path}/env", container.get("env"), _variables(wanted.layers), "name")
-                out += _added(
-                    f"{path}/volumeMounts", container.get("volumeMounts"), _mounts(wanted.layers), "mountPath"
-                )
-    out += _added("/spec/volumes", (pod.get("spec") or {}).get("volumes"), _volumes(wanted.layers), "name")
+                out += _added(f"{path}/env", _objects(container, "env"), _variables(wanted.layers), "name")
+                mounted = _objects(container, "volumeMounts")
+                out += _added(f"{path}/volumeMounts", mounted, _mounts(wanted.layers), "mountPath")
+    out += _added("/spec/volumes", _objects(spec, "volumes"), _volumes(wanted.layers), "name")
     return out + _noted(pod, wanted.layers)
 
 
 _KINDS = ("initContainers", "containers")
 
 
-def _containers(pod: Manifest, kind: str) -> list[Manifest]:
-    return list((pod.get("spec") or {}).get(kind) or ())
+def _texts(pod: Manifest, field: str) -> dict[str, str]:
+    """Return the labels or annotations; nothing is said of those that are of no interest here."""
+    metadata = pod.get("metadata") or {}
+    found = (metadata.get(field) if isinstance(metadata, dict) else metadata) or {}
+    if not isinstance(found, dict):
+        raise InjectionError(f"metadata.{field} is no map")
+    for key, value in found.items():
+        if str(key).startswith(f"{GROUP}/") and not isinstance(value, str):
+            raise InjectionError(f"metadata.{field}: {key} is no text")
+    return found
+
+
+def _spec(pod: Manifest) -> Manifest:
+    spec = pod.get("spec")
+    if not isinstance(spec, dict):
+        raise InjectionError("the pod has no spec")
+    return spec
+
+
+def _objects(parent: Manifest, field: str) -> list[Manifest]:
+    found = parent.get(field) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise InjectionError(f"{field} of the pod is no list of objects")
+    return found
 
 
 def _variables(layers: dict[str, str]) -> list[Manifest]:
@@ -125,7 +152,7 @@ def _mounts(layers: dict[str, str]) -> list[Manifest]:
 
 def _volumes(layers: dict[str, str]) -> list[Manifest]:
     """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long."""
-    items = [{"key": f"{ENV}CURVE_SECRET_KEY", "path": KEY_FILE}]
+    items = [{"key": CLIENT_KEY_ENTRY, "path": KEY_FILE}]
     return [
         {
             "name": f"channels-zmq-{layer}",
@@ -135,8 +162,8 @@ def _volumes(layers: dict[str, str]) -> list[Manifest]:
     ]
 
 
-def _added(path: str, present: list[Manifest] | None, wanted: list[Manifest], identity: str) -> Patch:
-    taken = {one.get(identity) for one in present or ()}
+def _added(path: str, present: list[Manifest], wanted: list[Manifest], identity: str) -> Patch:
+    taken = [one.get(identity) for one in present]
     missing = [one for one in wanted if one[identity] not in taken]
     if missing and not present:
         return [{"op": "add", "path": path, "value": missing}]
@@ -145,8 +172,8 @@ def _added(path: str, present: list[Manifest] | None, wanted: list[Manifest], id
 
 def _noted(pod: Manifest, layers: dict[str, str]) -> Patch:
     text = ",".join(f"{alias}={layer}" for alias, layer in sorted(layers.items()))
-    annotations = (pod.get("metadata") or {}).get("annotations")
-    if (annotations or {}).get(INJECTED_ANNOTATION) == text:
+    annotations = _texts(pod, "annotations")
+    if annotations.get(INJECTED_ANNOTATION) == text:
         return []
     if not annotations:
         return [{"op": "add", "path": "/metadata/annotations", "value": {INJECTED_ANNOTATION: text}}]

@@ -1,25 +1,32 @@
 """The CURVE keys of a layer: made once, kept in the cluster's Secrets, and rotated with an overlap.
 
-A rotation has two steps. First the forwarders' list gets the key that applications will have next; a mounted Secret
-reaches a running pod after 61 to 76 s, so the applications' Secret gets that key two minutes later. The key before it
-stays allowed until the next rotation, so that every pod has a whole period to take up the new one. The forwarders' own
-key does not change: it has no overlap in ZeroMQ.
+A rotation has two steps, as a mounted Secret reaches running pods only after a minute. First the next key is allowed
+and announced: it stands in the forwarders' list, and nobody has it yet. `SETTLE` later applications get it, and the key
+before it stays allowed until the next rotation, so that every pod has a whole period to take up the new one. The
+forwarders' Secret is written first in both steps: what applications have is allowed at every moment. The forwarders'
+own key does not change: it has no overlap in ZeroMQ.
 """
 
+import struct
 from base64 import b64decode
 from datetime import UTC, datetime, timedelta
 
 import zmq
+from zmq.utils import z85
 
-from channels_zmq_operator.models import GROUP
-from channels_zmq_operator.render import ALLOWED_KEYS, ENV, KEY_FILE, NEXT_KEY, LayerKeys, Manifest
+from channels_zmq_operator.render import (
+    ALLOWED_KEYS,
+    ANNOUNCED_AT,
+    CLIENT_KEY_ENTRY,
+    KEY_FILE,
+    NEXT_KEY,
+    ROTATED_AT,
+    LayerKeys,
+    Manifest,
+)
 
-ROTATED_AT = f"{GROUP}/rotated-at"
-"""On the applications' Secret: since when they have their key."""
-ROTATION_BEGAN = f"{GROUP}/rotation-began"
-"""On the forwarders' Secret: since when their list has the next key."""
-SPREAD = 120.0
-"""Seconds until every forwarder has read its list again."""
+SETTLE = 180.0
+"""Seconds from the announcement to the rotation: a mounted Secret was new in running pods after 61 to 76 s."""
 
 
 def next_keys(server: Manifest | None, client: Manifest | None, rotate_every: float, now: datetime) -> LayerKeys:
@@ -31,37 +38,44 @@ def next_keys(server: Manifest | None, client: Manifest | None, rotate_every: fl
         rotate_every: Seconds between rotations.
         now: Aware time.
     """
-    server_secret = _valid(_read(server, KEY_FILE)) or _new()
-    client_secret, following = _valid(_read(client, f"{ENV}CURVE_SECRET_KEY")), _valid(_read(server, NEXT_KEY))
-    allowed = [line for line in _read(server, ALLOWED_KEYS).split() if len(line) == 40]
-    rotated_at, began = _annotation(client, ROTATED_AT), _annotation(server, ROTATION_BEGAN)
-    if not client_secret or (following and _is_over(began, SPREAD, now)):
-        allowed = [_public(client_secret)] if client_secret else allowed[:1]
-        client_secret, following = following or _new(), ""
-        rotated_at = _text(now)
-    elif not following and _is_over(rotated_at, rotate_every, now):
-        following, began = _new(), _text(now)
-    current = [_public(key) for key in (client_secret, following) if key]
+    server_secret = _valid(_read(server, KEY_FILE)) or _new_secret()
+    present, upcoming = _valid(_read(client, CLIENT_KEY_ENTRY)), _valid(_read(server, NEXT_KEY))
+    allowed = [line for line in _read(server, ALLOWED_KEYS).split() if _is_public(line)]
+    rotated_at, announced_at = _annotation(client, ROTATED_AT), _annotation(server, ANNOUNCED_AT)
+    if not present:  # nobody can use what is lost: there is nothing to wait for
+        present, upcoming, rotated_at = upcoming or _new_secret(), "", _text(now)
+    elif upcoming and not announced_at:
+        announced_at = _text(now)
+    elif upcoming and _is_due(announced_at, SETTLE, now):
+        allowed = [_public(present)]
+        present, upcoming, rotated_at = upcoming, "", _text(now)
+    elif not upcoming and _is_due(rotated_at, rotate_every, now):
+        upcoming, announced_at = _new_secret(), _text(now)
+    mine = [_public(secret) for secret in (present, upcoming) if secret]
     return LayerKeys(
         server_public=_public(server_secret),
         server_secret=server_secret,
-        client_secret=client_secret,
-        next_client_secret=following,
-        allowed=(*current, *[key for key in allowed if key not in current][:1]),
+        client_secret=present,
+        allowed=(*mine, *[key for key in allowed if key not in mine][:1]),
         rotated_at=rotated_at,
-        rotation_began=began if following else "",
+        next_secret=upcoming,
+        announced_at=announced_at if upcoming else "",
     )
 
 
 def due_at(keys: LayerKeys, rotate_every: float) -> datetime:
-    """Return when the next step of a rotation is due."""
-    if keys.next_client_secret:
-        return _time(keys.rotation_began) + timedelta(seconds=SPREAD)
+    """Return when something is to be done next."""
+    if keys.next_secret:
+        return _time(keys.announced_at) + timedelta(seconds=SETTLE)
     return _time(keys.rotated_at) + timedelta(seconds=rotate_every)
 
 
-def _is_over(since: str, duration: float, now: datetime) -> bool:
-    return now >= _time(since) + timedelta(seconds=duration)
+def _new_secret() -> str:
+    return zmq.curve_keypair()[1].decode()
+
+
+def _is_due(rotated_at: str, rotate_every: float, now: datetime) -> bool:
+    return now >= _time(rotated_at) + timedelta(seconds=rotate_every)
 
 
 def _text(time: datetime) -> str:
@@ -72,15 +86,11 @@ def _time(text: str) -> datetime:
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
-        return datetime.fromtimestamp(0, UTC)
+        return datetime.fromtimestamp(0, UTC)  # somebody edited it: due
 
 
 def _annotation(secret: Manifest | None, name: str) -> str:
     return str(((secret or {}).get("metadata", {}).get("annotations") or {}).get(name, ""))
-
-
-def _new() -> str:
-    return zmq.curve_keypair()[1].decode()
 
 
 def _read(secret: Manifest | None, key: str) -> str:
@@ -101,3 +111,11 @@ def _valid(secret: str) -> str:
 
 def _public(secret: str) -> str:
     return zmq.curve_public(secret.encode()).decode()
+
+
+def _is_public(text: str) -> bool:
+    """Return whether this can be a public key: 32 bytes in Z85."""
+    try:
+        return len(z85.decode(text.encode())) == 32
+    except (ValueError, LookupError, struct.error):
+        return False

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
@@ -12,9 +13,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from channels_zmq_operator import __version__, handlers
-from channels_zmq_operator.cluster import ClusterError, RealCluster, connected
+from channels_zmq_operator.cluster import ClusterError, CountingCluster, connected
+from channels_zmq_operator.leader import Leadership
 from channels_zmq_operator.models import KIND
-from channels_zmq_operator.reconcile import PRUNED, Key, Queue, Reconciler
+from channels_zmq_operator.queues import Key, Queue
+from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import Trust
@@ -27,44 +30,107 @@ STUCK_AFTER = 300.0
 """Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
 
 
-async def operate(settings: Settings, stop: asyncio.Event) -> None:
-    """Run the operator until told to stop."""
-    async with connected() as cluster:
-        await _wait_for_kind(cluster, stop)
-        monitors = await cluster.serves("ServiceMonitor")
-        choices = Choices(forwarder_image=settings.forwarder_image, service_monitors=monitors)
-        reconciler = Reconciler(cluster, choices)
+class OperateError(Exception):
+    """The operator ended by itself, and is to be started again."""
+
+
+async def operate(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    connect: Callable[[], AbstractAsyncContextManager[CountingCluster]] = connected,
+    watch: Callable[[Settings, handlers.Registry, asyncio.Event], Awaitable[None]] = handlers.watch,
+) -> None:
+    """Run the operator until told to stop; of several replicas, wait for the turn of this one.
+
+    Raises:
+        OperateError: Another replica took over, or something ended that never should.
+    """
+    async with connect() as cluster:
+        reconciler = Reconciler(cluster, Choices(settings.forwarder_image))
 
         async def look(key: Key) -> float:
             with DURATION.time():
                 return await reconciler.reconcile(key)
 
         queue = Queue(look)
-        kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
         async with serving(settings.admin_port, reconciler, queue, cluster):
-            tasks = [
-                asyncio.create_task(queue.run(settings.workers)),
-                asyncio.create_task(_resync(reconciler, queue, settings.resync)),
-            ]
-            trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
-            if trust is not None:
-                tasks.append(asyncio.create_task(trust.keep()))
-            logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
+            if not settings.leader_election:
+                await _work(settings, stop, cluster, reconciler, queue, watch)
+                return
+            leadership = Leadership(cluster, settings.namespace, settings.lease_name, settings.identity)
+            if not await leadership.acquire(stop):
+                return
             try:
-                await handlers.watch(settings, handlers.registry(reconciler, queue, kinds, trust), stop)
+                await _work(settings, stop, cluster, reconciler, queue, watch, leadership.keep)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await leadership.release()
 
 
-async def _wait_for_kind(cluster: RealCluster, stop: asyncio.Event) -> None:
-    """Wait until the cluster knows our kind: its definition may come later than we do."""
+async def _work(
+    settings: Settings,
+    stop: asyncio.Event,
+    cluster: CountingCluster,
+    reconciler: Reconciler,
+    queue: Queue,
+    watch: Callable[[Settings, handlers.Registry, asyncio.Event], Awaitable[None]],
+    *beside: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
+    """Watch and reconcile until told to stop, with tasks beside it of which none may end before."""
+    background = [asyncio.create_task(one()) for one in beside]
+    waiting = asyncio.create_task(_wait_for_kind(cluster, stop))
+    try:
+        await _first([waiting, *background], waiting)
+        if stop.is_set():
+            return
+        monitors = waiting.result()
+        reconciler.choices = replace(reconciler.choices, service_monitors=monitors)
+        kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
+        trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
+        working = [
+            asyncio.create_task(queue.run(settings.workers)),
+            asyncio.create_task(_resync(reconciler, queue, settings.resync)),
+            *([asyncio.create_task(trust.keep())] if trust is not None else []),
+        ]
+        logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
+        watching = asyncio.create_task(
+            _awaited(watch(settings, handlers.registry(reconciler, queue, kinds, trust), stop))
+        )
+        try:
+            await _first([watching, *working, *background], watching)
+        finally:  # first those who write, at once: another replica may begin soon; kopf needs seconds to end
+            await _cancelled(working)
+            stop.set()
+            await watching
+    finally:
+        await _cancelled([waiting, *background])
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+async def _first(tasks: "list[asyncio.Task[Any]]", wanted: "asyncio.Task[Any]") -> None:
+    """Wait until the task that is wanted ends; any other that ends is a failure, and its error is the cause."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done - {wanted}:
+        raise OperateError("another replica leads, or a part of the operator has ended") from task.exception()
+    wanted.result()
+
+
+async def _cancelled(tasks: "list[asyncio.Task[Any]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> bool:
+    """Wait until the cluster knows our kind, which may come later than we do; return whether it has ServiceMonitors."""
     told = ""
     while not stop.is_set():
         try:
             if await cluster.serves(KIND):
-                return
+                return await cluster.serves("ServiceMonitor")
             problem = f"the cluster does not know {KIND}: is its CustomResourceDefinition installed?"
         except ClusterError as error:
             problem = str(error)
@@ -73,6 +139,7 @@ async def _wait_for_kind(cluster: RealCluster, stop: asyncio.Event) -> None:
             logger.warning("waiting: %s", problem)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), WAIT_FOR_KIND)
+    return False
 
 
 async def _resync(reconciler: Reconciler, queue: Queue, every: float) -> None:
@@ -91,7 +158,7 @@ DURATION = Histogram(
 
 
 class _State(Collector):
-    def __init__(self, reconciler: Reconciler, queue: Queue, cluster: RealCluster) -> None:
+    def __init__(self, reconciler: Reconciler, queue: Queue, cluster: CountingCluster) -> None:
         self._reconciler, self._queue, self._cluster = reconciler, queue, cluster
 
     def collect(self) -> Iterator[Metric]:
@@ -115,7 +182,7 @@ class _State(Collector):
 
 
 @asynccontextmanager
-async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: RealCluster) -> AsyncIterator[None]:
+async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: CountingCluster) -> AsyncIterator[None]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs."""
     registry = CollectorRegistry()
     registry.register(_State(reconciler, queue, cluster))
@@ -123,9 +190,8 @@ async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: Real
     ProcessCollector(registry=registry)
 
     async def livez(request: web.Request) -> web.Response:
-        idle = time.monotonic() - queue.last_done
-        if queue.is_late() and idle > STUCK_AFTER:
-            return web.Response(status=500, text=f"no layer was looked at for {idle:.0f} s\n")
+        if (stuck := queue.stuck_for()) > STUCK_AFTER:
+            return web.Response(status=500, text=f"no layer was looked at for {stuck:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def metrics(request: web.Request) -> web.Response:

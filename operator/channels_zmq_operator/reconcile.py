@@ -4,12 +4,10 @@ Level-triggered: it does not matter what happened, and doing it again changes no
 from the watches that `handlers` feeds in here, so that a look costs no request.
 """
 
-import asyncio
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -18,12 +16,11 @@ from channels_zmq_operator import keys as layer_keys
 from channels_zmq_operator import render, status
 from channels_zmq_operator.cluster import Cluster, ClusterError
 from channels_zmq_operator.models import API_VERSION, KIND, Owner, SpecError, parse, seconds
+from channels_zmq_operator.queues import Key
 from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest
 
 logger = logging.getLogger("channels_zmq_operator")
 
-Key = tuple[str, str]
-"""Namespace and name of a layer."""
 Child = tuple[str, str]
 """Kind and name of one of its objects."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
@@ -41,9 +38,18 @@ class Known:
     children: dict[Child, Manifest] = field(default_factory=dict)
     applied: dict[Child, str] = field(default_factory=dict)
     """Fingerprints of what the API server answered to our applies."""
+    secrets: dict[str, Manifest] = field(default_factory=dict)
+    """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
     refusal: str = ""
     told: str = ""
     """The last problem that an event was made of."""
+
+
+def layer_of(child: Manifest) -> Key:
+    """Return the layer of a child: that of its owner reference, as the label is more easily edited."""
+    metadata = child["metadata"]
+    owners = [one["name"] for one in metadata.get("ownerReferences") or () if one["kind"] == KIND]
+    return metadata["namespace"], (owners or [metadata["labels"].get(OWNER_LABEL, "")])[0]
 
 
 class Reconciler:
@@ -81,12 +87,13 @@ class Reconciler:
 
     def child_seen(self, child: Manifest, *, gone: bool) -> bool:
         """Note an object of a layer as it is now."""
-        metadata = child["metadata"]
-        key = metadata["namespace"], metadata["labels"].get(OWNER_LABEL, "")
-        name: Child = child["kind"], metadata["name"]
+        key = layer_of(child)
+        name: Child = child["kind"], child["metadata"]["name"]
         known = self.layers.setdefault(key, Known())
         if gone:
             known.children.pop(name, None)
+            if known.resource is None and not known.children:
+                del self.layers[key]
             return known.applied.pop(name, None) is not None
         before = known.children.get(name)
         known.children[name] = child
@@ -112,6 +119,7 @@ class Reconciler:
         try:
             spec = parse(known.resource)
         except SpecError as error:
+            known.refusal = ""
             await self._tell(known, owner, "SpecInvalid", str(error))
             await self._write_status(known, owner, problem=str(error))
             return float("inf")
@@ -144,7 +152,8 @@ class Reconciler:
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
         """Return a Secret: one that the watch has not shown may be there all the same, and new keys break everybody."""
-        return known.children.get(("Secret", name)) or await self._cluster.get("Secret", owner.namespace, name)
+        found = known.secrets.get(name) or known.children.get(("Secret", name))
+        return found or await self._cluster.get("Secret", owner.namespace, name)
 
     async def _apply(self, known: Known, manifest: Manifest) -> None:
         name: Child = manifest["kind"], manifest["metadata"]["name"]
@@ -155,6 +164,9 @@ class Reconciler:
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
         answer = await self._cluster.apply(manifest)
         known.applied[name] = fingerprint(answer)
+        if manifest["kind"] == "Secret":
+            known.secrets[name[1]] = answer
+        seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
         if seen is None or _version(answer) > _version(seen):
             known.children[name] = answer
 
@@ -167,6 +179,8 @@ class Reconciler:
             await self._cluster.delete(kind, owner.namespace, name, child["metadata"]["uid"])
             known.applied.pop((kind, name), None)
             known.children.pop((kind, name), None)
+            if kind == "Secret":
+                known.secrets.pop(name, None)
 
     async def _write_status(self, known: Known, owner: Owner, *, problem: str = "") -> None:
         assert known.resource is not None, "its caller has looked"
@@ -227,7 +241,7 @@ async def make_event(cluster: Cluster, owner: Owner, reason: str, message: str, 
 
 
 APPLIED = "channels-zmq.io/applied"
-"""Annotation with the digest of what we applied: what is the same need not be applied again, also after a restart."""
+"""Annotation with the digest of what we applied, by which a change of what is wanted is found."""
 
 
 CLUSTERS_OWN = "deployment.kubernetes.io/"
@@ -254,87 +268,3 @@ def _annotated(manifest: Manifest) -> str:
 
 def _version(manifest: Manifest) -> int:
     return int(manifest["metadata"].get("resourceVersion", 0))
-
-
-class Queue:
-    """Layers that wait to be looked at: each at most once at a time, later again after a failure.
-
-    Args:
-        work: Looks at one layer; returns seconds until the next look.
-        clock: Monotonic seconds.
-    """
-
-    FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0
-
-    def __init__(self, work: Callable[[Key], Awaitable[float]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._work = work
-        self._clock = clock
-        self._due: dict[Key, float] = {}
-        self._running: set[Key] = set()
-        self._failures: dict[Key, int] = {}
-        self._changed = asyncio.Event()
-        self.done = self.failed = 0
-        self.last_done = clock()
-
-    def __len__(self) -> int:
-        return len(self._due) + len(self._running)
-
-    def is_late(self) -> bool:
-        """Return whether a layer's turn has come and nobody has begun with it, or one is being looked at."""
-        return bool(self._running) or min(self._due.values(), default=float("inf")) <= self._clock()
-
-    def add(self, key: Key, delay: float = 0.0) -> None:
-        """Look at a layer after a delay, or sooner if that is due already."""
-        due = self._clock() + delay
-        if due < self._due.get(key, float("inf")):
-            self._due[key] = due
-            self._changed.set()
-
-    async def run(self, workers: int) -> None:
-        """Work until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(workers):
-                group.create_task(self._worker())
-
-    async def _worker(self) -> None:
-        while True:
-            key = await self._next()
-            self._running.add(key)
-            try:
-                again = await self._work(key)
-                self.done += 1
-                self._failures.pop(key, None)
-            except ClusterError as error:
-                again = self._after_failure(key, error)
-            except Exception as error:
-                logger.exception("%s/%s: an unexpected error", *key)
-                again = self._after_failure(key, error)
-            finally:
-                self._running.discard(key)
-                self.last_done = self._clock()
-                self._changed.set()
-            if again != float("inf"):
-                self.add(key, again)
-
-    def _after_failure(self, key: Key, error: Exception) -> float:
-        self.failed += 1
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (count - 1))
-        logger.warning("%s/%s: again in %.1f s, after: %s", *key, delay, error)
-        return delay
-
-    async def _next(self) -> Key:
-        while True:
-            self._changed.clear()
-            now = self._clock()
-            waiting = {key: due for key, due in self._due.items() if key not in self._running}
-            for key, due in waiting.items():
-                if due <= now:
-                    del self._due[key]
-                    return key
-            pause = min(waiting.values(), default=now + 3600.0) - now
-            try:
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass

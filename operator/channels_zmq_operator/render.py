@@ -23,8 +23,10 @@ FIELD_MANAGER = "channels-zmq-operator"
 PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
 KEY_FILE = "secret-key"
 ALLOWED_KEYS, NEXT_KEY = "allowed-keys", "next-client-key"
-"""In the forwarders' Secret beside their own key: who may connect, and a client key that nobody has yet."""
+"""Entries of the forwarders' Secret: who may connect; and the clients' next key, which is mounted nowhere."""
+ROTATED_AT, ANNOUNCED_AT = f"{GROUP}/rotated-at", f"{GROUP}/announced-at"
 ENV = "CHANNELS_ZMQ_"
+CLIENT_KEY_ENTRY = f"{ENV}CURVE_SECRET_KEY"
 ENV_KEYS = (
     "PULL_SOCKET_ADDRESS",
     "PUB_SOCKET_ADDRESS",
@@ -48,10 +50,10 @@ class LayerKeys:
         server_public: What clients know of the forwarders.
         server_secret: What only the forwarders have.
         client_secret: What clients have now.
-        allowed: Public keys of clients: the present one, the next one, and the one before.
-        rotated_at: Since when clients have their key.
-        next_client_secret: What clients will have next, once the forwarders know of it.
-        rotation_began: Since when forwarders know of it.
+        allowed: Public keys of clients: the present one, the next one if it is announced, and the one before.
+        rotated_at: When clients got their present one.
+        next_secret: What clients will have next; empty unless it is announced.
+        announced_at: When it was.
     """
 
     server_public: str
@@ -59,8 +61,8 @@ class LayerKeys:
     client_secret: str = field(repr=False)
     allowed: tuple[str, ...] = field(repr=False)
     rotated_at: str = ""
-    next_client_secret: str = field(default="", repr=False)
-    rotation_began: str = ""
+    next_secret: str = field(default="", repr=False)
+    announced_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +142,20 @@ def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
     pull, pub = addresses(owner)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
-        data |= {"server-key": keys.server_public, f"{ENV}CURVE_SECRET_KEY": keys.client_secret}
+        data |= {"server-key": keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
     manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
     manifest["data"] = _encoded(data)
     if keys is not None:
-        manifest["metadata"]["annotations"] = {f"{GROUP}/rotated-at": keys.rotated_at}
+        manifest["metadata"]["annotations"] = {ROTATED_AT: keys.rotated_at}
     return manifest
 
 
 def _server_secret(owner: Owner, keys: LayerKeys) -> Manifest:
     manifest = _object(owner, "v1", "Secret", forwarder_name(owner), type="Opaque")
     data = {KEY_FILE: keys.server_secret, ALLOWED_KEYS: "\n".join(keys.allowed) + "\n"}
-    if keys.next_client_secret:
-        data[NEXT_KEY] = keys.next_client_secret
-        manifest["metadata"]["annotations"] = {f"{GROUP}/rotation-began": keys.rotation_began}
+    if keys.next_secret:
+        data[NEXT_KEY] = keys.next_secret
+        manifest["metadata"]["annotations"] = {ANNOUNCED_AT: keys.announced_at}
     manifest["data"] = _encoded(data)
     return manifest
 

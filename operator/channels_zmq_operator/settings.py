@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     resync: float = Field(600.0, gt=0, description="Seconds after which every layer is looked at again.")
     workers: int = Field(8, ge=1, le=100, description="Layers that are worked on at once.")
     leader_election: bool = Field(False, description="Several replicas, of which one works.")
+    lease_name: str = Field("channels-zmq-operator", description="Name of the Lease of the one that works.")
     log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
 

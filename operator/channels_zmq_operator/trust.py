@@ -1,6 +1,7 @@
 """Keeps the webhook's certificates valid, and the API server's trust in them.
 
-The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field.
+The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field. It is
+written before the leaf that needs it: until the cluster has taken the bundle, pods serve what is trusted already.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ class Trust:
         self._cluster, self._settings, self._clock = cluster, settings, clock
         self._changed = asyncio.Event()
         self._bundle = ""
+        self._retry = FIRST_RETRY
 
     def configuration_seen(self, configuration: Manifest) -> None:
         """Note the webhook's configuration as it is now: somebody may have emptied the field that is ours."""
@@ -44,18 +46,25 @@ class Trust:
 
     async def keep(self) -> None:
         """Look now and then, and whenever the configuration has changed, until cancelled."""
-        retry = FIRST_RETRY
         while True:
-            pause = LOOK_EVERY
-            try:
-                self._changed.clear()
-                await self.look()
-                retry = FIRST_RETRY
-            except ClusterError as error:
-                logger.warning("the webhook is not trusted yet, again in %g s: %s", retry, error)
-                pause, retry = retry, min(LONGEST_RETRY, 2 * retry)
+            pause = await self.attempt()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
+
+    async def attempt(self) -> float:
+        """Look, and return seconds until the next look at the latest; a failure is only logged."""
+        self._changed.clear()
+        try:
+            await self.look()
+        except ClusterError as error:
+            logger.warning("the webhook is not trusted yet, again in %g s: %s", self._retry, error)
+        except Exception:
+            logger.exception("the webhook's certificate could not be looked after, again in %g s", self._retry)
+        else:
+            self._retry = FIRST_RETRY
+            return LOOK_EVERY
+        pause, self._retry = self._retry, min(LONGEST_RETRY, 2 * self._retry)
+        return pause
 
     async def look(self) -> None:
         """Renew what is due, and let the API server trust it.
@@ -73,6 +82,10 @@ class Trust:
         before = certificates.from_secrets(leaf, authority)
         after = certificates.renewed(before, names, self._clock())
         self._bundle = b64encode(after.bundle).decode()
+        serving, signing = certificates.to_secrets(after, own.namespace, own.webhook_secret)
+        if before is None or after.authorities != before.authorities:
+            signing["metadata"]["ownerReferences"] = _owners(authority)
+            await self._cluster.apply(signing)
         configuration = await self._cluster.apply(
             {
                 "apiVersion": "admissionregistration.k8s.io/v1",
@@ -82,10 +95,9 @@ class Trust:
             }
         )
         owner = _reference(configuration)
-        if after != before or any(_owners(secret) != [owner] for secret in (leaf, authority)):
-            secrets = certificates.to_secrets(after, own.namespace, own.webhook_secret)
-            for secret in reversed(secrets):  # the authority first: a leaf that nobody signed can be made again
-                secret["metadata"]["ownerReferences"] = [owner]
+        for secret, found in ((signing, authority), (serving, leaf)):
+            secret["metadata"]["ownerReferences"] = [owner]
+            if _owners(found) != [owner] or (secret is serving and after != before):
                 await self._cluster.apply(secret)
         if after != before:
             logger.info("the webhook has a new certificate")

@@ -28,6 +28,7 @@ LOOK_EVERY = 1.0
 SERVE_ON = 5.0
 """Seconds that it goes on serving after SIGTERM: until then the API server may not know that this pod leaves."""
 LARGEST_REVIEW = 16 * 2**20
+LONGEST_MESSAGE = 1024
 
 
 class Webhook:
@@ -54,13 +55,11 @@ class Webhook:
         """Answer a review, whatever it is."""
         with self._duration.time():
             try:
-                answer, outcome = _answer(json.loads(await request.read()))
-            except Exception as error:  # nobody can be helped by an exception here
-                logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
-                answer, outcome = (
-                    _review("", allowed=False, message=f"no AdmissionReview of a pod: {error}"),
-                    "malformed",
-                )
+                body = await request.read()
+            except web.HTTPRequestEntityTooLarge as error:
+                answer, outcome = _malformed("", error)
+            else:
+                answer, outcome = _answer(body)
         self._reviews.labels(outcome).inc()
         return web.json_response(answer)
 
@@ -77,19 +76,27 @@ class Webhook:
         return web.Response(body=generate_latest(self.registry), content_type="text/plain", charset="utf-8")
 
 
-def _answer(review: Any) -> tuple[dict[str, Any], str]:
-    request = review["request"]
-    uid = str(request["uid"])
-    pod = request.get("object")
-    if not isinstance(pod, dict) or (request.get("kind") or {}).get("kind", "Pod") != "Pod":
-        return _review(uid, allowed=True), "ignored"
+def _answer(body: bytes) -> tuple[dict[str, Any], str]:
+    """Return the answer to a review, whatever it is, and what it says in one word."""
+    uid = ""
     try:
+        request = json.loads(body)["request"]
+        uid = str(request["uid"])
+        pod = request.get("object")
+        if not isinstance(pod, dict) or (request.get("kind") or {}).get("kind", "Pod") != "Pod":
+            return _review(uid, allowed=True), "ignored"
         operations = patch(pod)
     except InjectionError as error:
         return _review(uid, allowed=False, message=str(error)), "denied"
-    except (AttributeError, TypeError, KeyError) as error:
-        return _review(uid, allowed=False, message=f"this is no pod: {error}"), "malformed"
+    except Exception as error:  # nobody can be helped by an exception here
+        return _malformed(uid, error)
     return _review(uid, allowed=True, operations=operations), "injected" if operations else "unchanged"
+
+
+def _malformed(uid: str, error: Exception) -> tuple[dict[str, Any], str]:
+    logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
+    message = f"no AdmissionReview of a pod: {type(error).__name__}: {error}"
+    return _review(uid, allowed=False, message=message), "malformed"
 
 
 def _review(
@@ -97,7 +104,11 @@ def _review(
 ) -> dict[str, Any]:
     response: dict[str, Any] = {"uid": uid, "allowed": allowed}
     if message:
-        response["status"] = {"code": 400, "reason": "BadRequest", "message": f"channels-zmq: {message}"}
+        response["status"] = {
+            "code": 400,
+            "reason": "BadRequest",
+            "message": f"channels-zmq: {message}"[:LONGEST_MESSAGE],
+        }
     if operations:
         response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(operations).encode()).decode()}
     return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
@@ -121,12 +132,14 @@ class Certificate:
     def refresh(self) -> bool:
         """Read the files again if they have changed; return whether there is a pair to serve with."""
         try:
-            state = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(os.stat, self._paths)]
+            # Where the links of a mounted Secret lead: it may change between two looks at the same link.
+            certificate, key = (path.resolve() for path in self._paths)
+            state = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(os.stat, (certificate, key))]
             if state != self._state:
                 fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                fresh.load_cert_chain(*self._paths)  # the serving context would be left with half of a broken pair
-                self.context.load_cert_chain(*self._paths)
-                self.expires = expiry(self._paths[0].read_bytes())
+                fresh.load_cert_chain(certificate, key)  # the serving context would be left with half of a broken pair
+                self.context.load_cert_chain(certificate, key)
+                self.expires = expiry(certificate.read_bytes())
                 self._state, self._complained = state, ""
                 logger.info("serving a certificate until %s", time.strftime("%Y-%m-%d", time.gmtime(self.expires)))
         except (OSError, ValueError) as error:
@@ -137,7 +150,9 @@ class Certificate:
         return self._state is not None and self.expires > time.time()
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
+async def serve(
+    settings: Settings, stop: asyncio.Event, *, look_every: float = LOOK_EVERY, serve_on: float = SERVE_ON
+) -> None:
     """Serve reviews until told to stop, and a little longer."""
     webhook, certificate = Webhook(), Certificate(settings.certificate_folder)
     admin = web.Application()
@@ -146,23 +161,24 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     )
     reviews = web.Application(client_max_size=LARGEST_REVIEW)
     reviews.add_routes([web.post("/mutate", webhook.review)])
-    runners = [web.AppRunner(app, access_log=None, shutdown_timeout=SERVE_ON) for app in (admin, reviews)]
+    runners = [web.AppRunner(app, access_log=None, shutdown_timeout=serve_on) for app in (admin, reviews)]
     for runner in runners:
         await runner.setup()
     try:
         await web.TCPSite(runners[0], None, settings.admin_port).start()
         listening = False
         while not stop.is_set():
-            webhook.serves = certificate.refresh()
+            usable = certificate.refresh()
             webhook.expires.set(certificate.expires)
-            if webhook.serves and not listening:
+            if usable and not listening:
                 await web.TCPSite(runners[1], None, settings.webhook_port, ssl_context=certificate.context).start()
                 listening = True
+            webhook.serves = usable
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), LOOK_EVERY)
+                await asyncio.wait_for(stop.wait(), look_every)
         webhook.serves = False
-        logger.info("stopping in %g s", SERVE_ON)
-        await asyncio.sleep(SERVE_ON)
+        logger.info("stopping in %g s", serve_on)
+        await asyncio.sleep(serve_on)
     finally:
         for runner in runners:
             await runner.cleanup()

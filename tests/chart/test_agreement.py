@@ -21,7 +21,8 @@ from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.injection import LAYER_LABEL
 from channels_zmq_operator.models import GROUP, KIND, PLURAL
 from channels_zmq_operator.operate import serving
-from channels_zmq_operator.reconcile import PRUNED, Queue, Reconciler
+from channels_zmq_operator.queues import Queue
+from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import MANAGED_BY, Choices
 from channels_zmq_operator.settings import PREFIX, Settings
 from channels_zmq_operator.trust import WEBHOOK, Trust
@@ -53,6 +54,7 @@ def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyP
     if component == "operator":
         assert settings.watch_namespaces == ["a", "b"]
         assert settings.leader_election
+        assert settings.lease_name == names_of_leases(manifests)
         assert settings.webhook_name == one(manifests, "MutatingWebhookConfiguration")["metadata"]["name"]
         assert settings.webhook_service == one(manifests, "Service", "-webhook")["metadata"]["name"]
     ports = {port["name"]: port["containerPort"] for port in found["ports"]}
@@ -60,6 +62,18 @@ def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyP
     if component == "webhook":
         assert ports["https"] == settings.webhook_port
         assert found["volumeMounts"][0]["mountPath"] == settings.certificate_folder
+
+
+def names_of_leases(manifests: list[Manifest]) -> str:
+    """Return the only Lease that the operator may read and renew."""
+    ((name,),) = [
+        rule["resourceNames"]
+        for role in manifests
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        if "leases" in rule["resources"] and "update" in rule["verbs"]
+    ]
+    return str(name)
 
 
 @needs_helm

@@ -39,7 +39,11 @@
 {{- if gt (int .Values.operator.replicas) 1 }}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [get, create, update]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "channels-zmq.name" (list . "operator") }}]
+  verbs: [get, update]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
 # The webhook's certificate, and the authority that signs it.

@@ -1,0 +1,321 @@
+"""What is injected into pods, and what is left as it is."""
+
+import copy
+from typing import Any
+
+import jsonpatch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from manifests import NEWEST, OLDEST, Manifest, problems
+
+from channels_zmq_operator.injection import (
+    ALIAS_ANNOTATION,
+    CONTAINERS_ANNOTATION,
+    INJECTED_ANNOTATION,
+    LAYERS_ANNOTATION,
+    InjectionError,
+    patch,
+    wish,
+)
+from channels_zmq_operator.models import LONGEST_NAME
+from channels_zmq_operator.render import ENV, ENV_KEYS, LAYER_LABEL
+
+VARIABLES = {ENV + key for key in ENV_KEYS} | {f"{ENV}CURVE_SECRET_KEY_FILE"}
+FOLDER = "/var/run/secrets/channels-zmq.io"
+
+
+def pod(label: str | None = "chat", annotations: dict[str, str] | None = None, **spec: Any) -> Manifest:
+    metadata: Manifest = {"name": "web"}
+    if label is not None:
+        metadata["labels"] = {LAYER_LABEL: label}
+    if annotations is not None:
+        metadata["annotations"] = annotations
+    spec = {"containers": [{"name": "web", "image": "web"}]} | spec
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def injected(before: Manifest) -> Manifest:
+    """Return the pod as the API server has it afterwards, checked; the argument is not changed."""
+    untouched = copy.deepcopy(before)
+    after: Manifest = jsonpatch.apply_patch(before, patch(before))
+    assert before == untouched
+    for version in (OLDEST, NEWEST):
+        assert problems(after, version) == []
+    assert patch(after) == []
+    return after
+
+
+def variables(container: Manifest) -> dict[str, Manifest]:
+    found = {one["name"]: one for one in container.get("env", ())}
+    assert len(found) == len(container.get("env", ()))
+    return found
+
+
+def test_a_pod_without_the_label_is_left_alone() -> None:
+    """Nor is one with an empty label changed."""
+    assert patch(pod(None)) == []
+    assert patch(pod("")) == []
+
+
+def test_variables_refer_to_the_layers_config_map() -> None:
+    """The addresses must be there, the rest need not; nothing is copied."""
+    (container,) = injected(pod())["spec"]["containers"]
+    found = variables(container)
+    assert found.keys() == VARIABLES
+    for name, one in found.items():
+        reference = one["valueFrom"]["configMapKeyRef"]
+        assert reference["name"] == "chat"
+        key = "secret_key_file" if name.endswith("CURVE_SECRET_KEY_FILE") else name
+        assert reference["key"] == key
+        assert reference.get("optional", False) is ("ADDRESS" not in name)
+
+
+def test_the_key_is_a_volume_that_anybody_can_read_and_that_may_come_later() -> None:
+    """Only the client's key of the Secret, read-only, where the ConfigMap says that it is."""
+    after = injected(pod())
+    (volume,) = after["spec"]["volumes"]
+    assert volume["secret"] == {
+        "secretName": "chat-client",
+        "items": [{"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"}],
+        "defaultMode": 0o444,
+        "optional": True,
+    }
+    (mount,) = after["spec"]["containers"][0]["volumeMounts"]
+    assert mount == {"name": volume["name"], "mountPath": f"{FOLDER}/chat", "readOnly": True}
+
+
+def test_own_variables_win() -> None:
+    """What the author set stays as it is, and where it is; only the rest is added behind it."""
+    own = [{"name": "FIRST", "value": "1"}, {"name": f"{ENV}CAPACITY", "value": "7"}]
+    (container,) = injected(pod(containers=[{"name": "web", "env": own}]))["spec"]["containers"]
+    assert container["env"][:2] == own
+    assert variables(container).keys() == VARIABLES | {"FIRST"}
+
+
+def test_own_volumes_and_mounts_win() -> None:
+    """Nothing is mounted twice at one place, and no volume is there twice; others stay in front."""
+    volumes = [{"name": "data", "emptyDir": {}}, {"name": "channels-zmq-chat", "emptyDir": {}}]
+    mounts = [{"name": "data", "mountPath": f"{FOLDER}/chat"}]
+    containers = [{"name": "web", "volumeMounts": mounts}, {"name": "side", "volumeMounts": []}]
+    spec = injected(pod(volumes=volumes, containers=containers))["spec"]
+    assert spec["volumes"] == volumes
+    assert spec["containers"][0]["volumeMounts"] == mounts
+    assert [one["name"] for one in spec["containers"][1]["volumeMounts"]] == ["channels-zmq-chat"]
+
+
+def test_a_volume_is_added_behind_others() -> None:
+    """Theirs come first."""
+    spec = injected(pod(volumes=[{"name": "data", "emptyDir": {}}]))["spec"]
+    assert [one["name"] for one in spec["volumes"]] == ["data", "channels-zmq-chat"]
+
+
+def test_init_and_sidecar_containers_get_the_layer_too() -> None:
+    """All of them, wherever they stand; ephemeral ones are left alone."""
+    sidecar = {"name": "proxy", "restartPolicy": "Always"}
+    ephemeral = [{"name": "debug", "image": "busybox"}]
+    before = pod(initContainers=[{"name": "migrate"}, sidecar], ephemeralContainers=ephemeral)
+    spec = injected(before)["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert variables(container).keys() == VARIABLES
+        assert len(container["volumeMounts"]) == 1
+    assert spec["ephemeralContainers"] == ephemeral
+
+
+def test_the_annotation_chooses_containers() -> None:
+    """By name, also init containers; the others are not changed."""
+    before = pod(
+        annotations={CONTAINERS_ANNOTATION: " worker, migrate ,"},
+        containers=[{"name": "web"}, {"name": "worker"}],
+        initContainers=[{"name": "wait"}, {"name": "migrate"}],
+    )
+    spec = injected(before)["spec"]
+    assert spec["containers"][0] == {"name": "web"}
+    assert spec["initContainers"][0] == {"name": "wait"}
+    assert variables(spec["containers"][1]).keys() == VARIABLES
+    assert variables(spec["initContainers"][1]).keys() == VARIABLES
+
+
+def test_no_chosen_container_means_no_change() -> None:
+    """An empty list opts out, although the label is there."""
+    assert patch(pod(annotations={CONTAINERS_ANNOTATION: ""})) == []
+
+
+def test_another_alias_has_its_name_in_the_variables() -> None:
+    """As `channel_layers_from_env` reads them; the keys in the ConfigMap are the same."""
+    (container,) = injected(pod(annotations={ALIAS_ANNOTATION: "big_jobs"}))["spec"]["containers"]
+    found = variables(container)
+    assert found.keys() == {name.replace(ENV, f"{ENV}_BIG_JOBS__", 1) for name in VARIABLES}
+    assert found[f"{ENV}_BIG_JOBS__CAPACITY"]["valueFrom"]["configMapKeyRef"]["key"] == f"{ENV}CAPACITY"
+
+
+def test_several_layers_come_by_annotation() -> None:
+    """Each with its variables and its key; a layer with two aliases has one volume."""
+    before = pod(annotations={LAYERS_ANNOTATION: "default=chat, jobs = work ,again=work,"})
+    after = injected(before)
+    (container,) = after["spec"]["containers"]
+    assert len(variables(container)) == 3 * len(VARIABLES)
+    assert [one["secret"]["secretName"] for one in after["spec"]["volumes"]] == ["chat-client", "work-client"]
+    assert [one["mountPath"] for one in container["volumeMounts"]] == [f"{FOLDER}/chat", f"{FOLDER}/work"]
+    assert after["metadata"]["annotations"][INJECTED_ANNOTATION] == "again=work,default=chat,jobs=work"
+
+
+def test_the_annotation_alone_suffices() -> None:
+    """Beside a label without a value."""
+    assert wish(pod("", {LAYERS_ANNOTATION: "default=chat"})).layers == {"default": "chat"}
+
+
+def test_what_was_done_is_written_down() -> None:
+    """With or without other annotations, which stay."""
+    assert injected(pod())["metadata"]["annotations"] == {INJECTED_ANNOTATION: "default=chat"}
+    found = injected(pod(annotations={"a": "b"}))["metadata"]["annotations"]
+    assert found == {"a": "b", INJECTED_ANNOTATION: "default=chat"}
+    stale = injected(pod(annotations={INJECTED_ANNOTATION: "old"}))["metadata"]["annotations"]
+    assert stale == {INJECTED_ANNOTATION: "default=chat"}
+
+
+def test_a_container_that_came_after_the_first_injection_gets_its_share() -> None:
+    """Another webhook may add one; the first ones do not change again."""
+    after = injected(pod())
+    first = copy.deepcopy(after["spec"]["containers"][0])
+    after["spec"]["containers"].append({"name": "late"})
+    containers = injected(after)["spec"]["containers"]
+    assert containers[0] == first
+    assert variables(containers[1]).keys() == VARIABLES
+
+
+@pytest.mark.parametrize(
+    "label, annotations, said",
+    [
+        ("Chat", {}, "'Chat' is no name of a layer"),
+        ("1chat", {}, "'1chat' is no name of a layer"),
+        ("c" * (LONGEST_NAME + 1), {}, f"at most {LONGEST_NAME}"),
+        ("chat", {ALIAS_ANNOTATION: "a__b"}, "'a__b' is no alias"),
+        ("chat", {ALIAS_ANNOTATION: "A"}, "'A' is no alias"),
+        ("chat", {ALIAS_ANNOTATION: ""}, "'' is no alias"),
+        ("chat", {LAYERS_ANNOTATION: "jobs"}, "channels-zmq.io/layers: 'jobs' is not ALIAS=LAYER"),
+        ("chat", {LAYERS_ANNOTATION: "jobs="}, "'' is no name of a layer"),
+        ("chat", {LAYERS_ANNOTATION: "jobs=a=b"}, "'a=b' is no name of a layer"),
+        ("chat", {LAYERS_ANNOTATION: "default=other"}, "default is 'chat' and 'other'"),
+        ("", {LAYERS_ANNOTATION: "a=x,a=y"}, "a is 'x' and 'y'"),
+        ("chat", {CONTAINERS_ANNOTATION: "web,wbe,x"}, "channels-zmq.io/containers: the pod has no container wbe, x"),
+    ],
+)
+def test_what_cannot_be_understood_is_named(label: str, annotations: dict[str, str], said: str) -> None:
+    """The message tells which label or annotation it was, and what is wrong with it."""
+    with pytest.raises(InjectionError, match=said):
+        patch(pod(label, annotations))
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("spec", None, "the pod has no spec"),
+        ("spec", [], "the pod has no spec"),
+        ("spec", {"containers": {}, "volumes": 5}, "volumes of the pod is no list of objects"),
+        ("spec", {"containers": "web"}, "containers of the pod is no list of objects"),
+        ("spec", {"containers": [None]}, "containers of the pod is no list of objects"),
+        ("spec", {"containers": [{"env": ["a"]}]}, "env of the pod is no list of objects"),
+        ("spec", {"containers": [{"volumeMounts": {"a": 1}}]}, "volumeMounts of the pod is no list of objects"),
+        ("metadata", "x", "metadata.labels is no map"),
+        ("metadata", {"labels": {LAYER_LABEL: 5}}, "metadata.labels: channels-zmq.io/layer is no text"),
+        ("metadata", {"labels": {LAYER_LABEL: "a"}, "annotations": [1]}, "metadata.annotations is no map"),
+    ],
+)
+def test_what_is_no_pod_is_refused(field: str, value: Any, said: str) -> None:
+    """By a message that names the field, not by an exception of Python's."""
+    with pytest.raises(InjectionError, match=said):
+        patch({**pod(), field: value})
+
+
+def test_a_container_with_a_strange_name_is_none_that_was_chosen() -> None:
+    """The API server will say what is wrong with it."""
+    spec = {"containers": [{"name": ["web"]}, {"name": "web"}]}
+    operations = patch({**pod(annotations={CONTAINERS_ANNOTATION: "web"}), "spec": spec})
+    assert not [one for one in operations if one["path"].startswith("/spec/containers/0")]
+
+
+@pytest.mark.parametrize("name", ["c", "c" * LONGEST_NAME, "a-b-1"])
+def test_every_name_of_a_layer_is_taken(name: str) -> None:
+    """Also the longest: its volume has a valid name."""
+    (volume,) = injected(pod(name))["spec"]["volumes"]
+    assert len(volume["name"]) <= 63
+
+
+names = st.sampled_from(["web", "side", "chat", "channels-zmq-chat", "", f"{ENV}CAPACITY"])
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | names,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["name", "env", "x"]), inner),
+    max_leaves=4,
+)
+texts = st.sampled_from(["chat", "default=chat", "a=b,c=d", "web", "web,side", "", ",", "=", "A", "a=chat,,a=chat"])
+annotations = st.dictionaries(
+    st.sampled_from([LAYERS_ANNOTATION, ALIAS_ANNOTATION, CONTAINERS_ANNOTATION, INJECTED_ANNOTATION, "own"]),
+    texts | junk,
+    max_size=3,
+)
+
+
+def fields(**parts: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return objects of which any field may be absent, or junk."""
+    return st.fixed_dictionaries({}, optional={name: part | junk for name, part in parts.items()})
+
+
+containers = st.lists(
+    fields(
+        name=names,
+        env=st.lists(fields(name=names, value=names), max_size=2),
+        volumeMounts=st.lists(fields(name=names, mountPath=st.just(f"{FOLDER}/chat")), max_size=2),
+    ),
+    max_size=3,
+)
+pods = fields(
+    metadata=fields(labels=st.dictionaries(st.just(LAYER_LABEL), texts | junk), annotations=annotations),
+    spec=fields(containers=containers, initContainers=containers, volumes=st.lists(fields(name=names), max_size=2)),
+)
+
+
+@given(pods)
+def test_any_pod_is_patched_or_refused(before: Manifest) -> None:
+    """Nothing else comes out of it, the patch fits, a second one is empty, and no problem is new."""
+    try:
+        operations = patch(before)
+    except InjectionError:
+        return
+    after = jsonpatch.apply_patch(before, operations)
+    assert patch(after) == []
+    identified = {"apiVersion": "v1", "kind": "Pod"}
+    for version in (OLDEST, NEWEST):
+        had = set(problems({**before, **identified}, version))
+        new = [one for one in problems({**after, **identified}, version) if one not in had]
+        assert not [one for one in new if "channels-zmq" in one.lower().replace("_", "-")], new
+
+
+good = st.builds(
+    pod,
+    st.sampled_from(["chat", "", None]),
+    st.none() | st.dictionaries(st.sampled_from([LAYERS_ANNOTATION, "own"]), st.sampled_from(["a=b", "c=d,e=b", ""])),
+    containers=st.lists(
+        st.fixed_dictionaries(
+            {"name": st.sampled_from(["web", "side"])},
+            optional={
+                "env": st.lists(
+                    st.fixed_dictionaries({"name": st.sampled_from([*VARIABLES, "X"])}), unique_by=str, max_size=3
+                ),
+                "volumeMounts": st.just([{"name": "own", "mountPath": f"{FOLDER}/chat"}]),
+            },
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+
+
+@given(good)
+def test_any_valid_pod_stays_valid(before: Manifest) -> None:
+    """By the schemas of the oldest and of the newest Kubernetes, and what the author set is still there."""
+    after = injected(before)
+    for old, new in zip(before["spec"]["containers"], after["spec"]["containers"], strict=True):
+        own = old.get("env", [])
+        assert new.get("env", [])[: len(own)] == own
+        variables(new)

@@ -1,0 +1,111 @@
+"""What a spec may say, and how it is told where it is wrong."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from channels_zmq_operator.models import Owner, Spec, SpecError, parse, seconds, size
+
+
+@pytest.mark.parametrize("resource", [{}, {"spec": None}, {"spec": {}}])
+def test_an_empty_spec_is_a_working_layer(resource: dict[str, Any]) -> None:
+    """Everything has a default."""
+    spec = parse(resource)
+    assert spec == Spec()
+    assert spec.forwarders == 1
+    assert spec.security.curve == "Enabled"
+    assert spec.resources["limits"] == {"memory": "512Mi"}
+
+
+def test_names_outside_are_camel_case() -> None:
+    """As everywhere in Kubernetes."""
+    spec = parse(
+        {"spec": {"layer": {"groupExpiry": 5, "channelCapacity": {"a.*": 2}}, "networkPolicy": {"enabled": False}}}
+    )
+    assert spec.layer.group_expiry == 5
+    assert spec.layer.channel_capacity == {"a.*": 2}
+    assert not spec.network_policy.enabled
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ({"forwarders": 2}, "spec.forwarders: Input should be less than or equal to 1"),
+        ({"unknown": 1}, "spec.unknown: Extra inputs are not permitted"),
+        ({"layer": {"capcity": 1}}, "spec.layer.capcity: Extra inputs are not permitted"),
+        ({"layer": {"capacity": 0}}, "spec.layer.capacity: Input should be greater than or equal to 1"),
+        ({"layer": {"channelCapacity": {"a": 0}}}, "spec.layer.channelCapacity.a: Input should be greater"),
+        ({"layer": {"maxMessageSize": "16MB"}}, "spec.layer.maxMessageSize: '16MB' is no size such as 16Mi"),
+        ({"layer": {"maxMessageSize": 0}}, "spec.layer.maxMessageSize: 0 is not from 1 to 2Gi"),
+        ({"layer": {"maxMessageSize": "3Gi"}}, "spec.layer.maxMessageSize: '3Gi' is not from 1 to 2Gi"),
+        ({"layer": {"maxMessageSize": None}}, "spec.layer.maxMessageSize: None is no size"),
+        ({"layer": {"maxMessageSize": True}}, "spec.layer.maxMessageSize: True is no size"),
+        ({"security": {"curve": "Perhaps"}}, "spec.security.curve: Input should be 'Enabled' or 'Disabled'"),
+        ({"security": {"rotateEvery": "1d"}}, "spec.security.rotateEvery: '1d' is no duration such as 720h"),
+        ({"security": {"rotateEvery": "59m"}}, "spec.security.rotateEvery: '59m' is less than 1h"),
+        ({"security": {"rotateEvery": 5}}, "spec.security.rotateEvery: "),
+        ({"template": {"tolerations": ["x"]}}, "spec.template.tolerations[0]: Input should be a valid dictionary"),
+        ({"image": []}, "spec.image: "),
+        ([], "spec: "),
+        ("text", "spec: "),
+    ],
+)
+def test_an_error_names_the_field(spec: Any, said: str) -> None:
+    """By its path as people write it."""
+    if spec == []:
+        assert parse({"spec": spec}) == Spec()  # nothing stands there
+        return
+    with pytest.raises(SpecError) as caught:
+        parse({"spec": spec})
+    assert str(caught.value).startswith(said)
+
+
+def test_every_wrong_field_is_named() -> None:
+    """Not only the first."""
+    with pytest.raises(SpecError, match=r"^spec\.forwarders: .*; spec\.layer\.expiry: .*; spec\.x: "):
+        parse({"spec": {"forwarders": 0, "layer": {"expiry": 0}, "x": 1}})
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [("16Mi", 2**24), (5, 5), ("5", 5), ("1k", 1000), ("1Gi", 2**30), ("2M", 2_000_000), ("1Ki", 1024)],
+)
+def test_sizes(text: int | str, expected: int) -> None:
+    """In bytes."""
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "Mi", "1.5Mi", "-1", "1 Mi", "1mi", "1Ti", "0x1", "1Mi\n"])
+def test_what_is_no_size(text: str) -> None:
+    """Is refused by its name."""
+    with pytest.raises(ValueError, match="is no size"):
+        size(text)
+
+
+def test_durations() -> None:
+    """In seconds; what is none is refused by its name."""
+    assert [seconds(text) for text in ("5s", "2m", "1h", "720h")] == [5, 120, 3600, 2_592_000]
+    for text in ("", "h", "1", "1.5h", "1h30m", "-1h", "1H"):
+        with pytest.raises(ValueError, match="is no duration"):
+            seconds(text)
+
+
+def test_the_shortest_rotation_is_an_hour() -> None:
+    """However it is written."""
+    for text in ("1h", "60m", "3600s"):
+        assert parse({"spec": {"security": {"rotateEvery": text}}}).security.rotate_every == text
+
+
+def test_a_spec_does_not_change() -> None:
+    """What was parsed once may be kept."""
+    with pytest.raises(ValidationError):
+        Spec().forwarders = 2  # type: ignore[misc]
+
+
+def test_the_owner_is_the_resource_without_its_content() -> None:
+    """Also of one that was never in a cluster."""
+    metadata = {"name": "chat", "namespace": "home", "uid": "u", "generation": 3}
+    assert Owner.of({"metadata": metadata}) == Owner(name="chat", namespace="home", uid="u", generation=3)
+    assert Owner.of({"metadata": metadata}).key == ("home", "chat")
+    assert Owner.of({"metadata": {"name": "chat"}}) == Owner(name="chat", namespace="default", uid="", generation=0)

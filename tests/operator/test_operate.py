@@ -1,0 +1,269 @@
+"""One run of the operator: from the start to the stop, with kopf's part played by the test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import pytest
+from clusters import FakeCluster, feed, refused
+from fakes import Clock
+
+from channels_zmq_operator import operate as module
+from channels_zmq_operator.leader import Leadership
+from channels_zmq_operator.models import API_VERSION, KIND
+from channels_zmq_operator.operate import STUCK_AFTER, OperateError, operate, serving
+from channels_zmq_operator.queues import Queue
+from channels_zmq_operator.reconcile import Reconciler
+from channels_zmq_operator.render import Choices
+from channels_zmq_operator.settings import Settings
+
+
+class Run:
+    """An operator that runs in a cluster in memory."""
+
+    def __init__(self, cluster: FakeCluster, port: int, **settings: Any) -> None:
+        self.cluster, self.port, self.stop = cluster, port, asyncio.Event()
+        self.settings = Settings(namespace="home", admin_port=port, **settings)
+        self.watching = False
+        self.watched: set[str] = set()
+        self.watch_ends: BaseException | None = None
+        self.tasks = set(asyncio.all_tasks())
+        self.task = asyncio.create_task(operate(self.settings, self.stop, connect=self._connect, watch=self._watch))
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[Any]:
+        yield self.cluster
+
+    async def _watch(self, settings: Settings, registry: Any, stop: asyncio.Event) -> None:
+        self.watching = True
+        self.watched = {handler.id for handler in registry._watching.get_all_handlers()}
+        await stop.wait()
+        self.watching = False
+        if self.watch_ends is not None:
+            raise self.watch_ends
+
+    async def page(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}/{path}") as answer,
+        ):
+            return answer.status, await answer.text()
+
+    async def answers(self) -> None:
+        """Wait until it answers probes."""
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(aiohttp.ClientConnectionError):
+                    await self.page("livez")
+                    return
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not holds():
+                assert not self.task.done(), self.task
+                await asyncio.sleep(0.001)
+
+    async def end(self, *, alone: bool = True) -> None:
+        """Stop it, and check that it leaves nothing running."""
+        self.stop.set()
+        async with asyncio.timeout(10):
+            await self.task
+        if not alone:
+            return
+        left = asyncio.all_tasks() - self.tasks - {asyncio.current_task()}
+        assert not [task for task in left if "aiohttp" not in repr(task)], left
+
+
+@asynccontextmanager
+async def running(cluster: FakeCluster, port: int, **settings: Any) -> AsyncIterator[Run]:
+    run = Run(cluster, port, **settings)
+    try:
+        yield run
+        await run.end()
+    finally:
+        run.task.cancel()
+        await asyncio.gather(run.task, return_exceptions=True)
+
+
+def layer(cluster: FakeCluster) -> None:
+    metadata = {"name": "chat", "namespace": "home"}
+    cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
+
+
+async def test_it_watches_until_it_is_told_to_stop(unused_tcp_port: int) -> None:
+    """And leaves nothing running."""
+    async with running(FakeCluster(), unused_tcp_port) as run:
+        await run.until(lambda: run.watching)
+        assert (await run.page("readyz"))[0] == 200
+        status, text = await run.page("metrics")
+        assert status == 200
+        assert "channels_zmq_operator_api_requests_total 2.0" in text
+    assert not run.watching
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await run.page("livez")
+
+
+@pytest.mark.parametrize("served", [True, False])
+async def test_monitors_are_watched_where_the_cluster_knows_them(served: bool, unused_tcp_port: int) -> None:
+    """Else kopf would wait for them."""
+    cluster = FakeCluster(served=(KIND, "ServiceMonitor") if served else (KIND,))
+    async with running(cluster, unused_tcp_port) as run:
+        await run.until(lambda: run.watching)
+        assert ("ServiceMonitor" in run.watched) is served
+        assert {"Deployment", "Secret", "ConfigMap"} <= run.watched
+
+
+async def test_it_lives_while_its_kind_is_not_there_yet(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers probes meanwhile, says once what it waits for, and begins by itself."""
+    monkeypatch.setattr(module, "WAIT_FOR_KIND", 0.01)
+    cluster = FakeCluster(served=())
+    cluster.refusal = lambda request: refused(0, "ClientConnectorError") if len(cluster.log) < 5 else None
+    async with running(cluster, unused_tcp_port) as run:
+        await run.until(lambda: len(cluster.log) > 10)
+        assert (await run.page("livez"))[0] == 200
+        assert not run.watching
+        cluster.served = (KIND,)
+        await run.until(lambda: run.watching)
+    assert caplog.text.count("is its CustomResourceDefinition installed?") == 1
+    assert caplog.text.count("waiting: a request: ClientConnectorError") == 1
+
+
+async def test_it_can_be_stopped_while_it_waits(unused_tcp_port: int) -> None:
+    """At once."""
+    cluster = FakeCluster(served=())
+    async with running(cluster, unused_tcp_port) as run:
+        await run.until(lambda: bool(cluster.log))
+    assert run.watched == set()
+
+
+async def test_the_webhooks_certificate_is_kept_where_there_is_a_webhook(unused_tcp_port: int) -> None:
+    """And where the operator is the one who makes it."""
+    for settings, kept in (
+        ({"webhook_name": "hook"}, True),
+        ({"webhook_name": "hook", "certificates": "External"}, False),
+        ({}, False),
+    ):
+        cluster = FakeCluster()
+        async with running(cluster, unused_tcp_port, **settings) as run:
+            await run.until(lambda run=run: run.watching)
+            await run.until(lambda cluster=cluster, kept=kept: not kept or len(cluster.log) > 3)
+            assert any(request[1] == "Secret" for request in cluster.log) is kept
+            assert any("configuration" in name for name in run.watched) is kept
+
+
+async def test_a_part_that_ends_ends_everything(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing goes on half: the process is to be started again."""
+
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "_resync", broken)
+    run = Run(FakeCluster(), unused_tcp_port)
+    async with asyncio.timeout(10):
+        with pytest.raises(OperateError) as caught:
+            await run.task
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert not run.watching
+
+
+async def test_an_error_of_the_watch_is_one_of_the_operator(unused_tcp_port: int) -> None:
+    """Kopf ends where it cannot go on."""
+    run = Run(FakeCluster(), unused_tcp_port)
+    run.watch_ends = PermissionError("no")
+    await run.until(lambda: run.watching)
+    run.stop.set()
+    with pytest.raises(PermissionError):
+        await run.task
+
+
+async def test_layers_are_looked_at_again_now_and_then() -> None:
+    """All that are known, without a change."""
+    reconciler = Reconciler(cluster := FakeCluster(), Choices("image"))
+    cluster.watch(feed(reconciler, lambda key: None))
+    layer(cluster)
+    looked = asyncio.Event()
+
+    async def look(key: Any) -> float:
+        looked.set()
+        return float("inf")
+
+    queue = Queue(look)
+    tasks = [asyncio.create_task(queue.run(1)), asyncio.create_task(module._resync(reconciler, queue, 0.01))]
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            await looked.wait()
+            looked.clear()
+    await module._cancelled(tasks)
+
+
+async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:
+    """It is restarted when a look hangs, or none begins; not when it was idle."""
+    clock = Clock()
+
+    async def look(key: Any) -> float:
+        return 0.0
+
+    queue = Queue(look, clock=clock)
+    reconciler = Reconciler(FakeCluster(), Choices("image"))
+    async with serving(unused_tcp_port, reconciler, queue, FakeCluster()), aiohttp.ClientSession() as session:
+
+        async def livez() -> tuple[int, str]:
+            async with session.get(f"http://127.0.0.1:{unused_tcp_port}/livez") as answer:
+                return answer.status, await answer.text()
+
+        clock.now += 10 * STUCK_AFTER
+        assert (await livez())[0] == 200
+        queue.add(("home", "chat"))
+        assert (await livez())[0] == 200
+        clock.now += STUCK_AFTER + 1
+        assert await livez() == (500, "no layer was looked at for 301 s\n")
+
+
+# Several replicas
+
+
+async def test_of_two_replicas_one_works(unused_tcp_port_factory: Callable[[], int]) -> None:
+    """The other one is alive and ready, and takes over at once when the first one ends."""
+    cluster = FakeCluster()
+    one = Run(cluster, unused_tcp_port_factory(), leader_election=True, identity="one")
+    await one.until(lambda: one.watching)
+    async with running(cluster, unused_tcp_port_factory(), leader_election=True, identity="two") as two:
+        await two.answers()
+        assert (await two.page("readyz"))[0] == (await two.page("livez"))[0] == 200
+        assert not two.watching
+        await one.end(alone=False)
+        await two.until(lambda: two.watching)
+        found = cluster.look("Lease", "home", "channels-zmq-operator")
+        assert found is not None
+        assert found["spec"]["holderIdentity"].startswith("two_")
+
+
+async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None:
+    """It has nothing to give up."""
+    cluster = FakeCluster()
+    other = Leadership(cluster, "home", "channels-zmq-operator", "other")
+    assert await other.attempt()
+    async with running(cluster, unused_tcp_port, leader_election=True) as run:
+        await run.until(lambda: len(cluster.log) > 2)
+    assert run.watched == set()
+    assert other.leads
+    assert await other.attempt()
+
+
+async def test_a_replica_that_loses_the_lease_ends(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers first; it is started again and waits for its turn."""
+    monkeypatch.setattr(module, "Leadership", lambda *given: Leadership(*given, duration=0.3))
+    cluster = FakeCluster()
+    run = Run(cluster, unused_tcp_port, leader_election=True)
+    await run.until(lambda: run.watching)
+    cluster.edit("Lease", "home", "channels-zmq-operator", lambda found: found["spec"].update(holderIdentity="thief"))
+    async with asyncio.timeout(10):
+        with pytest.raises(OperateError, match="another replica leads"):
+            await run.task
+    found = cluster.look("Lease", "home", "channels-zmq-operator")
+    assert found is not None
+    assert found["spec"]["holderIdentity"] == "thief"

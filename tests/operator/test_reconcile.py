@@ -1,0 +1,622 @@
+"""One layer in a cluster: made, kept, repaired and cleaned up, whatever happens in between."""
+
+import asyncio
+import copy
+from base64 import b64decode
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import zmq
+from clusters import FakeCluster, Killed, Name, Request, feed, refused
+
+from channels_zmq_operator.cluster import ClusterError
+from channels_zmq_operator.models import API_VERSION, KIND, Owner, parse
+from channels_zmq_operator.queues import Key, Queue
+from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
+from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest, render
+
+KEY: Key = ("home", "chat")
+CHOICES = Choices("image:1", service_monitors=True)
+CHILDREN = {
+    *((kind, "chat-forwarder") for kind in ("Secret", "Service", "Deployment", "PodDisruptionBudget")),
+    *((kind, "chat-forwarder") for kind in ("NetworkPolicy", "ServiceMonitor")),
+    ("Secret", "chat-client"),
+    ("ConfigMap", "chat"),
+}
+STATUS = ("apply", f"{KIND}/status", "chat")
+
+
+class World:
+    """A cluster and an operator in it, whose looks a test makes."""
+
+    def __init__(self, spec: Any = None) -> None:
+        self.cluster = FakeCluster()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        if spec is not None:
+            self.make(spec)
+        self.start()
+
+    def make(self, spec: Any) -> Manifest:
+        metadata = {"name": "chat", "namespace": "home"}
+        return self.cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
+
+    def start(self) -> None:
+        """Start an operator; the one before, if there is one, is gone."""
+        self.due: set[Key] = set()
+        self.reconciler = Reconciler(self.cluster, CHOICES, clock=lambda: self.now)
+        self.cluster.watchers.clear()
+        self.cluster.watch(feed(self.reconciler, self.due.add))
+
+    def wait(self, **time: float) -> None:
+        self.now += timedelta(**time)
+
+    async def settle(self, looks: int = 20) -> float:
+        """Look as long as there is a reason to; return seconds until the next look."""
+        again = float("inf")
+        for _ in range(looks):
+            if not self.due:
+                return again
+            key = self.due.pop()
+            again = min(again, await self.reconciler.reconcile(key))
+        pytest.fail("there is always something to do")
+
+    def asked(self) -> list[Request]:
+        """Return the requests since the last call."""
+        found, self.cluster.log = self.cluster.log, []
+        return found
+
+    def layer(self) -> Manifest:
+        found = self.cluster.look(KIND, *KEY)
+        assert found is not None
+        return found
+
+    def child(self, kind: str, name: str = "chat-forwarder") -> Manifest:
+        found = self.cluster.look(kind, "home", name)
+        assert found is not None, (kind, name)
+        return found
+
+    def children(self) -> set[tuple[str, str]]:
+        return {(kind, name) for kind, _, name in self.cluster.objects if kind not in (KIND, "Event")}
+
+    def edit(self, kind: str, change: Callable[[Manifest], Any], name: str = "chat-forwarder") -> None:
+        self.cluster.edit(kind, "home", name, change)
+
+    def set_spec(self, spec: Any) -> None:
+        self.edit(KIND, lambda found: found.update(spec=spec), "chat")
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        (found,) = [one for one in self.layer()["status"]["conditions"] if one["type"] == kind]
+        return found["status"], found["reason"]
+
+    def events(self) -> list[Manifest]:
+        return [found for (kind, _, _), found in self.cluster.objects.items() if kind == "Event"]
+
+    def secret(self, name: str, entry: str) -> str:
+        return b64decode(self.child("Secret", name)["data"][entry]).decode()
+
+    def keys(self) -> tuple[str, str]:
+        """Return the forwarders' key and the applications'."""
+        client = self.secret("chat-client", "CHANNELS_ZMQ_CURVE_SECRET_KEY")
+        return self.secret("chat-forwarder", "secret-key"), client
+
+    def check(self) -> None:
+        """Check that everything is as it should be, and fits together."""
+        layer, (server, client) = self.layer(), self.keys()
+        allowed = tuple(self.secret("chat-forwarder", "allowed-keys").split())
+        public = zmq.curve_public(server.encode()).decode()
+        assert allowed[0] == zmq.curve_public(client.encode()).decode()
+        rotated = self.child("Secret", "chat-client")["metadata"]["annotations"]["channels-zmq.io/rotated-at"]
+        keys = LayerKeys(public, server, client, allowed, rotated)
+        wanted = render(Owner.of(layer), parse(layer), keys, CHOICES)
+        assert self.children() == {(one["kind"], one["metadata"]["name"]) for one in wanted}
+        for one in wanted:
+            assert includes(self.child(one["kind"], one["metadata"]["name"]), one)
+        assert layer["status"]["observedGeneration"] == layer["metadata"]["generation"]
+        assert self.condition("Accepted") == ("True", "SpecValid")
+        assert self.condition("Degraded") == ("False", "AsExpected")
+
+
+def includes(found: Any, wanted: Any) -> bool:
+    """Return whether an object is as it was rendered, but for what the cluster adds."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(key in found and includes(found[key], wanted[key]) for key in wanted)
+    return bool(found == wanted)
+
+
+def ready(found: Manifest) -> None:
+    """Do what the controller of Deployments does."""
+    generation = found["metadata"]["generation"]
+    found["status"] = {"observedGeneration": generation, "updatedReplicas": 1, "readyReplicas": 1}
+    found["metadata"].setdefault("annotations", {})["deployment.kubernetes.io/revision"] = "1"
+
+
+async def test_a_new_layer_gets_everything() -> None:
+    """Every object, its keys and its status; the ConfigMap that pods wait for comes last."""
+    world = World({})
+    again = await world.settle()
+    world.check()
+    assert world.children() == CHILDREN
+    applied = [request for request in world.asked() if request[0] == "apply"]
+    assert applied[:2] == [("apply", "Secret", "chat-forwarder"), ("apply", "Secret", "chat-client")]
+    assert applied[-2:] == [("apply", "ConfigMap", "chat"), STATUS]
+    assert world.condition("Ready") == ("False", "ForwardersNotReady")
+    assert again == 720 * 3600
+
+
+async def test_a_layer_costs_few_requests() -> None:
+    """One for each object, one for the status, and two reads before keys are made; its echoes cost none."""
+    world = World({})
+    await world.settle()
+    assert len(world.asked()) == len(CHILDREN) + 3
+
+
+async def test_a_look_without_a_change_makes_no_request() -> None:
+    """However often."""
+    world = World({})
+    await world.settle()
+    world.asked()
+    for _ in range(3):
+        await world.reconciler.reconcile(KEY)
+    assert world.asked() == []
+
+
+@pytest.mark.parametrize("holds", [False, True])
+async def test_echoes_of_our_own_cost_nothing(holds: bool) -> None:
+    """Whether they come before the reply or long after the look."""
+    world = World()
+    world.cluster.holds_events = holds
+    world.make({})
+    world.cluster.deliver()
+    await world.settle()
+    world.asked()
+    world.cluster.deliver()
+    await world.settle()
+    assert world.asked() == []
+    world.set_spec({"layer": {"capacity": 5}})
+    world.cluster.deliver()
+    await world.settle()
+    world.cluster.deliver()
+    await world.settle()
+    assert world.asked() == [("apply", "ConfigMap", "chat"), STATUS]
+
+
+async def test_the_forwarder_that_becomes_ready_is_told() -> None:
+    """By one write of the status, and nothing else is touched."""
+    world = World({})
+    await world.settle()
+    world.asked()
+    world.edit("Deployment", ready)
+    await world.settle()
+    assert world.asked() == [STATUS]
+    assert world.condition("Ready") == ("True", "ForwardersReady")
+    assert world.layer()["status"]["ready"] == "1/1"
+    world.check()
+
+
+async def test_a_changed_spec_changes_what_depends_on_it() -> None:
+    """And only that; the keys stay."""
+    world = World({})
+    await world.settle()
+    keys = world.keys()
+    world.asked()
+    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    await world.settle()
+    assert world.asked() == [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat"), STATUS]
+    world.check()
+    assert world.keys() == keys
+
+
+async def test_what_is_no_longer_wanted_is_pruned() -> None:
+    """Also what is seen only later; and it comes back."""
+    world = World({})
+    await world.settle()
+    closed = {"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}}
+    world.set_spec(closed)
+    await world.settle()
+    assert world.children() == CHILDREN - {("NetworkPolicy", "chat-forwarder"), ("ServiceMonitor", "chat-forwarder")}
+    world.check()
+    world.set_spec({})
+    await world.settle()
+    assert world.children() == CHILDREN
+    world.set_spec(closed)
+    world.start()
+    await world.settle()
+    assert ("NetworkPolicy", "chat-forwarder") not in world.children()
+
+
+async def test_without_curve_there_are_no_keys() -> None:
+    """The forwarders' Secret goes, and what applications have is only the addresses; back again there are new keys."""
+    world = World({})
+    await world.settle()
+    keys = world.keys()
+    world.set_spec({"security": {"curve": "Disabled"}})
+    assert await world.settle() == float("inf")
+    assert world.children() == CHILDREN - {("Secret", "chat-forwarder")}
+    assert "CHANNELS_ZMQ_CURVE_SECRET_KEY" not in world.child("Secret", "chat-client")["data"]
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    world.set_spec({})
+    await world.settle()
+    world.check()
+    assert not set(world.keys()) & set(keys)
+
+
+async def test_others_objects_are_left_alone() -> None:
+    """Even with our label, as long as the layer is not their owner."""
+    world = World({})
+    foreign = {"name": "theirs", "namespace": "home", "labels": {OWNER_LABEL: "chat"}}
+    world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": foreign, "data": {}})
+    await world.settle()
+    assert world.children() == CHILDREN | {("ConfigMap", "theirs")}
+
+
+EDITS: dict[str, tuple[str, str, Callable[[Manifest], Any]]] = {
+    "replicas": ("Deployment", "chat-forwarder", lambda found: found["spec"].update(replicas=0)),
+    "an image": (
+        "Deployment",
+        "chat-forwarder",
+        lambda found: found["spec"]["template"]["spec"]["containers"][0].update(image="evil"),
+    ),
+    "an address": ("ConfigMap", "chat", lambda found: found["data"].update(CHANNELS_ZMQ_PULL_SOCKET_ADDRESS="x")),
+    "the label": ("Service", "chat-forwarder", lambda found: found["metadata"]["labels"].update({OWNER_LABEL: "x"})),
+    "the owner": ("Service", "chat-forwarder", lambda found: found["metadata"].pop("ownerReferences")),
+    "our digest": ("Service", "chat-forwarder", lambda found: found["metadata"]["annotations"].pop(APPLIED)),
+    "the forwarders' key": ("Secret", "chat-forwarder", lambda found: found["data"].update({"secret-key": "eA=="})),
+    "the list of keys": ("Secret", "chat-forwarder", lambda found: found["data"].update({"allowed-keys": ""})),
+    "the applications' key": (
+        "Secret",
+        "chat-client",
+        lambda found: found["data"].pop("CHANNELS_ZMQ_CURVE_SECRET_KEY"),
+    ),
+    "the time of the rotation": ("Secret", "chat-client", lambda found: found["metadata"].pop("annotations")),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+async def test_a_child_that_was_edited_is_repaired(what: str) -> None:
+    """By one request, to what it was; the keys too."""
+    world = World({})
+    await world.settle()
+    kind, name, change = EDITS[what]
+    before, keys = fingerprint(world.child(kind, name)), world.keys()
+    world.asked()
+    world.edit(kind, change, name)
+    assert fingerprint(world.child(kind, name)) != before
+    await world.settle()
+    assert world.asked() == [("apply", kind, name)]
+    world.check()
+    assert fingerprint(world.child(kind, name)) == before
+    assert world.keys() == keys
+
+
+@pytest.mark.parametrize("kind, name", sorted(CHILDREN))
+async def test_a_child_that_was_deleted_is_made_again(kind: str, name: str) -> None:
+    """As it was, with the same keys."""
+    world = World({})
+    await world.settle()
+    keys = world.keys()
+    world.asked()
+    world.cluster.remove(kind, "home", name)
+    await world.settle()
+    assert ("apply", kind, name) in world.asked()
+    world.check()
+    assert world.keys() == keys
+
+
+async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
+    """The watch shows it before the reply comes, which is older."""
+    world = World({})
+    await world.settle()
+    raced = False
+    act = world.cluster._apply
+
+    def applied(manifest: Manifest, subresource: str) -> Manifest:
+        nonlocal raced
+        answer = copy.deepcopy(act(manifest, subresource))
+        if manifest["kind"] == "Deployment" and not raced:
+            raced = True
+            world.edit("Deployment", lambda found: found["spec"].update(replicas=7))
+        return answer
+
+    world.cluster._apply = applied  # type: ignore[method-assign]
+    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    await world.settle()
+    assert raced
+    world.check()
+
+
+async def test_a_layer_that_goes_is_forgotten() -> None:
+    """Its children go with it by the cluster's garbage collection, and nobody makes them again."""
+    world = World({})
+    await world.settle()
+    world.cluster.remove(KIND, *KEY)
+    await world.settle()
+    world.cluster.collect()
+    await world.settle()
+    assert world.children() == set()
+    assert world.reconciler.layers == {}
+
+
+@pytest.mark.parametrize("collected", ["before", "after", "never"])
+async def test_a_layer_that_was_made_again_under_its_name_is_a_new_one(collected: str) -> None:
+    """Whenever the garbage collection comes."""
+    world = World({})
+    await world.settle()
+    world.cluster.remove(KIND, *KEY)
+    if collected == "before":
+        world.cluster.collect()
+    world.make({"networkPolicy": {"enabled": False}})
+    await world.settle()
+    if collected == "after":
+        world.cluster.collect()
+        await world.settle()
+    if collected != "never":
+        world.check()
+    uid = world.layer()["metadata"]["uid"]
+    owners = world.child("Deployment")["metadata"]["ownerReferences"]
+    assert [one["uid"] for one in owners] == [uid]
+
+
+async def test_a_layer_that_was_exchanged_while_nobody_watched_is_a_new_one() -> None:
+    """The watch shows another uid under the same name, and no deletion: nothing is known of it."""
+    world = World({})
+    await world.settle()
+    world.cluster.watchers.clear()
+    world.cluster.remove(KIND, *KEY)
+    world.make({})
+    assert world.reconciler.layer_seen(world.layer(), gone=False)
+    await world.reconciler.reconcile(KEY)
+    world.check()
+
+
+def test_only_a_new_spec_is_a_reason_to_look() -> None:
+    """Not a status, which is our own, nor a label."""
+    world = World({})
+    for change in (
+        lambda found: found.update(status={"ready": "x"}),
+        lambda found: found["metadata"].update(labels={}),
+    ):
+        world.due.clear()
+        world.edit(KIND, change, "chat")
+        assert not world.due
+    world.set_spec({"forwarders": 1})
+    assert world.due == {KEY}
+
+
+async def test_a_layer_that_goes_during_a_look_is_no_failure() -> None:
+    """Its status cannot be written any more."""
+    world = World({})
+
+    def vanish(request: Request) -> None:
+        if request[1] == "ConfigMap":
+            world.cluster.remove(KIND, *KEY)
+
+    world.cluster.refusal = vanish
+    await world.settle()
+    world.cluster.collect()
+    await world.settle()
+    assert world.children() == set()
+
+
+async def test_an_invalid_spec_is_told_once_and_nothing_is_tried() -> None:
+    """A condition, an event, and no look until it changes."""
+    world = World({"layer": {"capacity": 0}})
+    assert await world.settle() == float("inf")
+    assert world.asked() == [("create", "Event", ""), STATUS]
+    assert world.condition("Accepted") == ("False", "SpecInvalid")
+    (event,) = world.events()
+    assert event["reason"] == "SpecInvalid"
+    assert event["note"].startswith("spec.layer.capacity: ")
+    assert event["regarding"]["uid"] == world.layer()["metadata"]["uid"]
+    await world.reconciler.reconcile(KEY)
+    assert world.asked() == []
+    assert world.children() == set()
+    world.set_spec({})
+    await world.settle()
+    world.check()
+    world.set_spec({"layer": {"capacity": 0}})
+    await world.settle()
+    assert len(world.events()) == 2
+
+
+async def test_a_spec_that_became_invalid_leaves_the_forwarder_running() -> None:
+    """And an old refusal is not told beside it."""
+    world = World({})
+    await world.settle()
+    world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Deployment" else None
+    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    with pytest.raises(ClusterError):
+        await world.settle()
+    world.set_spec({"unknown": 1})
+    await world.settle()
+    assert world.children() == CHILDREN
+    assert world.condition("Accepted") == ("False", "SpecInvalid")
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+@pytest.mark.parametrize("status, reason", [(403, "Forbidden"), (409, "Conflict"), (500, ""), (422, "Invalid")])
+async def test_a_refusal_is_told_and_tried_again(status: int, reason: str) -> None:
+    """A condition, one event however often it is tried, and what is possible is done; then it recovers by itself."""
+    world = World({})
+    world.cluster.refusal = lambda request: refused(status, reason) if request[1] == "NetworkPolicy" else None
+    for _ in range(3):
+        with pytest.raises(ClusterError):
+            await world.reconciler.reconcile(KEY)
+    assert world.condition("Degraded") == ("True", "ClusterRefused")
+    assert world.condition("Ready") == ("False", "ClusterRefused")
+    (event,) = world.events()
+    assert event["reason"] == "ClusterRefused"
+    assert ("Deployment", "chat-forwarder") in world.children()
+    world.cluster.refusal = lambda request: None
+    await world.reconciler.reconcile(KEY)
+    world.check()
+
+
+async def test_no_event_can_be_made() -> None:
+    """That is no failure of its own."""
+    world = World({"layer": {"capacity": 0}})
+    world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[0] == "create" else None
+    await world.settle()
+    assert world.condition("Accepted") == ("False", "SpecInvalid")
+
+
+async def test_a_cluster_that_is_away_for_a_while_changes_nothing() -> None:
+    """Every request fails at some time, and in the end everything is as it should be."""
+    world = World({})
+    count = 0
+
+    def flaky(request: Request) -> ClusterError | None:
+        nonlocal count
+        count += 1
+        return refused(0, "ServerDisconnectedError") if count % 3 else None
+
+    world.cluster.refusal = flaky
+    for _ in range(100):
+        try:
+            await world.reconciler.reconcile(KEY)
+            break
+        except ClusterError:
+            continue
+    world.cluster.refusal = lambda request: None
+    await world.settle()
+    world.check()
+
+
+CHANGES: dict[str, Callable[[World], Any]] = {
+    "a new layer": lambda world: world.make({}),
+    "another spec": lambda world: world.set_spec(
+        {"layer": {"maxMessageSize": "1Mi"}, "networkPolicy": {"enabled": False}}
+    ),
+    "an edited child": lambda world: world.edit("Deployment", lambda found: found["spec"].update(replicas=3)),
+    "a rotation that is due": lambda world: world.wait(hours=720),
+    "a rotation that was announced": lambda world: world.wait(hours=720),
+}
+
+
+async def changed(change: str) -> World:
+    """Return a world in which something has just happened."""
+    world = World(None if change == "a new layer" else {})
+    await world.settle()
+    world.asked()
+    CHANGES[change](world)
+    if change == "a rotation that was announced":
+        await world.reconciler.reconcile(KEY)
+        world.asked()
+        world.wait(seconds=180)
+    return world
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it", "after it"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_wherever_an_operator_dies_the_next_one_completes_it(change: str, before: bool) -> None:
+    """At every single request, before or after its effect: the same objects, and keys that were there stay."""
+    whole = await changed(change)
+    await whole.reconciler.reconcile(KEY)
+    length = len(whole.asked())
+    assert length
+    deaths = 0
+    for request in range(1, length + 1):
+        world = await changed(change)
+        world.cluster.kill_at, world.cluster.kill_before = request, before
+        with pytest.raises(Killed):
+            await world.reconciler.reconcile(KEY)
+        deaths += 1
+        world.cluster.kill_at = None
+        there = {name: one for name, one in world.cluster.objects.items() if name[0] == "Secret"}
+        world.start()
+        await world.settle()
+        await world.reconciler.reconcile(KEY)
+        world.check()
+        kept(there, world, rotates=change.startswith("a rotation"))
+        world.asked()
+        await world.settle()
+        assert world.asked() == []
+    assert deaths == length
+
+
+def kept(before: dict[Name, Manifest], world: World, *, rotates: bool) -> None:
+    """Check that the forwarders' key is the one that was there, and that the applications' stays allowed."""
+    for (_, _, name), secret in before.items():
+        entry = "secret-key" if name == "chat-forwarder" else "CHANNELS_ZMQ_CURVE_SECRET_KEY"
+        old = b64decode(secret["data"][entry]).decode()
+        if name == "chat-forwarder" or not rotates:
+            assert world.secret(name, entry) == old
+        else:
+            allowed = world.secret("chat-forwarder", "allowed-keys").split()
+            assert zmq.curve_public(old.encode()).decode() in allowed
+
+
+async def test_keys_rotate_in_two_steps() -> None:
+    """The list first, the applications' key three minutes later, and the next look is told for when it is due."""
+    world = World({"security": {"rotateEvery": "1h"}})
+    assert await world.settle() == 3600
+    world.asked()
+    world.wait(hours=1)
+    assert await world.reconciler.reconcile(KEY) == 180
+    assert world.asked() == [("apply", "Secret", "chat-forwarder")]
+    world.wait(seconds=180)
+    assert await world.reconciler.reconcile(KEY) == 3600
+    assert world.asked() == [("apply", "Secret", "chat-forwarder"), ("apply", "Secret", "chat-client")]
+    world.check()
+
+
+async def test_a_restart_makes_nothing_new() -> None:
+    """The next operator applies everything once, which changes nothing."""
+    world = World({})
+    await world.settle()
+    before = copy.deepcopy(world.cluster.objects)
+    for _ in range(3):
+        world.start()
+        await world.settle()
+        assert world.cluster.objects == before
+
+
+async def test_children_that_are_seen_before_their_layer_cost_nothing() -> None:
+    """The watches of kopf come in any order."""
+    world = World({})
+    await world.settle()
+    before, keys = copy.deepcopy(world.cluster.objects), world.keys()
+    world.due.clear()
+    world.reconciler = Reconciler(world.cluster, CHOICES, clock=lambda: world.now)
+    tell = feed(world.reconciler, world.due.add)
+    for one in sorted(before.values(), key=lambda one: one["kind"] == KIND):
+        tell("", one)
+    await world.settle()
+    assert world.cluster.objects == before
+    assert world.keys() == keys
+
+
+async def test_a_queue_of_layers_settles() -> None:
+    """Twenty layers by four workers, with edits meanwhile: no layer is looked at twice at once."""
+    cluster = FakeCluster()
+    running: set[Key] = set()
+    reconciler = Reconciler(cluster, CHOICES)
+
+    async def look(key: Key) -> float:
+        assert key not in running
+        running.add(key)
+        try:
+            return await reconciler.reconcile(key)
+        finally:
+            running.discard(key)
+
+    queue = Queue(look)
+    cluster.watch(feed(reconciler, queue.add))
+    task = asyncio.create_task(queue.run(4))
+    for number in range(20):
+        metadata = {"name": f"l{number}", "namespace": "home"}
+        cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
+    edits = iter(range(2, 52))
+    async with asyncio.timeout(30):
+        while any(due <= queue._clock() for due in queue._due.values()) or queue._running or edits.__length_hint__():
+            deployments = [name for name in cluster.objects if name[0] == "Deployment"]
+            if deployments and (replicas := next(edits, 0)):
+                name = deployments[replicas % len(deployments)]
+                cluster.edit(*name, lambda found, replicas=replicas: found["spec"].update(replicas=replicas))
+            await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert queue.failed == 0
+    assert len(cluster.objects) == 20 * (len(CHILDREN) + 1)
+    assert {one["spec"]["replicas"] for name, one in cluster.objects.items() if name[0] == "Deployment"} == {1}

@@ -1,0 +1,150 @@
+"""Details of what is rendered that the golden files do not show."""
+
+import json
+from base64 import b64decode
+from typing import Any
+
+import pytest
+
+from channels_zmq.config import channel_layers_from_env
+from channels_zmq_forwarder.settings import Settings as ForwarderSettings
+from channels_zmq_operator.injection import patch
+from channels_zmq_operator.models import Owner, parse
+from channels_zmq_operator.render import (
+    ENV,
+    KEY_FILE,
+    KEY_FILE_ENTRY,
+    LAYER_LABEL,
+    OWNER_LABEL,
+    Choices,
+    LayerKeys,
+    Manifest,
+    addresses,
+    key_folder,
+    render,
+)
+
+OWNER = Owner(name="chat", namespace="home", uid="u")
+KEYS = LayerKeys("P" * 40, "S" * 40, "C" * 40, ("A" * 40, "B" * 40), "2026-01-02T03:04:05Z")
+
+
+def objects(
+    spec: Any = None, image: str = "forwarder:1", keys: LayerKeys | None = KEYS
+) -> dict[tuple[str, str], Manifest]:
+    found = render(OWNER, parse({"spec": spec}), keys, Choices(image))
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+def container(**given: Any) -> Manifest:
+    deployment = objects(**given)["Deployment", "chat-forwarder"]
+    return dict(deployment["spec"]["template"]["spec"]["containers"][0])
+
+
+@pytest.mark.parametrize(
+    "default, image, expected",
+    [
+        ("forwarder:1", {}, "forwarder:1"),
+        ("r:5000/forwarder", {}, "r:5000/forwarder"),
+        ("forwarder@sha256:0", {}, "forwarder@sha256:0"),
+        ("forwarder:1", {"tag": "2"}, "forwarder:2"),
+        ("r:5000/forwarder", {"tag": "2"}, "r:5000/forwarder:2"),
+        ("r:5000/forwarder:1@sha256:0", {"tag": "2"}, "r:5000/forwarder:2"),
+        ("r:5000/forwarder:1", {"repository": "mine"}, "mine:1"),
+        ("forwarder@sha256:0", {"repository": "mine"}, "mine:latest"),
+        ("forwarder:1", {"repository": "r:5000/mine", "tag": "2"}, "r:5000/mine:2"),
+        ("forwarder:1", {"digest": "sha256:1"}, "forwarder@sha256:1"),
+        ("forwarder:1", {"repository": "mine", "tag": "2", "digest": "sha256:1"}, "mine@sha256:1"),
+    ],
+)
+def test_a_layer_may_change_parts_of_the_image(default: str, image: dict[str, str], expected: str) -> None:
+    """What it leaves out is that of the operator's default; a digest wins over a tag."""
+    assert container(spec={"image": image}, image=default)["image"] == expected
+
+
+def test_the_forwarder_takes_its_arguments() -> None:
+    """They are flags that it has, with values that it takes."""
+    fields = {"--" + name.replace("_", "-") for name in ForwarderSettings.model_fields}
+    for argument in container()["args"]:
+        assert argument.partition("=")[0] in fields
+
+
+def test_the_library_takes_the_config_map() -> None:
+    """Every entry, as it comes into a pod: the layer is the one that the spec describes."""
+    spec = {
+        "layer": {
+            "capacity": 7,
+            "channelCapacity": {"jobs.*": 9},
+            "maxMessageSize": "1Mi",
+            "groupExpiry": 8,
+            "expiry": 5,
+        }
+    }
+    data = objects(spec)["ConfigMap", "chat"]["data"]
+    environment = {}
+    pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
+    for one in next(each["value"] for each in patch(pod) if each["path"].endswith("/env")):
+        key = one["valueFrom"]["configMapKeyRef"]["key"]
+        if key in data:
+            environment[one["name"]] = data[key]
+    assert len(environment) == len(data)
+    config = channel_layers_from_env(environment)["default"]["CONFIG"]
+    assert config["capacity"] in (7, "7")
+    assert config["curve_secret_key_file"] == f"{key_folder('chat')}/{KEY_FILE}"
+    assert json.loads(data[f"{ENV}CHANNEL_CAPACITY"]) == {"jobs.*": 9}
+    assert data[f"{ENV}MAX_MESSAGE_SIZE"] == str(2**20)
+
+
+def test_the_key_is_where_the_config_map_says() -> None:
+    """The webhook mounts it there."""
+    path = objects()["ConfigMap", "chat"]["data"][KEY_FILE_ENTRY]
+    pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
+    (mount,) = next(one["value"] for one in patch(pod) if one["path"].endswith("/volumeMounts"))
+    (volume,) = next(one["value"] for one in patch(pod) if one["path"] == "/spec/volumes")
+    assert path == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
+    secret = objects()["Secret", volume["secret"]["secretName"]]
+    assert b64decode(secret["data"][volume["secret"]["items"][0]["key"]]).decode() == KEYS.client_secret
+
+
+def test_own_labels_of_pods_do_not_break_the_selector() -> None:
+    """Whatever somebody writes into the template, ours win."""
+    labels = {OWNER_LABEL: "x", "app.kubernetes.io/name": "x", "team": "a"}
+    deployment = objects({"template": {"labels": labels}})["Deployment", "chat-forwarder"]
+    found = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"].items() <= found.items()
+    assert found["team"] == "a"
+
+
+def test_a_new_server_key_restarts_the_forwarder_and_a_rotation_does_not() -> None:
+    """It reads its list again, but not its own key."""
+
+    def pod(keys: LayerKeys) -> Any:
+        return objects(keys=keys)["Deployment", "chat-forwarder"]["spec"]["template"]
+
+    rotated = LayerKeys("P" * 40, "S" * 40, "D" * 40, ("D" * 40, "A" * 40), "2026-02-02T03:04:05Z", "E" * 40, "x")
+    assert pod(rotated) == pod(KEYS)
+    assert pod(LayerKeys("Q" * 40, "T" * 40, "C" * 40, KEYS.allowed)) != pod(KEYS)
+
+
+def test_an_empty_template_annotation_is_no_null() -> None:
+    """Without keys and without annotations nothing stands there."""
+    deployment = objects({"security": {"curve": "Disabled"}}, keys=None)["Deployment", "chat-forwarder"]
+    assert deployment["spec"]["template"]["metadata"]["annotations"] == {}
+    assert "volumes" not in deployment["spec"]["template"]["spec"]
+    assert not [one for one in container(keys=None)["args"] if "curve" in one]
+
+
+def test_addresses_are_those_of_the_service() -> None:
+    """Its name, its namespace, its ports."""
+    service = objects()["Service", "chat-forwarder"]
+    ports = {one["name"]: one["port"] for one in service["spec"]["ports"]}
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
+    assert addresses(OWNER) == (f"tcp://{host}:{ports['pull']}", f"tcp://{host}:{ports['pub']}")
+
+
+def test_rendering_twice_gives_the_same() -> None:
+    """And what one gets may be changed without harm to the next."""
+    first = render(OWNER, parse({}), KEYS, Choices("i"))
+    for one in first:
+        one["metadata"]["labels"].clear()
+        one.get("spec", {}).clear()
+    assert render(OWNER, parse({}), KEYS, Choices("i"))[0]["metadata"]["labels"]

@@ -1,0 +1,157 @@
+"""What a layer's status says: every condition, with every reason."""
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from channels_zmq_operator import crd
+from channels_zmq_operator.models import Owner
+from channels_zmq_operator.status import REASONS, Seen, differs, status
+
+OWNER = Owner(name="chat", namespace="home", uid="u", generation=3)
+NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
+
+
+def deployment(
+    ready: int = 1, *, updated: int = 1, generation: int = 2, observed: int = 2, **conditions: tuple[str, str]
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "chat-forwarder", "generation": generation},
+        "status": {
+            "observedGeneration": observed,
+            "readyReplicas": ready,
+            "updatedReplicas": updated,
+            "conditions": [
+                {"type": kind, "status": value, "message": message} for kind, (value, message) in conditions.items()
+            ],
+        },
+    }
+
+
+STUCK = deployment(0, Progressing=("False", "deadline exceeded"))
+CASES: dict[str, tuple[Seen, str]] = {
+    "nothing is there yet": (Seen(), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
+    "nothing is known of the Deployment yet": (
+        Seen(deployment={"metadata": {"generation": 1}}),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+    ),
+    "it is starting": (Seen(deployment=deployment(0)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
+    "it is ready": (Seen(deployment=deployment()), "T/SpecValid T/ForwardersReady F/Complete F/AsExpected"),
+    "it is ready, as far as is known of the version before": (
+        Seen(deployment=deployment(generation=3)),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+    ),
+    "the one that is ready is of the version before": (
+        Seen(deployment=deployment(updated=0)),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+    ),
+    "it does not start in time": (
+        Seen(deployment=STUCK),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing",
+    ),
+    "no pod may be made": (
+        Seen(deployment=deployment(0, ReplicaFailure=("True", "exceeded quota"))),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing",
+    ),
+    "conditions that say that all is well": (
+        Seen(deployment=deployment(Progressing=("True", ""), Available=("True", ""), ReplicaFailure=("False", ""))),
+        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected",
+    ),
+    "the cluster refuses": (Seen(refusal="quota"), "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused"),
+    "the cluster refuses a change": (
+        Seen(refusal="quota", deployment=deployment()),
+        "T/SpecValid T/ForwardersReady F/Complete T/ClusterRefused",
+    ),
+    "the cluster refuses, and it does not start": (
+        Seen(refusal="quota", deployment=STUCK),
+        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused",
+    ),
+    "the spec is invalid": (
+        Seen(problem="spec.x", deployment=deployment()),
+        "F/SpecInvalid F/SpecInvalid F/SpecInvalid F/AsExpected",
+    ),
+}
+by_case = pytest.mark.parametrize("case", CASES)
+
+
+def conditions(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {one["type"]: one for one in found["conditions"]}
+
+
+@by_case
+def test_conditions_and_reasons(case: str) -> None:
+    """Accepted, Ready, Progressing, Degraded."""
+    seen, expected = CASES[case]
+    found = status(OWNER, seen, {}, NOW)
+    assert " ".join(f"{one['status'][0]}/{one['reason']}" for one in found["conditions"]) == expected
+    assert [one["type"] for one in found["conditions"]] == list(REASONS)
+
+
+@by_case
+def test_the_definition_takes_every_status(case: str) -> None:
+    """With every field known, and nothing beside it."""
+    found = status(OWNER, CASES[case][0], {}, NOW)
+    assert list(Draft202012Validator(crd.STATUS).iter_errors(found)) == []
+    assert found.keys() <= crd.STATUS["properties"].keys()
+    for one in found["conditions"]:
+        assert one.keys() == crd.CONDITION["properties"].keys()
+        assert one["observedGeneration"] == 3
+        assert one["message"]
+
+
+def test_every_reason_occurs() -> None:
+    """And no other one."""
+    found = {
+        (one["type"], one["reason"]) for seen, _ in CASES.values() for one in status(OWNER, seen, {}, NOW)["conditions"]
+    }
+    assert found == {(kind, reason) for kind, reasons in REASONS.items() for reason in reasons}
+
+
+def test_messages_say_what_others_said() -> None:
+    """The problem of the spec, the words of the cluster, those of the Deployment."""
+    found = conditions(status(OWNER, Seen(problem="spec.x: bad"), {}, NOW))
+    assert found["Accepted"]["message"] == found["Ready"]["message"] == "spec.x: bad"
+    found = conditions(status(OWNER, Seen(refusal="exceeded quota", deployment=STUCK), {}, NOW))
+    assert found["Ready"]["message"] == found["Degraded"]["message"] == "exceeded quota"
+    found = conditions(status(OWNER, Seen(deployment=STUCK), {}, NOW))
+    assert found["Ready"]["message"] == found["Degraded"]["message"] == "deadline exceeded"
+    found = conditions(status(OWNER, Seen(refusal="x" * 5000), {}, NOW))
+    assert len(found["Degraded"]["message"]) == 1024
+
+
+def test_times_are_kept_until_a_condition_turns() -> None:
+    """Another reason or message is no turn."""
+    starting = status(OWNER, Seen(), {}, NOW)
+    failing = status(OWNER, Seen(deployment=STUCK), starting, LATER)
+    times = {kind: one["lastTransitionTime"] for kind, one in conditions(failing).items()}
+    assert times == {"Accepted": NOW, "Ready": NOW, "Progressing": NOW, "Degraded": LATER}
+    ready = status(OWNER, Seen(deployment=deployment()), starting, LATER)
+    times = {kind: one["lastTransitionTime"] for kind, one in conditions(ready).items()}
+    assert times == {"Accepted": NOW, "Ready": LATER, "Progressing": LATER, "Degraded": NOW}
+
+
+def test_numbers_and_addresses() -> None:
+    """Those of the table and of the Service Binding."""
+    found = status(OWNER, Seen(deployment=deployment()), {}, NOW)
+    assert (found["forwarders"], found["readyForwarders"], found["ready"]) == (1, 1, "1/1")
+    assert found["addresses"] == ["tcp://chat-forwarder.home.svc:5555", "tcp://chat-forwarder.home.svc:5556"]
+    assert found["binding"] == {"name": "chat-client"}
+    assert found["selector"] == "app.kubernetes.io/name=channels-zmq-forwarder,channels-zmq.io/owned-by=chat"
+    assert found["observedGeneration"] == 3
+
+
+def test_an_invalid_spec_has_no_addresses() -> None:
+    """And nothing that is ready."""
+    found = status(OWNER, Seen(problem="x", deployment=deployment()), {}, NOW)
+    assert found["ready"] == "0/1"
+    assert not {"addresses", "binding"} & found.keys()
+
+
+def test_only_times_do_not_count_as_a_difference() -> None:
+    """So that a status is written when it says something else, and only then."""
+    one = status(OWNER, Seen(), {}, NOW)
+    assert not differs(one, status(OWNER, Seen(), {}, LATER))
+    assert differs(one, status(OWNER, Seen(deployment=deployment()), one, NOW))
+    assert differs(one, status(OWNER.model_copy(update={"generation": 4}), Seen(), one, NOW))
+    assert differs({}, one)

@@ -1,0 +1,421 @@
+"""The webhook as the API server meets it: over TLS, with certificates that change."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import os
+import shutil
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jsonpatch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from channels_zmq_operator import certificates, webhook
+from channels_zmq_operator.certificates import Certificates
+from channels_zmq_operator.render import LAYER_LABEL
+from channels_zmq_operator.settings import Settings
+
+NAMES = ["localhost"]
+PATIENCE = 20.0
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "web", "labels": {LAYER_LABEL: "chat"}},
+    "spec": {"containers": [{"name": "web", "image": "web"}]},
+}
+LARGE = b" " * (webhook.LARGEST_REVIEW + 1)
+
+
+def review(pod: Any = POD, **request: Any) -> dict[str, Any]:
+    kind = {"group": "", "version": "v1", "kind": "Pod"}
+    return {
+        "apiVersion": "admission.k8s.io/v1",
+        "kind": "AdmissionReview",
+        "request": {"uid": "u-1", "kind": kind, "operation": "CREATE", "object": pod} | request,
+    }
+
+
+def answer(body: bytes) -> dict[str, Any]:
+    """Return the response inside the answer, checked for what every answer must have."""
+    whole, outcome = webhook._answer(body)
+    assert json.loads(json.dumps(whole)) == whole
+    assert outcome in ("injected", "unchanged", "ignored", "denied", "malformed")
+    return checked(whole)
+
+
+def checked(whole: Any) -> dict[str, Any]:
+    assert whole["apiVersion"] == "admission.k8s.io/v1"
+    assert whole["kind"] == "AdmissionReview"
+    response: dict[str, Any] = whole["response"]
+    assert isinstance(response["uid"], str)
+    assert isinstance(response["allowed"], bool)
+    assert response["allowed"] or response["status"]["message"].startswith("channels-zmq: ")
+    return response
+
+
+# What is answered
+
+
+def test_a_pod_with_the_label_gets_a_patch() -> None:
+    """Base64 of a JSON patch that fits the pod, under the uid of the request."""
+    response = answer(json.dumps(review()).encode())
+    assert response["uid"] == "u-1"
+    assert response["allowed"]
+    assert response["patchType"] == "JSONPatch"
+    after = jsonpatch.apply_patch(POD, json.loads(base64.b64decode(response["patch"])))
+    assert after["spec"]["volumes"][0]["secret"]["secretName"] == "chat-client"
+
+
+def test_a_pod_that_asks_for_nothing_gets_no_patch() -> None:
+    """An answer without one: an empty patch is refused by the API server."""
+    response = answer(json.dumps(review({"metadata": {}, "spec": {}})).encode())
+    assert response == {"uid": "u-1", "allowed": True}
+
+
+def test_a_wish_that_cannot_be_understood_is_refused_in_words() -> None:
+    """Those that `kubectl` shows."""
+    response = answer(json.dumps(review({"metadata": {"labels": {LAYER_LABEL: "A_B"}}})).encode())
+    assert not response["allowed"]
+    assert response["uid"] == "u-1"
+    assert response["status"]["message"].startswith("channels-zmq: 'A_B' is no name of a layer")
+
+
+@pytest.mark.parametrize("request_", [review(None), review(kind={"kind": "Deployment"}), review("text"), review([])])
+def test_what_is_no_pod_is_let_through(request_: dict[str, Any]) -> None:
+    """A null object, another kind: it is none of our business."""
+    assert answer(json.dumps(request_).encode()) == {"uid": "u-1", "allowed": True}
+
+
+NASTY: dict[str, bytes] = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"5",
+    "an endless number": b"9" * 5000,
+    "no request": b"{}",
+    "a null request": b'{"request": null}',
+    "a request that is a list": b'{"request": []}',
+    "no uid": b'{"request": {"object": {}}}',
+    "a kind that is a list": b'{"request": {"uid": "u", "kind": ["Pod"], "object": {}}}',
+    "deep nesting": b"[" * 100_000,
+    "deep nesting inside of a pod": b'{"request": {"uid": "u", "object": ' + b'{"a":' * 100_000,
+    "half a character": b'{"request": {"uid": "\\ud800", "object": {"metadata": 5}}}',
+}
+"""What nobody should send, and somebody will."""
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_what_is_no_review_is_answered_all_the_same(name: str) -> None:
+    """With a refusal that says what it was."""
+    assert not answer(NASTY[name])["allowed"]
+
+
+def test_a_refusal_tells_the_uid_where_there_is_one() -> None:
+    """Else the API server says that the answer is another's, instead of what is wrong."""
+    response = answer(json.dumps(review(kind=["Pod"])).encode())
+    assert response["uid"] == "u-1"
+    assert not response["allowed"]
+
+
+def test_a_refusal_is_not_longer_than_people_read() -> None:
+    """However long the label is."""
+    response = answer(json.dumps(review({"metadata": {"labels": {LAYER_LABEL: "A" * 10**6}}})).encode())
+    assert len(response["status"]["message"]) == webhook.LONGEST_MESSAGE
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["request", "uid", "object", "kind", "metadata", "labels", "spec", LAYER_LABEL]), inner
+        )
+    ),
+)
+
+
+@given(st.binary() | values.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_answered(body: bytes) -> None:
+    """Bytes and JSON of any shape."""
+    answer(body)
+
+
+@given(values, values, values)
+def test_any_review_of_anything_is_answered_with_its_uid(pod: Any, kind: Any, uid: Any) -> None:
+    """Whatever stands where the pod, its kind or the uid should stand."""
+    body = json.dumps(review(pod, kind=kind, uid=uid)).encode()
+    assert answer(body)["uid"] == str(json.loads(body)["request"]["uid"])
+
+
+# How it is served
+
+
+def pair(names: list[str] = NAMES, days_ago: float = 0.0) -> Certificates:
+    return certificates.renewed(None, names, datetime.now(UTC) - timedelta(days=days_ago))
+
+
+class Mount:
+    """A folder with a Secret, as the kubelet keeps it: links to a folder that is exchanged in one move."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._versions = 0
+
+    def put(self, pair: Certificates | dict[str, bytes]) -> None:
+        files = {"tls.crt": pair.leaf, "tls.key": pair.key} if isinstance(pair, Certificates) else pair
+        self._versions += 1
+        version = self.path / f"..{self._versions}"
+        version.mkdir()
+        for name, content in files.items():
+            (version / name).write_bytes(content)
+            if not (self.path / name).is_symlink():
+                (self.path / name).symlink_to(Path("..data") / name)
+        (self.path / "..new").symlink_to(version.name)
+        os.replace(self.path / "..new", self.path / "..data")
+        shutil.rmtree(self.path / f"..{self._versions - 1}", ignore_errors=True)
+
+
+class Service:
+    """A webhook that runs, and calls to it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.mount = Mount(Path(settings.certificate_folder))
+        self.stop = asyncio.Event()
+
+    async def call(self, trusted: Certificates, body: bytes = json.dumps(review()).encode()) -> dict[str, Any]:
+        """Call it as the API server does, by a connection of its own."""
+        context = ssl.create_default_context(cadata=trusted.bundle.decode())
+        url = f"https://localhost:{self.settings.webhook_port}/mutate"
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context, force_close=True)) as session,
+            session.post(url, data=io.BytesIO(body), headers={"Content-Type": "application/json"}) as response,
+        ):
+            assert response.status == 200
+            return checked(await response.json())
+
+    async def page(self, path: str) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://localhost:{self.settings.admin_port}/{path}") as response,
+        ):
+            return response.status, await response.text()
+
+    async def samples(self) -> dict[tuple[str, str], float]:
+        """Return the metrics, by name and outcome."""
+        _, text = await self.page("metrics")
+        return {
+            (sample.name, sample.labels.get("outcome", "")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def is_ready(self) -> bool:
+        try:
+            return (await self.page("readyz"))[0] == 200
+        except aiohttp.ClientConnectionError:
+            return False
+
+    async def is_alive(self) -> bool:
+        try:
+            return (await self.page("livez"))[0] == 200
+        except aiohttp.ClientConnectionError:
+            return False
+
+    async def serves(self, wanted: Certificates) -> bool:
+        """Return whether it serves this leaf now."""
+        context = ssl.create_default_context(cadata=wanted.bundle.decode())
+        try:
+            _, writer = await asyncio.open_connection("localhost", self.settings.webhook_port, ssl=context)
+        except (ssl.SSLError, ConnectionError):
+            return False
+        found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return bool(found == ssl.PEM_cert_to_DER_cert(wanted.leaf.decode()))
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path, ports: list[int], serve_on: float = 0.0
+) -> AsyncIterator[tuple[Service, "asyncio.Task[None]"]]:
+    settings = Settings(certificate_folder=str(folder), webhook_port=ports[0], admin_port=ports[1])
+    service = Service(settings)
+    task = asyncio.create_task(webhook.serve(settings, service.stop, look_every=0.01, serve_on=serve_on))
+    try:
+        await until(service.is_alive)
+        yield service, task
+    finally:
+        service.stop.set()
+        await task
+
+
+@pytest.fixture
+def ports(unused_tcp_port_factory: Callable[[], int]) -> list[int]:
+    return [unused_tcp_port_factory(), unused_tcp_port_factory()]
+
+
+async def test_it_is_ready_once_there_is_a_certificate(tmp_path: Path, ports: list[int]) -> None:
+    """It lives without one, and waits."""
+    async with serving(tmp_path, ports) as (service, _):
+        assert (await service.page("readyz"))[0] == 503
+        service.mount.put(first := pair())
+        await until(service.is_ready)
+        assert (await service.call(first))["allowed"]
+
+
+async def test_it_is_not_ready_with_an_expired_certificate(tmp_path: Path, ports: list[int]) -> None:
+    """Until there is a new one."""
+    async with serving(tmp_path, ports) as (service, _):
+        service.mount.put(old := pair(days_ago=100))
+        expires = certificates.expiry(old.leaf)
+
+        async def has_read_it() -> bool:
+            return (await service.samples())["channels_zmq_webhook_certificate_expiry_timestamp_seconds", ""] == expires
+
+        await until(has_read_it)
+        assert not await service.is_ready()
+        service.mount.put(pair())
+        await until(service.is_ready)
+
+
+async def test_nasty_bodies_are_answered_over_tls(tmp_path: Path, ports: list[int]) -> None:
+    """Also one that is larger than anything is read; the next call is as good as before."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports) as (service, _):
+        await until(service.is_ready)
+        for body in (*NASTY.values(), LARGE):
+            assert not (await service.call(first, body))["allowed"]
+        assert (await service.call(first))["allowed"]
+
+
+async def test_a_new_certificate_is_served_without_a_restart(tmp_path: Path, ports: list[int]) -> None:
+    """To new connections."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports) as (service, _):
+        await until(lambda: service.serves(first))
+        service.mount._versions = 1
+        service.mount.put(second := pair())
+        await until(lambda: service.serves(second))
+        assert not await service.serves(first)
+
+
+@pytest.mark.parametrize("fault", ["another's key", "no certificate", "half of a file", "no file"])
+async def test_a_broken_pair_leaves_the_last_good_one(
+    tmp_path: Path, ports: list[int], fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In use and ready, until there is a good one again; it is told once."""
+    first, other = pair(), pair()
+    broken = {
+        "another's key": {"tls.crt": other.leaf, "tls.key": first.key},
+        "no certificate": {"tls.crt": b"nonsense", "tls.key": other.key},
+        "half of a file": {"tls.crt": other.leaf[:200], "tls.key": other.key},
+        "no file": {"tls.crt": other.leaf},
+    }[fault]
+    with caplog.at_level(logging.INFO, "channels_zmq_operator"):
+        async with serving(tmp_path, ports) as (service, _):
+            service.mount.put(first)
+            await until(lambda: service.serves(first))
+            service.mount.put(broken)
+
+            async def has_complained() -> bool:
+                return "the last one stays" in caplog.text
+
+            await until(has_complained)
+            for _ in range(5):
+                assert await service.serves(first)
+                assert await service.is_ready()
+            service.mount.put(third := pair())
+            await until(lambda: service.serves(third))
+    assert len([message for message in caplog.messages if "the last one stays" in message]) == 1
+
+
+async def test_no_call_fails_while_the_certificate_is_renewed(tmp_path: Path, ports: list[int]) -> None:
+    """A stream of calls, each by a new connection, while the leaf is exchanged again and again."""
+    current = pair()
+    authority_only, now = Certificates(current.authorities, b"", b""), datetime.now(UTC)
+    leaves = [certificates.renewed(authority_only, NAMES, now) for _ in range(20)]
+    Mount(tmp_path).put(current)
+    async with serving(tmp_path, ports) as (service, _):
+        service.mount._versions = 1
+        await until(service.is_ready)
+        done, answered = asyncio.Event(), 0
+
+        async def stream() -> None:
+            nonlocal answered
+            while not done.is_set():
+                assert (await service.call(current))["allowed"]
+                answered += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(stream())
+            for leaf in leaves:
+                service.mount.put(leaf)
+                before = answered
+                await until(lambda leaf=leaf: service.serves(leaf))  # type: ignore[misc]
+                while answered == before:
+                    await asyncio.sleep(0)
+            done.set()
+        assert answered >= len(leaves)
+
+
+async def test_it_serves_on_after_the_stop(tmp_path: Path, ports: list[int]) -> None:
+    """Unready at once, so that it is taken out of the Service; calls that come nevertheless are answered."""
+    Mount(tmp_path).put(first := pair())
+    serve_on = 1.0
+    async with serving(tmp_path, ports, serve_on=serve_on) as (service, task):
+        await until(service.is_ready)
+        begin = time.monotonic()
+        service.stop.set()
+
+        async def is_unready() -> bool:
+            return not await service.is_ready()
+
+        await until(is_unready)
+        calls = 0
+        while time.monotonic() < begin + serve_on / 2:
+            assert (await service.call(first))["allowed"]
+            calls += 1
+        assert calls
+        async with asyncio.timeout(PATIENCE):
+            await task
+        assert time.monotonic() - begin >= serve_on
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await service.call(first)
+
+
+async def test_metrics_count_reviews_by_outcome(tmp_path: Path, ports: list[int]) -> None:
+    """And say how long they took, and when the certificate expires."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports) as (service, _):
+        await until(service.is_ready)
+        denied = review({"metadata": {"labels": {LAYER_LABEL: "A"}}})
+        for body in (review(), review(), review({}), review(None), denied, [], LARGE.decode()):
+            await service.call(first, body.encode() if isinstance(body, str) else json.dumps(body).encode())
+        samples = await service.samples()
+    total = "channels_zmq_webhook_reviews_total"
+    outcomes = {outcome: value for (name, outcome), value in samples.items() if name == total}
+    assert outcomes == {"injected": 2, "unchanged": 1, "ignored": 1, "denied": 1, "malformed": 2}
+    assert samples["channels_zmq_webhook_review_duration_seconds_count", ""] == 7
+    expires = samples["channels_zmq_webhook_certificate_expiry_timestamp_seconds", ""]
+    assert expires == certificates.expiry(first.leaf)
