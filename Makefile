@@ -81,6 +81,9 @@ lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv
 bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq in one run (needs redis-server)
 	$(BIN)/python -m benchmarks
 
+bench-webhook: $(STAMP) ## Measure how long the webhook takes for a review
+	$(BIN)/python -m benchmarks.webhook
+
 wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 	$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
 	cd forwarder && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
@@ -89,4 +92,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart format lock bench wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart format lock bench bench-webhook wheels clean

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import webhook
 from benchmarks.crew import Crew, CrewError, Line, WrongResultError
 from benchmarks.goals import Goal, judge
 from benchmarks.measures.base import Bench, percentile
@@ -37,6 +38,38 @@ def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path
             assert all(figure["median"] > 0 and figure["rounds"] for figure in figures.values())
     assert {goal["met"] for goal in content["goals"]} <= {True, False}
     assert "ratio" in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path):
+    """One replica as a real process: every review is answered rightly, and the figures land in the JSON file."""
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.webhook", "--seconds", "1", "--rate", "50", "--json", str(path)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    content = json.loads(path.read_text())
+    assert content["failures"] == []
+    figures = content["figures"]
+    assert figures["reviews"] == 50
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["longest_ms"]
+    assert content["goals"][0]["met"] in (True, False)
+    assert "p99" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "response, said",
+    [
+        ({"uid": "00000000-0000-0000-0000-000000000007", "allowed": True, "patch": "W10="}, ""),
+        ({"uid": "00000000-0000-0000-0000-000000000008", "allowed": True, "patch": "W10="}, "another one"),
+        ({"uid": "00000000-0000-0000-0000-000000000007", "allowed": True}, "no patch"),
+        ({"uid": "00000000-0000-0000-0000-000000000007", "allowed": False, "status": {}}, "no patch"),
+    ],
+)
+def test_a_wrong_answer_of_the_webhook_is_named(response: dict[str, object], said: str):
+    """Only the patch of the very pod that was asked for is right."""
+    found = webhook.fault(7, {"response": response})
+    assert said in found
+    assert bool(found) is bool(said)
 
 
 def test_a_message_out_of_turn_or_changed_is_named():
