@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815 # names of http.server
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, *arguments: Any) -> None:
         """Say nothing."""
 
 
@@ -173,11 +173,14 @@ def _file(data: str) -> str:
 
 
 @contextmanager
-def operator_behind(proxy: Proxy, folder: Path, environment: dict[str, str]) -> Iterator[Any]:
-    """Run the operator as a process of this machine, with the proxy for its cluster; yield it and its log's path."""
-    config, log = folder / "kubeconfig", folder / "operator.log"
-    config.write_text(json.dumps(proxy.kubeconfig), encoding="utf-8")
-    environment = {**os.environ, **environment, "KUBECONFIG": str(config)}
+def operator_process(folder: Path, environment: dict[str, str], proxy: Proxy | None = None) -> Iterator[Any]:
+    """Run the operator as a process of this machine, perhaps behind a proxy; yield the process and its log's path."""
+    log = folder / "operator.log"
+    environment = {**os.environ, **environment}
+    if proxy is not None:
+        config = folder / "kubeconfig"
+        config.write_text(json.dumps(proxy.kubeconfig), encoding="utf-8")
+        environment["KUBECONFIG"] = str(config)
     environment.pop("KUBERNETES_SERVICE_HOST", None)
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
