@@ -43,7 +43,6 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
     (container,) = found["spec"]["template"]["spec"]["containers"]
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=0")
     until(lambda: not get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator"), "it is away")
-    kubectl("delete", "lease", "--all", "-n", NAMESPACE)
     kubectl("delete", "secret", "channels-zmq-webhook", "channels-zmq-webhook-ca", "-n", NAMESPACE)
     yield {
         **{one["name"]: one["value"] for one in container["env"] if "value" in one},
@@ -70,9 +69,11 @@ def granted() -> set[tuple[str, str, str, str]]:
 
 
 def uses(request: Request, right: tuple[str, str, str, str]) -> bool:
+    """Return whether a request needed a right; an apply that makes an object needs the one to create it too."""
     verb, group, resource, name = right
-    asked = (request.verb, request.group, request.resource)
-    return asked == (verb, group, resource) and name in ("", request.name) and request.status < 300
+    verbs = {request.verb, "create"} if request.verb == "patch" and request.status == 201 else {request.verb}
+    fits = (group, resource) == (request.group, request.resource) and name in ("", request.name)
+    return verb in verbs and fits and request.status not in (401, 403)
 
 
 def stray(kind: str, version: str, owner: Manifest, spec: Any) -> Manifest:

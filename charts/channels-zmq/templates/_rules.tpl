@@ -39,9 +39,6 @@
 {{- if gt (int .Values.operator.replicas) 1 }}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
-  verbs: [create]
-- apiGroups: [coordination.k8s.io]
-  resources: [leases]
   resourceNames: [{{ include "channels-zmq.name" (list . "operator") }}]
   verbs: [get, update]
 {{- end }}
