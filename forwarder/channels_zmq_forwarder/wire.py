@@ -362,7 +362,7 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
         ttl: Milliseconds that the message has left to live.
         body: The payload of a group message; of a direct one `direct_body(...)`.
     """
-    return b"%b%b%b" % (prefix, _ORDER.pack(sender, number, flags, ttl), body)
+    return prefix + _ORDER.pack(sender, number, flags, ttl) + body
 
 
 Order = tuple[bytes, int, int, int, int]
