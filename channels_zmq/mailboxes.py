@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 
 class Wakeable(Protocol):
@@ -27,7 +27,18 @@ class Wakeable(Protocol):
 
 Waiter = TypeVar("Waiter", bound=Wakeable)
 
-Mail = tuple[float, bytes, int]
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """A payload that several channels of this process get, with room for what the first reader has unpacked."""
+
+    payload: bytes
+    unpacked: tuple[object, dict[str, Any]] | None = None
+    """By which serializer, and a message of which a shallow copy shares nothing that could be changed."""
+
+
+Payload = bytes | Shared
+Mail = tuple[float, Payload, int]
 """A message that waits to be read: its deadline, its payload, and for a job its place in its plain queue, else 0.
 
 A plain tuple, for it is made once for each message: 0.03 us, a named one takes 0.25 us."""
@@ -80,7 +91,7 @@ class Mailbox(Generic[Waiter]):
         self.mail = deque(mail for mail in self.mail if mail[0] > now)
         self.expired += before - len(self.mail)
 
-    def take(self, now: float) -> bytes | None:
+    def take(self, now: float) -> Payload | None:
         """Remove the oldest message that has not expired and return its payload."""
         self.read_at = now
         while self.mail:
@@ -186,18 +197,21 @@ class Mailboxes(Generic[Waiter]):
         box.mail.append(mail)
         return box.next_waiter() if box.waiters else None
 
-    def deliver_group(self, group: str, mail: Mail) -> list[Waiter]:
+    def deliver_group(self, group: str, deadline: float, payload: bytes) -> list[Waiter]:
         """Put a message into the mailbox of every member and return the waiters to wake."""
         wake: list[Waiter] = []
-        for box in self.groups.get(group, {}).values():
-            if len(box.mail) >= box.capacity and box.is_full(self._clock()):
-                self.refused += 1
-                continue
-            box.mail.append(mail)
-            if box.waiters:
-                waiter = box.next_waiter()
-                if waiter is not None:
-                    wake.append(waiter)
+        members = self.groups.get(group, {})
+        mail = deadline, (Shared(payload) if len(members) > 1 else payload), 0
+        for box in members.values():
+            waiting = box.mail
+            if len(waiting) >= box.capacity:
+                if box.is_full(self._clock()):
+                    self.refused += 1
+                    continue
+                waiting = box.mail  # without what has expired
+            waiting.append(mail)
+            if box.waiters and (waiter := box.next_waiter()) is not None:
+                wake.append(waiter)
         return wake
 
     def deliver_all(self, mail: Mail) -> list[Waiter]:
