@@ -228,11 +228,10 @@ class Connection(Joining):
             self.counters.drop("malformed")
 
     def _group_arrived(self, frame: bytes) -> None:
-        end = wire.topic_end(frame)
-        key, number, flags, ttl, start = wire.read_order(frame, end + 1)
+        name, key, number, flags, ttl, payload = wire.read_group(frame)
         missing = self._runs.see(key, number, flags)
         if missing == 0 or self._is_new(missing):
-            self._deliver_group(_group_name(frame[1:end]), ttl, frame[start:])
+            self._deliver_group(_group_name(name), ttl, payload)
 
     def _deliver_group(self, group: str, ttl: int, payload: bytes) -> None:
         now = time.monotonic()
@@ -241,7 +240,9 @@ class Connection(Joining):
         waiters = self._mailboxes.deliver_group(group, now + ttl / 1000, payload)
         if waiters:
             wake(waiters)
-        self._count_delivery()
+        self.counters.received += 1
+        if self._mailboxes.refused:
+            self._count_refused()
 
     def _direct_arrived(self, frame: bytes) -> None:
         key, number, flags, ttl, start = wire.read_order(frame, wire.SUB_KIND + 1)
@@ -257,7 +258,9 @@ class Connection(Joining):
         waiter = self._mailboxes.deliver(channel, mail, capacity)
         if waiter is not None:
             wake((waiter,))
-        self._count_delivery()
+        self.counters.received += 1
+        if self._mailboxes.refused:
+            self._count_refused()
 
     def _is_new(self, missing: int) -> bool:
         """Count what a number told: a frame that came before, or how many are missing before it."""
@@ -268,11 +271,9 @@ class Connection(Joining):
         self._mailboxes.nothing_under_way()
         return True
 
-    def _count_delivery(self) -> None:
-        self.counters.received += 1
-        if self._mailboxes.refused:
-            self.counters.drop("full", self._mailboxes.refused)
-            self._mailboxes.refused = 0
+    def _count_refused(self) -> None:
+        self.counters.drop("full", self._mailboxes.refused)
+        self._mailboxes.refused = 0
 
     # Plain channels
 

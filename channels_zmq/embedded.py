@@ -202,8 +202,8 @@ class EmbeddedConnection(Connection):
         self.counters.sent += 1
         waiter = self._mailboxes.deliver(channel, (now + ttl / 1000, payload, 0), capacity)
         if waiter is not None:
-            wake([waiter])
-        self._count_delivery()
+            wake((waiter,))
+        self.counters.received += 1  # there was room
         return True
 
     def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:

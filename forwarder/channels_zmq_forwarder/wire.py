@@ -383,6 +383,25 @@ def read_order(frame: bytes, at: int) -> Order:
     return frame[: at + SENDER_SIZE], number, flags, ttl, at + _ORDER.size
 
 
+def read_group(frame: bytes) -> tuple[bytes, bytes, int, int, int, bytes]:
+    """Take a group message apart: the group's name, the key of its run, its number, flags, ttl, and the payload.
+
+    The same as `topic_end` and `read_order` in one call, for it is made once for each message.
+
+    Raises:
+        FrameError: The frame ends before its payload, or has no topic.
+    """
+    end = frame.find(b"\0", 1)
+    if end < 2:
+        raise FrameError("no NUL ends the topic")
+    behind = end + 1 + SENDER_SIZE
+    try:
+        number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, behind)
+    except struct.error as error:
+        raise FrameError("a message ends before its payload") from error
+    return frame[1:end], frame[:behind], number, flags, ttl, frame[behind + _ORDER_NUMBERS.size :]
+
+
 def topic_end(frame: bytes) -> int:
     """Return the index of the NUL that ends a frame's topic.
 
