@@ -33,8 +33,8 @@ class Shared:
     """A payload that several channels of this process get, with room for what the first reader has unpacked."""
 
     payload: bytes
-    unpacked: tuple[object, dict[str, Any]] | None = None
-    """By which serializer, and a message of which a shallow copy shares nothing that could be changed."""
+    unpacked: tuple[object, dict[str, Any]] = (None, {})
+    """The serializer that did it, and a message of which a shallow copy shares nothing that could be changed."""
 
 
 Payload = bytes | Shared

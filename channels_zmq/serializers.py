@@ -131,9 +131,14 @@ def _short(value: object) -> str:
 
 
 def unpack(serializer: Serializer, payload: Payload) -> Message | None:
-    """Return the message that bytes hold, or None if they hold none: then a stranger sent them."""
+    """Return the message that bytes hold, or None if they hold none: then a stranger sent them.
+
+    Of a shared payload every reader gets a message of its own all the same: a copy where a shallow one is enough, which
+    takes 0.05 us instead of 0.2.
+    """
     if isinstance(payload, Shared):
-        return _unpack_shared(serializer, payload)
+        by, flat = payload.unpacked
+        return flat.copy() if by is serializer else _unpack_first(serializer, payload)
     try:
         message = serializer.loads(payload)
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -141,13 +146,9 @@ def unpack(serializer: Serializer, payload: Payload) -> Message | None:
     return message if isinstance(message, dict) else None
 
 
-def _unpack_shared(serializer: Serializer, shared: Shared) -> Message | None:
-    """Give each reader its own message all the same: a copy where a shallow one is enough, 0.05 us instead of 0.2."""
-    by, flat = shared.unpacked or (None, {})
-    if by is serializer:
-        return flat.copy()
+def _unpack_first(serializer: Serializer, shared: Shared) -> Message | None:
     message = unpack(serializer, shared.payload)
-    if message is not None and by is None and _is_flat(message):
+    if message is not None and _is_flat(message):
         shared.unpacked = serializer, message.copy()
     return message
 

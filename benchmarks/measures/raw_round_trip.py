@@ -137,7 +137,9 @@ class _Reader:
     def _drain(self) -> None:
         try:
             self._frames.append(self._socket.recv(zmq.NOBLOCK))
-            while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # the exception costs a round trip 60 us in all
+            while (
+                int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+            ):  # the exception costs a round trip 60 us in all
                 self._frames.append(self._socket.recv(zmq.NOBLOCK))
         except zmq.Again:
             pass

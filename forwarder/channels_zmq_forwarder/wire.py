@@ -11,6 +11,7 @@ lowercase hexadecimal digits and names one client process; an *instance* is 8 by
 import struct
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Generic, NamedTuple, NewType, TypeVar, cast
 
 VERSION = 1
@@ -335,6 +336,7 @@ def inbox_of(topic: bytes) -> bytes:
     return inbox if is_one else b""
 
 
+@lru_cache(maxsize=16_384)
 def direct_prefix(inbox: bytes) -> bytes:
     """Return what every direct message to a process begins with."""
     return b"P%b\0d" % inbox
@@ -342,7 +344,12 @@ def direct_prefix(inbox: bytes) -> bytes:
 
 def direct_body(channel: str, payload: bytes) -> bytes:
     """Return the body of a direct message: the full channel name, a NUL, the payload."""
-    return b"%b\0%b" % (channel.encode(), payload)
+    return _label(channel) + payload
+
+
+@lru_cache(maxsize=16_384)
+def _label(channel: str) -> bytes:
+    return channel.encode() + b"\0"
 
 
 _ORDER = struct.Struct(">8sQBI")
