@@ -104,6 +104,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
     def _next(self, channel: str) -> Awaitable[Payload]:
         """Check a channel's name and return what waits for its next message."""
         target = names.channel(channel)
+        known = self._known_connection
+        if known is not None and target.owner == known.inbox and not known.closed:
+            return known.receive(channel, self.get_capacity(channel), plain=False)
         if registry.has_ended(target.owner):
             raise StopConsumer
         connection = self._connection()
