@@ -1,7 +1,8 @@
 """What has arrived for the channels of this process and waits to be read, and which groups they belong to.
 
 In the data-flow diagram this is the last stop before `receive()`. Pure: no sockets, no event loop; a waiter is an
-opaque object that is handed back to be woken. Payloads stay bytes here, so that every reader decodes its own copy.
+opaque object that is handed back to be woken. Payloads stay bytes here, so that every reader gets a message of its own;
+the members of a group share one.
 
 - A message stays in its mailbox until a reader takes it: a reader that is woken and then cancelled loses nothing.
 - At most `capacity` messages wait on a channel; the newest is refused. What has expired does not count.
