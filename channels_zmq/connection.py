@@ -13,6 +13,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 
 from channels.exceptions import StopConsumer
 
@@ -22,7 +23,7 @@ from channels_zmq.errors import ChannelsZmqError, RequestRefused
 from channels_zmq.joining import Joining
 from channels_zmq.keeper import Watched, keeper
 from channels_zmq.loops import Waiter, wake
-from channels_zmq.mailboxes import Mailbox
+from channels_zmq.mailboxes import Mailbox, Payload
 from channels_zmq.readers import GRACE, Readers
 from channels_zmq.requests import next_number
 from channels_zmq.sequences import REPEATED, Numbers
@@ -36,6 +37,9 @@ DRAIN_AT_ONCE = 256
 SWEEP_EVERY = 1.0
 UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
+
+
+_group_name = lru_cache(maxsize=16_384)(wire.name)  # of groups that this process has subscribed to: none is long
 
 
 class Connection(Joining):
@@ -108,9 +112,10 @@ class Connection(Joining):
         with self._lock:
             try:
                 self._ordered(topic, payload, ttl)
-                self.counters.sent += 1
             except ChannelsZmqError:
                 self.counters.drop("outbox")
+            else:
+                self.counters.sent += 1
 
     def send_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Send a message to a process channel; return False if it is known to be full."""
@@ -151,13 +156,15 @@ class Connection(Joining):
 
     # Receiving
 
-    def take(self, channel: str) -> bytes | None:
+    def take(self, channel: str) -> Payload | None:
         """Return the payload of the next message of a process channel if one is there, without waiting."""
+        box = self._mailboxes.boxes.get(channel)
+        if box is None or not box.mail or box.pinned:
+            return None  # as far as can be seen without the lock; `receive` will look again
         with self._lock:
-            box = self._mailboxes.boxes.get(channel)
-            return box.take(time.monotonic()) if box is not None and box.mail else None
+            return None if self.closed else box.take(time.monotonic())
 
-    async def receive(self, channel: str, capacity: int, *, plain: bool) -> bytes:
+    async def receive(self, channel: str, capacity: int, *, plain: bool) -> Payload:
         """Wait for the next message of a channel of this process, or of a plain channel.
 
         Raises:
@@ -172,7 +179,7 @@ class Connection(Joining):
                 if self.closed:
                     raise StopConsumer
                 box = self._mailboxes.open(channel, capacity)
-                payload = box.take(time.monotonic())
+                payload = box.take(time.monotonic()) if box.mail else None
                 if payload is None:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
@@ -213,32 +220,35 @@ class Connection(Joining):
     def feed(self, frame: bytes) -> None:
         """Take one frame that arrived, under the lock; a stranger's nonsense is counted and ignored."""
         try:
-            if frame[:1] == b"G":
+            if frame[0] == wire.GROUP:
                 self._group_arrived(frame)
             else:
-                self._on_inbox[frame[wire.SUB_KIND] if frame[:1] == b"P" else -1](frame)
+                self._on_inbox[frame[wire.SUB_KIND] if frame[0] == wire.INBOX else -1](frame)
         except (wire.FrameError, KeyError, IndexError):
             self.counters.drop("malformed")
 
     def _group_arrived(self, frame: bytes) -> None:
-        end = wire.topic_end(frame)
-        key, number, flags, ttl, start = wire.read_order(frame, end + 1)
-        if self._is_new(key, number, flags):
-            self._deliver_group(wire.name(frame[1:end]), ttl, frame[start:])
+        name, key, number, flags, ttl, payload = wire.read_group(frame)
+        missing = self._runs.see(key, number, flags)
+        if missing == 0 or self._is_new(missing):
+            self._deliver_group(_group_name(name), ttl, payload)
 
     def _deliver_group(self, group: str, ttl: int, payload: bytes) -> None:
         now = time.monotonic()
         if now >= self._mailboxes.next_end:
             self._end_memberships()
-        waiters = self._mailboxes.deliver_group(group, (now + ttl / 1000, payload, 0))
+        waiters = self._mailboxes.deliver_group(group, now + ttl / 1000, payload)
         if waiters:
             wake(waiters)
-        self._count_delivery()
+        self.counters.received += 1
+        if self._mailboxes.refused:
+            self._count_refused()
 
     def _direct_arrived(self, frame: bytes) -> None:
         key, number, flags, ttl, start = wire.read_order(frame, wire.SUB_KIND + 1)
         channel, payload = wire.channel_and_payload(frame, start)
-        if not self._is_new(key, number, flags):
+        missing = self._runs.see(key, number, flags)
+        if missing and not self._is_new(missing):
             return
         box = self._mailboxes.boxes.get(channel)
         if box is not None and box.under_way and key.endswith(self._sender):
@@ -247,13 +257,13 @@ class Connection(Joining):
         capacity = box.capacity if box is not None else self.defaults.capacity(channel)
         waiter = self._mailboxes.deliver(channel, mail, capacity)
         if waiter is not None:
-            wake([waiter])
-        self._count_delivery()
+            wake((waiter,))
+        self.counters.received += 1
+        if self._mailboxes.refused:
+            self._count_refused()
 
-    def _is_new(self, key: bytes, number: int, flags: int) -> bool:
-        missing = self._runs.see(key, number, flags)
-        if missing == 0:
-            return True
+    def _is_new(self, missing: int) -> bool:
+        """Count what a number told: a frame that came before, or how many are missing before it."""
         if missing == REPEATED:
             self.counters.repeated += 1
             return False
@@ -261,11 +271,9 @@ class Connection(Joining):
         self._mailboxes.nothing_under_way()
         return True
 
-    def _count_delivery(self) -> None:
-        self.counters.received += 1
-        if self._mailboxes.refused:
-            self.counters.drop("full", self._mailboxes.refused)
-            self._mailboxes.refused = 0
+    def _count_refused(self) -> None:
+        self.counters.drop("full", self._mailboxes.refused)
+        self._mailboxes.refused = 0
 
     # Plain channels
 

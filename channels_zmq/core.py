@@ -4,6 +4,7 @@ This is where the data-flow diagram begins and ends: `group_send` and `send` on 
 """
 
 import random
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -21,6 +22,7 @@ from channels_zmq.embedded import EmbeddedConnection
 from channels_zmq.errors import MessageTooLarge
 from channels_zmq.joining import Defaults
 from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
+from channels_zmq.mailboxes import Payload
 from channels_zmq.serializers import Message
 from channels_zmq_forwarder.wire import milliseconds
 
@@ -89,20 +91,28 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             StopConsumer: The layer was closed, now or since the channel was made.
             TypeError: It is a channel of another process.
         """
-        target = names.channel(channel)
         while True:
-            if registry.has_ended(target.owner):
-                raise StopConsumer
-            connection = self._connection()
-            if target.owner and target.owner != connection.inbox:
-                raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")
-            payload = connection.take(channel) if target.owner else None
+            connection = self._known_connection
+            payload = connection.take(channel) if connection is not None else None
             if payload is None:
-                payload = await connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
+                payload = await self._next(channel)
             message = serializers.unpack(self._serializer, payload)
             if message is not None:
                 return message
-            connection.counters.drop("malformed")
+            self._connection().counters.drop("malformed")
+
+    def _next(self, channel: str) -> Awaitable[Payload]:
+        """Check a channel's name and return what waits for its next message."""
+        target = names.channel(channel)
+        known = self._known_connection
+        if known is not None and target.owner == known.inbox and not known.closed:
+            return known.receive(channel, self.get_capacity(channel), plain=False)
+        if registry.has_ended(target.owner):
+            raise StopConsumer
+        connection = self._connection()
+        if target.owner and target.owner != connection.inbox:
+            raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")
+        return connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
 
     # Groups
 

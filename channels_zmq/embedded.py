@@ -187,7 +187,7 @@ class EmbeddedConnection(Connection):
         with self._lock:
             exchange = self._exchange
             assert exchange is not None, "may_send comes first"
-            if exchange.relays_groups_as_they_come and topic not in exchange.topics:
+            if exchange.relays_as_they_come and topic not in exchange.topics:
                 self.counters.sent += 1
                 self._deliver_group(topic[1:-1].decode(), ttl, payload)
             else:
@@ -202,8 +202,8 @@ class EmbeddedConnection(Connection):
         self.counters.sent += 1
         waiter = self._mailboxes.deliver(channel, (now + ttl / 1000, payload, 0), capacity)
         if waiter is not None:
-            wake([waiter])
-        self._count_delivery()
+            wake((waiter,))
+        self.counters.received += 1  # there was room
         return True
 
     def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:

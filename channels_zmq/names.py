@@ -27,6 +27,8 @@ class Channel(NamedTuple):
 
 @lru_cache(maxsize=16_384)
 def _channel(name: str) -> Channel:
+    if name.endswith("!"):
+        raise TypeError(f"{name!r} names all channels of a process; receive from a full name that new_channel() made")
     _base.require_valid_channel_name(name)
     head, bang, _ = name.partition("!")
     inbox = head.rpartition(".")[2]
@@ -42,8 +44,6 @@ def channel(name: object) -> Channel:
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel name is a str, not {type(name).__name__}")
-    if name.endswith("!"):
-        raise TypeError(f"{name!r} names all channels of a process; receive from a full name that new_channel() made")
     return _channel(name)
 
 

@@ -164,7 +164,7 @@ class Readers:
         return [frame for window in self._windows.values() for frame in self._close(window)]
 
     def _close(self, window: Window) -> list[bytes]:
-        jobs = list(window.box.mail)
+        jobs = [(deadline, payload, number) for deadline, payload, number in window.box.mail if type(payload) is bytes]
         window.box.mail.clear()
         window.said = window.received
         return [self._ready(window), *self._back(window.box.name, jobs)]

@@ -103,7 +103,10 @@ class Subscriber:
         """Hand the owner up to `DRAIN_AT_ONCE` frames; return whether more may be there."""
         recv, feed = self._socket.recv, self._owner.feed
         try:
-            for _ in range(DRAIN_AT_ONCE):
+            feed(recv(zmq.DONTWAIT))
+            if not readable(self._socket):  # it is mostly one frame: asking takes half the time of `zmq.Again`
+                return False
+            for _ in range(DRAIN_AT_ONCE - 1):
                 feed(recv(zmq.DONTWAIT))
         except zmq.Again:
             return False

@@ -1,8 +1,10 @@
 """`async_to_sync(layer.group_send)` from a plain thread that has no event loop. Figure: p50 of a call in us.
 
 This is a WSGI view, a Celery task or a management command: every call makes a new event loop. The group has one
-member: in another process where the layer reaches one, else in the same process (`inmemory`, `embedded-local`). All
-messages are read and checked afterwards or meanwhile. `floor` is `async_to_sync` of a coroutine that does nothing.
+member: in another process where the layer reaches one, else in the same process (`inmemory`, `embedded-local`). It
+reads and checks all messages afterwards, wherever it is: a reader that is busy meanwhile would take the caller's time
+on a machine with few cores, and only from the layers that reach another process. `floor` is `async_to_sync` of a
+coroutine that does nothing.
 """
 
 import threading
@@ -48,6 +50,7 @@ def call(line: Line, link: Line, peer: Peer, group: str, count: int) -> None:
         send(group, message(PROBE))
     link.get()
     line.put(_time_in_a_thread(layer, group, count))
+    link.put("read")
     link.get()
     async_to_sync(close)(layer)
 
@@ -74,6 +77,7 @@ async def receive(line: Line, link: Line, peer: Peer, group: str, count: int) ->
     await layer.group_add(group, channel)
     check(await layer.receive(channel), PROBE, "probe")
     link.put("reached")
+    link.get()  # the loop stands still until all is sent
     await _read_all(layer, channel, count, peer.name)
     link.put("done")
     line.put("done")

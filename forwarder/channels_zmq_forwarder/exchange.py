@@ -105,8 +105,8 @@ class Exchange:
             wire.FLUSH.kind: self._flush,
             wire.FLUSHED.kind: self._flushed,
         }
-        self.relays_groups_as_they_come = True
-        """Whether a group frame may be published as it came, so that a driver need not ask."""
+        self.relays_as_they_come = True
+        """Whether group and direct messages may be published as they came, so that a driver need not ask."""
 
     def upstream(self, frame: bytes) -> Frames:
         """Take a frame that came up a subscriber's pipe; return the frames to publish."""
@@ -115,6 +115,16 @@ class Exchange:
     def inbound(self, frame: bytes) -> Frames:
         """Take a frame that a producer pushed; return the frames to publish."""
         return self._take(self._inbound, frame)
+
+    def is_direct(self, frame: bytes) -> bool:
+        """Return whether a frame is a direct message to a process that is here: `inbound` would return it as it is."""
+        return (
+            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == b"\0d"
+            and frame[:1] == b"P"
+            and frame.find(b"\0") == wire.SUB_KIND - 1
+            and frame[: wire.SUB_KIND] in self.topics
+            and len(frame) > wire.SUB_KIND + wire.ORDER_SIZE
+        )
 
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state and return the welcomes that tell every client."""
@@ -417,7 +427,7 @@ class Exchange:
         return [self._confirm(flush.request.inbox, flush.request.n, wire.Status.OK) for flush in done]
 
     def _choose_path(self) -> None:
-        self.relays_groups_as_they_come = not (self._members.count or self._flushes or self._largest is not None)
+        self.relays_as_they_come = not (self._members.count or self._flushes or self._largest is not None)
 
     def _refused(self, frame: bytes) -> str:
         if self._flushes:

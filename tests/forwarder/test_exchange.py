@@ -263,6 +263,26 @@ def test_a_direct_message_reaches_its_process(forwarder):
     assert list(forwarder.inbound(direct_frame(A))) == [direct_frame(A)]
 
 
+def test_what_is_taken_for_a_direct_message_would_be_relayed_as_it_is(forwarder):
+    """A driver that asks spares the exchange only what it would return unchanged."""
+    forwarder.connect(A)
+    forwarder.upstream(b"\1X" + A + b"\0")
+    forwarder.upstream(b"\1Paaa\0aaaaaaaaaaaa\0")
+    order = bytes(wire.ORDER_SIZE)
+    message = wire.direct_prefix(A) + order
+    assert forwarder.is_direct(message)
+    assert forwarder.inbound(message) == (message,)
+    for other in (
+        b"",
+        message[:-1],
+        wire.direct_prefix(B) + order,
+        b"P" + A + b"\0k" + order,
+        b"X" + message[1:],
+        b"Paaa\0aaaaaaaaaaaa\0d" + order,
+    ):
+        assert not forwarder.is_direct(other)
+
+
 def test_a_direct_message_to_nobody_is_counted(forwarder):
     """The process has died, or never was."""
     assert list(forwarder.inbound(direct_frame(A))) == []
@@ -482,7 +502,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
     forwarder.join(channel=b"other")
-    assert not forwarder.relays_groups_as_they_come
+    assert not forwarder.relays_as_they_come
     assert list(forwarder.inbound(group_frame(b"hi"))) == [group_frame(b"hi")]
     assert payloads(forwarder.ready(9)) == [(A, b"hi")]
     assert payloads(forwarder.ready(9, channel=b"other")) == [(A, b"hi")]
@@ -510,7 +530,7 @@ def test_whoever_added_a_plain_member_is_told_of_its_removal(forwarder):
     told, confirm = forwarder.join(inbox=C, n=6, add=0)
     assert wire.REMOVED.decode(told) == wire.Removed(B, b"room", JOBS)
     assert wire.CONFIRM.decode(confirm) == wire.Confirm(C, 6, Status.OK, INSTANCE)
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
 
 
 def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
@@ -524,7 +544,7 @@ def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
     forwarder.inbound(group_frame())
     assert forwarder.depth() == 1
     forwarder.sweep()
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
 
 
 def test_there_are_at_most_so_many_plain_members():
@@ -550,7 +570,7 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
     assert forwarder.flushed(to_b) == []
     (done,) = forwarder.flushed(to_a)
     assert wire.CONFIRM.decode(done) == wire.Confirm(A, 3, Status.OK, INSTANCE)
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
 
 
 def test_messages_that_come_during_a_flush_are_dropped(forwarder):
@@ -578,7 +598,7 @@ def test_a_flush_does_not_wait_for_a_client_that_goes_away(forwarder):
     assert statuses(forwarder.disconnect(B)) == [Status.OK]
     forwarder.flush(A)
     forwarder.disconnect(A)
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
 
 
 def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
@@ -612,10 +632,10 @@ def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
     forwarder.flush(ttl=ttl)
     forwarder.clock.now += seconds - 0.1
     forwarder.sweep()
-    assert not forwarder.relays_groups_as_they_come
+    assert not forwarder.relays_as_they_come
     forwarder.clock.now += 0.1
     forwarder.sweep()
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
 
 
 def test_there_are_at_most_so_many_flushes(forwarder):
@@ -649,7 +669,7 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
     assert list(forwarder.inbound(group_frame(b""))) == []
     assert statuses(forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 1)))) == [Status.OK]
     forwarder.refuse_above(None)
-    assert forwarder.relays_groups_as_they_come
+    assert forwarder.relays_as_they_come
     assert len(forwarder.inbound(group_frame())) == 1
 
 
@@ -794,7 +814,7 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
             assert client.channels == {name for name, queue in forwarder.queues.items() if inbox in queue.credits}
         assert all(self.up >= queue.credits.keys() for queue in forwarder.queues.values())
         assert forwarder.drops.keys() <= set(DROP_CAUSES)
-        assert forwarder.relays_groups_as_they_come == (not self.members)
+        assert forwarder.relays_as_they_come == (not self.members)
 
     def teardown(self):
         self.forwarder.clock.now += 100

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 from fakes import Clock, Reader
 
-from channels_zmq.mailboxes import Mailboxes
+from channels_zmq.mailboxes import Mailboxes, Shared
 
 LATE = 1e9
 
@@ -31,7 +31,8 @@ def wait(box, count=1):
 
 
 def payloads(box, now=0.0):
-    return list(iter(lambda: box.take(now), None))
+    taken = iter(lambda: box.take(now), None)
+    return [payload.payload if isinstance(payload, Shared) else payload for payload in taken]
 
 
 def test_messages_are_taken_in_the_order_in_which_they_came(boxes):
@@ -176,13 +177,25 @@ def test_a_group_reaches_each_member_once(boxes):
     for channel in ("a", "b", "a"):
         boxes.join("g", channel, 9, None)
     boxes.open("c", 9)
-    boxes.deliver_group("g", mail(b"1"))
+    boxes.deliver_group("g", *mail(b"1")[:2])
     assert {name: payloads(box) for name, box in boxes.boxes.items()} == {"a": [b"1"], "b": [b"1"], "c": []}
+
+
+def test_members_share_a_payload_that_one_of_them_may_unpack_for_all(boxes):
+    """An only member has nobody to share it with."""
+    boxes.join("g", "a", 9, None)
+    boxes.deliver_group("g", *mail(b"1")[:2])
+    assert boxes.boxes["a"].take(0.0) == b"1"
+    boxes.join("g", "b", 9, None)
+    boxes.deliver_group("g", *mail(b"2")[:2])
+    shared = boxes.boxes["a"].take(0.0)
+    assert isinstance(shared, Shared)
+    assert boxes.boxes["b"].take(0.0) is shared
 
 
 def test_a_group_without_members_here_is_no_error(boxes):
     """A message can arrive after the last member left."""
-    assert boxes.deliver_group("g", mail(b"1")) == []
+    assert boxes.deliver_group("g", *mail(b"1")[:2]) == []
 
 
 def test_a_group_message_wakes_one_reader_of_each_member(boxes):
@@ -193,7 +206,7 @@ def test_a_group_message_wakes_one_reader_of_each_member(boxes):
         gone, here, _ = wait(boxes.boxes[channel], 3)
         gone.usable = False
         expected.append(here)
-    assert boxes.deliver_group("g", mail(b"1")) == expected
+    assert boxes.deliver_group("g", *mail(b"1")[:2]) == expected
 
 
 def test_a_member_whose_readers_have_all_gone_has_its_message(boxes):
@@ -201,7 +214,7 @@ def test_a_member_whose_readers_have_all_gone_has_its_message(boxes):
     boxes.join("g", "a", 9, None)
     (gone,) = wait(boxes.boxes["a"])
     gone.usable = False
-    assert boxes.deliver_group("g", mail(b"1")) == []
+    assert boxes.deliver_group("g", *mail(b"1")[:2]) == []
     assert payloads(boxes.boxes["a"]) == [b"1"]
 
 
@@ -210,7 +223,7 @@ def test_a_full_member_does_not_keep_the_others_from_a_message(boxes):
     for channel in ("a", "b"):
         boxes.join("g", channel, 1, None)
     boxes.deliver("a", mail(b"1"), 1)
-    boxes.deliver_group("g", mail(b"2"))
+    boxes.deliver_group("g", *mail(b"2")[:2])
     assert boxes.refused == 1
     assert payloads(boxes.boxes["b"]) == [b"2"]
 
@@ -242,9 +255,9 @@ def test_leaving_a_group_that_one_is_not_in_is_no_error(boxes, group, channel):
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(boxes):
     """What came before it left can still be read."""
     boxes.join("g", "a", 9, None)
-    boxes.deliver_group("g", mail(b"1"))
+    boxes.deliver_group("g", *mail(b"1")[:2])
     boxes.leave("g", "a")
-    boxes.deliver_group("g", mail(b"2"))
+    boxes.deliver_group("g", *mail(b"2")[:2])
     assert payloads(boxes.boxes["a"]) == [b"1"]
 
 
@@ -412,7 +425,7 @@ def test_clearing_leaves_only_who_waits(boxes):
     wait(boxes.boxes["a"])
     assert boxes.clear() == ["g"]
     assert list(boxes.boxes) == ["a"]
-    assert boxes.deliver_group("g", mail(b"2")) == []
+    assert boxes.deliver_group("g", *mail(b"2")[:2]) == []
     assert boxes.waiting() == 0
 
 

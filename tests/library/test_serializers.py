@@ -10,6 +10,7 @@ import pytest
 
 from channels_zmq import serializers
 from channels_zmq.errors import ConfigurationError, MessageError, SerializationError
+from channels_zmq.mailboxes import Shared
 from channels_zmq.serializers import Serializer, named, pack, register, unpack
 
 BOTH = ["msgpack", "json"]
@@ -172,6 +173,31 @@ def test_every_reader_decodes_a_copy_of_its_own():
     payload = pack(named("msgpack"), {"a": []})
     unpack(named("msgpack"), payload)["a"].append(1)
     assert unpack(named("msgpack"), payload) == {"a": []}
+
+
+@pytest.mark.parametrize("value", [1, "text", b"bytes", None, [1, [2]], {"b": {"c": 1}}])
+def test_readers_of_a_shared_payload_get_messages_of_their_own(value):
+    """What one changes, at any depth, no other sees, also those who read before."""
+    message = {"type": "t", "a": value}
+    shared = Shared(pack(named("msgpack"), message))
+    readers = [unpack(named("msgpack"), shared) for _ in range(4)]
+    assert readers == [message] * 4
+    for number, own in enumerate(readers):
+        own["type"] = number
+        if isinstance(value, list):
+            own["a"][1].append(number)
+        elif isinstance(value, dict):
+            own["a"]["b"]["c"] = number + 2
+        assert readers[number + 1 :] == [message] * (3 - number)
+    assert unpack(named("msgpack"), shared) == message
+
+
+def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer():
+    """Two layers of a process may differ in theirs; what only one of them understands is none for the other."""
+    shared = Shared(pack(named("msgpack"), {"a": 1}))
+    assert unpack(named("msgpack"), shared) == {"a": 1}
+    assert unpack(named("json"), shared) is None
+    assert unpack(named("msgpack"), shared) == {"a": 1}
 
 
 def test_a_registered_serializer_is_found_by_its_name(monkeypatch):
