@@ -162,7 +162,7 @@ def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
         clock.now += curve.TELL_EVERY
         peers.client(new_pair()[1], public=other)
         peers.refused(4)
-    assert "more refusals were not logged" in caplog.messages[-1]
+    assert any("more refusals were not logged" in line for line in caplog.messages)
     assert not peers.socket.poll(0)
 
 

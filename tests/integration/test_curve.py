@@ -128,10 +128,11 @@ def test_who_has_not_gets_nothing_and_is_logged(
             await layer.group_add("chat", await layer.new_channel())
         assert reason in str(caught.value)
         assert not layer.stats()["connected"]
+        # It tries once a second; now and then the address is gone before the forwarder can look at it.
+        await until(lambda: "127.0.0.1 was refused" in guarded.log_text())
 
     run(scenario())
     log = guarded.log_text()
-    assert "127.0.0.1 was refused" in log
     assert log.count("127.0.0.1 was refused") <= 2
     for name in keys.pairs:
         assert keys.secret(name) not in log
