@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv from the hashed requirement files (every other target does it too)
 
@@ -52,7 +52,7 @@ types: $(STAMP) ## mypy --strict
 
 check: lint types generate ## Everything that needs no running: lint, types, generated files
 	@test ! -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library's operator module: delete it"; exit 1; }
-	@! git ls-files 'tests/*__init__.py' | grep . || { echo "a folder under tests/ never has an __init__.py"; exit 1; }
+	@! git ls-files 'tests/*__init__.py' 'e2e/*__init__.py' | grep . || { echo "a folder under tests/ or e2e/ never has an __init__.py"; exit 1; }
 	@git diff --exit-code -- docs forwarder/README.md charts/channels-zmq || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 
 generate: $(STAMP) ## Write the generated files: test vectors of the wire format, parts of the chart, tables of settings
@@ -60,12 +60,26 @@ generate: $(STAMP) ## Write the generated files: test vectors of the wire format
 
 HELM ?= $(or $(shell command -v helm 2>/dev/null),$(or $(CLUSTER_HOME),$(HOME)/.cache/channels-zmq-cluster)/bin/helm)
 CHART := charts/channels-zmq
-KUBERNETES ?= 1.36.0
 
 chart: generate ## Lint the chart and render it into dist/ (needs helm: HELM=..., on PATH, or in CLUSTER_HOME/bin)
-	$(HELM) lint --strict --kube-version $(KUBERNETES) $(CHART)
+	$(HELM) lint --strict --kube-version $(or $(KUBERNETES),1.36.0) $(CHART)
 	@mkdir -p dist
-	$(HELM) template channels-zmq $(CHART) --kube-version $(KUBERNETES) > dist/channels-zmq.yaml
+	$(HELM) template channels-zmq $(CHART) --kube-version $(or $(KUBERNETES),1.36.0) > dist/channels-zmq.yaml
+
+IMAGE_BUILD ?= e2e/build-image
+IMAGE_PREFIX ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+images: ## Build the images of forwarder, operator and chat (needs docker, or IMAGE_BUILD=COMMAND; IMAGE_PREFIX=registry/)
+	$(IMAGE_BUILD) . forwarder/Dockerfile $(IMAGE_PREFIX)channels-zmq-forwarder:$(VERSION)
+	$(IMAGE_BUILD) . operator/Dockerfile $(IMAGE_PREFIX)channels-zmq-operator:$(VERSION)
+	$(IMAGE_BUILD) . examples/chat/Dockerfile $(IMAGE_PREFIX)channels-zmq-chat:$(VERSION)
+
+e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm)
+	$(PYTEST) e2e
+
+e2e-kind: $(STAMP) ## The same on a new cluster by kind, with new images (needs docker, kind, kubectl, helm; KUBERNETES=1.36.0)
+	e2e/kind
 
 format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -92,4 +106,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart format lock bench bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart images e2e e2e-kind format lock bench bench-webhook wheels clean

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from channels_zmq import __version__
+
 Manifest = dict[str, Any]
 Found = TypeVar("Found")
 
@@ -17,7 +19,7 @@ PATIENCE = 120.0
 """Seconds that anything may take: far more than it does, for a loaded machine."""
 LAYER_LABEL = "channels-zmq.io/layer"
 FORWARDER = "app.kubernetes.io/name=channels-zmq-forwarder"
-CHAT_IMAGE = os.environ.get("E2E_CHAT_IMAGE", "channels-zmq-chat:0.1.0")
+CHAT_IMAGE = os.environ.get("E2E_CHAT_IMAGE", f"channels-zmq-chat:{__version__}")
 RESTRICTED: Manifest = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
