@@ -16,15 +16,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.flushes import Flushes
 from channels_zmq_forwarder.members import PlainMembers
 from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
-MAX_FLUSH = 30.0
-"""Seconds that a flush may hold messages up, whatever its sender wishes."""
-MAX_FLUSHES = 16
-"""Flushes that may be under way at a time; further ones are refused."""
 
 
 class Limits(NamedTuple):
@@ -40,16 +37,6 @@ class Client:
 
     session: int
     channels: set[bytes] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Flushing:
-    """A flush under way: who asked, which clients have yet to answer, and the number that tells it from others."""
-
-    number: int
-    request: wire.Flush
-    deadline: float
-    waiting: set[bytes]
 
 
 class Exchange:
@@ -80,8 +67,7 @@ class Exchange:
         self._number = 0
         self._members = PlainMembers(self.limits.queue_names)
         self._told_clients = 0
-        self._flush_number = 0
-        self._flushes: list[Flushing] = []
+        self._flushes = Flushes(clock)
         self._largest: int | None = None
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
             0: self._unsubscribed,
@@ -154,7 +140,7 @@ class Exchange:
             queue.expire(now)
             self._settle(channel, queue)
         self._members.expire(now)
-        self._flushes = [flush for flush in self._flushes if flush.deadline > now]
+        self._flushes.expire()
         self._choose_path()
 
     def oldest_wait(self) -> float:
@@ -207,10 +193,7 @@ class Exchange:
         if known is None or hello.session != known.session:
             self._take_credit(hello.inbox)
             self.clients[hello.inbox] = Client(hello.session)
-        return [
-            self._welcome(hello.inbox, hello.session),
-            *(self._empty(hello.inbox, flush) for flush in self._flushes if hello.inbox in flush.waiting),
-        ]
+        return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox)]
 
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         return wire.WELCOME.encode(
@@ -220,7 +203,7 @@ class Exchange:
     def _forget(self, inbox: bytes) -> list[bytes]:
         self._take_credit(inbox)
         self.clients.pop(inbox, None)
-        return self._answered(inbox, list(self._flushes))
+        return self._confirm_flushes(self._flushes.gone(inbox))
 
     def _take_credit(self, inbox: bytes) -> None:
         client = self.clients.get(inbox)
@@ -397,34 +380,22 @@ class Exchange:
         request = wire.FLUSH.decode(frame)
         if request.inbox not in self.clients:
             return self._dropped("stray")
-        if len(self._flushes) >= MAX_FLUSHES:
+        out = self._flushes.begin(request, self.clients)
+        if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
         for channel, queue in list(self.queues.items()):
             queue.clear()
             self._settle(channel, queue)
         self._members.clear()
-        self._flush_number += 1
-        deadline = self._clock() + min(request.ttl / 1000, MAX_FLUSH)
-        flush = Flushing(self._flush_number, request, deadline, set(self.clients))
-        self._flushes.append(flush)
         self._choose_path()
-        return [self._empty(inbox, flush) for inbox in self.clients]
-
-    def _empty(self, inbox: bytes, flush: Flushing) -> bytes:
-        return wire.EMPTY.encode(wire.Empty(inbox, flush.number))
+        return out
 
     def _flushed(self, frame: bytes) -> list[bytes]:
-        answer = wire.FLUSHED.decode(frame)
-        return self._answered(answer.inbox, [flush for flush in self._flushes if flush.number == answer.n])
+        return self._confirm_flushes(self._flushes.answered(wire.FLUSHED.decode(frame)))
 
-    def _answered(self, inbox: bytes, flushes: list[Flushing]) -> list[bytes]:
-        for flush in flushes:
-            flush.waiting.discard(inbox)
-        done = [flush for flush in self._flushes if not flush.waiting]
-        for flush in done:
-            self._flushes.remove(flush)
+    def _confirm_flushes(self, done: list[wire.Flush]) -> list[bytes]:
         self._choose_path()
-        return [self._confirm(flush.request.inbox, flush.request.n, wire.Status.OK) for flush in done]
+        return [self._confirm(request.inbox, request.n, wire.Status.OK) for request in done]
 
     def _choose_path(self) -> None:
         self.relays_as_they_come = not (self._members.count or self._flushes or self._largest is not None)

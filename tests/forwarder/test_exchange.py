@@ -9,7 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import DROP_CAUSES
-from channels_zmq_forwarder.exchange import MAX_FLUSH, MAX_FLUSHES, Exchange, Limits
+from channels_zmq_forwarder.exchange import Exchange, Limits
+from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
 from channels_zmq_forwarder.queues import ENTRY_SIZE
 from channels_zmq_forwarder.wire import Question, State, Status
 
