@@ -13,10 +13,6 @@
   expression: "[variables.alias + '=' + object.metadata.labels['channels-zmq.io/layer']] + variables.more"
 - name: pattern
   expression: "'^[a-z][a-z0-9]*(_[a-z0-9]+)*=[a-z]([-a-z0-9]*[a-z0-9])?$'"
-- name: wishes
-  expression: "variables.parts.filter(part, part.matches(variables.pattern))"
-- name: layers
-  expression: "variables.wishes.map(wish, wish.split('=')[1]).distinct()"
 - name: all
   expression: >-
     (has(object.spec.initContainers) ? object.spec.initContainers.map(c, c.name) : [])
@@ -26,6 +22,12 @@
     'channels-zmq.io/containers' in variables.annotations
     ? variables.annotations['channels-zmq.io/containers'].split(',').map(name, name.trim())
     .filter(name, name != '') : variables.all
+# A pod that chooses no container wants nothing.
+- name: wishes
+  expression: >-
+    size(variables.chosen) == 0 ? [] : variables.parts.filter(part, part.matches(variables.pattern))
+- name: layers
+  expression: "variables.wishes.map(wish, wish.split('=')[1]).distinct()"
 - name: keys
   expression: >-
     ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
@@ -44,6 +46,7 @@ variables.chosen.filter(name, !(name in variables.all)).map(name, JSONPatch{
 
 {{/* The patch: within one, what is added to an empty list is kept; the references are single objects, never a list. */}}
 {{- define "channels-zmq.policyPatch" -}}
+size(variables.wishes) == 0 ? [] : (
 {{- range $kind := list "containers" "initContainers" }}
 {{- range $list := list "env" "volumeMounts" }}
 (!has(object.spec.{{ $kind }}) ? [] :
@@ -104,5 +107,5 @@ variables.layers.filter(layer, !has(object.spec.volumes) ||
   op: 'add',
   path: '/metadata/annotations/channels-zmq.io~1injected',
   value: variables.wishes.sort().join(',')
-}]
+}])
 {{- end }}
