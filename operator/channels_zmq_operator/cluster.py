@@ -65,6 +65,9 @@ class Cluster(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, or None if there is none."""
 
+    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
+        """Return the objects of a kind in a namespace, or in all if that is empty, which have a label."""
+
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         """Make an object as the manifest says, and return what it is then."""
 
@@ -101,6 +104,11 @@ class RealCluster:
             if error.status == 404:
                 return None
             raise
+
+    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:  # noqa: D102
+        found = await self._call("get", _path(kind, namespace, ""), label_selector=selector or None)
+        head = {"apiVersion": KINDS[kind].api_version, "kind": kind}  # which the items of a list leave out
+        return [{**head, **one} for one in found.get("items", ())]
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:  # noqa: D102
         return await self._call(
@@ -172,7 +180,7 @@ def _path_of(manifest: Manifest) -> str:
 def _path(kind: str, namespace: str, name: str) -> str:
     where = KINDS[kind]
     root = "/api/" if "/" not in where.api_version else "/apis/"
-    scope = f"/namespaces/{namespace}" if where.namespaced else ""
+    scope = f"/namespaces/{namespace}" if where.namespaced and namespace else ""
     return f"{root}{where.api_version}{scope}/{where.plural}" + (f"/{name}" if name else "")
 
 

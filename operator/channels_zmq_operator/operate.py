@@ -18,7 +18,7 @@ from channels_zmq_operator.leader import Leadership
 from channels_zmq_operator.models import KIND
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import Choices
+from channels_zmq_operator.render import OWNER_LABEL, Choices
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import Trust
 
@@ -26,6 +26,7 @@ logger = logging.getLogger("channels_zmq_operator")
 
 PREFIX = "channels_zmq_operator"
 WAIT_FOR_KIND = 2.0
+SHOWN_WITHIN = 30.0
 STUCK_AFTER = 300.0
 """Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
 
@@ -89,7 +90,7 @@ async def _work(
         trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
         working = [
             asyncio.create_task(queue.run(settings.workers)),
-            asyncio.create_task(_resync(reconciler, queue, settings.resync)),
+            asyncio.create_task(_resync(settings, cluster, reconciler, queue, kinds)),
             *([asyncio.create_task(trust.keep())] if trust is not None else []),
         ]
         logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
@@ -142,11 +143,49 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> bool:
     return False
 
 
-async def _resync(reconciler: Reconciler, queue: Queue, every: float) -> None:
+async def _resync(
+    settings: Settings, cluster: CountingCluster, reconciler: Reconciler, queue: Queue, kinds: list[str]
+) -> None:
     while True:
-        await asyncio.sleep(every)
+        await asyncio.sleep(settings.resync)
+        try:
+            await _check_watches(settings, cluster, reconciler, kinds)
+        except ClusterError as error:
+            logger.warning("the watches could not be checked: %s", error)
         for key in list(reconciler.layers):
             queue.add(key)
+
+
+async def _check_watches(
+    settings: Settings, cluster: CountingCluster, reconciler: Reconciler, kinds: list[str]
+) -> None:
+    """Compare what the watches have shown with lists: a watch that dies silently is told by nothing else (kopf 1276).
+
+    Raises:
+        OperateError: A watch has not shown something for `SHOWN_WITHIN` seconds that has not changed meanwhile.
+        ClusterError: The cluster refused, or is away.
+    """
+
+    async def unseen() -> dict[tuple[str, str], str]:
+        lists = [
+            await cluster.list(kind, namespace, "" if kind == KIND else OWNER_LABEL)
+            for kind in (KIND, *kinds)
+            for namespace in settings.watch_namespaces or [""]
+        ]
+        missing = [found for each in lists for found in each if not reconciler.has_seen(found)]
+        return {
+            (
+                found["metadata"]["uid"],
+                found["metadata"]["resourceVersion"],
+            ): "{kind} {metadata[namespace]}/{metadata[name]}".format_map(found)
+            for found in missing
+        }
+
+    if before := await unseen():
+        await asyncio.sleep(SHOWN_WITHIN)
+        after = await unseen()
+        if still := sorted(name for version, name in after.items() if version in before):
+            raise OperateError(f"a watch has died: it has not shown {still[0]} for {SHOWN_WITHIN:g} s")
 
 
 DURATION = Histogram(

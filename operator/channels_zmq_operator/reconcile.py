@@ -101,6 +101,16 @@ class Reconciler:
             return True
         return child["kind"] == "Deployment" and (before or {}).get("status") != child.get("status")
 
+    def has_seen(self, found: Manifest) -> bool:
+        """Return whether the watches have shown an object as it is in a list, or later."""
+        if found["kind"] == KIND:
+            known = self.layers.get(Owner.of(found).key)
+            seen = known.resource if known else None
+        else:
+            known = self.layers.get(layer_of(found))
+            seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
+        return seen is not None and _version(seen) >= _version(found)
+
     # The work
 
     async def reconcile(self, key: Key) -> float:

@@ -108,6 +108,21 @@ async def test_what_is_not_there_is_none(cluster: RealCluster, server: Server) -
         await cluster.get("Service", "home", "x")
 
 
+@pytest.mark.parametrize(
+    "namespace, path", [("", "/apis/apps/v1/deployments"), ("home", "/apis/apps/v1/namespaces/home/deployments")]
+)
+async def test_a_list_is_of_one_namespace_or_of_all(
+    cluster: RealCluster, server: Server, namespace: str, path: str
+) -> None:
+    """By label; each item says what it is, which the server's list leaves out."""
+    server.answer = {"kind": "DeploymentList", "items": [{"metadata": {"name": "x"}}]}
+    assert await cluster.list("Deployment", namespace, "owned") == [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}}
+    ]
+    assert server.last() == ("GET", path)
+    assert server.seen[-1].query == {"labelSelector": "owned"}
+
+
 async def test_an_apply_is_server_side_and_forced(cluster: RealCluster, server: Server) -> None:
     """As our field manager; the body is the manifest as it is, and the answer what the object is then."""
     server.answer = {**SERVICE, "metadata": {**SERVICE["metadata"], "uid": UID}}  # type: ignore[dict-item]

@@ -180,24 +180,93 @@ async def test_an_error_of_the_watch_is_one_of_the_operator(unused_tcp_port: int
         await run.task
 
 
-async def test_layers_are_looked_at_again_now_and_then() -> None:
-    """All that are known, without a change."""
-    reconciler = Reconciler(cluster := FakeCluster(), Choices("image"))
-    cluster.watch(feed(reconciler, lambda key: None))
-    layer(cluster)
-    looked = asyncio.Event()
+class Resync:
+    """The resync of an operator whose watches a test may silence."""
 
-    async def look(key: Any) -> float:
-        looked.set()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "SHOWN_WITHIN", 0.01)
+        self.cluster = FakeCluster()
+        self.reconciler = Reconciler(self.cluster, Choices("image"))
+        self.looked = asyncio.Event()
+        self.queue = Queue(self._look)
+        self.watched()
+
+    def watched(self) -> None:
+        self.cluster.watch(feed(self.reconciler, self.queue.add))
+
+    async def _look(self, key: Any) -> float:
+        self.looked.set()
         return float("inf")
 
-    queue = Queue(look)
-    tasks = [asyncio.create_task(queue.run(1)), asyncio.create_task(module._resync(reconciler, queue, 0.01))]
+    def run(self) -> "asyncio.Task[None]":
+        settings = Settings(resync=0.01)
+        return asyncio.create_task(module._resync(settings, self.cluster, self.reconciler, self.queue, ["Deployment"]))
+
+
+def deployment(cluster: FakeCluster) -> None:
+    labels = {"channels-zmq.io/owned-by": "chat"}
+    metadata = {"name": "chat-forwarder", "namespace": "home", "labels": labels}
+    cluster.put({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {}})
+
+
+async def test_layers_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are known, without a change; and one list of each kind shows that the watches live."""
+    resync = Resync(monkeypatch)
+    layer(resync.cluster)
+    deployment(resync.cluster)
+    tasks = [asyncio.create_task(resync.queue.run(1)), resync.run()]
     async with asyncio.timeout(5):
         for _ in range(3):
-            await looked.wait()
-            looked.clear()
+            await resync.looked.wait()
+            resync.looked.clear()
     await module._cancelled(tasks)
+    assert set(resync.cluster.log) == {("list", KIND, ""), ("list", "Deployment", "")}
+
+
+@pytest.mark.parametrize("make", [layer, deployment])
+async def test_a_watch_that_has_died_silently_ends_the_operator(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[FakeCluster], None]
+) -> None:
+    """It is started again then, and watches anew."""
+    resync = Resync(monkeypatch)
+    resync.cluster.watchers.clear()
+    make(resync.cluster)
+    async with asyncio.timeout(5):
+        with pytest.raises(OperateError, match=r"has not shown .* home/chat"):
+            await resync.run()
+
+
+async def test_a_watch_that_is_late_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it shows within its time, and what is gone by then, is not held against it."""
+    resync = Resync(monkeypatch)
+    resync.cluster.watchers.clear()
+    layer(resync.cluster)
+    deployment(resync.cluster)
+    task = resync.run()
+    async with asyncio.timeout(5):
+        while len(resync.cluster.log) < 2:
+            await asyncio.sleep(0)
+        resync.watched()
+        resync.cluster.edit(KIND, "home", "chat", lambda found: found["spec"].update(forwarders=1))
+        resync.cluster.remove("Deployment", "home", "chat-forwarder")
+        while len(resync.cluster.log) < 12:
+            await asyncio.sleep(0.001)
+    assert not task.done()
+    await module._cancelled([task])
+
+
+async def test_a_cluster_that_is_away_is_no_dead_watch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and tried again the next time."""
+    resync = Resync(monkeypatch)
+    resync.cluster.refusal = lambda request: refused(0, "Away")
+    task = resync.run()
+    async with asyncio.timeout(5):
+        while len(resync.cluster.log) < 3:
+            await asyncio.sleep(0.001)
+    await module._cancelled([task])
+    assert "the watches could not be checked" in caplog.text
 
 
 async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:

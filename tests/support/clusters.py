@@ -72,6 +72,14 @@ class FakeCluster:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         return await self._served(("get", kind, name), lambda: self.look(kind, namespace, name))
 
+    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
+        def listed() -> list[Manifest]:
+            found = [one for (each, _, _), one in self.objects.items() if each == kind]
+            found = [one for one in found if namespace in ("", one["metadata"]["namespace"])]
+            return [one for one in found if not selector or selector in one["metadata"].get("labels", {})]
+
+        return await self._served(("list", kind, namespace), listed)
+
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         request = "apply", kind + (f"/{subresource}" if subresource else ""), name
