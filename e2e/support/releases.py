@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from kube import PATIENCE, get, kubectl, until
+from kube import LAYER_LABEL, PATIENCE, container, get, kubectl, pod, until
 
 ROOT = Path(__file__).parents[2]
 CHART = "charts/channels-zmq"
@@ -52,10 +52,20 @@ class Release:
         self.wait()
 
     def wait(self) -> None:
-        """Wait until operator and webhook are ready."""
-        for name in (OPERATOR, WEBHOOK):
-            if get("deployment", name, namespace=NAMESPACE):
-                kubectl("rollout", "status", f"deployment/{name}", "-n", NAMESPACE, f"--timeout={PATIENCE:g}s")
+        """Wait until operator and webhook are ready, and the API server reaches the webhook by its Service."""
+        there = [name for name in (OPERATOR, WEBHOOK) if get("deployment", name, namespace=NAMESPACE)]
+        for name in there:
+            kubectl("rollout", "status", f"deployment/{name}", "-n", NAMESPACE, f"--timeout={PATIENCE:g}s")
+        if WEBHOOK in there:
+            (namespace, *_) = (self._values or {}).get("watchNamespaces") or [NAMESPACE]
+            asks = pod("asks-the-webhook", container(), labels={LAYER_LABEL: "chat"})
+            until(
+                lambda: (
+                    "injected"
+                    in kubectl("create", "-n", namespace, "--dry-run=server", "-o", "yaml", "-f", "-", given=asks)
+                ),
+                "the webhook answers",
+            )
 
     def forget(self) -> None:
         """Note that a scenario has changed the release by itself: the next one installs it anew."""
@@ -69,6 +79,9 @@ class Release:
         helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", program=program)
         if get("crd", CRD):
             kubectl("delete", "zmqchannellayers", "-A", "--all")
+        kubectl(
+            "delete", "jobs,configmaps", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=test"
+        )  # of a test that failed
         until(lambda: not leftovers(), lambda: f"these are left: {leftovers()}")
         kubectl("delete", "crd", CRD, "--ignore-not-found")
         self._values = None

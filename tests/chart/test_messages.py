@@ -96,7 +96,7 @@ def test_the_pod_runs_this_script(mode: str) -> None:
     manifests = render({"injection": {"mode": mode}})
     script = one(manifests, "ConfigMap", "-script")
     assert script["data"]["test.py"].rstrip() == SCRIPT.read_text(encoding="utf-8").rstrip()
-    pod = one(manifests, "Pod")["spec"]
+    pod = one(manifests, "Job")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["command"] == ["python", "/test/test.py"]
     assert {"MESSAGES", "SECONDS_LEFT"} <= {variable["name"] for variable in container["env"]}

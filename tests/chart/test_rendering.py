@@ -90,8 +90,7 @@ def test_names_fit(values: Values, release: str) -> None:
 
 
 def pods(manifests: list[Manifest]) -> list[Manifest]:
-    specs = [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]
-    return specs + [each["spec"] for each in manifests if each["kind"] == "Pod"]
+    return [each["spec"]["template"]["spec"] for each in manifests if each["kind"] in ("Deployment", "Job")]
 
 
 @by_values
@@ -163,8 +162,8 @@ def test_the_tests_layer_is_one() -> None:
 def test_pods_that_are_selected_have_the_labels() -> None:
     """Of Services, budgets, policies, monitors and Deployments; each selects one component and no other's pods."""
     manifests = render(EVERYTHING)
-    labels = [each["spec"]["template"]["metadata"]["labels"] for each in manifests if each["kind"] == "Deployment"] + [
-        each["metadata"]["labels"] for each in manifests if each["kind"] == "Pod"
+    labels = [
+        each["spec"]["template"]["metadata"]["labels"] for each in manifests if each["kind"] in ("Deployment", "Job")
     ]
     selectors = []
     for each in manifests:
@@ -216,15 +215,15 @@ def test_the_test_runs_where_the_operator_looks(watched: list[str], namespace: s
         for each in render({"watchNamespaces": watched})
         if "helm.sh/hook" in each["metadata"].get("annotations", {})
     ]
-    assert [each["kind"] for each in hooks] == ["ConfigMap", "Pod", "ZmqChannelLayer"]
+    assert [each["kind"] for each in hooks] == ["ConfigMap", "Job", "ZmqChannelLayer"]
     assert {each["metadata"]["namespace"] for each in hooks} == {namespace}
 
 
 def test_the_test_uses_injection_where_there_is_some() -> None:
     """A label if pods are injected; else references of its own to the same ConfigMap and Secret."""
-    pod, layer = one(render(), "Pod"), one(render(), "ZmqChannelLayer")
+    pod, layer = one(render(), "Job")["spec"]["template"], one(render(), "ZmqChannelLayer")
     assert pod["metadata"]["labels"]["channels-zmq.io/layer"] == layer["metadata"]["name"]
     assert not [name for name in variables(pod["spec"]["containers"][0]) if name.startswith("CHANNELS_ZMQ")]
-    pod = one(render({"injection": {"mode": "None"}}), "Pod")
+    pod = one(render({"injection": {"mode": "None"}}), "Job")["spec"]["template"]
     assert "channels-zmq.io/layer" not in pod["metadata"]["labels"]
     assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS" in variables(pod["spec"]["containers"][0])
