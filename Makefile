@@ -76,7 +76,7 @@ images: ## Build the images of forwarder, operator and chat (needs docker, or IM
 	$(IMAGE_BUILD) . examples/chat/Dockerfile $(IMAGE_PREFIX)channels-zmq-chat:$(VERSION)
 
 e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm)
-	$(PYTEST) e2e
+	$(PYTEST) e2e $(E2EFLAGS)
 
 e2e-kind: $(STAMP) ## The same on a new cluster by kind, with new images (needs docker, kind, kubectl, helm; KUBERNETES=1.36.0)
 	e2e/kind
