@@ -195,3 +195,21 @@ def test_a_direct_message_without_a_readable_channel_is_refused(body, reason):
 def test_durations_are_bounded(seconds, expected):
     """A frame has 32 bits of milliseconds; what is longer than 49 days is 49 days."""
     assert wire.milliseconds(seconds) == expected
+
+
+def test_a_group_message_is_taken_apart_in_one_call():
+    """As `topic_end` and `read_order` do it in two."""
+    frame = wire.ordered(wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
+    end = wire.topic_end(frame)
+    key, number, flags, ttl, start = wire.read_order(frame, end + 1)
+    assert wire.read_group(frame) == (frame[1:end], key, number, flags, ttl, frame[start:])
+    assert wire.read_group(frame)[0] == b"chat"
+
+
+@pytest.mark.parametrize(
+    "frame", [b"G", b"Gchat", b"G\0", b"Gchat\0", b"Gchat\0sender!!", b"Gchat\0sender!!" + bytes(12)]
+)
+def test_a_group_message_that_ends_early_is_none(frame):
+    """Nor one without a topic."""
+    with pytest.raises(wire.FrameError):
+        wire.read_group(frame)

@@ -360,3 +360,33 @@ def test_the_variables_of_the_process_are_read_by_default(monkeypatch):
     """So that settings need one call and no argument."""
     monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
     assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5
+
+
+KEY = "k" * 40
+TCP = {"pub_socket_address": "tcp://127.0.0.1:5556"}
+
+
+@pytest.mark.parametrize(
+    "model, given, said",
+    [
+        (DedicatedConfig, {"curve_server_key": KEY, "curve_server_key_file": "f"}, "are both given"),
+        (DedicatedConfig, {"curve_secret_key": KEY}, "needs curve_server_key"),
+        (EmbeddedConfig, {"curve_server_key": KEY}, "takes no curve_ settings"),
+        (EmbeddedConfig, {**TCP, "curve_server_secret_key": KEY}, "needs curve_server_key"),
+        (EmbeddedConfig, {**TCP, "curve_server_key": KEY, "curve_allowed_keys": KEY}, "needs curve_server_secret_key"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_refused(model, given, said):
+    """Naming what is missing or too much, and never a key."""
+    needed = {"pull_socket_address": "tcp://127.0.0.1:5555", **TCP} if model is DedicatedConfig else {}
+    with pytest.raises(ValidationError, match=said) as caught:
+        model(**needed, **given)
+    assert KEY not in str(caught.value)
+
+
+def test_allowed_keys_may_be_one_text_with_commas():
+    """As a variable gives them."""
+    whole = EmbeddedConfig(
+        **TCP, curve_server_key=KEY, curve_server_secret_key=KEY, curve_allowed_keys=f"{KEY}, {'j' * 40},"
+    )
+    assert whole.curve_allowed_keys == (KEY, "j" * 40)

@@ -105,6 +105,17 @@ class ClosedMeanwhile:
 # Waiters
 
 
+async def test_readers_of_the_running_loop_are_woken_at_once():
+    """Those who have given up are passed over."""
+    loop = asyncio.get_running_loop()
+    one, gone = Waiter(loop), Waiter(loop)
+    gone.future.cancel()
+    wake([gone, one])
+    assert one.future.done()
+    assert await one.future is None
+    assert gone.future.cancelled()
+
+
 async def test_a_waiter_is_woken_on_its_own_loop():
     """With the value; then nobody waits any more, and a second call changes nothing."""
     waiter = Waiter(asyncio.get_running_loop())

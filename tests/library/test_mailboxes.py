@@ -181,6 +181,17 @@ def test_a_group_reaches_each_member_once(boxes):
     assert {name: payloads(box) for name, box in boxes.boxes.items()} == {"a": [b"1"], "b": [b"1"], "c": []}
 
 
+def test_a_member_full_of_expired_messages_gets_the_next_one(boxes, clock):
+    """What has expired does not count."""
+    boxes.join("g", "a", 1, inf)
+    boxes.deliver_group("g", clock() + 1, b"old")
+    boxes.deliver_group("g", clock() + 1, b"refused")
+    clock.now += 2
+    boxes.deliver_group("g", LATE, b"new")
+    assert payloads(boxes.boxes["a"], clock()) == [b"new"]
+    assert boxes.refused == 1
+
+
 def test_members_share_a_payload_that_one_of_them_may_unpack_for_all(boxes):
     """An only member has nobody to share it with."""
     boxes.join("g", "a", 9, None)

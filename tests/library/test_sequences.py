@@ -140,3 +140,14 @@ def test_nothing_is_kept_of_a_topic_whose_runs_are_all_forgotten():
     for number in range(100):
         runs.see(b"G%d\0" % number + SENDER, 5, 0)
     assert len(runs) == len(runs._keys) == 1
+
+
+def test_after_a_flush_no_number_is_known():
+    """What the exchange dropped meanwhile is no gap, and what comes next is taken from wherever it is."""
+    runs = Runs()
+    runs.see(G + SENDER, 5, 0)
+    runs.see(H + OTHER, 5, 0)
+    runs.clear()
+    assert len(runs) == 0
+    assert runs.see(G + SENDER, 3, 0) == 0
+    assert runs.see(G + SENDER, 4, 0) == 0
