@@ -146,7 +146,10 @@ def test_a_pod_made_before_its_layer_waits_and_then_starts(namespace: str) -> No
         return any('configmap "chat" not found' in one["message"] for one in events(namespace, "early"))
 
     until(complaint, "an event that names the missing layer")
-    assert "CreateContainerConfigError" in kubectl("get", "pod", "early", "-n", namespace)
+    until(
+        lambda: "CreateContainerConfigError" in kubectl("get", "pod", "early", "-n", namespace),
+        "a status that says that something is missing",
+    )
     apply(layer("chat"), namespace=namespace)
     assert "ok default" in ended("early", namespace=namespace)
 
