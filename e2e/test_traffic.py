@@ -139,7 +139,7 @@ def test_keys_rotated_under_load_lose_nothing(chat: str) -> None:
     """Who connected with the old key stays, and who comes is let in, before, between and after."""
     secret = get("secret", "chat-client", namespace=chat)
     before = secret["data"]["CHANNELS_ZMQ_CURVE_SECRET_KEY"]
-    traffic = Traffic(chat, 160)
+    traffic = Traffic(chat, 230)
     traffic.begin()
     long_ago = '{"metadata": {"annotations": {"channels-zmq.io/rotated-at": "2020-01-01T00:00:00Z"}}}'
     kubectl("patch", "secret", "chat-client", "-n", chat, "--type=merge", "-p", long_ago)
@@ -151,7 +151,7 @@ def test_keys_rotated_under_load_lose_nothing(chat: str) -> None:
     apply(pod("between", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
     assert "ok default" in ended("between", namespace=chat)
     assert current() == before
-    until(lambda: current() != before, "the second step", patience=180)
+    until(lambda: current() != before, "the second step", patience=220)
     apply(pod("after", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
     assert "ok default" in ended("after", namespace=chat)
     assert traffic.under_way()
