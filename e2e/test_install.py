@@ -104,8 +104,9 @@ def test_an_operator_without_a_definition_says_so_and_begins_when_it_is_there(re
             kubectl("wait", f"crd/{CRD}", "--for=condition=Established")
             until(lambda: apply(layer("chat"), namespace=namespace) is None, "the kind is known")
             wait_ready(namespace=namespace)
+            kubectl("delete", "zcl", "-A", "--all")
+            until(lambda: not uids(namespace), "the layers' children went with them")
             kubectl("delete", "crd", CRD)
-            until(lambda: not uids(namespace), "the layers went with their definition")
         (operator,) = get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator")
         assert operator["status"]["containerStatuses"][0]["restartCount"] == 0
     finally:
