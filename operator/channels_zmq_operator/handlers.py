@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import kopf
@@ -20,9 +20,16 @@ logger = logging.getLogger("channels_zmq_operator")
 
 
 Registry = kopf.OperatorRegistry
+DEFINITIONS = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
 
 
-def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: Trust | None) -> kopf.OperatorRegistry:
+def registry(
+    reconciler: Reconciler,
+    queue: Queue,
+    kinds: Iterable[str],
+    trust: Trust | None,
+    definition_changed: Callable[[], None] | None = None,
+) -> kopf.OperatorRegistry:
     """Return kopf's handlers.
 
     Args:
@@ -30,6 +37,7 @@ def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: 
         queue: Gets the layers to look at.
         kinds: Kinds of children that the cluster serves.
         trust: Told when the webhook's configuration changes.
+        definition_changed: Called when the definition of our kind changes: kopf may look for it before it is served.
     """
     handlers = kopf.OperatorRegistry()
 
@@ -53,6 +61,12 @@ def registry(reconciler: Reconciler, queue: Queue, kinds: Iterable[str], trust: 
         kopf.on.event(
             group, version, KINDS[kind].plural, registry=handlers, labels={OWNER_LABEL: kopf.PRESENT}, id=kind
         )(child)
+    if definition_changed is not None:
+
+        @kopf.on.event(*DEFINITIONS, registry=handlers)
+        async def definition(**_: Any) -> None:
+            definition_changed()
+
     if trust is not None:
         group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")
 
@@ -80,8 +94,7 @@ def settings(own: Settings) -> kopf.OperatorSettings:
     if own.watch_namespaces:
         out.scanning.disabled = True
     else:
-        crds = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
-        out.watching.field_selectors[crds] = f"metadata.name={crd.NAME}"
+        out.watching.field_selectors[DEFINITIONS] = f"metadata.name={crd.NAME}"
     for name in ("kopf.objects", "kopf.activities", "kopf._core", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return out

@@ -87,15 +87,17 @@ async def _work(
         monitors = waiting.result()
         reconciler.choices = replace(reconciler.choices, service_monitors=monitors)
         kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
+        changed = asyncio.Event()
+        definition_changed = None if settings.watch_namespaces else changed.set
         trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
         working = [
             asyncio.create_task(queue.run(settings.workers)),
-            asyncio.create_task(_resync(settings, cluster, reconciler, queue, kinds)),
+            asyncio.create_task(_resync(settings, cluster, reconciler, queue, kinds, changed)),
             *([asyncio.create_task(trust.keep())] if trust is not None else []),
         ]
         logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
         watching = asyncio.create_task(
-            _awaited(watch(settings, handlers.registry(reconciler, queue, kinds, trust), stop))
+            _awaited(watch(settings, handlers.registry(reconciler, queue, kinds, trust, definition_changed), stop))
         )
         try:
             await _first([watching, *working, *background], watching)
@@ -144,10 +146,18 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> bool:
 
 
 async def _resync(
-    settings: Settings, cluster: CountingCluster, reconciler: Reconciler, queue: Queue, kinds: list[str]
+    settings: Settings,
+    cluster: CountingCluster,
+    reconciler: Reconciler,
+    queue: Queue,
+    kinds: list[str],
+    changed: asyncio.Event,
 ) -> None:
+    """Look at everything now and then, and at the watches also when the definition of our kind has changed."""
     while True:
-        await asyncio.sleep(settings.resync)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), settings.resync)
+        changed.clear()
         try:
             await _check_watches(settings, cluster, reconciler, kinds)
         except ClusterError as error:

@@ -115,6 +115,14 @@ async def test_monitors_are_watched_where_the_cluster_knows_them(served: bool, u
         assert {"Deployment", "Secret", "ConfigMap"} <= run.watched
 
 
+@pytest.mark.parametrize("namespaces", ["", "home"])
+async def test_the_definition_is_watched_where_it_may_be(namespaces: str, unused_tcp_port: int) -> None:
+    """With some namespaces only there is no right to."""
+    async with running(FakeCluster(), unused_tcp_port, watch_namespaces=namespaces) as run:
+        await run.until(lambda: run.watching)
+        assert any("definition" in name for name in run.watched) is (not namespaces)
+
+
 async def test_it_lives_while_its_kind_is_not_there_yet(
     unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,6 +196,7 @@ class Resync:
         self.cluster = FakeCluster()
         self.reconciler = Reconciler(self.cluster, Choices("image"))
         self.looked = asyncio.Event()
+        self.changed = asyncio.Event()
         self.queue = Queue(self._look)
         self.watched()
 
@@ -198,9 +207,11 @@ class Resync:
         self.looked.set()
         return float("inf")
 
-    def run(self) -> "asyncio.Task[None]":
-        settings = Settings(resync=0.01)
-        return asyncio.create_task(module._resync(settings, self.cluster, self.reconciler, self.queue, ["Deployment"]))
+    def run(self, every: float = 0.01) -> "asyncio.Task[None]":
+        settings = Settings(resync=every)
+        return asyncio.create_task(
+            module._resync(settings, self.cluster, self.reconciler, self.queue, ["Deployment"], self.changed)
+        )
 
 
 def deployment(cluster: FakeCluster) -> None:
@@ -234,6 +245,18 @@ async def test_a_watch_that_has_died_silently_ends_the_operator(
     async with asyncio.timeout(5):
         with pytest.raises(OperateError, match=r"has not shown .* home/chat"):
             await resync.run()
+
+
+async def test_a_definition_that_changes_has_the_watches_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kopf may have looked for the kind in the moment before it was served, and would not look again."""
+    resync = Resync(monkeypatch)
+    resync.cluster.watchers.clear()
+    layer(resync.cluster)
+    task = resync.run(every=3600.0)
+    resync.changed.set()
+    async with asyncio.timeout(5):
+        with pytest.raises(OperateError, match="a watch has died"):
+            await task
 
 
 async def test_a_watch_that_is_late_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
