@@ -27,6 +27,9 @@ logger = logging.getLogger("channels_zmq_operator")
 PREFIX = "channels_zmq_operator"
 WAIT_FOR_KIND = 2.0
 SHOWN_WITHIN = 30.0
+"""Seconds within which a watch shows what a list shows."""
+SERVED_WITHIN = 3.0
+"""Seconds within which a kind is served whose definition is new."""
 STUCK_AFTER = 300.0
 """Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
 
@@ -154,13 +157,17 @@ async def _resync(
     changed: asyncio.Event,
 ) -> None:
     """Look at everything now and then, and at the watches also when the definition of our kind has changed."""
+    pause = settings.resync
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), settings.resync)
+            await asyncio.wait_for(changed.wait(), pause)
+            await asyncio.sleep(SERVED_WITHIN)
         changed.clear()
+        pause = settings.resync
         try:
             await _check_watches(settings, cluster, reconciler, kinds)
         except ClusterError as error:
+            pause = min(pause, SHOWN_WITHIN)
             logger.warning("the watches could not be checked: %s", error)
         for key in list(reconciler.layers):
             queue.add(key)

@@ -193,6 +193,7 @@ class Resync:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "SHOWN_WITHIN", 0.01)
+        monkeypatch.setattr(module, "SERVED_WITHIN", 0.0)
         self.cluster = FakeCluster()
         self.reconciler = Reconciler(self.cluster, Choices("image"))
         self.looked = asyncio.Event()
@@ -281,10 +282,11 @@ async def test_a_watch_that_is_late_is_not_dead(monkeypatch: pytest.MonkeyPatch)
 async def test_a_cluster_that_is_away_is_no_dead_watch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, and tried again the next time."""
+    """It is said, and tried again soon."""
     resync = Resync(monkeypatch)
     resync.cluster.refusal = lambda request: refused(0, "Away")
-    task = resync.run()
+    task = resync.run(every=3600.0)
+    resync.changed.set()
     async with asyncio.timeout(5):
         while len(resync.cluster.log) < 3:
             await asyncio.sleep(0.001)
