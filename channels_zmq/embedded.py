@@ -21,9 +21,8 @@ from channels_zmq.keeper import Watched, keeper
 from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import (
+from channels_zmq_forwarder.sockets import (
     AddressError,
     Marks,
     bind,
@@ -34,6 +33,7 @@ from channels_zmq_forwarder.pump import (
     readable,
 )
 from channels_zmq_forwarder.wire import Topic
+from channels_zmq_forwarder.zap import Gate
 
 logger = logging.getLogger("channels_zmq")
 

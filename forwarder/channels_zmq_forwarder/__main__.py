@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from channels_zmq_forwarder.curve import new_pair
-from channels_zmq_forwarder.pump import AddressError
 from channels_zmq_forwarder.server import JsonLines, serve
 from channels_zmq_forwarder.settings import Settings, SettingsError, parse
+from channels_zmq_forwarder.sockets import AddressError
 
 BAD_USAGE = 2
 

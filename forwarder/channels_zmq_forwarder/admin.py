@@ -15,9 +15,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from channels_zmq_forwarder import __version__, wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Traffic
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_forwarder.sockets import AddressError
+from channels_zmq_forwarder.zap import Gate
 
 PREFIX = "channels_zmq_forwarder"
 WAIT_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300)
@@ -66,7 +67,7 @@ class Admin:
             buckets=WAIT_BUCKETS,
             registry=self.registry,
         )
-        exchange.observe_wait = wait.observe
+        exchange.queues.observe_wait = wait.observe
 
     def loop_lag(self, seconds: float) -> None:
         """Note how late a timer ran."""
@@ -121,7 +122,7 @@ class Admin:
     async def _status(self, request: web.Request) -> web.Response:
         exchange, traffic = self._exchange, self._traffic
         groups = exchange.groups()
-        queues = nlargest(LISTED, exchange.queues.items(), key=lambda item: len(item[1].entries))
+        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: len(item[1].entries))
         return web.json_response(
             {
                 "version": __version__,
@@ -137,8 +138,8 @@ class Admin:
                 "groups": len(groups),
                 "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],
                 "queue_count": len(exchange.queues),
-                "waiting": exchange.depth(),
-                "oldest_wait": exchange.oldest_wait(),
+                "waiting": exchange.queues.depth(),
+                "oldest_wait": exchange.queues.oldest_wait(),
                 "queues": [
                     {"channel": _shown(name), "waiting": len(queue.entries), "readers": queue.readers}
                     for name, queue in queues
@@ -179,9 +180,9 @@ class _State(Collector):
             ("clients", "Client processes that said hello.", len(exchange.clients)),
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
             ("plain_queues", "Plain channels with a waiting message or a reader.", len(exchange.queues)),
-            ("plain_queue_depth", "Plain messages that wait.", exchange.depth()),
-            ("plain_queue_bytes", "Memory of the plain messages that wait.", exchange.queue_size),
-            ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.oldest_wait()),
+            ("plain_queue_depth", "Plain messages that wait.", exchange.queues.depth()),
+            ("plain_queue_bytes", "Memory of the plain messages that wait.", exchange.queues.size),
+            ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.queues.oldest_wait()),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=amount)
 

@@ -13,22 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import Flushes
 from channels_zmq_forwarder.members import PlainMembers
-from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
+from channels_zmq_forwarder.queues import Limits, PlainQueues
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
-
-
-class Limits(NamedTuple):
-    """What the plain queues of an exchange may hold together."""
-
-    queue_bytes: int = 256 * 2**20
-    queue_names: int = 100_000
+_DIRECT = b"\0" + bytes([wire.DIRECT])
 
 
 @dataclass(slots=True)
@@ -52,20 +45,16 @@ class Exchange:
         self, instance: bytes, *, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.instance = instance
-        self.limits = limits or Limits()
+        limits = limits or Limits()
         self.state = wire.State.SETTLING
         self.clients: dict[bytes, Client] = {}
         self.topics: set[bytes] = set()
-        self.queues: dict[bytes, PlainQueue] = {}
-        self.queue_size = 0
         self.peers_expected = 0
         """The largest number of clients that a hello said the last instance had."""
         self.drops: Counter[str] = Counter()
-        self.observe_wait: Callable[[float], None] = lambda seconds: None
-        """Called with the seconds that each plain message has waited when it is handed over."""
+        self.queues = PlainQueues(limits, clock, self.drops)
         self._clock = clock
-        self._number = 0
-        self._members = PlainMembers(self.limits.queue_names)
+        self._members = PlainMembers(limits.queue_names)
         self._told_clients = 0
         self._flushes = Flushes(clock)
         self._largest: int | None = None
@@ -105,8 +94,8 @@ class Exchange:
     def is_direct(self, frame: bytes) -> bool:
         """Return whether a frame is a direct message to a process that is here: `inbound` would return it as it is."""
         return (
-            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == b"\0d"
-            and frame[:1] == b"P"
+            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == _DIRECT
+            and frame[:1] == wire.INBOX_BYTE
             and frame.find(b"\0") == wire.SUB_KIND - 1
             and frame[: wire.SUB_KIND] in self.topics
             and len(frame) > wire.SUB_KIND + wire.ORDER_SIZE
@@ -135,26 +124,14 @@ class Exchange:
 
     def sweep(self) -> None:
         """Drop what has expired; to be called about once a second."""
-        now = self._clock()
-        for channel, queue in [item for item in self.queues.items() if item[1].earliest <= now]:
-            queue.expire(now)
-            self._settle(channel, queue)
-        self._members.expire(now)
+        self.queues.expire()
+        self._members.expire(self._clock())
         self._flushes.expire()
         self._choose_path()
 
-    def oldest_wait(self) -> float:
-        """Return the seconds that the oldest waiting plain message has waited, 0 if none waits."""
-        since = min((queue.entries[0].since for queue in self.queues.values() if queue.entries), default=None)
-        return 0.0 if since is None else self._clock() - since
-
     def groups(self) -> list[bytes]:
         """Return the names of the groups that have a member somewhere."""
-        return [topic[1:-1] for topic in self.topics if topic[:1] == b"G"]
-
-    def depth(self) -> int:
-        """Return how many plain messages wait."""
-        return sum(len(queue.entries) for queue in self.queues.values())
+        return [wire.group_of(topic) for topic in self.topics if wire.is_group(topic)]
 
     def _take(self, handlers: dict[int, Callable[[bytes], Frames]], frame: bytes) -> Frames:
         handler = handlers.get(frame[0]) if frame else None
@@ -170,11 +147,11 @@ class Exchange:
     # Subscribers
 
     def _subscribed(self, frame: bytes) -> Frames:
-        self.topics.add(frame[1:])
+        self.topics.add(wire.subscribed_topic(frame))
         return NOTHING
 
     def _unsubscribed(self, frame: bytes) -> Frames:
-        topic = frame[1:]
+        topic = wire.subscribed_topic(frame)
         self.topics.discard(topic)
         inbox = wire.inbox_of(topic)
         return self._forget(inbox) if inbox else NOTHING
@@ -208,9 +185,7 @@ class Exchange:
     def _take_credit(self, inbox: bytes) -> None:
         client = self.clients.get(inbox)
         for channel in client.channels if client else ():
-            queue = self.queues[channel]
-            queue.forget(inbox)
-            self._settle(channel, queue)
+            self.queues.forget(channel, inbox)
 
     def _sync(self, frame: bytes) -> list[bytes]:
         sync = wire.SYNC.decode(frame)
@@ -229,11 +204,11 @@ class Exchange:
             return (frame,)
         payload, out = frame[start:], [frame]
         for channel, member in members:
-            out += self._enqueue(channel, payload, ttl, member.capacity)[1]
+            out += self.queues.put(channel, payload, ttl, member.capacity)[1]
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
-        if frame[wire.SUB_KIND : wire.SUB_KIND + 1] == b"d":
+        if wire.sub_kind(frame) == wire.DIRECT:
             raise wire.FrameError("a message goes the producers' way")
         return self._relay(frame)
 
@@ -267,90 +242,26 @@ class Exchange:
             self._dropped(cause)
             answer = wire.Status.OK if cause == "flushed" else wire.Status.FULL
             return [self._confirm(send.inbox, send.n, answer)]
-        status, jobs = self._enqueue(send.channel, send.payload, send.ttl, send.capacity)
+        status, jobs = self.queues.put(send.channel, send.payload, send.ttl, send.capacity)
         return [self._confirm(send.inbox, send.n, status), *jobs]
-
-    def _enqueue(self, channel: bytes, payload: bytes, ttl: int, capacity: int) -> tuple[wire.Status, list[bytes]]:
-        queue = self.queues.get(channel)
-        if not (queue and queue.readers) and self._out_of_space(payload):
-            return wire.Status.FULL, []
-        queue = queue or self._new_queue(channel)
-        if queue is None:
-            return wire.Status.REFUSED, []
-        now = self._clock()
-        self._number += 1
-        accepted = queue.put(Entry(self._number, now + ttl / 1000, now, payload), capacity, now)
-        if not accepted:
-            self.drops["queue full"] += 1
-        return (wire.Status.OK if accepted else wire.Status.FULL), self._hand_over(channel, queue)
 
     def _ready(self, frame: bytes) -> Frames:
         ready = wire.READY.decode(frame)
         client = self.clients.get(ready.inbox)
         if client is None or client.session != ready.session:
             return NOTHING  # of a session that has ended; the client says it again after the next welcome
-        queue = self._queue(ready.channel)
-        if queue is None:
-            return NOTHING
-        credit = queue.open_window(ready.inbox, ready.session, ready.limit)
-        if ready.ask == wire.Question.FORGET:
-            queue.forget(ready.inbox)
-        if ready.inbox in queue.credits:
+        out, holds_credit = self.queues.open_window(ready)
+        if holds_credit:
             client.channels.add(ready.channel)
         else:
             client.channels.discard(ready.channel)
-        out = self._hand_over(ready.channel, queue)
-        if ready.ask == wire.Question.HANDED:
-            out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
         return out
 
     def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
         if self._flushes:
             return self._dropped("flushed")
-        queue = None if self._out_of_space(back.payload) else self._queue(back.channel)
-        if queue is None:
-            return NOTHING
-        now = self._clock()
-        # A number that was not given here yet comes from another instance: older than all that waits here.
-        number = back.number if back.number <= self._number else 0
-        queue.put_back(Entry(number, now + back.ttl / 1000, now, back.payload))
-        return self._hand_over(back.channel, queue)
-
-    def _out_of_space(self, payload: bytes) -> bool:
-        full = self.queue_size + len(payload) + ENTRY_SIZE > self.limits.queue_bytes
-        if full:
-            self.drops["queue bytes"] += 1
-        return full
-
-    def _queue(self, channel: bytes) -> PlainQueue | None:
-        return self.queues.get(channel) or self._new_queue(channel)
-
-    def _new_queue(self, channel: bytes) -> PlainQueue | None:
-        if len(self.queues) >= self.limits.queue_names:
-            self.drops["queue names"] += 1
-            return None
-        queue = self.queues[channel] = PlainQueue()
-        return queue
-
-    def _hand_over(self, channel: bytes, queue: PlainQueue) -> list[bytes]:
-        now = self._clock()
-        out = []
-        for inbox, session, entry in queue.hand_over(now):
-            self.observe_wait(now - entry.since)
-            left = wire.milliseconds(entry.deadline - now)
-            out.append(wire.JOB.encode(wire.Job(inbox, session, entry.number, left, channel, entry.payload)))
-        self._settle(channel, queue)
-        return out
-
-    def _settle(self, channel: bytes, queue: PlainQueue) -> None:
-        self.queue_size += queue.size - queue.counted
-        queue.counted = queue.size
-        if queue.expired:
-            self.drops["expired"] += queue.expired
-            queue.expired = 0
-        if queue.idle:
-            self.queues.pop(channel, None)
+        return self.queues.put_back(back)
 
     # Plain channels as members of groups
 
@@ -383,9 +294,7 @@ class Exchange:
         out = self._flushes.begin(request, self.clients)
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
-        for channel, queue in list(self.queues.items()):
-            queue.clear()
-            self._settle(channel, queue)
+        self.queues.clear()
         self._members.clear()
         self._choose_path()
         return out

@@ -5,37 +5,19 @@ loop is driven by whoever watches the two file descriptors (`server`); a turn ne
 frames, so that health checks and subscriptions are served under any load.
 """
 
-import fcntl
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO
 
 import zmq
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.sockets import Marks, bind, bind_again, guard, number, plain_send, publish_options, readable
+from channels_zmq_forwarder.zap import Gate
 
 FRAMES_A_TURN = 1000
-IPC = "ipc://"
-BIND_AGAIN = 5.0
-HELLO = bytes([wire.HELLO.kind])
-_POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
-
-
-class AddressError(Exception):
-    """An address cannot be bound; the message names it and the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """High-water marks in frames, and the largest frame in bytes; what exceeds it cuts its connection."""
-
-    pull: int = 10_000
-    publish: int = 10_000
-    max_frame: int = 16 * 2**20 + wire.MAX_OVERHEAD
 
 
 @dataclass(slots=True)
@@ -153,18 +135,18 @@ class Pump:
             self._xpub.unbind(address)
         self._xpub.close()
         for topic in list(self.exchange.topics):
-            self.exchange.upstream(b"\0" + topic)
+            self.exchange.upstream(wire.unsubscription(topic))
         self._inboxes.clear()
         self._open_publisher()
         for address in self._published_at:
-            _bind_again(self._xpub, address)
+            bind_again(self._xpub, address)
 
     def close(self) -> None:
         """Close both sockets; what was published is still delivered within the linger time."""
         self._pull.close()
         self._xpub.close()
-        for guard in self._guards:
-            guard.close()
+        for lock in self._guards:
+            lock.close()
 
     def _bind(self, socket: "zmq.Socket[bytes]", address: str) -> str:
         held = guard(address)
@@ -190,7 +172,7 @@ class Pump:
         if not user:
             return data  # what XPUB says itself when a connection ends
         inboxes = self._inboxes.setdefault(user, set())
-        if data[:1] == HELLO:
+        if wire.is_hello(data):
             inboxes.intersection_update(self.exchange.clients)
             with suppress(wire.FrameError):
                 inboxes.add(wire.HELLO.decode(data).inbox)
@@ -208,13 +190,13 @@ class Pump:
         recv = self._recv_allowed if self._revoked else self._pull.recv
         send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
-        as_they_come, is_direct = exchange.relays_as_they_come, exchange.is_direct
+        as_they_come, is_direct, group = exchange.relays_as_they_come, exchange.is_direct, wire.GROUP_BYTE
         try:
             for count in range(FRAMES_A_TURN):
                 if count == 1 and not readable(self._pull):  # it is mostly one frame: half the time of `zmq.Again`
                     return False
                 frame = recv(flag)
-                if as_they_come and (frame[:1] == b"G" or is_direct(frame)):
+                if as_they_come and (frame[:1] == group or is_direct(frame)):
                     send(frame, flag)
                     relayed += 1
                     relayed_size += len(frame)
@@ -239,78 +221,3 @@ def _user(frame: zmq.Frame) -> bytes:
         return str(frame.get("User-Id")).encode()
     except zmq.ZMQError:
         return b""
-
-
-def _bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
-    """Bind an address that this process has just let go, which ZeroMQ does a moment later."""
-    deadline = time.monotonic() + BIND_AGAIN
-    while True:
-        try:
-            socket.bind(address)
-        except zmq.ZMQError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.001)
-        else:
-            return
-
-
-def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
-    """Return the `send` that pyzmq's own one calls in the end: 290 ns a frame instead of 430, with `recv`."""
-    return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
-
-
-def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
-    """Set what every publishing socket has, in a forwarder and embedded."""
-    xpub.set(zmq.SNDHWM, marks.publish)
-    xpub.set(zmq.RCVHWM, 0)
-    xpub.set(zmq.LINGER, 1000)
-    xpub.set(zmq.HEARTBEAT_IVL, 1000)
-    xpub.set(zmq.HEARTBEAT_TIMEOUT, 2000)
-
-
-def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
-    """Bind a socket and return its address, with the port that the system chose for `:0` or `:*`.
-
-    Raises:
-        AddressError: The address is in use, not of this machine or no address.
-    """
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        raise AddressError(f"cannot bind {address}: {error.strerror}") from error
-    return cast(bytes, socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-
-
-def guard(address: str) -> IO[str] | None:
-    """Lock the file beside an `ipc://` path, for ZeroMQ lets a second process bind the path and steal it.
-
-    Returns:
-        The locked file, to be kept open as long as the socket; None if the address needs none.
-
-    Raises:
-        AddressError: The file cannot be written, or another process holds it.
-    """
-    path = address.removeprefix(IPC)
-    if path == address or path.startswith(("@", "*")):
-        return None
-    try:
-        lock = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
-    except OSError as error:
-        raise AddressError(f"cannot bind {address}: its lock file cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise AddressError(f"cannot bind {address}: another process has it") from error
-    return lock
-
-
-def number(socket: "zmq.Socket[bytes]", option: int) -> int:
-    """Return an option of a socket that is a number."""
-    return cast(int, socket.get(option))
-
-
-def readable(socket: "zmq.Socket[bytes]") -> bool:
-    """Return whether something can be received now; asking also lets libzmq do what is due on the socket."""
-    return socket.get(zmq.EVENTS) & _POLLIN != 0  # type: ignore[operator] # a number; `number` would be two more calls

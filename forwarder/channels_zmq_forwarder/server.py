@@ -18,10 +18,12 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
-from channels_zmq_forwarder.curve import Gate
-from channels_zmq_forwarder.exchange import Exchange, Limits
-from channels_zmq_forwarder.pump import Marks, Pump, number
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import Pump
+from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
+from channels_zmq_forwarder.sockets import Marks, number
+from channels_zmq_forwarder.zap import Gate
 
 logger = logging.getLogger("channels_zmq_forwarder")
 

@@ -318,6 +318,47 @@ RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 SUB_KIND = 1 + INBOX_SIZE + 1
 """Where the sub-kind of a frame for an inbox stands."""
 
+GROUP_BYTE = b"G"
+"""What `frame[:1]` of a group message is; loops that cannot afford a call to `is_group` compare with it."""
+INBOX_BYTE = b"P"
+SUBSCRIBE = b"\1"
+UNSUBSCRIBE = b"\0"
+
+
+def subscription(topic: bytes) -> bytes:
+    """Return the frame by which an XSUB subscribes to a topic; the format is ZeroMQ's own."""
+    return SUBSCRIBE + topic
+
+
+def unsubscription(topic: bytes) -> bytes:
+    """Return the frame by which an XSUB unsubscribes from a topic."""
+    return UNSUBSCRIBE + topic
+
+
+def subscribed_topic(frame: bytes) -> bytes:
+    """Return the topic of a subscription or an unsubscription."""
+    return frame[1:]
+
+
+def is_group(frame: bytes) -> bool:
+    """Return whether a frame, or a topic, is a group's."""
+    return frame[:1] == GROUP_BYTE
+
+
+def is_hello(frame: bytes) -> bool:
+    """Return whether a frame is a hello; it may still be malformed."""
+    return frame[:1] == b"H"
+
+
+def is_for(inbox: bytes, frame: bytes) -> bool:
+    """Return whether a frame is for this inbox; only the first 17 bytes are compared."""
+    return frame[1 : 1 + INBOX_SIZE] == inbox and frame[:1] == INBOX_BYTE
+
+
+def sub_kind(frame: bytes) -> int:
+    """Return the sub-kind of a frame for an inbox, -1 if the frame is too short or no frame for an inbox."""
+    return frame[SUB_KIND] if frame[:1] == INBOX_BYTE and len(frame) > SUB_KIND else -1
+
 
 def group_topic(group: str) -> Topic:
     """Return the topic of a group's messages."""
@@ -327,6 +368,25 @@ def group_topic(group: str) -> Topic:
 def inbox_topic(inbox: bytes) -> Topic:
     """Return the topic of everything that is meant for one client process."""
     return Topic(b"P%b\0" % inbox)
+
+
+def group_of(topic: bytes) -> bytes:
+    """Return the name of the group whose topic this is; the topic must be a group's."""
+    return topic[1:-1]
+
+
+def group_in(frame: bytes) -> bytes:
+    """Return the name of the group that a group message is for.
+
+    Raises:
+        FrameError: If no NUL ends the topic.
+    """
+    return frame[1 : topic_end(frame)]
+
+
+def inbox_in(frame: bytes) -> bytes:
+    """Return the inbox that stands behind the kind of a request or of a frame for an inbox, unchecked."""
+    return frame[1 : 1 + INBOX_SIZE]
 
 
 def inbox_of(topic: bytes) -> bytes:

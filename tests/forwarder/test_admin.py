@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.admin import DROP_CAUSES, LISTED, Admin
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Traffic
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_forwarder.sockets import AddressError
 from channels_zmq_forwarder.wire import State
 
 A = b"a" * 16
@@ -91,7 +92,7 @@ async def test_metrics_show_what_has_passed(page):
 
 async def test_the_wait_of_plain_messages_is_a_histogram(page):
     """The exchange observes it."""
-    page.exchange.observe_wait(0.02)
+    page.exchange.queues.observe_wait(0.02)
     metrics = await page.metrics()
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.025"] == 1
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.005"] == 0

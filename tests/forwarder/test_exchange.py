@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import DROP_CAUSES
-from channels_zmq_forwarder.exchange import Exchange, Limits
+from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
-from channels_zmq_forwarder.queues import ENTRY_SIZE
+from channels_zmq_forwarder.queues import ENTRY_SIZE, Limits
 from channels_zmq_forwarder.wire import Question, State, Status
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -38,11 +38,11 @@ class Forwarder(Exchange):
         self.enter(State.SERVING)
 
     def connect(self, inbox, session=1, peers=0):
-        self.upstream(b"\1" + wire.inbox_topic(inbox))
+        self.upstream(wire.subscription(wire.inbox_topic(inbox)))
         return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers)))
 
     def disconnect(self, inbox):
-        return self.upstream(b"\0" + wire.inbox_topic(inbox))
+        return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
 
     def send(self, payload=b"", *, inbox=A, n=1, ttl=60_000, capacity=100, channel=JOBS):
         return self.inbound(wire.PLAIN.encode(wire.Plain(inbox, n, ttl, capacity, channel, payload)))
@@ -112,7 +112,7 @@ def test_a_hello_without_a_subscription_is_a_strangers(forwarder):
 
 def test_a_client_of_another_version_is_told_ours_and_no_client(forwarder):
     """It would not understand what clients are sent, and a flush would wait for it."""
-    forwarder.upstream(b"\1" + wire.inbox_topic(A))
+    forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     (frame,) = forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION + 1, 1, 0)))
     assert wire.WELCOME.decode(frame).version == wire.VERSION
     assert forwarder.clients == {}
@@ -145,7 +145,7 @@ def test_the_last_unsubscription_ends_a_client(forwarder):
     forwarder.ready(5)
     forwarder.disconnect(A)
     assert forwarder.clients == {}
-    assert forwarder.queues == {}
+    assert forwarder.queues.by_channel == {}
     assert payloads(forwarder.send(b"1")) == []
 
 
@@ -364,7 +364,7 @@ def test_a_full_queue_answers_full(forwarder):
 def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder):
     """No queue is kept for a message that was refused."""
     assert statuses(forwarder.send(capacity=0)) == [Status.FULL]
-    assert forwarder.queues == {}
+    assert forwarder.queues.by_channel == {}
 
 
 def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
@@ -405,7 +405,7 @@ def test_a_client_can_be_forgotten_by_a_channel(forwarder):
         forwarder.ready(1, channel=channel)
         assert len(jobs(forwarder.send(channel=channel))) == 1
         assert list(forwarder.ready(1, ask=Question.FORGET, channel=channel)) == []
-    assert forwarder.queues == {}
+    assert forwarder.queues.by_channel == {}
     assert forwarder.clients[A].channels == set()
     forwarder.ready(1, channel=b"reply-0")
     assert len(jobs(forwarder.send(channel=b"reply-0"))) == 1
@@ -416,7 +416,7 @@ def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder):
     forwarder.connect(A)
     forwarder.ready(1)
     forwarder.ready(0)
-    assert forwarder.queues == {}
+    assert forwarder.queues.by_channel == {}
     assert forwarder.clients[A].channels == set()
     forwarder.disconnect(A)
 
@@ -426,10 +426,10 @@ def test_what_has_expired_is_swept_and_counted(forwarder):
     forwarder.send(ttl=1_000)
     forwarder.clock.now += 1
     forwarder.sweep()
-    assert forwarder.depth() == 0
+    assert forwarder.queues.depth() == 0
     assert forwarder.drops == {"expired": 1}
-    assert forwarder.queues == {}
-    assert forwarder.queue_size == 0
+    assert forwarder.queues.by_channel == {}
+    assert forwarder.queues.size == 0
 
 
 def test_all_queues_together_hold_so_many_bytes(forwarder):
@@ -476,23 +476,23 @@ def test_ready_counts_only_in_the_session_that_is_on(forwarder):
 def test_the_wait_of_each_message_is_observed(forwarder):
     """The metric is the time in the queue."""
     waits = []
-    forwarder.observe_wait = waits.append
+    forwarder.queues.observe_wait = waits.append
     forwarder.connect(A)
     forwarder.send()
     forwarder.clock.now += 2
     forwarder.ready(1)
     assert waits == [2]
-    Exchange(INSTANCE).observe_wait(1.0)
+    Exchange(INSTANCE).queues.observe_wait(1.0)
 
 
 def test_the_oldest_wait_is_known(forwarder):
     """0 if nothing waits."""
-    assert forwarder.oldest_wait() == 0
+    assert forwarder.queues.oldest_wait() == 0
     forwarder.send()
     forwarder.clock.now += 2
     forwarder.send(channel=b"other")
-    assert forwarder.oldest_wait() == 2
-    assert forwarder.depth() == 2
+    assert forwarder.queues.oldest_wait() == 2
+    assert forwarder.queues.depth() == 2
 
 
 # Plain channels as members of groups
@@ -516,7 +516,7 @@ def test_a_full_plain_member_misses_the_message(forwarder):
     forwarder.join(capacity=1)
     for _ in range(2):
         assert len(forwarder.inbound(group_frame())) == 1
-    assert forwarder.depth() == 1
+    assert forwarder.queues.depth() == 1
     assert forwarder.drops == {"queue full": 1}
 
 
@@ -540,10 +540,10 @@ def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
     forwarder.join(life=10_000)
     forwarder.disconnect(A)
     forwarder.inbound(group_frame())
-    assert forwarder.depth() == 1
+    assert forwarder.queues.depth() == 1
     forwarder.clock.now += 10
     forwarder.inbound(group_frame())
-    assert forwarder.depth() == 1
+    assert forwarder.queues.depth() == 1
     forwarder.sweep()
     assert forwarder.relays_as_they_come
 
@@ -566,8 +566,8 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
     forwarder.send()
     forwarder.join()
     to_a, to_b = forwarder.flush(A, n=3)
-    assert forwarder.depth() == 0
-    assert forwarder.queue_size == 0
+    assert forwarder.queues.depth() == 0
+    assert forwarder.queues.size == 0
     assert forwarder.flushed(to_b) == []
     (done,) = forwarder.flushed(to_a)
     assert wire.CONFIRM.decode(done) == wire.Confirm(A, 3, Status.OK, INSTANCE)
@@ -584,7 +584,7 @@ def test_messages_that_come_during_a_flush_are_dropped(forwarder):
     assert list(forwarder.inbound(direct_frame(A))) == []
     assert statuses(forwarder.send()) == [Status.OK]
     assert list(forwarder.back(job)) == []
-    assert forwarder.depth() == 0
+    assert forwarder.queues.depth() == 0
     assert forwarder.drops == {"flushed": 4}
     forwarder.flushed(empty)
     assert len(forwarder.inbound(group_frame())) == 1
@@ -677,9 +677,9 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
 def test_groups_are_listed(forwarder):
     """Those with a subscriber."""
     forwarder.connect(A)
-    forwarder.upstream(b"\1" + wire.group_topic("Zürich"))
+    forwarder.upstream(wire.subscription(wire.group_topic("Zürich")))
     assert forwarder.groups() == ["Zürich".encode()]
-    forwarder.upstream(b"\0" + wire.group_topic("Zürich"))
+    forwarder.upstream(wire.unsubscription(wire.group_topic("Zürich")))
     assert forwarder.groups() == []
 
 
@@ -722,12 +722,12 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
     def send(self, inbox, channel, capacity):
         payload = self.new_payload()
         waiting = self.accepted.setdefault(channel, [])
-        depth, size = len(waiting), self.forwarder.queue_size
+        depth, size = len(waiting), self.forwarder.queues.size
         waiting.append(payload)
-        queue = self.forwarder.queues.get(channel)
+        queue = self.forwarder.queues.by_channel.get(channel)
         has_reader = queue is not None and queue.readers > 0
         (status,) = statuses(self.take(self.forwarder.send(payload, inbox=inbox, capacity=capacity, channel=channel)))
-        fits = has_reader or size + ENTRY_SIZE + 4 <= self.forwarder.limits.queue_bytes
+        fits = has_reader or size + ENTRY_SIZE + 4 <= self.forwarder.queues.limits.queue_bytes
         assert (status is Status.OK) == (depth < capacity and fits)
         if status is not Status.OK:
             waiting.remove(payload)
@@ -747,7 +747,7 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
             self.accepted[name].remove(payload)
 
     def waits(self, channel, payload):
-        queue = self.forwarder.queues.get(channel)
+        queue = self.forwarder.queues.by_channel.get(channel)
         return queue is not None and any(entry.payload == payload for entry in queue.entries)
 
     @precondition(lambda self: self.up)
@@ -797,7 +797,7 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def hand_back(self, data):
         job = self.jobs.pop(data.draw(st.sampled_from(sorted(self.jobs))))
-        fits = self.forwarder.queue_size + ENTRY_SIZE + 4 <= self.forwarder.limits.queue_bytes
+        fits = self.forwarder.queues.size + ENTRY_SIZE + 4 <= self.forwarder.queues.limits.queue_bytes
         if fits:
             self.accepted.setdefault(job.channel, []).append(job.payload)
         self.take(self.forwarder.back(job))
@@ -805,15 +805,17 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
     @invariant()
     def books_balance(self):
         forwarder = self.forwarder
-        assert forwarder.queue_size == sum(queue.size for queue in forwarder.queues.values())
+        assert forwarder.queues.size == sum(queue.size for queue in forwarder.queues.by_channel.values())
         for channel, waiting in self.accepted.items():
-            queue = forwarder.queues.get(channel)
+            queue = forwarder.queues.by_channel.get(channel)
             assert sorted(waiting) == sorted(entry.payload for entry in queue.entries) if queue else not waiting
-        assert not any(queue.idle for queue in forwarder.queues.values())
+        assert not any(queue.idle for queue in forwarder.queues.by_channel.values())
         assert forwarder.clients.keys() == self.up
         for inbox, client in forwarder.clients.items():
-            assert client.channels == {name for name, queue in forwarder.queues.items() if inbox in queue.credits}
-        assert all(self.up >= queue.credits.keys() for queue in forwarder.queues.values())
+            assert client.channels == {
+                name for name, queue in forwarder.queues.by_channel.items() if inbox in queue.credits
+            }
+        assert all(self.up >= queue.credits.keys() for queue in forwarder.queues.by_channel.values())
         assert forwarder.drops.keys() <= set(DROP_CAUSES)
         assert forwarder.relays_as_they_come == (not self.members)
 
@@ -822,8 +824,8 @@ class ExchangeAgainstModel(RuleBasedStateMachine):
         self.forwarder.sweep()
         for inbox in list(self.up):
             self.forwarder.disconnect(inbox)
-        assert self.forwarder.queue_size == 0
-        assert self.forwarder.queues == {}
+        assert self.forwarder.queues.size == 0
+        assert self.forwarder.queues.by_channel == {}
 
 
 TestExchangeAgainstModel = ExchangeAgainstModel.TestCase

@@ -45,7 +45,7 @@ async def running(changes):
 
 async def subscriber(sockets, address, inbox=A, peers=0):
     xsub = sockets.open(zmq.XSUB, address)
-    await xsub.send(b"\1" + wire.inbox_topic(inbox))
+    await xsub.send(wire.subscription(wire.inbox_topic(inbox)))
     await xsub.send(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, peers)))
     return xsub
 
@@ -152,8 +152,8 @@ async def test_what_expired_is_swept(async_sockets):
     """Once a second, whether or not somebody asks."""
     async with running(settings()) as server:
         server.exchange.inbound(wire.PLAIN.encode(wire.Plain(A, 1, 0, 10, b"jobs", b"")))
-        assert server.exchange.depth() == 1
-        while server.exchange.depth():
+        assert server.exchange.queues.depth() == 1
+        while server.exchange.queues.depth():
             await asyncio.sleep(0.01)
 
 

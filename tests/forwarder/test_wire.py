@@ -213,3 +213,18 @@ def test_a_group_message_that_ends_early_is_none(frame):
     """Nor one without a topic."""
     with pytest.raises(wire.FrameError):
         wire.read_group(frame)
+
+
+def test_frames_are_told_apart_without_being_decoded():
+    """By their first bytes, for loops that relay them."""
+    room, inbox = wire.group_topic("room"), wire.inbox_topic(INBOX)
+    message, direct = wire.ordered(room, bytes(8), 1, 0, 0, b""), wire.direct_prefix(INBOX) + bytes(30)
+    assert wire.subscribed_topic(wire.subscription(room)) == room
+    assert wire.subscribed_topic(wire.unsubscription(inbox)) == inbox
+    assert [wire.is_group(frame) for frame in (message, room, direct, b"")] == [True, True, False, False]
+    assert (wire.group_of(room), wire.group_in(message)) == (b"room", b"room")
+    assert [wire.is_for(INBOX, frame) for frame in (direct, b"G" + direct[1:], inbox[:9])] == [True, False, False]
+    assert [wire.sub_kind(frame) for frame in (direct, inbox, message + bytes(20))] == [wire.DIRECT, -1, -1]
+    hello = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
+    assert wire.is_hello(hello)
+    assert wire.inbox_in(hello) == wire.inbox_in(direct) == INBOX

@@ -27,7 +27,7 @@ class Peer:
         self.number = 0
 
     def __enter__(self):
-        self.say(b"\1" + wire.inbox_topic(self.inbox))
+        self.say(wire.subscription(wire.inbox_topic(self.inbox)))
         self.say(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0)))
         try:
             assert wire.WELCOME.decode(self.await_kind(wire.WELCOME)).session == 1
@@ -88,8 +88,8 @@ def well_formed(inbox, session=1):
         wire.REMOVED.encode(wire.Removed(inbox, b"room", b"jobs")),
         wire.ordered(wire.group_topic("room"), b"sender..", 1, 1, 9_000, b"payload"),
         wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, 1, 9_000, wire.direct_body("specific.x!1", b"payload")),
-        b"\1" + wire.group_topic("room"),
-        b"\0" + wire.group_topic("room"),
+        wire.subscription(wire.group_topic("room")),
+        wire.unsubscription(wire.group_topic("room")),
     ]
 
 
