@@ -303,7 +303,7 @@ class EmbeddedConnection(Connection):
                 return min(due, self._subscriber.tick(now), now + 1.0)
             if now >= self._exchange_swept + 1.0:
                 self._exchange_swept = now
-                self._exchange.sweep()
+                self._publish(self._exchange.sweep())
                 if self._gate is not None and self._gate.allowed is not None:
                     self._gate.allowed.refresh()
             if self._xpub is not None:

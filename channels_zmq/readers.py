@@ -172,7 +172,8 @@ class Readers:
     def _ready(self, window: Window, ask: Question = Question.NOTHING) -> bytes:
         window.most = max(window.most, window.said)
         channel = window.box.name.encode()
-        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, ask, channel))
+        settled = max(0, window.received - len(window.box.mail))
+        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, settled, 0, ask, channel))
 
     def _back(self, channel: str, jobs: list[tuple[float, bytes, int]]) -> list[bytes]:
         now = self._clock()

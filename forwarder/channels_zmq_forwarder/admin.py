@@ -26,15 +26,16 @@ LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 DROP_CAUSES = (
     "malformed",
     "stray",
-    "other version",
-    "no such process",
-    "queue full",
-    "queue bytes",
-    "queue names",
+    "version_mismatch",
+    "unroutable",
+    "queue_full",
+    "queue_bytes",
+    "queue_names",
     "expired",
+    "lost_delivery",
     "flushed",
     "memory",
-    "revoked key",
+    "revoked_key",
 )
 LISTED = 50
 """How many groups and queues the status page lists."""
@@ -122,7 +123,7 @@ class Admin:
     async def _status(self, request: web.Request) -> web.Response:
         exchange, traffic = self._exchange, self._traffic
         groups = exchange.groups()
-        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: len(item[1].entries))
+        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: len(item[1].waiting))
         return web.json_response(
             {
                 "version": __version__,
@@ -141,7 +142,7 @@ class Admin:
                 "waiting": exchange.queues.depth(),
                 "oldest_wait": exchange.queues.oldest_wait(),
                 "queues": [
-                    {"channel": _shown(name), "waiting": len(queue.entries), "readers": queue.readers}
+                    {"channel": _shown(name), "waiting": len(queue.waiting), "readers": queue.readers}
                     for name, queue in queues
                 ],
             }

@@ -12,7 +12,6 @@ drives it (`pump`, or the library's embedded connection) publishes what it retur
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import Flushes
@@ -22,14 +21,6 @@ from channels_zmq_forwarder.queues import Limits, PlainQueues
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
 _DIRECT = b"\0" + bytes([wire.DIRECT])
-
-
-@dataclass(slots=True)
-class Client:
-    """A process that said hello; `channels` are the plain channels it holds credit for."""
-
-    session: int
-    channels: set[bytes] = field(default_factory=set)
 
 
 class Exchange:
@@ -47,12 +38,13 @@ class Exchange:
         self.instance = instance
         limits = limits or Limits()
         self.state = wire.State.SETTLING
-        self.clients: dict[bytes, Client] = {}
+        self.clients: dict[bytes, int] = {}
+        """The session of each client, by its inbox."""
         self.topics: set[bytes] = set()
         self.peers_expected = 0
         """The largest number of clients that a hello said the last instance had."""
         self.drops: Counter[str] = Counter()
-        self.queues = PlainQueues(limits, clock, self.drops)
+        self.queues = PlainQueues(instance, limits, clock, self.drops)
         self._clock = clock
         self._members = PlainMembers(limits.queue_names)
         self._told_clients = 0
@@ -64,6 +56,8 @@ class Exchange:
             wire.HELLO.kind: self._hello,
             wire.SYNC.kind: self._sync,
             wire.READY.kind: self._ready,
+            wire.RECEIVED.kind: self._received,
+            wire.TOTAL.kind: self._total,
             wire.BACK.kind: self._back,
             # A reader of an embedded producer has no other way up:
             wire.INBOX: self._relay_request,
@@ -115,19 +109,24 @@ class Exchange:
 
     def _welcomes(self) -> list[bytes]:
         self._told_clients = len(self.clients)
-        return [self._welcome(inbox, client.session) for inbox, client in self.clients.items()]
+        return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
     def refuse_above(self, size: int | None) -> None:
         """Refuse messages of more than `size` bytes, 0 for all of them, because memory runs out; None ends it."""
         self._largest = size
         self._choose_path()
 
-    def sweep(self) -> None:
-        """Drop what has expired; to be called about once a second."""
-        self.queues.expire()
+    def due(self) -> float:
+        """Return when `sweep` may have something to do."""
+        return min(self.queues.due(), self._members.due(), self._flushes.due())
+
+    def sweep(self) -> list[bytes]:
+        """Do what is due, and return the frames to publish. The cost is that of what is due, not of what exists."""
+        out = self.queues.sweep()
         self._members.expire(self._clock())
         self._flushes.expire()
         self._choose_path()
+        return out
 
     def groups(self) -> list[bytes]:
         """Return the names of the groups that have a member somewhere."""
@@ -161,16 +160,17 @@ class Exchange:
         if wire.inbox_topic(hello.inbox) not in self.topics:
             return self._dropped("stray")  # its pipe would have told of the subscription first
         if hello.version != wire.VERSION:
-            self.drops["other version"] += 1
+            self.drops["version_mismatch"] += 1
             return [self._welcome(hello.inbox, hello.session)]  # says our version; nothing else would be understood
         known = self.clients.get(hello.inbox)
-        if known is not None and hello.session < known.session:
+        if known is not None and hello.session < known:
             return self._dropped("stray")  # of a connection that died, read after its successor's
         self.peers_expected = max(self.peers_expected, hello.peers)
-        if known is None or hello.session != known.session:
-            self._take_credit(hello.inbox)
-            self.clients[hello.inbox] = Client(hello.session)
-        return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox)]
+        out = []
+        if hello.session != known:
+            out = self.queues.begin(hello.inbox, hello.session)
+            self.clients[hello.inbox] = hello.session
+        return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         return wire.WELCOME.encode(
@@ -178,14 +178,8 @@ class Exchange:
         )
 
     def _forget(self, inbox: bytes) -> list[bytes]:
-        self._take_credit(inbox)
         self.clients.pop(inbox, None)
-        return self._confirm_flushes(self._flushes.gone(inbox))
-
-    def _take_credit(self, inbox: bytes) -> None:
-        client = self.clients.get(inbox)
-        for channel in client.channels if client else ():
-            self.queues.forget(channel, inbox)
+        return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
 
     def _sync(self, frame: bytes) -> list[bytes]:
         sync = wire.SYNC.decode(frame)
@@ -204,7 +198,7 @@ class Exchange:
             return (frame,)
         payload, out = frame[start:], [frame]
         for channel, member in members:
-            out += self.queues.put(channel, payload, ttl, member.capacity)[1]
+            out += self.queues.put(wire.Plain(b"", 0, ttl, member.capacity, channel, payload))
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
@@ -230,7 +224,7 @@ class Exchange:
             if cause:
                 return self._dropped(cause)
         if head[:-1] not in self.topics:
-            return self._dropped("no such process")
+            return self._dropped("unroutable")
         return (frame,)
 
     # Plain channels
@@ -242,44 +236,48 @@ class Exchange:
             self._dropped(cause)
             answer = wire.Status.OK if cause == "flushed" else wire.Status.FULL
             return [self._confirm(send.inbox, send.n, answer)]
-        status, jobs = self.queues.put(send.channel, send.payload, send.ttl, send.capacity)
-        return [self._confirm(send.inbox, send.n, status), *jobs]
+        return self.queues.put(send)
 
-    def _ready(self, frame: bytes) -> Frames:
-        ready = wire.READY.decode(frame)
-        client = self.clients.get(ready.inbox)
-        if client is None or client.session != ready.session:
-            return NOTHING  # of a session that has ended; the client says it again after the next welcome
-        out, holds_credit = self.queues.open_window(ready)
-        if holds_credit:
-            client.channels.add(ready.channel)
-        else:
-            client.channels.discard(ready.channel)
-        return out
+    def _ready(self, frame: bytes) -> list[bytes]:
+        return self.queues.ready(wire.READY.decode(frame))
+
+    def _received(self, frame: bytes) -> list[bytes]:
+        return self.queues.received(wire.RECEIVED.decode(frame))
+
+    def _total(self, frame: bytes) -> Frames:
+        question = wire.TOTAL.decode(frame)
+        handed = self.queues.total(question.inbox, question.session)
+        if handed is None:
+            return NOTHING
+        return [wire.HANDED_TOTAL.encode(wire.HandedTotal(question.inbox, question.session, handed))]
 
     def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
-        if self._flushes:
-            return self._dropped("flushed")
-        return self.queues.put_back(back)
+        return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
 
     # Plain channels as members of groups
 
     def _member(self, frame: bytes) -> Frames:
         member = wire.MEMBER.decode(frame)
-        if member.inbox not in self.clients:
+        if not self._is_living(member.inbox):
             return self._dropped("stray")
-        status, told = wire.Status.OK, frozenset[bytes]()
+        status, notified = wire.Status.OK, set[bytes]()
         if not member.add:
-            told = self._members.leave(member.group, member.channel) & self.clients.keys()
-        elif not self._members.join(member, self._clock(), self.clients):
-            self.drops["queue names"] += 1
-            status = wire.Status.REFUSED
+            notified = {inbox for inbox in self._members.leave(member, self._clock()) if self._is_living(inbox)}
+        else:
+            joined = self._members.join(member, self._clock(), self._is_living)
+            if joined is None:  # somebody has discarded it since
+                notified = {member.inbox}
+            elif joined is wire.Status.REFUSED:
+                self.drops["queue_names"] += 1
+                status = joined
         self._choose_path()
-        return [
-            *(wire.REMOVED.encode(wire.Removed(adder, member.group, member.channel)) for adder in sorted(told)),
-            self._confirm(member.inbox, member.n, status),
-        ]
+        out = [wire.REMOVED.encode(wire.Removed(inbox, member.group, member.channel)) for inbox in sorted(notified)]
+        return [*out, self._confirm(member.inbox, member.n, status)] if member.n else out
+
+    def _is_living(self, inbox: bytes) -> bool:
+        """Return whether a process is there: subscribed to its inbox, with or without a hello yet."""
+        return wire.inbox_topic(inbox) in self.topics
 
     # Requests about the exchange itself
 
@@ -294,10 +292,9 @@ class Exchange:
         out = self._flushes.begin(request, self.clients)
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
-        self.queues.clear()
         self._members.clear()
         self._choose_path()
-        return out
+        return [*self.queues.clear(), *out]
 
     def _flushed(self, frame: bytes) -> list[bytes]:
         return self._confirm_flushes(self._flushes.answered(wire.FLUSHED.decode(frame)))

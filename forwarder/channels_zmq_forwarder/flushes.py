@@ -5,6 +5,7 @@ While there is one, messages are dropped; it is over when all clients have answe
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 from channels_zmq_forwarder import wire
 
@@ -59,6 +60,10 @@ class Flushes:
     def gone(self, inbox: bytes) -> list[wire.Flush]:
         """Wait for a client no longer; return the requests that are done by it."""
         return self._done_without(inbox, list(self._under_way.values()))
+
+    def due(self) -> float:
+        """Return when `expire` has something to do."""
+        return min((flush.deadline for flush in self._under_way.values()), default=inf)
 
     def expire(self) -> None:
         """End those whose time is up; whoever asked hears nothing."""

@@ -184,7 +184,7 @@ class Pump:
             frame = self._pull.recv(flag, copy=False)
             if _user(frame) not in self._revoked:
                 return frame.bytes
-            self.exchange.drops["revoked key"] += 1
+            self.exchange.drops["revoked_key"] += 1
 
     def _read_producers(self) -> bool:
         recv = self._recv_allowed if self._revoked else self._pull.recv

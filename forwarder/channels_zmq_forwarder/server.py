@@ -160,7 +160,7 @@ class Server:
             self._let_producers_in()
             if now - swept >= SWEEP:
                 swept = now
-                self.exchange.sweep()
+                self.pump.publish(self.exchange.sweep())
                 self.pump.publish(self.exchange.news())
                 self._look_at_keys()
 

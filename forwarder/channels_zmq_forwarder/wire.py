@@ -154,13 +154,31 @@ class Sync(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """How many jobs in all, of one plain channel and session, the client will have taken; `ask` is a `Question`."""
+    """How many jobs of a channel the client accepts in this session (`limit`), and how many of them it has settled."""
 
     inbox: bytes
     session: int
     limit: int
+    settled: int
+    answers: int
     ask: int
     channel: bytes
+
+
+class Received(NamedTuple):
+    """How many jobs of a channel this client received in an earlier session; it will never read any others of it."""
+
+    inbox: bytes
+    session: int
+    received: int
+    channel: bytes
+
+
+class Total(NamedTuple):
+    """A question that the exchange answers with `HandedTotal`."""
+
+    inbox: bytes
+    session: int
 
 
 class Back(NamedTuple):
@@ -185,7 +203,7 @@ class Plain(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A plain channel joins (`add` 1) or leaves (0) a group; `age` is the time since then, `life` 0 is for ever."""
+    """A plain channel joins (`add` 1) or leaves (0) a group, `age` ago; `life` 0 is for ever, `n` 0 wants no answer."""
 
     inbox: bytes
     n: int
@@ -266,6 +284,23 @@ class Handed(NamedTuple):
     channel: bytes
 
 
+class HandedTotal(NamedTuple):
+    """How many jobs of all channels were handed over in this session; each of them left before this frame."""
+
+    inbox: bytes
+    session: int
+    handed: int
+
+
+class Query(NamedTuple):
+    """Asks how much of a channel is settled now; answer with a `Ready` whose `answers` is this `n`."""
+
+    inbox: bytes
+    n: int
+    session: int
+    channel: bytes
+
+
 class Job(NamedTuple):
     """One message of a plain channel, for one reader of this process."""
 
@@ -294,7 +329,9 @@ class Empty(NamedTuple):
 
 HELLO = Layout(Hello, b"H", ">BII", grows=True)
 SYNC = Layout(Sync, b"Y", ">Q")
-READY = Layout(Ready, b"R", ">IQB", names=1)
+READY = Layout(Ready, b"R", ">IQQQB", names=1)
+RECEIVED = Layout(Received, b"D", ">IQ", names=1)
+TOTAL = Layout(Total, b"T", ">I")
 BACK = Layout(Back, b"B", ">QI", names=1, payload=True)
 PLAIN = Layout(Plain, b"Q", ">QII", names=1, payload=True)
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
@@ -306,12 +343,14 @@ CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
 WELCOME = Layout(Welcome, b"Pw", ">BB8sII", grows=True)
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
+HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
+QUERY = Layout(Query, b"Pq", ">QI", names=1)
 JOB = Layout(Job, b"Pj", ">IQI", names=1, payload=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-CLIENT_LAYOUTS = (HELLO, SYNC, READY, BACK, PLAIN, MEMBER, ECHO, FLUSH, FLUSHED)
-INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, JOB, REMOVED, EMPTY)
+CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, BACK, PLAIN, MEMBER, ECHO, FLUSH, FLUSHED)
+INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, REMOVED, EMPTY)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 """Sub-kinds of inbox frames that clients may send to each other; the others are the exchange's own."""
 

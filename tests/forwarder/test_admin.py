@@ -111,7 +111,7 @@ async def test_status_shows_the_longest_queues_first(page):
             page.exchange.inbound(plain(channel))
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
-    page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, b"short")))
+    page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, 0, 0, b"short")))
     status = await page.status()
     assert status["queues"] == [
         {"channel": "long", "waiting": 3, "readers": 0},

@@ -81,7 +81,7 @@ def test_a_group_with_a_plain_member_reaches_its_queue(rig):
     rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))
     rig.push.send(frame(b"after"))
     rig.turn_until(rig.exchange.queues.depth)
-    assert [entry.payload for entry in rig.exchange.queues.by_channel[b"jobs"].entries] == [b"after"]
+    assert [entry.payload for entry in rig.exchange.queues.by_channel[b"jobs"].waiting.values()] == [b"after"]
 
 
 def test_traffic_is_counted(rig):

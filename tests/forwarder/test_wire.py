@@ -129,7 +129,7 @@ def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail):
 def test_a_name_never_holds_a_nul():
     """Where the name ends the frame, a NUL is no part of it."""
     with pytest.raises(FrameError, match="no NUL"):
-        wire.READY.decode(b"R" + INBOX + bytes(13) + b"jo\0bs")
+        wire.READY.decode(b"R" + INBOX + bytes(29) + b"jo\0bs")
 
 
 def test_the_longest_name_of_channels_fits():

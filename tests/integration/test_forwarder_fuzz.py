@@ -78,7 +78,7 @@ def is_served(context, pull, pub):
         message = wire.ordered(wire.group_topic("fresh"), b"sender..", 1, wire.FLAG_FIRST, 9_000, b"hello")
         peer.push.send(message)
         assert peer.xsub.recv() == message
-        peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, b"fresh-jobs")))
+        peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, 0, 0, b"fresh-jobs")))
         peer.sync()
         peer.push.send(wire.PLAIN.encode(wire.Plain(peer.inbox, 5, 9_000, 10, b"fresh-jobs", b"work")))
         confirm = wire.CONFIRM.decode(peer.xsub.recv())
