@@ -76,7 +76,7 @@ class Admin:
 
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
-        """Serve the page at `HOST:PORT` while the block runs; an empty address serves nothing.
+        """Serve the page at `HOST:PORT` while the block runs; host `*` is all interfaces, no address serves nothing.
 
         Raises:
             AddressError: The address cannot be bound.
@@ -98,7 +98,7 @@ class Admin:
         await runner.setup()
         host, _, port = address.rpartition(":")
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            await web.TCPSite(runner, None if host == "*" else host.strip("[]"), int(port)).start()
         except OSError as error:
             await runner.cleanup()
             raise AddressError(f"cannot bind the admin address {address}: {error.strerror}") from error

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
     admin_address: str = Field(
         "127.0.0.1:9600",
-        description="Host and port of /livez, /readyz, /metrics and the status page; empty for none.",
+        description="Host and port of /livez, /readyz, /metrics and the status page; host * is all, empty for none.",
     )
     pull_high_water_mark: int = Field(
         10_000, gt=0, lt=2**31, description="Frames taken from each producer ahead of their turn."
@@ -111,8 +111,9 @@ class Settings(BaseSettings):
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
-        if value and not (host and colon and port.isdecimal() and int(port) < 65536):
-            raise ValueError(f"{value!r} is not HOST:PORT")
+        is_ipv6 = host.startswith("[") and host.endswith("]")
+        if value and not (host and colon and port.isdecimal() and int(port) < 65536 and (is_ipv6 or ":" not in host)):
+            raise ValueError(f"{value!r} is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:9600")
         return value
 
     @field_validator("log_level", mode="before")

@@ -5,7 +5,9 @@ In the data-flow diagram these are the ends of the arrows: XPUB, PULL and the so
     AddressError    an address cannot be bound
 """
 
+import errno
 import fcntl
+import socket as addresses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,9 @@ import zmq
 from channels_zmq_forwarder import wire
 
 IPC = "ipc://"
+TCP = "tcp://"
+EVERYWHERE = "tcp://*:"
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 BIND_AGAIN = 5.0
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
 
@@ -33,8 +38,39 @@ class Marks:
     max_frame: int = 16 * 2**20 + wire.MAX_OVERHEAD
 
 
+def use_ipv6(socket: "zmq.Socket[bytes]", address: str) -> None:
+    """Prepare a socket for the address that it binds or connects to next: IPv6 literals, and all interfaces, need it.
+
+    With the option an IPv4 literal would be bound as an IPv4-mapped address, and a name would be resolved to IPv6 even
+    where nobody listens on it: resolve names first, see `resolve`.
+    """
+    socket.set(zmq.IPV6, address.startswith(("tcp://[", EVERYWHERE)))
+
+
+def resolve(address: str) -> list[str]:
+    """Return a TCP address with the host's name replaced by each of its IP addresses, in the system's order.
+
+    Any other address is returned as it is: a literal, `*`, the name of a network interface, `ipc://`, `inproc://`.
+    Blocks while the system resolves the name, so it must not be called on an event loop.
+
+    Raises:
+        OSError: If the name cannot be resolved.
+    """
+    host, _, port = address.removeprefix(TCP).rpartition(":")
+    if not address.startswith(TCP) or host == "*" or host.startswith("[") or host in _interfaces():
+        return [address]
+    found = addresses.getaddrinfo(host, None, type=addresses.SOCK_STREAM)
+    hosts = dict.fromkeys(str(at[0]) for *_, at in found)
+    return [f"{TCP}[{at}]:{port}" if ":" in at else f"{TCP}{at}:{port}" for at in hosts]
+
+
+def _interfaces() -> set[str]:
+    return {name for _, name in addresses.if_nameindex()}
+
+
 def bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
     """Bind an address that this process has just let go, which ZeroMQ does a moment later."""
+    use_ipv6(socket, address)
     deadline = time.monotonic() + BIND_AGAIN
     while True:
         try:
@@ -64,12 +100,22 @@ def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
 def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
     """Bind a socket and return its address, with the port that the system chose for `:0` or `:*`.
 
+    `tcp://*:PORT` is IPv6 and IPv4 where the machine has both. Of a name with several addresses an IPv4 one is bound.
+
     Raises:
-        AddressError: The address is in use, not of this machine or no address.
+        AddressError: If the address is in use, not of this machine, or invalid.
     """
     try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
+        literal = min(resolve(address), key=lambda one: one.startswith("tcp://["))
+        use_ipv6(socket, literal)
+        try:
+            socket.bind(literal)
+        except zmq.ZMQError as error:
+            if not literal.startswith(EVERYWHERE) or error.errno not in _NO_IPV6:
+                raise
+            socket.set(zmq.IPV6, False)
+            socket.bind(literal)
+    except (OSError, zmq.ZMQError) as error:
         raise AddressError(f"cannot bind {address}: {error.strerror}") from error
     return cast(bytes, socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 

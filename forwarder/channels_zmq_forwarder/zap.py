@@ -106,7 +106,7 @@ class Gate:
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and credentials else b""
         allowed = bool(public) and (self.allowed is None or public in self.allowed.keys)
         if not allowed:
-            self._tell(address.decode(errors="replace") or "a local socket", "its key is not allowed")
+            self._tell(_plain(address.decode(errors="replace")) or "a local socket", "its key is not allowed")
         code, text = (b"200", b"OK") if allowed else (b"400", b"not allowed")
         self._zap.send_multipart([version, request, code, text, public if allowed else b"", b""])
         return True
@@ -151,4 +151,9 @@ def _peer(descriptor: int) -> str:
             name = copy.getpeername()
     except OSError:
         return "an address that is gone already"
-    return str(name[0]) if isinstance(name, tuple) else "a local socket"
+    return _plain(str(name[0])) if isinstance(name, tuple) else "a local socket"
+
+
+def _plain(address: str) -> str:
+    """Return an IPv4 address as such, also if it is the peer of an IPv6 socket."""
+    return address.removeprefix("::ffff:")

@@ -1,5 +1,8 @@
 """What people and machines may ask."""
 
+import asyncio
+import socket
+
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -173,3 +176,12 @@ async def test_an_address_in_use_is_named(host, unused_tcp_port):
         with pytest.raises(AddressError, match="cannot bind the admin address"):
             async with other.serving(f"{host}:{unused_tcp_port}"):
                 raise AssertionError("it was bound twice")
+
+
+async def test_all_interfaces_of_both_families_are_served(unused_tcp_port):
+    """Probes reach a pod by an address of either."""
+    async with Admin(Exchange(b"instance"), Traffic()).serving(f"*:{unused_tcp_port}"):
+        for host in ["127.0.0.1", *(["::1"] if socket.has_ipv6 else [])]:
+            _, writer = await asyncio.open_connection(host, unused_tcp_port)
+            writer.close()
+            await writer.wait_closed()

@@ -54,6 +54,12 @@ def test_sizes_have_units():
     assert settings.memory_limit == 512 * 2**20
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9600", "[::1]:9600", "*:9600", "localhost:0"])
+def test_the_admin_page_has_a_host_and_a_port(address):
+    """IPv6 in brackets, `*` for all interfaces."""
+    assert parse(["--admin-address", address]).admin_address == address
+
+
 def test_the_admin_page_can_be_off():
     """By an empty address."""
     assert parse(["--admin-address", ""]).admin_address == ""
@@ -74,6 +80,7 @@ def test_levels_are_read_in_any_case():
             "--admin-address (CHANNELS_ZMQ_FORWARDER_ADMIN_ADDRESS): '9600' is not HOST:PORT",
         ),
         (["--admin-address", "a:65536"], "'a:65536' is not HOST:PORT"),
+        (["--admin-address", "::1:9600"], "an IPv6 address stands in brackets"),
         (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),
         (["--settle", "6"], "settle-at-most (5.0) is less than settle (6.0)"),
         (["--settle-at-most", "inf"], "--settle-at-most "),

@@ -1,9 +1,100 @@
 """Options and binding of sockets."""
 
+import errno
+import socket as addresses
+
 import pytest
 import zmq
 
-from channels_zmq_forwarder.sockets import AddressError, bind, guard, number, readable
+from channels_zmq_forwarder import sockets as module
+from channels_zmq_forwarder.sockets import AddressError, bind, guard, number, readable, resolve, use_ipv6
+
+
+def has_ipv6():
+    try:
+        with addresses.create_server(("::1", 0), family=addresses.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize(
+    "address, reached_by",
+    [
+        ("tcp://127.0.0.1:*", ["127.0.0.1"]),
+        ("tcp://localhost:*", ["127.0.0.1"]),
+        pytest.param("tcp://[::1]:*", ["[::1]"], marks=needs_ipv6),
+        pytest.param("tcp://[::]:*", ["[::1]", "127.0.0.1"], marks=needs_ipv6),
+        pytest.param("tcp://*:*", ["[::1]", "127.0.0.1"], marks=needs_ipv6),
+    ],
+)
+def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
+    """`*` is all interfaces of both, so that a pod with an address of either family is reached."""
+    pull = sockets.open(zmq.PULL)
+    port = bind(pull, address).rpartition(":")[2]
+    for host in reached_by:
+        push = sockets.open(zmq.PUSH)
+        target = f"tcp://{host}:{port}"
+        use_ipv6(push, target)
+        push.connect(target)
+        push.send(host.encode())
+        assert pull.poll(5_000), f"{address} is not reached by {target}"
+        assert pull.recv() == host.encode()
+
+
+@pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_all_interfaces_are_bound_without_ipv6_too(error):
+    """On a machine that has none."""
+
+    class Socket:
+        def __init__(self):
+            self.options = {}
+
+        def set(self, option, value):
+            self.options[option] = value
+
+        def bind(self, address):
+            if self.options[zmq.IPV6]:
+                raise zmq.ZMQError(error)
+
+        def get(self, option):
+            return b"tcp://0.0.0.0:5555\0"
+
+    assert bind(Socket(), "tcp://*:5555") == "tcp://0.0.0.0:5555"
+    with pytest.raises(AddressError):
+        bind(Socket(), "tcp://[::1]:5555")
+
+
+@pytest.mark.parametrize(
+    "found, resolved",
+    [
+        (["fd00::1"], ["tcp://[fd00::1]:5555"]),
+        (["10.0.0.1", "10.0.0.2", "10.0.0.1"], ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"]),
+        (["fd00::1", "10.0.0.1"], ["tcp://[fd00::1]:5555", "tcp://10.0.0.1:5555"]),
+    ],
+)
+def test_a_name_stands_for_all_its_addresses(monkeypatch, found, resolved):
+    """Also if all of them are IPv6, in the order of the system."""
+    monkeypatch.setattr(module.addresses, "getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
+    assert resolve("tcp://forwarder:5555") == resolved
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://*:1", "tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://lo:1", "ipc:///run/f", "inproc://f"]
+)
+def test_other_addresses_are_not_resolved(address, monkeypatch):
+    """Literals, interfaces, and whatever has no host."""
+    monkeypatch.setattr(module, "_interfaces", lambda: {"lo"})
+    assert resolve(address) == [address]
+
+
+def test_a_name_that_cannot_be_resolved_is_named(sockets):
+    """With the reason that the system gives."""
+    with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
+        bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
 
 
 def test_an_address_in_use_is_named(sockets):
