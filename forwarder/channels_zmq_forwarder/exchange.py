@@ -12,6 +12,7 @@ drives it (`pump`, or the library's embedded connection) publishes what it retur
 import time
 from collections import Counter
 from collections.abc import Callable
+from math import inf
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import Flushes
@@ -20,6 +21,9 @@ from channels_zmq_forwarder.queues import Limits, PlainQueues
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
+NEWS_EVERY = 1.0
+"""Seconds between two rounds of welcomes that report how many clients there are."""
+NEWS_AT_ONCE = 1000
 _DIRECT = b"\0" + bytes([wire.DIRECT])
 
 
@@ -47,7 +51,9 @@ class Exchange:
         self.queues = PlainQueues(instance, limits, clock, self.drops)
         self._clock = clock
         self._members = PlainMembers(limits.queue_names)
-        self._told_clients = 0
+        self._informed_of = 0
+        self._uninformed: list[bytes] = []
+        self._next_news = -inf
         self._flushes = Flushes(clock)
         self._largest: int | None = None
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
@@ -98,18 +104,24 @@ class Exchange:
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state and return the welcomes that tell every client."""
         self.state = state
-        return self._welcomes()
+        self._informed_of = len(self.clients)
+        return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
     def news(self) -> list[bytes]:
-        """Return the welcomes that tell every client how many there are, if that has changed; once a second is enough.
+        """Return welcomes with the number of clients if it has changed, to be called ten times a second or so.
 
-        A successor waits for as many clients as the first one to come back knows of.
+        A successor waits for as many clients as the first one to come back knows of. A round over all clients begins
+        once a second at most, and a call returns `NEWS_AT_ONCE` of its welcomes at most.
         """
-        return self._welcomes() if len(self.clients) != self._told_clients else []
-
-    def _welcomes(self) -> list[bytes]:
-        self._told_clients = len(self.clients)
-        return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
+        now = self._clock()
+        if not self._uninformed:
+            if len(self.clients) == self._informed_of or now < self._next_news:
+                return []
+            self._informed_of, self._next_news = len(self.clients), now + NEWS_EVERY
+            self._uninformed = list(self.clients)
+        inboxes = self._uninformed[-NEWS_AT_ONCE:]
+        del self._uninformed[-NEWS_AT_ONCE:]
+        return [self._welcome(inbox, self.clients[inbox]) for inbox in inboxes if inbox in self.clients]
 
     def refuse_above(self, size: int | None) -> None:
         """Refuse messages of more than `size` bytes, 0 for all of them, because memory runs out; None ends it."""

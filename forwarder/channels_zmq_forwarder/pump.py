@@ -1,11 +1,12 @@
 """The hot loop: sockets to exchange to sockets.
 
 In the data-flow diagram this is what moves a frame from PULL to XPUB, and what reads the frames that come up XPUB. The
-loop is driven by whoever watches the two file descriptors (`server`); a turn never blocks and takes a bounded number of
-frames, so that health checks and subscriptions are served under any load.
+loop is driven by whoever watches the two file descriptors (`server`); a turn never blocks and is bounded in frames,
+bytes and time, so that health checks and subscriptions are served under any load.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -18,6 +19,12 @@ from channels_zmq_forwarder.sockets import Marks, bind, bind_again, guard, numbe
 from channels_zmq_forwarder.zap import Gate
 
 FRAMES_A_TURN = 1000
+BYTES_A_TURN = 2**20
+"""A frame that exceeds it ends the turn: large messages of one producer must not hold up everybody else."""
+SECONDS_A_TURN = 0.005
+"""Half of it for each direction, so that neither starves the other. One frame may take longer."""
+LOOK_AT_CLOCK = 32
+"""Relayed frames between two looks at the clock; a look takes 50 ns, relaying a small frame 1 us."""
 
 
 @dataclass(slots=True)
@@ -38,11 +45,19 @@ class Pump:
         exchange: Decides what happens to each frame.
         marks: Bounds of the sockets.
         gate: Lets in only who may connect; None for plain sockets that everybody may connect to.
+        clock: Monotonic seconds, to bound a turn.
     """
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", exchange: Exchange, marks: Marks, gate: Gate | None = None
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        exchange: Exchange,
+        marks: Marks,
+        gate: Gate | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
         self._context, self._marks, self._gate = context, marks, gate
@@ -96,14 +111,22 @@ class Pump:
         return number(self._pull, zmq.FD), number(self._xpub, zmq.FD)
 
     def turn(self) -> bool:
-        """Move what is there, at most `FRAMES_A_TURN` each way; return whether more may be there."""
+        """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
         more = not self.held and self._read_producers()
         # PULL was found empty, so its descriptor will tell. XPUB may have taken input in while it sent, of which its
         # own will not: it is looked at last, and sends nothing after it was found empty.
         return (readable(self._xpub) and self._read_subscribers()) or more
 
-    def publish(self, frames: Sequence[bytes]) -> None:
-        """Send frames to whoever is subscribed to them. Never blocks: a full subscriber misses them."""
+    def publish(self, frames: Sequence[bytes]) -> bool:
+        """Publish frames outside a turn; return whether a turn is due.
+
+        libzmq may take input in while it sends, and then the descriptor does not report it.
+        """
+        self._publish(frames)
+        return readable(self._xpub)
+
+    def _publish(self, frames: Sequence[bytes]) -> None:
+        """Send frames to their subscribers. Never blocks: a subscriber whose pipe is full misses them."""
         for frame in frames:
             self._send(frame, zmq.DONTWAIT)
             self.traffic.bytes_out += len(frame)
@@ -156,13 +179,17 @@ class Pump:
 
     def _read_subscribers(self) -> bool:
         recv = self._xpub.recv if self._gate is None else self._recv_known
-        upstream = self.exchange.upstream
+        upstream, clock = self.exchange.upstream, self._clock
+        until, size = clock() + SECONDS_A_TURN / 2, 0
         for _ in range(FRAMES_A_TURN):
             try:
                 frame = recv(zmq.DONTWAIT)
             except zmq.Again:
                 return False
-            self.publish(upstream(frame))
+            self._publish(upstream(frame))
+            size += len(frame)
+            if size > BYTES_A_TURN or clock() > until:
+                break
         return True
 
     def _recv_known(self, flag: int) -> bytes:
@@ -173,7 +200,8 @@ class Pump:
             return data  # what XPUB says itself when a connection ends
         inboxes = self._inboxes.setdefault(user, set())
         if wire.is_hello(data):
-            inboxes.intersection_update(self.exchange.clients)
+            if len(inboxes) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
+                inboxes.intersection_update(self.exchange.clients)
             with suppress(wire.FrameError):
                 inboxes.add(wire.HELLO.decode(data).inbox)
         return data
@@ -190,6 +218,8 @@ class Pump:
         recv = self._recv_allowed if self._revoked else self._pull.recv
         send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
+        clock = self._clock
+        until = clock() + SECONDS_A_TURN / 2
         as_they_come, is_direct, group = exchange.relays_as_they_come, exchange.is_direct, wire.GROUP_BYTE
         try:
             for count in range(FRAMES_A_TURN):
@@ -200,10 +230,14 @@ class Pump:
                     send(frame, flag)
                     relayed += 1
                     relayed_size += len(frame)
+                    if relayed_size > BYTES_A_TURN or (not relayed % LOOK_AT_CLOCK and clock() > until):
+                        break
                 else:
                     others += 1
                     others_size += len(frame)
-                    self.publish(exchange.inbound(frame))
+                    self._publish(exchange.inbound(frame))
+                    if others_size > BYTES_A_TURN or clock() > until:
+                        break
                     as_they_come = exchange.relays_as_they_come
         except zmq.Again:
             return False

@@ -10,7 +10,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -92,8 +92,8 @@ class Server:
         if not await self._settle(stop):
             return
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
-        self.pump.publish(self.exchange.enter(wire.State.SERVING))
-        self._input()
+        self._publish(self.exchange.enter(wire.State.SERVING))
+        self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
         logger.info("producers are welcome at %s", ", ".join(self.pull_addresses))
 
     def _watch(self) -> None:
@@ -128,6 +128,11 @@ class Server:
         if not self._turn_is_due:  # one chain of turns at a time, or each new frame would begin another
             self._turn()
 
+    def _publish(self, frames: Sequence[bytes]) -> None:
+        """Publish frames outside a turn, and begin one if that took input in."""
+        if frames and self.pump.publish(frames):
+            self._input()
+
     def _turn(self) -> None:
         if self._closed:
             return
@@ -160,9 +165,10 @@ class Server:
             self._let_producers_in()
             if now - swept >= SWEEP:
                 swept = now
-                self.pump.publish(self.exchange.sweep())
-                self.pump.publish(self.exchange.news())
                 self._look_at_keys()
+            if self.exchange.due() <= now:
+                self._publish(self.exchange.sweep())
+            self._publish(self.exchange.news())
 
     def _look_at_keys(self) -> None:
         if self.gate is None or self.gate.allowed is None:
@@ -184,7 +190,7 @@ class Server:
         back = self._expected <= self.exchange.clients.keys()
         if self.pump.held and (back or time.monotonic() > self._held_until):
             self.pump.held = False
-            self.pump.publish(self.exchange.enter(wire.State.SERVING))
+            self._publish(self.exchange.enter(wire.State.SERVING))
             self._input()
 
     def _watch_memory(self) -> None:

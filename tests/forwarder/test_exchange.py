@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.exchange import NEWS_AT_ONCE, NEWS_EVERY, Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
 from channels_zmq_forwarder.plain_queue import ENTRY_SIZE
 from channels_zmq_forwarder.queues import Limits
@@ -140,7 +140,20 @@ def test_everybody_learns_once_how_many_there_are(forwarder):
     assert [(w.inbox, w.clients) for w in welcomes] == [(A, 2), (B, 2)]
     assert forwarder.news() == []
     forwarder.disconnect(B)
+    assert forwarder.news() == []
+    forwarder.clock.now += NEWS_EVERY
     assert [wire.WELCOME.decode(frame).clients for frame in forwarder.news()] == [1]
+
+
+def test_so_many_welcomes_are_sent_at_once(forwarder):
+    """A thousand processes that connect one after the other must not cost a million frames."""
+    inboxes = {b"%016x" % number for number in range(2 * NEWS_AT_ONCE + 1)}
+    for inbox in inboxes:
+        forwarder.connect(inbox)
+    calls = [forwarder.news() for _ in range(3)]
+    assert [len(frames) for frames in calls] == [NEWS_AT_ONCE, NEWS_AT_ONCE, 1]
+    assert {wire.inbox_in(frame) for frames in calls for frame in frames} == inboxes
+    assert forwarder.news() == []
 
 
 def test_the_last_unsubscription_ends_a_client(forwarder):

@@ -1,11 +1,13 @@
 """Sockets to exchange to sockets."""
 
+from itertools import count
+
 import pytest
 import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import FRAMES_A_TURN, Pump
+from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
 
@@ -16,10 +18,10 @@ WAIT = 5_000
 class Rig:
     """A pump that turns when a test says so, with a producer and a consumer."""
 
-    def __init__(self, sockets, address):
+    def __init__(self, sockets, address, **options):
         self.exchange = Exchange(b"instance")
         self.exchange.enter(State.SERVING)
-        self.pump = Pump(sockets.context, self.exchange, Marks())
+        self.pump = Pump(sockets.context, self.exchange, Marks(), **options)
         (self.pub,) = self.pump.bind_publisher([address.format("pub")])
         (self.pull,) = self.pump.bind_pull([address.format("pull")])
         self.push, self.xsub = sockets.open(zmq.PUSH), sockets.open(zmq.XSUB, self.pub)
@@ -118,6 +120,59 @@ def test_a_turn_takes_a_bounded_number_of_frames(sockets):
         rig.xsub.send(b"?")
     assert rig.pump.turn()
     rig.turn_until(lambda: rig.exchange.drops["malformed"] == FRAMES_A_TURN + 1)
+    rig.pump.close()
+
+
+def test_a_large_frame_ends_a_turn(sockets):
+    """So that the frames of others, and the subscribers, are served between two large messages of one producer."""
+    rig = Rig(sockets, "inproc://{}")
+    for _ in range(3):
+        rig.push.send(frame(bytes(BYTES_A_TURN)))
+        rig.push.send(frame(b""))
+    for taken in (1, 3, 5):
+        assert rig.pump.turn()
+        assert rig.pump.traffic.frames_in == taken
+    rig.exchange.refuse_above(0)  # the same for frames that are not relayed as they came
+    rig.push.send(frame(bytes(BYTES_A_TURN)))
+    rig.push.send(frame(b""))
+    assert rig.pump.turn()
+    assert rig.pump.traffic.frames_in == 7
+    rig.xsub.send(b"?" * (BYTES_A_TURN + 1))
+    rig.xsub.send(b"?")
+    assert rig.pump.turn()
+    assert rig.exchange.drops["malformed"] == 1
+    rig.pump.close()
+
+
+def test_a_turn_ends_when_its_time_is_over(sockets):
+    """Each direction has half of it; a frame that takes long, like one for a thousand members, is the last."""
+    now = [0.0]
+    rig = Rig(sockets, "inproc://{}", clock=lambda: now[0])
+    taken = []
+
+    def slow(frame):
+        taken.append(frame)
+        now[0] += SECONDS_A_TURN / 4
+        return ()
+
+    rig.exchange.relays_as_they_come = False
+    rig.exchange.inbound = rig.exchange.upstream = slow
+    for _ in range(10):
+        rig.push.send(b"down")
+        rig.xsub.send(b"up")
+    assert rig.pump.turn()
+    assert taken == [b"down"] * 3 + [b"up"] * 3
+    rig.pump.close()
+
+
+def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
+    """The clock is read only now and then, because that costs as much as a part of relaying."""
+    ticks = count(step=SECONDS_A_TURN)
+    rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
+    for _ in range(2 * LOOK_AT_CLOCK):
+        rig.push.send(frame(b""))
+    assert rig.pump.turn()
+    assert rig.pump.traffic.frames_out == LOOK_AT_CLOCK
     rig.pump.close()
 
 
