@@ -187,7 +187,7 @@ class EmbeddedConnection(Connection):
         with self._lock:
             exchange = self._exchange
             assert exchange is not None, "may_send comes first"
-            if exchange.relays_as_they_come and topic not in exchange.topics:
+            if exchange.relays_unchanged and topic not in exchange.topics:
                 self.counters.sent += 1
                 self._deliver_group(topic[1:-1].decode(), ttl, payload)
             else:

@@ -1,4 +1,4 @@
-"""What people and machines may ask a forwarder: is it alive, is it ready, what has passed.
+"""The admin endpoints of a forwarder: health, metrics and a status page.
 
 `/livez`, `/readyz`, `/metrics` (Prometheus), `/status.json`, and `/`, a page that shows the latter and updates itself.
 """
@@ -42,12 +42,12 @@ LISTED = 50
 
 
 class Admin:
-    """The admin page of one forwarder.
+    """The admin endpoints of one forwarder.
 
     Args:
-        exchange: What it shows.
+        exchange: The exchange to report on.
         traffic: The counters of the pump.
-        gate: Refuses connections, if there is CURVE.
+        gate: The gate that counts refused connections; None without CURVE.
     """
 
     def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None = None) -> None:
@@ -58,28 +58,31 @@ class Admin:
         ProcessCollector(registry=self.registry)
         self._lag = Histogram(
             f"{PREFIX}_loop_lag_seconds",
-            "How late the event loop ran a timer.",
+            "Delay of a timer of the event loop.",
             buckets=LAG_BUCKETS,
             registry=self.registry,
         )
         wait = Histogram(
             f"{PREFIX}_queue_wait_seconds",
-            "How long a plain message waited for a reader.",
+            "Time that a message waited in a plain queue until it was handed to a reader.",
             buckets=WAIT_BUCKETS,
             registry=self.registry,
         )
         exchange.queues.observe_wait = wait.observe
 
     def loop_lag(self, seconds: float) -> None:
-        """Note how late a timer ran."""
+        """Observe how late a timer ran."""
         self._lag.observe(max(0.0, seconds))
 
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
-        """Serve the page at `HOST:PORT` while the block runs; host `*` is all interfaces, no address serves nothing.
+        """Serve the endpoints while the block runs.
+
+        Args:
+            address: `HOST:PORT`; host `*` binds all interfaces, an empty address serves nothing.
 
         Raises:
-            AddressError: The address cannot be bound.
+            AddressError: If the address cannot be bound.
         """
         if not address:
             yield
@@ -154,7 +157,7 @@ class Admin:
 
 
 class _State(Collector):
-    """Reads exchange and pump when Prometheus asks, so that counting costs a frame next to nothing."""
+    """Collects metrics from exchange and pump at each scrape, so that counting costs a frame next to nothing."""
 
     def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None) -> None:
         self._exchange, self._traffic, self._gate = exchange, traffic, gate
@@ -169,21 +172,33 @@ class _State(Collector):
             ("received_bytes", "Bytes from producers.", traffic.bytes_in),
             ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
             ("published_bytes", "Bytes published.", traffic.bytes_out),
-            ("refused_handshakes", "Connections refused for their key.", self._gate.refused if self._gate else 0),
+            (
+                "refused_handshakes",
+                "Connections refused because of their key.",
+                self._gate.refused if self._gate else 0,
+            ),
         ):
             yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
-        drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that went nowhere, by cause.", labels=["cause"])
+        drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that were dropped, by cause.", labels=["cause"])
         for cause in sorted({*DROP_CAUSES, *exchange.drops}):
             drops.add_metric([cause], exchange.drops[cause])
         yield drops
         for name, text, amount in (
-            ("ready", "1 while producers are let in.", float(exchange.state is wire.State.SERVING)),
-            ("clients", "Client processes that said hello.", len(exchange.clients)),
+            ("ready", "1 while producers are accepted.", float(exchange.state is wire.State.SERVING)),
+            ("clients", "Connected client processes.", len(exchange.clients)),
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
-            ("plain_queues", "Plain channels with a waiting message or a reader.", len(exchange.queues)),
-            ("plain_queue_depth", "Plain messages that wait.", exchange.queues.depth()),
-            ("plain_queue_bytes", "Memory of the plain messages that wait.", exchange.queues.size),
-            ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.queues.oldest_wait()),
+            ("plain_queues", "Plain channels with messages or readers.", len(exchange.queues)),
+            ("plain_queue_depth", "Messages that wait in plain queues.", exchange.queues.depth()),
+            (
+                "plain_queue_bytes",
+                "Memory of messages in plain queues, those included that readers have not settled.",
+                exchange.queues.size,
+            ),
+            (
+                "plain_queue_age_seconds",
+                "Time that the oldest message in a plain queue has waited.",
+                exchange.queues.oldest_wait(),
+            ),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=amount)
 

@@ -1,8 +1,8 @@
 """CURVE keys: their form, the files that hold them, and the list of keys that may connect.
 
-A key is 40 characters of Z85, 32 bytes. Who binds has a secret key; who connects knows the public key to it and has a
-pair of its own, whose public key must be on the list of the one who binds, if there is a list. Keys are never shown: no
-error and no log line holds one.
+A key is 40 characters of Z85, 32 bytes. The side that binds has a secret key. The side that connects knows the public
+key of that and has a key pair of its own; if the side that binds has a list, it must contain that pair's public key. No
+error and no log line contains a key.
 """
 
 import logging
@@ -19,14 +19,14 @@ KEY_LENGTH = 40
 
 
 class CurveKeyError(ValueError):
-    """Something is no key, or a file that should hold keys does not; the message never holds the text itself."""
+    """A key is invalid, or a file does not contain valid keys; the message never contains the key."""
 
 
 def key(text: str) -> bytes:
     """Return a key as ZeroMQ takes it.
 
     Raises:
-        CurveKeyError: The text is none.
+        CurveKeyError: If the text is not a key.
     """
     text = text.strip()
     try:
@@ -38,10 +38,10 @@ def key(text: str) -> bytes:
 
 
 def key_in(path: str | Path) -> bytes:
-    """Return the key that a file holds.
+    """Return the key that a file contains.
 
     Raises:
-        CurveKeyError: The file cannot be read, or holds no key; names the file.
+        CurveKeyError: If the file cannot be read or does not contain a key; the message names the file.
     """
     try:
         return key(_text(path))
@@ -50,7 +50,7 @@ def key_in(path: str | Path) -> bytes:
 
 
 def public_key(secret: bytes) -> bytes:
-    """Return the public key of a secret one."""
+    """Return the public key of a secret key."""
     return zmq.curve_public(secret)
 
 
@@ -73,10 +73,10 @@ class AllowedKeys:
 
     Args:
         keys: Keys that are always allowed.
-        path: A file with one key a line; empty lines, and lines that begin with `# `, say nothing.
+        path: A file with one key a line; empty lines, and lines that begin with `# `, are ignored.
 
     Raises:
-        CurveKeyError: The file cannot be read, or a line holds no key.
+        CurveKeyError: If the file cannot be read, or if a line does not contain a key.
     """
 
     def __init__(self, keys: Iterable[bytes] = (), path: str | Path | None = None) -> None:
@@ -84,36 +84,36 @@ class AllowedKeys:
         self._path = path
         self._state: tuple[int, int, int] | None = None
         self.keys = self._fixed
-        self._complained = ""
+        self._last_error = ""
         if path is not None:
-            self._state = self._look()
+            self._state = self._stat()
             self.keys = self._fixed | self._read(path)
 
     def refresh(self) -> frozenset[bytes]:
         """Read the file again if it has changed; return the keys that are no longer allowed.
 
-        A file that cannot be read leaves the list as it is, which is logged.
+        If the file cannot be read, the list stays as it is, and the error is logged.
         """
         if self._path is None:
             return frozenset()
         try:
-            state = self._look()
+            state = self._stat()
             if state == self._state:
                 return frozenset()
             keys = self._fixed | self._read(self._path)
         except CurveKeyError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
-                logger.error("the list of allowed keys stays as it was: %s", error)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                logger.error("keeping the previous list of allowed keys: %s", error)
             return frozenset()
-        self._complained = ""
+        self._last_error = ""
         revoked, added = self.keys - keys, keys - self.keys
         self._state, self.keys = state, keys
         logger.info("allowed keys: %d, of these %d new; %d revoked", len(keys), len(added), len(revoked))
         return revoked
 
-    def _look(self) -> tuple[int, int, int]:
-        assert self._path is not None, "only asked where there is a file"
+    def _stat(self) -> tuple[int, int, int]:
+        assert self._path is not None, "only called if there is a file"
         try:
             found = os.stat(self._path)
         except OSError as error:
@@ -137,7 +137,7 @@ class AllowedKeys:
 
 
 def secure_client(socket: "zmq.Socket[bytes]", server_key: bytes, secret_key: bytes) -> None:
-    """Let a socket connect with CURVE; has effect on connections that are made from now on."""
+    """Make a socket connect with CURVE; this affects connections that are made afterwards."""
     socket.curve_serverkey = server_key
     socket.curve_publickey = public_key(secret_key)
     socket.curve_secretkey = secret_key

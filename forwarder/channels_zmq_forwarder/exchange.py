@@ -1,12 +1,13 @@
-"""What happens to a frame: bytes in, frames out. The heart of the forwarder, and of the embedded layer.
+"""The exchange: takes a frame and returns the frames to publish. The core of the forwarder and of the embedded layer.
 
-In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets, the clock is an argument. Whoever
-drives it (`pump`, or the library's embedded connection) publishes what it returns, in order.
+In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets, the clock is an argument. Its driver
+(`pump`, or the library's embedded connection) publishes the frames that it returns, in order. It may call back with an
+answer to one of them before it has published the others, since each call leaves the exchange in order.
 
-- Group and inbox frames leave as they came; their payload is never decoded.
-- A message for a plain channel waits in its queue until exactly one reader with credit is handed it.
+- Group and inbox frames are relayed unchanged; their payload is never decoded.
+- A message for a plain channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
-- Every frame that does not go where its sender meant it to is counted, by cause.
+- Every frame that does not reach its destination is counted, by cause.
 """
 
 import time
@@ -21,9 +22,9 @@ from channels_zmq_forwarder.queues import Limits, PlainQueues
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
-NEWS_EVERY = 1.0
+ANNOUNCE_EVERY = 1.0
 """Seconds between two rounds of welcomes that report how many clients there are."""
-NEWS_AT_ONCE = 1000
+ANNOUNCE_AT_ONCE = 1000
 _DIRECT = b"\0" + bytes([wire.DIRECT])
 
 
@@ -46,14 +47,14 @@ class Exchange:
         """The session of each client, by its inbox."""
         self.topics: set[bytes] = set()
         self.peers_expected = 0
-        """The largest number of clients that a hello said the last instance had."""
+        """The largest `peers` of a hello: how many clients the last instance had."""
         self.drops: Counter[str] = Counter()
         self.queues = PlainQueues(instance, limits, clock, self.drops)
         self._clock = clock
         self._members = PlainMembers(limits.queue_names)
-        self._informed_of = 0
-        self._uninformed: list[bytes] = []
-        self._next_news = -inf
+        self._announced = 0
+        self._to_inform: list[bytes] = []
+        self._next_round = -inf
         self._flushes = Flushes(clock)
         self._largest: int | None = None
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
@@ -65,7 +66,7 @@ class Exchange:
             wire.RECEIVED.kind: self._received,
             wire.TOTAL.kind: self._total,
             wire.BACK.kind: self._back,
-            # A reader of an embedded producer has no other way up:
+            # A client of an embedded producer has no PUSH:
             wire.INBOX: self._relay_request,
             wire.MEMBER.kind: self._member,
             wire.FLUSH.kind: self._flush,
@@ -80,19 +81,19 @@ class Exchange:
             wire.FLUSH.kind: self._flush,
             wire.FLUSHED.kind: self._flushed,
         }
-        self.relays_as_they_come = True
-        """Whether group and direct messages may be published as they came, so that a driver need not ask."""
+        self.relays_unchanged = True
+        """Whether group and direct messages may be relayed unchanged without a call to `inbound`."""
 
     def upstream(self, frame: bytes) -> Frames:
-        """Take a frame that came up a subscriber's pipe; return the frames to publish."""
+        """Process a frame that a subscriber sent; return the frames to publish."""
         return self._take(self._upstream, frame)
 
     def inbound(self, frame: bytes) -> Frames:
-        """Take a frame that a producer pushed; return the frames to publish."""
+        """Process a frame that a producer sent; return the frames to publish."""
         return self._take(self._inbound, frame)
 
     def is_direct(self, frame: bytes) -> bool:
-        """Return whether a frame is a direct message to a process that is here: `inbound` would return it as it is."""
+        """Return whether a frame is a direct message to a living process: `inbound` would return it unchanged."""
         return (
             frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == _DIRECT
             and frame[:1] == wire.INBOX_BYTE
@@ -102,29 +103,29 @@ class Exchange:
         )
 
     def enter(self, state: wire.State) -> list[bytes]:
-        """Change the state and return the welcomes that tell every client."""
+        """Change the state; return the welcomes that report it to every client."""
         self.state = state
-        self._informed_of = len(self.clients)
+        self._announced = len(self.clients)
         return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
-    def news(self) -> list[bytes]:
-        """Return welcomes with the number of clients if it has changed, to be called ten times a second or so.
+    def announce(self) -> list[bytes]:
+        """Return welcomes that report the number of clients if it has changed; to be called several times a second.
 
-        A successor waits for as many clients as the first one to come back knows of. A round over all clients begins
-        once a second at most, and a call returns `NEWS_AT_ONCE` of its welcomes at most.
+        A successor waits for as many clients as its first client knows of. A round over all clients begins once in
+        `ANNOUNCE_EVERY` at most, and a call returns `ANNOUNCE_AT_ONCE` welcomes at most.
         """
         now = self._clock()
-        if not self._uninformed:
-            if len(self.clients) == self._informed_of or now < self._next_news:
+        if not self._to_inform:
+            if len(self.clients) == self._announced or now < self._next_round:
                 return []
-            self._informed_of, self._next_news = len(self.clients), now + NEWS_EVERY
-            self._uninformed = list(self.clients)
-        inboxes = self._uninformed[-NEWS_AT_ONCE:]
-        del self._uninformed[-NEWS_AT_ONCE:]
+            self._announced, self._next_round = len(self.clients), now + ANNOUNCE_EVERY
+            self._to_inform = list(self.clients)
+        inboxes = self._to_inform[-ANNOUNCE_AT_ONCE:]
+        del self._to_inform[-ANNOUNCE_AT_ONCE:]
         return [self._welcome(inbox, self.clients[inbox]) for inbox in inboxes if inbox in self.clients]
 
     def refuse_above(self, size: int | None) -> None:
-        """Refuse messages of more than `size` bytes, 0 for all of them, because memory runs out; None ends it."""
+        """Refuse messages of more than `size` bytes because memory runs out; 0 refuses all, None lifts the limit."""
         self._largest = size
         self._choose_path()
 
@@ -133,7 +134,7 @@ class Exchange:
         return min(self.queues.due(), self._members.due(), self._flushes.due())
 
     def sweep(self) -> list[bytes]:
-        """Do what is due, and return the frames to publish. The cost is that of what is due, not of what exists."""
+        """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
         out = self.queues.sweep()
         self._members.expire(self._clock())
         self._flushes.expire()
@@ -141,7 +142,7 @@ class Exchange:
         return out
 
     def groups(self) -> list[bytes]:
-        """Return the names of the groups that have a member somewhere."""
+        """Return the names of the groups that have a subscriber."""
         return [wire.group_of(topic) for topic in self.topics if wire.is_group(topic)]
 
     def _take(self, handlers: dict[int, Callable[[bytes], Frames]], frame: bytes) -> Frames:
@@ -170,13 +171,16 @@ class Exchange:
     def _hello(self, frame: bytes) -> Frames:
         hello = wire.HELLO.decode(frame)
         if wire.inbox_topic(hello.inbox) not in self.topics:
-            return self._dropped("stray")  # its pipe would have told of the subscription first
+            # XPUB reports subscriptions in the order of the pipe, so nobody would receive a welcome.
+            return self._dropped("stray")
         if hello.version != wire.VERSION:
             self.drops["version_mismatch"] += 1
-            return [self._welcome(hello.inbox, hello.session)]  # says our version; nothing else would be understood
+            # A welcome reports our version; the client would understand nothing else.
+            return [self._welcome(hello.inbox, hello.session)]
         known = self.clients.get(hello.inbox)
         if known is not None and hello.session < known:
-            return self._dropped("stray")  # of a connection that died, read after its successor's
+            # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor.
+            return self._dropped("stray")
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []
         if hello.session != known:
@@ -215,7 +219,7 @@ class Exchange:
 
     def _relay_request(self, frame: bytes) -> Frames:
         if wire.sub_kind(frame) == wire.DIRECT:
-            raise wire.FrameError("a message goes the producers' way")
+            raise wire.FrameError("messages are sent to the producers' port")
         return self._relay(frame)
 
     def _relay(self, frame: bytes) -> Frames:
@@ -223,9 +227,10 @@ class Exchange:
         if len(head) <= wire.SUB_KIND or head.find(b"\0") != wire.SUB_KIND - 1 or head[-1] not in wire.RELAYED:
             raise wire.FrameError("clients may not send this kind")
         if head[-1] == wire.ASK.kind:
+            # An owner that is gone cannot answer, so the exchange does.
             ask = wire.ASK.decode(frame)
             if not wire.inbox_of(wire.inbox_topic(ask.reply)):
-                raise wire.FrameError("nobody could be answered")
+                raise wire.FrameError("the inbox for the reply is invalid")
             return (frame,) if ask.inbox in self.clients else (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
         if head[-1] == wire.CONFIRM.kind:
             wire.CONFIRM.decode(frame)
@@ -278,7 +283,7 @@ class Exchange:
             notified = {inbox for inbox in self._members.leave(member, self._clock()) if self._is_living(inbox)}
         else:
             joined = self._members.join(member, self._clock(), self._is_living)
-            if joined is None:  # somebody has discarded it since
+            if joined is None:  # it has been discarded since
                 notified = {member.inbox}
             elif joined is wire.Status.REFUSED:
                 self.drops["queue_names"] += 1
@@ -288,7 +293,7 @@ class Exchange:
         return [*out, self._confirm(member.inbox, member.n, status)] if member.n else out
 
     def _is_living(self, inbox: bytes) -> bool:
-        """Return whether a process is there: subscribed to its inbox, with or without a hello yet."""
+        """Return whether a process is connected: subscribed to its inbox, with or without a hello."""
         return wire.inbox_topic(inbox) in self.topics
 
     # Requests about the exchange itself
@@ -316,7 +321,9 @@ class Exchange:
         return [self._confirm(request.inbox, request.n, wire.Status.OK) for request in done]
 
     def _choose_path(self) -> None:
-        self.relays_as_they_come = not (self._members.count or self._flushes or self._largest is not None)
+        # Messages bypass `inbound` only while it would do nothing with them: no copies for plain members, no flush that
+        # drops them, no limit on their size.
+        self.relays_unchanged = not (self._members.count or self._flushes or self._largest is not None)
 
     def _refused(self, frame: bytes) -> str:
         if self._flushes:

@@ -1,9 +1,9 @@
-"""Plain channels that are members of groups: an exchange keeps them, since no process owns a plain channel.
+"""Plain channels as members of groups: the exchange keeps them, since no process owns a plain channel.
 
 In the data-flow diagram this stands between a group message and the queues: each member's queue takes one copy. Pure:
-time comes in as an argument.
+time is an argument.
 
-- A member stays until somebody discards it or its life ends, also when the process that added it is gone.
+- A member stays until it is discarded or its life ends, even if the process that added it has died.
 - Adding again lengthens its life and never shortens it.
 - Of an add and a discard the later one wins, in whatever order they arrive: clients repeat both to every exchange that
   they connect to. Discards are remembered for that.

@@ -1,8 +1,11 @@
-"""The hot loop: sockets to exchange to sockets.
+"""The hot loop: moves frames from PULL through the exchange to XPUB, and from XPUB's subscribers to the exchange.
 
-In the data-flow diagram this is what moves a frame from PULL to XPUB, and what reads the frames that come up XPUB. The
-loop is driven by whoever watches the two file descriptors (`server`); a turn never blocks and is bounded in frames,
+`server` watches the two file descriptors and drives the loop by turns. A turn never blocks and is bounded in frames,
 bytes and time, so that health checks and subscriptions are served under any load.
+
+A descriptor of libzmq is edge-triggered: it becomes readable once when commands arrive for the socket, and *any*
+operation on the socket takes these in. So a turn ends with a look at XPUB, the socket that it also sends on, and every
+publish outside a turn must be followed by one. A missed look would delay input until the next frame arrives.
 """
 
 import time
@@ -29,7 +32,7 @@ LOOK_AT_CLOCK = 32
 
 @dataclass(slots=True)
 class Traffic:
-    """What has passed, since the start."""
+    """Frames and bytes since the start."""
 
     frames_in: int = 0
     bytes_in: int = 0
@@ -62,9 +65,9 @@ class Pump:
         self.traffic = Traffic()
         self._context, self._marks, self._gate = context, marks, gate
         self.held = False
-        """Whether producers are not read at the moment, because consumers are on their way back."""
+        """Whether producers are not read for now, because disconnected consumers have not reconnected yet."""
         self._revoked: frozenset[bytes] = frozenset()
-        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty: without a hello
+        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty before its first hello
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
@@ -90,19 +93,19 @@ class Pump:
             self._gate.guard(socket)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
-        """Bind XPUB and return the addresses with the ports that were chosen.
+        """Bind XPUB; return the addresses with the ports that the system chose.
 
         Raises:
-            AddressError: One of them cannot be bound.
+            AddressError: If one of them cannot be bound.
         """
         self._published_at = [self._bind(self._xpub, address) for address in addresses]
         return self._published_at
 
     def bind_pull(self, addresses: Sequence[str]) -> list[str]:
-        """Bind PULL and return the addresses with the ports that were chosen.
+        """Bind PULL; return the addresses with the ports that the system chose.
 
         Raises:
-            AddressError: One of them cannot be bound.
+            AddressError: If one of them cannot be bound.
         """
         return [self._bind(self._pull, address) for address in addresses]
 
@@ -113,8 +116,8 @@ class Pump:
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
         more = not self.held and self._read_producers()
-        # PULL was found empty, so its descriptor will tell. XPUB may have taken input in while it sent, of which its
-        # own will not: it is looked at last, and sends nothing after it was found empty.
+        # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
+        # it comes last, and it sends nothing after it was found empty.
         return (readable(self._xpub) and self._read_subscribers()) or more
 
     def publish(self, frames: Sequence[bytes]) -> bool:
@@ -133,13 +136,13 @@ class Pump:
         self.traffic.frames_out += len(frames)
 
     def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
-        """Let keys that were allowed neither send nor receive any more.
+        """Revoke keys: their holders can neither send nor receive any more.
 
-        What they send is dropped. A connection cannot be ended alone: if one of them still receives, all consumers are
-        disconnected, and producers are not read until `held` is False again.
+        Their frames are dropped. libzmq cannot close a single connection: if the holder of one still subscribes, all
+        consumers are disconnected, and producers are not read until `held` is False again.
 
         Returns:
-            The inboxes of the clients that were disconnected and may come back.
+            The inboxes of the clients that were disconnected and may reconnect.
         """
         assert self._gate is not None, "keys need a gate"
         assert self._gate.allowed is not None, "only a list can revoke one"
@@ -165,7 +168,7 @@ class Pump:
             bind_again(self._xpub, address)
 
     def close(self) -> None:
-        """Close both sockets; what was published is still delivered within the linger time."""
+        """Close both sockets; published frames are still delivered within the linger time."""
         self._pull.close()
         self._xpub.close()
         for lock in self._guards:
@@ -193,11 +196,11 @@ class Pump:
         return True
 
     def _recv_known(self, flag: int) -> bytes:
-        """Receive what a subscriber sent, and note whose key it was."""
+        """Receive a frame from XPUB and record the key of its sender."""
         frame = self._xpub.recv(flag, copy=False)
         data, user = frame.bytes, _user(frame)
         if not user:
-            return data  # what XPUB says itself when a connection ends
+            return data  # XPUB makes unsubscriptions by itself when a connection ends
         inboxes = self._inboxes.setdefault(user, set())
         if wire.is_hello(data):
             if len(inboxes) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
@@ -207,7 +210,7 @@ class Pump:
         return data
 
     def _recv_allowed(self, flag: int) -> bytes:
-        """Receive what a producer sent whose key has not been revoked."""
+        """Receive a frame from a producer whose key has not been revoked."""
         while True:
             frame = self._pull.recv(flag, copy=False)
             if _user(frame) not in self._revoked:
@@ -220,13 +223,13 @@ class Pump:
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
         clock = self._clock
         until = clock() + SECONDS_A_TURN / 2
-        as_they_come, is_direct, group = exchange.relays_as_they_come, exchange.is_direct, wire.GROUP_BYTE
+        unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP_BYTE
         try:
             for count in range(FRAMES_A_TURN):
-                if count == 1 and not readable(self._pull):  # it is mostly one frame: half the time of `zmq.Again`
+                if count == 1 and not readable(self._pull):  # mostly there is one frame: half the time of `zmq.Again`
                     return False
                 frame = recv(flag)
-                if as_they_come and (frame[:1] == group or is_direct(frame)):
+                if unchanged and (frame[:1] == group or is_direct(frame)):
                     send(frame, flag)
                     relayed += 1
                     relayed_size += len(frame)
@@ -238,7 +241,7 @@ class Pump:
                     self._publish(exchange.inbound(frame))
                     if others_size > BYTES_A_TURN or clock() > until:
                         break
-                    as_they_come = exchange.relays_as_they_come
+                    unchanged = exchange.relays_unchanged
         except zmq.Again:
             return False
         finally:
@@ -250,7 +253,7 @@ class Pump:
 
 
 def _user(frame: zmq.Frame) -> bytes:
-    """Return the public key of the connection that a frame came by; nothing if it came by none."""
+    """Return the public key of the connection that a frame arrived by; no bytes if it has none."""
     try:
         return str(frame.get("User-Id")).encode()
     except zmq.ZMQError:

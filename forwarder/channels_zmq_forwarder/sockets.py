@@ -1,8 +1,7 @@
-"""What every ZeroMQ socket of ours needs, in a forwarder and in the library: options, binding, the fast `send`.
+"""Helpers for ZeroMQ sockets, in the forwarder and in the library: options, addresses, binding, the fast `send`.
 
-In the data-flow diagram these are the ends of the arrows: XPUB, PULL and the sockets that connect to them.
-
-    AddressError    an address cannot be bound
+In the data-flow diagram these are the ends of the arrows: XPUB, PULL and the sockets that connect to them. All errors
+are an `AddressError`: an address cannot be bound.
 """
 
 import errno
@@ -31,7 +30,7 @@ class AddressError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """High-water marks in frames, and the largest frame in bytes; what exceeds it cuts its connection."""
+    """High-water marks in frames, and the largest frame in bytes; a larger one closes its connection."""
 
     pull: int = 10_000
     publish: int = 10_000
@@ -69,7 +68,7 @@ def _interfaces() -> set[str]:
 
 
 def bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
-    """Bind an address that this process has just let go, which ZeroMQ does a moment later."""
+    """Bind an address that this process has just unbound; ZeroMQ releases it a moment later."""
     use_ipv6(socket, address)
     deadline = time.monotonic() + BIND_AGAIN
     while True:
@@ -84,12 +83,12 @@ def bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
 
 
 def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
-    """Return the `send` that pyzmq's own one calls in the end: 290 ns a frame instead of 430, with `recv`."""
+    """Return the C implementation of `send` without pyzmq's wrapper: 290 ns a frame instead of 430, with `recv`."""
     return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
 
 
 def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
-    """Set what every publishing socket has, in a forwarder and embedded."""
+    """Set the options of every publishing socket, in a forwarder and in an embedded producer."""
     xpub.set(zmq.SNDHWM, marks.publish)
     xpub.set(zmq.RCVHWM, 0)
     xpub.set(zmq.LINGER, 1000)
@@ -121,13 +120,13 @@ def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
 
 
 def guard(address: str) -> IO[str] | None:
-    """Lock the file beside an `ipc://` path, for ZeroMQ lets a second process bind the path and steal it.
+    """Lock the file beside an `ipc://` path, because ZeroMQ lets a second process bind the path and steal it.
 
     Returns:
-        The locked file, to be kept open as long as the socket; None if the address needs none.
+        The locked file, to be kept open as long as the socket; None if the address needs no lock.
 
     Raises:
-        AddressError: The file cannot be written, or another process holds it.
+        AddressError: If the file cannot be written, or if another process holds the lock.
     """
     path = address.removeprefix(IPC)
     if path == address or path.startswith(("@", "*")):
@@ -145,10 +144,10 @@ def guard(address: str) -> IO[str] | None:
 
 
 def number(socket: "zmq.Socket[bytes]", option: int) -> int:
-    """Return an option of a socket that is a number."""
+    """Return an integer option of a socket."""
     return cast(int, socket.get(option))
 
 
 def readable(socket: "zmq.Socket[bytes]") -> bool:
-    """Return whether something can be received now; asking also lets libzmq do what is due on the socket."""
+    """Return whether a frame can be received now. The call also makes libzmq process pending commands of the socket."""
     return socket.get(zmq.EVENTS) & _POLLIN != 0  # type: ignore[operator] # a number; `number` would be two more calls

@@ -20,9 +20,9 @@ from channels_zmq_forwarder.curve import AllowedKeys
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
-TELL_EVERY = 10.0
+LOG_EVERY = 10.0
 """Seconds between two log lines about refusals of one address."""
-TELL_ADDRESSES = 1000
+LOG_ADDRESSES = 1000
 ZAP = "inproc://zeromq.zap.01"
 _WATCHED = (
     zmq.Event.ACCEPTED
@@ -34,13 +34,13 @@ _FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DE
 
 
 class Gate:
-    """Decides who may connect to the CURVE sockets of a context, and tells of those who may not.
+    """Decides which keys may connect to the CURVE sockets of a context, and logs refusals.
 
     Args:
-        context: Of the sockets; it can have one gate.
-        secret_key: Of the side that binds.
-        allowed: Who may connect; everybody who knows the public key if None.
-        clock: Monotonic seconds, for the rate of log lines.
+        context: The context of the sockets; it can have one gate.
+        secret_key: The secret key of the side that binds.
+        allowed: The keys that may connect; any key if None.
+        clock: Monotonic seconds, to limit the rate of log lines.
     """
 
     def __init__(
@@ -58,42 +58,42 @@ class Gate:
         self._zap = context.socket(zmq.REP)
         self._zap.linger = 0
         self._zap.bind(ZAP)
-        self._guarded: dict[zmq.Socket[bytes], tuple[zmq.Socket[bytes], _Arrivals]] = {}  # and its monitor
-        self._told_at: dict[str, float] = {}
-        self._untold = 0
+        self._guarded: dict[zmq.Socket[bytes], tuple[zmq.Socket[bytes], _Connections]] = {}  # and its monitor
+        self._logged_at: dict[str, float] = {}
+        self._not_logged = 0
 
     @property
     def sockets(self) -> "list[zmq.Socket[bytes]]":
-        """What to watch: `turn` is due when one of them can be read."""
+        """The sockets to watch: `turn` is due when one of them is readable."""
         return [self._zap, *(monitor for monitor, _ in self._guarded.values())]
 
     def guard(self, socket: "zmq.Socket[bytes]") -> None:
-        """Let only those connect to a socket who may; to be called before it is bound."""
+        """Require CURVE and an allowed key of every connection to a socket; to be called before it is bound."""
         socket.curve_secretkey = self._secret_key
         socket.curve_server = True
         socket.zap_domain = b"channels-zmq"
-        self._guarded[socket] = socket.get_monitor_socket(_WATCHED), _Arrivals()
+        self._guarded[socket] = socket.get_monitor_socket(_WATCHED), _Connections()
 
     def release(self, socket: "zmq.Socket[bytes]") -> None:
-        """Watch a socket no more, because it is about to be closed."""
+        """Stop watching a socket that is about to be closed."""
         monitor, _ = self._guarded.pop(socket)
         socket.disable_monitor()
         monitor.close(linger=0)
 
     def turn(self) -> None:
-        """Answer who asks, and read what happened, until nothing is left. Never blocks."""
+        """Answer all pending requests and process all events. Never blocks."""
         while self._answer():
             pass
-        for monitor, arrivals in self._guarded.values():
+        for monitor, connections in self._guarded.values():
             with suppress(zmq.Again):
                 while True:
                     event = recv_monitor_message(monitor, zmq.DONTWAIT)
-                    peer = arrivals.refused(event["event"], event["value"])
+                    peer = connections.refused(event["event"], event["value"])
                     if peer is not None:
-                        self._tell(peer, "it has no key, or the key of another server")
+                        self._log_refusal(peer, "it has no key, or the key of another server")
 
     def close(self) -> None:
-        """Close its own sockets, once the guarded ones are closed."""
+        """Close the gate's own sockets; the guarded ones must be closed before."""
         for monitor, _ in self._guarded.values():
             monitor.close(linger=0)
         self._zap.close()
@@ -106,34 +106,38 @@ class Gate:
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and credentials else b""
         allowed = bool(public) and (self.allowed is None or public in self.allowed.keys)
         if not allowed:
-            self._tell(_plain(address.decode(errors="replace")) or "a local socket", "its key is not allowed")
+            self._log_refusal(_plain(address.decode(errors="replace")) or "a local socket", "its key is not allowed")
         code, text = (b"200", b"OK") if allowed else (b"400", b"not allowed")
         self._zap.send_multipart([version, request, code, text, public if allowed else b"", b""])
         return True
 
-    def _tell(self, peer: str, reason: str) -> None:
+    def _log_refusal(self, peer: str, reason: str) -> None:
         self.refused += 1
         now = self._clock()
-        if now - self._told_at.get(peer, -TELL_EVERY) < TELL_EVERY:
-            self._untold += 1
+        if now - self._logged_at.get(peer, -LOG_EVERY) < LOG_EVERY:
+            self._not_logged += 1
             return
-        if len(self._told_at) >= TELL_ADDRESSES:
-            self._told_at.clear()
-        self._told_at[peer] = now
-        more = f" ({self._untold} more refusals were not logged)" if self._untold else ""
-        self._untold = 0
+        if len(self._logged_at) >= LOG_ADDRESSES:
+            self._logged_at.clear()
+        self._logged_at[peer] = now
+        more = f" ({self._not_logged} more refusals were not logged)" if self._not_logged else ""
+        self._not_logged = 0
         logger.warning("%s was refused: %s%s", peer, reason, more)
 
 
-class _Arrivals:
-    """Finds out who it was whose handshake failed: an event with the descriptor comes before, and one after."""
+class _Connections:
+    """Finds the address of a peer whose handshake failed.
+
+    The event of the failure does not name the connection. Events that carry its descriptor precede it (accepted) and
+    follow it (disconnected), and by the time of the latter the address can no longer be asked for.
+    """
 
     def __init__(self) -> None:
         self._peers: dict[int, str] = {}
         self._failed = False
 
     def refused(self, event: int, descriptor: int) -> str | None:
-        """Take an event; return the address of a peer that was refused by it."""
+        """Process an event; return the address of the peer if it completes a refusal."""
         if event == zmq.Event.ACCEPTED:
             self._peers[descriptor] = _peer(descriptor)
         elif event in _FAILED:
@@ -150,7 +154,7 @@ def _peer(descriptor: int) -> str:
         with sockets.socket(fileno=os.dup(descriptor)) as copy:
             name = copy.getpeername()
     except OSError:
-        return "an address that is gone already"
+        return "a closed connection"
     return _plain(str(name[0])) if isinstance(name, tuple) else "a local socket"
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.exchange import NEWS_AT_ONCE, NEWS_EVERY, Exchange
+from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
 from channels_zmq_forwarder.plain_queue import ENTRY_SIZE
 from channels_zmq_forwarder.queues import Limits
@@ -133,27 +133,27 @@ def test_everybody_is_told_when_the_state_changes(forwarder):
 
 def test_everybody_learns_once_how_many_there_are(forwarder):
     """Whoever comes back first at a successor tells it how many to wait for."""
-    assert forwarder.news() == []
+    assert forwarder.announce() == []
     forwarder.connect(A)
     forwarder.connect(B)
-    welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.news()]
+    welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.announce()]
     assert [(w.inbox, w.clients) for w in welcomes] == [(A, 2), (B, 2)]
-    assert forwarder.news() == []
+    assert forwarder.announce() == []
     forwarder.disconnect(B)
-    assert forwarder.news() == []
-    forwarder.clock.now += NEWS_EVERY
-    assert [wire.WELCOME.decode(frame).clients for frame in forwarder.news()] == [1]
+    assert forwarder.announce() == []
+    forwarder.clock.now += ANNOUNCE_EVERY
+    assert [wire.WELCOME.decode(frame).clients for frame in forwarder.announce()] == [1]
 
 
 def test_so_many_welcomes_are_sent_at_once(forwarder):
     """A thousand processes that connect one after the other must not cost a million frames."""
-    inboxes = {b"%016x" % number for number in range(2 * NEWS_AT_ONCE + 1)}
+    inboxes = {b"%016x" % number for number in range(2 * ANNOUNCE_AT_ONCE + 1)}
     for inbox in inboxes:
         forwarder.connect(inbox)
-    calls = [forwarder.news() for _ in range(3)]
-    assert [len(frames) for frames in calls] == [NEWS_AT_ONCE, NEWS_AT_ONCE, 1]
+    calls = [forwarder.announce() for _ in range(3)]
+    assert [len(frames) for frames in calls] == [ANNOUNCE_AT_ONCE, ANNOUNCE_AT_ONCE, 1]
     assert {wire.inbox_in(frame) for frames in calls for frame in frames} == inboxes
-    assert forwarder.news() == []
+    assert forwarder.announce() == []
 
 
 def test_the_last_unsubscription_ends_a_client(forwarder):
@@ -578,7 +578,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
     forwarder.join(channel=b"other")
-    assert not forwarder.relays_as_they_come
+    assert not forwarder.relays_unchanged
     assert list(forwarder.inbound(group_frame(b"hi"))) == [group_frame(b"hi")]
     assert payloads(forwarder.ready(9)) == [(A, b"hi")]
     assert payloads(forwarder.ready(9, channel=b"other")) == [(A, b"hi")]
@@ -606,7 +606,7 @@ def test_whoever_added_a_plain_member_is_told_of_its_removal(forwarder):
     told, confirm = forwarder.join(inbox=C, n=6, add=0)
     assert wire.REMOVED.decode(told) == wire.Removed(B, b"room", JOBS)
     assert wire.CONFIRM.decode(confirm) == wire.Confirm(C, 6, Status.OK, INSTANCE)
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
 
 
 def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
@@ -620,7 +620,7 @@ def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
     forwarder.inbound(group_frame())
     assert forwarder.queues.depth() == 1
     forwarder.sweep()
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
 
 
 def test_there_are_at_most_so_many_plain_members():
@@ -639,7 +639,7 @@ def test_members_are_repeated_before_the_hello(forwarder):
     for add, age, group in ((1, 5_000, b"room"), (0, 2_000, b"left"), (1, 5_000, b"left")):
         frames = take(wire.MEMBER.encode(wire.Member(A, 0, add, age, 0, 9, group, JOBS)))
     assert list(frames) == [wire.REMOVED.encode(wire.Removed(A, b"left", JOBS))]
-    assert not forwarder.relays_as_they_come
+    assert not forwarder.relays_unchanged
     forwarder.connect(B)
     told, confirm = forwarder.join(inbox=B, add=0)
     assert wire.REMOVED.decode(told) == wire.Removed(A, b"room", JOBS)
@@ -664,7 +664,7 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
     assert forwarder.flushed(to_b) == []
     (done,) = forwarder.flushed(to_a)
     assert wire.CONFIRM.decode(done) == wire.Confirm(A, 3, Status.OK, INSTANCE)
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
 
 
 def test_messages_that_come_during_a_flush_are_dropped(forwarder):
@@ -692,7 +692,7 @@ def test_a_flush_does_not_wait_for_a_client_that_goes_away(forwarder):
     assert statuses(forwarder.disconnect(B)) == [Status.OK]
     forwarder.flush(A)
     forwarder.disconnect(A)
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
 
 
 def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
@@ -726,10 +726,10 @@ def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
     forwarder.flush(ttl=ttl)
     forwarder.clock.now += seconds - 0.1
     forwarder.sweep()
-    assert not forwarder.relays_as_they_come
+    assert not forwarder.relays_unchanged
     forwarder.clock.now += 0.1
     forwarder.sweep()
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
 
 
 def test_there_are_at_most_so_many_flushes(forwarder):
@@ -763,7 +763,7 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
     assert list(forwarder.inbound(group_frame(b""))) == []
     assert statuses(forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 1)))) == [Status.OK]
     forwarder.refuse_above(None)
-    assert forwarder.relays_as_they_come
+    assert forwarder.relays_unchanged
     assert len(forwarder.inbound(group_frame())) == 1
 
 

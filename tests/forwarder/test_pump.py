@@ -155,7 +155,7 @@ def test_a_turn_ends_when_its_time_is_over(sockets):
         now[0] += SECONDS_A_TURN / 4
         return ()
 
-    rig.exchange.relays_as_they_come = False
+    rig.exchange.relays_unchanged = False
     rig.exchange.inbound = rig.exchange.upstream = slow
     for _ in range(10):
         rig.push.send(b"down")

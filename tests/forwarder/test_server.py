@@ -258,9 +258,9 @@ def test_a_signal_ends_it_in_order(number):
         _, rest = process.communicate(timeout=10)
     lines += [json.loads(line) for line in rest.splitlines()]
     assert process.returncode == 0
-    assert [line["message"].partition(" at ")[0] for line in lines] == [
-        "consumers are welcome",
-        "producers are welcome",
+    assert [line["message"].partition(" on ")[0] for line in lines] == [
+        "accepting subscribers",
+        "accepting producers",
         "stopping",
     ]
 

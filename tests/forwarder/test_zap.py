@@ -68,7 +68,7 @@ def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
             peers.client(new_pair()[1], public=other)
             peers.refused(count)
         assert sum("was refused" in line for line in caplog.messages) <= 2  # one whose address went too fast may differ
-        clock.now += zap.TELL_EVERY
+        clock.now += zap.LOG_EVERY
         peers.client(new_pair()[1], public=other)
         peers.refused(4)
     assert any("more refusals were not logged" in line for line in caplog.messages)

@@ -33,7 +33,7 @@ def forwarder(log, ports):
     command += ["--max-message-size", str(MAX_MESSAGE), "--queue-bytes", str(QUEUE_BYTES)]
     with log.open("w") as err, subprocess.Popen(command, stderr=err) as process:
         try:
-            while "producers are welcome" not in log.read_text():
+            while "accepting producers on" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.01)
             yield process
