@@ -1,4 +1,4 @@
-"""Keys, lists of keys, and the address of who was refused."""
+"""Keys and lists of keys."""
 
 import logging
 import os
@@ -26,26 +26,26 @@ def write(path, *keys):
 
 
 def test_a_key_may_have_space_around_it():
-    """As in a file that ends with a new line."""
+    """A file that contains a key ends with a new line."""
     assert curve.key(f" {ONE.decode()}\n") == ONE
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 41, "~" * 40, "é" * 40, " " * 40])
-def test_what_is_no_key_is_refused_without_being_shown(text):
-    """A typing error in a key is still most of the key."""
+def test_an_invalid_key_is_refused_without_being_shown(text):
+    """A mistyped key still contains most of the key."""
     with pytest.raises(CurveKeyError, match="40 characters of Z85") as caught:
         curve.key(text)
     assert not text.strip() or text not in str(caught.value)
 
 
 def test_a_public_key_follows_from_its_secret_key():
-    """So only one of both need be configured."""
+    """Only the secret key has to be configured."""
     public, secret = new_pair()
     assert curve.public_key(secret) == public
 
 
 def test_a_file_without_a_key_is_named(path):
-    """And why it cannot be used."""
+    """The error names the file and the reason."""
     with pytest.raises(CurveKeyError, match=f"{path}: No such file"):
         curve.key_in(path)
     path.write_bytes(b"\xff")
@@ -54,13 +54,13 @@ def test_a_file_without_a_key_is_named(path):
 
 
 def test_a_list_holds_values_and_the_lines_of_a_file(path):
-    """Comments and empty lines say nothing."""
+    """Comments and empty lines are ignored."""
     write(path, b"# the web servers", TWO, b"", b"#")
     assert AllowedKeys([ONE], path).keys == {ONE, TWO}
 
 
 def test_a_broken_line_is_named_but_not_shown(path):
-    """At the start it is an error."""
+    """At the start an unreadable list is an error."""
     write(path, ONE, TWO[:-1])
     with pytest.raises(CurveKeyError, match=f"{path}, line 2") as caught:
         AllowedKeys([], path)
@@ -68,7 +68,7 @@ def test_a_broken_line_is_named_but_not_shown(path):
 
 
 def test_a_changed_file_is_read_again(path):
-    """What is gone is told; values of the configuration stay."""
+    """A refresh returns the revoked keys; configured keys stay."""
     write(path, ONE, TWO)
     allowed = AllowedKeys([ONE], path)
     assert allowed.refresh() == set()
@@ -80,7 +80,7 @@ def test_a_changed_file_is_read_again(path):
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
 def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damage):
-    """It is logged once, and read when it is whole again."""
+    """The error is logged once, and the file is read again when it is valid."""
     write(path, ONE)
     allowed = AllowedKeys([], path)
     path.unlink()
@@ -96,12 +96,12 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damag
 
 
 def test_a_list_without_a_file_never_changes():
-    """There is nothing to look at."""
+    """There is no file that could change."""
     assert AllowedKeys([ONE]).refresh() == set()
 
 
 def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
-    """The secret one for its owner only; what is there already is not overwritten."""
+    """Only the owner can read the secret key; existing files are not overwritten."""
     name = str(tmp_path / "web")
     assert main(["keygen", name]) == 0
     secret = tmp_path / "web.secret"
@@ -112,7 +112,7 @@ def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
 
 
 def test_keygen_prints_a_pair(capsys):
-    """Without a name."""
+    """Without a name the keys are printed."""
     assert main(["keygen"]) == 0
     words = capsys.readouterr().out.split()
     assert words[::2] == ["public", "secret"]

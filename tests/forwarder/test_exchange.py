@@ -17,7 +17,7 @@ JOBS = b"jobs"
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -76,7 +76,7 @@ def forwarder():
 
 
 def statuses(frames):
-    """What confirmations among frames say."""
+    """Return the statuses of the confirmations among frames."""
     return [Status(wire.CONFIRM.decode(f).status) for f in frames if f[wire.SUB_KIND] == wire.CONFIRM.kind]
 
 
@@ -107,14 +107,14 @@ def test_a_hello_is_welcomed(forwarder):
     assert wire.WELCOME.decode(frame) == wire.Welcome(A, wire.VERSION, State.SERVING, INSTANCE, 7, 2)
 
 
-def test_a_hello_without_a_subscription_is_a_strangers(forwarder):
-    """Its pipe would have told of the subscription first, so nobody would read the welcome."""
+def test_a_hello_without_a_subscription_is_stray(forwarder):
+    """XPUB reports a subscription before the hello, so nobody would receive the welcome."""
     assert list(forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))) == []
     assert forwarder.drops == {"stray": 1}
     assert forwarder.clients == {}
 
 
-def test_a_client_of_another_version_is_told_ours_and_no_client(forwarder):
+def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder):
     """It would not understand what clients are sent, and a flush would wait for it."""
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     (frame,) = forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION + 1, 1, 0)))
@@ -123,16 +123,16 @@ def test_a_client_of_another_version_is_told_ours_and_no_client(forwarder):
     assert forwarder.drops == {"version_mismatch": 1}
 
 
-def test_everybody_is_told_when_the_state_changes(forwarder):
-    """With the session that each has."""
+def test_a_change_of_state_is_sent_to_all_clients(forwarder):
+    """Each welcome contains the session of its client."""
     forwarder.connect(A, session=3)
     forwarder.connect(B, session=4)
     welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.enter(State.SETTLING)]
     assert {(w.inbox, w.session, w.state) for w in welcomes} == {(A, 3, State.SETTLING), (B, 4, State.SETTLING)}
 
 
-def test_everybody_learns_once_how_many_there_are(forwarder):
-    """Whoever comes back first at a successor tells it how many to wait for."""
+def test_a_change_of_the_number_of_clients_is_announced_once(forwarder):
+    """The first client that connects to a successor reports how many to wait for."""
     assert forwarder.announce() == []
     forwarder.connect(A)
     forwarder.connect(B)
@@ -145,7 +145,7 @@ def test_everybody_learns_once_how_many_there_are(forwarder):
     assert [wire.WELCOME.decode(frame).clients for frame in forwarder.announce()] == [1]
 
 
-def test_so_many_welcomes_are_sent_at_once(forwarder):
+def test_welcomes_are_announced_in_portions(forwarder):
     """A thousand processes that connect one after the other must not cost a million frames."""
     inboxes = {b"%016x" % number for number in range(2 * ANNOUNCE_AT_ONCE + 1)}
     for inbox in inboxes:
@@ -157,7 +157,7 @@ def test_so_many_welcomes_are_sent_at_once(forwarder):
 
 
 def test_the_last_unsubscription_ends_a_client(forwarder):
-    """ZeroMQ reports it when a process dies."""
+    """ZeroMQ reports an unsubscription when a process dies."""
     forwarder.connect(A)
     forwarder.ready(5)
     forwarder.disconnect(A)
@@ -167,7 +167,7 @@ def test_the_last_unsubscription_ends_a_client(forwarder):
 
 
 def test_the_end_of_another_topic_ends_no_client(forwarder):
-    """Neither a group's, nor one that merely looks like the inbox."""
+    """This holds for the topic of a group and for topics that are similar to the inbox's."""
     forwarder.connect(A)
     for topic in (b"", b"P", b"P" + A, b"P" + A + b"x", b"G" + A + b"\0"):
         forwarder.upstream(b"\1" + topic)
@@ -196,26 +196,26 @@ def test_a_new_session_ends_the_credit_of_the_old_one(forwarder):
 
 
 def test_a_hello_of_an_older_session_is_late(forwarder):
-    """The dead connection's input may be read after its successor's; it must not take the session over."""
+    """XPUB may read a frame of the dead connection after a frame of its successor."""
     forwarder.connect(A, session=2)
     assert list(forwarder.connect(A, session=1)) == []
     assert forwarder.clients[A] == 2
 
 
 def test_the_largest_number_of_peers_is_remembered(forwarder):
-    """That many consumers are to be back before producers are let in."""
+    """The exchange settles until that many clients have connected."""
     forwarder.connect(A, peers=5)
     forwarder.connect(B, peers=2)
     assert forwarder.peers_expected == 5
 
 
 def test_a_sync_is_answered(forwarder):
-    """It came behind the subscriptions, so they are in force."""
+    """The sync follows the subscriptions, so they are in force."""
     assert list(forwarder.upstream(wire.SYNC.encode(wire.Sync(A, 9)))) == [wire.SYNCED.encode(wire.Synced(A, 9))]
 
 
 def test_an_echo_is_answered_with_the_instance(forwarder):
-    """Both sockets of a client are to reach the same run."""
+    """The client compares it with the instance that welcomed it."""
     (frame,) = forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 4, Status.OK, INSTANCE)
 
@@ -226,8 +226,8 @@ def test_an_echo_is_answered_with_the_instance(forwarder):
 @pytest.mark.parametrize(
     "frame", [b"", b"?", b"\xff" * 40, b"H", b"Q" + A, b"P" + A + b"\0", b"G\0", b"Gname", b"Gname\0x"]
 )
-def test_what_is_no_frame_is_counted(forwarder, frame):
-    """By whichever port it comes, nothing else happens."""
+def test_malformed_frames_are_counted(forwarder, frame):
+    """Both ports count malformed frames and drop them."""
     for take in (forwarder.upstream, forwarder.inbound):
         assert list(take(frame)) == []
     assert forwarder.drops == {"malformed": 2}
@@ -237,7 +237,7 @@ def test_what_is_no_frame_is_counted(forwarder, frame):
     "layout", [layout for layout in wire.INBOX_LAYOUTS if layout.kind not in wire.RELAYED], ids=lambda x: chr(x.kind)
 )
 def test_clients_cannot_speak_for_the_exchange(forwarder, layout):
-    """A forged welcome, job or confirmation of a sync is not relayed."""
+    """The exchange does not relay a forged welcome, job or synced."""
     forwarder.connect(B)
     head = b"P" + B + b"\0" + bytes([layout.kind])
     for take in (forwarder.upstream, forwarder.inbound):
@@ -246,14 +246,14 @@ def test_clients_cannot_speak_for_the_exchange(forwarder, layout):
 
 
 def test_a_topic_that_is_no_inbox_is_not_relayed(forwarder):
-    """The NUL behind the inbox is where prefix matching ends."""
+    """Without the NUL behind the inbox the frame could match other topics."""
     assert list(forwarder.inbound(b"P" + A[:-1] + b"\0\0d" + bytes(40))) == []
     assert list(forwarder.inbound(b"P" + A + b"xd" + bytes(40))) == []
     assert forwarder.drops == {"malformed": 2}
 
 
 def test_some_requests_are_only_for_clients(forwarder):
-    """A process that said no hello cannot empty everything or add members."""
+    """A process without a subscription or a hello cannot flush or add members."""
     assert list(forwarder.flush(A)) == []
     assert list(forwarder.join(inbox=A)) == []
     assert forwarder.drops == {"stray": 2}
@@ -262,27 +262,27 @@ def test_some_requests_are_only_for_clients(forwarder):
 # Messages that are relayed
 
 
-def test_a_group_message_leaves_as_it_came(forwarder):
-    """Whatever its payload is."""
+def test_a_group_message_is_relayed_unchanged(forwarder):
+    """The exchange does not read the payload."""
     frame = group_frame(b"\0\xff")
     assert list(forwarder.inbound(frame)) == [frame]
 
 
-def test_a_message_comes_by_the_producers_port(forwarder):
-    """Upstream frames may vanish silently, so messages do not go that way."""
+def test_messages_are_accepted_at_the_producers_port_only(forwarder):
+    """Upstream frames may be lost silently, so messages are not accepted there."""
     forwarder.connect(A)
     assert list(forwarder.upstream(group_frame())) == []
     assert list(forwarder.upstream(direct_frame(A))) == []
 
 
 def test_a_direct_message_reaches_its_process(forwarder):
-    """Its inbox is its topic."""
+    """The topic of a direct message is the inbox of the process."""
     forwarder.connect(A)
     assert list(forwarder.inbound(direct_frame(A))) == [direct_frame(A)]
 
 
-def test_what_is_taken_for_a_direct_message_would_be_relayed_as_it_is(forwarder):
-    """A driver that asks spares the exchange only what it would return unchanged."""
+def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder):
+    """A driver may skip `inbound` only for frames that it would return unchanged."""
     forwarder.connect(A)
     forwarder.upstream(b"\1X" + A + b"\0")
     forwarder.upstream(b"\1Paaa\0aaaaaaaaaaaa\0")
@@ -301,14 +301,14 @@ def test_what_is_taken_for_a_direct_message_would_be_relayed_as_it_is(forwarder)
         assert not forwarder.is_direct(other)
 
 
-def test_a_direct_message_to_nobody_is_counted(forwarder):
-    """The process has died, or never was."""
+def test_a_direct_message_without_a_subscriber_is_counted(forwarder):
+    """The process has died or never existed."""
     assert list(forwarder.inbound(direct_frame(A))) == []
     assert forwarder.drops == {"unroutable": 1}
 
 
-def test_what_ends_before_its_time_is_not_relayed(forwarder):
-    """Its receiver could do nothing with it."""
+def test_a_truncated_frame_is_not_relayed(forwarder):
+    """A receiver could not decode a truncated message."""
     forwarder.connect(A)
     assert list(forwarder.inbound(wire.direct_prefix(A) + bytes(20))) == []
     assert list(forwarder.inbound(b"P" + A + b"\0k" + bytes(16))) == []
@@ -317,8 +317,8 @@ def test_what_ends_before_its_time_is_not_relayed(forwarder):
 
 
 @pytest.mark.parametrize("way", ["upstream", "inbound"])
-def test_a_question_reaches_the_owner_of_a_channel_and_its_answer_comes_back(forwarder, way):
-    """A reader of an embedded producer has only the way up."""
+def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forwarder, way):
+    """A client of an embedded producer has no PUSH."""
     forwarder.connect(A)
     forwarder.connect(B)
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
@@ -328,14 +328,14 @@ def test_a_question_reaches_the_owner_of_a_channel_and_its_answer_comes_back(for
     assert list(take(answer)) == [answer]
 
 
-def test_the_owner_of_a_channel_may_be_gone(forwarder):
-    """Then the exchange answers in its place."""
+def test_a_request_to_a_disconnected_owner_is_answered(forwarder):
+    """The exchange answers in its place."""
     (frame,) = forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
-def test_an_answer_to_nobody_is_counted(forwarder):
-    """Who asked has gone away meanwhile."""
+def test_an_answer_without_a_subscriber_is_counted(forwarder):
+    """The process that asked has disconnected meanwhile."""
     forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))
     assert forwarder.drops == {"unroutable": 1}
 
@@ -344,7 +344,7 @@ def test_an_answer_to_nobody_is_counted(forwarder):
 
 
 def test_a_plain_message_waits_for_its_reader(forwarder):
-    """And is handed over with its number and what it has left to live."""
+    """A job contains the number of the message and the time that it has left to live."""
     assert statuses(forwarder.send(b"hi", ttl=60_000)) == [Status.OK]
     forwarder.connect(A)
     forwarder.clock.now += 10
@@ -362,7 +362,7 @@ def test_a_message_is_confirmed_before_it_is_handed_over(forwarder):
 
 
 def test_each_message_goes_to_exactly_one_reader(forwarder):
-    """Round robin between the processes that have room."""
+    """Processes with an open window take turns."""
     for inbox in (A, B):
         forwarder.connect(inbox)
         forwarder.ready(2, inbox=inbox)
@@ -371,7 +371,7 @@ def test_each_message_goes_to_exactly_one_reader(forwarder):
 
 
 def test_a_full_queue_answers_full(forwarder):
-    """The capacity is the sender's."""
+    """Each send contains the capacity in its sender's configuration."""
     assert statuses(forwarder.send(capacity=1)) == [Status.OK]
     assert statuses(forwarder.send(capacity=1)) == [Status.FULL]
     assert statuses(forwarder.send(capacity=2)) == [Status.OK]
@@ -385,7 +385,7 @@ def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder):
 
 
 def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
-    """Nobody has read it, so it is still sent at most once."""
+    """No reader has read it, so delivery is still at most once."""
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send(b"first"))
@@ -395,8 +395,8 @@ def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
     assert payloads(forwarder.ready(5, inbox=B)) == [(B, b"first"), (B, b"second")]
 
 
-def test_jobs_of_another_instance_come_before_all_that_waits_here(forwarder):
-    """Their numbers mean nothing here, but they are older; among them the first handed back stays first."""
+def test_jobs_of_another_instance_precede_waiting_messages(forwarder):
+    """They are older than all messages of this instance; among themselves they keep their order."""
     forwarder.send(b"third")
     for number, payload in ((900, b"first"), (901, b"second")):
         forwarder.back(wire.Job(A, 1, number, 60_000, JOBS, payload))
@@ -405,8 +405,8 @@ def test_jobs_of_another_instance_come_before_all_that_waits_here(forwarder):
     assert [payload for _, payload in payloads(forwarder.ready(9))] == [b"first", b"second", b"third", b"fourth"]
 
 
-def test_a_waiting_reader_can_ask_what_was_handed_over(forwarder):
-    """So that it finds hand-overs that got lost; the answer comes behind every job."""
+def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder):
+    """The answer follows every job, so a reader finds out which hand-overs were lost."""
     forwarder.connect(A)
     forwarder.send(b"1")
     job, answer = forwarder.ready(3, ask=Question.HANDED)
@@ -415,7 +415,7 @@ def test_a_waiting_reader_can_ask_what_was_handed_over(forwarder):
 
 
 def test_a_client_can_be_forgotten_by_a_channel(forwarder):
-    """A process that reads from ever new channels leaves nothing behind, and may count from zero again."""
+    """A process that reads from ever new channels leaves nothing behind; it counts from zero afterwards."""
     forwarder.connect(A)
     for number in range(5):
         channel = b"reply-%d" % number
@@ -436,8 +436,8 @@ def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder):
     forwarder.disconnect(A)
 
 
-def test_what_has_expired_is_swept_and_counted(forwarder):
-    """Also while nobody asks for it."""
+def test_expired_messages_are_swept_and_counted(forwarder):
+    """A sweep drops expired messages without a send or a reader."""
     forwarder.send(ttl=1_000)
     forwarder.clock.now += 1
     forwarder.sweep()
@@ -448,7 +448,7 @@ def test_what_has_expired_is_swept_and_counted(forwarder):
 
 
 def test_all_queues_together_hold_so_many_bytes(forwarder):
-    """Then a message is refused as by a full queue, whichever channel it is for."""
+    """Beyond the limit the exchange refuses a message for any channel."""
     forwarder = Forwarder(queue_bytes=2 * ENTRY_SIZE + 10)
     assert statuses(forwarder.send(bytes(5))) == [Status.OK]
     assert statuses(forwarder.send(bytes(6), channel=b"other")) == [Status.FULL]
@@ -459,7 +459,7 @@ def test_all_queues_together_hold_so_many_bytes(forwarder):
 
 
 def test_full_queues_do_not_stop_a_channel_whose_reader_waits():
-    """Its messages pass through, so they take no room."""
+    """Its messages pass through and are not kept."""
     forwarder = Forwarder(queue_bytes=ENTRY_SIZE)
     forwarder.send(channel=b"nobody-reads-this")
     forwarder.connect(A)
@@ -469,7 +469,7 @@ def test_full_queues_do_not_stop_a_channel_whose_reader_waits():
 
 
 def test_there_are_at_most_so_many_queues():
-    """A stranger cannot fill the memory with names; channels that have a queue go on."""
+    """Channel names cannot exhaust the memory; existing queues still work."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
     forwarder.send(channel=b"one")
@@ -481,7 +481,7 @@ def test_there_are_at_most_so_many_queues():
 
 
 def test_ready_counts_only_in_the_session_that_is_on(forwarder):
-    """A client that is not welcomed yet says it again afterwards."""
+    """A client repeats its reports after the welcome."""
     forwarder.send()
     assert list(forwarder.ready(1)) == []
     forwarder.connect(A, session=2)
@@ -489,7 +489,7 @@ def test_ready_counts_only_in_the_session_that_is_on(forwarder):
 
 
 def test_the_wait_of_each_message_is_observed(forwarder):
-    """The metric is the time in the queue."""
+    """The observed time is the time in the queue."""
     waits = []
     forwarder.queues.observe_wait = waits.append
     forwarder.connect(A)
@@ -501,7 +501,7 @@ def test_the_wait_of_each_message_is_observed(forwarder):
 
 
 def test_the_oldest_wait_is_known(forwarder):
-    """0 if nothing waits."""
+    """It is 0 if no message waits."""
     assert forwarder.queues.oldest_wait() == 0
     forwarder.send()
     forwarder.clock.now += 2
@@ -511,7 +511,7 @@ def test_the_oldest_wait_is_known(forwarder):
 
 
 def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder):
-    """The client reports behind its subscription and before its hello what it had received."""
+    """The client reports the number of received jobs behind its subscription and before its hello."""
     forwarder.connect(A)
     forwarder.ready(2)
     forwarder.send(b"read"), forwarder.send(b"lost")
@@ -522,7 +522,7 @@ def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder):
 
 
 def test_one_question_covers_all_channels_of_a_client(forwarder):
-    """Ten thousand idle readers need one frame a second; a session that is over gets no answer."""
+    """Ten thousand idle readers cost one frame a second; an ended session gets no answer."""
     forwarder.connect(A)
     for channel in (b"one", b"two", b"three"):
         forwarder.ready(1, channel=channel)
@@ -532,7 +532,7 @@ def test_one_question_covers_all_channels_of_a_client(forwarder):
 
 
 def test_a_query_may_be_answered_while_its_frames_are_published(forwarder):
-    """As an embedded producer does, which is both the exchange's driver and its client: nothing is out of order."""
+    """An embedded producer is the exchange's driver and its client at once; the order is kept."""
     forwarder.connect(A)
     forwarder.connect(B)
     for inbox in (A, B):
@@ -555,7 +555,7 @@ def test_a_query_may_be_answered_while_its_frames_are_published(forwarder):
 
 
 def test_pending_messages_are_decided_when_a_client_disconnects(forwarder):
-    """And when nothing happens for a second."""
+    """The same happens after a second without an answer."""
     forwarder.connect(A)
     forwarder.ready(1)
     forwarder.send(capacity=1)
@@ -574,7 +574,7 @@ def test_pending_messages_are_decided_when_a_client_disconnects(forwarder):
 
 
 def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
-    """Once, and beside the subscribers."""
+    """Each queue takes one copy, and subscribers receive the message too."""
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
     forwarder.join(channel=b"other")
@@ -586,7 +586,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
 
 
 def test_a_full_plain_member_misses_the_message(forwarder):
-    """That is counted; the others get it."""
+    """The drop is counted, and the other members receive the message."""
     forwarder.connect(A)
     forwarder.join(capacity=1)
     for _ in range(2):
@@ -595,8 +595,8 @@ def test_a_full_plain_member_misses_the_message(forwarder):
     assert forwarder.drops == {"queue_full": 1}
 
 
-def test_whoever_added_a_plain_member_is_told_of_its_removal(forwarder):
-    """Otherwise it would add it again to the next instance. The confirmation comes last."""
+def test_the_processes_that_added_a_plain_member_are_notified_of_its_discard(forwarder):
+    """Otherwise it would add the member again to the next instance. The confirmation comes last."""
     forwarder.connect(A)
     forwarder.connect(B)
     forwarder.connect(C)
@@ -610,7 +610,7 @@ def test_whoever_added_a_plain_member_is_told_of_its_removal(forwarder):
 
 
 def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
-    """It ends by a discard or with its life."""
+    """Only a discard or the end of its life removes it."""
     forwarder.connect(A)
     forwarder.join(life=10_000)
     forwarder.disconnect(A)
@@ -624,7 +624,7 @@ def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
 
 
 def test_there_are_at_most_so_many_plain_members():
-    """The limit is that of the queues."""
+    """The limit of queue names applies."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
@@ -632,7 +632,7 @@ def test_there_are_at_most_so_many_plain_members():
 
 
 def test_members_are_repeated_before_the_hello(forwarder):
-    """Also while the exchange settles; the answer to a repetition is not wanted, a removal is reported."""
+    """This works while the exchange settles. A repetition is not confirmed, but a later discard is reported."""
     forwarder.enter(State.SETTLING)
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     take = forwarder.upstream
@@ -653,7 +653,7 @@ def test_members_are_repeated_before_the_hello(forwarder):
 
 
 def test_a_flush_ends_when_every_client_has_answered(forwarder):
-    """Queues and plain members are emptied at once; the one who asked is told at the end."""
+    """Queues and members are emptied at once; the request is confirmed at the end."""
     forwarder.connect(A)
     forwarder.connect(B)
     forwarder.send()
@@ -667,8 +667,8 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
     assert forwarder.relays_unchanged
 
 
-def test_messages_that_come_during_a_flush_are_dropped(forwarder):
-    """They were sent before it was over; a confirmed send is answered, for it was sent and then flushed."""
+def test_messages_that_arrive_during_a_flush_are_dropped(forwarder):
+    """They were sent before its end. A plain send is confirmed, because it was sent and then flushed."""
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send())
@@ -683,8 +683,8 @@ def test_messages_that_come_during_a_flush_are_dropped(forwarder):
     assert len(forwarder.inbound(group_frame())) == 1
 
 
-def test_a_flush_does_not_wait_for_a_client_that_goes_away(forwarder):
-    """Neither for the last one that is missing, nor for the one who asked."""
+def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder):
+    """This holds for the last client that has not answered and for the one that requested the flush."""
     forwarder.connect(A)
     forwarder.connect(B)
     to_a, _ = forwarder.flush(A)
@@ -696,7 +696,7 @@ def test_a_flush_does_not_wait_for_a_client_that_goes_away(forwarder):
 
 
 def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
-    """The question may have died with its connection."""
+    """The request may have been lost with the connection."""
     forwarder.connect(A)
     forwarder.flush(A)
     welcome, empty = forwarder.connect(A, session=2)
@@ -705,8 +705,8 @@ def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
     assert len(forwarder.connect(A, session=3)) == 1
 
 
-def test_two_flushes_are_told_apart(forwarder):
-    """Two clients may number their requests alike; the answer to one is no answer to the other."""
+def test_two_flushes_are_distinguished(forwarder):
+    """Two clients may use the same request numbers; the answer to one flush does not answer the other."""
     forwarder.connect(A)
     forwarder.connect(B)
     one = forwarder.flush(A, n=1)
@@ -721,7 +721,7 @@ def test_two_flushes_are_told_apart(forwarder):
 
 @pytest.mark.parametrize("ttl, seconds", [(5_000, 5), (2**32 - 1, MAX_FLUSH)])
 def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
-    """A client that hangs must not stop everybody for longer than that."""
+    """A client that hangs must not stop all others for longer."""
     forwarder.connect(A)
     forwarder.flush(ttl=ttl)
     forwarder.clock.now += seconds - 0.1
@@ -733,7 +733,7 @@ def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
 
 
 def test_there_are_at_most_so_many_flushes(forwarder):
-    """Further ones are refused; memory does not grow with them."""
+    """The exchange refuses others, so that memory stays bounded."""
     forwarder.connect(A)
     for number in range(MAX_FLUSHES):
         assert statuses(forwarder.flush(n=number)) == []
@@ -744,7 +744,7 @@ def test_there_are_at_most_so_many_flushes(forwarder):
 
 
 def test_large_messages_are_refused_when_memory_runs_short(forwarder):
-    """Small ones and requests still pass."""
+    """Small messages and requests still pass."""
     forwarder.connect(A)
     forwarder.refuse_above(1_000)
     assert list(forwarder.inbound(group_frame(bytes(1_000)))) == []
@@ -757,7 +757,7 @@ def test_large_messages_are_refused_when_memory_runs_short(forwarder):
 
 
 def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
-    """Requests still pass; afterwards everything does."""
+    """Requests still pass, and everything does when the limit is lifted."""
     forwarder.connect(A)
     forwarder.refuse_above(0)
     assert list(forwarder.inbound(group_frame(b""))) == []
@@ -768,7 +768,7 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
 
 
 def test_groups_are_listed(forwarder):
-    """Those with a subscriber."""
+    """A group is listed while it has a subscriber."""
     forwarder.connect(A)
     forwarder.upstream(wire.subscription(wire.group_topic("Zürich")))
     assert forwarder.groups() == ["Zürich".encode()]

@@ -19,7 +19,7 @@ def channels(members, now=0.0, group=b"room"):
 
 
 def test_a_member_belongs_to_its_group_until_it_leaves():
-    """Other groups have nothing of it."""
+    """Other groups are not affected."""
     members = PlainMembers(10)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert channels(members) == [b"jobs"]
@@ -31,7 +31,7 @@ def test_a_member_belongs_to_its_group_until_it_leaves():
 
 
 def test_leaving_a_group_twice_does_nothing():
-    """A repeated discard finds nobody to tell."""
+    """A repeated discard notifies nobody."""
     members = PlainMembers(10)
     members.join(member(channel=b"other"), 0, {A}.__contains__)
     assert members.leave(member(), 0) == frozenset()
@@ -40,7 +40,7 @@ def test_leaving_a_group_twice_does_nothing():
 
 
 def test_a_member_ends_with_its_life():
-    """Its age when it was said counts: it may have been added to another instance long ago."""
+    """The age counts: the member may have been added to another instance long ago."""
     members = PlainMembers(10)
     members.join(member(age=4_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=5.9) == [b"jobs"]
@@ -59,7 +59,7 @@ def test_without_an_end_of_life_a_member_stays():
 
 
 def test_adding_again_lengthens_the_life_and_never_shortens_it():
-    """A process that repeats an old addition does not undo a younger one."""
+    """A process that repeats an old add does not undo a later one."""
     members = PlainMembers(10)
     members.join(member(life=10_000), 0, {A}.__contains__)
     members.join(member(age=9_000, life=10_000), 0, {A}.__contains__)
@@ -68,8 +68,8 @@ def test_adding_again_lengthens_the_life_and_never_shortens_it():
     assert members.of(b"room", 24)[0][1].capacity == 3
 
 
-def test_whoever_added_and_still_lives_is_remembered():
-    """A process that is gone needs no telling."""
+def test_living_adders_are_remembered():
+    """A process that has died is not notified."""
     members = PlainMembers(10)
     members.join(member(A), 0, {A}.__contains__)
     members.join(member(B), 0, {A, B}.__contains__)
@@ -80,7 +80,7 @@ def test_whoever_added_and_still_lives_is_remembered():
 
 
 def test_there_is_a_limit():
-    """Further channels are refused; those that are in may say so again."""
+    """Other channels are refused; existing members can be added again."""
     members = PlainMembers(2)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert members.join(member(group=b"other"), 0, {A}.__contains__) is Status.OK
@@ -103,7 +103,7 @@ def test_there_is_a_limit():
     ],
 )
 def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order, is_member):
-    """In whatever order they arrive, since every client repeats its own to a new instance."""
+    """The order of arrival does not matter, since every client repeats its own to a new instance."""
     members = PlainMembers(10)
     for step in order.split():
         if step == "add":
@@ -115,7 +115,7 @@ def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order,
 
 
 def test_an_add_older_than_a_known_discard_is_reported():
-    """Whoever repeats it should stop doing so, also when the channel was added again by somebody else."""
+    """Its sender should not repeat it again, even if another process has added the channel since."""
     members = PlainMembers(10)
     members.leave(member(age=1_000), 100)
     assert members.join(member(age=2_000, life=0), 100, {A}.__contains__) is None
@@ -126,7 +126,7 @@ def test_an_add_older_than_a_known_discard_is_reported():
 
 
 def test_an_older_add_does_not_change_the_capacity():
-    """That of the latest add counts."""
+    """The capacity of the latest add counts."""
     members = PlainMembers(10)
     members.join(member(capacity=3), 100, {A}.__contains__)
     members.join(member(B, age=5_000, capacity=7), 100, {A, B}.__contains__)
@@ -135,7 +135,7 @@ def test_an_older_add_does_not_change_the_capacity():
 
 
 def test_discards_are_remembered_up_to_the_limit():
-    """The latest are kept; a flush forgets all."""
+    """The latest discards are kept; a flush forgets all."""
     members = PlainMembers(2)
     for channel in (b"one", b"two", b"one", b"three"):
         members.leave(member(channel=channel), 100)
@@ -146,7 +146,7 @@ def test_discards_are_remembered_up_to_the_limit():
 
 
 def test_expiry_touches_only_what_is_due():
-    """Lives that were lengthened many times leave nothing behind."""
+    """Lengthening a life many times leaves no stale deadlines behind."""
     members = PlainMembers(10)
     for second in range(5_000):
         members.join(member(life=10_000), second, {A}.__contains__)

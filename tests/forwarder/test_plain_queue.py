@@ -22,7 +22,7 @@ def filled(*numbers):
 
 
 def handed(queue):
-    """Hand over what readers may have; return who was handed which message."""
+    """Hand messages to readers; return the pairs of inbox and number."""
     out = []
     while queue.readers and queue.waiting:
         item = queue.take()
@@ -31,14 +31,14 @@ def handed(queue):
 
 
 def test_messages_leave_in_order():
-    """First in, first out."""
+    """The queue is first in, first out."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
     assert handed(queue) == [(A, 1), (A, 2), (A, 3)]
 
 
 def test_a_message_put_back_returns_to_its_place():
-    """Before what is younger, behind what is older, whatever the order of the hand-backs."""
+    """The order of the hand-backs does not matter."""
     queue = filled(1, 2, 3, 4, 5)
     queue.open_window(A, 1, 4)
     handed(queue)
@@ -50,7 +50,7 @@ def test_a_message_put_back_returns_to_its_place():
 
 
 def test_a_message_that_is_removed_leaves_the_order():
-    """Wherever it stands; what is left of many of them takes no memory."""
+    """Removed messages leave no numbers behind, whatever their place."""
     queue = filled(*range(100))
     for number in range(1, 100):
         queue.remove(number)
@@ -61,7 +61,7 @@ def test_a_message_that_is_removed_leaves_the_order():
 
 
 def test_readers_take_turns():
-    """One message each, in the order in which they opened their windows."""
+    """Each reader gets one message in turn, in the order in which they opened their windows."""
     queue = filled(1, 2, 3, 4, 5)
     queue.open_window(A, 1, 9)
     queue.open_window(B, 1, 2)
@@ -97,7 +97,7 @@ def test_a_window_that_was_never_used_is_not_remembered():
 
 
 def test_a_used_window_is_remembered():
-    """What was handed over counts for as long as the session does."""
+    """The jobs that were handed over count until the session ends."""
     queue = filled(1, 2)
     queue.open_window(A, 1, 1)
     assert handed(queue) == [(A, 1)]
@@ -107,7 +107,7 @@ def test_a_used_window_is_remembered():
 
 
 def test_a_reader_that_is_forgotten_gets_nothing():
-    """Its messages go to the others."""
+    """Other readers get the messages."""
     queue = filled(1)
     queue.open_window(A, 1, 5)
     queue.open_window(B, 1, 5)
@@ -117,7 +117,7 @@ def test_a_reader_that_is_forgotten_gets_nothing():
 
 
 def test_jobs_count_until_they_are_settled():
-    """In the order in which they were handed over; a count that goes down is late, one that is too high is an error."""
+    """Jobs settle in the order of their hand-over. A lower count is late; a count beyond what was handed is capped."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
     handed(queue)
@@ -131,7 +131,7 @@ def test_jobs_count_until_they_are_settled():
 
 
 def test_a_job_that_is_handed_back_is_settled_at_once():
-    """The next report counts it too and takes nothing else."""
+    """The next report includes it and settles no other job."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 3)
     handed(queue)
@@ -145,7 +145,7 @@ def test_a_job_that_is_handed_back_is_settled_at_once():
 
 
 def test_a_queue_is_idle_when_nothing_depends_on_it():
-    """Neither a message, nor a reader, nor a job of a session that has ended."""
+    """Messages, readers and jobs of ended sessions keep a queue."""
     queue = filled(1)
     assert not queue.idle
     queue.open_window(A, 1, 1)
@@ -157,7 +157,7 @@ def test_a_queue_is_idle_when_nothing_depends_on_it():
 
 
 def test_clearing_keeps_the_readers():
-    """A flush takes messages and jobs, not windows."""
+    """A flush drops messages and jobs and keeps the windows."""
     queue = filled(1, 2)
     queue.open_window(A, 1, 1)
     handed(queue)
@@ -169,7 +169,7 @@ def test_clearing_keeps_the_readers():
 
 
 def test_size_counts_payloads_and_entries():
-    """Empty messages take memory too, and so do jobs until they are settled; of one that is not kept, the entry."""
+    """Empty messages take memory, and so do jobs until they are settled, even without their payload."""
     queue = PlainQueue()
     queue.put(entry(1, b"x" * 10))
     queue.put(entry(2))

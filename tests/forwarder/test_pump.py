@@ -1,4 +1,4 @@
-"""Sockets to exchange to sockets."""
+"""Moving frames between sockets and the exchange."""
 
 from itertools import count
 
@@ -16,7 +16,7 @@ WAIT = 5_000
 
 
 class Rig:
-    """A pump that turns when a test says so, with a producer and a consumer."""
+    """A pump whose turns a test makes, with a producer and a subscriber."""
 
     def __init__(self, sockets, address, **options):
         self.exchange = Exchange(b"instance")
@@ -29,7 +29,7 @@ class Rig:
         self.push.connect(self.pull)
 
     def turn_until(self, condition):
-        """Turn until something has happened; sockets hand over in their own threads."""
+        """Make turns until a condition holds; libzmq delivers in its own threads."""
         for _ in range(WAIT // 5):
             self.pump.turn()
             if condition():
@@ -60,7 +60,7 @@ def frame(payload, group="room"):
 
 
 def test_a_group_message_passes(rig):
-    """As it came, to who is subscribed."""
+    """Subscribers receive the frame unchanged."""
     rig.connect()
     rig.xsub.send(wire.subscription(wire.group_topic("room")))
     rig.turn_until(rig.exchange.groups)
@@ -70,14 +70,14 @@ def test_a_group_message_passes(rig):
 
 
 def test_a_request_is_answered(rig):
-    """By the other socket, to the inbox of who asked."""
+    """The answer is published to the inbox of the client."""
     rig.connect()
     rig.push.send(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(rig.receive()).n == 4
 
 
 def test_a_group_with_a_plain_member_reaches_its_queue(rig):
-    """The short cut for group messages ends with the very frame that adds the first plain member."""
+    """Group messages pass through `inbound` from the frame on that adds the first plain member."""
     rig.connect()
     rig.push.send(frame(b"before"))
     rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))
@@ -87,7 +87,7 @@ def test_a_group_with_a_plain_member_reaches_its_queue(rig):
 
 
 def test_traffic_is_counted(rig):
-    """Frames and bytes, in and out."""
+    """The pump counts frames and bytes in both directions."""
     rig.connect()
     out = rig.pump.traffic.frames_out, rig.pump.traffic.bytes_out
     echo = wire.ECHO.encode(wire.Echo(A, 4))
@@ -100,7 +100,7 @@ def test_traffic_is_counted(rig):
 
 
 def test_every_part_of_a_multipart_message_is_a_frame(rig):
-    """Ours have one part; a stranger's do no harm."""
+    """Our messages have one part; others do no harm."""
     rig.connect()
     rig.push.send_multipart([b"?", b"", wire.ECHO.encode(wire.Echo(A, 4))])
     assert wire.CONFIRM.decode(rig.receive()).n == 4
@@ -108,7 +108,7 @@ def test_every_part_of_a_multipart_message_is_a_frame(rig):
 
 
 def test_a_turn_takes_a_bounded_number_of_frames(sockets):
-    """So that health checks and subscriptions are served under any load."""
+    """Health checks and subscriptions are served between two turns."""
     rig = Rig(sockets, "inproc://{}")
     for _ in range(FRAMES_A_TURN + 1):
         rig.push.send(frame(b""))
@@ -124,7 +124,7 @@ def test_a_turn_takes_a_bounded_number_of_frames(sockets):
 
 
 def test_a_large_frame_ends_a_turn(sockets):
-    """So that the frames of others, and the subscribers, are served between two large messages of one producer."""
+    """Other producers and subscribers are served between two large messages of one producer."""
     rig = Rig(sockets, "inproc://{}")
     for _ in range(3):
         rig.push.send(frame(bytes(BYTES_A_TURN)))
@@ -145,7 +145,7 @@ def test_a_large_frame_ends_a_turn(sockets):
 
 
 def test_a_turn_ends_when_its_time_is_over(sockets):
-    """Each direction has half of it; a frame that takes long, like one for a thousand members, is the last."""
+    """Each direction has half of the time, and ends with the frame that exceeds it."""
     now = [0.0]
     rig = Rig(sockets, "inproc://{}", clock=lambda: now[0])
     taken = []
@@ -166,7 +166,7 @@ def test_a_turn_ends_when_its_time_is_over(sockets):
 
 
 def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
-    """The clock is read only now and then, because that costs as much as a part of relaying."""
+    """The clock is read once in `LOOK_AT_CLOCK` frames, because reading it for each would cost too much."""
     ticks = count(step=SECONDS_A_TURN)
     rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
     for _ in range(2 * LOOK_AT_CLOCK):
@@ -176,14 +176,14 @@ def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
     rig.pump.close()
 
 
-def test_nothing_to_do_is_said(rig):
-    """The descriptors are edge-triggered: a turn looks at both sockets once more before it says so."""
+def test_a_turn_without_input_is_not_followed_by_another(rig):
+    """A turn checks both sockets, because their descriptors are edge-triggered."""
     assert not rig.pump.turn()
     assert all(descriptor >= 0 for descriptor in rig.pump.descriptors())
 
 
 def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
-    """ZeroMQ would let the second one steal it, in silence."""
+    """ZeroMQ would let the second pump steal it silently."""
     address = f"ipc://{tmp_path}/pub"
     one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
     one.bind_publisher([address])

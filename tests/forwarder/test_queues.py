@@ -14,7 +14,7 @@ JOBS = b"jobs"
 
 
 class Queues(PlainQueues):
-    """Plain queues as clients see them: frames come out decoded."""
+    """Plain queues with decoded frames."""
 
     def __init__(self, clock, **limits):
         self.drops = Counter()
@@ -80,7 +80,7 @@ def test_unsettled_jobs_count_for_the_capacity(queues):
 
 
 def test_a_pending_message_is_accepted_when_a_client_has_settled(queues):
-    """The answer to the query tells; the message is confirmed and handed over at once."""
+    """The answer to the query makes room; the message is confirmed and handed over at once."""
     queues.report(5)
     queues.send(), queues.send()
     (query,) = queues.send(b"third", n=3)
@@ -91,7 +91,7 @@ def test_a_pending_message_is_accepted_when_a_client_has_settled(queues):
 
 
 def test_a_pending_message_is_refused_when_nothing_was_settled(queues):
-    """All clients have answered, so the channel really is full."""
+    """All clients have answered, so the channel is full."""
     queues.report(1), queues.report(1, inbox=B)
     queues.send(), queues.send()
     first, second = queues.send(n=3)
@@ -101,7 +101,7 @@ def test_a_pending_message_is_refused_when_nothing_was_settled(queues):
 
 
 def test_a_report_that_answers_no_query_decides_nothing_but_room(queues):
-    """It may have been on its way before the query; what it says of settled jobs counts nevertheless."""
+    """It may precede the query; its number of settled jobs counts nevertheless."""
     queues.report(2)
     queues.send(), queues.send()
     (query,) = queues.send(n=3)
@@ -111,7 +111,7 @@ def test_a_report_that_answers_no_query_decides_nothing_but_room(queues):
 
 
 def test_a_silent_client_is_waited_for_only_so_long(queues):
-    """Then the message is refused."""
+    """The message is refused after that."""
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -122,7 +122,7 @@ def test_a_silent_client_is_waited_for_only_so_long(queues):
 
 
 def test_a_client_that_ends_is_not_waited_for(queues):
-    """Its jobs still count for a while, since it may come back and report that it never received them."""
+    """Its jobs still count, since it may reconnect and report that it never received them."""
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -133,7 +133,7 @@ def test_a_client_that_ends_is_not_waited_for(queues):
 
 
 def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues):
-    """No client could change that by an answer."""
+    """No answer of a client could make room."""
     queues.send(), queues.send()
     assert statuses(queues.send(n=3)) == [(3, Status.FULL)]
     queues.report(1)
@@ -153,8 +153,8 @@ def test_pending_messages_keep_their_order(queues):
     assert statuses(out) == [(3, Status.OK), (4, Status.OK)]
 
 
-def test_a_message_that_came_during_a_round_is_judged_by_the_next(queues):
-    """Somebody may have settled a job after its answer and before this message."""
+def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues):
+    """A client may have settled a job between its answer and this message."""
     queues.report(1), queues.report(1, inbox=B)
     queues.send(capacity=3), queues.send(capacity=3)
     queues.report(2, inbox=B)
@@ -170,7 +170,7 @@ def test_a_message_that_came_during_a_round_is_judged_by_the_next(queues):
 
 
 def test_there_is_one_query_for_each_round(queues):
-    """Further messages wait for the answers that are under way."""
+    """Other messages wait for the answers that are under way."""
     queues.report(5)
     for _ in range(3):
         queues.send(capacity=3)
@@ -189,7 +189,7 @@ def test_reports_in_time_make_queries_unnecessary(queues):
 
 
 def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues):
-    """Nobody waits for one; the drop is counted."""
+    """A copy is never confirmed; the drop is counted."""
     queues.report(1)
     queues.send(n=0, capacity=1)
     (query,) = queues.send(n=0, capacity=1)
@@ -198,7 +198,7 @@ def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues):
 
 
 def test_a_message_that_expires_makes_room_for_a_pending_one(queues):
-    """Expiry is found by its deadline, not by the next message."""
+    """The sweep finds it by its deadline."""
     queues.report(1)
     queues.send(), queues.send(ttl=500)
     assert queries(queues.send(n=3))
@@ -206,8 +206,8 @@ def test_a_message_that_expires_makes_room_for_a_pending_one(queues):
     assert queues.drops == {"expired": 1}
 
 
-def test_what_has_expired_makes_room(queues):
-    """Wherever in the queue it stands."""
+def test_an_expired_message_makes_room(queues):
+    """The place of the expired message does not matter."""
     queues.send(), queues.send(ttl=500)
     queues.clock.now += 0.4
     assert statuses(queues.send()) == [(1, Status.FULL)]
@@ -217,7 +217,7 @@ def test_what_has_expired_makes_room(queues):
 
 
 def test_pending_messages_take_memory(queues, clock):
-    """And are refused like others when there is none left."""
+    """They are refused like others beyond the limit."""
     queues = Queues(clock, queue_bytes=3 * ENTRY_SIZE)
     queues.report(2)
     queues.send(), queues.send()
@@ -230,7 +230,7 @@ def test_pending_messages_take_memory(queues, clock):
 
 
 def test_a_flush_confirms_what_is_pending(queues):
-    """It was sent, and then flushed; jobs at clients are flushed there."""
+    """It was sent and then flushed. Clients flush the jobs that they hold."""
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -244,7 +244,7 @@ def test_a_flush_confirms_what_is_pending(queues):
 
 
 def test_jobs_that_never_arrived_are_put_back(queues):
-    """At their old place, and the next reader is handed them."""
+    """They return to their old places for the next reader."""
     queues.report(3)
     for number in range(4):
         queues.send(b"%d" % number, capacity=9)
@@ -256,7 +256,7 @@ def test_jobs_that_never_arrived_are_put_back(queues):
 
 
 def test_the_exchange_may_have_noticed_the_death_first(queues):
-    """The jobs are kept for the report, and what was received is not handed over again."""
+    """The jobs are kept for the report, and received jobs are not handed over again."""
     queues.report(2), queues.report(5, inbox=B)
     queues.send(b"0", capacity=9), queues.send(b"1", capacity=9), queues.send(b"2", capacity=9)
     queues.end(A)
@@ -267,7 +267,7 @@ def test_the_exchange_may_have_noticed_the_death_first(queues):
 
 
 def test_a_new_session_may_begin_before_the_report(queues):
-    """A hello that overtakes nothing ends the old session as a death does."""
+    """A hello of a new session ends the old one."""
     queues.report(2)
     queues.send(b"0")
     queues.begin(A, 2)
@@ -276,7 +276,7 @@ def test_a_new_session_may_begin_before_the_report(queues):
 
 
 def test_a_report_of_a_dead_session_closes_its_window(queues):
-    """A late Ready of it, read from the old connection, hands nothing over."""
+    """A late Ready from the old connection hands nothing over."""
     queues.report(1)
     queues.report_received(0)
     assert queues.report(5) == []
@@ -285,7 +285,7 @@ def test_a_report_of_a_dead_session_closes_its_window(queues):
 
 
 def test_a_report_of_an_unknown_session_is_ignored(queues):
-    """Of another instance, or repeated."""
+    """It may be repeated or meant for another instance."""
     queues.report(1)
     queues.send()
     assert queues.report_received(0, session=7) == []
@@ -293,8 +293,8 @@ def test_a_report_of_an_unknown_session_is_ignored(queues):
     assert queues.used() == (0, 1)
 
 
-def test_jobs_of_a_client_that_does_not_come_back_are_counted_as_lost(queues):
-    """Exactly those that were handed over and not settled."""
+def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues):
+    """The count is the number of jobs that were handed over and not settled."""
     queues.report(3)
     for _ in range(3):
         queues.send(capacity=9)
@@ -309,7 +309,7 @@ def test_jobs_of_a_client_that_does_not_come_back_are_counted_as_lost(queues):
 
 
 def test_orphans_are_bounded_in_number(clock):
-    """The oldest are given up first."""
+    """The oldest are counted as lost first."""
     queues = Queues(clock, queue_names=2)
     for session in (1, 2, 3):
         queues.begin(A, session)
@@ -320,7 +320,7 @@ def test_orphans_are_bounded_in_number(clock):
 
 
 def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock):
-    """It reaches its reader, but memory does not allow to keep it."""
+    """It reaches its reader, but its payload is not kept."""
     queues = Queues(clock, queue_bytes=ENTRY_SIZE)
     queues.send(channel=b"nobody-reads-this")
     queues.report(1)
@@ -331,7 +331,7 @@ def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock):
 
 
 def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
-    """Its session has ended meanwhile."""
+    """Its session has ended, and the report about that session does not put it back again."""
     queues.report(2)
     (job,) = [frame for frame in queues.send(b"0") if isinstance(frame, wire.Job)]
     queues.end(A)
@@ -341,8 +341,8 @@ def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
     assert queues.used() == (1, 0)
 
 
-def test_forgetting_a_channel_gives_up_what_is_not_settled(queues):
-    """Both sides count from zero afterwards, so nothing could be reported about it."""
+def test_forgetting_a_channel_gives_up_unsettled_jobs(queues):
+    """Both sides count from zero afterwards, so a later report could not settle it."""
     queues.report(2)
     queues.send()
     queues.report(2, ask=Question.FORGET)
@@ -354,7 +354,7 @@ def test_forgetting_a_channel_gives_up_what_is_not_settled(queues):
 
 
 def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues):
-    """Of every channel, in this session."""
+    """The total covers all channels of the session."""
     for channel in (b"one", b"two"):
         queues.report(5, channel=channel)
         queues.send(channel=channel)
@@ -381,7 +381,7 @@ def test_numbers_of_two_instances_differ(clock):
 
 
 class CountingClock:
-    """Counts how often the time is asked for; every step asks once."""
+    """A clock that stands still."""
 
     now = 1000.0
 
@@ -390,7 +390,7 @@ class CountingClock:
 
 
 def test_a_sweep_with_nothing_due_costs_nothing():
-    """Whatever the number of queues: the first deadline decides."""
+    """The first deadline decides, whatever the number of queues."""
     queues = Queues(CountingClock())
     for number in range(20_000):
         queues.send(channel=b"%d" % number)
@@ -419,8 +419,8 @@ def test_a_sweep_with_nothing_due_costs_nothing():
     assert queues.due() == queues.clock.now + 60
 
 
-def test_a_message_refused_by_a_full_queue_looks_at_no_other(queues):
-    """What has expired is found without a look at what lives."""
+def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues):
+    """Expired messages are found without a walk over the others."""
     for _ in range(1000):
         queues.send(capacity=1000)
     queue = queues.by_channel[JOBS]
@@ -436,8 +436,8 @@ def test_a_message_refused_by_a_full_queue_looks_at_no_other(queues):
     assert statuses(queues.send(capacity=1000)) == [(1, Status.FULL)]
 
 
-def test_what_has_left_leaves_no_deadline_behind_for_long(queues):
-    """Deadlines of messages that were handed over are dropped when there are many of them."""
+def test_messages_that_have_left_leave_no_deadlines_behind(queues):
+    """Stale deadlines are dropped when there are many of them."""
     for _ in range(10_000):
         queues.send()
         queues.report(1, inbox=B)

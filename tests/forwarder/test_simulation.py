@@ -284,7 +284,7 @@ def test_without_deaths_every_job_is_read_exactly_once(seed):
 
 
 @pytest.mark.parametrize("seed", range(10, 20))
-def test_what_dies_with_a_process_is_counted(seed):
+def test_jobs_that_die_with_a_process_are_counted(seed):
     """Jobs that are neither read nor lost on their way back are among the lost deliveries."""
     run = Run(seed, deaths=True)
     for _ in range(STEPS):

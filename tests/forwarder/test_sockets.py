@@ -32,7 +32,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
     ],
 )
 def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
-    """`*` is all interfaces of both, so that a pod with an address of either family is reached."""
+    """`*` is all interfaces of both families, so that clients reach a pod by an address of either."""
     pull = sockets.open(zmq.PULL)
     port = bind(pull, address).rpartition(":")[2]
     for host in reached_by:
@@ -47,7 +47,7 @@ def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
 
 @pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_all_interfaces_are_bound_without_ipv6_too(error):
-    """On a machine that has none."""
+    """The fallback is IPv4 alone; a literal of IPv6 is an error."""
 
     class Socket:
         def __init__(self):
@@ -77,7 +77,7 @@ def test_all_interfaces_are_bound_without_ipv6_too(error):
     ],
 )
 def test_a_name_stands_for_all_its_addresses(monkeypatch, found, resolved):
-    """Also if all of them are IPv6, in the order of the system."""
+    """The addresses may all be IPv6, and keep the system's order."""
     monkeypatch.setattr(module.addresses, "getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
     assert resolve("tcp://forwarder:5555") == resolved
 
@@ -86,19 +86,19 @@ def test_a_name_stands_for_all_its_addresses(monkeypatch, found, resolved):
     "address", ["tcp://*:1", "tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://lo:1", "ipc:///run/f", "inproc://f"]
 )
 def test_other_addresses_are_not_resolved(address, monkeypatch):
-    """Literals, interfaces, and whatever has no host."""
+    """Literals, interfaces and other transports are returned unchanged."""
     monkeypatch.setattr(module, "_interfaces", lambda: {"lo"})
     assert resolve(address) == [address]
 
 
 def test_a_name_that_cannot_be_resolved_is_named(sockets):
-    """With the reason that the system gives."""
+    """The error contains the system's reason."""
     with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
         bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
 
 
 def test_an_address_in_use_is_named(sockets):
-    """And the reason."""
+    """The error names the address and the reason."""
     one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
     address = bind(one, "tcp://127.0.0.1:*")
     assert not address.endswith("*")
@@ -107,7 +107,7 @@ def test_an_address_in_use_is_named(sockets):
 
 
 def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
-    """The lock file says why before ZeroMQ does."""
+    """The lock file reports the reason before ZeroMQ does."""
     with pytest.raises(AddressError, match="No such file"):
         guard(f"ipc://{tmp_path}/none/pub")
 
@@ -119,7 +119,7 @@ def test_other_addresses_need_no_lock_file(address):
 
 
 def test_options_are_read(sockets):
-    """Numbers are ints."""
+    """Integer options are returned as ints."""
     socket = sockets.open(zmq.PULL)
     assert number(socket, zmq.RCVHWM) == 1_000
     assert not readable(socket)

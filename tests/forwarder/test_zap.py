@@ -1,4 +1,4 @@
-"""Who may connect to a guarded socket."""
+"""The keys that may connect to a guarded socket."""
 
 import logging
 
@@ -22,21 +22,21 @@ class Peers:
         self._sockets = sockets
 
     def client(self, secret, *, public=None):
-        """Connect, and send a frame that arrives only if the gate lets it."""
+        """Connect and send a frame, which arrives only if the gate allows the key."""
         client = self._sockets.open(zmq.PUSH)
         secure_client(client, public or self.public, secret)
         client.connect(f"tcp://127.0.0.1:{self.port}")
         client.send(b"hello")
 
     def refused(self, count):
-        """Let the gate work until that many were refused."""
+        """Make turns until that many connections were refused."""
         while self.gate.refused < count:
             self.gate.turn()
 
 
 @pytest.fixture
 def guard(sockets, clock):
-    """Guards a socket with a list of keys; closed in order at the end."""
+    """Return a function that guards a socket with a list of keys."""
     made = []
 
     def guard(allowed):
@@ -49,8 +49,8 @@ def guard(sockets, clock):
         peers.gate.close()
 
 
-def test_everybody_with_the_public_key_may_connect_without_a_list(guard):
-    """Then CURVE only hides what passes, and tells the server's identity."""
+def test_any_key_may_connect_without_a_list(guard):
+    """CURVE then encrypts the traffic and authenticates the server only."""
     peers = guard(None)
     peers.client(new_pair()[1])
     while not peers.socket.poll(0):
@@ -60,7 +60,7 @@ def test_everybody_with_the_public_key_may_connect_without_a_list(guard):
 
 @pytest.mark.parametrize("wrong", ["own key", "server's key"])
 def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
-    """By address; how many were left out is told with the next one."""
+    """The rate is limited for each address; the next line reports how many were not logged."""
     peers = guard(AllowedKeys([new_pair()[0]]))
     other = new_pair()[0] if wrong == "server's key" else None
     with caplog.at_level(logging.WARNING):
