@@ -184,6 +184,8 @@ class PlainQueue:
             entry: The message.
             keep: Whether memory allows to keep the message until it is settled, so that it could be put back.
         """
+        # Clients report numbers of jobs, so each job has an ordinal: by it a report after a lost connection identifies
+        # the jobs that never arrived, even if jobs before them were handed back.
         inbox = next(iter(self._turns))
         credit = self.credits[inbox]
         credit.handed += 1

@@ -162,9 +162,9 @@ class PlainQueues:
         now, out = self._clock(), []
         if queue.round is not None or queue.used >= capacity:
             out = self._expire(now)
-            self.by_channel[channel] = queue  # it was forgotten if all that it held has expired
+            self.by_channel[channel] = queue  # it has been forgotten if all of its messages have expired
         if queue.round is None and queue.used < capacity:
-            out += self._accept(queue, Pending(now, now, send), now, keep=has_room)
+            out += self._accept(queue, send, now, now, keep=has_room)
         elif len(queue.waiting) + _pending(queue) >= capacity or not queue.holders:
             out += self._refuse(send, "queue_full")
         elif not has_room:
@@ -300,12 +300,12 @@ class PlainQueues:
         self._account(channel, queue)
         return out
 
-    def _accept(self, queue: PlainQueue, pending: Pending, now: float, *, keep: bool) -> list[bytes]:
-        send = pending.send
+    def _accept(self, queue: PlainQueue, send: wire.Plain, since: float, now: float, *, keep: bool) -> list[bytes]:
         out = self._confirm(send, wire.Status.OK)
         self._number += 1
-        entry = Entry(self._number, pending.since + send.ttl / 1000, pending.since, send.payload)
-        if queue.readers:  # then nothing waits: it passes through
+        entry = Entry(self._number, since + send.ttl / 1000, since, send.payload)
+        if queue.readers:
+            # A reader with an open window means that nothing waits, so the message passes through.
             out.append(self._hand(send.channel, queue, entry, now, keep=keep))
         else:
             queue.put(entry)
@@ -325,8 +325,13 @@ class PlainQueues:
             self._compact()
 
     def _compact(self) -> None:
-        queues = self.by_channel
-        self._expiry = [item for item in self._expiry if item[2] in queues and item[1] in queues[item[2]].waiting]
+        """Drop the deadlines of messages that have left, and all but one of messages that have returned."""
+        living = set()
+        for _, number, channel in self._expiry:
+            queue = self.by_channel.get(channel)
+            if queue is not None and number in queue.waiting:
+                living.add((queue.waiting[number].deadline, number, channel))
+        self._expiry = list(living)
         heapify(self._expiry)
 
     def _hand(self, channel: bytes, queue: PlainQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
@@ -345,12 +350,15 @@ class PlainQueues:
         return self._decide(queue, queue.round, pending.since)
 
     def _decide(self, queue: PlainQueue, round_: Round, now: float) -> list[bytes]:
+        # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
+        # round that began after its arrival is over. Messages that arrived later go into the next round, unless there
+        # is nobody to query.
         out = []
         while round_.pending:
             if queue.used < round_.pending[0].send.capacity:
                 pending = round_.take()
                 queue.size -= pending.size
-                out += self._accept(queue, pending, now, keep=True)
+                out += self._accept(queue, pending.send, pending.since, now, keep=True)
             elif round_.asked:
                 return out
             elif round_.judged:

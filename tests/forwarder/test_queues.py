@@ -445,3 +445,14 @@ def test_messages_that_have_left_leave_no_deadlines_behind(queues):
     assert len(queues._expiry) <= 2 * queues.depth() + 1000
     assert queues.depth() == 0
     assert len(queues) == 0
+
+
+def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
+    """A reader that is cancelled all the time must not fill the memory."""
+    queues.send(b"hi")
+    for number in range(3_000):
+        (job,) = queues.report(number + 1, number)
+        queues.report(number, number)
+        queues.hand_back(job)
+    assert len(queues._expiry) <= 1_002
+    assert queues.used() == (1, 0)
