@@ -126,7 +126,7 @@ class Admin:
     async def _status(self, request: web.Request) -> web.Response:
         exchange, traffic = self._exchange, self._traffic
         groups = exchange.groups()
-        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: len(item[1].waiting))
+        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: item[1].used)
         return web.json_response(
             {
                 "version": __version__,
@@ -145,7 +145,12 @@ class Admin:
                 "waiting": exchange.queues.depth(),
                 "oldest_wait": exchange.queues.oldest_wait(),
                 "queues": [
-                    {"channel": _shown(name), "waiting": len(queue.waiting), "readers": queue.readers}
+                    {
+                        "channel": _shown(name),
+                        "waiting": len(queue.waiting),
+                        "unsettled": queue.unsettled,
+                        "readers": queue.readers,
+                    }
                     for name, queue in queues
                 ],
             }
@@ -189,6 +194,11 @@ class _State(Collector):
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
             ("plain_queues", "Plain channels with messages or readers.", len(exchange.queues)),
             ("plain_queue_depth", "Messages that wait in plain queues.", exchange.queues.depth()),
+            (
+                "plain_queue_unsettled",
+                "Messages handed to readers that have not settled them.",
+                exchange.queues.unsettled,
+            ),
             (
                 "plain_queue_bytes",
                 "Memory of messages in plain queues, those included that readers have not settled.",

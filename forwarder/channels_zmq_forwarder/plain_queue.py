@@ -116,8 +116,8 @@ class PlainQueue:
     """How many jobs are unsettled, those of ended sessions included."""
     size: int = 0
     """Bytes of memory that everything here takes, by estimate."""
-    counted: int = 0
-    """How many of them the owner of the queue has added to its total."""
+    counted: tuple[int, int] = 0, 0
+    """What of `size` and `unsettled` the owner of the queue has added to its totals."""
     _order: list[int] = field(default_factory=list)
     """A heap of the numbers of `waiting`, and of some that have left it."""
     _turns: OrderedDict[bytes, None] = field(default_factory=OrderedDict)

@@ -62,6 +62,8 @@ class PlainQueues:
         self.by_channel: dict[bytes, PlainQueue] = {}
         self.size = 0
         """Bytes of memory that all messages here take, by estimate."""
+        self.unsettled = 0
+        """How many jobs clients have not settled."""
         self.observe_wait: Callable[[float], None] = lambda seconds: None
         """Called with the seconds that each message has waited when it is handed over."""
         self._instance = instance
@@ -396,8 +398,10 @@ class PlainQueues:
         return [wire.CONFIRM.encode(wire.Confirm(send.inbox, send.n, status, self._instance))]
 
     def _account(self, channel: bytes, queue: PlainQueue) -> None:
-        self.size += queue.size - queue.counted
-        queue.counted = queue.size
+        size, unsettled = queue.counted
+        self.size += queue.size - size
+        self.unsettled += queue.unsettled - unsettled
+        queue.counted = queue.size, queue.unsettled
         if queue.idle:
             self.by_channel.pop(channel, None)
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
 """Seconds between two checks of memory, lag, the start rule and what is due."""
-SWEEP = 1.0
+REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
 
@@ -158,20 +158,23 @@ class Server:
                 await beat
 
     async def _beat(self) -> None:
-        swept = 0.0
+        refreshed = 0.0
         while True:
             before = time.monotonic()
             await asyncio.sleep(BEAT)
             now = time.monotonic()
             self.admin.loop_lag(now - before - BEAT)
-            self._watch_memory()
-            self._resume_producers()
-            if now - swept >= SWEEP:
-                swept = now
-                self._refresh_keys()
-            if self.exchange.due() <= now:
-                self._publish(self.exchange.sweep())
-            self._publish(self.exchange.announce())
+            try:
+                self._watch_memory()
+                self._resume_producers()
+                if now - refreshed >= REFRESH_KEYS_EVERY:
+                    refreshed = now
+                    self._refresh_keys()
+                if self.exchange.due() <= now:
+                    self._publish(self.exchange.sweep())
+                self._publish(self.exchange.announce())
+            except Exception:  # a defect must not end all beats after this one
+                logger.exception("a periodic task failed")
 
     def _refresh_keys(self) -> None:
         if self.gate is None or self.gate.allowed is None:

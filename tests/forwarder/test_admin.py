@@ -83,6 +83,7 @@ async def test_metrics_count_frames_and_bytes(page):
         "subscriptions": 1.0,
         "plain_queues": 1.0,
         "plain_queue_depth": 1.0,
+        "plain_queue_unsettled": 0.0,
         "loop_lag_seconds_count": 1.0,
     }.items():
         labels = (__version__,) if name == "info" else ()
@@ -117,9 +118,9 @@ async def test_status_shows_the_longest_queues_first(page):
     page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, 0, 0, b"short")))
     status = await page.status()
     assert status["queues"] == [
-        {"channel": "long", "waiting": 3, "readers": 0},
-        {"channel": "lang-é", "waiting": 2, "readers": 0},
-        {"channel": "short", "waiting": 0, "readers": 1},
+        {"channel": "long", "waiting": 3, "unsettled": 0, "readers": 0},
+        {"channel": "lang-é", "waiting": 2, "unsettled": 0, "readers": 0},
+        {"channel": "short", "waiting": 0, "unsettled": 1, "readers": 1},
     ]
     assert (status["waiting"], status["queue_count"], status["clients"]) == (5, 3, 1)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,6 +60,21 @@ async def test_frames_pass_in_both_directions(async_sockets):
         push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
         await push.send(wire.ECHO.encode(wire.Echo(A, 4)))
         assert wire.CONFIRM.decode(await xsub.recv()).instance == server.exchange.instance
+
+
+@pytest.mark.parametrize("address", ["tcp://[::1]:*", "tcp://*:*"])
+async def test_frames_pass_by_ipv6(async_sockets, address):
+    """The addresses that the forwarder reports can be connected to."""
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    async with running(settings(pull_address=[address], pub_address=[address])) as server:
+        pub, pull = (at.replace("[::]", "[::1]") for at in (server.pub_addresses[0], server.pull_addresses[0]))
+        async_sockets.context.setsockopt(zmq.IPV6, 1)  # for the sockets that are opened now
+        xsub = await subscriber(async_sockets, pub)
+        await xsub.recv()
+        push = async_sockets.open(zmq.PUSH, pull)
+        await push.send(wire.ECHO.encode(wire.Echo(A, 4)))
+        assert wire.CONFIRM.decode(await xsub.recv()).n == 4
 
 
 async def test_a_burst_is_taken_whole(async_sockets):
@@ -166,6 +182,25 @@ async def test_memory_is_watched(monkeypatch):
     server._watch_memory()
     server.close()
     server._turn()
+
+
+async def test_a_beat_that_fails_is_followed_by_another(caplog):
+    """A defect is logged and does not stop the periodic work."""
+    server = Server(settings())
+    calls = []
+
+    def fail_once():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return ()
+
+    server.exchange.announce = fail_once
+    async with server.beating():
+        while len(calls) < 2:
+            await asyncio.sleep(0)
+    server.close()
+    assert "a periodic task failed" in caplog.text
 
 
 async def test_expired_messages_are_swept(async_sockets):

@@ -157,6 +157,7 @@ class Run:
             assert queue.round is None or (queue.round.pending and queue.round.asked)
             assert self.unsettled(channel) <= queue.unsettled, "a job is forgotten that a client has not settled"
         assert queues.size == sum(queue.size for queue in queues.by_channel.values())
+        assert queues.unsettled == sum(queue.unsettled for queue in queues.by_channel.values())
         assert queues.depth() == sum(len(queue.waiting) for queue in queues.by_channel.values())
 
     def unsettled(self, channel):
