@@ -71,6 +71,7 @@ class Connection(Joining):
             wire.HANDED.kind: self._handed,
             wire.JOB.kind: self._job_arrived,
             wire.REMOVED.kind: self._member_removed,
+            wire.QUERY.kind: self._queried,
             wire.EMPTY.kind: self._emptied,
         }
 
@@ -216,6 +217,9 @@ class Connection(Joining):
                 self._draining = False
             if more and not self._loops.drain_soon():
                 self.call_soon(0.0)
+
+    def _queried(self, frame: bytes) -> None:
+        self._send_upstream(self._readers.queried(wire.QUERY.decode(frame)))
 
     def feed(self, frame: bytes) -> None:
         """Take one frame that arrived, under the lock; a stranger's nonsense is counted and ignored."""

@@ -20,7 +20,7 @@ from channels_zmq.requests import next_number
 from channels_zmq.subscriber import CONNECTING, REFUSALS, Socket, Subscriber, connect, monitor, set_options
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import secure_client
-from channels_zmq_forwarder.pump import plain_send
+from channels_zmq_forwarder.sockets import plain_send
 from channels_zmq_forwarder.wire import Topic
 
 logger = logging.getLogger("channels_zmq")

@@ -21,9 +21,8 @@ from channels_zmq.keeper import Watched, keeper
 from channels_zmq.loops import wake
 from channels_zmq.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import (
+from channels_zmq_forwarder.sockets import (
     AddressError,
     Marks,
     bind,
@@ -34,6 +33,7 @@ from channels_zmq_forwarder.pump import (
     readable,
 )
 from channels_zmq_forwarder.wire import Topic
+from channels_zmq_forwarder.zap import Gate
 
 logger = logging.getLogger("channels_zmq")
 
@@ -187,7 +187,7 @@ class EmbeddedConnection(Connection):
         with self._lock:
             exchange = self._exchange
             assert exchange is not None, "may_send comes first"
-            if exchange.relays_as_they_come and topic not in exchange.topics:
+            if exchange.relays_unchanged and topic not in exchange.topics:
                 self.counters.sent += 1
                 self._deliver_group(topic[1:-1].decode(), ttl, payload)
             else:
@@ -303,7 +303,7 @@ class EmbeddedConnection(Connection):
                 return min(due, self._subscriber.tick(now), now + 1.0)
             if now >= self._exchange_swept + 1.0:
                 self._exchange_swept = now
-                self._exchange.sweep()
+                self._publish(self._exchange.sweep())
                 if self._gate is not None and self._gate.allowed is not None:
                     self._gate.allowed.refresh()
             if self._xpub is not None:

@@ -169,10 +169,18 @@ class Readers:
         window.said = window.received
         return [self._ready(window), *self._back(window.box.name, jobs)]
 
-    def _ready(self, window: Window, ask: Question = Question.NOTHING) -> bytes:
+    def queried(self, query: wire.Query) -> list[bytes]:
+        """Return the frames that report at once what is settled."""
+        window = self._windows.get(wire.name(query.channel))
+        if window is None or query.session != self.session:
+            return []
+        return [self._ready(window, answers=query.n)]
+
+    def _ready(self, window: Window, ask: Question = Question.NOTHING, answers: int = 0) -> bytes:
         window.most = max(window.most, window.said)
         channel = window.box.name.encode()
-        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, ask, channel))
+        settled = max(0, window.received - len(window.box.mail))
+        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.said, settled, answers, ask, channel))
 
     def _back(self, channel: str, jobs: list[tuple[float, bytes, int]]) -> list[bytes]:
         now = self._clock()

@@ -17,7 +17,7 @@ from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import secure_client
-from channels_zmq_forwarder.pump import number, readable
+from channels_zmq_forwarder.sockets import number, readable
 
 Socket = zmq.Socket[bytes]
 

@@ -210,7 +210,7 @@ def ports() -> Iterator[str]:
     named |= {0: "unsubscribe (ZeroMQ's own)", 1: "subscribe (ZeroMQ's own)"}
     named |= {wire.GROUP: "group message", wire.INBOX: "frame for an inbox"}
     ways = exchange._upstream, exchange._inbound  # the two tables that the exchange itself goes by
-    yield "| first byte | frame | consumers' port (upstream of XSUB) | producers' port (PUSH) |"
+    yield "| first byte | frame | subscribers' port (upstream of XSUB) | producers' port (PUSH) |"
     yield "|---|---|---|---|"
     for kind in sorted({*ways[0], *ways[1]}):
         taken = ["yes" if kind in way else "-" for way in ways]

@@ -9,15 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from channels_zmq_forwarder.curve import new_pair
-from channels_zmq_forwarder.pump import AddressError
 from channels_zmq_forwarder.server import JsonLines, serve
 from channels_zmq_forwarder.settings import Settings, SettingsError, parse
+from channels_zmq_forwarder.sockets import AddressError
 
 BAD_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a forwarder until SIGTERM or SIGINT; return the exit code, 2 for settings that cannot be used."""
+    """Run a forwarder until SIGTERM or SIGINT; return the exit code, 2 for invalid settings."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["keygen"]:
         return keygen(given[1:])
@@ -32,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keygen(arguments: Sequence[str]) -> int:
-    """Make a CURVE key pair, as two files or on the terminal; only the owner may read the file with the secret key."""
+    """Generate a CURVE key pair, as two files or on standard output; only the owner can read the secret key's file."""
     parser = argparse.ArgumentParser(prog="channels-zmq-forwarder keygen", description=keygen.__doc__)
-    parser.add_argument("name", nargs="?", help="path of the two files without their endings; printed if left out")
+    parser.add_argument(
+        "name", nargs="?", help="path of the two files, without their endings; the keys are printed if it is omitted"
+    )
     name = parser.parse_args(arguments).name
     public, secret = (key.decode() for key in new_pair())
     if name is None:
@@ -54,7 +56,7 @@ def keygen(arguments: Sequence[str]) -> int:
 
 def _run(settings: Settings) -> None:
     try:
-        import uvloop  # not there on Windows
+        import uvloop  # not available on Windows
     except ImportError:
         asyncio.run(_until_signal(settings))
     else:

@@ -1,4 +1,4 @@
-"""What people and machines may ask a forwarder: is it alive, is it ready, what has passed.
+"""The admin endpoints of a forwarder: health, metrics and a status page.
 
 `/livez`, `/readyz`, `/metrics` (Prometheus), `/status.json`, and `/`, a page that shows the latter and updates itself.
 """
@@ -15,9 +15,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from channels_zmq_forwarder import __version__, wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Traffic
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_forwarder.sockets import AddressError
+from channels_zmq_forwarder.zap import Gate
 
 PREFIX = "channels_zmq_forwarder"
 WAIT_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300)
@@ -25,27 +26,28 @@ LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 DROP_CAUSES = (
     "malformed",
     "stray",
-    "other version",
-    "no such process",
-    "queue full",
-    "queue bytes",
-    "queue names",
+    "version_mismatch",
+    "unroutable",
+    "queue_full",
+    "queue_bytes",
+    "queue_names",
     "expired",
+    "lost_delivery",
     "flushed",
     "memory",
-    "revoked key",
+    "revoked_key",
 )
 LISTED = 50
 """How many groups and queues the status page lists."""
 
 
 class Admin:
-    """The admin page of one forwarder.
+    """The admin endpoints of one forwarder.
 
     Args:
-        exchange: What it shows.
+        exchange: The exchange to report on.
         traffic: The counters of the pump.
-        gate: Refuses connections, if there is CURVE.
+        gate: The gate that counts refused connections; None without CURVE.
     """
 
     def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None = None) -> None:
@@ -56,28 +58,31 @@ class Admin:
         ProcessCollector(registry=self.registry)
         self._lag = Histogram(
             f"{PREFIX}_loop_lag_seconds",
-            "How late the event loop ran a timer.",
+            "Delay of a timer of the event loop.",
             buckets=LAG_BUCKETS,
             registry=self.registry,
         )
         wait = Histogram(
             f"{PREFIX}_queue_wait_seconds",
-            "How long a plain message waited for a reader.",
+            "Time that a message waited in a plain queue until it was handed to a reader.",
             buckets=WAIT_BUCKETS,
             registry=self.registry,
         )
-        exchange.observe_wait = wait.observe
+        exchange.queues.observe_wait = wait.observe
 
     def loop_lag(self, seconds: float) -> None:
-        """Note how late a timer ran."""
+        """Observe how late a timer ran."""
         self._lag.observe(max(0.0, seconds))
 
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
-        """Serve the page at `HOST:PORT` while the block runs; an empty address serves nothing.
+        """Serve the endpoints while the block runs.
+
+        Args:
+            address: `HOST:PORT`; host `*` binds all interfaces, an empty address serves nothing.
 
         Raises:
-            AddressError: The address cannot be bound.
+            AddressError: If the address cannot be bound.
         """
         if not address:
             yield
@@ -96,7 +101,7 @@ class Admin:
         await runner.setup()
         host, _, port = address.rpartition(":")
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            await web.TCPSite(runner, None if host == "*" else host.strip("[]"), int(port)).start()
         except OSError as error:
             await runner.cleanup()
             raise AddressError(f"cannot bind the admin address {address}: {error.strerror}") from error
@@ -121,7 +126,7 @@ class Admin:
     async def _status(self, request: web.Request) -> web.Response:
         exchange, traffic = self._exchange, self._traffic
         groups = exchange.groups()
-        queues = nlargest(LISTED, exchange.queues.items(), key=lambda item: len(item[1].entries))
+        queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: item[1].used)
         return web.json_response(
             {
                 "version": __version__,
@@ -137,10 +142,15 @@ class Admin:
                 "groups": len(groups),
                 "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],
                 "queue_count": len(exchange.queues),
-                "waiting": exchange.depth(),
-                "oldest_wait": exchange.oldest_wait(),
+                "waiting": exchange.queues.depth(),
+                "oldest_wait": exchange.queues.oldest_wait(),
                 "queues": [
-                    {"channel": _shown(name), "waiting": len(queue.entries), "readers": queue.readers}
+                    {
+                        "channel": _shown(name),
+                        "waiting": len(queue.waiting),
+                        "unsettled": queue.unsettled,
+                        "readers": queue.readers,
+                    }
                     for name, queue in queues
                 ],
             }
@@ -152,7 +162,7 @@ class Admin:
 
 
 class _State(Collector):
-    """Reads exchange and pump when Prometheus asks, so that counting costs a frame next to nothing."""
+    """Collects metrics from exchange and pump at each scrape, so that counting costs a frame next to nothing."""
 
     def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None) -> None:
         self._exchange, self._traffic, self._gate = exchange, traffic, gate
@@ -167,21 +177,38 @@ class _State(Collector):
             ("received_bytes", "Bytes from producers.", traffic.bytes_in),
             ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
             ("published_bytes", "Bytes published.", traffic.bytes_out),
-            ("refused_handshakes", "Connections refused for their key.", self._gate.refused if self._gate else 0),
+            (
+                "refused_handshakes",
+                "Connections refused because of their key.",
+                self._gate.refused if self._gate else 0,
+            ),
         ):
             yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
-        drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that went nowhere, by cause.", labels=["cause"])
+        drops = CounterMetricFamily(f"{PREFIX}_drops", "Frames that were dropped, by cause.", labels=["cause"])
         for cause in sorted({*DROP_CAUSES, *exchange.drops}):
             drops.add_metric([cause], exchange.drops[cause])
         yield drops
         for name, text, amount in (
-            ("ready", "1 while producers are let in.", float(exchange.state is wire.State.SERVING)),
-            ("clients", "Client processes that said hello.", len(exchange.clients)),
+            ("ready", "1 while producers are accepted.", float(exchange.state is wire.State.SERVING)),
+            ("clients", "Connected client processes.", len(exchange.clients)),
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
-            ("plain_queues", "Plain channels with a waiting message or a reader.", len(exchange.queues)),
-            ("plain_queue_depth", "Plain messages that wait.", exchange.depth()),
-            ("plain_queue_bytes", "Memory of the plain messages that wait.", exchange.queue_size),
-            ("plain_queue_age_seconds", "How long the oldest plain message has waited.", exchange.oldest_wait()),
+            ("plain_queues", "Plain channels with messages or readers.", len(exchange.queues)),
+            ("plain_queue_depth", "Messages that wait in plain queues.", exchange.queues.depth()),
+            (
+                "plain_queue_unsettled",
+                "Messages handed to readers that have not settled them.",
+                exchange.queues.unsettled,
+            ),
+            (
+                "plain_queue_bytes",
+                "Memory of messages in plain queues, those included that readers have not settled.",
+                exchange.queues.size,
+            ),
+            (
+                "plain_queue_age_seconds",
+                "Time that the oldest message in a plain queue has waited.",
+                exchange.queues.oldest_wait(),
+            ),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=amount)
 

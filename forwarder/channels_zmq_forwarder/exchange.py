@@ -1,42 +1,31 @@
-"""What happens to a frame: bytes in, frames out. The heart of the forwarder, and of the embedded layer.
+"""The exchange: takes a frame and returns the frames to publish. The core of the forwarder and of the embedded layer.
 
-In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets, the clock is an argument. Whoever
-drives it (`pump`, or the library's embedded connection) publishes what it returns, in order.
+In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets, the clock is an argument. Its driver
+(`pump`, or the library's embedded connection) publishes the frames that it returns, in order. It may call back with an
+answer to one of them before it has published the others, since each call leaves the exchange in order.
 
-- Group and inbox frames leave as they came; their payload is never decoded.
-- A message for a plain channel waits in its queue until exactly one reader with credit is handed it.
+- Group and inbox frames are relayed unchanged; their payload is never decoded.
+- A message for a plain channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
-- Every frame that does not go where its sender meant it to is counted, by cause.
+- Every frame that does not reach its destination is counted, by cause.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from math import inf
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import Flushes
 from channels_zmq_forwarder.members import PlainMembers
-from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
+from channels_zmq_forwarder.queues import Limits, PlainQueues
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
-
-
-class Limits(NamedTuple):
-    """What the plain queues of an exchange may hold together."""
-
-    queue_bytes: int = 256 * 2**20
-    queue_names: int = 100_000
-
-
-@dataclass(slots=True)
-class Client:
-    """A process that said hello; `channels` are the plain channels it holds credit for."""
-
-    session: int
-    channels: set[bytes] = field(default_factory=set)
+ANNOUNCE_EVERY = 1.0
+"""Seconds between two rounds of welcomes that report how many clients there are."""
+ANNOUNCE_AT_ONCE = 1000
+_DIRECT = b"\0" + bytes([wire.DIRECT])
 
 
 class Exchange:
@@ -52,21 +41,20 @@ class Exchange:
         self, instance: bytes, *, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.instance = instance
-        self.limits = limits or Limits()
+        limits = limits or Limits()
         self.state = wire.State.SETTLING
-        self.clients: dict[bytes, Client] = {}
+        self.clients: dict[bytes, int] = {}
+        """The session of each client, by its inbox."""
         self.topics: set[bytes] = set()
-        self.queues: dict[bytes, PlainQueue] = {}
-        self.queue_size = 0
         self.peers_expected = 0
-        """The largest number of clients that a hello said the last instance had."""
+        """The largest `peers` of a hello: how many clients the last instance had."""
         self.drops: Counter[str] = Counter()
-        self.observe_wait: Callable[[float], None] = lambda seconds: None
-        """Called with the seconds that each plain message has waited when it is handed over."""
+        self.queues = PlainQueues(instance, limits, clock, self.drops)
         self._clock = clock
-        self._number = 0
-        self._members = PlainMembers(self.limits.queue_names)
-        self._told_clients = 0
+        self._members = PlainMembers(limits.queue_names)
+        self._announced = 0
+        self._to_inform: list[bytes] = []
+        self._next_round = -inf
         self._flushes = Flushes(clock)
         self._largest: int | None = None
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
@@ -75,8 +63,10 @@ class Exchange:
             wire.HELLO.kind: self._hello,
             wire.SYNC.kind: self._sync,
             wire.READY.kind: self._ready,
+            wire.RECEIVED.kind: self._received,
+            wire.TOTAL.kind: self._total,
             wire.BACK.kind: self._back,
-            # A reader of an embedded producer has no other way up:
+            # A client of an embedded producer has no PUSH:
             wire.INBOX: self._relay_request,
             wire.MEMBER.kind: self._member,
             wire.FLUSH.kind: self._flush,
@@ -91,70 +81,69 @@ class Exchange:
             wire.FLUSH.kind: self._flush,
             wire.FLUSHED.kind: self._flushed,
         }
-        self.relays_as_they_come = True
-        """Whether group and direct messages may be published as they came, so that a driver need not ask."""
+        self.relays_unchanged = True
+        """Whether group and direct messages may be relayed unchanged without a call to `inbound`."""
 
     def upstream(self, frame: bytes) -> Frames:
-        """Take a frame that came up a subscriber's pipe; return the frames to publish."""
+        """Process a frame that a subscriber sent; return the frames to publish."""
         return self._take(self._upstream, frame)
 
     def inbound(self, frame: bytes) -> Frames:
-        """Take a frame that a producer pushed; return the frames to publish."""
+        """Process a frame that a producer sent; return the frames to publish."""
         return self._take(self._inbound, frame)
 
     def is_direct(self, frame: bytes) -> bool:
-        """Return whether a frame is a direct message to a process that is here: `inbound` would return it as it is."""
+        """Return whether a frame is a direct message to a living process: `inbound` would return it unchanged."""
         return (
-            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == b"\0d"
-            and frame[:1] == b"P"
+            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == _DIRECT
+            and frame[:1] == wire.INBOX_BYTE
             and frame.find(b"\0") == wire.SUB_KIND - 1
             and frame[: wire.SUB_KIND] in self.topics
             and len(frame) > wire.SUB_KIND + wire.ORDER_SIZE
         )
 
     def enter(self, state: wire.State) -> list[bytes]:
-        """Change the state and return the welcomes that tell every client."""
+        """Change the state; return the welcomes that report it to every client."""
         self.state = state
-        return self._welcomes()
+        self._announced = len(self.clients)
+        return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
-    def news(self) -> list[bytes]:
-        """Return the welcomes that tell every client how many there are, if that has changed; once a second is enough.
+    def announce(self) -> list[bytes]:
+        """Return welcomes that report the number of clients if it has changed; to be called several times a second.
 
-        A successor waits for as many clients as the first one to come back knows of.
+        A successor waits for as many clients as its first client knows of. A round over all clients begins once in
+        `ANNOUNCE_EVERY` at most, and a call returns `ANNOUNCE_AT_ONCE` welcomes at most.
         """
-        return self._welcomes() if len(self.clients) != self._told_clients else []
-
-    def _welcomes(self) -> list[bytes]:
-        self._told_clients = len(self.clients)
-        return [self._welcome(inbox, client.session) for inbox, client in self.clients.items()]
+        now = self._clock()
+        if not self._to_inform:
+            if len(self.clients) == self._announced or now < self._next_round:
+                return []
+            self._announced, self._next_round = len(self.clients), now + ANNOUNCE_EVERY
+            self._to_inform = list(self.clients)
+        inboxes = self._to_inform[-ANNOUNCE_AT_ONCE:]
+        del self._to_inform[-ANNOUNCE_AT_ONCE:]
+        return [self._welcome(inbox, self.clients[inbox]) for inbox in inboxes if inbox in self.clients]
 
     def refuse_above(self, size: int | None) -> None:
-        """Refuse messages of more than `size` bytes, 0 for all of them, because memory runs out; None ends it."""
+        """Refuse messages of more than `size` bytes because memory runs out; 0 refuses all, None lifts the limit."""
         self._largest = size
         self._choose_path()
 
-    def sweep(self) -> None:
-        """Drop what has expired; to be called about once a second."""
-        now = self._clock()
-        for channel, queue in [item for item in self.queues.items() if item[1].earliest <= now]:
-            queue.expire(now)
-            self._settle(channel, queue)
-        self._members.expire(now)
+    def due(self) -> float:
+        """Return when `sweep` may have something to do."""
+        return min(self.queues.due(), self._members.due(), self._flushes.due())
+
+    def sweep(self) -> list[bytes]:
+        """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
+        out = self.queues.sweep()
+        self._members.expire(self._clock())
         self._flushes.expire()
         self._choose_path()
-
-    def oldest_wait(self) -> float:
-        """Return the seconds that the oldest waiting plain message has waited, 0 if none waits."""
-        since = min((queue.entries[0].since for queue in self.queues.values() if queue.entries), default=None)
-        return 0.0 if since is None else self._clock() - since
+        return out
 
     def groups(self) -> list[bytes]:
-        """Return the names of the groups that have a member somewhere."""
-        return [topic[1:-1] for topic in self.topics if topic[:1] == b"G"]
-
-    def depth(self) -> int:
-        """Return how many plain messages wait."""
-        return sum(len(queue.entries) for queue in self.queues.values())
+        """Return the names of the groups that have a subscriber."""
+        return [wire.group_of(topic) for topic in self.topics if wire.is_group(topic)]
 
     def _take(self, handlers: dict[int, Callable[[bytes], Frames]], frame: bytes) -> Frames:
         handler = handlers.get(frame[0]) if frame else None
@@ -170,11 +159,11 @@ class Exchange:
     # Subscribers
 
     def _subscribed(self, frame: bytes) -> Frames:
-        self.topics.add(frame[1:])
+        self.topics.add(wire.subscribed_topic(frame))
         return NOTHING
 
     def _unsubscribed(self, frame: bytes) -> Frames:
-        topic = frame[1:]
+        topic = wire.subscribed_topic(frame)
         self.topics.discard(topic)
         inbox = wire.inbox_of(topic)
         return self._forget(inbox) if inbox else NOTHING
@@ -182,18 +171,22 @@ class Exchange:
     def _hello(self, frame: bytes) -> Frames:
         hello = wire.HELLO.decode(frame)
         if wire.inbox_topic(hello.inbox) not in self.topics:
-            return self._dropped("stray")  # its pipe would have told of the subscription first
+            # XPUB reports subscriptions in the order of the pipe, so nobody would receive a welcome.
+            return self._dropped("stray")
         if hello.version != wire.VERSION:
-            self.drops["other version"] += 1
-            return [self._welcome(hello.inbox, hello.session)]  # says our version; nothing else would be understood
+            self.drops["version_mismatch"] += 1
+            # A welcome reports our version; the client would understand nothing else.
+            return [self._welcome(hello.inbox, hello.session)]
         known = self.clients.get(hello.inbox)
-        if known is not None and hello.session < known.session:
-            return self._dropped("stray")  # of a connection that died, read after its successor's
+        if known is not None and hello.session < known:
+            # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor.
+            return self._dropped("stray")
         self.peers_expected = max(self.peers_expected, hello.peers)
-        if known is None or hello.session != known.session:
-            self._take_credit(hello.inbox)
-            self.clients[hello.inbox] = Client(hello.session)
-        return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox)]
+        out = []
+        if hello.session != known:
+            out = self.queues.begin(hello.inbox, hello.session)
+            self.clients[hello.inbox] = hello.session
+        return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         return wire.WELCOME.encode(
@@ -201,16 +194,8 @@ class Exchange:
         )
 
     def _forget(self, inbox: bytes) -> list[bytes]:
-        self._take_credit(inbox)
         self.clients.pop(inbox, None)
-        return self._confirm_flushes(self._flushes.gone(inbox))
-
-    def _take_credit(self, inbox: bytes) -> None:
-        client = self.clients.get(inbox)
-        for channel in client.channels if client else ():
-            queue = self.queues[channel]
-            queue.forget(inbox)
-            self._settle(channel, queue)
+        return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
 
     def _sync(self, frame: bytes) -> list[bytes]:
         sync = wire.SYNC.decode(frame)
@@ -229,12 +214,12 @@ class Exchange:
             return (frame,)
         payload, out = frame[start:], [frame]
         for channel, member in members:
-            out += self._enqueue(channel, payload, ttl, member.capacity)[1]
+            out += self.queues.put(wire.Plain(b"", 0, ttl, member.capacity, channel, payload))
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
-        if frame[wire.SUB_KIND : wire.SUB_KIND + 1] == b"d":
-            raise wire.FrameError("a message goes the producers' way")
+        if wire.sub_kind(frame) == wire.DIRECT:
+            raise wire.FrameError("messages are sent to the producers' port")
         return self._relay(frame)
 
     def _relay(self, frame: bytes) -> Frames:
@@ -242,9 +227,10 @@ class Exchange:
         if len(head) <= wire.SUB_KIND or head.find(b"\0") != wire.SUB_KIND - 1 or head[-1] not in wire.RELAYED:
             raise wire.FrameError("clients may not send this kind")
         if head[-1] == wire.ASK.kind:
+            # An owner that is gone cannot answer, so the exchange does.
             ask = wire.ASK.decode(frame)
             if not wire.inbox_of(wire.inbox_topic(ask.reply)):
-                raise wire.FrameError("nobody could be answered")
+                raise wire.FrameError("the inbox for the reply is invalid")
             return (frame,) if ask.inbox in self.clients else (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
         if head[-1] == wire.CONFIRM.kind:
             wire.CONFIRM.decode(frame)
@@ -255,7 +241,7 @@ class Exchange:
             if cause:
                 return self._dropped(cause)
         if head[:-1] not in self.topics:
-            return self._dropped("no such process")
+            return self._dropped("unroutable")
         return (frame,)
 
     # Plain channels
@@ -267,108 +253,48 @@ class Exchange:
             self._dropped(cause)
             answer = wire.Status.OK if cause == "flushed" else wire.Status.FULL
             return [self._confirm(send.inbox, send.n, answer)]
-        status, jobs = self._enqueue(send.channel, send.payload, send.ttl, send.capacity)
-        return [self._confirm(send.inbox, send.n, status), *jobs]
+        return self.queues.put(send)
 
-    def _enqueue(self, channel: bytes, payload: bytes, ttl: int, capacity: int) -> tuple[wire.Status, list[bytes]]:
-        queue = self.queues.get(channel)
-        if not (queue and queue.readers) and self._out_of_space(payload):
-            return wire.Status.FULL, []
-        queue = queue or self._new_queue(channel)
-        if queue is None:
-            return wire.Status.REFUSED, []
-        now = self._clock()
-        self._number += 1
-        accepted = queue.put(Entry(self._number, now + ttl / 1000, now, payload), capacity, now)
-        if not accepted:
-            self.drops["queue full"] += 1
-        return (wire.Status.OK if accepted else wire.Status.FULL), self._hand_over(channel, queue)
+    def _ready(self, frame: bytes) -> list[bytes]:
+        return self.queues.ready(wire.READY.decode(frame))
 
-    def _ready(self, frame: bytes) -> Frames:
-        ready = wire.READY.decode(frame)
-        client = self.clients.get(ready.inbox)
-        if client is None or client.session != ready.session:
-            return NOTHING  # of a session that has ended; the client says it again after the next welcome
-        queue = self._queue(ready.channel)
-        if queue is None:
+    def _received(self, frame: bytes) -> list[bytes]:
+        return self.queues.received(wire.RECEIVED.decode(frame))
+
+    def _total(self, frame: bytes) -> Frames:
+        question = wire.TOTAL.decode(frame)
+        handed = self.queues.total(question.inbox, question.session)
+        if handed is None:
             return NOTHING
-        credit = queue.open_window(ready.inbox, ready.session, ready.limit)
-        if ready.ask == wire.Question.FORGET:
-            queue.forget(ready.inbox)
-        if ready.inbox in queue.credits:
-            client.channels.add(ready.channel)
-        else:
-            client.channels.discard(ready.channel)
-        out = self._hand_over(ready.channel, queue)
-        if ready.ask == wire.Question.HANDED:
-            out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
-        return out
+        return [wire.HANDED_TOTAL.encode(wire.HandedTotal(question.inbox, question.session, handed))]
 
     def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
-        if self._flushes:
-            return self._dropped("flushed")
-        queue = None if self._out_of_space(back.payload) else self._queue(back.channel)
-        if queue is None:
-            return NOTHING
-        now = self._clock()
-        # A number that was not given here yet comes from another instance: older than all that waits here.
-        number = back.number if back.number <= self._number else 0
-        queue.put_back(Entry(number, now + back.ttl / 1000, now, back.payload))
-        return self._hand_over(back.channel, queue)
-
-    def _out_of_space(self, payload: bytes) -> bool:
-        full = self.queue_size + len(payload) + ENTRY_SIZE > self.limits.queue_bytes
-        if full:
-            self.drops["queue bytes"] += 1
-        return full
-
-    def _queue(self, channel: bytes) -> PlainQueue | None:
-        return self.queues.get(channel) or self._new_queue(channel)
-
-    def _new_queue(self, channel: bytes) -> PlainQueue | None:
-        if len(self.queues) >= self.limits.queue_names:
-            self.drops["queue names"] += 1
-            return None
-        queue = self.queues[channel] = PlainQueue()
-        return queue
-
-    def _hand_over(self, channel: bytes, queue: PlainQueue) -> list[bytes]:
-        now = self._clock()
-        out = []
-        for inbox, session, entry in queue.hand_over(now):
-            self.observe_wait(now - entry.since)
-            left = wire.milliseconds(entry.deadline - now)
-            out.append(wire.JOB.encode(wire.Job(inbox, session, entry.number, left, channel, entry.payload)))
-        self._settle(channel, queue)
-        return out
-
-    def _settle(self, channel: bytes, queue: PlainQueue) -> None:
-        self.queue_size += queue.size - queue.counted
-        queue.counted = queue.size
-        if queue.expired:
-            self.drops["expired"] += queue.expired
-            queue.expired = 0
-        if queue.idle:
-            self.queues.pop(channel, None)
+        return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
 
     # Plain channels as members of groups
 
     def _member(self, frame: bytes) -> Frames:
         member = wire.MEMBER.decode(frame)
-        if member.inbox not in self.clients:
+        if not self._is_living(member.inbox):
             return self._dropped("stray")
-        status, told = wire.Status.OK, frozenset[bytes]()
+        status, notified = wire.Status.OK, set[bytes]()
         if not member.add:
-            told = self._members.leave(member.group, member.channel) & self.clients.keys()
-        elif not self._members.join(member, self._clock(), self.clients):
-            self.drops["queue names"] += 1
-            status = wire.Status.REFUSED
+            notified = {inbox for inbox in self._members.leave(member, self._clock()) if self._is_living(inbox)}
+        else:
+            joined = self._members.join(member, self._clock(), self._is_living)
+            if joined is None:  # it has been discarded since
+                notified = {member.inbox}
+            elif joined is wire.Status.REFUSED:
+                self.drops["queue_names"] += 1
+                status = joined
         self._choose_path()
-        return [
-            *(wire.REMOVED.encode(wire.Removed(adder, member.group, member.channel)) for adder in sorted(told)),
-            self._confirm(member.inbox, member.n, status),
-        ]
+        out = [wire.REMOVED.encode(wire.Removed(inbox, member.group, member.channel)) for inbox in sorted(notified)]
+        return [*out, self._confirm(member.inbox, member.n, status)] if member.n else out
+
+    def _is_living(self, inbox: bytes) -> bool:
+        """Return whether a process is connected: subscribed to its inbox, with or without a hello."""
+        return wire.inbox_topic(inbox) in self.topics
 
     # Requests about the exchange itself
 
@@ -383,12 +309,9 @@ class Exchange:
         out = self._flushes.begin(request, self.clients)
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
-        for channel, queue in list(self.queues.items()):
-            queue.clear()
-            self._settle(channel, queue)
         self._members.clear()
         self._choose_path()
-        return out
+        return [*self.queues.clear(), *out]
 
     def _flushed(self, frame: bytes) -> list[bytes]:
         return self._confirm_flushes(self._flushes.answered(wire.FLUSHED.decode(frame)))
@@ -398,7 +321,9 @@ class Exchange:
         return [self._confirm(request.inbox, request.n, wire.Status.OK) for request in done]
 
     def _choose_path(self) -> None:
-        self.relays_as_they_come = not (self._members.count or self._flushes or self._largest is not None)
+        # Messages bypass `inbound` only while it would do nothing with them: no copies for plain members, no flush that
+        # drops them, no limit on their size.
+        self.relays_unchanged = not (self._members.count or self._flushes or self._largest is not None)
 
     def _refused(self, frame: bytes) -> str:
         if self._flushes:

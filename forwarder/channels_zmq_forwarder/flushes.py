@@ -1,17 +1,18 @@
-"""Flushes that are under way: who asked for each, and which clients have yet to answer. Pure.
+"""Flushes that are under way: the request of each, and the clients that have not answered yet. Pure.
 
-While there is one, messages are dropped; it is over when all clients have answered or gone, or when its time is up.
+During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import inf
 
 from channels_zmq_forwarder import wire
 
 MAX_FLUSH = 30.0
-"""Seconds that a flush may hold messages up, whatever its sender wishes."""
+"""Seconds after which a flush ends, whatever `ttl` its sender asks for."""
 MAX_FLUSHES = 16
-"""Flushes that may be under way at a time; further ones are refused."""
+"""Flushes that may be under way at a time; the exchange refuses others."""
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class Flushes:
         return len(self._under_way)
 
     def begin(self, request: wire.Flush, clients: Iterable[bytes]) -> list[bytes] | None:
-        """Begin a flush; return the frames that tell every client to empty itself, or None if there are too many."""
+        """Begin a flush; return the `Empty` frames for every client, or None if too many flushes are under way."""
         if len(self._under_way) >= MAX_FLUSHES:
             return None
         self._number += 1
@@ -48,20 +49,24 @@ class Flushes:
         return [_empty(inbox, self._number) for inbox in clients]
 
     def again(self, inbox: bytes) -> list[bytes]:
-        """Return the frames for a client that may have missed them."""
+        """Return the `Empty` frames for a client that has reconnected and may have missed them."""
         return [_empty(inbox, flush.number) for flush in self._under_way.values() if inbox in flush.waiting]
 
     def answered(self, answer: wire.Flushed) -> list[wire.Flush]:
-        """Note a client's answer; return the requests that are done by it."""
+        """Process a client's answer; return the requests that it completes."""
         flush = self._under_way.get(answer.n)
         return self._done_without(answer.inbox, [flush] if flush else [])
 
     def gone(self, inbox: bytes) -> list[wire.Flush]:
-        """Wait for a client no longer; return the requests that are done by it."""
+        """Stop waiting for a client that has disconnected; return the requests that this completes."""
         return self._done_without(inbox, list(self._under_way.values()))
 
+    def due(self) -> float:
+        """Return when `expire` has something to do."""
+        return min((flush.deadline for flush in self._under_way.values()), default=inf)
+
     def expire(self) -> None:
-        """End those whose time is up; whoever asked hears nothing."""
+        """End the flushes whose deadline has passed; their senders get no answer."""
         now = self._clock()
         self._under_way = {number: flush for number, flush in self._under_way.items() if flush.deadline > now}
 

@@ -1,24 +1,32 @@
-"""Plain channels that are members of groups: an exchange keeps them, since no process owns a plain channel.
+"""Plain channels as members of groups: the exchange keeps them, since no process owns a plain channel.
 
 In the data-flow diagram this stands between a group message and the queues: each member's queue takes one copy. Pure:
-time comes in as an argument.
+time is an argument.
 
-- A member stays until somebody discards it or its life ends, also when the process that added it is gone.
+- A member stays until it is discarded or its life ends, even if the process that added it has died.
 - Adding again lengthens its life and never shortens it.
-- Whoever added a member and still lives is told when it is discarded.
+- Of an add and a discard the later one wins, in whatever order they arrive: clients repeat both to every exchange that
+  they connect to. Discards are remembered for that.
+- Every living process that added a member is notified when it is discarded.
 """
 
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-from channels_zmq_forwarder.wire import Member
+from channels_zmq_forwarder.wire import Member, Status
+
+Name = tuple[bytes, bytes]
+"""A group and a plain channel."""
 
 
 class PlainMember(NamedTuple):
-    """A plain channel that belongs to a group, until `expires` on the exchange's clock."""
+    """A plain channel that belongs to a group, until `expires`; `added` is the last add. Seconds of the clock."""
 
     expires: float
+    added: float
     capacity: int
     adders: frozenset[bytes]
 
@@ -27,53 +35,100 @@ class PlainMembers:
     """The plain members of all groups.
 
     Args:
-        limit: How many there may be.
+        limit: How many there may be, and how many discards are remembered, the latest first.
     """
 
     def __init__(self, limit: int) -> None:
         self.count = 0
         self._limit = limit
         self._groups: dict[bytes, dict[bytes, PlainMember]] = {}
+        self._discards: OrderedDict[Name, float] = OrderedDict()
+        # Members by the end of their life. An item whose member has left or lives longer is skipped.
+        self._expiry: list[tuple[float, Name]] = []
 
     def of(self, group: bytes, now: float) -> list[tuple[bytes, PlainMember]]:
         """Return the channels that belong to a group."""
         members = self._groups.get(group)
         return [item for item in members.items() if item[1].expires > now] if members else []
 
-    def join(self, member: Member, now: float, living: Collection[bytes]) -> bool:
-        """Add a channel to a group; return False if there are too many. `living` are the clients that are there."""
+    def join(self, member: Member, now: float, is_living: Callable[[bytes], bool]) -> Status | None:
+        """Add a channel to a group.
+
+        Args:
+            member: The request; `age` is how long ago it was made.
+            now: Seconds of the clock.
+            is_living: Whether a client still is there, to forget adders that are not.
+
+        Returns:
+            OK, REFUSED if there are too many members, or None if the channel has been discarded since.
+        """
+        added = now - member.age / 1000
+        if added < self._discards.get((member.group, member.channel), -inf):
+            return None
         known = self._groups.get(member.group, {}).get(member.channel)
         if known is None and self.count >= self._limit:
-            return False
-        expires = now + (member.life - member.age) / 1000 if member.life else inf
-        adders = {member.inbox}
+            return Status.REFUSED
+        expires = added + member.life / 1000 if member.life else inf
+        adders, capacity = {member.inbox}, member.capacity
         if known is None:
             self.count += 1
         else:
+            if added < known.added:
+                added, capacity = known.added, known.capacity
             expires = max(expires, known.expires)
-            adders.update(inbox for inbox in known.adders if inbox in living)
+            adders.update(inbox for inbox in known.adders if is_living(inbox))
         channels = self._groups.setdefault(member.group, {})
-        channels[member.channel] = PlainMember(expires, member.capacity, frozenset(adders))
-        return True
+        channels[member.channel] = PlainMember(expires, added, capacity, frozenset(adders))
+        if expires < inf and (known is None or expires > known.expires):
+            self._expires(expires, (member.group, member.channel))
+        return Status.OK
 
-    def leave(self, group: bytes, channel: bytes) -> frozenset[bytes]:
-        """Take a channel out of a group; return who had added it."""
-        channels = self._groups.get(group, {})
-        known = channels.pop(channel, None)
-        if known is None:
+    def leave(self, member: Member, now: float) -> frozenset[bytes]:
+        """Take a channel out of a group, unless it was added later; return the inboxes that had added it."""
+        name, discarded = (member.group, member.channel), now - member.age / 1000
+        self._discards[name] = max(discarded, self._discards.get(name, -inf))
+        self._discards.move_to_end(name)
+        if len(self._discards) > self._limit:
+            self._discards.popitem(last=False)
+        known = self._groups.get(member.group, {}).get(member.channel)
+        if known is None or discarded < known.added:
             return frozenset()
-        self.count -= 1
-        if not channels:
-            del self._groups[group]
+        self._remove(name)
         return known.adders
+
+    def due(self) -> float:
+        """Return when `expire` may have something to do."""
+        return self._expiry[0][0] if self._expiry else inf
 
     def expire(self, now: float) -> None:
         """Forget the members whose life has ended."""
-        ended = [(group, name) for group, all_ in self._groups.items() for name, m in all_.items() if m.expires <= now]
-        for group, channel in ended:
-            self.leave(group, channel)
+        while self._expiry and self._expiry[0][0] <= now:
+            _, name = heappop(self._expiry)
+            known = self._groups.get(name[0], {}).get(name[1])
+            if known is not None and known.expires <= now:
+                self._remove(name)
 
     def clear(self) -> None:
-        """Forget all members."""
+        """Forget all members and discards."""
         self._groups.clear()
+        self._discards.clear()
+        self._expiry.clear()
         self.count = 0
+
+    def _remove(self, name: Name) -> None:
+        group, channel = name
+        del self._groups[group][channel]
+        self.count -= 1
+        if not self._groups[group]:
+            del self._groups[group]
+
+    def _expires(self, when: float, name: Name) -> None:
+        heappush(self._expiry, (when, name))
+        if len(self._expiry) > 2 * self.count + 1000:
+            self._expiry = [
+                (member.expires, (group, channel))
+                for group, members in self._groups.items()
+                for channel, member in members.items()
+                if member.expires < inf
+            ]
+            heapify(self._expiry)

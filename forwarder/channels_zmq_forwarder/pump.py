@@ -1,46 +1,38 @@
-"""The hot loop: sockets to exchange to sockets.
+"""The hot loop: moves frames from PULL through the exchange to XPUB, and from XPUB's subscribers to the exchange.
 
-In the data-flow diagram this is what moves a frame from PULL to XPUB, and what reads the frames that come up XPUB. The
-loop is driven by whoever watches the two file descriptors (`server`); a turn never blocks and takes a bounded number of
-frames, so that health checks and subscriptions are served under any load.
+`server` watches the two file descriptors and drives the loop by turns. A turn never blocks and is bounded in frames,
+bytes and time, so that health checks and subscriptions are served under any load.
+
+A descriptor of libzmq is edge-triggered: it becomes readable once when commands arrive for the socket, and *any*
+operation on the socket takes these in. So a turn ends with a look at XPUB, the socket that it also sends on, and every
+publish outside a turn must be followed by one. A missed look would delay input until the next frame arrives.
 """
 
-import fcntl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO, cast
+from typing import IO
 
 import zmq
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.curve import Gate
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.sockets import Marks, bind, bind_again, guard, number, plain_send, publish_options, readable
+from channels_zmq_forwarder.zap import Gate
 
 FRAMES_A_TURN = 1000
-IPC = "ipc://"
-BIND_AGAIN = 5.0
-HELLO = bytes([wire.HELLO.kind])
-_POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
-
-
-class AddressError(Exception):
-    """An address cannot be bound; the message names it and the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """High-water marks in frames, and the largest frame in bytes; what exceeds it cuts its connection."""
-
-    pull: int = 10_000
-    publish: int = 10_000
-    max_frame: int = 16 * 2**20 + wire.MAX_OVERHEAD
+BYTES_A_TURN = 2**20
+"""A frame that exceeds it ends the turn: large messages of one producer must not hold up everybody else."""
+SECONDS_A_TURN = 0.005
+"""Half of it for each direction, so that neither starves the other. One frame may take longer."""
+LOOK_AT_CLOCK = 32
+"""Relayed frames between two looks at the clock; a look takes 50 ns, relaying a small frame 1 us."""
 
 
 @dataclass(slots=True)
 class Traffic:
-    """What has passed, since the start."""
+    """Frames and bytes since the start."""
 
     frames_in: int = 0
     bytes_in: int = 0
@@ -56,18 +48,26 @@ class Pump:
         exchange: Decides what happens to each frame.
         marks: Bounds of the sockets.
         gate: Lets in only who may connect; None for plain sockets that everybody may connect to.
+        clock: Monotonic seconds, to bound a turn.
     """
 
     def __init__(
-        self, context: "zmq.Context[zmq.Socket[bytes]]", exchange: Exchange, marks: Marks, gate: Gate | None = None
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        exchange: Exchange,
+        marks: Marks,
+        gate: Gate | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
         self._context, self._marks, self._gate = context, marks, gate
         self.held = False
-        """Whether producers are not read at the moment, because consumers are on their way back."""
+        """Whether producers are not read for now, because disconnected consumers have not reconnected yet."""
         self._revoked: frozenset[bytes] = frozenset()
-        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty: without a hello
+        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty before its first hello
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
@@ -93,19 +93,19 @@ class Pump:
             self._gate.guard(socket)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
-        """Bind XPUB and return the addresses with the ports that were chosen.
+        """Bind XPUB; return the addresses with the ports that the system chose.
 
         Raises:
-            AddressError: One of them cannot be bound.
+            AddressError: If one of them cannot be bound.
         """
         self._published_at = [self._bind(self._xpub, address) for address in addresses]
         return self._published_at
 
     def bind_pull(self, addresses: Sequence[str]) -> list[str]:
-        """Bind PULL and return the addresses with the ports that were chosen.
+        """Bind PULL; return the addresses with the ports that the system chose.
 
         Raises:
-            AddressError: One of them cannot be bound.
+            AddressError: If one of them cannot be bound.
         """
         return [self._bind(self._pull, address) for address in addresses]
 
@@ -114,27 +114,35 @@ class Pump:
         return number(self._pull, zmq.FD), number(self._xpub, zmq.FD)
 
     def turn(self) -> bool:
-        """Move what is there, at most `FRAMES_A_TURN` each way; return whether more may be there."""
+        """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
         more = not self.held and self._read_producers()
-        # PULL was found empty, so its descriptor will tell. XPUB may have taken input in while it sent, of which its
-        # own will not: it is looked at last, and sends nothing after it was found empty.
+        # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
+        # it comes last, and it sends nothing after it was found empty.
         return (readable(self._xpub) and self._read_subscribers()) or more
 
-    def publish(self, frames: Sequence[bytes]) -> None:
-        """Send frames to whoever is subscribed to them. Never blocks: a full subscriber misses them."""
+    def publish(self, frames: Sequence[bytes]) -> bool:
+        """Publish frames outside a turn; return whether a turn is due.
+
+        libzmq may take input in while it sends, and then the descriptor does not report it.
+        """
+        self._publish(frames)
+        return readable(self._xpub)
+
+    def _publish(self, frames: Sequence[bytes]) -> None:
+        """Send frames to their subscribers. Never blocks: a subscriber whose pipe is full misses them."""
         for frame in frames:
             self._send(frame, zmq.DONTWAIT)
             self.traffic.bytes_out += len(frame)
         self.traffic.frames_out += len(frames)
 
     def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
-        """Let keys that were allowed neither send nor receive any more.
+        """Revoke keys: their holders can neither send nor receive any more.
 
-        What they send is dropped. A connection cannot be ended alone: if one of them still receives, all consumers are
-        disconnected, and producers are not read until `held` is False again.
+        Their frames are dropped. libzmq cannot close a single connection: if the holder of one still subscribes, all
+        consumers are disconnected, and producers are not read until `held` is False again.
 
         Returns:
-            The inboxes of the clients that were disconnected and may come back.
+            The inboxes of the clients that were disconnected and may reconnect.
         """
         assert self._gate is not None, "keys need a gate"
         assert self._gate.allowed is not None, "only a list can revoke one"
@@ -153,18 +161,18 @@ class Pump:
             self._xpub.unbind(address)
         self._xpub.close()
         for topic in list(self.exchange.topics):
-            self.exchange.upstream(b"\0" + topic)
+            self.exchange.upstream(wire.unsubscription(topic))
         self._inboxes.clear()
         self._open_publisher()
         for address in self._published_at:
-            _bind_again(self._xpub, address)
+            bind_again(self._xpub, address)
 
     def close(self) -> None:
-        """Close both sockets; what was published is still delivered within the linger time."""
+        """Close both sockets; published frames are still delivered within the linger time."""
         self._pull.close()
         self._xpub.close()
-        for guard in self._guards:
-            guard.close()
+        for lock in self._guards:
+            lock.close()
 
     def _bind(self, socket: "zmq.Socket[bytes]", address: str) -> str:
         held = guard(address)
@@ -174,55 +182,66 @@ class Pump:
 
     def _read_subscribers(self) -> bool:
         recv = self._xpub.recv if self._gate is None else self._recv_known
-        upstream = self.exchange.upstream
+        upstream, clock = self.exchange.upstream, self._clock
+        until, size = clock() + SECONDS_A_TURN / 2, 0
         for _ in range(FRAMES_A_TURN):
             try:
                 frame = recv(zmq.DONTWAIT)
             except zmq.Again:
                 return False
-            self.publish(upstream(frame))
+            self._publish(upstream(frame))
+            size += len(frame)
+            if size > BYTES_A_TURN or clock() > until:
+                break
         return True
 
     def _recv_known(self, flag: int) -> bytes:
-        """Receive what a subscriber sent, and note whose key it was."""
+        """Receive a frame from XPUB and record the key of its sender."""
         frame = self._xpub.recv(flag, copy=False)
         data, user = frame.bytes, _user(frame)
         if not user:
-            return data  # what XPUB says itself when a connection ends
+            return data  # XPUB makes unsubscriptions by itself when a connection ends
         inboxes = self._inboxes.setdefault(user, set())
-        if data[:1] == HELLO:
-            inboxes.intersection_update(self.exchange.clients)
+        if wire.is_hello(data):
+            if len(inboxes) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
+                inboxes.intersection_update(self.exchange.clients)
             with suppress(wire.FrameError):
                 inboxes.add(wire.HELLO.decode(data).inbox)
         return data
 
     def _recv_allowed(self, flag: int) -> bytes:
-        """Receive what a producer sent whose key has not been revoked."""
+        """Receive a frame from a producer whose key has not been revoked."""
         while True:
             frame = self._pull.recv(flag, copy=False)
             if _user(frame) not in self._revoked:
                 return frame.bytes
-            self.exchange.drops["revoked key"] += 1
+            self.exchange.drops["revoked_key"] += 1
 
     def _read_producers(self) -> bool:
         recv = self._recv_allowed if self._revoked else self._pull.recv
         send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
-        as_they_come, is_direct = exchange.relays_as_they_come, exchange.is_direct
+        clock = self._clock
+        until = clock() + SECONDS_A_TURN / 2
+        unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP_BYTE
         try:
             for count in range(FRAMES_A_TURN):
-                if count == 1 and not readable(self._pull):  # it is mostly one frame: half the time of `zmq.Again`
+                if count == 1 and not readable(self._pull):  # mostly there is one frame: half the time of `zmq.Again`
                     return False
                 frame = recv(flag)
-                if as_they_come and (frame[:1] == b"G" or is_direct(frame)):
+                if unchanged and (frame[:1] == group or is_direct(frame)):
                     send(frame, flag)
                     relayed += 1
                     relayed_size += len(frame)
+                    if relayed_size > BYTES_A_TURN or (not relayed % LOOK_AT_CLOCK and clock() > until):
+                        break
                 else:
                     others += 1
                     others_size += len(frame)
-                    self.publish(exchange.inbound(frame))
-                    as_they_come = exchange.relays_as_they_come
+                    self._publish(exchange.inbound(frame))
+                    if others_size > BYTES_A_TURN or clock() > until:
+                        break
+                    unchanged = exchange.relays_unchanged
         except zmq.Again:
             return False
         finally:
@@ -234,83 +253,8 @@ class Pump:
 
 
 def _user(frame: zmq.Frame) -> bytes:
-    """Return the public key of the connection that a frame came by; nothing if it came by none."""
+    """Return the public key of the connection that a frame arrived by; no bytes if it has none."""
     try:
         return str(frame.get("User-Id")).encode()
     except zmq.ZMQError:
         return b""
-
-
-def _bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
-    """Bind an address that this process has just let go, which ZeroMQ does a moment later."""
-    deadline = time.monotonic() + BIND_AGAIN
-    while True:
-        try:
-            socket.bind(address)
-        except zmq.ZMQError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.001)
-        else:
-            return
-
-
-def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
-    """Return the `send` that pyzmq's own one calls in the end: 290 ns a frame instead of 430, with `recv`."""
-    return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
-
-
-def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
-    """Set what every publishing socket has, in a forwarder and embedded."""
-    xpub.set(zmq.SNDHWM, marks.publish)
-    xpub.set(zmq.RCVHWM, 0)
-    xpub.set(zmq.LINGER, 1000)
-    xpub.set(zmq.HEARTBEAT_IVL, 1000)
-    xpub.set(zmq.HEARTBEAT_TIMEOUT, 2000)
-
-
-def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
-    """Bind a socket and return its address, with the port that the system chose for `:0` or `:*`.
-
-    Raises:
-        AddressError: The address is in use, not of this machine or no address.
-    """
-    try:
-        socket.bind(address)
-    except zmq.ZMQError as error:
-        raise AddressError(f"cannot bind {address}: {error.strerror}") from error
-    return cast(bytes, socket.get(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-
-
-def guard(address: str) -> IO[str] | None:
-    """Lock the file beside an `ipc://` path, for ZeroMQ lets a second process bind the path and steal it.
-
-    Returns:
-        The locked file, to be kept open as long as the socket; None if the address needs none.
-
-    Raises:
-        AddressError: The file cannot be written, or another process holds it.
-    """
-    path = address.removeprefix(IPC)
-    if path == address or path.startswith(("@", "*")):
-        return None
-    try:
-        lock = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
-    except OSError as error:
-        raise AddressError(f"cannot bind {address}: its lock file cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise AddressError(f"cannot bind {address}: another process has it") from error
-    return lock
-
-
-def number(socket: "zmq.Socket[bytes]", option: int) -> int:
-    """Return an option of a socket that is a number."""
-    return cast(int, socket.get(option))
-
-
-def readable(socket: "zmq.Socket[bytes]") -> bool:
-    """Return whether something can be received now; asking also lets libzmq do what is due on the socket."""
-    return socket.get(zmq.EVENTS) & _POLLIN != 0  # type: ignore[operator] # a number; `number` would be two more calls

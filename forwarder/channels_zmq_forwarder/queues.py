@@ -1,157 +1,410 @@
-"""The queue of one plain channel: what waits for a reader, and how far each reader may go.
+"""All plain queues of an exchange: their bounds in common, hand-overs, and what becomes of jobs whose client dies.
 
 In the data-flow diagram this is the box inside the exchange that a message for a channel without `!` passes. Pure: time
-comes in as an argument, hand-overs go out as a list.
+comes from a clock that is an argument, frames go out as lists.
 
-- A queue holds at most the capacity that its sender names; what has expired does not count.
-- Messages leave in the order of their numbers; one that is handed back returns to its old place.
-- Each message is handed to exactly one reader, and only within the window that the reader has opened (credit).
-- Readers take turns.
+- The messages that wait on a channel and the jobs that its clients have not settled never exceed its capacity.
+- A message that would exceed it only because of unsettled jobs is pending: the clients are queried how much they have
+  settled, and once they have answered, or `ANSWER_WITHIN` is over, it is accepted or refused.
+- Jobs of a session that has ended are orphans for `ORPHANS_WAIT`: the client reports what it had received, and
+  the rest is put back. Jobs of which nothing is heard are counted as lost.
+- Nothing here walks over all queues: what is due is found by deadlines.
 """
 
-from bisect import insort
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-ENTRY_SIZE = 256
-"""Bytes of memory that an entry takes beside its payload, by estimate, so that empty messages count too."""
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.plain_queue import ENTRY_SIZE, Entry, Pending, PlainQueue, Round
+
+ANSWER_WITHIN = 1.0
+"""Seconds that a message is pending at most."""
+ORPHANS_WAIT = 10.0
+"""Seconds that unsettled jobs of an ended session are kept for the client to report what it had received."""
+_OURS = 2**39
+"""Numbers of messages: 24 bits of the instance, 1 bit for messages that were sent here, 39 bits that count."""
 
 
-class Entry(NamedTuple):
-    """A waiting message. `number` is its place, `deadline` and `since` are seconds on the exchange's clock."""
+class Limits(NamedTuple):
+    """What the plain queues of an exchange may hold together."""
 
-    number: int
-    deadline: float
-    since: float
-    payload: bytes
-
-
-class Handover(NamedTuple):
-    """A message that is to go to a reader now, in that reader's session."""
-
-    inbox: bytes
-    session: int
-    entry: Entry
+    queue_bytes: int = 256 * 2**20
+    queue_names: int = 100_000
 
 
 @dataclass(slots=True)
-class Credit:
-    """How far one client may go on one channel: `handed` counts up to the absolute `limit` of its session."""
+class Reader:
+    """A client in its session: the plain channels that it holds credit for, and how many jobs it was handed in all."""
 
     session: int
-    limit: int = 0
+    channels: set[bytes] = field(default_factory=set)
     handed: int = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether one more message may be handed over."""
-        return self.handed < self.limit
+    ended: bool = False
+    """Whether the client has already reported on this session as an earlier one: its credit is over."""
 
 
-@dataclass(slots=True)
-class PlainQueue:
-    """What waits on one plain channel, and who may take it."""
+class PlainQueues:
+    """All plain queues of an exchange.
 
-    entries: deque[Entry] = field(default_factory=deque)
-    credits: dict[bytes, Credit] = field(default_factory=dict)
-    size: int = 0
-    """Bytes of memory that the waiting messages take, by estimate."""
-    counted: int = 0
-    """What of `size` the owner of the queue has added to its total."""
-    expired: int = 0
-    """Messages dropped since the owner last looked and set this to 0."""
-    earliest: float = inf
-    """No message expires before this; spares a scan for each message refused by a full queue."""
-    _turns: deque[bytes] = field(default_factory=deque)
-    """The readers whose window is open, each once; the first is next."""
+    Args:
+        instance: 8 bytes that no other exchange has.
+        limits: How many queues there may be, and how many bytes they may hold together.
+        clock: Monotonic seconds.
+        drops: Counts what the queues drop, by cause.
+    """
 
-    @property
-    def readers(self) -> int:
-        """How many readers have their window open: if there are any, a message that comes now need not wait."""
-        return len(self._turns)
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits here and no reader is known, so that the queue can be forgotten."""
-        return not self.entries and not self.credits
-
-    def put(self, entry: Entry, capacity: int, now: float) -> bool:
-        """Append a message with the highest number so far; return False if the queue is full."""
-        if len(self.entries) >= capacity:
-            self.expire(now)
-            if len(self.entries) >= capacity:
-                return False
-        self.entries.append(entry)
-        self._count(entry)
-        return True
-
-    def put_back(self, entry: Entry) -> None:
-        """Return a message to its old place, over the capacity if need be."""
-        if not self.entries or entry.number < self.entries[0].number:
-            self.entries.appendleft(entry)
-        else:
-            insort(self.entries, entry, key=lambda other: other.number)
-        self._count(entry)
-
-    def open_window(self, inbox: bytes, session: int, limit: int) -> Credit:
-        """Say how far a client may go in its session; a new session begins at nothing handed.
-
-        A window that is closed before anything passed is not remembered: it would begin the same way again.
-        """
-        credit = self.credits.get(inbox) or Credit(session)
-        was_open = credit.is_open
-        if credit.session != session:
-            credit = Credit(session)
-        self.credits[inbox] = credit
-        credit.limit = limit
-        if credit.is_open and not was_open:
-            self._turns.append(inbox)
-        elif was_open and not credit.is_open:
-            self._turns.remove(inbox)
-        if not limit and not credit.handed:
-            del self.credits[inbox]
-        return credit
-
-    def forget(self, inbox: bytes) -> None:
-        """Take back all credit of a client that is gone."""
-        credit = self.credits.pop(inbox, None)
-        if credit is not None and credit.is_open:
-            self._turns.remove(inbox)
-
-    def hand_over(self, now: float) -> Iterator[Handover]:
-        """Yield each message that a reader may have now, in order, the readers taking turns."""
-        while self._turns and self.entries:
-            if self.entries[0].deadline <= now:
-                self.size -= ENTRY_SIZE + len(self.entries.popleft().payload)
-                self.expired += 1
-                continue
-            inbox = self._turns.popleft()
-            credit = self.credits[inbox]
-            credit.handed += 1
-            if credit.is_open:
-                self._turns.append(inbox)
-            entry = self.entries.popleft()
-            self.size -= ENTRY_SIZE + len(entry.payload)
-            yield Handover(inbox, credit.session, entry)
-
-    def expire(self, now: float) -> None:
-        """Drop what has expired."""
-        if now < self.earliest:
-            return
-        before = len(self.entries)
-        self.entries = deque(entry for entry in self.entries if entry.deadline > now)
-        self.size = sum(ENTRY_SIZE + len(entry.payload) for entry in self.entries)
-        self.expired += before - len(self.entries)
-        self.earliest = min((entry.deadline for entry in self.entries), default=inf)
-
-    def clear(self) -> None:
-        """Drop everything that waits; credit stays."""
-        self.entries.clear()
+    def __init__(self, instance: bytes, limits: Limits, clock: Callable[[], float], drops: Counter[str]) -> None:
+        self.limits = limits
+        self.by_channel: dict[bytes, PlainQueue] = {}
         self.size = 0
+        """Bytes of memory that all messages here take, by estimate."""
+        self.unsettled = 0
+        """How many jobs clients have not settled."""
+        self.observe_wait: Callable[[float], None] = lambda seconds: None
+        """Called with the seconds that each message has waited when it is handed over."""
+        self._instance = instance
+        self._clock = clock
+        self._drops = drops
+        self._readers: dict[bytes, Reader] = {}
+        # A number names a message for ever: clients hand jobs back by it, also to another instance.
+        self._base = self._foreign = int.from_bytes(instance[:3]) << 40
+        self._first = self._number = self._base + _OURS
+        self._rounds = 0
+        # What is due, and what has waited longest, without a look at every queue. Items of messages that have left are
+        # skipped when their time comes; `_compact` bounds how many there are.
+        self._expiry: list[tuple[float, int, bytes]] = []
+        self._since: OrderedDict[int, float] = OrderedDict()
+        self._pending: deque[tuple[float, bytes]] = deque()
+        self._orphans: deque[tuple[float, bytes, bytes, int]] = deque()
 
-    def _count(self, entry: Entry) -> None:
-        self.size += ENTRY_SIZE + len(entry.payload)
-        self.earliest = min(self.earliest, entry.deadline)
+    def __len__(self) -> int:
+        return len(self.by_channel)
+
+    def depth(self) -> int:
+        """Return how many messages wait."""
+        return len(self._since)
+
+    def oldest_wait(self) -> float:
+        """Return the seconds that the oldest waiting message has waited, 0 if none waits."""
+        return self._clock() - next(iter(self._since.values())) if self._since else 0.0
+
+    # Clients
+
+    def begin(self, inbox: bytes, session: int) -> list[bytes]:
+        """Begin a client's session, with no credit; return the frames that follow from the end of its last one."""
+        out = self.end(inbox)
+        self._readers[inbox] = Reader(session)
+        return out
+
+    def end(self, inbox: bytes) -> list[bytes]:
+        """End a client's session, if it has one; its unsettled jobs become orphans."""
+        reader = self._readers.pop(inbox, None)
+        return self._end_credit(inbox, reader) if reader is not None else []
+
+    def _end_credit(self, inbox: bytes, reader: Reader) -> list[bytes]:
+        now = self._clock()
+        out = []
+        for channel in reader.channels:
+            queue = self.by_channel[channel]
+            credit = queue.forget(inbox)
+            if credit is not None and credit.unsettled:
+                queue.orphans[inbox, credit.session] = credit.unsettled
+                self._orphans.append((now + ORPHANS_WAIT, channel, inbox, credit.session))
+            out += self._go_on(channel, queue, now)
+        reader.channels.clear()
+        while len(self._orphans) > self.limits.queue_names:
+            out += self._lose(*self._orphans.popleft()[1:])
+        return out
+
+    def received(self, report: wire.Received) -> list[bytes]:
+        """Put back the jobs of an earlier session that never reached their client; the others are settled."""
+        out = []
+        reader = self._readers.get(report.inbox)
+        if reader is not None and reader.session == report.session:
+            # The death of that session has not been noticed yet. A late Ready of it must not open a window again.
+            reader.ended = True
+            out = self._end_credit(report.inbox, reader)
+        queue = self.by_channel.get(report.channel)
+        jobs = queue.orphans.pop((report.inbox, report.session), None) if queue is not None else None
+        if queue is None or jobs is None:
+            return out
+        for job in jobs.values():
+            queue.release(job)
+            if job.ordinal > report.received:
+                if job.entry is None:
+                    self._drops["lost_delivery"] += 1
+                else:
+                    self._put_back(report.channel, queue, job.entry)
+        return out + self._go_on(report.channel, queue, self._clock())
+
+    def total(self, inbox: bytes, session: int) -> int | None:
+        """Return how many jobs a client was handed in its session, None if the session is over or unknown."""
+        reader = self._readers.get(inbox)
+        return reader.handed if reader is not None and reader.session == session else None
+
+    # Messages
+
+    def put(self, send: wire.Plain) -> list[bytes]:
+        """Enqueue a message; return its confirmation, unless it is pending, and the jobs that follow.
+
+        Args:
+            send: The message; one with `n` 0 is a copy of a group's message, which nobody wants to be confirmed.
+        """
+        channel, capacity = send.channel, send.capacity
+        queue = self.by_channel.get(channel)
+        has_room = self.size + len(send.payload) + ENTRY_SIZE <= self.limits.queue_bytes
+        if not has_room and (queue is None or not queue.readers):
+            return self._refuse(send, "queue_bytes")
+        if queue is None and (queue := self._new_queue(channel)) is None:
+            return self._confirm(send, wire.Status.REFUSED)
+        now, out = self._clock(), []
+        if queue.round is not None or queue.used >= capacity:
+            out = self._expire(now)
+            self.by_channel[channel] = queue  # it has been forgotten if all of its messages have expired
+        if queue.round is None and queue.used < capacity:
+            out += self._accept(queue, send, now, now, keep=has_room)
+        elif len(queue.waiting) + _pending(queue) >= capacity or not queue.holders:
+            out += self._refuse(send, "queue_full")
+        elif not has_room:
+            out += self._refuse(send, "queue_bytes")
+        else:
+            out += self._hold(queue, Pending(now + ANSWER_WITHIN, now, send))
+        self._account(channel, queue)
+        return out
+
+    def put_back(self, back: wire.Back) -> list[bytes]:
+        """Return a message to its old place, because no reader took it; return the jobs that follow."""
+        queue = self.by_channel.get(back.channel)
+        known = queue.reclaim(back.inbox, back.number) if queue is not None else None
+        if known is None:
+            if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
+                self._drops["queue_bytes"] += 1
+                return self._go_on(back.channel, queue, self._clock()) if queue is not None else []
+            queue = queue or self._new_queue(back.channel)
+        if queue is None:
+            return []
+        now = self._clock()
+        number = back.number
+        if not (self._first < number <= self._number or self._base < number <= self._foreign):
+            # It comes from another instance: older than all that was sent here.
+            self._foreign += 1
+            number = self._foreign
+        since = known.since if known is not None else now
+        self._put_back(back.channel, queue, Entry(number, now + back.ttl / 1000, since, back.payload))
+        return self._go_on(back.channel, queue, now)
+
+    def ready(self, ready: wire.Ready) -> list[bytes]:
+        """Take a client's report: let it have jobs up to its limit, and note what it has settled.
+
+        A report of a session that has ended is ignored; the client repeats it after its next welcome.
+        """
+        reader = self._readers.get(ready.inbox)
+        if reader is None or reader.session != ready.session or reader.ended:
+            return []
+        queue = self.by_channel.get(ready.channel) or self._new_queue(ready.channel)
+        if queue is None:
+            return []
+        credit = queue.open_window(ready.inbox, ready.session, ready.limit)
+        queue.settle(ready.inbox, credit, ready.settled)
+        if ready.ask == wire.Question.FORGET and queue.forget(ready.inbox) is not None:
+            self._drops["lost_delivery"] += len(credit.unsettled)
+            for job in credit.unsettled.values():
+                queue.release(job)
+        if ready.inbox in queue.credits:
+            reader.channels.add(ready.channel)
+        else:
+            reader.channels.discard(ready.channel)
+        if queue.round is not None and ready.answers == queue.round.number:
+            queue.round.asked.discard(ready.inbox)
+        out = self._go_on(ready.channel, queue, self._clock())
+        if ready.ask == wire.Question.HANDED:
+            out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
+        return out
+
+    def clear(self) -> list[bytes]:
+        """Drop all messages, for a flush; return the confirmations of those that were pending. Credit stays."""
+        out = []
+        for channel, queue in list(self.by_channel.items()):
+            for pending in queue.round.pending if queue.round is not None else ():
+                out += self._confirm(pending.send, wire.Status.OK)  # it was sent and then flushed
+            queue.clear()
+            self._account(channel, queue)
+        for due in (self._expiry, self._since, self._pending, self._orphans):
+            due.clear()
+        return out
+
+    # What is due
+
+    def due(self) -> float:
+        """Return when `sweep` may have something to do."""
+        return min(
+            self._expiry[0][0] if self._expiry else inf,
+            self._pending[0][0] if self._pending else inf,
+            self._orphans[0][0] if self._orphans else inf,
+        )
+
+    def sweep(self) -> list[bytes]:
+        """Do what is due: drop what has expired, decide about pending messages, count orphans as lost."""
+        now = self._clock()
+        out = self._expire(now)
+        while self._pending and self._pending[0][0] <= now:
+            _, channel = self._pending.popleft()
+            queue = self.by_channel.get(channel)
+            if queue is not None and queue.round is not None and queue.round.pending[0].until <= now:
+                queue.round.asked.clear()
+                queue.round.judged = sum(pending.until <= now for pending in queue.round.pending)
+                out += self._go_on(channel, queue, now)
+        while self._orphans and self._orphans[0][0] <= now:
+            out += self._lose(*self._orphans.popleft()[1:])
+        return out
+
+    def _expire(self, now: float) -> list[bytes]:
+        out = []
+        while self._expiry and self._expiry[0][0] <= now:
+            _, number, channel = heappop(self._expiry)
+            queue = self.by_channel.get(channel)
+            entry = queue.waiting.get(number) if queue is not None else None
+            if queue is not None and entry is not None and entry.deadline <= now:
+                queue.remove(number)
+                del self._since[number]
+                self._drops["expired"] += 1
+                out += self._go_on(channel, queue, now)
+        return out
+
+    def _lose(self, channel: bytes, inbox: bytes, session: int) -> list[bytes]:
+        queue = self.by_channel.get(channel)
+        jobs = queue.orphans.pop((inbox, session), None) if queue is not None else None
+        if queue is None or jobs is None:
+            return []  # the client has reported in time
+        for job in jobs.values():
+            queue.release(job)
+        self._drops["lost_delivery"] += len(jobs)
+        return self._go_on(channel, queue, self._clock())
+
+    # Steps
+
+    def _go_on(self, channel: bytes, queue: PlainQueue, now: float) -> list[bytes]:
+        """Hand over what readers may have, decide what can be decided, and bring the books up to date."""
+        out = []
+        while queue.readers and queue.waiting:
+            entry = queue.take()
+            del self._since[entry.number]
+            if entry.deadline <= now:
+                self._drops["expired"] += 1
+            else:
+                out.append(self._hand(channel, queue, entry, now, keep=True))
+        if queue.round is not None:
+            out += self._decide(queue, queue.round, now)
+        self._account(channel, queue)
+        return out
+
+    def _accept(self, queue: PlainQueue, send: wire.Plain, since: float, now: float, *, keep: bool) -> list[bytes]:
+        out = self._confirm(send, wire.Status.OK)
+        self._number += 1
+        entry = Entry(self._number, since + send.ttl / 1000, since, send.payload)
+        if queue.readers:
+            # A reader with an open window means that nothing waits, so the message passes through.
+            out.append(self._hand(send.channel, queue, entry, now, keep=keep))
+        else:
+            queue.put(entry)
+            self._since[entry.number] = entry.since
+            self._expires(entry, send.channel)
+        return out
+
+    def _put_back(self, channel: bytes, queue: PlainQueue, entry: Entry) -> None:
+        queue.put(entry)
+        self._since[entry.number] = entry.since
+        self._since.move_to_end(entry.number, last=False)  # it is older than most that waits
+        self._expires(entry, channel)
+
+    def _expires(self, entry: Entry, channel: bytes) -> None:
+        heappush(self._expiry, (entry.deadline, entry.number, channel))
+        if len(self._expiry) > 2 * len(self._since) + 1000:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drop the deadlines of messages that have left, and all but one of messages that have returned."""
+        living = set()
+        for _, number, channel in self._expiry:
+            queue = self.by_channel.get(channel)
+            if queue is not None and number in queue.waiting:
+                living.add((queue.waiting[number].deadline, number, channel))
+        self._expiry = list(living)
+        heapify(self._expiry)
+
+    def _hand(self, channel: bytes, queue: PlainQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
+        inbox, session = queue.hand(entry, keep=keep)
+        self._readers[inbox].handed += 1
+        self.observe_wait(now - entry.since)
+        left = wire.milliseconds(entry.deadline - now)
+        return wire.JOB.encode(wire.Job(inbox, session, entry.number, left, channel, entry.payload))
+
+    def _hold(self, queue: PlainQueue, pending: Pending) -> list[bytes]:
+        if queue.round is None:
+            queue.round = Round()
+        queue.round.pending.append(pending)
+        queue.size += pending.size
+        self._pending.append((pending.until, pending.send.channel))
+        return self._decide(queue, queue.round, pending.since)
+
+    def _decide(self, queue: PlainQueue, round_: Round, now: float) -> list[bytes]:
+        # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
+        # round that began after its arrival is over. Messages that arrived later go into the next round, unless there
+        # is nobody to query.
+        out = []
+        while round_.pending:
+            if queue.used < round_.pending[0].send.capacity:
+                pending = round_.take()
+                queue.size -= pending.size
+                out += self._accept(queue, pending.send, pending.since, now, keep=True)
+            elif round_.asked:
+                return out
+            elif round_.judged:
+                pending = round_.take()
+                queue.size -= pending.size
+                out += self._refuse(pending.send, "queue_full")
+            elif queue.holders:
+                out += self._query(queue, round_)
+            else:
+                round_.judged = len(round_.pending)
+        queue.round = None
+        return out
+
+    def _query(self, queue: PlainQueue, round_: Round) -> list[bytes]:
+        self._rounds += 1
+        round_.number, round_.asked, round_.judged = self._rounds, set(queue.holders), len(round_.pending)
+        channel = round_.pending[0].send.channel
+        sessions = ((inbox, queue.credits[inbox].session) for inbox in sorted(queue.holders))
+        return [wire.QUERY.encode(wire.Query(inbox, self._rounds, session, channel)) for inbox, session in sessions]
+
+    def _new_queue(self, channel: bytes) -> PlainQueue | None:
+        if len(self.by_channel) >= self.limits.queue_names:
+            self._drops["queue_names"] += 1
+            return None
+        queue = self.by_channel[channel] = PlainQueue()
+        return queue
+
+    def _refuse(self, send: wire.Plain, cause: str) -> list[bytes]:
+        self._drops[cause] += 1
+        return self._confirm(send, wire.Status.FULL)
+
+    def _confirm(self, send: wire.Plain, status: wire.Status) -> list[bytes]:
+        if not send.n:
+            return []
+        return [wire.CONFIRM.encode(wire.Confirm(send.inbox, send.n, status, self._instance))]
+
+    def _account(self, channel: bytes, queue: PlainQueue) -> None:
+        size, unsettled = queue.counted
+        self.size += queue.size - size
+        self.unsettled += queue.unsettled - unsettled
+        queue.counted = queue.size, queue.unsettled
+        if queue.idle:
+            self.by_channel.pop(channel, None)
+
+
+def _pending(queue: PlainQueue) -> int:
+    return len(queue.round.pending) if queue.round is not None else 0

@@ -1,7 +1,8 @@
-"""One run of a forwarder: start in order, pump until told to stop, close.
+"""One run of a forwarder: starts in order, pumps until it is stopped, closes.
 
-Start: the consumers' side opens first, and the producers' side once the consumers are back, so that what producers held
-while no forwarder was there meets its subscribers. The rule and what was lost without it: docs/design/0003.
+Start: subscribers are accepted first, and producers once the subscribers of the last instance have reconnected, so that
+the messages that producers held meanwhile meet their subscriptions. The rule and what was lost without it:
+docs/design/0003.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -18,18 +19,20 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
-from channels_zmq_forwarder.curve import Gate
-from channels_zmq_forwarder.exchange import Exchange, Limits
-from channels_zmq_forwarder.pump import Marks, Pump, number
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.pump import Pump
+from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
+from channels_zmq_forwarder.sockets import Marks, number
+from channels_zmq_forwarder.zap import Gate
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
-"""Seconds between two looks at memory, lag and the start rule."""
-SWEEP = 1.0
+"""Seconds between two checks of memory, lag, the start rule and what is due."""
+REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
-"""Bytes of a message that is refused first when memory runs short."""
+"""Bytes of a message above which it is refused as soon as memory runs short."""
 
 
 async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Server"], None] | None = None) -> None:
@@ -38,10 +41,10 @@ async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Se
     Args:
         settings: Addresses and limits.
         stop: Ends the forwarder in order.
-        ready: Called once producers are let in.
+        ready: Called once producers are accepted.
 
     Raises:
-        AddressError: An address cannot be bound.
+        AddressError: If an address cannot be bound.
     """
     server = Server(settings)
     try:
@@ -56,7 +59,7 @@ async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Se
 
 
 class Server:
-    """The parts of a running forwarder and the clockwork that drives them."""
+    """The parts of a running forwarder, and the callbacks and timers that drive them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -83,19 +86,19 @@ class Server:
         self._closed = False
 
     async def start(self, stop: asyncio.Event) -> None:
-        """Open for consumers, wait for those of the last instance, open for producers; unless `stop` comes first."""
+        """Accept subscribers, wait for those of the last instance, accept producers; return early if `stop` is set."""
         self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
         self._watch()
-        logger.info("consumers are welcome at %s", ", ".join(self.pub_addresses))
+        logger.info("accepting subscribers on %s", ", ".join(self.pub_addresses))
         if not await self._settle(stop):
             return
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
-        self.pump.publish(self.exchange.enter(wire.State.SERVING))
-        self._input()
-        logger.info("producers are welcome at %s", ", ".join(self.pull_addresses))
+        self._publish(self.exchange.enter(wire.State.SERVING))
+        self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
+        logger.info("accepting producers on %s", ", ".join(self.pull_addresses))
 
     def _watch(self) -> None:
-        """Let the loop tell of everything that can be read; once read, for a descriptor tells of changes only."""
+        """Watch all descriptors, and read each once: they report changes only, and input may be there already."""
         loop = asyncio.get_running_loop()
         self._watched = [(descriptor, self._input) for descriptor in self.pump.descriptors()]
         if self.gate is not None:
@@ -123,13 +126,20 @@ class Server:
         return not stop.is_set()
 
     def _input(self) -> None:
-        if not self._turn_is_due:  # one chain of turns at a time, or each new frame would begin another
+        # One chain of turns at a time, or each new frame would begin another.
+        if not self._turn_is_due:
             self._turn()
+
+    def _publish(self, frames: Sequence[bytes]) -> None:
+        """Publish frames outside a turn, and begin a turn if that took input in; the only way to publish from here."""
+        if frames and self.pump.publish(frames):
+            self._input()
 
     def _turn(self) -> None:
         if self._closed:
             return
-        self._turn_is_due = True  # if the turn fails, the next one takes what is left: the descriptor tells only once
+        # If the turn fails, the next one takes the rest: the descriptor does not report it again.
+        self._turn_is_due = True
         try:
             self._turn_is_due = self.pump.turn()
         finally:
@@ -138,7 +148,7 @@ class Server:
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Watch loop lag and memory, and sweep what expired, while the block runs."""
+        """Watch loop lag and memory, and sweep what is due, while the block runs."""
         beat = asyncio.create_task(self._beat())
         try:
             yield
@@ -148,21 +158,25 @@ class Server:
                 await beat
 
     async def _beat(self) -> None:
-        swept = 0.0
+        refreshed = 0.0
         while True:
             before = time.monotonic()
             await asyncio.sleep(BEAT)
             now = time.monotonic()
             self.admin.loop_lag(now - before - BEAT)
-            self._watch_memory()
-            self._let_producers_in()
-            if now - swept >= SWEEP:
-                swept = now
-                self.exchange.sweep()
-                self.pump.publish(self.exchange.news())
-                self._look_at_keys()
+            try:
+                self._watch_memory()
+                self._resume_producers()
+                if now - refreshed >= REFRESH_KEYS_EVERY:
+                    refreshed = now
+                    self._refresh_keys()
+                if self.exchange.due() <= now:
+                    self._publish(self.exchange.sweep())
+                self._publish(self.exchange.announce())
+            except Exception:  # a defect must not end all beats after this one
+                logger.exception("a periodic task failed")
 
-    def _look_at_keys(self) -> None:
+    def _refresh_keys(self) -> None:
         if self.gate is None or self.gate.allowed is None:
             return
         self.gate.turn()
@@ -172,17 +186,20 @@ class Server:
         self._unwatch()
         self._expected = self.pump.revoke(revoked)
         if self.pump.held:
-            logger.warning("a revoked key was in use: %d other consumers come back in a moment", len(self._expected))
+            logger.warning(
+                "a revoked key was in use: disconnected all subscribers, waiting for %d of them to reconnect",
+                len(self._expected),
+            )
             self.exchange.enter(wire.State.SETTLING)
             self._held_until = time.monotonic() + self.settings.settle_at_most
         self._watch()
 
-    def _let_producers_in(self) -> None:
-        """Read producers again once the consumers are back that were disconnected for a revoked key."""
+    def _resume_producers(self) -> None:
+        """Read producers again once the subscribers that were disconnected for a revoked key have reconnected."""
         back = self._expected <= self.exchange.clients.keys()
         if self.pump.held and (back or time.monotonic() > self._held_until):
             self.pump.held = False
-            self.pump.publish(self.exchange.enter(wire.State.SERVING))
+            self._publish(self.exchange.enter(wire.State.SERVING))
             self._input()
 
     def _watch_memory(self) -> None:
@@ -192,7 +209,7 @@ class Server:
         self.exchange.refuse_above(0 if share > 0.9 else LARGE if share > 0.7 else None)
 
     def close(self) -> None:
-        """Stop watching the sockets and close them; what was published is still delivered, for a second at most."""
+        """Stop watching the sockets and close them; published frames are still delivered, for a second at most."""
         self._closed = True
         self._unwatch()
         self.pump.close()
@@ -202,7 +219,7 @@ class Server:
 
 
 def resident_memory() -> int:
-    """Return the bytes of memory that this process occupies now."""
+    """Return the resident memory of this process in bytes, 0 if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
@@ -210,7 +227,7 @@ def resident_memory() -> int:
 
 
 def cgroup_memory_limit() -> int:
-    """Return the memory limit of the container in bytes, 0 if there is none."""
+    """Return the container's memory limit in bytes, 0 if it has none."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             limit = int(Path(path).read_text())
@@ -222,10 +239,10 @@ def cgroup_memory_limit() -> int:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a log line: time, level, logger, message, and the traceback if there is one."""
+    """Formats a record as one JSON object: time, level, logger, message, and the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
+        """Return the record as a line of JSON."""
         line = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,

@@ -1,4 +1,4 @@
-"""What a forwarder can be told, by flags and by environment variables; parsed once, at the edge.
+"""The settings of a forwarder, from flags and environment variables; parsed once, at the edge.
 
 Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`; the flag wins.
 """
@@ -17,7 +17,7 @@ Addresses = Annotated[list[str], NoDecode]
 
 
 class SettingsError(ValueError):
-    """A flag or variable that cannot be used; the message names it, the value and what would do."""
+    """A flag or variable is invalid; the message names it, its value and what is valid."""
 
 
 class Settings(BaseSettings):
@@ -37,59 +37,59 @@ class Settings(BaseSettings):
 
     pull_address: Addresses = Field(
         ["tcp://127.0.0.1:5555"],
-        description="Where producers send to. Several: repeat the flag, or separate them by commas.",
+        description="Addresses that producers connect to. Repeat the flag, or separate them by commas.",
     )
     pub_address: Addresses = Field(
         ["tcp://127.0.0.1:5556"],
-        description="Where consumers subscribe. Several: repeat the flag, or separate them by commas.",
+        description="Addresses that subscribers connect to. Repeat the flag, or separate them by commas.",
     )
     admin_address: str = Field(
         "127.0.0.1:9600",
-        description="Host and port of /livez, /readyz, /metrics and the status page; empty for none.",
+        description="HOST:PORT of health, metrics and the status page; host * is all interfaces, empty disables it.",
     )
-    pull_high_water_mark: int = Field(
-        10_000, gt=0, lt=2**31, description="Frames taken from each producer ahead of their turn."
-    )
+    pull_high_water_mark: int = Field(10_000, gt=0, lt=2**31, description="Frames that are buffered for each producer.")
     pub_high_water_mark: int = Field(
         10_000,
         gt=0,
         lt=2**31,
-        description="Frames kept for a subscriber that does not read; further ones it misses. A burst is sure of half.",
+        description="Frames that are buffered for each subscriber; it misses others. Half of them is sure in a burst.",
     )
     max_message_size: ByteSize = Field(
         ByteSize(16 * 2**20),
         gt=0,
         le=2**40,
-        description="Largest payload, e.g. 16MiB; a larger frame cuts its sender off.",
+        description="Largest payload, e.g. 16MiB; a larger frame disconnects its sender.",
     )
-    queue_bytes: ByteSize = Field(ByteSize(256 * 2**20), gt=0, description="What all plain queues hold together.")
-    queue_names: int = Field(100_000, gt=0, description="How many plain queues there may be.")
+    queue_bytes: ByteSize = Field(
+        ByteSize(256 * 2**20), gt=0, description="Memory that all plain queues may use together."
+    )
+    queue_names: int = Field(100_000, gt=0, description="Number of plain queues, and of plain members of groups.")
     curve_secret_key: SecretStr | None = Field(
-        None, description="CURVE on both ports, with this secret key. Better in a file: flags can be seen by others."
+        None, description="Secret key for CURVE on both ports. Prefer the file: other users can see flags."
     )
-    curve_secret_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_secret_key_file: str | None = Field(None, min_length=1, description="File with the secret key.")
     curve_allowed_keys: Addresses | None = Field(
-        None, description="Public keys that may connect, separated by commas; without a list, whoever has the server's."
+        None, description="Public keys that may connect, separated by commas; without a list, any key may."
     )
     curve_allowed_keys_file: str | None = Field(
-        None, min_length=1, description="File with such keys, one a line; read again when it has changed."
+        None, min_length=1, description="File with public keys that may connect, one a line; reloaded when it changes."
     )
     memory_limit: ByteSize = Field(
         ByteSize(0),
         ge=0,
-        description="Above 70 % of it large messages are refused, above 90 % all. 0: the cgroup's limit, if any.",
+        description="Large messages are refused above 70 % of it, all above 90 %. 0 uses the cgroup's limit.",
     )
     settle: float = Field(
-        0.5, ge=0, le=3600, description="Seconds between opening for consumers and opening for producers, at the least."
+        0.5, ge=0, le=3600, description="Minimum seconds between accepting subscribers and accepting producers."
     )
     settle_at_most: float = Field(
         5.0,
         ge=0,
         le=3600,
-        description="Seconds after which producers are let in even if not all earlier consumers are back.",
+        description="Seconds after which producers are accepted even if earlier subscribers are missing.",
     )
-    log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
+    log_format: Literal["plain", "json"] = Field("plain", description="Format of log lines.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum level of log lines.")
 
     @field_validator("pull_address", "pub_address", mode="before")
     @classmethod
@@ -111,8 +111,9 @@ class Settings(BaseSettings):
     @classmethod
     def _host_and_port(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
-        if value and not (host and colon and port.isdecimal() and int(port) < 65536):
-            raise ValueError(f"{value!r} is not HOST:PORT")
+        is_ipv6 = host.startswith("[") and host.endswith("]")
+        if value and not (host and colon and port.isdecimal() and int(port) < 65536 and (is_ipv6 or ":" not in host)):
+            raise ValueError(f"{value!r} is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:9600")
         return value
 
     @field_validator("log_level", mode="before")
@@ -142,10 +143,10 @@ class Settings(BaseSettings):
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Return the settings that flags and environment give; `--help` prints them all and exits.
+    """Parse flags and environment; `--help` prints all settings and exits.
 
     Raises:
-        SettingsError: One of them cannot be used.
+        SettingsError: If a setting is invalid.
     """
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments))
@@ -155,10 +156,10 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 
 def curve_keys(settings: Settings) -> tuple[bytes, AllowedKeys | None] | None:
-    """Return the secret key and who may connect, or None if there is to be no CURVE.
+    """Return the secret key and the keys that may connect, or None if CURVE is not configured.
 
     Raises:
-        SettingsError: A key or a file cannot be used; names the setting, never the key.
+        SettingsError: If a key or a file is invalid; the message names the setting, never the key.
     """
     try:
         setting = "curve-secret-key"

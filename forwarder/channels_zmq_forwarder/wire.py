@@ -1,11 +1,11 @@
-"""Frames to bytes and back: the one place that knows the layout of what crosses a socket.
+"""The wire format: encodes frames to bytes and decodes them. No other module knows the layout of a frame.
 
 Every arrow of the data-flow diagram that leaves a process carries one ZeroMQ frame of this format. The module is pure:
-no sockets, no clock. `docs/wire-protocol.md` describes the same for other languages, with test vectors.
+no sockets, no clock. `docs/wire-protocol.md` describes the format for other languages, with test vectors.
 
-Integers are unsigned and big-endian, durations are milliseconds, names are UTF-8 and never hold a NUL. An *inbox* is 16
-lowercase hexadecimal digits and names one client process; an *instance* is 8 bytes and names one run of an exchange.
-`Hello` and `Welcome` may have more bytes than we know, so that a later version is still recognised as one.
+Integers are unsigned and big-endian, durations are milliseconds, names are UTF-8 and never contain a NUL. An *inbox* is
+16 lowercase hexadecimal digits and names one client process; an *instance* is 8 bytes and names one run of an exchange.
+`Hello` and `Welcome` may be longer than this version knows, so that later versions are still recognised.
 """
 
 import struct
@@ -15,10 +15,10 @@ from functools import lru_cache
 from typing import Generic, NamedTuple, NewType, TypeVar, cast
 
 VERSION = 1
-"""Version of this format, said in `Hello` and `Welcome`. A change that old peers would misread takes a new number."""
+"""Version of this format, sent in `Hello` and `Welcome`. A change that old peers would misread takes a new number."""
 
 Topic = NewType("Topic", bytes)
-"""What a subscriber subscribes to: kind, name and NUL. The NUL keeps `chat` from matching `chat2`."""
+"""A ZeroMQ subscription: kind, name and NUL. The NUL keeps `chat` from matching `chat2`."""
 
 GROUP = ord("G")
 INBOX = ord("P")
@@ -26,10 +26,10 @@ DIRECT = ord("d")
 INBOX_SIZE = 16
 SENDER_SIZE = 8
 FLAG_FIRST = 1
-"""Set on the first frame of a run of sequence numbers: nothing came before it that could have been missed."""
+"""Set on the first frame of a run of sequence numbers: no earlier frame of the run can have been missed."""
 MAX_MILLISECONDS = 2**32 - 1
 MAX_OVERHEAD = 4096
-"""Bytes that a frame may have beyond its payload. Names are under 100 characters, so far fewer are used."""
+"""Bytes that a frame may have beyond its payload. Names have fewer than 100 characters, so frames use far fewer."""
 MAX_NAME = 400
 """Bytes of the longest name: Channels allows 99 characters, of up to four bytes each."""
 NO_INSTANCE = bytes(8)
@@ -39,27 +39,27 @@ T = TypeVar("T", bound=tuple[object, ...])
 
 
 class FrameError(ValueError):
-    """Bytes that are no frame of this format; the reason is the message. They come from strangers, never from us."""
+    """Bytes that are not a valid frame; the message gives the reason. Our own processes never send such bytes."""
 
 
 class Question(IntEnum):
-    """What a client wants to know, or be forgotten of, when it says `Ready`."""
+    """What a client requests with `Ready`, beside its new window."""
 
     NOTHING = 0
     HANDED = 1
     FORGET = 2
-    """This client has closed its window and counts from zero if it ever reads the channel again."""
+    """Forget this client on this channel: it has closed its window, and both sides count from zero afterwards."""
 
 
 class State(IntEnum):
-    """What an exchange says of itself in `Welcome`."""
+    """The state that an exchange reports in `Welcome`."""
 
     SERVING = 0
     SETTLING = 1
 
 
 class Status(IntEnum):
-    """How an exchange, or the owner of a channel, answers a request."""
+    """The result of a request, in `Confirm`."""
 
     OK = 0
     FULL = 1
@@ -68,15 +68,15 @@ class Status(IntEnum):
 
 
 class Layout(Generic[T]):
-    """How one kind of control frame lies in bytes: head, numbers, then names and payload with NULs between them.
+    """The layout of one kind of control frame: head, numbers, then names and payload, separated by NULs.
 
     Args:
-        make: The tuple type whose first field is the inbox, followed by the numbers, the names and the payload.
-        head: Kind byte, of a frame for an inbox `P` and the sub-kind's byte.
+        make: The tuple type of the frame: the inbox, then the numbers, the names and the payload.
+        head: The kind's byte; for a frame to an inbox `P` and the byte of the sub-kind.
         numbers: `struct` format of the fixed-size fields.
-        names: How many names follow; none of them may be empty.
-        payload: Whether bytes of any content end the frame.
-        grows: Whether a later version may append what this one ignores.
+        names: The number of names; none of them may be empty.
+        payload: Whether a payload of any bytes ends the frame.
+        grows: Whether later versions may append bytes, which this version ignores.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class Layout(Generic[T]):
         )
 
     def decode(self, data: bytes) -> T:
-        """Return the frame that bytes of this kind hold.
+        """Decode a frame of this kind.
 
         Raises:
-            FrameError: They are too short, of another kind, or a name is missing or too long.
+            FrameError: If the bytes are too short or of another kind, or if a name is missing or too long.
         """
         if len(data) < self._tail:
             raise FrameError(f"a frame of kind {chr(self.kind)!r} has at least {self._tail} bytes")
         inbox = data[1 : 1 + INBOX_SIZE]
         if inbox.translate(None, _HEX_DIGITS):
-            raise FrameError("no inbox stands behind the kind")
+            raise FrameError("an invalid inbox follows the kind")
         if data[:1] != self._before or data[1 + INBOX_SIZE : self._start] != self._behind:
             raise FrameError(f"a frame is not of kind {chr(self.kind)!r}")
         numbers = self.numbers.unpack_from(data, self._start)
@@ -138,7 +138,7 @@ class Layout(Generic[T]):
 
 
 class Hello(NamedTuple):
-    """A client's session begins; `peers` is how many clients the exchange last said that it had."""
+    """Begins a client's session. `peers` is the number of clients in the last `Welcome` that this client received."""
 
     inbox: bytes
     version: int
@@ -147,24 +147,42 @@ class Hello(NamedTuple):
 
 
 class Sync(NamedTuple):
-    """A question that the exchange answers with `Synced` once all earlier subscriptions are in force."""
+    """Answered by `Synced`, once all earlier subscriptions of this client are in force."""
 
     inbox: bytes
     n: int
 
 
 class Ready(NamedTuple):
-    """How many jobs in all, of one plain channel and session, the client will have taken; `ask` is a `Question`."""
+    """How many jobs of a channel the client accepts in this session (`limit`), and how many of them are settled."""
 
     inbox: bytes
     session: int
     limit: int
+    settled: int
+    answers: int
     ask: int
     channel: bytes
 
 
+class Received(NamedTuple):
+    """How many jobs of a channel a client received in an earlier session; it will never read others of that session."""
+
+    inbox: bytes
+    session: int
+    received: int
+    channel: bytes
+
+
+class Total(NamedTuple):
+    """Answered by `HandedTotal`."""
+
+    inbox: bytes
+    session: int
+
+
 class Back(NamedTuple):
-    """A job that found no reader goes back to its old place."""
+    """Hands back a job that no reader took; it returns to its old place in the queue."""
 
     inbox: bytes
     number: int
@@ -174,7 +192,7 @@ class Back(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """A message for a plain channel, to be answered by `Confirm`; `capacity` is the sender's for this channel."""
+    """A message for a plain channel, answered by `Confirm`; `capacity` is what the sender has configured for it."""
 
     inbox: bytes
     n: int
@@ -185,7 +203,7 @@ class Plain(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A plain channel joins (`add` 1) or leaves (0) a group; `age` is the time since then, `life` 0 is for ever."""
+    """Adds a plain channel to a group (`add` 1) or discards it (0), as of `age` ago; `life` 0 means for ever."""
 
     inbox: bytes
     n: int
@@ -198,14 +216,14 @@ class Member(NamedTuple):
 
 
 class Echo(NamedTuple):
-    """A question down the sending pipe; the answer shows that it reaches the exchange that welcomed us."""
+    """Sent by PUSH; the answer proves that PUSH reaches the exchange that welcomed this client."""
 
     inbox: bytes
     n: int
 
 
 class Flush(NamedTuple):
-    """Empty everything, here and in every client, within `ttl`."""
+    """Empties the exchange and every client, within `ttl`."""
 
     inbox: bytes
     n: int
@@ -213,14 +231,14 @@ class Flush(NamedTuple):
 
 
 class Flushed(NamedTuple):
-    """A client has emptied itself and everything it had sent before is behind this frame."""
+    """A client has emptied itself; everything that it sent before precedes this frame."""
 
     inbox: bytes
     n: int
 
 
 class Ask(NamedTuple):
-    """Asks the owner of a process channel to add it to a group (1) or take it out (0) and to answer to `reply`."""
+    """Requests that a channel's owner adds it to a group (`add` 1) or discards it (0), and confirms to `reply`."""
 
     inbox: bytes
     n: int
@@ -231,7 +249,7 @@ class Ask(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """The answer to `Plain`, `Member`, `Flush` and `Ask`, and with the instance to `Echo`."""
+    """Answers `Plain`, `Member`, `Flush`, `Ask` and, with the instance, `Echo`."""
 
     inbox: bytes
     n: int
@@ -240,7 +258,7 @@ class Confirm(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The answer to `Hello`, sent again when the state, or the number of clients, changes."""
+    """Answers `Hello`; sent again when the state or the number of clients changes."""
 
     inbox: bytes
     version: int
@@ -251,14 +269,14 @@ class Welcome(NamedTuple):
 
 
 class Synced(NamedTuple):
-    """The answer to `Sync`."""
+    """Answers `Sync`."""
 
     inbox: bytes
     n: int
 
 
 class Handed(NamedTuple):
-    """How many jobs of a channel were handed over in this session; each of them left before this frame."""
+    """How many jobs of a channel were handed over in this session; all of them precede this frame."""
 
     inbox: bytes
     session: int
@@ -266,8 +284,25 @@ class Handed(NamedTuple):
     channel: bytes
 
 
+class HandedTotal(NamedTuple):
+    """How many jobs of all channels were handed over in this session; all of them precede this frame."""
+
+    inbox: bytes
+    session: int
+    handed: int
+
+
+class Query(NamedTuple):
+    """Requests the number of settled jobs of a channel, to be answered at once by a `Ready` whose `answers` is `n`."""
+
+    inbox: bytes
+    n: int
+    session: int
+    channel: bytes
+
+
 class Job(NamedTuple):
-    """One message of a plain channel, for one reader of this process."""
+    """A message of a plain channel for one reader in this process."""
 
     inbox: bytes
     session: int
@@ -278,7 +313,7 @@ class Job(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A plain member that this process added has been taken out of its group by somebody."""
+    """A plain member that this process added has been discarded."""
 
     inbox: bytes
     group: bytes
@@ -286,7 +321,7 @@ class Removed(NamedTuple):
 
 
 class Empty(NamedTuple):
-    """Everything is to be emptied; answer with `Flushed` and the same number."""
+    """Requests that the client empties itself and answers by `Flushed` with the same number."""
 
     inbox: bytes
     n: int
@@ -294,7 +329,9 @@ class Empty(NamedTuple):
 
 HELLO = Layout(Hello, b"H", ">BII", grows=True)
 SYNC = Layout(Sync, b"Y", ">Q")
-READY = Layout(Ready, b"R", ">IQB", names=1)
+READY = Layout(Ready, b"R", ">IQQQB", names=1)
+RECEIVED = Layout(Received, b"D", ">IQ", names=1)
+TOTAL = Layout(Total, b"T", ">I")
 BACK = Layout(Back, b"B", ">QI", names=1, payload=True)
 PLAIN = Layout(Plain, b"Q", ">QII", names=1, payload=True)
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
@@ -306,17 +343,60 @@ CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
 WELCOME = Layout(Welcome, b"Pw", ">BB8sII", grows=True)
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
+HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
+QUERY = Layout(Query, b"Pq", ">QI", names=1)
 JOB = Layout(Job, b"Pj", ">IQI", names=1, payload=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-CLIENT_LAYOUTS = (HELLO, SYNC, READY, BACK, PLAIN, MEMBER, ECHO, FLUSH, FLUSHED)
-INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, JOB, REMOVED, EMPTY)
+CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, BACK, PLAIN, MEMBER, ECHO, FLUSH, FLUSHED)
+INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, REMOVED, EMPTY)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
-"""Sub-kinds of inbox frames that clients may send to each other; the others are the exchange's own."""
+"""Sub-kinds of inbox frames that clients may send to each other; only the exchange sends the others."""
 
 SUB_KIND = 1 + INBOX_SIZE + 1
-"""Where the sub-kind of a frame for an inbox stands."""
+"""Index of the sub-kind in a frame for an inbox."""
+
+GROUP_BYTE = b"G"
+"""What `frame[:1]` of a group message is; loops that cannot afford a call to `is_group` compare with it."""
+INBOX_BYTE = b"P"
+SUBSCRIBE = b"\1"
+UNSUBSCRIBE = b"\0"
+
+
+def subscription(topic: bytes) -> bytes:
+    """Return the frame by which an XSUB subscribes to a topic; the format is ZeroMQ's own."""
+    return SUBSCRIBE + topic
+
+
+def unsubscription(topic: bytes) -> bytes:
+    """Return the frame by which an XSUB unsubscribes from a topic."""
+    return UNSUBSCRIBE + topic
+
+
+def subscribed_topic(frame: bytes) -> bytes:
+    """Return the topic of a subscription or an unsubscription."""
+    return frame[1:]
+
+
+def is_group(frame: bytes) -> bool:
+    """Return whether a frame, or a topic, is a group's."""
+    return frame[:1] == GROUP_BYTE
+
+
+def is_hello(frame: bytes) -> bool:
+    """Return whether a frame is a hello; it may still be malformed."""
+    return frame[:1] == b"H"
+
+
+def is_for(inbox: bytes, frame: bytes) -> bool:
+    """Return whether a frame is for this inbox; only the first 17 bytes are compared."""
+    return frame[1 : 1 + INBOX_SIZE] == inbox and frame[:1] == INBOX_BYTE
+
+
+def sub_kind(frame: bytes) -> int:
+    """Return the sub-kind of a frame for an inbox, -1 if the frame is too short or no frame for an inbox."""
+    return frame[SUB_KIND] if frame[:1] == INBOX_BYTE and len(frame) > SUB_KIND else -1
 
 
 def group_topic(group: str) -> Topic:
@@ -325,12 +405,31 @@ def group_topic(group: str) -> Topic:
 
 
 def inbox_topic(inbox: bytes) -> Topic:
-    """Return the topic of everything that is meant for one client process."""
+    """Return the topic of all frames for one client process."""
     return Topic(b"P%b\0" % inbox)
 
 
+def group_of(topic: bytes) -> bytes:
+    """Return the name of the group whose topic this is; the topic must be a group's."""
+    return topic[1:-1]
+
+
+def group_in(frame: bytes) -> bytes:
+    """Return the name of the group that a group message is for.
+
+    Raises:
+        FrameError: If no NUL ends the topic.
+    """
+    return frame[1 : topic_end(frame)]
+
+
+def inbox_in(frame: bytes) -> bytes:
+    """Return the inbox of a request or of a frame for an inbox, without validating it."""
+    return frame[1 : 1 + INBOX_SIZE]
+
+
 def inbox_of(topic: bytes) -> bytes:
-    """Return the inbox that a topic is of, or nothing if it is no inbox's topic."""
+    """Return the inbox whose topic this is, or no bytes if it is not the topic of an inbox."""
     inbox = topic[1:-1]
     is_one = len(inbox) == INBOX_SIZE and topic == inbox_topic(inbox) and not inbox.translate(None, _HEX_DIGITS)
     return inbox if is_one else b""
@@ -338,7 +437,7 @@ def inbox_of(topic: bytes) -> bytes:
 
 @lru_cache(maxsize=16_384)
 def direct_prefix(inbox: bytes) -> bytes:
-    """Return what every direct message to a process begins with."""
+    """Return the bytes with which every direct message to a process begins."""
     return b"P%b\0d" % inbox
 
 
@@ -373,15 +472,15 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
 
 
 Order = tuple[bytes, int, int, int, int]
-"""The head of a group or direct message: the key of its run of numbers (prefix and sender), its number, flags, the
-milliseconds left to live, and where the body begins."""
+"""The head of a group or direct message: the key of its run of numbers (prefix and sender), its number, its flags, the
+milliseconds that it has left to live, and the index of its body."""
 
 
 def read_order(frame: bytes, at: int) -> Order:
-    """Parse the head that begins at `at`, just behind the prefix.
+    """Decode the head that begins at `at`, behind the prefix.
 
     Raises:
-        FrameError: The frame ends before its head does.
+        FrameError: If the frame ends before its head does.
     """
     try:
         number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, at + SENDER_SIZE)
@@ -391,16 +490,16 @@ def read_order(frame: bytes, at: int) -> Order:
 
 
 def read_group(frame: bytes) -> tuple[bytes, bytes, int, int, int, bytes]:
-    """Take a group message apart: the group's name, the key of its run, its number, flags, ttl, and the payload.
+    """Decode a group message: the group's name, the key of its run, its number, flags, ttl, and the payload.
 
-    The same as `topic_end` and `read_order` in one call, for it is made once for each message.
+    The same as `topic_end` and `read_order` in one call, because it is made for each message.
 
     Raises:
-        FrameError: The frame ends before its payload, or has no topic.
+        FrameError: If the frame ends before its payload, or has no topic.
     """
     end = frame.find(b"\0", 1)
     if end < 2:
-        raise FrameError("no NUL ends the topic")
+        raise FrameError("a topic is not ended by a NUL")
     behind = end + 1 + SENDER_SIZE
     try:
         number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, behind)
@@ -413,11 +512,11 @@ def topic_end(frame: bytes) -> int:
     """Return the index of the NUL that ends a frame's topic.
 
     Raises:
-        FrameError: There is none, or no name before it.
+        FrameError: If there is no NUL, or no name before it.
     """
     end = frame.find(b"\0", 1)
     if end < 2:
-        raise FrameError("no NUL ends the topic")
+        raise FrameError("a topic is not ended by a NUL")
     return end
 
 
@@ -425,7 +524,7 @@ def channel_and_payload(frame: bytes, start: int) -> tuple[str, bytes]:
     """Split the body of a direct message.
 
     Raises:
-        FrameError: There is no channel name, or it is not UTF-8.
+        FrameError: If there is no channel name, or if it is not UTF-8.
     """
     end = frame.find(b"\0", start)
     if end <= start:
@@ -437,7 +536,7 @@ def name(data: bytes) -> str:
     """Decode a name.
 
     Raises:
-        FrameError: It is not UTF-8.
+        FrameError: If it is not UTF-8.
     """
     try:
         return data.decode()
@@ -446,5 +545,5 @@ def name(data: bytes) -> str:
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a duration as frames carry it: at least 0, at most 49 days."""
+    """Return a duration as frames carry it, clamped to 0 and 49 days."""
     return round(max(0.0, min(float(MAX_MILLISECONDS), seconds * 1000)))

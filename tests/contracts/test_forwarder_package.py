@@ -49,4 +49,4 @@ def test_the_metrics_in_the_readme_are_those_that_there_are():
 def test_every_cause_of_drops_is_explained():
     """In the README, as the metric spells it."""
     table = README[README.index("| cause |") :]
-    assert set(re.findall(r"`([a-z ]+)`", table.partition("\n\n")[0])) == set(DROP_CAUSES)
+    assert set(re.findall(r"`([a-z_]+)`", table.partition("\n\n")[0])) == set(DROP_CAUSES)

@@ -1,4 +1,7 @@
-"""What people and machines may ask."""
+"""The admin endpoints."""
+
+import asyncio
+import socket
 
 import aiohttp
 import pytest
@@ -7,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.admin import DROP_CAUSES, LISTED, Admin
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import AddressError, Traffic
+from channels_zmq_forwarder.pump import Traffic
+from channels_zmq_forwarder.sockets import AddressError
 from channels_zmq_forwarder.wire import State
 
 A = b"a" * 16
@@ -51,15 +55,15 @@ def plain(channel, *, n=1):
 
 
 async def test_it_is_alive_before_it_is_ready(page):
-    """Until producers are let in, nothing should be sent to it; but it must not be restarted."""
+    """A settling forwarder is not ready, but it must not be restarted."""
     assert (await page.get("/livez"))[0] == 200
     assert (await page.get("/readyz"))[::2] == (503, "settling\n")
     page.exchange.enter(State.SERVING)
     assert (await page.get("/readyz"))[::2] == (200, "serving\n")
 
 
-async def test_metrics_show_what_has_passed(page):
-    """Counters of frames and bytes, drops by cause, and what is there now."""
+async def test_metrics_count_frames_and_bytes(page):
+    """The metrics contain counters of frames and bytes, drops by cause, and gauges."""
     page.exchange.enter(State.SERVING)
     page.traffic.frames_in, page.traffic.bytes_in, page.traffic.frames_out, page.traffic.bytes_out = 4, 30, 2, 10
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
@@ -79,6 +83,7 @@ async def test_metrics_show_what_has_passed(page):
         "subscriptions": 1.0,
         "plain_queues": 1.0,
         "plain_queue_depth": 1.0,
+        "plain_queue_unsettled": 0.0,
         "loop_lag_seconds_count": 1.0,
     }.items():
         labels = (__version__,) if name == "info" else ()
@@ -90,38 +95,38 @@ async def test_metrics_show_what_has_passed(page):
 
 
 async def test_the_wait_of_plain_messages_is_a_histogram(page):
-    """The exchange observes it."""
-    page.exchange.observe_wait(0.02)
+    """The exchange observes the time in the queue."""
+    page.exchange.queues.observe_wait(0.02)
     metrics = await page.metrics()
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.025"] == 1
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.005"] == 0
 
 
 async def test_a_timer_that_ran_early_has_no_lag(page):
-    """Clocks are not that exact."""
+    """Clocks are not exact, so a lag may be negative."""
     page.admin.loop_lag(-0.001)
     assert (await page.metrics())["channels_zmq_forwarder_loop_lag_seconds_sum",] == 0
 
 
 async def test_status_shows_the_longest_queues_first(page):
-    """And how many readers each has."""
+    """The status contains the number of readers of each queue."""
     for channel, count in ((b"short", 1), (b"long", 3), ("lang-é".encode(), 2)):
         for _ in range(count):
             page.exchange.inbound(plain(channel))
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
-    page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, b"short")))
+    page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, 0, 0, b"short")))
     status = await page.status()
     assert status["queues"] == [
-        {"channel": "long", "waiting": 3, "readers": 0},
-        {"channel": "lang-é", "waiting": 2, "readers": 0},
-        {"channel": "short", "waiting": 0, "readers": 1},
+        {"channel": "long", "waiting": 3, "unsettled": 0, "readers": 0},
+        {"channel": "lang-é", "waiting": 2, "unsettled": 0, "readers": 0},
+        {"channel": "short", "waiting": 0, "unsettled": 1, "readers": 1},
     ]
     assert (status["waiting"], status["queue_count"], status["clients"]) == (5, 3, 1)
 
 
 async def test_status_lists_only_some_of_many(page):
-    """A page of 100,000 groups helps nobody."""
+    """A page of 100,000 groups would be useless."""
     for number in range(LISTED + 5):
         page.exchange.upstream(b"\1" + wire.group_topic(f"room{number:03}"))
         page.exchange.inbound(plain(b"jobs%d" % number))
@@ -133,14 +138,14 @@ async def test_status_lists_only_some_of_many(page):
 
 
 async def test_status_survives_names_that_are_not_utf_8(page):
-    """Strangers may subscribe to anything."""
+    """A subscription may contain any bytes."""
     page.exchange.upstream(b"\1G\xff\xfe\0")
     page.exchange.inbound(plain(b"\xff"))
     assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
 
 
-async def test_status_says_who_and_how_long(page):
-    """Version, instance, state and uptime; every cause of drops, also at 0."""
+async def test_the_status_contains_version_and_uptime(page):
+    """The status contains version, instance, state and uptime, and every cause of drops, also at 0."""
     status = await page.status()
     assert status["version"] == __version__
     assert status["instance"] == b"instance".hex()
@@ -150,7 +155,7 @@ async def test_status_says_who_and_how_long(page):
 
 
 async def test_the_page_needs_nothing_from_elsewhere(page):
-    """It works without the internet, and under a strict content security policy of a proxy's."""
+    """The page works offline and behind a proxy with a strict content security policy."""
     status, content_type, text = await page.get("/")
     assert (status, content_type) == (200, "text/html")
     assert "status.json" in text
@@ -159,16 +164,25 @@ async def test_the_page_needs_nothing_from_elsewhere(page):
 
 
 async def test_an_empty_address_serves_nothing():
-    """Some do not want it."""
+    """An empty address disables the endpoints."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(""):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_an_address_in_use_is_named(host, unused_tcp_port):
-    """Also one of IPv6."""
+    """The error names an IPv6 address too."""
     one, other = (Admin(Exchange(b"instance"), Traffic()) for _ in range(2))
     async with one.serving(f"{host}:{unused_tcp_port}"):
         with pytest.raises(AddressError, match="cannot bind the admin address"):
             async with other.serving(f"{host}:{unused_tcp_port}"):
                 raise AssertionError("it was bound twice")
+
+
+async def test_all_interfaces_of_both_families_are_served(unused_tcp_port):
+    """Probes reach a pod by an address of either family."""
+    async with Admin(Exchange(b"instance"), Traffic()).serving(f"*:{unused_tcp_port}"):
+        for host in ["127.0.0.1", *(["::1"] if socket.has_ipv6 else [])]:
+            _, writer = await asyncio.open_connection(host, unused_tcp_port)
+            writer.close()
+            await writer.wait_closed()

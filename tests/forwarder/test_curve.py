@@ -1,15 +1,14 @@
-"""Keys, lists of keys, and the address of who was refused."""
+"""Keys and lists of keys."""
 
 import logging
 import os
 import stat
 
 import pytest
-import zmq
 
 from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
-from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError, Gate, new_pair, secure_client
+from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError, new_pair
 
 ONE, TWO = (new_pair()[0] for _ in range(2))
 
@@ -27,26 +26,26 @@ def write(path, *keys):
 
 
 def test_a_key_may_have_space_around_it():
-    """As in a file that ends with a new line."""
+    """A file that contains a key ends with a new line."""
     assert curve.key(f" {ONE.decode()}\n") == ONE
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 41, "~" * 40, "é" * 40, " " * 40])
-def test_what_is_no_key_is_refused_without_being_shown(text):
-    """A typing error in a key is still most of the key."""
+def test_an_invalid_key_is_refused_without_being_shown(text):
+    """A mistyped key still contains most of the key."""
     with pytest.raises(CurveKeyError, match="40 characters of Z85") as caught:
         curve.key(text)
     assert not text.strip() or text not in str(caught.value)
 
 
 def test_a_public_key_follows_from_its_secret_key():
-    """So only one of both need be configured."""
+    """Only the secret key has to be configured."""
     public, secret = new_pair()
     assert curve.public_key(secret) == public
 
 
 def test_a_file_without_a_key_is_named(path):
-    """And why it cannot be used."""
+    """The error names the file and the reason."""
     with pytest.raises(CurveKeyError, match=f"{path}: No such file"):
         curve.key_in(path)
     path.write_bytes(b"\xff")
@@ -55,13 +54,13 @@ def test_a_file_without_a_key_is_named(path):
 
 
 def test_a_list_holds_values_and_the_lines_of_a_file(path):
-    """Comments and empty lines say nothing."""
+    """Comments and empty lines are ignored."""
     write(path, b"# the web servers", TWO, b"", b"#")
     assert AllowedKeys([ONE], path).keys == {ONE, TWO}
 
 
 def test_a_broken_line_is_named_but_not_shown(path):
-    """At the start it is an error."""
+    """At the start an unreadable list is an error."""
     write(path, ONE, TWO[:-1])
     with pytest.raises(CurveKeyError, match=f"{path}, line 2") as caught:
         AllowedKeys([], path)
@@ -69,7 +68,7 @@ def test_a_broken_line_is_named_but_not_shown(path):
 
 
 def test_a_changed_file_is_read_again(path):
-    """What is gone is told; values of the configuration stay."""
+    """A refresh returns the revoked keys; configured keys stay."""
     write(path, ONE, TWO)
     allowed = AllowedKeys([ONE], path)
     assert allowed.refresh() == set()
@@ -81,7 +80,7 @@ def test_a_changed_file_is_read_again(path):
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
 def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damage):
-    """It is logged once, and read when it is whole again."""
+    """The error is logged once, and the file is read again when it is valid."""
     write(path, ONE)
     allowed = AllowedKeys([], path)
     path.unlink()
@@ -97,77 +96,12 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damag
 
 
 def test_a_list_without_a_file_never_changes():
-    """There is nothing to look at."""
+    """There is no file that could change."""
     assert AllowedKeys([ONE]).refresh() == set()
 
 
-class Peers:
-    """A guarded socket, and clients that connect to it."""
-
-    def __init__(self, sockets, allowed, clock):
-        self.public, secret = new_pair()
-        self.gate = Gate(sockets.context, secret, allowed, clock)
-        self.socket = sockets.open(zmq.PULL)
-        self.gate.guard(self.socket)
-        self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
-        self._sockets = sockets
-
-    def client(self, secret, *, public=None):
-        """Connect, and send a frame that arrives only if the gate lets it."""
-        client = self._sockets.open(zmq.PUSH)
-        secure_client(client, public or self.public, secret)
-        client.connect(f"tcp://127.0.0.1:{self.port}")
-        client.send(b"hello")
-
-    def refused(self, count):
-        """Let the gate work until that many were refused."""
-        while self.gate.refused < count:
-            self.gate.turn()
-
-
-@pytest.fixture
-def guard(sockets, clock):
-    """Guards a socket with a list of keys; closed in order at the end."""
-    made = []
-
-    def guard(allowed):
-        made.append(Peers(sockets, allowed, clock))
-        return made[-1]
-
-    yield guard
-    for peers in made:
-        peers.socket.close(linger=0)
-        peers.gate.close()
-
-
-def test_everybody_with_the_public_key_may_connect_without_a_list(guard):
-    """Then CURVE only hides what passes, and tells the server's identity."""
-    peers = guard(None)
-    peers.client(new_pair()[1])
-    while not peers.socket.poll(0):
-        peers.gate.turn()
-    assert peers.socket.recv() == b"hello"
-
-
-@pytest.mark.parametrize("wrong", ["own key", "server's key"])
-def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
-    """By address; how many were left out is told with the next one."""
-    peers = guard(AllowedKeys([ONE]))
-    other = new_pair()[0] if wrong == "server's key" else None
-    with caplog.at_level(logging.WARNING):
-        for count in range(1, 4):
-            peers.client(new_pair()[1], public=other)
-            peers.refused(count)
-        assert sum("was refused" in line for line in caplog.messages) <= 2  # one whose address went too fast may differ
-        clock.now += curve.TELL_EVERY
-        peers.client(new_pair()[1], public=other)
-        peers.refused(4)
-    assert any("more refusals were not logged" in line for line in caplog.messages)
-    assert not peers.socket.poll(0)
-
-
 def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
-    """The secret one for its owner only; what is there already is not overwritten."""
+    """Only the owner can read the secret key; existing files are not overwritten."""
     name = str(tmp_path / "web")
     assert main(["keygen", name]) == 0
     secret = tmp_path / "web.secret"
@@ -178,7 +112,7 @@ def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
 
 
 def test_keygen_prints_a_pair(capsys):
-    """Without a name."""
+    """Without a name the keys are printed."""
     assert main(["keygen"]) == 0
     words = capsys.readouterr().out.split()
     assert words[::2] == ["public", "secret"]

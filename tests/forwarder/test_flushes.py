@@ -1,4 +1,4 @@
-"""Flushes that are under way, by themselves; what an exchange makes of them is in `test_exchange`."""
+"""Flushes that are under way; `test_exchange` tests how the exchange uses them."""
 
 import pytest
 from fakes import Clock
@@ -27,8 +27,8 @@ def told(frames):
     return [(empty.inbox, empty.n) for empty in map(wire.EMPTY.decode, frames)]
 
 
-def test_every_client_is_told_and_the_last_answer_ends_it(flushes):
-    """A second answer of the same client is none."""
+def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes):
+    """A second answer of the same client is ignored."""
     assert told(flushes.begin(asked(7), [A, B])) == [(A, 1), (B, 1)]
     assert flushes.answered(wire.Flushed(A, 1)) == []
     assert flushes.answered(wire.Flushed(A, 1)) == []
@@ -38,7 +38,7 @@ def test_every_client_is_told_and_the_last_answer_ends_it(flushes):
 
 
 def test_an_answer_counts_for_its_own_flush_only(flushes):
-    """And one to none that there is for nothing."""
+    """An answer to an unknown flush is ignored."""
     flushes.begin(asked(7), [A])
     flushes.begin(asked(8), [A])
     assert flushes.answered(wire.Flushed(A, 9)) == []
@@ -46,16 +46,16 @@ def test_an_answer_counts_for_its_own_flush_only(flushes):
     assert flushes.answered(wire.Flushed(A, 1)) == [asked(7)]
 
 
-def test_who_is_gone_is_not_waited_for(flushes):
-    """In any of them."""
+def test_a_disconnected_client_is_not_waited_for(flushes):
+    """A client that has disconnected completes every flush that waited for it alone."""
     flushes.begin(asked(7), [A, B])
     flushes.begin(asked(8), [B])
     assert flushes.gone(B) == [asked(8)]
     assert flushes.gone(A) == [asked(7)]
 
 
-def test_a_client_that_is_back_is_told_again_what_it_has_not_answered(flushes):
-    """It may have missed it."""
+def test_a_client_that_reconnects_is_asked_again(flushes):
+    """It may have missed the request."""
     flushes.begin(asked(7), [A, B])
     flushes.begin(asked(8), [A, B])
     flushes.answered(wire.Flushed(A, 1))
@@ -65,7 +65,7 @@ def test_a_client_that_is_back_is_told_again_what_it_has_not_answered(flushes):
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(5_000, 5), (2**32 - 1, MAX_FLUSH)])
 def test_it_is_over_when_its_time_is_up(flushes, clock, ttl, seconds):
-    """Its sender's, but no more than the limit."""
+    """The sender's `ttl` counts, up to the limit."""
     flushes.begin(asked(7, ttl), [A])
     clock.now += seconds - 0.1
     flushes.expire()
@@ -76,7 +76,7 @@ def test_it_is_over_when_its_time_is_up(flushes, clock, ttl, seconds):
 
 
 def test_too_many_are_refused(flushes):
-    """Each holds up everybody's messages."""
+    """Each flush holds up the messages of all clients."""
     for number in range(MAX_FLUSHES):
         assert flushes.begin(asked(number), [A]) is not None
     assert flushes.begin(asked(99), [A]) is None

@@ -1,7 +1,11 @@
 """Plain channels as members of groups."""
 
+from math import inf
+
+import pytest
+
 from channels_zmq_forwarder.members import PlainMembers
-from channels_zmq_forwarder.wire import Member
+from channels_zmq_forwarder.wire import Member, Status
 
 A, B = b"a" * 16, b"b" * 16
 
@@ -15,30 +19,30 @@ def channels(members, now=0.0, group=b"room"):
 
 
 def test_a_member_belongs_to_its_group_until_it_leaves():
-    """Other groups have nothing of it."""
+    """Other groups are not affected."""
     members = PlainMembers(10)
-    assert members.join(member(), 0, {A})
+    assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert channels(members) == [b"jobs"]
     assert channels(members, group=b"other") == []
-    assert members.leave(b"room", b"jobs") == {A}
+    assert members.leave(member(), 0) == {A}
     assert channels(members) == []
     assert members.count == 0
     assert members._groups == {}, "an empty group would stay in memory for ever"
 
 
 def test_leaving_a_group_twice_does_nothing():
-    """A repeated discard finds nobody to tell."""
+    """A repeated discard notifies nobody."""
     members = PlainMembers(10)
-    members.join(member(channel=b"other"), 0, {A})
-    assert members.leave(b"room", b"jobs") == frozenset()
-    assert members.leave(b"nowhere", b"jobs") == frozenset()
+    members.join(member(channel=b"other"), 0, {A}.__contains__)
+    assert members.leave(member(), 0) == frozenset()
+    assert members.leave(member(group=b"nowhere"), 0) == frozenset()
     assert members.count == 1
 
 
 def test_a_member_ends_with_its_life():
-    """Its age when it was said counts: it may have been added to another instance long ago."""
+    """The age counts: the member may have been added to another instance long ago."""
     members = PlainMembers(10)
-    members.join(member(age=4_000, life=10_000), 0, {A})
+    members.join(member(age=4_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=5.9) == [b"jobs"]
     assert channels(members, now=6) == []
     members.expire(5.9)
@@ -50,39 +54,106 @@ def test_a_member_ends_with_its_life():
 def test_without_an_end_of_life_a_member_stays():
     """A life of 0 is for ever."""
     members = PlainMembers(10)
-    members.join(member(life=0), 0, {A})
+    members.join(member(life=0), 0, {A}.__contains__)
     assert channels(members, now=1e12) == [b"jobs"]
 
 
 def test_adding_again_lengthens_the_life_and_never_shortens_it():
-    """A process that repeats an old addition does not undo a younger one."""
+    """A process that repeats an old add does not undo a later one."""
     members = PlainMembers(10)
-    members.join(member(life=10_000), 0, {A})
-    members.join(member(age=9_000, life=10_000), 0, {A})
+    members.join(member(life=10_000), 0, {A}.__contains__)
+    members.join(member(age=9_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=9) == [b"jobs"]
-    members.join(member(life=20_000, capacity=3), 5, {A})
+    members.join(member(life=20_000, capacity=3), 5, {A}.__contains__)
     assert members.of(b"room", 24)[0][1].capacity == 3
 
 
-def test_whoever_added_and_still_lives_is_remembered():
-    """A process that is gone needs no telling."""
+def test_living_adders_are_remembered():
+    """A process that has died is not notified."""
     members = PlainMembers(10)
-    members.join(member(A), 0, {A})
-    members.join(member(B), 0, {A, B})
-    assert members.leave(b"room", b"jobs") == {A, B}
-    members.join(member(A), 0, {A})
-    members.join(member(B), 0, {B})
-    assert members.leave(b"room", b"jobs") == {B}
+    members.join(member(A), 0, {A}.__contains__)
+    members.join(member(B), 0, {A, B}.__contains__)
+    assert members.leave(member(), 0) == {A, B}
+    members.join(member(A), 0, {A}.__contains__)
+    members.join(member(B), 0, {B}.__contains__)
+    assert members.leave(member(), 0) == {B}
 
 
 def test_there_is_a_limit():
-    """Further channels are refused; those that are in may say so again."""
+    """Other channels are refused; existing members can be added again."""
     members = PlainMembers(2)
-    assert members.join(member(), 0, {A})
-    assert members.join(member(group=b"other"), 0, {A})
-    assert not members.join(member(group=b"third"), 0, {A})
-    assert members.join(member(), 0, {A})
+    assert members.join(member(), 0, {A}.__contains__) is Status.OK
+    assert members.join(member(group=b"other"), 0, {A}.__contains__) is Status.OK
+    assert members.join(member(group=b"third"), 0, {A}.__contains__) is Status.REFUSED
+    assert members.join(member(), 0, {A}.__contains__) is Status.OK
     members.clear()
     assert members.count == 0
     assert channels(members) == []
-    assert members.join(member(group=b"third"), 0, {A})
+    assert members.join(member(group=b"third"), 0, {A}.__contains__) is Status.OK
+
+
+@pytest.mark.parametrize(
+    "add_age, discard_age, order, is_member",
+    [
+        (5_000, 4_000, "add discard", False),
+        (5_000, 4_000, "discard add", False),
+        (4_000, 5_000, "add discard", True),
+        (4_000, 5_000, "discard add", True),
+        (4_000, 4_000, "discard add", True),
+    ],
+)
+def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order, is_member):
+    """The order of arrival does not matter, since every client repeats its own to a new instance."""
+    members = PlainMembers(10)
+    for step in order.split():
+        if step == "add":
+            members.join(member(age=add_age), 100, {A}.__contains__)
+        else:
+            members.leave(member(B, age=discard_age), 100)
+    assert channels(members, 100) == ([b"jobs"] if is_member else [])
+    assert members.count == is_member
+
+
+def test_an_add_older_than_a_known_discard_is_reported():
+    """Its sender should not repeat it again, even if another process has added the channel since."""
+    members = PlainMembers(10)
+    members.leave(member(age=1_000), 100)
+    assert members.join(member(age=2_000, life=0), 100, {A}.__contains__) is None
+    assert members.join(member(B, life=5_000), 100, {A, B}.__contains__) is Status.OK
+    assert members.join(member(age=2_000, life=0), 100, {A}.__contains__) is None
+    assert channels(members, 104) == [b"jobs"]
+    assert channels(members, 105) == []
+
+
+def test_an_older_add_does_not_change_the_capacity():
+    """The capacity of the latest add counts."""
+    members = PlainMembers(10)
+    members.join(member(capacity=3), 100, {A}.__contains__)
+    members.join(member(B, age=5_000, capacity=7), 100, {A, B}.__contains__)
+    assert members.of(b"room", 100)[0][1].capacity == 3
+    assert members.leave(member(), 100) == {A, B}
+
+
+def test_discards_are_remembered_up_to_the_limit():
+    """The latest discards are kept; a flush forgets all."""
+    members = PlainMembers(2)
+    for channel in (b"one", b"two", b"one", b"three"):
+        members.leave(member(channel=channel), 100)
+    old = [members.join(member(age=1_000, channel=name), 100, {A}.__contains__) for name in (b"one", b"two", b"three")]
+    assert old == [None, Status.OK, None]
+    members.clear()
+    assert members.join(member(age=1_000, channel=b"one"), 100, {A}.__contains__) is Status.OK
+
+
+def test_expiry_touches_only_what_is_due():
+    """Lengthening a life many times leaves no stale deadlines behind."""
+    members = PlainMembers(10)
+    for second in range(5_000):
+        members.join(member(life=10_000), second, {A}.__contains__)
+    assert len(members._expiry) <= 1_002
+    members.expire(members.due())
+    members.expire(5_008.9)
+    assert members.count == 1
+    members.expire(5_009)
+    assert members.count == 0
+    assert members.due() == inf

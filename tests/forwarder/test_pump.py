@@ -1,11 +1,14 @@
-"""Sockets to exchange to sockets."""
+"""Moving frames between sockets and the exchange."""
+
+from itertools import count
 
 import pytest
 import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import FRAMES_A_TURN, AddressError, Marks, Pump, bind, guard, number, readable
+from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
+from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
 
 A = b"a" * 16
@@ -13,12 +16,12 @@ WAIT = 5_000
 
 
 class Rig:
-    """A pump that turns when a test says so, with a producer and a consumer."""
+    """A pump whose turns a test makes, with a producer and a subscriber."""
 
-    def __init__(self, sockets, address):
+    def __init__(self, sockets, address, **options):
         self.exchange = Exchange(b"instance")
         self.exchange.enter(State.SERVING)
-        self.pump = Pump(sockets.context, self.exchange, Marks())
+        self.pump = Pump(sockets.context, self.exchange, Marks(), **options)
         (self.pub,) = self.pump.bind_publisher([address.format("pub")])
         (self.pull,) = self.pump.bind_pull([address.format("pull")])
         self.push, self.xsub = sockets.open(zmq.PUSH), sockets.open(zmq.XSUB, self.pub)
@@ -26,7 +29,7 @@ class Rig:
         self.push.connect(self.pull)
 
     def turn_until(self, condition):
-        """Turn until something has happened; sockets hand over in their own threads."""
+        """Make turns until a condition holds; libzmq delivers in its own threads."""
         for _ in range(WAIT // 5):
             self.pump.turn()
             if condition():
@@ -35,7 +38,7 @@ class Rig:
         raise AssertionError("it did not happen")
 
     def connect(self):
-        self.xsub.send(b"\1" + wire.inbox_topic(A))
+        self.xsub.send(wire.subscription(wire.inbox_topic(A)))
         self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
         self.turn_until(lambda: A in self.exchange.clients)
         assert wire.WELCOME.decode(self.receive()).session == 1
@@ -57,9 +60,9 @@ def frame(payload, group="room"):
 
 
 def test_a_group_message_passes(rig):
-    """As it came, to who is subscribed."""
+    """Subscribers receive the frame unchanged."""
     rig.connect()
-    rig.xsub.send(b"\1" + wire.group_topic("room"))
+    rig.xsub.send(wire.subscription(wire.group_topic("room")))
     rig.turn_until(rig.exchange.groups)
     rig.push.send(frame(b"to others", group="room2"))
     rig.push.send(frame(b"hi"))
@@ -67,24 +70,24 @@ def test_a_group_message_passes(rig):
 
 
 def test_a_request_is_answered(rig):
-    """By the other socket, to the inbox of who asked."""
+    """The answer is published to the inbox of the client."""
     rig.connect()
     rig.push.send(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(rig.receive()).n == 4
 
 
 def test_a_group_with_a_plain_member_reaches_its_queue(rig):
-    """The short cut for group messages ends with the very frame that adds the first plain member."""
+    """Group messages pass through `inbound` from the frame on that adds the first plain member."""
     rig.connect()
     rig.push.send(frame(b"before"))
     rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))
     rig.push.send(frame(b"after"))
-    rig.turn_until(rig.exchange.depth)
-    assert [entry.payload for entry in rig.exchange.queues[b"jobs"].entries] == [b"after"]
+    rig.turn_until(rig.exchange.queues.depth)
+    assert [entry.payload for entry in rig.exchange.queues.by_channel[b"jobs"].waiting.values()] == [b"after"]
 
 
 def test_traffic_is_counted(rig):
-    """Frames and bytes, in and out."""
+    """The pump counts frames and bytes in both directions."""
     rig.connect()
     out = rig.pump.traffic.frames_out, rig.pump.traffic.bytes_out
     echo = wire.ECHO.encode(wire.Echo(A, 4))
@@ -97,7 +100,7 @@ def test_traffic_is_counted(rig):
 
 
 def test_every_part_of_a_multipart_message_is_a_frame(rig):
-    """Ours have one part; a stranger's do no harm."""
+    """Our messages have one part; others do no harm."""
     rig.connect()
     rig.push.send_multipart([b"?", b"", wire.ECHO.encode(wire.Echo(A, 4))])
     assert wire.CONFIRM.decode(rig.receive()).n == 4
@@ -105,7 +108,7 @@ def test_every_part_of_a_multipart_message_is_a_frame(rig):
 
 
 def test_a_turn_takes_a_bounded_number_of_frames(sockets):
-    """So that health checks and subscriptions are served under any load."""
+    """Health checks and subscriptions are served between two turns."""
     rig = Rig(sockets, "inproc://{}")
     for _ in range(FRAMES_A_TURN + 1):
         rig.push.send(frame(b""))
@@ -120,23 +123,67 @@ def test_a_turn_takes_a_bounded_number_of_frames(sockets):
     rig.pump.close()
 
 
-def test_nothing_to_do_is_said(rig):
-    """The descriptors are edge-triggered: a turn looks at both sockets once more before it says so."""
+def test_a_large_frame_ends_a_turn(sockets):
+    """Other producers and subscribers are served between two large messages of one producer."""
+    rig = Rig(sockets, "inproc://{}")
+    for _ in range(3):
+        rig.push.send(frame(bytes(BYTES_A_TURN)))
+        rig.push.send(frame(b""))
+    for taken in (1, 3, 5):
+        assert rig.pump.turn()
+        assert rig.pump.traffic.frames_in == taken
+    rig.exchange.refuse_above(0)  # the same for frames that are not relayed as they came
+    rig.push.send(frame(bytes(BYTES_A_TURN)))
+    rig.push.send(frame(b""))
+    assert rig.pump.turn()
+    assert rig.pump.traffic.frames_in == 7
+    rig.xsub.send(b"?" * (BYTES_A_TURN + 1))
+    rig.xsub.send(b"?")
+    assert rig.pump.turn()
+    assert rig.exchange.drops["malformed"] == 1
+    rig.pump.close()
+
+
+def test_a_turn_ends_when_its_time_is_over(sockets):
+    """Each direction has half of the time, and ends with the frame that exceeds it."""
+    now = [0.0]
+    rig = Rig(sockets, "inproc://{}", clock=lambda: now[0])
+    taken = []
+
+    def slow(frame):
+        taken.append(frame)
+        now[0] += SECONDS_A_TURN / 4
+        return ()
+
+    rig.exchange.relays_unchanged = False
+    rig.exchange.inbound = rig.exchange.upstream = slow
+    for _ in range(10):
+        rig.push.send(b"down")
+        rig.xsub.send(b"up")
+    assert rig.pump.turn()
+    assert taken == [b"down"] * 3 + [b"up"] * 3
+    rig.pump.close()
+
+
+def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
+    """The clock is read once in `LOOK_AT_CLOCK` frames, because reading it for each would cost too much."""
+    ticks = count(step=SECONDS_A_TURN)
+    rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
+    for _ in range(2 * LOOK_AT_CLOCK):
+        rig.push.send(frame(b""))
+    assert rig.pump.turn()
+    assert rig.pump.traffic.frames_out == LOOK_AT_CLOCK
+    rig.pump.close()
+
+
+def test_a_turn_without_input_is_not_followed_by_another(rig):
+    """A turn checks both sockets, because their descriptors are edge-triggered."""
     assert not rig.pump.turn()
     assert all(descriptor >= 0 for descriptor in rig.pump.descriptors())
 
 
-def test_an_address_in_use_is_named(sockets):
-    """And the reason."""
-    one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
-    address = bind(one, "tcp://127.0.0.1:*")
-    assert not address.endswith("*")
-    with pytest.raises(AddressError, match=f"cannot bind {address}: Address already in use"):
-        bind(other, address)
-
-
 def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
-    """ZeroMQ would let the second one steal it, in silence."""
+    """ZeroMQ would let the second pump steal it silently."""
     address = f"ipc://{tmp_path}/pub"
     one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
     one.bind_publisher([address])
@@ -145,22 +192,3 @@ def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
     one.close()
     assert other.bind_publisher([address]) == [address]
     other.close()
-
-
-def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
-    """The lock file says why before ZeroMQ does."""
-    with pytest.raises(AddressError, match="No such file"):
-        guard(f"ipc://{tmp_path}/none/pub")
-
-
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])
-def test_other_addresses_need_no_lock_file(address):
-    """TCP refuses a second bind; an abstract address has no file."""
-    assert guard(address) is None
-
-
-def test_options_are_read(sockets):
-    """Numbers are ints."""
-    socket = sockets.open(zmq.PULL)
-    assert number(socket, zmq.RCVHWM) == 1_000
-    assert not readable(socket)

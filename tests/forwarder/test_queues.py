@@ -1,272 +1,458 @@
-"""The queue of one plain channel."""
+"""All plain queues of an exchange: exact capacity, orphans, and what is due."""
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from collections import Counter
 
-from channels_zmq_forwarder.queues import ENTRY_SIZE, Entry, PlainQueue
+import pytest
 
-A, B = b"a" * 16, b"b" * 16
-FOREVER = 1e9
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.plain_queue import ENTRY_SIZE
+from channels_zmq_forwarder.queues import ANSWER_WITHIN, ORPHANS_WAIT, Limits, PlainQueues
+from channels_zmq_forwarder.wire import Question, Status
 
-
-def entry(number, deadline=FOREVER, payload=b""):
-    return Entry(number, deadline, 0.0, payload)
-
-
-def filled(*numbers):
-    queue = PlainQueue()
-    for number in numbers:
-        assert queue.put(entry(number), 100, 0)
-    return queue
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+JOBS = b"jobs"
 
 
-def handed(queue, now=0.0):
-    return [(inbox, item.number) for inbox, _, item in queue.hand_over(now)]
+class Queues(PlainQueues):
+    """Plain queues with decoded frames."""
+
+    def __init__(self, clock, **limits):
+        self.drops = Counter()
+        self.clock = clock
+        super().__init__(b"instance", Limits(**limits), clock, self.drops)
+        for inbox in (A, B, C):
+            self.begin(inbox, 1)
+
+    def send(self, payload=b"", *, n=1, capacity=2, channel=JOBS, ttl=60_000):
+        return seen(self.put(wire.Plain(C, n, ttl, capacity, channel, payload)))
+
+    def report(self, limit, settled=0, *, inbox=A, session=1, answers=0, ask=Question.NOTHING, channel=JOBS):
+        return seen(self.ready(wire.Ready(inbox, session, limit, settled, answers, ask, channel)))
+
+    def report_received(self, received, *, inbox=A, session=1, channel=JOBS):
+        return seen(self.received(wire.Received(inbox, session, received, channel)))
+
+    def hand_back(self, job, inbox=A):
+        return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload)))
+
+    def swept(self, seconds=0.0):
+        self.clock.now += seconds
+        return seen(self.sweep())
+
+    def used(self, channel=JOBS):
+        queue = self.by_channel.get(channel)
+        return (len(queue.waiting), queue.unsettled) if queue else (0, 0)
 
 
-def test_a_full_queue_refuses():
-    """At most `capacity` messages wait."""
-    queue = filled(1, 2)
-    assert not queue.put(entry(3), 2, 0)
-    assert len(queue.entries) == 2
+def seen(frames):
+    layouts = {layout.kind: layout for layout in wire.INBOX_LAYOUTS}
+    return [layouts[wire.sub_kind(frame)].decode(frame) for frame in frames]
 
 
-def test_what_has_expired_makes_room():
-    """A message whose time is over counts as gone, wherever in the queue it stands."""
-    queue = filled(1)
-    queue.put(entry(2, deadline=5), 2, 0)
-    assert not queue.put(entry(3), 2, 4.9)
-    assert queue.put(entry(3), 2, 5)
-    assert [item.number for item in queue.entries] == [1, 3]
-    assert queue.expired == 1
+def statuses(frames):
+    return [(frame.n, Status(frame.status)) for frame in frames if isinstance(frame, wire.Confirm)]
 
 
-def test_what_has_expired_is_not_handed_over():
-    """A reader gets the first message that still lives."""
-    queue = filled()
-    queue.put(entry(1, deadline=5), 9, 0)
-    queue.put(entry(2), 9, 0)
-    queue.open_window(A, 1, 5)
-    assert handed(queue, now=5) == [(A, 2)]
-    assert queue.expired == 1
+def payloads(frames):
+    return [(frame.inbox, frame.payload) for frame in frames if isinstance(frame, wire.Job)]
 
 
-def test_messages_leave_in_order():
-    """First in, first out."""
-    queue = filled(1, 2, 3)
-    queue.open_window(A, 1, 9)
-    assert handed(queue) == [(A, 1), (A, 2), (A, 3)]
+def queries(frames):
+    return [frame for frame in frames if isinstance(frame, wire.Query)]
 
 
-def test_a_message_handed_back_returns_to_its_place():
-    """Before what is younger, behind what is older, whatever the order of the hand-backs."""
-    queue = filled(1, 2, 3, 4, 5)
-    queue.open_window(A, 1, 4)
-    handed(queue)
-    for number in (3, 1, 2):
-        queue.put_back(entry(number))
-    queue.put_back(entry(4))
-    assert [item.number for item in queue.entries] == [1, 2, 3, 4, 5]
+@pytest.fixture
+def queues(clock):
+    return Queues(clock)
 
 
-def test_a_message_handed_back_finds_room_in_a_full_queue():
-    """It was accepted once, so it is not refused later."""
-    queue = filled(2, 3)
-    queue.put_back(entry(1))
-    assert not queue.put(entry(4), 3, 0)
-    assert len(queue.entries) == 3
+# Capacity
 
 
-def test_readers_take_turns():
-    """One message each, in the order in which they opened their windows."""
-    queue = filled(1, 2, 3, 4, 5)
-    queue.open_window(A, 1, 9)
-    queue.open_window(B, 1, 2)
-    assert handed(queue) == [(A, 1), (B, 2), (A, 3), (B, 4), (A, 5)]
+def test_unsettled_jobs_count_for_the_capacity(queues):
+    """A message that fits only once they are settled is pending: it has no answer yet, and the client is queried."""
+    queues.report(5)
+    for n in (1, 2):
+        assert statuses(queues.send(n=n)) == [(n, Status.OK)]
+    (query,) = queues.send(n=3)
+    assert (query.inbox, query.session, query.channel) == (A, 1, JOBS)
+    assert queues.used() == (0, 2)
 
 
-def test_a_window_is_absolute():
-    """Saying the same limit again opens nothing, so that a repeated frame does no harm."""
-    queue = filled(1, 2, 3)
-    queue.open_window(A, 1, 1)
-    assert handed(queue) == [(A, 1)]
-    queue.open_window(A, 1, 1)
-    assert handed(queue) == []
-    queue.open_window(A, 1, 2)
-    assert handed(queue) == [(A, 2)]
+def test_a_pending_message_is_accepted_when_a_client_has_settled(queues):
+    """The answer to the query makes room; the message is confirmed and handed over at once."""
+    queues.report(5)
+    queues.send(), queues.send()
+    (query,) = queues.send(b"third", n=3)
+    out = queues.report(5, 1, answers=query.n)
+    assert statuses(out) == [(3, Status.OK)]
+    assert payloads(out) == [(A, b"third")]
+    assert queues.used() == (0, 2)
 
 
-def test_a_window_can_be_closed():
-    """A limit that goes down takes the reader out of the turns."""
-    queue = PlainQueue()
-    queue.open_window(A, 1, 5)
-    queue.open_window(A, 1, 0)
-    queue.put(entry(1), 9, 0)
-    assert handed(queue) == []
-    assert queue.readers == 0
+def test_a_pending_message_is_refused_when_nothing_was_settled(queues):
+    """All clients have answered, so the channel is full."""
+    queues.report(1), queues.report(1, inbox=B)
+    queues.send(), queues.send()
+    first, second = queues.send(n=3)
+    assert queues.report(1, answers=first.n) == []
+    assert statuses(queues.report(1, inbox=B, answers=second.n)) == [(3, Status.FULL)]
+    assert queues.drops == {"queue_full": 1}
 
 
-def test_a_window_that_was_never_used_is_not_remembered():
-    """A reader that came and went without a message leaves nothing behind."""
-    queue = PlainQueue()
-    queue.open_window(A, 1, 5)
-    queue.open_window(A, 1, 0)
-    assert queue.idle
+def test_a_report_that_answers_no_query_decides_nothing_but_room(queues):
+    """It may precede the query; its number of settled jobs counts nevertheless."""
+    queues.report(2)
+    queues.send(), queues.send()
+    (query,) = queues.send(n=3)
+    assert queues.report(2, 0) == []
+    assert queues.report(2, 0, answers=query.n + 1) == []
+    assert statuses(queues.report(2, 1)) == [(3, Status.OK)]
 
 
-def test_a_used_window_is_remembered():
-    """What was handed over counts for as long as the session does."""
-    queue = filled(1, 2)
-    queue.open_window(A, 1, 1)
-    assert handed(queue) == [(A, 1)]
-    assert queue.open_window(A, 1, 0).handed == 1
-    queue.open_window(A, 1, 1)
-    assert handed(queue) == []
+def test_a_silent_client_is_waited_for_only_so_long(queues):
+    """The message is refused after that."""
+    queues.report(2)
+    queues.send(), queues.send()
+    queues.send(n=3)
+    assert queues.due() <= queues.clock.now + ANSWER_WITHIN
+    assert queues.swept(ANSWER_WITHIN - 0.01) == []
+    assert statuses(queues.swept(0.01)) == [(3, Status.FULL)]
+    assert queues.swept(100) == []
 
 
-def test_a_new_session_begins_at_nothing_handed():
-    """The reader counts from zero again, and so does the queue; it keeps one turn."""
-    queue = filled(1, 2, 3)
-    queue.open_window(A, 1, 1)
-    handed(queue)
-    queue.open_window(A, 2, 1)
-    queue.open_window(B, 1, 9)
-    assert handed(queue) == [(A, 2), (B, 3)]
+def test_a_client_that_ends_is_not_waited_for(queues):
+    """Its jobs still count, since it may reconnect and report that it never received them."""
+    queues.report(2)
+    queues.send(), queues.send()
+    queues.send(n=3)
+    assert statuses(seen(queues.end(A))) == [(3, Status.FULL)]
+    assert statuses(queues.send(n=4)) == [(4, Status.FULL)]
+    assert statuses(queues.swept(ORPHANS_WAIT)) == []
+    assert statuses(queues.send(n=5)) == [(5, Status.OK)]
 
 
-def test_a_new_session_of_an_open_window_takes_one_turn():
-    """A reconnect does not double a reader's share."""
-    queue = PlainQueue()
-    queue.open_window(A, 1, 5)
-    queue.open_window(A, 2, 1)
-    for number in (1, 2):
-        queue.put(entry(number), 9, 0)
-    assert handed(queue) == [(A, 1)]
+def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues):
+    """No answer of a client could make room."""
+    queues.send(), queues.send()
+    assert statuses(queues.send(n=3)) == [(3, Status.FULL)]
+    queues.report(1)
+    assert queues.used() == (1, 1)
+    assert queries(queues.send(n=4))
+    assert statuses(queues.send(n=5)) == [(5, Status.FULL)]  # the waiting message and the pending one fill it
 
 
-def test_a_reader_that_is_forgotten_gets_nothing():
-    """Its messages go to the others."""
-    queue = PlainQueue()
-    queue.open_window(A, 1, 5)
-    queue.open_window(B, 1, 5)
-    queue.forget(A)
-    queue.forget(A)
-    queue.put(entry(1), 9, 0)
-    assert handed(queue) == [(B, 1)]
-    queue.open_window(B, 1, 1)
-    queue.forget(B)
-    assert queue.idle
+def test_pending_messages_keep_their_order(queues):
+    """A later message does not overtake one that is pending, even if it would fit by its own capacity."""
+    queues.report(9)
+    queues.send(), queues.send()
+    (query,) = queues.send(b"third", n=3)
+    assert queues.send(b"fourth", n=4, capacity=50) == []
+    out = queues.report(9, 1, answers=query.n)
+    assert payloads(out) == [(A, b"third"), (A, b"fourth")]
+    assert statuses(out) == [(3, Status.OK), (4, Status.OK)]
 
 
-def test_a_queue_is_idle_without_messages_and_readers():
-    """Only then may it be forgotten."""
-    queue = filled(1)
-    assert not queue.idle
-    queue.open_window(A, 1, 1)
-    handed(queue)
-    assert not queue.idle
-    queue.forget(A)
-    assert queue.idle
+def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues):
+    """A client may have settled a job between its answer and this message."""
+    queues.report(1), queues.report(1, inbox=B)
+    queues.send(capacity=3), queues.send(capacity=3)
+    queues.report(2, inbox=B)
+    queues.send(capacity=3)
+    first, second = queues.send(n=4, capacity=3)
+    queues.report(1, inbox=first.inbox, answers=first.n)
+    assert queues.send(n=5, capacity=3) == []
+    out = queues.report(2, inbox=second.inbox, answers=second.n)
+    assert statuses(out) == [(4, Status.FULL)]
+    assert [query.inbox for query in queries(out)] == [A, B]
+    out = queues.report(1, 1, answers=queries(out)[0].n)
+    assert statuses(out) == [(5, Status.OK)]
 
 
-def test_clearing_keeps_the_readers():
-    """A flush takes messages, not windows."""
-    queue = filled(1, 2)
-    queue.clear()
-    assert queue.size == 0
-    queue.open_window(A, 1, 1)
-    queue.put(entry(3), 9, 0)
-    assert handed(queue) == [(A, 3)]
+def test_there_is_one_query_for_each_round(queues):
+    """Other messages wait for the answers that are under way."""
+    queues.report(5)
+    for _ in range(3):
+        queues.send(capacity=3)
+    assert len(queries(queues.send(capacity=3))) == 1
+    assert queues.send(capacity=3) == []
 
 
-def test_size_counts_payloads_and_entries():
-    """Empty messages take memory too."""
-    queue = PlainQueue()
-    queue.put(entry(1, payload=b"x" * 10), 9, 0)
-    queue.put(entry(2), 9, 0)
-    assert queue.size == 2 * ENTRY_SIZE + 10
+def test_reports_in_time_make_queries_unnecessary(queues):
+    """A client that reports with each window stays below the capacity."""
+    queues.report(2)
+    for n in range(100):
+        out = queues.send(n=n + 1)
+        assert statuses(out) == [(n + 1, Status.OK)]
+        assert payloads(out) == [(A, b"")]
+        queues.report(n + 3, n + 1)
 
 
-class QueueAgainstModel(RuleBasedStateMachine):
-    """The queue beside a list of messages and a window for each reader."""
-
-    def __init__(self):
-        super().__init__()
-        self.queue, self.now, self.number = PlainQueue(), 0.0, 0
-        self.waiting, self.held, self.windows, self.seen_expired = {}, {}, {}, 0
-
-    @rule(capacity=st.integers(0, 5), life=st.integers(0, 5), size=st.integers(0, 9))
-    def put(self, capacity, life, size):
-        self.number += 1
-        item = Entry(self.number, self.now + life, self.now, bytes(size))
-        living = [other for other in self.waiting.values() if other.deadline > self.now]
-        accepted = self.queue.put(item, capacity, self.now)
-        if len(self.waiting) < capacity:
-            assert accepted
-        else:
-            assert accepted == (len(living) < capacity)
-            self.waiting = {other.number: other for other in living}
-        if accepted:
-            self.waiting[item.number] = item
-
-    @rule(who=st.sampled_from([A, B]), session=st.integers(1, 2), room=st.integers(0, 4))
-    def open_window(self, who, session, room):
-        known = self.windows.get(who)
-        handed = known[1] if known and known[0] == session else 0
-        self.queue.open_window(who, session, handed + room)
-        self.windows[who] = [session, handed, handed + room]
-        if not handed + room:
-            del self.windows[who]
-
-    @rule(who=st.sampled_from([A, B]))
-    def forget(self, who):
-        self.queue.forget(who)
-        self.windows.pop(who, None)
-
-    @rule()
-    def hand_over(self):
-        for inbox, session, item in self.queue.hand_over(self.now):
-            window = self.windows[inbox]
-            assert window[0] == session
-            assert window[1] < window[2], "beyond the window"
-            window[1] += 1
-            older = [n for n, other in self.waiting.items() if n < item.number and other.deadline > self.now]
-            assert not older, "out of order"
-            assert item.deadline > self.now
-            del self.waiting[item.number]
-            self.held[item.number] = item
-        open_readers = [window for window in self.windows.values() if window[1] < window[2]]
-        assert not open_readers or not self.queue.entries, "stranded"
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def put_back(self, data):
-        item = self.held.pop(data.draw(st.sampled_from(sorted(self.held))))
-        self.queue.put_back(item)
-        self.waiting[item.number] = item
-
-    @rule(seconds=st.integers(0, 3), expire=st.booleans())
-    def time_passes(self, seconds, expire):
-        self.now += seconds
-        if expire:
-            self.queue.expire(self.now)
-
-    @rule()
-    def clear(self):
-        self.queue.clear()
-        self.waiting.clear()
-
-    @invariant()
-    def books_balance(self):
-        numbers = [item.number for item in self.queue.entries]
-        assert numbers == sorted(set(numbers))
-        assert self.queue.size == sum(ENTRY_SIZE + len(item.payload) for item in self.queue.entries)
-        assert self.queue.credits.keys() == self.windows.keys()
-        self.waiting = {n: item for n, item in self.waiting.items() if n in numbers or item.deadline > self.now}
-        assert set(numbers) == self.waiting.keys(), "a living message went missing, or a message came from nowhere"
-        assert self.queue.readers == sum(handed < limit for _, handed, limit in self.windows.values())
+def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues):
+    """A copy is never confirmed; the drop is counted."""
+    queues.report(1)
+    queues.send(n=0, capacity=1)
+    (query,) = queues.send(n=0, capacity=1)
+    assert queues.report(1, answers=query.n) == []
+    assert queues.drops == {"queue_full": 1}
 
 
-TestQueueAgainstModel = QueueAgainstModel.TestCase
-TestQueueAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+def test_a_message_that_expires_makes_room_for_a_pending_one(queues):
+    """The sweep finds it by its deadline."""
+    queues.report(1)
+    queues.send(), queues.send(ttl=500)
+    assert queries(queues.send(n=3))
+    assert statuses(queues.swept(0.5)) == [(3, Status.OK)]
+    assert queues.drops == {"expired": 1}
+
+
+def test_an_expired_message_makes_room(queues):
+    """The place of the expired message does not matter."""
+    queues.send(), queues.send(ttl=500)
+    queues.clock.now += 0.4
+    assert statuses(queues.send()) == [(1, Status.FULL)]
+    queues.clock.now += 0.1
+    assert statuses(queues.send()) == [(1, Status.OK)]
+    assert queues.used() == (2, 0)
+
+
+def test_pending_messages_take_memory(queues, clock):
+    """They are refused like others beyond the limit."""
+    queues = Queues(clock, queue_bytes=3 * ENTRY_SIZE)
+    queues.report(2)
+    queues.send(), queues.send()
+    assert queries(queues.send(n=3))
+    assert queues.size == 3 * ENTRY_SIZE
+    assert statuses(queues.send(channel=b"other")) == [(1, Status.FULL)]
+    queues.swept(ANSWER_WITHIN)
+    assert queues.size == 2 * ENTRY_SIZE
+    assert queues.drops == {"queue_bytes": 1, "queue_full": 1}
+
+
+def test_a_flush_confirms_what_is_pending(queues):
+    """It was sent and then flushed. Clients flush the jobs that they hold."""
+    queues.report(2)
+    queues.send(), queues.send()
+    queues.send(n=3)
+    assert statuses(seen(queues.clear())) == [(3, Status.OK)]
+    assert queues.used() == (0, 0)
+    assert queues.report_received(0) == []
+    assert queues.used() == (0, 0)
+
+
+# Jobs that were lost with a connection
+
+
+def test_jobs_that_never_arrived_are_put_back(queues):
+    """They return to their old places for the next reader."""
+    queues.report(3)
+    for number in range(4):
+        queues.send(b"%d" % number, capacity=9)
+    assert queues.report_received(1) == []
+    assert queues.used() == (3, 0)
+    queues.begin(A, 2)
+    out = queues.report(9, session=2)
+    assert payloads(out) == [(A, b"1"), (A, b"2"), (A, b"3")]
+
+
+def test_the_exchange_may_have_noticed_the_death_first(queues):
+    """The jobs are kept for the report, and received jobs are not handed over again."""
+    queues.report(2), queues.report(5, inbox=B)
+    queues.send(b"0", capacity=9), queues.send(b"1", capacity=9), queues.send(b"2", capacity=9)
+    queues.end(A)
+    assert payloads(queues.report_received(1)) == [(B, b"2")]
+    assert queues.used() == (0, 2)
+    queues.swept(ORPHANS_WAIT)
+    assert queues.drops == {}
+
+
+def test_a_new_session_may_begin_before_the_report(queues):
+    """A hello of a new session ends the old one."""
+    queues.report(2)
+    queues.send(b"0")
+    queues.begin(A, 2)
+    queues.report_received(0)
+    assert payloads(queues.report(1, session=2)) == [(A, b"0")]
+
+
+def test_a_report_of_a_dead_session_closes_its_window(queues):
+    """A late Ready from the old connection hands nothing over."""
+    queues.report(1)
+    queues.report_received(0)
+    assert queues.report(5) == []
+    queues.send(b"hi")
+    assert queues.used() == (1, 0)
+
+
+def test_a_report_of_an_unknown_session_is_ignored(queues):
+    """It may be repeated or meant for another instance."""
+    queues.report(1)
+    queues.send()
+    assert queues.report_received(0, session=7) == []
+    assert queues.report_received(0, channel=b"other") == []
+    assert queues.used() == (0, 1)
+
+
+def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues):
+    """The count is the number of jobs that were handed over and not settled."""
+    queues.report(3)
+    for _ in range(3):
+        queues.send(capacity=9)
+    queues.report(3, 1)
+    queues.end(A)
+    queues.swept(ORPHANS_WAIT - 0.1)
+    assert queues.drops == {}
+    queues.swept(0.1)
+    assert queues.drops == {"lost_delivery": 2}
+    assert queues.report_received(0) == []
+    assert len(queues) == 0
+
+
+def test_orphans_are_bounded_in_number(clock):
+    """The oldest are counted as lost first."""
+    queues = Queues(clock, queue_names=2)
+    for session in (1, 2, 3):
+        queues.begin(A, session)
+        queues.report(1, session=session)
+        queues.send(capacity=9)
+    queues.end(A)
+    assert queues.drops == {"lost_delivery": 1}
+
+
+def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock):
+    """It reaches its reader, but its payload is not kept."""
+    queues = Queues(clock, queue_bytes=ENTRY_SIZE)
+    queues.send(channel=b"nobody-reads-this")
+    queues.report(1)
+    assert payloads(queues.send(b"hi")) == [(A, b"hi")]
+    assert statuses(queues.send()) == [(1, Status.FULL)]
+    queues.report_received(0)
+    assert queues.drops == {"queue_bytes": 1, "lost_delivery": 1}
+
+
+def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
+    """Its session has ended, and the report about that session does not put it back again."""
+    queues.report(2)
+    (job,) = [frame for frame in queues.send(b"0") if isinstance(frame, wire.Job)]
+    queues.end(A)
+    queues.hand_back(job)
+    assert queues.used() == (1, 0)
+    queues.report_received(0)
+    assert queues.used() == (1, 0)
+
+
+def test_forgetting_a_channel_gives_up_unsettled_jobs(queues):
+    """Both sides count from zero afterwards, so a later report could not settle it."""
+    queues.report(2)
+    queues.send()
+    queues.report(2, ask=Question.FORGET)
+    assert queues.drops == {"lost_delivery": 1}
+    assert len(queues) == 0
+
+
+# Totals and numbers
+
+
+def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues):
+    """The total covers all channels of the session."""
+    for channel in (b"one", b"two"):
+        queues.report(5, channel=channel)
+        queues.send(channel=channel)
+    assert queues.total(A, 1) == 2
+    assert queues.total(A, 2) is None
+    queues.begin(A, 2)
+    assert queues.total(A, 2) == 0
+
+
+def test_numbers_of_two_instances_differ(clock):
+    """A job that is handed back to another instance settles nothing there."""
+    one, other = Queues(clock), PlainQueues(b"another!", Limits(), clock, Counter())
+    one.report(1)
+    (job,) = [frame for frame in one.send() if isinstance(frame, wire.Job)]
+    other.begin(A, 1)
+    other.ready(wire.Ready(A, 1, 2, 0, 0, 0, JOBS))
+    other.put(wire.Plain(C, 1, 60_000, 9, JOBS, b""))
+    other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""))
+    assert other.by_channel[JOBS].unsettled == 2
+    assert len({*other.by_channel[JOBS].credits[A].unsettled, job.number}) == 3
+
+
+# Cost
+
+
+class CountingClock:
+    """A clock that stands still."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_sweep_with_nothing_due_costs_nothing():
+    """The first deadline decides, whatever the number of queues."""
+    queues = Queues(CountingClock())
+    for number in range(20_000):
+        queues.send(channel=b"%d" % number)
+    touched = []
+
+    class Watched(dict):
+        def __getitem__(self, key):
+            touched.append(key)
+            return super().__getitem__(key)
+
+        def get(self, key, default=None):
+            touched.append(key)
+            return super().get(key, default)
+
+        def values(self):
+            raise AssertionError("walks over all queues")
+
+        __iter__ = items = keys = values
+
+    queues.by_channel = Watched(queues.by_channel)
+    for _ in range(100):
+        assert queues.sweep() == []
+        assert queues.depth() == 20_000
+        assert queues.oldest_wait() == 0
+    assert touched == []
+    assert queues.due() == queues.clock.now + 60
+
+
+def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues):
+    """Expired messages are found without a walk over the others."""
+    for _ in range(1000):
+        queues.send(capacity=1000)
+    queue = queues.by_channel[JOBS]
+    before = queue.waiting
+
+    class Watched(dict):
+        def __iter__(self):
+            raise AssertionError("walks over the queue")
+
+        items = values = keys = __iter__
+
+    queue.waiting = Watched(before)
+    assert statuses(queues.send(capacity=1000)) == [(1, Status.FULL)]
+
+
+def test_messages_that_have_left_leave_no_deadlines_behind(queues):
+    """Stale deadlines are dropped when there are many of them."""
+    for _ in range(10_000):
+        queues.send()
+        queues.report(1, inbox=B)
+        queues.report(1, 1, inbox=B, ask=Question.FORGET)
+    assert len(queues._expiry) <= 2 * queues.depth() + 1000
+    assert queues.depth() == 0
+    assert len(queues) == 0
+
+
+def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
+    """A reader that is cancelled all the time must not fill the memory."""
+    queues.send(b"hi")
+    for number in range(3_000):
+        (job,) = queues.report(number + 1, number)
+        queues.report(number, number)
+        queues.hand_back(job)
+    assert len(queues._expiry) <= 1_002
+    assert queues.used() == (1, 0)

@@ -4,11 +4,13 @@ import asyncio
 import json
 import logging
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 import zmq
@@ -31,7 +33,7 @@ def settings(**changes):
 
 @asynccontextmanager
 async def running(changes):
-    """A forwarder that lets producers in."""
+    """Run a forwarder until the block ends; it accepts producers."""
     stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(changes, stop, ready=started.set_result))
     async with asyncio.timeout(10):
@@ -45,13 +47,13 @@ async def running(changes):
 
 async def subscriber(sockets, address, inbox=A, peers=0):
     xsub = sockets.open(zmq.XSUB, address)
-    await xsub.send(b"\1" + wire.inbox_topic(inbox))
+    await xsub.send(wire.subscription(wire.inbox_topic(inbox)))
     await xsub.send(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, peers)))
     return xsub
 
 
 async def test_frames_pass_in_both_directions(async_sockets):
-    """From the async_sockets of a client through a whole forwarder, and back."""
+    """The frames pass through a whole forwarder."""
     async with running(settings()) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0])
         assert wire.WELCOME.decode(await xsub.recv()).state == State.SERVING
@@ -60,8 +62,23 @@ async def test_frames_pass_in_both_directions(async_sockets):
         assert wire.CONFIRM.decode(await xsub.recv()).instance == server.exchange.instance
 
 
+@pytest.mark.parametrize("address", ["tcp://[::1]:*", "tcp://*:*"])
+async def test_frames_pass_by_ipv6(async_sockets, address):
+    """The addresses that the forwarder reports can be connected to."""
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    async with running(settings(pull_address=[address], pub_address=[address])) as server:
+        pub, pull = (at.replace("[::]", "[::1]") for at in (server.pub_addresses[0], server.pull_addresses[0]))
+        async_sockets.context.setsockopt(zmq.IPV6, 1)  # for the sockets that are opened now
+        xsub = await subscriber(async_sockets, pub)
+        await xsub.recv()
+        push = async_sockets.open(zmq.PUSH, pull)
+        await push.send(wire.ECHO.encode(wire.Echo(A, 4)))
+        assert wire.CONFIRM.decode(await xsub.recv()).n == 4
+
+
 async def test_a_burst_is_taken_whole(async_sockets):
-    """More frames than a turn takes: the descriptor tells only once, so the turns go on by themselves, in one chain."""
+    """The descriptor reports a burst once, so turns continue by themselves, in one chain."""
     async with running(settings()) as server:
         push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
         for _ in range(5_000):
@@ -71,7 +88,7 @@ async def test_a_burst_is_taken_whole(async_sockets):
 
 
 async def test_a_turn_that_fails_is_followed_by_another(async_sockets, monkeypatch):
-    """A mistake of ours costs one frame and is logged, but does not stop the forwarder."""
+    """A defect in the exchange costs one frame and is logged; the forwarder continues."""
     failures = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, about: failures.append(about["exception"]))
     async with running(settings()) as server:
@@ -91,28 +108,47 @@ async def test_a_turn_that_fails_is_followed_by_another(async_sockets, monkeypat
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
 
 
-async def test_producers_are_let_in_when_the_consumers_are_back(async_sockets, unused_tcp_port):
-    """A hello says how many the last instance had; until then the forwarder settles."""
-    address = f"tcp://127.0.0.1:{unused_tcp_port}"
-    stop, started = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(
-        serve(settings(pub_address=[address], settle=0.2), stop, ready=lambda server: started.set())
-    )
-    one = await subscriber(async_sockets, address, A, peers=2)
-    assert wire.WELCOME.decode(await one.recv()).state == State.SETTLING
-    with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), 0.4)
-    assert not started.is_set()
-    other = await subscriber(async_sockets, address, B)
-    assert wire.WELCOME.decode(await other.recv()).state == State.SETTLING
-    await asyncio.wait_for(started.wait(), 5)
-    assert wire.WELCOME.decode(await one.recv()).state == State.SERVING
-    stop.set()
-    await task
+async def test_producers_are_accepted_when_the_subscribers_have_reconnected(async_sockets):
+    """A hello reports how many clients the last instance had; the forwarder settles until they have connected."""
+    server = Server(settings(settle_at_most=3600.0))
+    stop = asyncio.Event()
+    server.exchange.peers_expected = 1  # without anybody to wait for it would let producers in at once
+    async with server.beating():
+        start = asyncio.create_task(server.start(stop))
+        while not server.pub_addresses:
+            await asyncio.sleep(0)
+        one = await subscriber(async_sockets, server.pub_addresses[0], A, peers=2)
+        assert wire.WELCOME.decode(await one.recv()).state == State.SETTLING
+        assert not server.pull_addresses
+        other = await subscriber(async_sockets, server.pub_addresses[0], B)
+        while wire.WELCOME.decode(await one.recv()).state != State.SERVING:
+            pass
+        assert wire.WELCOME.decode(await other.recv()).state == State.SETTLING
+        await start
+    assert server.pull_addresses
+    server.close()
 
 
-async def test_producers_are_let_in_at_the_latest_after_a_while(async_sockets, unused_tcp_port):
-    """Consumers that do not come back must not stop everybody."""
+async def test_input_that_arrives_while_news_are_published_is_read_at_once(async_sockets, monkeypatch):
+    """ZeroMQ takes it in while it sends, and the descriptor does not report it afterwards."""
+    monkeypatch.setattr(server_module, "BEAT", 3600.0)
+    async with running(settings()) as server:
+        xsub = await subscriber(async_sockets, server.pub_addresses[0])
+        await xsub.recv()
+        descriptor = server.pump.descriptors()[1]
+        for number in range(20):
+            await xsub.send(wire.SYNC.encode(wire.Sync(A, number)))
+            # Nothing else runs until the input is there; then publishing takes it in.
+            select.select([descriptor], [], [], 5)
+            server._publish(server.exchange.enter(State.SERVING))
+            async with asyncio.timeout(5):
+                while wire.sub_kind(frame := await xsub.recv()) != wire.SYNCED.kind:
+                    pass
+            assert wire.SYNCED.decode(frame).n == number
+
+
+async def test_producers_are_accepted_at_the_latest_after_a_while(async_sockets, unused_tcp_port):
+    """Subscribers that do not reconnect must not stop all others."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     begun = time.monotonic()
     changes = settings(pub_address=[address], settle=0.5, settle_at_most=0.8)
@@ -126,7 +162,7 @@ async def test_producers_are_let_in_at_the_latest_after_a_while(async_sockets, u
 
 
 async def test_a_forwarder_that_settles_can_be_stopped():
-    """At once, and producers are never let in."""
+    """It stops at once and never accepts producers."""
     stop, called = asyncio.Event(), []
     task = asyncio.create_task(serve(settings(settle=30.0, settle_at_most=30.0), stop, ready=called.append))
     asyncio.get_running_loop().call_later(0.05, stop.set)
@@ -135,7 +171,7 @@ async def test_a_forwarder_that_settles_can_be_stopped():
 
 
 async def test_memory_is_watched(monkeypatch):
-    """Above 70 % large messages are refused, above 90 % all, below none; without a limit nothing is read."""
+    """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
     server = Server(settings(memory_limit=1000))
     for resident, largest in ((950, 0), (750, 65_536), (700, None)):
         monkeypatch.setattr(server_module, "resident_memory", lambda resident=resident: resident)
@@ -148,22 +184,41 @@ async def test_memory_is_watched(monkeypatch):
     server._turn()
 
 
-async def test_what_expired_is_swept(async_sockets):
-    """Once a second, whether or not somebody asks."""
+async def test_a_beat_that_fails_is_followed_by_another(caplog):
+    """A defect is logged and does not stop the periodic work."""
+    server = Server(settings())
+    calls = []
+
+    def fail_once():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return ()
+
+    server.exchange.announce = fail_once
+    async with server.beating():
+        while len(calls) < 2:
+            await asyncio.sleep(0)
+    server.close()
+    assert "a periodic task failed" in caplog.text
+
+
+async def test_expired_messages_are_swept(async_sockets):
+    """The sweep needs no frame from outside."""
     async with running(settings()) as server:
         server.exchange.inbound(wire.PLAIN.encode(wire.Plain(A, 1, 0, 10, b"jobs", b"")))
-        assert server.exchange.depth() == 1
-        while server.exchange.depth():
+        assert server.exchange.queues.depth() == 1
+        while server.exchange.queues.depth():
             await asyncio.sleep(0.01)
 
 
 def test_the_memory_of_this_process_is_known():
-    """On Linux; elsewhere 0 says that it is not."""
+    """Linux reports it; elsewhere it is 0."""
     assert resident_memory() > 10**6 or sys.platform != "linux"
 
 
 def test_where_there_is_no_proc_memory_is_not_known(monkeypatch):
-    """It is then not watched."""
+    """Memory is then not watched."""
     monkeypatch.setattr(server_module, "Path", FakeFiles({}))
     assert resident_memory() == 0
     assert cgroup_memory_limit() == 0
@@ -179,13 +234,13 @@ def test_where_there_is_no_proc_memory_is_not_known(monkeypatch):
     ],
 )
 def test_the_limit_of_the_container_is_read(monkeypatch, files, limit):
-    """Of both versions of cgroups; a number beyond all memory means none."""
+    """Both versions of cgroups are read; a huge number means no limit."""
     monkeypatch.setattr(server_module, "Path", FakeFiles(files))
     assert cgroup_memory_limit() == limit
 
 
 class FakeFiles:
-    """Files by path; others are not there."""
+    """Files by path; other files do not exist."""
 
     def __init__(self, files):
         self.files, self.path = files, ""
@@ -201,7 +256,7 @@ class FakeFiles:
 
 
 def test_a_json_line_is_one_object():
-    """With the traceback if there is one."""
+    """The object contains the traceback if there is one."""
     try:
         raise ValueError("broken\nin two")
     except ValueError:
@@ -231,23 +286,23 @@ LOCALLY = ("--pull-address", LOCAL, "--pub-address", LOCAL, "--admin-address", "
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(number):
-    """With exit code 0, also while it settles; each log line is JSON if that was asked for."""
+    """The exit code is 0; each log line is JSON with `--log-format json`."""
     with run(*LOCALLY, "--log-format", "json", "--settle", "0") as process:
         lines = [json.loads(process.stderr.readline()) for _ in range(2)]
         process.send_signal(number)
         _, rest = process.communicate(timeout=10)
     lines += [json.loads(line) for line in rest.splitlines()]
     assert process.returncode == 0
-    assert [line["message"].partition(" at ")[0] for line in lines] == [
-        "consumers are welcome",
-        "producers are welcome",
+    assert [line["message"].partition(" on ")[0] for line in lines] == [
+        "accepting subscribers",
+        "accepting producers",
         "stopping",
     ]
 
 
 @pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address"])
 def test_an_address_in_use_ends_it_with_one_line(flag):
-    """It names the address and the reason; a traceback would hide them."""
+    """The line names the address and the reason."""
     with zmq.Context() as context, context.socket(zmq.PULL) as taken:
         taken.bind(LOCAL)
         address = taken.get(zmq.LAST_ENDPOINT).decode()
@@ -263,13 +318,13 @@ def test_an_address_in_use_ends_it_with_one_line(flag):
 
 
 def test_a_setting_that_cannot_be_used_ends_it_with_one_line(capsys):
-    """Before anything is opened."""
+    """Invalid settings end the program before it opens a socket."""
     assert main(["--settle", "9"]) == BAD_USAGE
     assert capsys.readouterr().err == "channels-zmq-forwarder: settle-at-most (5.0) is less than settle (9.0)\n"
 
 
 def test_help_names_every_flag():
-    """With its description and default."""
+    """The help contains descriptions and defaults."""
     with run("--help", env={**os.environ, "COLUMNS": "200"}) as process:
         out, _ = process.communicate(timeout=10)
     assert process.returncode == 0

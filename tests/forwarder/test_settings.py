@@ -7,20 +7,20 @@ from channels_zmq_forwarder.settings import PREFIX, Settings, SettingsError, par
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    """Whatever the developer has set does not count."""
+    """The developer's environment does not count."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
 
 
-def test_without_anything_said_a_forwarder_listens_on_this_machine_alone():
-    """Opening to a network is a decision."""
+def test_without_settings_a_forwarder_binds_loopback_addresses():
+    """Binding other interfaces is a decision of the user."""
     settings = parse([])
     addresses = [*settings.pull_address, *settings.pub_address, f"tcp://{settings.admin_address}"]
     assert addresses == ["tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:9600"]
 
 
 def test_a_flag_wins_over_its_variable(monkeypatch):
-    """The variable comes from the deployment, the flag from whoever runs it."""
+    """A flag overrides the variable of a deployment."""
     monkeypatch.setenv(f"{PREFIX}QUEUE_NAMES", "5")
     monkeypatch.setenv(f"{PREFIX}SETTLE", "0.1")
     settings = parse(["--queue-names", "7"])
@@ -37,30 +37,36 @@ def test_a_flag_wins_over_its_variable(monkeypatch):
     ],
 )
 def test_there_may_be_several_addresses(arguments):
-    """By commas, or by repeating the flag."""
+    """Commas and repeated flags are equivalent."""
     assert parse(arguments).pull_address == ["tcp://*:1", "ipc:///tmp/a"]
 
 
 def test_addresses_in_a_variable_are_separated_by_commas(monkeypatch):
-    """No JSON is asked for."""
+    """Lists in variables are separated by commas."""
     monkeypatch.setenv(f"{PREFIX}PUB_ADDRESS", "tcp://*:1, tcp://*:2")
     assert parse([]).pub_address == ["tcp://*:1", "tcp://*:2"]
 
 
 def test_sizes_have_units():
-    """As people write them."""
+    """Sizes have the usual units."""
     settings = parse(["--max-message-size", "2MiB", "--queue-bytes", "1GB", "--memory-limit", "512MiB"])
     assert (settings.max_message_size, settings.queue_bytes) == (2 * 2**20, 10**9)
     assert settings.memory_limit == 512 * 2**20
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9600", "[::1]:9600", "*:9600", "localhost:0"])
+def test_the_admin_page_has_a_host_and_a_port(address):
+    """IPv6 addresses stand in brackets; `*` is all interfaces."""
+    assert parse(["--admin-address", address]).admin_address == address
+
+
 def test_the_admin_page_can_be_off():
-    """By an empty address."""
+    """An empty address disables it."""
     assert parse(["--admin-address", ""]).admin_address == ""
 
 
 def test_levels_are_read_in_any_case():
-    """`--log-level debug` is what people type."""
+    """Users type `--log-level debug`."""
     assert parse(["--log-level", "debug"]).log_level == "DEBUG"
 
 
@@ -74,6 +80,7 @@ def test_levels_are_read_in_any_case():
             "--admin-address (CHANNELS_ZMQ_FORWARDER_ADMIN_ADDRESS): '9600' is not HOST:PORT",
         ),
         (["--admin-address", "a:65536"], "'a:65536' is not HOST:PORT"),
+        (["--admin-address", "::1:9600"], "an IPv6 address stands in brackets"),
         (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),
         (["--settle", "6"], "settle-at-most (5.0) is less than settle (6.0)"),
         (["--settle-at-most", "inf"], "--settle-at-most "),
@@ -83,21 +90,21 @@ def test_levels_are_read_in_any_case():
         (["--log-level", "loud"], "--log-level "),
     ],
 )
-def test_what_cannot_be_used_is_named(arguments, sentence):
-    """With the flag, the variable and the reason; so is every other one at the same time."""
+def test_invalid_settings_are_named(arguments, sentence):
+    """The error names the flag, the variable and the reason."""
     with pytest.raises(SettingsError) as caught:
         parse(arguments)
     assert sentence in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once():
-    """Nobody corrects them one by one."""
+    """Users can correct all mistakes in one step."""
     with pytest.raises(SettingsError, match=r"--queue-names .*; --settle "):
         parse(["--queue-names", "0", "--settle", "-1"])
 
 
 def test_an_unknown_flag_ends_the_program(capsys):
-    """With the usage line."""
+    """The usage line is printed."""
     with pytest.raises(SystemExit) as caught:
         parse(["--no-such-flag"])
     assert caught.value.code == 2
@@ -110,6 +117,6 @@ def test_every_setting_is_described():
 
 
 def test_settings_do_not_change():
-    """They are parsed once, at the edge."""
+    """Settings are parsed once and frozen."""
     with pytest.raises(ValueError, match="frozen"):
         parse([]).queue_names = 1

@@ -33,7 +33,7 @@ def forwarder(log, ports):
     command += ["--max-message-size", str(MAX_MESSAGE), "--queue-bytes", str(QUEUE_BYTES)]
     with log.open("w") as err, subprocess.Popen(command, stderr=err) as process:
         try:
-            while "producers are welcome" not in log.read_text():
+            while "accepting producers on" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.01)
             yield process
@@ -78,7 +78,7 @@ def is_served(context, pull, pub):
         message = wire.ordered(wire.group_topic("fresh"), b"sender..", 1, wire.FLAG_FIRST, 9_000, b"hello")
         peer.push.send(message)
         assert peer.xsub.recv() == message
-        peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, b"fresh-jobs")))
+        peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, 0, 0, b"fresh-jobs")))
         peer.sync()
         peer.push.send(wire.PLAIN.encode(wire.Plain(peer.inbox, 5, 9_000, 10, b"fresh-jobs", b"work")))
         confirm = wire.CONFIRM.decode(peer.xsub.recv())

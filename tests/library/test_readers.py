@@ -62,7 +62,7 @@ def back(frames):
 def test_the_first_reader_opens_the_window(readers, box):
     """Room for it, and `prefetch` more, said for this inbox, session and channel."""
     (said,) = ready(wait(readers, box))
-    assert said == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, b"jobs")
+    assert said == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, 0, 0, b"jobs")
 
 
 def test_each_waiting_reader_has_room(readers, box):
@@ -337,7 +337,7 @@ def test_a_new_session_counts_anew(readers, box):
     box.take(0.0)
     wait(readers, box)
     (said,) = ready(readers.begin_session(SESSION + 1))
-    assert said == wire.Ready(INBOX, SESSION + 1, 1 + PREFETCH, 1, b"jobs")
+    assert said == wire.Ready(INBOX, SESSION + 1, 1 + PREFETCH, 0, 0, 1, b"jobs")
 
 
 def test_a_new_session_has_asked_already(readers, box, clock):

@@ -27,7 +27,7 @@ class Peer:
         self.number = 0
 
     def __enter__(self):
-        self.say(b"\1" + wire.inbox_topic(self.inbox))
+        self.say(wire.subscription(wire.inbox_topic(self.inbox)))
         self.say(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0)))
         try:
             assert wire.WELCOME.decode(self.await_kind(wire.WELCOME)).session == 1
@@ -70,7 +70,7 @@ def well_formed(inbox, session=1):
     return [
         wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 3)),
         wire.SYNC.encode(wire.Sync(inbox, 1)),
-        wire.READY.encode(wire.Ready(inbox, session, 3, 1, b"jobs")),
+        wire.READY.encode(wire.Ready(inbox, session, 3, 0, 0, 1, b"jobs")),
         wire.BACK.encode(wire.Back(inbox, 7, 9_000, b"jobs", b"payload")),
         wire.PLAIN.encode(wire.Plain(inbox, 1, 9_000, 50, b"jobs", b"payload")),
         wire.MEMBER.encode(wire.Member(inbox, 1, 1, 0, 9_000, 50, b"room", b"jobs")),
@@ -88,8 +88,8 @@ def well_formed(inbox, session=1):
         wire.REMOVED.encode(wire.Removed(inbox, b"room", b"jobs")),
         wire.ordered(wire.group_topic("room"), b"sender..", 1, 1, 9_000, b"payload"),
         wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, 1, 9_000, wire.direct_body("specific.x!1", b"payload")),
-        b"\1" + wire.group_topic("room"),
-        b"\0" + wire.group_topic("room"),
+        wire.subscription(wire.group_topic("room")),
+        wire.unsubscription(wire.group_topic("room")),
     ]
 
 

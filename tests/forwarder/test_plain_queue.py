@@ -1,0 +1,268 @@
+"""The queue of one plain channel."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from channels_zmq_forwarder.plain_queue import ENTRY_SIZE, Entry, PlainQueue
+
+A, B = b"a" * 16, b"b" * 16
+FOREVER = 1e9
+
+
+def entry(number, payload=b""):
+    return Entry(number, FOREVER, 0.0, payload)
+
+
+def filled(*numbers):
+    queue = PlainQueue()
+    for number in numbers:
+        queue.put(entry(number))
+    return queue
+
+
+def handed(queue):
+    """Hand messages to readers; return the pairs of inbox and number."""
+    out = []
+    while queue.readers and queue.waiting:
+        item = queue.take()
+        out.append((queue.hand(item, keep=True)[0], item.number))
+    return out
+
+
+def test_messages_leave_in_order():
+    """The queue is first in, first out."""
+    queue = filled(1, 2, 3)
+    queue.open_window(A, 1, 9)
+    assert handed(queue) == [(A, 1), (A, 2), (A, 3)]
+
+
+def test_a_message_put_back_returns_to_its_place():
+    """The order of the hand-backs does not matter."""
+    queue = filled(1, 2, 3, 4, 5)
+    queue.open_window(A, 1, 4)
+    handed(queue)
+    for number in (3, 1, 2, 4):
+        assert queue.reclaim(A, number) == entry(number)
+        queue.put(entry(number))
+    queue.open_window(A, 1, 99)
+    assert [number for _, number in handed(queue)] == [1, 2, 3, 4, 5]
+
+
+def test_a_message_that_is_removed_leaves_the_order():
+    """Removed messages leave no numbers behind, whatever their place."""
+    queue = filled(*range(100))
+    for number in range(1, 100):
+        queue.remove(number)
+    assert queue.remove(50) is None
+    assert len(queue._order) <= 2 * len(queue.waiting) + 16
+    queue.open_window(A, 1, 9)
+    assert handed(queue) == [(A, 0)]
+
+
+def test_readers_take_turns():
+    """Each reader gets one message in turn, in the order in which they opened their windows."""
+    queue = filled(1, 2, 3, 4, 5)
+    queue.open_window(A, 1, 9)
+    queue.open_window(B, 1, 2)
+    assert handed(queue) == [(A, 1), (B, 2), (A, 3), (B, 4), (A, 5)]
+
+
+def test_a_window_is_absolute():
+    """The same limit again opens nothing, so that a repeated frame does no harm."""
+    queue = filled(1, 2, 3)
+    queue.open_window(A, 1, 1)
+    assert handed(queue) == [(A, 1)]
+    queue.open_window(A, 1, 1)
+    assert handed(queue) == []
+    queue.open_window(A, 1, 2)
+    assert handed(queue) == [(A, 2)]
+
+
+def test_a_window_can_be_closed():
+    """A limit that goes down takes the reader out of the turns."""
+    queue = filled(1)
+    queue.open_window(A, 1, 5)
+    queue.open_window(A, 1, 0)
+    assert handed(queue) == []
+    assert queue.readers == 0
+
+
+def test_a_window_that_was_never_used_is_not_remembered():
+    """A reader that left without a message leaves nothing behind."""
+    queue = PlainQueue()
+    queue.open_window(A, 1, 5)
+    queue.open_window(A, 1, 0)
+    assert queue.idle
+
+
+def test_a_used_window_is_remembered():
+    """The jobs that were handed over count until the session ends."""
+    queue = filled(1, 2)
+    queue.open_window(A, 1, 1)
+    assert handed(queue) == [(A, 1)]
+    assert queue.open_window(A, 1, 0).handed == 1
+    queue.open_window(A, 1, 1)
+    assert handed(queue) == []
+
+
+def test_a_reader_that_is_forgotten_gets_nothing():
+    """Other readers get the messages."""
+    queue = filled(1)
+    queue.open_window(A, 1, 5)
+    queue.open_window(B, 1, 5)
+    queue.forget(A)
+    assert queue.forget(A) is None
+    assert handed(queue) == [(B, 1)]
+
+
+def test_jobs_count_until_they_are_settled():
+    """Jobs settle in the order of their hand-over. A lower count is late; a count beyond what was handed is capped."""
+    queue = filled(1, 2, 3)
+    queue.open_window(A, 1, 9)
+    handed(queue)
+    credit = queue.credits[A]
+    for settled, left in ((2, [3]), (1, [3]), (99, [])):
+        queue.settle(A, credit, settled)
+        assert list(credit.unsettled) == left
+        assert queue.used == len(left)
+    assert queue.holders == set()
+    assert queue.size == 0
+
+
+def test_a_job_that_is_handed_back_is_settled_at_once():
+    """The next report includes it and settles no other job."""
+    queue = filled(1, 2, 3)
+    queue.open_window(A, 1, 3)
+    handed(queue)
+    assert queue.reclaim(A, 2) == entry(2)
+    assert queue.reclaim(A, 2) is None
+    assert queue.reclaim(B, 3) is None
+    queue.settle(A, queue.credits[A], 1)
+    assert list(queue.credits[A].unsettled) == [1, 3]
+    queue.settle(A, queue.credits[A], 2)
+    assert list(queue.credits[A].unsettled) == [3]
+
+
+def test_a_queue_is_idle_when_nothing_depends_on_it():
+    """Messages, readers and jobs of ended sessions keep a queue."""
+    queue = filled(1)
+    assert not queue.idle
+    queue.open_window(A, 1, 1)
+    handed(queue)
+    queue.orphans[A, 1] = queue.forget(A).unsettled
+    assert not queue.idle
+    assert queue.reclaim(A, 1) == entry(1)
+    assert queue.idle
+
+
+def test_clearing_keeps_the_readers():
+    """A flush drops messages and jobs and keeps the windows."""
+    queue = filled(1, 2)
+    queue.open_window(A, 1, 1)
+    handed(queue)
+    queue.clear()
+    assert (queue.size, queue.used) == (0, 0)
+    queue.open_window(A, 1, 2)
+    queue.put(entry(3))
+    assert handed(queue) == [(A, 3)]
+
+
+def test_size_counts_payloads_and_entries():
+    """Empty messages take memory, and so do jobs until they are settled, even without their payload."""
+    queue = PlainQueue()
+    queue.put(entry(1, b"x" * 10))
+    queue.put(entry(2))
+    assert queue.size == 2 * ENTRY_SIZE + 10
+    queue.open_window(A, 1, 9)
+    handed(queue)
+    assert queue.size == 2 * ENTRY_SIZE + 10
+    queue.hand(entry(3, b"x" * 10), keep=False)
+    assert queue.size == 3 * ENTRY_SIZE + 10
+    assert queue.credits[A].unsettled[3].entry is None
+
+
+class QueueAgainstModel(RuleBasedStateMachine):
+    """The queue beside a list of messages and a window for each reader."""
+
+    def __init__(self):
+        super().__init__()
+        self.queue, self.number = PlainQueue(), 0
+        self.waiting, self.held, self.windows = set(), {}, {}
+
+    @rule(size=st.integers(0, 9))
+    def put(self, size):
+        self.number += 1
+        self.queue.put(entry(self.number, bytes(size)))
+        self.waiting.add(self.number)
+
+    @rule(who=st.sampled_from([A, B]), room=st.integers(0, 4))
+    def open_window(self, who, room):
+        handed = self.windows.get(who, [0])[0]
+        self.queue.open_window(who, 1, handed + room)
+        self.windows[who] = [handed, handed + room]
+        if not handed + room:
+            del self.windows[who]
+
+    @rule(who=st.sampled_from([A, B]))
+    def forget(self, who):
+        credit = self.queue.forget(who)
+        for job in credit.unsettled.values() if credit else ():
+            self.queue.release(job)
+        self.windows.pop(who, None)
+        self.held = {number: owner for number, owner in self.held.items() if owner != who}
+
+    @rule()
+    def hand_over(self):
+        for inbox, number in handed(self.queue):
+            self.windows[inbox][0] += 1
+            assert self.windows[inbox][0] <= self.windows[inbox][1], "beyond the window"
+            assert number == min(self.waiting), "out of order"
+            self.waiting.remove(number)
+            self.held[number] = inbox
+        open_readers = [window for window in self.windows.values() if window[0] < window[1]]
+        assert not open_readers or not self.queue.waiting, "stranded"
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def put_back(self, data):
+        number = data.draw(st.sampled_from(sorted(self.held)))
+        self.queue.put(self.queue.reclaim(self.held.pop(number), number))
+        self.waiting.add(number)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def settle(self, data):
+        owner = data.draw(st.sampled_from(sorted(set(self.held.values()))))
+        credit = self.queue.credits[owner]
+        first = next(iter(credit.unsettled))
+        self.queue.settle(owner, credit, credit.settled + 1)
+        assert self.held.pop(first) == owner
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def remove(self, data):
+        number = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.queue.remove(number).number == number
+        self.waiting.remove(number)
+
+    @rule()
+    def clear(self):
+        self.queue.clear()
+        self.waiting.clear()
+        self.held.clear()
+
+    @invariant()
+    def books_balance(self):
+        jobs = [job for credit in self.queue.credits.values() for job in credit.unsettled.values()]
+        assert self.queue.waiting.keys() == self.waiting
+        assert self.queue.size == sum(item.size for item in [*self.queue.waiting.values(), *jobs])
+        assert self.queue.used == len(self.waiting) + len(self.held)
+        assert self.queue.unsettled == len(self.held)
+        assert self.queue.credits.keys() == self.windows.keys()
+        assert self.queue.holders == set(self.held.values())
+        assert self.queue.readers == sum(handed < limit for handed, limit in self.windows.values())
+
+
+TestQueueAgainstModel = QueueAgainstModel.TestCase
+TestQueueAgainstModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

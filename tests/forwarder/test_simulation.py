@@ -1,0 +1,297 @@
+"""Plain channels with clients that connect, read, hand back, reconnect and die, over pipes that are cut.
+
+A seeded random run drives an exchange and its clients frame by frame. Each frame may be delivered late, and a cut
+connection loses what was under way in it. The clients keep to docs/wire-protocol.md; what the run checks is what that
+page promises.
+"""
+
+import random
+from collections import deque
+
+import pytest
+from fakes import Clock
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.wire import Question, State, Status
+
+CHANNELS = (b"one", b"two", b"three")
+CAPACITY = 5
+STEPS = 4_000
+
+
+class Window:
+    """What a client knows of one channel."""
+
+    def __init__(self):
+        self.received = self.settled = self.limit = 0
+        self.most = 0
+        self.box = deque()  # (job, whether it counts for this session)
+
+    def open(self, room):
+        self.limit = self.received + room
+        self.most = max(self.most, self.limit)
+
+    def take(self):
+        job, counts = self.box.popleft()
+        self.settled += counts
+        return job
+
+
+class Client:
+    """A process: an inbox, a pipe up and one down, and its windows."""
+
+    def __init__(self, inbox):
+        self.inbox, self.session, self.up, self.down = inbox, 0, deque(), deque()
+        self.late = deque()  # up frames of an earlier connection that the exchange has not read yet
+        self.windows = {channel: Window() for channel in CHANNELS}
+        self.reports = []  # of earlier sessions, until a later one is welcomed
+        self.welcomed = False
+
+    def connect(self):
+        for channel, window in self.windows.items():
+            if self.session and self.welcomed:
+                self.reports.append(wire.Received(self.inbox, self.session, window.received, channel))
+            window.received = window.settled = window.limit = window.most = 0
+            window.box = deque((job, False) for job, _ in window.box)
+        self.session += 1
+        self.welcomed = False
+        self.up.append(wire.subscription(wire.inbox_topic(self.inbox)))
+        self.up.extend(wire.RECEIVED.encode(report) for report in self.reports)
+        self.up.append(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, self.session, 0)))
+
+    def ready(self, channel, answers=0, ask=Question.NOTHING):
+        window = self.windows[channel]
+        ready = wire.Ready(self.inbox, self.session, window.limit, window.settled, answers, ask, channel)
+        self.up.append(wire.READY.encode(ready))
+
+
+class Run:
+    """One random run.
+
+    Args:
+        seed: Of the random choices.
+        deaths: Whether processes die for good, and connections are away for long.
+    """
+
+    def __init__(self, seed, *, deaths):
+        self.random = random.Random(seed)
+        self.deaths = deaths
+        self.clock = Clock()
+        self.exchange = Exchange(b"instance", clock=self.clock)
+        self.exchange.enter(State.SERVING)
+        self.clients, self.created, self.sent = {}, 0, 0
+        for _ in range(3):
+            self.create()
+        self.open = {}  # sends without an answer: n -> when there must be one
+        self.accepted, self.read, self.lost = set(), set(), set()
+        self.statuses = set()
+
+    def create(self):
+        self.created += 1
+        client = Client(b"%016x" % self.created)
+        self.clients[client.inbox] = client
+        client.connect()
+
+    # Frames
+
+    def publish(self, frames):
+        for frame in frames:
+            client = self.clients.get(wire.inbox_in(frame))
+            if wire.sub_kind(frame) == wire.CONFIRM.kind:
+                self.confirmed(wire.CONFIRM.decode(frame))
+            elif client is not None and wire.inbox_topic(client.inbox) in self.exchange.topics:
+                client.down.append(frame)
+
+    def confirmed(self, confirm):
+        assert self.clock.now <= self.open.pop(confirm.n)
+        self.statuses.add(Status(confirm.status))
+        if confirm.status == Status.OK:
+            self.accepted.add(confirm.n)
+
+    def from_client(self, frame):
+        before = self.used()
+        self.publish(self.exchange.upstream(frame))
+        if frame[:1] not in (b"B", b"D"):  # these put back, over the capacity if need be
+            self.check_capacity(before)
+
+    def used(self):
+        return {channel: queue.used for channel, queue in self.exchange.queues.by_channel.items()}
+
+    def check_capacity(self, before):
+        for channel, used in self.used().items():
+            assert used <= max(CAPACITY, before.get(channel, 0)), "accepted beyond the capacity"
+
+    def to_client(self, client, frame):
+        kind = wire.sub_kind(frame)
+        if kind == wire.WELCOME.kind:
+            if wire.WELCOME.decode(frame).session == client.session:
+                client.welcomed, client.reports = True, []
+        elif kind == wire.JOB.kind:
+            job = wire.JOB.decode(frame)
+            if job.session == client.session:
+                window = client.windows[job.channel]
+                window.received += 1
+                assert window.received <= window.most, "handed over beyond the window"
+                window.box.append((job, True))
+        elif kind == wire.QUERY.kind:
+            query = wire.QUERY.decode(frame)
+            if query.session == client.session:
+                client.ready(query.channel, answers=query.n)
+        else:
+            handed = wire.HANDED.decode(frame)
+            if handed.session == client.session:
+                assert handed.handed == client.windows[handed.channel].received, "a pipe that lives loses nothing"
+
+    # Steps
+
+    def step(self):
+        steps = {
+            self.send: 20, self.up: 40, self.down: 40, self.take: 25, self.room: 20, self.back: 3, self.cut: 1.5,
+            self.late: 5, self.time: 5, self.die: 0.3 if self.deaths else 0,
+        }  # fmt: skip
+        self.random.choices(list(steps), list(steps.values()))[0](self.random.choice(list(self.clients.values())))
+        queues = self.exchange.queues
+        for channel, queue in queues.by_channel.items():
+            assert not (queue.readers and queue.waiting), "a message strands beside a reader"
+            assert queue.round is None or (queue.round.pending and queue.round.asked)
+            assert self.unsettled(channel) <= queue.unsettled, "a job is forgotten that a client has not settled"
+        assert queues.size == sum(queue.size for queue in queues.by_channel.values())
+        assert queues.unsettled == sum(queue.unsettled for queue in queues.by_channel.values())
+        assert queues.depth() == sum(len(queue.waiting) for queue in queues.by_channel.values())
+
+    def unsettled(self, channel):
+        """Return how many jobs of their sessions clients have in their hands or on the way to them."""
+        under_way = [
+            (client, wire.JOB.decode(frame))
+            for client in self.clients.values()
+            for frame in client.down
+            if wire.sub_kind(frame) == wire.JOB.kind
+        ]
+        return sum(counts for client in self.clients.values() for _, counts in client.windows[channel].box) + sum(
+            job.channel == channel and job.session == client.session for client, job in under_way
+        )
+
+    def send(self, client):
+        self.sent += 1
+        self.open[self.sent] = self.clock.now + 1.0
+        channel, payload, before = self.random.choice(CHANNELS), self.sent.to_bytes(4), self.used()
+        plain = wire.Plain(client.inbox, self.sent, 3_600_000, CAPACITY, channel, payload)
+        self.publish(self.exchange.inbound(wire.PLAIN.encode(plain)))
+        self.check_capacity(before)
+
+    def up(self, client):
+        if client.up:
+            self.from_client(client.up.popleft())
+
+    def down(self, client):
+        if client.down:
+            self.to_client(client, client.down.popleft())
+
+    def late(self, client):
+        if client.late:
+            self.from_client(client.late.popleft())
+
+    def room(self, client):
+        if client.welcomed:
+            channel = self.random.choice(CHANNELS)
+            client.windows[channel].open(self.random.randrange(4))
+            client.ready(channel, ask=self.random.choice((Question.NOTHING, Question.HANDED)))
+
+    def take(self, client):
+        """Let a reader take a job; the exchange learns of it by the next report."""
+        for window in client.windows.values():
+            if window.box:
+                number = int.from_bytes(window.take().payload)
+                assert number not in self.read, "read twice"
+                assert number not in self.lost
+                self.read.add(number)
+
+    def back(self, client):
+        """Hand the whole buffer of a channel back, before the report that counts it as settled."""
+        channel = self.random.choice(CHANNELS)
+        window = client.windows[channel]
+        if client.welcomed:
+            while window.box:
+                job = window.take()
+                client.up.append(wire.BACK.encode(wire.Back(client.inbox, job.number, job.ttl, channel, job.payload)))
+            client.ready(channel)
+
+    def lose(self, frames):
+        """Jobs on their way back are lost with a connection, for nobody can know whether they arrived."""
+        self.lost |= {int.from_bytes(wire.BACK.decode(frame).payload) for frame in frames if frame[:1] == b"B"}
+
+    def cut(self, client):
+        """Cut a connection. The exchange notices before the client is back, or not at all."""
+        topic = wire.inbox_topic(client.inbox)
+        if self.random.random() < 0.5 and topic in self.exchange.topics:
+            self.lose([*client.late, *client.up])
+            client.late.clear()
+            self.from_client(wire.unsubscription(topic))
+        else:
+            # What the exchange had taken off the wire is read beside the frames of the next connection.
+            kept = self.random.randrange(3)
+            client.late.extend(list(client.up)[:kept])
+            self.lose(list(client.up)[kept:])
+        client.up.clear()
+        client.down.clear()
+        client.connect()
+
+    def die(self, client):
+        """End a process for good; another one takes its place."""
+        del self.clients[client.inbox]
+        self.lose([*client.late, *client.up])
+        self.lost |= {int.from_bytes(job.payload) for window in client.windows.values() for job, _ in window.box}
+        self.from_client(wire.unsubscription(wire.inbox_topic(client.inbox)))
+        self.create()
+
+    def time(self, client=None):
+        end = self.clock.now + (self.random.choice((0.01, 0.1, 0.5)) if self.deaths else 0.01)
+        while self.exchange.due() <= end:
+            self.clock.now = max(self.clock.now, self.exchange.due())
+            before = self.used()
+            self.publish(self.exchange.sweep())
+            self.check_capacity(before)
+        self.clock.now = end
+
+    def finish(self):
+        """Let everything arrive, and read until nothing is left."""
+        for _ in range(100):
+            for client in self.clients.values():
+                while client.late or client.up or client.down:
+                    self.late(client)
+                    self.up(client)
+                    self.down(client)
+                while any(window.box for window in client.windows.values()):
+                    self.take(client)
+                for channel, window in client.windows.items():
+                    window.open(4)
+                    client.ready(channel, ask=Question.HANDED)
+            self.time()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_without_deaths_every_job_is_read_exactly_once(seed):
+    """Cut connections lose nothing but jobs that were being handed back, and no send stays without an answer."""
+    run = Run(seed, deaths=False)
+    for _ in range(STEPS):
+        run.step()
+    run.finish()
+    assert run.open == {}
+    assert run.statuses == {Status.OK, Status.FULL}
+    assert run.accepted == run.read | (run.lost - run.read)
+    assert run.exchange.drops.keys() == {"queue_full"} | ({"stray"} & run.exchange.drops.keys())
+    assert run.used() == dict.fromkeys(run.used(), 0)
+
+
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_jobs_that_die_with_a_process_are_counted(seed):
+    """Jobs that are neither read nor lost on their way back are among the lost deliveries."""
+    run = Run(seed, deaths=True)
+    for _ in range(STEPS):
+        run.step()
+    run.finish()
+    assert run.open == {}
+    missing = run.accepted - run.read - run.lost
+    assert len(missing) <= run.exchange.drops["lost_delivery"]
+    assert run.used() == dict.fromkeys(run.used(), 0)

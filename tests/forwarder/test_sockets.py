@@ -1,0 +1,125 @@
+"""Options and binding of sockets."""
+
+import errno
+import socket as addresses
+
+import pytest
+import zmq
+
+from channels_zmq_forwarder import sockets as module
+from channels_zmq_forwarder.sockets import AddressError, bind, guard, number, readable, resolve, use_ipv6
+
+
+def has_ipv6():
+    try:
+        with addresses.create_server(("::1", 0), family=addresses.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize(
+    "address, reached_by",
+    [
+        ("tcp://127.0.0.1:*", ["127.0.0.1"]),
+        ("tcp://localhost:*", ["127.0.0.1"]),
+        pytest.param("tcp://[::1]:*", ["[::1]"], marks=needs_ipv6),
+        pytest.param("tcp://[::]:*", ["[::1]", "127.0.0.1"], marks=needs_ipv6),
+        pytest.param("tcp://*:*", ["[::1]", "127.0.0.1"], marks=needs_ipv6),
+    ],
+)
+def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
+    """`*` is all interfaces of both families, so that clients reach a pod by an address of either."""
+    pull = sockets.open(zmq.PULL)
+    port = bind(pull, address).rpartition(":")[2]
+    for host in reached_by:
+        push = sockets.open(zmq.PUSH)
+        target = f"tcp://{host}:{port}"
+        use_ipv6(push, target)
+        push.connect(target)
+        push.send(host.encode())
+        assert pull.poll(5_000), f"{address} is not reached by {target}"
+        assert pull.recv() == host.encode()
+
+
+@pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_all_interfaces_are_bound_without_ipv6_too(error):
+    """The fallback is IPv4 alone; a literal of IPv6 is an error."""
+
+    class Socket:
+        def __init__(self):
+            self.options = {}
+
+        def set(self, option, value):
+            self.options[option] = value
+
+        def bind(self, address):
+            if self.options[zmq.IPV6]:
+                raise zmq.ZMQError(error)
+
+        def get(self, option):
+            return b"tcp://0.0.0.0:5555\0"
+
+    assert bind(Socket(), "tcp://*:5555") == "tcp://0.0.0.0:5555"
+    with pytest.raises(AddressError):
+        bind(Socket(), "tcp://[::1]:5555")
+
+
+@pytest.mark.parametrize(
+    "found, resolved",
+    [
+        (["fd00::1"], ["tcp://[fd00::1]:5555"]),
+        (["10.0.0.1", "10.0.0.2", "10.0.0.1"], ["tcp://10.0.0.1:5555", "tcp://10.0.0.2:5555"]),
+        (["fd00::1", "10.0.0.1"], ["tcp://[fd00::1]:5555", "tcp://10.0.0.1:5555"]),
+    ],
+)
+def test_a_name_stands_for_all_its_addresses(monkeypatch, found, resolved):
+    """The addresses may all be IPv6, and keep the system's order."""
+    monkeypatch.setattr(module.addresses, "getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
+    assert resolve("tcp://forwarder:5555") == resolved
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://*:1", "tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://lo:1", "ipc:///run/f", "inproc://f"]
+)
+def test_other_addresses_are_not_resolved(address, monkeypatch):
+    """Literals, interfaces and other transports are returned unchanged."""
+    monkeypatch.setattr(module, "_interfaces", lambda: {"lo"})
+    assert resolve(address) == [address]
+
+
+def test_a_name_that_cannot_be_resolved_is_named(sockets):
+    """The error contains the system's reason."""
+    with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
+        bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
+
+
+def test_an_address_in_use_is_named(sockets):
+    """The error names the address and the reason."""
+    one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
+    address = bind(one, "tcp://127.0.0.1:*")
+    assert not address.endswith("*")
+    with pytest.raises(AddressError, match=f"cannot bind {address}: Address already in use"):
+        bind(other, address)
+
+
+def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
+    """The lock file reports the reason before ZeroMQ does."""
+    with pytest.raises(AddressError, match="No such file"):
+        guard(f"ipc://{tmp_path}/none/pub")
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])
+def test_other_addresses_need_no_lock_file(address):
+    """TCP refuses a second bind; an abstract address has no file."""
+    assert guard(address) is None
+
+
+def test_options_are_read(sockets):
+    """Integer options are returned as ints."""
+    socket = sockets.open(zmq.PULL)
+    assert number(socket, zmq.RCVHWM) == 1_000
+    assert not readable(socket)
