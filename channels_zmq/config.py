@@ -1,11 +1,9 @@
-"""What `CONFIG` may hold, for both layers, and `channel_layers_from_env`. Parsed once, at the edge; no I/O."""
+"""The settings that `CONFIG` may hold, for both layers. Parsed once, at the edge; no I/O."""
 
 import difflib
-import json
-import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,14 +18,9 @@ from pydantic import (
 
 from channels_zmq.errors import ConfigurationError
 
-EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
-DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
-ENV_PREFIX = "CHANNELS_ZMQ_"
 MAX_SECONDS = 4_000_000
 """46 days: durations travel as 32-bit milliseconds."""
 MAX_GROUP_SECONDS = 10**10
-_NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
-"""The forwarder's own variables, and those that Kubernetes makes of a Service whose name begins like ours."""
 _TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):([0-9]+)")
 
 
@@ -209,103 +202,46 @@ def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
     """Return the settings that CONFIG gives.
 
     Raises:
-        ConfigurationError: A key is unknown or missing, or a value cannot be used; names the key, and for an unknown
-            one the nearest that there is.
+        ConfigurationError: If a key is unknown or missing, or if a value is invalid; names the key, and for an unknown
+            one the nearest known key.
     """
     for key in config:
         if key not in model.model_fields:
-            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(sorted(model.model_fields))}"
+            near = nearest(key, model)
+            hint = f"did you mean {near!r}?" if near else f"the keys are {', '.join(sorted(model.model_fields))}"
             raise ConfigurationError(f"CONFIG[{key!r}]", f"unknown key; {hint}")
     try:
         return model(**config)
     except ValidationError as error:
-        problem = error.errors()[0]
-        setting = "".join(f"[{part!r}]" for part in problem["loc"] if part != "[key]")
-        message = problem["msg"].removeprefix("Value error, ")
-        hidden = problem["type"] in ("missing", "value_error") or "curve" in setting
-        shown = "" if hidden else f" (it is {problem['input']!r})"
-        raise ConfigurationError(f"CONFIG{setting}", f"{message}{shown}") from None
+        problem = first_problem(error)
+        raise ConfigurationError(f"CONFIG{problem.place}", problem.text) from None
 
 
-def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return a value for Django's `CHANNEL_LAYERS`, made from environment variables.
+def nearest(key: str, model: type[LayerConfig]) -> str | None:
+    """Return the known key that an unknown one most resembles, or None if it resembles none."""
+    return next(iter(difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)), None)
 
-    `CHANNELS_ZMQ_<KEY>` sets a key of CONFIG for the alias `default`, `CHANNELS_ZMQ__<ALIAS>__<KEY>` for another one.
-    A layer with `PULL_SOCKET_ADDRESS` is dedicated, any other embedded; with no variable at all `default` is the
-    embedded layer on an address of this process alone. `CHANNEL_CAPACITY` is a JSON object; `GROUP_EXPIRY` may be
-    `none`; an empty value counts as not set.
+
+class Problem(NamedTuple):
+    """The first fault that validation found in CONFIG.
 
     Args:
-        environ: Variables to read, those of the process if None.
-
-    Raises:
-        ConfigurationError: A variable is unknown or its value cannot be used; names the variable.
+        key: The key with the fault; empty if the fault is in how several keys fit together.
+        place: The subscripts that lead to the value, such as `['capacity']`.
+        text: The fault and, unless it is a secret, the value.
     """
-    variables = os.environ if environ is None else environ
-    found: dict[str, dict[str, str]] = {"default": {}}
-    origin: dict[tuple[str, str], str] = {}
-    for variable, value in sorted(variables.items()):
-        if not variable.startswith(ENV_PREFIX) or _NOT_OURS.match(variable) or not value:
-            continue
-        alias, key = _alias_and_key(variable)
-        found.setdefault(alias, {})[key] = value
-        origin[alias, key] = variable
-    return {alias: _layer_from_env(alias, values, origin) for alias, values in found.items()}
+
+    key: str
+    place: str
+    text: str
 
 
-def _alias_and_key(variable: str) -> tuple[str, str]:
-    rest = variable.removeprefix(ENV_PREFIX)
-    if not rest.startswith("_"):
-        return "default", rest.lower()
-    alias, _, key = rest[1:].partition("__")
-    if not alias or not key:
-        raise ConfigurationError(variable, "variables for an alias are CHANNELS_ZMQ__<ALIAS>__<KEY>")
-    return alias.lower(), key.lower()
-
-
-def _layer_from_env(alias: str, values: dict[str, str], origin: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    model: type[LayerConfig]
-    backend, model = (DEDICATED, DedicatedConfig) if "pull_socket_address" in values else (EMBEDDED, EmbeddedConfig)
-    config: dict[str, Any] = {}
-    for key, value in values.items():
-        variable = origin[alias, key]
-        if key not in model.model_fields:
-            near = difflib.get_close_matches(key, DedicatedConfig.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {variable[: -len(key)]}{near[0].upper()}?" if near else ""
-            raise ConfigurationError(variable, f"unknown setting of {backend.rpartition('.')[2]}{hint}")
-        config[key] = _value(variable, key, value)
-    try:
-        parse(model, config)
-    except ConfigurationError as error:
-        broken = next((key for key in config if f"[{key!r}]" in error.setting), None)
-        missing = next((key for key in model.model_fields if f"[{key!r}]" in error.setting), None)
-        where = origin[alias, broken] if broken else _prefix(alias) + (missing.upper() if missing else "*")
-        raise ConfigurationError(where, str(error).partition(": ")[2]) from error
-    return {"BACKEND": backend, "CONFIG": config}
-
-
-def _prefix(alias: str) -> str:
-    return ENV_PREFIX if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__"
-
-
-def _value(variable: str, key: str, value: str) -> Any:
-    if key == "group_expiry" and value.lower() == "none":
-        return None
-    if key == "channel_capacity":
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ConfigurationError(variable, f"not a JSON object: {error}") from error
-    kind = str(LayerConfig.model_fields[key].annotation) if key in LayerConfig.model_fields else ""
-    number = (
-        int if key == "capacity" or "int" in kind or key.startswith("outbox") else float if "float" in kind else None
-    )
-    if number is None:
-        return value
-    try:
-        return number(value)
-    except ValueError as error:
-        raise ConfigurationError(
-            variable, f"{value!r} is no {'whole number' if number is int else 'number'}"
-        ) from error
+def first_problem(error: ValidationError) -> Problem:
+    """Return the first fault that a validation error reports."""
+    detail = error.errors()[0]
+    path = [part for part in detail["loc"] if part != "[key]"]
+    key = str(path[0]) if path else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    hidden = detail["type"] in ("missing", "value_error") or "curve" in key
+    shown = "" if hidden else f" (it is {detail['input']!r})"
+    return Problem(key, "".join(f"[{part!r}]" for part in path), f"{message}{shown}")
