@@ -18,9 +18,14 @@ from pydantic import (
 
 from channels_zmq.errors import ConfigurationError
 
+MAX_CAPACITY = 2**31 - 1
+"""Capacities travel as 32-bit numbers."""
+MIN_SECONDS = 0.001
+"""Durations travel as whole milliseconds: a shorter one would round to nothing."""
 MAX_SECONDS = 4_000_000
 """46 days: durations travel as 32-bit milliseconds."""
 MAX_GROUP_SECONDS = 10**10
+"""Over 300 years: memberships travel as 64-bit milliseconds."""
 _TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):([0-9]+)")
 
 
@@ -51,7 +56,9 @@ def _listed(value: Any) -> Any:
 
 
 Address = Annotated[str, BeforeValidator(_one_address)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Capacity = Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
+Seconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
+GroupSeconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_GROUP_SECONDS)]
 
 
 class LayerConfig(BaseModel):
@@ -59,12 +66,12 @@ class LayerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    capacity: int = Field(100, ge=1, description="Messages that may wait on one channel; the newest is refused.")
-    channel_capacity: dict[str | re.Pattern[str], Annotated[int, Field(ge=1)]] = Field(
+    capacity: Capacity = Field(100, description="Messages that may wait on one channel; the newest is refused.")
+    channel_capacity: dict[str | re.Pattern[str], Capacity] = Field(
         default_factory=dict, description="Capacities of channels by glob or compiled pattern; the first match counts."
     )
     expiry: Seconds = Field(60.0, description="Seconds that a message lives.")
-    group_expiry: Annotated[float, Field(gt=0, le=MAX_GROUP_SECONDS)] | None = Field(
+    group_expiry: GroupSeconds | None = Field(
         86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None for never."
     )
     max_message_size: int = Field(

@@ -1,6 +1,7 @@
 """The settings that CONFIG may hold."""
 
 import re
+import sys
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -72,15 +73,20 @@ def test_a_configuration_error_is_djangos_own():
         ("capacity", 0),
         ("capacity", 1.5),
         ("capacity", None),
+        ("capacity", 2**31),
+        ("capacity", sys.maxsize),
         ("expiry", 0),
         ("expiry", -1),
+        ("expiry", 0.0004),
         ("expiry", float("inf")),
         ("expiry", float("nan")),
         ("expiry", "soon"),
         ("group_expiry", 0),
+        ("group_expiry", 0.0009),
         ("group_expiry", float("nan")),
         ("max_message_size", 0),
         ("connect_timeout", 0),
+        ("connect_timeout", 0.0009),
         ("linger", -1),
         ("prefetch", -1),
         ("drop_rate", 1.1),
@@ -94,6 +100,14 @@ def test_a_value_that_cannot_be_used_is_refused(key, value):
     error = refusal(EmbeddedConfig, {key: value})
     assert error.setting == f"CONFIG[{key!r}]"
     assert str(error).endswith(f"(it is {value!r})")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("capacity", 2**31 - 1), ("expiry", 0.001), ("connect_timeout", 0.001), ("group_expiry", 0.001)]
+)
+def test_the_bounds_themselves_are_allowed(key, value):
+    """A capacity travels as a 32-bit number, a duration as whole milliseconds."""
+    assert getattr(parse(EmbeddedConfig, {key: value}), key) == value
 
 
 def test_no_group_expiry_is_allowed():
@@ -119,7 +133,7 @@ def test_capacities_may_be_pairs():
     assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
 
 
-@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": "x"}, {5: 5}])
+@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
 def test_capacities_of_another_form_are_refused(value):
     """The error names the key."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
