@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
@@ -26,7 +27,7 @@ MAX_SECONDS = 4_000_000
 """46 days: durations travel as 32-bit milliseconds."""
 MAX_GROUP_SECONDS = 10**10
 """Over 300 years: memberships travel as 64-bit milliseconds."""
-_TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):([0-9]+)")
+_TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s]*\]|[^:/\[\]\s]+):(?P<port>[0-9]+)")
 
 
 def _one_address(value: Any) -> Any:
@@ -42,13 +43,34 @@ def _check_transport(value: str, transports: tuple[str, ...]) -> str:
     if not value.startswith(transports):
         raise ValueError(f"{value!r} begins with none of {', '.join(transports)}")
     if value.startswith("tcp://"):
-        match = _TCP.fullmatch(value)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise ValueError(f"{value!r} is not tcp://HOST:PORT with a port from 1 to 65535")
+        _check_tcp(value)
     path = value.removeprefix("ipc://")
     if path != value and not 0 < len(path.encode()) < 100:
         raise ValueError(f"{value!r}: the path after ipc:// has 1 to 99 bytes")
     return value
+
+
+def _check_tcp(value: str) -> None:
+    match = _TCP.fullmatch(value)
+    if match is None:
+        host, _, port = value.removeprefix("tcp://").rpartition(":")
+        bare = host.strip("[]")
+        if _is_ipv6(bare):
+            raise ValueError(f"{value!r}: put brackets around an IPv6 address: tcp://[{bare}]:{port}")
+        raise ValueError(f"{value!r} is not tcp://HOST:PORT (an IPv6 address in brackets: tcp://[::1]:5555)")
+    host, port = match["host"], match["port"]
+    if host.startswith("[") and not _is_ipv6(host[1:-1]):
+        raise ValueError(f"{value!r}: {host[1:-1]!r} is not an IPv6 address, and brackets are only for these")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{value!r}: a port is a number from 1 to 65535")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _listed(value: Any) -> Any:

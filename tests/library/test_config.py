@@ -146,7 +146,19 @@ def test_capacities_in_a_list_of_no_pairs_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://f:1", "tcp://*:65535", "tcp://[::1]:5", "tcp://10.0.0.1:7001", "ipc:///run/f.sock", "ipc://@f"]
+    "address",
+    [
+        "tcp://f:1",
+        "tcp://*:65535",
+        "tcp://10.0.0.1:7001",
+        "tcp://[::1]:5555",
+        "tcp://[::]:5555",
+        "tcp://[2001:db8::17]:5555",
+        "tcp://[fe80::1%eth0]:5555",
+        "tcp://[::ffff:10.0.0.1]:5555",
+        "ipc:///run/f.sock",
+        "ipc://@f",
+    ],
 )
 def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
     """By both layers."""
@@ -169,6 +181,17 @@ def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
         "tcp://f:1/x",
         "tcp://f:1\n",
         "tcp://::1:5",
+        "tcp://[::1]",
+        "tcp://[::1]:",
+        "tcp://[::1]:0",
+        "tcp://[::1:5",
+        "tcp://::1]:5",
+        "tcp://[]:5",
+        "tcp://[[::1]]:5",
+        "tcp://[::1]x:5",
+        "tcp://[f]:5",
+        "tcp://[10.0.0.1]:5",
+        "tcp://[*]:5",
         "ipc://",
         "ipc://" + "x" * 100,
     ],
@@ -179,6 +202,19 @@ def test_an_address_that_cannot_be_used_is_refused(key, address):
     error = refusal(DedicatedConfig, {**ADDRESSES, key: address})
     assert error.setting == f"CONFIG[{key!r}]"
     assert repr(address) in str(error)
+
+
+@pytest.mark.parametrize("address", ["tcp://::1:5555", "tcp://[::1:5555", "tcp://::1]:5555"])
+def test_an_ipv6_address_without_its_brackets_is_shown_with_them(address):
+    """The error holds the address to write instead."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address})
+    assert str(error).endswith("put brackets around an IPv6 address: tcp://[::1]:5555")
+
+
+def test_brackets_around_a_host_name_are_explained():
+    """They are only for IPv6 addresses."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": "tcp://[f]:5555"})
+    assert str(error).endswith("'f' is not an IPv6 address, and brackets are only for these")
 
 
 @pytest.mark.parametrize("key", list(ADDRESSES))
