@@ -92,8 +92,8 @@ lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv
 			--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done
 
-bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq in one run (needs redis-server)
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); BASE=COMMIT: and that commit
+	$(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
 
 bench-webhook: $(STAMP) ## Measure how long the webhook takes for a review
 	$(BIN)/python -m benchmarks.webhook
