@@ -44,6 +44,9 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 test-slow: $(STAMP) ## Run only the slow tests
 	$(PYTEST) -m slow
 
+test-under-load: $(STAMP) ## Run the quick tests RUNS times (10) while two busy processes keep the cores busy
+	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -m "not slow"
+
 test-lowest: ## Run a quick subset with the lowest versions that the library and the forwarder allow (needs Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the lowest versions need Python 3.11: make test-lowest PYTHON=python3.11")'
 	$(MAKE) setup VENV=.venv-lowest LOCK=lowest EDITABLE="-e forwarder -e ."
@@ -117,4 +120,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-lowest lint types check generate chart images e2e e2e-kind format lock bench bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images e2e e2e-kind format lock bench bench-webhook wheels clean
