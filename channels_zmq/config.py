@@ -41,7 +41,7 @@ def _one_address(value: Any) -> Any:
 
 def _check_transport(value: str, transports: tuple[str, ...]) -> str:
     if not value.startswith(transports):
-        raise ValueError(f"{value!r} begins with none of {', '.join(transports)}")
+        raise ValueError(f"{value!r} does not begin with {' or '.join(transports)}")
     if value.startswith("tcp://"):
         _check_tcp(value)
     path = value.removeprefix("ipc://")
@@ -84,52 +84,57 @@ GroupSeconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_GROUP_SECONDS)]
 
 
 class LayerConfig(BaseModel):
-    """What both layers have in common."""
+    """The settings of both layers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    capacity: Capacity = Field(100, description="Messages that may wait on one channel; the newest is refused.")
+    capacity: Capacity = Field(100, description="Messages that may wait on one channel; further ones are refused.")
     channel_capacity: dict[str | re.Pattern[str], Capacity] = Field(
-        default_factory=dict, description="Capacities of channels by glob or compiled pattern; the first match counts."
+        default_factory=dict,
+        description="Capacities by glob or compiled pattern; the first pattern that matches applies.",
     )
-    expiry: Seconds = Field(60.0, description="Seconds that a message lives.")
+    expiry: Seconds = Field(60.0, description="Seconds after which a waiting message expires.")
     group_expiry: GroupSeconds | None = Field(
-        86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None for never."
+        86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None: never."
     )
     max_message_size: int = Field(
-        16 * 2**20, ge=1, le=2**31, description="Bytes that a serialized message may have; alike in all processes."
+        16 * 2**20, ge=1, le=2**31, description="Maximum size of a serialized message in bytes; equal in all processes."
     )
-    serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered one; alike in all processes.")
+    serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered name; equal in all processes.")
     connect_timeout: Seconds = Field(
-        5.0, description="Seconds to wait for an answer: group_add, send to a plain channel, flush."
+        5.0, description="Seconds that `group_add`, `flush` and `send` to a plain channel wait for an answer."
     )
     linger: float = Field(
         1.0,
         ge=0,
         le=60,
-        description="Seconds that closing, or the interpreter's exit, may take to deliver what was sent.",
+        description="Seconds that closing, or the interpreter's exit, may spend on delivering sent messages.",
     )
     prefetch: int = Field(
-        4, ge=0, le=1000, description="Messages of a plain channel that come ahead of a process's readers."
+        4, ge=0, le=1000, description="Messages of a plain channel that a process fetches ahead of its readers."
     )
     on_disconnect: str | None = Field(
-        None, min_length=1, description="Type of a message to every local consumer when the forwarder goes away."
+        None,
+        min_length=1,
+        description="Type of the message that every local consumer gets when the forwarder goes away.",
     )
     on_reconnect: str | None = Field(
-        None, min_length=1, description="Type of a message to every local consumer when it is back; it has `missed`."
+        None,
+        min_length=1,
+        description="Type of the message that every local consumer gets when it is back, with `missed`.",
     )
     drop_rate: float = Field(
-        0.0, ge=0, le=1, description="For tests of an application: the share of messages that is lost on purpose."
+        0.0, ge=0, le=1, description="Share of messages to drop at random, to test how an application handles loss."
     )
     curve_server_key: SecretStr | None = Field(
-        None, description="CURVE, with this public key of the side that binds: the forwarder, or the sending process."
+        None, description="Public key of the side that binds (the forwarder or the sending process); enables CURVE."
     )
-    curve_server_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_server_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
     curve_secret_key: SecretStr | None = Field(
-        None, description="Secret key of the side that connects; without one each process makes itself a key."
+        None, description="Secret key of the side that connects; without it each process generates its own."
     )
     curve_secret_key_file: str | None = Field(
-        None, min_length=1, description="File with that key; read again when the connection is made anew."
+        None, min_length=1, description="File that holds that key; read again for each new connection."
     )
 
     @model_validator(mode="after")
@@ -150,7 +155,7 @@ class LayerConfig(BaseModel):
         try:
             return dict(value)
         except (TypeError, ValueError) as error:
-            raise ValueError("a dict is needed, or pairs of a pattern and a number") from error
+            raise ValueError("expected a dict, or pairs of a pattern and a number") from error
 
 
 class EmbeddedConfig(LayerConfig):
@@ -158,17 +163,17 @@ class EmbeddedConfig(LayerConfig):
 
     pub_socket_address: Address = Field(
         "inproc://channels",
-        description="Where the one sending process publishes; `inproc://` is for a single process.",
+        description="Address at which the one sending process publishes; `inproc://` reaches only itself.",
     )
     curve_server_secret_key: SecretStr | None = Field(
-        None, description="Secret key to `curve_server_key`; the sending process needs it."
+        None, description="Secret key of `curve_server_key`; required in the sending process."
     )
-    curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
     curve_allowed_keys: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
-        None, description="Public keys that may connect; without a list, whoever has `curve_server_key`."
+        None, description="Public keys that may connect; without a list, every client with `curve_server_key`."
     )
     curve_allowed_keys_file: str | None = Field(
-        None, min_length=1, description="File with such keys, one a line; read again when it has changed."
+        None, min_length=1, description="File that holds such keys, one a line; read again when it changes."
     )
 
     @model_validator(mode="after")
@@ -177,7 +182,7 @@ class EmbeddedConfig(LayerConfig):
         server_secret = self.curve_server_secret_key or self.curve_server_secret_key_file
         allowed = self.curve_allowed_keys is not None or self.curve_allowed_keys_file is not None
         if self.pub_socket_address.startswith("inproc://") and (server or server_secret or allowed):
-            raise ValueError(f"{self.pub_socket_address!r} is of this process alone: it takes no curve_ settings")
+            raise ValueError(f"{self.pub_socket_address!r} reaches only this process, so it takes no curve_ settings")
         if server_secret and not server:
             raise ValueError("curve_server_secret_key needs curve_server_key or curve_server_key_file beside it")
         if allowed and not server_secret:
@@ -193,10 +198,12 @@ class EmbeddedConfig(LayerConfig):
 class DedicatedConfig(LayerConfig):
     """CONFIG of `DedicatedZmqChannelLayer`."""
 
-    pull_socket_address: Address = Field(description="The forwarder's --pull-address: messages go there.")
-    pub_socket_address: Address = Field(description="The forwarder's --pub-address: messages come from there.")
+    pull_socket_address: Address = Field(description="The forwarder's `--pull-address`, to which messages are sent.")
+    pub_socket_address: Address = Field(
+        description="The forwarder's `--pub-address`, from which messages are received."
+    )
     outbox_capacity: int = Field(10_000, ge=0, description="Messages held while the forwarder is away.")
-    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of them together.")
+    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Total bytes of these messages.")
 
     @model_validator(mode="before")
     @classmethod
@@ -206,7 +213,7 @@ class DedicatedConfig(LayerConfig):
         if pull is not None and pub is not None and lengths[0] != lengths[1]:
             raise ValueError(
                 f"pull_socket_address has {lengths[0]} addresses and pub_socket_address {lengths[1]}: "
-                "each forwarder has one of both"
+                "each forwarder has one of each"
             )
         return data
 
