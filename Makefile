@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
+LOCK ?= dev
+EDITABLE ?= -e forwarder -e . -e operator
 SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts
 PYTEST := $(BIN)/python -m pytest
 
@@ -14,16 +16,16 @@ help: ## Show this list
 
 setup: $(STAMP) ## Make .venv from the hashed requirement files (every other target does it too)
 
-$(STAMP): requirements/dev.txt pyproject.toml forwarder/pyproject.toml operator/pyproject.toml
+$(STAMP): requirements/$(LOCK).txt pyproject.toml forwarder/pyproject.toml operator/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
 ifdef UV
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e forwarder -e . -e operator
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$(LOCK).txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
 else
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e forwarder -e . -e operator
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(LOCK).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(EDITABLE)
 endif
 	@touch $@
 
@@ -41,6 +43,15 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 
 test-slow: $(STAMP) ## Run only the slow tests
 	$(PYTEST) -m slow
+
+test-under-load: $(STAMP) ## Run the quick tests RUNS times (10) while two busy processes keep the cores busy
+	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -m "not slow"
+
+test-lowest: ## Run a quick subset with the lowest versions that the library and the forwarder allow (needs Python 3.11)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the lowest versions need Python 3.11: make test-lowest PYTHON=python3.11")'
+	$(MAKE) setup VENV=.venv-lowest LOCK=lowest EDITABLE="-e forwarder -e ."
+	.venv-lowest/bin/python -m pip check
+	.venv-lowest/bin/python -m pytest -m "not slow" tests/library tests/forwarder tests/integration/test_layers.py
 
 lint: $(STAMP) ## Ruff, formatting, import contracts
 	$(BIN)/ruff check $(SOURCES)
@@ -85,15 +96,18 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS)
+
 lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv)
 	@test -n "$(UV)" || { echo "uv is needed to compile the requirement files"; exit 1; }
 	for name in runtime forwarder operator chat dev; do \
-		$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-			--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
+		$(COMPILE) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done
+	$(COMPILE) --resolution lowest-direct -o requirements/lowest.txt requirements/lowest.in
 
-bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq in one run (needs redis-server)
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); BASE=COMMIT: and that commit
+	$(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
 
 bench-webhook: $(STAMP) ## Measure how long the webhook takes for a review
 	$(BIN)/python -m benchmarks.webhook
@@ -104,6 +118,6 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 	cd operator && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) .venv-lowest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow lint types check generate chart images e2e e2e-kind format lock bench bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images e2e e2e-kind format lock bench bench-webhook wheels clean

@@ -5,6 +5,6 @@ forwarder or the operator may import from here, and no figure here is a test: a 
 code. What *is* checked, and ends the run with an error, is that every receiver got the right number of messages, in
 the right order, with the right content.
 
-Reading order: `__main__` (flags), `run` (rounds), `peers` and `servers` (who is measured), `crew` (the processes),
-`measures` (what is measured), `goals`, `report`.
+Reading order: `__main__` (flags), `run` (rounds), `peers`, `servers` and `trees` (who is measured), `crew` (the
+processes), `measures` (what is measured), `goals`, `comparison`, `report`.
 """

@@ -1,5 +1,8 @@
 """`python -m benchmarks`: measure our layers beside their peers and print the ratios.
 
+`--base COMMIT` also measures the library and the forwarder of that commit, in the same rounds, and compares every
+figure.
+
 `python -m benchmarks serializers` compares the msgpack libraries instead. The status is 0 if everything that was
 received was right, also when goals were missed; 1 if a receiver found a wrong count, order or content, or a process
 failed; 2 for a wrong flag or a server that did not start.
@@ -11,8 +14,8 @@ import sys
 from pathlib import Path
 
 from . import serializers
-from .report import default_path, figures_table, goals_table, write
-from .run import MEASURES, run
+from .report import comparison_table, default_path, figures_table, goals_table, write
+from .run import MEASURES, OURS, run
 from .servers import ServerError
 
 
@@ -23,19 +26,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(serializers.report(quick=flags.quick))
         return 0
     measures = [one for one in MEASURES if flags.only in (None, one.name)]
-    settings = {"rounds": flags.rounds, "loop": flags.loop, "quick": flags.quick}
+    settings = {"rounds": flags.rounds, "loop": flags.loop, "quick": flags.quick, "base": flags.base}
+    skip = set(flags.skip)
+    if flags.no_peers:
+        skip |= {peer for one in measures for peer in one.peers} - set(OURS)
     try:
-        result = run(measures, flags.rounds, flags.loop, flags.quick, set(flags.skip))
+        result = run(measures, flags.rounds, flags.loop, flags.quick, skip, flags.base)
     except ServerError as failure:
         print(failure, file=sys.stderr)
         return 2
     path = flags.json or default_path()
-    write(path, result, measures, settings)
+    comparisons = result.comparisons(flags.tolerance)
+    write(path, result, measures, settings, comparisons)
     for measure in measures:
         print(f"\n{measure.title}, medians of {flags.rounds} rounds\n")
         print(figures_table(measure, result.medians(measure.name)))
-    print("\ngoals: ratio = ours / peer\n")
-    print(goals_table(result.verdicts(measures), {one.name: one.title for one in measures}))
+    if not flags.no_peers:
+        print("\ngoals: ratio = ours / peer\n")
+        print(goals_table(result.verdicts(measures), {one.name: one.title for one in measures}))
+    if flags.base:
+        print(f"\nours beside {flags.base}: no figure more than {flags.tolerance:g} % worse; ratio = ours / base, the")
+        print("median of the ratios of the rounds (unclear: its interval holds the limit, or too few --rounds)\n")
+        print(comparison_table(comparisons))
     print(*[f"\nnote: {note}" for note in result.notes], *[f"\n{failure}" for failure in result.failures], sep="")
     print(f"\nwritten to {path}")
     return 1 if result.failures else 0
@@ -47,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="how often each peer is measured (default: 5)")
     parser.add_argument("--only", choices=[one.name for one in MEASURES], help="measure only this")
     parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="leave this peer out (repeatable)")
+    parser.add_argument("--no-peers", action="store_true", help="measure only our layers, and those of --base")
+    parser.add_argument("--base", metavar="COMMIT", help="also measure the library and the forwarder of this commit")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=3.0,
+        metavar="PERCENT",
+        help="by how much a figure may be worse than that of --base (default: 3)",
+    )
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="event loop of all layers")
     parser.add_argument("--quick", action="store_true", help="small sizes: a smoke test, its figures mean nothing")
     parser.add_argument(

@@ -4,6 +4,7 @@ Every layer is spoken to by the Channels API only, so that ours and the peers ru
 """
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -34,17 +35,26 @@ class Peer:
         name: How the tables call it.
         backend: The dotted path of the layer's class, as in CHANNEL_LAYERS.
         config: The keyword arguments of that class.
+        path: Folders to import it from, if it is not the layer of this environment.
     """
 
     name: str
     backend: str
     config: Mapping[str, object]
+    path: tuple[str, ...] = ()
 
     def open(self) -> Layer:
-        """Make the layer in the calling process."""
+        """Make the layer in the calling process.
+
+        Raises:
+            ImportError: If the layer is not the one of `path`, whose figures would then be those of another.
+        """
+        sys.path[:0] = self.path
         module, _, name = self.backend.rpartition(".")
-        layer_class = getattr(importlib.import_module(module), name)
-        return cast(Layer, layer_class(**self.config))
+        imported = importlib.import_module(module)
+        if self.path and not (imported.__file__ or "").startswith(self.path):
+            raise ImportError(f"{module} is {imported.__file__}, which is not in {', '.join(self.path)}")
+        return cast(Layer, getattr(imported, name)(**self.config))
 
 
 async def close(layer: Layer) -> None:

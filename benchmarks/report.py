@@ -13,6 +13,7 @@ from pathlib import Path
 
 import zmq
 
+from .comparison import Comparison, more_is_better
 from .goals import Verdict
 from .measures.base import Measure
 from .run import Result
@@ -59,11 +60,17 @@ def goals_table(verdicts: list[Verdict], titles: dict[str, str]) -> str:
 
 def figures_table(measure: Measure, medians: dict[str, dict[str, float]]) -> str:
     """All medians of one measure, a line a figure, a column a peer."""
-    peers = [peer for peer in measure.peers if peer in medians]
+    peers = list(medians)
     names = list(dict.fromkeys(name for peer in peers for name in medians[peer]))
     rows = [(measure.name, *peers)]
     rows += [(name, *(_number(medians[peer].get(name)) for peer in peers)) for name in names]
     return table(rows)
+
+
+def comparison_table(comparisons: list[Comparison]) -> str:
+    """One line a figure: ours, the base's, their ratio with its interval, the limit, a verdict."""
+    rows = [("measure", "figure", "layer", "ours", "base", "ratio", "95 %", "goal", "")]
+    return table(rows + [_compared(one) for one in comparisons])
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -73,12 +80,18 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join((lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
 
 
-def write(path: Path, result: Result, measures: list[Measure], settings: dict[str, object]) -> None:
-    """Write everything as JSON: the machine, medians and single rounds, the goals."""
+def write(
+    path: Path,
+    result: Result,
+    measures: list[Measure],
+    settings: dict[str, object],
+    comparisons: list[Comparison],
+) -> None:
+    """Write everything as JSON: the machine, medians and single rounds, the goals, the comparisons."""
     figures = {
         measure.name: {
             peer: {
-                name: {"median": median, "rounds": result.figures[measure.name][peer][name]}
+                name: {"median": median, "rounds": list(result.figures[measure.name][peer][name].values())}
                 for name, median in medians.items()
             }
             for peer, medians in result.medians(measure.name).items()
@@ -91,6 +104,7 @@ def write(path: Path, result: Result, measures: list[Measure], settings: dict[st
         "settings": settings,
         "measures": figures,
         "goals": [asdict(one) for one in result.verdicts(measures)],
+        "comparisons": [asdict(one) for one in comparisons],
         "notes": result.notes,
         "failures": result.failures,
     }
@@ -101,6 +115,14 @@ def write(path: Path, result: Result, measures: list[Measure], settings: dict[st
 def default_path() -> Path:
     """`results/<date>.json` beside this module; git ignores that folder."""
     return Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
+
+
+def _compared(one: Comparison) -> tuple[str, ...]:
+    relation = ">=" if more_is_better(one.figure) else "<="
+    verdict = ("met" if one.met else "MISSED") + ("" if one.clear else ", unclear")
+    ratio, spread = f"{one.ratio:.3f}", f"{one.low:.3f}-{one.high:.3f}"
+    figures = _number(one.ours), _number(one.base)
+    return one.measure, one.figure, one.layer, *figures, ratio, spread, f"{relation} {one.limit:.3f}", verdict
 
 
 def _number(value: float | None) -> str:

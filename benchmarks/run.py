@@ -1,13 +1,16 @@
 """Rounds: every round measures every peer in turn, in another order each time; a figure is the median over rounds.
 
-Slow changes of the machine (heat, neighbours) thus meet all peers alike.
+Slow changes of the machine (heat, neighbours) thus meet all peers alike. The base of a comparison is measured directly
+before or after ours.
 """
 
 import statistics
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from .comparison import Comparison, compare
 from .crew import CrewError, WrongResultError
 from .goals import Verdict, judge
 from .measures.base import Bench, Measure
@@ -18,8 +21,14 @@ from .measures.round_trip import ROUND_TRIP
 from .measures.sync_send import SYNC_SEND
 from .measures.throughput import THROUGHPUT
 from .servers import servers
+from .trees import checked_out
 
 MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER)
+
+
+OURS = ("dedicated", "embedded", "embedded-local")
+BASE = "base-"
+"""What the name of a peer of ours begins with if it runs the tree of another commit."""
 
 
 @dataclass(slots=True)
@@ -27,19 +36,19 @@ class Result:
     """All that a run found.
 
     Args:
-        figures: measure -> peer -> figure -> one value a round.
+        figures: measure -> peer -> figure -> round -> value.
         failures: What was wrong, each with the measure and the peer that it names.
         notes: Known defects of peers that were seen and counted.
     """
 
-    figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    figures: dict[str, dict[str, dict[str, dict[int, float]]]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def medians(self, measure: str) -> dict[str, dict[str, float]]:
         """Of one measure: peer -> figure -> median over rounds."""
         return {
-            peer: {name: statistics.median(values) for name, values in figures.items()}
+            peer: {name: statistics.median(values.values()) for name, values in figures.items()}
             for peer, figures in self.figures.get(measure, {}).items()
         }
 
@@ -47,8 +56,29 @@ class Result:
         """Every goal of these measures, judged."""
         return [judge(one.name, goal, self.medians(one.name)) for one in measures for goal in one.goals]
 
+    def comparisons(self, tolerance: float) -> list[Comparison]:
+        """Every figure of ours beside that of the base."""
+        return [
+            comparison
+            for measure, peers in self.figures.items()
+            for layer in OURS
+            if layer in peers and BASE + layer in peers
+            for comparison in compare(measure, layer, peers[layer], peers[BASE + layer], tolerance)
+        ]
 
-def run(measures: list[Measure], rounds: int, loop: str, quick: bool, skip: set[str]) -> Result:
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A peer that is measured, and on what."""
+
+    label: str
+    peer: str
+    bench: Bench
+
+
+def run(
+    measures: list[Measure], rounds: int, loop: str, quick: bool, skip: set[str], base: str | None = None
+) -> Result:
     """Measure.
 
     Args:
@@ -57,32 +87,54 @@ def run(measures: list[Measure], rounds: int, loop: str, quick: bool, skip: set[
         loop: `asyncio` or `uvloop`, for every process of every layer.
         quick: Small sizes, whose figures mean nothing.
         skip: Peers to leave out.
+        base: A commit whose library and forwarder run beside ours.
+
+    Raises:
+        ServerError: If a server does not start, or if the commit cannot be run.
     """
     result = Result()
     wanted = {peer for measure in measures for peer in measure.peers} - skip
-    with servers(wanted) as addresses:
-        bench = Bench(addresses, loop, quick, result.notes)
+    with ExitStack() as stack:
+        bench = Bench(stack.enter_context(servers(wanted)), loop, quick, result.notes)
+        base_bench = None
+        if base is not None:
+            tree = stack.enter_context(checked_out(base))
+            addresses = stack.enter_context(servers(wanted & {"dedicated"}, tree.environment()))
+            base_bench = Bench(addresses, loop, quick, result.notes, tree.path)
         for measure in measures:
-            peers = [peer for peer in measure.peers if peer not in skip]
+            pairs = [_entries(peer, bench, base_bench) for peer in measure.peers if peer not in skip]
             for turn in range(rounds):
-                start = turn % len(peers)
-                for peer in peers[start:] + peers[:start]:
-                    _measure_once(measure, peer, turn, bench, result)
+                for entry in _order(pairs, turn):
+                    _measure_once(measure, entry, turn, result)
     return result
 
 
-def _measure_once(measure: Measure, peer: str, turn: int, bench: Bench, result: Result) -> None:
+def _entries(peer: str, bench: Bench, base: Bench | None) -> list[Entry]:
+    """Return a peer, and the base's one of the same kind, to be measured directly after each other."""
+    entries = [Entry(peer, peer, bench)]
+    if base is not None and peer in OURS:
+        entries.append(Entry(BASE + peer, peer, base))
+    return entries
+
+
+def _order(pairs: list[list[Entry]], turn: int) -> list[Entry]:
+    """Return who comes when: each round begins with another peer, and every other one has the base first."""
+    start = turn % len(pairs) if pairs else 0
+    return [one for pair in pairs[start:] + pairs[:start] for one in (reversed(pair) if turn % 2 else pair)]
+
+
+def _measure_once(measure: Measure, entry: Entry, turn: int, result: Result) -> None:
     began = time.monotonic()
     try:
-        figures = measure.run(bench, peer)
+        figures = measure.run(entry.bench, entry.peer)
     except (WrongResultError, CrewError) as failure:
         kind = "WRONG" if isinstance(failure, WrongResultError) else "FAILED"
-        result.failures.append(f"{kind}: {measure.name}, {peer}, round {turn + 1}: {failure}")
+        result.failures.append(f"{kind}: {measure.name}, {entry.label}, round {turn + 1}: {failure}")
         _say(result.failures[-1])
         return
     for name, value in figures.items():
-        result.figures.setdefault(measure.name, {}).setdefault(peer, {}).setdefault(name, []).append(value)
-    _say(f"{measure.name}, {peer}, round {turn + 1}: {time.monotonic() - began:.1f} s")
+        result.figures.setdefault(measure.name, {}).setdefault(entry.label, {}).setdefault(name, {})[turn] = value
+    _say(f"{measure.name}, {entry.label}, round {turn + 1}: {time.monotonic() - began:.1f} s")
 
 
 def _say(text: str) -> None:

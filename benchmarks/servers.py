@@ -12,7 +12,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -45,18 +45,19 @@ class Addresses:
 
 
 @contextmanager
-def servers(peers: set[str]) -> Iterator[Addresses]:
+def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> Iterator[Addresses]:
     """Start the servers that these peers need, and stop them at the end.
 
     Args:
         peers: Names of peers, as in `benchmarks.peers.peer`, and `raw`.
+        environment: Further variables for the forwarder.
 
     Raises:
-        ServerError: One of them did not start.
+        ServerError: If one of them does not start.
     """
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else ""
-        ours = stack.enter_context(forwarder()) if "dedicated" in peers else ("", "", 0)
+        ours = stack.enter_context(forwarder(environment or {})) if "dedicated" in peers else ("", "", 0)
         raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
         yield Addresses(redis, *ours, *raw)
 
@@ -84,7 +85,7 @@ def redis_server() -> Iterator[str]:
 
 
 @contextmanager
-def forwarder() -> Iterator[tuple[str, str, int]]:
+def forwarder(environment: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
     """Our forwarder with its default settings, queues and metrics on; yields its addresses and its pid."""
     pull, pub = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     admin = f"127.0.0.1:{free_port()}"
@@ -92,7 +93,7 @@ def forwarder() -> Iterator[tuple[str, str, int]]:
     command += ["--pull-address", pull, "--pub-address", pub, "--admin-address", admin]
     with tempfile.TemporaryDirectory() as folder:
         ready_url = f"http://{admin}/readyz"
-        with _process(command, Path(folder), lambda: _answers_200(ready_url)) as pid:
+        with _process(command, Path(folder), lambda: _answers_200(ready_url), environment) as pid:
             yield pull, pub, pid
 
 
@@ -146,11 +147,13 @@ def _proxy(line: Connection) -> None:
 
 
 @contextmanager
-def _process(command: list[str], folder: Path, ready: Callable[[], bool]) -> Iterator[int]:
+def _process(
+    command: list[str], folder: Path, ready: Callable[[], bool], variables: Mapping[str, str] | None = None
+) -> Iterator[int]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")}
     output = folder / "output.log"
-    with output.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    with output.open("wb") as log:  # in its folder: `-m` imports from the working directory first
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment | dict(variables or {}), cwd=folder)
     try:
         _await_ready(process, output, ready)
         yield process.pid

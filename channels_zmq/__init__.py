@@ -4,7 +4,7 @@ The layers are `channels_zmq.core.EmbeddedZmqChannelLayer` and `channels_zmq.cor
 belongs what a Django process runs; what a forwarder runs, and the wire format of both, is `channels_zmq_forwarder`'s.
 """
 
-from channels_zmq.config import channel_layers_from_env
+from channels_zmq.environment import channel_layers_from_env
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "channel_layers_from_env"]

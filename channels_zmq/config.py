@@ -1,11 +1,10 @@
-"""What `CONFIG` may hold, for both layers, and `channel_layers_from_env`. Parsed once, at the edge; no I/O."""
+"""The settings that `CONFIG` may hold, for both layers. Parsed once, at the edge; no I/O."""
 
 import difflib
-import json
-import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar
+from ipaddress import IPv6Address
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,15 +19,15 @@ from pydantic import (
 
 from channels_zmq.errors import ConfigurationError
 
-EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
-DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
-ENV_PREFIX = "CHANNELS_ZMQ_"
+MAX_CAPACITY = 2**31 - 1
+"""Capacities travel as 32-bit numbers."""
+MIN_SECONDS = 0.001
+"""Durations travel as whole milliseconds: a shorter one would round to nothing."""
 MAX_SECONDS = 4_000_000
 """46 days: durations travel as 32-bit milliseconds."""
 MAX_GROUP_SECONDS = 10**10
-_NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
-"""The forwarder's own variables, and those that Kubernetes makes of a Service whose name begins like ours."""
-_TCP = re.compile(r"tcp://(\[[^\]]+\]|[^:/\s]+):([0-9]+)")
+"""Over 300 years: memberships travel as 64-bit milliseconds."""
+_TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s]*\]|[^:/\[\]\s]+):(?P<port>[0-9]+)")
 
 
 def _one_address(value: Any) -> Any:
@@ -42,15 +41,36 @@ def _one_address(value: Any) -> Any:
 
 def _check_transport(value: str, transports: tuple[str, ...]) -> str:
     if not value.startswith(transports):
-        raise ValueError(f"{value!r} begins with none of {', '.join(transports)}")
+        raise ValueError(f"{value!r} does not begin with {' or '.join(transports)}")
     if value.startswith("tcp://"):
-        match = _TCP.fullmatch(value)
-        if match is None or not 0 < int(match[2]) < 65536:
-            raise ValueError(f"{value!r} is not tcp://HOST:PORT with a port from 1 to 65535")
+        _check_tcp(value)
     path = value.removeprefix("ipc://")
     if path != value and not 0 < len(path.encode()) < 100:
         raise ValueError(f"{value!r}: the path after ipc:// has 1 to 99 bytes")
     return value
+
+
+def _check_tcp(value: str) -> None:
+    match = _TCP.fullmatch(value)
+    if match is None:
+        host, _, port = value.removeprefix("tcp://").rpartition(":")
+        bare = host.strip("[]")
+        if _is_ipv6(bare):
+            raise ValueError(f"{value!r}: put brackets around an IPv6 address: tcp://[{bare}]:{port}")
+        raise ValueError(f"{value!r} is not tcp://HOST:PORT (an IPv6 address in brackets: tcp://[::1]:5555)")
+    host, port = match["host"], match["port"]
+    if host.startswith("[") and not _is_ipv6(host[1:-1]):
+        raise ValueError(f"{value!r}: {host[1:-1]!r} is not an IPv6 address, and brackets are only for these")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"{value!r}: a port is a number from 1 to 65535")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _listed(value: Any) -> Any:
@@ -58,56 +78,63 @@ def _listed(value: Any) -> Any:
 
 
 Address = Annotated[str, BeforeValidator(_one_address)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Capacity = Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
+Seconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
+GroupSeconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_GROUP_SECONDS)]
 
 
 class LayerConfig(BaseModel):
-    """What both layers have in common."""
+    """The settings of both layers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
-    capacity: int = Field(100, ge=1, description="Messages that may wait on one channel; the newest is refused.")
-    channel_capacity: dict[str | re.Pattern[str], Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="Capacities of channels by glob or compiled pattern; the first match counts."
+    capacity: Capacity = Field(100, description="Messages that may wait on one channel; further ones are refused.")
+    channel_capacity: dict[str | re.Pattern[str], Capacity] = Field(
+        default_factory=dict,
+        description="Capacities by glob or compiled pattern; the first pattern that matches applies.",
     )
-    expiry: Seconds = Field(60.0, description="Seconds that a message lives.")
-    group_expiry: Annotated[float, Field(gt=0, le=MAX_GROUP_SECONDS)] | None = Field(
-        86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None for never."
+    expiry: Seconds = Field(60.0, description="Seconds after which a waiting message expires.")
+    group_expiry: GroupSeconds | None = Field(
+        86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None: never."
     )
     max_message_size: int = Field(
-        16 * 2**20, ge=1, le=2**31, description="Bytes that a serialized message may have; alike in all processes."
+        16 * 2**20, ge=1, le=2**31, description="Maximum size of a serialized message in bytes; equal in all processes."
     )
-    serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered one; alike in all processes.")
+    serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered name; equal in all processes.")
     connect_timeout: Seconds = Field(
-        5.0, description="Seconds to wait for an answer: group_add, send to a plain channel, flush."
+        5.0, description="Seconds that `group_add`, `flush` and `send` to a plain channel wait for an answer."
     )
     linger: float = Field(
         1.0,
         ge=0,
         le=60,
-        description="Seconds that closing, or the interpreter's exit, may take to deliver what was sent.",
+        description="Seconds that closing, or the interpreter's exit, may spend on delivering sent messages.",
     )
     prefetch: int = Field(
-        4, ge=0, le=1000, description="Messages of a plain channel that come ahead of a process's readers."
+        4, ge=0, le=1000, description="Messages of a plain channel that a process fetches ahead of its readers."
     )
     on_disconnect: str | None = Field(
-        None, min_length=1, description="Type of a message to every local consumer when the forwarder goes away."
+        None,
+        min_length=1,
+        description="Type of the message that every local consumer gets when the forwarder goes away.",
     )
     on_reconnect: str | None = Field(
-        None, min_length=1, description="Type of a message to every local consumer when it is back; it has `missed`."
+        None,
+        min_length=1,
+        description="Type of the message that every local consumer gets when it is back, with `missed`.",
     )
     drop_rate: float = Field(
-        0.0, ge=0, le=1, description="For tests of an application: the share of messages that is lost on purpose."
+        0.0, ge=0, le=1, description="Share of messages to drop at random, to test how an application handles loss."
     )
     curve_server_key: SecretStr | None = Field(
-        None, description="CURVE, with this public key of the side that binds: the forwarder, or the sending process."
+        None, description="Public key of the side that binds (the forwarder or the sending process); enables CURVE."
     )
-    curve_server_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_server_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
     curve_secret_key: SecretStr | None = Field(
-        None, description="Secret key of the side that connects; without one each process makes itself a key."
+        None, description="Secret key of the side that connects; without it each process generates its own."
     )
     curve_secret_key_file: str | None = Field(
-        None, min_length=1, description="File with that key; read again when the connection is made anew."
+        None, min_length=1, description="File that holds that key; read again for each new connection."
     )
 
     @model_validator(mode="after")
@@ -128,7 +155,7 @@ class LayerConfig(BaseModel):
         try:
             return dict(value)
         except (TypeError, ValueError) as error:
-            raise ValueError("a dict is needed, or pairs of a pattern and a number") from error
+            raise ValueError("expected a dict, or pairs of a pattern and a number") from error
 
 
 class EmbeddedConfig(LayerConfig):
@@ -136,17 +163,17 @@ class EmbeddedConfig(LayerConfig):
 
     pub_socket_address: Address = Field(
         "inproc://channels",
-        description="Where the one sending process publishes; `inproc://` is for a single process.",
+        description="Address at which the one sending process publishes; `inproc://` reaches only itself.",
     )
     curve_server_secret_key: SecretStr | None = Field(
-        None, description="Secret key to `curve_server_key`; the sending process needs it."
+        None, description="Secret key of `curve_server_key`; required in the sending process."
     )
-    curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File with that key.")
+    curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
     curve_allowed_keys: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
-        None, description="Public keys that may connect; without a list, whoever has `curve_server_key`."
+        None, description="Public keys that may connect; without a list, every client with `curve_server_key`."
     )
     curve_allowed_keys_file: str | None = Field(
-        None, min_length=1, description="File with such keys, one a line; read again when it has changed."
+        None, min_length=1, description="File that holds such keys, one a line; read again when it changes."
     )
 
     @model_validator(mode="after")
@@ -155,7 +182,7 @@ class EmbeddedConfig(LayerConfig):
         server_secret = self.curve_server_secret_key or self.curve_server_secret_key_file
         allowed = self.curve_allowed_keys is not None or self.curve_allowed_keys_file is not None
         if self.pub_socket_address.startswith("inproc://") and (server or server_secret or allowed):
-            raise ValueError(f"{self.pub_socket_address!r} is of this process alone: it takes no curve_ settings")
+            raise ValueError(f"{self.pub_socket_address!r} reaches only this process, so it takes no curve_ settings")
         if server_secret and not server:
             raise ValueError("curve_server_secret_key needs curve_server_key or curve_server_key_file beside it")
         if allowed and not server_secret:
@@ -171,10 +198,12 @@ class EmbeddedConfig(LayerConfig):
 class DedicatedConfig(LayerConfig):
     """CONFIG of `DedicatedZmqChannelLayer`."""
 
-    pull_socket_address: Address = Field(description="The forwarder's --pull-address: messages go there.")
-    pub_socket_address: Address = Field(description="The forwarder's --pub-address: messages come from there.")
+    pull_socket_address: Address = Field(description="The forwarder's `--pull-address`, to which messages are sent.")
+    pub_socket_address: Address = Field(
+        description="The forwarder's `--pub-address`, from which messages are received."
+    )
     outbox_capacity: int = Field(10_000, ge=0, description="Messages held while the forwarder is away.")
-    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Bytes of them together.")
+    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Total bytes of these messages.")
 
     @model_validator(mode="before")
     @classmethod
@@ -184,7 +213,7 @@ class DedicatedConfig(LayerConfig):
         if pull is not None and pub is not None and lengths[0] != lengths[1]:
             raise ValueError(
                 f"pull_socket_address has {lengths[0]} addresses and pub_socket_address {lengths[1]}: "
-                "each forwarder has one of both"
+                "each forwarder has one of each"
             )
         return data
 
@@ -209,103 +238,46 @@ def parse(model: type[Config], config: Mapping[str, Any]) -> Config:
     """Return the settings that CONFIG gives.
 
     Raises:
-        ConfigurationError: A key is unknown or missing, or a value cannot be used; names the key, and for an unknown
-            one the nearest that there is.
+        ConfigurationError: If a key is unknown or missing, or if a value is invalid; names the key, and for an unknown
+            one the nearest known key.
     """
     for key in config:
         if key not in model.model_fields:
-            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(sorted(model.model_fields))}"
+            near = nearest(key, model)
+            hint = f"did you mean {near!r}?" if near else f"the keys are {', '.join(sorted(model.model_fields))}"
             raise ConfigurationError(f"CONFIG[{key!r}]", f"unknown key; {hint}")
     try:
         return model(**config)
     except ValidationError as error:
-        problem = error.errors()[0]
-        setting = "".join(f"[{part!r}]" for part in problem["loc"] if part != "[key]")
-        message = problem["msg"].removeprefix("Value error, ")
-        hidden = problem["type"] in ("missing", "value_error") or "curve" in setting
-        shown = "" if hidden else f" (it is {problem['input']!r})"
-        raise ConfigurationError(f"CONFIG{setting}", f"{message}{shown}") from None
+        problem = first_problem(error)
+        raise ConfigurationError(f"CONFIG{problem.place}", problem.text) from None
 
 
-def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return a value for Django's `CHANNEL_LAYERS`, made from environment variables.
+def nearest(key: str, model: type[LayerConfig]) -> str | None:
+    """Return the known key that an unknown one most resembles, or None if it resembles none."""
+    return next(iter(difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)), None)
 
-    `CHANNELS_ZMQ_<KEY>` sets a key of CONFIG for the alias `default`, `CHANNELS_ZMQ__<ALIAS>__<KEY>` for another one.
-    A layer with `PULL_SOCKET_ADDRESS` is dedicated, any other embedded; with no variable at all `default` is the
-    embedded layer on an address of this process alone. `CHANNEL_CAPACITY` is a JSON object; `GROUP_EXPIRY` may be
-    `none`; an empty value counts as not set.
+
+class Problem(NamedTuple):
+    """The first fault that validation found in CONFIG.
 
     Args:
-        environ: Variables to read, those of the process if None.
-
-    Raises:
-        ConfigurationError: A variable is unknown or its value cannot be used; names the variable.
+        key: The key with the fault; empty if the fault is in how several keys fit together.
+        place: The subscripts that lead to the value, such as `['capacity']`.
+        text: The fault and, unless it is a secret, the value.
     """
-    variables = os.environ if environ is None else environ
-    found: dict[str, dict[str, str]] = {"default": {}}
-    origin: dict[tuple[str, str], str] = {}
-    for variable, value in sorted(variables.items()):
-        if not variable.startswith(ENV_PREFIX) or _NOT_OURS.match(variable) or not value:
-            continue
-        alias, key = _alias_and_key(variable)
-        found.setdefault(alias, {})[key] = value
-        origin[alias, key] = variable
-    return {alias: _layer_from_env(alias, values, origin) for alias, values in found.items()}
+
+    key: str
+    place: str
+    text: str
 
 
-def _alias_and_key(variable: str) -> tuple[str, str]:
-    rest = variable.removeprefix(ENV_PREFIX)
-    if not rest.startswith("_"):
-        return "default", rest.lower()
-    alias, _, key = rest[1:].partition("__")
-    if not alias or not key:
-        raise ConfigurationError(variable, "variables for an alias are CHANNELS_ZMQ__<ALIAS>__<KEY>")
-    return alias.lower(), key.lower()
-
-
-def _layer_from_env(alias: str, values: dict[str, str], origin: Mapping[tuple[str, str], str]) -> dict[str, Any]:
-    model: type[LayerConfig]
-    backend, model = (DEDICATED, DedicatedConfig) if "pull_socket_address" in values else (EMBEDDED, EmbeddedConfig)
-    config: dict[str, Any] = {}
-    for key, value in values.items():
-        variable = origin[alias, key]
-        if key not in model.model_fields:
-            near = difflib.get_close_matches(key, DedicatedConfig.model_fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {variable[: -len(key)]}{near[0].upper()}?" if near else ""
-            raise ConfigurationError(variable, f"unknown setting of {backend.rpartition('.')[2]}{hint}")
-        config[key] = _value(variable, key, value)
-    try:
-        parse(model, config)
-    except ConfigurationError as error:
-        broken = next((key for key in config if f"[{key!r}]" in error.setting), None)
-        missing = next((key for key in model.model_fields if f"[{key!r}]" in error.setting), None)
-        where = origin[alias, broken] if broken else _prefix(alias) + (missing.upper() if missing else "*")
-        raise ConfigurationError(where, str(error).partition(": ")[2]) from error
-    return {"BACKEND": backend, "CONFIG": config}
-
-
-def _prefix(alias: str) -> str:
-    return ENV_PREFIX if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__"
-
-
-def _value(variable: str, key: str, value: str) -> Any:
-    if key == "group_expiry" and value.lower() == "none":
-        return None
-    if key == "channel_capacity":
-        try:
-            return json.loads(value)
-        except ValueError as error:
-            raise ConfigurationError(variable, f"not a JSON object: {error}") from error
-    kind = str(LayerConfig.model_fields[key].annotation) if key in LayerConfig.model_fields else ""
-    number = (
-        int if key == "capacity" or "int" in kind or key.startswith("outbox") else float if "float" in kind else None
-    )
-    if number is None:
-        return value
-    try:
-        return number(value)
-    except ValueError as error:
-        raise ConfigurationError(
-            variable, f"{value!r} is no {'whole number' if number is int else 'number'}"
-        ) from error
+def first_problem(error: ValidationError) -> Problem:
+    """Return the first fault that a validation error reports."""
+    detail = error.errors()[0]
+    path = [part for part in detail["loc"] if part != "[key]"]
+    key = str(path[0]) if path else ""
+    message = detail["msg"].removeprefix("Value error, ")
+    hidden = detail["type"] in ("missing", "value_error") or "curve" in key
+    shown = "" if hidden else f" (it is {detail['input']!r})"
+    return Problem(key, "".join(f"[{part!r}]" for part in path), f"{message}{shown}")

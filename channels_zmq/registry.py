@@ -10,9 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from multiprocessing import util
 
-from channels_zmq import keeper
+from channels_zmq import keeper, workers
 from channels_zmq.connection import Connection
 from channels_zmq.embedded import EmbeddedConnection
 
@@ -33,8 +32,7 @@ def connection(key: tuple[object, ...], make: Callable[[], Connection]) -> Conne
             known.start()
             known.on_unused = partial(_close_soon, known)
             _connections[key] = known
-            # In a child of multiprocessing nothing registered with `atexit` is run.
-            util.Finalize(None, _at_exit, exitpriority=0)
+            workers.on_worker_exit(_at_exit)
         return known
 
 

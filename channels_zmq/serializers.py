@@ -18,12 +18,17 @@ from channels_zmq.errors import ConfigurationError, SerializationError
 from channels_zmq.mailboxes import Payload, Shared
 
 Message = dict[str, Any]
+RESERVED_KEY = "__asgi_channel__"
+"""Other layers keep a channel's name under this key and refuse it in messages; a message fits all layers or none."""
 
 
 class Serializer(NamedTuple):
-    """A way to turn a message into bytes and back; both raise TypeError, ValueError or OverflowError if they cannot."""
+    """A way to turn a message into bytes and back; both raise TypeError, ValueError or OverflowError if they cannot.
 
-    dumps: Callable[[Message], bytes]
+    `dumps` may also return a bytearray, a memoryview or a subclass of bytes.
+    """
+
+    dumps: Callable[[Message], bytes | bytearray | memoryview]
     loads: Callable[[bytes], Any]
 
 
@@ -85,15 +90,27 @@ def pack(serializer: Serializer, message: Message) -> bytes:
     """Return the bytes of a message.
 
     Raises:
-        SerializationError: Something in it cannot be carried; names the path to it.
+        SerializationError: If something in it cannot be carried (names the path to it), if it holds the reserved key
+            `__asgi_channel__`, or if the serializer returns anything but bytes (names the serializer).
     """
     if not isinstance(message, dict):
         raise SerializationError("message", f"a message is a dict, not {type(message).__name__}")
+    if RESERVED_KEY in message:
+        raise SerializationError(f"message[{RESERVED_KEY!r}]", "this key is reserved for channel layers: rename it")
     try:
-        return serializer.dumps(message)
+        payload = serializer.dumps(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         path, problem = next(_problems(serializer, message, "message"), ("message", str(error)))
         raise SerializationError(path, problem) from error
+    return payload if type(payload) is bytes else _exact_bytes(serializer, payload)
+
+
+def _exact_bytes(serializer: Serializer, payload: object) -> bytes:
+    """Copy what a serializer returned: nothing it still holds may change a message that waits to be sent."""
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return bytes(payload)
+    name = next((repr(name) for name, one in _registry.items() if one is serializer), repr(serializer.dumps))
+    raise SerializationError("message", f"the serializer {name} returned {type(payload).__name__} instead of bytes")
 
 
 MAX_DEPTH = 200

@@ -19,7 +19,8 @@ import chart
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
-from channels_zmq.config import ENV_PREFIX, DedicatedConfig, EmbeddedConfig
+from channels_zmq.config import DedicatedConfig, EmbeddedConfig
+from channels_zmq.environment import ENV_PREFIX
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange

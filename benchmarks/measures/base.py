@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.crew import Crew
 from benchmarks.goals import Goal
@@ -14,16 +14,25 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """The servers and the size of a run."""
+    """The servers and the size of a run.
+
+    Args:
+        addresses: Where the servers listen.
+        loop: `asyncio` or `uvloop`.
+        quick: Small sizes, whose figures mean nothing.
+        notes: Known defects of peers are added here.
+        path: Folders to import our layers from, if they are those of another commit.
+    """
 
     addresses: Addresses
     loop: str
     quick: bool
     notes: list[str] = field(default_factory=list)
+    path: tuple[str, ...] = ()
 
     def peer(self, name: str) -> Peer:
         """The channel layer of that name on this run's servers."""
-        return peer(name, self.addresses)
+        return replace(peer(name, self.addresses), path=self.path)
 
     def crew(self) -> Crew:
         """No processes yet."""

@@ -2,22 +2,27 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import webhook
+from benchmarks.comparison import compare
 from benchmarks.crew import Crew, CrewError, Line, WrongResultError
 from benchmarks.goals import Goal, judge
 from benchmarks.measures.base import Bench, percentile
 from benchmarks.measures.jobs import Job, check_jobs
 from benchmarks.messages import check, message
-from benchmarks.run import MEASURES
+from benchmarks.peers import peer
+from benchmarks.run import MEASURES, Entry, _order
 from benchmarks.servers import Addresses
 
 ROOT = Path(__file__).parents[2]
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the history of the repository")
 
 
 @pytest.mark.slow
@@ -38,6 +43,100 @@ def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path
             assert all(figure["median"] > 0 and figure["rounds"] for figure in figures.values())
     assert {goal["met"] for goal in content["goals"]} <= {True, False}
     assert "ratio" in ran.stdout
+
+
+@pytest.mark.slow
+@needs_git
+def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path):
+    """Every figure that both have, for both topologies; the other commit's tree is gone afterwards."""
+    path, folder = tmp_path / "figures.json", tmp_path / "temporary"
+    folder.mkdir()
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "2", "--json", str(path), "--base", "HEAD"]
+    command += ["--no-peers", "--only", "throughput", "--tolerance", "5"]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    content = json.loads(path.read_text())
+    assert set(content["measures"]["throughput"]) == {"dedicated", "base-dedicated", "embedded", "base-embedded"}
+    compared = {(one["layer"], one["figure"]): one for one in content["comparisons"]}
+    assert len(compared) == 4
+    assert all(one["low"] <= one["ratio"] <= one["high"] and one["limit"] == 0.95 for one in compared.values())
+    assert "ours beside HEAD" in ran.stdout
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+@needs_git
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal.Signals):
+    """A signal ends the processes of the run first and removes the other commit's tree then."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--base", "HEAD", "--no-peers", "--only", "throughput"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "round 1" in process.stderr.readline()
+        assert list(tmp_path.glob("bench-base-*"))
+        process.send_signal(number)
+        said = process.stderr.read()
+        assert process.wait(60) != 0, said
+    assert not list(tmp_path.glob("bench-base-*"))
+
+
+@needs_git
+def test_a_commit_that_does_not_exist_is_named():
+    """Status 2, before anything is measured."""
+    command = [sys.executable, "-m", "benchmarks", "--base", "no-such-commit", "--no-peers", "--only", "jobs"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 2
+    assert "no-such-commit" in ran.stderr
+    assert "round" not in ran.stderr
+
+
+def test_a_layer_of_another_tree_is_never_silently_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder without the package gives an error instead of our own figures."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ImportError, match="which is not in"):
+        replace(peer("embedded-local", Addresses()), path=(str(tmp_path),)).open()
+
+
+def rounds(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+@pytest.mark.parametrize(
+    "figure, ours, met, clear",
+    [
+        ("p50_us", rounds(*[102] * 5), True, True),
+        ("p50_us", rounds(*[104] * 5), False, True),
+        ("p50_us", rounds(99, 100, 102, 119, 120), True, False),
+        ("p50_us", rounds(*[50] * 5), True, True),
+        ("p50_us", rounds(50, 50), True, False),
+        ("jobs_per_s", rounds(*[98] * 5), True, True),
+        ("jobs_per_s", rounds(*[96] * 5), False, True),
+        ("jobs_per_s", rounds(99, 98, 96, 96, 95), False, False),
+        ("jobs_per_s", rounds(*[200] * 5), True, True),
+    ],
+)
+def test_a_figure_may_be_worse_by_the_tolerance(figure: str, ours: dict[int, float], met: bool, clear: bool):
+    """Worse is more for a time and less for a rate; few rounds, or an interval around the limit, are unclear."""
+    (found,) = compare("m", "dedicated", {figure: ours}, {figure: rounds(*[100] * 5)}, 3)
+    assert (found.met, found.clear) == (met, clear)
+    assert found.low <= found.ratio <= found.high
+
+
+def test_only_rounds_of_both_are_compared():
+    """A ratio has both sides from one round: a machine that became slower for a while says nothing about the code."""
+    ours, base = {0: 100.0, 1: 300.0, 2: 100.0}, {1: 300.0, 2: 100.0, 3: 7.0}
+    (found,) = compare("m", "dedicated", {"p50_us": ours, "p99_us": ours}, {"p50_us": base}, 3)
+    assert (found.ours, found.base, found.ratio) == (200.0, 200.0, 1.0)
+
+
+def test_what_is_compared_is_measured_back_to_back_in_turns():
+    """So that a change of the machine's speed meets both, and neither always comes second."""
+    bench = Bench(Addresses(), "asyncio", quick=True)
+    pairs = [[Entry("a", "a", bench), Entry("base-a", "a", bench)], [Entry("b", "b", bench)]]
+    order = [[one.label for one in _order(pairs, turn)] for turn in range(3)]
+    assert order == [["a", "base-a", "b"], ["b", "base-a", "a"], ["a", "base-a", "b"]]
 
 
 @pytest.mark.slow

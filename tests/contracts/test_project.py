@@ -32,3 +32,37 @@ def test_no_folder_shadows_a_module_of_pythons() -> None:
     """With an `__init__.py` in `operator/` the standard library's `operator` could not be imported."""
     assert not (ROOT / "operator" / "__init__.py").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+BOUND = re.compile(r"([a-z-]+)>=([0-9.]+)")
+
+
+def lower_bounds(*folders: str) -> dict[str, str]:
+    """Return what the distributions of these folders need at least."""
+    lines = [
+        line
+        for folder in folders
+        for line in tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    return dict(found.groups() for line in lines if (found := BOUND.match(line)))
+
+
+def test_what_is_tested_as_the_lowest_versions_is_what_users_may_install() -> None:
+    """`make test-lowest` has exactly the lower bounds that the library and the forwarder declare."""
+    locked = dict(
+        re.findall(r"^([a-z-]+)==([0-9.]+)", (ROOT / "requirements" / "lowest.txt").read_text(), re.MULTILINE)
+    )
+    for name, bound in lower_bounds(".", "forwarder").items():
+        assert locked[name].removesuffix(".0") == bound.removesuffix(".0"), name
+
+
+def test_requirement_files_repeat_the_bounds_of_the_distributions() -> None:
+    """They are compiled from `.in` files, which cannot read a `pyproject.toml`."""
+    for name, folders in {
+        "runtime": (".", "forwarder"),
+        "forwarder": ("forwarder",),
+        "operator": ("operator",),
+    }.items():
+        given = dict(BOUND.findall((ROOT / "requirements" / f"{name}.in").read_text()))
+        bounds = lower_bounds(*folders)
+        assert {key: given[key] for key in bounds} == bounds

@@ -1,36 +1,22 @@
-"""What CONFIG and the environment may hold."""
+"""The settings that CONFIG may hold."""
 
 import re
+import sys
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from pydantic import ValidationError
 
-from channels_zmq.config import DEDICATED, EMBEDDED, DedicatedConfig, EmbeddedConfig, channel_layers_from_env, parse
+from channels_zmq.config import DedicatedConfig, EmbeddedConfig, parse
 from channels_zmq.errors import ConfigurationError
 
 ADDRESSES = {"pull_socket_address": "tcp://f:7001", "pub_socket_address": "tcp://f:7002"}
-PULL, PUB = "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS", "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"
-VARIABLES = {PULL: "tcp://f:7001", PUB: "tcp://f:7002"}
 
 
 def refusal(model, config):
     with pytest.raises(ConfigurationError) as caught:
         parse(model, config)
     return caught.value
-
-
-def env_refusal(environ):
-    with pytest.raises(ConfigurationError) as caught:
-        channel_layers_from_env(environ)
-    return caught.value
-
-
-def default_config(environ):
-    return channel_layers_from_env(environ)["default"]["CONFIG"]
-
-
-# CONFIG
 
 
 def test_the_embedded_layer_needs_no_key():
@@ -87,15 +73,20 @@ def test_a_configuration_error_is_djangos_own():
         ("capacity", 0),
         ("capacity", 1.5),
         ("capacity", None),
+        ("capacity", 2**31),
+        ("capacity", sys.maxsize),
         ("expiry", 0),
         ("expiry", -1),
+        ("expiry", 0.0004),
         ("expiry", float("inf")),
         ("expiry", float("nan")),
         ("expiry", "soon"),
         ("group_expiry", 0),
+        ("group_expiry", 0.0009),
         ("group_expiry", float("nan")),
         ("max_message_size", 0),
         ("connect_timeout", 0),
+        ("connect_timeout", 0.0009),
         ("linger", -1),
         ("prefetch", -1),
         ("drop_rate", 1.1),
@@ -109,6 +100,14 @@ def test_a_value_that_cannot_be_used_is_refused(key, value):
     error = refusal(EmbeddedConfig, {key: value})
     assert error.setting == f"CONFIG[{key!r}]"
     assert str(error).endswith(f"(it is {value!r})")
+
+
+@pytest.mark.parametrize(
+    "key, value", [("capacity", 2**31 - 1), ("expiry", 0.001), ("connect_timeout", 0.001), ("group_expiry", 0.001)]
+)
+def test_the_bounds_themselves_are_allowed(key, value):
+    """A capacity travels as a 32-bit number, a duration as whole milliseconds."""
+    assert getattr(parse(EmbeddedConfig, {key: value}), key) == value
 
 
 def test_no_group_expiry_is_allowed():
@@ -134,7 +133,7 @@ def test_capacities_may_be_pairs():
     assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
 
 
-@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": "x"}, {5: 5}])
+@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
 def test_capacities_of_another_form_are_refused(value):
     """The error names the key."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
@@ -147,7 +146,19 @@ def test_capacities_in_a_list_of_no_pairs_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://f:1", "tcp://*:65535", "tcp://[::1]:5", "tcp://10.0.0.1:7001", "ipc:///run/f.sock", "ipc://@f"]
+    "address",
+    [
+        "tcp://f:1",
+        "tcp://*:65535",
+        "tcp://10.0.0.1:7001",
+        "tcp://[::1]:5555",
+        "tcp://[::]:5555",
+        "tcp://[2001:db8::17]:5555",
+        "tcp://[fe80::1%eth0]:5555",
+        "tcp://[::ffff:10.0.0.1]:5555",
+        "ipc:///run/f.sock",
+        "ipc://@f",
+    ],
 )
 def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
     """By both layers."""
@@ -170,6 +181,17 @@ def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
         "tcp://f:1/x",
         "tcp://f:1\n",
         "tcp://::1:5",
+        "tcp://[::1]",
+        "tcp://[::1]:",
+        "tcp://[::1]:0",
+        "tcp://[::1:5",
+        "tcp://::1]:5",
+        "tcp://[]:5",
+        "tcp://[[::1]]:5",
+        "tcp://[::1]x:5",
+        "tcp://[f]:5",
+        "tcp://[10.0.0.1]:5",
+        "tcp://[*]:5",
         "ipc://",
         "ipc://" + "x" * 100,
     ],
@@ -180,6 +202,19 @@ def test_an_address_that_cannot_be_used_is_refused(key, address):
     error = refusal(DedicatedConfig, {**ADDRESSES, key: address})
     assert error.setting == f"CONFIG[{key!r}]"
     assert repr(address) in str(error)
+
+
+@pytest.mark.parametrize("address", ["tcp://::1:5555", "tcp://[::1:5555", "tcp://::1]:5555"])
+def test_an_ipv6_address_without_its_brackets_is_shown_with_them(address):
+    """The error holds the address to write instead."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address})
+    assert str(error).endswith("put brackets around an IPv6 address: tcp://[::1]:5555")
+
+
+def test_brackets_around_a_host_name_are_explained():
+    """They are only for IPv6 addresses."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": "tcp://[f]:5555"})
+    assert str(error).endswith("'f' is not an IPv6 address, and brackets are only for these")
 
 
 @pytest.mark.parametrize("key", list(ADDRESSES))
@@ -213,153 +248,6 @@ def test_one_address_for_both_ways_is_refused():
     """A forwarder has two ports."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": ADDRESSES["pull_socket_address"]})
     assert "are the same" in str(error)
-
-
-# The environment
-
-
-@pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"CHANNELS_ZMQ_CAPACITY": ""}])
-def test_no_variable_gives_an_embedded_layer_for_one_process(environ):
-    """An empty value counts as not set."""
-    assert channel_layers_from_env(environ) == {"default": {"BACKEND": EMBEDDED, "CONFIG": {}}}
-
-
-def test_a_pull_address_gives_a_dedicated_layer():
-    """With the addresses in its CONFIG."""
-    assert channel_layers_from_env(VARIABLES) == {"default": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES}}
-
-
-def test_an_alias_has_variables_of_its_own():
-    """The layers may be of different kinds."""
-    environ = {
-        "CHANNELS_ZMQ_CAPACITY": "5",
-        "CHANNELS_ZMQ__JOBS__PULL_SOCKET_ADDRESS": "tcp://f:7001",
-        "CHANNELS_ZMQ__JOBS__PUB_SOCKET_ADDRESS": "tcp://f:7002",
-    }
-    assert channel_layers_from_env(environ) == {
-        "default": {"BACKEND": EMBEDDED, "CONFIG": {"capacity": 5}},
-        "jobs": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES},
-    }
-
-
-def test_an_alias_may_hold_an_underscore():
-    """Two in a row end it."""
-    assert channel_layers_from_env({"CHANNELS_ZMQ__MY_JOBS__MAX_MESSAGE_SIZE": "9"})["my_jobs"]["CONFIG"] == {
-        "max_message_size": 9
-    }
-
-
-@pytest.mark.parametrize("variable", ["CHANNELS_ZMQ__JOBS", "CHANNELS_ZMQ__JOBS__", "CHANNELS_ZMQ___CAPACITY"])
-def test_a_variable_without_alias_or_key_is_refused(variable):
-    """The error names it and shows the form."""
-    error = env_refusal({variable: "5"})
-    assert error.setting == variable
-    assert "CHANNELS_ZMQ__<ALIAS>__<KEY>" in str(error)
-
-
-@pytest.mark.parametrize(
-    "variable, near",
-    [
-        ("CHANNELS_ZMQ_CAPCITY", "CHANNELS_ZMQ_CAPACITY"),
-        ("CHANNELS_ZMQ__JOBS__EXPIRE", "CHANNELS_ZMQ__JOBS__EXPIRY"),
-    ],
-)
-def test_a_misspelt_variable_is_told_the_nearest(variable, near):
-    """It is never swallowed."""
-    error = env_refusal({variable: "5"})
-    assert error.setting == variable
-    assert str(error).endswith(f"did you mean {near}?")
-
-
-def test_a_variable_of_the_dedicated_layer_alone_is_refused():
-    """The error names the layer that does not know it."""
-    error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
-    assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
-    assert "EmbeddedZmqChannelLayer" in str(error)
-
-
-def test_a_misspelt_pull_address_is_told_the_pull_address():
-    """Also though it would have made the layer a dedicated one."""
-    error = env_refusal({"CHANNELS_ZMQ_PULL_SOCKET_ADRESS": "tcp://f:7001", PUB: "tcp://f:7002"})
-    assert str(error).endswith(f"did you mean {PULL}?")
-
-
-def test_a_missing_variable_is_named():
-    """Whoever sets one address learns what the other one is called."""
-    assert PUB in str(env_refusal({PULL: "tcp://f:7001"}))
-
-
-def test_the_forwarders_variables_are_its_own():
-    """Both may stand in one environment."""
-    assert default_config({"CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS": "tcp://*:7001"}) == {}
-
-
-@pytest.mark.parametrize(
-    "key, text, value",
-    [
-        ("capacity", "5", 5),
-        ("max_message_size", "1000", 1000),
-        ("prefetch", "0", 0),
-        ("outbox_capacity", "7", 7),
-        ("outbox_bytes", "8", 8),
-        ("expiry", "1.5", 1.5),
-        ("connect_timeout", "2", 2.0),
-        ("linger", "0", 0.0),
-        ("drop_rate", "0.5", 0.5),
-        ("group_expiry", "60", 60.0),
-        ("group_expiry", "none", None),
-        ("group_expiry", "None", None),
-        ("serializer", "json", "json"),
-        ("on_disconnect", "zmq.gone", "zmq.gone"),
-        ("on_reconnect", "5", "5"),
-        ("channel_capacity", '{"b*": 5, "a*": 6}', {"b*": 5, "a*": 6}),
-    ],
-)
-def test_a_value_becomes_what_its_key_holds(key, text, value):
-    """Whole numbers, numbers, text, none and a JSON object."""
-    config = default_config({**VARIABLES, f"CHANNELS_ZMQ_{key.upper()}": text})
-    assert config == {**ADDRESSES, key: value}
-    assert type(config[key]) is type(value)
-
-
-@pytest.mark.parametrize(
-    "variable, text",
-    [
-        ("CHANNELS_ZMQ_CAPACITY", "many"),
-        ("CHANNELS_ZMQ_CAPACITY", "1.5"),
-        ("CHANNELS_ZMQ_CAPACITY", "-1"),
-        ("CHANNELS_ZMQ_EXPIRY", "soon"),
-        ("CHANNELS_ZMQ_EXPIRY", "nan"),
-        ("CHANNELS_ZMQ_GROUP_EXPIRY", "never"),
-        ("CHANNELS_ZMQ_OUTBOX_BYTES", "64M"),
-        ("CHANNELS_ZMQ__JOBS__CAPACITY", "0"),
-        ("CHANNELS_ZMQ__JOBS__LINGER", "x"),
-        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "{"),
-        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "5"),
-        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", '{"a": 0}'),
-        (PUB, "f:7002"),
-    ],
-)
-def test_a_value_that_cannot_be_used_names_its_variable(variable, text):
-    """Not the key of CONFIG, which whoever sets variables has not written."""
-    assert env_refusal({**VARIABLES, variable: text}).setting == variable
-
-
-def test_capacities_in_a_json_list_name_their_variable():
-    """A JSON object is asked for."""
-    assert env_refusal({"CHANNELS_ZMQ_CHANNEL_CAPACITY": "[1]"}).setting == "CHANNELS_ZMQ_CHANNEL_CAPACITY"
-
-
-def test_a_layer_made_from_variables_is_valid():
-    """Its CONFIG passes the check of its layer."""
-    layer = channel_layers_from_env({**VARIABLES, "CHANNELS_ZMQ_CHANNEL_CAPACITY": '{"a*": 5}'})["default"]
-    assert parse(DedicatedConfig, layer["CONFIG"]).channel_capacity == {"a*": 5}
-
-
-def test_the_variables_of_the_process_are_read_by_default(monkeypatch):
-    """So that settings need one call and no argument."""
-    monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
-    assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5
 
 
 KEY = "k" * 40

@@ -213,3 +213,33 @@ def test_an_unknown_serializer_is_told_the_known_ones():
     with pytest.raises(ConfigurationError, match="'pickle' is not registered; known are json, msgpack") as caught:
         named("pickle")
     assert caught.value.setting == "serializer"
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_the_reserved_key_is_refused(name):
+    """Other layers refuse it too, so a message that passes here passes there."""
+    error = refusal(name, {"type": "t", "__asgi_channel__": "a"})
+    assert error.path == "message['__asgi_channel__']"
+    assert "reserved" in str(error)
+    assert there_and_back(name, {"a": {"__asgi_channel__": 1}}) == {"a": {"__asgi_channel__": 1}}
+
+
+class Tagged(bytes):
+    """Bytes that know more than bytes."""
+
+
+@pytest.mark.parametrize("kind", [Tagged, bytearray, memoryview])
+def test_what_a_serializer_returns_becomes_exact_bytes(kind):
+    """Nothing it still holds can change the message later."""
+    payload = pack(Serializer(lambda message: kind(b"{}"), json.loads), {"a": 1})
+    assert payload == b"{}"
+    assert type(payload) is bytes
+
+
+@pytest.mark.parametrize("result", [None, "{}", 5, [1]])
+def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch, result):
+    """The message is fine then; whoever reads the error has to look at the serializer."""
+    monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
+    register("mine", Serializer(lambda message: result, json.loads))
+    error = refusal("mine", {"a": 1})
+    assert str(error) == f"message: the serializer 'mine' returned {type(result).__name__} instead of bytes"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from channels_zmq.config import channel_layers_from_env
+from channels_zmq.environment import channel_layers_from_env
 from channels_zmq_forwarder.settings import Settings as ForwarderSettings
 from channels_zmq_operator.injection import patch
 from channels_zmq_operator.models import Owner, parse
@@ -88,7 +88,7 @@ def test_the_library_takes_the_config_map() -> None:
             environment[one["name"]] = data[key]
     assert len(environment) == len(data)
     config = channel_layers_from_env(environment)["default"]["CONFIG"]
-    assert config["capacity"] in (7, "7")
+    assert config["capacity"] == 7
     assert config["curve_secret_key_file"] == f"{key_folder('chat')}/{KEY_FILE}"
     assert json.loads(data[f"{ENV}CHANNEL_CAPACITY"]) == {"jobs.*": 9}
     assert data[f"{ENV}MAX_MESSAGE_SIZE"] == str(2**20)

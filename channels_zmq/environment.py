@@ -1,0 +1,94 @@
+"""`CHANNEL_LAYERS` from environment variables.
+
+Sorts the variables by alias and key; `config` validates and converts the values. Pure: the variables are an argument.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig, first_problem, nearest
+from channels_zmq.errors import ConfigurationError
+
+EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
+DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
+ENV_PREFIX = "CHANNELS_ZMQ_"
+_NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
+"""The forwarder's own variables, and those that Kubernetes derives from a Service whose name begins with our prefix."""
+
+
+def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """Return a value for Django's `CHANNEL_LAYERS`, made from environment variables.
+
+    `CHANNELS_ZMQ_<KEY>` sets a key of CONFIG for the alias `default`, `CHANNELS_ZMQ__<ALIAS>__<KEY>` for another one.
+    A layer with `PULL_SOCKET_ADDRESS` is dedicated, any other embedded; without any variable `default` is the
+    embedded layer on an address that only this process can reach. `CHANNEL_CAPACITY` is a JSON object; `GROUP_EXPIRY`
+    may be `none`; an empty value counts as not set.
+
+    Args:
+        environ: The variables to read; those of the process if None.
+
+    Raises:
+        ConfigurationError: If a variable is unknown or missing, or if its value is invalid; names the variable.
+    """
+    variables = os.environ if environ is None else environ
+    layers: dict[str, dict[str, str]] = {"default": {}}
+    for variable, value in sorted(variables.items()):
+        if variable.startswith(ENV_PREFIX) and not _NOT_OURS.match(variable) and value:
+            alias, key = _alias_and_key(variable)
+            layers.setdefault(alias, {})[key] = value
+    return {alias: _layer(alias, values) for alias, values in layers.items()}
+
+
+def _alias_and_key(variable: str) -> tuple[str, str]:
+    rest = variable.removeprefix(ENV_PREFIX)
+    if not rest.startswith("_"):
+        return "default", rest.lower()
+    alias, _, key = rest[1:].partition("__")
+    if not alias or not key:
+        raise ConfigurationError(variable, "variables for an alias are CHANNELS_ZMQ__<ALIAS>__<KEY>")
+    return alias.lower(), key.lower()
+
+
+def _layer(alias: str, values: Mapping[str, str]) -> dict[str, Any]:
+    model: type[LayerConfig]
+    backend, model = (DEDICATED, DedicatedConfig) if "pull_socket_address" in values else (EMBEDDED, EmbeddedConfig)
+    for key in values:
+        if key in model.model_fields:
+            continue
+        near = nearest(key, DedicatedConfig)
+        hint = f"; did you mean {_variable(alias, near)}?" if near else ""
+        raise ConfigurationError(_variable(alias, key), f"unknown setting of {backend.rpartition('.')[2]}{hint}")
+    given = {key: _prepared(_variable(alias, key), key, value) for key, value in values.items()}
+    try:
+        parsed = model(**given)
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise ConfigurationError(_variable(alias, problem.key or "*"), problem.text) from None
+    return {"BACKEND": backend, "CONFIG": {key: _plain(getattr(parsed, key)) for key in given}}
+
+
+def _variable(alias: str, key: str) -> str:
+    prefix = ENV_PREFIX if alias == "default" else f"{ENV_PREFIX}_{alias.upper()}__"
+    return prefix + key.upper()
+
+
+def _prepared(variable: str, key: str, value: str) -> Any:
+    """Return what the model takes for a variable's text; numbers it converts by itself."""
+    if key == "group_expiry" and value.lower() == "none":
+        return None
+    if key == "channel_capacity":
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ConfigurationError(variable, f"invalid JSON object: {error}") from None
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as people write it into CONFIG."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -1,0 +1,45 @@
+"""Runs under load: what `make test-under-load` does, with a command that is quick."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+from load import busy_cores
+
+LOAD = Path(__file__).parents[1] / "support" / "load.py"
+COUNT = "import os, psutil; print(len(psutil.Process(os.getppid()).children()) - 1, 'busy')"
+"""Counts the processes that run beside it."""
+
+
+def run_load(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(LOAD), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_command_runs_several_times_beside_busy_processes():
+    """One line a run, with the last line of its output."""
+    ran = run_load("--runs", "2", "--busy", "1", sys.executable, "-c", COUNT)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2
+    for number, line in enumerate(lines, 1):
+        assert line.startswith(f"run {number} of 2: passed after ")
+        assert line.endswith("0 failed so far (1 busy)")
+
+
+def test_a_run_that_fails_shows_its_output_and_the_others_go_on():
+    """The status is 1 at the end."""
+    ran = run_load("--runs", "2", "--busy", "0", sys.executable, "-c", "print('first'); raise SystemExit(3)")
+    assert ran.returncode == 1
+    assert ran.stdout.count("failed with status 3") == 2
+    assert "2 failed so far" in ran.stdout
+    assert ran.stdout.splitlines()[1] == "first"
+
+
+def test_busy_processes_end_with_the_block():
+    """Nothing stays behind."""
+    with busy_cores(2) as processes:
+        assert len(processes) == 2
+        assert all(psutil.pid_exists(one) for one in processes)
+    assert not any(psutil.pid_exists(one) for one in processes)

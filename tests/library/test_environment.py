@@ -1,0 +1,193 @@
+"""`CHANNEL_LAYERS` from environment variables."""
+
+import pytest
+
+from channels_zmq.config import DedicatedConfig, parse
+from channels_zmq.environment import DEDICATED, EMBEDDED, channel_layers_from_env
+from channels_zmq.errors import ConfigurationError
+
+ADDRESSES = {"pull_socket_address": "tcp://f:7001", "pub_socket_address": "tcp://f:7002"}
+PULL, PUB = "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS", "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"
+VARIABLES = {PULL: "tcp://f:7001", PUB: "tcp://f:7002"}
+KEY = "k" * 40
+
+
+def env_refusal(environ):
+    with pytest.raises(ConfigurationError) as caught:
+        channel_layers_from_env(environ)
+    return caught.value
+
+
+def default_config(environ):
+    return channel_layers_from_env(environ)["default"]["CONFIG"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"CHANNELS_ZMQ_CAPACITY": ""}])
+def test_no_variable_gives_an_embedded_layer_for_one_process(environ):
+    """An empty value counts as not set."""
+    assert channel_layers_from_env(environ) == {"default": {"BACKEND": EMBEDDED, "CONFIG": {}}}
+
+
+def test_a_pull_address_gives_a_dedicated_layer():
+    """With the addresses in its CONFIG."""
+    assert channel_layers_from_env(VARIABLES) == {"default": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES}}
+
+
+def test_an_alias_has_variables_of_its_own():
+    """The layers may be of different kinds."""
+    environ = {
+        "CHANNELS_ZMQ_CAPACITY": "5",
+        "CHANNELS_ZMQ__JOBS__PULL_SOCKET_ADDRESS": "tcp://f:7001",
+        "CHANNELS_ZMQ__JOBS__PUB_SOCKET_ADDRESS": "tcp://f:7002",
+    }
+    assert channel_layers_from_env(environ) == {
+        "default": {"BACKEND": EMBEDDED, "CONFIG": {"capacity": 5}},
+        "jobs": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES},
+    }
+
+
+def test_an_alias_may_hold_an_underscore():
+    """Two in a row end it."""
+    assert channel_layers_from_env({"CHANNELS_ZMQ__MY_JOBS__MAX_MESSAGE_SIZE": "9"})["my_jobs"]["CONFIG"] == {
+        "max_message_size": 9
+    }
+
+
+@pytest.mark.parametrize("variable", ["CHANNELS_ZMQ__JOBS", "CHANNELS_ZMQ__JOBS__", "CHANNELS_ZMQ___CAPACITY"])
+def test_a_variable_without_alias_or_key_is_refused(variable):
+    """The error names it and shows the form."""
+    error = env_refusal({variable: "5"})
+    assert error.setting == variable
+    assert "CHANNELS_ZMQ__<ALIAS>__<KEY>" in str(error)
+
+
+@pytest.mark.parametrize(
+    "variable, near",
+    [
+        ("CHANNELS_ZMQ_CAPCITY", "CHANNELS_ZMQ_CAPACITY"),
+        ("CHANNELS_ZMQ__JOBS__EXPIRE", "CHANNELS_ZMQ__JOBS__EXPIRY"),
+    ],
+)
+def test_a_misspelt_variable_is_told_the_nearest(variable, near):
+    """It is never swallowed."""
+    error = env_refusal({variable: "5"})
+    assert error.setting == variable
+    assert str(error).endswith(f"did you mean {near}?")
+
+
+def test_a_variable_of_the_dedicated_layer_alone_is_refused():
+    """The error names the layer that does not know it."""
+    error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
+    assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
+    assert "EmbeddedZmqChannelLayer" in str(error)
+
+
+def test_a_misspelt_pull_address_is_told_the_pull_address():
+    """Also though it would have made the layer a dedicated one."""
+    error = env_refusal({"CHANNELS_ZMQ_PULL_SOCKET_ADRESS": "tcp://f:7001", PUB: "tcp://f:7002"})
+    assert str(error).endswith(f"did you mean {PULL}?")
+
+
+def test_a_missing_variable_is_named():
+    """Whoever sets one address learns what the other one is called."""
+    assert PUB in str(env_refusal({PULL: "tcp://f:7001"}))
+
+
+def test_the_forwarders_variables_are_its_own():
+    """Both may stand in one environment."""
+    assert default_config({"CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS": "tcp://*:7001"}) == {}
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("capacity", "5", 5),
+        ("max_message_size", "1000", 1000),
+        ("prefetch", "0", 0),
+        ("outbox_capacity", "7", 7),
+        ("outbox_bytes", "8", 8),
+        ("expiry", "1.5", 1.5),
+        ("connect_timeout", "2", 2.0),
+        ("linger", "0", 0.0),
+        ("drop_rate", "0.5", 0.5),
+        ("group_expiry", "60", 60.0),
+        ("group_expiry", "none", None),
+        ("group_expiry", "None", None),
+        ("serializer", "json", "json"),
+        ("on_disconnect", "zmq.gone", "zmq.gone"),
+        ("on_reconnect", "5", "5"),
+        ("channel_capacity", '{"b*": 5, "a*": 6}', {"b*": 5, "a*": 6}),
+    ],
+)
+def test_a_value_becomes_what_its_key_holds(key, text, value):
+    """Whole numbers, numbers, text, none and a JSON object."""
+    config = default_config({**VARIABLES, f"CHANNELS_ZMQ_{key.upper()}": text})
+    assert config == {**ADDRESSES, key: value}
+    assert type(config[key]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "variable, text",
+    [
+        ("CHANNELS_ZMQ_CAPACITY", "many"),
+        ("CHANNELS_ZMQ_CAPACITY", "1.5"),
+        ("CHANNELS_ZMQ_CAPACITY", "-1"),
+        ("CHANNELS_ZMQ_EXPIRY", "soon"),
+        ("CHANNELS_ZMQ_EXPIRY", "nan"),
+        ("CHANNELS_ZMQ_GROUP_EXPIRY", "never"),
+        ("CHANNELS_ZMQ_OUTBOX_BYTES", "64M"),
+        ("CHANNELS_ZMQ__JOBS__CAPACITY", "0"),
+        ("CHANNELS_ZMQ__JOBS__LINGER", "x"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "{"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", "5"),
+        ("CHANNELS_ZMQ_CHANNEL_CAPACITY", '{"a": 0}'),
+        (PUB, "f:7002"),
+    ],
+)
+def test_a_value_that_cannot_be_used_names_its_variable(variable, text):
+    """Not the key of CONFIG, which whoever sets variables has not written."""
+    assert env_refusal({**VARIABLES, variable: text}).setting == variable
+
+
+def test_capacities_in_a_json_list_name_their_variable():
+    """A JSON object is asked for."""
+    assert env_refusal({"CHANNELS_ZMQ_CHANNEL_CAPACITY": "[1]"}).setting == "CHANNELS_ZMQ_CHANNEL_CAPACITY"
+
+
+def test_a_layer_made_from_variables_is_valid():
+    """Its CONFIG passes the check of its layer."""
+    layer = channel_layers_from_env({**VARIABLES, "CHANNELS_ZMQ_CHANNEL_CAPACITY": '{"a*": 5}'})["default"]
+    assert parse(DedicatedConfig, layer["CONFIG"]).channel_capacity == {"a*": 5}
+
+
+def test_the_variables_of_the_process_are_read_by_default(monkeypatch):
+    """So that settings need one call and no argument."""
+    monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
+    assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5
+
+
+def test_an_invalid_number_is_explained_beside_its_variable():
+    """The message shows what the variable holds and what it should hold."""
+    error = env_refusal({"CHANNELS_ZMQ_CAPACITY": "1.5"})
+    assert str(error).startswith("CHANNELS_ZMQ_CAPACITY: Input should be a valid integer")
+    assert str(error).endswith("(it is '1.5')")
+
+
+def test_a_secret_is_plain_text_in_config_and_hidden_in_errors():
+    """CONFIG holds what people would write into it; an error never shows a key."""
+    variables = {**VARIABLES, "CHANNELS_ZMQ_CURVE_SECRET_KEY": KEY}
+    assert default_config({**variables, "CHANNELS_ZMQ_CURVE_SERVER_KEY": KEY})["curve_secret_key"] == KEY
+    error = env_refusal(variables)
+    assert error.setting == "CHANNELS_ZMQ_*"
+    assert KEY not in str(error)
+
+
+def test_allowed_keys_become_a_tuple():
+    """A comma separates them."""
+    environ = {
+        PUB: "tcp://127.0.0.1:5556",
+        "CHANNELS_ZMQ_CURVE_SERVER_KEY": KEY,
+        "CHANNELS_ZMQ_CURVE_SERVER_SECRET_KEY": KEY,
+        "CHANNELS_ZMQ_CURVE_ALLOWED_KEYS": f"{KEY}, {'j' * 40}",
+    }
+    assert default_config(environ)["curve_allowed_keys"] == (KEY, "j" * 40)

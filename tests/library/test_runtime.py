@@ -1,0 +1,67 @@
+"""Which processes cannot run the layer."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.runtime import refuse_gevent
+
+PROGRAM = """
+from gevent import monkey
+{patch}
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.runtime import refuse_gevent
+try:
+    refuse_gevent()
+except ConfigurationError as error:
+    print(error)
+else:
+    print("fine")
+"""
+
+
+def said_after(patch: str) -> str:
+    """Return what a fresh process with gevent prints: patching is for a whole process, and for good."""
+    program = PROGRAM.format(patch=f"monkey.{patch}" if patch else "")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "patch, modules",
+    [
+        ("patch_all()", "threading, socket, select"),
+        ("patch_all(socket=False, select=False)", "threading"),
+        ("patch_socket()", "socket"),
+        ("patch_select()", "select"),
+    ],
+)
+def test_a_process_that_gevent_has_patched_is_refused(patch, modules):
+    """The error names the modules; with real gevent, since what it tells about itself is its own affair."""
+    said = said_after(patch)
+    assert said.startswith(f"gevent: it has monkey-patched {modules}, ")
+    assert "gthread" in said
+
+
+@pytest.mark.parametrize("patch", ["", "patch_time()"])
+def test_gevent_that_has_patched_nothing_we_need_is_fine(patch):
+    """Some libraries import gevent without patching anything."""
+    assert said_after(patch) == "fine"
+
+
+def test_this_process_is_fine():
+    """Neither library is imported for the check."""
+    refuse_gevent()
+    assert "gevent" not in sys.modules
+    assert "eventlet" not in sys.modules
+
+
+def test_a_process_that_eventlet_has_patched_is_refused():
+    """It calls threading by another name."""
+    patcher = SimpleNamespace(is_monkey_patched={"thread", "socket"}.__contains__)
+    with pytest.raises(ConfigurationError, match="monkey-patched threading, socket, so") as caught:
+        refuse_gevent({"eventlet.patcher": patcher})
+    assert caught.value.setting == "eventlet"

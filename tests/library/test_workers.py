@@ -1,0 +1,74 @@
+"""Callbacks that run before a worker process ends."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+from celery.utils.dispatch import Signal
+
+from channels_zmq import workers
+
+
+@pytest.fixture(autouse=True)
+def finalizers(monkeypatch):
+    """Return the callbacks of the finalizers that a test registers, instead of registering them."""
+    found = []
+    monkeypatch.setattr(workers, "_registered", {})
+    monkeypatch.setattr(workers.util, "Finalize", lambda owner, callback, exitpriority: found.append(callback))
+    monkeypatch.delitem(sys.modules, "celery.signals", raising=False)
+    return found
+
+
+@pytest.fixture
+def shutdown(monkeypatch):
+    """Import Celery's signals now, and return the one that a process of its pool sends before it ends."""
+    signal = Signal(name="worker_process_shutdown", providing_args={"pid", "exitcode"})
+    monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace(worker_process_shutdown=signal))
+    return lambda: signal.send(sender=None, pid=os.getpid(), exitcode=0)
+
+
+def callback(calls):
+    return lambda: calls.append("called")
+
+
+def test_a_process_registers_a_callback_once(finalizers, shutdown):
+    """However often it is asked to: one finalizer, and one call at the signal."""
+    calls = []
+    one = callback(calls)
+    for _ in range(3):
+        workers.on_worker_exit(one)
+    assert finalizers == [one]
+    shutdown()
+    assert calls == ["called"]
+
+
+def test_without_celery_there_is_only_a_finalizer(finalizers):
+    """And nothing imports Celery."""
+    workers.on_worker_exit(one := callback([]))
+    assert finalizers == [one]
+    assert "celery.signals" not in sys.modules
+
+
+def test_celery_may_be_imported_later(finalizers, request):
+    """The next call connects the signal, and registers no second finalizer."""
+    calls = []
+    workers.on_worker_exit(one := callback(calls))
+    shutdown = request.getfixturevalue("shutdown")
+    workers.on_worker_exit(one)
+    shutdown()
+    assert calls == ["called"]
+    assert finalizers == [one]
+
+
+def test_a_child_runs_only_what_it_has_registered_itself(finalizers, shutdown, monkeypatch):
+    """It inherits the receiver of the signal, but has neither the parent's connections nor its finalizers."""
+    calls = []
+    workers.on_worker_exit(one := callback(calls))
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    shutdown()
+    assert calls == []
+    workers.on_worker_exit(one)
+    shutdown()
+    assert calls == ["called"]
+    assert finalizers == [one, one]
