@@ -1,393 +1,659 @@
-"""The client side of one process and address: what arrives is sorted into mailboxes, what is asked is waited for.
+"""One process at one address: one lock, the event loops, one client and one transport.
 
-In the data-flow diagram this is everything between the layer and the sockets. How frames leave and arrive differs
-between the two topologies; `dedicated` and `embedded` fill that in. One lock orders everything, and nothing under it
-waits, so that any thread may call, with an event loop or without.
+In the data-flow diagram this is everything between the layer and the sockets. It is the only place that locks and
+waits.
+
+Theory of operation. A *step* (`with self._step:`) holds the lock while the client decides and the transport sends.
+Under the lock nothing waits, and no foreign code runs: no log handler, no serializer, no callback of the application.
+What a step leaves to be done is done when it ends: frames are sent before the lock is released; coroutines are woken
+and log lines written after it. A step never begins inside another one. An operation on a socket may take input in
+without a sign on its descriptor, so a step that has found input reads it before it returns.
 """
 
 import asyncio
-import logging
-import os
+import contextlib
 import threading
 import time
 import weakref
-from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import partial
+from itertools import islice
+from types import TracebackType
 
 from channels.exceptions import StopConsumer
 
-from channels_zmq.asking import Options
-from channels_zmq.counters import Stats
-from channels_zmq.errors import ChannelsZmqError, RequestRefused
-from channels_zmq.joining import Joining
-from channels_zmq.keeper import Watched, keeper
-from channels_zmq.loops import Waiter, wake
-from channels_zmq.mailboxes import Mailbox, Payload
-from channels_zmq.readers import GRACE, Readers
-from channels_zmq.requests import next_number
-from channels_zmq.sequences import REPEATED, Numbers
+from channels_zmq import reports
+from channels_zmq.client.client import Client, Defaults, LinkChange
+from channels_zmq.client.counters import Stats
+from channels_zmq.client.mailboxes import Payload
+from channels_zmq.client.memberships import Join
+from channels_zmq.client.requests import Request, next_number
+from channels_zmq.errors import ChannelsZmqError, ConnectionClosed, ForwarderUnavailable, OutboxFull, RequestRefused
+from channels_zmq.housekeeper import Watched, housekeeper
+from channels_zmq.loops import Loops, Waiter, wake
+from channels_zmq.options import Options
+from channels_zmq.transports.transport import Producer, Transport
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Status, Topic
 
-logger = logging.getLogger("channels_zmq")
-
-DRAIN_AT_ONCE = 256
-"""Frames read in one go, before other callbacks of the event loop get their turn."""
-SWEEP_EVERY = 1.0
+LOOK_EVERY = 0.05
+"""Seconds after which the housekeeper notices that an event loop has ended."""
+NOTICE_EVERY = 1.0
+"""Seconds after which the housekeeper notices that an event loop is blocked, or that no layer is left."""
 UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
+SLICE = 500
+"""Mailboxes that one step of the housekeeper handles."""
+TURNS_IN_A_ROW = 50
+"""Turns of reading after which the housekeeper looks after other connections."""
+NEVER = 60.0
+
+Announcer = Callable[[LinkChange], bytes | None]
+"""Makes the payload by which a layer informs its consumers of a change of the link; None for no announcement."""
 
 
-_group_name = lru_cache(maxsize=16_384)(wire.name)  # of groups that this process has subscribed to: none is long
+class _Step:
+    """The lock of a connection; its exit does what the step has left to be done."""
+
+    __slots__ = ("_acquire", "_connection", "_counters", "_out", "_release")
+
+    def __init__(self, connection: "Connection", lock: threading.Lock) -> None:
+        self._connection = connection
+        self._out, self._counters = connection.client.out, connection.client.counters
+        self._acquire, self._release = lock.acquire, lock.release
+
+    def __enter__(self) -> None:
+        self._acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        out, counters = self._out, self._counters
+        waiters, lines, reads = None, None, False
+        try:
+            if out.busy:
+                reads = self._connection.perform()
+            if out.wake:
+                waiters, out.wake = out.wake, []
+            if counters.reports:
+                lines, counters.reports = counters.reports, []
+        finally:
+            self._release()
+        if waiters is not None:
+            wake(waiters)
+        if lines is not None:
+            reports.write(lines)
+        if reads:
+            self._connection.drain()
 
 
-class Connection(Joining):
+class Connection:
     """One process at one address.
 
     Args:
-        address: For messages to people.
         options: Bounds and times.
+        client: Decides what frames mean.
+        open_transport: Makes the transport, from a function that arranges for `tick` at a time at the latest.
     """
 
-    def __init__(self, address: str, options: Options) -> None:
-        super().__init__(address, options)
+    def __init__(
+        self,
+        options: Options,
+        client: Client,
+        open_transport: Callable[[Callable[[float], None]], Transport],
+    ) -> None:
+        self.client = client
+        self.inbox = client.inbox
+        self.closed = False
+        self.announcer: Announcer = lambda change: None
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         """The layers that use this connection."""
         self.on_unused: Callable[[], None] = lambda: None
-        """Called by the keeper once no layer has used the connection for a while."""
-        self._readers = Readers(self.inbox, options.prefetch)
-        self._draining = False
-        self._sender = os.urandom(wire.SENDER_SIZE)
-        self._own_prefix = wire.direct_prefix(self.inbox)
-        self._numbers = Numbers()
-        self._swept = self._used = time.monotonic()
-        self._on_inbox: dict[int, Callable[[bytes], None]] = {
-            wire.DIRECT: self._direct_arrived,
-            wire.ASK.kind: self._asked,
-            wire.CONFIRM.kind: self._confirmed,
-            wire.WELCOME.kind: self._welcomed,
-            wire.SYNCED.kind: self._synced,
-            wire.HANDED.kind: self._handed,
-            wire.JOB.kind: self._job_arrived,
-            wire.REMOVED.kind: self._member_removed,
-            wire.QUERY.kind: self._queried,
-            wire.EMPTY.kind: self._emptied,
-        }
+        """Called by the housekeeper once no layer has used the connection for a while."""
+        self.has_input = False
+        """Whether a step has found input that it has not read yet."""
+        self._options = options
+        self._lock = threading.Lock()
+        self._step = _Step(self, self._lock)
+        self._transport = open_transport(self.call_soon)
+        self._loops = Loops(self._drain_on_loop, self._lock)
+        self._producer: Producer | None = None
+        """The transport, once it can send messages; None again when it is closed."""
+        self._is_drain = False
+        self._changes: deque[LinkChange] = deque()
+        self._loop_turns = self._loop_turns_noticed = 0
+        self._loop_is_blocked = False
+        self._noticed_at = self._used_at = time.monotonic()
 
-    # The seam between the topologies; what begins with an underscore is called under the lock
+    @property
+    def address(self) -> str:
+        """Where the other side is, for messages to people."""
+        return self._transport.address
 
-    @abstractmethod
+    @property
+    def is_bound(self) -> bool:
+        """Whether this connection has an address that no successor can bind before it is closed."""
+        return self._transport.is_bound
+
     def start(self) -> None:
-        """Open what the topology needs."""
+        """Open the sockets and let the housekeeper look after them.
 
-    @abstractmethod
-    def finish(self) -> None:
-        """Close the sockets; blocks for `linger` at most."""
+        Raises:
+            ConfigurationError: If an address or a key is invalid.
+        """
+        with self._step:
+            self._transport.start()
+            self._producer = self._transport.producer()
+            self._loops.watch(self._transport.descriptor)
+        housekeeper().watch(self)
 
-    @abstractmethod
-    def watched(self) -> Watched:
-        """Return what the keeper is to watch."""
+    def use(self, layer: object, defaults: Defaults, announcer: Announcer) -> None:
+        """Note a layer that uses this connection; the one made last decides where no call brings a setting along."""
+        self.users.add(layer)
+        with self._step:
+            self.client.defaults = defaults
+            self.announcer = announcer
 
-    @abstractmethod
-    def _ordered(self, prefix: bytes, body: bytes, ttl: int) -> None:
-        """Number a group or direct message and send it, or hold it; raises OutboxFull."""
+    # Steps
 
-    @abstractmethod
-    def _read(self) -> bool:
-        """Read up to `DRAIN_AT_ONCE` frames that have arrived; return whether more may be there."""
+    def perform(self) -> bool:
+        """Send what the client wants sent, under the lock; return whether input is to be read once it is released."""
+        out, transport = self.client.out, self._transport
+        deadline = time.monotonic() + self._options.connect_timeout
+        while out.busy:
+            todo = out.take()
+            if self.closed:
+                continue
+            if todo.emptied and self._producer is not None:
+                self._producer.drop_held()
+            if todo.session:
+                transport.take_session(todo.session)
+            for frame in todo.upstream:
+                self.has_input |= transport.send_upstream(frame)
+            for frame in todo.replies:
+                try:
+                    self.has_input |= transport.send_downstream(frame, deadline, 0)
+                except ChannelsZmqError:
+                    self.client.counters.drop("outbox_full")
+        if out.changes:
+            self._changes.extend(out.changes)
+            out.changes = []
+            self.call_soon(0.0)
+        if not self.has_input or self.closed:
+            return False
+        self.has_input = False
+        if not self._is_drain:
+            return True
+        if not self._loops.drain_soon():  # a turn is over: others come first
+            self.call_soon(0.0)
+        return False
 
-    def deliver_held(self) -> None:
-        """Wait until what is held has gone, for `linger` at most. Only a dedicated connection holds anything."""
+    def _input_found(self) -> None:
+        """Let the end of this step read input that an operation has found."""
+        self.has_input = self.client.out.busy = True
 
-    def may_send(self) -> None:
-        """Raise if this process cannot be a producer at its address. Most can."""
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ConnectionClosed(self._transport.address)
 
-    def _welcomed(self, frame: bytes) -> None:
-        """Take a welcome. The producer of an embedded layer welcomes itself and has no use for it."""
+    def _promote(self) -> Producer:
+        """Let the transport become one that can send, under the lock.
+
+        Raises:
+            AddressInUse: If another process is the producer at an embedded address.
+            ConnectionClosed: If the connection was closed meanwhile.
+        """
+        self._check_open()
+        self._transport = self._producer = producer = self._transport.promote()
+        self._loops.watch(producer.descriptor)
+        self.call_soon(0.0)
+        return producer
 
     # Sending; `ttl` is in milliseconds
 
     def group_send(self, topic: Topic, payload: bytes, ttl: int) -> None:
-        """Send a message to a group. Never raises for want of room: what cannot go is counted."""
-        with self._lock:
+        """Send a message to a group. A message for which there is no room is counted.
+
+        Raises:
+            AddressInUse: If another process is the producer at an embedded address.
+            ConnectionClosed: If the connection was closed meanwhile.
+        """
+        with self._step:
+            producer = self._producer or self._promote()
             try:
-                self._ordered(topic, payload, ttl)
-            except ChannelsZmqError:
-                self.counters.drop("outbox")
+                producer.publish_group(topic, payload, ttl)
+            except OutboxFull:
+                self.client.counters.drop("outbox_full")
             else:
-                self.counters.sent += 1
+                self.client.counters.sent += 1
 
-    def send_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
-        """Send a message to a process channel; return False if it is known to be full."""
-        with self._lock:
+    def send_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
+        """Send a message to a process channel.
+
+        Returns:
+            False if the channel is full as far as can be known here; None if `send_after_settling` has to find out.
+
+        Raises:
+            OutboxFull: If the forwarder is unreachable and no more messages are held.
+            ConnectionClosed: If the connection was closed meanwhile.
+        """
+        with self._step:
+            producer = self._producer or self._promote()
+            accepted: bool | None = True
             if owner == self.inbox:
-                return self._send_to_own(channel, payload, ttl, capacity)
-            self._ordered(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
-            self.counters.sent += 1
-            return True
+                accepted = producer.publish_own(channel, payload, ttl, capacity)
+            else:
+                producer.publish_direct(owner, channel, payload, ttl)
+            if accepted:
+                self.client.counters.sent += 1
+            return accepted
 
-    def _send_to_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
-        """Send to a channel of this process: also by the forwarder, so that it keeps its place among other messages."""
-        now = time.monotonic()
-        box = self._mailboxes.boxes.get(channel)
-        if box is not None and box.will_be_full(now):
+    async def send_after_settling(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
+        """Send a message to a channel of this process that seems full because of messages in flight.
+
+        Some of these may have been lost. An echo by the same way has them all before it.
+
+        Returns:
+            False if the channel is full.
+        """
+        order, number = self.client.own_order, next_number()
+        echo = wire.ECHO.encode(wire.Echo(self.inbox, number))
+        try:
+            await self._ask(number, echo, f"send({channel!r})", repeats=False)
+        except ForwarderUnavailable:
             return False
-        self._ordered(self._own_prefix, wire.direct_body(channel, payload), ttl)
-        self.counters.sent += 1
-        box = self._mailboxes.open(channel, capacity)
-        box.under_way += 1
-        box.under_way_until = now + ttl / 1000
-        return True
+        with self._step:
+            producer = self._producer or self._promote()
+            box = self.client.mailboxes.boxes.get(channel)
+            if box is not None:
+                self.client.mailboxes.settle(box, order)
+            accepted = bool(producer.publish_own(channel, payload, ttl, capacity))
+            self.client.counters.sent += accepted
+            return accepted
 
     async def send_plain(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Send a message to a plain channel and wait for the confirmation; return False if the queue is full.
 
         Raises:
-            ForwarderUnavailable: No answer in time; whether the message went is unknown.
-            RequestRefused: The forwarder has no room for another queue.
+            ForwarderUnavailable: If there is no answer in time; whether the message was delivered is unknown.
+            RequestRefused: If the forwarder has no room for another queue.
         """
         number = next_number()
         frame = wire.PLAIN.encode(wire.Plain(self.inbox, number, ttl, capacity, channel.encode(), payload))
-        status = await self._ask(number, frame, f"send({channel!r})", repeat=False)
+        status = await self._ask(number, frame, f"send({channel!r})", repeats=False, produces=True)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
-        self.counters.sent += status == Status.OK
+        self.client.counters.sent += status == Status.OK
         return status != Status.FULL
+
+    def drop_unroutable(self) -> None:
+        """Count a message to a channel that no process reads."""
+        with self._step:
+            self.client.counters.drop("unroutable")
 
     # Receiving
 
     def take(self, channel: str) -> Payload | None:
         """Return the payload of the next message of a process channel if one is there, without waiting."""
-        box = self._mailboxes.boxes.get(channel)
-        if box is None or not box.mail or box.pinned:
+        box = self.client.mailboxes.boxes.get(channel)
+        if box is None or not box.mail or box.plain:
             return None  # as far as can be seen without the lock; `receive` will look again
         with self._lock:
-            return None if self.closed else box.take(time.monotonic())
+            return None if self.closed else self.client.mailboxes.begin_read(box)
 
     async def receive(self, channel: str, capacity: int, *, plain: bool) -> Payload:
         """Wait for the next message of a channel of this process, or of a plain channel.
 
         Raises:
-            StopConsumer: The layer has been closed.
+            StopConsumer: If the layer has been closed.
         """
         loop = asyncio.get_running_loop()
         waiter: Waiter | None = None
+        step = self._step if plain else self._lock  # nothing is left to be done for a process-specific channel
         while True:
-            with self._lock:
+            with step:
                 if waiter is not None:
                     self._loops.leave(loop)
                 if self.closed:
                     raise StopConsumer
-                box = self._mailboxes.open(channel, capacity)
-                payload = box.take(time.monotonic()) if box.mail else None
+                self._loop_is_blocked = False  # it runs this coroutine
+                box = self.client.mailboxes.open(channel, capacity)
+                payload = self.client.mailboxes.begin_read(box)
                 if payload is None:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
                     self._loops.enter(loop, attach=True)
                 if plain:
-                    self._send_upstream(self._readers.touched(box))
-                    self.call_soon(time.monotonic() + GRACE)
+                    self.client.read_plain(box)
+                    self.call_soon(self.client.credit.due)
             if payload is not None:
                 return payload
             assert waiter is not None, "there is one wherever there is no payload"
             try:
                 await waiter.future
             except BaseException:
-                self._stop_waiting(loop, box, waiter)
+                with self._step:
+                    self._loops.leave(loop)
+                    self.client.stop_waiting(box, waiter)
+                    self.call_soon(self.client.credit.due)
                 raise
 
-    def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:
-        with self._lock:
-            self._loops.leave(loop)
-            successor = self._mailboxes.stop_waiting(box, waiter)
-            if self._readers.gave_up(box.name):
-                self.call_soon(time.monotonic() + GRACE)
-            if successor is not None:
-                wake([successor])
-
-    def drain(self) -> None:  # noqa: D102
-        with self._lock:
-            if self.closed or self._draining:  # whoever reads already goes on until nothing is left
-                return
-            self._draining = True
+    def drain(self) -> bool:
+        """Read what has arrived, for one turn; return whether more may be there."""
+        with self._step:
+            if self.closed:
+                return False
+            self._is_drain = True
             try:
-                more = self._read()
+                self.has_input = more = self._transport.read()
+                if more or self.client.out.busy:
+                    self.perform()
+                self.call_soon(self.client.credit.due)  # a job may have come that no reader waits for
             finally:
-                self._draining = False
-            if more and not self._loops.drain_soon():
-                self.call_soon(0.0)
+                self._is_drain = False
+            return more
 
-    def _queried(self, frame: bytes) -> None:
-        self._send_upstream(self._readers.queried(wire.QUERY.decode(frame)))
+    def _drain_on_loop(self) -> None:
+        self._loop_turns += 1
+        self._loop_is_blocked = False
+        self.drain()
 
-    def feed(self, frame: bytes) -> None:
-        """Take one frame that arrived, under the lock; a stranger's nonsense is counted and ignored."""
-        try:
-            if frame[0] == wire.GROUP:
-                self._group_arrived(frame)
-            else:
-                self._on_inbox[frame[wire.SUB_KIND] if frame[0] == wire.INBOX else -1](frame)
-        except (wire.FrameError, KeyError, IndexError):
-            self.counters.drop("malformed")
+    # Groups
 
-    def _group_arrived(self, frame: bytes) -> None:
-        name, key, number, flags, ttl, payload = wire.read_group(frame)
-        missing = self._runs.see(key, number, flags)
-        if missing == 0 or self._is_new(missing):
-            self._deliver_group(_group_name(name), ttl, payload)
-
-    def _deliver_group(self, group: str, ttl: int, payload: bytes) -> None:
-        now = time.monotonic()
-        if now >= self._mailboxes.next_end:
-            self._end_memberships()
-        waiters = self._mailboxes.deliver_group(group, now + ttl / 1000, payload)
-        if waiters:
-            wake(waiters)
-        self.counters.received += 1
-        if self._mailboxes.refused:
-            self._count_refused()
-
-    def _direct_arrived(self, frame: bytes) -> None:
-        key, number, flags, ttl, start = wire.read_order(frame, wire.SUB_KIND + 1)
-        channel, payload = wire.channel_and_payload(frame, start)
-        missing = self._runs.see(key, number, flags)
-        if missing and not self._is_new(missing):
-            return
-        box = self._mailboxes.boxes.get(channel)
-        if box is not None and box.under_way and key.endswith(self._sender):
-            box.under_way -= 1
-        mail = time.monotonic() + ttl / 1000, payload, 0
-        capacity = box.capacity if box is not None else self.defaults.capacity(channel)
-        waiter = self._mailboxes.deliver(channel, mail, capacity)
-        if waiter is not None:
-            wake((waiter,))
-        self.counters.received += 1
-        if self._mailboxes.refused:
-            self._count_refused()
-
-    def _is_new(self, missing: int) -> bool:
-        """Count what a number told: a frame that came before, or how many are missing before it."""
-        if missing == REPEATED:
-            self.counters.repeated += 1
-            return False
-        self.counters.drop("missed", missing)
-        self._mailboxes.nothing_under_way()
-        return True
-
-    def _count_refused(self) -> None:
-        self.counters.drop("full", self._mailboxes.refused)
-        self._mailboxes.refused = 0
-
-    # Plain channels
-
-    def _job_arrived(self, frame: bytes) -> None:
-        waiter, frames = self._readers.arrived(wire.JOB.decode(frame))
-        self.counters.received += 1
-        self._send_upstream(frames)
-        if waiter is not None:
-            wake([waiter])
-        else:
-            self.call_soon(time.monotonic() + GRACE)
-
-    def _handed(self, frame: bytes) -> None:
-        lost, frames = self._readers.told(wire.HANDED.decode(frame))
-        self.counters.drop("jobs lost", lost)
-        self._send_upstream(frames)
-
-    def _begin_session(self) -> None:
-        """Repeat to an exchange that has just welcomed us what it cannot know: questions, and readers that wait."""
-        for request in self._requests.upstream():
-            self._upstream(request.frame)
-        self._send_upstream(self._readers.begin_session(self.session))
-
-    # Emptying
-
-    async def flush(self) -> None:
-        """Empty everything for every client of the address.
+    async def join(self, topic: Topic, group: str, channel: str, capacity: int, life: float | None) -> None:
+        """Add a channel of this process to a group. It receives every message published after this has returned.
 
         Raises:
-            ForwarderUnavailable: Some client did not answer in time.
+            ForwarderUnavailable: If there is no answer in time; a membership that was there before stays.
+        """
+        client = self.client
+        with self._step:
+            self._check_open()
+            is_first = topic not in client.memberships.groups
+            join = client.join(topic, channel, capacity, life)
+            if is_first and self._producer is not None:
+                self._producer.subscribed(topic)
+            must_wait = join.group.in_force_after or not self._transport.is_connected
+            if not (must_wait and self._transport.must_confirm):
+                client.memberships.completed(join)
+                return
+        await self._wait_for_join(join, group)
+
+    async def _wait_for_join(self, join: Join, group: str) -> None:
+        number = next_number()
+        sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
+        try:
+            await self._ask(number, sync, f"group_add({group!r})", upstream=True)
+        except BaseException:
+            with self._step:
+                self.client.join_failed(join)
+            raise
+        with self._step:
+            self.client.join_synced(join, number)
+
+    def leave(self, topic: Topic, channel: str) -> None:
+        """Remove a channel of this process from a group."""
+        with self._step:
+            self.client.leave(topic, channel)
+
+    async def add_plain(self, group: str, channel: str, capacity: int, life: float | None) -> None:
+        """Add a plain channel to a group, at the exchange.
+
+        Raises:
+            ForwarderUnavailable: If there is no answer in time.
+            RequestRefused: If the forwarder has no room for more members.
+        """
+        lifetime = 0 if life is None else max(1, round(life * 1000))
+        member = wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
+        if not self._transport.is_alone:
+            status = await self._ask(member.n, wire.MEMBER.encode(member), f"group_add({group!r}, {channel!r})")
+            if status != Status.OK:
+                raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
+        with self._step:
+            self.client.plain_members.changed(member)
+
+    async def discard_plain(self, group: str, channel: str) -> None:
+        """Remove a plain channel from a group, at the exchange.
+
+        Raises:
+            ForwarderUnavailable: If there is no answer in time.
+        """
+        member = wire.Member(self.inbox, next_number(), 0, 0, 0, 0, group.encode(), channel.encode())
+        with self._step:
+            self.client.plain_members.changed(member)
+        if not self._transport.is_alone:
+            await self._ask(member.n, wire.MEMBER.encode(member), f"group_discard({group!r}, {channel!r})")
+
+    async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
+        """Ask another process to add its channel to a group or to remove it. A process that is gone is no error.
+
+        Raises:
+            ForwarderUnavailable: If there is no answer in time.
         """
         number = next_number()
-        flush = wire.Flush(self.inbox, number, wire.milliseconds(self.options.connect_timeout))
-        await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeat=False)
+        frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
+        await self._ask(number, frame, f"group_{'add' if add else 'discard'}({group!r}, {channel!r})")
 
-    def _emptied(self, frame: bytes) -> None:
-        empty = wire.EMPTY.decode(frame)
-        for group in self._mailboxes.clear():
-            self._abandon(group)
-        self._outbox.clear()
-        self._plain_members.clear()
-        self._runs.clear()  # the exchange drops messages until all have answered: their gaps are no loss
-        self._reply(wire.FLUSHED.encode(wire.Flushed(self.inbox, empty.n)))
+    async def flush(self) -> None:
+        """Drop all messages and groups, of every client of the address.
 
-    # The forwarder goes and comes
+        Raises:
+            ForwarderUnavailable: If some client did not answer in time.
+        """
+        if self._transport.is_alone:
+            with self._step:
+                self.client.empty()
+            return
+        number = next_number()
+        flush = wire.Flush(self.inbox, number, wire.milliseconds(self._options.connect_timeout))
+        await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False)
 
-    def _tell(self, payload: bytes) -> None:
-        """Put a message of our own into every mailbox of a consumer."""
-        wake(self._mailboxes.deliver_all((time.monotonic() + self.options.expiry, payload, 0)))
+    # Waiting for an answer
 
-    def _tell_disconnected(self) -> None:
-        if self.defaults.disconnected is not None:
-            self._tell(self.defaults.disconnected())
+    async def _ask(
+        self,
+        number: int,
+        frame: bytes,
+        what: str,
+        *,
+        upstream: bool = False,
+        repeats: bool = True,
+        produces: bool = False,
+    ) -> int:
+        """Send a request and wait for the status that answers it.
 
-    def _tell_reconnected(self, missed: int | None) -> None:
-        self.counters.reconnects += 1
-        if self.defaults.reconnected is not None:
-            self._tell(self.defaults.reconnected(missed))
+        Args:
+            number: Of the request.
+            frame: The request.
+            what: The call, for messages to people.
+            upstream: Whether it goes the subscribers' way.
+            repeats: Whether it may be sent again until it is answered.
+            produces: Whether only the producer of an embedded layer may send it.
 
-    # The keeper's side, and the end
+        Raises:
+            ForwarderUnavailable: If there is no answer within `connect_timeout`.
+        """
+        loop = asyncio.get_running_loop()
+        waiter, timeout = Waiter(loop), self._options.connect_timeout
+        request: Request[Waiter] = Request(frame, upstream, repeats, waiter)
+        try:
+            with self._step:
+                self._loops.enter(loop, attach=False)
+                self._check_open()
+                now = time.monotonic()
+                self.client.requests.begin(number, request, now)
+                if upstream:
+                    found = self._transport.send_upstream(frame)
+                else:
+                    if produces and self._producer is None:
+                        self._promote()
+                    found = self._transport.send_downstream(frame, now + timeout, number)
+                if found:
+                    self._input_found()
+            if request.answer is None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(timeout):
+                        await waiter.future
+            answer = request.answer
+            if answer is None:
+                answer = self._late_answer(request)
+            if answer is None:
+                raise ForwarderUnavailable(self.address, timeout, what, self._transport.refusal)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        finally:
+            with self._step:
+                self.client.requests.end(number)
+                if self._producer is not None:
+                    self._producer.withdraw(number)
+                self._loops.leave(loop)
 
-    def call_soon(self, when: float) -> None:  # noqa: D102
-        keeper().call(self, when)
+    def _late_answer(self, request: Request[Waiter]) -> int | Exception | None:
+        """Read what is there: an answer that has arrived counts, however long this loop was busy."""
+        for _ in range(TURNS_IN_A_ROW):
+            if not self.drain() or request.answer is not None:
+                break
+        return request.answer
+
+    # The housekeeper's side
+
+    def call_soon(self, when: float) -> None:
+        """Let the housekeeper call `tick` at a time at the latest."""
+        housekeeper().call(self, when)
+
+    def watched(self) -> Watched:
+        """Return what the housekeeper is to watch: the transport's sockets, and input that no event loop reads."""
+        with self._step:
+            watched = self._transport.watched()
+            is_ours = self._loop_is_blocked or self._loops.unattended()
+            return Watched(
+                {monitor: partial(self._event, handle) for monitor, handle in watched.monitors.items()},
+                self._loops.descriptor if is_ours else None,
+                watched.sockets,
+            )
+
+    def _event(self, handle: Callable[[int], None], event: int) -> None:
+        with self._step:
+            if not self.closed:
+                handle(event)
+
+    def read_unattended(self) -> None:
+        """Read what has arrived while no event loop does, in turns that release the lock."""
+        for _ in range(TURNS_IN_A_ROW):
+            if not self.drain():
+                return
+        self.call_soon(0.0)
 
     def tick(self, now: float) -> float:
-        """Do what is due, on the keeper's thread; return when to be called again at the latest."""
-        with self._lock:
+        """Do what is due; return when to be called again at the latest."""
+        while self._changes:  # before held messages are sent
+            self._announce(self._changes.popleft())
+        with self._step:
             if self.closed:
-                return now + SWEEP_EVERY
-            due, frames = self._readers.keep(now)
-            self._send_upstream(frames)
-            self._repeat_requests(now)
-            if now - self._swept >= SWEEP_EVERY:
-                self._swept = now
-                self.counters.drop("expired", self._mailboxes.sweep())
-                self._end_memberships()
+                return now + NEVER
+            due = self.client.keep(now, SLICE)
+            if self._transport.is_connected:
+                self._repeat_requests(now)
+            due = min(due, now + NOTICE_EVERY, self._transport.tick(now), self.client.requests.due(now))
+            is_second = now >= self._noticed_at + NOTICE_EVERY
+            if is_second:
+                self._noticed_at = now
+                self._notice_blocked_loop()
+            if self._loops.attached is not None:
+                due = min(due, now + LOOK_EVERY)
+            reads = self._loop_is_blocked or self._loops.unattended()
+        if reads:
+            self.read_unattended()
+        if is_second:
+            self._transport.look_around()
             self._notice_disuse(now)
-            return min(due, self._requests.due(now))
+        return due
+
+    def _repeat_requests(self, now: float) -> None:
+        out = self.client.out
+        for _, request in self.client.requests.to_repeat(now):
+            if request.upstream:
+                out.send_upstream([request.frame])
+            else:
+                out.reply(request.frame)
+
+    def _notice_blocked_loop(self) -> None:
+        stands_still, self._loop_turns_noticed = self._loop_turns == self._loop_turns_noticed, self._loop_turns
+        if stands_still and self._transport.has_input():
+            self._loop_is_blocked = True
 
     def _notice_disuse(self, now: float) -> None:
         if len(self.users):
-            self._used = now
-        elif now - self._used > UNUSED_FOR:
-            self._used = now
+            self._used_at = now
+        elif now > self._used_at + UNUSED_FOR:
+            self._used_at = now
             self.on_unused()
 
-    def stop(self) -> list[threading.Event]:
-        """Begin to close: jobs go back, readers end. Return what to wait for before `finish`."""
-        with self._lock:
+    def _announce(self, change: LinkChange) -> None:
+        """Put a message of the layer itself into the mailboxes of all consumers."""
+        payload = self.announcer(change)  # foreign code: without the lock
+        if payload is None:
+            return
+        mail = (time.monotonic() + self._options.expiry, payload, 0)
+        boxes = iter(list(self.client.mailboxes.boxes.values()))
+        while some := list(islice(boxes, SLICE)):
+            with self._step:
+                self.client.mailboxes.announce(some, mail, self.client.out.wake)
+
+    # The end
+
+    def deliver_held(self) -> None:
+        """Wait until the outbox is empty, at most `linger`; the housekeeper sends what it holds."""
+        producer = self._producer
+        if producer is not None and producer.held:
+            self.call_soon(0.0)
+            producer.nothing_held.wait(self._options.linger)
+
+    def stop(self) -> bool:
+        """Begin to close: unread jobs go back, readers and callers end. Return False if another thread has done it."""
+        with self._step:
             if self.closed:
-                return []
-            self._send_upstream(self._readers.hand_everything_back())
+                return False
+            self.client.out.send_upstream(self.client.credit.hand_everything_back())
+            self.perform()
             self.closed = True
-            for box in self._mailboxes.boxes.values():
-                wake(box.waiters)
-            return self._loops.release()
+            self._producer = None
+            self.client.fail_requests(ConnectionClosed(self._transport.address))
+            for box in self.client.mailboxes.boxes.values():
+                self.client.out.wake += box.waiters
+            self._loops.release()
+            return True
+
+    def finish(self) -> None:
+        """Close the sockets; blocks for `linger` at most."""
+        housekeeper().forget(self)
+        with self._lock:
+            self._loops.unattended()
+            self._transport.close()
+        self._transport.terminate()
+
+    def abandon(self) -> None:
+        """Close the parent's connection in a forked child, whose threads and sockets do not exist here."""
+        self.closed = True
+        self._producer = None
+        self._lock = threading.Lock()  # the parent's may be held for ever
+        self._step = _Step(self, self._lock)
+        self._transport.abandon()
 
     def stats(self) -> Stats:
         """Return the counts so far and what is there now."""
-        with self._lock:
-            counters = self.counters
-            return Stats(
-                connected=self.connected,
-                sent=counters.sent,
-                received=counters.received,
-                dropped=dict(counters.dropped),
-                repeated=counters.repeated,
-                reconnects=counters.reconnects,
-                waiting=self._mailboxes.waiting(),
-                held=len(self._outbox),
-                channels=len(self._mailboxes.boxes),
-                groups=len(self._mailboxes.groups),
-            )
+        counters, producer = self.client.counters, self._producer
+        return Stats(
+            connected=self._transport.is_connected,
+            sent=counters.sent,
+            received=counters.received,
+            dropped=dict(counters.dropped),
+            repeated=counters.repeated,
+            reconnects=counters.reconnects,
+            waiting=self.client.mailboxes.waiting(),
+            held=producer.held if producer is not None else 0,
+            channels=len(self.client.mailboxes.boxes),
+            groups=len(self.client.memberships.groups),
+        )

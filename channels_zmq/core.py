@@ -1,10 +1,13 @@
-"""The two channel layers: names are checked, messages become bytes, and everything else is the connection's.
+"""The two channel layers: validate names, serialize messages, delegate everything else to the connection.
 
 This is where the data-flow diagram begins and ends: `group_send` and `send` on one side, `receive` on the other.
 """
 
+import os
 import random
+import secrets
 from collections.abc import Awaitable
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -12,19 +15,19 @@ from channels.exceptions import ChannelFull, StopConsumer
 from channels.layers import BaseChannelLayer
 
 from channels_zmq import config as configuration
-from channels_zmq import names, registry, serializers
-from channels_zmq.asking import Options
+from channels_zmq import connections, names, serializers
+from channels_zmq.client.client import Client, Defaults, LinkChange, LinkLost
+from channels_zmq.client.counters import Stats
+from channels_zmq.client.mailboxes import Payload
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
-from channels_zmq.counters import Stats
-from channels_zmq.dedicated import DedicatedConnection
-from channels_zmq.embedded import EmbeddedConnection
-from channels_zmq.errors import MessageTooLarge
-from channels_zmq.joining import Defaults
+from channels_zmq.errors import ConnectionClosed, MessageTooLarge
 from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
-from channels_zmq.mailboxes import Payload
-from channels_zmq.serializers import Message
-from channels_zmq_forwarder.wire import milliseconds
+from channels_zmq.options import Options
+from channels_zmq.serializers import Message, Serializer
+from channels_zmq.transports.embedded_reader import embedded
+from channels_zmq.transports.link import Link
+from channels_zmq_forwarder import wire
 
 Config = TypeVar("Config", bound=LayerConfig)
 
@@ -41,7 +44,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         super().__init__(expiry=self.config.expiry, capacity=self.config.capacity)
         self.channel_capacity = self.compile_capacities(self.config.channel_capacity)
         self.group_expiry = self.config.group_expiry
-        self._ttl = milliseconds(self.config.expiry)
+        self._ttl = wire.milliseconds(self.config.expiry)
         self._drop_rate = self.config.drop_rate
         self._max_message_size = self.config.max_message_size
         self._serializer = serializers.named(self.config.serializer)
@@ -53,34 +56,45 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Return the name of a new channel that only this process can read.
 
         Raises:
-            TypeError: The prefix does not make a valid name.
+            TypeError: If the prefix does not make a valid name.
         """
         return names.new_channel(prefix, self._connection().inbox)
 
     async def send(self, channel: str, message: Message) -> None:
-        """Send a message to a channel. To a plain channel it returns once the message is in its queue.
+        """Send a message to a channel. To a normal channel it returns once the message is in its queue.
 
         Args:
-            channel: A name from `new_channel` of any process, or any other name for a plain channel.
+            channel: A name from `new_channel` of any process, or any name without `!` for a normal channel.
             message: A dict of what the serializer carries.
 
         Raises:
-            ChannelFull: As many messages as its capacity wait on the channel, as far as this process can know.
-            SerializationError: Something in the message cannot be carried.
-            MessageTooLarge: It has more bytes than `max_message_size`.
-            ForwarderUnavailable: No confirmation for a plain channel within `connect_timeout`.
+            ChannelFull: If as many messages as its capacity wait on the channel, as far as this process can know.
+            SerializationError: If the serializer cannot carry a value of the message.
+            MessageTooLarge: If the message has more bytes than `max_message_size`.
+            ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`.
         """
         target = names.channel(channel)
         payload = self._pack(message)
-        connection = self._connection()
-        connection.may_send()
         if self._drop_rate and self._drops():
             return
         capacity = self.get_capacity(channel)
-        if target.owner:
-            accepted = connection.send_direct(target.owner, channel, payload, self._ttl, capacity)
-        else:
-            accepted = await connection.send_plain(channel, payload, self._ttl, capacity)
+        while True:
+            connection = self._connection()
+            try:
+                if target.owner:
+                    accepted = connection.send_direct(target.owner, channel, payload, self._ttl, capacity)
+                    if accepted is None:
+                        accepted = await connection.send_after_settling(channel, payload, self._ttl, capacity)
+                elif target.is_normal:
+                    accepted = await connection.send_plain(channel, payload, self._ttl, capacity)
+                else:
+                    connection.drop_unroutable()
+                    accepted = True
+            except ConnectionClosed:
+                if connection is self._known_connection and target.is_normal:
+                    raise  # it may have been sent before the connection was closed
+                continue
+            break
         if not accepted:
             raise ChannelFull(f"{capacity} messages wait on {channel!r} already (capacity)")
 
@@ -88,8 +102,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Wait for the next message of a channel and return it; each message is returned once.
 
         Raises:
-            StopConsumer: The layer was closed, now or since the channel was made.
-            TypeError: It is a channel of another process.
+            StopConsumer: If the layer was closed, now or since the channel was made.
+            TypeError: If the channel belongs to another process, or to none.
         """
         while True:
             connection = self._known_connection
@@ -99,65 +113,73 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             message = serializers.unpack(self._serializer, payload)
             if message is not None:
                 return message
-            self._connection().counters.drop("malformed")
+            self._connection().client.counters.drop("malformed")
 
     def _next(self, channel: str) -> Awaitable[Payload]:
-        """Check a channel's name and return what waits for its next message."""
+        """Validate a channel's name and return what waits for its next message."""
         target = names.channel(channel)
         known = self._known_connection
         if known is not None and target.owner == known.inbox and not known.closed:
             return known.receive(channel, self.get_capacity(channel), plain=False)
-        if registry.has_ended(target.owner):
+        if connections.has_ended(target.owner):
             raise StopConsumer
         connection = self._connection()
-        if target.owner and target.owner != connection.inbox:
-            raise TypeError(f"{channel!r} is a channel of another process: only that one can receive from it")
-        return connection.receive(channel, self.get_capacity(channel), plain=not target.owner)
+        if not target.is_normal and target.owner != connection.inbox:
+            whose = "belongs to another process" if target.owner else "was not made by new_channel()"
+            raise TypeError(f"{channel!r} {whose}: this process cannot receive from it")
+        return connection.receive(channel, self.get_capacity(channel), plain=target.is_normal)
 
     # Groups
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel to a group; no message sent to the group after this returns is missed.
+        """Add a channel to a group. Once this returns, the channel receives every message published afterwards.
 
         Raises:
-            ForwarderUnavailable: No confirmation within `connect_timeout`.
+            ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
         """
-        names.topic(group)
+        topic = names.topic(group)
         target = names.channel(channel)
         connection = self._connection()
         capacity = self.get_capacity(channel)
-        if not target.owner:
+        if target.is_normal:
             await connection.add_plain(group, channel, capacity, self.group_expiry)
         elif target.owner == connection.inbox:
-            await connection.join(group, channel, capacity, self.group_expiry)
-        else:
+            await connection.join(topic, group, channel, capacity, self.group_expiry)
+        elif target.owner:
             await connection.change_foreign(target.owner, group, channel, add=True)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group; it is no error if it is not in it."""
-        names.topic(group)
+        """Remove a channel from a group; it is no error if it does not belong to it.
+
+        Raises:
+            ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
+        """
+        topic = names.topic(group)
         target = names.channel(channel)
         connection = self._connection()
-        if not target.owner:
+        if target.is_normal:
             await connection.discard_plain(group, channel)
         elif target.owner == connection.inbox:
-            connection.leave(group, channel)
-        else:
+            connection.leave(topic, channel)
+        elif target.owner:
             await connection.change_foreign(target.owner, group, channel, add=False)
 
     async def group_send(self, group: str, message: Message) -> None:
         """Send a message to every member of a group. Full channels miss it, which is counted and logged.
 
         Raises:
-            SerializationError: Something in the message cannot be carried.
-            MessageTooLarge: It has more bytes than `max_message_size`.
+            SerializationError: If the serializer cannot carry a value of the message.
+            MessageTooLarge: If the message has more bytes than `max_message_size`.
         """
         topic = names.topic(group)
         payload = self._pack(message)
-        connection = self._connection()
-        connection.may_send()
-        if not (self._drop_rate and self._drops()):
-            connection.group_send(topic, payload, self._ttl)
+        if self._drop_rate and self._drops():
+            return None
+        while True:
+            try:
+                return self._connection().group_send(topic, payload, self._ttl)
+            except ConnectionClosed:  # by another thread, just now: the next use opens it again
+                continue
 
     # The rest
 
@@ -165,11 +187,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Drop all messages and groups, of every client of the layer, before this returns.
 
         Raises:
-            ForwarderUnavailable: Some client did not answer within `connect_timeout`.
+            ForwarderUnavailable: If some client did not answer within `connect_timeout`.
         """
-        connection = self._connection()
-        connection.may_send()
-        await connection.flush()
+        await self._connection().flush()
 
     def stats(self) -> Stats:
         """Return counts of what this process sent, received and lost at the layer's address."""
@@ -182,7 +202,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """
         connection, self._known_connection = self._known_connection, None
         if connection is not None and not connection.closed:
-            await registry.close_from_loop(connection)
+            await connections.close_from_loop(connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,11 +217,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     @property
     def address(self) -> str:
-        """Where messages come from."""
+        """Where messages arrive from."""
         raise NotImplementedError
 
     def _key(self) -> tuple[object, ...]:
         """Return what a connection is shared by."""
+        raise NotImplementedError
+
+    def _make_connection(self) -> Connection:
         raise NotImplementedError
 
     def _client_keys(self) -> tuple[object, ...]:
@@ -209,31 +232,23 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         by_value = settings.curve_server_key, settings.curve_secret_key
         return (*by_value, settings.curve_server_key_file, settings.curve_secret_key_file)
 
-    def _make_connection(self) -> Connection:
-        raise NotImplementedError
-
     def _connection(self) -> Connection:
         connection = self._known_connection
         if connection is None or connection.closed:
-            connection = self._known_connection = registry.connection(self._key(), self._make_connection)
-            connection.users.add(self)
-            connection.defaults = self._defaults()
+            announcer = partial(_announce, self._serializer, self.config.on_disconnect, self.config.on_reconnect)
+            connection = self._known_connection = connections.connection(
+                self._key(), self._make_connection, self, self._defaults(), announcer
+            )
         return connection
 
     def _defaults(self) -> Defaults:
         """Return what the connection needs from this layer, without a reference to it."""
-        serializer, gone, back = self._serializer, self.config.on_disconnect, self.config.on_reconnect
         capacities, capacity = self.channel_capacity, self.capacity
 
         def capacity_of(channel: str) -> int:
             return int(next((limit for pattern, limit in capacities if pattern.match(channel)), capacity))
 
-        return Defaults(
-            capacity_of,
-            self.group_expiry,
-            (lambda: serializers.pack(serializer, {"type": gone})) if gone else None,
-            (lambda missed: serializers.pack(serializer, {"type": back, "missed": missed})) if back else None,
-        )
+        return Defaults(capacity_of, self.group_expiry)
 
     def _pack(self, message: Message) -> bytes:
         payload = serializers.pack(self._serializer, message)
@@ -245,8 +260,13 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Lose a message on purpose, as the specification's resilience testing mode asks."""
         if random.random() >= self._drop_rate:
             return False
-        self._connection().counters.drop("resilience")
+        self._connection().client.counters.drop("drop_rate")
         return True
+
+    def _client(self) -> Client:
+        inbox = secrets.token_hex(wire.INBOX_SIZE // 2).encode()
+        settings = self.config
+        return Client(inbox, os.urandom(wire.SENDER_SIZE), prefetch=settings.prefetch, idle=settings.expiry)
 
     def _options(
         self, *, outbox_capacity: int = 0, outbox_bytes: int = 0, server_keys: ServerKeySource | None = None
@@ -263,7 +283,6 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             max_message_size=settings.max_message_size,
             outbox_capacity=outbox_capacity,
             outbox_bytes=outbox_bytes,
-            prefetch=settings.prefetch,
         )
 
 
@@ -289,7 +308,9 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
             "curve_server_secret_key", settings.curve_server_secret_key, settings.curve_server_secret_key_file
         )
         keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
-        return EmbeddedConnection(self.address, self._options(server_keys=keys if secret.is_set else None))
+        options = self._options(server_keys=keys if secret.is_set else None)
+        client = self._client()
+        return Connection(options, client, partial(embedded, self.address, options, client))
 
 
 class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
@@ -311,4 +332,12 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
     def _make_connection(self) -> Connection:
         settings = self.config
         options = self._options(outbox_capacity=settings.outbox_capacity, outbox_bytes=settings.outbox_bytes)
-        return DedicatedConnection(settings.pull_socket_address, self.address, options)
+        client = self._client()
+        return Connection(options, client, partial(Link, settings.pull_socket_address, self.address, options, client))
+
+
+def _announce(serializer: Serializer, lost: str | None, restored: str | None, change: LinkChange) -> bytes | None:
+    """Return the message that announces a change of the link to consumers, None if nobody wants it."""
+    if isinstance(change, LinkLost):
+        return serializers.pack(serializer, {"type": lost}) if lost else None
+    return serializers.pack(serializer, {"type": restored, "missed": change.missed}) if restored else None

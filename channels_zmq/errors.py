@@ -1,14 +1,15 @@
-"""What can go wrong, as a tree. Every message names what to change.
+"""The errors of the library, as a tree. Every message names what to change.
 
 ChannelsZmqError
 ├── ConfigurationError          a wrong CONFIG key or value, or environment variable (also ImproperlyConfigured)
 ├── MessageError                a message that cannot be carried (also ValueError)
 │   ├── SerializationError      names the path inside the message (also TypeError)
 │   └── MessageTooLarge         larger than max_message_size
-├── OutboxFull                  the forwarder is away and no more is held for it (also ChannelFull)
+├── OutboxFull                  the forwarder is unreachable and the outbox is full (also ChannelFull)
 ├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
 │   └── WireVersionMismatch     the forwarder speaks another version of the wire format
 ├── RequestRefused              the forwarder is at one of its limits
+├── ConnectionClosed            the layer was closed while it was used
 └── AddressInUse                another process produces on this address (also OSError)
 """
 
@@ -18,11 +19,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 class ChannelsZmqError(Exception):
-    """Base of everything that this library raises on its own account."""
+    """Base of all errors of this library."""
 
 
 class ConfigurationError(ChannelsZmqError, ImproperlyConfigured):  # type: ignore[misc] # nor has Django
-    """CONFIG or an environment variable holds something that cannot be used.
+    """A key of CONFIG, or an environment variable, is invalid.
 
     Attributes:
         setting: The key or variable.
@@ -41,7 +42,7 @@ class SerializationError(MessageError, TypeError):
     """A value inside a message that the serializer cannot carry.
 
     Attributes:
-        path: Where it stands, as an expression on the message.
+        path: Of the value, as an expression on the message.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -63,11 +64,11 @@ class MessageTooLarge(MessageError, ChannelsMessageTooLarge):  # type: ignore[mi
 
 
 class OutboxFull(ChannelsZmqError, ChannelFull):  # type: ignore[misc] # Channels has no type information
-    """The forwarder is away, and the outbox holds all that it may; nothing was sent."""
+    """The forwarder is unreachable and the outbox is full; nothing was sent."""
 
     def __init__(self, address: str, frames: int) -> None:
         super().__init__(
-            f"{address} is away and {frames} messages wait for it already: raise outbox_capacity to hold more"
+            f"{address} is unreachable and {frames} messages are held already: raise outbox_capacity to hold more"
         )
         self.address, self.frames = address, frames
 
@@ -76,8 +77,8 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
     """The forwarder did not answer in time.
 
     Attributes:
-        address: Where it should be.
-        timeout: Seconds that were waited.
+        address: Of the forwarder.
+        timeout: Seconds after which the library gave up.
     """
 
     def __init__(self, address: str, timeout: float, what: str, guess: str = "") -> None:
@@ -89,7 +90,7 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
 
 
 class WireVersionMismatch(ForwarderUnavailable):
-    """A forwarder is there, but it speaks another version of the wire format.
+    """The forwarder speaks another version of the wire format.
 
     Attributes:
         theirs: The forwarder's version.
@@ -107,6 +108,18 @@ class WireVersionMismatch(ForwarderUnavailable):
 
 class RequestRefused(ChannelsZmqError):
     """The forwarder is at a limit of its own, such as `--queue-names`; nothing was done."""
+
+
+class ConnectionClosed(ChannelsZmqError):
+    """The connection was closed by another thread, or by another layer, while it was used; nothing was sent.
+
+    Attributes:
+        address: Of the connection.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__(f"the connection to {address} was closed while it was used")
+        self.address = address
 
 
 class AddressInUse(ChannelsZmqError, OSError):

@@ -4,7 +4,6 @@ A file is read again while there is no connection, so that a key can change with
 repr holds a key.
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from pydantic import SecretStr
 from channels_zmq.errors import ConfigurationError
 from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
-
-LOOK_EVERY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class KeySetting:
         """Return the key.
 
         Raises:
-            ConfigurationError: It is none, or the file cannot be read; names the setting.
+            ConfigurationError: If the key is invalid, or its file cannot be read; names the setting.
         """
         try:
             if self.value is not None:
@@ -59,10 +56,10 @@ class KeySetting:
             suffix = "_file" if self.value is None else ""
             raise ConfigurationError(f"CONFIG['{self.name}{suffix}']", str(error)) from None
 
-    def wait(self, deadline: float) -> None:
-        """Wait for the file to appear: in a container it may be mounted a moment after the start."""
-        while self.path is not None and not Path(self.path).exists() and time.monotonic() < deadline:
-            time.sleep(LOOK_EVERY)
+    @property
+    def is_missing(self) -> bool:
+        """Whether the file does not exist: in a container it may be mounted a moment after the start."""
+        return self.path is not None and not Path(self.path).exists()
 
 
 class ClientKeySource:
@@ -81,16 +78,68 @@ class ClientKeySource:
         """Return the keys as they are now.
 
         Raises:
-            ConfigurationError: One is missing, or is none.
+            ConfigurationError: If one is missing or invalid.
         """
         return ClientKeys(self._server.read(), self._own or self._secret.read())
 
-    def wait_and_read(self, timeout: float) -> ClientKeys:
-        """Return the keys; wait that many seconds for files that are not there yet."""
-        deadline = time.monotonic() + timeout
-        self._server.wait(deadline)
-        self._secret.wait(deadline)
-        return self.read()
+    def missing_file(self) -> str:
+        """Return the path of a key file that does not exist, or an empty text."""
+        return next((str(one.path) for one in (self._server, self._secret) if one.is_missing), "")
+
+
+class KeyWatch:
+    """The keys that a transport connects with, and whether it should connect anew.
+
+    Args:
+        source: Where they come from; None for a transport without CURVE.
+    """
+
+    def __init__(self, source: ClientKeySource | None) -> None:
+        self.current: ClientKeys | None = None
+        """The keys that were read last."""
+        self.problem = ""
+        """Why they could not be read."""
+        self._source = source
+        self._found: ClientKeys | None = None
+        self._refused = False
+
+    def may_connect(self) -> bool:
+        """Read the keys for the first time; return False if a file does not exist yet.
+
+        Raises:
+            ConfigurationError: If a key is invalid; names the setting.
+        """
+        if self._source is None:
+            return True
+        missing = self._source.missing_file()
+        if missing:
+            self.problem = f"{missing} does not exist"
+            return False
+        self.current = self._source.read()
+        return True
+
+    def refused(self) -> None:
+        """Note that the other side has refused the keys: it may accept them later, but ZeroMQ does not try again."""
+        self._refused = True
+
+    def look(self) -> None:
+        """Read the keys again. Keys that cannot be read change nothing."""
+        if self._source is None:
+            return
+        try:
+            self._found = self._source.read()
+        except ConfigurationError as error:
+            self.problem = str(error)
+        else:
+            self.problem = ""
+
+    def have_changed(self) -> bool:
+        """Return whether the last look has found keys to connect with: new ones, or some that were refused."""
+        found, self._found = self._found, None
+        if found is None or (found == self.current and not self._refused):
+            return False
+        self.current, self._refused = found, False
+        return True
 
 
 class ServerKeySource:
@@ -109,7 +158,7 @@ class ServerKeySource:
         """Return the secret key and the list.
 
         Raises:
-            ConfigurationError: A key is missing, or is none.
+            ConfigurationError: If a key is missing or invalid.
         """
         secret = self._secret.read()
         if self._allowed is None and self._allowed_file is None:

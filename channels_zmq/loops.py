@@ -1,17 +1,25 @@
-"""Which event loops watch a connection's file descriptor, and how a reader on any of them is woken.
+"""Which event loops watch a connection's descriptor, and how a waiter on any of them is woken.
 
-ZeroMQ's descriptor tells of changes, not of states, so a loop that begins to watch drains once. Every loop with a
-waiter watches by itself, for another loop that would do it in its place can stop at any moment. Beside these the
-*attached* loop watches: the one that last read from a channel. Everything is called under the connection's lock, or
-takes it where a loop calls back.
+Theory of operation. ZeroMQ's descriptor is edge-triggered: it becomes readable when the state of its socket changes,
+and stays silent about input that was there before. So a loop that begins to watch drains once, and whoever operates
+on the socket looks for input afterwards. Every loop with a waiter watches by itself, since another loop that would
+watch in its place may stop at any moment. Beside these the *attached* loop watches: the one that last read from a
+channel.
+
+Each loop watches a duplicate of the descriptor that it owns. It closes the duplicate when it stops watching, on its own
+thread and after `remove_reader`. The socket can thus be closed at any time, and no loop ever removes a reader from a
+number that meanwhile belongs to another file.
+
+All methods are called under the connection's lock, except those that a loop calls back: these take it.
 """
 
 import asyncio
 import contextlib
-import threading
+import os
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -22,29 +30,17 @@ class Waiter:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self.future: Future[Any] = loop.create_future()
+        self.future: Future[None] = loop.create_future()
 
     @property
     def usable(self) -> bool:
-        """Whether somebody still waits."""
+        """Whether the coroutine still waits."""
         return not self.future.done() and not self.loop.is_closed()
 
-    def wake(self, value: object = None, *, here: AbstractEventLoop | None) -> None:
-        """Let the coroutine go on; `here` is the loop that runs in this thread, if one does."""
-        if self.loop is here:
-            _settle(self.future, value)
-        else:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-                self.loop.call_soon_threadsafe(_settle, self.future, value)
 
-
-def _settle(future: "Future[Any]", value: object) -> None:
-    if future.done():
-        return
-    if isinstance(value, BaseException):
-        future.set_exception(value)
-    else:
-        future.set_result(value)
+def _settle(future: "Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def running_here() -> AbstractEventLoop | None:
@@ -56,13 +52,23 @@ def running_here() -> AbstractEventLoop | None:
 
 
 def wake(waiters: Iterable[Waiter]) -> None:
-    """Wake readers, each on its own loop."""
+    """Wake coroutines, each on its own loop. Call it without any lock: a loop may be the application's own class."""
     here = running_here()
     for waiter in waiters:
+        future = waiter.future
         if waiter.loop is not here:
-            waiter.wake(here=here)
-        elif not waiter.future.done():  # the same as `wake`, which as a call of its own is a tenth of a reader's time
-            waiter.future.set_result(None)
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+                waiter.loop.call_soon_threadsafe(_settle, future)
+        elif not future.done():
+            future.set_result(None)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One loop's watch: its duplicate of the descriptor, None while there is none, and how many waiters it has."""
+
+    descriptor: int | None = None
+    waiters: int = 0
 
 
 class Loops:
@@ -70,92 +76,108 @@ class Loops:
 
     Args:
         drain: Reads what is there; called on a watching loop.
-        lock: The connection's lock, which may be taken again by its holder.
+        lock: The connection's lock.
     """
 
     def __init__(self, drain: Callable[[], None], lock: AbstractContextManager[Any]) -> None:
         self.attached: AbstractEventLoop | None = None
+        self.descriptor: int | None = None
         self._drain = drain
         self._lock = lock
-        self.descriptor: int | None = None
-        self._waiters: dict[AbstractEventLoop, int] = {}
+        self._watches: dict[AbstractEventLoop, _Watch] = {}
 
     def watch(self, descriptor: int | None) -> None:
-        """Change the descriptor; the loops that watch the old one go over to it. Call `release` before closing."""
+        """Change the descriptor; the loops that watch the former one change over to it."""
         self.descriptor = descriptor
-        for loop in list(self._waiters):
-            if descriptor is not None and not loop.is_closed():
-                self._on(loop, lambda loop=loop: self._add(loop))  # type: ignore[misc] # a default binds it now
+        for loop in list(self._watches):
+            self._on(loop, self._change_over)
+
+    def release(self) -> None:
+        """Let no loop watch any more."""
+        self.descriptor = self.attached = None
+        for loop in list(self._watches):
+            self._on(loop, self._change_over)
 
     def enter(self, loop: AbstractEventLoop, *, attach: bool) -> None:
         """Count a waiter on the running loop, which watches from now on; `attach` makes it the attached one."""
-        count = self._waiters.get(loop)
-        self._waiters[loop] = (count or 0) + 1
-        if count is None:
-            self._add(loop)
+        watch = self._watches.get(loop)
+        if watch is None:
+            watch = self._watches[loop] = _Watch()
+            self._begin(loop, watch)
+        watch.waiters += 1
         if attach and self.attached is not loop:
             former, self.attached = self.attached, loop
             if former is not None:
-                self._on(former, lambda: self._remove_if_idle(former))
+                self._on(former, self._end_if_idle)
 
     def leave(self, loop: AbstractEventLoop) -> None:
-        """Count a waiter less on the running loop; the last one takes the watch with it unless the loop is attached."""
-        count = self._waiters.get(loop)
-        if count is not None:
-            self._waiters[loop] = count - 1
-            if count == 1 and loop is not self.attached:
-                self._remove_if_idle(loop)
+        """Remove a waiter from the running loop, which stops to watch with its last one unless it is attached."""
+        watch = self._watches.get(loop)
+        if watch is not None:
+            watch.waiters -= 1
+            if not watch.waiters and loop is not self.attached:
+                self._forget(loop)
 
     def unattended(self) -> bool:
-        """Return whether no attached loop runs, so that somebody else has to read."""
-        loop = self.attached
-        if loop is not None and loop.is_closed():
-            self._waiters.pop(loop, None)
-            self.attached = None
-        for other in [other for other in self._waiters if other.is_closed()]:
-            del self._waiters[other]
+        """Return whether no attached loop runs, so that the housekeeper has to read."""
+        for loop in [loop for loop in self._watches if loop.is_closed()]:
+            self._forget(loop)
         return self.attached is None or not self.attached.is_running()
 
     def drain_soon(self) -> bool:
         """Let a watching loop drain again; return False if there is none."""
-        for loop in (self.attached, *self._waiters):
+        for loop in (self.attached, *self._watches):
             if loop is not None and loop.is_running():
                 with contextlib.suppress(RuntimeError):  # closed meanwhile
                     loop.call_soon_threadsafe(self._drain)
                     return True
         return False
 
-    def release(self) -> list[threading.Event]:
-        """Let no loop watch any more; return events to wait for, without the lock, before the descriptor is closed."""
-        descriptor, self.descriptor = self.descriptor, None
-        pending = []
-        for loop in list(self._waiters):
-            if descriptor is None or loop.is_closed():
-                continue
-            done = threading.Event()
-            self._on(loop, lambda loop=loop, done=done: (loop.remove_reader(descriptor), done.set()))  # type: ignore[misc] # defaults bind them now
-            pending.append(done)
-        return pending
+    def _begin(self, loop: AbstractEventLoop, watch: _Watch) -> None:
+        if self.descriptor is not None:
+            watch.descriptor = os.dup(self.descriptor)
+            loop.add_reader(watch.descriptor, self._drain)
+            loop.call_soon(self._drain)
 
-    def _add(self, loop: AbstractEventLoop) -> None:
-        with self._lock:
-            if self.descriptor is not None:
-                loop.add_reader(self.descriptor, self._drain)
-                loop.call_soon(self._drain)
+    def _end(self, loop: AbstractEventLoop, watch: _Watch) -> None:
+        descriptor, watch.descriptor = watch.descriptor, None
+        if descriptor is not None:
+            if not loop.is_closed():
+                loop.remove_reader(descriptor)
+            os.close(descriptor)
 
-    def _remove_if_idle(self, loop: AbstractEventLoop) -> None:
-        with self._lock:
-            if self._waiters.get(loop) == 0 and loop is not self.attached:
-                del self._waiters[loop]
-                if self.descriptor is not None and not loop.is_closed():
-                    loop.remove_reader(self.descriptor)
+    def _forget(self, loop: AbstractEventLoop) -> None:
+        watch = self._watches.pop(loop, None)
+        if watch is not None:
+            self._end(loop, watch)
+        if self.attached is loop:
+            self.attached = None
 
-    def _on(self, loop: AbstractEventLoop, action: Callable[[], object]) -> None:
-        """Run an action on a loop's thread: now if that is this one or the loop does not run, soon otherwise."""
-        if loop.is_closed():
-            self._waiters.pop(loop, None)
-        elif loop is running_here() or not loop.is_running():
-            action()
+    def _end_if_idle(self, loop: AbstractEventLoop) -> None:
+        watch = self._watches.get(loop)
+        if watch is not None and not watch.waiters and loop is not self.attached:
+            self._forget(loop)
+
+    def _change_over(self, loop: AbstractEventLoop) -> None:
+        watch = self._watches.get(loop)
+        if watch is None:
+            return
+        self._end(loop, watch)
+        if self.descriptor is None:
+            self._watches.pop(loop)
         else:
-            with contextlib.suppress(RuntimeError):  # closed meanwhile: it watches nothing any more
-                loop.call_soon_threadsafe(action)
+            self._begin(loop, watch)
+
+    def _on(self, loop: AbstractEventLoop, action: Callable[[AbstractEventLoop], None]) -> None:
+        """Act on a loop's thread: now if that is this one or the loop does not run, soon otherwise."""
+        if loop.is_closed():
+            self._forget(loop)
+        elif loop is running_here() or not loop.is_running():
+            action(loop)
+        else:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile: `unattended` will find it
+                loop.call_soon_threadsafe(self._locked, action, loop)
+
+    def _locked(self, action: Callable[[AbstractEventLoop], None], loop: AbstractEventLoop) -> None:
+        with self._lock:
+            action(loop)

@@ -1,7 +1,8 @@
-"""Names of channels: which there are, where each goes, and how new ones are made.
+"""Names of channels: which are valid, who reads each, and how new ones are made.
 
-Pure. A *process channel* is one that `new_channel` made; its name holds the inbox of the process that reads it. Every
-other name is a *plain channel*, a queue in the exchange, also one with a `!` that somebody made up.
+Pure. A *process-specific channel* is one that `new_channel` made; its name holds the inbox of the process that reads
+it. A *normal channel* has no `!` in its name; it is a queue in the exchange. A name with a `!` that `new_channel` did
+not make is valid, but no process reads it.
 """
 
 import secrets
@@ -19,10 +20,17 @@ MAX_PREFIX = 99 - INBOX_SIZE - _LOCAL_PART - 2
 
 
 class Channel(NamedTuple):
-    """A checked channel name; `owner` is the inbox of the process that reads it, empty for a plain channel."""
+    """A valid channel name.
+
+    Attributes:
+        name: The name.
+        owner: The inbox of the process that reads a process-specific channel, else empty.
+        is_normal: Whether any process may read it.
+    """
 
     name: str
     owner: bytes
+    is_normal: bool
 
 
 @lru_cache(maxsize=16_384)
@@ -33,14 +41,14 @@ def _channel(name: str) -> Channel:
     head, bang, _ = name.partition("!")
     inbox = head.rpartition(".")[2]
     owned = bang and "." in head and len(inbox) == INBOX_SIZE and _HEX.issuperset(inbox)
-    return Channel(name, inbox.encode() if owned else b"")
+    return Channel(name, inbox.encode() if owned else b"", not bang)
 
 
 def channel(name: object) -> Channel:
-    """Check a channel name.
+    """Validate a channel name.
 
     Raises:
-        TypeError: It is none; says what one looks like.
+        TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel name is a str, not {type(name).__name__}")
@@ -54,10 +62,10 @@ def _topic(name: str) -> Topic:
 
 
 def topic(name: object) -> Topic:
-    """Check a group name and return the topic of its messages.
+    """Validate a group name and return the topic of its messages.
 
     Raises:
-        TypeError: It is none; says what one looks like.
+        TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
         raise TypeError(f"a group name is a str, not {type(name).__name__}")
@@ -65,13 +73,13 @@ def topic(name: object) -> Topic:
 
 
 def new_channel(prefix: str, inbox: bytes) -> str:
-    """Make the name of a new process channel of the process with this inbox.
+    """Make the name of a new process-specific channel of the process with this inbox.
 
     Raises:
-        TypeError: The prefix does not make a valid name.
+        TypeError: If the prefix does not make a valid name.
     """
     if not isinstance(prefix, str) or not 0 < len(prefix) <= MAX_PREFIX or "!" in prefix:
-        raise TypeError(f"the prefix {prefix!r} is no name of 1 to {MAX_PREFIX} characters without an exclamation mark")
+        raise TypeError(f"the prefix {prefix!r} must have 1 to {MAX_PREFIX} characters and no exclamation mark")
     name = f"{prefix}.{inbox.decode()}!{secrets.token_hex(_LOCAL_PART // 2)}"
     _base.require_valid_channel_name(name)
     return name

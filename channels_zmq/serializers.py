@@ -1,10 +1,10 @@
 """Messages to bytes and back.
 
-In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default, `json` is there for
-people who want to read what passes; `register` adds others. Which msgpack library, and why: docs/design/0002.
+In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default; `json` makes messages
+readable on the wire; `register` adds others. Which msgpack library, and why: docs/design/0002.
 
-What comes back: a tuple as a list. With `msgpack` a datetime, date, time or UUID as its ISO text, a Decimal as text, a
-member of an enum (Django's `TextChoices`, say) as its value; `json` refuses the former, and bytes.
+What a reader gets: for a tuple a list. With `msgpack` a datetime, date, time or UUID as its ISO text, a Decimal as
+text, a member of an enum (Django's `TextChoices`, say) as its value; `json` refuses the former, and bytes.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import ormsgpack
 
+from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.errors import ConfigurationError, SerializationError
-from channels_zmq.mailboxes import Payload, Shared
 
 Message = dict[str, Any]
 RESERVED_KEY = "__asgi_channel__"
@@ -51,7 +51,7 @@ def _dump_json(message: Message) -> bytes:
 
 
 def _refuse_odd_keys(value: object) -> None:
-    """Refuse what `json` would silently turn into text."""
+    """Refuse keys that `json` would silently turn into text."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -69,7 +69,7 @@ _registry: dict[str, Serializer] = {
 
 
 def register(name: str, serializer: Serializer) -> None:
-    """Make a serializer known under a name, for `CONFIG["serializer"]`. All processes of a layer need the same."""
+    """Register a serializer under a name, for `CONFIG["serializer"]`. All processes of a layer need the same one."""
     _registry[name] = serializer
 
 
@@ -77,7 +77,7 @@ def named(name: str) -> Serializer:
     """Return a registered serializer.
 
     Raises:
-        ConfigurationError: There is none of that name.
+        ConfigurationError: If no serializer has that name.
     """
     try:
         return _registry[name]
@@ -148,7 +148,7 @@ def _short(value: object) -> str:
 
 
 def unpack(serializer: Serializer, payload: Payload) -> Message | None:
-    """Return the message that bytes hold, or None if they hold none: then a stranger sent them.
+    """Return the message that bytes hold, or None if they are malformed: then a foreign program sent them.
 
     Of a shared payload every reader gets a message of its own all the same: a copy where a shallow one is enough, which
     takes 0.05 us instead of 0.2.

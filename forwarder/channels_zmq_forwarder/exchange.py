@@ -57,6 +57,7 @@ class Exchange:
         self._next_round = -inf
         self._flushes = Flushes(clock)
         self._largest: int | None = None
+        self._published = inf
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
             0: self._unsubscribed,
             1: self._subscribed,
@@ -91,6 +92,14 @@ class Exchange:
     def inbound(self, frame: bytes) -> Frames:
         """Process a frame that a producer sent; return the frames to publish."""
         return self._take(self._inbound, frame)
+
+    def late(self, frame: bytes, published: float) -> Frames:
+        """Take a message that its producer has held since `published`; plain members added later do not get it."""
+        self._published = published
+        try:
+            return self.inbound(frame)
+        finally:
+            self._published = inf
 
     def is_direct(self, frame: bytes) -> bool:
         """Return whether a frame is a direct message to a living process: `inbound` would return it unchanged."""
@@ -209,7 +218,7 @@ class Exchange:
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
-        members = self._members.of(frame[1:end], self._clock())
+        members = self._members.of(frame[1:end], self._clock(), self._published)
         if not members:
             return (frame,)
         payload, out = frame[start:], [frame]

@@ -23,10 +23,11 @@ Name = tuple[bytes, bytes]
 
 
 class PlainMember(NamedTuple):
-    """A plain channel that belongs to a group, until `expires`; `added` is the last add. Seconds of the clock."""
+    """A plain channel that belongs to a group, from `since` until `expires`; `added` is the last add. Seconds."""
 
     expires: float
     added: float
+    since: float
     capacity: int
     adders: frozenset[bytes]
 
@@ -46,10 +47,10 @@ class PlainMembers:
         # Members by the end of their life. An item whose member has left or lives longer is skipped.
         self._expiry: list[tuple[float, Name]] = []
 
-    def of(self, group: bytes, now: float) -> list[tuple[bytes, PlainMember]]:
-        """Return the channels that belong to a group."""
+    def of(self, group: bytes, now: float, published: float = inf) -> list[tuple[bytes, PlainMember]]:
+        """Return the channels that belong to a group, without those added after a message was `published`."""
         members = self._groups.get(group)
-        return [item for item in members.items() if item[1].expires > now] if members else []
+        return [one for one in members.items() if one[1].expires > now and one[1].since <= published] if members else []
 
     def join(self, member: Member, now: float, is_living: Callable[[bytes], bool]) -> Status | None:
         """Add a channel to a group.
@@ -69,16 +70,17 @@ class PlainMembers:
         if known is None and self.count >= self._limit:
             return Status.REFUSED
         expires = added + member.life / 1000 if member.life else inf
-        adders, capacity = {member.inbox}, member.capacity
+        adders, capacity, since = {member.inbox}, member.capacity, added
         if known is None:
             self.count += 1
         else:
+            since = min(since, known.since)
             if added < known.added:
                 added, capacity = known.added, known.capacity
             expires = max(expires, known.expires)
             adders.update(inbox for inbox in known.adders if is_living(inbox))
         channels = self._groups.setdefault(member.group, {})
-        channels[member.channel] = PlainMember(expires, added, capacity, frozenset(adders))
+        channels[member.channel] = PlainMember(expires, added, since, capacity, frozenset(adders))
         if expires < inf and (known is None or expires > known.expires):
             self._expires(expires, (member.group, member.channel))
         return Status.OK

@@ -177,8 +177,8 @@ class PlainQueue:
             del self.credits[inbox]
         return credit
 
-    def hand(self, entry: Entry, *, keep: bool) -> tuple[bytes, int]:
-        """Hand a message to the reader whose turn it is; return its inbox and session.
+    def hand(self, entry: Entry, *, keep: bool) -> tuple[bytes, int, int]:
+        """Hand a message to the reader whose turn it is; return its inbox, its session, and the ordinal of the job.
 
         Args:
             entry: The message.
@@ -198,7 +198,7 @@ class PlainQueue:
         self.holders.add(inbox)
         self.unsettled += 1
         self.size += job.size
-        return inbox, credit.session
+        return inbox, credit.session, job.ordinal
 
     def settle(self, inbox: bytes, credit: Credit, settled: int) -> None:
         """Note how many jobs of its session a client has settled in all; a lower count than before is late."""

@@ -337,11 +337,11 @@ class PlainQueues:
         heapify(self._expiry)
 
     def _hand(self, channel: bytes, queue: PlainQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
-        inbox, session = queue.hand(entry, keep=keep)
+        inbox, session, ordinal = queue.hand(entry, keep=keep)
         self._readers[inbox].handed += 1
         self.observe_wait(now - entry.since)
         left = wire.milliseconds(entry.deadline - now)
-        return wire.JOB.encode(wire.Job(inbox, session, entry.number, left, channel, entry.payload))
+        return wire.JOB.encode(wire.Job(inbox, session, ordinal, entry.number, left, channel, entry.payload))
 
     def _hold(self, queue: PlainQueue, pending: Pending) -> list[bytes]:
         if queue.round is None:

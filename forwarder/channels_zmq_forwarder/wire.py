@@ -302,10 +302,14 @@ class Query(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A message of a plain channel for one reader in this process."""
+    """A message of a plain channel for one reader in this process.
+
+    `ordinal` counts the jobs of this channel and session from 1: a gap shows that the jobs before it were lost.
+    """
 
     inbox: bytes
     session: int
+    ordinal: int
     number: int
     ttl: int
     channel: bytes
@@ -345,7 +349,7 @@ SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
 HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
 QUERY = Layout(Query, b"Pq", ">QI", names=1)
-JOB = Layout(Job, b"Pj", ">IQI", names=1, payload=True)
+JOB = Layout(Job, b"Pj", ">IQQI", names=1, payload=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
@@ -489,23 +493,36 @@ def read_order(frame: bytes, at: int) -> Order:
     return frame[: at + SENDER_SIZE], number, flags, ttl, at + _ORDER.size
 
 
-def read_group(frame: bytes) -> tuple[bytes, bytes, int, int, int, bytes]:
-    """Decode a group message: the group's name, the key of its run, its number, flags, ttl, and the payload.
+def read_group(frame: bytes) -> tuple[Topic, bytes, int, int, int, bytes]:
+    """Parse a group message: topic, sender, number, flags, milliseconds left to live, payload.
 
-    The same as `topic_end` and `read_order` in one call, because it is made for each message.
+    One call instead of `topic_end` and `read_order`, since it is made once for each message.
 
     Raises:
         FrameError: If the frame ends before its payload, or has no topic.
     """
-    end = frame.find(b"\0", 1)
-    if end < 2:
-        raise FrameError("a topic is not ended by a NUL")
-    behind = end + 1 + SENDER_SIZE
+    behind = frame.find(b"\0", 1) + 1
+    if behind < 3:
+        raise FrameError("no NUL ends the topic")
     try:
-        number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, behind)
+        sender, number, flags, ttl = _ORDER.unpack_from(frame, behind)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    return frame[1:end], frame[:behind], number, flags, ttl, frame[behind + _ORDER_NUMBERS.size :]
+    return cast(Topic, frame[:behind]), sender, number, flags, ttl, frame[behind + ORDER_SIZE :]
+
+
+def read_direct(frame: bytes) -> tuple[bytes, int, int, int, str, bytes]:
+    """Parse a direct message: sender, number, flags, milliseconds left to live, channel, payload.
+
+    Raises:
+        FrameError: If the frame ends before its payload, or has no channel name.
+    """
+    try:
+        sender, number, flags, ttl = _ORDER.unpack_from(frame, SUB_KIND + 1)
+    except struct.error as error:
+        raise FrameError("a message ends before its payload") from error
+    channel, payload = channel_and_payload(frame, SUB_KIND + 1 + ORDER_SIZE)
+    return sender, number, flags, ttl, channel, payload
 
 
 def topic_end(frame: bytes) -> int:

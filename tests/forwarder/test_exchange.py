@@ -349,7 +349,7 @@ def test_a_plain_message_waits_for_its_reader(forwarder):
     forwarder.connect(A)
     forwarder.clock.now += 10
     (job,) = jobs(forwarder.ready(1))
-    assert job == wire.Job(A, 1, job.number, 50_000, JOBS, b"hi")
+    assert job == wire.Job(A, 1, 1, job.number, 50_000, JOBS, b"hi")
 
 
 def test_a_message_is_confirmed_before_it_is_handed_over(forwarder):
@@ -399,7 +399,7 @@ def test_jobs_of_another_instance_precede_waiting_messages(forwarder):
     """They are older than all messages of this instance; among themselves they keep their order."""
     forwarder.send(b"third")
     for number, payload in ((900, b"first"), (901, b"second")):
-        forwarder.back(wire.Job(A, 1, number, 60_000, JOBS, payload))
+        forwarder.back(wire.Job(A, 1, 1, number, 60_000, JOBS, payload))
     forwarder.send(b"fourth")
     forwarder.connect(A)
     assert [payload for _, payload in payloads(forwarder.ready(9))] == [b"first", b"second", b"third", b"fourth"]
@@ -454,7 +454,7 @@ def test_all_queues_together_hold_so_many_bytes(forwarder):
     assert statuses(forwarder.send(bytes(6), channel=b"other")) == [Status.FULL]
     assert statuses(forwarder.send(bytes(5), channel=b"other")) == [Status.OK]
     assert forwarder.drops == {"queue_bytes": 1}
-    forwarder.back(wire.Job(A, 1, 1, 60_000, JOBS, b"lost"))
+    forwarder.back(wire.Job(A, 1, 1, 1, 60_000, JOBS, b"lost"))
     assert forwarder.drops == {"queue_bytes": 2}
 
 
@@ -475,7 +475,7 @@ def test_there_are_at_most_so_many_queues():
     forwarder.send(channel=b"one")
     assert statuses(forwarder.send(channel=b"two")) == [Status.REFUSED]
     assert list(forwarder.ready(1, channel=b"two")) == []
-    forwarder.back(wire.Job(A, 1, 1, 60_000, b"two", b""))
+    forwarder.back(wire.Job(A, 1, 1, 1, 60_000, b"two", b""))
     assert statuses(forwarder.send(channel=b"one")) == [Status.OK]
     assert forwarder.drops == {"queue_names": 3}
 

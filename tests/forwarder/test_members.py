@@ -157,3 +157,12 @@ def test_expiry_touches_only_what_is_due():
     members.expire(5_009)
     assert members.count == 0
     assert members.due() == inf
+
+
+def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile():
+    """What counts is since when the channel belongs to the group without a break."""
+    members = PlainMembers(10)
+    for now in (1, 3):
+        members.join(member(), now, {A}.__contains__)
+    assert [name for name, _ in members.of(b"room", 4, published=2)] == [b"jobs"]
+    assert members.of(b"room", 4, published=0.5) == []

@@ -197,13 +197,17 @@ def test_durations_are_bounded(seconds, expected):
     assert wire.milliseconds(seconds) == expected
 
 
-def test_a_group_message_is_taken_apart_in_one_call():
-    """The result is that of `topic_end` and `read_order`."""
+def test_a_group_message_is_parsed_in_one_call():
+    """Topic, sender, number, flags, milliseconds to live and payload."""
     frame = wire.ordered(wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
-    end = wire.topic_end(frame)
-    key, number, flags, ttl, start = wire.read_order(frame, end + 1)
-    assert wire.read_group(frame) == (frame[1:end], key, number, flags, ttl, frame[start:])
-    assert wire.read_group(frame)[0] == b"chat"
+    assert wire.read_group(frame) == (wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
+
+
+def test_a_direct_message_is_parsed_in_one_call():
+    """Sender, number, flags, milliseconds to live, channel and payload."""
+    inbox = b"0123456789abcdef"
+    frame = wire.ordered(wire.direct_prefix(inbox), b"sender!!", 7, 0, 60_000, wire.direct_body("a!b", b"payload"))
+    assert wire.read_direct(frame) == (b"sender!!", 7, 0, 60_000, "a!b", b"payload")
 
 
 @pytest.mark.parametrize(

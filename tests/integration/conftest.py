@@ -3,12 +3,14 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 from forwarders import PATIENCE, Forwarder, close_all, free_ports
+from peers import Peer
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
@@ -45,6 +47,31 @@ def make_layer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 
     yield make
     close_all()
+
+
+@pytest.fixture(params=["embedded-tcp", "dedicated"])
+def make_shared_layer(request: pytest.FixtureRequest) -> Iterator[Callable[..., Layer]]:
+    """Make layers of one topology at an address that other processes reach."""
+    if request.param == "dedicated":
+        config = request.getfixturevalue("forwarder").config
+        yield partial(DedicatedZmqChannelLayer, **config)
+    else:
+        yield partial(EmbeddedZmqChannelLayer, pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    close_all()
+
+
+@pytest.fixture
+def open_peer() -> Iterator[Callable[..., Peer]]:
+    """Start processes that use the layer of a CONFIG; they are killed after the test."""
+    peers: list[Peer] = []
+
+    def open_peer(loop: str = "asyncio", **config: Any) -> Peer:
+        peers.append(Peer(loop, **config))
+        return peers[-1]
+
+    yield open_peer
+    for peer in peers:
+        peer.kill()
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

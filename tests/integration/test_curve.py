@@ -4,12 +4,13 @@ import asyncio
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forwarders import Forwarder, close_all, free_ports
+from forwarders import Forwarder, close_all, free_ports, until
 
 from channels_zmq import channel_layers_from_env
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
@@ -75,11 +76,6 @@ def guarded(keys: Keys, tmp_path: Path) -> Iterator[Forwarder]:
 def _close() -> Iterator[None]:
     yield
     close_all()
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def passes(layer: Any, text: str = "hello") -> None:
@@ -260,7 +256,7 @@ def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys
     async def scenario() -> None:
         layer = EmbeddedZmqChannelLayer(**serving)
         with caplog.at_level(logging.WARNING, logger="channels_zmq_forwarder"):
-            await layer.group_send("chat", {"text": "nobody is there"})
+            await layer.send("warm-up", {})  # makes it the producer
             allowed, stranger = reader("two"), reader("stranger")
             assert allowed.stdout is not None
             await asyncio.to_thread(allowed.stdout.readline)
@@ -316,5 +312,41 @@ def test_no_error_shows_a_key(run: Any, keys: Keys, setting: str) -> None:
         for text in (str(caught.value), str(misspelt.value), repr(layer), repr(layer.config)):
             assert broken not in text
             assert keys.secret("two") not in text
+
+    run(scenario())
+
+
+def test_a_key_file_that_is_missing_holds_up_nothing_and_is_read_once_it_is_there(
+    run: Any, guarded: Forwarder, keys: Keys
+) -> None:
+    """Neither making the layer nor using it blocks the loop; other layers of the process work meanwhile."""
+    late = keys.folder / "late.secret"
+    config = {"curve_server_key": keys.public("server"), "curve_secret_key_file": str(late), "connect_timeout": 0.5}
+
+    async def scenario() -> None:
+        turns = 0
+
+        async def tick() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.001)
+
+        ticker = asyncio.create_task(tick())
+        began = time.monotonic()
+        layer = DedicatedZmqChannelLayer(**guarded.config, **config)
+        channel = await layer.new_channel()
+        await layer.group_send("chat", {"text": "held"})
+        assert time.monotonic() - began < 0.5
+        join = asyncio.create_task(layer.group_add("chat", channel))
+        await passes(DedicatedZmqChannelLayer(**guarded.config, **keys.client("one")), "beside")
+        await passes(EmbeddedZmqChannelLayer(), "beside")
+        with pytest.raises(ForwarderUnavailable):
+            await join
+        assert turns > 20
+        late.write_text(keys.secret("two"), encoding="ascii")
+        await until(lambda: layer.stats()["connected"])
+        await passes(layer)
+        ticker.cancel()
 
     run(scenario())

@@ -83,6 +83,27 @@ def test_a_join_returns_once_its_subscription_is_in_force(stand_in, actor):
     assert actor.call(0, "group_add", "room", third) is None
 
 
+def test_a_join_is_asked_for_behind_the_first_hello():
+    """Else it returns before the forwarder knows this client, and a flush by another process misses it."""
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    actor = Actor()
+    actor.open("DedicatedZmqChannelLayer", {"pull_socket_address": pull, "pub_socket_address": pub})
+    join = actor.begin(0, "group_add", "room", actor.call(0, "new_channel"))
+    while not actor.stats()["groups"]:
+        pass
+    with zmq.Context() as context:
+        stand_in = StandIn(context, pull, pub)
+        stand_in.holds_syncs = True
+        stand_in.serve_until(lambda: stand_in.held)
+        greeted = stand_in.client
+        stand_in.answer_sync(stand_in.held[0])
+        assert actor.finish(join) is None
+        actor.close()
+        actor.end()
+        stand_in.close()
+    assert greeted
+
+
 def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in, actor):
     """It may send to the group right after."""
     channel = actor.call(0, "new_channel")

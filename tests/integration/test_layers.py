@@ -9,7 +9,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
 
-from channels_zmq import registry
+from channels_zmq import connections
 from channels_zmq.errors import MessageTooLarge, SerializationError
 
 Make = Callable[..., Any]
@@ -106,7 +106,7 @@ def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, r
             await asyncio.sleep(0)  # until the group's message has found the channel full
         assert [(await layer.receive(channel))["n"] for _ in range(3)] == [0, 1, 2]
         assert await nothing_waits(layer, channel)
-        assert layer.stats()["dropped"] == {"full": 1}
+        assert layer.stats()["dropped"] == {"mailbox_full": 1}
 
     run(scenario())
 
@@ -305,7 +305,7 @@ def test_plain_threads_send_by_async_to_sync_on_the_connection_that_is_there(mak
         layer = make_layer(capacity=1000)
         channel = await layer.new_channel()
         await layer.group_add("chat", channel)
-        before = registry.connections()
+        before = connections.connections()
 
         def call() -> None:
             for number in range(25):
@@ -320,7 +320,7 @@ def test_plain_threads_send_by_async_to_sync_on_the_connection_that_is_there(mak
         for thread in threads:
             await asyncio.to_thread(thread.join)
         assert sorted(numbers) == sorted(jobs) == sorted(list(range(25)) * 4)
-        assert registry.connections() == before
+        assert connections.connections() == before
 
     run(scenario())
 
@@ -393,6 +393,6 @@ def test_the_resilience_mode_loses_what_it_is_told_to_and_counts_it(make_layer: 
         await layer.send(await layer.new_channel(), {"n": 1})
         await layer.send("jobs", {"n": 1})
         await layer.group_send("chat", {"n": 1})
-        assert layer.stats()["dropped"] == {"resilience": 3}
+        assert layer.stats()["dropped"] == {"drop_rate": 3}
 
     run(scenario())

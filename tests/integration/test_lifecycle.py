@@ -16,7 +16,7 @@ from django.conf import settings
 from django.test import override_settings
 from forwarders import Forwarder, close_all
 
-from channels_zmq import registry
+from channels_zmq import connections
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 
@@ -99,13 +99,13 @@ def test_a_thousand_calls_in_fresh_loops_open_no_connection(forwarder: Forwarder
     async_to_sync(layer.send)("warm-up", {})
     gc.collect()  # what earlier tests left
     me = psutil.Process()
-    before = len(registry.connections()), me.num_threads(), me.num_fds()
+    before = len(connections.connections()), me.num_threads(), me.num_fds()
     for number in range(1000):
         async_to_sync(layer.group_send)("other", {"n": number})
     async_to_sync(layer.send)("jobs", {"n": 1})
     assert async_to_sync(layer.receive)("jobs") == {"n": 1}
     gc.collect()
-    after = len(registry.connections()), me.num_threads(), me.num_fds()
+    after = len(connections.connections()), me.num_threads(), me.num_fds()
     assert after[0] == before[0] == 1
     assert after[1] <= before[1], "threads"
     assert after[2] <= before[2], "descriptors"
@@ -118,7 +118,7 @@ def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: 
         layer = DedicatedZmqChannelLayer(**forwarder.config)
         names.add(async_to_sync(layer.new_channel)().split("!")[0])
         del layer
-    assert len(names) == len(registry.connections()) == 1
+    assert len(names) == len(connections.connections()) == 1
 
 
 def test_changed_settings_leave_no_socket_and_no_thread_behind(run: Any, forwarder: Forwarder) -> None:
@@ -147,7 +147,7 @@ def test_changed_settings_leave_no_socket_and_no_thread_behind(run: Any, forward
             await use(number + 2, "EmbeddedZmqChannelLayer", {})
             if number % 10 == 0:
                 gc.collect()
-                sizes.append((len(registry.connections()), me.num_threads(), me.num_fds()))
+                sizes.append((len(connections.connections()), me.num_threads(), me.num_fds()))
         assert sizes[0][0] == 2
         assert sizes == [sizes[0]] * 10
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, close_all, free_ports, until
+from forwarders import Forwarder, close_all, free_ports, port_of, until
 from relays import Relay
 
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -34,10 +34,6 @@ def swallower() -> Iterator[zmq.Socket[bytes]]:
     pull.bind("tcp://127.0.0.1:*")
     yield pull
     context.destroy(linger=0)
-
-
-def port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
 
 
 def layer_by(relay: Relay, forwarder: Forwarder, **config: Any) -> DedicatedZmqChannelLayer:
@@ -111,7 +107,7 @@ def test_after_an_outage_longer_than_their_expiry_nothing_stale_arrives(
         await asyncio.to_thread(relay.end)
         await until(lambda: not layer.stats()["connected"])
         await layer.group_send("chat", {"stale": b""})
-        await until(lambda: layer.stats()["dropped"] == {"outbox": 1})
+        await until(lambda: layer.stats()["dropped"] == {"outbox_expired": 1})
         await asyncio.to_thread(forwarder.start)
         relay.start()
         await until(lambda: layer.stats()["connected"])
@@ -119,6 +115,6 @@ def test_after_an_outage_longer_than_their_expiry_nothing_stale_arrives(
 
         assert await layer.receive(channel) == {"n": 1}
         stats = layer.stats()
-        assert (stats["dropped"], stats["waiting"]) == ({"outbox": 1, "missed": 30}, 0)
+        assert (stats["dropped"], stats["waiting"]) == ({"outbox_expired": 1, "missed": 30}, 0)
 
     run(scenario())

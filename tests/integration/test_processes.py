@@ -162,7 +162,7 @@ def test_an_unread_member_keeps_exactly_its_capacity_and_the_rest_is_counted(ope
         peers[2].ask("until_counted", "received", number + 1)
     peers[1].ask("until_counted", "received", 3 * CAPACITY)
     assert peers[1].ask("stats")["waiting"] == CAPACITY
-    assert peers[1].ask("stats")["dropped"] == {"full": 2 * CAPACITY}
+    assert peers[1].ask("stats")["dropped"] == {"mailbox_full": 2 * CAPACITY}
     assert by_sender(peers[1].ask("receive", unread, CAPACITY)) == {"0": list(range(CAPACITY))}
     assert by_sender(peers[2].ask("until_collected", beside, "0", 3 * CAPACITY - 1)) == {"0": list(range(3 * CAPACITY))}
     assert [peers[index].ask("stats")["dropped"] for index in (0, 2)] == [{}, {}]
@@ -174,7 +174,7 @@ def test_an_unread_channel_of_another_process_keeps_exactly_its_capacity(open_la
     unread = peers[1].ask("channel")
     assert peers[0].ask("offer", unread, "0", 3 * CAPACITY) == 3 * CAPACITY
     peers[1].ask("until_counted", "received", 3 * CAPACITY)
-    assert peers[1].ask("stats")["dropped"] == {"full": 2 * CAPACITY}
+    assert peers[1].ask("stats")["dropped"] == {"mailbox_full": 2 * CAPACITY}
     assert by_sender(peers[1].ask("receive", unread, CAPACITY)) == {"0": list(range(CAPACITY))}
     peers[0].ask("send", unread, "next", 0, 1)
     assert peers[1].ask("receive", unread, 1) == [["next", 0]]

@@ -84,7 +84,7 @@ def test_an_absent_forwarder_is_named(run: Any) -> None:
             await layer.send("jobs", {})
         for _ in range(3):
             await layer.group_send("chat", {})
-        assert (layer.stats()["held"], layer.stats()["dropped"]) == (2, {"outbox": 1})
+        assert (layer.stats()["held"], layer.stats()["dropped"]) == (2, {"outbox_full": 1})
         with pytest.raises(ChannelFull, match="outbox_capacity"):
             await layer.send(await layer.new_channel(), {})
 

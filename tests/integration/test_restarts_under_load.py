@@ -125,7 +125,7 @@ def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
         assert lost >= 4 * FEW or how != "freeze and kill"
         stats = peer.ask("stats")
         assert (stats["dropped"].get("missed", 0), stats["repeated"], stats["reconnects"]) == (lost, 0, 1)
-        assert set(stats["dropped"]) <= {"missed", "jobs lost"}
+        assert set(stats["dropped"]) <= {"missed", "lost_delivery"}
 
     done = jobs_done(senders["a"], receivers)
     for name, sender in senders.items():

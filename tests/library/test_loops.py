@@ -1,6 +1,7 @@
 """Which event loops watch a descriptor, and how readers on them are woken: real loops, a real pipe."""
 
 import asyncio
+import gc
 import os
 import threading
 
@@ -46,9 +47,15 @@ def pipe():
 
 @pytest.fixture
 def loops(pipe):
-    loops = Loops(pipe.drain, threading.RLock())
+    """Loops that watch the pipe; in the end none of their descriptors is open."""
+    before = open_descriptors()
+    loops = Loops(pipe.drain, threading.Lock())
     loops.watch(pipe.reads)
-    return loops
+    yield loops
+    loops.release()
+    loops.unattended()
+    gc.collect()
+    assert open_descriptors() <= before
 
 
 @pytest.fixture
@@ -69,6 +76,24 @@ def idle():
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
+
+
+def open_descriptors():
+    """Return the descriptors of this process that are duplicates of a pipe's end."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
+                found.add(int(name))
+        except OSError:  # the listing's own
+            continue
+    return found
+
+
+def watches(loops, loop):
+    """Return whether a loop watches: it has a duplicate of the descriptor."""
+    watch = loops._watches.get(loop)
+    return watch is not None and watch.descriptor is not None
 
 
 def on(loop, action):
@@ -96,56 +121,61 @@ class ClosedMeanwhile:
         return True
 
     def create_future(self):
-        return None
+        return asyncio.Future(loop=asyncio.new_event_loop())
 
     def call_soon_threadsafe(self, *arguments):
         raise RuntimeError("Event loop is closed")
+
+
+class NotingLock:
+    """A lock that remembers which threads have taken it."""
+
+    def __init__(self):
+        self.taken_by = []
+
+    def __enter__(self):
+        self.taken_by.append(threading.current_thread())
+
+    def __exit__(self, *error):
+        pass
 
 
 # Waiters
 
 
 async def test_readers_of_the_running_loop_are_woken_at_once():
-    """Those who have given up are passed over."""
+    """Those that have given up are passed over, and a second call changes nothing."""
     loop = asyncio.get_running_loop()
     one, gone = Waiter(loop), Waiter(loop)
     gone.future.cancel()
-    wake([gone, one])
+    assert (one.usable, gone.usable) == (True, False)
+    for _ in range(2):
+        wake([gone, one])
     assert one.future.done()
     assert await one.future is None
     assert gone.future.cancelled()
-
-
-async def test_a_waiter_is_woken_on_its_own_loop():
-    """With the value; then nobody waits any more, and a second call changes nothing."""
-    waiter = Waiter(asyncio.get_running_loop())
-    assert waiter.usable
-    for value in (1, 2):
-        waiter.wake(value, here=running_here())
-    assert await waiter.future == 1
-    assert not waiter.usable
+    assert not one.usable
 
 
 async def test_a_waiter_is_woken_from_another_thread():
-    """Which has a loop of its own, or none."""
+    """A second time too, without an error."""
     waiter = Waiter(asyncio.get_running_loop())
-    await asyncio.to_thread(wake, [waiter])
+    for _ in range(2):
+        await asyncio.to_thread(wake, [waiter])
+    await turns()
     assert await waiter.future is None
 
 
-async def test_an_error_ends_the_wait():
-    """Whoever waits for an answer is told why there is none."""
-    waiter = Waiter(asyncio.get_running_loop())
-    waiter.wake(ValueError("why"), here=running_here())
-    with pytest.raises(ValueError, match="why"):
+async def test_a_waiter_of_another_loop_is_woken_there(other):
+    """Not on the loop that runs here."""
+    waiter = on(other, lambda: Waiter(other))
+    wake([waiter])
+
+    async def wait():
         await waiter.future
+        return running_here()
 
-
-async def test_a_cancelled_waiter_is_not_usable():
-    """It takes nobody's turn."""
-    waiter = Waiter(asyncio.get_running_loop())
-    waiter.future.cancel()
-    assert not waiter.usable
+    assert asyncio.run_coroutine_threadsafe(wait(), other).result(PATIENCE) is other
 
 
 def test_a_waiter_whose_loop_has_closed_is_passed_over():
@@ -157,25 +187,25 @@ def test_a_waiter_whose_loop_has_closed_is_passed_over():
     wake([waiter])
 
 
-def test_no_loop_runs_here():
-    """In a thread without one."""
+def test_no_loop_runs_in_a_thread_without_one():
+    """The answer is None."""
     assert running_here() is None
 
 
 # Watching
 
 
-async def test_a_loop_that_begins_to_watch_reads_what_is_there(pipe, loops):
-    """The descriptor told of it before."""
-    pipe.write()
-    loops.enter(asyncio.get_running_loop(), attach=False)
+async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe, loops):
+    """Input may be there of which ZeroMQ's descriptor has shown the beginning to another loop."""
+    here = asyncio.get_running_loop()
+    loops.enter(here, attach=False)
+    loops.enter(here, attach=False)
     await turns()
-    assert b"x" in [data for _, data in pipe.drained]
-    loops.leave(asyncio.get_running_loop())
+    assert pipe.drained == [(here, b"")]
 
 
 async def test_a_loop_with_a_waiter_watches(pipe, loops):
-    """Until its last waiter goes."""
+    """Until its last waiter leaves."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=False)
     loops.enter(here, attach=False)
@@ -201,46 +231,56 @@ async def test_the_attached_loop_watches_on(pipe, loops):
     pipe.write()
     await turns()
     assert pipe.drained[before:] == [(here, b"x")]
-    loops.release()
 
 
-async def test_attaching_takes_the_watch_from_the_former_loop(pipe, loops, other):
-    """If nobody waits there."""
+async def test_attaching_ends_the_watch_of_the_former_loop(loops, other):
+    """If nobody waits there; its own thread ends it."""
+    here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, attach=True))
     on(other, lambda: loops.leave(other))
-    loops.enter(asyncio.get_running_loop(), attach=True)
+    loops.enter(here, attach=True)
+    loops.enter(here, attach=True)
     on(other, lambda: None)
-    assert not on(other, lambda: other.remove_reader(pipe.reads))
-    loops.release()
+    assert (watches(loops, other), watches(loops, here)) == (False, True)
 
 
-async def test_a_former_loop_with_a_waiter_watches_on(pipe, loops, other):
+async def test_a_former_loop_with_a_waiter_watches_on(loops, other):
     """Another loop that would do it in its place can stop at any moment."""
     on(other, lambda: loops.enter(other, attach=True))
     loops.enter(asyncio.get_running_loop(), attach=True)
     on(other, lambda: None)
-    assert on(other, lambda: other.remove_reader(pipe.reads))
-    loops.release()
+    assert watches(loops, other)
+    on(other, lambda: loops.leave(other))
+    assert not watches(loops, other)
 
 
-async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(pipe, loops, idle):
+async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(loops, idle):
     """As after each call of `async_to_sync`."""
     loops.enter(idle, attach=True)
     loops.leave(idle)
     loops.enter(asyncio.get_running_loop(), attach=True)
-    assert not idle.remove_reader(pipe.reads)
-    loops.release()
+    assert not watches(loops, idle)
 
 
 async def test_a_former_loop_that_has_closed_is_forgotten(loops):
-    """It watches nothing any more."""
+    """Its duplicate of the descriptor is closed, without a call of the loop."""
     former = asyncio.new_event_loop()
     loops.enter(former, attach=True)
     former.close()
     loops.enter(asyncio.get_running_loop(), attach=True)
     loops.leave(former)
     assert not loops.unattended()
-    loops.release()
+    assert list(loops._watches) == [asyncio.get_running_loop()]
+
+
+async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_error(loops):
+    """The descriptor went before it."""
+    former = asyncio.new_event_loop()
+    loops.enter(former, attach=True)
+    loops.watch(None)
+    former.close()
+    loops.enter(asyncio.get_running_loop(), attach=True)
+    assert loops.attached is asyncio.get_running_loop()
 
 
 def test_leaving_a_loop_that_never_entered_is_no_error(loops, idle):
@@ -252,20 +292,20 @@ def test_leaving_a_loop_that_never_entered_is_no_error(loops, idle):
 async def test_without_a_descriptor_nothing_is_watched(pipe):
     """An embedded layer on an address of its own process has none; waiters count all the same."""
     here = asyncio.get_running_loop()
-    loops = Loops(pipe.drain, threading.RLock())
+    loops = Loops(pipe.drain, threading.Lock())
     loops.enter(here, attach=False)
-    loops.leave(here)
     loops.watch(None)
+    loops.leave(here)
     await turns()
     assert pipe.drained == []
-    assert loops.release() == []
+    assert loops._watches == {}
 
 
-async def test_waiting_loops_go_over_to_a_new_descriptor(pipe):
-    """And read what is there already; one that has closed does not."""
+async def test_waiting_loops_change_over_to_a_new_descriptor(pipe):
+    """They read what is there already; a loop that has closed is forgotten."""
     here = asyncio.get_running_loop()
     closed = asyncio.new_event_loop()
-    loops = Loops(pipe.drain, threading.RLock())
+    loops = Loops(pipe.drain, threading.Lock())
     for loop in (here, closed):
         loops.enter(loop, attach=False)
     closed.close()
@@ -273,13 +313,61 @@ async def test_waiting_loops_go_over_to_a_new_descriptor(pipe):
     loops.watch(pipe.reads)
     await turns()
     assert b"x" in [data for _, data in pipe.drained]
-    assert here.remove_reader(pipe.reads)
+    assert (watches(loops, here), list(loops._watches)) == (True, [here])
+    loops.release()
+
+
+async def test_a_loop_stops_watching_the_former_descriptor(pipe, loops):
+    """Input there is no business of the new one's."""
+    here = asyncio.get_running_loop()
+    loops.enter(here, attach=False)
+    reads, writes = os.pipe()
+    try:
+        loops.watch(reads)
+        await turns()
+        before = len(pipe.drained)
+        pipe.write()
+        await turns()
+        assert len(pipe.drained) == before
+        os.write(writes, b"x")
+        await turns()
+        assert len(pipe.drained) > before
+    finally:
+        loops.release()
+        os.close(reads)
+        os.close(writes)
+
+
+async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes_nothing(loops, other):
+    """The loop was asked to change over, and is forgotten when it comes to it."""
+    on(other, lambda: loops.enter(other, attach=False))
+    with loops._lock:
+        loops.watch(loops.descriptor)
+        loops._forget(other)
+    on(other, lambda: None)
+    assert not watches(loops, other)
+
+
+async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe, loops):
+    """The loop has a duplicate: its number belongs to no other file until the loop itself closes it."""
+    here = asyncio.get_running_loop()
+    reads, writes = os.pipe()
+    loops.watch(reads)
+    loops.enter(here, attach=False)
+    os.close(reads)
+    own = loops._watches[here].descriptor
+    assert own != reads
+    os.fstat(own)
+    loops.leave(here)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(own)
+    os.close(writes)
 
 
 # Who reads otherwise
 
 
-def test_nobody_attends_before_a_loop_is_attached(loops, idle):
+def test_without_an_attached_loop_the_housekeeper_reads(loops, idle):
     """A loop that only waits for an answer can end at any moment."""
     assert loops.unattended()
     loops.enter(idle, attach=False)
@@ -287,29 +375,33 @@ def test_nobody_attends_before_a_loop_is_attached(loops, idle):
     loops.leave(idle)
 
 
-def test_a_loop_attends_while_it_runs(loops, other, idle):
-    """One that does not, or is closed, does not."""
+def test_an_attached_loop_reads_while_it_runs(loops, other, idle):
+    """A loop that does not run, or is closed, does not."""
     on(other, lambda: loops.enter(other, attach=True))
     assert not loops.unattended()
     loops.enter(idle, attach=True)
     assert loops.unattended()
     loops.release()
+    on(other, lambda: None)
 
 
 def test_closed_loops_are_forgotten(loops):
-    """Attached or waiting."""
+    """Attached or waiting; their duplicates of the descriptor are closed."""
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     loops.enter(first, attach=True)
     loops.enter(second, attach=False)
+    own = [loops._watches[loop].descriptor for loop in (first, second)]
     first.close()
     second.close()
     assert loops.unattended()
-    assert loops.attached is None
-    assert loops.release() == []
+    assert (loops.attached, loops._watches) == (None, {})
+    for descriptor in own:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 def test_a_running_loop_drains_soon(pipe, loops, other, idle):
-    """The attached one first; one that only waits will do; one that does not run is passed over."""
+    """One that only waits will do; one that does not run is passed over."""
     assert not loops.drain_soon()
     loops.enter(idle, attach=True)
     assert not loops.drain_soon()
@@ -320,6 +412,7 @@ def test_a_running_loop_drains_soon(pipe, loops, other, idle):
     assert pipe.called.wait(PATIENCE)
     assert {loop for loop, _ in pipe.drained} == {other}
     loops.release()
+    on(other, lambda: None)
 
 
 def test_a_loop_that_closes_meanwhile_is_no_error(loops):
@@ -327,31 +420,46 @@ def test_a_loop_that_closes_meanwhile_is_no_error(loops):
     closing = ClosedMeanwhile()
     loops.attached = closing
     assert not loops.drain_soon()
-    loops._on(closing, lambda: None)
-    Waiter(closing).wake(here=None)
+    loops._on(closing, lambda loop: None)
+    waiter = Waiter(closing)
+    wake([waiter])
+    waiter.future.get_loop().close()
 
 
 # Before a descriptor is closed
 
 
-async def test_releasing_ends_every_watch(pipe, loops, other):
-    """Here at once, on other loops when they have come to it, which the events tell."""
+async def test_releasing_ends_every_watch(loops, other):
+    """Here at once, on another loop as soon as it comes to it."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, attach=True))
     loops.enter(here, attach=False)
-    released = loops.release()
-    assert [event.wait(PATIENCE) for event in released] == [True, True]
-    assert not here.remove_reader(pipe.reads)
-    assert not on(other, lambda: other.remove_reader(pipe.reads))
-    assert loops.release() == []
+    loops.release()
+    assert not watches(loops, here)
+    on(other, lambda: None)
+    assert (loops._watches, loops.attached, loops.descriptor) == ({}, None, None)
 
 
-def test_releasing_passes_over_a_loop_that_has_closed(loops):
+async def test_another_loop_takes_the_lock_before_it_changes_its_watch(pipe, other):
+    """The watches belong to the connection."""
+    lock = NotingLock()
+    loops = Loops(pipe.drain, lock)
+    loops.watch(pipe.reads)
+    on(other, lambda: loops.enter(other, attach=False))
+    assert lock.taken_by == []
+    loops.release()
+    on(other, lambda: None)
+    assert lock.taken_by == [on(other, threading.current_thread)]
+    assert not watches(loops, other)
+
+
+def test_releasing_forgets_a_loop_that_has_closed(loops):
     """There is nothing to wait for."""
     closed = asyncio.new_event_loop()
     loops.enter(closed, attach=False)
     closed.close()
-    assert loops.release() == []
+    loops.release()
+    assert loops._watches == {}
 
 
 async def test_after_releasing_a_waiter_may_still_leave(loops):

@@ -1,4 +1,4 @@
-"""Names of channels and groups: which are accepted, and where each channel's messages go."""
+"""Names of channels and groups: which are valid, and which process reads a channel."""
 
 import pytest
 
@@ -10,27 +10,27 @@ REFUSED = ["", "a b", "\u00e9", "a/b", "x" * 100, "a\nb"]
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_what_channels_accepts_is_a_plain_channel(name):
-    """Also a trailing newline, Unicode digits and dots in a row."""
-    assert channel(name) == Channel(name, b"")
+def test_a_name_that_channels_accepts_is_a_normal_channel(name):
+    """Also with a trailing newline, Unicode digits and dots in a row."""
+    assert channel(name) == Channel(name, b"", True)
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_what_channels_accepts_is_a_group(name):
+def test_a_name_that_channels_accepts_is_a_group(name):
     """Its topic ends with a NUL, so that no group begins another."""
     assert topic(name) == b"G" + name.encode() + b"\0"
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "a!b!c"])
-def test_what_channels_refuses_is_no_channel(name):
-    """The error says what a name looks like."""
+def test_a_name_that_channels_refuses_is_an_invalid_channel(name):
+    """The error describes a valid name."""
     with pytest.raises(TypeError, match=r"Channel name must be .* length < 100"):
         channel(name)
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "a!b"])
-def test_what_channels_refuses_is_no_group(name):
-    """A group has no process, hence no exclamation mark."""
+def test_a_name_that_channels_refuses_is_an_invalid_group(name):
+    """A group belongs to no process, and its name has no exclamation mark."""
     with pytest.raises(TypeError, match=r"Group name must be .* length < 100"):
         topic(name)
 
@@ -38,27 +38,27 @@ def test_what_channels_refuses_is_no_group(name):
 @pytest.mark.parametrize("check, what", [(channel, "channel"), (topic, "group")])
 @pytest.mark.parametrize("name", [None, 5, b"a", ["a"]])
 def test_a_name_is_text(check, what, name):
-    """The error names the type, also of what cannot be hashed."""
+    """The error names the type, also of a value that cannot be hashed."""
     with pytest.raises(TypeError, match=f"a {what} name is a str, not {type(name).__name__}"):
         check(name)
 
 
 @pytest.mark.parametrize("name", ["x!", "!", "specific.0123456789abcdef!"])
 def test_a_name_that_ends_with_the_mark_is_refused(name):
-    """It stands for all channels of a process; the error says what to read from instead."""
+    """It stands for all channels of a process; the error names what to receive from instead."""
     with pytest.raises(TypeError, match=r"new_channel\(\)"):
         channel(name)
 
 
 def test_a_new_channel_belongs_to_the_process_that_made_it():
-    """Its name begins with the prefix and tells the inbox."""
+    """Its name begins with the prefix and holds the inbox."""
     name = new_channel("specific", INBOX)
     assert name.startswith("specific.")
-    assert channel(name) == Channel(name, INBOX)
+    assert channel(name) == Channel(name, INBOX, False)
 
 
 @pytest.mark.parametrize("prefix", ["a", "a.b", "x" * MAX_PREFIX])
-def test_every_new_name_passes_the_check(prefix):
+def test_every_new_name_is_valid(prefix):
     """Also with the longest prefix, which leaves a name of 99 characters."""
     assert channel(new_channel(prefix, INBOX)).owner == INBOX
     assert len(new_channel("x" * MAX_PREFIX, INBOX)) == 99
@@ -71,13 +71,13 @@ def test_no_two_new_names_are_alike():
 
 @pytest.mark.parametrize("prefix", ["", "x" * (MAX_PREFIX + 1), "a!", "a b", "\u00e9", None, 5, b"a"])
 def test_a_prefix_that_makes_no_valid_name_is_refused(prefix):
-    """Rather than to give a name that no method takes."""
+    """No method would take the name."""
     with pytest.raises(TypeError):
         new_channel(prefix, INBOX)
 
 
-def test_a_prefix_that_is_too_long_is_told_the_limit():
-    """The error names the number of characters."""
+def test_the_error_of_a_prefix_that_is_too_long_names_the_limit():
+    """In characters."""
     with pytest.raises(TypeError, match=f"1 to {MAX_PREFIX} characters"):
         new_channel("x" * (MAX_PREFIX + 1), INBOX)
 
@@ -86,11 +86,11 @@ def test_a_prefix_that_is_too_long_is_told_the_limit():
     "name",
     ["a!b", "0123456789abcdef!b", "a.0123456789abcde!b", "a.0123456789ABCDEF!b", "a.0123456789abcdeg!b"],
 )
-def test_a_name_that_somebody_made_up_is_a_plain_channel(name):
-    """An exclamation mark alone names no process."""
-    assert channel(name).owner == b""
+def test_a_name_with_a_mark_that_new_channel_did_not_make_is_read_by_nobody(name):
+    """It is neither normal nor owned: an exclamation mark alone names no process."""
+    assert channel(name) == Channel(name, b"", False)
 
 
-def test_an_inbox_without_a_mark_is_a_plain_channel():
-    """Only what stands before the mark tells the process."""
-    assert channel("a.0123456789abcdef").owner == b""
+def test_an_inbox_without_a_mark_makes_a_normal_channel():
+    """Only the part before the mark names a process."""
+    assert channel("a.0123456789abcdef") == Channel("a.0123456789abcdef", b"", True)

@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from channels_zmq import serializers
+from channels_zmq.client.mailboxes import Shared
 from channels_zmq.errors import ConfigurationError, MessageError, SerializationError
-from channels_zmq.mailboxes import Shared
 from channels_zmq.serializers import Serializer, named, pack, register, unpack
 
 BOTH = ["msgpack", "json"]

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -55,8 +56,24 @@ class Errors(logging.Handler):
         super().close()
 
 
+class Sending(logging.Handler):
+    """Sends every warning of the library through the layer, as an application does that shows its log in a browser."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._layer = layer
+        logging.getLogger("channels_zmq").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        async_to_sync(self._layer.group_send)("log", {"line": record.getMessage()})
+
+    def close(self) -> None:
+        logging.getLogger("channels_zmq").removeHandler(self)
+        super().close()
+
+
 class Actor:
-    """Steps in this process."""
+    """Steps in this process, by two layers that share a connection; the log is sent if the process may send."""
 
     def __init__(self) -> None:
         self._loops = [asyncio.new_event_loop(), uvloop.new_event_loop()]
@@ -67,14 +84,21 @@ class Actor:
         self._steps: dict[int, Any] = {}
         self._handles = itertools.count()
         self._errors = Errors()
+        self._sending: Sending | None = None
 
     def open(self, layer: str, config: dict[str, Any]) -> None:
-        """Begin anew with a layer."""
-        self._layer = getattr(core, layer)(**config)
+        """Begin anew with two layers of one address."""
+        self._layers = itertools.cycle([getattr(core, layer)(**config) for _ in range(2)])
+        self._layer = next(self._layers)
+
+    def send_the_log(self) -> None:
+        """Send warnings through the layer from now on."""
+        self._sending = Sending(self._layer)
 
     def begin(self, lane: int, name: str, *arguments: Any) -> int:
         """Begin a step, a coroutine method of the layer or of this class; return its handle."""
         handle = next(self._handles)
+        self._layer = next(self._layers)
         step = _outcome(
             (getattr(type(self), name, None) and getattr(self, name)) or getattr(self._layer, name), arguments
         )
@@ -111,6 +135,21 @@ class Actor:
             await asyncio.sleep(0)
         return sent, await _ended(first, cancel=True), handle
 
+    async def join_twice(self, group: str, channel: str, turns: int) -> Any:
+        """Add a channel to a group by two calls at once of which the first is cancelled some turns of the loop later.
+
+        Return how the second has ended.
+        """
+        first, second = (asyncio.create_task(self._layer.group_add(group, channel)) for _ in range(2))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await _ended(first, cancel=True)
+        return await second
+
+    async def block(self, seconds: float) -> None:
+        """Let nothing else run on the loop for a while."""
+        time.sleep(seconds)
+
     async def peek(self, channel: str) -> Any:
         """Read what is there already, without waiting."""
         return await _ended(await _start(self._layer.receive(channel)), cancel=True)
@@ -129,6 +168,9 @@ class Actor:
 
     def close(self) -> None:
         """Close the layer and its connection."""
+        if self._sending is not None:
+            self._sending.close()
+            self._sending = None
         self._on(0, self._layer.close())
 
     def end(self) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from channels_zmq import registry
+from channels_zmq import connections
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
 PATIENCE = 20.0
 PORTS = range(20_000, 32_000)
@@ -33,6 +34,11 @@ def free_ports(count: int) -> list[int]:
     for server in servers:
         server.close()
     return ports
+
+
+def port_of(address: str) -> int:
+    """Return the port of a TCP address."""
+    return int(address.rpartition(":")[2])
 
 
 class Forwarder:
@@ -99,10 +105,15 @@ class Forwarder:
         self.end(signal.SIGKILL)
 
 
+def config_of(layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer) -> dict[str, Any]:
+    """Return the addresses of a layer, by which another process reaches the same one."""
+    return {key: value for key, value in layer.config.model_dump().items() if key.endswith("socket_address")}
+
+
 def close_all() -> None:
     """Close every connection of this process, as at interpreter exit."""
-    for known in list(registry.connections()):
-        registry.close(known)
+    for known in list(connections.connections()):
+        connections.close(known)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -7,6 +7,7 @@ of each whether it arrived, how often and in which order.
 import asyncio
 import ctypes
 import gc
+import importlib.util
 import json
 import os
 import subprocess
@@ -75,6 +76,14 @@ class Peer:
     def ask(self, verb: str, *arguments: Any, patience: float = PATIENCE) -> Any:
         """Return what a method of `Program` returns."""
         return self.begin(verb, *arguments).result(patience)
+
+    def begin_run(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Let the process begin with a coroutine function of a test module, which gets the layer and the arguments."""
+        return self.begin("run", function.__code__.co_filename, function.__name__, arguments)
+
+    def run(self, function: Callable[..., Any], *arguments: Any, patience: float = PATIENCE) -> Any:
+        """Return what a coroutine function of a test module returns there."""
+        return self.begin_run(function, *arguments).result(patience)
 
     def end(self) -> None:
         """End it as a program ends that has come to its last line."""
@@ -157,6 +166,19 @@ class Program:
         self._tasks.clear()
         self._collected.clear()
         await self.layer.close()
+
+    async def run(self, path: str, name: str, arguments: list[Any]) -> Any:
+        """Return what a coroutine function of a module returns for the layer and the arguments."""
+        spec = importlib.util.spec_from_file_location("scenarios", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return await getattr(module, name)(self.layer, *arguments)
+
+    async def flush(self) -> None:
+        """Empty everything, for every client of the layer."""
+        await self.layer.flush()
 
     async def channel(self) -> str:
         """Return the name of a new channel."""

@@ -81,7 +81,7 @@ def well_formed(inbox, session=1):
         wire.ASK.encode(wire.Ask(inbox, 1, 1, inbox, b"room", b"specific.x!1")),
         wire.CONFIRM.encode(wire.Confirm(inbox, 1, 0, b"instance")),
         wire.WELCOME.encode(wire.Welcome(inbox, wire.VERSION, 0, b"instance", session, 1)),
-        wire.JOB.encode(wire.Job(inbox, session, 1, 9_000, b"jobs", b"payload")),
+        wire.JOB.encode(wire.Job(inbox, session, 1, 1, 9_000, b"jobs", b"payload")),
         wire.HANDED.encode(wire.Handed(inbox, session, 99, b"jobs")),
         wire.EMPTY.encode(wire.Empty(inbox, 1)),
         wire.SYNCED.encode(wire.Synced(inbox, 1)),

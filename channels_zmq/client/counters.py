@@ -1,0 +1,104 @@
+"""What a connection counts, and the rate at which losses are reported.
+
+Pure: a report is a log line that has not been written yet. The connection writes it once its lock is released, since a
+log handler is code of the application.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
+
+REPORT_EVERY = 60.0
+"""Seconds between two reports of losses by one cause."""
+
+ADVICE = {
+    "mailbox_full": "the readers are slower than the senders; raise capacity for bursts",
+    "expired": "they were not read in time; raise expiry, or read sooner",
+    "missed": "the forwarder was replaced, or this process did not read for too long",
+    "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
+    "outbox_expired": "the forwarder was unreachable for longer than expiry",
+    "malformed": "a foreign program sends to these addresses, or a process uses another serializer",
+    "lost_delivery": "the connection was cut while the forwarder handed over messages of plain channels",
+    "unroutable": "their channel name has a '!' and was not made by new_channel(): no process reads it",
+}
+"""Causes that are reported, and what to do about each."""
+SILENT = frozenset(("abandoned", "drop_rate"))
+"""Causes that are counted only: what arrives for a consumer that has ended, and what `drop_rate` asks for."""
+
+
+class Report(NamedTuple):
+    """A log line to write: level, format and arguments, as `Logger.log` takes them."""
+
+    level: int
+    message: str
+    arguments: tuple[object, ...]
+
+
+class Stats(TypedDict):
+    """What `layer.stats()` returns: counts since the process first used the address, and what is there now."""
+
+    connected: bool
+    sent: int
+    received: int
+    dropped: dict[str, int]
+    """Lost messages by cause; the causes are the keys of `ADVICE` and the members of `SILENT`."""
+    repeated: int
+    """Messages that arrived a second time and were ignored."""
+    reconnects: int
+    waiting: int
+    """Messages in the mailboxes of this process."""
+    held: int
+    """Messages in the outbox."""
+    channels: int
+    groups: int
+
+
+class Counters:
+    """Counts of one connection.
+
+    Args:
+        clock: Monotonic seconds, for the rate of reports.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.sent = 0
+        self.received = 0
+        self.repeated = 0
+        self.reconnects = 0
+        self.dropped: Counter[str] = Counter()
+        self.reports: list[Report] = []
+        """Log lines that the connection has yet to write."""
+        self._clock = clock
+        self._reported_at: dict[str, float] = {}
+        self._reported: Counter[str] = Counter()
+
+    def drop(self, cause: str, count: int = 1) -> None:
+        """Count lost messages; report the first, then the number since at most once a minute."""
+        if not count:
+            return
+        self.dropped[cause] += count
+        if cause in SILENT:
+            return
+        now = self._clock()
+        if now - self._reported_at.get(cause, -REPORT_EVERY) >= REPORT_EVERY:
+            self._reported_at[cause] = now
+            since = self.dropped[cause] - self._reported[cause]
+            self._reported[cause] = self.dropped[cause]
+            self.report(
+                logging.WARNING,
+                "%d messages lost (%s), %d in total: %s",
+                since,
+                cause,
+                self.dropped[cause],
+                ADVICE[cause],
+            )
+
+    def report(self, level: int, message: str, *arguments: object) -> None:
+        """Add a log line for the connection to write."""
+        self.reports.append(Report(level, message, arguments))
+
+    def lost(self) -> int:
+        """Return how many messages were lost so far, for whatever cause."""
+        return self.dropped.total() - sum(self.dropped[cause] for cause in SILENT)

@@ -1,0 +1,288 @@
+"""Credit for plain channels: how many jobs the exchange may hand over to the readers of this process.
+
+Pure: the frames to send come back in lists. A *job* is a message of a plain channel. The exchange hands over while the
+number of jobs that it has handed over is below the absolute `limit` that we sent last, so that a repeated or lost
+`Ready` does no harm. Other rules strand jobs: docs/design/0004.
+
+- The window is what was received, room for each waiting reader, and `prefetch` more while readers keep coming.
+- A job is *settled* once a reader has taken it or it went back; until then it counts against the channel's capacity.
+- A job that no reader takes within `GRACE` goes back to the exchange, to its old place.
+- When a connection dies, the exchange learns how many jobs have arrived. The others are put back and are read once.
+- Once a second the exchange is asked how many jobs it has handed over in total, which reveals lost ones.
+- A channel that was not read for a while is forgotten on both sides.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from channels_zmq.client.deadlines import Deadlines
+from channels_zmq.client.mailboxes import Mailbox
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import Question
+
+GRACE = 0.1
+"""Seconds after its last reader that a plain channel keeps its room, for a reader that comes back at once."""
+ASK_EVERY = 1.0
+"""Seconds between two questions for the total."""
+FORGET_AFTER = 30.0
+"""Seconds without a reader after which a plain channel is forgotten on both sides."""
+REPEAT_EVERY = 60.0
+"""Seconds between two repetitions of an unchanged limit, for an exchange that had no room for the channel."""
+
+Box = Mailbox[Any]
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """How far the exchange may go on one plain channel.
+
+    Attributes:
+        box: Where its jobs wait; its waiters are the readers.
+        received: Jobs of this session that have arrived, or are known to be lost.
+        limit: The limit that the exchange was sent last in this session.
+        most: The largest one of this session: no more jobs can have been handed over.
+        touched_at: When a reader last came or went.
+        look_at: The next housekeeping.
+    """
+
+    box: Box
+    received: int = 0
+    limit: int = 0
+    most: int = 0
+    touched_at: float = 0.0
+    look_at: float = inf
+
+    def wanted(self, prefetch: int) -> int:
+        """Return the limit that suits the readers which are here."""
+        return self.received + max(0, len(self.box.waiters) + prefetch - len(self.box.mail))
+
+    @property
+    def settled(self) -> int:
+        """Jobs of this session that do not wait here any more."""
+        return max(0, self.received - len(self.box.mail))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the exchange may hand over a job, or has."""
+        return self.limit > self.received
+
+
+class Credit:
+    """The windows of all plain channels that this process has read from.
+
+    Args:
+        inbox: Of this process.
+        prefetch: Jobs that may come ahead of their readers, for each channel.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, inbox: bytes, prefetch: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.prefetch = prefetch
+        self.session = 0
+        self._inbox = inbox
+        self._clock = clock
+        self._windows: dict[str, Window] = {}
+        self._looks: Deadlines[Window] = Deadlines(lambda at, window: window.look_at == at)
+        self._total = 0
+        """Jobs received, or known to be lost, on all channels of this session."""
+        self._ask_at = inf
+
+    # Readers
+
+    def touched(self, box: Box) -> list[bytes]:
+        """Note a reader that waits, or has taken a job; open the window further if that is worth a frame."""
+        window = self._windows.get(box.name)
+        if window is None:
+            window = self._windows[box.name] = Window(box)
+            box.plain = True
+        window.touched_at = now = self._clock()
+        if now + GRACE < window.look_at:
+            self._look(window, now + GRACE)
+        if self._ask_at == inf:
+            self._ask_at = now + ASK_EVERY
+        wanted = window.wanted(self.prefetch)
+        if window.limit < window.received + len(box.waiters) or wanted - window.limit > self.prefetch // 2:
+            window.limit = max(window.limit, wanted)  # jobs of readers that were woken are still in the mailbox
+            return [self._ready(window)]
+        return []
+
+    def gave_up(self, box: Box) -> None:
+        """Note that a reader was cancelled."""
+        window = self._windows.get(box.name)
+        if window is not None:
+            window.touched_at = now = self._clock()
+            self._look(window, now + GRACE)
+
+    # Frames of the exchange
+
+    def arrived(self, job: wire.Job) -> tuple[Any, int, list[bytes]]:
+        """Take a job.
+
+        A job of an earlier session is ignored: the exchange has learned that it did not arrive, and puts it back.
+
+        Returns:
+            The reader to wake, if one waits; how many jobs before this one are lost; and the frames to send.
+        """
+        channel = wire.name(job.channel)
+        window = self._windows.get(channel)
+        if job.session != self.session or (window is not None and job.ordinal <= window.received):
+            return None, 0, []
+        deadline = self._clock() + job.ttl / 1000
+        if window is None:
+            return None, 0, self._back(channel, [(deadline, job.payload, job.number)])
+        lost = job.ordinal - window.received - 1
+        self._total += job.ordinal - window.received
+        window.received = job.ordinal
+        window.box.append((deadline, job.payload, job.number))
+        waiter = window.box.next_waiter()
+        if waiter is None:
+            self._look(window, window.touched_at + GRACE)
+        return waiter, lost, []
+
+    def counted(self, handed: wire.Handed) -> tuple[int, list[bytes]]:
+        """Take the number of jobs that were handed over on one channel.
+
+        Every job that was handed over has left the exchange before this frame, by the same connection.
+
+        Returns:
+            How many jobs are lost, and the frames that open the window for as many others.
+        """
+        window = self._windows.get(wire.name(handed.channel))
+        if window is None or handed.session != self.session:
+            return 0, []
+        if not window.received < handed.handed <= window.most:
+            return 0, []
+        lost = handed.handed - window.received
+        window.received = handed.handed
+        self._total += lost
+        window.limit = window.wanted(self.prefetch)
+        return lost, [self._ready(window)]
+
+    def counted_in_total(self, total: wire.HandedTotal) -> list[bytes]:
+        """Take the number of jobs that were handed over on all channels; ask about each one if some are lost."""
+        if total.session != self.session or total.handed <= self._total:
+            return []
+        return [self._ready(window, ask=Question.HANDED) for window in self._windows.values() if window.is_open]
+
+    def queried(self, query: wire.Query) -> list[bytes]:
+        """Answer how many jobs of a channel are settled."""
+        channel = wire.name(query.channel)
+        window = self._windows.get(channel)
+        if query.session != self.session:
+            return []
+        if window is not None:
+            return [self._ready(window, answers=query.n)]
+        # Forgotten, and so settled: the exchange takes any number of settled jobs for all that it has handed over.
+        everything = 2**64 - 1
+        return [
+            wire.READY.encode(
+                wire.Ready(self._inbox, self.session, 0, everything, query.n, Question.FORGET, query.channel)
+            )
+        ]
+
+    # Sessions
+
+    def resume(self) -> list[bytes]:
+        """Return the frames that say, before a new session, which jobs of the last one have arrived."""
+        if not self.session:
+            return []
+        return [
+            wire.RECEIVED.encode(wire.Received(self._inbox, self.session, window.received, window.box.name.encode()))
+            for window in self._windows.values()
+            if window.most
+        ]
+
+    def begin_session(self, session: int) -> list[bytes]:
+        """Count anew, since an exchange has just welcomed us; return the frames that open the windows."""
+        self.session = session
+        self._total = 0
+        frames = []
+        for window in self._windows.values():
+            window.received = window.limit = window.most = 0
+            if window.box.waiters:
+                window.limit = window.wanted(self.prefetch)
+                frames.append(self._ready(window))
+        return frames
+
+    # Housekeeping
+
+    def keep(self, now: float, at_most: int = 1000) -> list[bytes]:
+        """Hand back what is not read, and ask for the total; return the frames."""
+        frames: list[bytes] = []
+        for _ in range(at_most):
+            window = self._looks.pop(now)
+            if window is None:
+                break
+            window.look_at = inf
+            frames += self._keep(window, now)
+        if now >= self._ask_at:
+            self._ask_at = now + ASK_EVERY if self._windows else inf
+            if self._windows and self.session:
+                frames.append(wire.TOTAL.encode(wire.Total(self._inbox, self.session)))
+        return frames
+
+    @property
+    def due(self) -> float:
+        """When `keep` has something to do, at the latest."""
+        return min(self._looks.next, self._ask_at)
+
+    def _keep(self, window: Window, now: float) -> list[bytes]:
+        if window.box.waiters:
+            self._look(window, now + REPEAT_EVERY)
+            return [self._ready(window)]
+        if now < window.touched_at + GRACE:
+            self._look(window, window.touched_at + GRACE)
+            return []
+        if now >= window.touched_at + FORGET_AFTER and not window.box.mail:
+            return [self._forget(window)]
+        self._look(window, max(now + GRACE, window.touched_at + FORGET_AFTER))
+        return self._close(window) if window.box.mail or window.is_open else []
+
+    def hand_everything_back(self) -> list[bytes]:
+        """Return the frames that give all unread jobs back, because this process stops reading."""
+        return [frame for window in self._windows.values() for frame in self._close(window)]
+
+    def _forget(self, window: Window) -> bytes:
+        del self._windows[window.box.name]
+        window.box.plain = False
+        return self._ready(window, ask=Question.FORGET)
+
+    def _look(self, window: Window, at: float) -> None:
+        if at != window.look_at:
+            window.look_at = at
+            self._looks.add(at, window)
+
+    def _close(self, window: Window) -> list[bytes]:
+        """Close a window and hand its jobs back.
+
+        The window closes first, or the exchange would hand over the same jobs again. They are not settled by that frame
+        but by going back, each to its old place.
+        """
+        window.limit = window.received
+        closing = self._ready(window)
+        jobs = [(deadline, payload, number) for deadline, payload, number in window.box.mail if type(payload) is bytes]
+        if jobs:
+            window.box.mail.clear()
+        frames = self._back(window.box.name, jobs)
+        expired = len(frames) < len(jobs)
+        return [closing, *frames, self._ready(window)] if expired else [closing, *frames]
+
+    def _ready(self, window: Window, *, ask: Question = Question.NOTHING, answers: int = 0) -> bytes:
+        window.most = max(window.most, window.limit)
+        channel = window.box.name.encode()
+        return wire.READY.encode(
+            wire.Ready(self._inbox, self.session, window.limit, window.settled, answers, ask, channel)
+        )
+
+    def _back(self, channel: str, jobs: list[tuple[float, bytes, int]]) -> list[bytes]:
+        now = self._clock()
+        return [
+            wire.BACK.encode(
+                wire.Back(self._inbox, number, wire.milliseconds(deadline - now), channel.encode(), payload)
+            )
+            for deadline, payload, number in jobs
+            if deadline > now
+        ]

@@ -1,0 +1,348 @@
+"""Messages that have arrived for the channels of this process and wait to be read.
+
+In the data-flow diagram this is the last stop before `receive()`. Pure: no sockets, no event loop; a waiter is an
+opaque object that is returned to be woken. Payloads stay bytes here, so that every reader gets a message of its own;
+the members of a group share one.
+
+- A message stays in its mailbox until a reader takes it: a reader that is woken and then cancelled loses nothing.
+- At most `capacity` messages wait on a channel; the newest is refused. Expired messages do not count.
+- Waiters are woken in the order in which they came, one for each message.
+- A mailbox without messages, readers and memberships is forgotten, at the latest `idle` seconds after its last use.
+- Of channels without a reader at most `MAX_UNCLAIMED` keep their messages.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from channels_zmq.client.deadlines import Deadlines
+
+MAX_UNCLAIMED = 10_000
+"""Channels that nobody reads, or reads any more, whose messages are kept."""
+
+
+class Wakeable(Protocol):
+    """A reader that waits. `usable` is False once it was cancelled or its event loop has closed."""
+
+    @property
+    def usable(self) -> bool: ...  # noqa: D102
+
+
+Waiter = TypeVar("Waiter", bound=Wakeable)
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """A payload that several channels of this process get, with room for what the first reader has unpacked."""
+
+    payload: bytes
+    unpacked: tuple[object, dict[str, Any]] = (None, {})
+    """The serializer that unpacked it, and a message of which a shallow copy shares nothing mutable."""
+
+
+Payload = bytes | Shared
+Mail = tuple[float, Payload, int]
+"""A message in a mailbox: its deadline, its payload, and for a job its number in its plain queue, else 0.
+
+A plain tuple, since one is made for each message: it takes 0.03 us, a named tuple 0.25 us."""
+
+_NO_MAIL: Any = ()
+"""Stands in for the deque of a mailbox that has never had a message: an empty deque takes 0.6 kB."""
+
+
+@dataclass(slots=True, eq=False)
+class Mailbox(Generic[Waiter]):
+    """One channel of this process.
+
+    Attributes:
+        mail: Messages in the order of their arrival.
+        waiters: Readers in the order of theirs.
+        read_at: When a reader took a message, or gave up waiting.
+        is_read: Whether a reader waits, or has taken a message and is expected back.
+        memberships: Groups that the channel belongs to.
+        plain: Whether it buffers jobs of a plain channel; these are bounded by credit.
+        in_flight: Order numbers of the direct messages which this process has sent to the channel and which have not
+            arrived yet; None for none.
+        newest_seen: The newest of `in_flight` at the last housekeeping.
+        look_at: The next housekeeping of this mailbox; none of its messages expires before.
+    """
+
+    name: str
+    capacity: int
+    read_at: float
+    mail: deque[Mail] = field(default_factory=lambda: _NO_MAIL)
+    waiters: list[Waiter] = field(default_factory=list)
+    is_read: bool = False
+    memberships: int = 0
+    plain: bool = False
+    in_flight: deque[int] | None = None
+    newest_seen: int = 0
+    look_at: float = 0.0
+
+    def append(self, mail: Mail) -> None:
+        """Add a message, whatever the capacity."""
+        if self.mail is _NO_MAIL:
+            self.mail = deque()
+        self.mail.append(mail)
+
+    def take(self, now: float) -> tuple[Payload | None, int]:
+        """Remove the oldest message that has not expired; return its payload, and how many had expired."""
+        self.read_at = now
+        expired, mail = 0, self.mail
+        while mail:
+            deadline, payload, _ = mail.popleft()
+            if deadline > now:
+                return payload, expired
+            expired += 1
+        return None, expired
+
+    def drop_expired(self, now: float) -> int:
+        """Drop the messages whose deadline has passed and return how many they were."""
+        before = len(self.mail)
+        if before:
+            self.mail = deque(mail for mail in self.mail if mail[0] > now)
+        return before - len(self.mail)
+
+    def next_waiter(self) -> Waiter | None:
+        """Remove and return the waiter whose turn it is."""
+        while self.waiters:
+            waiter = self.waiters.pop(0)
+            if waiter.usable:
+                return waiter
+        return None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is here, nobody waits here, and nobody counts on the mailbox."""
+        return not (self.mail or self.waiters or self.memberships or self.plain)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing would be lost if the mailbox were forgotten."""
+        return self.is_unused and not self.in_flight
+
+
+class Mailboxes(Generic[Waiter]):
+    """All channels of one process and address.
+
+    Args:
+        drop: Counts lost messages, by cause: `mailbox_full`, `expired` and `abandoned`.
+        idle: Seconds after which an unused mailbox is forgotten.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, drop: Callable[[str, int], None], *, idle: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.boxes: dict[str, Mailbox[Waiter]] = {}
+        self._drop = drop
+        self._idle = idle
+        self._clock = clock
+        self._looks: Deadlines[Mailbox[Waiter]] = Deadlines(
+            lambda at, box: box.look_at == at and self.boxes.get(box.name) is box
+        )
+        self._unclaimed: dict[str, Mailbox[Waiter]] = {}  # without reader and membership, oldest first
+
+    def waiting(self) -> int:
+        """Return how many messages wait to be read."""
+        return sum(len(box.mail) for box in list(self.boxes.values()))
+
+    def open(self, channel: str, capacity: int) -> Mailbox[Waiter]:
+        """Return the mailbox of a channel, a new one if there is none; a changed capacity takes effect at once."""
+        box = self.boxes.get(channel)
+        if box is None:
+            now = self._clock()
+            box = self.boxes[channel] = Mailbox(channel, capacity, now)
+            self._look(box, now + self._idle)
+        box.capacity = capacity
+        return box
+
+    # Messages
+
+    def deliver(self, channel: str, mail: Mail, capacity: int) -> Waiter | None:
+        """Put a message into one mailbox and return the waiter to wake.
+
+        Args:
+            channel: Its name.
+            mail: The message.
+            capacity: Of a mailbox that has to be made for it.
+        """
+        box = self.boxes.get(channel)
+        if box is None:
+            box = self.open(channel, capacity)
+        if len(box.mail) >= box.capacity and self.is_full(box):
+            self._drop("mailbox_full", 1)
+            return None
+        return self.put(box, mail)
+
+    def put(self, box: Mailbox[Waiter], mail: Mail) -> Waiter | None:
+        """Put a message into a mailbox that has room for it, and return the waiter to wake."""
+        box.append(mail)
+        if mail[0] < box.look_at:
+            self._look(box, mail[0])
+        if box.waiters:
+            return box.next_waiter()
+        if not (box.is_read or box.memberships or box.plain):
+            self._unclaim(box)
+        return None
+
+    def deliver_group(
+        self, boxes: Collection[Mailbox[Waiter]], deadline: float, payload: bytes, wake: list[Waiter]
+    ) -> None:
+        """Put a group message into the mailboxes of its members and add the waiters to wake to a list."""
+        refused = 0
+        mail: Mail = (deadline, Shared(payload) if len(boxes) > 1 else payload, 0)
+        for box in boxes:
+            waiting = box.mail
+            if len(waiting) >= box.capacity:
+                if self.is_full(box):
+                    refused += 1
+                    continue
+                waiting = box.mail  # without expired messages
+            if waiting is _NO_MAIL:
+                waiting = box.mail = deque()
+            waiting.append(mail)
+            if deadline < box.look_at:
+                self._look(box, deadline)
+            if box.waiters and (waiter := box.next_waiter()) is not None:
+                wake.append(waiter)
+        if refused:
+            self._drop("mailbox_full", refused)
+
+    def announce(self, boxes: Iterable[Mailbox[Waiter]], mail: Mail, wake: list[Waiter]) -> None:
+        """Put a message of the layer itself into mailboxes, over the capacity if need be."""
+        wake += [waiter for box in boxes if not box.plain and (waiter := self.put(box, mail)) is not None]
+
+    def is_full(self, box: Mailbox[Waiter]) -> bool:
+        """Return whether no further message may wait in a mailbox, after dropping expired ones."""
+        if len(box.mail) < box.capacity:
+            return False
+        now = self._clock()
+        if now < box.look_at:  # nothing has expired yet: it spares a walk for each message that is refused
+            return True
+        self._count_expired(box, box.drop_expired(now))
+        return len(box.mail) >= box.capacity
+
+    # Readers
+
+    def begin_read(self, box: Mailbox[Waiter]) -> Payload | None:
+        """Return the next message of a mailbox for a reader; None if it has to wait for one."""
+        if box.mail:
+            return self.take(box)
+        self._claim(box)
+        return None
+
+    def take(self, box: Mailbox[Waiter]) -> Payload | None:
+        """Remove the next message of a mailbox and return its payload; its reader is expected back."""
+        self._claim(box)
+        payload, expired = box.take(self._clock())
+        if expired:
+            self._count_expired(box, expired)
+        return payload
+
+    def stop_waiting(self, box: Mailbox[Waiter], waiter: Waiter) -> Waiter | None:
+        """Let a reader give up; return the waiter to wake in its place if it had been woken already."""
+        box.read_at = self._clock()
+        successor = None
+        try:
+            box.waiters.remove(waiter)
+        except ValueError:
+            successor = box.next_waiter() if box.mail else None
+        if successor is None and not box.waiters:
+            box.is_read = False
+            self.release(box)
+        return successor
+
+    def release(self, box: Mailbox[Waiter]) -> None:
+        """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while."""
+        if box.is_idle:
+            self._forget(box)
+        elif box.mail and not (box.is_read or box.memberships or box.plain):
+            self._unclaim(box)
+
+    # Direct messages that this process has sent to its own channels
+
+    def sent(self, box: Mailbox[Waiter], order: int) -> None:
+        """Note a direct message on its way; `order` grows with each."""
+        if box.in_flight is None:
+            box.in_flight = deque()
+        box.in_flight.append(order)
+
+    def settle(self, box: Mailbox[Waiter], order: int) -> None:
+        """Note that no message up to this order number is on its way any more."""
+        while box.in_flight and box.in_flight[0] <= order:
+            box.in_flight.popleft()
+
+    # Housekeeping
+
+    def look(self, now: float, at_most: int) -> float:
+        """Drop expired messages and forget unused mailboxes where that is due; return when to call again.
+
+        Args:
+            now: Monotonic seconds.
+            at_most: Mailboxes to look at; if more are due, the result is not after `now`.
+        """
+        for _ in range(at_most):
+            box = self._looks.pop(now)
+            if box is None:
+                break
+            self._keep(box, now)
+        return self._looks.next
+
+    def _keep(self, box: Mailbox[Waiter], now: float) -> None:
+        next_look = now + self._idle
+        if box.mail:
+            self._count_expired(box, box.drop_expired(now))
+            next_look = min((deadline for deadline, _, _ in box.mail), default=next_look)
+        elif box.mail is not _NO_MAIL and not box.waiters:
+            box.mail = _NO_MAIL
+        if box.is_read and not box.waiters and box.read_at + self._idle <= now:
+            box.is_read = False  # the reader has ended without giving up: it was not waiting
+            if box.mail and not (box.memberships or box.plain):
+                self._unclaim(box)
+        if box.is_unused and box.read_at + self._idle <= now and not self._is_expecting(box):
+            self._forget(box)
+        else:
+            self._look(box, next_look)
+
+    def _is_expecting(self, box: Mailbox[Waiter]) -> bool:
+        """Return whether a message may still arrive. What was in flight at the last look, `idle` ago, is lost."""
+        newest = box.in_flight[-1] if box.in_flight else 0
+        seen, box.newest_seen = box.newest_seen, newest
+        return 0 < newest != seen
+
+    def clear(self) -> None:
+        """Drop all messages, but keep who waits for one."""
+        for box in list(self.boxes.values()):
+            box.mail = _NO_MAIL
+            box.in_flight = None
+            if box.is_idle:
+                self._forget(box)
+        self._unclaimed.clear()
+
+    def _look(self, box: Mailbox[Waiter], at: float) -> None:
+        box.look_at = at
+        self._looks.add(at, box)
+
+    def _count_expired(self, box: Mailbox[Waiter], expired: int) -> None:
+        self._drop("expired" if box.is_read else "abandoned", expired)
+
+    def _claim(self, box: Mailbox[Waiter]) -> None:
+        box.is_read = True
+        if self._unclaimed:
+            self._unclaimed.pop(box.name, None)
+
+    def _unclaim(self, box: Mailbox[Waiter]) -> None:
+        self._unclaimed[box.name] = box
+        if len(self._unclaimed) > MAX_UNCLAIMED:
+            oldest = self._unclaimed.pop(next(iter(self._unclaimed)))
+            self._drop("abandoned", len(oldest.mail))
+            oldest.mail = _NO_MAIL
+            self.release(oldest)
+
+    def _forget(self, box: Mailbox[Waiter]) -> None:
+        self._unclaimed.pop(box.name, None)
+        if self.boxes.get(box.name) is box:  # a late reader may hold one that was forgotten and made anew
+            del self.boxes[box.name]

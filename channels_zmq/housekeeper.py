@@ -1,0 +1,205 @@
+"""One daemon thread for each process that looks after connections while no event loop does.
+
+It sleeps on the sockets' monitors and on the connections' deadlines. It resubscribes after a reconnect while the loop
+is blocked, reads while no loop does, flushes the outbox, repeats unanswered requests and hands jobs back. Messages do
+not pass through it otherwise.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from channels_zmq import reports
+from channels_zmq.client.counters import Report
+
+IDLE = 3600.0
+AFTER_ERROR = 1.0
+"""Seconds until a connection that failed is looked after again."""
+
+
+class Watched(NamedTuple):
+    """What to watch for a connection now.
+
+    Attributes:
+        monitors: Monitors of sockets, and what to call with each event.
+        descriptor: A descriptor that no event loop reads at the moment.
+        sockets: Other sockets, and what to call when one of them can be read.
+    """
+
+    monitors: "Mapping[zmq.Socket[bytes], Callable[[int], None]]"
+    descriptor: int | None = None
+    sockets: "Mapping[zmq.Socket[bytes], Callable[[], None]]" = MappingProxyType({})
+
+
+class Kept(Protocol):
+    """A connection, as the housekeeper sees it."""
+
+    def watched(self) -> Watched: ...  # noqa: D102
+    def tick(self, now: float) -> float: ...  # noqa: D102
+    def read_unattended(self) -> None: ...  # noqa: D102
+
+
+class Housekeeper:
+    """The thread and its connections. Its lock is never held while a connection is called."""
+
+    def __init__(self) -> None:
+        self._due: dict[Kept, float] = {}
+        self._lock = threading.Lock()
+        self._sleeps_until = 0.0
+        self._wake_reads, self._wake_writes = os.pipe()
+        os.set_blocking(self._wake_reads, False)
+        os.set_blocking(self._wake_writes, False)
+        self._leaving: list[threading.Event] = []
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def watch(self, connection: Kept) -> None:
+        """Look after a connection from now on."""
+        with self._lock:
+            self._due[connection] = 0.0
+            if self._thread is None and not self._ended:
+                self._thread = threading.Thread(target=self._run, name="channels-zmq housekeeper", daemon=True)
+                self._thread.start()
+        self._wake()
+
+    def forget(self, connection: Kept) -> None:
+        """Stop to look after a connection; its sockets are not touched any more when this returns."""
+        done = threading.Event()
+        with self._lock:
+            watched = self._due.pop(connection, None) is not None
+            thread = self._thread
+            if not watched or thread is None or not thread.is_alive() or thread is threading.current_thread():
+                return
+            self._leaving.append(done)
+        self._wake()
+        done.wait(5.0)
+
+    def call(self, connection: Kept, when: float) -> None:
+        """Call a connection's `tick` at a time at the latest. Does nothing for a connection that was forgotten."""
+        due = self._due.get(connection)
+        if due is None or when >= due:
+            return  # mostly: it spares the lock
+        with self._lock:
+            if when >= self._due.get(connection, when):
+                return
+            self._due[connection] = when
+            sleeps = when < self._sleeps_until
+        if sleeps:
+            self._wake()
+
+    def end(self) -> None:
+        """End the thread, because the interpreter exits."""
+        self._ended = True
+        thread = self._thread
+        self._wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: the interpreter exits
+            os.write(self._wake_writes, b"\0")
+
+    def _run(self) -> None:
+        while not self._ended:
+            try:
+                self._turn()
+            except Exception:
+                _report_error("its own")
+                time.sleep(AFTER_ERROR)
+
+    def _turn(self) -> None:
+        with self._lock:
+            for done in self._leaving:
+                done.set()
+            self._leaving.clear()
+            connections = list(self._due)
+        poller = zmq.Poller()
+        poller.register(self._wake_reads, zmq.POLLIN)
+        handlers: dict[object, Callable[[], None]] = {}
+        for connection in connections:
+            with self._guarded(connection):
+                watched = connection.watched()
+                for monitor, handler in watched.monitors.items():
+                    poller.register(monitor, zmq.POLLIN)
+                    handlers[monitor] = _reader(monitor, handler)
+                for socket, callback in watched.sockets.items():
+                    poller.register(socket, zmq.POLLIN)
+                    handlers[socket] = callback
+                if watched.descriptor is not None:
+                    poller.register(watched.descriptor, zmq.POLLIN)
+                    handlers[watched.descriptor] = connection.read_unattended
+        ready = poller.poll(math.ceil(self._sleep() * 1000))
+        self._sleeps_until = 0.0
+        for item, _ in ready:
+            if item == self._wake_reads:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_reads, 4096)
+            else:
+                with self._guarded():
+                    handlers[item]()
+        self._tick(connections)
+
+    def _sleep(self) -> float:
+        """Return for how many seconds nothing is due; a call that comes later than this wakes the thread."""
+        with self._lock:
+            now = time.monotonic()
+            self._sleeps_until = min(self._due.values(), default=now + IDLE)
+            return max(0.0, min(IDLE, self._sleeps_until - now))
+
+    def _tick(self, connections: list[Kept]) -> None:
+        now = time.monotonic()
+        for connection in connections:
+            with self._lock:
+                due = self._due.get(connection)
+                if due is None or due > now:
+                    continue
+                self._due[connection] = now + IDLE
+            again = now + AFTER_ERROR
+            with self._guarded(connection):
+                again = connection.tick(now)
+            self.call(connection, again)
+
+    @contextlib.contextmanager
+    def _guarded(self, connection: Kept | None = None) -> Iterator[None]:
+        """Let an error of one connection leave the others alone."""
+        try:
+            yield
+        except Exception:
+            _report_error(getattr(connection, "address", "a socket"))
+
+
+def _report_error(where: str) -> None:
+    line = "the housekeeper continues after an error at %s:\n%s"
+    reports.write([Report(logging.ERROR, line, (where, traceback.format_exc()))])
+
+
+def _reader(monitor: "zmq.Socket[bytes]", handler: Callable[[int], None]) -> Callable[[], None]:
+    def read() -> None:
+        while not monitor.closed and monitor.poll(0):
+            handler(recv_monitor_message(monitor, zmq.DONTWAIT)["event"])
+
+    return read
+
+
+_housekeeper = Housekeeper()
+
+
+def housekeeper() -> Housekeeper:
+    """Return this process's housekeeper."""
+    return _housekeeper
+
+
+def renew() -> None:
+    """Start with a new housekeeper: after a fork there is no thread, and its sockets are the parent's."""
+    global _housekeeper
+    _housekeeper = Housekeeper()

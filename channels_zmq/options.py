@@ -1,0 +1,19 @@
+"""What a connection needs to know from CONFIG, parsed and frozen."""
+
+from dataclasses import dataclass
+
+from channels_zmq.keys import ClientKeySource, ServerKeySource
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Bounds and times of one connection: durations in seconds, sizes in bytes."""
+
+    connect_timeout: float
+    expiry: float
+    linger: float
+    max_message_size: int
+    outbox_capacity: int
+    outbox_bytes: int
+    keys: ClientKeySource | None = None
+    server_keys: ServerKeySource | None = None

@@ -1,0 +1,369 @@
+"""The exchange inside a process: for one producer, with no other process to start.
+
+In the data-flow diagram this is the forwarder's box drawn inside process A. The producer binds the address and drives
+the exchange under the connection's lock. Local members are served in the same call, without a socket.
+
+A producer that has just bound holds what it sends to other processes for a moment, since its readers are on their way
+back and would miss it.
+"""
+
+import os
+import socket as sockets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from math import inf
+from typing import IO, Protocol
+
+import zmq
+
+from channels_zmq.client.client import Client, SessionFrame
+from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
+from channels_zmq.housekeeper import Watched
+from channels_zmq.options import Options
+from channels_zmq.transports.subscriber import FRAMES_A_TURN, SECONDS_A_TURN, Socket
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.sockets import (
+    AddressError,
+    Marks,
+    bind,
+    guard,
+    number,
+    plain_send,
+    publish_options,
+    readable,
+)
+from channels_zmq_forwarder.wire import Topic
+from channels_zmq_forwarder.zap import Gate
+
+TICK_EVERY = 1.0
+SETTLE = 0.5
+"""Seconds that a new producer holds messages for other processes: its readers dial every 0.1 to 0.2 s."""
+SETTLE_FRAMES = 10_000
+SETTLE_BYTES = 64 * 2**20
+"""Bounds of what it holds meanwhile."""
+_SUBSCRIPTIONS = (wire.SUBSCRIBE, wire.UNSUBSCRIBE)
+
+
+class Former(Protocol):
+    """The reader that was promoted."""
+
+    @property
+    def session(self) -> int:
+        """The number of its last session."""
+
+    def retire(self) -> None:
+        """Disconnect, but keep the socket until `close`."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+    def terminate(self) -> None:
+        """Wait until what was sent is delivered."""
+
+
+class EmbeddedProducer:
+    """The process that sends at an embedded address; it drives the exchange. For the arguments see `embedded`.
+
+    Args:
+        address: See `embedded`.
+        options: See `embedded`.
+        client: See `embedded`.
+        call_soon: See `embedded`.
+        former: The reader that was promoted; None at an address of this process alone.
+    """
+
+    is_connected = True
+    is_alone = False
+    must_confirm = False
+
+    def __init__(
+        self,
+        address: str,
+        options: Options,
+        client: Client,
+        call_soon: Callable[[float], None],
+        former: Former | None,
+    ) -> None:
+        self.address = address
+        self.nothing_held = threading.Event()
+        self.nothing_held.set()
+        self.refusal = ""
+        self._options, self._client, self._call_soon, self._former = options, client, call_soon, former
+        self._own_topic = wire.inbox_topic(client.inbox)
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._xpub: Socket | None = None
+        self._guard: IO[str] | None = None
+        self._gate: Gate | None = None
+        self._endpoint = ""
+        """Where the socket is bound, as the system says."""
+        self._exchange = Exchange(os.urandom(8))
+        self._settled_at = inf
+        self._unsettled: deque[tuple[float, bytes]] = deque()
+        self._unsettled_size = 0
+
+    def start(self) -> None:
+        """Bind the address, unless it is of this process alone, and be the first client of the own exchange.
+
+        Raises:
+            AddressInUse: If the address cannot be bound.
+            ConfigurationError: If a key is missing.
+        """
+        client, session = self._client, 1
+        if self._former is not None:
+            self._xpub = self._bind()
+            self._send = plain_send(self._xpub)
+            self._former.retire()
+            session = self._former.session + 1
+            self._settled_at = time.monotonic() + SETTLE
+            self._call_soon(self._settled_at)
+        self._exchange.enter(wire.State.SERVING)
+        client.is_exchange = True
+        client.credit.prefetch = 0  # a job is handed over in the same call
+        self._drive(self._exchange.upstream(wire.subscription(self._own_topic)))
+        for frame in client.plain_members.repeat():
+            self._drive(self._exchange.upstream(frame))
+        self._drive(self._exchange.upstream(wire.HELLO.encode(wire.Hello(client.inbox, wire.VERSION, session, 0))))
+        client.begin_session(session)
+
+    def _bind(self) -> Socket:
+        xpub = self._context.socket(zmq.XPUB)
+        publish_options(xpub, Marks())
+        xpub.set(zmq.MAXMSGSIZE, self._options.max_message_size + wire.MAX_OVERHEAD)
+        try:
+            if self._options.keys is not None:
+                self._gate = self._open_gate()
+                self._gate.guard(xpub)
+            self._guard = guard(self.address)
+            self._endpoint = bind(xpub, _bindable(self.address))
+        except ConfigurationError:
+            xpub.close(linger=0)
+            self._context.term()
+            raise
+        except AddressError as error:
+            xpub.close(linger=0)
+            self._close_gate()
+            self._release_guard()
+            self._context.term()
+            raise AddressInUse(self.address, str(error)) from error
+        return xpub
+
+    def _open_gate(self) -> Gate:
+        if self._options.server_keys is None:
+            raise ConfigurationError(
+                "CONFIG['curve_server_secret_key']",
+                "the process that sends needs it; this one has only curve_server_key",
+            )
+        return Gate(self._context, *self._options.server_keys.read())
+
+    def _close_gate(self) -> None:
+        if self._gate is not None:
+            self._gate.close()
+            self._gate = None
+
+    def _release_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+
+    def producer(self) -> "EmbeddedProducer":
+        """Return this transport."""
+        return self
+
+    promote = producer
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the address is one that other processes reach."""
+        return self._xpub is not None
+
+    @property
+    def descriptor(self) -> int | None:
+        """What event loops watch for frames of the readers."""
+        return number(self._xpub, zmq.FD) if self._xpub is not None else None
+
+    @property
+    def held(self) -> int:
+        """How many messages wait for readers that are on their way back."""
+        return len(self._unsettled)
+
+    # Sending
+
+    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> None:
+        """Deliver a message to the members here, and publish it if another process, or a queue, wants it."""
+        client, exchange = self._client, self._exchange
+        if self._settled_at < inf:
+            client.deliver_group(topic, ttl, payload)
+            self._hold(self._frame(topic, payload, ttl))
+        elif exchange.relays_unchanged and topic not in exchange.topics:
+            client.deliver_group(topic, ttl, payload)
+        else:
+            frame = self._frame(topic, payload, ttl)
+            frames = exchange.inbound(frame)
+            if frames and frames[0] is frame:  # else it refused the message
+                client.deliver_group(topic, ttl, payload)
+            self._drive(frames)
+
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
+        """Publish a message to a channel of another process."""
+        frame = self._frame(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
+        if self._settled_at < inf:
+            self._hold(frame)
+        else:
+            self._drive(self._exchange.inbound(frame))
+
+    def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
+        """Put a message into a mailbox of this process, which knows exactly whether it is full."""
+        return self._client.deliver_own(channel, ttl, payload, capacity)
+
+    def _frame(self, prefix: bytes, body: bytes, ttl: int) -> bytes:
+        sequence, flags = self._client.numbers.next(prefix)
+        return wire.ordered(prefix, self._client.sender, sequence, flags, ttl, body)
+
+    def _drive(self, frames: Iterable[bytes]) -> bool:
+        """Bring frames of the exchange to this process and to the subscribers; return whether input is there now."""
+        inbox, xpub, sent = self._client.inbox, self._xpub, False
+        for frame in frames:
+            if wire.is_for(inbox, frame):
+                self._client.feed(frame)
+            elif xpub is not None:
+                self._send(frame, zmq.DONTWAIT)
+                sent = True
+        return sent and xpub is not None and readable(xpub)
+
+    # Holding, while readers are on their way back
+
+    def _hold(self, frame: bytes) -> None:
+        if len(self._unsettled) >= SETTLE_FRAMES or self._unsettled_size + len(frame) > SETTLE_BYTES:
+            raise OutboxFull(self.address, len(self._unsettled))
+        self._unsettled.append((time.monotonic(), frame))
+        self._unsettled_size += len(frame)
+        self.nothing_held.clear()
+
+    def _settle(self) -> None:
+        self._settled_at = inf
+        while self._unsettled:
+            published, frame = self._unsettled.popleft()
+            self._drive(self._exchange.late(frame, published))
+        self._unsettled_size = 0
+        self.nothing_held.set()
+
+    def subscribed(self, topic: Topic) -> None:
+        """Do nothing: local members are served before a message is held."""
+
+    def withdraw(self, number: int) -> None:
+        """Do nothing: requests are never held."""
+
+    def drop_held(self) -> None:
+        """Drop all held messages."""
+        self._unsettled.clear()
+        self._unsettled_size = 0
+        self.nothing_held.set()
+
+    # Frames of this process and of the readers
+
+    def send_upstream(self, frame: bytes) -> bool:
+        """Give the own exchange a frame; members here need no subscription. Return whether input is there now."""
+        if frame[:1] in _SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
+            return False
+        has_input = self._drive(self._exchange.upstream(frame))
+        self._call_soon(self._exchange.due())
+        return has_input
+
+    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
+        """Give the own exchange a request; return whether input is there now."""
+        has_input = self._drive(self._exchange.inbound(frame))
+        self._call_soon(self._exchange.due())
+        return has_input
+
+    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+        """Ignore the welcome of the own exchange."""
+
+    def has_input(self) -> bool:
+        """Return whether a reader's frame can be read."""
+        return self._xpub is not None and readable(self._xpub)
+
+    def read(self) -> bool:
+        """Give the exchange frames of the readers, for one turn; return whether more may be there."""
+        if self._xpub is None:
+            return False
+        recv, upstream, until = self._xpub.recv, self._exchange.upstream, time.monotonic() + SECONDS_A_TURN
+        try:
+            for _ in range(FRAMES_A_TURN):
+                self._drive(upstream(recv(zmq.DONTWAIT)))
+                if time.monotonic() > until:
+                    break
+        except zmq.Again:
+            return False
+        finally:
+            self._call_soon(self._exchange.due())
+        return True
+
+    def watched(self) -> Watched:
+        """Return the sockets by which CURVE clients are let in."""
+        return Watched({}, None, dict.fromkeys(self._gate.sockets, self._gate.turn) if self._gate is not None else {})
+
+    def tick(self, now: float) -> float:
+        """Let the exchange do what is due; return when to be called again."""
+        if now >= self._settled_at:
+            self._settle()
+        if now >= self._exchange.due():
+            self._drive(self._exchange.sweep())
+        reads = now + TICK_EVERY if self._xpub is not None else inf
+        return min(self._settled_at, self._exchange.due(), reads)
+
+    def look_around(self) -> None:
+        """Read the list of allowed keys again if it has changed."""
+        if self._gate is not None and self._gate.allowed is not None:
+            self._gate.allowed.refresh()
+
+    # The end
+
+    def close(self) -> None:
+        """Close the sockets; what was published is still delivered within the linger time."""
+        if self._settled_at < inf:
+            self._settle()
+        if self._former is not None:
+            self._former.close()
+        if self._xpub is not None:
+            self._xpub.close(linger=round(self._options.linger * 1000))
+            self._endpoint = ""
+        self._close_gate()
+        self._release_guard()
+
+    def terminate(self) -> None:
+        """Wait until what was published is delivered, at most the linger time."""
+        if self._former is not None:
+            self._former.terminate()
+        self._context.term()
+
+    def abandon(self) -> None:
+        """Let go of the lock file and of the listening port, which the parent of a forked child still holds."""
+        self._release_guard()
+        if self._endpoint:
+            _close_listener(self._endpoint)
+
+
+def _close_listener(endpoint: str) -> None:
+    """Close this process's copy of the descriptor that listens at an endpoint; ZeroMQ does not say which it is."""
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the directory itself, or no socket
+            with sockets.socket(fileno=os.dup(int(name))) as copy:
+                listens = copy.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN) and _endpoint(copy) == endpoint
+            if listens:
+                os.close(int(name))
+
+
+def _endpoint(socket: sockets.socket) -> str:
+    name = socket.getsockname()
+    if not isinstance(name, tuple):
+        return f"ipc://{name}"
+    host, port = name[:2]
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _bindable(address: str) -> str:
+    return address.replace("tcp://localhost:", "tcp://127.0.0.1:", 1)

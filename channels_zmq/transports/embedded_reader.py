@@ -1,0 +1,208 @@
+"""A process that receives at an embedded address. Its first message promotes it to the producer.
+
+In the data-flow diagram this is process B, and a process A that has not sent anything yet.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.errors import ConfigurationError, WireVersionMismatch
+from channels_zmq.housekeeper import Watched
+from channels_zmq.keys import KeyWatch
+from channels_zmq.options import Options
+from channels_zmq.transports.embedded_producer import EmbeddedProducer
+from channels_zmq.transports.subscriber import REFUSALS, Socket, Subscriber
+from channels_zmq_forwarder import wire
+
+LOCAL = "inproc://"
+TICK_EVERY = 1.0
+
+
+def embedded(
+    address: str, options: Options, client: Client, call_soon: Callable[[float], None]
+) -> "EmbeddedReader | EmbeddedProducer":
+    """Return the transport that a process begins with.
+
+    Args:
+        address: The `pub_socket_address`; `inproc://` serves this process alone and needs no socket.
+        options: Bounds and times.
+        client: Takes the frames that arrive.
+        call_soon: Arranges for `tick` at a time at the latest.
+    """
+    if address.startswith(LOCAL):
+        return EmbeddedProducer(address, options, client, call_soon, None)
+    return EmbeddedReader(address, options, client, call_soon)
+
+
+class EmbeddedReader:
+    """A process that receives from the producer at an embedded address. For the arguments see `embedded`."""
+
+    is_bound = False
+
+    def __init__(self, address: str, options: Options, client: Client, call_soon: Callable[[float], None]) -> None:
+        self.address = address
+        self.refusal = ""
+        self._options, self._client, self._call_soon = options, client, call_soon
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._keys = KeyWatch(options.keys)
+        self._is_up = False
+        self._was_up = False
+
+    def start(self) -> None:
+        """Connect to the producer, unless a key file is missing so far.
+
+        Raises:
+            ConfigurationError: If the address or a key is invalid.
+        """
+        self._subscriber = Subscriber(self._context, _reachable(self.address), self._options, self._client)
+        try:
+            if self._keys.may_connect():
+                self._subscriber.connect(self._keys.current)
+            else:
+                self._client.counters.report(
+                    logging.WARNING, "not connecting to %s yet: %s", self.address, self._keys.problem
+                )
+        except ConfigurationError:
+            self._context.destroy(linger=0)
+            raise
+        self._subscriber.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+
+    def producer(self) -> None:
+        """Return None: a reader sends nothing before it is promoted."""
+
+    def promote(self) -> EmbeddedProducer:
+        """Bind the address and return the producer that takes this reader's place.
+
+        Raises:
+            AddressInUse: If the address cannot be bound.
+            ConfigurationError: If a key is missing.
+        """
+        producer = EmbeddedProducer(self.address, self._options, self._client, self._call_soon, self)
+        producer.start()
+        return producer
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a producer has welcomed this process."""
+        return self._is_up
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no producer has welcomed this process."""
+        return not self._is_up
+
+    @property
+    def must_confirm(self) -> bool:
+        """Whether there is a producer to ask; a reader without one just waits for it."""
+        return self._is_up
+
+    @property
+    def descriptor(self) -> int:
+        """What event loops watch for input."""
+        return self._subscriber.descriptor
+
+    def send_upstream(self, frame: bytes) -> bool:
+        """Send a frame by the XSUB; return whether input is there now."""
+        return self._subscriber.send(frame)
+
+    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
+        """Send a request by the XSUB: a reader has no other way up."""
+        return self._subscriber.send(frame)
+
+    def has_input(self) -> bool:
+        """Return whether a frame can be read."""
+        return self._subscriber.has_input()
+
+    def read(self) -> bool:
+        """Feed the client for one turn; return whether more input may be there."""
+        return self._subscriber.read()
+
+    def watched(self) -> Watched:
+        """Return the monitor of the socket."""
+        return Watched({self._subscriber.monitor: self._event})
+
+    def _event(self, event: int) -> None:
+        if event in REFUSALS:
+            self.refusal = REFUSALS[event]
+            self._keys.refused()
+        elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            while self._subscriber.read():  # what came by the former connection counts as received by it
+                pass
+            self._went_down()
+            self._subscriber.greet(self._client.before_hello())
+            self._call_soon(self._subscriber.due)
+        else:
+            self._subscriber.lost()
+            self._went_down()
+
+    def _went_down(self) -> None:
+        if self._is_up:
+            self._is_up = False
+            self._client.counters.report(logging.WARNING, "the producer at %s is unreachable", self.address)
+            self._client.out.change(LinkLost())
+
+    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+        """Take welcomes."""
+        for frame in frames:
+            if not isinstance(frame, wire.Welcome):
+                continue
+            if frame.version != wire.VERSION:
+                self._client.fail_requests(WireVersionMismatch(self.address, frame.version, wire.VERSION))
+            elif self._subscriber.take(frame):
+                self._came_up()
+
+    def _came_up(self) -> None:
+        self._is_up = True
+        self.refusal = ""
+        again, self._was_up = self._was_up, True
+        self._client.begin_session(self._subscriber.session)
+        if again:
+            self._client.counters.reconnects += 1
+            self._client.out.change(LinkRestored(None))
+
+    def tick(self, now: float) -> float:
+        """Repeat an unanswered hello and try changed keys; return when to be called again."""
+        self._subscriber.tick(now)
+        if not self._is_up and (self._keys.have_changed() or self._subscriber.endpoint.has_changed()):
+            try:
+                self._subscriber.connect(self._keys.current)
+            except ConfigurationError as error:
+                self._client.counters.report(logging.ERROR, "%s", error)
+        return min(now + TICK_EVERY, self._subscriber.due)
+
+    def look_around(self) -> None:
+        """Read the keys, and resolve the name of the address, again."""
+        if not self._subscriber.is_connected:
+            self._keys.look()
+            self._subscriber.endpoint.look()
+
+    @property
+    def session(self) -> int:
+        """The number of the last session."""
+        return self._subscriber.session
+
+    def retire(self) -> None:
+        """Disconnect, but keep the socket until `close`: the housekeeper may be watching it."""
+        self._subscriber.disconnect()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._subscriber.close()
+
+    def terminate(self) -> None:
+        """Wait until what was sent is delivered, at most the linger time."""
+        self._context.term()
+
+    def abandon(self) -> None:
+        """Do nothing: a forked child has nothing here to let go of."""
+
+
+def _reachable(address: str) -> str:
+    """Return where to reach a producer that binds all interfaces."""
+    for everywhere, here in (("tcp://*:", "127.0.0.1"), ("tcp://0.0.0.0:", "127.0.0.1"), ("tcp://[::]:", "[::1]")):
+        if address.startswith(everywhere):
+            return f"tcp://{here}:{address.removeprefix(everywhere)}"
+    return address

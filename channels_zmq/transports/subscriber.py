@@ -1,0 +1,198 @@
+"""The XSUB of a process and its session with an exchange: subscriptions and requests go up, frames come down.
+
+Its high-water marks are 0: at a send mark subscriptions vanish silently, and a receive mark beside heartbeats aborts
+the process (libzmq issues 3937 and 4767). Every reconnect begins a new session with a hello, which is repeated until
+the exchange welcomes it.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable
+from math import inf
+
+import zmq
+from zmq.constants import SocketOption
+
+from channels_zmq.client.client import Client
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys
+from channels_zmq.options import Options
+from channels_zmq.transports.discovery import Endpoint
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import secure_client
+from channels_zmq_forwarder.sockets import number, readable
+
+Socket = zmq.Socket[bytes]
+
+HELLO_EVERY = 1.0
+"""Seconds between two hellos of a session that is not welcomed yet."""
+FRAMES_A_TURN = 256
+WAKES_A_TURN = 1000
+SECONDS_A_TURN = 0.005
+"""A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
+CONNECTING: dict[SocketOption, int] = {
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 0,
+    zmq.CONNECT_TIMEOUT: 2000,
+}
+_HEARTBEAT: dict[SocketOption, int] = {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000}
+_NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is that of another server"
+REFUSALS: dict[int, str] = {
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not allow the key of this process (curve_secret_key)",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _NO_COMMON_KEY,
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_COMMON_KEY,  # which of the two it is depends on who is faster
+}
+_EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+for _event in REFUSALS:
+    _EVENTS |= _event
+
+
+class Subscriber:
+    """One XSUB and its session.
+
+    Args:
+        context: Makes the socket.
+        address: Where the exchange publishes.
+        options: Bounds and times.
+        client: Takes the frames that arrive.
+        session: Number of the last session of this process; the next one is higher.
+    """
+
+    def __init__(
+        self, context: "zmq.Context[Socket]", address: str, options: Options, client: Client, session: int = 0
+    ) -> None:
+        self.session = session
+        self.welcome: wire.Welcome | None = None
+        """The last welcome of this session."""
+        self.is_connected = False
+        """Whether there is a connection, and so a session that was greeted."""
+        self._client = client
+        self.endpoint = Endpoint(address)
+        self._peers = 0
+        self._hello_at = 0.0
+        self._socket = context.socket(zmq.XSUB)
+        linger = round(options.linger * 1000)
+        set_options(self._socket, CONNECTING | _HEARTBEAT | {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger})
+        self._socket.set(zmq.MAXMSGSIZE, options.max_message_size + wire.MAX_OVERHEAD)
+        self.monitor = monitor(self._socket)
+        self.descriptor = number(self._socket, zmq.FD)
+
+    def connect(self, keys: ClientKeys | None) -> bool:
+        """Connect, for the first time or anew with other keys; the subscriptions stay.
+
+        After a refused handshake ZeroMQ does not try again by itself.
+
+        Returns:
+            Whether input is there.
+
+        Raises:
+            ConfigurationError: If the address cannot be connected to.
+        """
+        with contextlib.suppress(zmq.ZMQError):  # not connected yet, or ZeroMQ has given up already
+            self._socket.disconnect(self.endpoint.address)
+        connect(self._socket, self.endpoint, "pub_socket_address", keys)
+        return readable(self._socket)
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame up; return whether input is there now, which the descriptor will not show."""
+        self._socket.send(frame, zmq.DONTWAIT)
+        return readable(self._socket)
+
+    def has_input(self) -> bool:
+        """Return whether a frame can be read."""
+        return readable(self._socket)
+
+    def read(self) -> bool:
+        """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
+        recv, client, wake = self._socket.recv, self._client, self._client.out.wake
+        feed, until = client.feed, time.monotonic() + SECONDS_A_TURN
+        try:
+            feed(recv(zmq.DONTWAIT))
+            if not readable(self._socket):  # it is mostly one frame: asking takes half the time of `zmq.Again`
+                return False
+            for _ in range(FRAMES_A_TURN - 1):
+                if client.now > until or len(wake) > WAKES_A_TURN:
+                    break
+                feed(recv(zmq.DONTWAIT))
+        except zmq.Again:
+            return False
+        return True
+
+    def greet(self, before: Iterable[bytes]) -> bool:
+        """Begin a new session, because a connection was made; return whether input is there.
+
+        libzmq sends the subscriptions again when it is asked for anything; what the exchange must know before the hello
+        follows them.
+        """
+        self.is_connected = True
+        self.welcome = None
+        self.session += 1
+        readable(self._socket)
+        for frame in before:
+            self._socket.send(frame, zmq.DONTWAIT)
+        return self._say_hello()
+
+    def lost(self) -> None:
+        """Note that the connection is gone."""
+        self.is_connected = False
+        self.welcome = None
+
+    def take(self, welcome: wire.Welcome) -> bool:
+        """Take a welcome; return True if it is the first one of the session."""
+        if welcome.session != self.session or not self.is_connected:
+            return False
+        first, self.welcome, self._peers = self.welcome is None, welcome, welcome.clients
+        return first
+
+    def tick(self, now: float) -> bool:
+        """Repeat an unanswered hello if that is due; return whether input is there."""
+        return now >= self.due and self._say_hello()
+
+    @property
+    def due(self) -> float:
+        """When `tick` has something to do."""
+        return self._hello_at + HELLO_EVERY if self.is_connected and self.welcome is None else inf
+
+    def disconnect(self) -> None:
+        """Disconnect for good, but keep the socket until `close`."""
+        self._socket.set(zmq.LINGER, 0)
+        with contextlib.suppress(zmq.ZMQError):  # never connected
+            self._socket.disconnect(self.endpoint.address)
+        self.lost()
+
+    def close(self) -> None:
+        """Close the socket and its monitor."""
+        self._socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self._socket.close(linger=None if self.is_connected else 0)  # nobody would take what is left
+
+    def _say_hello(self) -> bool:
+        self._hello_at = time.monotonic()
+        hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, self._peers)
+        return self.send(wire.HELLO.encode(hello))
+
+
+def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:
+    """Set several options of a socket."""
+    for option, value in options.items():
+        socket.set(option, value)
+
+
+def monitor(socket: Socket) -> Socket:
+    """Return a socket that reports a socket's handshakes and disconnections."""
+    return socket.get_monitor_socket(_EVENTS)
+
+
+def connect(socket: Socket, endpoint: Endpoint, setting: str, keys: ClientKeys | None) -> None:
+    """Connect a socket, which succeeds whether anybody listens or not.
+
+    Raises:
+        ConfigurationError: If the address is invalid; names the setting.
+    """
+    if keys is not None:
+        secure_client(socket, keys.server, keys.secret)
+    endpoint.apply(socket)
+    try:
+        socket.connect(endpoint.address)
+    except zmq.ZMQError as error:
+        raise ConfigurationError(setting, f"cannot connect to {endpoint.address!r}: {error.strerror}") from error

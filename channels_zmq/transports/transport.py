@@ -1,0 +1,149 @@
+"""What a connection needs of a transport. Every method is called under the connection's lock, and none waits."""
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from channels_zmq.client.client import SessionFrame
+from channels_zmq.housekeeper import Watched
+from channels_zmq_forwarder.wire import Topic
+
+
+class Transport(Protocol):
+    """The sockets of one process at one address.
+
+    Attributes:
+        address: For messages to people.
+        refusal: Why the other side did not accept this process the last time, as far as is known.
+    """
+
+    address: str
+    refusal: str
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages are sent now rather than held."""
+
+    @property
+    def must_confirm(self) -> bool:
+        """Whether a subscription is in force only once a sync was answered."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no exchange anywhere: a reader of an embedded layer whose producer has not started."""
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has bound an address, which another transport can bind only once this one is closed."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """What event loops watch for input; None if nothing can arrive."""
+
+    def start(self) -> None:
+        """Open what is needed to receive.
+
+        Raises:
+            ConfigurationError: If an address or a key is invalid.
+        """
+
+    def producer(self) -> "Producer | None":
+        """Return this transport if it can send messages."""
+
+    def promote(self) -> "Producer":
+        """Return the transport that can send messages, which may be a new one in the place of this one.
+
+        Raises:
+            AddressInUse: If another process is the producer at this address.
+            ConfigurationError: If a key is missing.
+        """
+
+    def send_upstream(self, frame: bytes) -> bool:
+        """Send a frame the subscribers' way; it may get lost. Return whether input is there now."""
+
+    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
+        """Send a request the producers' way, or hold it until its deadline; return whether input is there now.
+
+        Args:
+            frame: The request.
+            deadline: Monotonic seconds.
+            number: Of the request; 0 if nobody waits for an answer.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+            WireVersionMismatch: If the other side speaks another version of the wire format.
+        """
+
+    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+        """Take frames about the session: welcomes, and confirmations that no request waits for."""
+
+    def has_input(self) -> bool:
+        """Return whether a frame can be read."""
+
+    def read(self) -> bool:
+        """Feed the client for one turn; return whether more input may be there."""
+
+    def watched(self) -> Watched:
+        """Return what to watch: monitors, whose callbacks need the lock, and sockets, whose callbacks run without."""
+
+    def tick(self, now: float) -> float:
+        """Do what is due; return when to call again at the latest."""
+
+    def look_around(self) -> None:
+        """Look at what is outside and may block: names, lists of keys. Called once a second, without the lock."""
+
+    def close(self) -> None:
+        """Close the sockets. What was sent is still delivered, within the linger time."""
+
+    def terminate(self) -> None:
+        """Wait until what was sent is delivered, at most the linger time. Called without the lock, after `close`."""
+
+    def abandon(self) -> None:
+        """Let go of what a forked child has inherited, without touching a ZeroMQ socket."""
+
+
+class Producer(Transport, Protocol):
+    """A transport that can send messages.
+
+    Attributes:
+        nothing_held: Is set while no message waits to be sent.
+    """
+
+    nothing_held: threading.Event
+
+    @property
+    def held(self) -> int:
+        """How many messages wait to be sent."""
+
+    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> None:
+        """Send or hold a group message; `ttl` is in milliseconds.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
+        """Send or hold a message to a channel of another process.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+
+    def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
+        """Send a message to a channel of this process.
+
+        Returns:
+            False if the channel is full. None if that cannot be known before the messages in flight have arrived.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+
+    def subscribed(self, topic: Topic) -> None:
+        """Note that messages of this process which are held now are older than its subscription to their topic."""
+
+    def withdraw(self, number: int) -> None:
+        """Drop a held request."""
+
+    def drop_held(self) -> None:
+        """Drop all held messages."""

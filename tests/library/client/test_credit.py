@@ -1,0 +1,550 @@
+"""How many jobs of a plain channel the exchange may hand over to this process."""
+
+from math import inf
+
+import pytest
+from fakes import Reader
+
+from channels_zmq.client.credit import ASK_EVERY, FORGET_AFTER, GRACE, REPEAT_EVERY, Credit
+from channels_zmq.client.mailboxes import Mailboxes
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import Question
+
+INBOX = b"0123456789abcdef"
+SESSION = 7
+PREFETCH = 4
+
+
+@pytest.fixture
+def credit(clock):
+    credit = Credit(INBOX, PREFETCH, clock)
+    credit.begin_session(SESSION)
+    return credit
+
+
+@pytest.fixture
+def mailboxes(clock):
+    return Mailboxes(lambda cause, count: None, clock=clock)
+
+
+@pytest.fixture
+def box(mailboxes):
+    return mailboxes.open("jobs", 100)
+
+
+def wait(credit, box):
+    """Let one more reader wait; return the frames to send."""
+    box.waiters.append(Reader())
+    return credit.touched(box)
+
+
+def leave(credit, box):
+    """Let all readers give up."""
+    box.waiters.clear()
+    credit.gave_up(box)
+
+
+def job(number=1, *, payload=b"x", ttl=60_000, session=SESSION, channel=b"jobs"):
+    """Return a job whose ordinal is its number too."""
+    return wire.Job(INBOX, session, number, number, ttl, channel, payload)
+
+
+def take(box, now=0.0):
+    return box.take(now)[0]
+
+
+def handed(count, *, session=SESSION, channel=b"jobs"):
+    return wire.Handed(INBOX, session, count, channel)
+
+
+def total(count, *, session=SESSION):
+    return wire.HandedTotal(INBOX, session, count)
+
+
+def query(number=9, *, session=SESSION, channel=b"jobs"):
+    return wire.Query(INBOX, number, session, channel)
+
+
+def ready(frames):
+    return [wire.READY.decode(frame) for frame in frames if frame[:1] == b"R"]
+
+
+def limits(frames):
+    return [frame.limit for frame in ready(frames)]
+
+
+def back(frames):
+    return [wire.BACK.decode(frame) for frame in frames if frame[:1] == b"B"]
+
+
+def questions(frames):
+    return [wire.TOTAL.decode(frame) for frame in frames if frame[:1] == b"T"]
+
+
+# The window
+
+
+def test_the_first_reader_opens_the_window(credit, box):
+    """It has room for that reader, and `prefetch` more, for this inbox, session and channel."""
+    (sent,) = ready(wait(credit, box))
+    assert sent == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, 0, 0, b"jobs")
+    assert box.plain
+
+
+def test_each_waiting_reader_has_room(credit, box):
+    """However many they are."""
+    sent = 0
+    for count in range(1, 20):
+        sent = max([sent, *limits(wait(credit, box))])
+        assert sent >= count
+
+
+def test_without_prefetch_no_job_comes_before_its_reader(clock, box):
+    """The window is as wide as the readers are many."""
+    credit = Credit(INBOX, 0, clock)
+    assert [limits(wait(credit, box)) for _ in range(3)] == [[1], [2], [3]]
+
+
+def test_jobs_that_wait_here_take_the_room_of_others(credit, box):
+    """A slow reader is not sent ever more."""
+    wait(credit, box)
+    for number in range(1 + PREFETCH):
+        credit.arrived(job(number))
+    assert credit.touched(box) == []
+    take(box)
+    assert credit.touched(box) == []
+
+
+def test_the_window_moves_on_as_jobs_are_taken(credit, box):
+    """It never closes on a reader that keeps coming, and not every job costs a frame."""
+    limit, frames = limits(wait(credit, box))[-1], 0
+    box.waiters.clear()
+    for number in range(100):
+        assert number < limit
+        credit.arrived(job(number))
+        take(box)
+        moved = limits(credit.touched(box))
+        frames += len(moved)
+        limit = max([limit, *moved])
+    assert frames <= 34
+
+
+def test_the_limit_does_not_fall_while_readers_keep_coming(credit, box):
+    """Otherwise a frame on its way would undo a later one."""
+    sent = limits(wait(credit, box))
+    for number in range(20):
+        credit.arrived(job(number))
+        sent += limits(credit.touched(box))
+        take(box)
+        sent += limits(wait(credit, box))
+    assert sent == sorted(sent)
+
+
+# Jobs
+
+
+def test_a_job_wakes_the_reader_whose_turn_it_is(credit, box):
+    """It waits in the mailbox until it is taken."""
+    wait(credit, box)
+    first = box.waiters[0]
+    assert credit.arrived(job(payload=b"1")) == (first, 0, [])
+    assert take(box) == b"1"
+
+
+def test_a_job_passes_over_a_reader_that_is_not_usable(credit, box):
+    """A cancelled reader takes nobody's job."""
+    for _ in range(2):
+        wait(credit, box)
+    first, second = box.waiters
+    first.usable = False
+    assert credit.arrived(job())[0] is second
+
+
+def test_a_job_expires_when_its_time_is_over(credit, box, clock):
+    """Its milliseconds count from its arrival."""
+    wait(credit, box)
+    credit.arrived(job(ttl=1500))
+    credit.arrived(job(2, payload=b"2"))
+    assert take(box, clock.now + 1.5) == b"2"
+
+
+def test_a_job_of_a_channel_that_nobody_read_goes_back(credit):
+    """It returns to its old place, with the time that it has left."""
+    waiter, _, frames = credit.arrived(job(5, payload=b"1", ttl=1500, channel=b"other"))
+    assert waiter is None
+    assert back(frames) == [wire.Back(INBOX, 5, 1500, b"other", b"1")]
+
+
+def test_a_job_of_an_earlier_session_is_ignored(credit, box):
+    """The exchange has learned that it did not arrive, and puts it back: it would be read twice."""
+    wait(credit, box)
+    assert credit.arrived(job(payload=b"1", session=SESSION - 1)) == (None, 0, [])
+    credit.arrived(job(1, payload=b"2"))
+    assert [take(box), take(box)] == [b"2", None]
+    assert limits(credit.hand_everything_back()) == [1]
+
+
+# Back
+
+
+def test_a_job_that_no_reader_takes_goes_back(credit, box, clock):
+    """After the grace time, not before, in order, and the window closes with it."""
+    wait(credit, box)
+    for number in (1, 2):
+        credit.arrived(job(number, ttl=1000))
+    credit.gave_up(box)
+    assert credit.keep(clock.now + GRACE / 2) == []
+    clock.now += GRACE
+    frames = credit.keep(clock.now)
+    assert limits(frames) == [2]
+    assert [(item.number, item.ttl) for item in back(frames)] == [(1, 900), (2, 900)]
+    assert not box.mail
+
+
+def test_the_window_closes_before_its_jobs_go_back(credit, box, clock):
+    """Otherwise the exchange would hand them to this process again at once."""
+    wait(credit, box)
+    credit.arrived(job())
+    clock.now += GRACE
+    assert [frame[:1] for frame in credit.keep(clock.now)] == [b"R", b"B"]
+
+
+def test_the_grace_time_counts_from_the_last_reader(credit, box, clock):
+    """However long it had waited before it went."""
+    wait(credit, box)
+    credit.keep(clock.now + GRACE)
+    clock.now += 10
+    leave(credit, box)
+    assert limits(credit.keep(clock.now + GRACE - 0.01)) == []
+    assert limits(credit.keep(clock.now + GRACE)) == [0]
+
+
+def test_an_expired_job_does_not_go_back(credit, box, clock):
+    """Nobody could read it."""
+    wait(credit, box)
+    credit.arrived(job(ttl=round(GRACE * 1000)))
+    clock.now += GRACE
+    assert back(credit.keep(clock.now)) == []
+    assert not box.mail
+
+
+def test_an_announcement_in_a_plain_mailbox_does_not_go_back(credit, box, clock):
+    """Only jobs came from the exchange."""
+    wait(credit, box)
+    box.append((clock.now + 60, object(), 0))
+    assert back(credit.hand_everything_back()) == []
+
+
+def test_an_open_window_without_readers_is_closed(credit, box, clock):
+    """Otherwise the exchange would hand over to a process where nobody reads. It is closed once."""
+    wait(credit, box)
+    leave(credit, box)
+    clock.now += GRACE
+    assert limits(credit.keep(clock.now)) == [0]
+    assert limits(credit.keep(clock.now + FORGET_AFTER / 2)) == []
+
+
+def test_a_job_that_crossed_the_closing_goes_back_at_once(credit, box, clock):
+    """It was on its way when the last reader went."""
+    wait(credit, box)
+    leave(credit, box)
+    clock.now += GRACE
+    credit.keep(clock.now)
+    credit.arrived(job(1))
+    assert credit.due <= clock.now
+    frames = credit.keep(clock.now)
+    assert [item.number for item in back(frames)] == [1]
+    assert limits(frames) == [1]
+
+
+def test_a_reader_that_comes_back_in_time_keeps_the_window(credit, box, clock):
+    """A worker that handles a job comes again at once."""
+    wait(credit, box)
+    credit.arrived(job())
+    take(box)
+    credit.touched(box)
+    start = clock.now
+    clock.now += GRACE / 2
+    credit.touched(box)
+    assert credit.keep(start + GRACE) == []
+    assert limits(credit.keep(clock.now + GRACE)) == [1]
+
+
+def test_a_reader_after_the_closing_opens_the_window_again(credit, box, clock):
+    """Limits are absolute: received jobs stay counted."""
+    wait(credit, box)
+    credit.arrived(job())
+    clock.now += GRACE
+    credit.keep(clock.now)
+    assert limits(wait(credit, box)) == [1 + 1 + PREFETCH]
+
+
+def test_stopping_hands_everything_back(credit, box, mailboxes):
+    """At once, for every channel."""
+    other = mailboxes.open("other", 9)
+    for one in (box, other):
+        wait(credit, one)
+    credit.arrived(job(1))
+    credit.arrived(job(1, channel=b"other"))
+    assert [(item.channel, item.number) for item in back(credit.hand_everything_back())] == [
+        (b"jobs", 1),
+        (b"other", 1),
+    ]
+    assert not box.mail
+
+
+def test_giving_up_on_another_channel_changes_nothing(credit, mailboxes):
+    """The reader of a process channel needs no window."""
+    credit.gave_up(mailboxes.open("other", 9))
+    assert credit.due == inf
+
+
+# Questions
+
+
+def test_one_question_a_second_is_asked_for_all_channels(credit, mailboxes, clock):
+    """However many windows there are."""
+    for number in range(100):
+        wait(credit, mailboxes.open(str(number), 9))
+    asked = []
+    for _ in range(30):
+        clock.now += ASK_EVERY / 10
+        asked += questions(credit.keep(clock.now))
+    assert asked == [wire.Total(INBOX, SESSION)] * 3
+
+
+def test_further_readers_do_not_put_the_question_off(credit, box, clock):
+    """It is due a second after the first one."""
+    wait(credit, box)
+    clock.now += ASK_EVERY / 2
+    wait(credit, box)
+    assert credit.due <= clock.now + ASK_EVERY / 2
+    clock.now += ASK_EVERY / 2
+    assert len(questions(credit.keep(clock.now))) == 1
+
+
+def test_without_windows_nothing_is_asked(credit, box, clock):
+    """The questions end with the last window, and begin again with the next."""
+    assert credit.due == inf
+    wait(credit, box)
+    leave(credit, box)
+    for _ in range(2):
+        clock.now += FORGET_AFTER
+        credit.keep(clock.now)
+    assert credit.due == inf
+    wait(credit, box)
+    assert credit.due <= clock.now + ASK_EVERY
+
+
+def test_without_a_session_nothing_is_asked(clock, box):
+    """There is no exchange to answer so far."""
+    credit = Credit(INBOX, PREFETCH, clock)
+    wait(credit, box)
+    clock.now += ASK_EVERY
+    assert questions(credit.keep(clock.now)) == []
+    assert credit.due > clock.now
+
+
+def test_a_waiting_reader_repeats_its_limit_now_and_then(credit, box, clock):
+    """The exchange may have had no room for the channel."""
+    wait(credit, box)
+    times = [GRACE, GRACE + REPEAT_EVERY - 1, GRACE + REPEAT_EVERY]
+    assert [limits(credit.keep(clock.now + after)) for after in times] == [[5], [], [5]]
+
+
+@pytest.mark.parametrize("answer", [total(1), total(0), total(9, session=SESSION - 1)])
+def test_a_total_that_matches_asks_nothing(credit, box, answer):
+    """As many have arrived, or it is that of an earlier session."""
+    wait(credit, box)
+    credit.arrived(job())
+    assert credit.counted_in_total(answer) == []
+
+
+def test_a_total_that_shows_a_loss_asks_about_each_open_window(credit, mailboxes, clock):
+    """A closed one cannot have lost a job unnoticed."""
+    for name in ("jobs", "other", "closed"):
+        wait(credit, mailboxes.open(name, 9))
+    leave(credit, mailboxes.open("closed", 9))
+    clock.now += GRACE
+    credit.keep(clock.now)
+    asked = ready(credit.counted_in_total(total(1)))
+    assert [(frame.channel, frame.ask) for frame in asked] == [(b"jobs", Question.HANDED), (b"other", Question.HANDED)]
+
+
+def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit, box):
+    """Once; the total agrees afterwards."""
+    wait(credit, box)
+    credit.arrived(job())
+    take(box)
+    lost, frames = credit.counted(handed(3))
+    assert (lost, limits(frames)) == (2, [3 + PREFETCH])
+    assert credit.counted(handed(3)) == (0, [])
+    assert credit.counted_in_total(total(3)) == []
+
+
+@pytest.mark.parametrize("answer", [handed(0), handed(2, session=SESSION - 1), handed(2, channel=b"other")])
+def test_a_count_without_news_is_ignored(credit, box, answer):
+    """It came late, from an earlier session, or for a channel that nobody read."""
+    wait(credit, box)
+    assert credit.counted(answer) == (0, [])
+
+
+def test_an_impossible_count_is_ignored(credit, box):
+    """More than was ever allowed was not handed over, nor could a later limit be sent."""
+    wait(credit, box)
+    assert credit.counted(handed(2**64 - 1)) == (0, [])
+    assert limits(wait(credit, box)) in ([], [2 + PREFETCH])
+
+
+def test_jobs_up_to_the_largest_limit_can_be_lost(credit, box, clock):
+    """The window was closed while they were on their way."""
+    wait(credit, box)
+    leave(credit, box)
+    clock.now += GRACE
+    credit.keep(clock.now)
+    assert credit.counted(handed(1 + PREFETCH))[0] == 1 + PREFETCH
+
+
+@pytest.mark.parametrize("taken, settled", [(0, 0), (1, 1), (2, 2)])
+def test_a_query_is_answered_by_the_number_of_settled_jobs(credit, box, taken, settled):
+    """Those that no longer wait here; with the number of the question."""
+    wait(credit, box)
+    for number in (1, 2):
+        credit.arrived(job(number))
+    for _ in range(taken):
+        take(box)
+    (answer,) = ready(credit.queried(query(9)))
+    assert (answer.settled, answer.answers, answer.limit) == (settled, 9, 1 + PREFETCH)
+
+
+def test_jobs_that_went_back_are_settled(credit, box):
+    """The exchange has them again."""
+    wait(credit, box)
+    credit.arrived(job())
+    (closing,) = ready(credit.hand_everything_back())
+    (answer,) = ready(credit.queried(query()))
+    assert answer.settled == 1
+    assert closing.limit == 1
+
+
+def test_a_forgotten_channel_is_settled_altogether(credit):
+    """The exchange takes the number for all that it has handed over."""
+    (answer,) = ready(credit.queried(query(9, channel=b"other")))
+    assert answer == wire.Ready(INBOX, SESSION, 0, 2**64 - 1, 9, Question.FORGET, b"other")
+
+
+@pytest.mark.parametrize("channel", [b"jobs", b"other"])
+def test_a_query_of_an_earlier_session_is_ignored(credit, box, channel):
+    """Whoever asked is gone."""
+    wait(credit, box)
+    assert credit.queried(query(session=SESSION - 1, channel=channel)) == []
+
+
+# Sessions
+
+
+def test_before_a_new_session_the_exchange_learns_what_has_arrived(credit, mailboxes):
+    """Of each channel whose window was open in the last session."""
+    for name in ("jobs", "other"):
+        wait(credit, mailboxes.open(name, 9))
+    credit.arrived(job())
+    resumed = [wire.RECEIVED.decode(frame) for frame in credit.resume()]
+    assert resumed == [
+        wire.Received(INBOX, SESSION, 1, b"jobs"),
+        wire.Received(INBOX, SESSION, 0, b"other"),
+    ]
+
+
+def test_before_the_first_session_nothing_has_arrived(clock, box):
+    """A reader may wait already."""
+    credit = Credit(INBOX, PREFETCH, clock)
+    wait(credit, box)
+    assert credit.resume() == []
+
+
+def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(credit, box):
+    """No job of it can be on its way."""
+    wait(credit, box)
+    leave(credit, box)
+    credit.begin_session(SESSION + 1)
+    assert credit.resume() == []
+
+
+def test_a_new_session_counts_anew(credit, box):
+    """The window opens for the readers that wait."""
+    wait(credit, box)
+    credit.arrived(job())
+    take(box)
+    wait(credit, box)
+    (sent,) = ready(credit.begin_session(SESSION + 1))
+    assert sent == wire.Ready(INBOX, SESSION + 1, 1 + PREFETCH, 0, 0, 0, b"jobs")
+    assert credit.counted_in_total(total(0, session=SESSION + 1)) == []
+
+
+def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(credit, box):
+    """They take room, and are not settled in it."""
+    wait(credit, box)
+    credit.arrived(job())
+    wait(credit, box)
+    (sent,) = ready(credit.begin_session(SESSION + 1))
+    assert (sent.limit, sent.settled) == (1 + PREFETCH - 1, 0)
+
+
+def test_a_new_session_opens_no_window_without_readers(credit, box):
+    """It opens with the next reader."""
+    wait(credit, box)
+    box.waiters.clear()
+    assert credit.begin_session(SESSION + 1) == []
+    assert limits(wait(credit, box)) == [1 + PREFETCH]
+
+
+# Forgetting
+
+
+def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(credit, box, clock):
+    """Until then its count must outlive its readers; a reader that comes later counts from nothing."""
+    wait(credit, box)
+    credit.arrived(job())
+    box.mail.clear()
+    leave(credit, box)
+    clock.now += GRACE
+    assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
+    clock.now += FORGET_AFTER - GRACE - 0.01
+    assert (ready(credit.keep(clock.now)), box.plain) == ([], True)
+    clock.now += 0.01
+    assert [(frame.ask, frame.limit) for frame in ready(credit.keep(clock.now))] == [(Question.FORGET, 1)]
+    assert not box.plain
+    assert limits(wait(credit, box)) == [1 + PREFETCH]
+
+
+def test_a_channel_whose_reader_waits_is_not_forgotten(credit, box, clock):
+    """However long it waits."""
+    wait(credit, box)
+    clock.now += 2 * FORGET_AFTER
+    assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
+    assert box.plain
+
+
+def test_nothing_due_costs_nothing(credit, mailboxes, clock, monkeypatch):
+    """Of 100,000 windows none is looked at; the question is one frame."""
+    for number in range(100_000):
+        wait(credit, mailboxes.open(str(number), 9))
+    while credit.due <= clock.now + GRACE:
+        credit.keep(clock.now + GRACE)
+    looked = []
+    monkeypatch.setattr(credit._looks, "_is_current", lambda at, window: looked.append(window))
+    clock.now += GRACE
+    for _ in range(10):
+        clock.now += ASK_EVERY
+        assert len(credit.keep(clock.now)) == 1
+    assert looked == []
+
+
+def test_channels_that_come_and_go_leave_a_small_heap(credit, mailboxes, clock):
+    """Each reader brings several looks forward."""
+    box = mailboxes.open("jobs", 9)
+    for _ in range(10_000):
+        clock.now += 0.01
+        wait(credit, box)
+        leave(credit, box)
+    assert len(credit._looks) <= 64 + 2

@@ -1,0 +1,121 @@
+"""Work that is due at some time, by a heap."""
+
+from math import inf
+
+import pytest
+
+from channels_zmq.client.deadlines import Deadlines
+
+
+class Current:
+    """The deadline of each item that counts, and how often that was asked."""
+
+    def __init__(self):
+        self.of = {}
+        self.asked = 0
+
+    def __call__(self, at, item):
+        self.asked += 1
+        return self.of.get(item) == at
+
+
+@pytest.fixture
+def current():
+    return Current()
+
+
+@pytest.fixture
+def deadlines(current):
+    return Deadlines(current)
+
+
+def add(deadlines, current, at, item):
+    current.of[item] = at
+    deadlines.add(at, item)
+
+
+def popped(deadlines, now):
+    return list(iter(lambda: deadlines.pop(now), None))
+
+
+def test_items_are_returned_in_the_order_of_their_deadlines(deadlines, current):
+    """An item is due at its deadline, not before; equal deadlines keep the order of addition."""
+    for at, item in ((3, "c"), (1, "a"), (2, "b"), (2, "b2")):
+        add(deadlines, current, at, item)
+    assert [popped(deadlines, now) for now in (0.9, 2, 2, 3)] == [[], ["a", "b", "b2"], [], ["c"]]
+
+
+def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines, current):
+    """Only the deadline and the order of addition decide."""
+    one, other = object(), object()
+    add(deadlines, current, 1, one)
+    add(deadlines, current, 1, other)
+    assert popped(deadlines, 1) == [one, other]
+
+
+def test_the_next_deadline_is_known_without_a_search(deadlines, current):
+    """It follows additions, removals and clearing; without items it is infinite."""
+    seen = [deadlines.next]
+    for at in (5, 3, 7):
+        add(deadlines, current, at, at)
+        seen.append(deadlines.next)
+    for now in (3, 5, 7):
+        deadlines.pop(now)
+        seen.append(deadlines.next)
+    add(deadlines, current, 9, 9)
+    deadlines.clear()
+    assert [*seen, deadlines.next] == [inf, 5, 3, 3, 5, 7, inf, inf]
+    assert len(deadlines) == 0
+
+
+def test_an_entry_that_is_no_longer_current_is_skipped(deadlines, current):
+    """An item that was put off is returned at its new deadline alone."""
+    add(deadlines, current, 1, "a")
+    add(deadlines, current, 5, "a")
+    add(deadlines, current, 2, "b")
+    assert [popped(deadlines, now) for now in (2, 5)] == [["b"], ["a"]]
+
+
+def test_outdated_entries_alone_return_nothing(deadlines, current):
+    """They are discarded on the way."""
+    add(deadlines, current, 1, "a")
+    current.of.clear()
+    assert deadlines.pop(1) is None
+    assert (len(deadlines), deadlines.next) == (0, inf)
+
+
+def test_churn_leaves_a_small_heap(deadlines, current):
+    """Outdated entries are discarded once they are the majority."""
+    for at in range(100_000):
+        add(deadlines, current, at, "a")
+    assert len(deadlines) <= 2 + 64
+    assert popped(deadlines, inf) == ["a"]
+
+
+def test_compaction_keeps_every_current_entry(deadlines, current):
+    """The heap is bounded by twice what exists; compacting costs a constant for each addition."""
+    for turn in range(20):
+        for item in range(1000):
+            add(deadlines, current, 1000 * turn + item, item)
+    assert len(deadlines) <= 2 * 1000 + 64
+    assert current.asked < 3 * 20_000
+    assert popped(deadlines, inf) == list(range(1000))
+
+
+def test_nothing_due_costs_nothing(deadlines, current):
+    """Not a single one of 100,000 entries is looked at."""
+    for item in range(100_000):
+        add(deadlines, current, 10, item)
+    current.asked = 0
+    assert [deadlines.pop(9.9) for _ in range(10)] == [None] * 10
+    assert current.asked == 0
+
+
+def test_clearing_begins_the_bound_anew(deadlines, current):
+    """A heap that was large once is compacted early again."""
+    for item in range(1000):
+        add(deadlines, current, 1, item)
+    deadlines.clear()
+    for at in range(1000):
+        add(deadlines, current, at, "a")
+    assert len(deadlines) <= 2 + 64

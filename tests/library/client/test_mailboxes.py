@@ -1,0 +1,594 @@
+"""Messages that wait to be read in one process."""
+
+from collections import Counter
+from math import inf
+
+import pytest
+from fakes import Reader
+
+from channels_zmq.client import mailboxes
+from channels_zmq.client.mailboxes import Mailboxes, Shared
+
+IDLE = 60.0
+LATE = 1e9
+
+
+@pytest.fixture
+def dropped():
+    return Counter()
+
+
+@pytest.fixture
+def boxes(clock, dropped):
+    def drop(cause, count):
+        if count:
+            dropped[cause] += count
+
+    return Mailboxes(drop, idle=IDLE, clock=clock)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Let mailboxes without a reader be few."""
+    monkeypatch.setattr(mailboxes, "MAX_UNCLAIMED", 3)
+    return 3
+
+
+def mail(payload, deadline=LATE):
+    return deadline, payload, 0
+
+
+def wait(boxes, box, count=1):
+    """Let readers wait for a message that is not there."""
+    readers = [Reader() for _ in range(count)]
+    for reader in readers:
+        assert boxes.begin_read(box) is None
+        box.waiters.append(reader)
+    return readers
+
+
+def payloads(boxes, box):
+    taken = iter(lambda: boxes.take(box), None)
+    return [payload.payload if isinstance(payload, Shared) else payload for payload in taken]
+
+
+def deliver_group(boxes, channels, payload, deadline=LATE):
+    woken = []
+    boxes.deliver_group([boxes.boxes[channel] for channel in channels], deadline, payload, woken)
+    return woken
+
+
+def look(boxes, now):
+    """Do all that is due."""
+    while (due := boxes.look(now, 100)) <= now:
+        pass
+    return due
+
+
+# Reading
+
+
+def test_messages_are_taken_in_the_order_of_their_arrival(boxes):
+    """First in, first out."""
+    for payload in (b"1", b"2", b"3"):
+        boxes.deliver("a", mail(payload), 9)
+    assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2", b"3"]
+
+
+def test_an_empty_payload_is_a_message(boxes):
+    """An empty mailbox returns None."""
+    boxes.deliver("a", mail(b""), 9)
+    assert boxes.take(boxes.boxes["a"]) == b""
+    assert boxes.take(boxes.boxes["a"]) is None
+
+
+def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes):
+    """Only a reader that finds none has to wait."""
+    box = boxes.open("a", 9)
+    boxes.deliver("a", mail(b"1"), 9)
+    assert [boxes.begin_read(box), boxes.begin_read(box)] == [b"1", None]
+
+
+def test_a_reader_that_finds_expired_messages_only_has_to_wait(boxes, clock, dropped):
+    """What it dropped is counted."""
+    for _ in range(2):
+        boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+    clock.now += 1
+    assert boxes.begin_read(boxes.boxes["a"]) is None
+    assert dropped == {"expired": 2}
+
+
+def test_expired_messages_are_not_read(boxes, clock, dropped):
+    """A reader gets the first message that has not expired."""
+    boxes.deliver("a", mail(b"1", clock.now + 5), 9)
+    boxes.deliver("a", mail(b"2"), 9)
+    clock.now += 5
+    assert boxes.begin_read(boxes.boxes["a"]) == b"2"
+    assert dropped == {"expired": 1}
+
+
+def test_a_woken_and_cancelled_reader_loses_no_message(boxes):
+    """A message stays in its mailbox until a reader takes it."""
+    box = boxes.open("a", 9)
+    (reader,) = wait(boxes, box)
+    assert boxes.deliver("a", mail(b"1"), 9) is reader
+    assert boxes.stop_waiting(box, reader) is None
+    assert boxes.take(box) == b"1"
+
+
+def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes):
+    """The next reader is woken for the message that the first one was woken for."""
+    box = boxes.open("a", 9)
+    first, second = wait(boxes, box, 2)
+    boxes.deliver("a", mail(b"1"), 9)
+    assert boxes.stop_waiting(box, first) is second
+
+
+def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes):
+    """It has taken nobody's turn."""
+    box = boxes.open("a", 9)
+    first, second = wait(boxes, box, 2)
+    boxes.deliver("a", mail(b"1"), 9)
+    assert boxes.stop_waiting(box, second) is None
+    assert boxes.stop_waiting(box, first) is None
+
+
+def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes):
+    """Without a message there is no turn to pass on."""
+    box = boxes.open("a", 9)
+    first, second = wait(boxes, box, 2)
+    boxes.deliver("a", mail(b"1"), 9)
+    boxes.take(box)
+    assert boxes.stop_waiting(box, first) is None
+    assert box.waiters == [second]
+
+
+def test_waiters_are_woken_in_their_order(boxes):
+    """One for each message, and nobody once all are woken."""
+    first, second = wait(boxes, boxes.open("a", 9), 2)
+    assert [boxes.deliver("a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
+
+
+def test_a_waiter_that_is_not_usable_is_passed_over(boxes):
+    """A reader that was cancelled, or whose loop has closed, takes nobody's turn."""
+    first, second = wait(boxes, boxes.open("a", 9), 2)
+    first.usable = False
+    assert boxes.deliver("a", mail(b"1"), 9) is second
+
+
+# Capacity
+
+
+def test_a_full_mailbox_refuses_the_newest(boxes, dropped):
+    """At most `capacity` messages wait, the oldest are kept, and refused ones are counted."""
+    for payload in (b"1", b"2", b"3"):
+        boxes.deliver("a", mail(payload), 2)
+    assert dropped == {"mailbox_full": 1}
+    assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
+
+
+def test_expired_messages_do_not_count_for_the_capacity(boxes, clock, dropped):
+    """An expired message makes room, wherever it stands."""
+    boxes.begin_read(boxes.open("a", 2))
+    boxes.deliver("a", mail(b"1"), 2)
+    boxes.deliver("a", mail(b"2", clock.now + 5), 2)
+    assert boxes.is_full(boxes.boxes["a"])
+    clock.now += 5
+    boxes.deliver("a", mail(b"3"), 2)
+    assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"3"]
+    assert dropped == {"expired": 1}
+
+
+def test_a_changed_capacity_takes_effect_at_once(boxes, dropped):
+    """It is that of the last `open`."""
+    boxes.deliver("a", mail(b"1"), 1)
+    boxes.open("a", 2)
+    boxes.deliver("a", mail(b"2"), 1)
+    assert dropped == {}
+    assert boxes.is_full(boxes.boxes["a"])
+
+
+def test_a_mailbox_without_capacity_takes_nothing(boxes, dropped, clock):
+    """It is forgotten like any other."""
+    boxes.deliver("a", mail(b"1"), 0)
+    assert dropped == {"mailbox_full": 1}
+    look(boxes, clock.now + IDLE)
+    assert boxes.boxes == {}
+
+
+def test_a_refused_message_wakes_nobody(boxes):
+    """A reader is woken only for a message that is there."""
+    box = boxes.open("a", 1)
+    (reader,) = wait(boxes, box)
+    box.append(mail(b"1"))
+    assert boxes.deliver("a", mail(b"2"), 1) is None
+    assert box.waiters == [reader]
+
+
+def test_all_waiting_messages_are_counted(boxes):
+    """Over all channels."""
+    for channel in ("a", "a", "b"):
+        boxes.deliver(channel, mail(b"1"), 9)
+    assert boxes.waiting() == 3
+
+
+# Groups
+
+
+@pytest.mark.parametrize("channels, shares", [(["a"], False), (["a", "b"], True)])
+def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(boxes, channels, shares):
+    """A sole member has nobody to share it with."""
+    for channel in channels:
+        boxes.open(channel, 9)
+    deliver_group(boxes, channels, b"1")
+    taken = [boxes.take(boxes.boxes[channel]) for channel in channels]
+    assert [isinstance(payload, Shared) for payload in taken] == [shares] * len(channels)
+    assert taken[0] is taken[-1]
+
+
+def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes):
+    """A member whose readers have all gone has its message, and nobody is woken."""
+    expected = []
+    for channel in ("a", "b"):
+        gone, here, _ = wait(boxes, boxes.open(channel, 9), 3)
+        gone.usable = False
+        expected.append(here)
+    (gone,) = wait(boxes, boxes.open("c", 9))
+    gone.usable = False
+    assert deliver_group(boxes, "abc", b"1") == expected
+    assert payloads(boxes, boxes.boxes["c"]) == [b"1"]
+
+
+def test_a_full_member_does_not_keep_the_others_from_a_message(boxes, dropped):
+    """It alone misses the message, which is counted."""
+    for channel in ("a", "b", "c"):
+        boxes.open(channel, 1)
+    for channel in ("a", "c"):
+        boxes.deliver(channel, mail(b"1"), 1)
+    deliver_group(boxes, "abc", b"2")
+    assert dropped == {"mailbox_full": 2}
+    assert [payloads(boxes, boxes.boxes[channel]) for channel in "abc"] == [[b"1"], [b"2"], [b"1"]]
+
+
+def test_a_member_full_of_expired_messages_gets_the_next_one(boxes, clock, dropped):
+    """Expired messages do not count."""
+    boxes.begin_read(boxes.open("a", 1))
+    for payload in (b"old", b"refused"):
+        deliver_group(boxes, "a", payload, clock.now + 1)
+    clock.now += 2
+    deliver_group(boxes, "a", b"new")
+    assert payloads(boxes, boxes.boxes["a"]) == [b"new"]
+    assert dropped == {"mailbox_full": 1, "expired": 1}
+
+
+def test_an_announcement_reaches_every_mailbox_but_plain_ones(boxes):
+    """It exceeds the capacity if need be, wakes readers, and costs no plain channel a credit."""
+    boxes.deliver("a", mail(b"1"), 1)
+    plain = boxes.open("jobs", 9)
+    plain.plain = True
+    (reader,) = wait(boxes, boxes.open("b", 9))
+    woken = []
+    boxes.announce(list(boxes.boxes.values()), mail(b"2"), woken)
+    assert woken == [reader]
+    assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
+    assert payloads(boxes, plain) == []
+
+
+# Messages in flight
+
+
+def test_settled_messages_are_not_in_flight_any_more(boxes):
+    """A loss leaves ghosts, which settling clears; newer messages stay."""
+    box = boxes.open("a", 9)
+    boxes.settle(box, 9)
+    for order in (1, 2, 5):
+        boxes.sent(box, order)
+    boxes.settle(box, 2)
+    assert list(box.in_flight) == [5]
+    boxes.settle(box, 4)
+    assert list(box.in_flight) == [5]
+    boxes.settle(box, 5)
+    assert not box.in_flight
+
+
+def test_a_message_in_flight_keeps_its_mailbox(boxes, clock):
+    """For one idle time at least."""
+    box = boxes.open("a", 9)
+    (reader,) = wait(boxes, box)
+    boxes.sent(box, 1)
+    boxes.stop_waiting(box, reader)
+    look(boxes, clock.now + IDLE)
+    assert boxes.boxes == {"a": box}
+
+
+def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes, clock):
+    """A message that did not arrive between two looks never will."""
+    for number in range(1000):
+        boxes.sent(boxes.open(str(number), 9), number + 1)
+    for _ in range(2):
+        clock.now += IDLE
+        look(boxes, clock.now)
+    assert boxes.boxes == {}
+
+
+def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes, clock):
+    """Only what was in flight at the last look is lost; what has arrived was not."""
+    box = boxes.open("a", 9)
+    for order in (1, 2, 3):
+        boxes.sent(box, order)
+        clock.now += IDLE
+        look(boxes, clock.now)
+        assert boxes.boxes == {"a": box}
+    boxes.settle(box, 3)
+    clock.now += IDLE
+    look(boxes, clock.now)
+    assert boxes.boxes == {}
+
+
+# Housekeeping
+
+
+def test_an_idle_mailbox_is_forgotten(boxes, clock):
+    """It is empty, was not read for a while, and belongs to no group."""
+    boxes.open("a", 9)
+    assert look(boxes, clock.now + IDLE - 0.1) == clock.now + IDLE
+    assert "a" in boxes.boxes
+    assert look(boxes, clock.now + IDLE) == inf
+    assert boxes.boxes == {}
+
+
+@pytest.mark.parametrize("reason", ["mail", "reader", "group", "plain", "recently read"])
+def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
+    """A message, a reader, a membership, a window or a recent read each keep it."""
+    box = boxes.open("a", 9)
+    clock.now += 1000
+    match reason:
+        case "mail":
+            box.append(mail(b"1"))
+        case "reader":
+            wait(boxes, box)
+        case "group":
+            box.memberships = 1
+        case "plain":
+            box.plain = True
+        case "recently read":
+            boxes.take(box)
+    look(boxes, clock.now)
+    assert boxes.boxes == {"a": box}
+
+
+def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes):
+    """A consumer that ends needs no housekeeping."""
+    box = boxes.open("a", 9)
+    (reader,) = wait(boxes, box)
+    boxes.stop_waiting(box, reader)
+    assert boxes.boxes == {}
+
+
+def test_unread_messages_are_dropped_when_they_expire(boxes, clock, dropped):
+    """Without any reader; the others stay."""
+    boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+    boxes.deliver("a", mail(b"2"), 9)
+    boxes.deliver("b", mail(b"3", clock.now + 2), 9)
+    assert look(boxes, clock.now + 1) == clock.now + 2
+    assert dropped == {"abandoned": 1}
+    assert [box.mail[0][1] for box in boxes.boxes.values()] == [b"2", b"3"]
+
+
+def test_a_group_message_is_dropped_when_it_expires(boxes, clock, dropped):
+    """Also one that expires later than another."""
+    boxes.open("a", 9)
+    deliver_group(boxes, "a", b"1", clock.now + 2)
+    deliver_group(boxes, "a", b"2", clock.now + 3)
+    assert look(boxes, clock.now + 2) == clock.now + 3
+    look(boxes, clock.now + 3)
+    assert dropped == {"abandoned": 2}
+
+
+def test_expired_messages_are_counted_once(boxes, clock, dropped):
+    """Also if their mailbox is forgotten at the same time."""
+    boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+    clock.now += IDLE
+    for _ in range(2):
+        look(boxes, clock.now)
+    assert boxes.boxes == {}
+    assert dropped == {"abandoned": 1}
+
+
+def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes, clock):
+    """An empty deque takes 0.6 kB; a reader that waits will need it soon."""
+    box, read = boxes.open("a", 9), boxes.open("b", 9)
+    for one in (box, read):
+        one.memberships = 1
+        one.append(mail(b"1"))
+        boxes.take(one)
+    wait(boxes, read)
+    look(boxes, clock.now + IDLE)
+    assert (box.mail, list(read.mail)) == ((), [])
+    assert read.mail != ()
+
+
+def test_nothing_due_costs_nothing(boxes, clock, monkeypatch):
+    """Of 100,000 mailboxes none is looked at."""
+    for number in range(100_000):
+        boxes.open(str(number), 9)
+    looked = []
+    monkeypatch.setattr(boxes._looks, "_is_current", lambda at, box: looked.append(box))
+    for _ in range(10):
+        assert boxes.look(clock.now + IDLE - 0.1, 1000) == clock.now + IDLE
+    assert looked == []
+
+
+def test_one_look_handles_a_bounded_number_of_mailboxes(boxes, clock):
+    """The result says that more is due."""
+    for number in range(25):
+        boxes.open(str(number), 9)
+    now = clock.now + IDLE
+    assert [(boxes.look(now, 10) <= now, len(boxes.boxes)) for _ in range(3)] == [(True, 15), (True, 5), (False, 0)]
+
+
+def test_many_messages_leave_a_small_heap(boxes, clock):
+    """Each message that expires earlier brings the next look forward."""
+    boxes.open("a", 9)
+    for number in range(10_000):
+        boxes.deliver("a", mail(b"1", clock.now + 50 - number / 1000), 1)
+        boxes.take(boxes.boxes["a"])
+    assert len(boxes._looks) < 200
+
+
+# Channels without a reader
+
+
+def test_messages_for_a_reader_that_has_ended_are_abandoned(boxes, clock, dropped):
+    """They are not reported as expired: nobody will ever read them, and nothing is to be done about it."""
+    box = boxes.open("a", 9)
+    box.memberships = 1
+    (reader,) = wait(boxes, box)
+    boxes.stop_waiting(box, reader)
+    deliver_group(boxes, "a", b"1", clock.now + 1)
+    look(boxes, clock.now + 1)
+    assert dropped == {"abandoned": 1}
+
+
+def test_messages_that_a_slow_reader_did_not_take_have_expired(boxes, clock, dropped):
+    """It has taken one, and is expected back."""
+    boxes.deliver("a", mail(b"1"), 9)
+    boxes.begin_read(boxes.boxes["a"])
+    boxes.deliver("a", mail(b"2", clock.now + 1), 9)
+    look(boxes, clock.now + 1)
+    assert dropped == {"expired": 1}
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_only_some_channels_that_nobody_reads_keep_their_messages(boxes, dropped, few, is_open):
+    """The oldest channels lose theirs; it does not matter whether the mailbox was made by the message."""
+    for number in range(few + 2):
+        if is_open:
+            boxes.open(str(number), 9)
+        for _ in range(2):
+            boxes.deliver(str(number), mail(b"1"), 9)
+    assert list(boxes.boxes) == ["2", "3", "4"]
+    assert dropped == {"abandoned": 4}
+
+
+def test_channels_whose_readers_have_ended_are_bounded_too(boxes, dropped, few):
+    """Each had a message waiting."""
+    for number in range(few + 2):
+        box = boxes.open(str(number), 9)
+        (reader,) = wait(boxes, box)
+        boxes.deliver(str(number), mail(b"1"), 9)
+        boxes.stop_waiting(box, reader)
+    assert len(boxes.boxes) == few
+    assert dropped == {"abandoned": 2}
+
+
+def test_a_reader_that_never_has_to_wait_is_a_reader(boxes, clock, dropped, few):
+    """It takes what is there: its messages are kept, and those that it does not take in time have expired."""
+    for _ in range(2):
+        boxes.deliver("a", mail(b"1"), 9)
+    assert boxes.take(boxes.boxes["a"]) == b"1"
+    boxes.deliver("a", mail(b"2", clock.now + 1), 9)
+    for number in range(few):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    look(boxes, clock.now + 1)
+    assert dropped == {"expired": 1}
+    assert boxes.take(boxes.boxes["a"]) == b"1"
+
+
+def test_a_reader_that_does_not_come_back_has_ended(boxes, clock, dropped, few):
+    """After an idle time. A consumer whose handler raised was not waiting, so it could not give up."""
+    for payload in (b"1", b"2"):
+        boxes.deliver("a", mail(payload), 9)
+    boxes.take(boxes.boxes["a"])
+    boxes.deliver("a", mail(b"3", clock.now + IDLE), 9)
+    clock.now += IDLE
+    look(boxes, clock.now)
+    assert dropped == {"expired": 1}
+    for number in range(few):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    assert dropped == {"expired": 1, "abandoned": 1}
+    assert "a" not in boxes.boxes
+
+
+@pytest.mark.parametrize("reason", ["waits", "member"])
+def test_a_reader_that_waits_for_long_has_not_ended(boxes, clock, dropped, reason):
+    """Nor does a group lose a member: only what it does not take in time is abandoned from then on."""
+    box = boxes.open("a", 9)
+    if reason == "waits":
+        wait(boxes, box)
+    else:
+        box.memberships = 1
+        boxes.take(box)
+    clock.now += 2 * IDLE
+    look(boxes, clock.now)
+    assert box.is_read == (reason == "waits")
+    assert boxes.boxes == {"a": box}
+
+
+@pytest.mark.parametrize("reason", ["read", "member"])
+def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(boxes, dropped, few, reason):
+    """Whatever arrives for others."""
+    box = boxes.open("a", 9)
+    if reason == "read":
+        boxes.deliver("a", mail(b"0"), 9)
+        boxes.begin_read(box)
+    else:
+        box.memberships = 1
+    boxes.deliver("a", mail(b"1"), 9)
+    for number in range(few + 2):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    assert payloads(boxes, box) == [b"1"]
+    assert dropped == {"abandoned": 2}
+
+
+def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes, few):
+    """Its messages may still be read."""
+    box = boxes.open("a", 9)
+    box.memberships = 1
+    boxes.deliver("a", mail(b"1"), 9)
+    box.memberships = 0
+    boxes.release(box)
+    assert boxes.boxes == {"a": box}
+    for number in range(few):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    assert "a" not in boxes.boxes
+
+
+def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(boxes, few):
+    """A message is in flight to it."""
+    boxes.deliver("a", mail(b"1"), 9)
+    boxes.sent(boxes.boxes["a"], 1)
+    for number in range(few):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    assert not boxes.boxes["a"].mail
+
+
+def test_very_many_channels_without_readers_are_bounded(boxes):
+    """By `MAX_UNCLAIMED` itself."""
+    for number in range(2 * mailboxes.MAX_UNCLAIMED):
+        boxes.deliver(str(number), mail(b"1"), 9)
+    assert len(boxes.boxes) == boxes.waiting() == mailboxes.MAX_UNCLAIMED
+
+
+# Clearing
+
+
+def test_clearing_keeps_only_who_waits(boxes):
+    """Messages are dropped, also those in flight, and unused mailboxes forgotten."""
+    boxes.deliver("a", mail(b"1"), 9)
+    boxes.sent(boxes.open("b", 9), 1)
+    wait(boxes, boxes.open("c", 9))
+    boxes.clear()
+    assert list(boxes.boxes) == ["c"]
+    assert boxes.waiting() == 0
+
+
+def test_a_late_reader_leaves_a_new_mailbox_alone(boxes):
+    """It was woken before all was cleared, and gives up when its channel has a new mailbox."""
+    former = boxes.open("a", 9)
+    (reader,) = wait(boxes, former)
+    boxes.deliver("a", mail(b"1"), 9)
+    boxes.clear()
+    boxes.deliver("a", mail(b"2"), 9)
+    boxes.stop_waiting(former, reader)
+    assert payloads(boxes, boxes.open("a", 9)) == [b"2"]

@@ -1,0 +1,415 @@
+"""Which channels belong to which groups, and the frames that subscribe and unsubscribe."""
+
+from math import inf
+
+import pytest
+from fakes import Clock, Reader
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from channels_zmq.client.mailboxes import Mailboxes
+from channels_zmq.client.memberships import Memberships
+from channels_zmq.client.requests import next_number
+from channels_zmq.client.sequences import REPEATED
+from channels_zmq_forwarder import wire
+
+SENDER, OTHER = b"s" * 8, b"o" * 8
+G, H = wire.group_topic("g"), wire.group_topic("h")
+SUBSCRIBE, UNSUBSCRIBE = [wire.subscription(G)], [wire.unsubscription(G)]
+
+
+@pytest.fixture
+def mailboxes(clock):
+    return Mailboxes(lambda cause, count: None, idle=1e9, clock=clock)
+
+
+@pytest.fixture
+def memberships(mailboxes, clock):
+    return Memberships(mailboxes, SENDER, clock)
+
+
+def join(memberships, channel="a", topic=G, life=None, floor=0):
+    return memberships.join(topic, channel, 9, life, floor)
+
+
+def added(memberships, channel="a", topic=G, life=None):
+    """Add a member for good; return the frames that this took."""
+    entry, frames = join(memberships, channel, topic, life)
+    memberships.completed(entry)
+    return frames
+
+
+def members(memberships, topic=G):
+    group = memberships.groups.get(topic)
+    return [box.name for box in group.members] if group else []
+
+
+# Joining and leaving
+
+
+def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(memberships):
+    """Exactly one frame each."""
+    assert added(memberships, "a") == SUBSCRIBE
+    assert added(memberships, "b") == []
+    assert memberships.leave(G, "a") == []
+    assert memberships.leave(G, "b") == UNSUBSCRIBE
+    assert memberships.groups == {}
+
+
+def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(memberships):
+    """A renewal neither adds a second membership nor ends the first."""
+    assert [added(memberships) for _ in range(3)] == [SUBSCRIBE, [], []]
+    assert members(memberships) == ["a"]
+    assert memberships.leave(G, "a") == UNSUBSCRIBE
+    assert memberships.leave(G, "a") == []
+
+
+@pytest.mark.parametrize("topic, channel", [(G, "b"), (H, "a"), (G, "c")])
+def test_leaving_a_group_without_being_a_member_changes_nothing(memberships, mailboxes, topic, channel):
+    """Neither an unknown group nor an unknown channel is an error."""
+    added(memberships)
+    mailboxes.open("c", 9)
+    assert memberships.leave(topic, channel) == []
+    assert members(memberships) == ["a"]
+
+
+def test_a_membership_keeps_its_mailbox(memberships, mailboxes):
+    """Once it has ended, an unused mailbox is forgotten."""
+    for topic in (G, H):
+        added(memberships, topic=topic)
+    memberships.leave(G, "a")
+    assert list(mailboxes.boxes) == ["a"]
+    memberships.leave(H, "a")
+    assert mailboxes.boxes == {}
+
+
+# Joins that fail
+
+
+def test_a_failed_join_of_the_first_member_unsubscribes(memberships, mailboxes):
+    """Nothing is left of it."""
+    entry, frames = join(memberships)
+    assert (frames, memberships.failed(entry)) == (SUBSCRIBE, UNSUBSCRIBE)
+    assert (memberships.groups, mailboxes.boxes) == ({}, {})
+
+
+def test_a_failed_renewal_leaves_the_membership(memberships):
+    """The channel was a member before."""
+    added(memberships)
+    renewal, _ = join(memberships)
+    assert memberships.failed(renewal) == []
+    assert members(memberships) == ["a"]
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_of_two_concurrent_joins_one_may_fail(memberships, fails_first):
+    """The channel is a member, whichever ends first."""
+    (one, _), (other, frames) = join(memberships), join(memberships)
+    assert frames == []
+    if fails_first:
+        assert memberships.failed(one) == []
+        memberships.completed(other)
+    else:
+        memberships.completed(one)
+        assert memberships.failed(other) == []
+    assert members(memberships) == ["a"]
+
+
+def test_if_two_concurrent_joins_fail_nothing_is_left(memberships):
+    """The second failure unsubscribes."""
+    (one, _), (other, _) = join(memberships), join(memberships)
+    assert [memberships.failed(one), memberships.failed(other)] == [[], UNSUBSCRIBE]
+    assert memberships.groups == {}
+
+
+def test_a_failed_join_leaves_other_channels_alone(memberships):
+    """Each channel's join is its own."""
+    entry, _ = join(memberships, "a")
+    join(memberships, "b")
+    assert memberships.failed(entry) == []
+    assert members(memberships) == ["b"]
+
+
+@pytest.mark.parametrize("is_added_again", [False, True])
+def test_a_failed_join_after_a_discard_undoes_nothing(memberships, is_added_again):
+    """The discard has removed what the join did; a later join is another one."""
+    entry, _ = join(memberships)
+    assert memberships.leave(G, "a") == UNSUBSCRIBE
+    if is_added_again:
+        assert added(memberships) == SUBSCRIBE
+    assert memberships.failed(entry) == []
+    assert members(memberships) == ["a"] * is_added_again
+
+
+def test_a_completed_join_after_a_discard_adds_nothing(memberships):
+    """The discard came later."""
+    entry, _ = join(memberships)
+    memberships.leave(G, "a")
+    memberships.completed(entry)
+    assert memberships.groups == {}
+
+
+def test_a_failed_join_after_clearing_undoes_nothing(memberships):
+    """A flush has ended all memberships."""
+    entry, _ = join(memberships)
+    assert memberships.clear() == UNSUBSCRIBE
+    assert memberships.failed(entry) == []
+    assert added(memberships) == SUBSCRIBE
+
+
+# Subscriptions in force
+
+
+def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships):
+    """An answer to a sync that was sent before the subscription proves nothing."""
+    before = next_number()
+    group = join(memberships)[0].group
+    memberships.in_force(group, before)
+    assert group.in_force_after
+    memberships.in_force(group, next_number())
+    assert not group.in_force_after
+
+
+def test_a_join_beside_a_pending_one_has_to_wait_too(memberships):
+    """Its subscription is the same, and not in force yet; any later answer puts it in force for both."""
+    first, second = join(memberships, "a")[0], join(memberships, "b")[0]
+    assert second.group.in_force_after
+    memberships.in_force(second.group, next_number())
+    assert not first.group.in_force_after
+
+
+def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing(memberships):
+    """They belong to an earlier subscription; what came between was not for this process."""
+    group = join(memberships)[0].group
+    group.runs.see(OTHER, 5, 0)
+    memberships.in_force(group, next_number())
+    assert group.runs.see(OTHER, 99, 0) == 0
+
+
+def test_numbers_count_once_the_subscription_is_in_force(memberships):
+    """A second answer does not forget them."""
+    group = join(memberships)[0].group
+    for _ in range(2):
+        memberships.in_force(group, next_number())
+        group.runs.see(OTHER, 5, 0)
+    assert group.runs.see(OTHER, 7, 0) == 1
+
+
+@pytest.mark.parametrize("is_in_force", [False, True])
+def test_own_messages_older_than_the_subscription_are_taken_for_seen(memberships, is_in_force):
+    """`floor` is the last number that this process had given on the topic."""
+    group = join(memberships, floor=7)[0].group
+    if is_in_force:
+        memberships.in_force(group, next_number())
+    assert [group.runs.see(SENDER, number, 0) for number in (6, 7, 8)] == [REPEATED, REPEATED, 0]
+
+
+# The end of memberships
+
+
+def test_a_membership_ends_when_its_time_is_over(memberships, clock):
+    """Not before; afterwards there is nothing to look at."""
+    added(memberships, life=10.0)
+    assert memberships.end_due(clock.now + 9.9) == []
+    assert memberships.ends.next == clock.now + 10
+    assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
+    assert (memberships.groups, memberships.ends.next) == ({}, inf)
+
+
+def test_a_membership_without_a_life_stays(memberships, clock):
+    """It needs no entry in the heap."""
+    added(memberships)
+    assert memberships.end_due(1e12) == []
+    assert len(memberships.ends) == 0
+
+
+def test_each_membership_ends_in_its_own_time(memberships, clock):
+    """A group goes on while it has one member."""
+    for channel, life in (("a", 20.0), ("b", 30.0), ("c", 5.0)):
+        added(memberships, channel, life=life)
+    seen = []
+    for now in (5, 20, 30):
+        frames = memberships.end_due(clock.now + now)
+        seen.append((frames, members(memberships)))
+    assert seen == [([], ["a", "b"]), ([], ["b"]), (UNSUBSCRIBE, [])]
+
+
+@pytest.mark.parametrize("life", [10.0, 30.0, 1.0, None])
+def test_a_renewal_decides_when_a_membership_ends(memberships, clock, life):
+    """Its life counts from the last addition, longer or shorter than before."""
+    added(memberships, life=10.0)
+    clock.now += 5
+    added(memberships, life=life)
+    end = clock.now + (life or 1e9)
+    assert memberships.end_due(end - 0.1) == []
+    assert memberships.end_due(end) == (UNSUBSCRIBE if life else [])
+
+
+def test_reading_renews_a_membership(memberships, mailboxes, clock):
+    """The time counts from the last read."""
+    added(memberships, life=10.0)
+    clock.now += 9
+    mailboxes.take(mailboxes.boxes["a"])
+    assert memberships.end_due(clock.now + 9.9) == []
+    assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
+
+
+def test_a_waiting_reader_keeps_a_membership(memberships, mailboxes, clock):
+    """A quiet group does not end for those who listen; the time counts from when they stop."""
+    added(memberships, life=10.0)
+    box, reader = mailboxes.boxes["a"], Reader()
+    box.waiters.append(reader)
+    clock.now += 100
+    assert memberships.end_due(clock.now) == []
+    clock.now += 5
+    mailboxes.stop_waiting(box, reader)
+    assert memberships.end_due(clock.now + 9.9) == []
+    assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
+
+
+def test_a_membership_that_was_left_does_not_end_a_later_one(memberships, clock):
+    """Its entry in the heap does not count any more."""
+    added(memberships, life=10.0)
+    memberships.leave(G, "a")
+    added(memberships, life=20.0)
+    assert memberships.end_due(clock.now + 10) == []
+    assert members(memberships) == ["a"]
+
+
+def test_one_call_ends_a_bounded_number_of_memberships(memberships, clock):
+    """The next deadline says that more is due."""
+    for number in range(25):
+        added(memberships, str(number), life=10.0)
+    now = clock.now + 10
+    left = []
+    for _ in range(3):
+        memberships.end_due(now, 10)
+        left.append((len(members(memberships)), memberships.ends.next <= now))
+    assert left == [(15, True), (5, True), (0, False)]
+
+
+def test_nothing_due_costs_nothing(memberships, clock, monkeypatch):
+    """Of 100,000 memberships none is looked at."""
+    for number in range(100_000):
+        added(memberships, str(number), life=10.0)
+    looked = []
+    monkeypatch.setattr(memberships.ends, "_is_current", lambda at, entry: looked.append(entry))
+    assert [memberships.end_due(clock.now + 9.9) for _ in range(10)] == [[]] * 10
+    assert looked == []
+
+
+def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships, clock):
+    """Consumers that come and go for a day take no memory."""
+    for number in range(100_000):
+        clock.now += 0.001
+        added(memberships, str(number), life=86_400.0)
+        memberships.leave(G, str(number))
+    assert len(memberships.ends) <= 64 + 1
+
+
+def test_renewing_very_often_adds_nothing(memberships, clock):
+    """One entry is enough until it is due."""
+    for _ in range(1000):
+        clock.now += 0.001
+        added(memberships, life=86_400.0)
+    assert len(memberships.ends) == 1
+
+
+def test_clearing_unsubscribes_from_every_topic_once(memberships, mailboxes):
+    """No mailbox is kept by a membership any more."""
+    for channel, topic in (("a", G), ("b", G), ("a", H)):
+        added(memberships, channel, topic, life=10.0)
+    assert memberships.clear() == [wire.unsubscription(G), wire.unsubscription(H)]
+    assert memberships.clear() == []
+    assert {box.memberships for box in mailboxes.boxes.values()} == {0}
+    assert memberships.ends.next == inf
+
+
+# Any order of all this
+
+
+class Machine(RuleBasedStateMachine):
+    """Any sequence of joins, completions, failures, discards, ends and flushes, beside a model of them."""
+
+    joins = Bundle("joins")
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.mailboxes = Mailboxes(lambda cause, count: None, idle=1e9, clock=self.clock)
+        self.memberships = Memberships(self.mailboxes, SENDER, self.clock)
+        self.subscribed = set()
+        self.members = {}
+
+    def apply(self, frames):
+        for frame in frames:
+            topic = wire.subscribed_topic(frame)
+            if frame == wire.subscription(topic):
+                assert topic not in self.subscribed, "subscribed twice"
+                self.subscribed.add(topic)
+            else:
+                self.subscribed.remove(topic)
+
+    @rule(
+        target=joins,
+        topic=st.sampled_from([G, H]),
+        channel=st.sampled_from("abc"),
+        life=st.sampled_from([None, 1.0, 5.0, 20.0]),
+    )
+    def join(self, topic, channel, life):
+        entry, frames = self.memberships.join(topic, channel, 9, life, 0)
+        self.apply(frames)
+        member = self.members.setdefault((topic, channel), {"joins": 0, "is_confirmed": False})
+        member["joins"] += 1
+        member["end"] = self.clock.now + (inf if life is None else life)
+        return entry, (topic, channel), member
+
+    @rule(join=consumes(joins))
+    def complete(self, join):
+        entry, _, member = join
+        self.memberships.completed(entry)
+        member["joins"] -= 1
+        member["is_confirmed"] = True
+
+    @rule(join=consumes(joins))
+    def fail(self, join):
+        entry, key, member = join
+        self.apply(self.memberships.failed(entry))
+        member["joins"] -= 1
+        if not member["joins"] and not member["is_confirmed"] and self.members.get(key) is member:
+            del self.members[key]
+
+    @rule(topic=st.sampled_from([G, H]), channel=st.sampled_from("abc"))
+    def leave(self, topic, channel):
+        self.apply(self.memberships.leave(topic, channel))
+        self.members.pop((topic, channel), None)
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 4.0, 30.0]))
+    def end(self, seconds):
+        self.clock.now += seconds
+        self.apply(self.memberships.end_due(self.clock.now))
+        self.members = {key: member for key, member in self.members.items() if member["end"] > self.clock.now}
+
+    @rule()
+    def clear(self):
+        self.apply(self.memberships.clear())
+        self.members.clear()
+
+    @invariant()
+    def exactly_the_groups_with_members_are_subscribed(self):
+        assert self.subscribed == set(self.memberships.groups) == {topic for topic, _ in self.members}
+
+    @invariant()
+    def the_members_are_those_of_the_model(self):
+        found = {(topic, box.name) for topic, group in self.memberships.groups.items() for box in group.members}
+        assert found == set(self.members)
+
+    @invariant()
+    def each_mailbox_knows_how_many_memberships_it_has(self):
+        for name, box in self.mailboxes.boxes.items():
+            assert box.memberships == sum(channel == name for _, channel in self.members)
+
+
+TestAnyOrder = Machine.TestCase
+TestAnyOrder.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -1,0 +1,93 @@
+"""Plain channels that a process has added to groups or removed from them."""
+
+import pytest
+
+from channels_zmq.client.plain_members import REMOVALS_KEPT, PlainMembers
+from channels_zmq_forwarder import wire
+
+INBOX = b"0123456789abcdef"
+
+
+@pytest.fixture
+def members(clock):
+    return PlainMembers(clock)
+
+
+def member(channel=b"jobs", *, add=1, life=0, n=5, group=b"g"):
+    return wire.Member(INBOX, n, add, 0, life, 9, group, channel)
+
+
+def repeated(members):
+    return [wire.MEMBER.decode(frame) for frame in members.repeat()]
+
+
+@pytest.mark.parametrize("add", [1, 0])
+def test_a_note_is_repeated_with_its_age(members, clock, add):
+    """An addition, or a removal; nobody waits for an answer."""
+    members.changed(member(add=add))
+    clock.now += 1.5
+    assert repeated(members) == [member(add=add, n=0)._replace(age=1500)]
+
+
+def test_the_last_note_on_a_pair_counts(members, clock):
+    """A removed channel is not added again by a reconnect."""
+    members.changed(member())
+    clock.now += 1
+    members.changed(member(add=0))
+    members.changed(member(b"other"))
+    assert [(note.channel, note.add, note.age) for note in repeated(members)] == [(b"jobs", 0, 0), (b"other", 1, 0)]
+    assert len(members) == 2
+
+
+@pytest.mark.parametrize("add, left", [(1, 0), (0, 1)])
+def test_a_removal_by_another_process_ends_an_addition_only(members, add, left):
+    """An own removal is still repeated; an unknown pair is not an error."""
+    members.changed(member(add=add))
+    members.removed(b"g", b"jobs")
+    members.removed(b"g", b"unknown")
+    assert len(members) == left
+
+
+@pytest.mark.parametrize(
+    "note, seconds",
+    [(member(life=10_000), 10.0), (member(add=0), REMOVALS_KEPT), (member(add=0, life=1), REMOVALS_KEPT)],
+)
+def test_a_note_is_forgotten_when_its_time_is_over(members, clock, note, seconds):
+    """An addition when its membership ends, a removal when nobody can believe otherwise any more."""
+    members.changed(note)
+    clock.now += seconds - 0.1
+    assert len(repeated(members)) == 1
+    clock.now += 0.1
+    assert repeated(members) == []
+
+
+def test_an_addition_without_a_life_is_kept(members, clock):
+    """It is repeated for ever."""
+    members.changed(member())
+    clock.now += 1e6
+    assert len(repeated(members)) == 1
+
+
+def test_a_renewed_addition_lives_anew(members, clock):
+    """Its former end does not count any more."""
+    members.changed(member(life=10_000))
+    clock.now += 9
+    members.changed(member(life=10_000))
+    clock.now += 9
+    assert len(repeated(members)) == 1
+
+
+def test_what_comes_and_goes_leaves_nothing(members, clock):
+    """Ended notes are forgotten by later ones, without a reconnect."""
+    for number in range(10_000):
+        clock.now += 1
+        members.changed(member(b"%d" % number, life=1000))
+    assert len(members) == 1
+
+
+def test_clearing_leaves_nothing(members, clock):
+    """A flush has ended all memberships."""
+    members.changed(member(life=1000))
+    members.clear()
+    clock.now += 1
+    assert (repeated(members), len(members)) == ([], 0)

@@ -1,0 +1,142 @@
+"""Requests that wait for an answer."""
+
+import pytest
+from fakes import Reader
+
+from channels_zmq.client.requests import NEVER, REPEAT_EVERY, Request, Requests, next_number
+
+
+@pytest.fixture
+def requests():
+    return Requests()
+
+
+def request(frame=b"frame", **fields):
+    return Request(frame, waiter=Reader(), **fields)
+
+
+def numbers(due):
+    return [number for number, _ in due]
+
+
+def test_no_number_is_given_twice():
+    """Numbers are positive: 0 stands for no request."""
+    given = [next_number() for _ in range(1000)]
+    assert len(set(given)) == 1000
+    assert min(given) > 0
+
+
+@pytest.mark.parametrize("answer", [0, 3, ConnectionError()])
+def test_an_answer_is_noted_at_its_request(requests, answer):
+    """A status, also 0, or an error; other requests are left alone."""
+    mine, other = request(), request()
+    requests.begin(1, mine, 0.0)
+    requests.begin(2, other, 0.0)
+    assert requests.answered(1, answer) is mine
+    assert (mine.answer, other.answer) == (answer, None)
+
+
+@pytest.mark.parametrize("is_late", ["twice", "after the end", "unknown"])
+def test_a_late_answer_changes_nothing(requests, is_late):
+    """The first answer counts, and a caller that has given up gets none."""
+    mine = request()
+    requests.begin(1, mine, 0.0)
+    first = 5 if is_late == "twice" else None
+    if is_late == "twice":
+        requests.answered(1, 5)
+    elif is_late == "after the end":
+        requests.end(1)
+    assert requests.answered(2 if is_late == "unknown" else 1, 0) is None
+    assert mine.answer == first
+
+
+def test_a_request_may_be_ended_twice(requests):
+    """By its answer, and by its caller."""
+    requests.begin(1, request(), 0.0)
+    requests.end(1)
+    requests.end(1)
+    assert len(requests) == 0
+
+
+def test_a_failure_reaches_every_waiter_without_an_answer(requests):
+    """An answer that is there already is not replaced, and requests of other processes go on."""
+    open_one, answered, foreign = request(), request(), Request(b"sync", upstream=True, reply=b"reply")
+    for number, one in enumerate((open_one, answered, foreign)):
+        requests.begin(number, one, 0.0)
+    requests.answered(1, 0)
+    error = ConnectionError()
+    assert requests.fail(error) == [open_one]
+    assert [one.answer for one in (open_one, answered, foreign)] == [error, 0, None]
+
+
+def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests):
+    """First after `REPEAT_EVERY`; its caller may take the answer later."""
+    requests.begin(1, request(), 10.0)
+    times = [10.9, 10.0 + REPEAT_EVERY, 11.9, 11.0 + REPEAT_EVERY]
+    assert [numbers(requests.to_repeat(now)) for now in times] == [[], [1], [], [1]]
+    requests.answered(1, 0)
+    assert requests.to_repeat(99.0) == []
+    assert requests.due(99.0) == 99.0 + NEVER
+
+
+def test_a_request_that_has_ended_is_not_repeated(requests):
+    """Its caller has given up."""
+    requests.begin(1, request(), 0.0)
+    requests.end(1)
+    assert requests.to_repeat(99.0) == []
+
+
+def test_requests_are_repeated_in_the_order_in_which_they_began(requests):
+    """Each at its own time."""
+    for number, now in ((3, 0.0), (1, 0.0), (2, 1.0)):
+        requests.begin(number, request(), now)
+    assert [numbers(requests.to_repeat(now)) for now in (1.0, 2.0)] == [[3, 1], [2, 3, 1]]
+
+
+def test_a_message_for_a_plain_channel_is_never_repeated(requests):
+    """It is sent once, whatever is lost."""
+    requests.begin(1, request(repeats=False, upstream=True), 0.0)
+    assert requests.to_repeat(99.0) == []
+    assert requests.upstream() == []
+    assert requests.due(5.0) == 5.0 + NEVER
+
+
+def test_a_new_session_repeats_what_went_the_subscribers_way(requests):
+    """A new connection of the subscriber has lost just these; an answered one is not repeated."""
+    for number, (frame, upstream) in enumerate(((b"up", True), (b"down", False), (b"answered", True))):
+        requests.begin(number, request(frame, upstream=upstream), 0.0)
+    requests.answered(2, 0)
+    assert requests.upstream() == [b"up"]
+
+
+def test_the_next_repetition_is_known(requests):
+    """Without a request it is far away."""
+    assert requests.due(5.0) == 5.0 + NEVER
+    requests.begin(1, request(), 6.0)
+    requests.begin(2, request(), 7.0)
+    assert requests.due(6.5) == 6.0 + REPEAT_EVERY
+
+
+def test_an_overdue_request_is_looked_at_again_later(requests):
+    """Without a connection nothing is repeated: a deadline that has passed would let the housekeeping spin."""
+    requests.begin(1, request(), 6.0)
+    assert requests.due(6.0 + REPEAT_EVERY) == 6.0 + 2 * REPEAT_EVERY
+    assert numbers(requests.to_repeat(9.0)) == [1]
+
+
+def test_requests_that_have_ended_during_an_outage_leave_nothing(requests):
+    """Their repetitions are forgotten, although none was due to be sent."""
+    for number in range(1000):
+        requests.begin(number, request(), number / 100)
+        requests.end(number)
+        requests.due(number / 100)
+    assert requests.due(99.0) == 99.0 + NEVER
+    assert len(requests._due) == 0
+
+
+def test_nothing_due_looks_at_no_request(requests):
+    """However many are open: only the first entry is compared."""
+    for number in range(100_000):
+        requests.begin(number, request(), 0.0)
+    requests._open = None  # any look would fail
+    assert requests.to_repeat(REPEAT_EVERY - 0.1) == []

@@ -1,0 +1,197 @@
+"""Sequence numbers, given and seen."""
+
+import itertools
+
+import pytest
+
+from channels_zmq.client.sequences import REPEATED, Numbers, Runs
+from channels_zmq_forwarder.wire import FLAG_FIRST
+
+SENDER, OTHER = b"s" * 8, b"o" * 8
+G, H, OLD, NEW = b"Gg\0", b"Gh\0", b"Gi\0", b"Gj\0"
+
+
+@pytest.fixture
+def numbers():
+    clock = itertools.count(1000, 1000)
+    return Numbers(clock=lambda: next(clock), size=2)
+
+
+# Given
+
+
+def test_a_run_begins_at_the_clock_and_is_flagged(numbers):
+    """The following numbers count up."""
+    assert [numbers.next(G) for _ in range(3)] == [(1000, FLAG_FIRST), (1001, 0), (1002, 0)]
+
+
+def test_each_prefix_has_a_run_of_its_own(numbers):
+    """A message to one topic is no gap in another."""
+    assert numbers.next(G) == (1000, FLAG_FIRST)
+    assert numbers.next(H) == (2000, FLAG_FIRST)
+    assert numbers.next(G) == (1001, 0)
+
+
+def test_a_forgotten_run_begins_again_higher(numbers):
+    """Otherwise a receiver would drop its messages as repeated."""
+    last, _ = numbers.next(G)
+    for prefix in (H, OLD, NEW, b"Gk\0"):
+        numbers.next(prefix)
+    number, flags = numbers.next(G)
+    assert number > last
+    assert flags == FLAG_FIRST
+
+
+def test_a_topic_in_use_is_never_forgotten(numbers):
+    """However many other topics are used meanwhile, as long as fewer than a generation lie between two uses."""
+    numbers.next(G)
+    for other in range(1000):
+        numbers.next(b"G%d\0" % other)
+        assert numbers.next(G) == (1001 + other, 0)
+
+
+def test_a_topic_that_was_not_used_for_two_generations_is_forgotten(numbers):
+    """At most twice the size of a generation is held."""
+    for other in range(1000):
+        numbers.next(b"G%d\0" % other)
+    assert len(numbers._young) + len(numbers._old) <= 4
+    assert numbers.last(G) == 0
+
+
+@pytest.mark.parametrize("between", [0, 1, 2, 3])
+def test_a_run_goes_on_from_either_generation(numbers, between):
+    """The last number is known without using it up."""
+    numbers.next(G)
+    for other in range(between):
+        numbers.next(b"G%d\0" % other)
+    assert numbers.last(G) == 1000
+    assert numbers.next(G) == (1001, 0)
+    assert numbers.last(G) == 1001
+
+
+def test_a_prefix_without_a_number_has_0_as_its_last(numbers):
+    """No message was sent to it."""
+    assert numbers.last(G) == 0
+
+
+def test_a_number_that_was_taken_back_is_given_again(numbers):
+    """A frame that the socket did not take leaves no gap."""
+    numbers.next(G)
+    taken = numbers.next(G)
+    numbers.take_back(G, *taken)
+    assert numbers.last(G) == 1000
+    assert numbers.next(G) == taken
+
+
+def test_a_number_of_an_old_run_can_be_taken_back(numbers):
+    """The topic is young by then."""
+    for prefix in (G, H, NEW):
+        numbers.next(prefix)
+    taken = numbers.next(G)
+    numbers.take_back(G, *taken)
+    assert numbers.next(G) == taken == (1001, 0)
+
+
+def test_a_first_number_that_was_taken_back_leaves_the_next_one_first(numbers):
+    """The run begins with the first frame that is sent."""
+    numbers.take_back(G, *numbers.next(G))
+    assert numbers.last(G) == 0
+    assert numbers.next(G) == (2000, FLAG_FIRST)
+
+
+# Seen
+
+
+def test_numbers_in_order_miss_nothing():
+    """The first frame of an unknown sender is accepted whatever its number is."""
+    runs = Runs()
+    assert [runs.see(SENDER, number, 0) for number in (41, 42, 43)] == [0, 0, 0]
+
+
+def test_a_gap_shows_how_many_are_missing():
+    """It is reported once."""
+    runs = Runs()
+    runs.see(SENDER, 5, FLAG_FIRST)
+    assert runs.see(SENDER, 9, 0) == 3
+    assert runs.see(SENDER, 10, 0) == 0
+
+
+@pytest.mark.parametrize("number, flags", [(5, 0), (4, 0), (5, FLAG_FIRST), (1, FLAG_FIRST)])
+def test_a_number_that_is_not_higher_is_repeated(number, flags):
+    """Flagged or not."""
+    runs = Runs()
+    runs.see(SENDER, 5, 0)
+    assert runs.see(SENDER, number, flags) == REPEATED
+    assert runs.see(SENDER, 6, 0) == 0
+
+
+def test_a_run_that_begins_anew_is_no_loss():
+    """A sender that forgot its run begins higher and flags that nothing is missing."""
+    runs = Runs()
+    runs.see(SENDER, 5, 0)
+    assert runs.see(SENDER, 5000, FLAG_FIRST) == 0
+    assert runs.see(SENDER, 5002, 0) == 1
+
+
+def test_each_sender_has_a_run_of_its_own():
+    """Equal numbers of two senders are not repeated."""
+    runs = Runs()
+    runs.see(SENDER, 5, 0)
+    assert runs.see(OTHER, 5, 0) == 0
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("number, missing", [(7, REPEATED), (8, 0), (10, 2)])
+def test_frames_up_to_the_start_are_taken_for_older_ones(number, missing):
+    """What comes behind the start is judged by it."""
+    runs = Runs()
+    runs.start_after(SENDER, 7)
+    assert runs.see(SENDER, number, 0) == missing
+
+
+def test_starting_after_0_accepts_any_number():
+    """The sender had sent nothing on the topic."""
+    runs = Runs()
+    runs.start_after(SENDER, 0)
+    assert len(runs) == 0
+    assert runs.see(SENDER, 1, 0) == 0
+
+
+def test_a_start_never_goes_back():
+    """A higher number was seen already."""
+    runs = Runs()
+    runs.see(SENDER, 9, 0)
+    runs.start_after(SENDER, 7)
+    assert runs.see(SENDER, 9, 0) == REPEATED
+
+
+def test_a_receiver_remembers_a_bounded_number_of_senders():
+    """A sender in use is never forgotten; one that was not seen for two generations is accepted as a new one."""
+    runs = Runs(size=2)
+    runs.see(SENDER, 5, 0)
+    runs.see(OTHER, 5, 0)
+    for number in range(1000):
+        assert runs.see(b"%08d" % number, 5, 0) == 0
+        assert runs.see(SENDER, 6 + number, 0) == 0
+    assert len(runs) <= 4
+    assert runs.see(OTHER, 5, 0) == 0
+
+
+def test_a_sender_of_the_old_generation_is_still_judged():
+    """It becomes young again and is counted once."""
+    runs = Runs(size=2)
+    for sender in (SENDER, OTHER, b"t" * 8):
+        runs.see(sender, 5, 0)
+    assert runs.see(SENDER, 5, 0) == REPEATED
+    assert runs.see(OTHER, 8, 0) == 2
+    assert len(runs) == 3
+
+
+def test_after_clearing_no_number_is_known():
+    """What the exchange dropped meanwhile is no gap, and the next number is accepted whatever it is."""
+    runs = Runs(size=1)
+    for sender in (SENDER, OTHER):
+        runs.see(sender, 5, 0)
+    runs.clear()
+    assert len(runs) == 0
+    assert [runs.see(SENDER, number, 0) for number in (3, 4)] == [0, 0]

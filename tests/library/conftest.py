@@ -1,0 +1,10 @@
+"""What the tests of the library share."""
+
+import pytest
+from fakes import Clock
+
+
+@pytest.fixture
+def clock():
+    """Time that a test moves."""
+    return Clock()

@@ -1,0 +1,249 @@
+"""The connections of a process, by address."""
+
+import os
+import threading
+import weakref
+
+import pytest
+
+from channels_zmq import connections, housekeeper, reports, workers
+from channels_zmq.client.client import Defaults
+
+PATIENCE = 10.0
+KEY = ("embedded", "inproc://x")
+DEFAULTS = Defaults()
+
+
+class Layer:
+    """A layer, which a connection knows weakly."""
+
+
+def announcer(change):
+    """Announce nothing."""
+
+
+class Connection:
+    """Remembers what is done to it."""
+
+    inbox = b"0123456789abcdef"
+
+    def __init__(self):
+        self.closed = False
+        self.done = []
+        self.users = weakref.WeakSet()
+        self.used_with = []
+        self.threads = {}
+        self.finished = threading.Event()
+        self.on_unused = lambda: None
+        self.is_bound = False
+
+    def note(self, what):
+        self.done.append(what)
+        self.threads[what] = threading.current_thread()
+
+    def start(self):
+        self.note("start")
+
+    def use(self, layer, defaults, announcer):
+        self.users.add(layer)
+        self.used_with.append((defaults, announcer))
+
+    def deliver_held(self):
+        self.note("deliver")
+
+    def stop(self):
+        self.note("stop")
+        was_open, self.closed = not self.closed, True
+        return was_open
+
+    def finish(self):
+        self.note("finish")
+        self.finished.set()
+
+    def abandon(self):
+        self.note("abandon")
+        self.closed = True
+
+
+@pytest.fixture
+def on_exit(monkeypatch):
+    """What is called when a worker ends."""
+    registered = []
+    monkeypatch.setattr(workers, "on_worker_exit", registered.append)
+    return registered
+
+
+@pytest.fixture(autouse=True)
+def _empty(monkeypatch, on_exit):
+    """Connections, a housekeeper and a reporter of this test alone."""
+    for name, value in (("_connections", {}), ("_before_fork", []), ("_ended", set()), ("_lock", threading.Lock())):
+        monkeypatch.setattr(connections, name, value)
+    monkeypatch.setattr(housekeeper, "_housekeeper", former := housekeeper.housekeeper())
+    monkeypatch.setattr(reports, "_reporter", reports._reporter)
+    yield
+    renewed = housekeeper.housekeeper()
+    if renewed is not former and isinstance(renewed, housekeeper.Housekeeper):
+        os.close(renewed._wake_reads)
+        os.close(renewed._wake_writes)
+
+
+@pytest.fixture
+def layer():
+    return Layer()
+
+
+@pytest.fixture
+def open_one(layer):
+    """Open connections for a layer that stays."""
+
+    def open_one(key=KEY, make=Connection, layer=layer):
+        return connections.connection(key, make, layer, DEFAULTS, announcer)
+
+    return open_one
+
+
+def test_an_address_has_one_connection(open_one):
+    """It is started once; another address has another."""
+    first = open_one()
+    assert open_one() is first
+    assert first.done == ["start"]
+    second = open_one(("other",))
+    assert connections.connections() == [first, second]
+
+
+def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one, layer):
+    """The connection is not closed while one of them is there."""
+    other = Layer()
+    known = open_one()
+    open_one(layer=other)
+    assert set(known.users) == {layer, other}
+    assert known.used_with == [(DEFAULTS, announcer)] * 2
+
+
+def test_a_closed_connection_is_replaced(open_one):
+    """A layer that is used again opens its sockets again."""
+    first = open_one()
+    first.closed = True
+    second = open_one()
+    assert second is not first
+    assert connections.connections() == [second]
+
+
+def test_a_connection_that_cannot_start_is_not_kept(open_one):
+    """The next use tries again."""
+
+    class Failing(Connection):
+        def start(self):
+            raise ValueError("invalid address")
+
+    with pytest.raises(ValueError, match="invalid address"):
+        open_one(make=Failing)
+    assert connections.connections() == []
+    open_one()
+
+
+def test_gevent_is_refused_before_a_connection_is_made(open_one, monkeypatch):
+    """Sockets would block its hub."""
+
+    def refuse():
+        raise RuntimeError("gevent")
+
+    monkeypatch.setattr(connections, "refuse_gevent", refuse)
+    with pytest.raises(RuntimeError, match="gevent"):
+        open_one(make=lambda: pytest.fail("made"))
+
+
+def test_closing_delivers_stops_and_finishes_in_this_order(open_one):
+    """The connection is forgotten before, so that nobody gets it any more."""
+    other, known = open_one(("other",)), open_one()
+    connections.close(known)
+    assert known.done == ["start", "deliver", "stop", "finish"]
+    assert connections.connections() == [other]
+    assert connections.has_ended(known.inbox)
+
+
+def test_an_inbox_has_ended_only_once_its_connection_is_closed(open_one):
+    """Another process has another inbox."""
+    open_one()
+    assert not connections.has_ended(Connection.inbox)
+
+
+@pytest.mark.parametrize("closes_first", ["this thread", "another thread"])
+async def test_closing_twice_is_closing_once(open_one, closes_first):
+    """The second call finds nothing left to do, also if it has begun before the first one ended."""
+    known = open_one()
+    if closes_first == "this thread":
+        connections.close(known)
+    else:
+        known.deliver_held = known.stop
+    connections.close(known)
+    await connections.close_from_loop(known)
+    assert known.done.count("finish") == (closes_first == "this thread")
+
+
+async def test_closing_from_a_loop_does_not_hold_it_up(open_one):
+    """What blocks is done on other threads; what belongs to the loop is done here."""
+    known = open_one()
+    await connections.close_from_loop(known)
+    assert known.done == ["start", "deliver", "stop", "finish"]
+    here = threading.current_thread()
+    assert {what: thread is here for what, thread in known.threads.items()} == {
+        "start": True,
+        "deliver": False,
+        "stop": True,
+        "finish": False,
+    }
+    assert connections.connections() == []
+
+
+def test_a_connection_without_layers_is_closed_on_another_thread(open_one):
+    """The housekeeper, which notices it, may not block."""
+    known = open_one(layer=Layer())
+    known.on_unused()
+    assert known.finished.wait(PATIENCE)
+    assert known.threads["finish"] is not threading.current_thread()
+    assert connections.connections() == []
+
+
+def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one):
+    """It had none when the housekeeper looked."""
+    known = open_one()
+    known.on_unused()
+    for thread in threading.enumerate():
+        if thread.name == "channels-zmq closing":
+            thread.join(PATIENCE)
+    assert connections.connections() == [known]
+    assert known.done == ["start", "deliver"]
+
+
+def test_at_exit_everything_is_closed_and_the_housekeeper_ends(open_one, on_exit, monkeypatch):
+    """Sent messages are delivered first, and log lines written last; a worker's end is an exit too."""
+    order = []
+
+    class Ending:
+        def end(self):
+            order.append([known.done[-1] for known in both])
+
+    monkeypatch.setattr(housekeeper, "_housekeeper", Ending())
+    monkeypatch.setattr(reports, "flush", lambda: order.append("flushed"))
+    both = [open_one((name,)) for name in ("one", "two")]
+    assert set(on_exit) == {connections._at_exit}
+    connections._at_exit()
+    assert order == [["finish", "finish"], "flushed"]
+    assert connections.connections() == []
+
+
+def test_a_forked_child_begins_without_connections(open_one):
+    """It abandons the parent's connections, keeps them from the garbage collector, and has fresh locks."""
+    known, ended = open_one(), open_one(("other",))
+    connections.close(ended)
+    table, former, reporter = connections._connections, housekeeper.housekeeper(), reports._reporter
+    connections._lock.acquire()  # another thread of the parent may have held it
+    connections._in_child()
+    assert known.done == ["start", "abandon"]
+    assert connections.connections() == []
+    assert not connections.has_ended(ended.inbox)
+    assert connections._before_fork == [table, former]
+    assert housekeeper.housekeeper() is not former
+    assert reports._reporter is not reporter
+    assert open_one() is not known

@@ -1,0 +1,199 @@
+"""The CURVE keys that CONFIG gives, and when to connect with changed ones."""
+
+import pytest
+import zmq
+from pydantic import SecretStr
+
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys, ClientKeySource, KeySetting, KeyWatch, ServerKeySource
+
+SERVER, SECRET = zmq.curve_keypair()
+OTHER, OTHER_SECRET = zmq.curve_keypair()
+
+
+def setting(name, value=None, path=None):
+    return KeySetting(name, None if value is None else SecretStr(value), None if path is None else str(path))
+
+
+def by_value(server=SERVER, secret=SECRET):
+    return ClientKeySource(
+        setting("curve_server_key", server.decode()), setting("curve_secret_key", secret and secret.decode())
+    )
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file with the server's key."""
+    path = tmp_path / "server.key"
+    path.write_text(f"{SERVER.decode()}\n")
+    return path
+
+
+@pytest.fixture
+def watch(file):
+    """Keys of which one is in the file, as they were read first."""
+    source = ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key", SECRET.decode()))
+    watch = KeyWatch(source)
+    assert watch.may_connect()
+    return watch
+
+
+# Settings
+
+
+@pytest.mark.parametrize("given, is_set", [({}, False), ({"value": "x"}, True), ({"path": "x"}, True)])
+def test_a_setting_is_set_by_a_value_or_a_file(given, is_set):
+    """Or by neither."""
+    assert setting("k", **given).is_set == is_set
+
+
+def test_a_key_is_read_from_its_value_or_its_file(file):
+    """White space around it is ignored."""
+    assert setting("k", f" {SERVER.decode()} ").read() == setting("k", path=file).read() == SERVER
+
+
+@pytest.mark.parametrize("text", ["", "short", "x" * 39, " " * 40, "é" * 40])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(file, text, is_file):
+    """By value or by file."""
+    file.write_text(text)
+    bad = setting("curve_secret_key", path=file) if is_file else setting("curve_secret_key", text)
+    with pytest.raises(ConfigurationError) as caught:
+        bad.read()
+    assert f"CONFIG['curve_secret_key{'_file' * is_file}']" in str(caught.value)
+    assert not text.strip() or text not in str(caught.value)
+
+
+def test_a_missing_file_is_noticed(tmp_path, file):
+    """A value needs no file."""
+    missing = setting("curve_server_key", path=tmp_path / "none")
+    assert [one.is_missing for one in (missing, setting("k", path=file), setting("k", "x"))] == [True, False, False]
+    source = ClientKeySource(missing, setting("curve_secret_key", SECRET.decode()))
+    assert source.missing_file() == str(tmp_path / "none")
+    assert by_value().missing_file() == ""
+    with pytest.raises(ConfigurationError, match="curve_server_key_file"):
+        source.read()
+
+
+def test_no_representation_has_the_secret_key():
+    """Neither of the keys nor of a setting."""
+    keys = by_value().read()
+    assert keys == ClientKeys(SERVER, SECRET)
+    assert SECRET.decode() not in repr(keys) + repr(setting("k", SECRET.decode()))
+
+
+def test_without_a_secret_key_a_process_makes_itself_one():
+    """It keeps it; another process has another one."""
+    source = by_value(secret=None)
+    assert source.read() == source.read()
+    assert source.read().secret != by_value(secret=None).read().secret
+
+
+# The watch
+
+
+def changed(watch):
+    """Look again, and return whether there are keys to connect with."""
+    watch.look()
+    return watch.have_changed()
+
+
+def test_without_curve_there_is_nothing_to_watch():
+    """The transport connects at once and for good."""
+    watch = KeyWatch(None)
+    assert watch.may_connect()
+    assert not changed(watch)
+    assert watch.current is None
+
+
+def test_keys_by_value_never_change():
+    """They are read once to connect."""
+    watch = KeyWatch(by_value())
+    assert watch.may_connect()
+    assert watch.current == ClientKeys(SERVER, SECRET)
+    assert not changed(watch)
+
+
+def test_a_file_that_does_not_exist_yet_is_waited_for(file):
+    """In a container it may be mounted a moment after the start."""
+    file.unlink()
+    watch = KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key")))
+    assert not watch.may_connect()
+    assert watch.problem == f"{file} does not exist"
+    assert not changed(watch)
+    file.write_text(SERVER.decode())
+    assert changed(watch)
+    assert watch.current.server == SERVER
+    assert watch.problem == ""
+    assert not changed(watch)
+
+
+def test_an_invalid_key_at_the_start_is_an_error(file):
+    """Waiting would not help."""
+    file.write_text("x")
+    with pytest.raises(ConfigurationError, match="curve_server_key_file"):
+        KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key"))).may_connect()
+
+
+def test_a_changed_file_is_noticed_once(watch, file):
+    """The transport connects with the new key."""
+    assert not changed(watch)
+    file.write_text(OTHER.decode())
+    assert changed(watch)
+    assert watch.current == ClientKeys(OTHER, SECRET)
+    assert not changed(watch)
+
+
+def test_refused_keys_are_tried_again_once_for_each_refusal(watch):
+    """The other side may accept them later, but ZeroMQ does not try again."""
+    for _ in range(2):
+        watch.refused()
+        assert not watch.have_changed()  # so that a refusal is followed by one attempt a look
+        assert changed(watch)
+        assert not changed(watch)
+
+
+@pytest.mark.parametrize("break_it", [lambda file: file.write_text("x"), lambda file: file.unlink()])
+def test_a_file_that_becomes_invalid_keeps_the_former_keys(watch, file, break_it):
+    """A refusal is not forgotten meanwhile."""
+    watch.refused()
+    break_it(file)
+    assert not changed(watch)
+    assert "curve_server_key_file" in watch.problem
+    assert watch.current == ClientKeys(SERVER, SECRET)
+    file.write_text(SERVER.decode())
+    assert changed(watch)
+    assert watch.problem == ""
+
+
+# The side that binds
+
+
+def server_source(allowed=None, file=None, secret=SECRET):
+    return ServerKeySource(setting("curve_secret_key", secret.decode()), allowed, file)
+
+
+def test_without_a_list_everybody_with_the_public_key_may_connect():
+    """The secret key is all that it takes."""
+    assert server_source().read() == (SECRET, None)
+
+
+@pytest.mark.parametrize("allowed", [(), (OTHER.decode(),)])
+def test_a_list_may_be_empty_and_may_have_a_file(file, allowed):
+    """An empty list allows nobody."""
+    secret, keys = server_source(allowed).read()
+    assert secret == SECRET
+    assert keys is not None
+    assert server_source(None, str(file)).read()[1] is not None
+
+
+@pytest.mark.parametrize(
+    "allowed, text, named", [(("x",), None, "curve_allowed_keys"), (None, "x", "curve_allowed_keys_file")]
+)
+def test_an_invalid_list_is_an_error_that_names_the_setting(file, allowed, text, named):
+    """The list itself or its file."""
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        server_source(allowed, str(file) if text is not None else None).read()
+    assert f"CONFIG[{named!r}]" in str(caught.value)

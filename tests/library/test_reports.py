@@ -1,0 +1,145 @@
+"""Log lines that a thread of its own writes."""
+
+import logging
+import threading
+
+import pytest
+
+from channels_zmq import reports
+from channels_zmq.client.counters import Report
+from channels_zmq.reports import Reporter
+
+PATIENCE = 10.0
+
+
+class Handler(logging.Handler):
+    """Remembers what it was given, and on which thread; `on_line` is code of the application."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines, self.threads = [], set()
+        self.on_line = lambda line: None
+
+    def handle(self, record):
+        self.lines.append((record.levelno, record.getMessage()))
+        self.threads.add(threading.current_thread())
+        self.on_line(record.getMessage())
+        return True
+
+
+@pytest.fixture
+def handler(monkeypatch):
+    handler = Handler()
+    monkeypatch.setattr(reports.logger, "propagate", False)
+    reports.logger.addHandler(handler)
+    yield handler
+    reports.logger.removeHandler(handler)
+
+
+@pytest.fixture
+def reporter():
+    return Reporter()
+
+
+def lines(*texts):
+    return [Report(logging.WARNING, "line %s", (text,)) for text in texts]
+
+
+def messages(handler):
+    return [message for _, message in handler.lines]
+
+
+def test_lines_are_written_in_order_on_another_thread(reporter, handler):
+    """With their levels; the thread is a daemon and holds up no exit."""
+    reporter.write([*lines(1, 2), Report(logging.ERROR, "plain", ())])
+    reporter.flush(PATIENCE)
+    assert handler.lines == [(logging.WARNING, "line 1"), (logging.WARNING, "line 2"), (logging.ERROR, "plain")]
+    (thread,) = handler.threads
+    assert thread is not threading.current_thread()
+    assert thread.daemon
+
+
+def test_without_lines_there_is_no_thread(reporter):
+    """Nothing is to be waited for either."""
+    reporter.write([])
+    reporter.flush()
+    assert reporter._thread is None
+
+
+def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter, handler):
+    """An idle process has none."""
+    for text in (1, 2):
+        reporter.write(lines(text))
+        reporter.flush(PATIENCE)
+    assert messages(handler) == ["line 1", "line 2"]
+    assert len(handler.threads) == 2
+    assert reporter._thread is None
+
+
+def test_a_slow_handler_holds_up_nobody(reporter, handler):
+    """Further lines are written by the same thread once the handler has returned."""
+    goes_on = threading.Event()
+    handler.on_line = lambda line: goes_on.wait(PATIENCE)
+    reporter.write(lines(1))
+    reporter.write(lines(2, 3))
+    reporter.flush(0.001)
+    assert messages(handler) in ([], ["line 1"])
+    goes_on.set()
+    reporter.flush(PATIENCE)
+    assert messages(handler) == ["line 1", "line 2", "line 3"]
+    assert len(handler.threads) == 1
+
+
+def test_a_handler_may_report_and_flush(reporter, handler):
+    """It may send its record through the layer, which may lose it; it does not wait for itself."""
+
+    def report(line):
+        if line == "line 1":
+            reporter.write(lines(2))
+            reporter.flush(PATIENCE)
+
+    handler.on_line = report
+    reporter.write(lines(1))
+    reporter.flush(PATIENCE)
+    assert messages(handler) == ["line 1", "line 2"]
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_handler_that_raises_does_not_keep_the_next_lines(reporter, handler, monkeypatch, capsys, raises):
+    """Its error is printed, as `logging.raiseExceptions` asks for."""
+    monkeypatch.setattr(logging, "raiseExceptions", raises)
+
+    def fail(line):
+        if line == "line 1":
+            raise ValueError("odd")
+
+    handler.on_line = fail
+    reporter.write(lines(1, 2))
+    reporter.flush(PATIENCE)
+    reporter.write(lines(3))
+    reporter.flush(PATIENCE)
+    assert messages(handler) == ["line 1", "line 2", "line 3"]
+    assert ("ValueError: odd" in capsys.readouterr().err) == raises
+
+
+def test_at_the_end_of_the_interpreter_lines_are_written_at_once(reporter, handler, monkeypatch):
+    """No thread starts any more."""
+
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for text in (1, 2):
+        reporter.write(lines(text))
+    assert messages(handler) == ["line 1", "line 2"]
+    assert handler.threads == {threading.current_thread()}
+
+
+def test_a_process_has_one_reporter_until_it_is_forked(handler, monkeypatch):
+    """The child has none of its parent's threads, and its lock may be held for ever."""
+    monkeypatch.setattr(reports, "_reporter", former := Reporter())
+    former._lock.acquire()
+    reports.renew()
+    reports.write(lines(1))
+    reports.flush(PATIENCE)
+    assert messages(handler) == ["line 1"]

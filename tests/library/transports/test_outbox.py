@@ -1,0 +1,133 @@
+"""Messages that wait while the forwarder is unreachable."""
+
+import pytest
+
+from channels_zmq.transports.outbox import Held, Outbox
+
+
+@pytest.fixture
+def outbox():
+    return Outbox(capacity=3, max_bytes=10)
+
+
+def hold(outbox, body=b"x", deadline=1e9, number=0, now=0.0):
+    return outbox.hold(deadline, b"", body, number, now)
+
+
+def drained(outbox):
+    bodies = []
+    while (held := outbox.first()) is not None:
+        bodies.append(held.body)
+        outbox.remove_first()
+    return bodies
+
+
+def test_messages_leave_in_the_order_in_which_they_were_held(outbox):
+    """First in, first out."""
+    for body in (b"1", b"2", b"3"):
+        assert hold(outbox, body)
+    assert drained(outbox) == [b"1", b"2", b"3"]
+    assert outbox.first() is None
+
+
+def test_a_held_message_keeps_its_parts_and_gets_an_order(outbox):
+    """The order grows with each message, also after others have left."""
+    outbox.hold(5.0, b"Gg\0", b"1", 7, 0.0)
+    assert outbox.first() == Held(5.0, b"Gg\0", b"1", 7, 1)
+    outbox.remove_first()
+    hold(outbox)
+    assert (outbox.first().order, outbox.order) == (2, 2)
+
+
+def test_a_message_stays_until_it_is_removed(outbox):
+    """A message that the socket did not take is not lost."""
+    hold(outbox)
+    assert outbox.first() is outbox.first()
+    assert len(outbox) == 1
+
+
+def test_no_more_than_its_capacity_is_held(outbox):
+    """The newest is refused."""
+    assert [hold(outbox, body) for body in (b"1", b"2", b"3", b"4")] == [True, True, True, False]
+    assert drained(outbox) == [b"1", b"2", b"3"]
+
+
+def test_no_more_than_its_bytes_are_held(outbox):
+    """Exactly as many fit, and a message that has left makes room."""
+    assert [hold(outbox, b"x" * size) for size in (6, 5, 4)] == [True, False, True]
+    assert outbox.size == 10
+    outbox.remove_first()
+    assert hold(outbox, b"x" * 6)
+
+
+def test_an_outbox_without_capacity_holds_nothing():
+    """0 turns it off."""
+    assert not hold(Outbox(capacity=0, max_bytes=10))
+
+
+def test_expired_messages_make_room(outbox):
+    """Wherever they stand."""
+    for deadline in (9.0, 5.0, 9.0):
+        hold(outbox, deadline=deadline)
+    assert not hold(outbox, now=4.9)
+    assert hold(outbox, now=5.0)
+
+
+def test_expired_messages_are_dropped_and_counted(outbox):
+    """The others keep their order and their bytes."""
+    for body, deadline in ((b"1", 9.0), (b"22", 5.0), (b"333", 9.0)):
+        hold(outbox, body, deadline)
+    assert [outbox.expire(now) for now in (4.9, 5.0)] == [0, 1]
+    assert outbox.size == 4
+    assert drained(outbox) == [b"1", b"333"]
+
+
+def test_messages_that_expired_to_make_room_are_counted_too(outbox):
+    """By the next call of `expire`."""
+    for _ in range(3):
+        hold(outbox, deadline=5.0)
+    assert hold(outbox, now=5.0)
+    assert [outbox.expire(5.0) for _ in range(2)] == [3, 0]
+
+
+def test_each_expired_message_is_counted_once(outbox):
+    """Messages that expire later are not forgotten over it."""
+    for deadline in (5.0, 9.0):
+        hold(outbox, deadline=deadline)
+    assert [outbox.expire(now) for now in (5.0, 5.0, 8.9, 9.0, 9.0)] == [1, 0, 0, 1, 0]
+    hold(outbox, deadline=10.0, now=9.0)
+    assert [outbox.expire(now) for now in (10.0, 10.0)] == [1, 0]
+
+
+def test_a_message_that_was_sent_does_not_expire(outbox):
+    """Only held messages are counted."""
+    hold(outbox, deadline=5.0)
+    outbox.remove_first()
+    assert outbox.expire(6.0) == 0
+
+
+def test_nothing_due_costs_nothing(monkeypatch):
+    """A refused message does not look at 100,000 others."""
+    outbox = Outbox(capacity=100_000, max_bytes=2**30)
+    for _ in range(100_000):
+        hold(outbox, deadline=5.0)
+    monkeypatch.setattr(outbox, "_remove", None)
+    assert [hold(outbox, now=4.9) for _ in range(10)] == [False] * 10
+    assert outbox.expire(4.9) == 0
+
+
+def test_a_withdrawn_request_is_not_sent(outbox):
+    """It is found by its number, once."""
+    for number in (7, 8):
+        hold(outbox, b"%d" % number, number=number)
+    assert [outbox.withdraw(7), outbox.withdraw(7), outbox.withdraw(9)] == [True, False, False]
+    assert outbox.size == 1
+    assert drained(outbox) == [b"8"]
+
+
+def test_clearing_leaves_nothing(outbox):
+    """The number of dropped messages is returned, and the room is free again."""
+    hold(outbox, b"x" * 10)
+    assert outbox.clear() == 1
+    assert (len(outbox), outbox.size) == (0, 0)
+    assert hold(outbox, b"x" * 10)

@@ -1,0 +1,44 @@
+"""The states of a link and the table of their transitions."""
+
+import pytest
+
+from channels_zmq.transports.states import TRANSITIONS, Event, State
+
+DOWN, GREETING, VERIFYING, UP = State.DOWN, State.GREETING, State.VERIFYING, State.UP
+EVENTS = (Event.CONNECTED, Event.LOST, Event.WELCOMED, Event.PUSH_CONNECTED, Event.PUSH_LOST, Event.ECHOED)
+TABLE = {
+    DOWN: (GREETING, None, None, None, None, None),
+    GREETING: (GREETING, DOWN, VERIFYING, None, None, None),
+    VERIFYING: (GREETING, DOWN, None, VERIFYING, None, UP),
+    UP: (GREETING, DOWN, None, None, VERIFYING, None),
+}
+"""Where each of `EVENTS` leads, None for an event that changes nothing."""
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_each_event_leads_where_the_table_says(state, event):
+    """Every state and every event."""
+    assert TRANSITIONS[state].get(event) is TABLE[state][EVENTS.index(event)]
+
+
+def test_every_state_but_down_can_be_left_by_a_loss():
+    """A lost connection of the subscriber's side is always noticed."""
+    assert {state for state in State if TRANSITIONS[state].get(Event.LOST) is DOWN} == set(State) - {DOWN}
+
+
+def test_a_link_is_up_only_after_a_welcome_and_an_echo():
+    """There is no other way from `DOWN` to `UP`."""
+    into = {(state, event) for state in State for event, target in TRANSITIONS[state].items() if target is UP}
+    assert into == {(VERIFYING, Event.ECHOED)}
+    reached_by = {event for event, target in TRANSITIONS[GREETING].items() if target is VERIFYING}
+    assert reached_by == {Event.WELCOMED}
+    assert VERIFYING not in TRANSITIONS[DOWN].values()
+
+
+def test_every_state_can_be_reached():
+    """From `DOWN`."""
+    reached = {DOWN}
+    for _ in State:
+        reached |= {target for state in reached for target in TRANSITIONS[state].values()}
+    assert reached == set(State)
