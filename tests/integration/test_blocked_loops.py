@@ -1,0 +1,121 @@
+"""An event loop that stands still or has ended: its process goes on receiving, within bounds."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from forwarders import close_all, config_of, until
+from peers import Peer, wait_until
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+MANY = 20_000
+EXPIRY = 1.0
+LATE = 1.5
+"""Seconds beyond its expiry that a message may be old: it counts from its arrival, which is noticed within a second."""
+SOON = 1.0
+BATCH = 500
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Any:
+    yield
+    close_all()
+
+
+async def send_with_times(layer: Any, group: str, count: int, batch: int) -> None:
+    """Send messages that hold when they were sent, with other callbacks between them."""
+    for number in range(count):
+        await layer.group_send(group, {"n": number, "at": time.monotonic()})
+        if number % batch == 0:
+            await asyncio.sleep(0.01)
+
+
+async def open_both(make: Make, open_peer: Make, **config: Any) -> tuple[Any, Peer]:
+    """Return a layer of this process that reads, and a process that sends at the same address."""
+    layer = make(**config)
+    peer = open_peer(**config_of(layer), **config)
+    await asyncio.to_thread(peer.ask, "send", "group:none", "0", 0, 1)  # the producer, if it is embedded
+    await layer.new_channel()
+    await until(lambda: layer.stats()["connected"])
+    return layer, peer
+
+
+@pytest.mark.slow
+def test_while_a_loop_is_blocked_its_process_takes_messages_in_and_lets_them_expire(
+    make_shared_layer: Make, run: Run, open_peer: Make
+) -> None:
+    """Nothing piles up: what is there afterwards is young, and everything else is counted as lost."""
+
+    async def scenario() -> None:
+        layer, peer = await open_both(make_shared_layer, open_peer, expiry=EXPIRY, capacity=MANY)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        reading = asyncio.create_task(layer.receive(channel))
+        await asyncio.sleep(0)
+        sending = peer.begin_run(send_with_times, "chat", MANY, BATCH)
+
+        def taken_in() -> int:
+            stats = layer.stats()
+            return int(stats["received"] + stats["dropped"].get("missed", 0))
+
+        wait_until(sending.done)  # on the loop's thread: this is the block
+        sending.result()
+        wait_until(lambda: taken_in() >= MANY)
+        wait_until(lambda: layer.stats()["waiting"] == 0)
+        assert not reading.done()
+        await asyncio.to_thread(peer.run, send_with_times, "chat", 1, BATCH)
+        message = await reading
+        assert time.monotonic() - message["at"] <= EXPIRY + LATE
+        assert (message["n"], layer.stats()["waiting"]) == (0, 0)
+        assert sum(layer.stats()["dropped"].values()) == MANY
+
+    run(scenario())
+
+
+def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
+    make_shared_layer: Make, run: Run, open_peer: Make
+) -> None:
+    """The loop that read last was the one that watched; it stops in the middle of a stream of messages."""
+    layers: list[Any] = []
+    read: list[float] = []
+    waits = threading.Event()
+    names: dict[str, str] = {}
+
+    async def read_in_thread() -> None:
+        channel = names["other"] = await layers[0].new_channel()
+        await layers[0].group_add("other", channel)
+        reading = asyncio.create_task(layers[0].receive(channel))
+        await asyncio.sleep(0)
+        waits.set()
+        for _ in range(10):
+            message = await reading
+            read.append(time.monotonic() - message["at"])
+            reading = asyncio.create_task(layers[0].receive(channel))
+        reading.cancel()
+
+    async def first() -> Peer:
+        layer, peer = await open_both(make_shared_layer, open_peer)
+        layers.append(layer)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        thread.start()
+        await asyncio.to_thread(waits.wait)
+        reading = asyncio.create_task(layer.receive(channel))  # this loop is attached from now on
+        await asyncio.to_thread(peer.ask, "send", "group:chat", "0", 0, 1)
+        await reading
+        return peer
+
+    thread = threading.Thread(target=lambda: asyncio.run(read_in_thread()), daemon=True)
+    peer = run(first())
+    for _ in range(10):
+        seen = len(read)
+        peer.run(send_with_times, "other", 1, 1)
+        wait_until(lambda seen=seen: len(read) > seen)
+    thread.join()
+    print(f"longest way to the other loop: {max(read):.3f} s")
+    assert max(read) < SOON

@@ -1,0 +1,183 @@
+"""The capacity of a channel is exact: what was read, lost or dropped leaves room, and nothing else does."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from channels.exceptions import ChannelFull
+from forwarders import Forwarder, close_all, config_of, free_ports, until
+from peers import wait_until
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+CAPACITY = 5
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Any:
+    yield
+    close_all()
+
+
+async def accepted(layer: Any, channel: str) -> int:
+    """Return how many messages a channel takes before it is full."""
+    for count in range(10 * CAPACITY):
+        try:
+            await layer.send(channel, {"n": count})
+        except ChannelFull:
+            return count
+    return 10 * CAPACITY
+
+
+async def takes_its_capacity(layer: Any, channel: str) -> None:
+    """Check that an empty channel takes exactly its capacity, keeps it in order, and is empty again."""
+    assert await accepted(layer, channel) == CAPACITY
+    assert [(await layer.receive(channel))["n"] for _ in range(CAPACITY)] == list(range(CAPACITY))
+
+
+@pytest.mark.parametrize("kind", ["process", "normal"])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 4])
+def test_a_channel_takes_exactly_its_capacity_whatever_happened_before(
+    make_layer: Make, run: Run, kind: str, prefetch: int
+) -> None:
+    """At first, after reads, after a cancelled read, and as a member of a group."""
+
+    async def scenario() -> None:
+        layer = make_layer(capacity=CAPACITY, prefetch=prefetch)
+        channel = await layer.new_channel() if kind == "process" else "jobs"
+        await takes_its_capacity(layer, channel)
+        await takes_its_capacity(layer, channel)
+        read = asyncio.create_task(layer.receive(channel))
+        await asyncio.sleep(0)
+        read.cancel()
+        await asyncio.gather(read, return_exceptions=True)
+        await takes_its_capacity(layer, channel)
+        await layer.group_add("chat", channel)
+        await takes_its_capacity(layer, channel)
+        await layer.group_send("chat", {"n": -1})
+        assert (await layer.receive(channel))["n"] == -1
+        await takes_its_capacity(layer, channel)
+        for _ in range(CAPACITY - 2):
+            await layer.group_send("chat", {"n": -1})
+        if kind == "process":
+            await until(lambda: layer.stats()["waiting"] == CAPACITY - 2)
+        assert await accepted(layer, channel) == 2
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_after_a_flush_by_another_process_a_channel_is_empty_for_its_senders(
+    make_shared_layer: Make, run: Run, open_peer: Make
+) -> None:
+    """What the flush has dropped, wherever it was, does not count against the capacity."""
+
+    async def scenario() -> None:
+        layer = make_shared_layer(capacity=CAPACITY)
+        other = open_peer(**config_of(layer))
+        channel = await layer.new_channel()
+        await layer.group_send("none", {})  # the embedded one is the producer
+        await asyncio.to_thread(other.ask, "until_connected", True)
+        for _ in range(3):
+            for number in range(CAPACITY):
+                await layer.send(channel, {"n": number})
+            await asyncio.to_thread(other.ask, "flush")
+            await takes_its_capacity(layer, channel)
+
+    run(scenario())
+
+
+def test_messages_that_the_forwarder_drops_during_a_flush_do_not_count(
+    run: Run, forwarder: Forwarder, open_peer: Make
+) -> None:
+    """It drops what comes until every client has emptied itself; one that stands still makes that last."""
+    other, still = (open_peer(**forwarder.config) for _ in range(2))
+    for peer in (other, still):
+        peer.ask("until_connected", True)
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=CAPACITY)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await until(lambda: layer.stats()["connected"])
+        still.process.send_signal(signal.SIGSTOP)
+        flush = other.begin("flush")
+        await until(lambda: layer.stats()["groups"] == 0)  # this process has emptied itself
+        for number in range(CAPACITY):
+            await layer.send(channel, {"n": number})
+        await asyncio.to_thread(wait_until, lambda: forwarder.status()["drops"]["flushed"] >= CAPACITY)
+        still.process.send_signal(signal.SIGCONT)
+        await asyncio.wrap_future(flush)
+        await takes_its_capacity(layer, channel)
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_messages_that_died_with_the_forwarder_do_not_count(run: Run, forwarder: Forwarder) -> None:
+    """They were on their way to a channel of the sender itself; nothing ever shows that they are gone."""
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=CAPACITY)
+        channel = await layer.new_channel()
+        await takes_its_capacity(layer, channel)
+        await asyncio.to_thread(forwarder.freeze)
+        for number in range(CAPACITY):
+            await layer.send(channel, {"n": number})
+        await asyncio.to_thread(forwarder.kill)
+        await until(lambda: not layer.stats()["connected"])
+        await asyncio.to_thread(forwarder.start)
+        await until(lambda: layer.stats()["connected"])
+        waiting = layer.stats()["waiting"]  # none, unless ZeroMQ had kept some for the successor
+        assert await accepted(layer, channel) == CAPACITY - waiting
+
+    run(scenario())
+
+
+def test_messages_that_the_forwarder_refuses_for_want_of_memory_do_not_count(run: Run) -> None:
+    """It drops them all, so that a channel of the sender itself stays empty and is never full."""
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    exhausted = Forwarder(pull, pub, flags=("--memory-limit", "1MiB"))
+    exhausted.start()
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**exhausted.config, capacity=CAPACITY)
+        channel = await layer.new_channel()
+        await until(lambda: layer.stats()["connected"])
+        assert await accepted(layer, channel) == 10 * CAPACITY
+        assert layer.stats()["waiting"] == 0
+
+    try:
+        run(scenario())
+        assert exhausted.status()["frames_in"] >= 10 * CAPACITY
+    finally:
+        close_all()
+        exhausted.end()
+
+
+def test_a_channel_that_no_process_reads_is_refused_dropped_and_made_no_queue_of(
+    make_layer: Make, run: Run, request: pytest.FixtureRequest
+) -> None:
+    """Its name is valid, but `new_channel` did not make it."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        with pytest.raises(TypeError, match="new_channel"):
+            async with asyncio.timeout(5):
+                await layer.receive("not-mine!x")
+        await layer.send("not-mine!x", {"n": 1})
+        await layer.group_add("chat", "not-mine!x")
+        await layer.group_send("chat", {"n": 2})
+        await layer.group_discard("chat", "not-mine!x")
+        await layer.flush()  # behind all of it
+        assert layer.stats()["dropped"] == {"unroutable": 1}
+        if isinstance(layer, DedicatedZmqChannelLayer):
+            status = await asyncio.to_thread(request.getfixturevalue("forwarder").status)
+            assert (status["queue_count"], status["groups"]) == (0, 0)
+
+    run(scenario())

@@ -1,0 +1,113 @@
+"""Closing beside other threads, and descriptors that are used again: errors of the library alone, no foreign reader."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from channels.exceptions import ChannelFull
+from forwarders import close_all
+
+from channels_zmq.errors import ChannelsZmqError
+
+pytestmark = pytest.mark.slow
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+SENDERS = 3
+ROUNDS = 5
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Any:
+    yield
+    close_all()
+
+
+def test_threads_that_send_while_the_layer_is_closed_succeed_or_raise_what_the_library_documents(
+    make_layer: Make, run: Run
+) -> None:
+    """Never an error of ZeroMQ; afterwards the layer works."""
+    layer = make_layer(connect_timeout=2)
+    unexpected: list[BaseException] = []
+    rounds = threading.Event()
+    sent = [0] * SENDERS
+
+    def send(index: int) -> None:
+        while not rounds.is_set():
+            for call, target in ((layer.group_send, "chat"), (layer.send, "jobs")):
+                try:
+                    async_to_sync(call)(target, {"n": 1})
+                except (ChannelsZmqError, ChannelFull):
+                    pass
+                except BaseException as error:
+                    unexpected.append(error)
+                    return
+                sent[index] += 1
+
+    async def scenario() -> None:
+        for _ in range(ROUNDS):
+            before = list(sent)
+            while any(now <= then for now, then in zip(sent, before, strict=True)) and not unexpected:
+                await asyncio.sleep(0.001)
+            await layer.close()
+
+    threads = [threading.Thread(target=send, args=(index,)) for index in range(SENDERS)]
+    for thread in threads:
+        thread.start()
+    try:
+        run(scenario())
+    finally:
+        rounds.set()
+        for thread in threads:
+            thread.join()
+    assert unexpected == []
+
+    async def works() -> None:
+        channel = await layer.new_channel()
+        await layer.send(channel, {"n": 2})
+        assert await layer.receive(channel) == {"n": 2}
+
+    run(works())
+
+
+def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run: Run) -> None:
+    """The layer is closed by another thread; files that get its descriptors at once stay watched by the loop."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(10):
+            layer = make_layer()
+            channel = await layer.new_channel()
+            await layer.send(channel, {"n": number})
+            assert await layer.receive(channel) == {"n": number}
+            reading = asyncio.create_task(layer.receive(channel))
+            await asyncio.sleep(0)
+            closing = threading.Thread(target=close_all)
+            closing.start()
+            pipes = []
+            while closing.is_alive() or len(pipes) < 20:
+                pipes.append(os.pipe())
+                if len(pipes) > 200:
+                    closing.join()
+            readable: list[int] = []
+            for reads, _ in pipes:
+                loop.add_reader(reads, readable.append, reads)
+            await asyncio.gather(reading, return_exceptions=True)
+            for _ in range(5):
+                await asyncio.sleep(0)  # what the library has left for this loop to do
+            readable.clear()
+            for _, writes in pipes:
+                os.write(writes, b"x")
+            while set(readable) != {reads for reads, _ in pipes}:
+                await asyncio.sleep(0.001)
+            for reads, writes in pipes:
+                loop.remove_reader(reads)
+                os.close(reads)
+                os.close(writes)
+
+    run(scenario())

@@ -1,0 +1,87 @@
+"""The first moments of an embedded layer: readers that were there before its producer miss nothing."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from forwarders import close_all, free_ports, until
+
+from channels_zmq.core import EmbeddedZmqChannelLayer
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    yield f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    close_all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
+    run: Run, open_peer: Make, loop: str
+) -> None:
+    """Several times, each with readers that have joined while nobody has bound the address."""
+    readers = [open_peer(loop) for _ in range(2)]
+
+    async def scenario(address: str, number: int) -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+        await layer.group_send("chat", {"from": "0", "n": number})
+        for reader, channel in zip(readers, channels, strict=True):
+            assert await asyncio.to_thread(reader.ask, "receive", channel, 1) == [["0", number]]
+        await layer.close()
+
+    for number in range(4):
+        address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+        for reader in readers:
+            reader.ask("open", {"pub_socket_address": address})
+        channels = [reader.ask("member", "chat") for reader in readers]
+        run(scenario(address, number))
+
+
+@pytest.mark.slow
+def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
+    run: Run, address: str, open_peer: Make
+) -> None:
+    """Neither raises; the producer learns of the member that stayed."""
+    producer = open_peer()
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address, connect_timeout=1)
+        await layer.group_add("chat", "kept")
+        await layer.group_add("chat", "removed")
+        await layer.group_discard("chat", "removed")
+        await layer.group_discard("chat", "never-added")
+        await asyncio.to_thread(producer.ask, "open", {"pub_socket_address": address})
+        await asyncio.to_thread(producer.ask, "send", "group:chat", "0", 1, 1)
+        assert (await layer.receive("kept"))["n"] == 1
+        for number in (2, 3):
+            await asyncio.to_thread(producer.ask, "send", "removed", "0", number, 1)
+        assert [(await layer.receive("removed"))["n"] for _ in range(2)] == [2, 3]
+
+    run(scenario())
+
+
+def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
+    """Without a producer it empties itself; beside one everybody."""
+    producer = open_peer()
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.flush()
+        assert layer.stats()["groups"] == 0
+        await asyncio.to_thread(producer.ask, "open", {"pub_socket_address": address})
+        own = await asyncio.to_thread(producer.ask, "member", "chat")
+        await asyncio.to_thread(producer.ask, "send", "group:chat", "0", 1, 1)
+        await until(lambda: layer.stats()["connected"])
+        await layer.flush()
+        assert (await asyncio.to_thread(producer.ask, "stats"))["waiting"] == 0
+        await asyncio.to_thread(producer.ask, "send", own, "0", 2, 1)
+        assert await asyncio.to_thread(producer.ask, "receive", own, 1) == [["0", 2]]
+
+    run(scenario())

@@ -1,0 +1,186 @@
+"""Joining a group: one subscription however often, nothing of before, and a failed join takes back only itself."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all, free_ports, until
+
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq.errors import ForwarderUnavailable
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Any:
+    yield
+    close_all()
+
+
+async def is_away(layer: Any) -> None:
+    await until(lambda: not layer.stats()["connected"])
+
+
+async def is_back(layer: Any) -> None:
+    await until(lambda: layer.stats()["connected"])
+
+
+def test_a_member_that_is_added_a_hundred_times_has_one_subscription(run: Run, forwarder: Forwarder) -> None:
+    """One discard ends it."""
+
+    def topics() -> list[str]:
+        return [line for line in forwarder.metrics().splitlines() if "_subscriptions " in line and line[0] != "#"]
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config)
+        channel = await layer.new_channel()
+        await layer.send("jobs", {})  # connected
+        before = await asyncio.to_thread(topics)
+        for _ in range(100):
+            await layer.group_add("chat", channel)
+        assert (await asyncio.to_thread(forwarder.status))["groups"] == 1
+        await layer.group_discard("chat", channel)
+        await layer.flush()  # behind the unsubscription, by the same way
+        assert (await asyncio.to_thread(forwarder.status))["groups"] == 0
+        assert await asyncio.to_thread(topics) == before
+
+    run(scenario())
+
+
+def test_a_renewal_that_fails_in_an_outage_leaves_the_membership(run: Run, forwarder: Forwarder) -> None:
+    """The member was there before; a message that is sent after the outage reaches it."""
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=0.2)
+        channel = await layer.new_channel()
+        await is_back(layer)
+        await layer.group_add("chat", channel)
+        await asyncio.to_thread(forwarder.kill)
+        await is_away(layer)
+        with pytest.raises(ForwarderUnavailable):
+            await layer.group_add("chat", channel)
+        await asyncio.to_thread(forwarder.start)
+        await is_back(layer)
+        await layer.group_send("chat", {"n": 1})
+        assert await layer.receive(channel) == {"n": 1}
+
+    run(scenario())
+
+
+def test_a_cancelled_join_takes_nothing_from_another_one_of_the_same_channel(make_shared_layer: Make, run: Run) -> None:
+    """Two at once, of which either is cancelled, some turns of the loop later each time."""
+
+    async def scenario() -> None:
+        layer = make_shared_layer()
+        await layer.group_send("chat", {})  # the embedded one is the producer
+        for number in range(20):
+            group, channel = f"chat-{number}", await layer.new_channel()
+            joins = [asyncio.create_task(layer.group_add(group, channel)) for _ in range(2)]
+            for _ in range(number // 2):
+                await asyncio.sleep(0)
+            joins[number % 2].cancel()
+            await asyncio.gather(*joins, return_exceptions=True)
+            assert joins[1 - number % 2].exception() is None
+            await layer.group_send(group, {"n": number})
+            assert await layer.receive(channel) == {"n": number}
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_a_joining_reader_of_an_embedded_layer_may_cancel_beside_another(run: Run, open_peer: Make) -> None:
+    """The same where a join has to wait for the producer, which is another process."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    producer = open_peer(pub_socket_address=address)
+    producer.ask("send", "group:none", "0", 0, 1)
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+        await layer.new_channel()
+        await is_back(layer)
+        for number in range(20):
+            group, channel = f"chat-{number}", await layer.new_channel()
+            joins = [asyncio.create_task(layer.group_add(group, channel)) for _ in range(2)]
+            for _ in range(number // 2):
+                await asyncio.sleep(0)
+            joins[number % 2].cancel()
+            await asyncio.gather(*joins, return_exceptions=True)
+            await asyncio.to_thread(producer.ask, "send", f"group:{group}", "0", number, 1)
+            assert (await layer.receive(channel))["n"] == number
+
+    run(scenario())
+
+
+def test_a_process_gets_no_message_of_its_own_from_before_its_join(make_shared_layer: Make, run: Run) -> None:
+    """Many are on their way when it joins; the first that it reads is the one sent after the join."""
+
+    async def scenario() -> None:
+        layer = make_shared_layer(capacity=1000)
+        await layer.group_send("none", {})
+        for number in range(50):
+            group, channel = f"chat-{number}", await layer.new_channel()
+            for _ in range(100):
+                await layer.group_send(group, {"before": True})
+            await layer.group_add(group, channel)
+            await layer.group_send(group, {"n": number})
+            assert await layer.receive(channel) == {"n": number}
+            await layer.group_discard(group, channel)
+        assert layer.stats()["waiting"] == 0
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_a_process_gets_no_message_of_its_own_that_was_held_before_its_join(run: Run, forwarder: Forwarder) -> None:
+    """What waits in the outbox of an outage was sent before, although it is published after the join."""
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=20)
+        first = await layer.new_channel()
+        await layer.group_add("chat", first)
+        await layer.group_discard("chat", first)
+        await asyncio.to_thread(forwarder.kill)
+        await is_away(layer)
+        for _ in range(20):
+            await layer.group_send("chat", {"before": True})
+        second = await layer.new_channel()
+        join = asyncio.create_task(layer.group_add("chat", second))
+        await asyncio.sleep(0)
+        await layer.group_send("chat", {"during": True})
+        await asyncio.to_thread(forwarder.start)
+        await join
+        await layer.group_send("chat", {"n": 1})
+        got = [await layer.receive(second)]
+        while got[-1] != {"n": 1}:
+            got.append(await layer.receive(second))
+        assert {"before": True} not in got
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_a_second_member_that_joins_in_an_outage_misses_nothing_afterwards(
+    run: Run, forwarder: Forwarder, open_peer: Make
+) -> None:
+    """The process is subscribed on account of the first member, but the forwarder is away: the join waits."""
+    sender = open_peer(**forwarder.config)
+    sender.ask("until_connected", True)
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=20, capacity=1000)
+        first, second = [await layer.new_channel() for _ in range(2)]
+        await layer.group_add("chat", first)
+        await asyncio.to_thread(forwarder.kill)
+        await is_away(layer)
+        join = asyncio.create_task(layer.group_add("chat", second))
+        await asyncio.sleep(0)
+        assert not join.done()
+        await asyncio.to_thread(forwarder.start)
+        await join
+        await asyncio.to_thread(sender.ask, "send", "group:chat", "0", 0, 200)
+        assert [(await layer.receive(second))["n"] for _ in range(200)] == list(range(200))
+
+    run(scenario())

@@ -1,0 +1,66 @@
+"""An answer that is there counts, however long the event loop was busy when its time was up."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all
+from peers import wait_until
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+Run = Callable[..., Any]
+
+TIMEOUT = 0.3
+
+
+@pytest.fixture
+def layer(forwarder: Forwarder) -> Any:
+    yield DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=TIMEOUT)
+    close_all()
+
+
+async def block_until(condition: Callable[[], bool]) -> None:
+    """Let a call that was just made begin; then block the loop until its effect is there and its time is over."""
+    await asyncio.sleep(0)
+    wait_until(condition)
+    time.sleep(2 * TIMEOUT)
+
+
+def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
+    run: Run, forwarder: Forwarder, layer: Any
+) -> None:
+    """It is in its queue once."""
+
+    async def scenario() -> None:
+        await layer.new_channel()
+        while not layer.stats()["connected"]:
+            await asyncio.sleep(0.005)
+        for number in range(3):
+            send = asyncio.create_task(layer.send("jobs", {"n": number}))
+            await block_until(lambda expected=number + 1: forwarder.status()["waiting"] == expected)
+            await send
+        assert [(await layer.receive("jobs"))["n"] for _ in range(3)] == [0, 1, 2]
+        assert forwarder.status()["waiting"] == 0
+
+    run(scenario())
+
+
+def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
+    run: Run, forwarder: Forwarder, layer: Any
+) -> None:
+    """The channel is a member."""
+
+    async def scenario() -> None:
+        channel = await layer.new_channel()
+        while not layer.stats()["connected"]:
+            await asyncio.sleep(0.005)
+        join = asyncio.create_task(layer.group_add("chat", channel))
+        await block_until(lambda: forwarder.status()["groups"] == 1)
+        await join
+        await layer.group_send("chat", {"n": 1})
+        assert await layer.receive(channel) == {"n": 1}
+
+    run(scenario())

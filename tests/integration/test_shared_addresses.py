@@ -1,0 +1,113 @@
+"""Several layers at one address, and many that come and go: none harms another, none leaves anything behind."""
+
+import asyncio
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import util
+from typing import Any
+
+import psutil
+import pytest
+from forwarders import Forwarder, close_all, until
+
+from channels_zmq import connection, connections
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+Make = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _close() -> Any:
+    yield
+    close_all()
+
+
+@pytest.mark.slow
+def test_a_layer_with_a_short_expiry_drops_no_message_of_another_one_in_an_outage(
+    run: Run, forwarder: Forwarder
+) -> None:
+    """They share the connection; each message has the expiry of the layer that sent it, whichever was made first."""
+
+    async def scenario() -> None:
+        short = DedicatedZmqChannelLayer(**forwarder.config, expiry=0.3)
+        long = DedicatedZmqChannelLayer(**forwarder.config)
+        again = DedicatedZmqChannelLayer(**forwarder.config, expiry=0.3)
+        channel = await long.new_channel()
+        await long.group_add("chat", channel)
+        await asyncio.to_thread(forwarder.kill)
+        await until(lambda: not long.stats()["connected"])
+        for layer in (short, long, again):
+            await layer.group_send("chat", {"expiry": layer.expiry})
+        await until(lambda: long.stats()["dropped"] == {"outbox_expired": 2})
+        await asyncio.to_thread(forwarder.start)
+        await until(lambda: long.stats()["connected"])
+        assert (await long.receive(channel))["expiry"] == 60
+        assert len(connections.connections()) == 1
+
+    run(scenario())
+
+
+def test_messages_of_two_expiries_that_wait_in_one_mailbox_end_each_at_its_time(make_layer: Make, run: Run) -> None:
+    """The short one behind the long one goes first."""
+
+    async def scenario() -> None:
+        long, short = make_layer(), make_layer(expiry=0.2)
+        channel = await long.new_channel()
+        await long.group_add("chat", channel)
+        for layer in (long, short, long):
+            await layer.group_send("chat", {"expiry": layer.expiry})
+        await until(lambda: long.stats()["waiting"] == 3)
+        await until(lambda: long.stats()["waiting"] == 2)
+        assert [(await long.receive(channel))["expiry"] for _ in range(2)] == [60, 60]
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_fifty_layers_that_were_closed_leave_nothing(make_layer: Make, run: Run) -> None:
+    """No finalizer of multiprocessing, no thread, no descriptor."""
+    me = psutil.Process()
+
+    async def use() -> None:
+        async with make_layer(linger=0) as layer:
+            channel = await layer.new_channel()
+            await layer.group_add("chat", channel)
+            await layer.group_send("chat", {"n": 1})
+            assert await layer.receive(channel) == {"n": 1}
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))  # asyncio's own number of threads varies
+        sizes = []
+        for number in range(50):
+            await use()
+            if number % 10 == 9:
+                gc.collect()
+                sizes.append((len(util._finalizer_registry), me.num_threads(), me.num_fds()))
+        assert len(set(sizes)) == 1
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_made_while_its_address_is_closed_as_unused_works(
+    make_layer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The housekeeper closes an unused connection at once, so that it meets the next layer at any moment."""
+    monkeypatch.setattr(connection, "UNUSED_FOR", -1.0)
+    monkeypatch.setattr(connection, "NOTICE_EVERY", 0.001)
+
+    async def scenario() -> None:
+        for number in range(8):
+            layer = make_layer()
+            channel = await layer.new_channel()
+            await layer.group_add("chat", channel)
+            await layer.group_send("chat", {"n": number})
+            assert await layer.receive(channel) == {"n": number}
+            known = connections.connections()
+            del layer
+            if number % 2:
+                await until(lambda: all(one.closed for one in known))  # noqa: B023 # called at once
+
+    run(scenario())
