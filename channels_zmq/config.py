@@ -102,7 +102,7 @@ class LayerConfig(BaseModel):
     )
     serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered name; equal in all processes.")
     connect_timeout: Seconds = Field(
-        5.0, description="Seconds that `group_add`, `flush` and `send` to a plain channel wait for an answer."
+        5.0, description="Seconds that `group_add`, `flush` and `send` to a normal channel wait for an answer."
     )
     linger: float = Field(
         1.0,
@@ -111,7 +111,7 @@ class LayerConfig(BaseModel):
         description="Seconds that closing, or the interpreter's exit, may spend on delivering sent messages.",
     )
     prefetch: int = Field(
-        4, ge=0, le=1000, description="Messages of a plain channel that a process fetches ahead of its readers."
+        4, ge=0, le=1000, description="Messages of a normal channel that a process fetches ahead of its readers."
     )
     on_disconnect: str | None = Field(
         None,

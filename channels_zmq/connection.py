@@ -229,10 +229,10 @@ class Connection:
                 self.client.counters.sent += 1
 
     def send_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
-        """Send a message to a process channel.
+        """Send a message to a process-specific channel.
 
         Returns:
-            False if the channel is full as far as can be known here; None if `send_after_settling` has to find out.
+            False if the channel is full as far as can be known here; None if `send_after_echo` has to find out.
 
         Raises:
             OutboxFull: If the forwarder is unreachable and no more messages are held.
@@ -249,7 +249,7 @@ class Connection:
                 self.client.counters.sent += 1
             return accepted
 
-    async def send_after_settling(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
+    async def send_after_echo(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Send a message to a channel of this process that seems full because of messages in flight.
 
         Some of these may have been lost. An echo by the same way has them all before it.
@@ -267,20 +267,20 @@ class Connection:
             producer = self._producer or self._promote()
             box = self.client.mailboxes.boxes.get(channel)
             if box is not None:
-                self.client.mailboxes.settle(box, order)
+                self.client.mailboxes.passed(box, order)
             accepted = bool(producer.publish_own(channel, payload, ttl, capacity))
             self.client.counters.sent += accepted
             return accepted
 
-    async def send_plain(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
-        """Send a message to a plain channel and wait for the confirmation; return False if the queue is full.
+    async def send_normal(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
+        """Send a message to a normal channel and wait for the confirmation; return False if the queue is full.
 
         Raises:
             ForwarderUnavailable: If there is no answer in time; whether the message was delivered is unknown.
             RequestRefused: If the forwarder has no room for another queue.
         """
         number = next_number()
-        frame = wire.PLAIN.encode(wire.Plain(self.inbox, number, ttl, capacity, channel.encode(), payload))
+        frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, channel.encode(), payload))
         status = await self._ask(number, frame, f"send({channel!r})", repeats=False, produces=True)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
@@ -295,22 +295,22 @@ class Connection:
     # Receiving
 
     def take(self, channel: str) -> Payload | None:
-        """Return the payload of the next message of a process channel if one is there, without waiting."""
+        """Return the payload of the next message of a process-specific channel if one is there, without waiting."""
         box = self.client.mailboxes.boxes.get(channel)
-        if box is None or not box.mail or box.plain:
+        if box is None or not box.mail or box.is_normal:
             return None  # as far as can be seen without the lock; `receive` will look again
         with self._lock:
             return None if self.closed else self.client.mailboxes.begin_read(box)
 
-    async def receive(self, channel: str, capacity: int, *, plain: bool) -> Payload:
-        """Wait for the next message of a channel of this process, or of a plain channel.
+    async def receive(self, channel: str, capacity: int, *, normal: bool) -> Payload:
+        """Wait for the next message of a channel of this process, or of a normal channel.
 
         Raises:
             StopConsumer: If the layer has been closed.
         """
         loop = asyncio.get_running_loop()
         waiter: Waiter | None = None
-        step = self._step if plain else self._lock  # nothing is left to be done for a process-specific channel
+        step = self._step if normal else self._lock  # nothing is left to be done for a process-specific channel
         while True:
             with step:
                 if waiter is not None:
@@ -324,8 +324,8 @@ class Connection:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
                     self._loops.enter(loop, attach=True)
-                if plain:
-                    self.client.read_plain(box)
+                if normal:
+                    self.client.read_normal(box)
                     self.call_soon(self.client.credit.due)
             if payload is not None:
                 return payload
@@ -397,8 +397,8 @@ class Connection:
         with self._step:
             self.client.leave(topic, channel)
 
-    async def add_plain(self, group: str, channel: str, capacity: int, life: float | None) -> None:
-        """Add a plain channel to a group, at the exchange.
+    async def add_normal(self, group: str, channel: str, capacity: int, life: float | None) -> None:
+        """Add a normal channel to a group, at the exchange.
 
         Raises:
             ForwarderUnavailable: If there is no answer in time.
@@ -411,17 +411,17 @@ class Connection:
             if status != Status.OK:
                 raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
         with self._step:
-            self.client.plain_members.changed(member)
+            self.client.normal_members.changed(member)
 
-    async def discard_plain(self, group: str, channel: str) -> None:
-        """Remove a plain channel from a group, at the exchange.
+    async def discard_normal(self, group: str, channel: str) -> None:
+        """Remove a normal channel from a group, at the exchange.
 
         Raises:
             ForwarderUnavailable: If there is no answer in time.
         """
         member = wire.Member(self.inbox, next_number(), 0, 0, 0, 0, group.encode(), channel.encode())
         with self._step:
-            self.client.plain_members.changed(member)
+            self.client.normal_members.changed(member)
         if not self._transport.is_alone:
             await self._ask(member.n, wire.MEMBER.encode(member), f"group_discard({group!r}, {channel!r})")
 

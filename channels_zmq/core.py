@@ -84,9 +84,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                 if target.owner:
                     accepted = connection.send_direct(target.owner, channel, payload, self._ttl, capacity)
                     if accepted is None:
-                        accepted = await connection.send_after_settling(channel, payload, self._ttl, capacity)
+                        accepted = await connection.send_after_echo(channel, payload, self._ttl, capacity)
                 elif target.is_normal:
-                    accepted = await connection.send_plain(channel, payload, self._ttl, capacity)
+                    accepted = await connection.send_normal(channel, payload, self._ttl, capacity)
                 else:
                     connection.drop_unroutable()
                     accepted = True
@@ -120,14 +120,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         target = names.channel(channel)
         known = self._known_connection
         if known is not None and target.owner == known.inbox and not known.closed:
-            return known.receive(channel, self.get_capacity(channel), plain=False)
+            return known.receive(channel, self.get_capacity(channel), normal=False)
         if connections.has_ended(target.owner):
             raise StopConsumer
         connection = self._connection()
         if not target.is_normal and target.owner != connection.inbox:
             whose = "belongs to another process" if target.owner else "was not made by new_channel()"
             raise TypeError(f"{channel!r} {whose}: this process cannot receive from it")
-        return connection.receive(channel, self.get_capacity(channel), plain=target.is_normal)
+        return connection.receive(channel, self.get_capacity(channel), normal=target.is_normal)
 
     # Groups
 
@@ -142,7 +142,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         connection = self._connection()
         capacity = self.get_capacity(channel)
         if target.is_normal:
-            await connection.add_plain(group, channel, capacity, self.group_expiry)
+            await connection.add_normal(group, channel, capacity, self.group_expiry)
         elif target.owner == connection.inbox:
             await connection.join(topic, group, channel, capacity, self.group_expiry)
         elif target.owner:
@@ -158,7 +158,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         target = names.channel(channel)
         connection = self._connection()
         if target.is_normal:
-            await connection.discard_plain(group, channel)
+            await connection.discard_normal(group, channel)
         elif target.owner == connection.inbox:
             connection.leave(topic, channel)
         elif target.owner:

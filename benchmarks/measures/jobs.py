@@ -1,4 +1,4 @@
-"""Jobs on a plain channel, shared by four worker processes. Figures: jobs/s, and the p50 of one `send` in us.
+"""Jobs on a normal channel, shared by four worker processes. Figures: jobs/s, and the p50 of one `send` in us.
 
 First sixteen coroutines of one process send jobs as fast as they may while the workers read: `jobs_per_s` is the
 number of jobs over the time from the first send to the last receive. Then one coroutine sends job after job:
@@ -140,7 +140,7 @@ def _disorder(seen: list[Job]) -> int:
 
 JOBS = Measure(
     "jobs",
-    "jobs on a plain channel to four workers",
+    "jobs on a normal channel to four workers",
     ("dedicated", "redis-core"),
     run,
     (

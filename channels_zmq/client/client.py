@@ -13,7 +13,7 @@ from channels_zmq.client.counters import Counters
 from channels_zmq.client.credit import Credit
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
-from channels_zmq.client.plain_members import PlainMembers
+from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import REPEATED, Numbers, Runs
 from channels_zmq_forwarder import wire
@@ -95,7 +95,7 @@ class Client:
     Args:
         inbox: 16 hexadecimal digits that name this process.
         sender: 8 bytes that name it in sequence numbers.
-        prefetch: Jobs that may come ahead of their readers, for each plain channel.
+        prefetch: Jobs that may come ahead of their readers, for each normal channel.
         idle: Seconds after which an unused mailbox is forgotten.
         clock: Monotonic seconds.
     """
@@ -117,7 +117,7 @@ class Client:
         self.requests: Requests[Any] = Requests()
         self.mailboxes: Mailboxes[Any] = Mailboxes(self.counters.drop, idle=idle, clock=clock)
         self.memberships = Memberships(self.mailboxes, sender, clock)
-        self.plain_members = PlainMembers(clock)
+        self.normal_members = NormalMembers(clock)
         self.credit = Credit(inbox, prefetch, clock)
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
@@ -273,7 +273,7 @@ class Client:
 
     def _member_removed(self, frame: bytes) -> None:
         removed = wire.REMOVED.decode(frame)
-        self.plain_members.removed(removed.group, removed.channel)
+        self.normal_members.removed(removed.group, removed.channel)
 
     # Requests
 
@@ -304,7 +304,7 @@ class Client:
     def _synced(self, frame: bytes) -> None:
         self.answered(wire.SYNCED.decode(frame).n, Status.OK)
 
-    # Plain channels
+    # Normal channels
 
     def _job(self, frame: bytes) -> None:
         job = wire.JOB.decode(frame)
@@ -329,8 +329,8 @@ class Client:
 
     # Reading
 
-    def read_plain(self, box: Mailbox[Any]) -> None:
-        """Note that a reader of a plain channel waits, or has taken a job."""
+    def read_normal(self, box: Mailbox[Any]) -> None:
+        """Note that a reader of a normal channel waits, or has taken a job."""
         self.out.send_upstream(self.credit.touched(box))
 
     def stop_waiting(self, box: Mailbox[Any], waiter: Any) -> None:
@@ -348,7 +348,7 @@ class Client:
 
     def before_hello(self) -> list[bytes]:
         """Return what an exchange must know before the hello of a new session, and cannot."""
-        return [*self.plain_members.repeat(), *self.credit.resume()]
+        return [*self.normal_members.repeat(), *self.credit.resume()]
 
     def begin_session(self, session: int) -> None:
         """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait."""
@@ -360,7 +360,7 @@ class Client:
         """Drop all messages and memberships; who waits for a message stays."""
         self.out.send_upstream(self.memberships.clear())
         self.mailboxes.clear()
-        self.plain_members.clear()
+        self.normal_members.clear()
         self._direct_runs.clear()  # the exchange drops messages until all have answered: their gaps are no loss
         self.out.emptied = self.out.busy = True
 

@@ -20,7 +20,7 @@ ADVICE = {
     "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
     "malformed": "a foreign program sends to these addresses, or a process uses another serializer",
-    "lost_delivery": "the connection was cut while the forwarder handed over messages of plain channels",
+    "lost_delivery": "the connection was cut while the forwarder handed over messages of normal channels",
     "unroutable": "their channel name has a '!' and was not made by new_channel(): no process reads it",
 }
 """Causes that are reported, and what to do about each."""

@@ -1,6 +1,6 @@
-"""Credit for plain channels: how many jobs the exchange may hand over to the readers of this process.
+"""Credit for normal channels: how many jobs the exchange may hand over to the readers of this process.
 
-Pure: the frames to send come back in lists. A *job* is a message of a plain channel. The exchange hands over while the
+Pure: the frames to send come back in lists. A *job* is a message of a normal channel. The exchange hands over while the
 number of jobs that it has handed over is below the absolute `limit` that we sent last, so that a repeated or lost
 `Ready` does no harm. Other rules strand jobs: docs/design/0004.
 
@@ -24,11 +24,11 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
 
 GRACE = 0.1
-"""Seconds after its last reader that a plain channel keeps its room, for a reader that comes back at once."""
+"""Seconds after its last reader that a normal channel keeps its room, for a reader that comes back at once."""
 ASK_EVERY = 1.0
 """Seconds between two questions for the total."""
 FORGET_AFTER = 30.0
-"""Seconds without a reader after which a plain channel is forgotten on both sides."""
+"""Seconds without a reader after which a normal channel is forgotten on both sides."""
 REPEAT_EVERY = 60.0
 """Seconds between two repetitions of an unchanged limit, for an exchange that had no room for the channel."""
 
@@ -37,7 +37,7 @@ Box = Mailbox[Any]
 
 @dataclass(slots=True, eq=False)
 class Window:
-    """How far the exchange may go on one plain channel.
+    """How far the exchange may go on one normal channel.
 
     Attributes:
         box: Where its jobs wait; its waiters are the readers.
@@ -71,7 +71,7 @@ class Window:
 
 
 class Credit:
-    """The windows of all plain channels that this process has read from.
+    """The windows of all normal channels that this process has read from.
 
     Args:
         inbox: Of this process.
@@ -97,7 +97,7 @@ class Credit:
         window = self._windows.get(box.name)
         if window is None:
             window = self._windows[box.name] = Window(box)
-            box.plain = True
+            box.is_normal = True
         window.touched_at = now = self._clock()
         if now + GRACE < window.look_at:
             self._look(window, now + GRACE)
@@ -247,7 +247,7 @@ class Credit:
 
     def _forget(self, window: Window) -> bytes:
         del self._windows[window.box.name]
-        window.box.plain = False
+        window.box.is_normal = False
         return self._ready(window, ask=Question.FORGET)
 
     def _look(self, window: Window, at: float) -> None:

@@ -44,7 +44,7 @@ class Shared:
 
 Payload = bytes | Shared
 Mail = tuple[float, Payload, int]
-"""A message in a mailbox: its deadline, its payload, and for a job its number in its plain queue, else 0.
+"""A message in a mailbox: its deadline, its payload, and for a job its number in its queue, else 0.
 
 A plain tuple, since one is made for each message: it takes 0.03 us, a named tuple 0.25 us."""
 
@@ -62,7 +62,7 @@ class Mailbox(Generic[Waiter]):
         read_at: When a reader took a message, or gave up waiting.
         is_read: Whether a reader waits, or has taken a message and is expected back.
         memberships: Groups that the channel belongs to.
-        plain: Whether it buffers jobs of a plain channel; these are bounded by credit.
+        is_normal: Whether it buffers jobs of a normal channel; these are bounded by credit.
         in_flight: Order numbers of the direct messages which this process has sent to the channel and which have not
             arrived yet; None for none.
         newest_seen: The newest of `in_flight` at the last housekeeping.
@@ -76,7 +76,7 @@ class Mailbox(Generic[Waiter]):
     waiters: list[Waiter] = field(default_factory=list)
     is_read: bool = False
     memberships: int = 0
-    plain: bool = False
+    is_normal: bool = False
     in_flight: deque[int] | None = None
     newest_seen: int = 0
     look_at: float = 0.0
@@ -116,7 +116,7 @@ class Mailbox(Generic[Waiter]):
     @property
     def is_unused(self) -> bool:
         """Whether nothing is here, nobody waits here, and nobody counts on the mailbox."""
-        return not (self.mail or self.waiters or self.memberships or self.plain)
+        return not (self.mail or self.waiters or self.memberships or self.is_normal)
 
     @property
     def is_idle(self) -> bool:
@@ -184,7 +184,7 @@ class Mailboxes(Generic[Waiter]):
             self._look(box, mail[0])
         if box.waiters:
             return box.next_waiter()
-        if not (box.is_read or box.memberships or box.plain):
+        if not (box.is_read or box.memberships or box.is_normal):
             self._unclaim(box)
         return None
 
@@ -213,7 +213,7 @@ class Mailboxes(Generic[Waiter]):
 
     def announce(self, boxes: Iterable[Mailbox[Waiter]], mail: Mail, wake: list[Waiter]) -> None:
         """Put a message of the layer itself into mailboxes, over the capacity if need be."""
-        wake += [waiter for box in boxes if not box.plain and (waiter := self.put(box, mail)) is not None]
+        wake += [waiter for box in boxes if not box.is_normal and (waiter := self.put(box, mail)) is not None]
 
     def is_full(self, box: Mailbox[Waiter]) -> bool:
         """Return whether no further message may wait in a mailbox, after dropping expired ones."""
@@ -259,7 +259,7 @@ class Mailboxes(Generic[Waiter]):
         """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while."""
         if box.is_idle:
             self._forget(box)
-        elif box.mail and not (box.is_read or box.memberships or box.plain):
+        elif box.mail and not (box.is_read or box.memberships or box.is_normal):
             self._unclaim(box)
 
     # Direct messages that this process has sent to its own channels
@@ -270,7 +270,7 @@ class Mailboxes(Generic[Waiter]):
             box.in_flight = deque()
         box.in_flight.append(order)
 
-    def settle(self, box: Mailbox[Waiter], order: int) -> None:
+    def passed(self, box: Mailbox[Waiter], order: int) -> None:
         """Note that no message up to this order number is on its way any more."""
         while box.in_flight and box.in_flight[0] <= order:
             box.in_flight.popleft()
@@ -300,7 +300,7 @@ class Mailboxes(Generic[Waiter]):
             box.mail = _NO_MAIL
         if box.is_read and not box.waiters and box.read_at + self._idle <= now:
             box.is_read = False  # the reader has ended without giving up: it was not waiting
-            if box.mail and not (box.memberships or box.plain):
+            if box.mail and not (box.memberships or box.is_normal):
                 self._unclaim(box)
         if box.is_unused and box.read_at + self._idle <= now and not self._is_expecting(box):
             self._forget(box)

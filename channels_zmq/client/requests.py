@@ -1,7 +1,7 @@
 """Requests that wait for an answer, by number, and what to repeat until it is there.
 
 Pure. Most requests may be repeated without harm, and are, since any frame may be lost when a connection dies. A message
-for a plain channel is never repeated.
+for a normal channel is never repeated.
 """
 
 import itertools

@@ -124,7 +124,7 @@ class EmbeddedProducer:
         client.is_exchange = True
         client.credit.prefetch = 0  # a job is handed over in the same call
         self._drive(self._exchange.upstream(wire.subscription(self._own_topic)))
-        for frame in client.plain_members.repeat():
+        for frame in client.normal_members.repeat():
             self._drive(self._exchange.upstream(frame))
         self._drive(self._exchange.upstream(wire.HELLO.encode(wire.Hello(client.inbox, wire.VERSION, session, 0))))
         client.begin_session(session)

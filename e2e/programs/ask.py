@@ -2,7 +2,7 @@
 
     python ask.py [ALIAS...]
 
-For each alias: a group message, a direct one and one on a plain channel, from this process to itself through the
+For each alias: a group message, a direct one and one on a normal channel, from this process to itself through the
 forwarder. Prints `ok ALIAS` for each; ends with an error and its text if one does not work.
 """
 

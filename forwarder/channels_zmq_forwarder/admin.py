@@ -64,7 +64,7 @@ class Admin:
         )
         wait = Histogram(
             f"{PREFIX}_queue_wait_seconds",
-            "Time that a message waited in a plain queue until it was handed to a reader.",
+            "Time that a message waited in a queue of a normal channel until it was handed to a reader.",
             buckets=WAIT_BUCKETS,
             registry=self.registry,
         )
@@ -192,21 +192,21 @@ class _State(Collector):
             ("ready", "1 while producers are accepted.", float(exchange.state is wire.State.SERVING)),
             ("clients", "Connected client processes.", len(exchange.clients)),
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
-            ("plain_queues", "Plain channels with messages or readers.", len(exchange.queues)),
-            ("plain_queue_depth", "Messages that wait in plain queues.", exchange.queues.depth()),
+            ("queues", "Normal channels with messages or readers.", len(exchange.queues)),
+            ("queue_depth", "Messages that wait in queues of normal channels.", exchange.queues.depth()),
             (
-                "plain_queue_unsettled",
+                "queue_unsettled",
                 "Messages handed to readers that have not settled them.",
                 exchange.queues.unsettled,
             ),
             (
-                "plain_queue_bytes",
-                "Memory of messages in plain queues, those included that readers have not settled.",
+                "queue_bytes",
+                "Memory of messages in queues of normal channels, those included that readers have not settled.",
                 exchange.queues.size,
             ),
             (
-                "plain_queue_age_seconds",
-                "Time that the oldest message in a plain queue has waited.",
+                "queue_age_seconds",
+                "Time that the oldest message in a queue of a normal channel has waited.",
                 exchange.queues.oldest_wait(),
             ),
         ):

@@ -5,7 +5,7 @@ In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets
 answer to one of them before it has published the others, since each call leaves the exchange in order.
 
 - Group and inbox frames are relayed unchanged; their payload is never decoded.
-- A message for a plain channel waits in its queue until it is handed to exactly one reader with credit.
+- A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
 - Every frame that does not reach its destination is counted, by cause.
 """
@@ -17,8 +17,8 @@ from math import inf
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import Flushes
-from channels_zmq_forwarder.members import PlainMembers
-from channels_zmq_forwarder.queues import Limits, PlainQueues
+from channels_zmq_forwarder.members import NormalMembers
+from channels_zmq_forwarder.queues import ChannelQueues, Limits
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
@@ -33,7 +33,7 @@ class Exchange:
 
     Args:
         instance: 8 bytes that no other run has.
-        limits: Bounds of the plain queues; the defaults of `Limits` if None.
+        limits: Bounds of the queues of normal channels; the defaults of `Limits` if None.
         clock: Monotonic seconds.
     """
 
@@ -49,9 +49,9 @@ class Exchange:
         self.peers_expected = 0
         """The largest `peers` of a hello: how many clients the last instance had."""
         self.drops: Counter[str] = Counter()
-        self.queues = PlainQueues(instance, limits, clock, self.drops)
+        self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
-        self._members = PlainMembers(limits.queue_names)
+        self._members = NormalMembers(limits.queue_names)
         self._announced = 0
         self._to_inform: list[bytes] = []
         self._next_round = -inf
@@ -76,7 +76,7 @@ class Exchange:
         self._inbound: dict[int, Callable[[bytes], Frames]] = {
             wire.GROUP: self._group,
             wire.INBOX: self._relay,
-            wire.PLAIN.kind: self._plain,
+            wire.ENQUEUE.kind: self._enqueue,
             wire.MEMBER.kind: self._member,
             wire.ECHO.kind: self._echo,
             wire.FLUSH.kind: self._flush,
@@ -94,7 +94,7 @@ class Exchange:
         return self._take(self._inbound, frame)
 
     def late(self, frame: bytes, published: float) -> Frames:
-        """Take a message that its producer has held since `published`; plain members added later do not get it."""
+        """Take a message that its producer has held since `published`; normal members added later do not get it."""
         self._published = published
         try:
             return self.inbound(frame)
@@ -223,7 +223,7 @@ class Exchange:
             return (frame,)
         payload, out = frame[start:], [frame]
         for channel, member in members:
-            out += self.queues.put(wire.Plain(b"", 0, ttl, member.capacity, channel, payload))
+            out += self.queues.put(wire.Enqueue(b"", 0, ttl, member.capacity, channel, payload))
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
@@ -253,10 +253,10 @@ class Exchange:
             return self._dropped("unroutable")
         return (frame,)
 
-    # Plain channels
+    # Normal channels
 
-    def _plain(self, frame: bytes) -> list[bytes]:
-        send = wire.PLAIN.decode(frame)
+    def _enqueue(self, frame: bytes) -> list[bytes]:
+        send = wire.ENQUEUE.decode(frame)
         cause = self._refused(frame)
         if cause:
             self._dropped(cause)
@@ -281,7 +281,7 @@ class Exchange:
         back = wire.BACK.decode(frame)
         return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
 
-    # Plain channels as members of groups
+    # Normal channels as members of groups
 
     def _member(self, frame: bytes) -> Frames:
         member = wire.MEMBER.decode(frame)
@@ -330,8 +330,8 @@ class Exchange:
         return [self._confirm(request.inbox, request.n, wire.Status.OK) for request in done]
 
     def _choose_path(self) -> None:
-        # Messages bypass `inbound` only while it would do nothing with them: no copies for plain members, no flush that
-        # drops them, no limit on their size.
+        # Messages bypass `inbound` only while it would do nothing with them: no copies for normal members, no flush
+        # that drops them, no limit on their size.
         self.relays_unchanged = not (self._members.count or self._flushes or self._largest is not None)
 
     def _refused(self, frame: bytes) -> str:

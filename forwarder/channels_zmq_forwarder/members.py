@@ -1,4 +1,4 @@
-"""Plain channels as members of groups: the exchange keeps them, since no process owns a plain channel.
+"""Normal channels as members of groups: the exchange keeps them, since no process owns a normal channel.
 
 In the data-flow diagram this stands between a group message and the queues: each member's queue takes one copy. Pure:
 time is an argument.
@@ -19,11 +19,11 @@ from typing import NamedTuple
 from channels_zmq_forwarder.wire import Member, Status
 
 Name = tuple[bytes, bytes]
-"""A group and a plain channel."""
+"""A group and a normal channel."""
 
 
-class PlainMember(NamedTuple):
-    """A plain channel that belongs to a group, from `since` until `expires`; `added` is the last add. Seconds."""
+class NormalMember(NamedTuple):
+    """A normal channel that belongs to a group, from `since` until `expires`; `added` is the last add. Seconds."""
 
     expires: float
     added: float
@@ -32,8 +32,8 @@ class PlainMember(NamedTuple):
     adders: frozenset[bytes]
 
 
-class PlainMembers:
-    """The plain members of all groups.
+class NormalMembers:
+    """The normal members of all groups.
 
     Args:
         limit: How many there may be, and how many discards are remembered, the latest first.
@@ -42,12 +42,12 @@ class PlainMembers:
     def __init__(self, limit: int) -> None:
         self.count = 0
         self._limit = limit
-        self._groups: dict[bytes, dict[bytes, PlainMember]] = {}
+        self._groups: dict[bytes, dict[bytes, NormalMember]] = {}
         self._discards: OrderedDict[Name, float] = OrderedDict()
         # Members by the end of their life. An item whose member has left or lives longer is skipped.
         self._expiry: list[tuple[float, Name]] = []
 
-    def of(self, group: bytes, now: float, published: float = inf) -> list[tuple[bytes, PlainMember]]:
+    def of(self, group: bytes, now: float, published: float = inf) -> list[tuple[bytes, NormalMember]]:
         """Return the channels that belong to a group, without those added after a message was `published`."""
         members = self._groups.get(group)
         return [one for one in members.items() if one[1].expires > now and one[1].since <= published] if members else []
@@ -80,7 +80,7 @@ class PlainMembers:
             expires = max(expires, known.expires)
             adders.update(inbox for inbox in known.adders if is_living(inbox))
         channels = self._groups.setdefault(member.group, {})
-        channels[member.channel] = PlainMember(expires, added, since, capacity, frozenset(adders))
+        channels[member.channel] = NormalMember(expires, added, since, capacity, frozenset(adders))
         if expires < inf and (known is None or expires > known.expires):
             self._expires(expires, (member.group, member.channel))
         return Status.OK

@@ -1,4 +1,4 @@
-"""All plain queues of an exchange: their bounds in common, hand-overs, and what becomes of jobs whose client dies.
+"""All queues of an exchange: their bounds in common, hand-overs, and what becomes of jobs whose client dies.
 
 In the data-flow diagram this is the box inside the exchange that a message for a channel without `!` passes. Pure: time
 comes from a clock that is an argument, frames go out as lists.
@@ -19,7 +19,7 @@ from math import inf
 from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.plain_queue import ENTRY_SIZE, Entry, Pending, PlainQueue, Round
+from channels_zmq_forwarder.channel_queue import ENTRY_SIZE, ChannelQueue, Entry, Pending, Round
 
 ANSWER_WITHIN = 1.0
 """Seconds that a message is pending at most."""
@@ -30,7 +30,7 @@ _OURS = 2**39
 
 
 class Limits(NamedTuple):
-    """What the plain queues of an exchange may hold together."""
+    """What the queues of an exchange may hold together."""
 
     queue_bytes: int = 256 * 2**20
     queue_names: int = 100_000
@@ -38,7 +38,7 @@ class Limits(NamedTuple):
 
 @dataclass(slots=True)
 class Reader:
-    """A client in its session: the plain channels that it holds credit for, and how many jobs it was handed in all."""
+    """A client in its session: the normal channels that it holds credit for, and how many jobs it was handed in all."""
 
     session: int
     channels: set[bytes] = field(default_factory=set)
@@ -47,8 +47,8 @@ class Reader:
     """Whether the client has already reported on this session as an earlier one: its credit is over."""
 
 
-class PlainQueues:
-    """All plain queues of an exchange.
+class ChannelQueues:
+    """All queues of an exchange.
 
     Args:
         instance: 8 bytes that no other exchange has.
@@ -59,7 +59,7 @@ class PlainQueues:
 
     def __init__(self, instance: bytes, limits: Limits, clock: Callable[[], float], drops: Counter[str]) -> None:
         self.limits = limits
-        self.by_channel: dict[bytes, PlainQueue] = {}
+        self.by_channel: dict[bytes, ChannelQueue] = {}
         self.size = 0
         """Bytes of memory that all messages here take, by estimate."""
         self.unsettled = 0
@@ -148,7 +148,7 @@ class PlainQueues:
 
     # Messages
 
-    def put(self, send: wire.Plain) -> list[bytes]:
+    def put(self, send: wire.Enqueue) -> list[bytes]:
         """Enqueue a message; return its confirmation, unless it is pending, and the jobs that follow.
 
         Args:
@@ -287,7 +287,7 @@ class PlainQueues:
 
     # Steps
 
-    def _go_on(self, channel: bytes, queue: PlainQueue, now: float) -> list[bytes]:
+    def _go_on(self, channel: bytes, queue: ChannelQueue, now: float) -> list[bytes]:
         """Hand over what readers may have, decide what can be decided, and bring the books up to date."""
         out = []
         while queue.readers and queue.waiting:
@@ -302,7 +302,7 @@ class PlainQueues:
         self._account(channel, queue)
         return out
 
-    def _accept(self, queue: PlainQueue, send: wire.Plain, since: float, now: float, *, keep: bool) -> list[bytes]:
+    def _accept(self, queue: ChannelQueue, send: wire.Enqueue, since: float, now: float, *, keep: bool) -> list[bytes]:
         out = self._confirm(send, wire.Status.OK)
         self._number += 1
         entry = Entry(self._number, since + send.ttl / 1000, since, send.payload)
@@ -315,7 +315,7 @@ class PlainQueues:
             self._expires(entry, send.channel)
         return out
 
-    def _put_back(self, channel: bytes, queue: PlainQueue, entry: Entry) -> None:
+    def _put_back(self, channel: bytes, queue: ChannelQueue, entry: Entry) -> None:
         queue.put(entry)
         self._since[entry.number] = entry.since
         self._since.move_to_end(entry.number, last=False)  # it is older than most that waits
@@ -336,14 +336,14 @@ class PlainQueues:
         self._expiry = list(living)
         heapify(self._expiry)
 
-    def _hand(self, channel: bytes, queue: PlainQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
+    def _hand(self, channel: bytes, queue: ChannelQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
         inbox, session, ordinal = queue.hand(entry, keep=keep)
         self._readers[inbox].handed += 1
         self.observe_wait(now - entry.since)
         left = wire.milliseconds(entry.deadline - now)
         return wire.JOB.encode(wire.Job(inbox, session, ordinal, entry.number, left, channel, entry.payload))
 
-    def _hold(self, queue: PlainQueue, pending: Pending) -> list[bytes]:
+    def _hold(self, queue: ChannelQueue, pending: Pending) -> list[bytes]:
         if queue.round is None:
             queue.round = Round()
         queue.round.pending.append(pending)
@@ -351,7 +351,7 @@ class PlainQueues:
         self._pending.append((pending.until, pending.send.channel))
         return self._decide(queue, queue.round, pending.since)
 
-    def _decide(self, queue: PlainQueue, round_: Round, now: float) -> list[bytes]:
+    def _decide(self, queue: ChannelQueue, round_: Round, now: float) -> list[bytes]:
         # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
         # round that began after its arrival is over. Messages that arrived later go into the next round, unless there
         # is nobody to query.
@@ -374,30 +374,30 @@ class PlainQueues:
         queue.round = None
         return out
 
-    def _query(self, queue: PlainQueue, round_: Round) -> list[bytes]:
+    def _query(self, queue: ChannelQueue, round_: Round) -> list[bytes]:
         self._rounds += 1
         round_.number, round_.asked, round_.judged = self._rounds, set(queue.holders), len(round_.pending)
         channel = round_.pending[0].send.channel
         sessions = ((inbox, queue.credits[inbox].session) for inbox in sorted(queue.holders))
         return [wire.QUERY.encode(wire.Query(inbox, self._rounds, session, channel)) for inbox, session in sessions]
 
-    def _new_queue(self, channel: bytes) -> PlainQueue | None:
+    def _new_queue(self, channel: bytes) -> ChannelQueue | None:
         if len(self.by_channel) >= self.limits.queue_names:
             self._drops["queue_names"] += 1
             return None
-        queue = self.by_channel[channel] = PlainQueue()
+        queue = self.by_channel[channel] = ChannelQueue()
         return queue
 
-    def _refuse(self, send: wire.Plain, cause: str) -> list[bytes]:
+    def _refuse(self, send: wire.Enqueue, cause: str) -> list[bytes]:
         self._drops[cause] += 1
         return self._confirm(send, wire.Status.FULL)
 
-    def _confirm(self, send: wire.Plain, status: wire.Status) -> list[bytes]:
+    def _confirm(self, send: wire.Enqueue, status: wire.Status) -> list[bytes]:
         if not send.n:
             return []
         return [wire.CONFIRM.encode(wire.Confirm(send.inbox, send.n, status, self._instance))]
 
-    def _account(self, channel: bytes, queue: PlainQueue) -> None:
+    def _account(self, channel: bytes, queue: ChannelQueue) -> None:
         size, unsettled = queue.counted
         self.size += queue.size - size
         self.unsettled += queue.unsettled - unsettled
@@ -406,5 +406,5 @@ class PlainQueues:
             self.by_channel.pop(channel, None)
 
 
-def _pending(queue: PlainQueue) -> int:
+def _pending(queue: ChannelQueue) -> int:
     return len(queue.round.pending) if queue.round is not None else 0

@@ -61,9 +61,11 @@ class Settings(BaseSettings):
         description="Largest payload, e.g. 16MiB; a larger frame disconnects its sender.",
     )
     queue_bytes: ByteSize = Field(
-        ByteSize(256 * 2**20), gt=0, description="Memory that all plain queues may use together."
+        ByteSize(256 * 2**20), gt=0, description="Memory that all queues of normal channels may use together."
     )
-    queue_names: int = Field(100_000, gt=0, description="Number of plain queues, and of plain members of groups.")
+    queue_names: int = Field(
+        100_000, gt=0, description="Number of queues of normal channels, and of normal members of groups."
+    )
     curve_secret_key: SecretStr | None = Field(
         None, description="Secret key for CURVE on both ports. Prefer the file: other users can see flags."
     )

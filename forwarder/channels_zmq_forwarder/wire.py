@@ -191,8 +191,8 @@ class Back(NamedTuple):
     payload: bytes
 
 
-class Plain(NamedTuple):
-    """A message for a plain channel, answered by `Confirm`; `capacity` is what the sender has configured for it."""
+class Enqueue(NamedTuple):
+    """A message for a normal channel, answered by `Confirm`; `capacity` is what the sender has configured for it."""
 
     inbox: bytes
     n: int
@@ -203,7 +203,7 @@ class Plain(NamedTuple):
 
 
 class Member(NamedTuple):
-    """Adds a plain channel to a group (`add` 1) or discards it (0), as of `age` ago; `life` 0 means for ever."""
+    """Adds a normal channel to a group (`add` 1) or discards it (0), as of `age` ago; `life` 0 means for ever."""
 
     inbox: bytes
     n: int
@@ -249,7 +249,7 @@ class Ask(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """Answers `Plain`, `Member`, `Flush`, `Ask` and, with the instance, `Echo`."""
+    """Answers `Enqueue`, `Member`, `Flush`, `Ask` and, with the instance, `Echo`."""
 
     inbox: bytes
     n: int
@@ -302,7 +302,7 @@ class Query(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A message of a plain channel for one reader in this process.
+    """A message of a normal channel for one reader in this process.
 
     `ordinal` counts the jobs of this channel and session from 1: a gap shows that the jobs before it were lost.
     """
@@ -317,7 +317,7 @@ class Job(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A plain member that this process added has been discarded."""
+    """A normal member that this process added has been discarded."""
 
     inbox: bytes
     group: bytes
@@ -337,7 +337,7 @@ READY = Layout(Ready, b"R", ">IQQQB", names=1)
 RECEIVED = Layout(Received, b"D", ">IQ", names=1)
 TOTAL = Layout(Total, b"T", ">I")
 BACK = Layout(Back, b"B", ">QI", names=1, payload=True)
-PLAIN = Layout(Plain, b"Q", ">QII", names=1, payload=True)
+ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, payload=True)
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
 ECHO = Layout(Echo, b"E", ">Q")
 FLUSH = Layout(Flush, b"F", ">QI")
@@ -353,7 +353,7 @@ JOB = Layout(Job, b"Pj", ">IQQI", names=1, payload=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, BACK, PLAIN, MEMBER, ECHO, FLUSH, FLUSHED)
+CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, BACK, ENQUEUE, MEMBER, ECHO, FLUSH, FLUSHED)
 INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, REMOVED, EMPTY)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 """Sub-kinds of inbox frames that clients may send to each other; only the exchange sends the others."""

@@ -50,8 +50,8 @@ async def page(unused_tcp_port):
         yield page
 
 
-def plain(channel, *, n=1):
-    return wire.PLAIN.encode(wire.Plain(A, n, 60_000, 100, channel, b"payload"))
+def enqueue(channel, *, n=1):
+    return wire.ENQUEUE.encode(wire.Enqueue(A, n, 60_000, 100, channel, b"payload"))
 
 
 async def test_it_is_alive_before_it_is_ready(page):
@@ -69,7 +69,7 @@ async def test_metrics_count_frames_and_bytes(page):
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
     page.exchange.inbound(b"?")
-    page.exchange.inbound(plain(b"jobs"))
+    page.exchange.inbound(enqueue(b"jobs"))
     page.admin.loop_lag(0.002)
     metrics = await page.metrics()
     for name, value in {
@@ -81,20 +81,20 @@ async def test_metrics_count_frames_and_bytes(page):
         "published_bytes_total": 10.0,
         "clients": 1.0,
         "subscriptions": 1.0,
-        "plain_queues": 1.0,
-        "plain_queue_depth": 1.0,
-        "plain_queue_unsettled": 0.0,
+        "queues": 1.0,
+        "queue_depth": 1.0,
+        "queue_unsettled": 0.0,
         "loop_lag_seconds_count": 1.0,
     }.items():
         labels = (__version__,) if name == "info" else ()
         assert metrics[f"channels_zmq_forwarder_{name}", *labels] == value
     assert metrics["channels_zmq_forwarder_drops_total", "malformed"] == 1
     assert metrics["channels_zmq_forwarder_drops_total", "memory"] == 0
-    assert metrics["channels_zmq_forwarder_plain_queue_bytes",] > 0
+    assert metrics["channels_zmq_forwarder_queue_bytes",] > 0
     assert metrics["process_resident_memory_bytes",] > 0
 
 
-async def test_the_wait_of_plain_messages_is_a_histogram(page):
+async def test_the_wait_of_jobs_is_a_histogram(page):
     """The exchange observes the time in the queue."""
     page.exchange.queues.observe_wait(0.02)
     metrics = await page.metrics()
@@ -112,7 +112,7 @@ async def test_status_shows_the_longest_queues_first(page):
     """The status contains the number of readers of each queue."""
     for channel, count in ((b"short", 1), (b"long", 3), ("lang-é".encode(), 2)):
         for _ in range(count):
-            page.exchange.inbound(plain(channel))
+            page.exchange.inbound(enqueue(channel))
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
     page.exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 2, 0, 0, 0, b"short")))
@@ -129,7 +129,7 @@ async def test_status_lists_only_some_of_many(page):
     """A page of 100,000 groups would be useless."""
     for number in range(LISTED + 5):
         page.exchange.upstream(b"\1" + wire.group_topic(f"room{number:03}"))
-        page.exchange.inbound(plain(b"jobs%d" % number))
+        page.exchange.inbound(enqueue(b"jobs%d" % number))
     status = await page.status()
     assert status["groups"] == LISTED + 5
     assert status["some_groups"] == [f"room{number:03}" for number in range(LISTED)]
@@ -140,7 +140,7 @@ async def test_status_lists_only_some_of_many(page):
 async def test_status_survives_names_that_are_not_utf_8(page):
     """A subscription may contain any bytes."""
     page.exchange.upstream(b"\1G\xff\xfe\0")
-    page.exchange.inbound(plain(b"\xff"))
+    page.exchange.inbound(enqueue(b"\xff"))
     assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
 from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
-from channels_zmq_forwarder.plain_queue import ENTRY_SIZE
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.wire import Question, State, Status
 
@@ -42,7 +42,7 @@ class Forwarder(Exchange):
         return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
 
     def send(self, payload=b"", *, inbox=A, n=1, ttl=60_000, capacity=100, channel=JOBS):
-        return self.inbound(wire.PLAIN.encode(wire.Plain(inbox, n, ttl, capacity, channel, payload)))
+        return self.inbound(wire.ENQUEUE.encode(wire.Enqueue(inbox, n, ttl, capacity, channel, payload)))
 
     def ready(self, limit, settled=0, *, inbox=A, session=1, answers=0, ask=Question.NOTHING, channel=JOBS):
         ready = wire.Ready(inbox, session, limit, settled, answers, ask, channel)
@@ -340,10 +340,10 @@ def test_an_answer_without_a_subscriber_is_counted(forwarder):
     assert forwarder.drops == {"unroutable": 1}
 
 
-# Plain channels
+# Normal channels
 
 
-def test_a_plain_message_waits_for_its_reader(forwarder):
+def test_a_job_waits_for_its_reader(forwarder):
     """A job contains the number of the message and the time that it has left to live."""
     assert statuses(forwarder.send(b"hi", ttl=60_000)) == [Status.OK]
     forwarder.connect(A)
@@ -570,10 +570,10 @@ def test_pending_messages_are_decided_when_a_client_disconnects(forwarder):
     assert statuses(forwarder.sweep()) == [Status.FULL]
 
 
-# Plain channels as members of groups
+# Normal channels as members of groups
 
 
-def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
+def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder):
     """Each queue takes one copy, and subscribers receive the message too."""
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
@@ -585,7 +585,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_plain_member(forwarder):
     assert list(forwarder.inbound(group_frame(group="elsewhere"))) == [group_frame(group="elsewhere")]
 
 
-def test_a_full_plain_member_misses_the_message(forwarder):
+def test_a_full_normal_member_misses_the_message(forwarder):
     """The drop is counted, and the other members receive the message."""
     forwarder.connect(A)
     forwarder.join(capacity=1)
@@ -595,7 +595,7 @@ def test_a_full_plain_member_misses_the_message(forwarder):
     assert forwarder.drops == {"queue_full": 1}
 
 
-def test_the_processes_that_added_a_plain_member_are_notified_of_its_discard(forwarder):
+def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(forwarder):
     """Otherwise it would add the member again to the next instance. The confirmation comes last."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -609,7 +609,7 @@ def test_the_processes_that_added_a_plain_member_are_notified_of_its_discard(for
     assert forwarder.relays_unchanged
 
 
-def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
+def test_a_normal_member_outlives_the_process_that_added_it(forwarder):
     """Only a discard or the end of its life removes it."""
     forwarder.connect(A)
     forwarder.join(life=10_000)
@@ -623,7 +623,7 @@ def test_a_plain_member_outlives_the_process_that_added_it(forwarder):
     assert forwarder.relays_unchanged
 
 
-def test_there_are_at_most_so_many_plain_members():
+def test_there_are_at_most_so_many_normal_members():
     """The limit of queue names applies."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
@@ -668,7 +668,7 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
 
 
 def test_messages_that_arrive_during_a_flush_are_dropped(forwarder):
-    """They were sent before its end. A plain send is confirmed, because it was sent and then flushed."""
+    """They were sent before its end. A enqueue is confirmed, because it was sent and then flushed."""
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send())

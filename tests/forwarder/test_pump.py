@@ -76,8 +76,8 @@ def test_a_request_is_answered(rig):
     assert wire.CONFIRM.decode(rig.receive()).n == 4
 
 
-def test_a_group_with_a_plain_member_reaches_its_queue(rig):
-    """Group messages pass through `inbound` from the frame on that adds the first plain member."""
+def test_a_group_with_a_normal_member_reaches_its_queue(rig):
+    """Group messages pass through `inbound` from the frame on that adds the first normal member."""
     rig.connect()
     rig.push.send(frame(b"before"))
     rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))

@@ -1,20 +1,20 @@
-"""All plain queues of an exchange: exact capacity, orphans, and what is due."""
+"""All queues of an exchange: exact capacity, orphans, and what is due."""
 
 from collections import Counter
 
 import pytest
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.plain_queue import ENTRY_SIZE
-from channels_zmq_forwarder.queues import ANSWER_WITHIN, ORPHANS_WAIT, Limits, PlainQueues
+from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
+from channels_zmq_forwarder.queues import ANSWER_WITHIN, ORPHANS_WAIT, ChannelQueues, Limits
 from channels_zmq_forwarder.wire import Question, Status
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 JOBS = b"jobs"
 
 
-class Queues(PlainQueues):
-    """Plain queues with decoded frames."""
+class Queues(ChannelQueues):
+    """Queues of normal channels with decoded frames."""
 
     def __init__(self, clock, **limits):
         self.drops = Counter()
@@ -24,7 +24,7 @@ class Queues(PlainQueues):
             self.begin(inbox, 1)
 
     def send(self, payload=b"", *, n=1, capacity=2, channel=JOBS, ttl=60_000):
-        return seen(self.put(wire.Plain(C, n, ttl, capacity, channel, payload)))
+        return seen(self.put(wire.Enqueue(C, n, ttl, capacity, channel, payload)))
 
     def report(self, limit, settled=0, *, inbox=A, session=1, answers=0, ask=Question.NOTHING, channel=JOBS):
         return seen(self.ready(wire.Ready(inbox, session, limit, settled, answers, ask, channel)))
@@ -366,12 +366,12 @@ def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues):
 
 def test_numbers_of_two_instances_differ(clock):
     """A job that is handed back to another instance settles nothing there."""
-    one, other = Queues(clock), PlainQueues(b"another!", Limits(), clock, Counter())
+    one, other = Queues(clock), ChannelQueues(b"another!", Limits(), clock, Counter())
     one.report(1)
     (job,) = [frame for frame in one.send() if isinstance(frame, wire.Job)]
     other.begin(A, 1)
     other.ready(wire.Ready(A, 1, 2, 0, 0, 0, JOBS))
-    other.put(wire.Plain(C, 1, 60_000, 9, JOBS, b""))
+    other.put(wire.Enqueue(C, 1, 60_000, 9, JOBS, b""))
     other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""))
     assert other.by_channel[JOBS].unsettled == 2
     assert len({*other.by_channel[JOBS].credits[A].unsettled, job.number}) == 3

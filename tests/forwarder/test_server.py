@@ -206,7 +206,7 @@ async def test_a_beat_that_fails_is_followed_by_another(caplog):
 async def test_expired_messages_are_swept(async_sockets):
     """The sweep needs no frame from outside."""
     async with running(settings()) as server:
-        server.exchange.inbound(wire.PLAIN.encode(wire.Plain(A, 1, 0, 10, b"jobs", b"")))
+        server.exchange.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 0, 10, b"jobs", b"")))
         assert server.exchange.queues.depth() == 1
         while server.exchange.queues.depth():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Plain channels with clients that connect, read, hand back, reconnect and die, over pipes that are cut.
+"""Normal channels with clients that connect, read, hand back, reconnect and die, over pipes that are cut.
 
 A seeded random run drives an exchange and its clients frame by frame. Each frame may be delivered late, and a cut
 connection loses what was under way in it. The clients keep to docs/wire-protocol.md; what the run checks is what that
@@ -176,8 +176,8 @@ class Run:
         self.sent += 1
         self.open[self.sent] = self.clock.now + 1.0
         channel, payload, before = self.random.choice(CHANNELS), self.sent.to_bytes(4), self.used()
-        plain = wire.Plain(client.inbox, self.sent, 3_600_000, CAPACITY, channel, payload)
-        self.publish(self.exchange.inbound(wire.PLAIN.encode(plain)))
+        request = wire.Enqueue(client.inbox, self.sent, 3_600_000, CAPACITY, channel, payload)
+        self.publish(self.exchange.inbound(wire.ENQUEUE.encode(request)))
         self.check_capacity(before)
 
     def up(self, client):

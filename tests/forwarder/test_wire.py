@@ -123,7 +123,7 @@ def test_a_frame_that_ends_within_its_numbers_is_refused(layout):
 def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail):
     """A job without a channel cannot be delivered."""
     with pytest.raises(FrameError, match="name"):
-        wire.PLAIN.decode(b"Q" + INBOX + bytes(16) + tail)
+        wire.ENQUEUE.decode(b"Q" + INBOX + bytes(16) + tail)
 
 
 def test_a_name_never_holds_a_nul():

@@ -126,7 +126,7 @@ def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> 
 
 @pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")  # by asgiref's own worker
 def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, run: Run) -> None:
-    """A plain channel there, a process channel back; nobody else hears the answer."""
+    """A normal channel there, a process-specific channel back; nobody else hears the answer."""
 
     async def scenario() -> None:
         async with worker(layer), visitor(Room) as ada, visitor(Room) as bo:

@@ -24,7 +24,7 @@ TOPOLOGIES = ["embedded-inproc", "embedded-tcp", "dedicated"]
 QUICK = settings(max_examples=30, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
 THOROUGH = settings(QUICK, max_examples=150, stateful_step_count=80)
 MAX_READERS = 3
-PLAIN = ["jobs", "a-b", ".a..b", "line\n", "d\u0663_1", "x.0123456789abcdef"]
+NORMAL = ["jobs", "a-b", ".a..b", "line\n", "d\u0663_1", "x.0123456789abcdef"]
 """Names of normal channels; Channels accepts each of them behind a prefix."""
 EDGES = [0, -1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, -(2**63), 0.0, -0.0, 5e-324, 1.7976931348623157e308]
 EDGES += ["", "\0", "\U0001f600\u0301", "a\0b", b"", b"\0\xff", b"x" * 300, [], {}, None, True, False]
@@ -83,7 +83,7 @@ class Sent:
 
 @dataclass
 class Channel:
-    """A channel and what may wait on it; `owner` is the actor that reads it, None for a plain channel."""
+    """A channel and what may wait on it; `owner` is the actor that reads it, None for a normal channel."""
 
     name: str
     owner: int | None
@@ -178,7 +178,7 @@ class World:
 
 
 class Contract(RuleBasedStateMachine):
-    """Two actors at most, two groups, three process channels, and two plain ones."""
+    """Two actors at most, two groups, three process-specific channels, and two normal ones."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -188,9 +188,9 @@ class Contract(RuleBasedStateMachine):
         self.channels: list[Channel] = []
 
     @initialize(
-        capacity=st.sampled_from([1, 2, 5, 30]), prefetch=st.sampled_from([0, 1, 4]), plain=st.permutations(PLAIN)
+        capacity=st.sampled_from([1, 2, 5, 30]), prefetch=st.sampled_from([0, 1, 4]), normal=st.permutations(NORMAL)
     )
-    def open(self, capacity: int, prefetch: int, plain: list[str]) -> None:
+    def open(self, capacity: int, prefetch: int, normal: list[str]) -> None:
         self.capacity, self.prefetch = capacity, prefetch
         prefix = self.world.open(capacity=capacity, prefetch=prefetch, connect_timeout=15.0)
         self.groups = [prefix + "g", prefix + "g."]
@@ -198,7 +198,7 @@ class Contract(RuleBasedStateMachine):
         self.under_way: list[Sent] = []
         for owner, actor in enumerate(self.world.actors):
             self.channels += [Channel(actor.call(0, "new_channel"), owner, []) for _ in range(2 - owner)]
-        self.channels += [Channel(prefix + name, None, []) for name in plain[:2]]
+        self.channels += [Channel(prefix + name, None, []) for name in normal[:2]]
         self.private = [actor.call(0, "new_channel", prefix + "private") for actor in self.world.actors]
 
     # Groups

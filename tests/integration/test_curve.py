@@ -79,7 +79,7 @@ def _close() -> Iterator[None]:
 
 
 async def passes(layer: Any, text: str = "hello") -> None:
-    """Bring a message through a group, and one through a plain channel."""
+    """Bring a message through a group, and one through a normal channel."""
     channel = await layer.new_channel()
     await layer.group_add("chat", channel)
     await layer.group_send("chat", {"text": text})

@@ -19,7 +19,7 @@ from channels_zmq_forwarder.wire import Status
 MAX_MESSAGE = 65_536
 QUEUE_BYTES = 32 * 2**20
 RSS_BOUND = QUEUE_BYTES + 100 * 2**20
-"""What the forwarder may grow by: its plain queues and, by far too much, names, subscriptions and buffers."""
+"""What the forwarder may grow by: its queues and, by far too much, names, subscriptions and buffers."""
 BATCH = 500
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -80,7 +80,7 @@ def is_served(context, pull, pub):
         assert peer.xsub.recv() == message
         peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, 0, 0, b"fresh-jobs")))
         peer.sync()
-        peer.push.send(wire.PLAIN.encode(wire.Plain(peer.inbox, 5, 9_000, 10, b"fresh-jobs", b"work")))
+        peer.push.send(wire.ENQUEUE.encode(wire.Enqueue(peer.inbox, 5, 9_000, 10, b"fresh-jobs", b"work")))
         confirm = wire.CONFIRM.decode(peer.xsub.recv())
         assert (confirm.n, confirm.status) == (5, Status.OK)
         job = wire.JOB.decode(peer.xsub.recv())
@@ -116,7 +116,7 @@ def test_a_flood_of_broken_frames_harms_nobody(count, tmp_path, unused_tcp_port_
             "frames per second": round(count / seconds),
             "malformed": int(counted["drops_total", "malformed"]),
             "stray": int(counted["drops_total", "stray"]),
-            "plain queues": int(counted["plain_queues",]),
+            "queues of normal channels": int(counted["queues",]),
             "MB grown": round(grown / 2**20),
         }
         record_property("figures", figures)
@@ -125,7 +125,7 @@ def test_a_flood_of_broken_frames_harms_nobody(count, tmp_path, unused_tcp_port_
     assert grown < RSS_BOUND
     assert counted["frames_received_total",] >= count // 2
     assert counted["drops_total", "malformed"] > count // 10
-    assert counted["plain_queue_bytes",] <= QUEUE_BYTES
+    assert counted["queue_bytes",] <= QUEUE_BYTES
     assert counted["subscriptions",] == 0, "what strangers subscribed to ended with their connections"
     assert "Traceback" not in log.read_text()
     assert "ERROR" not in log.read_text()

@@ -54,7 +54,7 @@ async def test_the_page_shows_what_happens_and_when_nothing_answers(open_page, u
 
         exchange.enter(State.SERVING)
         exchange.upstream(b"\1" + wire.group_topic("<img src=x onerror=alert(1)>"))
-        exchange.inbound(wire.PLAIN.encode(wire.Plain(A, 1, 60_000, 10, b"n" * 99, b"")))
+        exchange.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 60_000, 10, b"n" * 99, b"")))
         exchange.inbound(b"?")
         traffic.frames_in += 3_000_000
         await expect(page.locator("#state")).to_have_text("serving")

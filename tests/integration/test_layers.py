@@ -17,7 +17,7 @@ Run = Callable[..., Any]
 
 
 async def nothing_waits(layer: Any, channel: str) -> bool:
-    """Return whether nothing waits on a process channel, once all that was sent before has arrived."""
+    """Return whether nothing waits on a process-specific channel, once all that was sent before has arrived."""
     await layer.send(channel, {"type": "mark"})
     return bool((await layer.receive(channel))["type"] == "mark")
 
@@ -42,7 +42,7 @@ def test_every_member_of_a_group_gets_its_own_copy_once(make_layer: Make, run: R
 
 
 def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer: Make, run: Run) -> None:
-    """`chat`, `chat2`, `cha` and the plain channel `chat` are four things."""
+    """`chat`, `chat2`, `cha` and the normal channel `chat` are four things."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -111,7 +111,7 @@ def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, r
     run(scenario())
 
 
-def test_a_full_plain_channel_says_so_exactly(make_layer: Make, run: Run) -> None:
+def test_a_full_normal_channel_says_so_exactly(make_layer: Make, run: Run) -> None:
     """The capacity is the one that CONFIG gives for the name."""
 
     async def scenario() -> None:
@@ -127,7 +127,7 @@ def test_a_full_plain_channel_says_so_exactly(make_layer: Make, run: Run) -> Non
 
 
 def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, run: Run) -> None:
-    """Process and plain channel alike; what expired makes room."""
+    """Process and normal channel alike; what expired makes room."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=1, expiry=0.05)
@@ -141,7 +141,7 @@ def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, 
     run(scenario())
 
 
-def test_each_plain_message_goes_to_one_reader(make_layer: Make, run: Run) -> None:
+def test_each_job_goes_to_one_reader(make_layer: Make, run: Run) -> None:
     """Four readers share 200 jobs; none is done twice, none is lost."""
 
     async def scenario() -> None:
@@ -167,7 +167,7 @@ def test_each_plain_message_goes_to_one_reader(make_layer: Make, run: Run) -> No
     run(scenario())
 
 
-def test_a_plain_channel_can_be_a_member_and_gets_one_copy(make_layer: Make, run: Run) -> None:
+def test_a_normal_channel_can_be_a_member_and_gets_one_copy(make_layer: Make, run: Run) -> None:
     """Added twice it still gets one; discarded it gets none."""
 
     async def scenario() -> None:
@@ -243,7 +243,7 @@ def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make
 
 
 def test_flush_empties_everything(make_layer: Make, run: Run) -> None:
-    """Process channels, plain channels, groups and plain members."""
+    """Process-specific channels, normal channels, groups and normal members."""
 
     async def scenario() -> None:
         layer = make_layer()

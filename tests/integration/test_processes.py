@@ -75,7 +75,7 @@ def by_sender(read: Read) -> dict[str, list[int]]:
 
 
 def expect_no_more(peers: list[Peer], channels: dict[str, Peer]) -> None:
-    """Check that nothing waits on process channels, and that nothing was lost or came twice."""
+    """Check that nothing waits on process-specific channels, and that nothing was lost or came twice."""
     for channel, peer in channels.items():
         peer.ask("send", channel, "mark", 0, 1)
         assert peer.ask("receive", channel, 1) == [["mark", 0]]
@@ -141,7 +141,7 @@ def test_each_job_is_done_once_over_all_workers_and_in_order_as_each_sees_it(
     assert [peer.ask("stats")["dropped"] for peer in peers] == [{}] * 4
 
 
-def test_a_plain_channel_takes_exactly_its_capacity_from_all_senders_together(open_layers: Open, name: str) -> None:
+def test_a_normal_channel_takes_exactly_its_capacity_from_all_senders_together(open_layers: Open, name: str) -> None:
     """Three processes send at once; each refusal is a ChannelFull, and one message that is read makes room for one."""
     peers = open_layers(capacity=CAPACITY, prefetch=0)  # with it, some would wait in a reader's process too
     offers = [peer.begin("offer", name, str(sender), CAPACITY) for sender, peer in enumerate(peers[:3])]
@@ -180,7 +180,7 @@ def test_an_unread_channel_of_another_process_keeps_exactly_its_capacity(open_la
     assert peers[1].ask("receive", unread, 1) == [["next", 0]]
 
 
-def test_a_plain_member_of_a_group_takes_exactly_its_capacity(open_layers: Open, name: str) -> None:
+def test_a_normal_member_of_a_group_takes_exactly_its_capacity(open_layers: Open, name: str) -> None:
     """The queue in the forwarder keeps the oldest messages of the group; `group_send` raises nothing."""
     peers = open_layers(capacity=CAPACITY, prefetch=0)
     jobs = f"jobs-{name}"

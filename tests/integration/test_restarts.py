@@ -48,7 +48,7 @@ def test_what_is_sent_while_the_forwarder_is_away_arrives_once_and_in_order(
     run(scenario())
 
 
-def test_a_waiting_reader_of_a_plain_channel_is_served_after_a_restart(run: Any, forwarder: Forwarder) -> None:
+def test_a_waiting_reader_of_a_normal_channel_is_served_after_a_restart(run: Any, forwarder: Forwarder) -> None:
     """Its credit died with the forwarder and is told again."""
 
     async def scenario() -> None:
@@ -117,7 +117,7 @@ input()
 
 
 def test_an_embedded_reader_that_came_first_is_served(run: Any) -> None:
-    """It subscribes, and gets what the producer sends once it has started; also a job by a plain channel."""
+    """It subscribes, and gets what the producer sends once it has started; also a job by a normal channel."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     program = f"""
 import asyncio

@@ -81,7 +81,7 @@ def is_rising(numbers: list[int]) -> bool:
 def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
     peers: list[Peer], forwarder: Forwarder, how: str
 ) -> None:
-    """Group, direct and plain messages of two senders before, during and after; lost is counted to the last one.
+    """Group, direct and jobs of two senders before, during and after; lost is counted to the last one.
 
     By SIGTERM, by SIGKILL, and by SIGKILL after it stood still for a moment, so that it is sure to take some along. The
     order of jobs is not looked at: one that goes back from a slow reader may meet an exchange that is further on.

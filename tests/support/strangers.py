@@ -72,7 +72,7 @@ def well_formed(inbox, session=1):
         wire.SYNC.encode(wire.Sync(inbox, 1)),
         wire.READY.encode(wire.Ready(inbox, session, 3, 0, 0, 1, b"jobs")),
         wire.BACK.encode(wire.Back(inbox, 7, 9_000, b"jobs", b"payload")),
-        wire.PLAIN.encode(wire.Plain(inbox, 1, 9_000, 50, b"jobs", b"payload")),
+        wire.ENQUEUE.encode(wire.Enqueue(inbox, 1, 9_000, 50, b"jobs", b"payload")),
         wire.MEMBER.encode(wire.Member(inbox, 1, 1, 0, 9_000, 50, b"room", b"jobs")),
         wire.MEMBER.encode(wire.Member(inbox, 1, 0, 0, 9_000, 50, b"room", b"jobs")),
         wire.ECHO.encode(wire.Echo(inbox, 1)),

@@ -13,10 +13,10 @@
   severity: warning
   summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} drops frames ({{ "{{ $labels.cause }}" }}).
 - alert: ChannelsZmqQueueAge
-  expr: channels_zmq_forwarder_plain_queue_age_seconds > {{ $rule.queueAgeSeconds }}
+  expr: channels_zmq_forwarder_queue_age_seconds > {{ $rule.queueAgeSeconds }}
   for: 2m
   severity: warning
-  summary: A message of a plain channel in {{ "{{ $labels.namespace }}" }} waits for {{ "{{ $value }}" }} s.
+  summary: A message of a normal channel in {{ "{{ $labels.namespace }}" }} waits for {{ "{{ $value }}" }} s.
 - alert: ChannelsZmqRefusedHandshakes
   expr: sum by (namespace, service) (increase(channels_zmq_forwarder_refused_handshakes_total[5m])) > 0
   for: 5m

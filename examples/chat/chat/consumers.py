@@ -4,7 +4,7 @@
                                  |  ^
                      job.run     |  '-- direct messages between members: member.here, history.wanted, history.given
                                  v
-                       plain channel "jobs" --> one worker --> room.entry with a higher revision
+                       normal channel "jobs" --> one worker --> room.entry with a higher revision
 
 Nothing is stored. A newcomer announces itself with a digest of what it knows; the members answer with theirs, and
 whoever lacks something asks for exactly that. The same happens when the channel layer was away, so gaps close.

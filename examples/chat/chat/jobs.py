@@ -1,4 +1,4 @@
-"""Background jobs: a page's "/roll 2d6" travels to the plain channel "jobs", and one worker does it.
+"""Background jobs: a page's "/roll 2d6" travels to the normal channel "jobs", and one worker does it.
 
 A job is a generator of steps. The worker sends the room's entry again after each step, so everybody sees the progress.
 """

@@ -57,13 +57,13 @@ def add(client, channel="a", topic=G, *, life=None):
     return join
 
 
-def wait(client, channel="a", *, plain=False):
+def wait(client, channel="a", *, normal=False):
     """Let a reader wait for a message that is not there."""
     box, reader = client.mailboxes.open(channel, 9), Reader()
     assert client.mailboxes.begin_read(box) is None
     box.waiters.append(reader)
-    if plain:
-        client.read_plain(box)
+    if normal:
+        client.read_normal(box)
     return reader
 
 
@@ -279,7 +279,7 @@ def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client):
         client.sent_to_own(box)
     client.feed(direct_frame(2, sender=SENDER))
     assert len(box.in_flight) == 1
-    client.mailboxes.settle(box, client.own_order)
+    client.mailboxes.passed(box, client.own_order)
     assert not box.in_flight
 
 
@@ -369,9 +369,9 @@ def test_a_foreign_discard_is_confirmed_at_once(client, is_member):
     assert out.replies == [foreign_reply()]
 
 
-def test_a_plain_member_that_another_process_removed_is_not_repeated(client):
+def test_a_normal_member_that_another_process_removed_is_not_repeated(client):
     """Otherwise the next session would add it again."""
-    client.plain_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     client.feed(wire.REMOVED.encode(wire.Removed(INBOX, b"g", b"jobs")))
     assert client.before_hello() == []
 
@@ -418,18 +418,18 @@ def test_all_callers_learn_that_their_requests_have_failed(client):
     assert [request.answer for request in requests] == [error] * 3
 
 
-# Plain channels
+# Normal channels
 
 
-def test_a_reader_of_a_plain_channel_opens_a_window_and_gets_a_job(client):
+def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client):
     """The job wakes it and is counted."""
-    reader = wait(client, "jobs", plain=True)
+    reader = wait(client, "jobs", normal=True)
     (ready,) = upstream(client)
     assert wire.READY.decode(ready).limit == 5
     client.feed(job())
     assert woken(client) == [reader]
     assert client.mailboxes.begin_read(client.mailboxes.boxes["jobs"]) == b"x"
-    client.read_plain(client.mailboxes.boxes["jobs"])
+    client.read_normal(client.mailboxes.boxes["jobs"])
     assert client.counters.received == 1
 
 
@@ -442,14 +442,14 @@ def test_a_job_that_nobody_waits_for_goes_back(client):
 
 def test_a_job_of_an_earlier_session_is_not_counted(client):
     """The exchange hands it over again."""
-    wait(client, "jobs", plain=True)
+    wait(client, "jobs", normal=True)
     client.feed(job(session=SESSION - 1))
     assert (payloads(client, "jobs"), client.counters.received) == ([], 0)
 
 
 def test_lost_jobs_are_counted(client):
     """The total shows that some are lost, the count of a channel how many."""
-    wait(client, "jobs", plain=True)
+    wait(client, "jobs", normal=True)
     upstream(client)
     client.feed(wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, SESSION, 2)))
     (asked,) = upstream(client)
@@ -461,7 +461,7 @@ def test_lost_jobs_are_counted(client):
 
 def test_a_query_is_answered_upstream(client):
     """With the number of the question."""
-    wait(client, "jobs", plain=True)
+    wait(client, "jobs", normal=True)
     upstream(client)
     client.feed(wire.QUERY.encode(wire.Query(INBOX, 9, SESSION, b"jobs")))
     (answer,) = upstream(client)
@@ -480,9 +480,9 @@ def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client):
     assert woken(client) == [second]
 
 
-def test_a_plain_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock):
+def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock):
     """The housekeeping does it, after a grace time."""
-    reader = wait(client, "jobs", plain=True)
+    reader = wait(client, "jobs", normal=True)
     client.feed(job())
     client.stop_waiting(client.mailboxes.boxes["jobs"], reader)
     upstream(client)
@@ -503,11 +503,11 @@ def test_a_welcome_is_for_the_transport(client):
 
 
 def test_a_new_session_repeats_what_the_exchange_cannot_know(client):
-    """Plain members and arrived jobs go before the hello; requests and windows follow the welcome."""
+    """Normal members and arrived jobs go before the hello; requests and windows follow the welcome."""
     for _ in range(2):
-        wait(client, "jobs", plain=True)
+        wait(client, "jobs", normal=True)
     client.feed(job())
-    client.plain_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     client.requests.begin(5, Request(b"sync", upstream=True, waiter=Reader()), 0.0)
     upstream(client)
     assert [frame[:1] for frame in client.before_hello()] == [b"M", b"D"]
@@ -524,7 +524,7 @@ def test_an_exchange_that_is_flushed_empties_its_clients(client):
     reader = wait(client, "b")
     for channel in ("a", "c"):
         client.feed(direct_frame(1, channel=channel, flags=wire.FLAG_FIRST))
-    client.plain_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     client.feed(wire.EMPTY.encode(wire.Empty(INBOX, 6)))
     out = client.out.take()
     assert out.emptied
@@ -627,7 +627,7 @@ def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client, cl
     assert client.counters.dropped == {"abandoned": 1}
     assert client.keep(start + 5, 100) == start + 60
     assert upstream(client) == [wire.unsubscription(G)]
-    wait(client, "jobs", plain=True)
+    wait(client, "jobs", normal=True)
     assert client.keep(start + 5, 100) < start + 10
 
 

@@ -1,4 +1,4 @@
-"""How many jobs of a plain channel the exchange may hand over to this process."""
+"""How many jobs of a normal channel the exchange may hand over to this process."""
 
 from math import inf
 
@@ -88,7 +88,7 @@ def test_the_first_reader_opens_the_window(credit, box):
     """It has room for that reader, and `prefetch` more, for this inbox, session and channel."""
     (sent,) = ready(wait(credit, box))
     assert sent == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, 0, 0, b"jobs")
-    assert box.plain
+    assert box.is_normal
 
 
 def test_each_waiting_reader_has_room(credit, box):
@@ -228,7 +228,7 @@ def test_an_expired_job_does_not_go_back(credit, box, clock):
     assert not box.mail
 
 
-def test_an_announcement_in_a_plain_mailbox_does_not_go_back(credit, box, clock):
+def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(credit, box, clock):
     """Only jobs came from the exchange."""
     wait(credit, box)
     box.append((clock.now + 60, object(), 0))
@@ -294,7 +294,7 @@ def test_stopping_hands_everything_back(credit, box, mailboxes):
 
 
 def test_giving_up_on_another_channel_changes_nothing(credit, mailboxes):
-    """The reader of a process channel needs no window."""
+    """The reader of a process-specific channel needs no window."""
     credit.gave_up(mailboxes.open("other", 9))
     assert credit.due == inf
 
@@ -510,10 +510,10 @@ def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(cred
     clock.now += GRACE
     assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
     clock.now += FORGET_AFTER - GRACE - 0.01
-    assert (ready(credit.keep(clock.now)), box.plain) == ([], True)
+    assert (ready(credit.keep(clock.now)), box.is_normal) == ([], True)
     clock.now += 0.01
     assert [(frame.ask, frame.limit) for frame in ready(credit.keep(clock.now))] == [(Question.FORGET, 1)]
-    assert not box.plain
+    assert not box.is_normal
     assert limits(wait(credit, box)) == [1 + PREFETCH]
 
 
@@ -522,7 +522,7 @@ def test_a_channel_whose_reader_waits_is_not_forgotten(credit, box, clock):
     wait(credit, box)
     clock.now += 2 * FORGET_AFTER
     assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
-    assert box.plain
+    assert box.is_normal
 
 
 def test_nothing_due_costs_nothing(credit, mailboxes, clock, monkeypatch):

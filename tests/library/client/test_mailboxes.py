@@ -261,17 +261,17 @@ def test_a_member_full_of_expired_messages_gets_the_next_one(boxes, clock, dropp
     assert dropped == {"mailbox_full": 1, "expired": 1}
 
 
-def test_an_announcement_reaches_every_mailbox_but_plain_ones(boxes):
-    """It exceeds the capacity if need be, wakes readers, and costs no plain channel a credit."""
+def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxes):
+    """It exceeds the capacity if need be, wakes readers, and costs no normal channel a credit."""
     boxes.deliver("a", mail(b"1"), 1)
-    plain = boxes.open("jobs", 9)
-    plain.plain = True
+    normal = boxes.open("jobs", 9)
+    normal.is_normal = True
     (reader,) = wait(boxes, boxes.open("b", 9))
     woken = []
     boxes.announce(list(boxes.boxes.values()), mail(b"2"), woken)
     assert woken == [reader]
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
-    assert payloads(boxes, plain) == []
+    assert payloads(boxes, normal) == []
 
 
 # Messages in flight
@@ -280,14 +280,14 @@ def test_an_announcement_reaches_every_mailbox_but_plain_ones(boxes):
 def test_settled_messages_are_not_in_flight_any_more(boxes):
     """A loss leaves ghosts, which settling clears; newer messages stay."""
     box = boxes.open("a", 9)
-    boxes.settle(box, 9)
+    boxes.passed(box, 9)
     for order in (1, 2, 5):
         boxes.sent(box, order)
-    boxes.settle(box, 2)
+    boxes.passed(box, 2)
     assert list(box.in_flight) == [5]
-    boxes.settle(box, 4)
+    boxes.passed(box, 4)
     assert list(box.in_flight) == [5]
-    boxes.settle(box, 5)
+    boxes.passed(box, 5)
     assert not box.in_flight
 
 
@@ -319,7 +319,7 @@ def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes, clock):
         clock.now += IDLE
         look(boxes, clock.now)
         assert boxes.boxes == {"a": box}
-    boxes.settle(box, 3)
+    boxes.passed(box, 3)
     clock.now += IDLE
     look(boxes, clock.now)
     assert boxes.boxes == {}
@@ -337,7 +337,7 @@ def test_an_idle_mailbox_is_forgotten(boxes, clock):
     assert boxes.boxes == {}
 
 
-@pytest.mark.parametrize("reason", ["mail", "reader", "group", "plain", "recently read"])
+@pytest.mark.parametrize("reason", ["mail", "reader", "group", "normal", "recently read"])
 def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
     """A message, a reader, a membership, a window or a recent read each keep it."""
     box = boxes.open("a", 9)
@@ -349,8 +349,8 @@ def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
             wait(boxes, box)
         case "group":
             box.memberships = 1
-        case "plain":
-            box.plain = True
+        case "normal":
+            box.is_normal = True
         case "recently read":
             boxes.take(box)
     look(boxes, clock.now)

@@ -93,7 +93,7 @@ def test_requests_are_repeated_in_the_order_in_which_they_began(requests):
     assert [numbers(requests.to_repeat(now)) for now in (1.0, 2.0)] == [[3, 1], [2, 3, 1]]
 
 
-def test_a_message_for_a_plain_channel_is_never_repeated(requests):
+def test_a_message_for_a_normal_channel_is_never_repeated(requests):
     """It is sent once, whatever is lost."""
     requests.begin(1, request(repeats=False, upstream=True), 0.0)
     assert requests.to_repeat(99.0) == []

@@ -171,7 +171,7 @@ def test_messages_are_sent_only_while_the_link_is_up(rig, state):
 
 def test_a_connection_begins_a_session_and_a_welcome_begins_to_verify(rig):
     """Whatever the exchange cannot know goes before the hello; an echo follows the welcome."""
-    rig.client.plain_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    rig.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     rig.link._subscriber_event(CONNECTED)
     assert rig.link.state is State.GREETING
     ((member,),) = rig.subscriber.greeted

@@ -1,10 +1,10 @@
-"""The queue of one plain channel."""
+"""The queue of one normal channel."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from channels_zmq_forwarder.plain_queue import ENTRY_SIZE, Entry, PlainQueue
+from channels_zmq_forwarder.channel_queue import ENTRY_SIZE, ChannelQueue, Entry
 
 A, B = b"a" * 16, b"b" * 16
 FOREVER = 1e9
@@ -15,7 +15,7 @@ def entry(number, payload=b""):
 
 
 def filled(*numbers):
-    queue = PlainQueue()
+    queue = ChannelQueue()
     for number in numbers:
         queue.put(entry(number))
     return queue
@@ -90,7 +90,7 @@ def test_a_window_can_be_closed():
 
 def test_a_window_that_was_never_used_is_not_remembered():
     """A reader that left without a message leaves nothing behind."""
-    queue = PlainQueue()
+    queue = ChannelQueue()
     queue.open_window(A, 1, 5)
     queue.open_window(A, 1, 0)
     assert queue.idle
@@ -170,7 +170,7 @@ def test_clearing_keeps_the_readers():
 
 def test_size_counts_payloads_and_entries():
     """Empty messages take memory, and so do jobs until they are settled, even without their payload."""
-    queue = PlainQueue()
+    queue = ChannelQueue()
     queue.put(entry(1, b"x" * 10))
     queue.put(entry(2))
     assert queue.size == 2 * ENTRY_SIZE + 10
@@ -187,7 +187,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.queue, self.number = PlainQueue(), 0
+        self.queue, self.number = ChannelQueue(), 0
         self.waiting, self.held, self.windows = set(), {}, {}
 
     @rule(size=st.integers(0, 9))

@@ -1,4 +1,4 @@
-"""The queue of one plain channel: what waits for a reader, how far each reader may go, and what is not settled yet.
+"""The queue of one normal channel: what waits for a reader, how far each reader may go, and what is not settled yet.
 
 In the data-flow diagram this is one row of the box inside the exchange that a message for a channel without `!` passes.
 Pure: no clock, no frames; `queues` decides and counts.
@@ -73,7 +73,7 @@ class Pending(NamedTuple):
 
     until: float
     since: float
-    send: wire.Plain
+    send: wire.Enqueue
 
     @property
     def size(self) -> int:
@@ -101,8 +101,8 @@ class Round:
 
 
 @dataclass(slots=True, eq=False)
-class PlainQueue:
-    """What waits on one plain channel, who may take it, and what its clients have not settled."""
+class ChannelQueue:
+    """What waits on one normal channel, who may take it, and what its clients have not settled."""
 
     waiting: dict[int, Entry] = field(default_factory=dict)
     credits: dict[bytes, Credit] = field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""Plain channels that a process has added to groups or removed from them."""
+"""Normal channels that a process has added to groups or removed from them."""
 
 import pytest
 
-from channels_zmq.client.plain_members import REMOVALS_KEPT, PlainMembers
+from channels_zmq.client.normal_members import REMOVALS_KEPT, NormalMembers
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
@@ -10,7 +10,7 @@ INBOX = b"0123456789abcdef"
 
 @pytest.fixture
 def members(clock):
-    return PlainMembers(clock)
+    return NormalMembers(clock)
 
 
 def member(channel=b"jobs", *, add=1, life=0, n=5, group=b"g"):

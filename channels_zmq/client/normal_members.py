@@ -1,6 +1,6 @@
-"""Plain channels that this process has added to groups, or removed from them, and what an exchange must learn of it.
+"""Normal channels that this process has added to groups, or removed from them, and what an exchange must learn of it.
 
-Pure. A plain channel is a member at the exchange, which forgets its members when it ends. So each process repeats
+Pure. A normal channel is a member at the exchange, which forgets its members when it ends. So each process repeats
 what it knows at the start of every session, before its hello: an exchange that settles knows the members before it
 serves. Each note has an age. Of an addition and a removal the exchange believes the younger, so that a channel which
 was removed stays removed, although another process still believes that it is a member.
@@ -24,7 +24,7 @@ class _Note:
     since: float
 
 
-class PlainMembers:
+class NormalMembers:
     """The notes of one process.
 
     Args:
