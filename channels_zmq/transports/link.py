@@ -323,6 +323,7 @@ class Link:
         self.state = state
         self._passes = False
         if former is State.UP and state is not State.UP:
+            self._echo = None
             self._went_down()
         return True
 
@@ -353,7 +354,7 @@ class Link:
             if self._enter(Event.PUSH_CONNECTED):
                 self._send_echo()
         elif self._enter(Event.PUSH_LOST):
-            self._verify()
+            self._verifying_since = time.monotonic()  # an echo is worth sending once there is a connection again
 
     def _was_refused(self, reason: str) -> None:
         self.refusal = reason
@@ -428,8 +429,8 @@ class Link:
         if self.state is not State.UP and (self._keys.have_changed() or self._resolved_otherwise()):
             self._connect_anew()
         due = min(now + TICK_EVERY, self._subscriber.due)
-        if self.state is State.VERIFYING and self._echo is not None:
-            due = min(due, self._keep_verifying(self._echo, now))
+        if self.state is State.VERIFYING:
+            self._keep_verifying(now)
         self._replace_stale_push(now)
         self._flush_outbox()
         if len(self._outbox) and self.state is State.UP:
@@ -453,16 +454,15 @@ class Link:
         except ConfigurationError as error:
             self._client.counters.report(logging.ERROR, "%s", error)
 
-    def _keep_verifying(self, echo: _Echo, now: float) -> float:
+    def _keep_verifying(self, now: float) -> None:
         welcome = self._subscriber.welcome
         serves = welcome is not None and welcome.state == wire.State.SERVING
         if serves and now - self._verifying_since > ECHO_PATIENCE:
             self._client.counters.report(logging.WARNING, "no echo from %s: connecting anew", self._pull.address)
             self._replace_push()
             self._verify()
-        elif now >= echo.sent_at + ECHO_EVERY:
+        elif self._echo is not None and now >= self._echo.sent_at + ECHO_EVERY:
             self._send_echo()
-        return now + ECHO_EVERY
 
     def _replace_stale_push(self, now: float) -> None:
         """Drop what the PUSH has held since before an outage, once all of it has expired."""

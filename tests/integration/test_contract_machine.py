@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from relays import Relay
 
 TOPOLOGIES = ["embedded-inproc", "embedded-tcp", "dedicated"]
-QUICK = settings(max_examples=30, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
-THOROUGH = settings(QUICK, max_examples=150, stateful_step_count=80)
+QUICK = settings(max_examples=12, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+THOROUGH = settings(QUICK, max_examples=100, stateful_step_count=80)
 MAX_READERS = 3
 NORMAL = ["jobs", "a-b", ".a..b", "line\n", "d\u0663_1", "x.0123456789abcdef"]
 """Names of normal channels; Channels accepts each of them behind a prefix."""

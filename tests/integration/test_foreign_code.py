@@ -18,7 +18,7 @@ from channels.exceptions import ChannelFull
 from forwarders import PATIENCE, Forwarder, close_all, until
 from peers import wait_until
 
-from channels_zmq import connection, serializers
+from channels_zmq import connection, reports, serializers
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
@@ -212,6 +212,7 @@ def test_a_handler_that_raises_gets_the_next_record_all_the_same(
         await until(lambda: len(lines) == 2)
 
     run(scenario())
+    reports.flush(PATIENCE)
     assert "unroutable" in lines[1]
     assert "no place to write to" in capfd.readouterr().err
 
