@@ -8,6 +8,8 @@ LOCK ?= dev
 EDITABLE ?= -e forwarder -e . -e operator
 SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts
 PYTEST := $(BIN)/python -m pytest
+# The tests wait more than they compute: on real sockets, processes and deadlines.
+JOBS ?= 3
 
 .DEFAULT_GOAL := help
 
@@ -36,7 +38,7 @@ demo-dedicated: $(STAMP) ## The same chat by a forwarder, two web processes and 
 	@$(BIN)/python examples/chat/demo.py dedicated
 
 test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n $(JOBS) -m "not slow"
 
 test-all: $(STAMP) ## Run every test; browser tests need chromium, some need redis-server
 	$(PYTEST)

@@ -553,6 +553,8 @@ class Connection:
         with self._step:
             if self.closed:
                 return now + NEVER
+            if self._changes:
+                return now  # one that has just come: it is announced before held messages are sent
             due = self.client.keep(now, SLICE)
             if self._transport.is_connected:
                 self._repeat_requests(now)

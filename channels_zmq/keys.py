@@ -101,6 +101,7 @@ class KeyWatch:
         """Why they could not be read."""
         self._source = source
         self._found: ClientKeys | None = None
+        self._has_looked = False
         self._refused = False
 
     def may_connect(self) -> bool:
@@ -119,26 +120,28 @@ class KeyWatch:
         return True
 
     def refused(self) -> None:
-        """Note that the other side has refused the keys: it may accept them later, but ZeroMQ does not try again."""
+        """Note that the other side has refused the keys, or their absence.
+
+        It may accept them later, but ZeroMQ does not try again.
+        """
         self._refused = True
 
     def look(self) -> None:
         """Read the keys again. Keys that cannot be read change nothing."""
-        if self._source is None:
-            return
         try:
-            self._found = self._source.read()
+            self._found = self._source.read() if self._source is not None else None
         except ConfigurationError as error:
             self.problem = str(error)
         else:
             self.problem = ""
+            self._has_looked = True
 
     def have_changed(self) -> bool:
         """Return whether the last look has found keys to connect with: new ones, or some that were refused."""
-        found, self._found = self._found, None
-        if found is None or (found == self.current and not self._refused):
+        has_looked, self._has_looked = self._has_looked, False
+        if not has_looked or (self._found == self.current and not self._refused):
             return False
-        self.current, self._refused = found, False
+        self.current, self._refused = self._found, False
         return True
 
 

@@ -106,6 +106,13 @@ def test_without_curve_there_is_nothing_to_watch():
     assert watch.current is None
 
 
+def test_a_process_without_keys_that_was_refused_tries_again():
+    """The other side may drop CURVE; it takes one look for each attempt."""
+    watch = KeyWatch(None)
+    watch.refused()
+    assert [watch.have_changed(), changed(watch), changed(watch)] == [False, True, False]
+
+
 def test_keys_by_value_never_change():
     """They are read once to connect."""
     watch = KeyWatch(by_value())
