@@ -30,6 +30,7 @@ def worker(
         "GROUP": "room",
         "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": forwarder.pull,
         "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": forwarder.pub,
+        "CHANNELS_ZMQ_LINGER": "20",  # a busy machine may take longer than a second to connect a new process
         **variables,
     }
     (folder / "broker" / "control").mkdir(parents=True)

@@ -42,7 +42,7 @@ import asyncio, multiprocessing
 from channels_zmq.core import DedicatedZmqChannelLayer
 def send(first):
     async def main():
-        layer = DedicatedZmqChannelLayer(**{forwarder.config!r})
+        layer = DedicatedZmqChannelLayer(**{forwarder.config!r}, linger=20)
         await layer.group_add("other", await layer.new_channel())
         for number in range(first, first + 100):
             await layer.group_send("chat", {{"n": number}})
