@@ -1,10 +1,22 @@
 """What an address stands for. A name is resolved by the housekeeper, never on an event loop or under the lock."""
 
+from ipaddress import ip_address
+
 import zmq
 
 from channels_zmq_forwarder.sockets import TCP, resolve
 
 _IPV6_LITERAL = f"{TCP}["
+
+
+def _is_literal(address: str) -> bool:
+    """Return whether there is nothing to resolve: a fork while another thread resolves may leave a lock behind."""
+    host = address.removeprefix(TCP).rpartition(":")[0]
+    try:
+        ip_address(host.strip("[]"))
+    except ValueError:
+        return not address.startswith(TCP)
+    return True
 
 
 class Endpoint:
@@ -24,7 +36,7 @@ class Endpoint:
 
     def look(self) -> None:
         """Resolve a name again. Blocks while the system does it."""
-        if self.address.startswith(_IPV6_LITERAL):
+        if _is_literal(self.address):
             return
         try:
             found = resolve(self.address)
