@@ -59,12 +59,7 @@ class EmbeddedReader:
         """
         self._subscriber = Subscriber(self._context, _reachable(self.address), self._options, self._client)
         try:
-            if self._keys.may_connect():
-                self._subscriber.connect(self._keys.current)
-            else:
-                self._client.counters.report(
-                    logging.WARNING, "not connecting to %s yet: %s", self.address, self._keys.problem
-                )
+            self._subscriber.connect_first(self._keys)
         except ConfigurationError:
             self._context.destroy(linger=0)
             raise

@@ -132,13 +132,8 @@ class Link:
         self._subscriber = Subscriber(self._context, self._pub_address, self._options, self._client)
         self._push, self._push_monitor = self._open_push()
         try:
-            if self._keys.may_connect():
-                self._subscriber.connect(self._keys.current)
+            if self._subscriber.connect_first(self._keys):
                 self._connect_push()
-            else:
-                self._client.counters.report(
-                    logging.WARNING, "not connecting to %s yet: %s", self.address, self._keys.problem
-                )
         except ConfigurationError:
             self._context.destroy(linger=0)
             raise

@@ -6,6 +6,7 @@ the exchange welcomes it.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable
 from math import inf
@@ -15,7 +16,7 @@ from zmq.constants import SocketOption
 
 from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
-from channels_zmq.keys import ClientKeys
+from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Endpoint
 from channels_zmq_forwarder import wire
@@ -76,6 +77,19 @@ class Subscriber:
         self._socket.set(zmq.MAXMSGSIZE, options.max_message_size + wire.MAX_OVERHEAD)
         self.monitor = monitor(self._socket)
         self.descriptor = number(self._socket, zmq.FD)
+
+    def connect_first(self, keys: KeyWatch) -> bool:
+        """Connect for the first time, unless a key file is missing so far; return whether it does.
+
+        Raises:
+            ConfigurationError: If the address or a key is invalid.
+        """
+        if not keys.may_connect():
+            line = "not connecting to %s yet: %s"
+            self._client.counters.report(logging.WARNING, line, self.endpoint.address, keys.problem)
+            return False
+        self.connect(keys.current)
+        return True
 
     def connect(self, keys: ClientKeys | None) -> bool:
         """Connect, for the first time or anew with other keys; the subscriptions stay.
