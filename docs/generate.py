@@ -77,6 +77,7 @@ def vectors() -> dict[str, Any]:
         "encoding": f"frames and the fields {', '.join(HEXADECIMAL)} in hexadecimal; other bytes as text",
         "frames": [_vector(name, layout, *case) for name, layout in LAYOUTS.items() for case in _cases(layout)],
         "messages": [_message(*case) for case in _message_cases()],
+        "forwarders": [_list(*case) for case in _lists()],
         "malformed": list(_malformed()),
     }
 
@@ -89,9 +90,16 @@ def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
     zero = [bytes(8) if code == "s" else 0 for code in codes]
     names = [b"fedcba9876543210", b"room", b"jobs"][-layout.names :] if layout.names else []
     payload = [b"\x81\xa4text\xa2hi"] if layout.parts > layout.names else []
+    if _ends_with_list(layout):
+        payload = [b""]
     yield "small numbers", [*small, *names, *payload]
     yield "zeros", [*zero, *names, *payload]
     yield "largest numbers", [*largest, *names, *payload]
+    if _ends_with_list(layout):
+        known = wire.KnownForwarder(b"tcp://10.0.0.1:5555", b"tcp://10.0.0.1:5556", True)
+        other = wire.KnownForwarder(b"tcp://10.0.0.2:5555", b"tcp://10.0.0.2:5556", False)
+        yield "a list of forwarders", [*small, wire.encode_forwarders([known, other])]
+        return
     if names:
         foreign = [*names[:-1], "Zürich.\u0967\u0968\U0001d7d8".encode()]
         longest = [*names[:-1], ("\U0001d7d8" * 99).encode()]
@@ -100,6 +108,10 @@ def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
     if payload:
         yield "empty payload", [*small, *names, b""]
         yield "a payload with NULs", [*small, *names, b"\x00\x01\x00"]
+
+
+def _ends_with_list(layout: AnyLayout) -> bool:
+    return layout in (wire.HELLO, wire.WELCOME)
 
 
 def _vector(name: str, layout: AnyLayout, title: str, values: list[Any]) -> Fields:
@@ -117,11 +129,15 @@ def _shown(field: str, value: Any) -> Any:
 def _message_cases() -> Iterator[tuple[str, Fields]]:
     typical: Fields = {"sender": b"\x11" * 8, "number": 123_456_789, "flags": 0, "ttl": 60_000, "payload": b"\x80"}
     first: Fields = typical | {"flags": wire.FLAG_FIRST}
-    largest: Fields = typical | {"sender": b"\xff" * 8, "number": 2**64 - 1, "flags": 255, "ttl": 2**32 - 1}
+    sent_again = wire.FLAG_AGAIN | wire.FLAG_ELSEWHERE | wire.FLAG_ACKNOWLEDGED
+    largest: Fields = typical | {"sender": b"\xff" * 8, "number": 2**64 - 1, "flags": 255 - sent_again}
+    largest["ttl"] = 2**32 - 1
     for title, fields in (
         ("typical", typical),
         ("the first of a run", first),
         ("largest numbers", largest),
+        ("sent again", typical | {"flags": wire.FLAG_AGAIN, "age": 1234}),
+        ("sent again by another exchange", first | {"flags": wire.FLAG_FIRST | sent_again, "age": 2**32 - 1}),
         ("empty payload", typical | {"payload": b""}),
         ("a payload with NULs", typical | {"payload": b"\x00\x00"}),
     ):
@@ -138,9 +154,37 @@ def _message(title: str, fields: Fields) -> Fields:
     else:
         kind, prefix = "direct", wire.direct_prefix(fields["inbox"])
         body = wire.direct_body(fields["channel"], fields["payload"])
-    frame = wire.ordered(prefix, fields["sender"], fields["number"], fields["flags"], fields["ttl"], body)
+    flags = fields["flags"] & ~(wire.FLAG_AGAIN | wire.FLAG_ELSEWHERE | wire.FLAG_ACKNOWLEDGED)
+    frame = wire.ordered(prefix, fields["sender"], fields["number"], flags, fields["ttl"], body)
+    if "age" in fields:
+        elsewhere, acknowledged = (bool(fields["flags"] & flag) for flag in (4, 8))
+        frame = wire.again(frame, fields["ttl"], fields["age"], elsewhere=elsewhere, acknowledged=acknowledged)
     shown = {name: _shown(name, value) for name, value in fields.items()}
     return {"name": f"{kind}: {title}", "kind": kind, "fields": shown, "hex": frame.hex()}
+
+
+def _lists() -> Iterator[tuple[str, list[wire.KnownForwarder]]]:
+    yield "none", []
+    yield "one", [wire.KnownForwarder(b"tcp://10.0.0.1:5555", b"tcp://10.0.0.1:5556", True, b"0123456789abcdef")]
+    tcp = wire.KnownForwarder(b"tcp://[fd00::1]:5555", b"tcp://[fd00::1]:5556", False)
+    yield "two", [tcp, wire.KnownForwarder(b"ipc:///run/a pull", b"ipc:///run/a pub", True)]
+    longest = b"ipc:///".ljust(wire.MAX_ADDRESS, b"x")
+    yield "the longest addresses", [wire.KnownForwarder(longest, longest, True, b"f" * wire.INSTANCE_DIGITS)]
+    yield (
+        "the longest list",
+        [wire.KnownForwarder(b"a%d" % number, b"b", True) for number in range(wire.MAX_FORWARDERS)],
+    )
+
+
+def _list(title: str, known: list[wire.KnownForwarder]) -> Fields:
+    shown = [
+        {
+            field: value.decode() if isinstance(value, bytes) else value
+            for field, value in zip(each._fields, each, strict=True)
+        }
+        for each in known
+    ]
+    return {"name": f"forwarders: {title}", "forwarders": shown, "hex": wire.encode_forwarders(known).hex()}
 
 
 def _malformed() -> Iterator[Fields]:
@@ -159,7 +203,7 @@ def _malformed() -> Iterator[Fields]:
             bad["an empty name"] = good[:head] + b"\0" * (layout.parts - 1)
             texts = [b"n" * (wire.MAX_NAME + 1)] * layout.names + [b""] * (layout.parts - layout.names)
             bad["a name that is too long"] = good[:head] + b"\0".join(texts)
-        elif name not in ("hello", "welcome"):
+        elif not layout.parts:
             bad["a byte too many"] = good + b"\0"
         if layout in wire.INBOX_LAYOUTS:
             bad["no NUL behind the inbox"] = good.replace(INBOX + b"\0", INBOX + b"0", 1)
@@ -177,6 +221,22 @@ def _malformed() -> Iterator[Fields]:
         ("a channel that is not UTF-8", "direct", direct[:-4] + b"\xff!b\0"),
     ):
         yield {"name": f"{kind}: {title}", "kind": kind, "hex": data.hex()}
+    too_long = b"x" * (wire.MAX_ADDRESS + 1)
+    for title, data in (
+        ("one address", b"1pull"),
+        ("two addresses without an instance", b"1pull\0pub"),
+        ("neither 0 nor 1", b"2pull\0pub\0"),
+        ("no digit", b"pull\0pub\0"),
+        ("an empty first address", b"1\0pub\0"),
+        ("an empty second address", b"1pull\0\0"),
+        ("a first address that is too long", b"1" + too_long + b"\0pub\0"),
+        ("a second address that is too long", b"1pull\0" + too_long + b"\0"),
+        ("an instance that is too short", b"1pull\0pub\0" + b"0123456789abcde"),
+        ("an instance with uppercase digits", b"1pull\0pub\0" + b"0123456789ABCDEF"),
+        ("a NUL behind the last instance", b"1pull\0pub\0\0"),
+        ("too many", b"\0".join([b"1pull\0pub\0"] * (wire.MAX_FORWARDERS + 1))),
+    ):
+        yield {"name": f"forwarders: {title}", "kind": "forwarders", "hex": data.hex()}
 
 
 # Tables

@@ -17,7 +17,11 @@ BAD_USAGE = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a forwarder until SIGTERM or SIGINT; return the exit code, 2 for invalid settings."""
+    """Run a forwarder until SIGTERM or SIGINT, a second of which ends it at once.
+
+    Returns:
+        The exit code, 2 for invalid settings.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["keygen"]:
         return keygen(given[1:])
@@ -64,10 +68,14 @@ def _run(settings: Settings) -> None:
 
 
 async def _until_signal(settings: Settings) -> None:
-    stop = asyncio.Event()
+    stop, end = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (end if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    await serve(settings, stop, end=end)
 
 
 def _log(settings: Settings) -> None:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.memory import MemoryGuard
 from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_forwarder.sockets import AddressError
 from channels_zmq_forwarder.zap import Gate
@@ -36,6 +37,8 @@ DROP_CAUSES = (
     "flushed",
     "memory",
     "revoked_key",
+    "forwarders",
+    "not_returned",
 )
 LISTED = 50
 """How many groups and queues the status page lists."""
@@ -48,13 +51,17 @@ class Admin:
         exchange: The exchange to report on.
         traffic: The counters of the pump.
         gate: The gate that counts refused connections; None without CURVE.
+        memory: Decides what is refused; None without a limit.
     """
 
-    def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None = None) -> None:
+    def __init__(
+        self, exchange: Exchange, traffic: Traffic, gate: Gate | None = None, memory: MemoryGuard | None = None
+    ) -> None:
         self._exchange, self._traffic = exchange, traffic
+        self._memory = memory or MemoryGuard(0, time.monotonic)
         self._started = time.monotonic()
         self.registry = CollectorRegistry()
-        self.registry.register(_State(exchange, traffic, gate))
+        self.registry.register(_State(exchange, traffic, gate, self._memory))
         ProcessCollector(registry=self.registry)
         self._lag = Histogram(
             f"{PREFIX}_loop_lag_seconds",
@@ -114,8 +121,10 @@ class Admin:
         return web.Response(text="alive\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        serving = self._exchange.state is wire.State.SERVING
-        return web.Response(text=f"{self._exchange.state.name.lower()}\n", status=200 if serving else 503)
+        state = self._exchange.state
+        is_ready = state is wire.State.SERVING and self._memory.is_ready
+        reason = state.name.lower() if self._memory.is_ready else "short of memory"
+        return web.Response(text=f"{reason}\n", status=200 if is_ready else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(
@@ -134,6 +143,7 @@ class Admin:
                 "state": exchange.state.name.lower(),
                 "uptime": time.monotonic() - self._started,
                 "clients": len(exchange.clients),
+                "refuses": self._memory.refuses.name.lower(),
                 "frames_in": traffic.frames_in,
                 "bytes_in": traffic.bytes_in,
                 "frames_out": traffic.frames_out,
@@ -164,8 +174,8 @@ class Admin:
 class _State(Collector):
     """Collects metrics from exchange and pump at each scrape, so that counting costs a frame next to nothing."""
 
-    def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None) -> None:
-        self._exchange, self._traffic, self._gate = exchange, traffic, gate
+    def __init__(self, exchange: Exchange, traffic: Traffic, gate: Gate | None, memory: MemoryGuard) -> None:
+        self._exchange, self._traffic, self._gate, self._memory = exchange, traffic, gate, memory
 
     def collect(self) -> Iterator[Metric]:
         exchange, traffic = self._exchange, self._traffic
@@ -190,6 +200,11 @@ class _State(Collector):
         yield drops
         for name, text, amount in (
             ("ready", "1 while producers are accepted.", float(exchange.state is wire.State.SERVING)),
+            (
+                "memory_refusing",
+                "Messages refused because memory is short: 0 none, 1 large ones, 2 all.",
+                self._memory.refuses,
+            ),
             ("clients", "Connected client processes.", len(exchange.clients)),
             ("subscriptions", "Topics with a subscriber: groups and processes.", len(exchange.topics)),
             ("queues", "Normal channels with messages or readers.", len(exchange.queues)),

@@ -7,6 +7,7 @@ answer to one of them before it has published the others, since each call leaves
 - Group and inbox frames are relayed unchanged; their payload is never decoded.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
+- An exchange that ends drains first: clients send by others, and take back what waits here.
 - Every frame that does not reach its destination is counted, by cause.
 """
 
@@ -16,6 +17,8 @@ from collections.abc import Callable
 from math import inf
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.directory import Address, Directory
+from channels_zmq_forwarder.drain import Drain, Outcome, Way
 from channels_zmq_forwarder.flushes import Flushes
 from channels_zmq_forwarder.members import NormalMembers
 from channels_zmq_forwarder.queues import ChannelQueues, Limits
@@ -23,7 +26,7 @@ from channels_zmq_forwarder.queues import ChannelQueues, Limits
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
 ANNOUNCE_EVERY = 1.0
-"""Seconds between two rounds of welcomes that report how many clients there are."""
+"""Seconds between two rounds of welcomes that report how many clients there are and which forwarders they know."""
 ANNOUNCE_AT_ONCE = 1000
 _DIRECT = b"\0" + bytes([wire.DIRECT])
 
@@ -51,8 +54,11 @@ class Exchange:
         self.drops: Counter[str] = Counter()
         self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
+        self.directory = Directory(self.drops)
+        self._drain = Drain(self.queues, clock, self.drops)
         self._members = NormalMembers(limits.queue_names)
         self._announced = 0
+        self._announced_news: frozenset[tuple[Address, bool]] = frozenset()
         self._to_inform: list[bytes] = []
         self._next_round = -inf
         self._flushes = Flushes(clock)
@@ -67,6 +73,8 @@ class Exchange:
             wire.RECEIVED.kind: self._received,
             wire.TOTAL.kind: self._total,
             wire.BACK.kind: self._back,
+            wire.TAKEN.kind: self._taken,
+            wire.DETACH.kind: lambda frame: self._detach(frame, Way.UPSTREAM),
             # A client of an embedded producer has no PUSH:
             wire.INBOX: self._relay_request,
             wire.MEMBER.kind: self._member,
@@ -81,6 +89,8 @@ class Exchange:
             wire.ECHO.kind: self._echo,
             wire.FLUSH.kind: self._flush,
             wire.FLUSHED.kind: self._flushed,
+            wire.BACK.kind: self._back,
+            wire.DETACH.kind: lambda frame: self._detach(frame, Way.INBOUND),
         }
         self.relays_unchanged = True
         """Whether group and direct messages may be relayed unchanged without a call to `inbound`."""
@@ -114,20 +124,46 @@ class Exchange:
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state; return the welcomes that report it to every client."""
         self.state = state
-        self._announced = len(self.clients)
+        self._announced, self._announced_news = len(self.clients), self.directory.news
         return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
-    def announce(self) -> list[bytes]:
-        """Return welcomes that report the number of clients if it has changed; to be called several times a second.
+    def drain(self, until: float) -> list[bytes]:
+        """Begin to end, until a time of the clock at the latest; return the welcomes that report it and what follows.
 
-        A successor waits for as many clients as its first client knows of. A round over all clients begins once in
-        `ANNOUNCE_EVERY` at most, and a call returns `ANNOUNCE_AT_ONCE` welcomes at most.
+        Frames are taken as before. The clients that take part detach, and are returned what waits (`drain.py`).
+        """
+        self._next_round = self._clock() + ANNOUNCE_EVERY
+        return [*self._drain.begin(until), *self.enter(wire.State.DRAINING), *self._drain.step()]
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether `drain` has done all that it can do, or its time is over."""
+        return self._drain.is_over
+
+    @property
+    def participants(self) -> int:
+        """How many clients take part in a drain."""
+        return len(self._drain)
+
+    def end(self) -> Outcome:
+        """Count the messages that wait as lost, because the exchange ends; return how its drain went."""
+        return self._drain.end()
+
+    def announce(self) -> list[bytes]:
+        """Return welcomes if the number of clients has changed, or if they know more forwarders than before.
+
+        To be called several times a second. A successor waits for as many clients as its first client knows of. A round
+        over all clients begins once in `ANNOUNCE_EVERY` at most; a call returns `ANNOUNCE_AT_ONCE` welcomes at most.
+        Rounds go on while clients are expected to detach, since a welcome may have been lost.
         """
         now = self._clock()
         if not self._to_inform:
-            if len(self.clients) == self._announced or now < self._next_round:
+            news = self.directory.news
+            self._announced_news &= news  # one that comes back is news
+            is_known = len(self.clients) == self._announced and news == self._announced_news
+            if (is_known and not self._drain.is_expecting) or now < self._next_round:
                 return []
-            self._announced, self._next_round = len(self.clients), now + ANNOUNCE_EVERY
+            self._announced, self._announced_news, self._next_round = len(self.clients), news, now + ANNOUNCE_EVERY
             self._to_inform = list(self.clients)
         inboxes = self._to_inform[-ANNOUNCE_AT_ONCE:]
         del self._to_inform[-ANNOUNCE_AT_ONCE:]
@@ -140,7 +176,7 @@ class Exchange:
 
     def due(self) -> float:
         """Return when `sweep` may have something to do."""
-        return min(self.queues.due(), self._members.due(), self._flushes.due())
+        return min(self.queues.due(), self._members.due(), self._flushes.due(), self._drain.due())
 
     def sweep(self) -> list[bytes]:
         """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
@@ -148,7 +184,7 @@ class Exchange:
         self._members.expire(self._clock())
         self._flushes.expire()
         self._choose_path()
-        return out
+        return out + self._drain.step() if self._drain.has_begun else out
 
     def groups(self) -> list[bytes]:
         """Return the names of the groups that have a subscriber."""
@@ -160,10 +196,12 @@ class Exchange:
             self.drops["malformed"] += 1
             return NOTHING
         try:
-            return handler(frame)
+            out = handler(frame)
         except wire.FrameError:
             self.drops["malformed"] += 1
             return NOTHING
+        # Any frame may have ended a client or put a message into a queue.
+        return [*out, *self._drain.step()] if self._drain.has_begun else out
 
     # Subscribers
 
@@ -186,6 +224,7 @@ class Exchange:
             self.drops["version_mismatch"] += 1
             # A welcome reports our version; the client would understand nothing else.
             return [self._welcome(hello.inbox, hello.session)]
+        forwarders = wire.decode_forwarders(hello.forwarders)
         known = self.clients.get(hello.inbox)
         if known is not None and hello.session < known:
             # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor.
@@ -195,15 +234,23 @@ class Exchange:
         if hello.session != known:
             out = self.queues.begin(hello.inbox, hello.session)
             self.clients[hello.inbox] = hello.session
+        self.directory.update(hello.inbox, forwarders)
+        if forwarders:
+            self._drain.join(hello.inbox, hello.session)
+        else:  # of the first release
+            self._drain.leave(hello.inbox)
         return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
     def _welcome(self, inbox: bytes, session: int) -> bytes:
+        forwarders = self.directory.encoded if inbox in self.directory else b""
         return wire.WELCOME.encode(
-            wire.Welcome(inbox, wire.VERSION, self.state, self.instance, session, len(self.clients))
+            wire.Welcome(inbox, wire.VERSION, self.state, self.instance, session, len(self.clients), forwarders)
         )
 
     def _forget(self, inbox: bytes) -> list[bytes]:
         self.clients.pop(inbox, None)
+        self.directory.remove(inbox)
+        self._drain.leave(inbox)
         return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
 
     def _sync(self, frame: bytes) -> list[bytes]:
@@ -214,12 +261,14 @@ class Exchange:
 
     def _group(self, frame: bytes) -> Frames:
         end = wire.topic_end(frame)
-        _, _, _, ttl, start = wire.read_order(frame, end + 1)
+        run, number, flags, ttl, start = wire.read_order(frame, end + 1)
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
-        members = self._members.of(frame[1:end], self._clock(), self._published)
-        if not members:
+        now = self._clock()
+        published = now - wire.age_of(frame) / 1000 if flags & wire.FLAG_AGAIN else self._published
+        members = self._members.of(frame[1:end], now, published)
+        if not members or not self._members.is_new(run, number, flags):
             return (frame,)
         payload, out = frame[start:], [frame]
         for channel, member in members:
@@ -260,12 +309,13 @@ class Exchange:
         cause = self._refused(frame)
         if cause:
             self._dropped(cause)
-            answer = wire.Status.OK if cause == "flushed" else wire.Status.FULL
+            answer = wire.Status.OK if cause == "flushed" else wire.Status.MEMORY
             return [self._confirm(send.inbox, send.n, answer)]
         return self.queues.put(send)
 
     def _ready(self, frame: bytes) -> list[bytes]:
-        return self.queues.ready(wire.READY.decode(frame))
+        ready = wire.READY.decode(frame)
+        return self.queues.ready(ready._replace(limit=0) if ready.inbox in self._drain else ready)
 
     def _received(self, frame: bytes) -> list[bytes]:
         return self.queues.received(wire.RECEIVED.decode(frame))
@@ -280,6 +330,14 @@ class Exchange:
     def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
         return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
+
+    def _taken(self, frame: bytes) -> Frames:
+        self._drain.take(wire.TAKEN.decode(frame))
+        return NOTHING
+
+    def _detach(self, frame: bytes, way: Way) -> Frames:
+        self._drain.detach(wire.DETACH.decode(frame), way)
+        return NOTHING
 
     # Normal channels as members of groups
 

@@ -7,6 +7,7 @@ time is an argument.
 - Adding again lengthens its life and never shortens it.
 - Of an add and a discard the later one wins, in whatever order they arrive: clients repeat both to every exchange that
   they connect to. Discards are remembered for that.
+- Of a message that is sent again each queue takes one copy: the last number of each sender and group is remembered.
 - Every living process that added a member is notified when it is discarded.
 """
 
@@ -16,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-from channels_zmq_forwarder.wire import Member, Status
+from channels_zmq_forwarder.wire import FLAG_ELSEWHERE, Member, Status
 
 Name = tuple[bytes, bytes]
 """A group and a normal channel."""
@@ -44,6 +45,7 @@ class NormalMembers:
         self._limit = limit
         self._groups: dict[bytes, dict[bytes, NormalMember]] = {}
         self._discards: OrderedDict[Name, float] = OrderedDict()
+        self._copied: OrderedDict[bytes, int] = OrderedDict()  # the last number of each run that was copied
         # Members by the end of their life. An item whose member has left or lives longer is skipped.
         self._expiry: list[tuple[float, Name]] = []
 
@@ -51,6 +53,22 @@ class NormalMembers:
         """Return the channels that belong to a group, without those added after a message was `published`."""
         members = self._groups.get(group)
         return [one for one in members.items() if one[1].expires > now and one[1].since <= published] if members else []
+
+    def is_new(self, run: bytes, number: int, flags: int) -> bool:
+        """Return whether a message is to be copied, and note it: no queue may get a copy of one message twice.
+
+        Of a message that is sent again because another instance was lost, that one may have queued the copies.
+
+        Args:
+            run: Names the sender and the group.
+            number: Of the message in its run.
+            flags: Of the message.
+        """
+        last = self._copied.pop(run, 0)
+        self._copied[run] = max(number, last)
+        if len(self._copied) > self._limit:
+            self._copied.popitem(last=False)
+        return number > last and not flags & FLAG_ELSEWHERE
 
     def join(self, member: Member, now: float, is_living: Callable[[bytes], bool]) -> Status | None:
         """Add a channel to a group.
@@ -115,6 +133,7 @@ class NormalMembers:
         self._groups.clear()
         self._discards.clear()
         self._expiry.clear()
+        self._copied.clear()
         self.count = 0
 
     def _remove(self, name: Name) -> None:

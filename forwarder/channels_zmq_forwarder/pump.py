@@ -67,7 +67,8 @@ class Pump:
         self.held = False
         """Whether producers are not read for now, because disconnected consumers have not reconnected yet."""
         self._revoked: frozenset[bytes] = frozenset()
-        self._inboxes: dict[bytes, set[bytes]] = {}  # of each key that has subscribed; empty before its first hello
+        self._keys: dict[int, bytes] = {}  # of the connections that have subscribed, by their file descriptor
+        self._greeted: dict[bytes, bytes] = {}  # by which key each client has said hello last
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
@@ -138,8 +139,8 @@ class Pump:
     def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
         """Revoke keys: their holders can neither send nor receive any more.
 
-        Their frames are dropped. libzmq cannot close a single connection: if the holder of one still subscribes, all
-        consumers are disconnected, and producers are not read until `held` is False again.
+        Their frames are dropped. libzmq cannot close a single connection: if there is one by which the holder of a
+        revoked key subscribes, all consumers are disconnected, and producers are not read until `held` is False again.
 
         Returns:
             The inboxes of the clients that were disconnected and may reconnect.
@@ -147,12 +148,15 @@ class Pump:
         assert self._gate is not None, "keys need a gate"
         assert self._gate.allowed is not None, "only a list can revoke one"
         self._revoked = (self._revoked | keys) - self._gate.allowed.keys
-        living = {key: inboxes & self.exchange.clients.keys() for key, inboxes in self._inboxes.items()}
-        if not any(key in self._revoked and (living[key] or not self._inboxes[key]) for key in living):
+        connected = self._gate.connected(self._xpub)
+        self._keys = {descriptor: key for descriptor, key in self._keys.items() if descriptor in connected}
+        if self._revoked.isdisjoint(self._keys.values()):
             return set()
+        living = {inbox for inbox, key in self._greeted.items() if key not in self._revoked}
         self.held = True
+        living &= self.exchange.clients.keys()
         self._reopen_publisher()
-        return {inbox for key, inboxes in living.items() if key not in self._revoked for inbox in inboxes}
+        return living
 
     def _reopen_publisher(self) -> None:
         assert self._gate is not None, "only a revoked key makes it necessary"
@@ -162,7 +166,8 @@ class Pump:
         self._xpub.close()
         for topic in list(self.exchange.topics):
             self.exchange.upstream(wire.unsubscription(topic))
-        self._inboxes.clear()
+        self._keys.clear()
+        self._greeted.clear()
         self._open_publisher()
         for address in self._published_at:
             bind_again(self._xpub, address)
@@ -198,15 +203,15 @@ class Pump:
     def _recv_known(self, flag: int) -> bytes:
         """Receive a frame from XPUB and record the key of its sender."""
         frame = self._xpub.recv(flag, copy=False)
-        data, user = frame.bytes, _user(frame)
-        if not user:
+        data, key = frame.bytes, _user(frame)
+        if not key:
             return data  # XPUB makes unsubscriptions by itself when a connection ends
-        inboxes = self._inboxes.setdefault(user, set())
+        self._keys[int(frame.get(zmq.MessageOption.SRCFD))] = key
         if wire.is_hello(data):
-            if len(inboxes) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
-                inboxes.intersection_update(self.exchange.clients)
             with suppress(wire.FrameError):
-                inboxes.add(wire.HELLO.decode(data).inbox)
+                self._greeted[wire.HELLO.decode(data).inbox] = key
+            if len(self._greeted) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
+                self._greeted = {one: last for one, last in self._greeted.items() if one in self.exchange.clients}
         return data
 
     def _recv_allowed(self, flag: int) -> bytes:

@@ -64,6 +64,8 @@ class ChannelQueues:
         """Bytes of memory that all messages here take, by estimate."""
         self.unsettled = 0
         """How many jobs clients have not settled."""
+        self.waiting: dict[bytes, None] = {}
+        """The channels on which messages wait."""
         self.observe_wait: Callable[[float], None] = lambda seconds: None
         """Called with the seconds that each message has waited when it is handed over."""
         self._instance = instance
@@ -87,6 +89,10 @@ class ChannelQueues:
     def depth(self) -> int:
         """Return how many messages wait."""
         return len(self._since)
+
+    def orphaned(self) -> int:
+        """Return how many jobs of ended sessions nobody has reported on yet; walks over all queues."""
+        return sum(len(jobs) for queue in self.by_channel.values() for jobs in queue.orphans.values())
 
     def oldest_wait(self) -> float:
         """Return the seconds that the oldest waiting message has waited, 0 if none waits."""
@@ -176,6 +182,20 @@ class ChannelQueues:
         self._account(channel, queue)
         return out
 
+    def withdraw(self, channel: bytes, count: int) -> tuple[list[Entry], list[bytes]]:
+        """Take messages out for good, in order, from a channel on which some wait.
+
+        Returns:
+            Up to `count` messages that have not expired, and the frames that follow from the room that they leave.
+        """
+        queue, now, entries = self.by_channel[channel], self._clock(), list[Entry]()
+        del self.waiting[channel]  # if more wait, it goes behind the other channels
+        while queue.waiting and len(entries) < count:
+            entry = self._take_first(queue, now)
+            if entry is not None:
+                entries.append(entry)
+        return entries, self._go_on(channel, queue, now)
+
     def put_back(self, back: wire.Back) -> list[bytes]:
         """Return a message to its old place, because no reader took it; return the jobs that follow."""
         queue = self.by_channel.get(back.channel)
@@ -224,6 +244,14 @@ class ChannelQueues:
         if ready.ask == wire.Question.HANDED:
             out.append(wire.HANDED.encode(wire.Handed(ready.inbox, ready.session, credit.handed, ready.channel)))
         return out
+
+    def close_windows(self, inbox: bytes) -> list[bytes]:
+        """Hand no more jobs to a client, unless it reports new limits; return the frames that follow."""
+        reader = self._readers.get(inbox)
+        if reader is None:
+            return []
+        closed = [wire.Ready(inbox, reader.session, 0, 0, 0, wire.Question.NOTHING, each) for each in reader.channels]
+        return [frame for ready in closed for frame in self.ready(ready)]
 
     def clear(self) -> list[bytes]:
         """Drop all messages, for a flush; return the confirmations of those that were pending. Credit stays."""
@@ -291,16 +319,23 @@ class ChannelQueues:
         """Hand over what readers may have, decide what can be decided, and bring the books up to date."""
         out = []
         while queue.readers and queue.waiting:
-            entry = queue.take()
-            del self._since[entry.number]
-            if entry.deadline <= now:
-                self._drops["expired"] += 1
-            else:
+            entry = self._take_first(queue, now)
+            if entry is not None:
                 out.append(self._hand(channel, queue, entry, now, keep=True))
         if queue.round is not None:
             out += self._decide(queue, queue.round, now)
         self._account(channel, queue)
+        self._compact()  # deadlines of a backlog that has been read would keep most of its memory
         return out
+
+    def _take_first(self, queue: ChannelQueue, now: float) -> Entry | None:
+        """Remove the first waiting message; return it unless it has expired."""
+        entry = queue.take()
+        del self._since[entry.number]
+        if entry.deadline <= now:
+            self._drops["expired"] += 1
+            return None
+        return entry
 
     def _accept(self, queue: ChannelQueue, send: wire.Enqueue, since: float, now: float, *, keep: bool) -> list[bytes]:
         out = self._confirm(send, wire.Status.OK)
@@ -323,11 +358,12 @@ class ChannelQueues:
 
     def _expires(self, entry: Entry, channel: bytes) -> None:
         heappush(self._expiry, (entry.deadline, entry.number, channel))
-        if len(self._expiry) > 2 * len(self._since) + 1000:
-            self._compact()
+        self._compact()
 
     def _compact(self) -> None:
         """Drop the deadlines of messages that have left, and all but one of messages that have returned."""
+        if len(self._expiry) <= 2 * len(self._since) + 1000:
+            return
         living = set()
         for _, number, channel in self._expiry:
             queue = self.by_channel.get(channel)
@@ -402,6 +438,10 @@ class ChannelQueues:
         self.size += queue.size - size
         self.unsettled += queue.unsettled - unsettled
         queue.counted = queue.size, queue.unsettled
+        if queue.waiting:
+            self.waiting.setdefault(channel)
+        else:
+            self.waiting.pop(channel, None)
         if queue.idle:
             self.by_channel.pop(channel, None)
 

@@ -1,11 +1,15 @@
-"""One run of a forwarder: starts in order, pumps until it is stopped, closes.
+"""One run of a forwarder: starts in order, pumps until it is stopped, drains, closes.
 
 Start: subscribers are accepted first, and producers once the subscribers of the last instance have reconnected, so that
 the messages that producers held meanwhile meet their subscriptions. The rule and what was lost without it:
 docs/design/0003.
+
+Stop: clients switch to other forwarders and take over what waits in queues of normal channels (`drain`). Nothing is
+unbound meanwhile: that would cut living connections.
 """
 
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -20,6 +24,7 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.memory import MemoryGuard, Refusal
 from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
@@ -33,38 +38,61 @@ BEAT = 0.1
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
+BESIDE_OTHERS = 60.0
+"""Seconds that a forwarder may take to start while clients are served by others, which lack nothing meanwhile."""
 
 
-async def serve(settings: Settings, stop: asyncio.Event, *, ready: Callable[["Server"], None] | None = None) -> None:
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    ready: Callable[["Server"], None] | None = None,
+    end: asyncio.Event | None = None,
+) -> None:
     """Run a forwarder until `stop` is set.
 
     Args:
         settings: Addresses and limits.
-        stop: Ends the forwarder in order.
+        stop: Ends the forwarder in order: it drains first.
         ready: Called once producers are accepted.
+        end: Ends the forwarder at once, also while it drains. It is set here when the forwarder has drained.
 
     Raises:
         AddressError: If an address cannot be bound.
     """
-    server = Server(settings)
+    server = Server(settings, end)
     try:
         async with server.admin.serving(settings.admin_address), server.beating():
             await server.start(stop)
             if ready is not None and not stop.is_set():
                 ready(server)
             await stop.wait()
-            logger.info("stopping")
+            await server.drain()
     finally:
         server.close()
 
 
 class Server:
-    """The parts of a running forwarder, and the callbacks and timers that drive them."""
+    """The parts of a running forwarder, and the callbacks and timers that drive them.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: Addresses and limits.
+        end: Ends `drain`: set when the forwarder has drained, or by the caller if it must end at once.
+    """
+
+    def __init__(self, settings: Settings, end: asyncio.Event | None = None) -> None:
         self.settings = settings
+        self.memory = MemoryGuard(settings.memory_limit or cgroup_memory_limit(), time.monotonic)
+        queue_bytes = self.memory.queue_bytes(settings.queue_bytes, resident_memory())
+        if queue_bytes < settings.queue_bytes:
+            logger.info(
+                "queues of normal channels may hold %d bytes instead of %d, because of the memory limit of %d",
+                queue_bytes,
+                settings.queue_bytes,
+                self.memory.limit,
+            )
         self.exchange = Exchange(
-            os.urandom(8), limits=Limits(queue_bytes=settings.queue_bytes, queue_names=settings.queue_names)
+            os.urandom(8), limits=Limits(queue_bytes=queue_bytes, queue_names=settings.queue_names)
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         marks = Marks(
@@ -75,10 +103,10 @@ class Server:
         keys = curve_keys(settings)
         self.gate = Gate(self._context, *keys) if keys is not None else None
         self.pump = Pump(self._context, self.exchange, marks, self.gate)
-        self.admin = Admin(self.exchange, self.pump.traffic, self.gate)
+        self.admin = Admin(self.exchange, self.pump.traffic, self.gate, self.memory)
         self.pub_addresses: list[str] = []
         self.pull_addresses: list[str] = []
-        self._memory_limit = settings.memory_limit or cgroup_memory_limit()
+        self._end = end or asyncio.Event()
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._expected: set[bytes] = set()
         self._held_until = 0.0
@@ -96,6 +124,31 @@ class Server:
         self._publish(self.exchange.enter(wire.State.SERVING))
         self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
         logger.info("accepting producers on %s", ", ".join(self.pull_addresses))
+
+    async def drain(self) -> None:
+        """Let the clients take over what waits here; return when they have, or when it takes too long."""
+        if self.pull_addresses and self.settings.drain_at_most:
+            logger.info(
+                "draining: %d of %d clients take part, %d messages wait",
+                self.exchange.participants,
+                len(self.exchange.clients),
+                self.exchange.queues.depth(),
+            )
+            self.pump.held = False  # clients detach by this port, too
+            self._publish(self.exchange.drain(time.monotonic() + self.settings.drain_at_most))
+            self._input()
+            self._notice_end()
+            await self._end.wait()
+        outcome = self.exchange.end()
+        logger.log(
+            logging.WARNING if outcome.untaken or outcome.left else logging.INFO,
+            "stopping: returned %d messages of normal channels, %d of them not acknowledged; dropped %d",
+            *outcome,
+        )
+
+    def _notice_end(self) -> None:
+        if self.exchange.is_drained:
+            self._end.set()
 
     def _watch(self) -> None:
         """Watch all descriptors, and read each once: they report changes only, and input may be there already."""
@@ -115,7 +168,7 @@ class Server:
 
     async def _settle(self, stop: asyncio.Event) -> bool:
         begun = time.monotonic()
-        while (waited := time.monotonic() - begun) < self.settings.settle_at_most:
+        while (waited := time.monotonic() - begun) < self._settle_at_most():
             back = len(self.exchange.clients) >= self.exchange.peers_expected
             if waited >= self.settings.settle and back:
                 break
@@ -124,6 +177,10 @@ class Server:
                 await asyncio.wait_for(stop.wait(), min(BEAT, pause))
                 break
         return not stop.is_set()
+
+    def _settle_at_most(self) -> float:
+        at_most = self.settings.settle_at_most
+        return max(at_most, BESIDE_OTHERS) if self.exchange.directory.serves else at_most
 
     def _input(self) -> None:
         # One chain of turns at a time, or each new frame would begin another.
@@ -145,6 +202,7 @@ class Server:
         finally:
             if self._turn_is_due:
                 asyncio.get_running_loop().call_soon(self._turn)
+            self._notice_end()
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
@@ -173,11 +231,12 @@ class Server:
                 if self.exchange.due() <= now:
                     self._publish(self.exchange.sweep())
                 self._publish(self.exchange.announce())
+                self._notice_end()
             except Exception:  # a defect must not end all beats after this one
                 logger.exception("a periodic task failed")
 
     def _refresh_keys(self) -> None:
-        if self.gate is None or self.gate.allowed is None:
+        if self.gate is None or self.gate.allowed is None or self.exchange.state is wire.State.DRAINING:
             return
         self.gate.turn()
         revoked = self.gate.allowed.refresh()
@@ -203,10 +262,24 @@ class Server:
             self._input()
 
     def _watch_memory(self) -> None:
-        if not self._memory_limit:
+        if not self.memory.limit:
             return
-        share = resident_memory() / self._memory_limit
-        self.exchange.refuse_above(0 if share > 0.9 else LARGE if share > 0.7 else None)
+        before, resident = self.memory.refuses, resident_memory()
+        if self.memory.should_trim(resident):
+            trim_heap()
+            resident = resident_memory()
+        now = self.memory.decide(resident, self.exchange.queues.size)
+        if now is before:
+            return
+        self.exchange.refuse_above({Refusal.NOTHING: None, Refusal.LARGE: LARGE, Refusal.ALL: 0}[now])
+        in_use = f"{resident / 2**20:.0f} of {self.memory.limit / 2**20:.0f} MiB are in use"
+        match now:
+            case Refusal.NOTHING:
+                logger.info("accepting all messages again: %s", in_use)
+            case Refusal.LARGE:
+                logger.warning("memory is short: refusing messages of more than %d bytes: %s", LARGE, in_use)
+            case Refusal.ALL:
+                logger.error("memory is short: refusing all messages: %s", in_use)
 
     def close(self) -> None:
         """Stop watching the sockets and close them; published frames are still delivered, for a second at most."""
@@ -224,6 +297,13 @@ def resident_memory() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
         return 0
+
+
+def trim_heap() -> None:
+    """Give freed memory back to the system; does nothing if the C library cannot."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def cgroup_memory_limit() -> int:

@@ -55,13 +55,15 @@ class Settings(BaseSettings):
         description="Frames that are buffered for each subscriber; it misses others. Half of them is sure in a burst.",
     )
     max_message_size: ByteSize = Field(
-        ByteSize(16 * 2**20),
+        ByteSize(2**20),
         gt=0,
         le=2**40,
-        description="Largest payload, e.g. 16MiB; a larger frame disconnects its sender.",
+        description="Largest payload, e.g. 4MiB; a larger frame disconnects its sender.",
     )
     queue_bytes: ByteSize = Field(
-        ByteSize(256 * 2**20), gt=0, description="Memory that all queues of normal channels may use together."
+        ByteSize(256 * 2**20),
+        gt=0,
+        description="Memory that all queues of normal channels may use together, at most 40 % of the memory limit.",
     )
     queue_names: int = Field(
         100_000, gt=0, description="Number of queues of normal channels, and of normal members of groups."
@@ -79,7 +81,7 @@ class Settings(BaseSettings):
     memory_limit: ByteSize = Field(
         ByteSize(0),
         ge=0,
-        description="Large messages are refused above 70 % of it, all above 90 %. 0 uses the cgroup's limit.",
+        description="Above 70 % of it large messages are refused, above 90 % all. 0 uses the cgroup's limit.",
     )
     settle: float = Field(
         0.5, ge=0, le=3600, description="Minimum seconds between accepting subscribers and accepting producers."
@@ -89,6 +91,13 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="Seconds after which producers are accepted even if earlier subscribers are missing.",
+    )
+    drain_at_most: float = Field(
+        10.0,
+        ge=0,
+        le=3600,
+        description="Maximum seconds that clients may take, after SIGTERM, to switch to other forwarders and take over "
+        "waiting messages; 0 waits for nothing.",
     )
     log_format: Literal["plain", "json"] = Field("plain", description="Format of log lines.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum level of log lines.")

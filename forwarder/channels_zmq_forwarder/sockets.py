@@ -21,6 +21,8 @@ TCP = "tcp://"
 EVERYWHERE = "tcp://*:"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 BIND_AGAIN = 5.0
+SLOWEST_LINK = 16_000_000
+"""Bits per second between an exchange and each of its clients, all busy at once."""
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
 
 
@@ -34,7 +36,7 @@ class Marks:
 
     pull: int = 10_000
     publish: int = 10_000
-    max_frame: int = 16 * 2**20 + wire.MAX_OVERHEAD
+    max_frame: int = 2**20 + wire.MAX_OVERHEAD
 
 
 def use_ipv6(socket: "zmq.Socket[bytes]", address: str) -> None:
@@ -67,6 +69,15 @@ def _interfaces() -> set[str]:
     return {name for _, name in addresses.if_nameindex()}
 
 
+def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:
+    """Return the options by which both ends of a subscriber's connection find out that the other one is gone.
+
+    A frame under way holds up the heartbeats behind it. So the patience is 2 s, and the time that the largest frame
+    takes on a link of `SLOWEST_LINK`: on a slower one healthy connections would be cut in the middle of a frame.
+    """
+    return {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000 + 1000 * 8 * max_frame // SLOWEST_LINK}
+
+
 def bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
     """Bind an address that this process has just unbound; ZeroMQ releases it a moment later."""
     use_ipv6(socket, address)
@@ -92,8 +103,8 @@ def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
     xpub.set(zmq.SNDHWM, marks.publish)
     xpub.set(zmq.RCVHWM, 0)
     xpub.set(zmq.LINGER, 1000)
-    xpub.set(zmq.HEARTBEAT_IVL, 1000)
-    xpub.set(zmq.HEARTBEAT_TIMEOUT, 2000)
+    for option, value in heartbeats(marks.max_frame).items():
+        xpub.set(option, value)
 
 
 def bind(socket: "zmq.Socket[bytes]", address: str) -> str:

@@ -5,11 +5,11 @@ no sockets, no clock. `docs/wire-protocol.md` describes the format for other lan
 
 Integers are unsigned and big-endian, durations are milliseconds, names are UTF-8 and never contain a NUL. An *inbox* is
 16 lowercase hexadecimal digits and names one client process; an *instance* is 8 bytes and names one run of an exchange.
-`Hello` and `Welcome` may be longer than this version knows, so that later versions are still recognised.
+`Hello` and `Welcome` end with bytes of any kind, so that later versions are still recognised.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import lru_cache
 from typing import Generic, NamedTuple, NewType, TypeVar, cast
@@ -27,12 +27,23 @@ INBOX_SIZE = 16
 SENDER_SIZE = 8
 FLAG_FIRST = 1
 """Set on the first frame of a run of sequence numbers: no earlier frame of the run can have been missed."""
+FLAG_AGAIN = 2
+"""Set on a frame that was sent before: its age follows the head."""
+FLAG_ELSEWHERE = 4
+"""Set beside it if another instance of an exchange may have received the frame."""
+FLAG_ACKNOWLEDGED = 8
+"""Set beside it if an exchange has acknowledged the frame: it has most likely reached its receivers."""
 MAX_MILLISECONDS = 2**32 - 1
-MAX_OVERHEAD = 4096
-"""Bytes that a frame may have beyond its payload. Names have fewer than 100 characters, so frames use far fewer."""
+MAX_OVERHEAD = 72 * 1024
+"""Bytes that a frame may have beyond its payload. The longest list of forwarders needs most of it."""
 MAX_NAME = 400
 """Bytes of the longest name: Channels allows 99 characters, of up to four bytes each."""
+MAX_FORWARDERS = 64
+"""Entries of the longest list of forwarders in `Hello` and `Welcome`."""
+MAX_ADDRESS = 512
+"""Bytes of the longest address in such a list."""
 NO_INSTANCE = bytes(8)
+INSTANCE_DIGITS = 16
 _HEX_DIGITS = b"0123456789abcdef"
 
 T = TypeVar("T", bound=tuple[object, ...])
@@ -56,6 +67,8 @@ class State(IntEnum):
 
     SERVING = 0
     SETTLING = 1
+    DRAINING = 2
+    """It is about to end: clients send by other exchanges, and take back what waits here."""
 
 
 class Status(IntEnum):
@@ -65,18 +78,19 @@ class Status(IntEnum):
     FULL = 1
     REFUSED = 2
     GONE = 3
+    MEMORY = 4
+    """The exchange is short of memory."""
 
 
 class Layout(Generic[T]):
-    """The layout of one kind of control frame: head, numbers, then names and payload, separated by NULs.
+    """The layout of one kind of control frame: head, numbers, then names and tail, separated by NULs.
 
     Args:
-        make: The tuple type of the frame: the inbox, then the numbers, the names and the payload.
+        make: The tuple type of the frame: the inbox, then the numbers, the names and the tail.
         head: The kind's byte; for a frame to an inbox `P` and the byte of the sub-kind.
         numbers: `struct` format of the fixed-size fields.
         names: The number of names; none of them may be empty.
-        payload: Whether a payload of any bytes ends the frame.
-        grows: Whether later versions may append bytes, which this version ignores.
+        tail: Whether the rest of the frame, any bytes or none, is the last field: a payload or a list.
     """
 
     def __init__(
@@ -86,8 +100,7 @@ class Layout(Generic[T]):
         numbers: str,
         *,
         names: int = 0,
-        payload: bool = False,
-        grows: bool = False,
+        tail: bool = False,
     ) -> None:
         self.kind = head[-1]
         self.make = make
@@ -95,8 +108,7 @@ class Layout(Generic[T]):
         self._before, self._behind = head[:1], b"\0" + head[1:] if head[1:] else b""
         self._start = len(head[:1]) + INBOX_SIZE + len(self._behind)
         self._tail = self._start + self.numbers.size
-        self.names, self.parts = names, names + payload
-        self._grows = grows
+        self.names, self.parts = names, names + tail
 
     def encode(self, frame: T) -> bytes:
         """Return the bytes of a frame."""
@@ -125,7 +137,7 @@ class Layout(Generic[T]):
             raise FrameError(f"a frame is not of kind {chr(self.kind)!r}")
         numbers = self.numbers.unpack_from(data, self._start)
         if not self.parts:
-            if len(data) > self._tail and not self._grows:
+            if len(data) > self._tail:
                 raise FrameError(f"a frame of kind {chr(self.kind)!r} has {self._tail} bytes")
             return self.make(inbox, *numbers)
         tail = data[self._tail :].split(b"\0", self.parts - 1)
@@ -138,12 +150,17 @@ class Layout(Generic[T]):
 
 
 class Hello(NamedTuple):
-    """Begins a client's session. `peers` is the number of clients in the last `Welcome` that this client received."""
+    """Begins a client's session, or reports another list of forwarders in the same session.
+
+    `peers` is the number of clients in the last `Welcome` that this client received. `forwarders` lists the exchanges
+    that the client knows, this one included; a client of the first release sends none.
+    """
 
     inbox: bytes
     version: int
     session: int
     peers: int
+    forwarders: bytes = b""
 
 
 class Sync(NamedTuple):
@@ -181,8 +198,26 @@ class Total(NamedTuple):
     session: int
 
 
+class Detach(NamedTuple):
+    """A client's last frame of this session on a way, sent on both: nothing of it is under way there any more."""
+
+    inbox: bytes
+    session: int
+
+
+class Taken(NamedTuple):
+    """The client has taken responsibility for all messages of this session that were `Returned` up to `ordinal`."""
+
+    inbox: bytes
+    session: int
+    ordinal: int
+
+
 class Back(NamedTuple):
-    """Hands back a job that no reader took; it returns to its old place in the queue."""
+    """Hands back a job that no reader took; it returns to its old place in the queue.
+
+    Sent by PUSH, it passes on a message that another exchange has `Returned`, which goes before all that was sent here.
+    """
 
     inbox: bytes
     number: int
@@ -258,7 +293,10 @@ class Confirm(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """Answers `Hello`; sent again when the state or the number of clients changes."""
+    """Answers `Hello`; sent again when the state or the number of clients changes, or when `forwarders` grows.
+
+    `forwarders` lists the exchanges that any client of this one knows; a client that lists none gets no list.
+    """
 
     inbox: bytes
     version: int
@@ -266,6 +304,7 @@ class Welcome(NamedTuple):
     instance: bytes
     session: int
     clients: int
+    forwarders: bytes = b""
 
 
 class Synced(NamedTuple):
@@ -316,6 +355,22 @@ class Job(NamedTuple):
     payload: bytes
 
 
+class Returned(NamedTuple):
+    """A waiting message of a normal channel that a draining exchange gives to a client, which sends it elsewhere.
+
+    The client passes it on by `Back` and reports it by `Taken`. `ordinal` counts the messages that were returned to
+    this client in this session from 1: a gap shows that the messages before it were lost.
+    """
+
+    inbox: bytes
+    session: int
+    ordinal: int
+    number: int
+    ttl: int
+    channel: bytes
+    payload: bytes
+
+
 class Removed(NamedTuple):
     """A normal member that this process added has been discarded."""
 
@@ -331,30 +386,33 @@ class Empty(NamedTuple):
     n: int
 
 
-HELLO = Layout(Hello, b"H", ">BII", grows=True)
+HELLO = Layout(Hello, b"H", ">BII", tail=True)
 SYNC = Layout(Sync, b"Y", ">Q")
 READY = Layout(Ready, b"R", ">IQQQB", names=1)
 RECEIVED = Layout(Received, b"D", ">IQ", names=1)
 TOTAL = Layout(Total, b"T", ">I")
-BACK = Layout(Back, b"B", ">QI", names=1, payload=True)
-ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, payload=True)
+DETACH = Layout(Detach, b"X", ">I")
+TAKEN = Layout(Taken, b"K", ">IQ")
+BACK = Layout(Back, b"B", ">QI", names=1, tail=True)
+ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, tail=True)
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
 ECHO = Layout(Echo, b"E", ">Q")
 FLUSH = Layout(Flush, b"F", ">QI")
 FLUSHED = Layout(Flushed, b"f", ">Q")
 ASK = Layout(Ask, b"Pa", ">QB", names=3)
 CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
-WELCOME = Layout(Welcome, b"Pw", ">BB8sII", grows=True)
+WELCOME = Layout(Welcome, b"Pw", ">BB8sII", tail=True)
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
 HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
 QUERY = Layout(Query, b"Pq", ">QI", names=1)
-JOB = Layout(Job, b"Pj", ">IQQI", names=1, payload=True)
+JOB = Layout(Job, b"Pj", ">IQQI", names=1, tail=True)
+RETURNED = Layout(Returned, b"Pb", ">IQQI", names=1, tail=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, BACK, ENQUEUE, MEMBER, ECHO, FLUSH, FLUSHED)
-INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, REMOVED, EMPTY)
+CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, DETACH, TAKEN, BACK, ENQUEUE, MEMBER, ECHO, FLUSH, FLUSHED)
+INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, RETURNED, REMOVED, EMPTY)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 """Sub-kinds of inbox frames that clients may send to each other; only the exchange sends the others."""
 
@@ -459,6 +517,7 @@ _ORDER = struct.Struct(">8sQBI")
 ORDER_SIZE = _ORDER.size
 """Bytes between the prefix of a group or direct message and its body."""
 _ORDER_NUMBERS = struct.Struct(">QBI")
+_AGE = struct.Struct(">I")
 
 
 def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> bytes:
@@ -468,7 +527,7 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
         prefix: A group's topic, or `direct_prefix(...)`.
         sender: 8 bytes that name the sending process.
         number: Sequence number of this sender for this prefix.
-        flags: `FLAG_FIRST` or 0.
+        flags: `FLAG_FIRST` or 0; `again` sets the others.
         ttl: Milliseconds that the message has left to live.
         body: The payload of a group message; of a direct one `direct_body(...)`.
     """
@@ -490,7 +549,7 @@ def read_order(frame: bytes, at: int) -> Order:
         number, flags, ttl = _ORDER_NUMBERS.unpack_from(frame, at + SENDER_SIZE)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    return frame[: at + SENDER_SIZE], number, flags, ttl, at + _ORDER.size
+    return frame[: at + SENDER_SIZE], number, flags, ttl, _body_at(at, flags)
 
 
 def read_group(frame: bytes) -> tuple[Topic, bytes, int, int, int, bytes]:
@@ -508,7 +567,8 @@ def read_group(frame: bytes) -> tuple[Topic, bytes, int, int, int, bytes]:
         sender, number, flags, ttl = _ORDER.unpack_from(frame, behind)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    return cast(Topic, frame[:behind]), sender, number, flags, ttl, frame[behind + ORDER_SIZE :]
+    start = behind + ORDER_SIZE if flags < FLAG_AGAIN else _body_at(behind, flags)
+    return cast(Topic, frame[:behind]), sender, number, flags, ttl, frame[start:]
 
 
 def read_direct(frame: bytes) -> tuple[bytes, int, int, int, str, bytes]:
@@ -521,8 +581,103 @@ def read_direct(frame: bytes) -> tuple[bytes, int, int, int, str, bytes]:
         sender, number, flags, ttl = _ORDER.unpack_from(frame, SUB_KIND + 1)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    channel, payload = channel_and_payload(frame, SUB_KIND + 1 + ORDER_SIZE)
+    channel, payload = channel_and_payload(frame, _body_at(SUB_KIND + 1, flags))
     return sender, number, flags, ttl, channel, payload
+
+
+def prefix_of(frame: bytes) -> bytes:
+    """Return the prefix of a group or direct message that this process has built itself."""
+    return frame[: _head_at(frame)]
+
+
+def ttl_of(frame: bytes) -> int:
+    """Return the milliseconds that a group or direct message had left to live when it was built."""
+    return cast(int, _ORDER.unpack_from(frame, _head_at(frame))[3])
+
+
+def age_of(frame: bytes) -> int:
+    """Return the milliseconds since a group or direct message was sent for the first time, 0 if this is that time.
+
+    Raises:
+        FrameError: If the frame ends before its age does.
+    """
+    at = _head_at(frame)
+    if not _ORDER.unpack_from(frame, at)[2] & FLAG_AGAIN:
+        return 0
+    if len(frame) < at + ORDER_SIZE + _AGE.size:
+        raise FrameError("a message that is sent again ends before its age")
+    return cast(int, _AGE.unpack_from(frame, at + ORDER_SIZE)[0])
+
+
+def again(frame: bytes, ttl: int, age: int, *, elsewhere: bool, acknowledged: bool) -> bytes:
+    """Return a group or direct message to be sent again, with the same number.
+
+    Args:
+        frame: As it was sent before.
+        ttl: Milliseconds that it has left to live.
+        age: Milliseconds since it was sent for the first time.
+        elsewhere: Whether another instance of an exchange may have received it.
+        acknowledged: Whether an exchange has acknowledged it.
+    """
+    at = _head_at(frame)
+    sender, number, flags, _ = _ORDER.unpack_from(frame, at)
+    body = frame[_body_at(at, flags) :]
+    flags |= FLAG_AGAIN | (FLAG_ELSEWHERE if elsewhere else 0) | (FLAG_ACKNOWLEDGED if acknowledged else 0)
+    return frame[:at] + _ORDER.pack(sender, number, flags, ttl) + _AGE.pack(min(age, MAX_MILLISECONDS)) + body
+
+
+def _head_at(frame: bytes) -> int:
+    return frame.find(b"\0", 1) + 1 if frame[:1] == GROUP_BYTE else SUB_KIND + 1
+
+
+def _body_at(at: int, flags: int) -> int:
+    return at + ORDER_SIZE + (_AGE.size if flags & FLAG_AGAIN else 0)
+
+
+class KnownForwarder(NamedTuple):
+    """An exchange in the list of a `Hello` or a `Welcome`.
+
+    `serves`: in a hello, whether the client's link to it is up; in a welcome, whether any client's is. `instance`: in
+    hexadecimal, empty if it is not known. By it a client recognises an exchange that it reaches by other addresses.
+    """
+
+    pull: bytes
+    pub: bytes
+    serves: bool
+    instance: bytes = b""
+
+
+def encode_forwarders(forwarders: Iterable[KnownForwarder]) -> bytes:
+    """Return the list that ends a `Hello` or a `Welcome`.
+
+    Raises:
+        FrameError: If there are too many, or if an address is empty, too long, or contains a NUL.
+    """
+    data = b"\0".join(b"%d%b\0%b\0%b" % (serves, pull, pub, instance) for pull, pub, serves, instance in forwarders)
+    decode_forwarders(data)
+    return data
+
+
+def decode_forwarders(data: bytes) -> tuple[KnownForwarder, ...]:
+    """Decode the list that ends a `Hello` or a `Welcome`: a digit 0 or 1 and PULL's address, XPUB's, and the instance.
+
+    Raises:
+        FrameError: If the list is malformed or too long.
+    """
+    if not data:
+        return ()
+    parts = data.split(b"\0", 3 * MAX_FORWARDERS)
+    if len(parts) % 3:
+        raise FrameError(f"a list of forwarders has two addresses and an instance each, {MAX_FORWARDERS} at most")
+    known = []
+    for first, pub, instance in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        serves, pull = first[:1], first[1:]
+        if serves not in (b"0", b"1") or not 0 < len(pull) <= MAX_ADDRESS or not 0 < len(pub) <= MAX_ADDRESS:
+            raise FrameError(f"an address of a forwarder has 1 to {MAX_ADDRESS} bytes, the first behind a 0 or 1")
+        if len(instance) not in (0, INSTANCE_DIGITS) or instance.translate(None, _HEX_DIGITS):
+            raise FrameError(f"an instance in a list has {INSTANCE_DIGITS} lowercase hexadecimal digits, or none")
+        known.append(KnownForwarder(pull, pub, serves == b"1", instance))
+    return tuple(known)
 
 
 def topic_end(frame: bytes) -> int:

@@ -74,6 +74,11 @@ class Gate:
         socket.zap_domain = b"channels-zmq"
         self._guarded[socket] = socket.get_monitor_socket(_WATCHED), _Connections()
 
+    def connected(self, socket: "zmq.Socket[bytes]") -> set[int]:
+        """Return the file descriptors of the connections to a guarded socket, as they are now."""
+        self.turn()
+        return set(self._guarded[socket][1].peers)
+
     def release(self, socket: "zmq.Socket[bytes]") -> None:
         """Stop watching a socket that is about to be closed."""
         monitor, _ = self._guarded.pop(socket)
@@ -133,18 +138,19 @@ class _Connections:
     """
 
     def __init__(self) -> None:
-        self._peers: dict[int, str] = {}
+        self.peers: dict[int, str] = {}
+        """The addresses of the peers that are connected, by file descriptor."""
         self._failed = False
 
     def refused(self, event: int, descriptor: int) -> str | None:
         """Process an event; return the address of the peer if it completes a refusal."""
         if event == zmq.Event.ACCEPTED:
-            self._peers[descriptor] = _peer(descriptor)
+            self.peers[descriptor] = _peer(descriptor)
         elif event in _FAILED:
             self._failed = True
         elif event == zmq.Event.DISCONNECTED:
             failed, self._failed = self._failed, False
-            peer = self._peers.pop(descriptor, "an unknown address")
+            peer = self.peers.pop(descriptor, "an unknown address")
             return peer if failed else None
         return None
 

@@ -42,12 +42,30 @@ def test_a_message_is_written_and_read_as_published(vector):
     else:
         prefix = wire.direct_prefix(fields["inbox"])
         body = wire.direct_body(vector["fields"]["channel"], fields["payload"])
-    assert wire.ordered(prefix, fields["sender"], fields["number"], fields["flags"], fields["ttl"], body) == data
+    flags = fields["flags"] & ~(wire.FLAG_AGAIN | wire.FLAG_ELSEWHERE | wire.FLAG_ACKNOWLEDGED)
+    frame = wire.ordered(prefix, fields["sender"], fields["number"], flags, fields["ttl"], body)
+    if "age" in fields:
+        elsewhere, acknowledged = (bool(fields["flags"] & flag) for flag in (4, 8))
+        frame = wire.again(frame, fields["ttl"], fields["age"], elsewhere=elsewhere, acknowledged=acknowledged)
+    assert frame == data
+    assert wire.age_of(data) == fields.get("age", 0)
     key, number, flags, ttl, start = wire.read_order(data, len(prefix))
     assert (key, number, flags, ttl) == (prefix + fields["sender"], fields["number"], fields["flags"], fields["ttl"])
     assert data[start:] == body
     if vector["kind"] == "direct":
         assert wire.channel_and_payload(data, start) == (vector["fields"]["channel"], fields["payload"])
+
+
+@named(VECTORS["forwarders"])
+def test_a_list_of_forwarders_is_written_and_read_as_published(vector):
+    """Both ways, entry by entry."""
+    data = bytes.fromhex(vector["hex"])
+    known = tuple(
+        wire.KnownForwarder(each["pull"].encode(), each["pub"].encode(), each["serves"], each["instance"].encode())
+        for each in vector["forwarders"]
+    )
+    assert wire.encode_forwarders(known) == data
+    assert wire.decode_forwarders(data) == known
 
 
 @named(VECTORS["malformed"])
@@ -65,6 +83,8 @@ def read(kind, data):
     elif kind == "direct":
         *_, start = wire.read_order(data, wire.SUB_KIND + 1)
         wire.channel_and_payload(data, start)
+    elif kind == "forwarders":
+        wire.decode_forwarders(data)
     else:
         LAYOUTS[kind].decode(data)
 
@@ -76,5 +96,5 @@ def test_every_kind_of_frame_has_vectors():
         kinds = [vector["kind"] for vector in good]
         assert all(kinds.count(name) >= 3 for name in LAYOUTS)
     assert {vector["kind"] for vector in VECTORS["messages"]} == {"group", "direct"}
-    names = [vector["name"] for part in ("frames", "messages", "malformed") for vector in VECTORS[part]]
+    names = [vector["name"] for part in ("frames", "messages", "forwarders", "malformed") for vector in VECTORS[part]]
     assert len(names) == len(set(names))

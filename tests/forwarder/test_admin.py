@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.admin import DROP_CAUSES, LISTED, Admin
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.memory import NOT_READY_AFTER, MemoryGuard
 from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_forwarder.sockets import AddressError
 from channels_zmq_forwarder.wire import State
@@ -20,9 +21,10 @@ A = b"a" * 16
 class Page:
     """An admin page and what it shows."""
 
-    def __init__(self, port):
+    def __init__(self, port, clock):
         self.exchange, self.traffic = Exchange(b"instance"), Traffic()
-        self.admin = Admin(self.exchange, self.traffic)
+        self.memory = MemoryGuard(1000, clock)
+        self.admin = Admin(self.exchange, self.traffic, memory=self.memory)
         self.address = f"127.0.0.1:{port}"
 
     async def get(self, path):
@@ -44,8 +46,8 @@ class Page:
 
 
 @pytest.fixture
-async def page(unused_tcp_port):
-    page = Page(unused_tcp_port)
+async def page(unused_tcp_port, clock):
+    page = Page(unused_tcp_port, clock)
     async with page.admin.serving(page.address):
         yield page
 
@@ -60,6 +62,25 @@ async def test_it_is_alive_before_it_is_ready(page):
     assert (await page.get("/readyz"))[::2] == (503, "settling\n")
     page.exchange.enter(State.SERVING)
     assert (await page.get("/readyz"))[::2] == (200, "serving\n")
+
+
+async def test_it_is_not_ready_while_it_drains(page):
+    """A load balancer, or a rollout, must not count on it any more."""
+    page.exchange.enter(State.SERVING)
+    page.exchange.drain(float("inf"))
+    assert (await page.get("/readyz"))[::2] == (503, "draining\n")
+    assert (await page.status())["state"] == "draining"
+
+
+async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page, clock):
+    """The status and a gauge show at once what is refused."""
+    page.exchange.enter(State.SERVING)
+    page.memory.decide(950, 0)
+    assert (await page.get("/readyz"))[0] == 200
+    assert (await page.status())["refuses"] == "all"
+    assert (await page.metrics())["channels_zmq_forwarder_memory_refusing",] == 2
+    clock.now += NOT_READY_AFTER
+    assert (await page.get("/readyz"))[::2] == (503, "short of memory\n")
 
 
 async def test_metrics_count_frames_and_bytes(page):

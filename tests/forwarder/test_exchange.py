@@ -34,9 +34,9 @@ class Forwarder(Exchange):
         super().__init__(INSTANCE, limits=Limits(**limits), clock=self.clock)
         self.enter(State.SERVING)
 
-    def connect(self, inbox, session=1, peers=0):
+    def connect(self, inbox, session=1, peers=0, forwarders=b""):
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
-        return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers)))
+        return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers, forwarders)))
 
     def disconnect(self, inbox):
         return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
@@ -88,8 +88,15 @@ def payloads(frames):
     return [(job.inbox, job.payload) for job in jobs(frames)]
 
 
-def group_frame(payload=b"hello", group="room", ttl=60_000):
-    return wire.ordered(wire.group_topic(group), b"sender..", 1, wire.FLAG_FIRST, ttl, payload)
+def listed(*names, serves=True):
+    """Return the list of forwarders of a hello."""
+    return wire.encode_forwarders(
+        wire.KnownForwarder(f"{name}:1".encode(), f"{name}:2".encode(), serves) for name in names
+    )
+
+
+def group_frame(payload=b"hello", group="room", ttl=60_000, number=1):
+    return wire.ordered(wire.group_topic(group), b"sender..", number, wire.FLAG_FIRST, ttl, payload)
 
 
 def direct_frame(inbox, payload=b"hello"):
@@ -154,6 +161,76 @@ def test_welcomes_are_announced_in_portions(forwarder):
     assert [len(frames) for frames in calls] == [ANNOUNCE_AT_ONCE, ANNOUNCE_AT_ONCE, 1]
     assert {wire.inbox_in(frame) for frames in calls for frame in frames} == inboxes
     assert forwarder.announce() == []
+
+
+# Forwarders that clients know
+
+
+def test_a_welcome_contains_the_forwarders_that_any_client_knows(forwarder):
+    """A client that knows one of them learns of the others before its first join returns."""
+    forwarder.connect(A, forwarders=listed("one"))
+    (frame,) = forwarder.connect(B, forwarders=listed("two"))
+    assert wire.WELCOME.decode(frame).forwarders == listed("one", "two")
+
+
+def test_a_client_of_the_first_release_is_sent_no_list(forwarder):
+    """The list might be longer than the frames that it accepts."""
+    forwarder.connect(A, forwarders=listed("one"))
+    (frame,) = forwarder.connect(B)
+    assert wire.WELCOME.decode(frame).forwarders == b""
+
+
+def test_a_repeated_hello_replaces_the_list_and_is_answered_at_once(forwarder):
+    """The client may send by a new forwarder as soon as the others know of it."""
+    forwarder.connect(A, forwarders=listed("one"))
+    (frame,) = forwarder.connect(A, forwarders=listed("two"))
+    assert wire.WELCOME.decode(frame).forwarders == listed("two")
+
+
+def test_a_list_ends_with_its_client(forwarder):
+    """A forwarder that nobody knows any more is not passed on."""
+    forwarder.connect(A, forwarders=listed("one"))
+    forwarder.connect(B, forwarders=listed("two"))
+    forwarder.disconnect(A)
+    assert forwarder.directory.union == {(b"two:1", b"two:2")}
+
+
+def test_a_hello_with_a_malformed_list_is_dropped(forwarder):
+    """It begins no session. A hello of another version is answered, whatever it ends with."""
+    assert list(forwarder.connect(A, forwarders=b"?")) == []
+    assert forwarder.drops == {"malformed": 1}
+    assert forwarder.clients == {}
+    hello = wire.Hello(A, wire.VERSION + 1, 1, 0, b"?")
+    (frame,) = forwarder.upstream(wire.HELLO.encode(hello))
+    assert wire.WELCOME.decode(frame).version == wire.VERSION
+
+
+def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder):
+    """Without a delay if it is the first news for a while; a list that shrinks is no news."""
+    forwarder.connect(A, forwarders=listed("one"))
+    forwarder.connect(B, forwarders=listed("one"))
+    assert len(forwarder.announce()) == 2
+    forwarder.clock.now += ANNOUNCE_EVERY
+    forwarder.connect(A, forwarders=listed("one", "two"))
+    welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.announce()]
+    assert [(w.inbox, w.forwarders) for w in welcomes] == [(A, listed("one", "two")), (B, listed("one", "two"))]
+    forwarder.clock.now += ANNOUNCE_EVERY
+    forwarder.connect(A, forwarders=listed("one"))
+    assert forwarder.announce() == []
+    forwarder.connect(A, forwarders=listed("one", "two"))
+    assert len(forwarder.announce()) == 2
+
+
+def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(forwarder):
+    """A thousand clients that list others must not cost a million frames."""
+    for inbox in (A, B):
+        forwarder.connect(inbox, forwarders=listed("one"))
+    forwarder.announce()
+    for number in range(10):
+        forwarder.connect(A, forwarders=listed("one", f"more{number}"))
+        assert forwarder.announce() == []
+    forwarder.clock.now += ANNOUNCE_EVERY
+    assert len(forwarder.announce()) == 2
 
 
 def test_the_last_unsubscription_ends_a_client(forwarder):
@@ -589,10 +666,45 @@ def test_a_full_normal_member_misses_the_message(forwarder):
     """The drop is counted, and the other members receive the message."""
     forwarder.connect(A)
     forwarder.join(capacity=1)
-    for _ in range(2):
-        assert len(forwarder.inbound(group_frame())) == 1
+    for number in (1, 2):
+        assert len(forwarder.inbound(group_frame(number=number))) == 1
     assert forwarder.queues.depth() == 1
     assert forwarder.drops == {"queue_full": 1}
+
+
+def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarder):
+    """It is relayed as ever, since another subscriber may have missed it; one that was never here is copied."""
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.clock.now += 1.0
+    first, second = (group_frame(number=number) for number in (1, 2))
+    forwarder.inbound(first)
+    for frame in (first, second, second):
+        repeated = wire.again(frame, 60_000, 10, elsewhere=False, acknowledged=False)
+        assert forwarder.inbound(repeated)[0] == repeated
+    assert forwarder.queues.depth() == 2
+
+
+def test_a_message_that_another_instance_may_have_copied_is_not_copied(forwarder):
+    """Whatever became of those copies: a job is never done twice."""
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.clock.now += 1.0
+    frame = wire.again(group_frame(), 60_000, 10, elsewhere=True, acknowledged=False)
+    assert forwarder.inbound(frame) == (frame,)
+    forwarder.inbound(wire.again(group_frame(), 60_000, 10, elsewhere=False, acknowledged=False))
+    assert forwarder.queues.depth() == 0
+
+
+def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(forwarder):
+    """It was published before, as its age shows."""
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.clock.now += 1.0
+    forwarder.inbound(wire.again(group_frame(), 60_000, 1_001, elsewhere=False, acknowledged=False))
+    assert forwarder.queues.depth() == 0
+    forwarder.inbound(wire.again(group_frame(number=2), 60_000, 999, elsewhere=False, acknowledged=False))
+    assert forwarder.queues.depth() == 1
 
 
 def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(forwarder):
@@ -749,7 +861,7 @@ def test_large_messages_are_refused_when_memory_runs_short(forwarder):
     forwarder.refuse_above(1_000)
     assert list(forwarder.inbound(group_frame(bytes(1_000)))) == []
     assert list(forwarder.inbound(direct_frame(A, bytes(1_000)))) == []
-    assert statuses(forwarder.send(bytes(1_000))) == [Status.FULL]
+    assert statuses(forwarder.send(bytes(1_000))) == [Status.MEMORY]
     exactly = group_frame(bytes(1_000 - len(group_frame(b""))))
     assert list(forwarder.inbound(exactly)) == [exactly]
     assert statuses(forwarder.send()) == [Status.OK]

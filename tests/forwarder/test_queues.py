@@ -447,6 +447,14 @@ def test_messages_that_have_left_leave_no_deadlines_behind(queues):
     assert len(queues) == 0
 
 
+def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues):
+    """They would keep most of its memory until they are over."""
+    for _ in range(10_000):
+        queues.send(capacity=10_000)
+    queues.report(10_000)
+    assert len(queues._expiry) <= 1_000
+
+
 def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
     """A reader that is cancelled all the time must not fill the memory."""
     queues.send(b"hi")
@@ -456,3 +464,42 @@ def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
         queues.hand_back(job)
     assert len(queues._expiry) <= 1_002
     assert queues.used() == (1, 0)
+
+
+# Messages that are taken out for good
+
+
+def test_messages_are_withdrawn_in_order(queues):
+    """Their memory is free afterwards."""
+    for payload in (b"1", b"2", b"3"):
+        queues.send(payload, capacity=3)
+    entries, frames = queues.withdraw(JOBS, 2)
+    assert ([entry.payload for entry in entries], frames) == ([b"1", b"2"], [])
+    assert (list(queues.waiting), queues.depth(), queues.size) == ([JOBS], 1, ENTRY_SIZE + 1)
+    queues.withdraw(JOBS, 2)
+    assert (queues.waiting, queues.depth(), len(queues)) == ({}, 0, 0)
+
+
+def test_channels_on_which_messages_wait_are_known(queues):
+    """Whatever takes the messages away: a reader, expiry or a flush."""
+    for channel in (b"read", b"expired", b"flushed"):
+        queues.send(channel=channel, ttl=10 if channel == b"expired" else 60_000)
+    assert list(queues.waiting) == [b"read", b"expired", b"flushed"]
+    queues.report(1, channel=b"read")
+    assert list(queues.waiting) == [b"expired", b"flushed"]
+    queues.swept(0.01)
+    assert list(queues.waiting) == [b"flushed"]
+    queues.clear()
+    assert list(queues.waiting) == []
+
+
+def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues):
+    """It is confirmed, and waits."""
+    queues.send(b"1")
+    (job,) = (frame for frame in queues.report(1) if isinstance(frame, wire.Job))
+    queues.send(b"2")
+    assert statuses(queues.send(b"3", n=3)) == []
+    entries, frames = queues.withdraw(JOBS, 10)
+    assert [entry.payload for entry in entries] == [b"2"]
+    assert statuses(seen(frames)) == [(3, Status.OK)]
+    assert (job.payload, list(queues.waiting)) == (b"1", [JOBS])

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import zmq
@@ -18,9 +18,18 @@ import zmq
 from channels_zmq_forwarder import server as server_module
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
-from channels_zmq_forwarder.server import JsonLines, Server, cgroup_memory_limit, resident_memory, serve
+from channels_zmq_forwarder.memory import Refusal
+from channels_zmq_forwarder.server import (
+    BESIDE_OTHERS,
+    JsonLines,
+    Server,
+    cgroup_memory_limit,
+    resident_memory,
+    serve,
+    trim_heap,
+)
 from channels_zmq_forwarder.settings import Settings
-from channels_zmq_forwarder.wire import State
+from channels_zmq_forwarder.wire import State, Status
 
 A, B = b"a" * 16, b"b" * 16
 LOCAL = "tcp://127.0.0.1:*"
@@ -45,11 +54,24 @@ async def running(changes):
             await task
 
 
-async def subscriber(sockets, address, inbox=A, peers=0):
+async def subscriber(sockets, address, inbox=A, peers=0, forwarders=b""):
     xsub = sockets.open(zmq.XSUB, address)
     await xsub.send(wire.subscription(wire.inbox_topic(inbox)))
-    await xsub.send(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, peers)))
+    await xsub.send(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, peers, forwarders)))
     return xsub
+
+
+def listed(*, serves):
+    """Return the list of forwarders of a hello."""
+    return wire.encode_forwarders([wire.KnownForwarder(b"tcp://other:1", b"tcp://other:2", serves)])
+
+
+async def receive(xsub, layout):
+    """Return the next frame of a kind."""
+    async with asyncio.timeout(10):
+        while wire.sub_kind(frame := await xsub.recv()) != layout.kind:
+            pass
+    return layout.decode(frame)
 
 
 async def test_frames_pass_in_both_directions(async_sockets):
@@ -161,6 +183,75 @@ async def test_producers_are_accepted_at_the_latest_after_a_while(async_sockets,
     await task
 
 
+async def test_beside_others_a_forwarder_takes_its_time_to_start(async_sockets):
+    """Its clients send by another one meanwhile; if that is gone, the usual time counts again."""
+    server = Server(settings())
+    async with server.beating():
+        server.pub_addresses = server.pump.bind_publisher([LOCAL])
+        server._watch()
+        assert server._settle_at_most() == server.settings.settle_at_most
+        xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=listed(serves=True))
+        await receive(xsub, wire.WELCOME)
+        assert server._settle_at_most() == BESIDE_OTHERS
+        await xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0, listed(serves=False))))
+        await receive(xsub, wire.WELCOME)
+        assert server._settle_at_most() == server.settings.settle_at_most
+    server.close()
+
+
+# The end
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_a_forwarder_returns_what_waits_before_it_ends(async_sockets, monkeypatch, held):
+    """By frames alone: it does not wait for a beat. Producers are read even if a revoked key has stopped that."""
+    monkeypatch.setattr(server_module, "BEAT", 3600.0)
+    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(settings(), stop, ready=started.set_result))
+    server = await started
+    xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=listed(serves=False))
+    await receive(xsub, wire.WELCOME)
+    push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
+    for number in range(3):
+        await push.send(wire.ENQUEUE.encode(wire.Enqueue(A, number + 1, 60_000, 100, b"jobs", b"%d" % number)))
+        await receive(xsub, wire.CONFIRM)
+    server.pump.held = held
+    stop.set()
+    assert (await receive(xsub, wire.WELCOME)).state == State.DRAINING
+    for way in (push, xsub):
+        await way.send(wire.DETACH.encode(wire.Detach(A, 1)))
+    returned = [await receive(xsub, wire.RETURNED) for _ in range(3)]
+    assert [(message.ordinal, message.payload) for message in returned] == [(1, b"0"), (2, b"1"), (3, b"2")]
+    assert not task.done()
+    await xsub.send(wire.TAKEN.encode(wire.Taken(A, 1, 3)))
+    await asyncio.wait_for(task, 5)
+
+
+async def test_a_forwarder_drains_for_a_bounded_time(async_sockets, caplog):
+    """A client that does not respond loses what waits; the log counts it."""
+    caplog.set_level(logging.INFO)
+    async with running(settings(drain_at_most=0.2)) as server:
+        xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=listed(serves=False))
+        await receive(xsub, wire.WELCOME)
+        push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
+        await push.send(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 60_000, 100, b"jobs", b"")))
+        await receive(xsub, wire.CONFIRM)
+        begun = time.monotonic()
+    assert 0.2 <= time.monotonic() - begun < 5
+    assert "draining: 1 of 1 clients take part, 1 messages wait" in caplog.messages
+    assert "stopping: returned 0 messages of normal channels, 0 of them not acknowledged; dropped 1" in caplog.messages
+
+
+@pytest.mark.parametrize("drain_at_most, forwarders", [(0.0, listed(serves=False)), (3600.0, b"")])
+async def test_a_forwarder_ends_at_once_if_nobody_takes_part(async_sockets, drain_at_most, forwarders):
+    """The setting may say so, and clients of the first release do not know what to do."""
+    async with running(settings(drain_at_most=drain_at_most)) as server:
+        xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=forwarders)
+        await receive(xsub, wire.WELCOME)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 5
+
+
 async def test_a_forwarder_that_settles_can_be_stopped():
     """It stops at once and never accepts producers."""
     stop, called = asyncio.Event(), []
@@ -173,15 +264,53 @@ async def test_a_forwarder_that_settles_can_be_stopped():
 async def test_memory_is_watched(monkeypatch):
     """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
     server = Server(settings(memory_limit=1000))
-    for resident, largest in ((950, 0), (750, 65_536), (700, None)):
+    for resident, largest in ((950, 0), (750, 65_536), (700, 65_536), (650, None)):
         monkeypatch.setattr(server_module, "resident_memory", lambda resident=resident: resident)
         server._watch_memory()
         assert server.exchange._largest == largest
-    server._memory_limit = 0
+    server.close()
+    server._turn()
+
+
+async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch):
+    """Nothing could follow from it."""
+    monkeypatch.setattr(server_module, "cgroup_memory_limit", lambda: 0)
+    server = Server(settings())
     monkeypatch.setattr(server_module, "resident_memory", lambda: 1 / 0)
     server._watch_memory()
     server.close()
-    server._turn()
+
+
+async def test_freed_memory_is_returned_before_anything_is_refused(monkeypatch, caplog):
+    """The C library keeps it otherwise, and messages would be refused for ever."""
+    resident = [950]
+    monkeypatch.setattr(server_module, "resident_memory", lambda: resident[0])
+    monkeypatch.setattr(server_module, "trim_heap", lambda: resident.__setitem__(0, 100))
+    server = Server(settings(memory_limit=1000))
+    server._watch_memory()
+    assert server.memory.refuses == Refusal.NOTHING
+    resident[0] = 950
+    server._watch_memory()  # too early for another trim
+    assert server.memory.refuses == Refusal.ALL
+    assert "refusing all messages" in caplog.text
+    server.close()
+
+
+def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch):
+    """Elsewhere nothing happens."""
+    trim_heap()
+    monkeypatch.setattr(server_module.ctypes, "CDLL", lambda name: object())
+    trim_heap()
+
+
+async def test_queues_may_hold_a_share_of_the_memory_limit(monkeypatch, caplog):
+    """The log reports that the setting is not applied as it stands."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(server_module, "resident_memory", lambda: 100_000)
+    server = Server(settings(memory_limit=10**6, queue_bytes=10**6))
+    assert server.exchange.queues.limits.queue_bytes == 400_000
+    assert "may hold 400000 bytes instead of 1000000" in caplog.text
+    server.close()
 
 
 async def test_a_beat_that_fails_is_followed_by_another(caplog):
@@ -296,8 +425,111 @@ def test_a_signal_ends_it_in_order(number):
     assert [line["message"].partition(" on ")[0] for line in lines] == [
         "accepting subscribers",
         "accepting producers",
-        "stopping",
+        "draining: 0 of 0 clients take part, 0 messages wait",
+        "stopping: returned 0 messages of normal channels, 0 of them not acknowledged; dropped 0",
     ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(sockets, number, unused_tcp_port):
+    """Whoever operates it does not have to wait for clients that do not respond."""
+    address = f"tcp://127.0.0.1:{unused_tcp_port}"
+    flags = ("--pub-address", address, "--settle", "0", "--drain-at-most", "3600")
+    with run(*LOCALLY, *flags) as process:
+        xsub = sockets.open(zmq.XSUB, address)
+        xsub.rcvtimeo = 10_000
+        xsub.send(wire.subscription(wire.inbox_topic(A)))
+        xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0, listed(serves=False))))
+        while wire.WELCOME.decode(xsub.recv()).state != State.SERVING:
+            pass
+        process.send_signal(number)
+        while wire.WELCOME.decode(xsub.recv()).state != State.DRAINING:
+            pass
+        process.send_signal(number)
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+
+
+class Client:
+    """A client of a forwarder that runs as a program with a memory limit."""
+
+    def __init__(self, sockets, ports):
+        pull, pub = (f"tcp://127.0.0.1:{port}" for port in ports)
+        limits = ("--memory-limit", "128MiB", "--queue-bytes", "1GiB", "--pub-high-water-mark", "100000")
+        flags = ("--pull-address", pull, "--pub-address", pub, "--admin-address", "", "--settle", "0")
+        self.process = run(*flags, *limits)
+        self.stuck = sockets.open(zmq.SUB)
+        self.stuck.set(zmq.RCVHWM, 1)
+        self.stuck.connect(pub)
+        self.xsub, self.push = sockets.open(zmq.XSUB), sockets.open(zmq.PUSH, pull)
+        self.xsub.set(zmq.RCVHWM, 0)
+        self.xsub.connect(pub)
+        self.xsub.rcvtimeo = self.stuck.rcvtimeo = 30_000
+        self.xsub.send(wire.subscription(wire.inbox_topic(A)))
+        self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+        while self.receive(wire.WELCOME).state != State.SERVING:
+            pass
+
+    def receive(self, layout):
+        while wire.sub_kind(frame := self.xsub.recv()) != layout.kind:
+            pass
+        return layout.decode(frame)
+
+    def send(self, payload=bytes(60_000), ttl=600_000):
+        """Return the status of a message for a normal channel."""
+        self.push.send(wire.ENQUEUE.encode(wire.Enqueue(A, 1, ttl, 10**6, b"jobs", payload)))
+        return wire.Status(self.receive(wire.CONFIRM).status)
+
+    def read(self, count):
+        """Read messages from the normal channel, a few at a time."""
+        for number in range(1, count + 1):
+            self.xsub.send(wire.READY.encode(wire.Ready(A, 1, number, number - 1, 0, 0, b"jobs")))
+            self.receive(wire.JOB)
+        self.xsub.send(wire.READY.encode(wire.Ready(A, 1, count, count, 0, 0, b"jobs")))
+
+
+@pytest.fixture
+def client(sockets, unused_tcp_port_factory):
+    client = Client(sockets, [unused_tcp_port_factory() for _ in range(2)])
+    yield client
+    client.process.terminate()
+    client.process.communicate(timeout=10)
+
+
+def test_a_queue_that_nobody_reads_stops_no_other_message(client):
+    """It fills its share of the memory. Once it has been read, messages are accepted again."""
+    sent = 0
+    while (status := client.send()) == Status.OK:
+        sent += 1
+    assert status == Status.FULL
+    client.xsub.send(wire.subscription(wire.group_topic("room")))
+    client.xsub.send(wire.SYNC.encode(wire.Sync(A, 1)))
+    client.receive(wire.SYNCED)
+    message = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_FIRST, 60_000, bytes(100_000))
+    client.push.send(message)
+    assert client.xsub.recv() == message
+    client.read(sent)
+    for _ in range(sent):
+        assert client.send() == Status.OK
+
+
+def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client):
+    """What was buffered for it is freed, and the C library returns that memory only when it is asked to."""
+    client.stuck.subscribe(wire.group_topic("room"))
+    message = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_FIRST, 60_000, bytes(60_000))
+    sent = 0
+    while (status := client.send(b"", ttl=1)) == Status.OK:
+        for _ in range(10):
+            client.push.send(message)
+        sent += 10
+    assert status == Status.MEMORY
+    client.stuck.rcvtimeo = 1_000
+    with suppress(zmq.Again):  # the last messages may have been refused
+        for _ in range(sent):
+            client.stuck.recv()
+    deadline = time.monotonic() + 30
+    while client.send(b"", ttl=1) == Status.MEMORY:
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address"])

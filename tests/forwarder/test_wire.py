@@ -19,6 +19,9 @@ names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 )
 
 
+addresses = st.binary(min_size=1, max_size=wire.MAX_ADDRESS).filter(lambda address: b"\0" not in address)
+
+
 @st.composite
 def frames(draw):
     """A layout and a frame that fits it."""
@@ -138,10 +141,19 @@ def test_the_longest_name_of_channels_fits():
     assert wire.REMOVED.decode(wire.REMOVED.encode(wire.Removed(INBOX, longest, longest))).channel == longest
 
 
+def test_a_hello_and_a_welcome_of_the_first_release_are_read():
+    """They end where the list of forwarders begins, which reads as an empty list."""
+    hello = wire.HELLO.decode(b"H" + INBOX + b"\x01\0\0\0\x02\0\0\0\x03")
+    assert hello == wire.Hello(INBOX, 1, 2, 3, b"")
+    welcome = wire.WELCOME.decode(b"P" + INBOX + b"\0w\x01\0instance\0\0\0\x02\0\0\0\x03")
+    assert welcome == wire.Welcome(INBOX, 1, wire.State.SERVING, b"instance", 2, 3, b"")
+    assert wire.decode_forwarders(hello.forwarders) == ()
+
+
 def test_a_hello_of_a_later_version_is_read():
     """Bytes that a later version appends do not hide its version number."""
     hello = wire.Hello(INBOX, 2, 1, 0)
-    assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello
+    assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello._replace(forwarders=b"and more")
     with pytest.raises(FrameError, match="has 25 bytes"):
         wire.ECHO.decode(wire.ECHO.encode(wire.Echo(INBOX, 1)) + b"and more")
 
@@ -172,6 +184,47 @@ def test_a_message_that_ends_within_its_head_is_refused():
     assert wire.read_order(frame, 3)[-1] == len(frame)
     with pytest.raises(FrameError, match="ends before its payload"):
         wire.read_order(frame[:-1], 3)
+
+
+instances = st.sampled_from([b"", b"0" * wire.INSTANCE_DIGITS, b"0123456789abcdef"])
+known_forwarders = st.builds(wire.KnownForwarder, addresses, addresses, st.booleans(), instances)
+
+
+@given(st.lists(known_forwarders, max_size=wire.MAX_FORWARDERS))
+def test_a_list_of_forwarders_is_read_back(known):
+    """An address may contain anything but a NUL: a path of ipc may contain spaces."""
+    assert wire.decode_forwarders(wire.encode_forwarders(known)) == tuple(known)
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_list_of_forwarders_or_refused(raw):
+    """What is read encodes to the same bytes."""
+    with suppress(FrameError):
+        assert wire.encode_forwarders(wire.decode_forwarders(raw)) == raw
+
+
+@pytest.mark.parametrize("address", [b"", b"a\0b", b"x" * (wire.MAX_ADDRESS + 1)])
+def test_an_invalid_address_of_a_forwarder_is_never_sent(address):
+    """The hello that contains it would be dropped as malformed."""
+    with pytest.raises(FrameError, match="forwarder"):
+        wire.encode_forwarders([wire.KnownForwarder(b"pull", address, True)])
+
+
+@pytest.mark.parametrize("instance", [b"0", b"A" * 16, b"g" * 16, b"0" * 15, b"0" * 17])
+def test_an_invalid_instance_in_a_list_is_refused(instance):
+    """It is the hexadecimal form of the eight bytes in a welcome."""
+    with pytest.raises(FrameError, match="16 lowercase hexadecimal digits"):
+        wire.encode_forwarders([wire.KnownForwarder(b"pull", b"pub", True, instance)])
+
+
+def test_the_longest_list_of_forwarders_fits_into_a_frame():
+    """A frame that is larger than the overhead beside the smallest payload would close its connection."""
+    longest = b"x" * wire.MAX_ADDRESS
+    known = [wire.KnownForwarder(longest, longest, True, b"0" * wire.INSTANCE_DIGITS)] * wire.MAX_FORWARDERS
+    welcome = wire.Welcome(INBOX, 1, 0, bytes(8), 1, 1, wire.encode_forwarders(known))
+    assert len(wire.WELCOME.encode(welcome)) < wire.MAX_OVERHEAD
+    with pytest.raises(FrameError, match="64 at most"):
+        wire.encode_forwarders([*known, known[0]])
 
 
 @pytest.mark.parametrize("frame", [b"", b"G", b"G\0", b"Gname", b"\0\0"])

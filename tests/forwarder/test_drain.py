@@ -1,0 +1,454 @@
+"""How an exchange ends."""
+
+import random
+from collections import Counter, deque
+
+import pytest
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.drain import WINDOW, Outcome
+from channels_zmq_forwarder.exchange import ANNOUNCE_EVERY, Exchange
+from channels_zmq_forwarder.wire import KnownForwarder, State, Status
+
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+LIST = wire.encode_forwarders([KnownForwarder(b"tcp://one:1", b"tcp://one:2", False)])
+SECONDS = 10.0
+
+
+class Draining(Exchange):
+    """An exchange as its clients see it."""
+
+    def __init__(self, clock, instance=b"instance"):
+        super().__init__(instance, clock=clock)
+        self.clock = clock
+        self.enter(State.SERVING)
+
+    def connect(self, inbox, session=1, forwarders=LIST):
+        self.upstream(wire.subscription(wire.inbox_topic(inbox)))
+        return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 0, forwarders)))
+
+    def disconnect(self, inbox):
+        return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
+
+    def send(self, *payloads, channel=b"jobs", ttl=60_000):
+        for payload in payloads:
+            self.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, ttl, 10**6, channel, payload)))
+
+    def begin(self):
+        return self.drain(self.clock() + SECONDS)
+
+    def detach(self, inbox, session=1):
+        frame = wire.DETACH.encode(wire.Detach(inbox, session))
+        return [*self.inbound(frame), *self.upstream(frame)]
+
+    def taken(self, inbox, ordinal, session=1):
+        return self.upstream(wire.TAKEN.encode(wire.Taken(inbox, session, ordinal)))
+
+
+@pytest.fixture
+def exchange(clock):
+    return Draining(clock)
+
+
+class Process:
+    """A client of two exchanges, of which the first drains: what it sends is on its way until `deliver` takes it."""
+
+    def __init__(self, inbox, one, other):
+        self.inbox, self.one, self.other = inbox, one, other
+        self.push, self.xsub, self.down, self.elsewhere = deque(), deque(), deque(), deque()
+        self.jobs, self.has_detached = [], False
+        self.sends = iter(range(100))
+        one.connect(inbox)
+        self.xsub.append(wire.READY.encode(wire.Ready(inbox, 1, 2, 0, 0, 0, b"0")))
+
+    def send(self):
+        """Send a message for a normal channel: by the first exchange until that drains."""
+        number = next(self.sends, None)
+        if number is not None:
+            payload = b"%b %d" % (self.inbox, number)
+            frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, 1, 60_000, 10**6, b"%d" % (number % 7), payload))
+            (self.elsewhere if self.has_detached else self.push).append(frame)
+
+    def receive(self):
+        if not self.down:
+            return
+        frame = self.down.popleft()
+        if wire.sub_kind(frame) == wire.JOB.kind:
+            self.jobs.append(wire.JOB.decode(frame))
+        elif wire.sub_kind(frame) == wire.WELCOME.kind and wire.WELCOME.decode(frame).state == State.DRAINING:
+            for job in self.jobs:
+                back = wire.Back(self.inbox, job.number, job.ttl, job.channel, job.payload)
+                self.xsub.append(wire.BACK.encode(back))
+            self.has_detached = True
+            for way in (self.push, self.xsub):
+                way.append(wire.DETACH.encode(wire.Detach(self.inbox, 1)))
+        elif wire.sub_kind(frame) == wire.RETURNED.kind:
+            message = wire.RETURNED.decode(frame)
+            back = wire.Back(self.inbox, message.number, message.ttl, message.channel, message.payload)
+            self.elsewhere.append(wire.BACK.encode(back))
+            self.xsub.append(wire.TAKEN.encode(wire.Taken(self.inbox, 1, message.ordinal)))
+
+    def deliver(self, way):
+        """Let a frame arrive; return what the first exchange publishes."""
+        if not way:
+            return ()
+        if way is self.elsewhere:
+            self.other.inbound(way.popleft())
+            return ()
+        return (self.one.upstream if way is self.xsub else self.one.inbound)(way.popleft())
+
+    @property
+    def is_quiet(self):
+        return not (self.push or self.xsub or self.down or self.elsewhere)
+
+
+def returned(frames):
+    """Return the returned messages among frames."""
+    return [wire.RETURNED.decode(frame) for frame in frames if wire.sub_kind(frame) == wire.RETURNED.kind]
+
+
+def payloads(frames, inbox=A):
+    return [message.payload for message in returned(frames) if message.inbox == inbox]
+
+
+def test_draining_is_reported_to_all_clients(exchange):
+    """A client that connects later learns of it by its welcome."""
+    exchange.connect(A)
+    assert [wire.WELCOME.decode(frame).state for frame in exchange.begin()] == [State.DRAINING]
+    assert wire.WELCOME.decode(exchange.connect(B)[0]).state == State.DRAINING
+
+
+def test_draining_is_reported_again_while_a_client_has_not_detached(exchange, clock):
+    """A welcome may have been lost at XPUB's mark."""
+    exchange.connect(A)
+    exchange.announce()
+    exchange.begin()
+    assert exchange.announce() == []
+    clock.now += ANNOUNCE_EVERY
+    assert [wire.WELCOME.decode(frame).state for frame in exchange.announce()] == [State.DRAINING]
+    exchange.detach(A)
+    clock.now += ANNOUNCE_EVERY
+    assert exchange.announce() == []
+
+
+def test_without_a_client_that_takes_part_it_is_over_at_once(exchange):
+    """A client of the first release would never detach, and does not know the frames."""
+    exchange.connect(A, forwarders=b"")
+    exchange.send(b"1")
+    assert not exchange.is_drained
+    assert returned(exchange.begin()) == []
+    assert exchange.is_drained
+    assert exchange.end() == Outcome(0, 0, 1)
+    assert exchange.drops == {"not_returned": 1}
+
+
+def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange):
+    """Until then messages and jobs may arrive that belong before others."""
+    exchange.connect(A)
+    exchange.connect(B)
+    exchange.send(b"1")
+    exchange.begin()
+    assert returned(exchange.detach(A)) == []
+    assert returned(exchange.inbound(wire.DETACH.encode(wire.Detach(B, 1)))) == []
+    assert len(returned(exchange.upstream(wire.DETACH.encode(wire.Detach(B, 1))))) == 1
+
+
+def test_a_client_that_ends_is_not_waited_for(exchange):
+    """A client that dies meanwhile never detaches."""
+    exchange.connect(A)
+    exchange.connect(B)
+    exchange.send(b"1")
+    exchange.begin()
+    exchange.detach(A)
+    assert payloads(exchange.disconnect(B)) == [b"1"]
+
+
+def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange, clock):
+    """One process with a broken connection must not cost all messages that wait."""
+    exchange.connect(A)
+    exchange.connect(B)
+    exchange.send(b"1")
+    exchange.begin()
+    exchange.detach(A)
+    assert exchange.due() == clock.now + SECONDS / 2
+    clock.now += SECONDS / 2
+    assert payloads(exchange.sweep()) == [b"1"]
+    exchange.taken(A, 1)
+    assert not exchange.is_drained
+
+
+def test_it_is_over_when_everything_has_been_taken(exchange):
+    """The last frame of the last client ends it."""
+    exchange.connect(A)
+    exchange.send(b"1", b"2")
+    exchange.begin()
+    frames = exchange.detach(A)
+    assert [(m.session, m.ordinal, m.ttl, m.channel, m.payload) for m in returned(frames)] == [
+        (1, 1, 60_000, b"jobs", b"1"),
+        (1, 2, 60_000, b"jobs", b"2"),
+    ]
+    exchange.taken(A, 1)
+    assert not exchange.is_drained
+    exchange.taken(A, 2)
+    assert exchange.is_drained
+    assert exchange.end() == Outcome(2, 0, 0)
+
+
+def test_it_is_over_when_its_time_is_over(exchange, clock):
+    """What still waits is counted."""
+    exchange.connect(A)
+    exchange.send(b"1")
+    exchange.begin()
+    clock.now += SECONDS
+    assert exchange.is_drained
+    assert exchange.end().left == 1
+    assert exchange.drops == {"not_returned": 1}
+
+
+def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(exchange):
+    """The messages of a channel stay in order, and no client gets all."""
+    for inbox in (A, B):
+        exchange.connect(inbox)
+    for channel in (b"one", b"two", b"three"):
+        exchange.send(channel + b"1", channel + b"2", channel=channel)
+    exchange.begin()
+    frames = [*exchange.detach(A), *exchange.detach(B)]
+    assert payloads(frames, A) == [b"one1", b"one2", b"three1", b"three2"]
+    assert payloads(frames, B) == [b"two1", b"two2"]
+
+
+def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken(exchange):
+    """What it takes makes room at once; the channel stays with it."""
+    for inbox in (A, B):
+        exchange.connect(inbox)
+    numbers = [b"%d" % number for number in range(WINDOW + 10)]
+    exchange.send(*numbers)
+    exchange.begin()
+    assert payloads([*exchange.detach(B), *exchange.detach(A)], B) == numbers[:WINDOW]
+    assert payloads(exchange.taken(B, 3), B) == numbers[WINDOW : WINDOW + 3]
+    assert payloads(exchange.taken(B, WINDOW + 3), B) == numbers[WINDOW + 3 :]
+    exchange.taken(B, WINDOW + 10)
+    assert exchange.is_drained
+
+
+def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange):
+    """Channels that nobody has been returned yet go to the clients that have room."""
+    for inbox in (A, B):
+        exchange.connect(inbox)
+    exchange.send(*[b"x"] * (WINDOW + 1), channel=b"long")
+    exchange.send(b"1", channel=b"short")
+    exchange.send(b"2", channel=b"other")
+    exchange.begin()
+    frames = [*exchange.detach(A), *exchange.detach(B)]
+    assert payloads(frames, A) == [b"x"] * WINDOW
+    assert payloads(frames, B) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("ordinal, session", [(2, 1), (0, 1), (1, 2)])
+def test_what_was_not_returned_cannot_be_taken(exchange, ordinal, session):
+    """A late report, and one of another session, change nothing."""
+    exchange.connect(A)
+    exchange.send(b"1")
+    exchange.begin()
+    exchange.detach(A)
+    exchange.taken(A, ordinal, session)
+    assert not exchange.is_drained
+
+
+def test_taking_again_does_no_harm(exchange):
+    """The report is cumulative, so that a client may repeat it."""
+    exchange.connect(A)
+    exchange.send(b"1", b"2")
+    exchange.begin()
+    exchange.detach(A)
+    for ordinal in (1, 1, 2, 1):
+        exchange.taken(A, ordinal)
+    assert exchange.is_drained
+
+
+@pytest.mark.parametrize("event", ["end", "new session"])
+def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange, event):
+    """Nobody knows whether it has them, and nobody may get a message twice. The others go to another client."""
+    for inbox in (A, B):
+        exchange.connect(inbox)
+    numbers = [b"%d" % number for number in range(WINDOW + 1)]
+    exchange.send(*numbers)
+    exchange.begin()
+    exchange.detach(A)
+    exchange.detach(B)
+    exchange.taken(A, 1)
+    frames = exchange.disconnect(A) if event == "end" else exchange.connect(A, session=2)
+    assert exchange.drops == {"lost_delivery": WINDOW}
+    if event == "new session":
+        exchange.detach(A, session=1)
+        assert not exchange.is_drained
+        exchange.detach(A, session=2)
+    assert frames is not None
+    assert exchange.is_drained
+
+
+def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchange):
+    """In order, behind what is lost."""
+    for inbox in (A, B):
+        exchange.connect(inbox)
+    exchange.send(*[b"%d" % number for number in range(WINDOW + 2)])
+    exchange.begin()
+    exchange.detach(A)
+    exchange.detach(B)
+    assert payloads(exchange.disconnect(A), B) == [b"%d" % WINDOW, b"%d" % (WINDOW + 1)]
+    assert exchange.drops == {"lost_delivery": WINDOW}
+
+
+def test_what_is_put_into_a_queue_late_is_returned_too(exchange):
+    """A job that is handed back, and a message of a client that does not know better."""
+    exchange.connect(A)
+    exchange.begin()
+    exchange.detach(A)
+    back = wire.BACK.encode(wire.Back(A, 7, 60_000, b"jobs", b"back"))
+    assert payloads(exchange.inbound(back)) == [b"back"]
+    enqueue = wire.ENQUEUE.encode(wire.Enqueue(A, 1, 60_000, 100, b"jobs", b"late"))
+    frames = exchange.inbound(enqueue)
+    assert payloads(frames) == [b"late"]
+    assert wire.CONFIRM.decode(frames[0]).status == Status.OK
+
+
+def test_a_message_that_has_expired_is_not_returned(exchange, clock):
+    """It is counted as it always is."""
+    exchange.connect(A)
+    exchange.send(b"1", ttl=1_000)
+    exchange.send(b"2")
+    exchange.begin()
+    clock.now += 1
+    assert payloads(exchange.detach(A)) == [b"2"]
+    assert exchange.drops == {"expired": 1}
+
+
+def test_all_jobs_precede_the_welcome(exchange):
+    """A client that hands them back and then detaches has none left. What it does not get waits to be returned."""
+    exchange.connect(A)
+    for limit in (1, 10):
+        exchange.upstream(wire.READY.encode(wire.Ready(A, 1, limit, 0, 0, 0, b"jobs")))
+        exchange.send(b"%d" % limit)
+    exchange.begin()
+    exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 20, 0, 0, 0, b"jobs")))
+    exchange.send(b"3")
+    assert (exchange.queues.depth(), exchange.queues.unsettled) == (1, 2)
+    exchange.upstream(wire.READY.encode(wire.Ready(A, 1, 20, 2, 0, 0, b"jobs")))
+    assert exchange.queues.unsettled == 0
+    assert payloads(exchange.detach(A)) == [b"3"]
+
+
+def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange):
+    """It would wait for them."""
+    exchange.connect(A)
+    exchange.connect(B, forwarders=b"")
+    for inbox in (A, B):
+        exchange.upstream(wire.READY.encode(wire.Ready(inbox, 1, 10, 0, 0, 0, b"jobs")))
+    exchange.begin()
+    exchange.send(b"1", b"2")
+    assert (exchange.queues.depth(), exchange.queues.unsettled) == (0, 2)
+    assert exchange.queues.by_channel[b"jobs"].holders == {B}
+
+
+def test_messages_are_relayed_and_queued_as_always(exchange):
+    """Clients change to other forwarders one after the other."""
+    exchange.connect(A)
+    exchange.begin()
+    message = wire.ordered(wire.group_topic("room"), b"sender..", 1, 0, 60_000, b"")
+    assert list(exchange.inbound(message)) == [message]
+    exchange.send(b"1")
+    assert exchange.queues.depth() == 1
+
+
+def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange):
+    """It may have sent something before it was welcomed."""
+    exchange.connect(A)
+    exchange.begin()
+    exchange.connect(B)
+    exchange.detach(A)
+    assert not exchange.is_drained
+    exchange.detach(B)
+    assert exchange.is_drained
+
+
+def test_a_repeated_hello_changes_nothing(exchange):
+    """A client that has detached reports another list."""
+    exchange.connect(A)
+    exchange.begin()
+    exchange.detach(A)
+    exchange.connect(A)
+    assert exchange.is_drained
+
+
+def test_a_client_may_detach_before_draining_begins(exchange):
+    """It ends, and its last frames are on their way."""
+    exchange.connect(A)
+    exchange.detach(A)
+    exchange.begin()
+    assert exchange.is_drained
+
+
+def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange, clock):
+    """Many channels and clients, and windows that fill up."""
+    inboxes = [b"%016x" % number for number in range(5)]
+    sent = Counter()
+    for inbox in inboxes:
+        exchange.connect(inbox)
+    for number in range(4_000):
+        channel = b"channel%d" % (number**2 % 37)
+        exchange.send(b"%d" % number, channel=channel)
+        sent[channel] += 1
+    exchange.begin()
+    frames = [frame for inbox in inboxes for frame in exchange.detach(inbox)]
+    got, owners = [], {}
+    while frames:
+        messages, frames = returned(frames), []
+        for message in messages:
+            assert owners.setdefault(message.channel, message.inbox) == message.inbox
+            got.append((message.channel, int(message.payload)))
+        for inbox, ordinal in {message.inbox: message.ordinal for message in messages}.items():
+            frames += exchange.taken(inbox, ordinal)
+    assert exchange.is_drained
+    assert Counter(channel for channel, _ in got) == sent
+    for channel in sent:
+        numbers = [number for name, number in got if name == channel]
+        assert numbers == sorted(numbers)
+    assert set(owners.values()) == set(inboxes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock, seed):
+    """Frames of several clients are under way while the exchange drains, unread jobs among them."""
+    chance = random.Random(seed)
+    one, other = Draining(clock), Draining(clock, b"another!")
+    processes = {inbox: Process(inbox, one, other) for inbox in (A, B, C)}
+
+    def publish(frames):
+        for frame in frames:
+            if frame[:1] == wire.INBOX_BYTE:
+                processes[wire.inbox_in(frame)].down.append(frame)
+
+    begins_at = chance.randrange(1_000)
+    for turn in range(3_000):
+        if turn == begins_at:
+            publish(one.begin())
+        process = chance.choice(list(processes.values()))
+        match chance.randrange(5):
+            case 0:
+                process.send()
+            case 1:
+                process.receive()
+            case way:
+                publish(process.deliver((process.push, process.xsub, process.elsewhere)[way - 2]))
+    while not one.is_drained or not all(process.is_quiet for process in processes.values()):
+        for process in processes.values():
+            process.send()
+            process.receive()
+            for way in (process.push, process.xsub, process.elsewhere):
+                publish(process.deliver(way))
+    assert one.end().left == one.queues.unsettled == 0
+    got = Counter()
+    while other.queues.waiting:
+        entries, _ = other.queues.withdraw(next(iter(other.queues.waiting)), 10**6)
+        got.update(entry.payload for entry in entries)
+    assert got == {b"%b %d" % (inbox, number): 1 for inbox in processes for number in range(100)}

@@ -1,0 +1,86 @@
+"""What is refused when memory is short."""
+
+import pytest
+
+from channels_zmq_forwarder.memory import NOT_READY_AFTER, TRIM_EVERY, MemoryGuard, Refusal
+
+NOTHING, LARGE, ALL = Refusal
+
+
+@pytest.fixture
+def guard(clock):
+    return MemoryGuard(1000, clock)
+
+
+@pytest.mark.parametrize(
+    "resident",
+    [
+        [(700, NOTHING), (701, LARGE), (651, LARGE), (650, NOTHING), (700, NOTHING)],
+        [(900, LARGE), (901, ALL), (801, ALL), (800, LARGE), (900, LARGE), (650, NOTHING)],
+        [(950, ALL), (600, NOTHING)],
+    ],
+)
+def test_a_refusal_begins_above_one_mark_and_ends_below_a_lower_one(guard, resident):
+    """Otherwise each message would change the decision."""
+    assert [guard.decide(used, 0) for used, _ in resident] == [refusal for _, refusal in resident]
+
+
+def test_what_is_known_to_be_held_counts_whatever_the_system_reports(guard):
+    """Resident memory is not known everywhere."""
+    assert guard.decide(0, 950) is ALL
+    assert guard.decide(0, 100) is NOTHING
+
+
+def test_without_a_limit_nothing_is_refused(clock):
+    """Queues may hold what the settings want, and the heap is never trimmed."""
+    guard = MemoryGuard(0, clock)
+    assert guard.queue_bytes(2**40, 100) == 2**40
+    assert not guard.should_trim(2**40)
+    assert guard.decide(2**40, 2**40) is NOTHING
+    assert guard.is_ready
+
+
+def test_queues_get_a_share_of_the_limit(guard):
+    """A channel that nobody reads leaves memory for all other messages."""
+    assert guard.queue_bytes(10_000, 0) == 400
+    assert guard.queue_bytes(10_000, 100) == 400
+    assert guard.queue_bytes(100, 200) == 100
+
+
+def test_full_queues_alone_never_lead_to_a_refusal(guard):
+    """Python keeps the memory of small messages, so that it would last for ever."""
+    assert guard.queue_bytes(10_000, 350) == 250
+    assert guard.decide(350 + 250, 250) is NOTHING
+    assert guard.queue_bytes(10_000, 700) == 50
+
+
+def test_the_heap_is_trimmed_before_anything_is_refused(guard, clock):
+    """The C library keeps freed memory; a trim looks at all of it, so it is not done all the time."""
+    assert not guard.should_trim(700)
+    assert guard.should_trim(701)
+    assert not guard.should_trim(701)
+    clock.now += TRIM_EVERY
+    assert guard.should_trim(701)
+
+
+def test_the_heap_is_trimmed_until_a_refusal_ends(guard, clock):
+    """Memory that became free in the meantime must not keep a refusal up."""
+    guard.decide(701, 0)
+    assert guard.should_trim(660)
+    clock.now += TRIM_EVERY
+    assert not guard.should_trim(650)
+
+
+def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard, clock):
+    """It is useless then; while it refuses only large ones it is not."""
+    guard.decide(750, 0)
+    clock.now += NOT_READY_AFTER
+    assert guard.is_ready
+    guard.decide(950, 0)
+    clock.now += NOT_READY_AFTER - 1
+    guard.decide(950, 0)
+    assert guard.is_ready
+    clock.now += 1
+    assert not guard.is_ready
+    guard.decide(750, 0)
+    assert guard.is_ready
