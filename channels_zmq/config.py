@@ -31,7 +31,7 @@ _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s]*\]|[^:/\[\]\s]+):(?P<port>[0-9]+)
 
 
 def _one_address(value: Any) -> Any:
-    """Accept a list of one address for an address; several forwarders are not supported."""
+    """Accept a list of one address for an address: an embedded layer has one producer."""
     if isinstance(value, (list, tuple)):
         if len(value) != 1:
             raise ValueError(f"one address is needed, this is a list of {len(value)}: {list(value)!r}")
@@ -77,7 +77,18 @@ def _listed(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _addresses(value: Any) -> Any:
+    """Accept one address, several with commas between them, or a list."""
+    parts = tuple(part.strip(" ") for part in value.split(",")) if isinstance(value, str) else value
+    if isinstance(parts, (list, tuple)) and not all(parts):
+        raise ValueError(f"{value!r} lacks an address")
+    if not parts:
+        raise ValueError("at least one address is needed")
+    return parts
+
+
 Address = Annotated[str, BeforeValidator(_one_address)]
+Addresses = Annotated[tuple[str, ...], BeforeValidator(_addresses), Field(max_length=64)]
 Capacity = Annotated[int, Field(ge=1, le=MAX_CAPACITY)]
 Seconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_SECONDS)]
 GroupSeconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_GROUP_SECONDS)]
@@ -98,7 +109,7 @@ class LayerConfig(BaseModel):
         86400.0, description="Seconds without `group_add` or `receive` after which a member leaves; None: never."
     )
     max_message_size: int = Field(
-        16 * 2**20, ge=1, le=2**31, description="Maximum size of a serialized message in bytes; equal in all processes."
+        2**20, ge=1, le=2**31, description="Maximum size of a serialized message in bytes; equal in all processes."
     )
     serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered name; equal in all processes.")
     connect_timeout: Seconds = Field(
@@ -198,36 +209,50 @@ class EmbeddedConfig(LayerConfig):
 class DedicatedConfig(LayerConfig):
     """CONFIG of `DedicatedZmqChannelLayer`."""
 
-    pull_socket_address: Address = Field(description="The forwarder's `--pull-address`, to which messages are sent.")
-    pub_socket_address: Address = Field(
-        description="The forwarder's `--pub-address`, from which messages are received."
+    pull_socket_address: Addresses = Field(
+        description="The `--pull-address` of each forwarder, to which messages are sent: one address, a list, or one "
+        "name that resolves to several."
     )
-    outbox_capacity: int = Field(10_000, ge=0, description="Messages held while the forwarder is away.")
-    outbox_bytes: int = Field(64 * 2**20, ge=0, description="Total bytes of these messages.")
+    pub_socket_address: Addresses = Field(
+        description="The `--pub-address` of each forwarder, from which messages are received, in the same order."
+    )
+    outbox_capacity: int = Field(10_000, ge=0, description="Messages held while no forwarder takes them.")
+    outbox_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Total bytes of these messages, and of those that one forwarder has not acknowledged.",
+    )
+    window: int = Field(
+        4096, ge=1, le=1_000_000, description="Messages that one forwarder may leave unacknowledged; others are held."
+    )
+    resolve_every: Seconds = Field(5.0, description="Seconds after which names of forwarders are resolved again.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _equal_lists(cls, data: Any) -> Any:
-        pull, pub = (data.get(key) for key in ("pull_socket_address", "pub_socket_address"))
-        lengths = [len(value) if isinstance(value, (list, tuple)) else 1 for value in (pull, pub)]
-        if pull is not None and pub is not None and lengths[0] != lengths[1]:
-            raise ValueError(
-                f"pull_socket_address has {lengths[0]} addresses and pub_socket_address {lengths[1]}: "
-                "each forwarder has one of each"
-            )
-        return data
+    @property
+    def forwarders(self) -> list[tuple[str, str]]:
+        """The `pull_socket_address` and `pub_socket_address` of each forwarder."""
+        return list(zip(self.pull_socket_address, self.pub_socket_address, strict=True))
 
     @field_validator("pull_socket_address", "pub_socket_address")
     @classmethod
-    def _transport(cls, value: str) -> str:
-        if value.startswith("inproc://"):
-            raise ValueError(f"{value!r}: a forwarder is a process of its own; use EmbeddedZmqChannelLayer instead")
-        return _check_transport(value, ("tcp://", "ipc://"))
+    def _transport(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value.startswith("inproc://"):
+                raise ValueError(f"{value!r}: a forwarder is a process of its own; use EmbeddedZmqChannelLayer instead")
+            _check_transport(value, ("tcp://", "ipc://"))
+        return values
 
     @model_validator(mode="after")
-    def _different(self) -> Self:
-        if self.pull_socket_address == self.pub_socket_address:
-            raise ValueError("pull_socket_address and pub_socket_address are the same; a forwarder has two ports")
+    def _in_pairs(self) -> Self:
+        pull, pub = self.pull_socket_address, self.pub_socket_address
+        if len(pull) != len(pub):
+            raise ValueError(
+                f"pull_socket_address has {len(pull)} addresses and pub_socket_address {len(pub)}: "
+                "each forwarder has one of each"
+            )
+        addresses = [*pull, *pub]
+        twice = next((one for one in addresses if addresses.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is given twice; each forwarder has two ports of its own")
         return self
 
 

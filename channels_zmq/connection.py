@@ -24,12 +24,19 @@ from types import TracebackType
 from channels.exceptions import StopConsumer
 
 from channels_zmq import reports
-from channels_zmq.client.client import Client, Defaults, LinkChange
+from channels_zmq.client.client import Client, Defaults, LinkChange, Reply
 from channels_zmq.client.counters import Stats
 from channels_zmq.client.mailboxes import Payload
 from channels_zmq.client.memberships import Join
-from channels_zmq.client.requests import Request, next_number
-from channels_zmq.errors import ChannelsZmqError, ConnectionClosed, ForwarderUnavailable, OutboxFull, RequestRefused
+from channels_zmq.client.requests import LOST, Request, next_number
+from channels_zmq.errors import (
+    ChannelsZmqError,
+    ConnectionClosed,
+    ConnectionLost,
+    ForwarderUnavailable,
+    OutboxFull,
+    RequestRefused,
+)
 from channels_zmq.housekeeper import Watched, housekeeper
 from channels_zmq.loops import Loops, Waiter, wake
 from channels_zmq.options import Options
@@ -43,6 +50,8 @@ NOTICE_EVERY = 1.0
 """Seconds after which the housekeeper notices that an event loop is blocked, or that no layer is left."""
 UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
+HELD_EVERY = 0.002
+"""Seconds between two looks at what is still to be sent when the connection is closed."""
 SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
@@ -124,7 +133,7 @@ class Connection:
         self._changes: deque[LinkChange] = deque()
         self._loop_turns = self._loop_turns_noticed = 0
         self._loop_is_blocked = False
-        self._noticed_at = self._used_at = time.monotonic()
+        self._noticed_at, self._used_at = -NOTICE_EVERY, time.monotonic()
 
     @property
     def address(self) -> str:
@@ -160,22 +169,19 @@ class Connection:
     def perform(self) -> bool:
         """Send what the client wants sent, under the lock; return whether input is to be read once it is released."""
         out, transport = self.client.out, self._transport
-        deadline = time.monotonic() + self._options.connect_timeout
         while out.busy:
+            self.has_input |= out.has_input
             todo = out.take()
             if self.closed:
                 continue
             if todo.emptied and self._producer is not None:
                 self._producer.drop_held()
+            for frame, to in todo.upstream:
+                self.has_input |= transport.send_upstream(frame, to)
             if todo.session:
                 transport.take_session(todo.session)
-            for frame in todo.upstream:
-                self.has_input |= transport.send_upstream(frame)
-            for frame in todo.replies:
-                try:
-                    self.has_input |= transport.send_downstream(frame, deadline, 0)
-                except ChannelsZmqError:
-                    self.client.counters.drop("outbox_full")
+            for reply in todo.replies:
+                self._send_reply(reply)
         if out.changes:
             self._changes.extend(out.changes)
             out.changes = []
@@ -189,9 +195,16 @@ class Connection:
             self.call_soon(0.0)
         return False
 
-    def _input_found(self) -> None:
-        """Let the end of this step read input that an operation has found."""
-        self.has_input = self.client.out.busy = True
+    def _send_reply(self, reply: Reply) -> None:
+        frame, key, to, ttl = reply
+        try:
+            if to is not None:
+                self.has_input |= self._transport.send_to(to, frame)
+            else:
+                deadline = time.monotonic() + (self._options.connect_timeout if ttl is None else ttl)
+                self.has_input |= self._transport.send_downstream(frame, deadline, 0, key, must=ttl is not None)
+        except ChannelsZmqError:
+            self.client.counters.drop("outbox_full")
 
     def _check_open(self) -> None:
         if self.closed:
@@ -260,7 +273,7 @@ class Connection:
         order, number = self.client.own_order, next_number()
         echo = wire.ECHO.encode(wire.Echo(self.inbox, number))
         try:
-            await self._ask(number, echo, f"send({channel!r})", repeats=False)
+            await self._ask(number, echo, f"send({channel!r})", repeats=False, key=wire.direct_prefix(self.inbox))
         except ForwarderUnavailable:
             return False
         with self._step:
@@ -276,14 +289,17 @@ class Connection:
         """Send a message to a normal channel and wait for the confirmation; return False if the queue is full.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time; whether the message was delivered is unknown.
-            RequestRefused: If the forwarder has no room for another queue.
+            ForwarderUnavailable: If there is no answer in time, or the forwarder was lost before it answered; whether
+                the message was delivered is unknown.
+            RequestRefused: If the forwarder has no room for another queue, or is short of memory.
         """
-        number = next_number()
-        frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, channel.encode(), payload))
-        status = await self._ask(number, frame, f"send({channel!r})", repeats=False, produces=True)
+        number, name = next_number(), channel.encode()
+        frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, name, payload))
+        status = await self._ask(number, frame, f"send({channel!r})", repeats=False, produces=True, key=name)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
+        if status == Status.MEMORY:
+            raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} is short of memory")
         self.client.counters.sent += status == Status.OK
         return status != Status.FULL
 
@@ -297,7 +313,7 @@ class Connection:
     def take(self, channel: str) -> Payload | None:
         """Return the payload of the next message of a process-specific channel if one is there, without waiting."""
         box = self.client.mailboxes.boxes.get(channel)
-        if box is None or not box.mail or box.is_normal:
+        if box is None or not box.mail or box.windows:
             return None  # as far as can be seen without the lock; `receive` will look again
         with self._lock:
             return None if self.closed else self.client.mailboxes.begin_read(box)
@@ -326,7 +342,7 @@ class Connection:
                     self._loops.enter(loop, attach=True)
                 if normal:
                     self.client.read_normal(box)
-                    self.call_soon(self.client.credit.due)
+                    self.call_soon(self.client.due)
             if payload is not None:
                 return payload
             assert waiter is not None, "there is one wherever there is no payload"
@@ -336,7 +352,7 @@ class Connection:
                 with self._step:
                     self._loops.leave(loop)
                     self.client.stop_waiting(box, waiter)
-                    self.call_soon(self.client.credit.due)
+                    self.call_soon(self.client.due)
                 raise
 
     def drain(self) -> bool:
@@ -349,7 +365,8 @@ class Connection:
                 self.has_input = more = self._transport.read()
                 if more or self.client.out.busy:
                     self.perform()
-                self.call_soon(self.client.credit.due)  # a job may have come that no reader waits for
+                if self.client.may_be_due:  # a job may have come that no reader waits for, or a message behind a gap
+                    self.call_soon(self.client.due)
             finally:
                 self._is_drain = False
             return more
@@ -384,7 +401,7 @@ class Connection:
         number = next_number()
         sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
         try:
-            await self._ask(number, sync, f"group_add({group!r})", upstream=True)
+            await self._ask(number, sync, f"group_add({group!r})", to_all=True)
         except BaseException:
             with self._step:
                 self.client.join_failed(join)
@@ -407,7 +424,8 @@ class Connection:
         lifetime = 0 if life is None else max(1, round(life * 1000))
         member = wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
         if not self._transport.is_alone:
-            status = await self._ask(member.n, wire.MEMBER.encode(member), f"group_add({group!r}, {channel!r})")
+            what = f"group_add({group!r}, {channel!r})"
+            status = await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True)
             if status != Status.OK:
                 raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
         with self._step:
@@ -423,7 +441,8 @@ class Connection:
         with self._step:
             self.client.normal_members.changed(member)
         if not self._transport.is_alone:
-            await self._ask(member.n, wire.MEMBER.encode(member), f"group_discard({group!r}, {channel!r})")
+            what = f"group_discard({group!r}, {channel!r})"
+            await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True)
 
     async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
         """Ask another process to add its channel to a group or to remove it. A process that is gone is no error.
@@ -433,7 +452,8 @@ class Connection:
         """
         number = next_number()
         frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
-        await self._ask(number, frame, f"group_{'add' if add else 'discard'}({group!r}, {channel!r})")
+        what = f"group_{'add' if add else 'discard'}({group!r}, {channel!r})"
+        await self._ask(number, frame, what, key=wire.direct_prefix(owner))
 
     async def flush(self) -> None:
         """Drop all messages and groups, of every client of the address.
@@ -447,7 +467,7 @@ class Connection:
             return
         number = next_number()
         flush = wire.Flush(self.inbox, number, wire.milliseconds(self._options.connect_timeout))
-        await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False)
+        await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False, to_all=True)
 
     # Waiting for an answer
 
@@ -457,9 +477,10 @@ class Connection:
         frame: bytes,
         what: str,
         *,
-        upstream: bool = False,
+        to_all: bool = False,
         repeats: bool = True,
         produces: bool = False,
+        key: bytes = b"",
     ) -> int:
         """Send a request and wait for the status that answers it.
 
@@ -467,30 +488,32 @@ class Connection:
             number: Of the request.
             frame: The request.
             what: The call, for messages to people.
-            upstream: Whether it goes the subscribers' way.
+            to_all: Whether it goes to every exchange, by the subscribers' way, and each has to answer it.
             repeats: Whether it may be sent again until it is answered.
             produces: Whether only the producer of an embedded layer may send it.
+            key: Chooses the exchange of a request to one.
 
         Raises:
             ForwarderUnavailable: If there is no answer within `connect_timeout`.
+            ConnectionLost: If the connection was lost before a request was answered that may not be sent again.
         """
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
-        request: Request[Waiter] = Request(frame, upstream, repeats, waiter)
+        request: Request[Waiter] = Request(frame, repeats, to_all, waiter, key)
         try:
             with self._step:
                 self._loops.enter(loop, attach=False)
                 self._check_open()
                 now = time.monotonic()
-                self.client.requests.begin(number, request, now)
-                if upstream:
+                self.client.begin_request(number, request)
+                if produces and self._producer is None:
+                    self._promote()
+                if to_all:
                     found = self._transport.send_upstream(frame)
                 else:
-                    if produces and self._producer is None:
-                        self._promote()
-                    found = self._transport.send_downstream(frame, now + timeout, number)
+                    found = self._transport.send_downstream(frame, now + timeout, number, key)
                 if found:
-                    self._input_found()
+                    self.client.out.input_found()
             if request.answer is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(timeout):
@@ -502,6 +525,8 @@ class Connection:
                 raise ForwarderUnavailable(self.address, timeout, what, self._transport.refusal)
             if isinstance(answer, Exception):
                 raise answer
+            if answer == LOST:
+                raise ConnectionLost(self.address, what)
             return answer
         finally:
             with self._step:
@@ -576,10 +601,12 @@ class Connection:
     def _repeat_requests(self, now: float) -> None:
         out = self.client.out
         for _, request in self.client.requests.to_repeat(now):
-            if request.upstream:
-                out.send_upstream([request.frame])
+            if request.to_all:
+                for attachment in self.client.attachments:
+                    if attachment in request.asked:
+                        out.send_upstream([request.frame], attachment)
             else:
-                out.reply(request.frame)
+                out.reply(Reply(request.frame, request.key))
 
     def _notice_blocked_loop(self) -> None:
         stands_still, self._loop_turns_noticed = self._loop_turns == self._loop_turns_noticed, self._loop_turns
@@ -598,7 +625,7 @@ class Connection:
         payload = self.announcer(change)  # foreign code: without the lock
         if payload is None:
             return
-        mail = (time.monotonic() + self._options.expiry, payload, 0)
+        mail = (time.monotonic() + self._options.expiry, payload, None)
         boxes = iter(list(self.client.mailboxes.boxes.values()))
         while some := list(islice(boxes, SLICE)):
             with self._step:
@@ -607,18 +634,23 @@ class Connection:
     # The end
 
     def deliver_held(self) -> None:
-        """Wait until the outbox is empty, at most `linger`; the housekeeper sends what it holds."""
-        producer = self._producer
-        if producer is not None and producer.held:
+        """Wait until everything is sent and acknowledged, at most `linger`; the housekeeper sees to it."""
+        producer, until = self._producer, time.monotonic() + self._options.linger
+        if producer is None or not producer.held:
+            return
+        with self._step:
+            producer.mark_now()
+        while producer.held and time.monotonic() < until:
             self.call_soon(0.0)
-            producer.nothing_held.wait(self._options.linger)
+            time.sleep(HELD_EVERY)
 
     def stop(self) -> bool:
         """Begin to close: unread jobs go back, readers and callers end. Return False if another thread has done it."""
         with self._step:
             if self.closed:
                 return False
-            self.client.out.send_upstream(self.client.credit.hand_everything_back())
+            for attachment in self.client.attachments:
+                self.client.stop_reading(attachment)
             self.perform()
             self.closed = True
             self._producer = None
@@ -658,4 +690,5 @@ class Connection:
             held=producer.held if producer is not None else 0,
             channels=len(self.client.mailboxes.boxes),
             groups=len(self.client.memberships.groups),
+            links=self._transport.stats(),
         )

@@ -25,8 +25,9 @@ from channels_zmq.errors import ConnectionClosed, MessageTooLarge
 from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
 from channels_zmq.options import Options
 from channels_zmq.serializers import Message, Serializer
+from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.embedded_reader import embedded
-from channels_zmq.transports.link import Link
+from channels_zmq.transports.links import Links
 from channels_zmq_forwarder import wire
 
 Config = TypeVar("Config", bound=LayerConfig)
@@ -263,13 +264,25 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         self._connection().client.counters.drop("drop_rate")
         return True
 
-    def _client(self) -> Client:
+    def _client(self, window: int = 0, window_bytes: int = 0) -> Client:
         inbox = secrets.token_hex(wire.INBOX_SIZE // 2).encode()
         settings = self.config
-        return Client(inbox, os.urandom(wire.SENDER_SIZE), prefetch=settings.prefetch, idle=settings.expiry)
+        return Client(
+            inbox,
+            os.urandom(wire.SENDER_SIZE),
+            prefetch=settings.prefetch,
+            idle=settings.expiry,
+            window=window,
+            window_bytes=window_bytes,
+        )
 
     def _options(
-        self, *, outbox_capacity: int = 0, outbox_bytes: int = 0, server_keys: ServerKeySource | None = None
+        self,
+        *,
+        outbox_capacity: int = 0,
+        outbox_bytes: int = 0,
+        resolve_every: float = 5.0,
+        server_keys: ServerKeySource | None = None,
     ) -> Options:
         settings = self.config
         server = KeySetting("curve_server_key", settings.curve_server_key, settings.curve_server_key_file)
@@ -283,6 +296,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             max_message_size=settings.max_message_size,
             outbox_capacity=outbox_capacity,
             outbox_bytes=outbox_bytes,
+            resolve_every=resolve_every,
         )
 
 
@@ -314,7 +328,7 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
 
 
 class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
-    """A channel layer by a forwarder: any number of processes send and receive.
+    """A channel layer by one or several forwarders: any number of processes send and receive.
 
     CONFIG: the fields of `channels_zmq.config.DedicatedConfig`; both addresses are needed.
     """
@@ -323,17 +337,22 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
 
     @property
     def address(self) -> str:
-        """Where the forwarder publishes."""
-        return self.config.pub_socket_address
+        """Where the forwarders publish."""
+        return ", ".join(self.config.pub_socket_address)
 
     def _key(self) -> tuple[object, ...]:
-        return ("dedicated", self.config.pull_socket_address, self.address, *self._client_keys())
+        return ("dedicated", *self.config.forwarders, *self._client_keys())
 
     def _make_connection(self) -> Connection:
         settings = self.config
-        options = self._options(outbox_capacity=settings.outbox_capacity, outbox_bytes=settings.outbox_bytes)
-        client = self._client()
-        return Connection(options, client, partial(Link, settings.pull_socket_address, self.address, options, client))
+        options = self._options(
+            outbox_capacity=settings.outbox_capacity,
+            outbox_bytes=settings.outbox_bytes,
+            resolve_every=settings.resolve_every,
+        )
+        client = self._client(settings.window, settings.outbox_bytes)
+        forwarders = [Forwarder(pull, pub) for pull, pub in settings.forwarders]
+        return Connection(options, client, partial(Links, forwarders, options, client))
 
 
 def _announce(serializer: Serializer, lost: str | None, restored: str | None, change: LinkChange) -> bytes | None:

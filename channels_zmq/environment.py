@@ -91,4 +91,6 @@ def _prepared(variable: str, key: str, value: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return a setting as people write it into CONFIG."""
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value

@@ -7,6 +7,7 @@ ChannelsZmqError
 │   └── MessageTooLarge         larger than max_message_size
 ├── OutboxFull                  the forwarder is unreachable and the outbox is full (also ChannelFull)
 ├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
+│   ├── ConnectionLost          the connection was lost before the answer: the outcome is unknown
 │   └── WireVersionMismatch     the forwarder speaks another version of the wire format
 ├── RequestRefused              the forwarder is at one of its limits
 ├── ConnectionClosed            the layer was closed while it was used
@@ -87,6 +88,19 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
             f"{guess or 'is it running, and is that its address?'}"
         )
         self.address, self.timeout = address, timeout
+
+
+class ConnectionLost(ForwarderUnavailable):
+    """The connection was lost after a request was sent and before it was answered: its outcome is unknown.
+
+    The library does not repeat it. Whether to do so is the application's decision.
+    """
+
+    def __init__(self, address: str, what: str) -> None:
+        ChannelsZmqError.__init__(
+            self, f"{what}: the connection to the forwarder at {address} was lost before it answered; outcome unknown"
+        )
+        self.address, self.timeout = address, 0.0
 
 
 class WireVersionMismatch(ForwarderUnavailable):

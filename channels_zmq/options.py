@@ -15,5 +15,6 @@ class Options:
     max_message_size: int
     outbox_capacity: int
     outbox_bytes: int
+    resolve_every: float = 5.0
     keys: ClientKeySource | None = None
     server_keys: ServerKeySource | None = None

@@ -7,32 +7,60 @@ wants done, and the connection that owns the client does it.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.counters import Counters
-from channels_zmq.client.credit import Credit
+from channels_zmq.client.gaps import Gaps
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import REPEATED, Numbers, Runs
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.wire import Status, Topic
+from channels_zmq_forwarder.wire import FLAG_AGAIN, Status, Topic
 
 SessionFrame = wire.Welcome | wire.Confirm
+MANY = 64
+ON_THE_WAY = 0.25
+"""Seconds that a message may have been on its way."""
 
 
 class LinkLost(NamedTuple):
-    """The exchange cannot be reached any more; consumers are notified if they want to be."""
+    """No exchange can be reached any more; consumers are notified if they want to be."""
 
 
 class LinkRestored(NamedTuple):
-    """The exchange can be reached again; `missed` messages were lost, None if none is known to be."""
+    """An exchange can be reached again; `missed` messages were lost, None if none is known to be."""
 
     missed: int | None
 
 
 LinkChange = LinkLost | LinkRestored
+
+
+class Upstream(NamedTuple):
+    """A frame for the subscribers' way of one exchange, or of all."""
+
+    frame: bytes
+    to: Attachment | None = None
+
+
+class Reply(NamedTuple):
+    """A frame for the producers' way that nobody waits for.
+
+    Attributes:
+        frame: What is sent.
+        key: By which its exchange is chosen, unless it is for a certain one.
+        to: That exchange.
+        ttl: Seconds that it may wait for a connection; None for `connect_timeout`.
+    """
+
+    frame: bytes
+    key: bytes = b""
+    to: Attachment | None = None
+    ttl: float | None = None
 
 
 @dataclass(slots=True)
@@ -42,30 +70,36 @@ class Output:
     Attributes:
         upstream: Frames for the subscribers' way, in order.
         replies: Frames for the producers' way that nobody waits for.
-        session: Frames about the session with an exchange, for the transport.
+        session: Frames about the session with an exchange, for the transport, and the exchange.
         emptied: Whether the transport must drop the messages that it holds, before anything else.
         changes: Of the link to the exchange, to announce to consumers once the lock is released.
         wake: Readers and callers to wake once the lock is released.
+        has_input: Whether an operation on a socket has found input, which its descriptor may not show.
         busy: Whether anything is set that is to be done under the lock.
     """
 
-    upstream: list[bytes] = field(default_factory=list)
-    replies: list[bytes] = field(default_factory=list)
-    session: list[SessionFrame] = field(default_factory=list)
+    upstream: list[Upstream] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+    session: list[tuple[Attachment, SessionFrame]] = field(default_factory=list)
     emptied: bool = False
     changes: list[LinkChange] = field(default_factory=list)
     wake: list[Any] = field(default_factory=list)
+    has_input: bool = False
     busy: bool = False
 
-    def send_upstream(self, frames: Iterable[bytes]) -> None:
-        """Add frames for the subscribers' way."""
-        self.upstream += frames
+    def input_found(self) -> None:
+        """Let the end of this step read input that an operation on a socket has found."""
+        self.has_input = self.busy = True
+
+    def send_upstream(self, frames: Iterable[bytes], to: Attachment | None = None) -> None:
+        """Add frames for the subscribers' way of one exchange, or of all."""
+        self.upstream += [Upstream(frame, to) for frame in frames]
         if self.upstream:
             self.busy = True
 
-    def reply(self, frame: bytes) -> None:
+    def reply(self, reply: Reply) -> None:
         """Add a frame for the producers' way."""
-        self.replies.append(frame)
+        self.replies.append(reply)
         self.busy = True
 
     def change(self, change: LinkChange) -> None:
@@ -77,7 +111,7 @@ class Output:
         """Return what is to be done under the lock, and begin anew with that."""
         taken = Output(self.upstream, self.replies, self.session, self.emptied)
         self.upstream, self.replies, self.session, self.emptied = [], [], [], False
-        self.busy = False
+        self.busy = self.has_input = False
         return taken
 
 
@@ -95,8 +129,10 @@ class Client:
     Args:
         inbox: 16 hexadecimal digits that name this process.
         sender: 8 bytes that name it in sequence numbers.
-        prefetch: Jobs that may come ahead of their readers, for each normal channel.
+        prefetch: Jobs that may come ahead of their readers, for each normal channel and exchange.
         idle: Seconds after which an unused mailbox is forgotten.
+        window: Frames that each exchange may leave unacknowledged.
+        window_bytes: Bytes that they may have together.
         clock: Monotonic seconds.
     """
 
@@ -107,6 +143,8 @@ class Client:
         *,
         prefetch: int = 4,
         idle: float = 60.0,
+        window: int = 4096,
+        window_bytes: int = 64 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox, self.sender = inbox, sender
@@ -118,16 +156,21 @@ class Client:
         self.mailboxes: Mailboxes[Any] = Mailboxes(self.counters.drop, idle=idle, clock=clock)
         self.memberships = Memberships(self.mailboxes, sender, clock)
         self.normal_members = NormalMembers(clock)
-        self.credit = Credit(inbox, prefetch, clock)
+        self.attachments: list[Attachment] = []
+        self.gaps = Gaps(partial(self.counters.drop, "missed"), clock)
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self.now = clock()
         """When the last message was taken."""
         self._clock = clock
+        self._make_attachment = partial(Attachment, inbox, prefetch, window, window_bytes, clock)
+        self._sessions = 0
+        self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
+        self._most_read = 0
         self._direct_runs = Runs()
         self._own_order = 0
-        self._foreign_joins: dict[int, Join] = {}
-        self._on_inbox: dict[int, Callable[[bytes], None]] = {
+        self._foreign_joins: dict[int, tuple[Join, Reply]] = {}
+        self._on_inbox: dict[int, Callable[[bytes, Attachment], None]] = {
             wire.DIRECT: self._direct,
             wire.ASK.kind: self._asked,
             wire.CONFIRM.kind: self._confirmed,
@@ -139,22 +182,67 @@ class Client:
             wire.QUERY.kind: self._queried,
             wire.REMOVED.kind: self._member_removed,
             wire.EMPTY.kind: self._emptied,
+            wire.RETURNED.kind: self._returned,
         }
+
+    # Exchanges
+
+    def attach(self) -> Attachment:
+        """Add an exchange."""
+        attachment = self._make_attachment()
+        self.attachments.append(attachment)
+        self.requests.reached(attachment)
+        for box in self._read_normally.values():
+            if box.waiters:
+                attachment.credit.touched(box)  # its window opens with the first session
+        return attachment
+
+    def detach(self, attachment: Attachment) -> None:
+        """Remove an exchange."""
+        self.lose(attachment)
+        attachment.credit.detach()
+        self.attachments.remove(attachment)
+
+    def peers(self, attachment: Attachment) -> int:
+        """Return how many clients there are as far as this exchange, or one that can be reached, has reported."""
+        return max(one.clients for one in self.attachments if one is attachment or one.is_reachable)
+
+    def new_session(self) -> int:
+        """Return a session number that is unique within this process."""
+        self._sessions += 1
+        return self._sessions
+
+    def lose(self, attachment: Attachment) -> None:
+        """Wait no longer for an exchange that cannot be reached."""
+        attachment.is_reachable = False
+        attachment.credit.end_session()
+        self.unsure(attachment)
+        for number, request in self.requests.lost(attachment):
+            self._complete(number, request)
+
+    def unsure(self, attachment: Attachment) -> None:
+        """Let the requests fail that were sent to an exchange which may never answer them."""
+        for number, request in self.requests.unsure(attachment):
+            self._complete(number, request)
 
     # Frames
 
-    def feed(self, frame: bytes) -> None:
-        """Take one frame that arrived. Malformed frames are counted and ignored."""
+    def feed(self, frame: bytes, attachment: Attachment) -> None:
+        """Take one frame that an exchange has sent. Malformed frames are counted and ignored."""
         try:
             if frame[:1] == wire.GROUP_BYTE:
                 topic, sender, number, flags, ttl, payload = wire.read_group(frame)
                 group = self.memberships.groups.get(topic)
                 if group is not None:
                     missing = group.runs.see(sender, number, flags)
-                    if missing == 0 or self._is_new(sender, missing):
+                    if missing or flags >= FLAG_AGAIN:
+                        self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
+                    else:
                         self.deliver_group(topic, ttl, payload)
+                        if self.gaps.frames:
+                            self.gaps.closed_up(group.runs, sender)
             elif (take := self._on_inbox.get(wire.sub_kind(frame))) is not None:
-                take(frame)
+                take(frame, attachment)
             else:
                 self.counters.drop("malformed")
         except wire.FrameError:
@@ -170,6 +258,42 @@ class Client:
             self.mailboxes.deliver_group(group.members, now + ttl / 1000, payload, self.out.wake)
             self.counters.received += 1
 
+    def _exceptional(
+        self,
+        frame: bytes,
+        topic: Topic,
+        sender: bytes,
+        number: int,
+        flags: int,
+        missing: int,
+        ttl: int,
+        payload: bytes,
+    ) -> None:
+        """Take a group message that is behind a gap, repeated, or sent again.
+
+        It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
+        known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
+        """
+        published = self._clock() - wire.age_of(frame) / 1000
+        if flags & wire.FLAG_ACKNOWLEDGED:
+            published -= ON_THE_WAY
+        deliver = partial(self._deliver_to_former_members, topic, ttl, payload, published)
+        runs = self.memberships.groups[topic].runs
+        if missing:
+            self._out_of_order(runs, sender, number, missing, len(frame), deliver)
+        else:
+            deliver()
+            self.gaps.closed_up(runs, sender)
+
+    def _deliver_to_former_members(self, topic: Topic, ttl: int, payload: bytes, published: float) -> None:
+        """Deliver a group message to the members that had joined when it was sent first."""
+        now = self.now = self._clock()
+        group = self.memberships.groups.get(topic)
+        if group is not None:
+            boxes = [box for box, membership in group.members.items() if membership.joined <= published]
+            self.mailboxes.deliver_group(boxes, now + ttl / 1000, payload, self.out.wake)
+            self.counters.received += 1
+
     def deliver_own(self, channel: str, ttl: int, payload: bytes, capacity: int) -> bool:
         """Put a direct message of this process into a mailbox; return False if it is full."""
         box = self.mailboxes.boxes.get(channel)
@@ -179,7 +303,7 @@ class Client:
         box.capacity = capacity
         if len(box.mail) >= capacity and self.mailboxes.is_full(box):
             return False
-        waiter = self.mailboxes.put(box, (self._clock() + ttl / 1000, payload, 0))
+        waiter = self.mailboxes.put(box, (self._clock() + ttl / 1000, payload, None))
         if waiter is not None:
             self.out.wake.append(waiter)
         self.counters.received += 1
@@ -195,11 +319,18 @@ class Client:
         """The order number of the last message that this process has sent to itself."""
         return self._own_order
 
-    def _direct(self, frame: bytes) -> None:
+    def _direct(self, frame: bytes, attachment: Attachment) -> None:
         sender, number, flags, ttl, channel, payload = wire.read_direct(frame)
         missing = self._direct_runs.see(sender, number, flags)
-        if missing and not self._is_new(sender, missing):
+        if missing:
+            deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
+            self._out_of_order(self._direct_runs, sender, number, missing, len(frame), deliver)
             return
+        self._deliver_direct(sender, channel, ttl, payload)
+        if self.gaps.frames:
+            self.gaps.closed_up(self._direct_runs, sender)
+
+    def _deliver_direct(self, sender: bytes, channel: str, ttl: int, payload: bytes) -> None:
         box = self.mailboxes.boxes.get(channel)
         if box is not None and box.in_flight and sender == self.sender:
             box.in_flight.popleft()
@@ -207,19 +338,24 @@ class Client:
 
     def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:
         now = self.now = self._clock()
-        waiter = self.mailboxes.deliver(channel, (now + ttl / 1000, payload, 0), capacity)
+        waiter = self.mailboxes.deliver(channel, (now + ttl / 1000, payload, None), capacity)
         if waiter is not None:
             self.out.wake.append(waiter)
         self.counters.received += 1
 
-    def _is_new(self, sender: bytes, missing: int) -> bool:
-        """Count what a sequence number shows: a repeated frame, or how many are missing before it."""
-        if missing != REPEATED:
-            self.counters.drop("missed", missing)
-            return True
-        if sender != self.sender:  # else this process sent it before it joined
-            self.counters.repeated += 1
-        return False
+    def _out_of_order(
+        self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
+    ) -> None:
+        """Drop a repeated message. Hold one behind a gap that another exchange may close, else count the gap."""
+        if missing == REPEATED:
+            if sender != self.sender:  # else this process sent it before it joined
+                self.counters.repeated += 1
+        elif len(self.attachments) > 1 or self.gaps.frames or any(one.has_two_ways for one in self.attachments):
+            if not self.gaps.hold(runs, sender, number, size, deliver):
+                self.counters.repeated += 1
+        else:
+            self.counters.drop("missed", runs.skip_to(sender, number))
+            deliver()
 
     # Groups
 
@@ -251,11 +387,12 @@ class Client:
             group.floor = number
             group.runs.start_after(self.sender, number)
 
-    def _asked(self, frame: bytes) -> None:
+    def _asked(self, frame: bytes, attachment: Attachment) -> None:
         """Add a channel of this process to a group, or remove it, for another process."""
         ask = wire.ASK.decode(frame)
         channel, topic = wire.name(ask.channel), wire.group_topic(wire.name(ask.group))
-        confirm = wire.CONFIRM.encode(wire.Confirm(ask.reply, ask.n, Status.OK, wire.NO_INSTANCE))
+        answer = wire.CONFIRM.encode(wire.Confirm(ask.reply, ask.n, Status.OK, wire.NO_INSTANCE))
+        confirm = Reply(answer, wire.direct_prefix(ask.reply))
         if not ask.add:
             self.leave(topic, channel)
             self.out.reply(confirm)
@@ -267,92 +404,136 @@ class Client:
             return
         number = next_number()
         sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
-        self._foreign_joins[number] = join
-        self.requests.begin(number, Request(sync, upstream=True, reply=confirm), self._clock())
+        self._foreign_joins[number] = join, confirm
+        self.begin_request(number, Request(sync, to_all=True))
         self.out.send_upstream([sync])
 
-    def _member_removed(self, frame: bytes) -> None:
+    def _member_removed(self, frame: bytes, attachment: Attachment) -> None:
         removed = wire.REMOVED.decode(frame)
         self.normal_members.removed(removed.group, removed.channel)
 
     # Requests
 
-    def answered(self, number: int, answer: int | Exception) -> bool:
-        """Hand an answer to its request; return whether there is one."""
-        request = self.requests.answered(number, answer)
-        if request is None:
-            return False
-        join = self._foreign_joins.pop(number, None)
-        if join is not None:
+    def begin_request(self, number: int, request: Request[Any]) -> None:
+        """Add a request that is sent now; one to all waits for every exchange that can be reached."""
+        if request.to_all:
+            request.asked = {one for one in self.attachments if one.is_reachable}
+        self.requests.begin(number, request, self._clock())
+
+    def _answered(self, number: int, answer: int, attachment: Attachment) -> None:
+        request = self.requests.answered(number, answer, attachment)
+        if request is not None:
+            self._complete(number, request)
+
+    def _complete(self, number: int, request: Request[Any]) -> None:
+        foreign = self._foreign_joins.pop(number, None)
+        if foreign is not None:
+            join, confirm = foreign
             self.requests.end(number)
             self.join_synced(join, number)
-            self.out.reply(request.reply)
+            self.out.reply(confirm)
         elif request.waiter is not None:
             self.out.wake.append(request.waiter)
-        return True
 
     def fail_requests(self, error: Exception) -> None:
         """Answer every request of this process with an error."""
         self.out.wake += [request.waiter for request in self.requests.fail(error)]
 
-    def _confirmed(self, frame: bytes) -> None:
+    def _confirmed(self, frame: bytes, attachment: Attachment) -> None:
         confirm = wire.CONFIRM.decode(frame)
-        if not self.answered(confirm.n, confirm.status):
-            self.out.session.append(confirm)
-            self.out.busy = True
+        if self.requests.is_open(confirm.n):
+            self._answered(confirm.n, confirm.status, attachment)
+            return
+        attachment.window.acknowledge(confirm.n)
+        self.out.session.append((attachment, confirm))
+        self.out.busy = True
 
-    def _synced(self, frame: bytes) -> None:
-        self.answered(wire.SYNCED.decode(frame).n, Status.OK)
+    def _synced(self, frame: bytes, attachment: Attachment) -> None:
+        self._answered(wire.SYNCED.decode(frame).n, Status.OK, attachment)
 
     # Normal channels
 
-    def _job(self, frame: bytes) -> None:
+    def _job(self, frame: bytes, attachment: Attachment) -> None:
         job = wire.JOB.decode(frame)
-        waiter, lost, frames = self.credit.arrived(job)
+        waiter, lost, frames = attachment.credit.arrived(job)
         self.counters.drop("lost_delivery", lost)
         self.now = self._clock()
-        self.counters.received += job.session == self.credit.session  # any other is handed over again
-        self.out.send_upstream(frames)
+        self.counters.received += job.session == attachment.credit.session  # any other is handed over again
+        self.out.send_upstream(frames, attachment)
         if waiter is not None:
             self.out.wake.append(waiter)
 
-    def _handed(self, frame: bytes) -> None:
-        lost, frames = self.credit.counted(wire.HANDED.decode(frame))
+    def _handed(self, frame: bytes, attachment: Attachment) -> None:
+        lost, frames = attachment.credit.counted(wire.HANDED.decode(frame))
         self.counters.drop("lost_delivery", lost)
-        self.out.send_upstream(frames)
+        self.out.send_upstream(frames, attachment)
 
-    def _handed_total(self, frame: bytes) -> None:
-        self.out.send_upstream(self.credit.counted_in_total(wire.HANDED_TOTAL.decode(frame)))
+    def _handed_total(self, frame: bytes, attachment: Attachment) -> None:
+        self.out.send_upstream(attachment.credit.counted_in_total(wire.HANDED_TOTAL.decode(frame)), attachment)
 
-    def _queried(self, frame: bytes) -> None:
-        self.out.send_upstream(self.credit.queried(wire.QUERY.decode(frame)))
+    def _queried(self, frame: bytes, attachment: Attachment) -> None:
+        self.out.send_upstream(attachment.credit.queried(wire.QUERY.decode(frame)), attachment)
+
+    def _returned(self, frame: bytes, attachment: Attachment) -> None:
+        """Take over a message that an exchange gives back because it is about to end, and send it to another one."""
+        job = wire.RETURNED.decode(frame)
+        if job.session != attachment.credit.session:
+            return  # it has counted this one as lost already
+        lost = attachment.take_over(job.ordinal)
+        if lost >= 0:
+            self.counters.drop("lost_delivery", lost)
+            back = wire.Back(self.inbox, job.number, job.ttl, job.channel, job.payload)
+            self.out.reply(Reply(wire.BACK.encode(back), job.channel, ttl=job.ttl / 1000))
+        taken = wire.Taken(self.inbox, attachment.credit.session, attachment.taken_over)
+        self.out.send_upstream([wire.TAKEN.encode(taken)], attachment)
 
     # Reading
 
     def read_normal(self, box: Mailbox[Any]) -> None:
         """Note that a reader of a normal channel waits, or has taken a job."""
-        self.out.send_upstream(self.credit.touched(box))
+        if self._read_normally.get(box.name) is not box:
+            self._remember_reading(box)
+        for attachment in self.attachments:
+            self.out.send_upstream(attachment.credit.touched(box), attachment)
+
+    def _remember_reading(self, box: Mailbox[Any]) -> None:
+        """Remember a normal channel, for exchanges that this process learns of later."""
+        if len(self._read_normally) >= 2 * self._most_read + MANY:
+            self._read_normally = {name: one for name, one in self._read_normally.items() if one.waiters}
+            self._most_read = len(self._read_normally)
+        self._read_normally[box.name] = box
 
     def stop_waiting(self, box: Mailbox[Any], waiter: Any) -> None:
         """Let a reader give up."""
         successor = self.mailboxes.stop_waiting(box, waiter)
-        self.credit.gave_up(box)
+        for attachment in self.attachments:
+            attachment.credit.gave_up(box)
         if successor is not None:
             self.out.wake.append(successor)
 
     # Sessions
 
-    def _welcomed(self, frame: bytes) -> None:
-        self.out.session.append(wire.WELCOME.decode(frame))
+    def _welcomed(self, frame: bytes, attachment: Attachment) -> None:
+        self.out.session.append((attachment, wire.WELCOME.decode(frame)))
         self.out.busy = True
 
-    def before_hello(self) -> list[bytes]:
+    def before_hello(self, attachment: Attachment) -> list[bytes]:
         """Return what an exchange must know before the hello of a new session, and cannot."""
-        return [*self.normal_members.repeat(), *self.credit.resume()]
+        return [*self.normal_members.repeat(), *attachment.credit.leave_session()]
 
-    def begin_session(self, session: int) -> None:
+    def begin_session(self, attachment: Attachment, session: int, instance: bytes) -> None:
         """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait."""
-        self.out.send_upstream([*self.requests.upstream(), *self.credit.begin_session(session)])
+        attachment.is_reachable = True
+        requests = [one.frame for one in self.requests.reached(attachment)]
+        self.out.send_upstream([*requests, *attachment.begin_session(session, instance)], attachment)
+        self.counters.drop("lost_delivery", attachment.credit.lost)
+        for box in attachment.credit.readable():
+            waiters = (box.next_waiter() for _ in range(len(box.mail)))
+            self.out.wake += [waiter for waiter in waiters if waiter is not None]
+
+    def stop_reading(self, attachment: Attachment) -> None:
+        """Hand all unread jobs of an exchange back."""
+        self.out.send_upstream(attachment.credit.hand_everything_back(), attachment)
 
     # Emptying
 
@@ -361,13 +542,14 @@ class Client:
         self.out.send_upstream(self.memberships.clear())
         self.mailboxes.clear()
         self.normal_members.clear()
-        self._direct_runs.clear()  # the exchange drops messages until all have answered: their gaps are no loss
+        self.gaps.clear()
+        self._direct_runs.restart()  # the exchange drops messages until all have answered: their gaps are no loss
         self.out.emptied = self.out.busy = True
 
-    def _emptied(self, frame: bytes) -> None:
+    def _emptied(self, frame: bytes, attachment: Attachment) -> None:
         empty = wire.EMPTY.decode(frame)
         self.empty()
-        self.out.reply(wire.FLUSHED.encode(wire.Flushed(self.inbox, empty.n)))
+        self.out.reply(Reply(wire.FLUSHED.encode(wire.Flushed(self.inbox, empty.n)), to=attachment))
 
     # Housekeeping
 
@@ -378,8 +560,21 @@ class Client:
             now: Monotonic seconds.
             at_most: Mailboxes, windows and ends of memberships to look at, each.
         """
-        self.out.send_upstream(self.credit.keep(now, at_most))
+        for attachment in self.attachments:
+            self.out.send_upstream(attachment.credit.keep(now, at_most), attachment)
+        if now >= self.gaps.due:
+            self.gaps.expire(now)
         if now >= self.memberships.ends.next:
             self.out.send_upstream(self.memberships.end_due(now, at_most))
         look_at = self.mailboxes.look(now, at_most)
-        return min(look_at, self.credit.due, self.memberships.ends.next)
+        return min(look_at, self.due, self.memberships.ends.next)
+
+    @property
+    def may_be_due(self) -> bool:
+        """Whether `due` can be finite; it spares a look for each message."""
+        return bool(self._read_normally) or self.gaps.frames > 0
+
+    @property
+    def due(self) -> float:
+        """When `keep` has something to do for what has arrived, or for readers of normal channels."""
+        return min([self.gaps.due, *(one.credit.due for one in self.attachments)])

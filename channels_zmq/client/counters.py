@@ -36,6 +36,24 @@ class Report(NamedTuple):
     arguments: tuple[object, ...]
 
 
+class LinkStats(TypedDict):
+    """What `layer.stats()` says about one link."""
+
+    forwarder: str
+    """The addresses of the forwarder."""
+    state: str
+    session: int
+    """The number of the session; a new connection begins another one."""
+    carries: bool
+    """Whether messages are sent by it: it is up, and the other clients have reached its forwarder."""
+    unacknowledged: int
+    """Messages that were sent and not acknowledged."""
+    held: int
+    """Messages that wait to be sent by this link."""
+    sent_again: int
+    """Messages that were sent by this link after another one, or an earlier connection, had failed."""
+
+
 class Stats(TypedDict):
     """What `layer.stats()` returns: counts since the process first used the address, and what is there now."""
 
@@ -50,9 +68,11 @@ class Stats(TypedDict):
     waiting: int
     """Messages in the mailboxes of this process."""
     held: int
-    """Messages in the outbox."""
+    """Messages that wait to be sent, or to be acknowledged."""
     channels: int
     groups: int
+    links: list[LinkStats]
+    """The links to forwarders; none with the embedded layer."""
 
 
 class Counters:

@@ -1,4 +1,4 @@
-"""Credit for normal channels: how many jobs the exchange may hand over to the readers of this process.
+"""Credit for normal channels: how many jobs one exchange may hand over to the readers of this process.
 
 Pure: the frames to send come back in lists. A *job* is a message of a normal channel. The exchange hands over while the
 number of jobs that it has handed over is below the absolute `limit` that we sent last, so that a repeated or lost
@@ -14,12 +14,12 @@ number of jobs that it has handed over is below the absolute `limit` that we sen
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
 from channels_zmq.client.deadlines import Deadlines
-from channels_zmq.client.mailboxes import Mailbox
+from channels_zmq.client.mailboxes import Delivery, Mail, Mailbox
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
 
@@ -46,6 +46,7 @@ class Window:
         most: The largest one of this session: no more jobs can have been handed over.
         touched_at: When a reader last came or went.
         look_at: The next housekeeping.
+        withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
     """
 
     box: Box
@@ -54,15 +55,11 @@ class Window:
     most: int = 0
     touched_at: float = 0.0
     look_at: float = inf
+    withheld: list[Mail] = field(default_factory=list)
 
     def wanted(self, prefetch: int) -> int:
-        """Return the limit that suits the readers which are here."""
+        """Return the limit that suits the readers which are here; jobs of other exchanges count too."""
         return self.received + max(0, len(self.box.waiters) + prefetch - len(self.box.mail))
-
-    @property
-    def settled(self) -> int:
-        """Jobs of this session that do not wait here any more."""
-        return max(0, self.received - len(self.box.mail))
 
     @property
     def is_open(self) -> bool:
@@ -82,6 +79,12 @@ class Credit:
     def __init__(self, inbox: bytes, prefetch: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.prefetch = prefetch
         self.session = 0
+        self.lost = 0
+        """Jobs that were lost as the last session began."""
+        self._hellos = 0  # since the session was left
+        self._report: list[bytes] = []  # on the jobs that had arrived when this process left the last session
+        self._is_open = False
+        """Whether the exchange has welcomed this session, and it has not ended since."""
         self._inbox = inbox
         self._clock = clock
         self._windows: dict[str, Window] = {}
@@ -97,10 +100,12 @@ class Credit:
         window = self._windows.get(box.name)
         if window is None:
             window = self._windows[box.name] = Window(box)
-            box.is_normal = True
+            box.windows += 1
         window.touched_at = now = self._clock()
         if now + GRACE < window.look_at:
             self._look(window, now + GRACE)
+        if not self._is_open:
+            return []  # `begin_session` will open the window
         if self._ask_at == inf:
             self._ask_at = now + ASK_EVERY
         wanted = window.wanted(self.prefetch)
@@ -131,12 +136,13 @@ class Credit:
         if job.session != self.session or (window is not None and job.ordinal <= window.received):
             return None, 0, []
         deadline = self._clock() + job.ttl / 1000
+        mail: Mail = (deadline, job.payload, Delivery(self, job.session, job.number))
         if window is None:
-            return None, 0, self._back(channel, [(deadline, job.payload, job.number)])
+            return None, 0, self._back(channel, [mail])
         lost = job.ordinal - window.received - 1
         self._total += job.ordinal - window.received
         window.received = job.ordinal
-        window.box.append((deadline, job.payload, job.number))
+        window.box.append(mail)
         waiter = window.box.next_waiter()
         if waiter is None:
             self._look(window, window.touched_at + GRACE)
@@ -185,20 +191,52 @@ class Credit:
 
     # Sessions
 
-    def resume(self) -> list[bytes]:
-        """Return the frames that say, before a new session, which jobs of the last one have arrived."""
-        if not self.session:
-            return []
-        return [
-            wire.RECEIVED.encode(wire.Received(self._inbox, self.session, window.received, window.box.name.encode()))
-            for window in self._windows.values()
-            if window.most
-        ]
+    def leave_session(self) -> list[bytes]:
+        """Take no more jobs of the session, and return the frames that say which ones were read or wait for a reader.
 
-    def begin_session(self, session: int) -> list[bytes]:
-        """Count anew, since an exchange has just welcomed us; return the frames that open the windows."""
-        self.session = session
+        The last ones to arrive that nobody has read count as not arrived, and are withheld: the exchange puts them back
+        with the others, so that the capacity of the channel stays exact. The frames are the same until the next session
+        has begun, since the exchange may not have received them.
+        """
+        self._hellos += 1
+        if self.session:
+            self._report = [self._leave(window) for window in self._windows.values() if window.most]
+            self.session = 0
+            self.end_session()
+        return self._report
+
+    def _leave(self, window: Window) -> bytes:
+        box = window.box
+        window.withheld += [one for one in box.mail if self._is_unread(one)]
+        remaining = [one for one in box.mail if not self._is_unread(one)]
+        received = window.received - (len(box.mail) - len(remaining))
+        if window.withheld:
+            box.mail.clear()
+            box.mail.extend(remaining)
+        return wire.RECEIVED.encode(wire.Received(self._inbox, self.session, received, box.name.encode()))
+
+    def begin_session(self, session: int, *, is_same: bool) -> list[bytes]:
+        """Count anew, since an exchange has just welcomed us; return the frames that open the windows.
+
+        Args:
+            session: Its number.
+            is_same: Whether it is the instance that has handed over the jobs which are withheld, and has them back. Any
+                other one knows nothing of them. If there were several hellos, an earlier one may have reached the
+                former instance: whether a job was handed to another reader is unknown, and so it is lost.
+        """
+        self.lost = 0
+        for window in self._windows.values():
+            withheld, window.withheld = window.withheld, []
+            if withheld and not is_same and self._hellos > 1:
+                self.lost += len(withheld)
+            elif withheld and not is_same:
+                for mail in reversed(withheld):
+                    window.box.prepend(mail)
+            if window.box.mail:
+                self._look(window, self._clock() + GRACE)
+        self.session, self._is_open, self._report, self._hellos = session, True, [], 0
         self._total = 0
+        self._ask_at = self._clock() + ASK_EVERY if self._windows else inf
         frames = []
         for window in self._windows.values():
             window.received = window.limit = window.most = 0
@@ -206,6 +244,23 @@ class Credit:
                 window.limit = window.wanted(self.prefetch)
                 frames.append(self._ready(window))
         return frames
+
+    def readable(self) -> list[Box]:
+        """Return the mailboxes that have both jobs and readers, because jobs were withheld for a while."""
+        return [window.box for window in self._windows.values() if window.box.mail and window.box.waiters]
+
+    def end_session(self) -> None:
+        """Send nothing more before the next session: there is no connection, or the exchange is about to end."""
+        self._is_open = False
+        self._ask_at = inf
+
+    def detach(self) -> None:
+        """Forget all windows: the exchange does not belong to the layer any more."""
+        self.end_session()
+        for window in self._windows.values():
+            window.box.windows -= 1
+        self._windows.clear()
+        self._looks.clear()
 
     # Housekeeping
 
@@ -220,7 +275,7 @@ class Credit:
             frames += self._keep(window, now)
         if now >= self._ask_at:
             self._ask_at = now + ASK_EVERY if self._windows else inf
-            if self._windows and self.session:
+            if self._windows:
                 frames.append(wire.TOTAL.encode(wire.Total(self._inbox, self.session)))
         return frames
 
@@ -232,23 +287,25 @@ class Credit:
     def _keep(self, window: Window, now: float) -> list[bytes]:
         if window.box.waiters:
             self._look(window, now + REPEAT_EVERY)
-            return [self._ready(window)]
+            return [self._ready(window)] if self._is_open else []
         if now < window.touched_at + GRACE:
             self._look(window, window.touched_at + GRACE)
             return []
         if now >= window.touched_at + FORGET_AFTER and not window.box.mail:
-            return [self._forget(window)]
+            return self._forget(window)
         self._look(window, max(now + GRACE, window.touched_at + FORGET_AFTER))
-        return self._close(window) if window.box.mail or window.is_open else []
+        return self._close(window) if self._is_open and (window.box.mail or window.is_open) else []
 
     def hand_everything_back(self) -> list[bytes]:
         """Return the frames that give all unread jobs back, because this process stops reading."""
+        if not self._is_open:
+            return []
         return [frame for window in self._windows.values() for frame in self._close(window)]
 
-    def _forget(self, window: Window) -> bytes:
+    def _forget(self, window: Window) -> list[bytes]:
         del self._windows[window.box.name]
-        window.box.is_normal = False
-        return self._ready(window, ask=Question.FORGET)
+        window.box.windows -= 1
+        return [self._ready(window, ask=Question.FORGET)] if self._is_open else []
 
     def _look(self, window: Window, at: float) -> None:
         if at != window.look_at:
@@ -263,26 +320,39 @@ class Credit:
         """
         window.limit = window.received
         closing = self._ready(window)
-        jobs = [(deadline, payload, number) for deadline, payload, number in window.box.mail if type(payload) is bytes]
+        mail = window.box.mail
+        jobs = [one for one in mail if self._is_ours(one)]
         if jobs:
-            window.box.mail.clear()
+            others = [one for one in mail if not self._is_ours(one)]
+            mail.clear()
+            mail.extend(others)
         frames = self._back(window.box.name, jobs)
         expired = len(frames) < len(jobs)
         return [closing, *frames, self._ready(window)] if expired else [closing, *frames]
 
+    def _is_ours(self, mail: Mail) -> bool:
+        delivery = mail[2]
+        return delivery is not None and delivery.source is self
+
+    def _is_unread(self, mail: Mail) -> bool:
+        """Return whether a mail is a job of this session."""
+        delivery = mail[2]
+        return delivery is not None and delivery.source is self and delivery.session == self.session
+
+    def _settled(self, window: Window) -> int:
+        """Return the jobs of this session that do not wait here any more."""
+        return max(0, window.received - sum(map(self._is_unread, window.box.mail)))
+
     def _ready(self, window: Window, *, ask: Question = Question.NOTHING, answers: int = 0) -> bytes:
         window.most = max(window.most, window.limit)
         channel = window.box.name.encode()
-        return wire.READY.encode(
-            wire.Ready(self._inbox, self.session, window.limit, window.settled, answers, ask, channel)
-        )
+        settled = self._settled(window)
+        return wire.READY.encode(wire.Ready(self._inbox, self.session, window.limit, settled, answers, ask, channel))
 
-    def _back(self, channel: str, jobs: list[tuple[float, bytes, int]]) -> list[bytes]:
-        now = self._clock()
+    def _back(self, channel: str, jobs: list[Mail]) -> list[bytes]:
+        now, name = self._clock(), channel.encode()
         return [
-            wire.BACK.encode(
-                wire.Back(self._inbox, number, wire.milliseconds(deadline - now), channel.encode(), payload)
-            )
-            for deadline, payload, number in jobs
-            if deadline > now
+            wire.BACK.encode(wire.Back(self._inbox, delivery.number, wire.milliseconds(deadline - now), name, payload))
+            for deadline, payload, delivery in jobs
+            if deadline > now and delivery is not None and isinstance(payload, bytes)
         ]

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from channels_zmq.client.deadlines import Deadlines
 
@@ -42,9 +42,17 @@ class Shared:
     """The serializer that unpacked it, and a message of which a shallow copy shares nothing mutable."""
 
 
+class Delivery(NamedTuple):
+    """Where a job comes from: the credit and the session by which it was handed over, and its number in its queue."""
+
+    source: object
+    session: int
+    number: int
+
+
 Payload = bytes | Shared
-Mail = tuple[float, Payload, int]
-"""A message in a mailbox: its deadline, its payload, and for a job its number in its queue, else 0.
+Mail = tuple[float, Payload, Delivery | None]
+"""A message in a mailbox: its deadline, its payload, and for a job where it comes from, else None.
 
 A plain tuple, since one is made for each message: it takes 0.03 us, a named tuple 0.25 us."""
 
@@ -62,7 +70,7 @@ class Mailbox(Generic[Waiter]):
         read_at: When a reader took a message, or gave up waiting.
         is_read: Whether a reader waits, or has taken a message and is expected back.
         memberships: Groups that the channel belongs to.
-        is_normal: Whether it buffers jobs of a normal channel; these are bounded by credit.
+        windows: Exchanges that may hand over jobs of this normal channel; these are bounded by credit.
         in_flight: Order numbers of the direct messages which this process has sent to the channel and which have not
             arrived yet; None for none.
         newest_seen: The newest of `in_flight` at the last housekeeping.
@@ -76,7 +84,7 @@ class Mailbox(Generic[Waiter]):
     waiters: list[Waiter] = field(default_factory=list)
     is_read: bool = False
     memberships: int = 0
-    is_normal: bool = False
+    windows: int = 0
     in_flight: deque[int] | None = None
     newest_seen: int = 0
     look_at: float = 0.0
@@ -86,6 +94,12 @@ class Mailbox(Generic[Waiter]):
         if self.mail is _NO_MAIL:
             self.mail = deque()
         self.mail.append(mail)
+
+    def prepend(self, mail: Mail) -> None:
+        """Put a message before all others."""
+        if self.mail is _NO_MAIL:
+            self.mail = deque()
+        self.mail.appendleft(mail)
 
     def take(self, now: float) -> tuple[Payload | None, int]:
         """Remove the oldest message that has not expired; return its payload, and how many had expired."""
@@ -114,9 +128,14 @@ class Mailbox(Generic[Waiter]):
         return None
 
     @property
+    def is_normal(self) -> bool:
+        """Whether it buffers jobs of a normal channel."""
+        return self.windows > 0
+
+    @property
     def is_unused(self) -> bool:
         """Whether nothing is here, nobody waits here, and nobody counts on the mailbox."""
-        return not (self.mail or self.waiters or self.memberships or self.is_normal)
+        return not (self.mail or self.waiters or self.memberships or self.windows)
 
     @property
     def is_idle(self) -> bool:
@@ -184,7 +203,7 @@ class Mailboxes(Generic[Waiter]):
             self._look(box, mail[0])
         if box.waiters:
             return box.next_waiter()
-        if not (box.is_read or box.memberships or box.is_normal):
+        if not (box.is_read or box.memberships or box.windows):
             self._unclaim(box)
         return None
 
@@ -193,7 +212,7 @@ class Mailboxes(Generic[Waiter]):
     ) -> None:
         """Put a group message into the mailboxes of its members and add the waiters to wake to a list."""
         refused = 0
-        mail: Mail = (deadline, Shared(payload) if len(boxes) > 1 else payload, 0)
+        mail: Mail = (deadline, Shared(payload) if len(boxes) > 1 else payload, None)
         for box in boxes:
             waiting = box.mail
             if len(waiting) >= box.capacity:
@@ -213,7 +232,7 @@ class Mailboxes(Generic[Waiter]):
 
     def announce(self, boxes: Iterable[Mailbox[Waiter]], mail: Mail, wake: list[Waiter]) -> None:
         """Put a message of the layer itself into mailboxes, over the capacity if need be."""
-        wake += [waiter for box in boxes if not box.is_normal and (waiter := self.put(box, mail)) is not None]
+        wake += [waiter for box in boxes if not box.windows and (waiter := self.put(box, mail)) is not None]
 
     def is_full(self, box: Mailbox[Waiter]) -> bool:
         """Return whether no further message may wait in a mailbox, after dropping expired ones."""
@@ -259,7 +278,7 @@ class Mailboxes(Generic[Waiter]):
         """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while."""
         if box.is_idle:
             self._forget(box)
-        elif box.mail and not (box.is_read or box.memberships or box.is_normal):
+        elif box.mail and not (box.is_read or box.memberships or box.windows):
             self._unclaim(box)
 
     # Direct messages that this process has sent to its own channels
@@ -300,7 +319,7 @@ class Mailboxes(Generic[Waiter]):
             box.mail = _NO_MAIL
         if box.is_read and not box.waiters and box.read_at + self._idle <= now:
             box.is_read = False  # the reader has ended without giving up: it was not waiting
-            if box.mail and not (box.memberships or box.is_normal):
+            if box.mail and not (box.memberships or box.windows):
                 self._unclaim(box)
         if box.is_unused and box.read_at + self._idle <= now and not self._is_expecting(box):
             self._forget(box)

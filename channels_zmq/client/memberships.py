@@ -8,9 +8,12 @@ member here, and the frames that subscribe and unsubscribe come from here alone.
   stays.
 - A member belongs to a group until it is discarded, or until it was neither added nor read for `group_expiry`.
 - Memberships end in the order of their deadlines, which a heap knows.
+- The numbers that were received on a topic are remembered for `REMEMBERED` after its last member has left: a message
+  that its sender sends again may arrive late, and must not be taken for a new one.
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
@@ -24,6 +27,9 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Topic
 
 Box = Mailbox[Any]
+REMEMBERED = 30.0
+MAX_REMEMBERED = 10_000
+"""Seconds that the runs of a topic are kept after its last member has left, and of how many topics at most."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +37,7 @@ class Membership:
     """One channel in one group.
 
     Attributes:
+        joined: When it was added first.
         since: When it was added last.
         life: Seconds without an addition or a read after which it ends.
         joins: Joins under way that rely on it.
@@ -38,6 +45,7 @@ class Membership:
         ends_at: Its earliest entry in the heap of ends.
     """
 
+    joined: float
     since: float
     life: float
     joins: int = 0
@@ -86,6 +94,7 @@ class Memberships:
         self._mailboxes = mailboxes
         self._sender = sender
         self._clock = clock
+        self._left: OrderedDict[Topic, tuple[float, Runs]] = OrderedDict()
         self.ends: Deadlines[Join] = Deadlines(_is_current)
         """When memberships end."""
 
@@ -108,12 +117,13 @@ class Memberships:
         box = self._mailboxes.open(channel, capacity)
         group, frames = self.groups.get(topic), []
         if group is None:
-            group = self.groups[topic] = Group(topic, in_force_after=next_number(), floor=floor)
+            group = self.groups[topic] = Group(topic, runs=self._remembered(topic, now))
+            group.in_force_after, group.floor = next_number(), floor
             group.runs.start_after(self._sender, floor)
             frames.append(wire.subscription(topic))
         membership = group.members.get(box)
         if membership is None:
-            membership = group.members[box] = Membership(now, inf)
+            membership = group.members[box] = Membership(now, now, inf)
             box.memberships += 1
         membership.since, membership.life = now, inf if life is None else life
         membership.joins += 1
@@ -141,7 +151,7 @@ class Memberships:
         """
         if 0 < group.in_force_after < sync:
             group.in_force_after = 0
-            group.runs.clear()
+            group.runs.restart()
             group.runs.start_after(self._sender, group.floor)
 
     def leave(self, topic: Topic, channel: str) -> list[bytes]:
@@ -175,8 +185,28 @@ class Memberships:
                 box.memberships = 0
             group.members.clear()
         self.groups.clear()
+        self._left.clear()
         self.ends.clear()
         return frames
+
+    def _remembered(self, topic: Topic, now: float) -> Runs:
+        """Return the runs of a topic that was left a moment ago, else new ones."""
+        until, runs = self._left.pop(topic, (now, Runs()))
+        if until <= now:
+            return Runs()
+        runs.restart()
+        return runs
+
+    def _remember(self, group: Group) -> None:
+        now = self._clock()
+        if len(group.runs):
+            self._left[group.topic] = now + REMEMBERED, group.runs
+            self._left.move_to_end(group.topic)
+        while self._left:
+            until, _ = next(iter(self._left.values()))
+            if until > now and len(self._left) <= MAX_REMEMBERED:
+                break
+            self._left.popitem(last=False)
 
     def _schedule_end(self, entry: Join, end: float) -> None:
         if end < entry.membership.ends_at:
@@ -190,6 +220,7 @@ class Memberships:
         if group.members:
             return []
         del self.groups[group.topic]
+        self._remember(group)
         return [wire.unsubscription(group.topic)]
 
 

@@ -1,17 +1,22 @@
 """Requests that wait for an answer, by number, and what to repeat until it is there.
 
 Pure. Most requests may be repeated without harm, and are, since any frame may be lost when a connection dies. A message
-for a normal channel is never repeated.
+for a normal channel is never repeated: if its exchange is lost before it has answered, the outcome is unknown.
+
+A request *to all* goes to every exchange. It is answered once all that could be reached have answered, at least one of
+them; an exchange that is lost is not waited for.
 """
 
 import itertools
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 REPEAT_EVERY = 1.0
 """Seconds between two sendings of a request."""
 NEVER = 60.0
+LOST = -1
+"""The answer of a request whose exchange was lost before it answered: the outcome is unknown."""
 
 Waiter = TypeVar("Waiter")
 
@@ -29,19 +34,23 @@ class Request(Generic[Waiter]):
 
     Attributes:
         frame: What is sent.
-        upstream: Whether it goes the subscribers' way.
         repeats: Whether it may be sent again.
+        to_all: Whether it goes to every exchange, by the subscribers' way, and each has to answer it.
         waiter: Is woken by the answer; None for a request of another process.
-        reply: Frame that is sent once the answer is there, for a request of another process.
+        key: Chooses the exchange of a request to one.
         answer: The status, or the error, once it is known.
+        asked: The exchanges that have yet to answer; of a request to one, the exchange that it was sent to.
+        status: The highest status that an exchange has answered so far.
     """
 
     frame: bytes
-    upstream: bool = False
     repeats: bool = True
+    to_all: bool = False
     waiter: Waiter | None = None
-    reply: bytes = b""
+    key: bytes = b""
     answer: int | Exception | None = None
+    asked: set[object] = field(default_factory=set)
+    status: int | None = None
 
 
 class Requests(Generic[Waiter]):
@@ -64,13 +73,64 @@ class Requests(Generic[Waiter]):
         """Forget a request: it was answered, or its caller has given up."""
         self._open.pop(number, None)
 
-    def answered(self, number: int, answer: int | Exception) -> Request[Waiter] | None:
-        """Note an answer and return its request; None if nobody waits for it, or it has one already."""
+    def answered(self, number: int, answer: int | Exception, exchange: object = None) -> Request[Waiter] | None:
+        """Note an answer; return its request if that completes it, None if it does not or nobody waits for it.
+
+        Args:
+            number: Of the request.
+            answer: A status, or the error by which the request fails as a whole.
+            exchange: That has answered.
+        """
         request = self._open.get(number)
         if request is None or request.answer is not None:
             return None
+        if request.to_all and isinstance(answer, int):
+            request.asked.discard(exchange)
+            request.status = max(answer, request.status or 0)
+            if request.asked:
+                return None
+            answer = request.status
         request.answer = answer
         return request
+
+    def is_open(self, number: int) -> bool:
+        """Return whether a request with this number is under way."""
+        return number in self._open
+
+    def sent_by(self, number: int, exchange: object) -> None:
+        """Note the exchange that a request to one was sent to."""
+        request = self._open.get(number)
+        if request is not None and not request.to_all:
+            request.asked = {exchange}
+
+    def reached(self, exchange: object) -> list[Request[Waiter]]:
+        """Let requests to all wait for an exchange that was reached just now; return those that it must get."""
+        open_to_all = [one for one in self._open.values() if one.to_all and one.answer is None]
+        for request in open_to_all:
+            request.asked.add(exchange)
+        return open_to_all
+
+    def unsure(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
+        """Answer the requests that only this exchange could have answered, and will not, by `LOST`; return them."""
+        sent = [
+            (number, one)
+            for number, one in self._open.items()
+            if one.answer is None and not one.to_all and not one.repeats and exchange in one.asked
+        ]
+        for _, request in sent:
+            request.answer = LOST
+        return sent
+
+    def lost(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
+        """Wait for an exchange no longer; return the requests to all that this completes."""
+        completed = []
+        for number, request in self._open.items():
+            if request.to_all and request.answer is None and exchange in request.asked:
+                request.asked.discard(exchange)
+                if not request.asked and request.status is not None:
+                    request.answer = request.status
+                    completed.append((number, request))
+        return completed
 
     def fail(self, error: Exception) -> list[Request[Waiter]]:
         """Answer every open request that a caller waits for with an error, and return them."""
@@ -87,10 +147,6 @@ class Requests(Generic[Waiter]):
                 self._due.append((now + REPEAT_EVERY, number))
                 due.append((number, request))
         return due
-
-    def upstream(self) -> list[bytes]:
-        """Return the frames of the unanswered requests that went the subscribers' way and may be repeated."""
-        return [one.frame for one in self._open.values() if one.upstream and one.repeats and one.answer is None]
 
     def due(self, now: float) -> float:
         """Return when to call `to_repeat`.

@@ -1,8 +1,8 @@
 """Sequence numbers for each sender and topic: losses become visible, and repeated frames are dropped.
 
 Pure. A run of numbers begins at the sender's clock in nanoseconds, so that a run which was forgotten begins again with
-a higher number, never with a lower one. A frame gets its number when it is handed to the socket: a message that expires
-while it waits leaves no gap.
+a higher number, never with a lower one. A frame gets its number when it is handed to the socket for the first time: a
+message that expires while it waits leaves no gap, and one that is sent again keeps its number.
 
 Both tables forget the entries that were not used for longest. They do it by generations: entries are written to the
 young table; when that is full it becomes the old one, and the former old one is dropped. An entry that is used while it
@@ -66,6 +66,8 @@ class Numbers:
 class Runs:
     """The last number of each sender on one topic.
 
+    A number below zero is that of a run which may go on anywhere: what lies between was not for this process.
+
     Args:
         size: Senders in one generation.
     """
@@ -81,25 +83,51 @@ class Runs:
         return len(self._young) + len(self._old or ())
 
     def see(self, sender: bytes, number: int, flags: int) -> int:
-        """Note a number; return how many before it are missing, or `REPEATED`.
+        """Look at a number, and note it unless it is behind a gap.
 
         The first frame of an unknown sender is accepted whatever its number is.
+
+        Returns:
+            0 if it was noted, `REPEATED`, or how many numbers are missing before it: `skip_to` notes it then.
         """
         last = self._young.get(sender)
         if last is None:
             last = self._promoted(sender)
-            if last is None:
-                self._young[sender] = number
-                return 0
-        if number <= last:
+        if last == number - 1 or last is None:
+            self._young[sender] = number
+            return 0
+        if number <= abs(last):
             return REPEATED
+        if last < 0 or flags & FLAG_FIRST:
+            self._young[sender] = number
+            return 0
+        return number - last - 1
+
+    def skip_to(self, sender: bytes, number: int) -> int:
+        """Note a number behind a gap; return how many before it are missing."""
+        last = self._young.get(sender)
+        if last is None:
+            last = self._promoted(sender)
         self._young[sender] = number
-        return 0 if flags & FLAG_FIRST else number - last - 1
+        return number - last - 1 if last is not None and last >= 0 else 0
+
+    def last(self, sender: bytes) -> int:
+        """Return the last number of a sender, 0 if it is unknown."""
+        last = self._young.get(sender)
+        if last is None and self._old:
+            last = self._old.get(sender)
+        return abs(last or 0)
 
     def start_after(self, sender: bytes, number: int) -> None:
         """Take every frame of a sender up to this number for one that was there before."""
         if number:
-            self._young[sender] = max(number, self._young.get(sender, 0))
+            self._young[sender] = max(number, self.last(sender))
+
+    def restart(self) -> None:
+        """Let every run go on anywhere above its last number; what was received before stays a repetition."""
+        self._young = {sender: -abs(last) for sender, last in self._young.items()}
+        if self._old:
+            self._old = {sender: -abs(last) for sender, last in self._old.items()}
 
     def clear(self) -> None:
         """Forget all senders."""

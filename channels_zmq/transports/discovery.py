@@ -1,6 +1,9 @@
-"""What an address stands for. A name is resolved by the housekeeper, never on an event loop or under the lock."""
+"""Which forwarders there are. A name is resolved by the housekeeper, never on an event loop or under the lock."""
 
+import time
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import zmq
 
@@ -9,14 +12,85 @@ from channels_zmq_forwarder.sockets import TCP, resolve
 _IPV6_LITERAL = f"{TCP}["
 
 
+class Forwarder(NamedTuple):
+    """The addresses of a forwarder: where it takes messages in, and where it publishes."""
+
+    pull: str
+    pub: str
+
+    def __str__(self) -> str:
+        return f"{self.pull} and {self.pub}"
+
+
 def _is_literal(address: str) -> bool:
     """Return whether there is nothing to resolve: a fork while another thread resolves may leave a lock behind."""
-    host = address.removeprefix(TCP).rpartition(":")[0]
     try:
-        ip_address(host.strip("[]"))
+        ip_address(_host(address).strip("[]"))
     except ValueError:
         return not address.startswith(TCP)
     return True
+
+
+def _host(address: str) -> str:
+    return address.removeprefix(TCP).rpartition(":")[0]
+
+
+class Bootstrap:
+    """The forwarders of CONFIG: addresses, or names that resolve to one or several.
+
+    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders.
+
+    Args:
+        configured: As CONFIG gives them.
+        resolve_every: Seconds after which names are resolved again.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, configured: Sequence[Forwarder], resolve_every: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.problem = ""
+        """Why a name could not be resolved the last time."""
+        self._named = [one for one in configured if not (_is_literal(one.pull) and _is_literal(one.pub))]
+        self.literal = [one for one in configured if one not in self._named]
+        """The forwarders that need not be resolved."""
+        self._found: dict[Forwarder, list[Forwarder]] = {}
+        self._every, self._clock, self._due = resolve_every, clock, 0.0
+
+    @property
+    def known(self) -> list[Forwarder]:
+        """All forwarders that were found so far."""
+        return list(dict.fromkeys([*self.literal, *(one for found in self._found.values() for one in found)]))
+
+    def hurry(self) -> None:
+        """Resolve the names at the next look, because a forwarder cannot be reached."""
+        self._due = 0.0
+
+    def look(self) -> None:
+        """Resolve the names if that is due. Blocks while the system does it."""
+        now = self._clock()
+        if not self._named or now < self._due:
+            return
+        self._due = now + self._every
+        self.problem = ""
+        for forwarder in self._named:
+            try:
+                self._found[forwarder] = _resolved(forwarder)
+            except OSError as error:
+                self.problem = f"cannot resolve {_host(forwarder.pub)}: {error.strerror}"
+
+
+def _resolved(forwarder: Forwarder) -> list[Forwarder]:
+    pulls, pubs = _preferred(resolve(forwarder.pull)), _preferred(resolve(forwarder.pub))
+    by_host = {_host(pull): pull for pull in pulls}
+    if all(_host(pub) in by_host for pub in pubs):
+        return [Forwarder(by_host[_host(pub)], pub) for pub in sorted(pubs)]
+    return [Forwarder(pull, pub) for pull, pub in zip(sorted(pulls), sorted(pubs), strict=False)]
+
+
+def _preferred(addresses: Iterable[str]) -> list[str]:
+    all_of_them = list(addresses)
+    return [one for one in all_of_them if not one.startswith(_IPV6_LITERAL)] or all_of_them
 
 
 class Endpoint:

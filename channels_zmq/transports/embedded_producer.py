@@ -9,7 +9,6 @@ back and would miss it.
 
 import os
 import socket as sockets
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,9 @@ from typing import IO, Protocol
 
 import zmq
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client, SessionFrame
+from channels_zmq.client.counters import LinkStats
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -52,8 +53,8 @@ class Former(Protocol):
     """The reader that was promoted."""
 
     @property
-    def session(self) -> int:
-        """The number of its last session."""
+    def attachment(self) -> Attachment:
+        """The exchange, as the client knows it."""
 
     def retire(self) -> None:
         """Disconnect, but keep the socket until `close`."""
@@ -89,10 +90,9 @@ class EmbeddedProducer:
         former: Former | None,
     ) -> None:
         self.address = address
-        self.nothing_held = threading.Event()
-        self.nothing_held.set()
         self.refusal = ""
         self._options, self._client, self._call_soon, self._former = options, client, call_soon, former
+        self._attachment = former.attachment if former is not None else client.attach()
         self._own_topic = wire.inbox_topic(client.inbox)
         self._context: zmq.Context[Socket] = zmq.Context()
         self._xpub: Socket | None = None
@@ -112,27 +112,27 @@ class EmbeddedProducer:
             AddressInUse: If the address cannot be bound.
             ConfigurationError: If a key is missing.
         """
-        client, session = self._client, 1
+        client, session = self._client, self._client.new_session()
         if self._former is not None:
             self._xpub = self._bind()
             self._send = plain_send(self._xpub)
             self._former.retire()
-            session = self._former.session + 1
             self._settled_at = time.monotonic() + SETTLE
             self._call_soon(self._settled_at)
         self._exchange.enter(wire.State.SERVING)
         client.is_exchange = True
-        client.credit.prefetch = 0  # a job is handed over in the same call
+        self._attachment.credit.prefetch = 0  # a job is handed over in the same call
         self._drive(self._exchange.upstream(wire.subscription(self._own_topic)))
         for frame in client.normal_members.repeat():
             self._drive(self._exchange.upstream(frame))
         self._drive(self._exchange.upstream(wire.HELLO.encode(wire.Hello(client.inbox, wire.VERSION, session, 0))))
-        client.begin_session(session)
+        client.begin_session(self._attachment, session, self._exchange.instance)
 
     def _bind(self) -> Socket:
         xpub = self._context.socket(zmq.XPUB)
-        publish_options(xpub, Marks())
-        xpub.set(zmq.MAXMSGSIZE, self._options.max_message_size + wire.MAX_OVERHEAD)
+        max_frame = self._options.max_message_size + wire.MAX_OVERHEAD
+        publish_options(xpub, Marks(max_frame=max_frame))
+        xpub.set(zmq.MAXMSGSIZE, max_frame)
         try:
             if self._options.keys is not None:
                 self._gate = self._open_gate()
@@ -228,7 +228,7 @@ class EmbeddedProducer:
         inbox, xpub, sent = self._client.inbox, self._xpub, False
         for frame in frames:
             if wire.is_for(inbox, frame):
-                self._client.feed(frame)
+                self._client.feed(frame, self._attachment)
             elif xpub is not None:
                 self._send(frame, zmq.DONTWAIT)
                 sent = True
@@ -241,7 +241,6 @@ class EmbeddedProducer:
             raise OutboxFull(self.address, len(self._unsettled))
         self._unsettled.append((time.monotonic(), frame))
         self._unsettled_size += len(frame)
-        self.nothing_held.clear()
 
     def _settle(self) -> None:
         self._settled_at = inf
@@ -249,10 +248,12 @@ class EmbeddedProducer:
             published, frame = self._unsettled.popleft()
             self._drive(self._exchange.late(frame, published))
         self._unsettled_size = 0
-        self.nothing_held.set()
 
     def subscribed(self, topic: Topic) -> None:
         """Do nothing: local members are served before a message is held."""
+
+    def mark_now(self) -> None:
+        """Do nothing: what is published needs no acknowledgement."""
 
     def withdraw(self, number: int) -> None:
         """Do nothing: requests are never held."""
@@ -261,11 +262,10 @@ class EmbeddedProducer:
         """Drop all held messages."""
         self._unsettled.clear()
         self._unsettled_size = 0
-        self.nothing_held.set()
 
     # Frames of this process and of the readers
 
-    def send_upstream(self, frame: bytes) -> bool:
+    def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Give the own exchange a frame; members here need no subscription. Return whether input is there now."""
         if frame[:1] in _SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
             return False
@@ -273,13 +273,19 @@ class EmbeddedProducer:
         self._call_soon(self._exchange.due())
         return has_input
 
-    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
+    def send_downstream(
+        self, frame: bytes, deadline: float, number: int, key: bytes = b"", *, must: bool = False
+    ) -> bool:
+        """Give the own exchange a request; return whether input is there now."""
+        return self.send_to(self._attachment, frame)
+
+    def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Give the own exchange a request; return whether input is there now."""
         has_input = self._drive(self._exchange.inbound(frame))
         self._call_soon(self._exchange.due())
         return has_input
 
-    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+    def take_session(self, frames: Sequence[tuple[Attachment, SessionFrame]]) -> None:
         """Ignore the welcome of the own exchange."""
 
     def has_input(self) -> bool:
@@ -339,6 +345,10 @@ class EmbeddedProducer:
         if self._former is not None:
             self._former.terminate()
         self._context.term()
+
+    def stats(self) -> list[LinkStats]:
+        """Return nothing: there are no forwarders."""
+        return []
 
     def abandon(self) -> None:
         """Let go of the lock file and of the listening port, which the parent of a forked child still holds."""

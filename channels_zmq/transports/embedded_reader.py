@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.counters import LinkStats
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports.embedded_producer import EmbeddedProducer
-from channels_zmq.transports.subscriber import REFUSALS, Socket, Subscriber
+from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
 
 LOCAL = "inproc://"
@@ -48,6 +50,7 @@ class EmbeddedReader:
         self._options, self._client, self._call_soon = options, client, call_soon
         self._context: zmq.Context[Socket] = zmq.Context()
         self._keys = KeyWatch(options.keys)
+        self.attachment = client.attach()
         self._is_up = False
         self._was_up = False
 
@@ -57,7 +60,9 @@ class EmbeddedReader:
         Raises:
             ConfigurationError: If the address or a key is invalid.
         """
-        self._subscriber = Subscriber(self._context, _reachable(self.address), self._options, self._client)
+        self._subscriber = Subscriber(
+            self._context, _reachable(self.address), self._options, self._client, self.attachment
+        )
         try:
             self._subscriber.connect_first(self._keys)
         except ConfigurationError:
@@ -99,11 +104,17 @@ class EmbeddedReader:
         """What event loops watch for input."""
         return self._subscriber.descriptor
 
-    def send_upstream(self, frame: bytes) -> bool:
+    def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Send a frame by the XSUB; return whether input is there now."""
         return self._subscriber.send(frame)
 
-    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
+    def send_downstream(
+        self, frame: bytes, deadline: float, number: int, key: bytes = b"", *, must: bool = False
+    ) -> bool:
+        """Send a request by the XSUB: a reader has no other way up."""
+        return self._subscriber.send(frame)
+
+    def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Send a request by the XSUB: a reader has no other way up."""
         return self._subscriber.send(frame)
 
@@ -127,33 +138,34 @@ class EmbeddedReader:
             while self._subscriber.read():  # what came by the former connection counts as received by it
                 pass
             self._went_down()
-            self._subscriber.greet(self._client.before_hello())
+            self._subscriber.greet(self._client.before_hello(self.attachment))
             self._call_soon(self._subscriber.due)
-        else:
+        elif event not in FAILURES:
             self._subscriber.lost()
             self._went_down()
 
     def _went_down(self) -> None:
+        self._client.lose(self.attachment)
         if self._is_up:
             self._is_up = False
             self._client.counters.report(logging.WARNING, "the producer at %s is unreachable", self.address)
             self._client.out.change(LinkLost())
 
-    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+    def take_session(self, frames: Sequence[tuple[Attachment, SessionFrame]]) -> None:
         """Take welcomes."""
-        for frame in frames:
+        for _, frame in frames:
             if not isinstance(frame, wire.Welcome):
                 continue
             if frame.version != wire.VERSION:
                 self._client.fail_requests(WireVersionMismatch(self.address, frame.version, wire.VERSION))
             elif self._subscriber.take(frame):
-                self._came_up()
+                self._came_up(frame)
 
-    def _came_up(self) -> None:
+    def _came_up(self, welcome: wire.Welcome) -> None:
         self._is_up = True
         self.refusal = ""
         again, self._was_up = self._was_up, True
-        self._client.begin_session(self._subscriber.session)
+        self._client.begin_session(self.attachment, self._subscriber.session, welcome.instance)
         if again:
             self._client.counters.reconnects += 1
             self._client.out.change(LinkRestored(None))
@@ -174,11 +186,6 @@ class EmbeddedReader:
             self._keys.look()
             self._subscriber.endpoint.look()
 
-    @property
-    def session(self) -> int:
-        """The number of the last session."""
-        return self._subscriber.session
-
     def retire(self) -> None:
         """Disconnect, but keep the socket until `close`: the housekeeper may be watching it."""
         self._subscriber.disconnect()
@@ -190,6 +197,10 @@ class EmbeddedReader:
     def terminate(self) -> None:
         """Wait until what was sent is delivered, at most the linger time."""
         self._context.term()
+
+    def stats(self) -> list[LinkStats]:
+        """Return nothing: there are no forwarders."""
+        return []
 
     def abandon(self) -> None:
         """Do nothing: a forked child has nothing here to let go of."""

@@ -1,70 +1,88 @@
-"""One forwarder as a client sees it: PUSH for messages, XSUB for what arrives and for requests, and a state.
+"""One forwarder as a client sees it: PUSH for messages, XSUB for what arrives and for requests, a window, and a state.
 
-In the data-flow diagram these are the arrows into and out of the forwarder. The rules, step by step:
-docs/wire-protocol.md, "Connecting" and "Sending".
+In the data-flow diagram these are the arrows into and out of one forwarder; `links` has the set of them. The rules,
+step by step: docs/wire-protocol.md, "Connecting" and "Sending".
 
 Theory of operation. Two connections lead to a forwarder, and they may fail, or reach different instances,
-independently. The subscriber's side leads: each of its connections begins a session with a hello. When it was
-welcomed, an echo by the producer's side proves that both sides reach the same instance; only then is the link `UP`
-and messages are sent. All else waits in the outbox. `states` has the table of transitions; `_enter` is the only place
-that changes the state.
+independently. The subscriber's side leads: each of its connections begins a session with a hello. Once the forwarder
+serves, PUSH is connected, and an echo by it proves that both sides reach the same instance; only then is the link `UP`
+and messages are sent. PUSH never connects twice: what its connection had taken when it was cut is in the window and is
+sent again, so whatever libzmq still holds is thrown away with the socket.
+
+Keys that change while the link is up are taken up without a gap. A second subscriber connects by the new keys beside
+the first one, subscribes to the same, and begins the next session; then a second PUSH takes over, and the window is
+sent again by it. What arrives by both ways is dropped as repeated. The first ones are closed a moment later.
+
+Sockets are opened and closed by `tick` alone, which the housekeeper calls: it polls their monitors meanwhile. `states`
+has the table of transitions; `_enter` is the only place that changes the state.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import zmq
-from zmq.constants import SocketOption
 
-from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.client import Client, SessionFrame
+from channels_zmq.client.counters import LinkStats
 from channels_zmq.client.requests import next_number
-from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
-from channels_zmq.housekeeper import Watched
+from channels_zmq.client.window import NOW
+from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
-from channels_zmq.transports.discovery import Endpoint
-from channels_zmq.transports.outbox import Outbox
+from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
+from channels_zmq.transports.push import Push
 from channels_zmq.transports.states import TRANSITIONS, Event, State
-from channels_zmq.transports.subscriber import (
-    CONNECTING,
-    REFUSALS,
-    Socket,
-    Subscriber,
-    connect,
-    monitor,
-    set_options,
-)
+from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.sockets import plain_send
 from channels_zmq_forwarder.wire import Topic
 
 ECHO_EVERY = 1.0
-ECHO_PATIENCE = 3.0
-"""Seconds without an echo while the subscriber's side is connected, after which the sending socket is replaced."""
+PATIENCE = 3.0
+"""Seconds without an answer to anything that was sent, after which an echo has to prove the link again."""
+CONNECTS_WITHIN = 0.5
+"""Seconds that the first messages wait for a link that is about to come up, although another one is."""
 FULL_RETRY = 0.005
 """Seconds until a full sending socket is tried again."""
-PUSH_MARK = 10_000
+PUSH_EVERY = 0.2
+"""Seconds between two attempts to connect the sending socket."""
+RETIRE_AFTER = 2.0
+"""Seconds that connections by former keys stay open: what they carry is on its way."""
 TICK_EVERY = 1.0
+WATCH_EVERY = 0.25
+"""Seconds between two calls of `tick` while something is unacknowledged."""
+TURNS_FOR_ROOM = 8
+"""Turns of reading in which a sender looks for acknowledgements when the window is full."""
 
-_SYNC = bytes((wire.SYNC.kind,))
-_KEEPALIVE: dict[SocketOption, int] = {
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 5,
-    zmq.TCP_KEEPALIVE_INTVL: 2,
-    zmq.TCP_KEEPALIVE_CNT: 3,
-}
+_REQUESTS = tuple(bytes((layout.kind,)) for layout in (wire.SYNC, wire.MEMBER, wire.FLUSH))
 
 
-@dataclass(slots=True)
-class _Outage:
-    """Since when a link that was up is not up, and how many messages had been lost before."""
+class Owner(Protocol):
+    """The set of links: it is told what concerns the others too.
 
-    since: float
-    lost_before: int
-    replaced_push: bool = False
+    Attributes:
+        holds_back: Whether held messages have to wait for an announcement that goes before them.
+    """
+
+    holds_back: bool
+
+    def came_up(self, link: "Link") -> None:
+        """Send by a link from now on."""
+
+    def went_down(self, link: "Link") -> None:
+        """Send by a link no longer, and send again by others what it cannot be relied on to deliver."""
+
+    def welcomed(self, link: "Link", welcome: wire.Welcome) -> None:
+        """Learn from a welcome which forwarders others know."""
+
+    def watch(self, subscriber: Subscriber) -> None:
+        """Let event loops watch a subscriber."""
+
+    def unwatch(self, subscriber: Subscriber) -> None:
+        """Let no event loop watch a subscriber that is about to be closed."""
 
 
 @dataclass(slots=True)
@@ -79,289 +97,391 @@ class Link:
     """One process at one forwarder.
 
     Args:
-        pull_address: Where the forwarder takes messages in.
-        pub_address: Where it publishes.
+        forwarder: Its addresses.
+        context: Makes the sockets.
         options: Bounds and times.
         client: Takes the frames that arrive.
+        ledger: Bounds what all links hold.
+        owner: Is told when the link begins or ceases to carry messages.
         call_soon: Arranges for `tick` at a time at the latest.
+        known: Returns the list of forwarders that a hello carries.
     """
-
-    must_confirm = True
-    is_alone = False
-    is_bound = False
 
     def __init__(
         self,
-        pull_address: str,
-        pub_address: str,
+        forwarder: Forwarder,
+        context: "zmq.Context[Socket]",
         options: Options,
         client: Client,
+        ledger: Ledger,
+        owner: Owner,
         call_soon: Callable[[float], None],
+        known: Callable[[], bytes],
     ) -> None:
-        self.address = f"{pull_address} and {pub_address}"
-        self.nothing_held = threading.Event()
-        self.nothing_held.set()
+        self.forwarder = forwarder
+        self.name = forwarder.pub
+        self.address = str(forwarder)
         self.refusal = ""
-        self.state = State.DOWN
-        self._pull, self._pub_address = Endpoint(pull_address), pub_address
-        self._options, self._client, self._call_soon = options, client, call_soon
+        self.state = State.CONNECTING
+        self.instance = b""
+        """The last instance that this link was up with; nothing if it never was."""
+        self.listed: dict[Forwarder, str] | None = None
+        """The forwarders that the last welcome lists, and their instances; None if it has no list."""
+        self.other_version: int | None = None
+        """The version of the wire format that the forwarder speaks, if it is another one."""
+        self.passes = False
+        """Whether a message is sent at once: the link is up, nothing is held, and the window has room."""
+        self.is_home = False
+        """Whether topics are sent by this link: it is up, and other clients have reached its forwarder."""
+        self.up_since = self._greeted_at = 0.0
+        self.attachment = client.attach()
+        self._context, self._options, self._client, self._ledger = context, options, client, ledger
+        self._owner, self._call_soon, self._known = owner, call_soon, known
         self._numbers, self._sender = client.numbers, client.sender
-        self._own_prefix = wire.direct_prefix(client.inbox)
-        self._context: zmq.Context[Socket] = zmq.Context()
+        self._window = self.attachment.window
         self._keys = KeyWatch(options.keys)
-        self._outbox = Outbox(options.outbox_capacity, options.outbox_bytes)
-        self._joined: dict[bytes, int] = {}  # topics subscribed to while messages were held: the last of these
-        self._passes = False
-        """Whether a message is sent at once: the link is up, and nothing is held."""
-        self._longest_ttl = 0
-        self._other_version: int | None = None
+        self._outbox = Outbox(ledger)
+        self._push: Push | None = None
+        self._push_is_stale = False
+        self._push_at = 0.0
+        self._send: Callable[[bytes, int], object] = _refuse
         self._echo: _Echo | None = None
         self._verifying_since = 0.0
-        self._instance = b""
-        """The last instance that this link was up with; nothing if it never was."""
-        self._outage: _Outage | None = None
+        self._down_since: float | None = None
+        self._sent_again = 0
+        self._silent_for = 0.0
+        self._acknowledgements_seen = 0
+        self._ticked_at = self._started_at = 0.0
+        # While keys are changed: the subscriber that is to take the place, and what had it before.
+        self._next_subscriber: Subscriber | None = None
+        self._former_subscriber: Subscriber | None = None
+        self._former_push: Push | None = None
+        self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
+        self._retire_at = 0.0
 
     # Opening and closing
 
     def start(self) -> None:
-        """Open both sockets, and connect them unless a key file is missing so far.
+        """Connect the subscriber's side unless a key file is missing so far, and subscribe.
 
         Raises:
             ConfigurationError: If an address or a key is invalid.
         """
-        self._subscriber = Subscriber(self._context, self._pub_address, self._options, self._client)
-        self._push, self._push_monitor = self._open_push()
+        self._subscriber = self._open_subscriber()
         try:
-            if self._subscriber.connect_first(self._keys):
-                self._connect_push()
+            self._subscriber.connect_first(self._keys)
         except ConfigurationError:
-            self._context.destroy(linger=0)
+            self._subscriber.close()
             raise
-        self._subscriber.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+        self._subscribe(self._subscriber)
+        self._owner.watch(self._subscriber)
+        self._started_at = time.monotonic()
 
-    def _open_push(self) -> tuple[Socket, Socket]:
-        push = self._context.socket(zmq.PUSH)
-        linger = round(self._options.linger * 1000)
-        set_options(push, CONNECTING | _KEEPALIVE | {zmq.SNDHWM: PUSH_MARK, zmq.LINGER: linger})
-        self._send = plain_send(push)
-        return push, monitor(push)
+    def _open_subscriber(self) -> Subscriber:
+        return Subscriber(self._context, self.forwarder.pub, self._options, self._client, self.attachment, self._known)
 
-    def _connect_push(self) -> None:
-        connect(self._push, self._pull, "pull_socket_address", self._keys.current)
+    def _subscribe(self, subscriber: Subscriber) -> None:
+        subscriber.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+        for topic in self._client.memberships.groups:
+            subscriber.send(wire.subscription(topic))
 
     @property
     def is_connected(self) -> bool:
-        """Whether messages are sent now rather than held."""
-        return self.state is State.UP
+        """Whether the subscriber's side is connected."""
+        return self.state not in (State.CONNECTING, State.DOWN)
+
+    def is_coming(self, now: float) -> bool:
+        """Return whether it has begun to connect a moment ago and is not up yet."""
+        if self.state is State.CONNECTING:
+            return now < self._started_at + CONNECTS_WITHIN
+        is_on_the_way = self.state in (State.GREETING, State.VERIFYING) and self.other_version is None
+        return is_on_the_way and now < self._greeted_at + CONNECTS_WITHIN
+
+    def is_greeting(self, now: float) -> bool:
+        """Return whether it has said hello a moment ago and waits for the welcome."""
+        waits = self._subscriber.welcome is None and self.other_version is None
+        return self.is_connected and waits and now < self._greeted_at + PATIENCE
 
     @property
-    def descriptor(self) -> int:
-        """What event loops watch for input."""
-        return self._subscriber.descriptor
+    def welcome(self) -> wire.Welcome | None:
+        """The last welcome of the current session."""
+        return self._subscriber.welcome
+
+    def say_hello(self) -> None:
+        """Report which forwarders this process knows now."""
+        self._subscriber.say_hello()
 
     @property
     def held(self) -> int:
-        """How many messages wait to be sent."""
-        return len(self._outbox)
+        """How many messages wait to be sent, or to be acknowledged."""
+        return len(self._outbox) + len(self._window)
 
-    def producer(self) -> "Link":
-        """Return this transport: every client of a forwarder may send."""
-        return self
+    def monitors(self) -> dict[Socket, Callable[[int], None]]:
+        """Return the monitors of the sockets, and what to call with their events."""
+        monitors: dict[Socket, Callable[[int], None]] = {self._subscriber.monitor: self._subscriber_event}
+        if self._push is not None:
+            monitors[self._push.monitor] = self._push_event
+        if self._next_subscriber is not None:
+            monitors[self._next_subscriber.monitor] = self._next_subscriber_event
+        return monitors
 
-    promote = producer
-
-    def watched(self) -> Watched:
-        """Return the monitors of both sockets."""
-        return Watched({self._subscriber.monitor: self._subscriber_event, self._push_monitor: self._push_event})
+    def stats(self) -> LinkStats:
+        """Return what `layer.stats()` says about this link."""
+        return LinkStats(
+            forwarder=self.address,
+            state=self.state.value,
+            session=self._subscriber.session,
+            carries=self.is_home,
+            unacknowledged=len(self._window),
+            held=len(self._outbox),
+            sent_again=self._sent_again,
+        )
 
     def close(self) -> None:
-        """Send what is held if the forwarder is there, and close the sockets."""
-        self._flush_outbox()
+        """Close the sockets; what they have taken is still delivered, within the linger time."""
+        self.flush()
+        if self._next_subscriber is not None:
+            self._next_subscriber.close()
+        self._retire()
+        self._owner.unwatch(self._subscriber)
         self._subscriber.close()
-        self._push.disable_monitor()
-        self._push_monitor.close(linger=0)
-        self._push.close()
-
-    def terminate(self) -> None:
-        """Wait until what was sent is delivered, at most the linger time."""
-        self._context.term()
-
-    def abandon(self) -> None:
-        """Do nothing: a forked child has nothing here to let go of."""
+        self._close_push(self._options.linger)
 
     # Sending
 
-    def publish_group(self, topic: bytes, payload: bytes, ttl: int) -> None:
-        """Number a message and send it, or hold it."""
-        if ttl > self._longest_ttl:
-            self._longest_ttl = ttl
-        if not (self._passes and self._number_and_send(topic, payload, ttl)):
-            self._hold(time.monotonic() + ttl / 1000, topic, payload)
-
-    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
-        """Number a message and send it, or hold it."""
-        self.publish_group(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
-
-    def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
-        """Send a message to a channel of this process by the forwarder, so that it keeps its place among others."""
-        client = self._client
-        box = client.mailboxes.open(channel, capacity)
-        if client.mailboxes.is_full(box):
-            return False
-        if box.in_flight and len(box.mail) + len(box.in_flight) >= capacity:
-            return None if self.is_connected else False
-        self.publish_group(self._own_prefix, wire.direct_body(channel, payload), ttl)
-        client.sent_to_own(box)
-        return True
-
-    def send_upstream(self, frame: bytes) -> bool:
-        """Send a frame by the XSUB; return whether input is there now.
-
-        ZeroMQ keeps what is sent before the first connection, and would send a sync ahead of the hello. The forwarder
-        would answer a client that it does not know yet. `begin_session` sends every open sync again.
-        """
-        if self._subscriber.welcome is None and frame[:1] == _SYNC:
-            return False
-        return self._subscriber.send(frame)
-
-    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
-        """Send a request by the PUSH, or hold it."""
-        if self._other_version is not None and number:
-            raise WireVersionMismatch(self.address, self._other_version, wire.VERSION)
-        if not (self._passes and self._sent(frame)):
-            self._hold(deadline, b"", frame, number)
-        return False
-
-    def _number_and_send(self, prefix: bytes, body: bytes, ttl: int) -> int:
-        """Return the number of the message, 0 if the socket is full."""
+    def publish(self, prefix: bytes, body: bytes, ttl: int) -> int:
+        """Number a message and send it; return its number, or 0 if it has to be held."""
         number, flags = self._numbers.next(prefix)
+        frame = wire.ordered(prefix, self._sender, number, flags, ttl, body)
         try:
-            self._send(wire.ordered(prefix, self._sender, number, flags, ttl, body), zmq.DONTWAIT)
+            self._send(frame, zmq.DONTWAIT)
         except zmq.Again:
             self._numbers.take_back(prefix, number, flags)
             return 0
+        due = self._window.append(frame)
+        if due:
+            self._mark(due)
         return number
 
-    def _sent(self, frame: bytes) -> bool:
+    def send(self, frame: bytes) -> bool:
+        """Send a frame that is not numbered; return False if it has to be held."""
         try:
             self._send(frame, zmq.DONTWAIT)
         except zmq.Again:
             return False
         return True
 
+    def send_request(self, frame: bytes, number: int) -> bool:
+        """Send a request, unless messages are held that have to go before it."""
+        if not (self.passes and self.send(frame)):
+            return False
+        self._client.requests.sent_by(number, self.attachment)
+        return True
+
+    def send_upstream(self, frame: bytes) -> bool:
+        """Send a frame by the XSUB; return whether input is there now.
+
+        ZeroMQ keeps what is sent before the first connection, and would send a request ahead of the hello. The
+        forwarder would answer a client that it does not know yet. `begin_session` sends every open request again.
+        """
+        if self._next_subscriber is not None and frame[:1] in (wire.SUBSCRIBE, wire.UNSUBSCRIBE):
+            self._next_subscriber.send(frame)
+        if self._subscriber.welcome is None and frame[:1] in _REQUESTS:
+            return False
+        return self._subscriber.send(frame)
+
+    def make_room(self) -> None:
+        """Read acknowledgements that have arrived, if the window is full; the event loop may not have come to it."""
+        for _ in range(TURNS_FOR_ROOM):
+            if self.state is not State.UP or not self._window.is_full or not self._subscriber.read():
+                break
+        if self.state is State.UP and not self.passes and not self._window.is_full:
+            self.flush()
+
+    def mark_now(self) -> None:
+        """Ask for the acknowledgement of everything at once."""
+        if self.state is State.UP and len(self._window):
+            self._send_marker()
+
+    def _mark(self, due: float) -> None:
+        if due == NOW:
+            self._send_marker()
+        else:
+            self._call_soon(due)
+
+    def _send_marker(self) -> None:
+        number = next_number()
+        if self.send(wire.ECHO.encode(wire.Echo(self._client.inbox, number))):
+            self._window.marked(number)
+        self.passes = self.passes and not self._window.is_full
+
     # Holding
 
-    def _hold(self, deadline: float, prefix: bytes, body: bytes, number: int = 0) -> None:
-        now = time.monotonic()
-        if not self._outbox.hold(deadline, prefix, body, number, now):
-            raise OutboxFull(self.address, len(self._outbox))
-        self._passes = False
-        self.nothing_held.clear()
-        if self.state is State.UP:
+    def hold(self, held: Held, now: float, *, must: bool = False) -> bool:
+        """Hold a message until it can be sent; return False if there is no room for it."""
+        if not self._outbox.hold(held, now, must=must):
+            return False
+        self.passes = False
+        if self.state is State.UP and not self._window.is_full:
             self._call_soon(now + FULL_RETRY)
+        return True
 
-    def _flush_outbox(self) -> None:
+    def flush(self) -> None:
+        """Send what is held, as far as the window and the socket have room."""
+        if self._owner.holds_back:
+            return
         now = time.monotonic()
         self._client.counters.drop("outbox_expired", self._outbox.expire(now))
-        while self.state is State.UP and (held := self._outbox.first()) is not None:
-            if held.prefix:
-                left = wire.milliseconds(held.deadline - now)
-                sent = self._number_and_send(held.prefix, held.body, left)
-                if sent and held.order <= self._joined.get(held.prefix, 0):
-                    self._client.older_than_subscription(Topic(held.prefix), sent)
-            else:
-                sent = self._sent(held.body)
-            if not sent:
+        while self.state is State.UP and not self._window.is_full and (held := self._outbox.first()) is not None:
+            if not self._send_held(held, now):
+                self._call_soon(now + FULL_RETRY)
                 break
             self._outbox.remove_first()
-        self._look_at_outbox()
+        self.passes = self.state is State.UP and not len(self._outbox) and not self._window.is_full
 
-    def _look_at_outbox(self) -> None:
-        if not len(self._outbox):
-            self._joined.clear()
-            self.nothing_held.set()
-        self._passes = self.state is State.UP and not len(self._outbox)
+    def _send_held(self, held: Held, now: float) -> bool:
+        left = wire.milliseconds(held.deadline - now)
+        if held.kind is Kind.MESSAGE:
+            number = self.publish(held.key, held.body, left)
+            if number and self._ledger.is_older(held):
+                self._client.older_than_subscription(Topic(held.key), number)
+            return bool(number)
+        if held.kind is Kind.REQUEST:
+            sent = self.send(held.body)
+            if sent:
+                self._client.requests.sent_by(held.number, self.attachment)
+            return sent
+        age = wire.milliseconds(now - held.published)
+        elsewhere = held.instance != self.instance
+        frame = wire.again(held.body, left, age, elsewhere=elsewhere, acknowledged=not held.counts)
+        if not self.send(frame):
+            return False
+        self._sent_again += 1
+        due = self._window.append(frame)
+        if due:
+            self._mark(due)
+        return True
 
-    def subscribed(self, topic: Topic) -> None:
-        """Note that messages held now are older than the subscription to their topic."""
-        if len(self._outbox):
-            self._joined[topic] = self._outbox.order
+    def take(self) -> list[Held]:
+        """Remove and return what was sent and may be lost, and what is held behind it, to be sent by another link."""
+        frames = []
+        for since, frame, is_acknowledged in self._window.take():
+            frames.append(
+                Held(
+                    deadline=since + wire.ttl_of(frame) / 1000,
+                    key=wire.prefix_of(frame),
+                    body=frame,
+                    kind=Kind.REPEAT,
+                    counts=not is_acknowledged,
+                    published=since - wire.age_of(frame) / 1000,
+                    instance=self.instance,
+                )
+            )
+        return [*frames, *self._outbox.take()]
 
-    def withdraw(self, number: int) -> None:
-        """Drop a held request."""
-        if len(self._outbox) and self._outbox.withdraw(number):
-            self._look_at_outbox()
+    def is_busy_since(self, time: float, order: int) -> bool:
+        """Return whether it has something unacknowledged from before a time, or holds something up to an order."""
+        first = self._outbox.first()
+        return self._window.oldest <= time or (first is not None and first.order <= order)
+
+    def withdraw(self, number: int) -> bool:
+        """Drop a held request; return whether it was held here."""
+        withdrawn = self._outbox.withdraw(number)
+        if withdrawn and self.state is State.UP and not len(self._outbox):
+            self.flush()
+        return withdrawn
 
     def drop_held(self) -> None:
         """Drop all held messages."""
         self._outbox.clear()
-        self._look_at_outbox()
+        self._window.clear()
+        self.flush()
 
     # Receiving
 
     def has_input(self) -> bool:
         """Return whether a frame can be read."""
-        return self._subscriber.has_input()
+        former = self._former_subscriber
+        return self._subscriber.has_input() or (former is not None and former.has_input())
 
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
+        if self._former_subscriber is not None and self._former_subscriber.read():
+            return True
         return self._subscriber.read()
 
     # The state
 
     def _enter(self, event: Event) -> bool:
         """Change the state as the table says; return whether the event counts in it."""
-        former = self.state
-        state = TRANSITIONS[former].get(event)
+        former, state = self.state, TRANSITIONS[self.state].get(event)
         if state is None:
             return False
         self.state = state
-        self._passes = False
+        self.passes = False
         if former is State.UP and state is not State.UP:
             self._echo = None
-            self._went_down()
+            self.is_home = False
+            self._down_since = time.monotonic()
+            self._report_end(state)
+            self._owner.went_down(self)
+            if state is not State.DRAINING:
+                self._client.unsure(self.attachment)
+        if state is State.DOWN:
+            self._client.lose(self.attachment)
         return True
 
-    def _went_down(self) -> None:
-        """Hold from now on what is sent, and announce the outage."""
-        counters = self._client.counters
-        self._outage = _Outage(time.monotonic(), counters.lost())
-        counters.report(logging.WARNING, "the forwarder at %s is unreachable", self.address)
-        self._client.out.change(LinkLost())
+    def _report_end(self, state: State) -> None:
+        if state is State.DRAINING:
+            self._client.counters.report(logging.INFO, "the forwarder at %s is about to end", self.address)
+        else:
+            self._client.counters.report(logging.WARNING, "the forwarder at %s is unreachable", self.address)
 
     def _subscriber_event(self, event: int) -> None:
         if event in REFUSALS:
             self._was_refused(REFUSALS[event])
+        elif event in FAILURES:
+            self._enter(Event.FAILED)
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            self._enter(Event.CONNECTED)
-            while self._subscriber.read():  # what came by the former connection counts as received by it
-                pass
-            self._subscriber.greet(self._client.before_hello())
-            self._call_soon(self._subscriber.due)
+            self.greet()
         else:
             self._subscriber.lost()
+            self._give_up_push()
             self._enter(Event.LOST)
+            self._call_soon(0.0)
+
+    def greet(self) -> None:
+        """Begin a new session, because a connection was made, or the exchange may have forgotten the last one."""
+        self._enter(Event.CONNECTED)
+        self._greeted_at = time.monotonic()
+        self._give_up_push()
+        while self._subscriber.read():  # what came by the former connection counts as received by it
+            pass
+        self._subscriber.greet(self._client.before_hello(self.attachment))
+        self._call_soon(0.0)
 
     def _push_event(self, event: int) -> None:
         if event in REFUSALS:
             self._was_refused(REFUSALS[event])
-        elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            if self._enter(Event.PUSH_CONNECTED):
-                self._send_echo()
-        elif self._enter(Event.PUSH_LOST):
-            self._verifying_since = time.monotonic()  # an echo is worth sending once there is a connection again
+        elif event != zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._give_up_push()
+            self._enter(Event.PUSH_LOST)
+            self._verifying_since = time.monotonic()
+            self._call_soon(self._push_at)
 
     def _was_refused(self, reason: str) -> None:
         self.refusal = reason
         self._keys.refused()
+        self._enter(Event.FAILED)
 
-    def take_session(self, frames: Sequence[SessionFrame]) -> None:
-        """Take welcomes, and the answer to the echo."""
-        for frame in frames:
-            if isinstance(frame, wire.Welcome):
-                self._welcomed(frame)
-            else:
-                self._confirmed(frame)
+    def take_session(self, frame: SessionFrame) -> None:
+        """Take a welcome, or the answer to an echo or a marker."""
+        if isinstance(frame, wire.Welcome):
+            self._welcomed(frame)
+        elif self._echo is not None and frame.n == self._echo.number:
+            self._echoed(frame)
+        elif self.state is State.UP and not self.passes:
+            self.flush()
 
     def _welcomed(self, welcome: wire.Welcome) -> None:
         if welcome.version != wire.VERSION:
@@ -369,109 +489,271 @@ class Link:
             return
         former = self._subscriber.welcome
         if self._subscriber.take(welcome):
-            self._other_version = None
-            self._client.begin_session(self._subscriber.session)
+            self.other_version = None
+            self._client.begin_session(self.attachment, self._subscriber.session, welcome.instance)
+            if self.state is State.UP:
+                self._renewed(welcome)
             self._enter(Event.WELCOMED)
-            self._verify()
-        elif former is not None and former.state != welcome.state:
+        if self._subscriber.welcome is not welcome:
+            return  # of an earlier session
+        self._owner.welcomed(self, welcome)
+        if welcome.state == wire.State.DRAINING:
+            self._drains()
+        elif self.state is State.DRAINING:
+            self.greet()  # it does not end after all
+        elif former is None or former.state != welcome.state:
             self._verifying_since = time.monotonic()  # it could not answer an echo before
+            self._call_soon(0.0)
 
     def _refuse_version(self, theirs: int) -> None:
         error = WireVersionMismatch(self.address, theirs, wire.VERSION)
-        if self._other_version != theirs:
-            self._other_version = theirs
+        if self.other_version != theirs:
+            self.other_version = theirs
             self._client.counters.report(logging.ERROR, "%s", error)
         self._client.fail_requests(error)
 
-    def _verify(self) -> None:
-        self._verifying_since = time.monotonic()
-        self._send_echo()
+    def _drains(self) -> None:
+        """Send nothing more by a forwarder that is about to end, and hand back what it has given out."""
+        if not self._enter(Event.DRAINS):
+            return
+        self._client.stop_reading(self.attachment)
+        self.attachment.credit.end_session()
+        self._client.out.send_upstream([self._detach()], self.attachment)
+        if self._push is not None and not self._push_is_stale:
+            self.send(self._detach())
+        else:
+            self._call_soon(0.0)
+
+    def _detach(self) -> bytes:
+        return wire.DETACH.encode(wire.Detach(self._client.inbox, self._subscriber.session))
 
     def _send_echo(self) -> None:
         now = time.monotonic()
         self._echo = _Echo(next_number(), now)
-        self._sent(wire.ECHO.encode(wire.Echo(self._client.inbox, self._echo.number)))
+        self.send(wire.ECHO.encode(wire.Echo(self._client.inbox, self._echo.number)))
         self._call_soon(now + ECHO_EVERY)
 
-    def _confirmed(self, confirm: wire.Confirm) -> None:
+    def _echoed(self, confirm: wire.Confirm) -> None:
         welcome = self._subscriber.welcome
-        if self._echo is None or confirm.n != self._echo.number or welcome is None:
+        if welcome is None or confirm.instance != welcome.instance:
             return
-        if confirm.instance == welcome.instance and self._enter(Event.ECHOED):
-            self._came_up(confirm.instance)
-
-    def _came_up(self, instance: bytes) -> None:
+        if not self._enter(Event.ECHOED):
+            return
         self._echo = None
         self.refusal = ""
-        self._instance = instance
-        outage, self._outage = self._outage, None
-        if outage is None:
-            self._flush_outbox()
-        else:
-            counters = self._client.counters
-            lost = counters.lost() - outage.lost_before
-            away = time.monotonic() - outage.since
-            counters.reconnects += 1
-            counters.report(logging.WARNING, "the forwarder at %s is reachable again after %.1f s", self.address, away)
-            self._client.out.change(LinkRestored(lost or None))
-            self._call_soon(0.0)  # `tick` sends what is held, behind the announcement
+        self.instance = confirm.instance
+        self.up_since = time.monotonic()
+        self._silent_for = 0.0
+        if self._down_since is not None:
+            away, self._down_since = time.monotonic() - self._down_since, None
+            line = "the forwarder at %s is reachable again after %.1f s"
+            self._client.counters.report(logging.WARNING, line, self.address, away)
+        self._owner.came_up(self)
 
     # Housekeeping
 
     def tick(self, now: float) -> float:
-        """Repeat what got no answer, try changed keys and flush the outbox; return when to be called again."""
+        """Do what is due: sockets, keys, hellos, echoes, markers and the outbox; return when to be called again."""
         self._subscriber.tick(now)
-        if self.state is not State.UP and (self._keys.have_changed() or self._resolved_otherwise()):
-            self._connect_anew()
-        due = min(now + TICK_EVERY, self._subscriber.due)
+        if self.state is State.CONNECTING and now - self._started_at > PATIENCE:
+            self._enter(Event.FAILED)  # a frozen forwarder: its system accepts connections, and nobody answers
+        if self.state is not State.DRAINING and self._keys.have_changed():
+            self._take_up_keys()
+        due = min(now + TICK_EVERY, self._subscriber.due, self._keep_push(now))
         if self.state is State.VERIFYING:
             self._keep_verifying(now)
-        self._replace_stale_push(now)
-        self._flush_outbox()
-        if len(self._outbox) and self.state is State.UP:
-            due = min(due, now + FULL_RETRY)
+        elif self.state is State.UP:
+            self._watch_silence(now)
+        if self._is_renewing or self._push_is_due or self._keys_are_due or self._former_push is not None:
+            self._keep_renewing(now)
+        if self.state is State.UP:
+            if now >= self._window.marker_due:
+                self._send_marker()
+            self._window.forget(now)
+            self.flush()
+            due = min(due, self._window.marker_due, now + WATCH_EVERY if len(self._window) else due)
+            if len(self._outbox) and not self._window.is_full:
+                due = min(due, now + FULL_RETRY)
+        self._ticked_at = now
         return due
 
     def look_around(self) -> None:
-        """Read the keys, and resolve the names of both addresses, again."""
-        if self.state is not State.UP:
-            self._keys.look()
-            self._pull.look()
-            self._subscriber.endpoint.look()
+        """Read the keys again."""
+        self._keys.look()
 
-    def _resolved_otherwise(self) -> bool:
-        return self._pull.has_changed() or self._subscriber.endpoint.has_changed()
-
-    def _connect_anew(self) -> None:
+    def _take_up_keys(self) -> None:
         try:
-            self._subscriber.connect(self._keys.current)
-            self._replace_push()
+            if self.state is State.UP and self._is_renewing:
+                self._keys_are_due = True  # one after the other
+            elif self.state is State.UP:
+                self._begin_renewal()
+            else:
+                self._subscriber.connect(self._keys.current)
         except ConfigurationError as error:
             self._client.counters.report(logging.ERROR, "%s", error)
+
+    def _keep_push(self, now: float) -> float:
+        """Close a PUSH that is of no use any more, and open one if there is an instance to send to."""
+        welcome = self._subscriber.welcome
+        if self._push_is_stale:
+            self._push_is_stale = False
+            self._close_push(0)
+        is_open = welcome is not None and welcome.state != wire.State.SETTLING
+        if self._push is not None or not is_open or self.state not in (State.VERIFYING, State.DRAINING):
+            return now + TICK_EVERY
+        if now < self._push_at:
+            return self._push_at
+        self._push = self._open_push(now)
+        if self._push is not None:
+            self._send = self._push.send
+            if self.state is State.DRAINING:
+                self.send(self._detach())
+            else:
+                self._send_echo()
+        return now + TICK_EVERY
+
+    def _open_push(self, now: float) -> Push | None:
+        self._push_at = now + PUSH_EVERY
+        try:
+            return Push(self._context, self.forwarder.pull, self._subscriber.keys)
+        except ConfigurationError as error:
+            self._client.counters.report(logging.ERROR, "%s", error)
+            return None
+
+    def _give_up_push(self) -> None:
+        """Let `tick` close PUSH. An answer to the echo that it has sent would prove nothing any more."""
+        self._push_is_stale = True
+        self._echo = None
+
+    def _close_push(self, linger: float) -> None:
+        push, self._push, self._send = self._push, None, _refuse
+        if push is not None:
+            push.close(linger)
 
     def _keep_verifying(self, now: float) -> None:
         welcome = self._subscriber.welcome
         serves = welcome is not None and welcome.state == wire.State.SERVING
-        if serves and now - self._verifying_since > ECHO_PATIENCE:
-            self._client.counters.report(logging.WARNING, "no echo from %s: connecting anew", self._pull.address)
-            self._replace_push()
-            self._verify()
-        elif self._echo is not None and now >= self._echo.sent_at + ECHO_EVERY:
+        if serves and now - self._verifying_since > PATIENCE:
+            self._client.counters.report(logging.WARNING, "no echo from %s: connecting anew", self.forwarder.pull)
+            self._verifying_since = now
+            self._give_up_push()
+            self._call_soon(0.0)
+        elif self._echo is not None and self._push is not None and now >= self._echo.sent_at + ECHO_EVERY:
             self._send_echo()
 
-    def _replace_stale_push(self, now: float) -> None:
-        """Drop what the PUSH has held since before an outage, once all of it has expired."""
-        outage = self._outage
-        if outage is not None and not outage.replaced_push and (now - outage.since) * 1000 > self._longest_ttl:
-            outage.replaced_push = True
-            self._replace_push()
-            if self.state is State.VERIFYING:
-                self._send_echo()
+    def _watch_silence(self, now: float) -> None:
+        """Give the link up if nothing is acknowledged any more, whatever the sockets say.
 
-    def _replace_push(self) -> None:
-        old, old_monitor = self._push, self._push_monitor
-        self._push, self._push_monitor = self._open_push()
-        self._connect_push()
-        old.disable_monitor()
-        old_monitor.close(linger=0)
-        old.close(linger=0)
+        The time in which this process stood still itself does not count, nor does what has arrived and was not read.
+        """
+        if self._acknowledgements_seen != self._window.acknowledgements or not len(self._window):
+            self._acknowledgements_seen, self._silent_for = self._window.acknowledgements, 0.0
+            return
+        self._silent_for += min(now - self._ticked_at, 2 * WATCH_EVERY)
+        if self._silent_for > PATIENCE and not self._subscriber.has_input():
+            self._give_up_push()
+            self._verifying_since = now
+            self._enter(Event.SILENT)
+            self._call_soon(0.0)
+
+    # Other keys, without a gap
+
+    @property
+    def _is_renewing(self) -> bool:
+        return self._next_subscriber is not None or self._former_subscriber is not None
+
+    def _begin_renewal(self) -> None:
+        """Connect a second subscriber by the new keys."""
+        self.refusal = ""
+        subscriber = self._open_subscriber()
+        try:
+            subscriber.connect(self._keys.current)
+        except ConfigurationError:
+            subscriber.close()
+            raise
+        self._next_subscriber = subscriber
+        self._subscribe(subscriber)
+
+    def _next_subscriber_event(self, event: int) -> None:
+        subscriber = self._next_subscriber
+        if event in REFUSALS:
+            self._was_refused(REFUSALS[event])
+            self._report_refusal()
+        elif event == zmq.Event.HANDSHAKE_SUCCEEDED and subscriber is not None and self.state is State.UP:
+            self._change_subscriber(subscriber)
+
+    def _report_refusal(self) -> None:
+        """Log once that the new key does not work; it is tried again every second."""
+        if not self._has_reported_refusal:
+            self._has_reported_refusal = True
+            line = "the forwarder at %s refuses the new key (%s): keeping the connection by the former one"
+            self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
+
+    def _change_subscriber(self, subscriber: Subscriber) -> None:
+        """Begin the next session by the new connection; the former one still delivers what is on its way by it."""
+        while self._subscriber.read():
+            pass
+        self._former_subscriber, self._subscriber, self._next_subscriber = self._subscriber, subscriber, None
+        self._owner.watch(subscriber)
+        self._retire_at = time.monotonic() + RETIRE_AFTER
+        self._has_reported_refusal = False
+        self.attachment.has_two_ways = True
+        subscriber.greet(self._client.before_hello(self.attachment))
+        self._call_soon(0.0)
+
+    def _renewed(self, welcome: wire.Welcome) -> None:
+        """Change over to a new PUSH as well, since the next session has begun while the link is up."""
+        if welcome.instance == self.instance:
+            self._push_is_due = True
+        else:  # another instance has taken its place meanwhile
+            self._give_up_push()
+            self._enter(Event.PUSH_LOST)
+        self._call_soon(0.0)
+
+    def _change_push(self, now: float) -> None:
+        """Send by a new connection: first again what the former one may not deliver any more."""
+        push = self._open_push(now)
+        if push is None:
+            return
+        held = self.take()
+        self._push_is_due, self._former_push, self._push, self._send = False, self._push, push, push.send
+        for one in held:
+            self.hold(one, now, must=True)
+        self.flush()
+        self._retire_at = now + RETIRE_AFTER
+        self._call_soon(self._retire_at)
+
+    def _keep_renewing(self, now: float) -> None:
+        """Go on with a change of keys, as far as it is due; give it up if the link is not up any more."""
+        if self._next_subscriber is not None and (self.state is not State.UP or self.refusal):
+            self._next_subscriber.close()
+            self._next_subscriber = None
+            self._keys_are_due = self._keys_are_due or not self.refusal
+        if self._push_is_due and self.state is State.UP and now >= self._push_at:
+            self._change_push(now)
+        if self.state is not State.UP:
+            self._push_is_due = False
+        is_under_way = self.state is State.UP and (self._push_is_due or self._subscriber.welcome is None)
+        if now >= self._retire_at and not is_under_way:
+            self._retire()
+        if self._keys_are_due and not self._is_renewing and self.state is not State.DRAINING:
+            self._keys_are_due = False
+            self._take_up_keys()
+
+    def _retire(self) -> None:
+        """Close the connections by the former keys."""
+        subscriber, self._former_subscriber = self._former_subscriber, None
+        if subscriber is not None:
+            while subscriber.read():
+                pass
+            self._owner.unwatch(subscriber)
+            subscriber.close()
+            self.attachment.has_two_ways = False
+        push, self._former_push = self._former_push, None
+        if push is not None:
+            push.close(self._options.linger)
+
+
+def _refuse(frame: bytes, flags: int) -> object:
+    """Stand in for the `send` of a socket that is not open."""
+    raise zmq.Again

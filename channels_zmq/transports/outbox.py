@@ -1,12 +1,24 @@
-"""Messages that wait while the forwarder is unreachable: bounded, in order, each with its deadline.
+"""Messages that wait until a forwarder takes them: bounded, in order, each with its deadline.
 
-Pure. A message is kept as the parts that it will be built from, since its sequence number and the time it has left to
-live are only known when it is sent.
+Pure. A new message is kept as the parts that it will be built from, since its sequence number and the time that it has
+left to live are only known when it is sent. A message that was sent before, and is to be sent again, has both.
 """
 
 from collections import OrderedDict
+from enum import Enum
 from math import inf
 from typing import NamedTuple
+
+
+class Kind(Enum):
+    """What a held message is."""
+
+    MESSAGE = "message"
+    """A group or direct message without a number: `body` is what follows its head."""
+    REPEAT = "repeat"
+    """A group or direct message that was sent before: `body` is the frame."""
+    REQUEST = "request"
+    """A request, or a frame that nobody waits for: `body` is the frame."""
 
 
 class Held(NamedTuple):
@@ -14,32 +26,79 @@ class Held(NamedTuple):
 
     Attributes:
         deadline: When it expires.
-        prefix: Of a numbered message; empty if `body` is a whole frame.
-        body: The rest of the message, or the whole frame.
+        key: By which its home is chosen; of a group or direct message the prefix.
+        body: See `Kind`.
+        kind: What it is.
         number: Of the request, by which `withdraw` finds it; 0 for a message that nobody waits for.
         order: Grows with each message.
+        counts: Whether its expiry is a loss.
+        published: Of a message that is sent again: when it was sent first.
+        instance: By which it was sent last.
     """
 
     deadline: float
-    prefix: bytes
+    key: bytes
     body: bytes
+    kind: Kind = Kind.MESSAGE
     number: int = 0
     order: int = 0
+    counts: bool = True
+    published: float = 0.0
+    instance: bytes = b""
 
 
-class Outbox:
-    """The held messages of one connection.
+class Ledger:
+    """What all outboxes of a process hold together.
 
     Args:
-        capacity: How many messages it holds.
+        capacity: How many messages.
         max_bytes: How many bytes they may have together.
     """
 
     def __init__(self, capacity: int, max_bytes: int) -> None:
         self.capacity, self.max_bytes = capacity, max_bytes
-        self.size = 0
+        self.count = self.size = 0
         self.order = 0
         """The order of the last message that was held."""
+        self._joined: dict[bytes, int] = {}  # topics subscribed to while messages were held: the last of these
+
+    def subscribed(self, topic: bytes) -> None:
+        """Note that messages held now are older than the subscription of this process to their topic."""
+        if self.count:
+            self._joined[topic] = self.order
+        else:
+            self._joined.clear()
+
+    def is_older(self, held: Held) -> bool:
+        """Return whether a message was held before this process subscribed to its topic."""
+        return held.order <= self._joined.get(held.key, 0)
+
+    def add(self, body: bytes) -> int:
+        """Count a message; return its order."""
+        self.order += 1
+        self.count += 1
+        self.size += len(body)
+        return self.order
+
+    def remove(self, body: bytes) -> None:
+        """Count a message no longer."""
+        self.count -= 1
+        self.size -= len(body)
+
+    def is_full(self, body: bytes) -> bool:
+        """Return whether there is no room for a message with this body."""
+        return self.count >= self.capacity or self.size + len(body) > self.max_bytes
+
+
+class Outbox:
+    """Messages held for one forwarder, or while there is none.
+
+    Args:
+        ledger: Is shared with other outboxes.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._held: OrderedDict[int, Held] = OrderedDict()  # by order
         self._requests: dict[int, int] = {}  # number of a held request -> its order
         self._expired = 0
@@ -48,22 +107,25 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, deadline: float, prefix: bytes, body: bytes, number: int, now: float) -> bool:
-        """Append a message; return False if there is no room for it."""
-        if self._is_full(body):
-            self._expired += self._drop_expired(now)
-            if self._is_full(body):
-                return False
-        self.order += 1
-        self._held[self.order] = Held(deadline, prefix, body, number, self.order)
-        if number:
-            self._requests[number] = self.order
-        self.size += len(body)
-        self._earliest = min(self._earliest, deadline)
-        return True
+    def hold(self, held: Held, now: float, *, must: bool = False) -> bool:
+        """Append a message, and give it its order unless it has one; return False if there is no room for it.
 
-    def _is_full(self, body: bytes) -> bool:
-        return len(self._held) >= self.capacity or self.size + len(body) > self.max_bytes
+        Args:
+            held: The message.
+            now: Monotonic seconds.
+            must: Whether it is held whatever the bounds are: it was accepted before.
+        """
+        ledger = self._ledger
+        if not must and ledger.is_full(held.body):
+            self._expired += self._drop_expired(now)
+            if ledger.is_full(held.body):
+                return False
+        order = ledger.add(held.body)
+        self._held[order] = held if held.order else held._replace(order=order)
+        if held.number:
+            self._requests[held.number] = order
+        self._earliest = min(self._earliest, held.deadline)
+        return True
 
     def first(self) -> Held | None:
         """Return the message that is sent next, without removing it."""
@@ -72,6 +134,12 @@ class Outbox:
     def remove_first(self) -> None:
         """Remove the message that `first` returned."""
         self._remove(next(iter(self._held)))
+
+    def take(self) -> list[Held]:
+        """Remove and return everything, in order."""
+        held = list(self._held.values())
+        self.clear()
+        return held
 
     def withdraw(self, number: int) -> bool:
         """Remove the message of a request that nobody waits for any more; return whether it was still here."""
@@ -82,28 +150,28 @@ class Outbox:
         return True
 
     def expire(self, now: float) -> int:
-        """Drop expired messages and return how many they were since the last call."""
+        """Drop expired messages and return how many of them count as lost since the last call."""
         expired, self._expired = self._expired + self._drop_expired(now), 0
         return expired
 
-    def clear(self) -> int:
-        """Drop everything and return how many messages that were."""
-        dropped = len(self._held)
+    def clear(self) -> None:
+        """Drop everything."""
+        for held in self._held.values():
+            self._ledger.remove(held.body)
         self._held.clear()
         self._requests.clear()
-        self.size, self._earliest = 0, inf
-        return dropped
+        self._earliest = inf
 
     def _drop_expired(self, now: float) -> int:
         if now < self._earliest:
             return 0
-        expired = [order for order, held in self._held.items() if held.deadline <= now]
-        for order in expired:
-            self._remove(order)
+        expired = [(key, held) for key, held in self._held.items() if held.deadline <= now]
+        for key, _ in expired:
+            self._remove(key)
         self._earliest = min((held.deadline for held in self._held.values()), default=inf)
-        return len(expired)
+        return sum(held.counts for _, held in expired)
 
-    def _remove(self, order: int) -> None:
-        held = self._held.pop(order)
+    def _remove(self, key: int) -> None:
+        held = self._held.pop(key)
         self._requests.pop(held.number, None)
-        self.size -= len(held.body)
+        self._ledger.remove(held.body)

@@ -8,12 +8,13 @@ the exchange welcomes it.
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 
 import zmq
 from zmq.constants import SocketOption
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys, KeyWatch
@@ -21,22 +22,21 @@ from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Endpoint
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import secure_client
-from channels_zmq_forwarder.sockets import number, readable
+from channels_zmq_forwarder.sockets import heartbeats, number, readable
 
 Socket = zmq.Socket[bytes]
 
 HELLO_EVERY = 1.0
-"""Seconds between two hellos of a session that is not welcomed yet."""
+"""Seconds between two hellos of a session whose exchange does not serve yet, or any more."""
 FRAMES_A_TURN = 256
 WAKES_A_TURN = 1000
 SECONDS_A_TURN = 0.005
 """A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
-CONNECTING: dict[SocketOption, int] = {
+_CONNECTING: dict[SocketOption, int] = {
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 0,
     zmq.CONNECT_TIMEOUT: 2000,
 }
-_HEARTBEAT: dict[SocketOption, int] = {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000}
 _NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is that of another server"
 REFUSALS: dict[int, str] = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not allow the key of this process (curve_secret_key)",
@@ -46,6 +46,8 @@ REFUSALS: dict[int, str] = {
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 for _event in REFUSALS:
     _EVENTS |= _event
+FAILURES = frozenset((zmq.Event.CONNECT_RETRIED, zmq.Event.CLOSED))
+"""Events of an attempt to connect that has failed."""
 
 
 class Subscriber:
@@ -56,26 +58,35 @@ class Subscriber:
         address: Where the exchange publishes.
         options: Bounds and times.
         client: Takes the frames that arrive.
-        session: Number of the last session of this process; the next one is higher.
+        attachment: The exchange, as the client knows it.
+        known: Returns the list of forwarders that a hello carries.
     """
 
     def __init__(
-        self, context: "zmq.Context[Socket]", address: str, options: Options, client: Client, session: int = 0
+        self,
+        context: "zmq.Context[Socket]",
+        address: str,
+        options: Options,
+        client: Client,
+        attachment: Attachment,
+        known: Callable[[], bytes] = bytes,
     ) -> None:
-        self.session = session
+        self.session = 0
         self.welcome: wire.Welcome | None = None
         """The last welcome of this session."""
+        self.keys: ClientKeys | None = None
+        """The keys that it connects with."""
         self.is_connected = False
         """Whether there is a connection, and so a session that was greeted."""
-        self._client = client
+        self._client, self._attachment, self._known = client, attachment, known
         self.endpoint = Endpoint(address)
-        self._peers = 0
         self._hello_at = 0.0
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
-        set_options(self._socket, CONNECTING | _HEARTBEAT | {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger})
-        self._socket.set(zmq.MAXMSGSIZE, options.max_message_size + wire.MAX_OVERHEAD)
-        self.monitor = monitor(self._socket)
+        max_frame = options.max_message_size + wire.MAX_OVERHEAD
+        set_options(self._socket, _CONNECTING | heartbeats(max_frame))
+        set_options(self._socket, {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger, zmq.MAXMSGSIZE: max_frame})
+        self.monitor = monitor(self._socket, zmq.Event.CONNECT_RETRIED)
         self.descriptor = number(self._socket, zmq.FD)
 
     def connect_first(self, keys: KeyWatch) -> bool:
@@ -104,6 +115,7 @@ class Subscriber:
         """
         with contextlib.suppress(zmq.ZMQError):  # not connected yet, or ZeroMQ has given up already
             self._socket.disconnect(self.endpoint.address)
+        self.keys = keys
         connect(self._socket, self.endpoint, "pub_socket_address", keys)
         return readable(self._socket)
 
@@ -119,32 +131,32 @@ class Subscriber:
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
         recv, client, wake = self._socket.recv, self._client, self._client.out.wake
-        feed, until = client.feed, time.monotonic() + SECONDS_A_TURN
+        feed, attachment, until = client.feed, self._attachment, time.monotonic() + SECONDS_A_TURN
         try:
-            feed(recv(zmq.DONTWAIT))
+            feed(recv(zmq.DONTWAIT), attachment)
             if not readable(self._socket):  # it is mostly one frame: asking takes half the time of `zmq.Again`
                 return False
             for _ in range(FRAMES_A_TURN - 1):
                 if client.now > until or len(wake) > WAKES_A_TURN:
                     break
-                feed(recv(zmq.DONTWAIT))
+                feed(recv(zmq.DONTWAIT), attachment)
         except zmq.Again:
             return False
         return True
 
-    def greet(self, before: Iterable[bytes]) -> bool:
-        """Begin a new session, because a connection was made; return whether input is there.
+    def greet(self, before: Iterable[bytes]) -> None:
+        """Begin a new session, because a connection was made.
 
         libzmq sends the subscriptions again when it is asked for anything; what the exchange must know before the hello
         follows them.
         """
         self.is_connected = True
         self.welcome = None
-        self.session += 1
+        self.session = self._client.new_session()
         readable(self._socket)
         for frame in before:
             self._socket.send(frame, zmq.DONTWAIT)
-        return self._say_hello()
+        self.say_hello()
 
     def lost(self) -> None:
         """Note that the connection is gone."""
@@ -155,17 +167,19 @@ class Subscriber:
         """Take a welcome; return True if it is the first one of the session."""
         if welcome.session != self.session or not self.is_connected:
             return False
-        first, self.welcome, self._peers = self.welcome is None, welcome, welcome.clients
+        first, self.welcome, self._attachment.clients = self.welcome is None, welcome, welcome.clients
         return first
 
-    def tick(self, now: float) -> bool:
-        """Repeat an unanswered hello if that is due; return whether input is there."""
-        return now >= self.due and self._say_hello()
+    def tick(self, now: float) -> None:
+        """Repeat the hello if that is due."""
+        if now >= self.due:
+            self.say_hello()
 
     @property
     def due(self) -> float:
-        """When `tick` has something to do."""
-        return self._hello_at + HELLO_EVERY if self.is_connected and self.welcome is None else inf
+        """When `tick` has something to do: until the exchange serves, and so again once it is about to end."""
+        serves = self.welcome is not None and self.welcome.state == wire.State.SERVING
+        return self._hello_at + HELLO_EVERY if self.is_connected and not serves else inf
 
     def disconnect(self) -> None:
         """Disconnect for good, but keep the socket until `close`."""
@@ -180,10 +194,13 @@ class Subscriber:
         self.monitor.close(linger=0)
         self._socket.close(linger=None if self.is_connected else 0)  # nobody would take what is left
 
-    def _say_hello(self) -> bool:
+    def say_hello(self) -> None:
+        """Send the hello of this session, again if need be."""
         self._hello_at = time.monotonic()
-        hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, self._peers)
-        return self.send(wire.HELLO.encode(hello))
+        peers = self._client.peers(self._attachment)
+        hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, self._known())
+        if self.send(wire.HELLO.encode(hello)):
+            self._client.out.input_found()
 
 
 def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:
@@ -192,9 +209,9 @@ def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:
         socket.set(option, value)
 
 
-def monitor(socket: Socket) -> Socket:
-    """Return a socket that reports a socket's handshakes and disconnections."""
-    return socket.get_monitor_socket(_EVENTS)
+def monitor(socket: Socket, failures: int) -> Socket:
+    """Return a socket that reports a socket's handshakes and disconnections, and one kind of `FAILURES`."""
+    return socket.get_monitor_socket(_EVENTS | failures)
 
 
 def connect(socket: Socket, endpoint: Endpoint, setting: str, keys: ClientKeys | None) -> None:

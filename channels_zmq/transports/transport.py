@@ -1,10 +1,11 @@
 """What a connection needs of a transport. Every method is called under the connection's lock, and none waits."""
 
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import SessionFrame
+from channels_zmq.client.counters import LinkStats
 from channels_zmq.housekeeper import Watched
 from channels_zmq_forwarder.wire import Topic
 
@@ -14,11 +15,13 @@ class Transport(Protocol):
 
     Attributes:
         address: For messages to people.
-        refusal: Why the other side did not accept this process the last time, as far as is known.
     """
 
     address: str
-    refusal: str
+
+    @property
+    def refusal(self) -> str:
+        """Why the other side did not accept this process the last time, as far as is known."""
 
     @property
     def is_connected(self) -> bool:
@@ -58,23 +61,33 @@ class Transport(Protocol):
             ConfigurationError: If a key is missing.
         """
 
-    def send_upstream(self, frame: bytes) -> bool:
-        """Send a frame the subscribers' way; it may get lost. Return whether input is there now."""
+    def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
+        """Send a frame the subscribers' way to one exchange, or to all; return whether input is there now.
 
-    def send_downstream(self, frame: bytes, deadline: float, number: int) -> bool:
-        """Send a request the producers' way, or hold it until its deadline; return whether input is there now.
+        It may get lost.
+        """
+
+    def send_downstream(
+        self, frame: bytes, deadline: float, number: int, key: bytes = b"", *, must: bool = False
+    ) -> bool:
+        """Send a frame the producers' way to one exchange, or hold it; return whether input is there now.
 
         Args:
-            frame: The request.
-            deadline: Monotonic seconds.
+            frame: A request, or a frame that nobody waits for.
+            deadline: Monotonic seconds until which it is held.
             number: Of the request; 0 if nobody waits for an answer.
+            key: Chooses the exchange: frames with the same key keep their order.
+            must: Whether it is held even if the outbox is full.
 
         Raises:
             OutboxFull: If no more messages are held.
             WireVersionMismatch: If the other side speaks another version of the wire format.
         """
 
-    def take_session(self, frames: Sequence[SessionFrame]) -> None:
+    def send_to(self, to: Attachment, frame: bytes) -> bool:
+        """Send a frame to one exchange behind everything that was sent to it; return whether input is there now."""
+
+    def take_session(self, frames: Sequence[tuple[Attachment, SessionFrame]]) -> None:
         """Take frames about the session: welcomes, and confirmations that no request waits for."""
 
     def has_input(self) -> bool:
@@ -98,22 +111,22 @@ class Transport(Protocol):
     def terminate(self) -> None:
         """Wait until what was sent is delivered, at most the linger time. Called without the lock, after `close`."""
 
+    def stats(self) -> list[LinkStats]:
+        """Return the state of each link to a forwarder."""
+
     def abandon(self) -> None:
         """Let go of what a forked child has inherited, without touching a ZeroMQ socket."""
 
 
 class Producer(Transport, Protocol):
-    """A transport that can send messages.
-
-    Attributes:
-        nothing_held: Is set while no message waits to be sent.
-    """
-
-    nothing_held: threading.Event
+    """A transport that can send messages."""
 
     @property
     def held(self) -> int:
-        """How many messages wait to be sent."""
+        """How many messages wait to be sent, or to be acknowledged."""
+
+    def mark_now(self) -> None:
+        """Ask for the acknowledgement of everything at once."""
 
     def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> None:
         """Send or hold a group message; `ttl` is in milliseconds.

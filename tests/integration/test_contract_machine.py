@@ -157,7 +157,11 @@ class World:
             time.sleep(0.001)
 
     def cut(self) -> None:
-        """Cut all connections, and wait until all actors have connected anew."""
+        """Cut all connections while everything is acknowledged, and wait until all actors have connected anew."""
+        end = time.monotonic() + PATIENCE
+        while any(actor.stats()["held"] for actor in self.actors):
+            assert time.monotonic() < end, "it does not get acknowledged"
+            time.sleep(0.001)
         before = [actor.stats()["reconnects"] for actor in self.actors]
         for relay in self.relays:
             relay.cut()

@@ -1,7 +1,6 @@
-"""A forwarder that is replaced while processes send: what is lost is counted, the rest comes once and in order."""
+"""A forwarder that is replaced while processes send: no message is lost, and each arrives once and in order."""
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ GROUP, JOBS = "group:chat", "jobs"
 MESSAGES, FEW = 500, 20
 """Messages of one sender to one target before, during and after the outage, and while the forwarder stands still."""
 BOUND = MESSAGES // 2
-"""Messages that may be lost of one sender and target: what was under way at the moment of the kill, milliseconds at the
-pace of a flood. The marks of the dead forwarder's sockets would hold 20,000, and TCP's buffers as many; what waited in
-the sender, and what was sent later, is not lost at all."""
+"""Jobs of one sender that a killed forwarder may take along: those that it had confirmed and not handed over, which is
+milliseconds at the pace of a flood."""
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -72,16 +70,11 @@ def numbers_of(read: Read, sender: str) -> list[int]:
     return [number for other, number in read if other == sender]
 
 
-def is_rising(numbers: list[int]) -> bool:
-    """Return whether the numbers are in order and none is there twice."""
-    return all(first < second for first, second in pairwise(numbers))
-
-
 @pytest.mark.parametrize("how", ["end", "kill", "freeze and kill"])
-def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
+def test_a_forwarder_replaced_under_load_loses_nothing_but_jobs_of_a_killed_one(
     peers: list[Peer], forwarder: Forwarder, how: str
 ) -> None:
-    """Group, direct and jobs of two senders before, during and after; lost is counted to the last one.
+    """Group, direct and jobs of two senders before, during and after.
 
     By SIGTERM, by SIGKILL, and by SIGKILL after it stood still for a moment, so that it is sure to take some along. The
     order of jobs is not looked at: one that goes back from a slow reader may meet an exchange that is further on.
@@ -112,20 +105,14 @@ def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
     sent = floods.end()
 
     for peer, member, channel in zip(receivers, members, direct, strict=True):
-        lost = 0
         for (name, target), flood in sent.items():
             if target in (GROUP, channel):
                 mailbox = member if target == GROUP else channel
                 read = numbers_of(peer.ask("until_collected", mailbox, name, flood["count"] - 1), name)
-                assert is_rising(read)
+                assert read == list(range(flood["count"]))
                 assert len(flood["away"]) >= MESSAGES
-                assert set(flood["away"]) <= set(read)
-                assert flood["count"] - len(read) < BOUND or how == "freeze and kill"
-                lost += flood["count"] - len(read)
-        assert lost >= 4 * FEW or how != "freeze and kill"
         stats = peer.ask("stats")
-        assert (stats["dropped"].get("missed", 0), stats["repeated"], stats["reconnects"]) == (lost, 0, 1)
-        assert set(stats["dropped"]) <= {"missed", "lost_delivery"}
+        assert (set(stats["dropped"]) <= {"lost_delivery"}, stats["reconnects"]) == (True, 1)
 
     done = jobs_done(senders["a"], receivers)
     for name, sender in senders.items():
@@ -134,11 +121,11 @@ def test_a_forwarder_replaced_under_load_loses_only_what_it_held(
         assert len(everywhere) == len(jobs[0]) + len(jobs[1]), "no job is done twice"
         flood = sent[name, JOBS]
         assert everywhere >= {*flood["away"], *range(back[name], flood["count"])}
-        confirmed = flood["count"] - len(flood["unknown"])
-        assert confirmed - len(everywhere) < BOUND
+        lost = set(range(flood["count"])) - everywhere - set(flood["unknown"])
+        assert len(lost) < BOUND
+        assert not lost or how != "end"
         stats = sender.ask("stats")
-        assert (stats["dropped"], stats["repeated"], stats["reconnects"]) == ({}, 0, 1)
-        assert stats["held"] == 0
+        assert (stats["dropped"], stats["reconnects"]) == ({}, 1)
 
 
 def jobs_done(sender: Peer, workers: list[Peer]) -> list[Read]:

@@ -1,18 +1,23 @@
 """The socket that receives, and its session, with an exchange that a test plays by hand."""
 
 import contextlib
+import socket as sockets
 import time
 from collections.abc import Callable, Iterator
 from math import inf
+from pathlib import Path
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import subscriber as module
-from channels_zmq.transports.subscriber import FRAMES_A_TURN, HELLO_EVERY, WAKES_A_TURN, Socket, Subscriber
+from channels_zmq.transports.subscriber import FRAMES_A_TURN, HELLO_EVERY, WAKES_A_TURN, Socket, Subscriber, monitor
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
@@ -29,10 +34,13 @@ class Fed(Client):
     def __init__(self) -> None:
         super().__init__(INBOX, b"s" * 8)
         self.fed: list[bytes] = []
+        self.fed_by: set[Attachment] = set()
+        self.known = b"known"
         self.on_feed: Callable[[], None] = lambda: None
 
-    def feed(self, frame: bytes) -> None:
+    def feed(self, frame: bytes, attachment: Attachment) -> None:
         self.fed.append(frame)
+        self.fed_by.add(attachment)
         self.on_feed()
 
 
@@ -63,7 +71,8 @@ def client() -> Fed:
 @pytest.fixture
 def subscriber(context: "zmq.Context[Socket]", exchange: Socket, client: Fed) -> Iterator[Subscriber]:
     """Connected, and subscribed to its inbox."""
-    subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client)
+    address = exchange.get_string(zmq.LAST_ENDPOINT)
+    subscriber = Subscriber(context, address, OPTIONS, client, client.attach(), lambda: client.known)
     subscriber.connect(None)
     subscriber.send(wire.subscription(TOPIC))
     assert exchange.recv() == wire.subscription(TOPIC)
@@ -78,8 +87,8 @@ def await_input(subscriber: Subscriber) -> None:
         assert time.monotonic() < end, "nothing arrives"
 
 
-def welcome(session: int, clients: int = 1) -> wire.Welcome:
-    return wire.Welcome(INBOX, wire.VERSION, wire.State.SERVING, b"i" * 8, session, clients)
+def welcome(session: int, clients: int = 1, state: wire.State = wire.State.SERVING) -> wire.Welcome:
+    return wire.Welcome(INBOX, wire.VERSION, state, b"i" * 8, session, clients)
 
 
 def hello(exchange: Socket) -> wire.Hello:
@@ -98,6 +107,7 @@ def test_input_that_is_there_while_a_frame_is_sent_is_reported(
     assert subscriber.send(b"up")
     assert not subscriber.read()
     assert client.fed == [TOPIC + b"early"]
+    assert client.fed_by == set(client.attachments)
     assert not subscriber.send(b"up")
 
 
@@ -105,7 +115,14 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
     """It is sent like any other frame."""
     exchange.send(TOPIC + b"early")
     await_input(subscriber)
-    assert subscriber.greet([])
+    subscriber.greet([])
+    assert subscriber._client.out.has_input
+
+
+def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:
+    """A step would read in vain."""
+    subscriber.greet([])
+    assert not subscriber._client.out.busy
 
 
 def test_reading_without_input_feeds_nothing(subscriber: Subscriber, client: Fed) -> None:
@@ -175,8 +192,32 @@ def test_a_session_begins_with_what_must_be_known_before_and_a_hello(subscriber:
     for session in (1, 2):
         subscriber.greet([b"first", b"second"])
         assert [exchange.recv(), exchange.recv()] == [b"first", b"second"]
-        assert hello(exchange) == wire.Hello(INBOX, wire.VERSION, session, 0)
+        assert hello(exchange) == wire.Hello(INBOX, wire.VERSION, session, 0, b"known")
         assert (subscriber.session, subscriber.is_connected, subscriber.welcome) == (session, True, None)
+
+
+def test_sessions_of_one_process_have_different_numbers(
+    context: "zmq.Context[Socket]", subscriber: Subscriber, client: Fed
+) -> None:
+    """Also at different exchanges: a frame about one session is never taken for one about another."""
+    other = Subscriber(context, subscriber.endpoint.address, OPTIONS, client, client.attach())
+    for one in (subscriber, other, subscriber):
+        one.greet([])
+    assert (subscriber.session, other.session) == (3, 2)
+    other.close()
+
+
+def test_a_hello_of_the_same_session_reports_the_forwarders_that_are_known_now(
+    subscriber: Subscriber, exchange: Socket, client: Fed
+) -> None:
+    """Whether the exchange has welcomed this process or not."""
+    subscriber.greet([])
+    client.known = b"more"
+    subscriber.say_hello()
+    assert [(one.session, one.forwarders) for one in (hello(exchange), hello(exchange))] == [
+        (1, b"known"),
+        (1, b"more"),
+    ]
 
 
 def test_only_the_first_welcome_of_a_session_is_news(subscriber: Subscriber) -> None:
@@ -198,7 +239,7 @@ def test_a_hello_carries_the_number_of_clients_that_was_seen_last(subscriber: Su
     assert [hello(exchange).peers, hello(exchange).peers] == [0, 5]
 
 
-def test_a_hello_is_repeated_until_it_is_answered(
+def test_a_hello_is_repeated_until_the_exchange_serves(
     subscriber: Subscriber, exchange: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once a second, and only while there is a connection."""
@@ -207,13 +248,20 @@ def test_a_hello_is_repeated_until_it_is_answered(
     assert subscriber.due == inf
     subscriber.greet([])
     assert subscriber.due == 100.0 + HELLO_EVERY
-    assert not subscriber.tick(100.9)
+    subscriber.tick(100.9)
+    assert subscriber.due == 100.0 + HELLO_EVERY
     now[0] = 101.0
     subscriber.tick(101.0)
     assert subscriber.due == 101.0 + HELLO_EVERY
+    subscriber.take(welcome(1, state=wire.State.SETTLING))
+    assert subscriber.due == 101.0 + HELLO_EVERY
     subscriber.take(welcome(1))
     assert subscriber.due == inf
+    subscriber.take(welcome(1, state=wire.State.DRAINING))
+    assert subscriber.due == 101.0 + HELLO_EVERY
     assert [hello(exchange).session, hello(exchange).session] == [1, 1]
+    subscriber.lost()
+    assert subscriber.due == inf
     assert not exchange.poll(50)
 
 
@@ -235,7 +283,7 @@ def test_connecting_anew_keeps_the_subscriptions(
 
 def test_an_invalid_address_is_an_error_that_names_the_setting(context: "zmq.Context[Socket]", client: Fed) -> None:
     """It is the address that CONFIG has."""
-    invalid = Subscriber(context, "tcp://nonsense", OPTIONS, client)
+    invalid = Subscriber(context, "tcp://nonsense", OPTIONS, client, client.attach())
     try:
         with pytest.raises(ConfigurationError, match="pub_socket_address"):
             invalid.connect(None)
@@ -243,12 +291,62 @@ def test_an_invalid_address_is_an_error_that_names_the_setting(context: "zmq.Con
         invalid.close()
 
 
+def test_a_missing_key_file_is_reported_and_waited_for(
+    context: "zmq.Context[Socket]", exchange: Socket, client: Fed, tmp_path: Path
+) -> None:
+    """It may be mounted a moment later. Without keys there is nothing to wait for."""
+    missing = KeySetting("curve_server_key", None, str(tmp_path / "key"))
+    address = exchange.get_string(zmq.LAST_ENDPOINT)
+    subscriber = Subscriber(context, address, OPTIONS, client, client.attach())
+    subscriber.send(wire.subscription(TOPIC))
+    assert not subscriber.connect_first(KeyWatch(ClientKeySource(missing, missing)))
+    ((_, message, arguments),) = client.counters.reports
+    assert message % arguments == f"not connecting to {address} yet: {tmp_path / 'key'} does not exist"
+    assert not exchange.poll(50)
+    assert subscriber.connect_first(KeyWatch(None))
+    assert exchange.recv() == wire.subscription(TOPIC)
+    subscriber.close()
+
+
+def events(monitor: Socket, until: int) -> list[int]:
+    """Return what a monitor reports, up to one event."""
+    seen: list[int] = []
+    while until not in seen:
+        assert monitor.poll(round(PATIENCE * 1000)), f"only {seen} so far"
+        seen.append(recv_monitor_message(monitor)["event"])
+    return seen
+
+
+def test_a_monitor_reports_connections_and_their_end(subscriber: Subscriber, exchange: Socket) -> None:
+    """A session begins with the one and ends with the other."""
+    assert events(subscriber.monitor, zmq.Event.HANDSHAKE_SUCCEEDED) == [zmq.Event.HANDSHAKE_SUCCEEDED]
+    exchange.close(linger=0)
+    assert events(subscriber.monitor, zmq.Event.DISCONNECTED) == [zmq.Event.DISCONNECTED]
+
+
+@pytest.mark.parametrize("interval, failure", [(100, zmq.Event.CONNECT_RETRIED), (-1, zmq.Event.CLOSED)])
+def test_a_monitor_reports_an_attempt_to_connect_that_has_failed(
+    context: "zmq.Context[Socket]", interval: int, failure: int
+) -> None:
+    """By the event that such a socket has: one that does not connect again is closed instead."""
+    push = context.socket(zmq.PUSH)
+    push.set(zmq.RECONNECT_IVL, interval)
+    watched = monitor(push, failure)
+    with sockets.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does
+        push.connect(f"tcp://127.0.0.1:{unused.getsockname()[1]}")
+        assert events(watched, failure) == [failure]
+    push.disable_monitor()
+    watched.close(linger=0)
+    push.close(linger=0)
+
+
 @pytest.mark.parametrize("was_connected", [True, False])
 def test_a_disconnected_socket_receives_nothing_any_more(
     context: "zmq.Context[Socket]", exchange: Socket, client: Fed, was_connected: bool
 ) -> None:
     """The session is over; whether there ever was a connection does not matter."""
-    subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client)
+    subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client, client.attach())
     if was_connected:
         subscriber.connect(None)
         subscriber.send(wire.subscription(TOPIC))

@@ -163,7 +163,7 @@ def test_capacities_in_a_list_of_no_pairs_are_refused(value):
 def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
     """By both layers."""
     assert parse(EmbeddedConfig, {"pub_socket_address": address}).pub_socket_address == address
-    assert parse(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address}).pub_socket_address == address
+    assert parse(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address}).pub_socket_address == (address,)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_the_dedicated_layer_refuses_inproc(key):
 def test_a_list_of_one_address_is_an_address(listed):
     """So that settings written for several forwarders need no other form."""
     config = parse(DedicatedConfig, {key: listed([value]) for key, value in ADDRESSES.items()})
-    assert config.pull_socket_address == ADDRESSES["pull_socket_address"]
+    assert config == parse(DedicatedConfig, ADDRESSES)
 
 
 def test_lists_of_unequal_length_are_refused():
@@ -238,16 +238,32 @@ def test_lists_of_unequal_length_are_refused():
     assert "pull_socket_address has 2 addresses and pub_socket_address 1" in str(error)
 
 
-def test_several_forwarders_are_refused():
-    """Also when there is a pair for each."""
-    pairs = {"pull_socket_address": ["tcp://a:1", "tcp://b:1"], "pub_socket_address": ["tcp://a:2", "tcp://b:2"]}
-    assert "one address is needed, this is a list of 2" in str(refusal(DedicatedConfig, pairs))
+@pytest.mark.parametrize("form", [list, tuple, ", ".join, ",".join])
+def test_several_forwarders_are_pairs_of_addresses(form):
+    """In lists, or with commas between them."""
+    config = parse(
+        DedicatedConfig,
+        {
+            "pull_socket_address": form(["tcp://a:1", "tcp://b:1"]),
+            "pub_socket_address": form(["tcp://a:2", "tcp://b:2"]),
+        },
+    )
+    assert config.forwarders == [("tcp://a:1", "tcp://a:2"), ("tcp://b:1", "tcp://b:2")]
 
 
-def test_one_address_for_both_ways_is_refused():
-    """A forwarder has two ports."""
-    error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": ADDRESSES["pull_socket_address"]})
-    assert "are the same" in str(error)
+@pytest.mark.parametrize("value", [[], ["tcp://a:1", ""], "tcp://a:1,", ["tcp://a:1", 5]])
+def test_a_list_without_an_address_in_each_place_is_refused(value):
+    """The error names the key."""
+    error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": value})
+    assert error.setting.startswith("CONFIG['pull_socket_address']")
+
+
+@pytest.mark.parametrize("pull", [["tcp://a:2"], ["tcp://a:1", "tcp://a:1"], ["tcp://b:2", "tcp://a:1"]])
+def test_an_address_that_is_given_twice_is_refused(pull):
+    """A forwarder has two ports, and no other forwarder has the same."""
+    pub = ["tcp://a:2", "tcp://b:2"][: len(pull)]
+    error = refusal(DedicatedConfig, {"pull_socket_address": pull, "pub_socket_address": pub})
+    assert "is given twice" in str(error)
 
 
 KEY = "k" * 40

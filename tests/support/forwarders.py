@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,23 @@ PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
 
 
+def _candidates() -> Iterator[int]:
+    """Yield ports, each once in a long time; those of processes that test at the same time are others."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = list(PORTS[worker % 8 :: 8])
+    random.shuffle(ports)
+    return itertools.cycle(ports)
+
+
+_ports = _candidates()
+
+
 def free_ports(count: int) -> list[int]:
     """Return TCP ports of the loopback that are free now."""
     servers: list[socket.socket] = []
     while len(servers) < count:
         with contextlib.suppress(OSError):  # it is in use
-            servers.append(socket.create_server(("127.0.0.1", random.choice(PORTS))))
+            servers.append(socket.create_server(("127.0.0.1", next(_ports))))
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
         server.close()

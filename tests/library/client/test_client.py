@@ -5,8 +5,10 @@ from fakes import Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output
-from channels_zmq.client.requests import Request, next_number
+from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
+from channels_zmq.client.gaps import HOLD
+from channels_zmq.client.mailboxes import Delivery, Shared
+from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question, Status
 
@@ -20,9 +22,32 @@ TTL = 60_000
 
 @pytest.fixture
 def client(clock):
+    """At one exchange, whose session has begun."""
     client = Client(INBOX, SENDER, clock=clock)
-    client.begin_session(SESSION)
+    client.begin_session(client.attach(), SESSION, b"instance")
     return client
+
+
+@pytest.fixture
+def pair(client):
+    """At two exchanges, whose sessions have begun."""
+    client.begin_session(client.attach(), SESSION + 1, b"instance")
+    return client
+
+
+def feed(client, frame, exchange=0):
+    """Let an exchange send a frame, the first one unless a test says otherwise."""
+    client.feed(frame, client.attachments[exchange])
+
+
+def lose(client, exchange=0):
+    client.lose(client.attachments[exchange])
+
+
+def begin(client, number, request):
+    """Begin a request, which is sent now."""
+    client.begin_request(number, request)
+    return request
 
 
 def group_frame(number, payload=b"x", *, topic=G, sender=OTHER, flags=0, ttl=TTL):
@@ -69,7 +94,8 @@ def wait(client, channel="a", *, normal=False):
 
 def payloads(client, channel="a"):
     box = client.mailboxes.boxes.get(channel)
-    return [] if box is None else [payload for _, payload, _ in box.mail]
+    waiting = [] if box is None else [payload for _, payload, _ in box.mail]
+    return [one.payload if isinstance(one, Shared) else one for one in waiting]
 
 
 def woken(client):
@@ -78,12 +104,19 @@ def woken(client):
 
 
 def upstream(client):
-    return client.out.take().upstream
+    return [frame for frame, _ in client.out.take().upstream]
+
+
+def by_exchange(client):
+    """Return the kinds of the frames upstream, and the exchanges that get them: their index, None for all."""
+    indexes = {one: index for index, one in enumerate(client.attachments)}
+    return [(frame[:1], None if to is None else indexes[to]) for frame, to in client.out.take().upstream]
 
 
 def foreign_reply(n=3):
-    """Return the confirmation that another process gets for what it has asked for."""
-    return wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
+    """Return the confirmation that another process gets for what it has asked for, by the home of its inbox."""
+    confirm = wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
+    return Reply(confirm, wire.direct_prefix(FOREIGN))
 
 
 # What is to be done
@@ -95,29 +128,38 @@ def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock():
     out.send_upstream([])
     out.wake.append(Reader())
     assert not out.busy
-    for act in (lambda: out.send_upstream([b"1"]), lambda: out.reply(b"2"), lambda: out.change(LinkLost())):
+    for act in (lambda: out.send_upstream([b"1"]), lambda: out.reply(Reply(b"2")), lambda: out.change(LinkLost())):
         act()
         assert out.busy
         out.take()
         assert not out.busy
 
 
+def test_input_that_was_found_is_something_to_do():
+    """Until the output is taken."""
+    out = Output()
+    out.input_found()
+    assert (out.has_input, out.busy) == (True, True)
+    out.take()
+    assert (out.has_input, out.busy) == (False, False)
+
+
 def test_taking_an_output_begins_anew_with_it():
     """Frames are taken in their order; changes and readers are not done under the lock, and stay."""
     out = Output()
-    reader, change = Reader(), LinkRestored(3)
+    reader, change, exchange = Reader(), LinkRestored(3), Client(INBOX, SENDER).attach()
     out.send_upstream([b"1", b"2"])
-    out.send_upstream([b"3"])
-    out.reply(b"4")
-    out.session.append(b"welcome")
+    out.send_upstream([b"3"], exchange)
+    out.reply(Reply(b"4"))
+    out.session.append((exchange, b"welcome"))
     out.emptied = True
     out.change(change)
     out.wake.append(reader)
     taken = out.take()
     assert (taken.upstream, taken.replies, taken.session, taken.emptied) == (
-        [b"1", b"2", b"3"],
-        [b"4"],
-        [b"welcome"],
+        [Upstream(b"1"), Upstream(b"2"), Upstream(b"3", exchange)],
+        [Reply(b"4")],
+        [(exchange, b"welcome")],
         True,
     )
     again = out.take()
@@ -133,7 +175,7 @@ def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client)
     for channel in "ab":
         add(client, channel)
     reader = wait(client)
-    client.feed(group_frame(1))
+    feed(client, group_frame(1))
     assert [len(payloads(client, channel)) for channel in "ab"] == [1, 1]
     assert woken(client) == [reader]
     assert client.counters.received == 1
@@ -141,16 +183,16 @@ def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client)
 
 def test_a_group_message_without_members_here_is_ignored(client):
     """It arrives after the last member has left; nothing is lost."""
-    client.feed(group_frame(1))
+    feed(client, group_frame(1))
     assert (client.counters.received, client.counters.dropped) == (0, {})
 
 
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(client):
     """Earlier messages can still be read."""
     add(client)
-    client.feed(group_frame(1, b"1"))
+    feed(client, group_frame(1, b"1"))
     client.leave(G, "a")
-    client.feed(group_frame(2, b"2"))
+    feed(client, group_frame(2, b"2"))
     assert payloads(client) == [b"1"]
     assert upstream(client) == [wire.unsubscription(G)]
 
@@ -169,7 +211,7 @@ def test_sequence_numbers_show_repeated_and_missed_messages(client, frame, numbe
     """A repeated message is ignored; a gap is counted and the message delivered. Groups and direct messages alike."""
     add(client)
     for number in numbers:
-        client.feed(frame(number))
+        feed(client, frame(number))
     assert len(payloads(client)) == client.counters.received == received
     assert client.counters.dropped == dropped
     assert client.counters.repeated == repeated
@@ -179,7 +221,7 @@ def test_each_topic_has_numbers_of_its_own(client):
     """The same numbers on two topics are two messages."""
     for topic in (G, H):
         add(client, topic=topic)
-        client.feed(group_frame(1, topic=topic))
+        feed(client, group_frame(1, topic=topic))
     assert client.counters.received == 2
 
 
@@ -189,8 +231,8 @@ def test_a_membership_that_is_over_gets_no_message(client, clock):
     add(client, "b", H, life=5.0)
     add(client, "c", H)
     clock.now += 5
-    client.feed(group_frame(1))
-    client.feed(group_frame(1, topic=H))
+    feed(client, group_frame(1))
+    feed(client, group_frame(1, topic=H))
     assert [payloads(client, channel) for channel in "abc"] == [[], [], [b"x"]]
     assert upstream(client) == [wire.unsubscription(G)]
     assert client.counters.received == 1
@@ -202,7 +244,7 @@ def test_own_messages_older_than_the_subscription_are_ignored(client):
     add(client)
     newer = client.numbers.next(G)[0]
     for number in (sent[1], sent[2], newer):
-        client.feed(group_frame(number, b"%d" % number, sender=SENDER))
+        feed(client, group_frame(number, b"%d" % number, sender=SENDER))
     assert payloads(client) == [b"%d" % newer]
     assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
 
@@ -217,7 +259,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
     if not is_synced:
         client.join_synced(join, next_number())
     for number in (50, 51):
-        client.feed(group_frame(number, b"%d" % number, sender=SENDER))
+        feed(client, group_frame(number, b"%d" % number, sender=SENDER))
     assert payloads(client) == [b"51"]
     assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
 
@@ -226,8 +268,125 @@ def test_a_held_message_of_a_group_that_was_left_changes_nothing(client):
     """There is no subscription that it could be older than."""
     client.older_than_subscription(G, 50)
     add(client)
-    client.feed(group_frame(49, sender=SENDER))
+    feed(client, group_frame(49, sender=SENDER))
     assert payloads(client) == [b"x"]
+
+
+# Gaps
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair, frame):
+    """It may bring what is missing; then all are delivered in order, and nothing was missed."""
+    add(pair)
+    for number, exchange in ((1, 0), (3, 1), (4, 1), (2, 0), (5, 1)):
+        feed(pair, frame(number, b"%d" % number), exchange)
+    assert payloads(pair) == [b"1", b"2", b"3", b"4", b"5"]
+    assert (pair.counters.dropped, pair.counters.repeated, pair.gaps.frames) == ({}, 0, 0)
+    assert pair.counters.received == 5
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_a_gap_that_stays_is_counted_after_a_moment(pair, frame, clock):
+    """The housekeeping does it, which is due then; readers are woken for what had waited."""
+    add(pair)
+    feed(pair, frame(1, b"1"))
+    reader = wait_behind(pair, b"1")
+    feed(pair, frame(4, b"4"), 1)
+    assert (pair.due, woken(pair), pair.counters.dropped) == (clock.now + HOLD, [], {})
+    pair.keep(clock.now + HOLD - 0.01, 100)
+    assert payloads(pair) == []
+    clock.now += HOLD
+    assert pair.keep(clock.now, 100) > clock.now
+    assert (payloads(pair), woken(pair)) == ([b"4"], [reader])
+    assert pair.counters.dropped == {"missed": 2}
+
+
+def wait_behind(client, payload):
+    """Let a reader take a message, and wait for the next one."""
+    assert client.mailboxes.begin_read(client.mailboxes.boxes["a"]) == payload
+    return wait(client)
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(pair, frame):
+    """It was delivered, or waits behind a gap; each repetition is counted."""
+    add(pair)
+    for number in (1, 1, 3, 3, 2, 2):
+        feed(pair, frame(number, b"%d" % number))
+    assert payloads(pair) == [b"1", b"2", b"3"]
+    assert pair.counters.repeated == 3
+
+
+def test_with_one_exchange_a_gap_is_counted_at_once(pair):
+    """Nothing else could bring what is missing."""
+    add(pair)
+    feed(pair, group_frame(1))
+    pair.detach(pair.attachments[1])
+    feed(pair, group_frame(3))
+    assert len(payloads(pair)) == 2
+    assert (pair.counters.dropped, pair.gaps.frames) == ({"missed": 1}, 0)
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(client, frame):
+    """While its connection is changed, the former one may bring what is missing; later on a gap counts at once."""
+    add(client)
+    (exchange,) = client.attachments
+    exchange.has_two_ways = True
+    for number in (1, 3, 4, 2):
+        feed(client, frame(number, b"%d" % number))
+    assert payloads(client) == [b"1", b"2", b"3", b"4"]
+    assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
+    exchange.has_two_ways = False
+    feed(client, frame(6, b"6"))
+    assert (payloads(client)[4:], client.counters.dropped) == ([b"6"], {"missed": 1})
+
+
+def test_a_gap_holds_up_no_other_run(pair):
+    """Neither another topic nor another sender nor direct messages."""
+    for topic in (G, H):
+        add(pair, topic=topic)
+    feed(pair, group_frame(1, b"1"))
+    feed(pair, group_frame(3, b"late"))
+    for frame in (
+        group_frame(7, b"2", topic=H),
+        group_frame(7, b"3", sender=FOREIGN[:8]),
+        direct_frame(7, b"4"),
+    ):
+        feed(pair, frame)
+    assert payloads(pair) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair, clock):
+    """Nobody here wants it any more."""
+    add(pair)
+    feed(pair, group_frame(1))
+    feed(pair, group_frame(3))
+    pair.leave(G, "a")
+    pair.keep(clock.now + HOLD, 100)
+    assert (payloads(pair), pair.counters.received, pair.gaps.frames) == ([b"x"], 1, 0)
+
+
+def test_a_flush_drops_what_waits_behind_a_gap(pair, clock):
+    """It was sent before."""
+    feed(pair, direct_frame(1))
+    feed(pair, direct_frame(3))
+    pair.empty()
+    pair.keep(clock.now + HOLD, 100)
+    assert (payloads(pair), pair.counters.dropped) == ([], {})
+
+
+def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair):
+    """It cannot be read before."""
+    box = pair.mailboxes.open("a", 9)
+    for _ in range(3):
+        pair.sent_to_own(box)
+    feed(pair, direct_frame(1, sender=SENDER))
+    feed(pair, direct_frame(3, sender=SENDER))
+    assert list(box.in_flight) == [2, 3]
+    feed(pair, direct_frame(2, sender=SENDER), 1)
+    assert not box.in_flight
 
 
 # Direct messages
@@ -237,7 +396,7 @@ def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client, clock
     """The time of the last message is known without asking the clock again."""
     reader = wait(client)
     clock.now += 1
-    client.feed(direct_frame(1, b"1"))
+    feed(client, direct_frame(1, b"1"))
     assert payloads(client) == [b"1"]
     assert woken(client) == [reader]
     assert (client.counters.received, client.now) == (1, clock.now)
@@ -247,7 +406,7 @@ def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client):
     """The layer made last decides."""
     client.defaults = Defaults(capacity=lambda channel: 2 if channel == "a" else 0)
     for number in range(3):
-        client.feed(direct_frame(number))
+        feed(client, direct_frame(number))
     assert payloads(client) == [b"x", b"x"]
     assert client.counters.dropped == {"mailbox_full": 1}
 
@@ -256,7 +415,7 @@ def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client):
     """A reader has brought it along."""
     wait(client)
     client.defaults = Defaults(capacity=lambda channel: 0)
-    client.feed(direct_frame(1))
+    feed(client, direct_frame(1))
     assert payloads(client) == [b"x"]
 
 
@@ -266,9 +425,9 @@ def test_an_own_direct_message_is_in_flight_until_it_arrives(client):
     for _ in range(3):
         client.sent_to_own(box)
     assert (client.own_order, list(box.in_flight)) == (3, [1, 2, 3])
-    client.feed(direct_frame(1, sender=OTHER))
+    feed(client, direct_frame(1, sender=OTHER))
     assert list(box.in_flight) == [1, 2, 3]
-    client.feed(direct_frame(1, sender=SENDER))
+    feed(client, direct_frame(1, sender=SENDER))
     assert list(box.in_flight) == [2, 3]
 
 
@@ -277,7 +436,7 @@ def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client):
     box = client.mailboxes.open("a", 9)
     for _ in range(2):
         client.sent_to_own(box)
-    client.feed(direct_frame(2, sender=SENDER))
+    feed(client, direct_frame(2, sender=SENDER))
     assert len(box.in_flight) == 1
     client.mailboxes.passed(box, client.own_order)
     assert not box.in_flight
@@ -290,6 +449,21 @@ def test_a_message_of_this_process_is_delivered_or_refused_at_once(client):
     assert payloads(client) == [b"0", b"1"]
     assert woken(client) == [reader]
     assert (client.counters.received, client.counters.dropped) == (2, {})
+
+
+def test_a_message_of_this_process_may_be_the_first_of_its_channel(client):
+    """It makes the mailbox, with the capacity that the call brings along."""
+    assert [client.deliver_own("a", TTL, b"%d" % number, 1) for number in range(2)] == [True, False]
+    assert payloads(client) == [b"0"]
+    assert client.counters.received == 1
+
+
+def test_expired_messages_do_not_refuse_one_of_this_process(client, clock):
+    """They do not count for the capacity."""
+    assert client.deliver_own("a", 1000, b"old", 1)
+    clock.now += 1
+    assert client.deliver_own("a", TTL, b"new", 1)
+    assert payloads(client) == [b"new"]
 
 
 # Joining
@@ -311,6 +485,158 @@ def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(clien
     assert not join.group.in_force_after
 
 
+@pytest.mark.parametrize("whose", ["own", "foreign"])
+def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client, whose):
+    """The channel was a member before."""
+    add(client, "b")
+    if whose == "own":
+        add(client)
+    else:
+        feed(client, ask())
+    client.join_failed(client.join(G, "a", 9, None))
+    assert [box.name for box in client.memberships.groups[G].members] == ["b", "a"]
+
+
+def test_a_join_subscribes_at_every_exchange(pair):
+    """Messages may come by any of them."""
+    pair.join(G, "a", 9, None)
+    assert pair.out.take().upstream == [Upstream(wire.subscription(G))]
+
+
+def test_numbers_begin_anew_when_a_join_is_in_force(client):
+    """What is missing since an earlier membership was not for this process; what was received stays a repetition."""
+    add(client)
+    for number in (1, 2):
+        feed(client, group_frame(number))
+    client.leave(G, "a")
+    add(client)
+    for number in (2, 9, 11):
+        feed(client, group_frame(number, b"%d" % number))
+    assert payloads(client)[2:] == [b"9", b"11"]
+    assert (client.counters.repeated, client.counters.dropped) == (1, {"missed": 1})
+
+
+def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_delivered_twice(pair):
+    """The other exchange brings it; the numbers of a topic outlive its last member for a while."""
+    add(pair)
+    feed(pair, group_frame(1, b"1"), 0)
+    pair.leave(G, "a")
+    add(pair)
+    feed(pair, group_frame(1, b"1"), 1)
+    assert payloads(pair) == [b"1"]
+    assert pair.counters.repeated == 1
+
+
+# Messages that are sent again
+
+
+def again(frame, age, *, ttl=TTL, elsewhere=False, acknowledged=False):
+    return wire.again(frame, ttl, age, elsewhere=elsewhere, acknowledged=acknowledged)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("age, is_for_new", [(1, True), (1000, True), (1001, False), (2000, False)])
+def test_a_message_that_is_sent_again_reaches_members_of_the_time_it_was_sent_first(
+    client, clock, age, is_for_new, elsewhere
+):
+    """One that joined later must not get what was published before."""
+    add(client, "old")
+    clock.now += 1
+    add(client, "new")
+    clock.now += 1
+    feed(client, again(group_frame(1), age, elsewhere=elsewhere))
+    assert payloads(client, "old") == [b"x"]
+    assert payloads(client, "new") == [b"x"] * is_for_new
+
+
+def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client):
+    """A millisecond has not passed since it was published."""
+    for channel in ("a", "b"):
+        add(client, channel)
+    feed(client, again(group_frame(1), 0))
+    assert [payloads(client, channel) for channel in ("a", "b")] == [[b"x"], [b"x"]]
+
+
+def test_a_renewed_membership_is_as_old_as_its_first_addition(client, clock):
+    """Adding a channel again takes nothing from it."""
+    add(client)
+    clock.now += 1
+    add(client)
+    feed(client, again(group_frame(1), 500))
+    assert payloads(client) == [b"x"]
+
+
+def test_a_channel_that_has_left_and_come_back_is_a_new_member(client, clock):
+    """What was published before it came back is not for it."""
+    add(client)
+    client.leave(G, "a")
+    clock.now += 1
+    add(client)
+    feed(client, again(group_frame(1), 500))
+    assert payloads(client) == []
+
+
+def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(client):
+    """A repetition is dropped, and the next message follows."""
+    add(client)
+    feed(client, group_frame(1, b"1"))
+    feed(client, again(group_frame(1, b"1"), 20))
+    feed(client, again(group_frame(2, b"2"), 0))
+    feed(client, again(group_frame(2, b"2"), 20, elsewhere=True))
+    feed(client, group_frame(3, b"3"))
+    assert payloads(client) == [b"1", b"2", b"3"]
+    assert (client.counters.received, client.counters.repeated, client.counters.dropped) == (3, 2, {})
+
+
+def test_a_message_that_is_sent_again_closes_a_gap(pair):
+    """What waits behind it follows at once."""
+    add(pair)
+    feed(pair, group_frame(1, b"1"))
+    feed(pair, group_frame(3, b"3"), 1)
+    feed(pair, again(group_frame(2, b"2"), 0), 1)
+    assert payloads(pair) == [b"1", b"2", b"3"]
+    assert pair.gaps.frames == 0
+
+
+def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was_sent_first(pair, clock):
+    """Its age counts from when it arrived, not from when it is delivered."""
+    add(pair, "old")
+    feed(pair, group_frame(1, b"1"))
+    clock.now += 1
+    add(pair, "new")
+    feed(pair, again(group_frame(3, b"3"), 50))
+    clock.now += HOLD / 2
+    feed(pair, group_frame(2, b"2"), 1)
+    assert (payloads(pair, "old"), payloads(pair, "new")) == ([b"1", b"2", b"3"], [b"2"])
+
+
+def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(client, clock):
+    """The others go on waiting."""
+    add(client, "old")
+    clock.now += 1
+    add(client, "new")
+    clock.now += 1
+    old, _ = wait(client, "old"), wait(client, "new")
+    feed(client, again(group_frame(1), 1500))
+    assert woken(client) == [old]
+
+
+def test_a_message_that_is_sent_again_without_its_age_is_malformed(client):
+    """It says that it has one."""
+    add(client)
+    feed(client, group_frame(1, b"", flags=wire.FLAG_AGAIN))
+    assert (payloads(client), client.counters.dropped) == ([], {"malformed": 1})
+
+
+def test_a_direct_message_that_is_sent_again_arrives_once(pair):
+    """Whatever its age is."""
+    feed(pair, direct_frame(1, b"1"), 0)
+    feed(pair, again(direct_frame(1, b"1"), 500), 1)
+    feed(pair, again(direct_frame(2, b"2"), 500), 1)
+    assert payloads(pair) == [b"1", b"2"]
+    assert pair.counters.repeated == 1
+
+
 # Joins for other processes
 
 
@@ -318,7 +644,7 @@ def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client):
     """With the defaults of the layer, since the other process brings none along."""
     client.defaults = Defaults(capacity=lambda channel: 5, group_expiry=20.0)
     add(client, "b")
-    client.feed(ask())
+    feed(client, ask())
     out = client.out.take()
     assert (out.upstream, out.replies) == ([], [foreign_reply()])
     (box,) = [box for box in client.memberships.groups[G].members if box.name == "a"]
@@ -327,34 +653,47 @@ def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client):
 
 def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(client, clock):
     """The sync follows the subscription and is repeated until it is answered."""
-    client.feed(ask())
+    feed(client, ask())
     subscription, sync = upstream(client)
     number = wire.SYNC.decode(sync).n
     assert subscription == wire.subscription(G)
     assert [request.frame for _, request in client.requests.to_repeat(clock.now + 1)] == [sync]
     assert client.out.take().replies == []
-    client.feed(synced(number))
+    feed(client, synced(number))
     assert client.out.take().replies == [foreign_reply()]
     assert not client.memberships.groups[G].in_force_after
     assert len(client.requests) == 0
-    client.feed(synced(number))
+    feed(client, synced(number))
     assert not client.out.busy
+
+
+def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair):
+    """The subscription and the sync go to all; one that is lost is not waited for."""
+    feed(pair, ask())
+    out = pair.out.take()
+    assert [to for _, to in out.upstream] == [None, None]
+    number = wire.SYNC.decode(out.upstream[1].frame).n
+    feed(pair, synced(number), 1)
+    assert not pair.out.busy
+    lose(pair, 0)
+    assert pair.out.take().replies == [foreign_reply()]
+    assert not pair.memberships.groups[G].in_force_after
 
 
 def test_a_foreign_join_stays_when_an_own_one_fails(client):
     """Both asked for the same membership."""
     own = client.join(G, "a", 9, None)
-    client.feed(ask())
+    feed(client, ask())
     client.join_failed(own)
     assert G in client.memberships.groups
 
 
 def test_a_foreign_join_survives_the_failure_of_own_requests(client):
     """Nobody here waits for it."""
-    client.feed(ask())
+    feed(client, ask())
     number = wire.SYNC.decode(upstream(client)[1]).n
     client.fail_requests(ConnectionError())
-    client.feed(synced(number))
+    feed(client, synced(number))
     assert client.out.take().replies == [foreign_reply()]
 
 
@@ -363,17 +702,17 @@ def test_a_foreign_discard_is_confirmed_at_once(client, is_member):
     """Whether the channel was a member or not."""
     if is_member:
         add(client)
-    client.feed(ask(add=0))
+    feed(client, ask(add=0))
     out = client.out.take()
-    assert out.upstream == [wire.unsubscription(G)] * is_member
+    assert out.upstream == [Upstream(wire.unsubscription(G))] * is_member
     assert out.replies == [foreign_reply()]
 
 
 def test_a_normal_member_that_another_process_removed_is_not_repeated(client):
     """Otherwise the next session would add it again."""
     client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
-    client.feed(wire.REMOVED.encode(wire.Removed(INBOX, b"g", b"jobs")))
-    assert client.before_hello() == []
+    feed(client, wire.REMOVED.encode(wire.Removed(INBOX, b"g", b"jobs")))
+    assert client.before_hello(client.attachments[0]) == []
 
 
 # Requests
@@ -384,38 +723,175 @@ def test_a_normal_member_that_another_process_removed_is_not_repeated(client):
 )
 def test_an_answer_wakes_its_caller_once(client, frame, answer):
     """Whichever frame it is; a second one is not for a caller."""
-    request = Request(b"frame", waiter=Reader())
-    client.requests.begin(5, request, 0.0)
-    client.feed(frame(5))
+    request = begin(client, 5, Request(b"frame", waiter=Reader()))
+    feed(client, frame(5))
     assert (request.answer, woken(client)) == (answer, [request.waiter])
-    client.feed(frame(5))
+    feed(client, frame(5))
     assert woken(client) == []
 
 
 def test_an_answer_to_a_request_without_a_waiter_wakes_nobody(client):
     """It is noted all the same."""
-    request = Request(b"frame")
-    client.requests.begin(5, request, 0.0)
-    assert client.answered(5, 0)
+    request = begin(client, 5, Request(b"frame"))
+    feed(client, synced(5))
     assert (request.answer, woken(client)) == (0, [])
 
 
-def test_a_confirmation_that_no_caller_waits_for_is_for_the_transport(client):
-    """It may be the answer to an echo."""
-    client.feed(confirm(5))
-    assert client.out.busy
-    assert client.out.take().session == [wire.Confirm(INBOX, 5, Status.OK, INSTANCE)]
+def test_a_confirmation_that_no_caller_waits_for_is_for_the_transport(pair):
+    """It may be the answer to an echo; the exchange that has sent it goes along."""
+    feed(pair, confirm(5), 1)
+    assert pair.out.busy
+    assert pair.out.take().session == [(pair.attachments[1], wire.Confirm(INBOX, 5, Status.OK, INSTANCE))]
+
+
+def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair):
+    """To the exchange that answers, not to the other one."""
+    for attachment in pair.attachments:
+        attachment.window.append(group_frame(1))
+        attachment.window.marked(5)
+    feed(pair, confirm(5), 1)
+    assert [len(attachment.window) for attachment in pair.attachments] == [1, 0]
+
+
+def test_the_answer_to_a_request_acknowledges_nothing(client):
+    """Its number is no marker's, however high it is."""
+    client.attachments[0].window.append(group_frame(1))
+    client.attachments[0].window.marked(5)
+    begin(client, 9, Request(b"frame", waiter=Reader()))
+    feed(client, confirm(9))
+    assert len(client.attachments[0].window) == 1
+    assert client.out.session == []
 
 
 def test_all_callers_learn_that_their_requests_have_failed(client):
     """Each is woken once."""
     requests = [Request(b"", waiter=Reader()) for _ in range(3)]
     for number, request in enumerate(requests):
-        client.requests.begin(number, request, 0.0)
+        begin(client, number, request)
     error = ConnectionError()
     client.fail_requests(error)
     assert woken(client) == [request.waiter for request in requests]
     assert [request.answer for request in requests] == [error] * 3
+
+
+# Requests to all exchanges
+
+
+def sync_request(**changes):
+    return Request(b"Ysync", to_all=True, waiter=Reader(), **changes)
+
+
+def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair):
+    """A second answer of the same one counts once; the highest status is the answer."""
+    request = begin(pair, 5, Request(b"frame", to_all=True, waiter=Reader()))
+    for status in (Status.FULL, Status.OK):
+        feed(pair, confirm(5, status), 0)
+    assert (request.answer, woken(pair)) == (None, [])
+    feed(pair, confirm(5), 1)
+    assert (request.answer, woken(pair)) == (Status.FULL, [request.waiter])
+    feed(pair, confirm(5), 1)
+    assert woken(pair) == []
+
+
+@pytest.mark.parametrize("how", ["lost", "detached"])
+def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair, how):
+    """The others have answered already."""
+    request = begin(pair, 5, sync_request())
+    feed(pair, synced(5), 1)
+    if how == "lost":
+        lose(pair, 0)
+    else:
+        pair.detach(pair.attachments[0])
+    assert (request.answer, woken(pair)) == (0, [request.waiter])
+
+
+def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair):
+    """All are lost: it waits for whichever comes back, and is sent to it again."""
+    request = begin(pair, 5, sync_request())
+    for exchange in (0, 1):
+        lose(pair, exchange)
+    assert (request.answer, woken(pair)) == (None, [])
+    pair.begin_session(pair.attachments[1], SESSION + 2, b"instance")
+    assert by_exchange(pair) == [(b"Y", 1)]
+    feed(pair, synced(5), 1)
+    assert (request.answer, woken(pair)) == (0, [request.waiter])
+
+
+def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair):
+    """A request that begins meanwhile does not wait for it; one that begins behind its welcome does."""
+    lose(pair, 0)
+    request = begin(pair, 5, sync_request())
+    feed(pair, synced(5), 1)
+    assert (request.answer, woken(pair)) == (0, [request.waiter])
+    pair.begin_session(pair.attachments[0], SESSION + 2, b"instance")
+    later = begin(pair, 6, sync_request())
+    feed(pair, synced(6), 1)
+    assert later.answer is None
+    feed(pair, synced(6), 0)
+    assert later.answer == 0
+
+
+@pytest.mark.parametrize("how", ["attached", "session begun"])
+def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair, how):
+    """Otherwise messages by that exchange could be missed after a join."""
+    if how == "session begun":
+        lose(pair, 1)
+    request = begin(pair, 5, sync_request())
+    if how == "attached":
+        pair.attach()
+    else:
+        pair.begin_session(pair.attachments[1], SESSION + 2, b"instance")
+    for exchange in range(len(pair.attachments)):
+        assert request.answer is None
+        feed(pair, synced(5), exchange)
+    assert (request.answer, woken(pair)) == (0, [request.waiter])
+
+
+def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribers_way(pair):
+    """Whatever they are. Requests to one have a home."""
+    begin(pair, 5, Request(b"Mmember", to_all=True, waiter=Reader()))
+    begin(pair, 6, sync_request())
+    begin(pair, 7, Request(b"Qone", waiter=Reader()))
+    pair.begin_session(pair.attachments[1], SESSION + 2, b"instance")
+    out = pair.out.take()
+    to = pair.attachments[1]
+    assert (out.upstream, out.replies) == ([Upstream(b"Mmember", to), Upstream(b"Ysync", to)], [])
+
+
+@pytest.mark.parametrize("answer", [synced(5), confirm(5)])
+def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_session(pair, answer):
+    """Only a new session asks again: what it had confirmed may be forgotten."""
+    request = begin(pair, 5, sync_request())
+    feed(pair, answer, 0)
+    feed(pair, answer, 1)
+    assert request.answer == 0
+    again = begin(pair, 6, sync_request())
+    feed(pair, synced(6), 0)
+    pair.begin_session(pair.attachments[0], SESSION + 2, b"instance")
+    feed(pair, synced(6), 1)
+    assert again.answer is None
+
+
+@pytest.mark.parametrize("repeats, answer", [(False, LOST), (True, None)])
+@pytest.mark.parametrize("how", ["lost", "unsure"])
+def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(pair, how, repeats, answer):
+    """The outcome is unknown, and its caller learns that at once; another exchange settles nothing."""
+    request = begin(pair, 5, Request(b"Qone", repeats=repeats, waiter=Reader()))
+    pair.requests.sent_by(5, pair.attachments[1])
+    tell = pair.lose if how == "lost" else pair.unsure
+    tell(pair.attachments[0])
+    assert (request.answer, woken(pair)) == (None, [])
+    tell(pair.attachments[1])
+    assert request.answer == answer
+    assert woken(pair) == ([request.waiter] if answer is not None else [])
+
+
+def test_a_request_that_was_not_sent_yet_does_not_fail(pair):
+    """It is held, and goes to whichever exchange can be reached next."""
+    request = begin(pair, 5, Request(b"Qone", repeats=False, waiter=Reader()))
+    for exchange in (0, 1):
+        lose(pair, exchange)
+    assert (request.answer, woken(pair)) == (None, [])
 
 
 # Normal channels
@@ -426,7 +902,7 @@ def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client):
     reader = wait(client, "jobs", normal=True)
     (ready,) = upstream(client)
     assert wire.READY.decode(ready).limit == 5
-    client.feed(job())
+    feed(client, job())
     assert woken(client) == [reader]
     assert client.mailboxes.begin_read(client.mailboxes.boxes["jobs"]) == b"x"
     client.read_normal(client.mailboxes.boxes["jobs"])
@@ -435,7 +911,7 @@ def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client):
 
 def test_a_job_that_nobody_waits_for_goes_back(client):
     """It is for a channel that was forgotten here."""
-    client.feed(job(4))
+    feed(client, job(4))
     (frame,) = upstream(client)
     assert wire.BACK.decode(frame).number == 4
 
@@ -443,18 +919,39 @@ def test_a_job_that_nobody_waits_for_goes_back(client):
 def test_a_job_of_an_earlier_session_is_not_counted(client):
     """The exchange hands it over again."""
     wait(client, "jobs", normal=True)
-    client.feed(job(session=SESSION - 1))
+    feed(client, job(session=SESSION - 1))
     assert (payloads(client, "jobs"), client.counters.received) == ([], 0)
+
+
+def test_a_job_of_a_session_that_was_left_is_ignored(client):
+    """Before the hello the exchange is told that it has not arrived: it puts it back, and it is read once."""
+    wait(client, "jobs", normal=True)
+    (report,) = client.before_hello(client.attachments[0])
+    assert wire.RECEIVED.decode(report).received == 0
+    feed(client, job())
+    assert (payloads(client, "jobs"), client.counters.received, woken(client)) == ([], 0, [])
+    client.begin_session(client.attachments[0], SESSION + 1, b"instance")
+    feed(client, job(session=SESSION + 1))
+    assert payloads(client, "jobs") == [b"x"]
+
+
+def test_a_gap_between_jobs_is_counted_at_once(client, clock):
+    """And the time of the last message is known, as with any other."""
+    wait(client, "jobs", normal=True)
+    clock.now += 1
+    feed(client, job(3))
+    assert client.counters.dropped == {"lost_delivery": 2}
+    assert (payloads(client, "jobs"), client.now) == ([b"x"], clock.now)
 
 
 def test_lost_jobs_are_counted(client):
     """The total shows that some are lost, the count of a channel how many."""
     wait(client, "jobs", normal=True)
     upstream(client)
-    client.feed(wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, SESSION, 2)))
+    feed(client, wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, SESSION, 2)))
     (asked,) = upstream(client)
     assert wire.READY.decode(asked).ask == Question.HANDED
-    client.feed(wire.HANDED.encode(wire.Handed(INBOX, SESSION, 2, b"jobs")))
+    feed(client, wire.HANDED.encode(wire.Handed(INBOX, SESSION, 2, b"jobs")))
     assert client.counters.dropped == {"lost_delivery": 2}
     assert len(upstream(client)) == 1
 
@@ -463,9 +960,213 @@ def test_a_query_is_answered_upstream(client):
     """With the number of the question."""
     wait(client, "jobs", normal=True)
     upstream(client)
-    client.feed(wire.QUERY.encode(wire.Query(INBOX, 9, SESSION, b"jobs")))
+    feed(client, wire.QUERY.encode(wire.Query(INBOX, 9, SESSION, b"jobs")))
     (answer,) = upstream(client)
     assert wire.READY.decode(answer).answers == 9
+
+
+# Jobs of several exchanges
+
+
+def job_of(client, exchange, number, payload=b"x"):
+    """Return the next job that an exchange hands over on a channel; its ordinal is 1."""
+    session = client.attachments[exchange].credit.session
+    return wire.JOB.encode(wire.Job(INBOX, session, 1, number, TTL, b"jobs", payload))
+
+
+def test_a_reader_opens_a_window_at_every_exchange(pair):
+    """It takes from whichever has a job first; each exchange is told its own session."""
+    wait(pair, "jobs", normal=True)
+    sent = pair.out.take().upstream
+    assert [to for _, to in sent] == pair.attachments
+    assert [wire.READY.decode(frame).session for frame, _ in sent] == [SESSION, SESSION + 1]
+    assert pair.mailboxes.boxes["jobs"].windows == 2
+
+
+def test_a_reader_may_be_handed_a_job_by_each_exchange(pair):
+    """It is woken for the first one; the surplus waits for its next call."""
+    reader = wait(pair, "jobs", normal=True)
+    for exchange, number in ((0, 3), (1, 4)):
+        feed(pair, job_of(pair, exchange, number, b"%d" % number), exchange)
+    assert woken(pair) == [reader]
+    box = pair.mailboxes.boxes["jobs"]
+    assert [mail[2] for mail in box.mail] == [
+        Delivery(pair.attachments[0].credit, SESSION, 3),
+        Delivery(pair.attachments[1].credit, SESSION + 1, 4),
+    ]
+    assert [pair.mailboxes.begin_read(box) for _ in range(3)] == [b"3", b"4", None]
+    assert pair.counters.received == 2
+
+
+def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair, clock):
+    """Behind the frame that closes the window there; numbers of two exchanges say nothing about each other."""
+    reader = wait(pair, "jobs", normal=True)
+    for exchange in (0, 1):
+        feed(pair, job_of(pair, exchange, 7, b"%d" % exchange), exchange)
+    pair.stop_waiting(pair.mailboxes.boxes["jobs"], reader)
+    pair.out.take()
+    clock.now += 0.1
+    pair.keep(clock.now, 100)
+    sent = pair.out.take().upstream
+    assert [(frame[:1], pair.attachments.index(to)) for frame, to in sent] == [
+        (b"R", 0),
+        (b"B", 0),
+        (b"R", 1),
+        (b"B", 1),
+    ]
+    back = [wire.BACK.decode(frame) for frame, _ in sent if frame[:1] == b"B"]
+    assert [(one.number, one.payload) for one in back] == [(7, b"0"), (7, b"1")]
+    assert payloads(pair, "jobs") == []
+
+
+def test_every_window_closes_after_the_last_reader_has_given_up(pair, clock):
+    """However long it had waited; the grace time counts from then."""
+    reader = wait(pair, "jobs", normal=True)
+    clock.now += 1
+    pair.keep(clock.now, 100)
+    pair.out.take()
+    clock.now += 10
+    pair.stop_waiting(pair.mailboxes.boxes["jobs"], reader)
+    clock.now += 0.1
+    pair.keep(clock.now, 100)
+    assert [one for one in by_exchange(pair) if one[0] == b"R"] == [(b"R", 0), (b"R", 1)]
+
+
+def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair):
+    """Those of the other exchange can still be read."""
+    wait(pair, "jobs", normal=True)
+    for exchange in (0, 1):
+        feed(pair, job_of(pair, exchange, 7, b"%d" % exchange), exchange)
+    pair.out.take()
+    pair.stop_reading(pair.attachments[0])
+    assert by_exchange(pair) == [(b"R", 0), (b"B", 0)]
+    assert payloads(pair, "jobs") == [b"1"]
+
+
+def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair):
+    """To that exchange alone."""
+    wait(pair, "jobs", normal=True)
+    feed(pair, job_of(pair, 0, 7), 0)
+    pair.out.take()
+    feed(pair, wire.QUERY.encode(wire.Query(INBOX, 9, SESSION + 1, b"jobs")), 1)
+    ((frame, to),) = pair.out.take().upstream
+    answer = wire.READY.decode(frame)
+    assert (to, answer.answers, answer.settled) == (pair.attachments[1], 9, 0)
+
+
+def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair):
+    """What it has handed over can still be read."""
+    wait(pair, "jobs", normal=True)
+    feed(pair, job_of(pair, 0, 7, b"0"), 0)
+    pair.out.take()
+    lose(pair, 0)
+    box = pair.mailboxes.boxes["jobs"]
+    assert pair.mailboxes.begin_read(box) == b"0"
+    for _ in range(5):
+        wait(pair, "jobs", normal=True)
+    assert {to for _, to in by_exchange(pair)} == {1}
+
+
+def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair):
+    """The other one knows them; what has arrived in the former session is reported before the hello."""
+    wait(pair, "jobs", normal=True)
+    feed(pair, job_of(pair, 1, 7), 1)
+    pair.mailboxes.take(pair.mailboxes.boxes["jobs"])
+    wait(pair, "more", normal=True)
+    pair.out.take()
+    lose(pair, 1)
+    received = [wire.RECEIVED.decode(frame) for frame in pair.before_hello(pair.attachments[1])]
+    assert [(one.session, one.channel, one.received) for one in received] == [
+        (SESSION + 1, b"jobs", 1),
+        (SESSION + 1, b"more", 0),
+    ]
+    pair.begin_session(pair.attachments[1], SESSION + 2, b"instance")
+    assert by_exchange(pair) == [(b"R", 1)]
+
+
+def test_an_exchange_that_is_detached_leaves_no_window(pair):
+    """The channel is a normal one as long as any exchange has a window; the others go on."""
+    wait(pair, "jobs", normal=True)
+    pair.out.take()
+    box, gone = pair.mailboxes.boxes["jobs"], pair.attachments[0]
+    pair.detach(gone)
+    assert (box.windows, box.is_normal, gone in pair.attachments) == (1, True, False)
+    for _ in range(5):
+        wait(pair, "jobs", normal=True)
+    assert {to for _, to in by_exchange(pair)} == {0}
+    pair.detach(pair.attachments[0])
+    assert (box.windows, box.is_normal, pair.attachments) == (0, False, [])
+
+
+# Messages that an exchange returns
+
+
+def returned(ordinal, number=5, *, ttl=1500, session=SESSION, payload=b"x"):
+    return wire.RETURNED.encode(wire.Returned(INBOX, session, ordinal, number, ttl, b"jobs", payload))
+
+
+def took_over(client):
+    """Return the messages that are sent elsewhere, and how many have been taken over by which exchange's count."""
+    out = client.out.take()
+    back = [(wire.BACK.decode(one.frame), one) for one in out.replies]
+    taken = [(wire.TAKEN.decode(frame), to) for frame, to in out.upstream]
+    return back, taken
+
+
+def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair):
+    """With its number and the time that it has left, which it may also wait for a connection."""
+    feed(pair, returned(1, 9, session=SESSION + 1), 1)
+    ((back, reply),), ((taken, to),) = took_over(pair)
+    assert back == wire.Back(INBOX, 9, 1500, b"jobs", b"x")
+    assert (reply.key, reply.to, reply.ttl) == (b"jobs", None, 1.5)
+    assert (taken, to) == (wire.Taken(INBOX, SESSION + 1, 1), pair.attachments[1])
+
+
+def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twice(client):
+    """The acknowledgement may have been lost."""
+    for _ in range(2):
+        feed(client, returned(1))
+    back, taken = took_over(client)
+    assert len(back) == 1
+    assert [one.ordinal for one, _ in taken] == [1, 1]
+
+
+def test_returned_messages_that_are_missing_are_counted(client):
+    """The exchange sends each once: what did not arrive before a later one is lost."""
+    for ordinal, number in ((1, 5), (4, 8), (4, 8), (5, 9)):
+        feed(client, returned(ordinal, number))
+    back, taken = took_over(client)
+    assert [one.number for one, _ in back] == [5, 8, 9]
+    assert [one.ordinal for one, _ in taken] == [1, 4, 4, 5]
+    assert client.counters.dropped == {"lost_delivery": 2}
+
+
+@pytest.mark.parametrize("session", [SESSION - 1, SESSION + 1])
+def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client, session):
+    """It would take the place of one of this session, and the exchange has counted it as lost."""
+    feed(client, returned(1, session=session, payload=b"old"))
+    assert took_over(client) == ([], [])
+    feed(client, returned(1, payload=b"new"))
+    ((back, _),), _ = took_over(client)
+    assert (back.payload, client.counters.dropped) == (b"new", {})
+
+
+def test_a_message_that_was_returned_in_a_session_that_was_left_is_not_taken_over(client):
+    """There is none to acknowledge it in."""
+    client.before_hello(client.attachments[0])
+    feed(client, returned(1))
+    assert took_over(client) == ([], [])
+
+
+def test_each_exchange_and_each_session_counts_what_it_returns(pair):
+    """A session begins at 1."""
+    feed(pair, returned(1), 0)
+    feed(pair, returned(1, session=SESSION + 1), 1)
+    pair.begin_session(pair.attachments[0], SESSION + 2, b"instance")
+    feed(pair, returned(1, session=SESSION + 2), 0)
+    back, taken = took_over(pair)
+    assert len(back) == 3
+    assert [(one.session, one.ordinal) for one, _ in taken] == [(SESSION, 1), (SESSION + 1, 1), (SESSION + 2, 1)]
 
 
 # Readers
@@ -474,7 +1175,7 @@ def test_a_query_is_answered_upstream(client):
 def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client):
     """The next one is woken for the message."""
     first, second = wait(client), wait(client)
-    client.feed(direct_frame(1))
+    feed(client, direct_frame(1))
     assert woken(client) == [first]
     client.stop_waiting(client.mailboxes.boxes["a"], first)
     assert woken(client) == [second]
@@ -483,7 +1184,7 @@ def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client):
 def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock):
     """The housekeeping does it, after a grace time."""
     reader = wait(client, "jobs", normal=True)
-    client.feed(job())
+    feed(client, job())
     client.stop_waiting(client.mailboxes.boxes["jobs"], reader)
     upstream(client)
     clock.now += 1
@@ -497,21 +1198,37 @@ def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock
 def test_a_welcome_is_for_the_transport(client):
     """The client waits until it is told to begin the session."""
     welcome = wire.Welcome(INBOX, wire.VERSION, wire.State.SERVING, INSTANCE, SESSION, 1)
-    client.feed(wire.WELCOME.encode(welcome))
+    feed(client, wire.WELCOME.encode(welcome))
     assert client.out.busy
-    assert client.out.take().session == [welcome]
+    assert client.out.take().session == [(client.attachments[0], welcome)]
+
+
+def test_each_session_has_a_number_of_its_own(client):
+    """At whichever exchange; a later one has a higher number."""
+    assert [client.new_session() for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_lost, peers", [(False, 9), (True, 5)])
+def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(pair, is_lost, peers):
+    """A new exchange waits for as many. What one that is lost has reported is old, unless it is the one that asks."""
+    pair.attach()
+    for exchange, clients in zip(pair.attachments, (5, 9, 0), strict=True):
+        exchange.clients = clients
+    if is_lost:
+        lose(pair, 1)
+    assert [pair.peers(one) for one in pair.attachments] == [peers, 9, peers]
 
 
 def test_a_new_session_repeats_what_the_exchange_cannot_know(client):
     """Normal members and arrived jobs go before the hello; requests and windows follow the welcome."""
     for _ in range(2):
         wait(client, "jobs", normal=True)
-    client.feed(job())
+    feed(client, job())
     client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
-    client.requests.begin(5, Request(b"sync", upstream=True, waiter=Reader()), 0.0)
+    begin(client, 5, Request(b"sync", to_all=True, waiter=Reader()))
     upstream(client)
-    assert [frame[:1] for frame in client.before_hello()] == [b"M", b"D"]
-    client.begin_session(SESSION + 1)
+    assert [frame[:1] for frame in client.before_hello(client.attachments[0])] == [b"M", b"D"]
+    client.begin_session(client.attachments[0], SESSION + 1, b"instance")
     assert [frame[:1] for frame in upstream(client)] == [b"s", b"R"]
 
 
@@ -523,23 +1240,23 @@ def test_an_exchange_that_is_flushed_empties_its_clients(client):
     add(client)
     reader = wait(client, "b")
     for channel in ("a", "c"):
-        client.feed(direct_frame(1, channel=channel, flags=wire.FLAG_FIRST))
+        feed(client, direct_frame(1, channel=channel, flags=wire.FLAG_FIRST))
     client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
-    client.feed(wire.EMPTY.encode(wire.Empty(INBOX, 6)))
+    feed(client, wire.EMPTY.encode(wire.Empty(INBOX, 6)))
     out = client.out.take()
     assert out.emptied
-    assert out.upstream == [wire.unsubscription(G)]
-    assert out.replies == [wire.FLUSHED.encode(wire.Flushed(INBOX, 6))]
+    assert out.upstream == [Upstream(wire.unsubscription(G))]
+    assert out.replies == [Reply(wire.FLUSHED.encode(wire.Flushed(INBOX, 6)), to=client.attachments[0])]
     assert list(client.mailboxes.boxes) == ["b"]
     assert client.mailboxes.boxes["b"].waiters == [reader]
-    assert client.before_hello() == []
+    assert client.before_hello(client.attachments[0]) == []
 
 
 def test_messages_that_were_dropped_by_a_flush_are_not_missed(client):
     """The exchange drops messages until all clients have answered."""
-    client.feed(direct_frame(1))
+    feed(client, direct_frame(1))
     client.empty()
-    client.feed(direct_frame(9))
+    feed(client, direct_frame(9))
     assert client.counters.dropped == {}
     assert payloads(client) == [b"x"]
 
@@ -587,13 +1304,13 @@ MALFORMED = {
 def test_a_malformed_frame_is_counted_and_changes_nothing(client, what):
     """Once; it never raises, and nothing is to be sent."""
     add(client)
-    client.feed(MALFORMED[what])
+    feed(client, MALFORMED[what])
     assert client.counters.dropped == {"malformed": 1}
     assert client.counters.received == 0
     assert not client.out.busy
     assert list(client.mailboxes.boxes) == ["a"]
     assert list(client.memberships.groups) == [G]
-    client.feed(group_frame(1))
+    feed(client, group_frame(1))
     assert payloads(client) == [b"x"]
 
 
@@ -607,11 +1324,14 @@ HEADS = [b"", b"G", b"Gg\0", b"P", wire.inbox_topic(INBOX)] + [
 def test_no_bytes_make_a_client_fail(frames):
     """Each frame is taken, or counted as malformed; what comes out can be sent."""
     client = Client(INBOX, SENDER)
+    for _ in range(2):
+        client.attach()
     add(client)
-    for frame in frames:
-        client.feed(frame)
+    for index, frame in enumerate(frames):
+        feed(client, frame, index % 2)
     out = client.out.take()
-    assert all(isinstance(frame, bytes) for frame in out.upstream + out.replies)
+    assert all(isinstance(one.frame, bytes) and one.to in (None, *client.attachments) for one in out.upstream)
+    assert all(isinstance(one.frame, bytes) for one in out.replies)
 
 
 # Housekeeping
@@ -621,7 +1341,7 @@ def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client, cl
     """Memberships, mailboxes and windows, whichever is due first."""
     start = clock.now
     add(client, life=5.0)
-    client.feed(direct_frame(1, channel="b", ttl=3000))
+    feed(client, direct_frame(1, channel="b", ttl=3000))
     assert client.keep(start, 100) == start + 3
     assert client.keep(start + 3, 100) == start + 5
     assert client.counters.dropped == {"abandoned": 1}

@@ -6,7 +6,7 @@ import pytest
 from fakes import Reader
 
 from channels_zmq.client.credit import ASK_EVERY, FORGET_AFTER, GRACE, REPEAT_EVERY, Credit
-from channels_zmq.client.mailboxes import Mailboxes
+from channels_zmq.client.mailboxes import Delivery, Mailboxes
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
 
@@ -18,7 +18,7 @@ PREFETCH = 4
 @pytest.fixture
 def credit(clock):
     credit = Credit(INBOX, PREFETCH, clock)
-    credit.begin_session(SESSION)
+    credit.begin_session(SESSION, is_same=False)
     return credit
 
 
@@ -102,6 +102,7 @@ def test_each_waiting_reader_has_room(credit, box):
 def test_without_prefetch_no_job_comes_before_its_reader(clock, box):
     """The window is as wide as the readers are many."""
     credit = Credit(INBOX, 0, clock)
+    credit.begin_session(SESSION, is_same=False)
     assert [limits(wait(credit, box)) for _ in range(3)] == [[1], [2], [3]]
 
 
@@ -148,7 +149,25 @@ def test_a_job_wakes_the_reader_whose_turn_it_is(credit, box):
     wait(credit, box)
     first = box.waiters[0]
     assert credit.arrived(job(payload=b"1")) == (first, 0, [])
+    assert [delivery for _, _, delivery in box.mail] == [Delivery(credit, SESSION, 1)]
     assert take(box) == b"1"
+
+
+def test_a_job_that_arrives_twice_is_taken_once(credit, box):
+    """By its ordinal, which counts from 1 in each session."""
+    wait(credit, box)
+    for payload in (b"1", b"again"):
+        credit.arrived(job(payload=payload))
+    assert [take(box), take(box)] == [b"1", None]
+
+
+def test_a_gap_between_jobs_shows_that_some_are_lost(credit, box):
+    """They count as received: the total agrees afterwards."""
+    wait(credit, box)
+    waiter = box.waiters[0]
+    assert credit.arrived(job(4)) == (waiter, 3, [])
+    assert credit.counted_in_total(total(4)) == []
+    assert credit.counted(handed(4)) == (0, [])
 
 
 def test_a_job_passes_over_a_reader_that_is_not_usable(credit, box):
@@ -231,8 +250,11 @@ def test_an_expired_job_does_not_go_back(credit, box, clock):
 def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(credit, box, clock):
     """Only jobs came from the exchange."""
     wait(credit, box)
-    box.append((clock.now + 60, object(), 0))
-    assert back(credit.hand_everything_back()) == []
+    announcement = (clock.now + 60, b"announcement", None)
+    box.append(announcement)
+    credit.arrived(job())
+    assert [item.payload for item in back(credit.hand_everything_back())] == [b"x"]
+    assert list(box.mail) == [announcement]
 
 
 def test_an_open_window_without_readers_is_closed(credit, box, clock):
@@ -297,6 +319,82 @@ def test_giving_up_on_another_channel_changes_nothing(credit, mailboxes):
     """The reader of a process-specific channel needs no window."""
     credit.gave_up(mailboxes.open("other", 9))
     assert credit.due == inf
+
+
+# Two exchanges
+
+
+@pytest.fixture
+def other(clock):
+    """The credit of another exchange, whose readers are the same."""
+    other = Credit(INBOX, PREFETCH, clock)
+    other.begin_session(SESSION, is_same=False)
+    return other
+
+
+def wait_at_both(credit, other, box):
+    """Let one more reader wait; return the frames for each exchange."""
+    return wait(credit, box), other.touched(box)
+
+
+def test_a_reader_has_room_at_every_exchange(credit, other, box):
+    """Whichever has a job first may hand it over."""
+    assert [limits(frames) for frames in wait_at_both(credit, other, box)] == [[1 + PREFETCH]] * 2
+    assert box.windows == 2
+
+
+def test_jobs_of_another_exchange_take_the_room_of_others_too(credit, other, box):
+    """A slow reader is not sent ever more by all of them together."""
+    wait(credit, box)
+    box.waiters.clear()
+    for number in range(1, 1 + PREFETCH):
+        credit.arrived(job(number))
+    assert limits(wait(other, box)) == [1]
+
+
+def test_each_exchange_gets_back_what_it_has_handed_over(credit, other, box, clock):
+    """The same number at two exchanges is two jobs. What is not its own stays, in order."""
+    wait_at_both(credit, other, box)
+    for number in (1, 2):
+        credit.arrived(job(number, payload=b"c%d" % number))
+        other.arrived(job(number, payload=b"o%d" % number))
+    clock.now += GRACE
+    frames = credit.keep(clock.now)
+    assert [(item.number, item.payload) for item in back(frames)] == [(1, b"c1"), (2, b"c2")]
+    assert [payload for _, payload, _ in box.mail] == [b"o1", b"o2"]
+    assert limits(frames) == [2]
+    assert [item.payload for item in back(other.keep(clock.now))] == [b"o1", b"o2"]
+    assert not box.mail
+
+
+def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(credit, other, box):
+    """Each exchange counts its own."""
+    wait_at_both(credit, other, box)
+    credit.arrived(job())
+    other.arrived(job())
+    assert take(box) == b"x"
+    assert [ready(one.queried(query()))[0].settled for one in (credit, other)] == [1, 0]
+
+
+def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(credit, other, box):
+    """Leaving one exchange leaves the other alone."""
+    wait_at_both(credit, other, box)
+    credit.detach()
+    assert (box.windows, box.is_normal) == (1, True)
+    assert other.arrived(job())[0] is not None
+    other.detach()
+    assert (box.windows, box.is_normal) == (0, False)
+    assert credit.due == inf
+
+
+def test_a_reader_may_come_back_after_an_exchange_was_left(credit, box):
+    """It counts from nothing."""
+    wait(credit, box)
+    credit.arrived(job())
+    credit.detach()
+    credit.begin_session(SESSION + 1, is_same=False)
+    wait(credit, box)
+    assert box.windows == 1
 
 
 # Questions
@@ -443,31 +541,117 @@ def test_a_query_of_an_earlier_session_is_ignored(credit, box, channel):
 # Sessions
 
 
+def reported(credit):
+    """Leave the session; return what the exchange learns of it."""
+    return [wire.RECEIVED.decode(frame) for frame in credit.leave_session()]
+
+
 def test_before_a_new_session_the_exchange_learns_what_has_arrived(credit, mailboxes):
-    """Of each channel whose window was open in the last session."""
+    """Of each channel whose window was open in the last session: the jobs that were read."""
     for name in ("jobs", "other"):
         wait(credit, mailboxes.open(name, 9))
     credit.arrived(job())
-    resumed = [wire.RECEIVED.decode(frame) for frame in credit.resume()]
-    assert resumed == [
+    take(mailboxes.boxes["jobs"])
+    assert reported(credit) == [
         wire.Received(INBOX, SESSION, 1, b"jobs"),
         wire.Received(INBOX, SESSION, 0, b"other"),
     ]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_job_of_a_session_that_was_left_is_ignored(credit, box, is_open):
+    """The exchange has been told that it has not arrived, puts it back, and hands it over again."""
+    wait(credit, box)
+    if not is_open:
+        credit.end_session()
+    assert [one.received for one in reported(credit)] == [0]
+    assert credit.arrived(job()) == (None, 0, [])
+    assert not box.mail
+    assert [one.received for one in reported(credit)] == [0]
+
+
+def test_what_has_arrived_is_reported_until_a_session_begins(credit, box):
+    """The exchange may not have received it: the connection may be lost before its welcome, any number of times."""
+    wait(credit, box)
+    credit.arrived(job())
+    take(box)
+    reports = [reported(credit) for _ in range(3)]
+    assert reports == [[wire.Received(INBOX, SESSION, 1, b"jobs")]] * 3
+    wait(credit, box)
+    credit.begin_session(SESSION + 1, is_same=False)
+    assert reported(credit) == [wire.Received(INBOX, SESSION + 1, 0, b"jobs")]
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_an_unread_job_of_a_session_that_was_left_is_read_once(credit, box, is_same):
+    """The instance that has handed it over puts it back; any other one does not know it, so it is read here."""
+    wait(credit, box)
+    credit.arrived(job(1, payload=b"read"))
+    take(box)
+    credit.arrived(job(2, payload=b"unread"))
+    assert reported(credit) == [wire.Received(INBOX, SESSION, 1, b"jobs")]
+    assert not box.mail
+    credit.begin_session(SESSION + 1, is_same=is_same)
+    assert [payload for _, payload, _ in box.mail] == ([] if is_same else [b"unread"])
+    assert credit.readable() == ([] if is_same or not box.waiters else [box])
+
+
+def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(credit, box, clock):
+    """To the one that there is now, by the number that it has."""
+    wait(credit, box)
+    credit.arrived(job(1))
+    box.waiters.clear()
+    credit.leave_session()
+    credit.begin_session(SESSION + 1, is_same=False)
+    clock.now += GRACE
+    backs = [wire.BACK.decode(frame).number for frame in credit.keep(clock.now) if frame[:1] == b"B"]
+    assert (backs, list(box.mail)) == ([1], [])
+
+
+def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(credit, box):
+    """That one was received, or the session would not have begun."""
+    wait(credit, box)
+    box.waiters.clear()
+    reported(credit)
+    credit.begin_session(SESSION + 1, is_same=False)
+    assert reported(credit) == []
+
+
+@pytest.mark.parametrize("frame", ["handed", "total", "query"])
+def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(credit, box, frame):
+    """Its counts are settled by the report."""
+    wait(credit, box)
+    reported(credit)
+    match frame:
+        case "handed":
+            assert credit.counted(wire.Handed(INBOX, SESSION, 1, b"jobs")) == (0, [])
+        case "total":
+            assert credit.counted_in_total(total(1)) == []
+        case "query":
+            assert credit.queried(query()) == []
+
+
+def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit, box):
+    """The next session opens it."""
+    wait(credit, box)
+    reported(credit)
+    assert wait(credit, box) == []
+    assert limits(credit.begin_session(SESSION + 1, is_same=False)) == [2 + PREFETCH]
 
 
 def test_before_the_first_session_nothing_has_arrived(clock, box):
     """A reader may wait already."""
     credit = Credit(INBOX, PREFETCH, clock)
     wait(credit, box)
-    assert credit.resume() == []
+    assert credit.leave_session() == []
 
 
 def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(credit, box):
     """No job of it can be on its way."""
     wait(credit, box)
     leave(credit, box)
-    credit.begin_session(SESSION + 1)
-    assert credit.resume() == []
+    credit.begin_session(SESSION + 1, is_same=False)
+    assert credit.leave_session() == []
 
 
 def test_a_new_session_counts_anew(credit, box):
@@ -476,7 +660,7 @@ def test_a_new_session_counts_anew(credit, box):
     credit.arrived(job())
     take(box)
     wait(credit, box)
-    (sent,) = ready(credit.begin_session(SESSION + 1))
+    (sent,) = ready(credit.begin_session(SESSION + 1, is_same=False))
     assert sent == wire.Ready(INBOX, SESSION + 1, 1 + PREFETCH, 0, 0, 0, b"jobs")
     assert credit.counted_in_total(total(0, session=SESSION + 1)) == []
 
@@ -486,7 +670,7 @@ def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(
     wait(credit, box)
     credit.arrived(job())
     wait(credit, box)
-    (sent,) = ready(credit.begin_session(SESSION + 1))
+    (sent,) = ready(credit.begin_session(SESSION + 1, is_same=False))
     assert (sent.limit, sent.settled) == (1 + PREFETCH - 1, 0)
 
 
@@ -494,8 +678,69 @@ def test_a_new_session_opens_no_window_without_readers(credit, box):
     """It opens with the next reader."""
     wait(credit, box)
     box.waiters.clear()
-    assert credit.begin_session(SESSION + 1) == []
+    assert credit.begin_session(SESSION + 1, is_same=False) == []
     assert limits(wait(credit, box)) == [1 + PREFETCH]
+
+
+def test_jobs_of_the_last_session_go_back_in_the_new_one(credit, box, clock):
+    """Nobody has read them; they have their old numbers, and do not count for the new window."""
+    wait(credit, box)
+    credit.arrived(job(payload=b"1"))
+    leave(credit, box)
+    credit.begin_session(SESSION + 1, is_same=False)
+    clock.now += GRACE
+    frames = credit.keep(clock.now)
+    assert [(item.number, item.payload) for item in back(frames)] == [(1, b"1")]
+    assert [(frame.session, frame.limit, frame.settled) for frame in ready(frames)] == [(SESSION + 1, 0, 0)]
+
+
+# The end of a session
+
+
+@pytest.mark.parametrize("what", ["touched", "kept", "handed back", "forgotten"])
+def test_nothing_is_sent_between_two_sessions(credit, box, clock, what):
+    """There is no connection, or the exchange is about to end and has all its jobs."""
+    wait(credit, box)
+    credit.arrived(job())
+    credit.end_session()
+    match what:
+        case "touched":
+            frames = [frame for _ in range(10) for frame in wait(credit, box)]
+        case "kept":
+            leave(credit, box)
+            clock.now += max(GRACE, ASK_EVERY)
+            frames = credit.keep(clock.now)
+        case "handed back":
+            frames = credit.hand_everything_back()
+        case "forgotten":
+            take(box)
+            leave(credit, box)
+            for _ in range(2):
+                clock.now += FORGET_AFTER
+                frames = credit.keep(clock.now)
+            assert not box.is_normal
+    assert frames == []
+
+
+def test_jobs_that_have_arrived_can_be_read_after_the_session(credit, box):
+    """The exchange learns at the next one that they have."""
+    wait(credit, box)
+    credit.arrived(job(payload=b"1"))
+    credit.end_session()
+    assert take(box) == b"1"
+    assert [one.received for one in reported(credit)] == [1]
+
+
+def test_no_total_is_asked_for_after_the_session(credit, box, clock):
+    """Until the next one begins; it is due a second later then."""
+    wait(credit, box)
+    credit.end_session()
+    for _ in range(3):
+        clock.now += ASK_EVERY
+        assert questions(credit.keep(clock.now)) == []
+    credit.begin_session(SESSION + 1, is_same=False)
+    clock.now += ASK_EVERY
+    assert questions(credit.keep(clock.now)) == [wire.Total(INBOX, SESSION + 1)]
 
 
 # Forgetting

@@ -35,7 +35,7 @@ def few(monkeypatch):
 
 
 def mail(payload, deadline=LATE):
-    return deadline, payload, 0
+    return deadline, payload, None
 
 
 def wait(boxes, box, count=1):
@@ -265,7 +265,7 @@ def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxe
     """It exceeds the capacity if need be, wakes readers, and costs no normal channel a credit."""
     boxes.deliver("a", mail(b"1"), 1)
     normal = boxes.open("jobs", 9)
-    normal.is_normal = True
+    normal.windows = 2
     (reader,) = wait(boxes, boxes.open("b", 9))
     woken = []
     boxes.announce(list(boxes.boxes.values()), mail(b"2"), woken)
@@ -339,7 +339,7 @@ def test_an_idle_mailbox_is_forgotten(boxes, clock):
 
 @pytest.mark.parametrize("reason", ["mail", "reader", "group", "normal", "recently read"])
 def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
-    """A message, a reader, a membership, a window or a recent read each keep it."""
+    """A message, a reader, a membership, a window of one exchange or a recent read each keep it."""
     box = boxes.open("a", 9)
     clock.now += 1000
     match reason:
@@ -350,7 +350,7 @@ def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
         case "group":
             box.memberships = 1
         case "normal":
-            box.is_normal = True
+            box.windows = 1
         case "recently read":
             boxes.take(box)
     look(boxes, clock.now)

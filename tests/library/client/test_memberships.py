@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from channels_zmq.client import memberships as module
 from channels_zmq.client.mailboxes import Mailboxes
-from channels_zmq.client.memberships import Memberships
+from channels_zmq.client.memberships import REMEMBERED, Memberships
 from channels_zmq.client.requests import next_number
 from channels_zmq.client.sequences import REPEATED
 from channels_zmq_forwarder import wire
@@ -203,6 +204,108 @@ def test_own_messages_older_than_the_subscription_are_taken_for_seen(memberships
     if is_in_force:
         memberships.in_force(group, next_number())
     assert [group.runs.see(SENDER, number, 0) for number in (6, 7, 8)] == [REPEATED, REPEATED, 0]
+
+
+# Numbers of a topic that was left
+
+
+def rejoined(memberships, topic=G):
+    """Return the runs of a group that a channel has left and joined again; the subscription is in force."""
+    entry, _ = join(memberships, topic=topic)
+    memberships.in_force(entry.group, next_number())
+    return entry.group.runs
+
+
+def left(memberships, topic=G, numbers=(5,), channel="a"):
+    """Let a channel leave a group after messages with these numbers."""
+    entry, _ = join(memberships, channel, topic)
+    for number in numbers:
+        entry.group.runs.see(OTHER, number, 0)
+    memberships.leave(topic, channel)
+
+
+@pytest.mark.parametrize("number, seen", [(4, REPEATED), (5, REPEATED), (6, 0), (99, 0)])
+@pytest.mark.parametrize("is_in_force", [False, True])
+def test_what_was_received_before_a_group_was_left_is_a_repetition(memberships, number, seen, is_in_force):
+    """A message that is sent again may arrive late. What is missing in between was not for this process."""
+    left(memberships)
+    runs = rejoined(memberships) if is_in_force else join(memberships)[0].group.runs
+    assert runs.see(OTHER, number, 0) == seen
+
+
+@pytest.mark.parametrize("after, seen", [(REMEMBERED - 0.1, REPEATED), (REMEMBERED, 0)])
+def test_the_numbers_of_a_topic_are_forgotten_after_a_while(memberships, clock, after, seen):
+    """Nothing is sent again as late as that."""
+    left(memberships)
+    clock.now += after
+    assert rejoined(memberships).see(OTHER, 5, 0) == seen
+
+
+def test_the_time_counts_from_the_last_leave(memberships, clock):
+    """A channel that comes and goes renews it."""
+    left(memberships)
+    clock.now += REMEMBERED - 1
+    left(memberships, numbers=())
+    clock.now += REMEMBERED - 1
+    assert rejoined(memberships).see(OTHER, 5, 0) == REPEATED
+
+
+def test_each_topic_remembers_its_own_numbers(memberships):
+    """The same number on another topic is another message."""
+    left(memberships)
+    assert rejoined(memberships, H).see(OTHER, 5, 0) == 0
+    assert rejoined(memberships, G).see(OTHER, 5, 0) == REPEATED
+
+
+def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships):
+    """The numbers count from the first message behind it."""
+    left(memberships)
+    runs = rejoined(memberships)
+    assert [runs.see(OTHER, number, 0) for number in (8, 10)] == [0, 1]
+
+
+def test_only_some_topics_that_were_left_are_remembered(memberships, monkeypatch):
+    """Those that were left last; one without messages takes no place."""
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
+    topics = [wire.group_topic(str(number)) for number in range(3)]
+    for topic in topics:
+        left(memberships, topic)
+    left(memberships, wire.group_topic("empty"), numbers=())
+    assert [rejoined(memberships, topic).see(OTHER, 5, 0) for topic in topics] == [0, REPEATED, REPEATED]
+
+
+def test_topics_that_are_forgotten_take_no_memory(memberships, clock):
+    """However few are left later."""
+    for number in range(100):
+        left(memberships, wire.group_topic(str(number)))
+    clock.now += REMEMBERED
+    left(memberships)
+    assert list(memberships._left) == [G]
+
+
+def test_a_membership_that_ends_by_itself_is_remembered_too(memberships, clock):
+    """As if it had been left."""
+    added(memberships, life=10.0)
+    memberships.groups[G].runs.see(OTHER, 5, 0)
+    clock.now += 10
+    assert memberships.end_due(clock.now) == UNSUBSCRIBE
+    assert rejoined(memberships).see(OTHER, 5, 0) == REPEATED
+
+
+def test_clearing_forgets_the_numbers_of_topics_that_were_left(memberships):
+    """A flush has dropped what they were for."""
+    left(memberships)
+    memberships.clear()
+    assert rejoined(memberships).see(OTHER, 5, 0) == 0
+
+
+def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships):
+    """Also those that were sent between the two memberships and never came here."""
+    entry, _ = join(memberships, floor=7)
+    entry.group.runs.see(SENDER, 9, 0)
+    memberships.leave(G, "a")
+    runs = join(memberships, floor=12)[0].group.runs
+    assert [runs.see(SENDER, number, 0) for number in (9, 10, 12, 13)] == [REPEATED, REPEATED, REPEATED, 0]
 
 
 # The end of memberships

@@ -3,7 +3,7 @@
 import pytest
 from fakes import Reader
 
-from channels_zmq.client.requests import NEVER, REPEAT_EVERY, Request, Requests, next_number
+from channels_zmq.client.requests import LOST, NEVER, REPEAT_EVERY, Request, Requests, next_number
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_request_may_be_ended_twice(requests):
 
 def test_a_failure_reaches_every_waiter_without_an_answer(requests):
     """An answer that is there already is not replaced, and requests of other processes go on."""
-    open_one, answered, foreign = request(), request(), Request(b"sync", upstream=True, reply=b"reply")
+    open_one, answered, foreign = request(), request(), Request(b"sync")
     for number, one in enumerate((open_one, answered, foreign)):
         requests.begin(number, one, 0.0)
     requests.answered(1, 0)
@@ -95,18 +95,66 @@ def test_requests_are_repeated_in_the_order_in_which_they_began(requests):
 
 def test_a_message_for_a_normal_channel_is_never_repeated(requests):
     """It is sent once, whatever is lost."""
-    requests.begin(1, request(repeats=False, upstream=True), 0.0)
+    requests.begin(1, request(repeats=False), 0.0)
     assert requests.to_repeat(99.0) == []
-    assert requests.upstream() == []
     assert requests.due(5.0) == 5.0 + NEVER
 
 
-def test_a_new_session_repeats_what_went_the_subscribers_way(requests):
-    """A new connection of the subscriber has lost just these; an answered one is not repeated."""
-    for number, (frame, upstream) in enumerate(((b"up", True), (b"down", False), (b"answered", True))):
-        requests.begin(number, request(frame, upstream=upstream), 0.0)
-    requests.answered(2, 0)
-    assert requests.upstream() == [b"up"]
+A, B, C = "abc"  # exchanges
+
+
+def to_all(*asked, **fields):
+    return request(to_all=True, asked=set(asked), **fields)
+
+
+def test_a_request_to_all_is_answered_by_the_last_one(requests):
+    """With the highest status, whoever has given it."""
+    mine = to_all(A, B, C)
+    requests.begin(1, mine, 0.0)
+    assert [requests.answered(1, status, one) for one, status in ((A, 0), (A, 0), (C, 2))] == [None, None, None]
+    assert requests.answered(1, 0, B) is mine
+    assert mine.answer == 2
+
+
+def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests):
+    """The loss of the last one that has not answered completes it."""
+    mine = to_all(A, B)
+    requests.begin(1, mine, 0.0)
+    requests.answered(1, 0, A)
+    assert requests.lost(B) == [(1, mine)]
+    assert mine.answer == 0
+
+
+def test_a_request_to_all_needs_one_answer(requests):
+    """While no exchange can be reached it waits for the next one."""
+    mine = to_all(A)
+    requests.begin(1, mine, 0.0)
+    assert requests.lost(A) == []
+    assert requests.reached(B) == [mine]
+    assert requests.answered(1, 0, B) is mine
+
+
+def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests):
+    """An answered one does not, nor does a request to one exchange."""
+    mine, answered, single = to_all(A), to_all(A), request()
+    for number, one in enumerate((mine, answered, single)):
+        requests.begin(number, one, 0.0)
+    requests.answered(1, 0, A)
+    assert requests.reached(B) == [mine]
+    assert requests.answered(0, 0, A) is None
+    assert requests.answered(0, 0, B) is mine
+
+
+def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(requests):
+    """Nobody knows what became of it; one that may be repeated goes on, and so does one that was not sent yet."""
+    sent, repeats, held, elsewhere = (request(repeats=number == 1) for number in range(4))
+    for number, one in enumerate((sent, repeats, held, elsewhere)):
+        requests.begin(number, one, 0.0)
+    requests.sent_by(0, A)
+    requests.sent_by(1, A)
+    requests.sent_by(3, B)
+    assert requests.unsure(A) == [(0, sent)]
+    assert [one.answer for one in (sent, repeats, held, elsewhere)] == [LOST, None, None, None]
 
 
 def test_the_next_repetition_is_known(requests):

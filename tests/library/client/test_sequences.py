@@ -109,11 +109,35 @@ def test_numbers_in_order_miss_nothing():
 
 
 def test_a_gap_shows_how_many_are_missing():
-    """It is reported once."""
+    """Until it is skipped, since another exchange may close it."""
     runs = Runs()
     runs.see(SENDER, 5, FLAG_FIRST)
-    assert runs.see(SENDER, 9, 0) == 3
-    assert runs.see(SENDER, 10, 0) == 0
+    assert [runs.see(SENDER, 9, 0) for _ in range(2)] == [3, 3]
+    assert runs.skip_to(SENDER, 9) == 3
+    assert (runs.see(SENDER, 10, 0), runs.last(SENDER)) == (0, 10)
+
+
+@pytest.mark.parametrize("senders", [1, 2, 3])
+def test_a_run_that_was_restarted_goes_on_anywhere_above_its_last_number(senders):
+    """What lies between was not for this process, but what it has received is a repetition: in either generation."""
+    runs = Runs(size=2)
+    for sender in range(senders):
+        runs.see(b"%d" % sender, 5, FLAG_FIRST)
+    for sender in range(senders):
+        runs.restart()
+        assert runs.see(b"%d" % sender, 5, 0) == REPEATED
+        assert runs.see(b"%d" % sender, 9, 0) == 0
+        assert runs.see(b"%d" % sender, 9, 0) == REPEATED
+        assert runs.see(b"%d" % sender, 11, 0) == 1
+
+
+def test_nothing_is_missing_before_a_run_that_was_restarted():
+    """Nor before the first number of an unknown sender."""
+    runs = Runs()
+    assert runs.skip_to(SENDER, 9) == 0
+    runs.restart()
+    assert runs.skip_to(SENDER, 20) == 0
+    assert runs.skip_to(SENDER, 22) == 1
 
 
 @pytest.mark.parametrize("number, flags", [(5, 0), (4, 0), (5, FLAG_FIRST), (1, FLAG_FIRST)])

@@ -1,10 +1,10 @@
-"""What an address stands for, with a resolver that a test plays."""
+"""What addresses and names stand for, with a resolver that a test plays."""
 
 import pytest
 import zmq
 
 from channels_zmq.transports import discovery
-from channels_zmq.transports.discovery import Endpoint
+from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
 
 IPV4, IPV6 = "tcp://10.0.0.1:1", "tcp://[fd00::1]:1"
 
@@ -33,6 +33,52 @@ def looked(monkeypatch, address, *answers):
         endpoint.look()
         changed.append(endpoint.has_changed())
     return endpoint, changed
+
+
+def forwarder(pull, pub=None):
+    """Return the forwarder at a host, or with its two sides at two hosts."""
+    return Forwarder(f"tcp://{pull}:5555", f"tcp://{pub or pull}:5556")
+
+
+A, B, C = (forwarder(f"10.0.0.{number}") for number in (1, 2, 3))
+NAMED, OTHER = forwarder("zmq"), forwarder("other")
+EVERY = 5.0
+
+
+class Resolver:
+    """What each host resolves to, and how often that was asked."""
+
+    def __init__(self):
+        self.answers, self.asked = {}, []
+
+    def __call__(self, address):
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        self.asked.append(host)
+        answer = self.answers[host]
+        if isinstance(answer, OSError):
+            raise answer
+        return [f"tcp://{found}:{port}" for found in answer]
+
+
+@pytest.fixture
+def resolver(monkeypatch):
+    resolver = Resolver()
+    monkeypatch.setattr(discovery, "resolve", resolver)
+    return resolver
+
+
+@pytest.fixture
+def bootstrap(resolver, clock):
+    """A name, looked at for the first time when a test says so."""
+    return Bootstrap([NAMED], EVERY, clock)
+
+
+def found(bootstrap, resolver, *hosts):
+    """Return the forwarders that are known after a look which is answered by these hosts."""
+    resolver.answers["zmq"] = list(hosts)
+    bootstrap.hurry()
+    bootstrap.look()
+    return bootstrap.known
 
 
 def family(endpoint):
@@ -70,3 +116,142 @@ def test_an_ipv6_literal_is_not_resolved(monkeypatch):
     """It cannot change."""
     monkeypatch.setattr(discovery, "resolve", lambda address: pytest.fail("resolved"))
     Endpoint(IPV6).look()
+
+
+# Bootstrap
+
+
+@pytest.mark.parametrize(
+    "configured",
+    [
+        [A],
+        [A, B],
+        [forwarder("[fd00::1]")],
+        [Forwarder("ipc:///pull", "ipc:///pub")],
+    ],
+)
+def test_literals_are_known_at_once_and_never_resolved(resolver, clock, configured):
+    """A process may connect to them on its event loop."""
+    bootstrap = Bootstrap(configured, EVERY, clock)
+    assert bootstrap.known == bootstrap.literal == configured
+    bootstrap.look()
+    assert (resolver.asked, bootstrap.known) == ([], configured)
+
+
+def test_a_name_stands_for_nothing_before_it_is_resolved(bootstrap, resolver):
+    """Making a bootstrap asks nobody: it may be on an event loop."""
+    assert (bootstrap.known, bootstrap.literal, resolver.asked) == ([], [], [])
+
+
+def test_a_name_stands_for_a_forwarder_at_each_of_its_addresses(bootstrap, resolver):
+    """Whose two sides are at the same host, whatever the order of the answers; the order of the result is steady."""
+    assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.1") == [A, B]
+    assert found(bootstrap, resolver, "10.0.0.1", "10.0.0.2") == [A, B]
+
+
+def test_the_answer_of_today_replaces_that_of_yesterday(bootstrap, resolver):
+    """A forwarder that is gone is not known any more."""
+    found(bootstrap, resolver, "10.0.0.1", "10.0.0.2")
+    assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.3") == [B, C]
+    assert found(bootstrap, resolver) == []
+
+
+def test_two_names_of_one_forwarder_are_paired(clock, resolver):
+    """A Service for each side leads to the same hosts; where it does not, addresses are paired in order."""
+    bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
+    resolver.answers = {"in": ["10.0.0.2", "10.0.0.1"], "out": ["10.0.0.1", "10.0.0.2"]}
+    bootstrap.look()
+    assert bootstrap.known == [A, B]
+    resolver.answers = {"in": ["10.0.0.9", "10.0.0.8"], "out": ["10.0.0.2", "10.0.0.1"]}
+    bootstrap.hurry()
+    bootstrap.look()
+    assert bootstrap.known == [forwarder("10.0.0.8", "10.0.0.1"), forwarder("10.0.0.9", "10.0.0.2")]
+
+
+@pytest.mark.parametrize("sides", [("zmq", "10.0.0.1"), ("10.0.0.1", "zmq")])
+def test_one_side_may_be_a_name_and_the_other_a_literal(clock, resolver, sides):
+    """It is resolved like a name."""
+    bootstrap = Bootstrap([forwarder(*sides)], EVERY, clock)
+    assert bootstrap.known == []
+    resolver.answers = {"zmq": ["10.0.0.1"], "10.0.0.1": ["10.0.0.1"]}
+    bootstrap.look()
+    assert bootstrap.known == [A]
+
+
+def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock, resolver):
+    """A forwarder of which only one side is found cannot be used."""
+    bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
+    resolver.answers = {"in": ["10.0.0.1", "10.0.0.2"], "out": ["10.0.0.2"]}
+    bootstrap.look()
+    assert bootstrap.known == [B]
+
+
+@pytest.mark.parametrize(
+    "hosts, known",
+    [
+        (["fd00::1", "10.0.0.1"], ["10.0.0.1"]),
+        (["fd00::1", "fd00::2"], ["[fd00::1]", "[fd00::2]"]),
+    ],
+)
+def test_of_both_families_only_ipv4_counts(bootstrap, resolver, hosts, known):
+    """Both lead to the same forwarders: each would be used twice."""
+    hosts = [f"[{host}]" if ":" in host else host for host in hosts]
+    assert found(bootstrap, resolver, *hosts) == [forwarder(host) for host in known]
+
+
+def test_names_and_literals_can_be_mixed(resolver, clock):
+    """Each forwarder is known once; the literals come first."""
+    bootstrap = Bootstrap([NAMED, B, OTHER], EVERY, clock)
+    resolver.answers = {"zmq": ["10.0.0.1", "10.0.0.2"], "other": ["10.0.0.3", "10.0.0.1"]}
+    assert (bootstrap.known, bootstrap.literal) == ([B], [B])
+    bootstrap.look()
+    assert bootstrap.known == [B, A, C]
+
+
+def test_names_are_resolved_now_and_then(bootstrap, resolver, clock):
+    """Not at every look, which is once a second."""
+    resolver.answers["zmq"] = ["10.0.0.1"]
+    counts = []
+    for _ in range(11):
+        bootstrap.look()
+        counts.append(len(resolver.asked) // 2)
+        clock.now += 1
+    assert counts == [1] * 5 + [2] * 5 + [3]
+
+
+def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_look(bootstrap, resolver, clock):
+    """Once; then as often as before."""
+    resolver.answers["zmq"] = ["10.0.0.1"]
+    bootstrap.look()
+    bootstrap.hurry()
+    assert len(resolver.asked) == 2
+    for _ in range(2):
+        bootstrap.look()
+    assert len(resolver.asked) == 4
+    clock.now += EVERY
+    bootstrap.look()
+    assert len(resolver.asked) == 6
+
+
+def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(bootstrap, resolver, clock):
+    """The reason is known until it resolves again."""
+    found(bootstrap, resolver, "10.0.0.1")
+    resolver.answers["zmq"] = OSError(-2, "no such name")
+    clock.now += EVERY
+    bootstrap.look()
+    assert (bootstrap.known, bootstrap.problem) == ([A], "cannot resolve zmq: no such name")
+    assert found(bootstrap, resolver, "10.0.0.2") == [B]
+    assert bootstrap.problem == ""
+
+
+def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver, clock):
+    """Nor is the reason forgotten over the others."""
+    bootstrap = Bootstrap([NAMED, OTHER], EVERY, clock)
+    resolver.answers = {"zmq": OSError(-2, "no such name"), "other": ["10.0.0.1"]}
+    bootstrap.look()
+    assert (bootstrap.known, bootstrap.problem) == ([A], "cannot resolve zmq: no such name")
+
+
+def test_a_forwarder_is_printed_as_its_addresses():
+    """For messages to people."""
+    assert str(A) == "tcp://10.0.0.1:5555 and tcp://10.0.0.1:5556"

@@ -2,16 +2,21 @@
 
 import pytest
 
-from channels_zmq.transports.outbox import Held, Outbox
+from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
 
 
 @pytest.fixture
-def outbox():
-    return Outbox(capacity=3, max_bytes=10)
+def ledger():
+    return Ledger(capacity=3, max_bytes=10)
 
 
-def hold(outbox, body=b"x", deadline=1e9, number=0, now=0.0):
-    return outbox.hold(deadline, b"", body, number, now)
+@pytest.fixture
+def outbox(ledger):
+    return Outbox(ledger)
+
+
+def hold(outbox, body=b"x", deadline=1e9, number=0, now=0.0, **how):
+    return outbox.hold(Held(deadline, b"Gg\0", body, number=number), now, **how)
 
 
 def drained(outbox):
@@ -32,11 +37,11 @@ def test_messages_leave_in_the_order_in_which_they_were_held(outbox):
 
 def test_a_held_message_keeps_its_parts_and_gets_an_order(outbox):
     """The order grows with each message, also after others have left."""
-    outbox.hold(5.0, b"Gg\0", b"1", 7, 0.0)
-    assert outbox.first() == Held(5.0, b"Gg\0", b"1", 7, 1)
+    hold(outbox, b"1", 5.0, number=7)
+    assert outbox.first() == Held(5.0, b"Gg\0", b"1", Kind.MESSAGE, 7, 1)
     outbox.remove_first()
     hold(outbox)
-    assert (outbox.first().order, outbox.order) == (2, 2)
+    assert outbox.first().order == 2
 
 
 def test_a_message_stays_until_it_is_removed(outbox):
@@ -55,14 +60,14 @@ def test_no_more_than_its_capacity_is_held(outbox):
 def test_no_more_than_its_bytes_are_held(outbox):
     """Exactly as many fit, and a message that has left makes room."""
     assert [hold(outbox, b"x" * size) for size in (6, 5, 4)] == [True, False, True]
-    assert outbox.size == 10
+    assert outbox._ledger.size == 10
     outbox.remove_first()
     assert hold(outbox, b"x" * 6)
 
 
 def test_an_outbox_without_capacity_holds_nothing():
     """0 turns it off."""
-    assert not hold(Outbox(capacity=0, max_bytes=10))
+    assert not hold(Outbox(Ledger(capacity=0, max_bytes=10)))
 
 
 def test_expired_messages_make_room(outbox):
@@ -78,7 +83,7 @@ def test_expired_messages_are_dropped_and_counted(outbox):
     for body, deadline in ((b"1", 9.0), (b"22", 5.0), (b"333", 9.0)):
         hold(outbox, body, deadline)
     assert [outbox.expire(now) for now in (4.9, 5.0)] == [0, 1]
-    assert outbox.size == 4
+    assert outbox._ledger.size == 4
     assert drained(outbox) == [b"1", b"333"]
 
 
@@ -108,7 +113,7 @@ def test_a_message_that_was_sent_does_not_expire(outbox):
 
 def test_nothing_due_costs_nothing(monkeypatch):
     """A refused message does not look at 100,000 others."""
-    outbox = Outbox(capacity=100_000, max_bytes=2**30)
+    outbox = Outbox(Ledger(capacity=100_000, max_bytes=2**30))
     for _ in range(100_000):
         hold(outbox, deadline=5.0)
     monkeypatch.setattr(outbox, "_remove", None)
@@ -121,13 +126,53 @@ def test_a_withdrawn_request_is_not_sent(outbox):
     for number in (7, 8):
         hold(outbox, b"%d" % number, number=number)
     assert [outbox.withdraw(7), outbox.withdraw(7), outbox.withdraw(9)] == [True, False, False]
-    assert outbox.size == 1
+    assert outbox._ledger.size == 1
     assert drained(outbox) == [b"8"]
 
 
 def test_clearing_leaves_nothing(outbox):
-    """The number of dropped messages is returned, and the room is free again."""
+    """The room is free again."""
     hold(outbox, b"x" * 10)
-    assert outbox.clear() == 1
-    assert (len(outbox), outbox.size) == (0, 0)
+    outbox.clear()
+    assert (len(outbox), outbox._ledger.size) == (0, 0)
     assert hold(outbox, b"x" * 10)
+
+
+def test_several_outboxes_share_one_bound(ledger, outbox):
+    """And one order: what was held first anywhere is known."""
+    other = Outbox(ledger)
+    assert [hold(one) for one in (outbox, other, outbox, other)] == [True, True, True, False]
+    assert (outbox.first().order, other.first().order) == (1, 2)
+    other.clear()
+    assert hold(outbox)
+
+
+def test_what_was_accepted_before_is_held_whatever_the_bounds_are(outbox):
+    """It moves from one outbox to another, and keeps its order."""
+    other = Outbox(outbox._ledger)
+    for _ in range(3):
+        hold(outbox)
+    taken = outbox.take()
+    assert len(outbox) == 0
+    assert all(other.hold(held, 0.0, must=True) for held in taken)
+    assert hold(other, b"x" * 100, must=True)
+    assert [held.order for held in other.take()] == [1, 2, 3, 7]
+
+
+def test_messages_that_are_sent_again_expire_silently(outbox):
+    """They were acknowledged once: most have arrived."""
+    outbox.hold(Held(5.0, b"Gg\0", b"1", Kind.REPEAT, counts=False), 0.0)
+    hold(outbox, deadline=5.0)
+    assert (outbox.expire(5.0), len(outbox)) == (1, 0)
+
+
+def test_a_message_held_before_its_subscription_is_known(ledger, outbox):
+    """Also while it moves to another outbox."""
+    hold(outbox)
+    ledger.subscribed(b"Gg\0")
+    ledger.subscribed(b"Gh\0")
+    hold(outbox)
+    older, younger = outbox.take()
+    assert [ledger.is_older(held) for held in (older, younger)] == [True, False]
+    ledger.subscribed(b"Gg\0")  # while nothing is held
+    assert not ledger.is_older(older)

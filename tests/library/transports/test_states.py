@@ -4,15 +4,18 @@ import pytest
 
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 
-DOWN, GREETING, VERIFYING, UP = State.DOWN, State.GREETING, State.VERIFYING, State.UP
-EVENTS = (Event.CONNECTED, Event.LOST, Event.WELCOMED, Event.PUSH_CONNECTED, Event.PUSH_LOST, Event.ECHOED)
+CONNECTING, DOWN, GREETING, VERIFYING, UP, DRAINING = State
+EVENTS = tuple(Event)
 TABLE = {
-    DOWN: (GREETING, None, None, None, None, None),
-    GREETING: (GREETING, DOWN, VERIFYING, None, None, None),
-    VERIFYING: (GREETING, DOWN, None, VERIFYING, None, UP),
-    UP: (GREETING, DOWN, None, None, VERIFYING, None),
+    #            connected, failed, lost, welcomed, push lost, silent, echoed, drains
+    CONNECTING: (GREETING, DOWN, None, None, None, None, None, None),
+    DOWN: (GREETING, None, None, None, None, None, None, None),
+    GREETING: (GREETING, None, DOWN, VERIFYING, None, None, None, DRAINING),
+    VERIFYING: (GREETING, None, DOWN, None, None, None, UP, DRAINING),
+    UP: (GREETING, None, DOWN, None, VERIFYING, VERIFYING, None, DRAINING),
+    DRAINING: (GREETING, None, DOWN, None, None, None, None, None),
 }
-"""Where each of `EVENTS` leads, None for an event that changes nothing."""
+"""Where each event leads, None for an event that changes nothing."""
 
 
 @pytest.mark.parametrize("state", State)
@@ -22,13 +25,13 @@ def test_each_event_leads_where_the_table_says(state, event):
     assert TRANSITIONS[state].get(event) is TABLE[state][EVENTS.index(event)]
 
 
-def test_every_state_but_down_can_be_left_by_a_loss():
+def test_every_state_with_a_connection_can_be_left_by_a_loss():
     """A lost connection of the subscriber's side is always noticed."""
-    assert {state for state in State if TRANSITIONS[state].get(Event.LOST) is DOWN} == set(State) - {DOWN}
+    assert {state for state in State if TRANSITIONS[state].get(Event.LOST) is DOWN} == set(State) - {CONNECTING, DOWN}
 
 
 def test_a_link_is_up_only_after_a_welcome_and_an_echo():
-    """There is no other way from `DOWN` to `UP`."""
+    """There is no other way to `UP`."""
     into = {(state, event) for state in State for event, target in TRANSITIONS[state].items() if target is UP}
     assert into == {(VERIFYING, Event.ECHOED)}
     reached_by = {event for event, target in TRANSITIONS[GREETING].items() if target is VERIFYING}
@@ -37,8 +40,8 @@ def test_a_link_is_up_only_after_a_welcome_and_an_echo():
 
 
 def test_every_state_can_be_reached():
-    """From `DOWN`."""
-    reached = {DOWN}
+    """From `CONNECTING`."""
+    reached = {CONNECTING}
     for _ in State:
         reached |= {target for state in reached for target in TRANSITIONS[state].values()}
     assert reached == set(State)

@@ -1,0 +1,55 @@
+"""One exchange, as the client sees it: a session, credit, and what was sent to it.
+
+Pure. A client is attached to several equal exchanges: it subscribes at all of them and reads from all. What differs
+from one exchange to the next is here.
+"""
+
+import time
+from collections.abc import Callable
+
+from channels_zmq.client.credit import Credit
+from channels_zmq.client.window import Window
+
+
+class Attachment:
+    """What a client knows of one exchange.
+
+    Args:
+        inbox: Of this process.
+        prefetch: Jobs that may come ahead of their readers, for each channel.
+        window: Frames that may be unacknowledged.
+        window_bytes: Bytes that they may have together.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        inbox: bytes,
+        prefetch: int,
+        window: int = 4096,
+        window_bytes: int = 64 * 2**20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.credit = Credit(inbox, prefetch, clock)
+        self.window = Window(window, window_bytes, clock)
+        self.is_reachable = True
+        """Whether requests to all exchanges wait for the answer of this one."""
+        self._instance = b""
+        self.has_two_ways = False
+        """Whether its frames arrive by two connections, of which one may be ahead of the other."""
+        self.clients = 0
+        """How many clients it had, as it has reported last."""
+        self.taken_over = 0
+        """How many messages of normal channels this exchange has returned in this session, because it is to end."""
+
+    def begin_session(self, session: int, instance: bytes) -> list[bytes]:
+        """Begin a session with an instance of the exchange; return the frames that open the windows."""
+        is_same, self._instance = instance == self._instance, instance
+        self.taken_over = 0
+        return self.credit.begin_session(session, is_same=is_same)
+
+    def take_over(self, ordinal: int) -> int:
+        """Note a returned message; return how many before it were lost, -1 if it was taken over before."""
+        lost = ordinal - self.taken_over - 1
+        self.taken_over = max(ordinal, self.taken_over)
+        return max(lost, -1)

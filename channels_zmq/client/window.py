@@ -1,0 +1,176 @@
+"""What one exchange was sent and has not acknowledged, and for a moment what it has: enough to send it again elsewhere.
+
+Pure. Group and direct messages are kept in blocks. Behind each block goes a *marker*, an echo with a growing number, by
+the same connection: its answer acknowledges everything before it.
+
+An acknowledgement proves that the exchange has read a frame, not that it has reached its subscribers: frames that are
+in the pipes of an exchange which is killed are lost with it. So what was acknowledged a moment ago is sent again too;
+receivers drop by its number what they have.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
+
+BLOCK_FRAMES = 256
+BLOCK_BYTES = 256 * 1024
+BLOCK_SECONDS = 0.02
+"""A marker follows after so many frames, so many bytes or so much time, whatever comes first. With 64 frames the
+answers took 5 % of a busy sender's time."""
+LARGE = BLOCK_BYTES // BLOCK_FRAMES
+"""A block of frames that are not larger is bounded by their number."""
+KEEP_SECONDS = 0.5
+KEEP_FRAMES = 16_384
+KEEP_BYTES = 8 * 2**20
+"""Bounds of what is kept of acknowledged frames."""
+NOW = float("-inf")
+"""When a marker is due behind a full block."""
+LEAST_BYTES = 2**20
+"""A window takes so many bytes, however few `outbox_bytes` are configured."""
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Frames between two markers; `since` is when the first one was sent, and after the answer when that arrived."""
+
+    since: float = 0.0
+    frames: list[bytes] = field(default_factory=list)
+    size: int = 0
+    marker: int = 0
+    acknowledged_at: float = 0.0
+
+
+class Unsettled(NamedTuple):
+    """A frame to send again: when it was sent, and whether it was acknowledged."""
+
+    since: float
+    frame: bytes
+    is_acknowledged: bool
+
+
+class Window:
+    """The unacknowledged frames of one link.
+
+    Args:
+        max_frames: How many frames it takes.
+        max_bytes: How many bytes they may have together.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, max_frames: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.size = 0
+        """Bytes of the unacknowledged frames, but for small ones that no marker follows yet."""
+        self.acknowledgements = 0
+        """How many markers were answered."""
+        self._max_frames, self._max_bytes, self._clock = max_frames, max(max_bytes, LEAST_BYTES), clock
+        self._block_frames = min(BLOCK_FRAMES, max_frames)
+        self._open = _Block()
+        self._marked: deque[_Block] = deque()
+        self._markers: set[int] = set()  # that were not answered
+        self._marked_frames = 0
+        self._kept: deque[_Block] = deque()
+        self._kept_frames = self._kept_size = 0
+
+    def __len__(self) -> int:
+        return self._marked_frames + len(self._open.frames)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more frames are to be sent before an acknowledgement."""
+        return len(self) >= self._max_frames or self.size >= self._max_bytes
+
+    @property
+    def oldest(self) -> float:
+        """When the first unacknowledged frame was sent, to the block; infinite if there is none."""
+        first = self._marked[0] if self._marked else self._open
+        return first.since if first.frames else inf
+
+    def append(self, frame: bytes) -> float:
+        """Keep a frame that was sent; return when a marker is due if this frame has changed it, else 0."""
+        frames = self._open.frames
+        frames.append(frame)
+        count = len(frames)
+        if 1 < count < self._block_frames and len(frame) <= LARGE:  # mostly; sizes are added up by `marked`
+            return 0.0
+        if count == 1:
+            self._open.since = self._clock()
+        if len(frame) > LARGE:
+            self._open.size += len(frame)
+            self.size += len(frame)
+        return self.marker_due if count == 1 or self._is_block_full else 0.0
+
+    @property
+    def _is_block_full(self) -> bool:
+        return len(self._open.frames) >= self._block_frames or self._open.size >= BLOCK_BYTES
+
+    @property
+    def marker_due(self) -> float:
+        """When the next marker is to be sent; infinite if nothing asks for one."""
+        block = self._open
+        if not block.frames:
+            return inf
+        return NOW if self._is_block_full else block.since + BLOCK_SECONDS
+
+    def marked(self, number: int) -> None:
+        """Note that a marker with this number was sent behind all frames."""
+        block, self._open = self._open, _Block()
+        small = sum(len(frame) for frame in block.frames if len(frame) <= LARGE)
+        block.size += small
+        self.size += small
+        block.marker = number
+        self._markers.add(number)
+        self._marked.append(block)
+        self._marked_frames += len(block.frames)
+
+    def acknowledge(self, number: int) -> bool:
+        """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
+        if number not in self._markers:
+            return False
+        marked = self._marked
+        self.acknowledgements += 1
+        now = self._clock()
+        while marked and marked[0].marker <= number:
+            block = marked.popleft()
+            self._markers.discard(block.marker)
+            block.acknowledged_at = now
+            self._marked_frames -= len(block.frames)
+            self.size -= block.size
+            self._kept.append(block)
+            self._kept_frames += len(block.frames)
+            self._kept_size += block.size
+        self.forget(now)
+        return True
+
+    def forget(self, now: float) -> None:
+        """Let go of acknowledged frames that are old or too many."""
+        kept = self._kept
+        while kept and (
+            kept[0].acknowledged_at + KEEP_SECONDS <= now
+            or self._kept_frames > KEEP_FRAMES
+            or self._kept_size > KEEP_BYTES
+        ):
+            block = kept.popleft()
+            self._kept_frames -= len(block.frames)
+            self._kept_size -= block.size
+
+    def take(self) -> list[Unsettled]:
+        """Remove and return everything in the order in which it was sent, because the link cannot be relied on."""
+        self.forget(self._clock())
+        frames = [
+            Unsettled(block.since, frame, block.acknowledged_at > 0)
+            for block in (*self._kept, *self._marked, self._open)
+            for frame in block.frames
+        ]
+        self.clear()
+        return frames
+
+    def clear(self) -> None:
+        """Forget all frames."""
+        self._open = _Block()
+        self._marked.clear()
+        self._markers.clear()
+        self._kept.clear()
+        self.size = self._marked_frames = self._kept_frames = self._kept_size = 0

@@ -1,0 +1,89 @@
+"""By which forwarder each topic is sent. Pure.
+
+Any forwarder may carry anything, so the home of a topic is a preference of its sender: it spreads load and keeps the
+sender's order. Homes are *sticky*: while its forwarder serves, a topic in use stays there, so that no message overtakes
+another one. A topic that was silent for a second or two, and one whose forwarder is gone, gets the home that rendezvous
+hashing gives it among the forwarders which serve now. While its last messages are held or unacknowledged it is not
+silent: a stalled forwarder may not have seen them yet.
+
+What is in use is known by two generations of a table, of which `rotate` forgets the older one.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from hashlib import blake2b
+from typing import Generic, Protocol, TypeVar
+
+ROTATE_EVERY = 1.0
+"""Seconds between two calls of `rotate`."""
+
+
+class Named(Protocol):
+    """What can be a home: it has a name that is the same in every process."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+Home = TypeVar("Home", bound=Named)
+
+
+class Homes(Generic[Home]):
+    """The homes of the topics of one sender.
+
+    Args:
+        was_used: Whether this process has sent to a topic before.
+    """
+
+    def __init__(self, was_used: Callable[[bytes], bool]) -> None:
+        self.only: Home | None = None
+        """The only home that serves, if there is exactly one: nothing is to be chosen then."""
+        self._was_used = was_used
+        self._serving: list[Home] = []
+        self._young: dict[bytes, Home] = {}
+        self._old: dict[bytes, Home] = {}
+        self._former: Home | None = None  # was the only home until a moment ago
+        self._rotations = 0
+
+    def __len__(self) -> int:
+        return len(self._serving)
+
+    def serve(self, homes: Iterable[Home]) -> None:
+        """Change the homes that serve."""
+        former, self._serving = self.only, list(homes)
+        self.only = self._serving[0] if len(self._serving) == 1 else None
+        self._young = {key: home for key, home in self._young.items() if home in self._serving}
+        self._old = {key: home for key, home in self._old.items() if home in self._serving}
+        if former is not None and former in self._serving and self.only is None:
+            self._former, self._rotations = former, 2
+
+    def of(self, key: bytes) -> Home | None:
+        """Return the home of a topic; None if no home serves."""
+        home = self._young.get(key)
+        if home is None and self._serving:
+            home = self.only or self._old.pop(key, None) or self._choose(key)
+            if self.only is None:
+                self._young[key] = home
+        return home
+
+    def rotate(self, busy: Collection[Home] = ()) -> None:
+        """Forget the homes of topics that were not used since the call before last.
+
+        Args:
+            busy: Homes that keep their topics, since they hold messages from before the last call.
+        """
+        kept = {key: home for key, home in self._old.items() if home in busy} if busy else {}
+        self._old, self._young = kept | self._young, {}
+        if self._former not in busy:
+            self._rotations -= 1
+            if self._rotations <= 0:
+                self._former = None
+
+    def _choose(self, key: bytes) -> Home:
+        # While there was one home nothing was noted: what was sent before may have been sent by it a moment ago.
+        if self._former is not None and self._former in self._serving and self._was_used(key):
+            return self._former
+        return max(self._serving, key=lambda home: _weight(key, home.name))
+
+
+def _weight(key: bytes, name: str) -> bytes:
+    return blake2b(b"%b\0%b" % (name.encode(), key), digest_size=8).digest()

@@ -1,0 +1,544 @@
+"""All forwarders of a layer as one transport: connected to all, subscribed at all, reading from all.
+
+In the data-flow diagram this is the fan of arrows between a process and its forwarders. Each topic is sent by its home
+(`homes`). When a link can be relied on no longer, what it has sent and not seen acknowledged is sent again by the next
+homes, with the same numbers and before anything newer. While no link is up, everything waits in the lobby. The rules,
+and what was measured: docs/design/0007.
+
+One descriptor stands for all links: that of a selector which watches their sockets.
+"""
+
+import logging
+import selectors
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import zmq
+
+from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.counters import LinkStats
+from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
+from channels_zmq.housekeeper import Watched
+from channels_zmq.options import Options
+from channels_zmq.transports.discovery import Bootstrap, Forwarder
+from channels_zmq.transports.homes import ROTATE_EVERY, Homes
+from channels_zmq.transports.link import Link
+from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
+from channels_zmq.transports.states import State
+from channels_zmq.transports.subscriber import Socket, Subscriber
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import KnownForwarder, Topic
+
+IGNORE_FOR = 600.0
+"""Seconds for which an address is not tried again that leads to a forwarder with another address, or nowhere."""
+REACHED_WITHIN = 10.0
+"""Seconds after which a forwarder is used although others have more clients: some may not be able to reach it."""
+FORGET_AFTER = 60.0
+"""Seconds after which a forwarder is forgotten that cannot be reached and that nobody lists."""
+
+
+@dataclass(slots=True)
+class _Outage:
+    """Since when no link is up, and how many messages had been lost before."""
+
+    since: float
+    lost_before: int
+
+
+class Links:
+    """One process at all forwarders of a layer.
+
+    Args:
+        forwarders: As CONFIG gives them.
+        options: Bounds and times.
+        client: Takes the frames that arrive.
+        call_soon: Arranges for `tick` at a time at the latest.
+    """
+
+    must_confirm = True
+    is_alone = False
+    is_bound = False
+
+    def __init__(
+        self,
+        forwarders: Sequence[Forwarder],
+        options: Options,
+        client: Client,
+        call_soon: Callable[[float], None],
+    ) -> None:
+        self.address = ", ".join(map(str, forwarders))
+        self.holds_back = False
+        self._options, self._client, self._call_soon = options, client, call_soon
+        self._bootstrap = Bootstrap(forwarders, options.resolve_every)
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._selector = selectors.DefaultSelector()
+        self._links: dict[Forwarder, Link] = {}
+        self._by_attachment: dict[Attachment, Link] = {}
+        self._homes: Homes[Link] = Homes(self._was_used)
+        self._ledger = Ledger(options.outbox_capacity, options.outbox_bytes)
+        self._lobby = Outbox(self._ledger)
+        self._outage: _Outage | None = None
+        self._own_prefix = wire.direct_prefix(client.inbox)
+        self._rotate_at = 0.0
+        self._rotated = 0.0, 0  # when homes were forgotten last, and the order of the last message held until then
+        self._listed: dict[Forwarder, float] = {}  # by other processes, and when they did so last
+        self._ignored: dict[Forwarder, float] = {}  # known by another address already, or of no use: until when
+        self._list_told = b""
+        self._has_reported_lists = self._has_reported_problem = False
+
+    # Opening and closing
+
+    def start(self) -> None:
+        """Connect to all forwarders whose addresses need not be resolved.
+
+        Raises:
+            ConfigurationError: If an address or a key is invalid.
+        """
+        try:
+            for forwarder in self._bootstrap.literal:
+                self._add(forwarder)
+        except ConfigurationError:
+            self._context.destroy(linger=0)
+            raise
+
+    def _add(self, forwarder: Forwarder) -> None:
+        link = Link(
+            forwarder,
+            self._context,
+            self._options,
+            self._client,
+            self._ledger,
+            self,
+            self._call_soon,
+            self._known_to_hello,
+        )
+        try:
+            link.start()
+        except ConfigurationError:
+            self._client.detach(link.attachment)
+            raise
+        self._links[forwarder] = self._by_attachment[link.attachment] = link
+
+    def _remove(self, link: Link) -> None:
+        instance = _instance(link)
+        del self._links[link.forwarder], self._by_attachment[link.attachment]
+        if link.state is State.UP:
+            self.went_down(link)
+        link.close()
+        self._client.detach(link.attachment)
+        for other in self._links.values():
+            if instance and _instance(other) == instance:
+                other.greet()
+
+    def watch(self, subscriber: Subscriber) -> None:
+        """Let event loops watch a subscriber."""
+        self._selector.register(subscriber.descriptor, selectors.EVENT_READ)
+
+    def unwatch(self, subscriber: Subscriber) -> None:
+        """Let no event loop watch a subscriber that is about to be closed."""
+        self._selector.unregister(subscriber.descriptor)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages are sent now rather than held."""
+        return len(self._homes) > 0
+
+    @property
+    def refusal(self) -> str:
+        """Why a forwarder has not accepted this process, or was not found, as far as is known."""
+        return self._bootstrap.problem or next((one.refusal for one in self._links.values() if one.refusal), "")
+
+    @property
+    def descriptor(self) -> int:
+        """What event loops watch for input."""
+        return self._selector.fileno()
+
+    @property
+    def held(self) -> int:
+        """How many messages wait to be sent, or to be acknowledged."""
+        return len(self._lobby) + sum(link.held for link in self._links.values())
+
+    def stats(self) -> list[LinkStats]:
+        """Return the state of each link."""
+        return [link.stats() for link in self._links.values()]
+
+    def producer(self) -> "Links":
+        """Return this transport: every client of a forwarder may send."""
+        return self
+
+    promote = producer
+
+    def watched(self) -> Watched:
+        """Return the monitors of all sockets."""
+        monitors = {}
+        for link in self._links.values():
+            monitors.update(link.monitors())
+        return Watched(monitors)
+
+    def close(self) -> None:
+        """Send what is held as far as forwarders are there, and close the sockets."""
+        for link in self._links.values():
+            link.close()
+        self._selector.close()
+
+    def terminate(self) -> None:
+        """Wait until what was sent is delivered, at most the linger time."""
+        self._context.term()
+
+    def abandon(self) -> None:
+        """Do nothing: a forked child has nothing here to let go of."""
+
+    # Sending
+
+    def publish_group(self, topic: bytes, payload: bytes, ttl: int) -> None:
+        """Number a message and send it, or hold it.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+        link = self._homes.only or self._homes.of(topic)
+        if link is not None:
+            if not link.passes:
+                link.make_room()
+            if link.passes and link.publish(topic, payload, ttl):
+                return
+        now = time.monotonic()
+        self._hold(link, Held(now + ttl / 1000, topic, payload), now)
+
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
+        """Number a message and send it, or hold it.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+        self.publish_group(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
+
+    def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
+        """Send a message to a channel of this process by a forwarder, so that it keeps its place among others.
+
+        Returns:
+            False if the channel is full. None if that cannot be known before the messages in flight have arrived.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+        client = self._client
+        box = client.mailboxes.open(channel, capacity)
+        if client.mailboxes.is_full(box):
+            return False
+        if box.in_flight and len(box.mail) + len(box.in_flight) >= capacity:
+            return None if self.is_connected else False
+        self.publish_group(self._own_prefix, wire.direct_body(channel, payload), ttl)
+        client.sent_to_own(box)
+        return True
+
+    def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
+        """Send a frame by the XSUB of one link, or of all; return whether input is there now."""
+        if to is None:
+            return sum([link.send_upstream(frame) for link in self._links.values()]) > 0
+        link = self._by_attachment.get(to)
+        return link is not None and link.is_connected and link.send_upstream(frame)
+
+    def send_downstream(
+        self,
+        frame: bytes,
+        deadline: float,
+        number: int,
+        key: bytes = b"",
+        *,
+        must: bool = False,
+    ) -> bool:
+        """Send a frame by the PUSH of the home of a key, or hold it; see `Transport`."""
+        link = self._homes.of(key)
+        if link is None and number:
+            self._check_versions()
+        if link is None or not link.send_request(frame, number):
+            self._hold(link, Held(deadline, key, frame, Kind.REQUEST, number), time.monotonic(), must=must)
+        return False
+
+    def send_to(self, to: Attachment, frame: bytes) -> bool:
+        """Send a frame to one forwarder behind everything that was sent to it; return whether input is there now.
+
+        If PUSH has no connection, nothing is on its way by it any more.
+        """
+        link = self._by_attachment.get(to)
+        if link is None or (link.state is State.UP and link.send(frame)):
+            return False
+        return link.send_upstream(frame)
+
+    def _check_versions(self) -> None:
+        for link in self._links.values():
+            if link.other_version is not None:
+                raise WireVersionMismatch(link.address, link.other_version, wire.VERSION)
+
+    # Holding
+
+    def _hold(self, link: Link | None, held: Held, now: float, *, must: bool = False) -> None:
+        """Hold a message at its link, or in the lobby.
+
+        Raises:
+            OutboxFull: If no more messages are held.
+        """
+        outbox = self._lobby if link is None else link
+        if not outbox.hold(held, now, must=must):
+            raise OutboxFull(self.address, self._ledger.count)
+
+    def subscribed(self, topic: Topic) -> None:
+        """Note that messages held now are older than the subscription to their topic."""
+        self._ledger.subscribed(topic)
+
+    def withdraw(self, number: int) -> None:
+        """Drop a held request."""
+        if self._ledger.count and not self._lobby.withdraw(number):
+            any(link.withdraw(number) for link in self._links.values())
+
+    def drop_held(self) -> None:
+        """Drop all held messages."""
+        self._lobby.clear()
+        for link in self._links.values():
+            link.drop_held()
+
+    def mark_now(self) -> None:
+        """Ask for the acknowledgement of everything at once."""
+        for link in self._links.values():
+            link.mark_now()
+
+    # Receiving
+
+    def has_input(self) -> bool:
+        """Return whether a frame can be read."""
+        return any(link.has_input() for link in self._links.values())
+
+    def read(self) -> bool:
+        """Feed the client for one turn of each link; return whether more input may be there."""
+        if len(self._links) == 1:  # mostly
+            (link,) = self._links.values()
+            return link.read()
+        return sum([link.read() for link in self._links.values()]) > 0
+
+    # Links that come and go
+
+    def take_session(self, frames: Sequence[tuple[Attachment, SessionFrame]]) -> None:
+        """Take welcomes, and the answers to echoes and markers."""
+        for attachment, frame in frames:
+            link = self._by_attachment.get(attachment)
+            if link is not None:
+                link.take_session(frame)
+
+    def came_up(self, link: Link) -> None:
+        """Send by a link from now on, unless other clients have yet to reach its forwarder."""
+        self._serve()
+        self._flush()
+
+    def went_down(self, link: Link) -> None:
+        """Send by a link no longer: what it has not delivered for sure is sent again, first and in order."""
+        self._serve()
+        if not self.is_connected and self._outage is None:
+            self._outage = _Outage(time.monotonic(), self._client.counters.lost())
+            self._client.out.change(LinkLost())
+        now = time.monotonic()
+        for held in link.take():
+            self._hold(self._homes.of(held.key), held, now, must=True)
+        if self.is_connected:
+            self._flush()
+        self._bootstrap.hurry()
+
+    def _serve(self) -> None:
+        """Choose homes among the links that are up, and whose forwarders all other clients have reached.
+
+        The other forwarders must know of it: a process that has just started may know only one of them, learns of this
+        one by its first welcome, and subscribes there before its first `group_add` returns. And it must have as many
+        clients as the others: those that run have to learn of it, too. They get `REACHED_WITHIN` for that. So nothing
+        is chosen while a link is about to come up, for its forwarder may be the one that has the clients.
+        """
+        now = time.monotonic()
+        links = [one for one in self._links.values() if one.forwarder not in self._ignored]
+        up = [one for one in links if one.state is State.UP]
+        is_settled = not any(one.is_coming(now) for one in links)
+        for link in up:
+            others = [one for one in links if one is not link and one.welcome is not None]
+            has_clients = link.attachment.clients >= max((one.attachment.clients for one in others), default=0)
+            is_reached = is_settled and has_clients and all(_lists(one, link) for one in others)
+            if is_reached or now >= link.up_since + REACHED_WITHIN:
+                link.is_home = True
+        homes = [link for link in up if link.is_home]
+        self._homes.serve(homes or (up[:1] if is_settled else []))
+        self._leave_lobby()
+        if self._outage is not None and self.is_connected:
+            self._end_outage(self._outage)
+
+    def _end_outage(self, outage: _Outage) -> None:
+        """Announce that a forwarder is there again; what is held goes behind the announcement."""
+        self._outage = None
+        counters = self._client.counters
+        counters.reconnects += 1
+        self._client.out.change(LinkRestored(counters.lost() - outage.lost_before or None))
+        self.holds_back = True
+        self._call_soon(0.0)  # `tick` sends what is held
+
+    def _leave_lobby(self) -> None:
+        if len(self._homes) and len(self._lobby):
+            now = time.monotonic()
+            for held in self._lobby.take():
+                self._hold(self._homes.of(held.key), held, now, must=True)
+
+    def _flush(self) -> None:
+        for link in self._links.values():
+            if not link.passes:
+                link.flush()
+
+    def _was_used(self, key: bytes) -> bool:
+        # What is held may have no number yet.
+        return self._ledger.count > 0 or not key.endswith((b"\0", b"\0d")) or self._client.numbers.last(key) > 0
+
+    # Discovery
+
+    def welcomed(self, link: Link, welcome: wire.Welcome) -> None:
+        """Learn of forwarders that other processes know."""
+        try:
+            known = wire.decode_forwarders(welcome.forwarders)
+            listed = {Forwarder(one.pull.decode(), one.pub.decode()): one.instance.decode() for one in known}
+        except (wire.FrameError, UnicodeDecodeError):
+            self._client.counters.drop("malformed")
+            listed = {}
+        link.listed = listed or None
+        self._drop_double(link, welcome.instance)
+        self._look_at_lists(time.monotonic())
+        self._learn()
+        if link.state is State.UP:
+            self._serve()
+
+    def _look_at_lists(self, now: float) -> None:
+        """Note which forwarders the last welcomes list, but for those that this process reaches by other addresses.
+
+        That is only known once all that are connected have said which instance they are.
+        """
+        may_learn = not any(one.is_greeting(now) for one in self._links.values())
+        ours = {_instance(one).hex() for one in self._links.values()}
+        for link in self._links.values():
+            listed = link.listed if link.welcome is not None else None
+            for forwarder, instance in (listed or {}).items():
+                is_known = forwarder in self._links or forwarder in self._listed
+                if is_known or (may_learn and instance and instance not in ours):
+                    self._listed[forwarder] = now
+        self._report_lists(list(self._listed))
+
+    def _drop_double(self, link: Link, instance: bytes) -> None:
+        """Ignore one of two links to one instance: another process knows the forwarder by other addresses.
+
+        The instance has one session for this process, that of the later hello. `tick` removes the link that is ignored
+        and begins a new session by the other one.
+        """
+        for other in self._links.values():
+            if other is not link and other.forwarder not in self._ignored and _instance(other) == instance:
+                double = other if link.forwarder in self._bootstrap.known else link
+                is_configured = double.forwarder in self._bootstrap.known
+                self._ignored[double.forwarder] = inf if is_configured else time.monotonic() + IGNORE_FOR
+                self._listed.pop(double.forwarder, None)
+                self._serve()
+                self._call_soon(0.0)
+                return
+
+    def _report_lists(self, listed: list[Forwarder]) -> None:
+        """Log once that other processes use other forwarders than CONFIG lists here."""
+        configured = self._bootstrap.literal
+        others = [one for one in listed if one not in configured]
+        if others and len(configured) > 1 and not self._has_reported_lists:
+            self._has_reported_lists = True
+            self._client.counters.report(
+                logging.WARNING,
+                "processes of this layer list different forwarders: here %s; elsewhere also %s",
+                ", ".join(map(str, configured)),
+                ", ".join(map(str, others)),
+            )
+
+    def _learn(self) -> None:
+        """Connect to all forwarders that CONFIG or another process lists."""
+        for forwarder in [*self._bootstrap.known, *self._listed]:
+            if forwarder in self._links or forwarder in self._ignored or len(self._links) >= wire.MAX_FORWARDERS:
+                continue
+            try:
+                self._add(forwarder)
+            except ConfigurationError as error:
+                self._ignored[forwarder] = time.monotonic() + IGNORE_FOR
+                self._client.counters.report(logging.ERROR, "%s", error)
+
+    def _known_to_hello(self) -> bytes:
+        """Return the list for a hello: the forwarders that this process is connected to."""
+        return wire.encode_forwarders(
+            KnownForwarder(
+                link.forwarder.pull.encode(),
+                link.forwarder.pub.encode(),
+                link.state is State.UP,
+                _instance(link).hex().encode(),
+            )
+            for link in self._links.values()
+            if link.is_connected and link.forwarder not in self._ignored
+        )
+
+    def _tell_others(self) -> None:
+        """Repeat the hello at every forwarder if the list that it carries has changed."""
+        known = self._known_to_hello()
+        if known != self._list_told:
+            self._list_told = known
+            for link in self._links.values():
+                if link.welcome is not None and link.state is not State.DRAINING:
+                    link.say_hello()
+
+    def _forget(self, now: float) -> None:
+        """Remove the links to forwarders that are known by other addresses too, or that are gone and nobody lists."""
+        self._ignored = {one: until for one, until in self._ignored.items() if until > now}
+        self._look_at_lists(now)
+        self._listed = {one: at for one, at in self._listed.items() if at + FORGET_AFTER > now}
+        known = {*self._bootstrap.known, *self._listed}
+        for link in list(self._links.values()):
+            if link.forwarder in self._ignored or (link.state is State.DOWN and link.forwarder not in known):
+                self._remove(link)
+
+    # Housekeeping
+
+    def tick(self, now: float) -> float:
+        """Do what is due at every link; return when to be called again."""
+        self.holds_back = False
+        if not self.is_connected:
+            self._serve()
+        self._learn()
+        if any(one in self._links for one in self._ignored):
+            self._forget(now)
+        due = min((link.tick(now) for link in list(self._links.values())), default=now + ROTATE_EVERY)
+        self._client.counters.drop("outbox_expired", self._lobby.expire(now))
+        self._tell_others()
+        if now >= self._rotate_at:
+            self._serve()
+            self._rotate_homes(now)
+            self._forget(now)
+        return min(due, self._rotate_at)
+
+    def _rotate_homes(self, now: float) -> None:
+        before, order = self._rotated
+        self._homes.rotate([link for link in self._links.values() if link.is_busy_since(before, order)])
+        self._rotated, self._rotate_at = (now, self._ledger.order), now + ROTATE_EVERY
+
+    def look_around(self) -> None:
+        """Read keys and resolve names again, which may block."""
+        for link in list(self._links.values()):
+            link.look_around()
+        self._bootstrap.look()
+        problem = self._bootstrap.problem
+        if problem and not self._has_reported_problem:
+            self._client.counters.report(logging.WARNING, "%s", problem)
+        self._has_reported_problem = bool(problem)
+        if any(one not in self._links for one in self._bootstrap.known):
+            self._call_soon(0.0)
+
+
+def _instance(link: Link) -> bytes:
+    return link.welcome.instance if link.welcome is not None else b""
+
+
+def _lists(link: Link, other: Link) -> bool:
+    """Return whether a forwarder has acknowledged that there is another one; one of an older release lists none."""
+    return link.listed is None or other.forwarder in link.listed

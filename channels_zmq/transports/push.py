@@ -1,0 +1,61 @@
+"""The PUSH of a process to one forwarder: one connection, made once.
+
+In the data-flow diagram this is the arrow out of the process. When its connection is lost, or never comes about, the
+socket is of no use any more: whoever holds it opens another one, and sends again what may be lost.
+"""
+
+from collections.abc import Callable
+
+import zmq
+from zmq.constants import SocketOption
+
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys
+from channels_zmq.transports.discovery import Endpoint
+from channels_zmq.transports.subscriber import Socket, connect, monitor, set_options
+from channels_zmq_forwarder.sockets import plain_send
+
+HIGH_WATER_MARK = 10_000
+_OPTIONS: dict[SocketOption, int] = {
+    zmq.RECONNECT_IVL: -1,
+    zmq.CONNECT_TIMEOUT: 2000,
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 5,
+    zmq.TCP_KEEPALIVE_INTVL: 2,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.SNDHWM: HIGH_WATER_MARK,
+    zmq.LINGER: 0,
+}
+"""A lost connection ends what libzmq holds for it by the linger time of that moment: if frames could not be sent, the
+default, for ever, would let the context never end."""
+
+
+class Push:
+    """A PUSH that connects as it is made.
+
+    Args:
+        context: Makes the socket.
+        address: Where the forwarder takes messages in.
+        keys: To connect with; None without CURVE.
+
+    Raises:
+        ConfigurationError: If the address cannot be connected to.
+    """
+
+    def __init__(self, context: "zmq.Context[Socket]", address: str, keys: ClientKeys | None) -> None:
+        self._socket = context.socket(zmq.PUSH)
+        set_options(self._socket, _OPTIONS)
+        self.monitor = monitor(self._socket, zmq.Event.CLOSED)
+        self.send: Callable[[bytes, int], object] = plain_send(self._socket)
+        """Send a frame; raises `zmq.Again` if the socket is full, or has lost its connection."""
+        try:
+            connect(self._socket, Endpoint(address), "pull_socket_address", keys)
+        except ConfigurationError:
+            self.close(linger=0)
+            raise
+
+    def close(self, linger: float) -> None:
+        """Close the socket; what it has taken is still delivered within `linger` seconds."""
+        self._socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self._socket.close(linger=round(linger * 1000))

@@ -1,0 +1,150 @@
+"""Keys of clients that are rotated twice while they send: no connection is missed, and no message."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from forwarders import Forwarder, close_all, free_ports, port_of, until
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq_forwarder.curve import new_pair
+
+KEYS = ("first", "second", "third")
+LINES_OF_REVOCATION = "1 revoked"
+
+
+class Rotation:
+    """The keys of all clients, in a file that each of them reads, and the list of those that may connect."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pairs = {name: [key.decode() for key in new_pair()] for name in ("server", *KEYS)}
+        self.server_key = self._pairs["server"][0]
+        self.write("server.secret", self._pairs["server"][1])
+        self.allow(KEYS[0])
+        self.give(KEYS[0])
+
+    def file(self, name: str) -> str:
+        return str(self._folder / name)
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file in one step, as a mounted volume does."""
+        fresh = self._folder / f"{name}.new"
+        fresh.write_text(f"{text}\n", encoding="ascii")
+        fresh.replace(self._folder / name)
+
+    def allow(self, *names: str) -> None:
+        self.write("allowed", "\n".join(self._pairs[name][0] for name in names))
+
+    def give(self, name: str) -> None:
+        self.write("client.secret", self._pairs[name][1])
+
+
+@pytest.fixture
+def rotation(tmp_path: Path) -> Rotation:
+    return Rotation(tmp_path)
+
+
+@pytest.fixture
+def guarded(rotation: Rotation, tmp_path: Path) -> Iterator[Forwarder]:
+    """A forwarder that allows the keys of the rotation."""
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    flags = (
+        f"--curve-secret-key-file={rotation.file('server.secret')}",
+        f"--curve-allowed-keys-file={rotation.file('allowed')}",
+    )
+    own = Forwarder(pull, pub, flags=flags, log=tmp_path / "forwarder.log")
+    own.start()
+    yield own
+    close_all()
+    own.end()
+
+
+def connections(forwarder: Forwarder) -> int:
+    """Return how many connections this process has to the forwarder."""
+    ports = {port_of(forwarder.pull), port_of(forwarder.pub)}
+    return sum(one.raddr.port in ports for one in psutil.Process().net_connections("tcp") if one.raddr)
+
+
+def session(layer: DedicatedZmqChannelLayer) -> int:
+    return layer.stats()["links"][0]["session"]
+
+
+def test_keys_are_rotated_twice_under_load_without_a_gap(
+    run: Callable[..., Any], guarded: Forwarder, rotation: Rotation
+) -> None:
+    """Connections older than both rotations take up each key beside the former one, which is revoked then."""
+    config = {
+        "curve_server_key": rotation.server_key,
+        "curve_secret_key_file": rotation.file("client.secret"),
+        "on_disconnect": "went",
+        "on_reconnect": "came",
+        "capacity": 10**6,
+    }
+
+    async def scenario() -> None:
+        sender = DedicatedZmqChannelLayer(**guarded.config, **config)
+        # Another file name makes it another connection.
+        Path(rotation.file("copy.secret")).symlink_to(rotation.file("client.secret"))
+        receiver = DedicatedZmqChannelLayer(
+            **guarded.config, **config | {"curve_secret_key_file": rotation.file("copy.secret")}
+        )
+        channel = await receiver.new_channel()
+        await receiver.group_add("chat", channel)
+        await until(lambda: sender.stats()["connected"])
+        sent, jobs = 0, 0
+        stop = asyncio.Event()
+
+        async def send() -> None:
+            nonlocal sent
+            for sent in count(1):
+                await sender.group_send("chat", {"n": 2 * sent})
+                await sender.send(channel, {"n": 2 * sent + 1})
+                if stop.is_set():
+                    break
+                await asyncio.sleep(0.001)  # of load
+
+        async def send_jobs() -> None:
+            nonlocal jobs
+            for jobs in count(1):
+                await sender.send("jobs", {"n": jobs})
+                if stop.is_set():
+                    break
+                await asyncio.sleep(0.002)  # of load
+
+        done: list[int] = []
+
+        async def work() -> None:
+            while True:
+                done.append((await receiver.receive("jobs"))["n"])
+
+        sending = [asyncio.create_task(one) for one in (send(), send_jobs())]
+        working = asyncio.create_task(work())
+        for former, key in pairwise(KEYS):
+            before = session(sender), session(receiver)
+            rotation.allow(former, key)
+            rotation.give(key)
+            await until(lambda: session(sender) > before[0] and session(receiver) > before[1])  # noqa: B023
+            await until(lambda: connections(guarded) > 4)
+            await until(lambda: connections(guarded) == 4)
+            revoked = guarded.log_text().count(LINES_OF_REVOCATION)
+            rotation.allow(key)
+            await until(lambda: guarded.log_text().count(LINES_OF_REVOCATION) > revoked)  # noqa: B023
+        stop.set()
+        await asyncio.gather(*sending)
+        read = [(await receiver.receive(channel))["n"] for _ in range(2 * sent)]
+        assert [n for n in read if n % 2 == 0] == [2 * n for n in range(1, sent + 1)]
+        assert [n for n in read if n % 2 == 1] == [2 * n + 1 for n in range(1, sent + 1)]
+        await until(lambda: len(done) == jobs)
+        assert sorted(done) == list(range(1, jobs + 1))
+        working.cancel()
+        for layer in (sender, receiver):
+            stats = layer.stats()
+            assert (stats["reconnects"], stats["dropped"], stats["waiting"]) == (0, {}, 0)
+
+    run(scenario())
+    assert "a revoked key was in use" not in guarded.log_text()

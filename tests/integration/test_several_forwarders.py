@@ -1,0 +1,274 @@
+"""Several equal forwarders: what a process sends, receives and learns while they come, end and die."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all, free_ports, until
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.errors import ConnectionLost
+from channels_zmq.transports import discovery
+
+Run = Callable[[Awaitable[None]], None]
+GROUPS = [f"group-{number}" for number in range(30)]
+
+
+@pytest.fixture
+def forwarders() -> Iterator[list[Forwarder]]:
+    """Three forwarders; the third one is not started."""
+    all_of_them = [
+        Forwarder(*(f"tcp://127.0.0.1:{port}" for port in free_ports(2)), settle=0.1, flags=("--settle-at-most", "2"))
+        for _ in range(3)
+    ]
+    for forwarder in all_of_them[:2]:
+        forwarder.start()
+    yield all_of_them
+    close_all()
+    for forwarder in all_of_them:
+        forwarder.kill()
+
+
+def layer_of(forwarders: list[Forwarder], **config: Any) -> DedicatedZmqChannelLayer:
+    """Return a layer of its own connection."""
+    return DedicatedZmqChannelLayer(
+        pull_socket_address=[one.pull for one in forwarders],
+        pub_socket_address=[one.pub for one in forwarders],
+        capacity=10**6,
+        **config,
+    )
+
+
+def states(layer: DedicatedZmqChannelLayer) -> list[str]:
+    return [link["state"] for link in layer.stats()["links"]]
+
+
+async def up(layer: DedicatedZmqChannelLayer, count: int) -> None:
+    await until(lambda: sum(link["carries"] for link in layer.stats()["links"]) == count)
+
+
+def frames_in(forwarder: Forwarder) -> int:
+    return int(forwarder.status()["frames_in"])
+
+
+async def members(layer: DedicatedZmqChannelLayer) -> str:
+    """Return a channel that is in all groups."""
+    channel = await layer.new_channel()
+    await asyncio.gather(*(layer.group_add(group, channel) for group in GROUPS))
+    return channel
+
+
+async def publish(layer: DedicatedZmqChannelLayer, number: int) -> None:
+    for group in GROUPS:
+        await layer.group_send(group, {"group": group, "n": number})
+
+
+async def numbers(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> dict[str, list[int]]:
+    """Return the numbers that arrive for each group until there are `count` of each."""
+    found: dict[str, list[int]] = {group: [] for group in GROUPS}
+    for _ in range(count * len(GROUPS)):
+        message = await layer.receive(channel)
+        found[message["group"]].append(message["n"])
+    return found
+
+
+def test_topics_are_spread_over_the_forwarders_and_keep_their_order(run: Run, forwarders: list[Forwarder]) -> None:
+    """Every group is received whole, by whichever it is sent; neither forwarder carries everything."""
+
+    async def scenario() -> None:
+        sender, receiver = layer_of(forwarders[:2]), layer_of(forwarders[:2][::-1])
+        channel = await members(receiver)
+        await up(sender, 2)
+        await up(receiver, 2)
+        before = [frames_in(one) for one in forwarders[:2]]
+        for number in range(20):
+            await publish(sender, number)
+        assert await numbers(receiver, channel, 20) == {group: list(range(20)) for group in GROUPS}
+        carried = [frames_in(one) - already for one, already in zip(forwarders, before, strict=False)]
+        assert min(carried) > 20 * 3
+        assert receiver.stats()["dropped"] == {}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["end", "kill"])
+def test_a_forwarder_that_goes_takes_no_message_along(run: Run, forwarders: list[Forwarder], how: str) -> None:
+    """What it had and what it would have had is carried by the other one: all, once, in order, without a pause."""
+
+    async def scenario() -> None:
+        sender, receiver = layer_of(forwarders[:2]), layer_of(forwarders[:2][::-1])
+        channel = await members(receiver)
+        await up(sender, 2)
+        await up(receiver, 2)
+        gone = asyncio.create_task(asyncio.to_thread(getattr(forwarders[0], how)))
+        count = 0
+        while not gone.done() or count < 50:
+            await publish(sender, count)
+            count += 1
+            await asyncio.sleep(0.001)  # of load
+        assert await numbers(receiver, channel, count) == {group: list(range(count)) for group in GROUPS}
+        assert (receiver.stats()["dropped"], sender.stats()["dropped"]) == ({}, {})
+        assert sender.stats()["reconnects"] == 0
+
+    run(scenario())
+
+
+def test_jobs_move_from_a_forwarder_that_ends_to_another(run: Run, forwarders: list[Forwarder]) -> None:
+    """All of them, in order: it gives back what waits in its queues."""
+
+    async def scenario() -> None:
+        layer = layer_of(forwarders[:2])
+        await up(layer, 2)
+        for number in range(600):
+            await layer.send("jobs", {"n": number})
+        home = next(one for one in forwarders if one.status()["waiting"] == 600)
+        await asyncio.to_thread(home.end)
+        assert [(await layer.receive("jobs"))["n"] for _ in range(600)] == list(range(600))
+        assert layer.stats()["dropped"] == {}
+
+    run(scenario())
+
+
+def test_jobs_of_the_only_forwarder_wait_in_the_clients_for_its_successor(
+    run: Run, forwarders: list[Forwarder]
+) -> None:
+    """A restart on the same address loses none."""
+
+    async def scenario() -> None:
+        layer = layer_of(forwarders[:1])
+        for number in range(300):
+            await layer.send("jobs", {"n": number})
+        await asyncio.to_thread(forwarders[0].end)
+        assert layer.stats()["held"] == 300
+        await asyncio.to_thread(forwarders[0].start)
+        assert [(await layer.receive("jobs"))["n"] for _ in range(300)] == list(range(300))
+
+    run(scenario())
+
+
+def test_a_forwarder_that_never_existed_changes_nothing(
+    run: Run, forwarders: list[Forwarder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything works, nothing waits for it, and nothing is logged about it again and again."""
+
+    async def scenario() -> None:
+        layer = layer_of(forwarders)
+        begun = asyncio.get_running_loop().time()
+        channel = await members(layer)
+        assert asyncio.get_running_loop().time() - begun < 2.0
+        await up(layer, 2)
+        await publish(layer, 0)
+        assert await numbers(layer, channel, 1) == {group: [0] for group in GROUPS}
+        await layer.send("jobs", {"n": 1})
+        assert await layer.receive("jobs") == {"n": 1}
+        assert sorted(states(layer)) == ["down", "up", "up"]
+
+    with caplog.at_level(logging.INFO, "channels_zmq"):
+        run(scenario())
+    assert [record for record in caplog.records if forwarders[2].pub in record.getMessage()] == []
+
+
+def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(run: Run, forwarders: list[Forwarder]) -> None:
+    """Its outcome is unknown, and it is not sent again."""
+
+    async def scenario() -> None:
+        layer = layer_of(forwarders[:1], connect_timeout=30.0)
+        await up(layer, 1)
+        await asyncio.to_thread(forwarders[0].freeze)
+        sending = asyncio.create_task(layer.send("jobs", {"n": 1}))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(forwarders[0].kill)
+        with pytest.raises(ConnectionLost, match=r"send\('jobs'\).*outcome unknown"):
+            await sending
+
+    run(scenario())
+
+
+def test_a_process_with_an_old_list_learns_of_the_others(
+    run: Run, forwarders: list[Forwarder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before its first `group_add` returns, so it misses nothing that is sent by a forwarder that it did not know."""
+
+    async def scenario() -> None:
+        sender = layer_of(forwarders[:2])
+        await up(sender, 2)
+        receiver = layer_of(forwarders[:1])
+        channel = await members(receiver)
+        for number in range(10):
+            await publish(sender, number)
+        assert await numbers(receiver, channel, 10) == {group: list(range(10)) for group in GROUPS}
+        await up(receiver, 2)
+
+    run(scenario())
+
+
+def test_lists_that_differ_are_logged_once_with_both(
+    run: Run, forwarders: list[Forwarder], caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a process whose list lacks a forwarder that others use."""
+
+    async def scenario() -> None:
+        await asyncio.to_thread(forwarders[2].start)
+        complete, lacking = layer_of(forwarders), layer_of(forwarders[:2])
+        await up(complete, 3)
+        await up(lacking, 3)
+
+    with caplog.at_level(logging.WARNING, "channels_zmq"):
+        run(scenario())
+    (line,) = [one.getMessage() for one in caplog.records if "different forwarders" in one.getMessage()]
+    assert all(one.pub in line.partition("elsewhere")[0] for one in forwarders[:2])
+    assert forwarders[2].pub in line.partition("elsewhere")[2]
+
+
+def test_a_name_stands_for_all_forwarders_that_it_resolves_to(
+    run: Run, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for one that is added later; the name is resolved again every `resolve_every` seconds.
+
+    A worker that waits already gets jobs of every forwarder.
+    """
+    pull, pub = free_ports(2)
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    alike = [Forwarder(f"tcp://{host}:{pull}", f"tcp://{host}:{pub}", settle=0.1) for host in hosts]
+    known = hosts[:2]
+
+    def resolve(address: str) -> list[str]:
+        return [address.replace("forwarders", host) for host in known]
+
+    monkeypatch.setattr(discovery, "resolve", resolve)
+
+    async def scenario() -> None:
+        for one in alike[:2]:
+            await asyncio.to_thread(one.start)
+        layer = DedicatedZmqChannelLayer(
+            pull_socket_address=f"tcp://forwarders:{pull}",
+            pub_socket_address=f"tcp://forwarders:{pub}",
+            resolve_every=0.1,
+        )
+        working = asyncio.create_task(layer.receive("jobs"))  # before any name is resolved
+        await asyncio.sleep(0)
+        await up(layer, 2)
+        await layer.send("jobs", {"n": 1})
+        assert await working == {"n": 1}
+        working = asyncio.create_task(layer.receive("jobs"))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(alike[2].start)
+        known.append(hosts[2])
+        await up(layer, 3)
+        other = DedicatedZmqChannelLayer(
+            pull_socket_address=f"tcp://{hosts[2]}:{pull}", pub_socket_address=f"tcp://{hosts[2]}:{pub}"
+        )
+        await other.send("jobs", {"n": 2})
+        assert await working == {"n": 2}
+        del known[0]
+        await asyncio.to_thread(alike[0].end)
+        await until(lambda: states(layer).count("up") == 2)
+
+    try:
+        run(scenario())
+    finally:
+        close_all()
+        for one in alike:
+            one.kill()

@@ -1,0 +1,53 @@
+"""What a client knows of one exchange."""
+
+import pytest
+
+from channels_zmq.client.attachment import Attachment
+
+INBOX = b"0123456789abcdef"
+
+
+@pytest.fixture
+def attachment(clock):
+    return Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
+
+
+def test_an_exchange_is_waited_for_from_the_beginning(attachment):
+    """It may be one that others use already: a join that did not wait for it could miss their messages."""
+    assert attachment.is_reachable
+
+
+def test_each_exchange_has_a_window_and_credit_of_its_own(attachment, clock):
+    """With the bounds of its client."""
+    other = Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
+    for _ in range(2):
+        attachment.window.append(b"x")
+    attachment.credit.begin_session(3, is_same=False)
+    assert (attachment.window.is_full, other.window.is_full) == (True, False)
+    assert (attachment.credit.session, other.credit.session) == (3, 0)
+    assert attachment.credit.prefetch == 4
+
+
+@pytest.mark.parametrize(
+    "ordinals, lost, count",
+    [
+        ([1, 2, 3], [0, 0, 0], 3),
+        ([1, 1, 2], [0, -1, 0], 2),
+        ([2, 1], [1, -1], 2),
+        ([1, 4, 2, 4, 5], [0, 2, -1, -1, 0], 5),
+        ([0], [-1], 0),
+    ],
+)
+def test_returned_messages_are_taken_over_once_and_gaps_are_known(attachment, ordinals, lost, count):
+    """The exchange sends them once and in order by one connection: what is missing before one does not come."""
+    assert [attachment.take_over(ordinal) for ordinal in ordinals] == lost
+    assert attachment.taken_over == count
+
+
+def test_a_new_session_counts_returned_messages_anew(attachment):
+    """The exchange counts from 1 in each."""
+    for ordinal in (1, 2):
+        attachment.take_over(ordinal)
+    attachment.begin_session(4, b"instance")
+    assert attachment.taken_over == 0
+    assert attachment.take_over(1) == 0

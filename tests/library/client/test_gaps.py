@@ -1,0 +1,110 @@
+"""Messages behind a gap that another exchange may close."""
+
+from math import inf
+
+import pytest
+
+from channels_zmq.client.gaps import HOLD, MAX_BYTES, MAX_FRAMES, Gaps
+from channels_zmq.client.sequences import Runs
+
+SENDER, OTHER = b"s" * 8, b"o" * 8
+
+
+class Rig:
+    """One run, and what is delivered or given up of it."""
+
+    def __init__(self, clock):
+        self.clock, self.runs = clock, Runs()
+        self.delivered, self.missed = [], 0
+        self.gaps = Gaps(self.miss, clock)
+
+    def miss(self, count):
+        self.missed += count
+
+    def arrives(self, number, sender=SENDER, size=10):
+        """Let a number arrive as the client does; return whether it was held."""
+        if self.runs.see(sender, number, 0) == 0:
+            self.delivered.append(number)
+            self.gaps.closed_up(self.runs, sender)
+            return False
+        return self.gaps.hold(self.runs, sender, number, size, lambda: self.delivered.append(number))
+
+
+@pytest.fixture
+def rig(clock):
+    return Rig(clock)
+
+
+def test_a_gap_that_closes_delivers_everything_in_order(rig):
+    """The missing messages come by another way."""
+    for number in (1, 4, 3, 6, 2):
+        rig.arrives(number)
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 2, 3, 4], 0, 1)
+    rig.arrives(5)
+    assert (rig.delivered, rig.missed, rig.gaps.frames, rig.gaps.due) == ([1, 2, 3, 4, 5, 6], 0, 0, inf)
+
+
+def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
+    """After `HOLD`, not before."""
+    for number in (1, 7, 4):
+        rig.arrives(number)
+    assert rig.gaps.due == rig.clock.now + HOLD
+    rig.gaps.expire(rig.clock.now + HOLD - 0.01)
+    assert rig.delivered == [1]
+    rig.gaps.expire(rig.clock.now + HOLD)
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 4, 7], 4, 0)
+    rig.arrives(8)
+    assert rig.delivered == [1, 4, 7, 8]
+
+
+def test_other_runs_do_not_wait(rig):
+    """Neither of another sender, nor is their time the same."""
+    rig.arrives(1)
+    rig.arrives(3)
+    rig.clock.now += 0.1
+    rig.arrives(1, OTHER)
+    rig.arrives(3, OTHER)
+    rig.arrives(2, OTHER)
+    assert rig.delivered == [1, 1, 2, 3]
+
+
+def test_a_message_that_waits_already_is_not_held_twice(rig):
+    """It was sent again."""
+    rig.arrives(1)
+    assert rig.arrives(3)
+    assert not rig.arrives(3)
+    rig.arrives(2)
+    assert rig.delivered == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, MAX_FRAMES), (MAX_BYTES // 4, 4)])
+def test_what_waits_is_bounded(rig, size, most):
+    """In number and in bytes: the run that has waited longest is given up."""
+    rig.arrives(1)
+    rig.arrives(1, OTHER)
+    rig.arrives(3, OTHER)
+    for number in range(3, 3 + most):
+        rig.arrives(number, size=size)
+    assert rig.delivered == [1, 1, 3]
+    assert rig.missed == 1
+    assert rig.gaps.frames <= most
+
+
+def test_a_run_that_has_begun_anew_forgets_what_waited(rig):
+    """The sender numbers higher now: what waited is older than what was delivered."""
+    rig.arrives(1)
+    rig.arrives(3)
+    rig.runs.skip_to(SENDER, 100)
+    rig.gaps.expire(rig.clock.now + HOLD)
+    assert (rig.delivered, rig.gaps.frames) == ([1], 0)
+    rig.arrives(101)
+    assert rig.delivered == [1, 101]
+
+
+def test_everything_can_be_dropped(rig):
+    """A flush empties the process."""
+    rig.arrives(1)
+    rig.arrives(3)
+    rig.gaps.clear()
+    rig.arrives(2)
+    assert (rig.delivered, rig.gaps.frames, rig.gaps.due) == ([1, 2], 0, inf)

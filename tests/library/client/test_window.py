@@ -1,0 +1,175 @@
+"""What was sent and has not been acknowledged."""
+
+from math import inf
+
+import pytest
+
+from channels_zmq.client.window import (
+    BLOCK_BYTES,
+    BLOCK_FRAMES,
+    BLOCK_SECONDS,
+    KEEP_BYTES,
+    KEEP_FRAMES,
+    KEEP_SECONDS,
+    LARGE,
+    LEAST_BYTES,
+    NOW,
+    Window,
+)
+
+
+@pytest.fixture
+def window(clock):
+    return Window(1000, 2**20, clock)
+
+
+def frames(taken):
+    return [one.frame for one in taken]
+
+
+def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window, clock):
+    """The following ones change nothing; without a frame nothing is due."""
+    assert window.marker_due == inf
+    assert window.append(b"a") == clock.now + BLOCK_SECONDS
+    assert [window.append(b"b") for _ in range(3)] == [0.0] * 3
+    assert window.marker_due == clock.now + BLOCK_SECONDS
+
+
+@pytest.mark.parametrize(("frame", "count"), [(b"x", BLOCK_FRAMES), (bytes(BLOCK_BYTES // 2), 2)])
+def test_a_full_block_asks_for_a_marker_at_once(window, frame, count):
+    """Full in frames, or in bytes."""
+    due = [window.append(frame) for _ in range(count)]
+    assert due[-1] == window.marker_due == NOW
+    assert NOW not in due[:-1]
+
+
+def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock):
+    """Or no acknowledgement would ever make room again."""
+    window = Window(3, 2**20, clock)
+    assert [window.append(b"x") == NOW for _ in range(3)] == [False, False, True]
+    assert window.is_full
+
+
+def test_an_answer_acknowledges_everything_before_its_marker(window):
+    """And nothing behind it; an answer to a later marker covers the earlier ones."""
+    for number in (1, 2, 3):
+        window.append(b"%d" % number)
+        window.marked(number)
+    window.append(b"open")
+    assert window.acknowledge(2)
+    assert (len(window), window.size, window.acknowledgements) == (2, len(b"3"), 1)
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window, number):
+    """Of the echo that verified the link, or one that was acknowledged already."""
+    window.append(b"a")
+    window.marked(5)
+    assert not window.acknowledge(number)
+    assert len(window) == 1
+    assert window.acknowledge(5)
+    assert not window.acknowledge(5)
+
+
+def test_an_answer_between_two_markers_acknowledges_nothing(window):
+    """Its number is that of a request, which went by another connection."""
+    for number in (5, 9):
+        window.append(b"%d" % number)
+        window.marked(number)
+    assert not window.acknowledge(7)
+    assert (len(window), window.acknowledgements) == (2, 0)
+    assert window.acknowledge(9)
+    assert not window.acknowledge(5), "it was covered"
+
+
+@pytest.mark.parametrize("forget", [Window.take, Window.clear])
+def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(window, forget):
+    """They were sent by another connection, too."""
+    window.append(b"a")
+    window.marked(5)
+    forget(window)
+    window.append(b"b")
+    window.marked(9)
+    assert not window.acknowledge(5)
+    assert len(window) == 1
+
+
+def test_a_full_window_has_room_again_after_an_acknowledgement(clock):
+    """It is bounded in frames."""
+    window = Window(4, 2**20, clock)
+    for number in (1, 2):
+        window.append(b"a")
+        window.append(b"b")
+        window.marked(number)
+    assert window.is_full
+    window.acknowledge(1)
+    assert not window.is_full
+
+
+def test_a_window_is_bounded_in_bytes(clock):
+    """But takes a certain amount, however few bytes are configured."""
+    window = Window(1000, 10, clock)
+    window.append(bytes(LEAST_BYTES - 100))
+    for _ in range(100):
+        window.append(b"x")
+    assert not window.is_full
+    window.marked(1)  # small frames are added up
+    assert window.is_full
+
+
+@pytest.mark.parametrize("size", [LARGE, LARGE + 1])
+def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock, size):
+    """The number bounds small ones, their sum the others."""
+    window = Window(10**6, 10**9, clock)
+    count = next(number for number in range(1, 1000) if window.append(bytes(size)) == NOW)
+    assert count * size <= BLOCK_BYTES + size
+    window.marked(1)
+    assert window.size == count * size
+
+
+def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window, clock):
+    """Acknowledged a moment ago, marked, and not marked yet; each with the time of its block."""
+    for number in (1, 2):
+        window.append(b"%d" % number)
+        window.marked(number)
+        clock.now += 0.1
+    window.append(b"3")
+    window.acknowledge(1)
+    taken = window.take()
+    assert frames(taken) == [b"1", b"2", b"3"]
+    assert [one.is_acknowledged for one in taken] == [True, False, False]
+    assert [clock.now - one.since for one in taken] == pytest.approx([0.2, 0.1, 0.0])
+
+
+def test_nothing_is_taken_twice(window):
+    """The window is empty afterwards."""
+    window.append(b"a")
+    window.marked(1)
+    window.append(b"b")
+    window.take()
+    assert (window.take(), len(window), window.size, window.marker_due) == ([], 0, 0, inf)
+    assert not window.acknowledge(1)
+
+
+def test_acknowledged_frames_are_kept_for_a_moment_only(window, clock):
+    """Whatever was sent since."""
+    window.append(b"a")
+    window.marked(1)
+    window.acknowledge(1)
+    clock.now += KEEP_SECONDS
+    window.append(b"b")
+    assert frames(window.take()) == [b"b"]
+
+
+@pytest.mark.parametrize(("frame", "most"), [(b"x", KEEP_FRAMES), (bytes(BLOCK_BYTES), KEEP_BYTES // BLOCK_BYTES)])
+def test_few_acknowledged_frames_are_kept(clock, frame, most):
+    """Bounded in frames and in bytes: the oldest go first."""
+    window = Window(10**6, 10**9, clock)
+    number = 0
+    for _ in range(most + BLOCK_FRAMES):
+        if window.append(frame) == NOW:
+            number += 1
+            window.marked(number)
+            window.acknowledge(number)
+    kept = [one for one in window.take() if one.is_acknowledged]
+    assert most - BLOCK_FRAMES <= len(kept) <= most

@@ -1,0 +1,113 @@
+"""By which forwarder each topic is sent."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from channels_zmq.transports.homes import Homes
+
+TOPICS = [b"Gtopic-%d\0" % number for number in range(3000)]
+
+
+@dataclass(frozen=True)
+class Home:
+    """A forwarder."""
+
+    name: str
+
+
+A, B, C = (Home(f"tcp://10.0.0.{number}:5556") for number in (1, 2, 3))
+
+
+@pytest.fixture
+def used():
+    return set()
+
+
+@pytest.fixture
+def homes(used):
+    return Homes(used.__contains__)
+
+
+def test_nothing_serves_at_first(homes):
+    """What is sent has to wait."""
+    assert (homes.of(TOPICS[0]), len(homes), homes.only) == (None, 0, None)
+
+
+def test_with_one_home_there_is_nothing_to_choose(homes):
+    """Every topic is sent by it, and nothing is noted."""
+    homes.serve([A])
+    assert homes.only is A
+    assert {homes.of(topic) for topic in TOPICS} == {A}
+
+
+def test_topics_are_spread_over_all_homes(homes):
+    """A third each, within a tenth."""
+    homes.serve([A, B, C])
+    spread = Counter(homes.of(topic) for topic in TOPICS)
+    assert all(900 <= count <= 1100 for count in spread.values())
+    assert len(spread) == 3
+
+
+def test_every_process_chooses_alike(homes):
+    """Whatever the order in which it knows them."""
+    other = Homes(lambda key: False)
+    homes.serve([A, B, C])
+    other.serve([C, A, B])
+    assert [homes.of(topic) for topic in TOPICS] == [other.of(topic) for topic in TOPICS]
+
+
+def test_a_topic_in_use_stays_when_a_home_comes(homes):
+    """Or its next message might overtake its last one."""
+    homes.serve([A, B])
+    before = [homes.of(topic) for topic in TOPICS]
+    homes.serve([A, B, C])
+    for _ in range(5):
+        assert [homes.of(topic) for topic in TOPICS] == before
+        homes.rotate()
+
+
+def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes):
+    """So the new home takes its share."""
+    homes.serve([A, B])
+    for topic in TOPICS:
+        homes.of(topic)
+    homes.serve([A, B, C])
+    homes.rotate()
+    homes.rotate()
+    assert Counter(homes.of(topic) for topic in TOPICS)[C] > 900
+
+
+def test_topics_of_the_only_home_stay_for_a_while(homes, used):
+    """Nothing was noted while there was one; what it has carried may be in use. Other topics are spread at once."""
+    homes.serve([A])
+    used.update(TOPICS[:1500])
+    homes.serve([A, B])
+    assert {homes.of(topic) for topic in TOPICS[:1500]} == {A}
+    assert Counter(homes.of(topic) for topic in TOPICS[1500:])[B] > 600
+    homes.rotate()
+    homes.rotate()
+    homes.rotate()
+    assert Counter(homes.of(topic) for topic in TOPICS[:1500])[B] > 600
+
+
+def test_only_the_topics_of_a_home_that_goes_move(homes):
+    """The others keep theirs."""
+    homes.serve([A, B, C])
+    before = {topic: homes.of(topic) for topic in TOPICS}
+    homes.serve([A, B])
+    after = {topic: homes.of(topic) for topic in TOPICS}
+    assert {topic for topic in TOPICS if before[topic] is not after[topic]} == {
+        topic for topic in TOPICS if before[topic] is C
+    }
+
+
+def test_what_is_noted_is_bounded_by_what_is_in_use(homes):
+    """However many topics there were."""
+    homes.serve([A, B])
+    for topic in TOPICS:
+        homes.of(topic)
+    homes.rotate()
+    homes.rotate()
+    assert len(homes._young) + len(homes._old) == 0

@@ -1,0 +1,2082 @@
+"""What a link does in each state on each event, without sockets: the test plays the network and the forwarder."""
+
+from collections.abc import Callable
+from math import inf
+
+import pytest
+import zmq
+from fakes import Reader
+from socketless import CONNECTED, DISCONNECTED, INVALID, ONE, TWO, Context, Exchange, Push, perform, replace_sockets
+
+from channels_zmq.client.client import Client
+from channels_zmq.client.requests import LOST, Request
+from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS, KEEP_SECONDS
+from channels_zmq.errors import ConfigurationError, WireVersionMismatch
+from channels_zmq.keys import ClientKeys
+from channels_zmq.options import Options
+from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.link import (
+    ECHO_EVERY,
+    FULL_RETRY,
+    PATIENCE,
+    PUSH_EVERY,
+    RETIRE_AFTER,
+    TICK_EVERY,
+    WATCH_EVERY,
+    Link,
+)
+from channels_zmq.transports.outbox import Held, Kind, Ledger
+from channels_zmq.transports.states import TRANSITIONS, Event, State
+from channels_zmq.transports.subscriber import REFUSALS
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import new_pair
+
+INBOX = b"0123456789abcdef"
+SENDER = b"s" * 8
+FORWARDER = Forwarder("tcp://pull", "tcp://pub")
+NAME = "tcp://pull and tcp://pub"
+G = wire.group_topic("g")
+TTL = 60_000
+WINDOW = 2 * BLOCK_FRAMES
+SETTLING, SERVING, DRAINING = wire.State.SETTLING, wire.State.SERVING, wire.State.DRAINING
+
+
+class Keys:
+    """Key files that a test changes."""
+
+    def __init__(self):
+        self.missing, self.keys, self.reads = "", ClientKeys(new_pair()[0], new_pair()[1]), 0
+
+    def read(self):
+        self.reads += 1
+        return self.keys
+
+    def missing_file(self):
+        return self.missing
+
+    def change(self):
+        self.keys = ClientKeys(new_pair()[0], new_pair()[1])
+
+
+class Rig:
+    """A link between stand-ins, at a time that a test moves. It is the owner of the link, too."""
+
+    def __init__(self, clock, forwarder=FORWARDER, keys=None, capacity=1000, context=None):
+        self.clock, self.calls = clock, []
+        options = Options(
+            connect_timeout=5.0,
+            expiry=60.0,
+            linger=2.0,
+            max_message_size=2**20,
+            outbox_capacity=capacity,
+            outbox_bytes=2**20,
+            keys=keys,
+        )
+        self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.context = context or Context()
+        self.ledger = Ledger(options.outbox_capacity, options.outbox_bytes)
+        self.told, self.taken, self.welcomes = [], [], []
+        self.holds_back, self.watched = False, []
+        self.link = Link(
+            forwarder, self.context, options, self.client, self.ledger, self, self.calls.append, lambda: b"list"
+        )
+        self.link.start()
+        self.exchange = Exchange(self.link, self.client)
+
+    # The owner of a link
+
+    def came_up(self, link):
+        assert link is self.link
+        self.told.append("up")
+        link.flush()
+
+    def went_down(self, link):
+        assert link is self.link
+        self.told.append("down")
+        self.taken += link.take()
+
+    def welcomed(self, link, welcome):
+        self.welcomes.append(welcome)
+
+    def watch(self, subscriber):
+        self.watched.append(subscriber)
+
+    def unwatch(self, subscriber):
+        self.watched.remove(subscriber)
+
+    # The transport of a client
+
+    def take_session(self, frames):
+        for attachment, frame in frames:
+            assert attachment is self.link.attachment
+            self.link.take_session(frame)
+
+    def send_upstream(self, frame, to):
+        self.link.send_upstream(frame)
+
+    def send_to(self, to, frame):
+        self.link.send(frame) or self.link.send_upstream(frame)
+
+    def drop_held(self):
+        self.link.drop_held()
+
+    def perform(self):
+        perform(self.client, self)
+
+    # What a test does
+
+    def welcome(self, *args, **changes):
+        self.exchange.welcome(*args, **changes)
+        self.perform()
+
+    def confirm(self, number=None, instance=None):
+        """Answer the last echo or marker, unless a test says which."""
+        self.exchange.confirm(self.exchange.echoes()[-1] if number is None else number, instance)
+        self.perform()
+
+    def tick(self, after=0.0):
+        self.clock.now += after
+        due = self.link.tick(self.clock.now)
+        self.perform()
+        return due
+
+    def verify(self):
+        """Connect and be welcomed; PUSH is open then, and has sent an echo."""
+        self.exchange.connected()
+        self.welcome()
+        self.tick(PUSH_EVERY)
+
+    def come_up(self):
+        self.verify()
+        self.confirm()
+        assert self.link.state is State.UP
+        self.exchange.push.take()
+        self.lines()
+
+    def publish(self, payload=b"x", topic=G, ttl=TTL):
+        """Send a message, or hold it, as the set of links does; return its number."""
+        number = self.link.publish(topic, payload, ttl) if self.link.passes else 0
+        if not number:
+            self.hold(payload, topic, ttl)
+        return number
+
+    def hold(self, payload=b"x", topic=G, ttl=TTL):
+        return self.link.hold(Held(self.clock.now + ttl / 1000, topic, payload), self.clock.now)
+
+    def payloads(self):
+        return self.exchange.payloads()
+
+    def fill(self):
+        """Fill the window."""
+        for number in range(WINDOW):
+            self.publish(b"%d" % number)
+
+    def lines(self):
+        reports, self.client.counters.reports = self.client.counters.reports, []
+        return [report.message % report.arguments for report in reports]
+
+    def kinds(self):
+        """Remove what was sent upstream; return the kinds of the frames."""
+        return [frame[:1] for frame in self.exchange.subscriber.take_sent()]
+
+
+@pytest.fixture
+def make(clock, monkeypatch) -> Callable[..., Rig]:
+    replace_sockets(monkeypatch, clock)
+    return lambda **how: Rig(clock, **how)
+
+
+@pytest.fixture
+def rig(make):
+    return make()
+
+
+# The table
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_an_event_changes_the_state_as_the_table_says(rig, state, event):
+    """An event that a state does not list changes nothing. Only leaving `UP` is reported, once, to owner and log.
+
+    Requests wait no longer for a link that is down. No message passes before what is held.
+    """
+    rig.link.state, rig.link.passes = state, state is State.UP
+    target = TRANSITIONS[state].get(event)
+    assert rig.link._enter(event) == (target is not None)
+    assert rig.link.state is (target or state)
+    leaves = state is State.UP and target is not None
+    assert rig.told == ["down"] * leaves
+    assert len(rig.lines()) == leaves
+    assert rig.link.passes == (state is State.UP and target is None)
+    assert rig.link.attachment.is_reachable == (target is not State.DOWN)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_link_is_connected_once_its_subscribers_side_is(rig, state):
+    """Whatever the producers' side is."""
+    rig.link.state = state
+    assert rig.link.is_connected == (state not in (State.CONNECTING, State.DOWN))
+    assert rig.link.stats()["state"] == state.value
+
+
+# Starting
+
+
+def test_a_link_subscribes_to_its_inbox_and_to_all_groups_when_it_starts(rig):
+    """A forwarder that is learned of later delivers to members that were there before."""
+    join = rig.client.join(G, "a", 9, None)
+    link = Link(FORWARDER, rig.context, rig.link._options, rig.client, rig.ledger, rig, rig.calls.append, bytes)
+    link.start()
+    assert rig.watched == [rig.exchange.subscriber, link._subscriber]
+    assert link._subscriber.sent == [wire.subscription(wire.inbox_topic(INBOX)), wire.subscription(join.group.topic)]
+    assert rig.context.pushes == []
+
+
+def test_an_invalid_address_is_an_error(make):
+    """It names the setting, and leaves no socket behind."""
+    context = Context()
+    with pytest.raises(ConfigurationError, match="pub_socket_address"):
+        make(context=context, forwarder=Forwarder("tcp://pull", INVALID))
+    assert [one.is_closed for one in context.subscribers] == [True]
+
+
+# Coming up
+
+
+def test_a_link_comes_up_step_by_step(rig):
+    """A handshake, a welcome, a PUSH that only `tick` opens, an echo, and its answer by the same instance."""
+    states = [rig.link.state]
+    rig.exchange.connected()
+    states.append(rig.link.state)
+    assert rig.calls == [0.0]
+    rig.calls.clear()
+    rig.welcome()
+    states.append(rig.link.state)
+    assert rig.context.pushes == []
+    assert rig.calls[-1] == 0.0
+    rig.tick(PUSH_EVERY)
+    (push,) = rig.context.pushes
+    assert (push.address, [frame[:1] for frame in push.frames]) == ("tcp://pull", [b"E"])
+    assert push.options[zmq.RECONNECT_IVL] == -1
+    rig.confirm()
+    states.append(rig.link.state)
+    assert states == [State.CONNECTING, State.GREETING, State.VERIFYING, State.UP]
+    assert (rig.told, rig.link.passes, rig.link.instance) == (["up"], True, ONE)
+    assert rig.lines() == []
+
+
+def test_a_session_begins_with_what_the_exchange_cannot_know(rig):
+    """Before the hello, which carries the list of forwarders; requests and windows follow the welcome."""
+    rig.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    rig.client.begin_request(5, Request(b"Ysync", to_all=True))
+    rig.exchange.connected()
+    ((member,),) = rig.exchange.subscriber.greeted
+    assert member[:1] == b"M"
+    assert rig.exchange.subscriber.lists == [b"list"]
+    rig.kinds()
+    rig.welcome()
+    assert rig.kinds() == [b"Y"]
+    assert rig.link.attachment.credit.session == 1
+
+
+def test_ticks_repeat_the_hello_as_often_as_it_needs(rig):
+    """Until it is answered."""
+    rig.exchange.connected()
+    rig.exchange.subscriber.due = rig.clock.now + 0.3
+    assert rig.tick() == rig.clock.now + 0.3
+    assert rig.exchange.subscriber.ticked == [rig.clock.now]
+
+
+def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig):
+    """It counts as received by it."""
+    rig.come_up()
+    seen = []
+    rig.exchange.subscriber.arriving = [b"1", b"2"]
+    rig.client.feed = lambda frame, attachment: seen.append((frame, rig.exchange.subscriber.session))
+    rig.exchange.connected()
+    assert seen == [(b"1", 1), (b"2", 1)]
+    assert rig.exchange.subscriber.session == 2
+
+
+def test_no_push_is_opened_before_the_exchange_serves(rig):
+    """It could not answer an echo. Who waits for the answer of an exchange waits for this one, too."""
+    rig.exchange.connected()
+    rig.welcome(SETTLING)
+    for _ in range(10):
+        rig.tick(1.0)
+    assert (rig.link.state, rig.context.pushes, rig.lines()) == (State.VERIFYING, [], [])
+    rig.calls.clear()
+    rig.welcome(SERVING)
+    assert rig.calls == [0.0]
+    rig.tick()
+    assert rig.lines() == [], "the time to verify counts from now"
+    rig.confirm()
+    assert rig.link.state is State.UP
+
+
+@pytest.mark.parametrize("answer", [{"instance": TWO}, {"number": 10**9}])
+def test_another_answer_than_that_of_the_welcoming_instance_does_not_verify(rig, answer):
+    """The two sides reach different instances, or it answers an earlier echo."""
+    rig.verify()
+    rig.confirm(**answer)
+    assert (rig.link.state, rig.told) == (State.VERIFYING, [])
+
+
+def test_an_echo_without_a_welcome_verifies_nothing(rig):
+    """The connection was lost after it was sent."""
+    rig.verify()
+    (number,) = rig.exchange.echoes()
+    rig.exchange.disconnected()
+    rig.confirm(number)
+    assert rig.link.state is State.DOWN
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_confirmation_without_an_echo_is_ignored(rig, state):
+    """It is late."""
+    rig.link.state = state
+    rig.confirm(number=1)
+    assert (rig.link.state, rig.told) == (state, [])
+
+
+def test_a_welcome_of_an_earlier_session_is_ignored(rig):
+    """Neither the link nor its owner learns anything by it."""
+    rig.exchange.connected()
+    rig.welcome(session=0)
+    assert (rig.link.state, rig.welcomes) == (State.GREETING, [])
+
+
+def test_the_owner_learns_of_every_welcome_of_the_session(rig):
+    """A later one may list more forwarders; the session does not begin again."""
+    rig.exchange.connected()
+    for forwarders in (b"", b"0tcp://a\0tcp://b"):
+        rig.welcome(forwarders=forwarders)
+    assert [one.forwarders for one in rig.welcomes] == [b"", b"0tcp://a\0tcp://b"]
+    assert rig.link.welcome is rig.welcomes[-1]
+    assert rig.link.state is State.VERIFYING
+
+
+@pytest.mark.parametrize("layout", [wire.SYNC, wire.MEMBER, wire.FLUSH])
+def test_a_request_to_all_is_not_sent_ahead_of_the_hello(rig, layout):
+    """The forwarder would answer a client that it does not know yet. Everything else may wait in the socket."""
+    request = bytes((layout.kind,)) + b"request"
+    rig.kinds()
+    rig.exchange.connected()
+    for frame in (request, wire.subscription(G)):
+        rig.link.send_upstream(frame)
+    assert rig.exchange.subscriber.take_sent() == [wire.subscription(G)]
+    rig.welcome()
+    rig.link.send_upstream(request)
+    assert rig.exchange.subscriber.take_sent() == [request]
+
+
+def test_requests_for_all_exchanges_follow_the_welcome(rig):
+    """By the subscribers' way, whatever they are: the producers' way may not be open for long."""
+    rig.client.begin_request(5, Request(b"Mmember", to_all=True))
+    rig.client.begin_request(6, Request(b"Lflush", to_all=True))
+    rig.exchange.connected()
+    rig.kinds()
+    rig.welcome(SETTLING)
+    assert rig.kinds() == [b"M", b"L"]
+
+
+# Verifying
+
+
+def test_an_unanswered_echo_is_repeated(rig):
+    """The last number counts."""
+    rig.verify()
+    (first,) = rig.exchange.echoes()
+    rig.tick(ECHO_EVERY - 0.1)
+    assert rig.exchange.echoes() == [first]
+    rig.tick(0.1)
+    _, second = rig.exchange.echoes()
+    rig.confirm(first)
+    assert rig.link.state is State.VERIFYING
+    rig.confirm(second)
+    assert rig.link.state is State.UP
+
+
+def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig):
+    """What it holds is thrown away; the next one gets as much time."""
+    rig.verify()
+    rig.tick(PATIENCE - PUSH_EVERY - 0.1)
+    assert rig.lines() == []
+    rig.calls.clear()
+    rig.tick(0.2)
+    assert rig.lines() == ["no echo from tcp://pull: connecting anew"]
+    assert rig.calls == [0.0]
+    rig.tick()
+    first, second = rig.context.pushes
+    assert (first.linger, second.linger, len(second.frames)) == (0, None, 1)
+    rig.tick(PATIENCE - 0.1)
+    assert rig.lines() == []
+
+
+def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig):
+    """A forwarder sends one whenever the number of its clients changes."""
+    rig.verify()
+    for _ in range(round(PATIENCE)):
+        rig.tick(1.0)
+        rig.welcome()
+    rig.tick()
+    assert rig.lines() == ["no echo from tcp://pull: connecting anew"]
+
+
+def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make):
+    """It may have come from another process; the link stays as it is."""
+    rig = make(forwarder=Forwarder(INVALID, "tcp://pub"))
+    rig.verify()
+    assert rig.link.state is State.VERIFYING
+    (line,) = rig.lines()
+    assert "pull_socket_address" in line
+    (push,) = rig.context.pushes
+    assert (push.linger, rig.exchange.push) == (0, None)
+
+
+# Losing a connection
+
+
+def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig):
+    """It never connects twice: what it still holds is sent again, so it is thrown away."""
+    rig.come_up()
+    opened_at = rig.clock.now
+    rig.clock.now += 10 * PATIENCE
+    rig.exchange.push_disconnected()
+    assert (rig.link.state, rig.told, rig.link.passes) == (State.VERIFYING, ["up", "down"], False)
+    assert rig.calls[-1] == opened_at + PUSH_EVERY
+    rig.lines()
+    rig.tick()
+    assert rig.lines() == [], "the time to verify counts from the loss"
+    first, second = rig.context.pushes
+    assert (first.linger, [frame[:1] for frame in second.frames]) == (0, [b"E"])
+    rig.confirm()
+    assert rig.link.state is State.UP
+    assert rig.exchange.subscriber.session == 1
+
+
+def test_a_push_is_not_opened_more_often_than_is_useful(rig):
+    """A forwarder that ends refuses at once."""
+    rig.verify()
+    rig.exchange.push_disconnected()
+    due = rig.tick()
+    assert len(rig.context.pushes) == 1
+    assert due == rig.clock.now + PUSH_EVERY
+    rig.tick(PUSH_EVERY)
+    assert len(rig.context.pushes) == 2
+
+
+def test_the_handshake_of_a_push_changes_nothing(rig):
+    """Only the answer to an echo does."""
+    rig.verify()
+    rig.link._push_event(CONNECTED)
+    assert rig.link.state is State.VERIFYING
+    rig.tick(PUSH_EVERY)
+    assert len(rig.context.pushes) == 1
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_new_session_needs_a_new_push(rig, noticed):
+    """An echo by the connection of the former session would prove nothing. The loss may have gone unnoticed."""
+    rig.come_up()
+    if noticed:
+        rig.exchange.disconnected()
+        assert rig.link.state is State.DOWN
+    rig.exchange.connected()
+    assert (rig.link.state, rig.told) == (State.GREETING, ["up", "down"])
+    rig.exchange.instance = TWO
+    rig.welcome()
+    rig.tick(PUSH_EVERY)
+    first, second = rig.context.pushes
+    assert first.linger == 0
+    rig.confirm()
+    assert (rig.link.state, rig.link.instance, rig.exchange.push) == (State.UP, TWO, second)
+
+
+def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig):
+    """What the PUSH still holds is thrown away by the next tick, which is due at once."""
+    rig.come_up()
+    rig.calls.clear()
+    rig.exchange.disconnected()
+    assert (rig.link.welcome, rig.exchange.subscriber.is_connected, rig.calls) == (None, False, [0.0])
+    rig.tick()
+    (push,) = rig.context.pushes
+    assert (push.linger, rig.exchange.push) == (0, None)
+    rig.tick(PATIENCE)
+    assert len(rig.context.pushes) == 1
+
+
+@pytest.mark.parametrize("event", ["lost", "push lost"])
+def test_an_outage_and_its_end_are_logged(rig, event):
+    """With how long it took."""
+    rig.come_up()
+    if event == "lost":
+        rig.exchange.disconnected()
+    else:
+        rig.exchange.push_disconnected()
+    assert rig.lines() == [f"the forwarder at {NAME} is unreachable"]
+    rig.clock.now += 1.3
+    if event == "lost":
+        rig.exchange.connected()
+        rig.welcome()
+    rig.tick(0.2)
+    rig.confirm()
+    assert rig.lines() == [f"the forwarder at {NAME} is reachable again after 1.5 s"]
+
+
+@pytest.mark.parametrize(
+    "event, to_one, to_all",
+    [("lost", LOST, 0), ("push lost", LOST, None), ("reconnected", LOST, None), ("drains", None, None)],
+)
+def test_requests_learn_that_their_exchange_may_never_answer(rig, event, to_one, to_all):
+    """A message for a normal channel fails at once; all others go on as long as the link may come back."""
+    rig.come_up()
+    plain, everybody = Request(b"Qplain", repeats=False, waiter=Reader()), Request(b"Ysync", to_all=True)
+    rig.client.begin_request(5, plain)
+    rig.client.attach()
+    rig.client.begin_request(6, everybody)
+    rig.client.feed(wire.SYNCED.encode(wire.Synced(INBOX, 6)), rig.client.attachments[1])
+    assert rig.link.send_request(plain.frame, 5)
+    match event:
+        case "lost":
+            rig.exchange.disconnected()
+        case "push lost":
+            rig.exchange.push_disconnected()
+        case "reconnected":
+            rig.exchange.connected()
+        case "drains":
+            rig.welcome(DRAINING)
+    assert (plain.answer, everybody.answer) == (to_one, to_all)
+
+
+@pytest.mark.parametrize("lost", ["push", "subscriber"])
+def test_what_is_lost_while_the_link_is_down_changes_nothing(rig, lost):
+    """The subscribers' side leads."""
+    rig.link._enter(Event.FAILED)
+    (rig.exchange.push_disconnected if lost == "push" else rig.exchange.disconnected)()
+    assert (rig.link.state, rig.told) == (State.DOWN, [])
+
+
+def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig):
+    """A process that starts while a forwarder is down can join groups at the others."""
+    request = Request(b"Ysync", to_all=True)
+    rig.client.attach()
+    rig.client.begin_request(5, request)
+    rig.client.feed(wire.SYNCED.encode(wire.Synced(INBOX, 5)), rig.client.attachments[1])
+    assert request.answer is None
+    rig.link._subscriber_event(zmq.Event.CONNECT_RETRIED)
+    assert (rig.link.state, request.answer) == (State.DOWN, 0)
+
+
+# The window
+
+
+def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig):
+    """The marker follows after a moment, and asks for nothing while nothing is unacknowledged."""
+    rig.come_up()
+    rig.tick()
+    assert rig.exchange.echoes() == []
+    rig.calls.clear()
+    for _ in range(3):
+        rig.publish()
+    assert rig.calls == [rig.clock.now + BLOCK_SECONDS]
+    assert rig.tick() == rig.clock.now + BLOCK_SECONDS
+    rig.tick(BLOCK_SECONDS)
+    assert [frame[:1] for frame in rig.exchange.push.frames] == [b"G", b"G", b"G", b"E"]
+    assert (rig.link.held, rig.link.stats()["unacknowledged"]) == (3, 3)
+    rig.confirm()
+    assert (rig.link.held, rig.link.stats()["unacknowledged"]) == (0, 0)
+    rig.tick(1.0)
+    assert len(rig.exchange.echoes()) == 1
+
+
+def test_a_marker_follows_every_full_block(rig):
+    """Without a tick."""
+    rig.come_up()
+    for _ in range(BLOCK_FRAMES):
+        rig.publish()
+    frames = [frame[:1] for frame in rig.exchange.push.frames]
+    assert frames == [b"G"] * BLOCK_FRAMES + [b"E"]
+
+
+def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig):
+    """They are sent in order then, and new ones pass again."""
+    rig.come_up()
+    rig.fill()
+    assert not rig.link.passes
+    first, _ = rig.exchange.echoes()
+    rig.payloads()
+    rig.publish(b"held")
+    assert rig.tick(BLOCK_SECONDS) == rig.clock.now + WATCH_EVERY
+    assert (rig.payloads(), rig.link.held) == ([], WINDOW + 1)
+    rig.confirm(first)
+    assert rig.payloads() == [b"held"]
+    assert rig.link.passes
+    rig.publish(b"next")
+    assert rig.payloads() == [b"next"]
+
+
+def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig):
+    """The event loop may not have come to it."""
+    rig.come_up()
+    rig.fill()
+    for number in rig.exchange.echoes():
+        frame = wire.CONFIRM.encode(wire.Confirm(INBOX, number, wire.Status.OK, ONE))
+        rig.exchange.subscriber.arriving.append(frame)
+    rig.link.make_room()
+    assert rig.link.passes
+    assert len(rig.exchange.subscriber.arriving) == 1, "no more is read than is needed"
+
+
+def test_a_window_without_answers_has_no_room(rig):
+    """Whatever else has arrived; some turns of reading are enough to look for one."""
+    rig.come_up()
+    rig.fill()
+    rig.exchange.subscriber.arriving = [b"?"] * 100
+    rig.link.make_room()
+    assert not rig.link.passes
+    assert 0 < len(rig.exchange.subscriber.arriving) < 100
+
+
+def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig):
+    """There is no window to be emptied."""
+    rig.exchange.subscriber.arriving = [b"?"]
+    rig.link.make_room()
+    assert rig.exchange.subscriber.arriving == [b"?"]
+
+
+def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig):
+    """It stands behind all messages then."""
+    rig.come_up()
+    rig.publish()
+    rig.exchange.push.is_full = True
+    rig.tick(BLOCK_SECONDS)
+    rig.exchange.push.is_full = False
+    rig.tick(BLOCK_SECONDS)
+    assert [frame[:1] for frame in rig.exchange.push.frames] == [b"G", b"E"]
+    rig.confirm()
+    assert rig.link.held == 0
+
+
+def test_an_acknowledgement_can_be_asked_for_at_once(rig):
+    """As when a process ends; without a message there is nothing to ask for, and a link that is down asks nobody."""
+    rig.come_up()
+    rig.link.mark_now()
+    assert rig.exchange.echoes() == []
+    rig.publish()
+    rig.link.mark_now()
+    rig.confirm()
+    assert rig.link.held == 0
+    rig.exchange.disconnected()
+    rig.link.mark_now()
+    assert len(rig.exchange.echoes()) == 1
+
+
+# Silence
+
+
+def silent(rig, seconds, every=WATCH_EVERY):
+    """Let time pass in ticks."""
+    for _ in range(round(seconds / every)):
+        rig.tick(every)
+
+
+def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig):
+    """After three seconds, whatever its sockets say; an echo by a new PUSH has to prove it again."""
+    rig.come_up()
+    rig.tick()
+    rig.publish(b"1")
+    silent(rig, PATIENCE)
+    assert rig.link.state is State.UP
+    rig.tick(WATCH_EVERY)
+    assert (rig.link.state, rig.told) == (State.VERIFYING, ["up", "down"])
+    assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"1"]
+    assert rig.calls[-1] == 0.0
+    rig.tick()
+    first, second = rig.context.pushes
+    assert (first.linger, [frame[:1] for frame in second.frames]) == (0, [b"E"])
+    assert rig.exchange.subscriber.session == 1
+    assert rig.lines() == [f"the forwarder at {NAME} is unreachable"]
+
+
+def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig):
+    """The time counts from the last one."""
+    rig.come_up()
+    rig.tick()
+    rig.publish()
+    silent(rig, PATIENCE / 2)
+    rig.confirm()
+    rig.publish()
+    silent(rig, PATIENCE)
+    assert rig.link.state is State.UP
+    silent(rig, 2 * WATCH_EVERY)
+    assert rig.link.state is State.VERIFYING
+
+
+def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig):
+    """And rarely otherwise."""
+    rig.come_up()
+    assert rig.tick() == rig.clock.now + TICK_EVERY
+    rig.publish()
+    assert rig.tick(BLOCK_SECONDS) == rig.clock.now + WATCH_EVERY
+
+
+@pytest.mark.parametrize("why", ["nothing sent", "answers", "stood still", "unread input"])
+def test_some_silence_is_none(rig, why):
+    """Nothing was asked, answers come, this process itself stood still, or it has not read what has arrived."""
+    rig.come_up()
+    if why != "nothing sent":
+        rig.tick()
+        rig.publish()
+    match why:
+        case "nothing sent":
+            silent(rig, 2 * PATIENCE)
+        case "answers":
+            for _ in range(5):
+                silent(rig, PATIENCE - 0.5)
+                rig.confirm()
+                rig.publish()
+        case "stood still":
+            rig.tick(10 * PATIENCE)
+        case "unread input":
+            rig.exchange.subscriber.arriving = [b"?"]
+            silent(rig, 2 * PATIENCE)
+    assert (rig.link.state, rig.told) == (State.UP, ["up"])
+
+
+def test_silence_before_an_outage_does_not_count_behind_it(rig):
+    """A link that has come up begins anew."""
+    rig.come_up()
+    rig.tick()
+    rig.publish()
+    silent(rig, PATIENCE - WATCH_EVERY)
+    rig.exchange.push_disconnected()
+    rig.tick(PUSH_EVERY)
+    rig.confirm()
+    rig.publish()
+    silent(rig, PATIENCE - WATCH_EVERY)
+    assert rig.link.state is State.UP
+
+
+# Handing over to other links
+
+
+def numbers(taken):
+    return [wire.read_group(held.body)[2] for held in taken]
+
+
+def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig):
+    """Acknowledged a moment ago, marked, unmarked; then what is held behind it, which has no number yet."""
+    rig.come_up()
+    sent = [rig.publish(b"acknowledged")]
+    rig.tick(BLOCK_SECONDS)
+    rig.confirm()
+    sent += [rig.publish(b"marked")]
+    rig.tick(BLOCK_SECONDS)
+    sent += [rig.publish(b"open")]
+    rig.hold(b"held")
+    rig.exchange.disconnected()
+    *again, last = rig.taken
+    assert numbers(again) == sent
+    assert [(held.kind, held.key) for held in again] == [(Kind.REPEAT, G)] * 3
+    assert (last.kind, last.key, last.body) == (Kind.MESSAGE, G, b"held")
+    assert [held.counts for held in rig.taken] == [False, True, True, True]
+    assert (rig.link.held, rig.ledger.count) == (0, 0)
+
+
+def test_what_is_handed_over_keeps_its_deadline(rig):
+    """It counts from when it was sent."""
+    rig.come_up()
+    rig.publish(ttl=1000)
+    until = rig.clock.now + 1
+    rig.clock.now += 0.4
+    rig.hold(ttl=2000)
+    rig.exchange.disconnected()
+    assert [held.deadline for held in rig.taken] == [until, until + 1.4]
+
+
+def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig):
+    """It has reached its subscribers."""
+    rig.come_up()
+    rig.publish()
+    rig.tick(BLOCK_SECONDS)
+    rig.confirm()
+    rig.tick(KEEP_SECONDS)
+    rig.exchange.disconnected()
+    assert rig.taken == []
+
+
+def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_between(rig):
+    """It is unacknowledged once more, and counted."""
+    rig.come_up()
+    number = rig.publish(b"1", ttl=1000)
+    rig.exchange.disconnected()
+    rig.clock.now += 0.2
+    rig.exchange.connected()
+    rig.welcome()
+    rig.tick(PUSH_EVERY)
+    for held in rig.taken:
+        assert rig.link.hold(held, rig.clock.now, must=True)
+    rig.confirm()
+    (frame,) = [frame for frame in rig.exchange.push.take() if frame[:1] == b"G"]
+    _, sender, again, _, ttl, payload = wire.read_group(frame)
+    assert (sender, again, ttl, payload) == (SENDER, number, 600, b"1")
+    assert (rig.link.stats()["sent_again"], rig.link.stats()["unacknowledged"]) == (1, 1)
+    assert rig.publish() == number + 1
+
+
+def send_again(rig, after, instance=ONE):
+    """Lose the link, and send what it has held by the next connection; return the frames."""
+    rig.exchange.disconnected()
+    rig.exchange.instance = instance
+    rig.clock.now += after - PUSH_EVERY
+    for held in rig.taken:
+        rig.link.hold(held, rig.clock.now, must=True)
+    rig.taken.clear()
+    rig.verify()
+    rig.confirm()
+    return [frame for frame in rig.exchange.push.take() if frame[:1] == b"G"]
+
+
+def flags_of(frame):
+    return wire.read_group(frame)[3]
+
+
+@pytest.mark.parametrize("instance, is_elsewhere", [(ONE, False), (TWO, True)])
+def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(rig, instance, is_elsewhere):
+    """It may have handed the message to members that are at normal channels, of which this one knows nothing."""
+    rig.come_up()
+    rig.publish(b"1")
+    (frame,) = send_again(rig, 0.5, instance)
+    assert bool(flags_of(frame) & wire.FLAG_AGAIN)
+    assert bool(flags_of(frame) & wire.FLAG_ELSEWHERE) == is_elsewhere
+
+
+def test_a_message_that_was_elsewhere_says_so_for_ever(rig):
+    """Whichever instance gets it next."""
+    rig.come_up()
+    rig.publish(b"1")
+    send_again(rig, 0.5, TWO)
+    (frame,) = send_again(rig, 0.5, TWO)
+    assert flags_of(frame) & wire.FLAG_ELSEWHERE
+
+
+def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig):
+    """However often it is sent again; a new message has none."""
+    rig.come_up()
+    rig.publish(b"1")
+    ages = [wire.age_of(frame) for after in (0.5, 0.75) for frame in send_again(rig, after)]
+    assert ages == [500, 1250]
+    rig.publish(b"2")
+    (frame,) = [frame for frame in rig.exchange.push.take() if frame[:1] == b"G"]
+    assert (wire.age_of(frame), flags_of(frame)) == (0, 0)
+
+
+def test_markers_follow_what_is_sent_again(rig):
+    """A block at a time, as behind new messages; the last one after a moment."""
+    rig.come_up()
+    for _ in range(BLOCK_FRAMES + 1):
+        rig.publish()
+    rig.exchange.disconnected()
+    rig.verify()
+    rig.exchange.push.is_full = True
+    for held in rig.taken:
+        rig.link.hold(held, rig.clock.now, must=True)
+    rig.confirm()
+    rig.exchange.push.is_full = False
+    rig.exchange.push.take()
+    rig.calls.clear()
+    rig.link.flush()
+    frames = [frame[:1] for frame in rig.exchange.push.frames]
+    assert frames == [b"G"] * BLOCK_FRAMES + [b"E", b"G"]
+    assert rig.calls[-1] == rig.clock.now + BLOCK_SECONDS
+    rig.confirm()
+    assert rig.link.held == 1
+
+
+# Holding
+
+
+@pytest.mark.parametrize("state", [one for one in State if one is not State.UP])
+def test_nothing_is_sent_by_a_link_that_is_not_up(rig, state):
+    """Neither by a tick nor by a marker; it is held."""
+    rig.come_up()
+    rig.link.state, rig.link.passes = state, False
+    rig.publish(b"1")
+    rig.link.flush()
+    rig.link.mark_now()
+    assert rig.exchange.push.frames == []
+    assert (rig.link.held, rig.link.passes) == (1, False)
+    assert not rig.link.send_request(b"Q", 5)
+
+
+def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig):
+    """The owner says when; new ones go behind them."""
+    for payload in (b"1", b"2"):
+        rig.publish(payload)
+    rig.verify()
+    assert rig.payloads() == []
+    rig.tick(ECHO_EVERY)
+    rig.confirm()
+    rig.publish(b"3")
+    assert rig.payloads() == [b"1", b"2", b"3"]
+
+
+def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig):
+    """It is tried again soon, in order."""
+    rig.come_up()
+    rig.publish(b"1")
+    rig.exchange.push.is_full = True
+    for payload in (b"2", b"3"):
+        rig.publish(payload)
+    assert rig.calls[-1] == rig.clock.now + FULL_RETRY
+    assert rig.tick() == rig.clock.now + FULL_RETRY
+    rig.exchange.push.is_full = False
+    rig.tick(FULL_RETRY)
+    frames = [wire.read_group(frame) for frame in rig.exchange.push.take() if frame[:1] == b"G"]
+    assert [frame[5] for frame in frames] == [b"1", b"2", b"3"]
+    assert [frame[2] - frames[0][2] for frame in frames] == [0, 1, 2]
+    assert rig.link.passes
+
+
+def test_a_socket_that_stays_full_is_tried_again_and_again(rig):
+    """Whoever has found out; a link that is not up needs no such attempt."""
+    rig.publish()
+    assert rig.calls == []
+    rig.come_up()
+    rig.exchange.push.is_full = True
+    rig.publish()
+    for attempt in (rig.link.flush, rig.publish):
+        rig.calls.clear()
+        attempt()
+        assert rig.calls == [rig.clock.now + FULL_RETRY]
+    assert (rig.link.passes, rig.link.held) == (False, 3)
+
+
+@pytest.mark.parametrize("why", ["down", "held", "full"])
+def test_no_message_passes_as_long_as_there_is_a_reason(rig, why):
+    """The link is not up, a message is held, or the window has no room, each by itself."""
+    if why != "down":
+        rig.come_up()
+    if why == "held":
+        rig.exchange.push.is_full = True
+        rig.publish()
+    elif why == "full":
+        rig.fill()
+    for step in (rig.link.flush, rig.link.mark_now, rig.link.make_room):
+        step()
+        assert not rig.link.passes
+
+
+def test_a_marker_lets_no_message_overtake_a_held_one(rig):
+    """The socket has room again, and takes the marker first."""
+    rig.come_up()
+    rig.publish(b"1")
+    rig.exchange.push.is_full = True
+    rig.publish(b"2")
+    rig.exchange.push.is_full = False
+    rig.link.mark_now()
+    rig.publish(b"3")
+    rig.tick()
+    assert rig.payloads() == [b"1", b"2", b"3"]
+
+
+def test_a_held_message_loses_the_time_that_it_was_held(rig):
+    """An expired one is counted, and takes no number."""
+    rig.publish(b"1", ttl=1000)
+    rig.publish(b"2", ttl=5000)
+    rig.clock.now += 2 - PUSH_EVERY
+    rig.verify()
+    rig.confirm()
+    (frame,) = [wire.read_group(frame) for frame in rig.exchange.push.take() if frame[:1] == b"G"]
+    assert (frame[4], frame[5], frame[3]) == (3000, b"2", wire.FLAG_FIRST)
+    assert rig.client.counters.dropped == {"outbox_expired": 1}
+
+
+def test_a_message_that_was_acknowledged_expires_without_being_counted(rig):
+    """Most likely it has arrived."""
+    rig.come_up()
+    rig.publish(ttl=1000)
+    rig.tick(BLOCK_SECONDS)
+    rig.confirm()
+    rig.publish(ttl=1000)
+    rig.exchange.disconnected()
+    assert len(rig.taken) == 2
+    for held in rig.taken:
+        rig.link.hold(held, rig.clock.now, must=True)
+    rig.clock.now += 1
+    rig.link.flush()
+    assert (rig.client.counters.dropped, rig.link.held) == ({"outbox_expired": 1}, 0)
+
+
+def test_a_full_outbox_refuses_messages(make):
+    """Those that were accepted before are held all the same."""
+    rig = make(capacity=2)
+    assert [rig.hold() for _ in range(3)] == [True, True, False]
+    assert rig.link.hold(Held(inf, G, b"x"), rig.clock.now, must=True)
+
+
+def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig):
+    """If this link is lost its caller learns that; a request never overtakes what is held."""
+    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    rig.client.begin_request(5, request)
+    rig.publish(b"1")
+    rig.link.hold(Held(inf, b"jobs", request.frame, Kind.REQUEST, 5), rig.clock.now)
+    rig.verify()
+    rig.confirm()
+    assert [frame[:1] for frame in rig.exchange.push.take()] == [b"E", b"G", b"Q"]
+    rig.exchange.push_disconnected()
+    assert request.answer == LOST
+
+
+def test_a_request_does_not_overtake_held_messages(rig):
+    """Frames with the same key keep their order."""
+    rig.come_up()
+    rig.exchange.push.is_full = True
+    rig.publish(b"1")
+    rig.exchange.push.is_full = False
+    assert not rig.link.send_request(b"Qplain", 5)
+    assert rig.exchange.push.frames == []
+
+
+def test_a_full_socket_takes_no_request(rig):
+    """It has to be held; no exchange is noted for it."""
+    rig.come_up()
+    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    rig.client.begin_request(5, request)
+    rig.exchange.push.is_full = True
+    assert not rig.link.send_request(b"Qplain", 5)
+    rig.link.hold(Held(inf, b"jobs", request.frame, Kind.REQUEST, 5), rig.clock.now)
+    rig.link.flush()
+    rig.exchange.disconnected()
+    assert request.answer is None
+    assert [held.number for held in rig.taken] == [5]
+
+
+def test_a_withdrawn_request_is_not_sent(rig):
+    """Nobody waits for its answer any more; an unknown number changes nothing."""
+    rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
+    rig.publish(b"1")
+    assert [rig.link.withdraw(number) for number in (7, 7, 8)] == [True, False, False]
+    rig.verify()
+    rig.confirm()
+    assert b"Q1" not in rig.exchange.push.frames
+    assert rig.payloads() == [b"1"]
+
+
+def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig):
+    """They need not wait for the next tick."""
+    rig.come_up()
+    rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
+    assert not rig.link.passes
+    rig.link.withdraw(7)
+    assert rig.link.passes
+
+
+def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_process(rig):
+    """They get their numbers after the join, and are published after it."""
+    rig.publish(b"older")
+    join = rig.client.join(G, "a", 9, None)
+    rig.ledger.subscribed(G)
+    rig.publish(b"newer")
+    rig.verify()
+    rig.confirm()
+    rig.client.join_synced(join, 10**9)
+    for frame in rig.exchange.push.take():
+        if frame[:1] == b"G":
+            rig.exchange.publish(frame)
+    assert [payload for _, payload, _ in rig.client.mailboxes.boxes["a"].mail] == [b"newer"]
+    assert (rig.client.counters.repeated, rig.client.counters.dropped) == (0, {})
+
+
+def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig):
+    """Nothing of it is sent again, and new messages pass."""
+    rig.come_up()
+    rig.fill()
+    rig.publish(b"held")
+    rig.payloads()
+    rig.link.drop_held()
+    assert (rig.link.held, rig.ledger.count, rig.link.passes) == (0, 0, True)
+    rig.publish(b"new")
+    rig.exchange.disconnected()
+    assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"new"]
+
+
+# Draining
+
+
+def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig):
+    """What it has not acknowledged goes by others; it still delivers, and still answers."""
+    rig.come_up()
+    rig.publish(b"1")
+    rig.welcome(DRAINING)
+    assert (rig.link.state, rig.told, rig.link.passes) == (State.DRAINING, ["up", "down"], False)
+    assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"1"]
+    assert rig.lines() == [f"the forwarder at {NAME} is about to end"]
+    assert rig.link.attachment.is_reachable
+    assert rig.link.is_connected
+
+
+def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig):
+    """Behind the jobs that go back and behind the messages: nothing more is under way there. Once."""
+    box = rig.client.mailboxes.open("jobs", 9)
+    box.waiters.append(Reader())
+    rig.client.read_normal(box)
+    rig.come_up()
+    rig.exchange.publish(wire.JOB.encode(wire.Job(INBOX, 1, 1, 7, TTL, b"jobs", b"x")))
+    rig.kinds()
+    rig.publish(b"1")
+    for _ in range(2):
+        rig.welcome(DRAINING)
+    *before, last = rig.exchange.subscriber.take_sent()
+    assert [frame[:1] for frame in before] == [b"R", b"B"]
+    detach = wire.DETACH.encode(wire.Detach(INBOX, 1))
+    assert last == detach
+    assert (rig.exchange.push.frames[0][:1], rig.exchange.push.frames[-1]) == (b"G", detach)
+    assert rig.exchange.push.frames.count(detach) == 1
+    assert not box.mail
+
+
+def test_a_draining_forwarder_is_sent_no_window_any_more(rig):
+    """Readers open theirs elsewhere."""
+    rig.come_up()
+    rig.welcome(DRAINING)
+    rig.kinds()
+    box = rig.client.mailboxes.open("jobs", 9)
+    box.waiters.append(Reader())
+    rig.client.read_normal(box)
+    rig.perform()
+    assert rig.kinds() == []
+
+
+@pytest.mark.parametrize("has_push", [True, False])
+def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig, has_push):
+    """It is welcomed with that state, or its PUSH was lost a moment ago."""
+    if has_push:
+        rig.come_up()
+        rig.exchange.push_disconnected()
+    else:
+        rig.exchange.connected()
+    rig.calls.clear()
+    rig.welcome(DRAINING)
+    assert rig.link.state is State.DRAINING
+    assert rig.calls == [0.0]
+    rig.tick(PUSH_EVERY)
+    assert rig.exchange.push.frames == [wire.DETACH.encode(wire.Detach(INBOX, 1))]
+    rig.tick(PATIENCE)
+    assert len(rig.exchange.push.frames) == 1, "no echo, no marker"
+
+
+def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(rig):
+    """As after any other loss."""
+    rig.come_up()
+    rig.welcome(DRAINING)
+    rig.exchange.disconnected()
+    assert (rig.link.state, rig.told) == (State.DOWN, ["up", "down"])
+    rig.exchange.instance = TWO
+    rig.come_up()
+    assert rig.told == ["up", "down", "up"]
+
+
+@pytest.mark.parametrize("state", [SERVING, SETTLING])
+def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig, state):
+    """This process has left its session: the next one begins, and the link comes up by a new PUSH."""
+    rig.come_up()
+    rig.welcome(DRAINING)
+    old = rig.exchange.push
+    rig.calls.clear()
+    rig.welcome(state)
+    assert (rig.link.state, rig.exchange.subscriber.session, rig.calls[-1]) == (State.GREETING, 2, 0.0)
+    rig.welcome()
+    rig.tick(PUSH_EVERY)
+    assert (old.linger, rig.exchange.push is old) == (0, False)
+    rig.confirm()
+    assert (rig.link.state, rig.told) == (State.UP, ["up", "down", "up"])
+
+
+def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(rig):
+    """As when another link to the same instance was given up, whose hello came later."""
+    rig.come_up()
+    rig.publish(b"1")
+    rig.link.greet()
+    assert (rig.link.state, rig.exchange.subscriber.session, rig.told) == (State.GREETING, 2, ["up", "down"])
+    assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"1"]
+    rig.welcome()
+    rig.tick(PUSH_EVERY)
+    rig.confirm()
+    assert rig.link.state is State.UP
+
+
+# Another version
+
+
+def test_another_version_is_reported_once_and_fails_every_request(rig):
+    """The link does not come up; a welcome of the own version ends it."""
+    request = Request(b"frame", waiter=Reader())
+    rig.client.begin_request(1, request)
+    rig.exchange.connected()
+    for _ in range(2):
+        rig.welcome(version=wire.VERSION + 1)
+    assert len(rig.lines()) == 1
+    assert isinstance(request.answer, WireVersionMismatch)
+    assert rig.client.out.wake == [request.waiter]
+    assert (rig.link.state, rig.link.other_version, rig.welcomes) == (State.GREETING, wire.VERSION + 1, [])
+    rig.welcome()
+    assert (rig.link.state, rig.link.other_version) == (State.VERIFYING, None)
+
+
+# Keys
+
+
+def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig):
+    """By either side; it tells a caller why there is no answer."""
+    for event in (rig.link._subscriber_event, rig.link._push_event):
+        rig.link.refusal = ""
+        event(zmq.Event.HANDSHAKE_FAILED_AUTH)
+        assert "curve_secret_key" in rig.link.refusal
+        assert rig.link.state is State.DOWN
+    rig.come_up()
+    assert rig.link.refusal == ""
+
+
+def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make):
+    """ZeroMQ gives up after a refusal. PUSH uses the keys of the subscribers' side."""
+    keys = Keys()
+    rig = make(keys=keys)
+    first = keys.keys
+    rig.link._subscriber_event(zmq.Event.HANDSHAKE_FAILED_AUTH)
+    rig.tick(1.0)
+    assert rig.exchange.subscriber.connected_with == [first]
+    keys.change()
+    rig.link.look_around()
+    rig.tick(1.0)
+    assert rig.exchange.subscriber.connected_with == [first, keys.keys]
+    rig.come_up()
+    assert rig.exchange.push.curve_serverkey == keys.keys.server
+
+
+def test_a_refused_link_connects_anew_with_the_same_keys(make):
+    """The forwarder may allow them by now. Keys that nobody has refused are no reason to connect anew."""
+    keys = Keys()
+    rig = make(keys=keys)
+    rig.exchange.connected()
+    counts = []
+    for is_refused in (False, True, False):
+        if is_refused:
+            rig.link._push_event(zmq.Event.HANDSHAKE_FAILED_AUTH)
+        rig.link.look_around()
+        rig.tick(1.0)
+        counts.append(len(rig.exchange.subscriber.connected_with))
+    assert counts == [1, 2, 2]
+
+
+def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make):
+    """Whatever has become of the attempt to take them up before."""
+    keys = Keys()
+    rig = make(keys=keys)
+    rig.come_up()
+    rig.exchange.disconnected()
+    keys.change()
+    rig.link.look_around()
+    rig.tick(1.0)
+    assert rig.exchange.subscriber.connected_with[1:] == [keys.keys]
+
+
+def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make):
+    """They were read just before."""
+    keys = Keys()
+    rig = make(keys=keys)
+    rig.verify()
+    keys.change()
+    rig.link.look_around()
+    rig.confirm()
+    rig.tick()
+    assert (rig.link.state, len(rig.exchange.subscriber.connected_with)) == (State.UP, 1)
+
+
+def test_a_link_that_cannot_connect_with_other_keys_says_so(make):
+    """The log names the setting."""
+    keys = Keys()
+    rig = make(keys=keys)
+    keys.change()
+    rig.exchange.subscriber.address = INVALID
+    rig.link.look_around()
+    rig.tick()
+    (line,) = rig.lines()
+    assert "pub_socket_address" in line
+
+
+def test_a_link_waits_for_a_key_file(make):
+    """In a container it may be mounted a moment after the start. The subscriptions wait in the socket."""
+    keys = Keys()
+    keys.missing = "/keys/secret"
+    rig = make(keys=keys)
+    assert rig.exchange.subscriber.connected_with == []
+    assert rig.kinds() == [wire.SUBSCRIBE]
+    keys.missing = ""
+    rig.link.look_around()
+    rig.tick()
+    assert rig.exchange.subscriber.connected_with == [keys.keys]
+
+
+# Other keys, without a gap
+
+
+STEPS = ["connecting", "connected", "welcomed", "renewed"]
+"""Of a change of keys."""
+
+
+class Renewal(Rig):
+    """A link that is up by its first keys, and the steps by which it takes up others."""
+
+    def __init__(self, clock, **how):
+        self.keys = Keys()
+        super().__init__(clock, keys=self.keys, **how)
+        self.come_up()
+        self.kinds()
+        self.first = self.exchange.subscriber
+
+    def begin(self):
+        """Find other keys; return the subscriber that connects by them."""
+        self.keys.change()
+        return self.look()
+
+    def look(self):
+        self.link.look_around()
+        self.tick()
+        return self.link._next_subscriber
+
+    def event(self, socket, event):
+        """Let the monitor of a subscriber or of a PUSH report an event."""
+        self.link.monitors()[socket.monitor](event)
+        self.perform()
+
+    def change_subscriber(self):
+        """Begin the next session by a new subscriber; it is not welcomed yet."""
+        subscriber = self.begin()
+        self.event(subscriber, CONNECTED)
+        return subscriber
+
+    def change_push(self):
+        """Be welcomed in the next session, and change over to a new PUSH."""
+        self.welcome()
+        self.tick(PUSH_EVERY)
+
+    def renew(self):
+        self.change_subscriber()
+        self.change_push()
+
+    def go(self, step):
+        """Find other keys, and take them up as far as a step; return the subscriber that connects by them."""
+        subscriber = self.begin()
+        if step != "connecting":
+            self.event(subscriber, CONNECTED)
+        if step == "welcomed":
+            self.welcome()
+        if step == "renewed":
+            self.change_push()
+        return subscriber
+
+    def hold_taken(self):
+        """Hold what the link has handed over, as the owner does if there is no other link."""
+        taken, self.taken = self.taken, []
+        for held in taken:
+            self.link.hold(held, self.clock.now, must=True)
+
+    def arrive(self, subscriber, *frames):
+        """Let frames arrive by a subscriber, and be read."""
+        subscriber.arriving += frames
+        while self.link.read():
+            pass
+        self.perform()
+
+    def delivered(self, channel="a"):
+        return [payload for _, payload, _ in self.client.mailboxes.boxes[channel].mail]
+
+
+@pytest.fixture
+def renewal(clock, monkeypatch):
+    """A link that is up, and may find other keys."""
+    replace_sockets(monkeypatch, clock)
+    return Renewal(clock)
+
+
+def group_frame(number, payload=None, flags=0):
+    """A message of another process, which has its number for its payload."""
+    return wire.ordered(G, b"o" * 8, number, flags, TTL, b"%d" % number if payload is None else payload)
+
+
+def member(rig):
+    """Add a member whose subscription is in force."""
+    join = rig.client.join(G, "a", 99, None)
+    rig.perform()
+    rig.client.join_synced(join, 10**9)
+
+
+def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal):
+    """A second subscriber, the next session, a second PUSH; the owner learns of none of it."""
+    first, (old,) = renewal.first, renewal.context.pushes
+    second = renewal.begin()
+    assert (second.connected_with, first.connected_with) == ([renewal.keys.keys], [first.connected_with[0]])
+    assert renewal.exchange.subscriber is first, "not before it has connected"
+    renewal.event(second, CONNECTED)
+    assert (renewal.exchange.subscriber, second.session, first.session) == (second, 2, 1)
+    assert renewal.calls[-1] == 0.0
+    renewal.calls.clear()
+    renewal.welcome()
+    assert (renewal.exchange.push, renewal.calls[-1]) == (old, 0.0)
+    renewal.tick(PUSH_EVERY)
+    new = renewal.exchange.push
+    assert renewal.context.pushes == [old, new]
+    assert (new.curve_serverkey, new.address, new.frames) == (renewal.keys.keys.server, "tcp://pull", [])
+    assert (old.linger, old.frames) == (None, [])
+    assert (renewal.link.state, renewal.told, renewal.link.passes, renewal.lines()) == (State.UP, ["up"], True, [])
+
+
+def test_the_former_connections_are_closed_a_moment_later(renewal):
+    """What they carry is on its way: the subscriber is read until then, and PUSH lingers."""
+    first, (old,) = renewal.first, renewal.context.pushes
+    renewal.renew()
+    due = renewal.clock.now + RETIRE_AFTER
+    assert renewal.calls[-1] == due
+    renewal.tick(RETIRE_AFTER - 0.01)
+    assert (first.is_closed, old.linger, renewal.watched) == (False, None, [first, renewal.exchange.subscriber])
+    assert renewal.link.attachment.has_two_ways
+    seen = []
+    renewal.client.feed = lambda frame, attachment: seen.append(frame)
+    first.arriving = [b"1", b"2"]
+    renewal.tick(0.01)
+    assert (first.is_closed, old.linger, renewal.watched) == (True, 2000, [renewal.exchange.subscriber])
+    assert seen == [b"1", b"2"]
+    assert not renewal.link.attachment.has_two_ways
+    assert list(renewal.link.monitors()) == [renewal.exchange.subscriber.monitor, renewal.link._push.monitor]
+
+
+def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal):
+    """Until then messages are sent by the former one."""
+    old = renewal.exchange.push
+    renewal.change_subscriber()
+    renewal.tick(RETIRE_AFTER - 0.01)
+    renewal.publish(b"1")
+    assert (renewal.exchange.push, renewal.payloads(), renewal.first.is_closed) == (old, [b"1"], False)
+    renewal.change_push()
+    assert (renewal.exchange.push is old, renewal.payloads()) == (False, [b"1"])
+
+
+def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal):
+    """The forwarder may be busy; the former PUSH lingers as long as usual behind that."""
+    old = renewal.exchange.push
+    renewal.change_subscriber()
+    for _ in range(5):
+        renewal.tick(RETIRE_AFTER)
+    renewal.change_push()
+    assert (renewal.exchange.push is old, old.linger) == (False, None)
+    renewal.tick(RETIRE_AFTER)
+    assert (old.linger, renewal.first.is_closed, renewal.link.state) == (2000, True, State.UP)
+
+
+def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal):
+    """One is opened every `PUSH_EVERY` at most."""
+    old = renewal.exchange.push
+    renewal.change_subscriber()
+    renewal.welcome()
+    renewal.tick()
+    assert renewal.exchange.push is old
+    renewal.tick(PUSH_EVERY)
+    assert renewal.exchange.push is not old
+
+
+def test_further_welcomes_of_the_session_change_nothing(renewal):
+    """Both connections bring each of them."""
+    renewal.renew()
+    for _ in range(2):
+        renewal.change_push()
+    assert (len(renewal.context.pushes), renewal.told) == (2, ["up"])
+
+
+def test_keys_that_have_not_changed_open_nothing(renewal):
+    """They are looked at every second."""
+    for _ in range(3):
+        assert renewal.look() is None
+    assert (len(renewal.context.pushes), renewal.watched) == (1, [renewal.first])
+
+
+def test_each_step_has_its_monitor(renewal):
+    """The housekeeper polls those of all sockets that are connecting."""
+    push = renewal.link._push
+    second = renewal.begin()
+    assert list(renewal.link.monitors()) == [renewal.first.monitor, push.monitor, second.monitor]
+    renewal.event(second, CONNECTED)
+    assert list(renewal.link.monitors()) == [second.monitor, push.monitor]
+    renewal.change_push()
+    assert renewal.link._push is not push
+    assert list(renewal.link.monitors()) == [second.monitor, renewal.link._push.monitor]
+
+
+# ... what is received
+
+
+def test_the_second_subscriber_subscribes_to_the_same(renewal):
+    """Before it connects; its session begins with what the exchange cannot know, and a hello."""
+    member(renewal)
+    renewal.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
+    second = renewal.begin()
+    assert second.take_sent() == [wire.subscription(wire.inbox_topic(INBOX)), wire.subscription(G)]
+    assert (second.greeted, second.lists) == ([], [])
+    renewal.event(second, CONNECTED)
+    (((frame,),), lists) = second.greeted, second.lists
+    assert (frame[:1], lists) == (b"M", [b"list"])
+
+
+@pytest.mark.parametrize("step", ["connecting", "connected"])
+def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal, step):
+    """Both subscribers until the second one leads, then that one; requests go by the one that leads."""
+    second = renewal.begin()
+    if step == "connected":
+        renewal.event(second, CONNECTED)
+        renewal.welcome()
+    for one in (renewal.first, second):
+        one.take_sent()
+    frames = [wire.subscription(G), wire.unsubscription(G)]
+    for frame in [*frames, b"Ysync"]:
+        renewal.link.send_upstream(frame)
+    by_first, by_second = renewal.first.take_sent(), second.take_sent()
+    if step == "connecting":
+        assert (by_first, by_second) == ([*frames, b"Ysync"], frames)
+    else:
+        assert (by_first, by_second) == ([], [*frames, b"Ysync"])
+
+
+def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal):
+    """The former one goes on for a moment; what the new one repeats is dropped."""
+    member(renewal)
+    renewal.arrive(renewal.first, group_frame(1))
+    second = renewal.change_subscriber()
+    renewal.arrive(renewal.first, group_frame(2), group_frame(3))
+    renewal.arrive(second, group_frame(2), group_frame(3), group_frame(4))
+    renewal.arrive(renewal.first, group_frame(4), group_frame(5))
+    renewal.arrive(second, group_frame(5), group_frame(6))
+    assert renewal.delivered() == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    assert renewal.client.counters.dropped == {}
+
+
+def test_what_the_next_connection_brings_first_waits_for_the_former_one(renewal):
+    """Two connections do not keep an order. Once there is only one again, a gap counts at once."""
+    member(renewal)
+    renewal.arrive(renewal.first, group_frame(1))
+    second = renewal.change_subscriber()
+    renewal.arrive(second, group_frame(4))
+    assert renewal.delivered() == [b"1"]
+    renewal.arrive(renewal.first, group_frame(2), group_frame(3), group_frame(4))
+    assert (renewal.delivered(), renewal.client.counters.dropped) == ([b"1", b"2", b"3", b"4"], {})
+    renewal.change_push()
+    renewal.tick(RETIRE_AFTER)
+    renewal.arrive(second, group_frame(6))
+    assert (renewal.delivered()[4:], renewal.client.counters.dropped) == ([b"6"], {"missed": 1})
+
+
+def test_input_of_either_connection_is_input(renewal):
+    """Until the former one is closed."""
+    second = renewal.change_subscriber()
+    assert not renewal.link.has_input()
+    for one in (renewal.first, second):
+        one.arriving = [b"?"]
+        assert renewal.link.has_input()
+        one.arriving = []
+    renewal.change_push()
+    renewal.tick(RETIRE_AFTER)
+    assert not renewal.link.has_input()
+    second.arriving = [b"?"]
+    assert renewal.link.has_input()
+
+
+def test_what_has_arrived_by_the_former_connection_is_read_before_the_change(renewal):
+    """It belongs to the former session."""
+    seen = []
+    second = renewal.begin()
+    renewal.client.feed = lambda frame, attachment: seen.append((frame, renewal.exchange.subscriber.session))
+    renewal.first.arriving, second.arriving = [b"1", b"2"], [b"3"]
+    renewal.event(second, CONNECTED)
+    assert seen == [(b"1", 1), (b"2", 1)]
+    renewal.arrive(second)
+    assert seen[2:] == [(b"3", 2)]
+
+
+def test_a_join_during_the_change_waits_for_the_next_welcome(renewal):
+    """Its sync is not sent ahead of it, and follows it."""
+    second = renewal.change_subscriber()
+    request = Request(b"Ysync", to_all=True)
+    renewal.client.begin_request(5, request)
+    renewal.link.send_upstream(request.frame)
+    assert b"Ysync" not in second.sent
+    renewal.welcome()
+    assert b"Ysync" in second.sent
+    renewal.exchange.publish(wire.SYNCED.encode(wire.Synced(INBOX, 5)))
+    assert request.answer == 0
+
+
+def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renewal):
+    """The answer may have been lost with it; one that arrives by the former connection counts."""
+    request = Request(b"Ysync", to_all=True)
+    renewal.client.begin_request(5, request)
+    second = renewal.change_subscriber()
+    renewal.welcome()
+    assert b"Ysync" in second.sent
+    renewal.arrive(renewal.first, wire.SYNCED.encode(wire.Synced(INBOX, 5)))
+    assert request.answer == 0
+
+
+# ... jobs
+
+
+def read_jobs(rig):
+    box = rig.client.mailboxes.open("jobs", 9)
+    box.waiters.append(Reader())
+    rig.client.read_normal(box)
+    rig.perform()
+    return box
+
+
+def job(session, ordinal=1, payload=b"x"):
+    return wire.JOB.encode(wire.Job(INBOX, session, ordinal, ordinal, TTL, b"jobs", payload))
+
+
+def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal):
+    """The exchange has learned that it did not arrive, puts it back, and hands it over in the next session."""
+    box = read_jobs(renewal)
+    renewal.arrive(renewal.first, job(1, 1, b"1"))
+    box.mail.clear()  # a reader has it
+    second = renewal.change_subscriber()
+    ((received,),) = second.greeted
+    assert wire.RECEIVED.decode(received) == wire.Received(INBOX, 1, 1, b"jobs")
+    renewal.arrive(renewal.first, job(1, 2, b"2"))
+    renewal.welcome()
+    renewal.arrive(renewal.first, job(1, 2, b"2"))
+    assert not box.mail
+    read_jobs(renewal)
+    renewal.arrive(second, job(2, 1, b"2"))
+    assert [payload for _, payload, _ in box.mail] == [b"2"]
+
+
+def test_a_job_that_has_arrived_unread_is_put_back(renewal):
+    """Whatever has arrived is taken in before the exchange is told which jobs were read."""
+    box = read_jobs(renewal)
+    second = renewal.begin()
+    renewal.first.arriving = [job(1)]
+    renewal.event(second, CONNECTED)
+    ((received,),) = second.greeted
+    assert wire.RECEIVED.decode(received).received == 0
+    renewal.welcome()
+    assert not box.mail
+
+
+def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_it(renewal):
+    """Both are subscribed to the inbox."""
+    box = read_jobs(renewal)
+    second = renewal.change_subscriber()
+    renewal.welcome()
+    for one in (second, renewal.first):
+        renewal.arrive(one, job(2))
+    assert (len(box.mail), renewal.client.counters.dropped) == (1, {})
+
+
+def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal):
+    """Not before: the exchange would not know of it."""
+    read_jobs(renewal)
+    second = renewal.change_subscriber()
+    second.take_sent()
+    read_jobs(renewal)
+    assert second.take_sent() == []
+    renewal.welcome()
+    (ready,) = [wire.READY.decode(frame) for frame in second.take_sent()]
+    assert (ready.session, ready.settled) == (2, 0)
+    assert renewal.first.sent[-1][:1] == b"R", "of the former session"
+
+
+# ... what is sent
+
+
+def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal):
+    """With the same numbers: a forwarder reads two connections in turns."""
+    old = renewal.exchange.push
+    sent = [renewal.publish(b"1")]
+    renewal.tick(BLOCK_SECONDS)
+    renewal.confirm()
+    sent += [renewal.publish(b"2")]
+    renewal.tick(BLOCK_SECONDS)
+    renewal.change_subscriber()
+    sent += [renewal.publish(b"3")]
+    old.is_full = True
+    renewal.publish(b"4")
+    renewal.change_push()
+    renewal.publish(b"5")
+    frames = [wire.read_group(frame) for frame in renewal.exchange.push.take() if frame[:1] == b"G"]
+    assert renewal.exchange.push is not old
+    assert [frame[5] for frame in frames] == [b"1", b"2", b"3", b"4", b"5"]
+    assert [frame[2] for frame in frames] == [*sent, sent[-1] + 1, sent[-1] + 2]
+    assert [frame[3] & wire.FLAG_AGAIN > 0 for frame in frames] == [True, True, True, False, False]
+    assert not any(frame[3] & wire.FLAG_ELSEWHERE for frame in frames), "it is the same instance"
+    assert renewal.link.stats()["sent_again"] == 3
+
+
+def test_the_new_push_acknowledges_what_it_was_sent(renewal):
+    """An answer to a marker of the former one says nothing about it."""
+    renewal.publish(b"1")
+    renewal.tick(BLOCK_SECONDS)
+    (before,) = renewal.exchange.echoes()
+    renewal.renew()
+    renewal.tick(BLOCK_SECONDS)
+    renewal.confirm(before)
+    assert renewal.link.held == 1
+    renewal.confirm()
+    assert renewal.link.held == 0
+
+
+def test_a_full_window_is_taken_over_by_the_new_push(renewal):
+    """The former one is not answered any more; new messages wait until the new one is."""
+    renewal.fill()
+    renewal.publish(b"held")
+    renewal.payloads()
+    renewal.renew()
+    assert renewal.payloads() == [b"%d" % number for number in range(WINDOW)]
+    assert (renewal.link.held, renewal.link.passes) == (WINDOW + 1, False)
+    renewal.link.mark_now()
+    renewal.confirm()
+    assert (renewal.payloads(), renewal.link.passes) == ([b"held"], True)
+
+
+def test_a_new_push_without_room_holds_messages_in_their_order(renewal, monkeypatch):
+    """Until it has."""
+    renewal.publish(b"1")
+    renewal.change_subscriber()
+    monkeypatch.setattr(Push, "is_full", True)
+    renewal.change_push()
+    new = renewal.exchange.push
+    renewal.publish(b"2")
+    assert (new.frames, renewal.link.held) == ([], 2)
+    monkeypatch.setattr(Push, "is_full", False)
+    renewal.tick(FULL_RETRY)
+    assert (renewal.exchange.push, renewal.payloads()) == (new, [b"1", b"2"])
+
+
+def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal):
+    """Its bound is for what is held because there is no room."""
+    rig = Renewal(renewal.clock, capacity=1)
+    for number in range(3):
+        rig.publish(b"%d" % number)
+    rig.renew()
+    assert rig.payloads() == [b"0", b"1", b"2"]
+
+
+def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal):
+    """The tick of the owner sends them, by the new PUSH."""
+    renewal.publish(b"1")
+    renewal.change_subscriber()
+    renewal.holds_back = True
+    renewal.change_push()
+    assert renewal.payloads() == []
+    renewal.holds_back = False
+    renewal.tick()
+    assert renewal.payloads() == [b"1"]
+
+
+def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal):
+    """It lingers; the answer comes by either connection."""
+    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    renewal.client.begin_request(5, request)
+    assert renewal.link.send_request(request.frame, 5)
+    renewal.renew()
+    renewal.tick(RETIRE_AFTER)
+    assert request.answer is None
+    assert renewal.exchange.push.frames == [], "it is never sent again"
+    renewal.exchange.confirm(5)
+    assert request.answer == 0
+
+
+def test_a_next_session_with_another_instance_is_verified(renewal):
+    """A successor has the address by now: what the former one may have is sent again as that which was elsewhere."""
+    old = renewal.exchange.push
+    renewal.publish(b"1")
+    renewal.change_subscriber()
+    renewal.exchange.instance = TWO
+    renewal.calls.clear()
+    renewal.welcome()
+    assert (renewal.link.state, renewal.told, renewal.calls[-1]) == (State.VERIFYING, ["up", "down"], 0.0)
+    renewal.hold_taken()
+    renewal.tick(PUSH_EVERY)
+    new = renewal.exchange.push
+    assert (old.linger, renewal.context.pushes, [frame[:1] for frame in new.frames]) == (0, [old, new], [b"E"])
+    renewal.confirm()
+    assert (renewal.link.state, renewal.link.instance) == (State.UP, TWO)
+    (frame,) = [wire.read_group(frame) for frame in new.take() if frame[:1] == b"G"]
+    assert (frame[5], frame[3] & wire.FLAG_ELSEWHERE > 0) == (b"1", True)
+    renewal.tick(RETIRE_AFTER)
+    assert (renewal.first.is_closed, renewal.exchange.push, len(renewal.context.pushes)) == (True, new, 2)
+
+
+def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renewal):
+    """By a PUSH of its own: the former one leads to the former instance."""
+    old = renewal.exchange.push
+    second = renewal.change_subscriber()
+    renewal.exchange.instance = TWO
+    renewal.welcome(DRAINING)
+    renewal.tick(PUSH_EVERY)
+    detach = wire.DETACH.encode(wire.Detach(INBOX, 2))
+    assert (renewal.link.state, old.linger, old.frames) == (State.DRAINING, 0, [])
+    assert (renewal.exchange.push.frames, second.sent[-1]) == ([detach], detach)
+
+
+@pytest.mark.parametrize(
+    "events", [[zmq.Event.CLOSED], [DISCONNECTED], [zmq.Event.HANDSHAKE_FAILED_AUTH, DISCONNECTED]]
+)
+def test_a_new_push_that_fails_is_replaced_and_verified(renewal, events):
+    """As any other: what it was sent is sent again."""
+    renewal.publish(b"1")
+    renewal.renew()
+    failed = renewal.exchange.push
+    for event in events:
+        renewal.event(renewal.link._push, event)
+    assert (renewal.link.state, renewal.told) == (State.VERIFYING, ["up", "down"])
+    renewal.hold_taken()
+    renewal.tick(PUSH_EVERY)
+    renewal.confirm()
+    assert (failed.linger, renewal.link.state, renewal.payloads()) == (0, State.UP, [b"1"])
+
+
+# ... what goes wrong
+
+
+@pytest.mark.parametrize("event", sorted(REFUSALS))
+def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal, event):
+    """It is logged with the reason, and nothing of the attempt is left."""
+    second = renewal.begin()
+    renewal.event(second, event)
+    renewal.tick()
+    assert (renewal.link.state, renewal.told) == (State.UP, ["up"])
+    (line,) = renewal.lines()
+    assert "refuses the new key" in line
+    assert REFUSALS[event] in line
+    assert second.is_closed
+    assert list(renewal.link.monitors()) == [renewal.first.monitor, renewal.link._push.monitor]
+    renewal.publish(b"1")
+    assert (renewal.payloads(), renewal.exchange.subscriber) == ([b"1"], renewal.first)
+
+
+def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal):
+    """The forwarder may allow it a moment later. One that is refused after it had worked is reported again."""
+    for attempt in (renewal.begin, renewal.look, renewal.look):
+        second = attempt()
+        assert second.connected_with == [renewal.keys.keys]
+        renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
+        renewal.tick()
+        assert (second.is_closed, renewal.link._next_subscriber) == (True, None)
+    assert len(renewal.lines()) == 1
+    allowed = renewal.look()
+    renewal.event(allowed, CONNECTED)
+    renewal.change_push()
+    assert (renewal.exchange.subscriber, renewal.link.refusal, renewal.told) == (allowed, "", ["up"])
+    renewal.tick(RETIRE_AFTER)
+    assert renewal.look() is None
+    renewal.event(renewal.begin(), zmq.Event.HANDSHAKE_FAILED_AUTH)
+    assert len(renewal.lines()) == 1
+
+
+def test_another_key_is_taken_up_after_one_that_was_refused(renewal):
+    """The reason is that of the last attempt."""
+    renewal.event(renewal.begin(), zmq.Event.HANDSHAKE_FAILED_AUTH)
+    renewal.tick()
+    assert renewal.link.refusal
+    good = renewal.begin()
+    assert (good.connected_with, renewal.link.refusal) == ([renewal.keys.keys], "")
+    renewal.event(good, CONNECTED)
+    renewal.change_push()
+    assert (renewal.exchange.subscriber, renewal.exchange.push.curve_serverkey) == (good, renewal.keys.keys.server)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_keys_that_change_during_the_change_wait_for_its_end(renewal, step):
+    """Then only the last ones count. Every socket is closed once."""
+    second = renewal.go(step)
+    for _ in range(2):
+        assert renewal.begin() is (second if step == "connecting" else None)
+    assert not second.is_closed
+    if step == "connecting":
+        renewal.event(second, CONNECTED)
+    if step != "renewed":
+        renewal.change_push()
+    renewal.tick(RETIRE_AFTER - 0.01)
+    assert renewal.link._next_subscriber is None
+    renewal.tick(0.02)
+    third = renewal.link._next_subscriber
+    assert (third.connected_with, renewal.exchange.subscriber) == ([renewal.keys.keys], second)
+    renewal.event(third, CONNECTED)
+    renewal.change_push()
+    renewal.tick(RETIRE_AFTER)
+    renewal.tick(1.0)
+    assert renewal.context.subscribers == [renewal.first, second, third]
+    assert [one.is_closed for one in renewal.context.subscribers] == [True, True, False]
+    assert [push.linger for push in renewal.context.pushes] == [2000, 2000, None]
+    assert renewal.exchange.push.curve_serverkey == renewal.keys.keys.server
+    assert (renewal.watched, renewal.told) == ([third], ["up"])
+
+
+def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal):
+    """There is nothing to wait for any more."""
+    second = renewal.begin()
+    renewal.begin()
+    renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
+    renewal.tick()
+    third = renewal.link._next_subscriber
+    assert (second.is_closed, third is second, third.connected_with) == (True, False, [renewal.keys.keys])
+
+
+def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(renewal):
+    """There is nothing to keep beside it."""
+    second = renewal.change_subscriber()
+    renewal.begin()
+    renewal.exchange.disconnected()
+    renewal.tick(RETIRE_AFTER)
+    assert renewal.link._next_subscriber is None
+    assert second.connected_with[1:] == [renewal.keys.keys]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("loss", ["subscriber", "push", "silent"])
+def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal, step, loss):
+    """A subscriber that has not connected is given up, and no message is lost. PUSH has the new keys."""
+    renewal.publish(b"1")
+    second = renewal.go(step)
+    match loss:
+        case "subscriber":
+            renewal.exchange.disconnected()
+        case "push":
+            renewal.exchange.push_disconnected()
+        case "silent":
+            renewal.link._push_is_stale = True
+            renewal.link._enter(Event.SILENT)
+    assert (renewal.told, renewal.link.state is State.UP) == (["up", "down"], False)
+    renewal.hold_taken()
+    renewal.tick()
+    assert renewal.link._next_subscriber is None
+    assert second.is_closed == (step == "connecting")
+    if loss == "subscriber":
+        renewal.exchange.connected()
+    if renewal.exchange.subscriber.welcome is None:
+        renewal.welcome()
+    renewal.tick(PUSH_EVERY)
+    renewal.confirm()
+    assert (renewal.link.state, renewal.payloads()) == (State.UP, [b"1"])
+    renewal.tick(RETIRE_AFTER)
+    still_open = [one for one in renewal.context.pushes if one.linger is None]
+    assert still_open == [renewal.exchange.push]
+    assert renewal.exchange.push.curve_serverkey == renewal.keys.keys.server
+    assert renewal.watched == [renewal.exchange.subscriber]
+    assert not renewal.link.attachment.has_two_ways
+
+
+def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(renewal):
+    """A forwarder that drops a key cuts its connections at once: the handshake may be reported behind that."""
+    second = renewal.begin()
+    renewal.exchange.disconnected()
+    renewal.event(second, CONNECTED)
+    assert renewal.exchange.subscriber is renewal.first
+    renewal.tick()
+    assert second.is_closed
+    renewal.exchange.connected()
+    renewal.welcome()
+    renewal.tick(PUSH_EVERY)
+    renewal.confirm()
+    assert renewal.link.state is State.UP
+
+
+def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(renewal):
+    """There is no connection to keep; the former ones are closed when that is due."""
+    renewal.renew()
+    second = renewal.exchange.subscriber
+    renewal.exchange.disconnected()
+    assert renewal.begin() is None
+    assert second.connected_with[1:] == [renewal.keys.keys]
+
+
+def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(renewal):
+    """It still delivers."""
+    renewal.welcome(DRAINING)
+    assert renewal.begin() is None
+    assert (len(renewal.first.connected_with), renewal.link.state) == (1, State.DRAINING)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_forwarder_that_drains_during_the_change_is_left(renewal, step):
+    """By the session and the PUSH that it has; what was not changed yet is not."""
+    second = renewal.go(step)
+    push = renewal.exchange.push
+    renewal.welcome(DRAINING)
+    detach = wire.DETACH.encode(wire.Detach(INBOX, 1 if step == "connecting" else 2))
+    assert (push.frames[-1], renewal.exchange.subscriber.sent[-1]) == (detach, detach)
+    if step == "connecting":
+        renewal.event(second, CONNECTED)
+    renewal.tick(PUSH_EVERY)
+    assert (renewal.link.state, renewal.exchange.push) == (State.DRAINING, push)
+    assert renewal.exchange.subscriber is (renewal.first if step == "connecting" else second)
+    assert (second.is_closed, renewal.link._next_subscriber) == (step == "connecting", None)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_link_that_is_closed_during_the_change_closes_everything(renewal, step):
+    """A socket that is left would hold up the end of the process."""
+    renewal.go(step)
+    renewal.link.close()
+    assert [one.is_closed for one in renewal.context.subscribers] == [True, True]
+    assert [one.linger for one in renewal.context.pushes] == [2000] * (2 if step == "renewed" else 1)
+    assert renewal.watched == []
+
+
+def test_a_push_that_cannot_be_opened_is_tried_again(renewal):
+    """The reason is reported; the former connections go on until then."""
+    old, forwarder = renewal.exchange.push, renewal.link.forwarder
+    renewal.link.forwarder = Forwarder(INVALID, forwarder.pub)
+    renewal.renew()
+    (line,) = renewal.lines()
+    assert "pull_socket_address" in line
+    renewal.tick(RETIRE_AFTER)
+    renewal.publish(b"1")
+    assert (renewal.exchange.push, renewal.payloads(), renewal.first.is_closed) == (old, [b"1"], False)
+    renewal.link.forwarder = forwarder
+    renewal.tick(PUSH_EVERY)
+    assert (renewal.exchange.push is old, renewal.payloads()) == (False, [b"1"])
+    renewal.tick(RETIRE_AFTER)
+    assert renewal.first.is_closed
+
+
+# The end
+
+
+def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig):
+    """What its socket has taken is still delivered."""
+    rig.come_up()
+    rig.exchange.push.is_full = True
+    rig.publish(b"1")
+    push = rig.exchange.push
+    push.is_full = False
+    rig.link.close()
+    assert [frame[:1] for frame in push.frames] == [b"G"]
+    assert (push.linger, rig.exchange.subscriber.is_closed, rig.exchange.push) == (2000, True, None)
+    assert rig.watched == []
+
+
+def test_monitors_are_those_of_the_sockets_that_are_open(rig):
+    """Each with the side that it concerns."""
+    rig.exchange.connected()
+    assert list(rig.link.monitors()) == [rig.exchange.subscriber.monitor]
+    rig.welcome()
+    rig.tick(PUSH_EVERY)
+    rig.confirm()
+    _, push_monitor = rig.link.monitors()
+    rig.link.monitors()[push_monitor](DISCONNECTED)
+    assert rig.link.state is State.VERIFYING
+    rig.link.monitors()[rig.exchange.subscriber.monitor](DISCONNECTED)
+    assert rig.link.state is State.DOWN
+    rig.tick()
+    assert push_monitor.is_closed
+    assert list(rig.link.monitors()) == [rig.exchange.subscriber.monitor]

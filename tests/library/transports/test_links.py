@@ -1,0 +1,1451 @@
+"""What the set of links does when links come and go, without sockets: the test plays the network and the forwarders."""
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from types import SimpleNamespace
+
+import pytest
+from fakes import Reader
+from socketless import CONNECTED, INVALID, TWO, Context, Exchange, perform, replace_sockets
+
+from channels_zmq.client.client import Client, LinkLost, LinkRestored
+from channels_zmq.client.requests import LOST, Request
+from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS
+from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
+from channels_zmq.options import Options
+from channels_zmq.transports import discovery
+from channels_zmq.transports import links as module
+from channels_zmq.transports.discovery import Bootstrap, Forwarder
+from channels_zmq.transports.homes import ROTATE_EVERY, Homes
+from channels_zmq.transports.link import CONNECTS_WITHIN, PATIENCE, PUSH_EVERY
+from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
+from channels_zmq.transports.states import Event, State
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import KnownForwarder
+
+INBOX, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
+SENDER = b"s" * 8
+A, B, C, D, ALIAS = (
+    Forwarder(f"tcp://10.0.0.{number}:5555", f"tcp://10.0.0.{number}:5556") for number in (1, 2, 3, 4, 5)
+)
+UNUSABLE = Forwarder("tcp://pull", INVALID)
+NAMED = Forwarder("tcp://zmq:5555", "tcp://zmq:5556")
+INSTANCES = {A: b"a" * 8, B: b"b" * 8, C: b"c" * 8}
+TTL = 60_000
+WINDOW = 2 * BLOCK_FRAMES
+EVERY = 5.0
+"""Seconds between two looks at a name."""
+
+
+def topics_of(home, *others, count=3):
+    """Return topics that hashing gives to one of several forwarders."""
+    homes = Homes(lambda key: False)
+    homes.serve([SimpleNamespace(name=one.pub) for one in (home, *others)])
+    topics = (wire.group_topic(str(number)) for number in range(1000))
+    return [topic for topic in topics if homes.of(topic).name == home.pub][:count]
+
+
+G = topics_of(A, B)[0]
+"""A topic of A, as long as it serves."""
+H = topics_of(B, A)[0]
+
+
+def encoded(*forwarders, serves=True, instances=INSTANCES):
+    """Return a list of forwarders as a welcome carries it."""
+    return wire.encode_forwarders(
+        KnownForwarder(one.pull.encode(), one.pub.encode(), serves, instances.get(one, b"").hex().encode())
+        for one in forwarders
+    )
+
+
+class Selector:
+    """Watches descriptors, and remembers which."""
+
+    def __init__(self):
+        self.watched, self.is_closed = [], False
+
+    def register(self, descriptor, events):
+        self.watched.append(descriptor)
+
+    def unregister(self, descriptor):
+        self.watched.remove(descriptor)
+
+    def fileno(self):
+        return 42
+
+    def close(self):
+        self.is_closed = True
+
+
+class Rig:
+    """Links between stand-ins, at a time that a test moves."""
+
+    def __init__(self, clock, *forwarders, capacity=1000):
+        self.clock, self.calls = clock, []
+        options = Options(
+            connect_timeout=5.0,
+            expiry=60.0,
+            linger=2.0,
+            max_message_size=2**20,
+            outbox_capacity=capacity,
+            outbox_bytes=2**20,
+            resolve_every=EVERY,
+        )
+        self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.links = Links(forwarders or (A, B), options, self.client, self.calls.append)
+        self.links.start()
+        self._exchanges = {}
+
+    def link(self, forwarder):
+        return self.links._links[forwarder]
+
+    def exchange(self, forwarder):
+        exchange = self._exchanges.get(forwarder)
+        if exchange is None or exchange.link is not self.link(forwarder):
+            instance = INSTANCES.get(forwarder, TWO)
+            exchange = self._exchanges[forwarder] = Exchange(self.link(forwarder), self.client, instance)
+        return exchange
+
+    def perform(self):
+        perform(self.client, self.links)
+
+    def tick(self, after=0.0):
+        self.clock.now += after
+        due = self.links.tick(self.clock.now)
+        self.perform()
+        return due
+
+    def look_around(self):
+        self.links.look_around()
+        return self.tick()
+
+    def welcome(self, forwarder, *args, forwarders=None, **changes):
+        """Let a forwarder send a welcome; it lists what the last hello did, unless a test says otherwise."""
+        exchange = self.exchange(forwarder)
+        lists = exchange.subscriber.lists
+        exchange.welcome(*args, forwarders=lists[-1] if forwarders is None else forwarders, **changes)
+        self.perform()
+
+    def confirm(self, forwarder, number=None):
+        """Answer the last echo or marker, unless a test says which."""
+        exchange = self.exchange(forwarder)
+        exchange.confirm(exchange.echoes()[-1] if number is None else number)
+        self.perform()
+
+    def verify(self, *forwarders, **changes):
+        """Connect all, then welcome all, then send all an echo."""
+        for forwarder in forwarders:
+            self.exchange(forwarder).connected()
+        for forwarder in forwarders:
+            self.welcome(forwarder, **changes)
+        self.tick(PUSH_EVERY)
+
+    def come_up(self, *forwarders, **changes):
+        """Let links come up; each forwarder that is up lists all."""
+        self.verify(*forwarders, **changes)
+        for forwarder in forwarders:
+            self.confirm(forwarder)
+            assert self.link(forwarder).state is State.UP
+        self.tick()
+        for forwarder in self.up():
+            self.welcome(forwarder)
+
+    def go_down(self, forwarder):
+        self.exchange(forwarder).disconnected()
+        self.perform()
+
+    def publish(self, payload=b"x", topic=G, ttl=TTL):
+        self.links.publish_group(topic, payload, ttl)
+
+    def sent(self, forwarder):
+        """Remove what was sent by a link; return the payloads of the group messages, in order."""
+        return self.exchange(forwarder).payloads()
+
+    def up(self):
+        return [one for one, link in self.links._links.items() if link.state is State.UP]
+
+    def carried(self, forwarder):
+        """Remove what was sent by a link; return whether that was more than echoes and markers."""
+        return any(frame[:1] != b"E" for frame in self.exchange(forwarder).push.take())
+
+    def frames(self, forwarder):
+        return [wire.read_group(frame) for frame in self.exchange(forwarder).push.take() if frame[:1] == b"G"]
+
+    def changes(self):
+        changes, self.client.out.changes = self.client.out.changes, []
+        return changes
+
+    def lines(self):
+        reports, self.client.counters.reports = self.client.counters.reports, []
+        return [report.message % report.arguments for report in reports]
+
+
+@pytest.fixture
+def resolver(monkeypatch):
+    """What each address resolves to; an error is raised."""
+    answers = {}
+
+    def resolve(address):
+        answer = answers[address.removeprefix("tcp://").rpartition(":")[0]]
+        if isinstance(answer, OSError):
+            raise answer
+        return [f"tcp://{host}:{address.rpartition(':')[2]}" for host in answer]
+
+    monkeypatch.setattr(discovery, "resolve", resolve)
+    return answers
+
+
+@pytest.fixture
+def context():
+    return Context()
+
+
+@pytest.fixture
+def make(clock, monkeypatch, context) -> Callable[..., Rig]:
+    replace_sockets(monkeypatch, clock)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr(module, "zmq", SimpleNamespace(Context=lambda: context))
+    monkeypatch.setattr(module, "selectors", SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1))
+    monkeypatch.setattr(module, "Bootstrap", partial(Bootstrap, clock=clock))
+    return partial(Rig, clock)
+
+
+@pytest.fixture
+def rig(make):
+    """At two forwarders that are not reached yet."""
+    return make()
+
+
+@pytest.fixture
+def pair(rig):
+    """At two forwarders that both serve."""
+    rig.come_up(A, B)
+    for forwarder in (A, B):
+        rig.exchange(forwarder).push.take()
+    return rig
+
+
+# Sending
+
+
+def test_each_topic_is_sent_by_its_home(pair):
+    """And by no other link."""
+    for topic in (G, H):
+        pair.publish(topic, topic)
+    assert (pair.sent(A), pair.sent(B)) == ([G], [H])
+
+
+def test_messages_wait_until_a_link_is_up(rig):
+    """In the lobby, in order; each is sent by its home then. The first coming up is no end of an outage."""
+    for number in range(3):
+        rig.publish(b"g%d" % number, G)
+        rig.publish(b"h%d" % number, H)
+    assert (rig.links.held, rig.links.is_connected) == (6, False)
+    rig.verify(A, B)
+    for forwarder in (A, B):
+        rig.confirm(forwarder)
+    sent = rig.sent(A) + rig.sent(B)
+    assert [payload for payload in sent if payload[:1] == b"g"] == [b"g0", b"g1", b"g2"]
+    assert [payload for payload in sent if payload[:1] == b"h"] == [b"h0", b"h1", b"h2"]
+    assert (rig.changes(), rig.client.counters.reconnects, rig.links.is_connected) == ([], 0, True)
+
+
+def test_a_message_that_expires_in_the_lobby_is_counted(rig):
+    """By the next tick; it takes no number."""
+    rig.publish(ttl=1000)
+    rig.tick(1.0)
+    assert rig.links.held == 0
+    assert rig.client.counters.dropped == {"outbox_expired": 1}
+    assert rig.client.numbers.last(G) == 0
+
+
+def test_a_full_outbox_is_an_error(make):
+    """It names all addresses, and how many messages are held, in the lobby and at links."""
+    rig = make(capacity=2)
+    for _ in range(2):
+        rig.publish()
+    with pytest.raises(OutboxFull, match="2") as caught:
+        rig.publish()
+    assert str(A) in str(caught.value)
+    assert str(B) in str(caught.value)
+    rig.links.drop_held()
+    assert rig.links.held == 0
+    rig.publish()
+
+
+def test_all_links_and_the_lobby_share_one_bound(make):
+    """What is held at a link leaves less for the others."""
+    rig = make(capacity=3)
+    rig.come_up(A, B)
+    for forwarder in (A, B):
+        rig.exchange(forwarder).push.is_full = True
+    for topic in (G, H, G):
+        rig.publish(topic=topic)
+    with pytest.raises(OutboxFull):
+        rig.publish(topic=H)
+
+
+def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair):
+    """The answers have arrived, and nobody has read them."""
+    for _ in range(WINDOW):
+        pair.publish()
+    exchange = pair.exchange(A)
+    for number in exchange.echoes():
+        frame = wire.CONFIRM.encode(wire.Confirm(INBOX, number, wire.Status.OK, exchange.instance))
+        exchange.subscriber.arriving.append(frame)
+    exchange.push.take()
+    pair.publish(b"next")
+    assert pair.sent(A) == [b"next"]
+
+
+def test_a_message_for_which_the_window_has_no_room_is_held(pair):
+    """Until an answer comes; the other link goes on."""
+    pair.publish(b"0", H)
+    assert pair.sent(B) == [b"0"]
+    for _ in range(WINDOW):
+        pair.publish()
+    first, _ = pair.exchange(A).echoes()
+    pair.exchange(A).push.take()
+    pair.publish(b"1")
+    pair.publish(b"2", H)
+    assert (pair.sent(A), pair.sent(B)) == ([], [b"2"])
+    pair.confirm(A, first)
+    assert pair.sent(A) == [b"1"]
+
+
+def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair):
+    """Its socket has no room for a moment: what is published then goes before what is published later."""
+    pair.publish(b"0", H)
+    assert pair.sent(B) == [b"0"]
+    pair.exchange(A).push.is_full = True
+    pair.publish(b"1")
+    pair.publish(b"2", H)
+    assert pair.sent(B) == [b"2"]
+    pair.exchange(A).push.is_full = False
+    for topic in topics_of(A, B):
+        pair.publish(topic, topic)
+    assert pair.sent(A) == [b"1", *topics_of(A, B)]
+
+
+def test_what_is_held_or_unacknowledged_is_counted(pair):
+    """Over the lobby and all links; each link says how it is."""
+    pair.publish(topic=G)
+    pair.publish(topic=H)
+    assert pair.links.held == 2
+    assert [one["state"] for one in pair.links.stats()] == ["up", "up"]
+    assert [one["unacknowledged"] for one in pair.links.stats()] == [1, 1]
+    pair.links.mark_now()
+    for forwarder in (A, B):
+        pair.confirm(forwarder)
+    assert pair.links.held == 0
+
+
+def test_a_flush_drops_what_is_held_everywhere(pair):
+    """In the lobby and at each link; nothing of it is sent again."""
+    for topic in (G, H):
+        pair.publish(topic=topic)
+    pair.links.drop_held()
+    assert pair.links.held == 0
+    for forwarder in (A, B):
+        pair.go_down(forwarder)
+    pair.publish()
+    assert pair.links.held == 1
+    pair.links.drop_held()
+    assert pair.links.held == 0
+
+
+# A link that goes down while another one is up
+
+
+def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_order(pair):
+    """By the next home, with the same numbers; messages that were held or are published behind it follow."""
+    for payload in (b"1", b"2"):
+        pair.publish(payload)
+    pair.exchange(A).push.is_full = True
+    pair.publish(b"3")
+    before = pair.frames(A)
+    pair.go_down(A)
+    pair.publish(b"4")
+    after = pair.frames(B)
+    assert [frame[5] for frame in before] == [b"1", b"2"]
+    assert [frame[5] for frame in after] == [b"1", b"2", b"3", b"4"]
+    first = before[0][2]
+    assert [frame[2] - first for frame in before] == [0, 1]
+    assert [frame[2] - first for frame in after] == [0, 1, 2, 3]
+    assert pair.link(B).stats()["sent_again"] == 2
+    assert pair.changes() == []
+
+
+def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair):
+    """A forwarder that dies takes along what it has read and not delivered; receivers drop repetitions."""
+    pair.publish(b"1")
+    pair.tick(BLOCK_SECONDS)
+    pair.confirm(A)
+    pair.go_down(A)
+    assert pair.sent(B) == [b"1"]
+
+
+def test_topics_of_other_links_do_not_move(pair):
+    """They are sent as before, by their home."""
+    pair.publish(b"1", H)
+    pair.go_down(A)
+    pair.publish(b"2", H)
+    assert pair.sent(B) == [b"1", b"2"]
+
+
+def test_what_goes_on_to_another_link_is_never_refused(make):
+    """It was accepted before: the bound is for new messages."""
+    rig = make(capacity=1)
+    rig.come_up(A, B)
+    for _ in range(10):
+        rig.publish()
+    for forwarder in (A, B):
+        rig.go_down(forwarder)
+    assert rig.links.held == 10
+    with pytest.raises(OutboxFull):
+        rig.publish()
+
+
+@pytest.mark.parametrize("how", ["lost", "push lost", "silent", "drains", "reconnected"])
+def test_topics_move_however_a_link_ceases_to_serve(pair, how):
+    """What it has not acknowledged goes first; only then is anything newer sent."""
+    pair.publish(b"1")
+    match how:
+        case "lost":
+            pair.go_down(A)
+        case "push lost":
+            pair.exchange(A).push_disconnected()
+        case "silent":
+            pair.link(A)._enter(Event.SILENT)
+        case "drains":
+            pair.welcome(A, wire.State.DRAINING)
+        case "reconnected":
+            pair.exchange(A).connected()
+    pair.publish(b"2")
+    assert pair.sent(B) == [b"1", b"2"]
+    assert pair.changes() == []
+
+
+def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair):
+    """Or its next message might overtake the last one. A silent topic moves to where it belongs."""
+    pair.go_down(A)
+    pair.publish(b"1")
+    pair.come_up(A)
+    pair.exchange(B).push.take()
+    for number in range(5):
+        pair.tick(0.5)
+        pair.publish(b"%d" % number)
+    assert pair.sent(B) == [b"0", b"1", b"2", b"3", b"4"]
+    pair.tick(ROTATE_EVERY)
+    pair.tick(ROTATE_EVERY)
+    pair.exchange(A).push.take()
+    pair.publish(b"moved")
+    assert pair.sent(A) == [b"moved"]
+
+
+def test_plain_messages_are_not_sent_again(pair):
+    """Their callers learn that the outcome is unknown."""
+    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    pair.client.begin_request(5, request)
+    pair.links.send_downstream(b"Qplain", inf, 5, b"jobs")
+    (sent_by,) = [one for one in (A, B) if b"Qplain" in pair.exchange(one).push.take()]
+    pair.go_down(sent_by)
+    (other,) = {A, B} - {sent_by}
+    assert request.answer == LOST
+    assert pair.exchange(other).push.frames == []
+
+
+# No link is up
+
+
+def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair):
+    """And its end when no link is about to come back any more, with how many messages were lost."""
+    pair.go_down(A)
+    assert pair.changes() == []
+    pair.client.counters.drop("missed", 2)
+    pair.go_down(B)
+    assert (pair.changes(), pair.links.is_connected) == ([LinkLost()], False)
+    pair.client.counters.drop("missed", 3)
+    pair.verify(A, B)
+    pair.confirm(A)
+    assert (pair.changes(), pair.links.is_connected) == ([], False)  # the other one may have more clients
+    pair.confirm(B)
+    assert (pair.changes(), pair.links.is_connected) == ([LinkRestored(3)], True)
+    assert (pair.changes(), pair.client.counters.reconnects) == ([], 1)
+
+
+@pytest.mark.parametrize("state", ["connecting", "greeting", "verifying"])
+def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(make, state):
+    """Its forwarder may be the one that the other clients have reached. One that never comes holds nothing up."""
+    rig = make(A, B)
+    if state != "connecting":
+        rig.exchange(B).connected()
+    if state == "verifying":
+        rig.welcome(B)
+    rig.come_up(A)
+    rig.publish(b"1")
+    assert (rig.sent(A), rig.links.is_connected) == ([], False)
+    rig.tick(CONNECTS_WITHIN)
+    assert (rig.sent(A), rig.links.is_connected) == ([b"1"], True)
+
+
+def test_an_outage_without_a_known_loss_is_restored_without_a_number(make):
+    """None, rather than 0: a loss may show later."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.exchange(A).push_disconnected()
+    rig.tick(PUSH_EVERY)
+    rig.confirm(A)
+    assert rig.changes() == [LinkLost(), LinkRestored(None)]
+
+
+def test_a_link_that_never_was_up_is_no_outage(rig):
+    """Nobody has been told that there was a connection."""
+    rig.exchange(A).connected()
+    rig.go_down(A)
+    assert rig.changes() == []
+
+
+def test_held_messages_are_sent_behind_the_announcement(make):
+    """A tick sends them, which the housekeeper calls once it has announced the change."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.exchange(A).push.take()
+    rig.go_down(A)
+    rig.publish(b"1")
+    rig.verify(A)
+    rig.confirm(A)
+    assert (rig.sent(A), rig.calls[-1]) == ([], 0.0)
+    rig.tick()
+    assert rig.sent(A) == [b"1"]
+
+
+def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make):
+    """It waits behind them until the tick; so does what a full window or a marker would let go."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.exchange(A).push.take()
+    rig.go_down(A)
+    rig.publish(b"1")
+    rig.verify(A)
+    rig.confirm(A)
+    rig.publish(b"2")
+    rig.link(A).make_room()
+    assert (rig.changes()[-1], rig.sent(A)) == (LinkRestored(None), [])
+    rig.tick()
+    rig.publish(b"3")
+    assert rig.sent(A) == [b"1", b"2", b"3"]
+
+
+def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair):
+    """It comes up behind the first one, and before the tick."""
+    for one in (A, B):
+        pair.go_down(one)
+    pair.publish(b"1")
+    pair.publish(b"2", H)
+    pair.verify(A, B)
+    for one in (A, B):
+        pair.exchange(one).payloads()
+    for one in (A, B):
+        pair.confirm(one, pair.link(one)._echo.number)
+    assert (pair.changes(), pair.sent(A) + pair.sent(B)) == ([LinkLost(), LinkRestored(None)], [])
+    pair.tick()
+    assert sorted(pair.sent(A) + pair.sent(B)) == [b"1", b"2"]
+
+
+def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_anything_newer(make):
+    """Two connections of one sender are read in turns: newer messages would overtake."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.publish(b"1")
+    before = rig.frames(A)
+    rig.exchange(A).push_disconnected()
+    rig.publish(b"2")
+    rig.tick(PUSH_EVERY)
+    rig.confirm(A)
+    rig.tick()
+    rig.publish(b"3")
+    after = rig.frames(A)
+    assert [frame[5] for frame in after] == [b"1", b"2", b"3"]
+    assert after[0][2] == before[0][2]
+    assert rig.link(A).stats()["sent_again"] == 1
+
+
+def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_one(make):
+    """It gets all that was not acknowledged, too."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.publish(b"1")
+    rig.welcome(A, wire.State.DRAINING)
+    rig.publish(b"2")
+    assert rig.changes() == [LinkLost()]
+    rig.go_down(A)
+    rig.come_up(A)
+    assert rig.sent(A) == [b"1", b"2"]
+
+
+def test_an_expired_message_is_not_sent_again(make):
+    """It is counted, since it was not acknowledged."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.publish(ttl=1000)
+    rig.go_down(A)
+    rig.clock.now += 1
+    rig.come_up(A)
+    assert rig.sent(A) == []
+    assert rig.client.counters.dropped == {"outbox_expired": 1}
+
+
+def test_messages_held_before_a_join_are_older_than_the_subscription(make):
+    """This process does not deliver them to itself, whichever way they take to be sent."""
+    rig = make(A)
+    rig.publish(b"older")
+    join = rig.client.join(G, "a", 9, None)
+    rig.links.subscribed(G)
+    rig.publish(b"newer")
+    rig.come_up(A)
+    rig.client.join_synced(join, 10**9)
+    for frame in rig.exchange(A).push.take():
+        if frame[:1] == b"G":
+            rig.exchange(A).publish(frame)
+    assert [payload for _, payload, _ in rig.client.mailboxes.boxes["a"].mail] == [b"newer"]
+
+
+# Requests
+
+
+def test_requests_with_the_same_key_are_sent_by_one_link(pair):
+    """They keep their order."""
+    for number in range(5):
+        assert not pair.links.send_downstream(b"Q%d" % number, inf, number, b"jobs")
+    frames = [pair.exchange(forwarder).push.take() for forwarder in (A, B)]
+    assert sorted(frames) == [[], [b"Q0", b"Q1", b"Q2", b"Q3", b"Q4"]]
+
+
+def test_a_request_waits_until_a_link_is_up(rig):
+    """Unless it is withdrawn, or expires without being sent."""
+    for number in (7, 8, 9):
+        rig.links.send_downstream(b"Q%d" % number, rig.clock.now + (1 if number == 8 else 5), number, b"jobs")
+    rig.links.withdraw(7)
+    assert rig.links.held == 2
+    rig.clock.now += 1
+    rig.come_up(A)
+    assert [frame for frame in rig.exchange(A).push.frames if frame[:1] == b"Q"] == [b"Q9"]
+
+
+def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair):
+    """Wherever it is."""
+    for forwarder in (A, B):
+        pair.exchange(forwarder).push.is_full = True
+    pair.links.send_downstream(b"Q", inf, 7, b"jobs")
+    assert pair.links.held == 1
+    pair.links.withdraw(7)
+    assert pair.links.held == 0
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make, must):
+    """This process answers for it; other frames are refused."""
+    rig = make(capacity=0)
+    send = partial(rig.links.send_downstream, b"B", inf, 0, b"jobs", must=must)
+    if must:
+        send()
+        assert rig.links.held == 1
+    else:
+        with pytest.raises(OutboxFull):
+            send()
+
+
+def test_a_frame_for_one_exchange_goes_to_it_alone(pair):
+    """By the producers' way and by the subscribers' way."""
+    to = pair.link(B).attachment
+    for forwarder in (A, B):
+        pair.exchange(forwarder).subscriber.take_sent()
+    pair.links.send_to(to, b"M")
+    pair.links.send_upstream(b"R", to)
+    assert [pair.exchange(one).push.take() for one in (A, B)] == [[], [b"M"]]
+    assert [pair.exchange(one).subscriber.take_sent() for one in (A, B)] == [[], [b"R"]]
+
+
+@pytest.mark.parametrize("state", [wire.State.DRAINING, wire.State.SETTLING])
+def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig, state):
+    """It goes the subscribers' way: an exchange settles for a minute, and drains for ten seconds."""
+    if state is wire.State.DRAINING:
+        rig.come_up(A, B)
+        rig.welcome(B, state)
+    else:
+        rig.come_up(A)
+        rig.exchange(B).connected()
+        rig.welcome(B, state)
+    for one in (A, B):
+        rig.exchange(one).subscriber.take_sent()
+    request = Request(b"Mmember", to_all=True)
+    rig.client.begin_request(5, request)
+    rig.links.send_upstream(request.frame)
+    for one in (A, B):
+        assert (rig.exchange(one).subscriber.take_sent(), request.answer) == ([b"Mmember"], None)
+        rig.exchange(one).confirm(5)
+    assert request.answer == 0
+
+
+def test_a_frame_for_all_exchanges_goes_to_each(pair):
+    """Whether its PUSH can be relied on or not."""
+    pair.exchange(A).push_disconnected()
+    for forwarder in (A, B):
+        pair.exchange(forwarder).subscriber.take_sent()
+    for frame in (b"\1Gg\0", b"Mmember"):
+        pair.links.send_upstream(frame)
+    assert [pair.exchange(one).subscriber.take_sent() for one in (A, B)] == [[b"\1Gg\0", b"Mmember"]] * 2
+
+
+@pytest.mark.parametrize("why", ["push lost", "push full", "draining"])
+def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_way(pair, why):
+    """Nothing is on its way by PUSH that it could overtake, or the exchange would wait for it in vain."""
+    match why:
+        case "push lost":
+            pair.exchange(B).push_disconnected()
+        case "push full":
+            pair.exchange(B).push.is_full = True
+        case "draining":
+            pair.welcome(B, wire.State.DRAINING)
+    for forwarder in (A, B):
+        pair.exchange(forwarder).subscriber.take_sent()
+        pair.exchange(forwarder).push.take()
+    assert not pair.links.send_to(pair.link(B).attachment, b"f")
+    assert [pair.exchange(one).subscriber.take_sent() for one in (A, B)] == [[], [b"f"]]
+    assert [pair.exchange(one).push.take() for one in (A, B)] == [[], []]
+
+
+def test_a_subscription_waits_in_the_socket_of_a_link_that_is_not_connected(rig):
+    """A frame about a session does not: there is none."""
+    rig.exchange(A).subscriber.take_sent()
+    rig.links.send_upstream(b"\1Gg\0")
+    rig.links.send_upstream(b"R", rig.link(A).attachment)
+    assert rig.exchange(A).subscriber.take_sent() == [b"\1Gg\0"]
+
+
+def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair):
+    """A step may have left it behind."""
+    to = pair.link(A).attachment
+    pair.links._remove(pair.link(A))
+    assert not pair.links.send_upstream(b"R", to)
+    pair.links.take_session([(to, wire.Welcome(INBOX, 1, 0, TWO, 1, 1))])
+    pair.links.send_to(to, b"M")
+    assert b"M" not in pair.exchange(B).push.frames
+    assert b"R" not in pair.exchange(B).subscriber.sent
+
+
+@pytest.mark.parametrize("is_up", [False, True])
+def test_another_version_fails_requests_unless_another_forwarder_serves(rig, is_up):
+    """What nobody waits for is held: the forwarder may be replaced."""
+    rig.exchange(A).connected()
+    rig.welcome(A, version=wire.VERSION + 1)
+    if is_up:
+        rig.come_up(B)
+    if is_up:
+        rig.links.send_downstream(b"Q", inf, 5, b"jobs")
+    else:
+        with pytest.raises(WireVersionMismatch):
+            rig.links.send_downstream(b"Q", inf, 5, b"jobs")
+    rig.links.send_to(rig.link(A).attachment, b"f")
+    rig.links.send_downstream(b"k", inf, 0, b"jobs")
+    assert rig.links.held == (not is_up)
+
+
+# A flush of all
+
+
+def empty(rig, forwarder):
+    rig.exchange(forwarder).publish(wire.EMPTY.encode(wire.Empty(INBOX, 6)))
+    rig.perform()
+
+
+@pytest.mark.parametrize("why", ["verifying", "full"])
+def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make, why):
+    """The exchange waits for the answer of every client, and nothing asks for it again."""
+    rig = make(A)
+    if why == "verifying":
+        rig.exchange(A).connected()
+        rig.welcome(A)
+    else:
+        rig.come_up(A)
+        rig.exchange(A).push.is_full = True
+    empty(rig, A)
+    assert wire.FLUSHED.encode(wire.Flushed(INBOX, 6)) in rig.exchange(A).subscriber.sent
+
+
+def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair):
+    """They are part of what the flush drops."""
+    pair.publish(b"1")
+    empty(pair, A)
+    frames = pair.exchange(A).push.take()
+    assert (frames[0][:1], frames[-1]) == (b"G", wire.FLUSHED.encode(wire.Flushed(INBOX, 6)))
+
+
+# Direct messages
+
+
+def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make):
+    """All channels of that process share a run, and so a home."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.exchange(A).push.take()
+    for channel in ("a", "b"):
+        rig.links.publish_direct(FOREIGN, channel, b"x", TTL)
+    read = [wire.read_direct(frame) for frame in rig.exchange(A).push.take()]
+    assert [(channel, payload) for *_, channel, payload in read] == [("a", b"x"), ("b", b"x")]
+    assert read[1][1] == read[0][1] + 1
+
+
+def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make):
+    """Whether the channel is full is unknown until the messages in flight have arrived."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.exchange(A).push.take()
+    assert [rig.links.publish_own("a", b"%d" % number, TTL, 2) for number in range(3)] == [True, True, None]
+    for frame in rig.exchange(A).push.take():
+        rig.exchange(A).publish(frame)
+    assert rig.links.publish_own("a", b"x", TTL, 2) is False
+
+
+def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(rig):
+    """Nothing can settle them."""
+    assert [rig.links.publish_own("a", b"x", TTL, 2) for _ in range(3)] == [True, True, False]
+
+
+# Receiving
+
+
+def test_every_link_is_read(pair):
+    """One turn each; more may be there if any says so."""
+    seen = []
+    pair.client.feed = lambda frame, attachment: seen.append((frame, attachment))
+    assert not pair.links.has_input()
+    pair.exchange(A).subscriber.arriving = [b"1", b"2"]
+    pair.exchange(B).subscriber.arriving = [b"3"]
+    assert pair.links.has_input()
+    assert [pair.links.read(), pair.links.read()] == [True, False]
+    a, b = pair.link(A).attachment, pair.link(B).attachment
+    assert seen == [(b"1", a), (b"3", b), (b"2", a)]
+    assert not pair.links.has_input()
+
+
+def test_one_descriptor_stands_for_all_links(pair):
+    """It is the selector's; a link that is forgotten is not watched any more."""
+    assert pair.links.descriptor == 42
+    selector = pair.links._selector
+    assert selector.watched == [pair.exchange(one).subscriber.descriptor for one in (A, B)]
+    pair.links._remove(pair.link(A))
+    assert selector.watched == [pair.exchange(B).subscriber.descriptor]
+
+
+def test_the_monitors_of_all_sockets_are_watched(pair):
+    """Each calls the link that it belongs to."""
+    monitors = pair.links.watched().monitors
+    assert len(monitors) == 4
+    monitors[pair.exchange(B).subscriber.monitor](CONNECTED)
+    assert [pair.link(one).state for one in (A, B)] == [State.UP, State.GREETING]
+
+
+# Which links are homes
+
+
+def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make):
+    """A process that has just started may know only one of them: it learns of the others by its first welcome."""
+    rig = make(A, B)
+    rig.come_up(A)
+    rig.exchange(A).push.take()
+    rig.verify(B)
+    rig.confirm(B)
+    for topic in topics_of(B, A, count=10):
+        rig.publish(topic=topic)
+    assert (len(rig.sent(A)), rig.sent(B)) == (10, [])
+    rig.tick()
+    rig.welcome(A)
+    for topic in topics_of(B, A, count=20)[10:]:
+        rig.publish(topic=topic)
+    assert (rig.sent(A), len(rig.sent(B))) == ([], 10)
+
+
+def key_of(home, other):
+    """Return a key of normal channels that hashing gives to one of two forwarders."""
+    homes = Homes(lambda key: False)
+    homes.serve([SimpleNamespace(name=one.pub) for one in (home, other)])
+    return next(key for key in (b"jobs-%d" % number for number in range(100)) if homes.of(key).name == home.pub)
+
+
+@pytest.mark.parametrize("kind", ["topic", "normal channel"])
+def test_what_the_only_link_has_carried_stays_there_for_a_while(make, kind):
+    """Nothing was noted as long as there was no choice. What was silent since moves to where it belongs."""
+    rig = make(A, B)
+    rig.come_up(A)
+    rig.tick(CONNECTS_WITHIN)
+    key = H if kind == "topic" else key_of(B, A)
+
+    def send():
+        if kind == "topic":
+            rig.publish(topic=key)
+        else:
+            rig.links.send_downstream(b"Q", inf, 0, key)
+        sent = [one for one in (A, B) if one in rig.up() and rig.carried(one)]
+        assert len(sent) == 1
+        return sent[0]
+
+    assert send() == A
+    rig.come_up(B)
+    assert send() == A
+    for _ in range(4):
+        rig.tick(ROTATE_EVERY)
+        for number in rig.exchange(A).echoes():  # or what it has sent might still be on its way
+            rig.confirm(A, number)
+    assert send() == B
+
+
+def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make):
+    """Nothing of it can be overtaken."""
+    rig = make(A, B)
+    rig.come_up(A)
+    rig.come_up(B)
+    rig.publish(b"1", H)
+    assert rig.sent(B) == [b"1"]
+
+
+def test_a_forwarder_of_an_older_release_lists_none(make):
+    """All that are up are homes then, as soon as they are."""
+    rig = make(A, B)
+    rig.verify(A, B, forwarders=b"")
+    for forwarder in (A, B):
+        rig.confirm(forwarder)
+    for topic in (G, H):
+        rig.publish(topic, topic)
+    assert (rig.sent(A), rig.sent(B)) == ([G], [H])
+
+
+def test_if_no_forwarder_lists_the_others_one_carries_all(rig):
+    """Otherwise nothing could be sent."""
+    for forwarder in (A, B):
+        rig.exchange(forwarder).connected()
+        rig.welcome(forwarder, forwarders=encoded(forwarder))
+    rig.tick(PUSH_EVERY)
+    for forwarder in (A, B):
+        rig.confirm(forwarder)
+    for topic in (G, H):
+        rig.publish(topic, topic)
+    assert (rig.sent(A), rig.sent(B)) == ([G, H], [])
+
+
+# Learning of forwarders
+
+
+def test_a_forwarder_that_a_welcome_lists_is_connected_to(make):
+    """At once, and subscribed to everything: before the first `group_add` returns. It is learned of once."""
+    rig = make(A)
+    rig.client.join(G, "a", 9, None)
+    rig.perform()
+    rig.exchange(A).connected()
+    for _ in range(2):
+        rig.welcome(A, forwarders=encoded(A, B))
+    assert list(rig.links._links) == [A, B]
+    assert rig.exchange(B).subscriber.sent == [wire.subscription(wire.inbox_topic(INBOX)), wire.subscription(G)]
+    assert len(rig.client.attachments) == 2
+
+
+def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make):
+    """Others may send by it already."""
+    rig = make(A)
+    rig.exchange(A).connected()
+    request = Request(b"Ysync", to_all=True)
+    rig.client.begin_request(5, request)
+    rig.welcome(A, forwarders=encoded(A, B))
+    synced = wire.SYNCED.encode(wire.Synced(INBOX, 5))
+    rig.exchange(A).publish(synced)
+    assert request.answer is None
+    rig.exchange(B).connected()
+    rig.welcome(B)
+    assert b"Ysync" in rig.exchange(B).subscriber.sent
+    rig.exchange(B).publish(synced)
+    assert request.answer == 0
+
+
+def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig):
+    """Which of them are up, and which instances they are, as far as it is known; itself among them."""
+    rig.exchange(A).connected()
+    assert rig.exchange(A).subscriber.lists == [encoded(A, serves=False, instances={})]
+    rig.welcome(A)
+    rig.exchange(B).connected()
+    known = {A: INSTANCES[A]}
+    assert rig.exchange(B).subscriber.lists == [encoded(A, B, serves=False, instances=known)]
+
+
+def test_the_hello_is_repeated_when_its_list_has_changed(pair):
+    """At every forwarder that has welcomed this process, by the next tick, once."""
+    lists = {one: pair.exchange(one).subscriber.lists for one in (A, B)}
+    pair.tick()
+    for one in (A, B):
+        lists[one].clear()
+    pair.tick()
+    assert lists == {A: [], B: []}
+    pair.go_down(B)
+    for _ in range(2):
+        pair.tick()
+    assert lists == {A: [encoded(A)], B: []}
+
+
+def test_a_draining_forwarder_is_sent_no_changed_list(pair):
+    """`Detach` is the last frame of its session."""
+    pair.tick()
+    pair.welcome(B, wire.State.DRAINING)
+    pair.exchange(B).subscriber.lists.clear()
+    pair.tick()
+    assert pair.exchange(B).subscriber.lists == []
+
+
+def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make):
+    """The one that CONFIG gives; the other is not learned of again."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.welcome(A, forwarders=encoded(A, B))
+    rig.exchange(B).connected()
+    rig.exchange(B).instance = INSTANCES[A]
+    rig.welcome(B, forwarders=encoded(A, B))
+    for _ in range(3):
+        rig.tick(ROTATE_EVERY)
+    assert list(rig.links._links) == [A]
+    assert len(rig.client.attachments) == 1
+    rig.welcome(A, forwarders=encoded(A, B))
+    rig.tick()
+    assert list(rig.links._links) == [A]
+
+
+def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig):
+    """The later hello has its session: the link that keeps it begins another one."""
+    for forwarder in (A, B):
+        rig.exchange(forwarder).connected()
+    for forwarder in (A, B):
+        rig.exchange(forwarder).instance = TWO
+        rig.welcome(forwarder)
+    (kept,) = {A, B} - {*rig.links._ignored}
+    session = rig.exchange(kept).subscriber.session
+    for _ in range(3):
+        rig.tick(ROTATE_EVERY)
+    assert list(rig.links._links) == [kept]
+    assert rig.exchange(kept).subscriber.session > session
+    assert rig.link(kept).state is State.GREETING
+    rig.welcome(kept)
+    rig.tick(PUSH_EVERY)
+    rig.confirm(kept)
+    for topic in (G, H):
+        rig.publish(topic, topic)
+    assert rig.sent(kept) == [G, H]
+
+
+def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(make):
+    """Nor one whose instance nobody has reported: it may be the same."""
+    rig = make(A)
+    rig.exchange(A).connected()
+    rig.welcome(A, forwarders=encoded(A, B, C, instances={A: INSTANCES[A], B: INSTANCES[A]}))
+    assert list(rig.links._links) == [A]
+
+
+def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instance_they_are(make):
+    """An address that it has may be another one of a forwarder that is greeted; the list of that one counts as well."""
+    rig = make(A, C)
+    rig.come_up(C)
+    rig.exchange(A).connected()
+    rig.welcome(C, forwarders=encoded(B, C, ALIAS, instances={**INSTANCES, ALIAS: INSTANCES[A]}))
+    rig.tick()
+    assert list(rig.links._links) == [A, C]
+    rig.welcome(A, forwarders=encoded(A, D, instances={**INSTANCES, D: TWO}))
+    assert {*rig.links._links} == {A, B, C, D}
+
+
+def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address(make):
+    """After a reconnect, as at first."""
+    rig = make(A, C)
+    rig.come_up(A, C)
+    rig.exchange(A).connected()
+    for _ in range(2):
+        rig.welcome(C, forwarders=encoded(A, B, C, instances={**INSTANCES, B: INSTANCES[A]}))
+        rig.tick(ROTATE_EVERY)
+        rig.welcome(A)
+    assert list(rig.links._links) == [A, C]
+
+
+def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make):
+    """It may stay so: never reached, or lost."""
+    rig = make(A, C)
+    rig.come_up(C)
+    rig.welcome(C, forwarders=encoded(B, C))
+    assert list(rig.links._links) == [A, C, B]
+    rig.come_up(A, B)
+    rig.go_down(A)
+    rig.welcome(C, forwarders=encoded(B, C, D, instances={**INSTANCES, D: TWO}))
+    assert D in rig.links._links
+
+
+def test_an_address_that_was_a_double_is_tried_again_later(make):
+    """It may lead to another forwarder by then: an address of CONFIG that stands for two led to its own one."""
+    rig = make(A)
+    rig.exchange(A).instance = INSTANCES[C]
+    rig.come_up(A)
+    rig.welcome(A, forwarders=encoded(A, B, instances={A: INSTANCES[C], B: INSTANCES[B]}))
+    rig.come_up(B)
+    for instance in (INSTANCES[B], INSTANCES[C]):
+        rig.go_down(A)
+        rig.exchange(A).instance = instance
+        rig.exchange(A).connected()
+        rig.welcome(A, forwarders=encoded(A, B, instances={A: instance, B: INSTANCES[B]}))
+        rig.tick()
+        assert list(rig.links._links) == [A]
+    for after in (IGNORE_FOR - ROTATE_EVERY, 0.0):
+        rig.tick(after)
+        assert list(rig.links._links) == [A]
+    rig.tick(ROTATE_EVERY)
+    rig.tick()
+    assert list(rig.links._links) == [A, B]
+
+
+def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make):
+    """Although that one carries messages: nothing more is sent by it, and what it has sent is sent again."""
+    rig = make(A, C)
+    rig.come_up(C)
+    rig.welcome(C, forwarders=encoded(B, C, instances={B: INSTANCES[A], C: INSTANCES[C]}))
+    rig.exchange(B).instance = INSTANCES[A]
+    rig.come_up(B)
+    rig.tick(CONNECTS_WITHIN)
+    topic = topics_of(B, C)[0]
+    rig.publish(b"1", topic)
+    assert rig.sent(B) == [b"1"]
+    rig.exchange(A).connected()
+    rig.welcome(A)
+    rig.publish(b"2", topic)
+    assert rig.sent(B) == []
+    b = rig.exchange(B).subscriber
+    for _ in range(2):
+        rig.tick(ROTATE_EVERY)
+    assert (list(rig.links._links), b.is_closed) == ([A, C], True)
+    assert sorted(rig.sent(C)) == [b"1", b"2"]
+
+
+def test_a_double_that_was_up_loses_no_message(make):
+    """What it has not seen acknowledged goes by the link that is kept, before anything newer."""
+    rig = make(A)
+    rig.come_up(A)
+    rig.welcome(A, forwarders=encoded(A, B))
+    rig.tick()
+    rig.exchange(B).instance = INSTANCES[B]
+    rig.come_up(B)
+    rig.publish(b"1", H)
+    assert rig.sent(B) == [b"1"]
+    rig.exchange(B).instance = INSTANCES[A]
+    rig.link(B).greet()
+    rig.welcome(B)
+    rig.publish(b"2", H)
+    for _ in range(2):
+        rig.tick(ROTATE_EVERY)
+    assert list(rig.links._links) == [A]
+    rig.welcome(A)
+    rig.tick(PUSH_EVERY)
+    rig.confirm(A)
+    rig.tick()
+    rig.publish(b"3", H)
+    assert rig.sent(A)[-3:] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("forwarders", [b"nonsense", b"0tcp://\xff\0tcp://b"])
+def test_a_malformed_list_is_counted(make, forwarders):
+    """The welcome counts all the same."""
+    rig = make(A)
+    rig.exchange(A).connected()
+    rig.welcome(A, forwarders=forwarders)
+    assert rig.client.counters.dropped == {"malformed": 1}
+    assert list(rig.links._links) == [A]
+    assert rig.link(A).state is State.VERIFYING
+
+
+def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig):
+    """It counts as the list of an older release: the link carries messages."""
+    rig.verify(A, B, forwarders=b"nonsense")
+    for one in (A, B):
+        rig.confirm(one)
+    for topic in (G, H):
+        rig.publish(topic, topic)
+    assert (rig.sent(A), rig.sent(B)) == ([G], [H])
+
+
+def test_an_invalid_address_that_a_welcome_lists_is_waited_for_by_nobody(make):
+    """Else each join would wait for an exchange that does not exist."""
+    rig = make(A)
+    rig.exchange(A).connected()
+    rig.welcome(A, forwarders=encoded(A, UNUSABLE, instances={UNUSABLE: TWO}))
+    request = Request(b"Ysync", to_all=True)
+    rig.client.begin_request(5, request)
+    rig.exchange(A).publish(wire.SYNCED.encode(wire.Synced(INBOX, 5)))
+    assert (request.answer, len(rig.client.attachments)) == (0, 1)
+
+
+def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make, context):
+    """It is not tried again for a while, and leaves no socket behind."""
+    rig = make(A)
+    rig.come_up(A)
+    for count in (1, 2):
+        for after in (0.0, IGNORE_FOR - ROTATE_EVERY - 0.01, 0.0):
+            rig.tick(after)
+            rig.welcome(A, forwarders=encoded(A, UNUSABLE, instances={UNUSABLE: TWO}))
+        (line,) = rig.lines()
+        assert "pub_socket_address" in line
+        assert list(rig.links._links) == [A]
+        assert [one.is_closed for one in context.subscribers if one.address == INVALID] == [True] * count
+        rig.tick(ROTATE_EVERY + 0.01)
+
+
+def test_an_invalid_address_of_config_is_an_error(make, context):
+    """No socket is left behind."""
+    with pytest.raises(ConfigurationError, match="pub_socket_address"):
+        make(A, Forwarder(B.pull, INVALID))
+    assert context.is_destroyed
+
+
+@pytest.mark.parametrize(
+    "configured, listed, is_reported",
+    [
+        ((A, B), (A, B), False),
+        ((A, B), (A,), False),
+        ((A, B), (A, C), True),
+        ((A,), (A, B), False),
+        ((NAMED,), (A, B), False),
+    ],
+)
+def test_processes_that_list_different_forwarders_are_reported_once(make, resolver, configured, listed, is_reported):
+    """Only where CONFIG lists several: one address or name is a way to find the others."""
+    resolver["zmq"] = ["10.0.0.1"]
+    rig = make(*configured)
+    rig.look_around()
+    rig.exchange(A).connected()
+    for _ in range(2):
+        rig.welcome(A, forwarders=encoded(*listed))
+    reports = [line for line in rig.lines() if "different forwarders" in line]
+    assert len(reports) == is_reported
+    if is_reported:
+        assert f"elsewhere also {C}" in reports[0]
+
+
+# Forgetting
+
+
+def learn(rig, forwarder):
+    """Learn of a forwarder from another one, and reach it."""
+    rig.come_up(A)
+    rig.welcome(A, forwarders=encoded(A, forwarder))
+    rig.come_up(forwarder)
+
+
+def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make):
+    """After a while. Its sockets are closed, and no request waits for it."""
+    rig = make(A)
+    learn(rig, B)
+    subscriber = rig.exchange(B).subscriber
+    rig.go_down(B)
+    rig.tick(FORGET_AFTER)
+    rig.welcome(A, forwarders=encoded(A))
+    rig.tick(FORGET_AFTER - ROTATE_EVERY)
+    assert list(rig.links._links) == [A, B]
+    for _ in range(2):
+        rig.tick(ROTATE_EVERY)
+    assert (list(rig.links._links), len(rig.client.attachments)) == ([A], 1)
+    assert subscriber.is_closed
+    rig.publish(b"1")
+    assert rig.sent(A) == [b"1"]
+
+
+def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make):
+    """It had been handed to the link, and was not acknowledged."""
+    rig = make(A)
+    learn(rig, B)
+    rig.publish(b"1", H)
+    rig.exchange(B).push.is_full = True
+    rig.publish(b"2", H)
+    rig.links._ignored[B] = inf
+    rig.tick()
+    assert list(rig.links._links) == [A]
+    assert rig.sent(A) == [b"1", b"2"]
+
+
+def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(make):
+    """Although another one is down that nobody has listed yet. A welcome that lists it brings it back."""
+    rig = make(A, C)
+    learn(rig, B)
+    rig.go_down(B)
+    rig.welcome(A, forwarders=encoded(A))
+    rig.tick(FORGET_AFTER)
+    seen = []
+    for _ in range(5):
+        rig.tick(ROTATE_EVERY)
+        if B in rig.links._links:
+            rig.link(B).state = State.DOWN
+        seen.append(list(rig.links._links))
+    assert seen[1:] == [[A, C]] * 4
+    rig.welcome(A, forwarders=encoded(A, B))
+    assert B in rig.links._links
+
+
+@pytest.mark.parametrize("why", ["listed", "unreached", "up", "configured", "verifying"])
+def test_a_forwarder_is_not_forgotten_for_less(make, why):
+    """Others list it, though they may not reach it either, or it answers, or CONFIG has it."""
+    rig = make(*((A, B) if why == "configured" else (A,)))
+    if why == "configured":
+        rig.come_up(A, B)
+    else:
+        learn(rig, B)
+    rig.tick(FORGET_AFTER)
+    before = dict(rig.links._links)
+    match why:
+        case "listed":
+            rig.go_down(B)
+            rig.welcome(A, forwarders=encoded(A, B))
+        case "unreached":
+            rig.go_down(B)
+            rig.welcome(A, forwarders=encoded(A, B, serves=False, instances={}))
+        case "configured":
+            rig.go_down(B)
+        case "verifying":
+            rig.exchange(B).push_disconnected()
+    for _ in range(3):
+        rig.tick(ROTATE_EVERY)
+    assert rig.links._links == before
+
+
+# Names
+
+
+def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(make, resolver):
+    """Not at the start, which may be on an event loop: `look_around` resolves it, and the next tick connects."""
+    resolver["zmq"] = ["10.0.0.2", "10.0.0.1"]
+    rig = make(NAMED)
+    rig.tick()
+    assert rig.links.stats() == []
+    rig.links.look_around()
+    assert rig.links.stats() == []
+    assert rig.calls[-1] == 0.0
+    rig.tick()
+    assert list(rig.links._links) == [A, B]
+    rig.come_up(A, B)
+    assert (rig.links.is_connected, rig.lines()) == (True, [])
+
+
+def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(make, resolver):
+    """Answers of DNS are partial and late. Once it is down it is forgotten; one that is new is connected to."""
+    resolver["zmq"] = ["10.0.0.1", "10.0.0.2"]
+    rig = make(NAMED)
+    rig.look_around()
+    rig.come_up(A, B)
+    resolver["zmq"] = ["10.0.0.2", "10.0.0.3"]
+    rig.clock.now += EVERY
+    rig.look_around()
+    rig.come_up(C)
+    a = rig.link(A)
+    for forwarder in (A, B, C):
+        rig.welcome(forwarder, forwarders=encoded(B, C))
+    rig.tick(FORGET_AFTER)
+    for _ in range(3):
+        rig.tick(ROTATE_EVERY)
+    assert list(rig.links._links) == [A, B, C]
+    assert rig.link(A) is a
+    rig.go_down(A)
+    for _ in range(3):
+        rig.tick(ROTATE_EVERY)
+    assert list(rig.links._links) == [B, C]
+
+
+def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(make, resolver):
+    """Its successor may have another address already."""
+    resolver["zmq"] = ["10.0.0.1"]
+    rig = make(NAMED)
+    rig.look_around()
+    rig.come_up(A)
+    resolver["zmq"] = ["10.0.0.2"]
+    rig.look_around()
+    assert list(rig.links._links) == [A]
+    rig.go_down(A)
+    rig.look_around()
+    assert B in rig.links._links
+
+
+def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(make, resolver):
+    """It is also the reason why there is no answer."""
+    resolver["zmq"] = OSError(-2, "no such name")
+    rig = make(NAMED)
+    for _ in range(3):
+        rig.clock.now += EVERY
+        rig.look_around()
+    assert rig.lines() == ["cannot resolve zmq: no such name"]
+    assert rig.links.refusal == "cannot resolve zmq: no such name"
+    resolver["zmq"] = ["10.0.0.1"]
+    rig.clock.now += EVERY
+    rig.look_around()
+    assert (rig.lines(), rig.links.refusal) == ([], "")
+    resolver["zmq"] = OSError(-2, "no such name")
+    rig.clock.now += EVERY
+    rig.look_around()
+    assert rig.lines() == ["cannot resolve zmq: no such name"]
+    assert list(rig.links._links) == [A]
+
+
+def test_the_reason_of_any_link_is_the_reason_of_all(rig):
+    """Whichever has one; it tells a caller why there is no answer."""
+    assert rig.links.refusal == ""
+    rig.link(B).refusal = "key"
+    assert rig.links.refusal == "key"
+
+
+def test_every_link_looks_at_its_keys(pair):
+    """Once a second, without the lock."""
+    looked = []
+    for forwarder in (A, B):
+        pair.link(forwarder).look_around = partial(looked.append, forwarder)
+    pair.links.look_around()
+    assert looked == [A, B]
+
+
+# Housekeeping
+
+
+def test_a_tick_is_due_when_the_first_link_needs_one(pair):
+    """At the latest when homes are to be rotated."""
+    assert pair.tick() <= pair.clock.now + ROTATE_EVERY
+    pair.publish()
+    assert pair.tick() == pair.clock.now + BLOCK_SECONDS
+
+
+def test_without_any_link_a_tick_comes_back(make, resolver):
+    """A name may resolve later."""
+    resolver["zmq"] = []
+    rig = make(NAMED)
+    assert rig.clock.now < rig.tick() <= rig.clock.now + ROTATE_EVERY
+
+
+def test_a_silent_link_is_noticed_by_ticks(pair):
+    """Its messages go by the other one."""
+    pair.publish(b"1")
+    for _ in range(20):
+        pair.tick(PATIENCE / 10)
+    assert pair.link(A).state is State.VERIFYING
+    assert b"1" in pair.sent(B)
+
+
+# The end
+
+
+def test_closing_sends_what_is_held_and_closes_everything(pair, context):
+    """What the sockets have taken is delivered within the linger time."""
+    pair.exchange(A).push.is_full = True
+    pair.publish(b"1")
+    push = pair.exchange(A).push
+    push.is_full = False
+    pair.links.close()
+    pair.links.terminate()
+    assert [frame[:1] for frame in push.frames] == [b"G"]
+    assert all(one.linger is not None for one in context.pushes)
+    assert context.is_terminated
+    assert pair.links._selector.is_closed

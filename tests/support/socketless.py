@@ -1,0 +1,226 @@
+"""Stand-ins for the sockets of a link: a test plays the network and the forwarder, and moves the time."""
+
+from math import inf
+from types import SimpleNamespace
+
+import zmq
+
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.transports import link as link_module
+from channels_zmq.transports import push as push_module
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import Status
+
+CONNECTED, DISCONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED
+ONE, TWO = b"1" * 8, b"2" * 8
+"""Two instances of a forwarder."""
+INVALID = "nonsense"
+"""An address without a transport: no socket can be connected to it."""
+
+
+class Push:
+    """The producers' side: what was sent, or no room for it."""
+
+    is_full = False
+
+    def __init__(self):
+        self.frames = []
+        self.address, self.linger, self.options = "", None, {}
+
+    def set(self, option, value):
+        self.options[option] = value
+
+    def get_monitor_socket(self, events):
+        return Monitor()
+
+    def disable_monitor(self):
+        pass
+
+    def connect(self, address):
+        if address == INVALID:
+            raise zmq.ZMQError(zmq.EINVAL)
+        self.address = address
+
+    def send(self, frame, flags):
+        assert self.linger is None, "closed"
+        if self.is_full:
+            raise zmq.Again
+        self.frames.append(frame)
+
+    def close(self, linger):
+        self.linger = linger
+
+    def take(self):
+        frames, self.frames = self.frames, []
+        return frames
+
+
+class Monitor:
+    """Reports nothing: a test calls the link with events."""
+
+    def __init__(self):
+        self.is_closed = False
+
+    def close(self, linger):
+        self.is_closed = True
+
+
+class Context:
+    """Makes stand-ins, and keeps them."""
+
+    def __init__(self):
+        self.pushes, self.subscribers = [], []
+        self.is_destroyed, self.is_terminated = False, False
+
+    def socket(self, kind):
+        assert kind == zmq.PUSH
+        self.pushes.append(Push())
+        return self.pushes[-1]
+
+    def destroy(self, linger):
+        self.is_destroyed = True
+
+    def term(self):
+        self.is_terminated = True
+
+
+class Subscriber:
+    """The subscribers' side, as a link sees it."""
+
+    def __init__(self, context, address, options, client, attachment, known):
+        self.address, self.client, self.attachment, self.known = address, client, attachment, known
+        self.session, self.welcome, self.is_connected, self.due = 0, None, False, inf
+        self.endpoint, self.monitor, self.descriptor = SimpleNamespace(address=address), Monitor(), object()
+        self.sent, self.arriving = [], []
+        self.greeted, self.lists, self.connected_with, self.ticked = [], [], [], []
+        self.is_closed, self.keys = False, None
+        context.subscribers.append(self)
+
+    def connect_first(self, keys):
+        if not keys.may_connect():
+            return False
+        return self.connect(keys.current)
+
+    def connect(self, keys):
+        if self.address == INVALID:
+            raise ConfigurationError("pub_socket_address", f"cannot connect to {self.address!r}")
+        self.connected_with.append(keys)
+        self.keys = keys
+        return False
+
+    def send(self, frame):
+        self.sent.append(frame)
+        return False
+
+    def take_sent(self):
+        sent, self.sent = self.sent, []
+        return sent
+
+    def has_input(self):
+        return bool(self.arriving)
+
+    def read(self):
+        if self.arriving:
+            self.client.feed(self.arriving.pop(0), self.attachment)
+        return bool(self.arriving)
+
+    def greet(self, before):
+        self.sent += before
+        self.session = self.client.new_session()
+        self.welcome, self.is_connected = None, True
+        self.greeted.append(list(before))
+        self.say_hello()
+
+    def say_hello(self):
+        self.lists.append(self.known())
+
+    def lost(self):
+        self.welcome, self.is_connected = None, False
+
+    def take(self, welcome):
+        if welcome.session != self.session or not self.is_connected:
+            return False
+        first, self.welcome = self.welcome is None, welcome
+        return first
+
+    def tick(self, now):
+        self.ticked.append(now)
+
+    def close(self):
+        self.is_closed = True
+
+
+def replace_sockets(monkeypatch, clock):
+    """Let links be made of stand-ins, at the time of a clock."""
+    monkeypatch.setattr(link_module, "Subscriber", Subscriber)
+    monkeypatch.setattr(push_module, "plain_send", lambda push: push.send)
+    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=clock))
+
+
+def perform(client, transport):
+    """Do what the steps of a client want done, as its connection does."""
+    while client.out.busy:
+        todo = client.out.take()
+        if todo.emptied:
+            transport.drop_held()
+        for frame, to in todo.upstream:
+            transport.send_upstream(frame, to)
+        transport.take_session(todo.session)
+        for frame, key, to, ttl in todo.replies:
+            if to is not None:
+                transport.send_to(to, frame)
+            else:
+                transport.send_downstream(frame, inf, 0, key, must=ttl is not None)
+
+
+class Exchange:
+    """What a forwarder answers on one link: a test says when.
+
+    Args:
+        link: The link, made of stand-ins.
+        client: Whose link it is.
+        instance: Of the forwarder.
+    """
+
+    def __init__(self, link, client, instance=ONE):
+        self.link, self.client, self.instance = link, client, instance
+
+    @property
+    def subscriber(self):
+        return self.link._subscriber
+
+    @property
+    def push(self):
+        """The PUSH that is open, None for none."""
+        return None if self.link._push is None else self.link._push._socket
+
+    def connected(self):
+        self.link._subscriber_event(CONNECTED)
+
+    def disconnected(self):
+        self.link._subscriber_event(DISCONNECTED)
+
+    def push_disconnected(self):
+        self.link._push_event(DISCONNECTED)
+
+    def publish(self, frame):
+        """Let a frame arrive, and be read."""
+        self.client.feed(frame, self.link.attachment)
+
+    def welcome(self, state=wire.State.SERVING, *, version=wire.VERSION, session=None, forwarders=b""):
+        session = self.subscriber.session if session is None else session
+        inbox = self.client.inbox
+        self.publish(wire.WELCOME.encode(wire.Welcome(inbox, version, state, self.instance, session, 1, forwarders)))
+
+    def confirm(self, number, instance=None):
+        """Answer an echo or a marker."""
+        instance = instance or self.instance
+        self.publish(wire.CONFIRM.encode(wire.Confirm(self.client.inbox, number, Status.OK, instance)))
+
+    def echoes(self):
+        """Return the numbers of the echoes and markers that were sent to this PUSH."""
+        return [wire.ECHO.decode(frame).n for frame in self.push.frames if frame[:1] == b"E"]
+
+    def payloads(self):
+        """Remove what was sent; return the payloads of the group messages, in order."""
+        return [wire.read_group(frame)[5] for frame in self.push.take() if frame[:1] == b"G"]
