@@ -1,0 +1,228 @@
+"""A forwarder of a simulation: the real exchange, driven as `server` and `pump` drive it, behind simulated ports."""
+
+from collections import Counter, deque
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.server import BEAT, BESIDE_OTHERS
+
+SETTLE, SETTLE_AT_MOST = 0.5, 5.0
+DRAIN_AT_MOST = 10.0
+HEARTBEATS = (3.0, 3.6)
+"""Seconds after which the other end of a subscriber's connection notices that a process stands still."""
+FRAMES_A_TURN = 50
+
+
+class Forwarder:
+    """One run of a forwarder.
+
+    Args:
+        world: Time and chance.
+        network: Has its ports.
+        addresses: Where it takes messages in and where it publishes; several pairs lead to the same ports.
+        instance: 8 bytes that no other run has.
+    """
+
+    def __init__(self, world, network, addresses, instance):
+        self.world, self.network, self.addresses = world, network, addresses
+        self.exchange = Exchange(instance, clock=world)
+        self.is_alive, self.is_frozen, self.is_ending = True, False, False
+        self.serves_since = None
+        self.on_thaw = []
+        self.returned = []
+        self._freezes = 0
+        self.lines = []
+        self._begun = world.now
+        self._pull, self._up = {}, deque()
+        self._subscribers, self._turn_is_due = {}, False
+        self._topics = Counter()
+        for _, pub in addresses:
+            network.listen(pub, self)
+        world.after(BEAT, self._beat)
+
+    @property
+    def is_well(self):
+        """Whether it serves, and goes on to."""
+        return self.is_alive and self.serves_since is not None and not (self.is_frozen or self.is_ending)
+
+    # Connections
+
+    def accepted(self, line):
+        self.lines.append(line)
+
+    def arrived(self, line, frame):
+        if not self.is_alive:
+            self.network.lost(frame)
+            return
+        if line.port == "pull":
+            self._pull.setdefault(line, deque()).append(frame)
+        else:
+            self._up.append((line, frame))
+        self._turn_soon()
+
+    def closed(self, line):
+        """Notice the end of a connection; what has arrived by it is read before."""
+        if self.is_alive and line.port == "pub":
+            self._up.append((line, None))
+            self._turn_soon()
+        self.lines.remove(line)
+
+    # Turns
+
+    def _turn_soon(self):
+        if not (self._turn_is_due or self.is_frozen) and self.is_alive:
+            self._turn_is_due = True
+            self.world.after(self.world.random.uniform(0, 0.001), self._turn)
+
+    def _turn(self):
+        self._turn_is_due = False
+        if self.is_frozen or not self.is_alive:
+            return
+        self._read_producers()
+        for _ in range(min(FRAMES_A_TURN, len(self._up))):
+            self._take_up(*self._up.popleft())
+        if self._up or self._pull:
+            self._turn_soon()
+        self._notice_end()
+
+    def _read_producers(self):
+        exchange, choose = self.exchange, self.world.random.choice
+        for _ in range(FRAMES_A_TURN):
+            if not self._pull:
+                break
+            line = choose(list(self._pull)) if len(self._pull) > 1 else next(iter(self._pull))
+            frames = self._pull[line]
+            frame = frames.popleft()
+            if not frames:
+                del self._pull[line]
+            if exchange.relays_unchanged and (frame[:1] == wire.GROUP_BYTE or exchange.is_direct(frame)):
+                self._publish((frame,))
+            else:
+                self._publish(exchange.inbound(frame))
+
+    def _take_up(self, line, frame):
+        """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""
+        if frame is None:
+            for topic in sorted(line.topics):
+                self._unsubscribe(line, topic)
+        elif frame[:1] == wire.SUBSCRIBE:
+            self._subscribe(line, frame[1:])
+        elif frame[:1] == wire.UNSUBSCRIBE:
+            if frame[1:] in line.topics:
+                self._unsubscribe(line, frame[1:])
+        else:
+            self._publish(self.exchange.upstream(frame))
+
+    def _subscribe(self, line, topic):
+        if topic not in line.topics:
+            line.topics.add(topic)
+            self._subscribers.setdefault(topic, {})[line] = None
+            if len(self._subscribers[topic]) == 1:
+                self._publish(self.exchange.upstream(wire.subscription(topic)))
+
+    def _unsubscribe(self, line, topic):
+        line.topics.discard(topic)
+        del self._subscribers[topic][line]
+        if not self._subscribers[topic]:
+            del self._subscribers[topic]
+            self._publish(self.exchange.upstream(wire.unsubscription(topic)))
+
+    def _publish(self, frames):
+        for frame in frames:
+            if wire.sub_kind(frame) == wire.RETURNED.kind:
+                self.returned.append(frame)
+            for line in self._subscribers.get(frame[: frame.find(b"\0", 1) + 1], ()):
+                line.down.send(frame)
+
+    def _beat(self):
+        if not self.is_alive:
+            return
+        if not self.is_frozen:
+            if self.serves_since is None:
+                self._settle()
+            if self.exchange.due() <= self.world.now:
+                self._publish(self.exchange.sweep())
+            self._publish(self.exchange.announce())
+            self._notice_end()
+        self.world.after(BEAT, self._beat)
+
+    def _settle(self):
+        waited = self.world.now - self._begun
+        at_most = BESIDE_OTHERS if self.exchange.directory.serves else SETTLE_AT_MOST
+        is_back = len(self.exchange.clients) >= self.exchange.peers_expected
+        if (waited >= SETTLE and is_back) or waited >= at_most:
+            self.serves_since = self.world.now
+            for pull, _ in self.addresses:
+                self.network.listen(pull, self)
+            self._publish(self.exchange.enter(wire.State.SERVING))
+
+    # The end
+
+    def drain(self):
+        if self.is_ending:
+            return
+        self.is_ending = True
+        if self.serves_since is None:
+            self._end()
+        else:
+            self._publish(self.exchange.drain(self.world.now + DRAIN_AT_MOST))
+            self._notice_end()
+
+    def _notice_end(self):
+        if self.is_alive and self.is_ending and self.exchange.is_drained:
+            self._end()
+
+    def _end(self):
+        """Close the sockets; what was published still arrives."""
+        self.exchange.end()
+        self._die()
+        for line in self.lines:
+            line.up.cut(0)
+            line.down.at_end(line.near_notices)
+
+    def kill(self):
+        """End at once: what was under way is lost."""
+        self._die()
+        for line in self.lines:
+            line.cut(self.world.random.uniform(0.0005, 0.03), None)
+
+    def _die(self):
+        self.is_alive = False
+        for pull, pub in self.addresses:
+            self.network.stop_listening(pull)
+            self.network.stop_listening(pub)
+        thawing, self.on_thaw = self.on_thaw, []
+        for action in thawing:
+            self.world.after(0.001, action)
+
+    def frames_inside(self):
+        """Return what has arrived and was not taken yet."""
+        return [
+            *(frame for frames in self._pull.values() for frame in frames),
+            *(frame for _, frame in self._up if frame),
+        ]
+
+    def freeze(self, seconds):
+        """Stand still; what was published still arrives, and after a while subscribers notice."""
+        self.is_frozen = True
+        self._freezes += 1
+        self.world.after(seconds, self.thaw)
+        for line in list(self.lines):
+            if line.port == "pub":
+                heartbeat = self.world.random.uniform(*HEARTBEATS)
+                self.world.after(heartbeat, self._missed_heartbeat, line, self._freezes)
+
+    def _missed_heartbeat(self, line, freeze):
+        if self.is_frozen and self._freezes == freeze and self.is_alive and line.is_open:
+            line.up.cut(self.world.random.randint(0, len(line.up.under_way)))
+            line.near_notices()
+            self.on_thaw.append(line.far_notices)
+
+    def thaw(self):
+        if not self.is_frozen:
+            return
+        self.is_frozen = False
+        thawing, self.on_thaw = self.on_thaw, []
+        for action in thawing:
+            self.world.after(self.world.random.uniform(0, 0.01), action)
+        self._turn_soon()

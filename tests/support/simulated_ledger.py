@@ -1,0 +1,159 @@
+"""What was sent in a simulation, who had to get it, and who got it: the promises of the layer as assertions."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from simulated_network import ID_SIZE
+
+from channels_zmq_forwarder import wire
+
+ROUNDING = 0.002
+"""Seconds by which an age may be wrong: it is carried in milliseconds."""
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """A message that was sent; `order` is its place among those of its sender on its topic."""
+
+    number: int
+    sender: object
+    topic: object
+    published: float
+    order: int
+    is_accepted: bool = True
+    is_confirmed: bool = False
+    read_by: list = field(default_factory=list)
+    unknown_to: set = field(default_factory=set)
+    """Steady processes that had no link yet to a forwarder by which it was sent."""
+
+    @property
+    def payload(self):
+        return self.number.to_bytes(ID_SIZE)
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A channel in a group: when `group_add` was called and had returned, and when it left."""
+
+    process: object
+    channel: str
+    topic: object
+    called: float
+    is_first: bool
+    """Whether no other channel of the process belonged to the group."""
+    joined: float | None = None
+    left: float | None = None
+
+
+class Ledger:
+    """All messages of a simulation.
+
+    Args:
+        world: The time.
+    """
+
+    def __init__(self, world):
+        self.world = world
+        self.messages = []
+        self.members = []
+        self.flushed = -1.0
+        """When the last flush was called that has returned."""
+        self.excused = set()
+        """Jobs of which nothing is known any more, and need not be: they died with a process, or on the way back."""
+        self._orders = Counter()
+        self._last = {}
+        self.arrived = defaultdict(list)
+        """What each process got: orders by the process, the topic and the sender."""
+
+    def new(self, sender, topic):
+        self._orders[sender, topic] += 1
+        message = Message(len(self.messages), sender, topic, self.world.now, self._orders[sender, topic])
+        self.messages.append(message)
+        return message
+
+    def of(self, payload):
+        return self.messages[int.from_bytes(payload[-ID_SIZE:])]
+
+    def member(self, process, channel, topic):
+        is_first = topic not in process.client.memberships.groups
+        member = Member(process, channel, topic, self.world.now, is_first)
+        self.members.append(member)
+        return member
+
+    # What is checked as it happens
+
+    def received(self, process, channel, payload, member=None):
+        """Check a group or direct message that a consumer has got."""
+        message = self.of(bytes(payload))
+        receiver = process, channel
+        what = f"message {message.number} of {message.sender.number} on {message.topic} to {channel}"
+        assert receiver not in message.read_by, f"twice: {what}"
+        message.read_by.append(receiver)
+        last = self._last.get((receiver, message.sender, message.topic), 0)
+        assert message.order > last, f"out of order, behind {last}: {what} ({message.order})"
+        self._last[receiver, message.sender, message.topic] = message.order
+        seen = self.arrived[process, message.topic, message.sender]
+        if not self._is_early(process, message, member) and (not seen or message.order > seen[-1]):
+            seen.append(message.order)
+        assert message.published > self.flushed, f"flushed: {what}"
+        if member is not None and message.published < member.called:
+            self._check_old(process, member, message, what)
+
+    @staticmethod
+    def _is_early(process, message, member):
+        """Return whether a message says nothing about gaps: it is older than a join, or came before that had returned.
+
+        Of several members of a process only the one that has been there from the beginning counts.
+        """
+        if member is None:
+            return False
+        if member.joined is None or not member.is_first:
+            return True
+        arrival, _ = process.read[message.payload][0]
+        return arrival < member.joined or message.published < member.called
+
+    def _check_old(self, process, member, message, what):
+        """Check a message from before a join: it was on its way, and its age says nothing else."""
+        if message.sender is process:
+            assert not member.is_first, f"an own message of before the join: {what}"
+            return
+        for read, copy in process.read[message.payload]:
+            age = wire.age_of(copy) / 1000
+            if (not age and read >= member.called) or (age and read - age >= member.called - ROUNDING):
+                return
+        raise AssertionError(f"of before the join: {what}")
+
+    def took_job(self, process, payload):
+        """Check a job that a reader has got."""
+        message = self.of(bytes(payload))
+        assert not message.read_by, f"a job is read twice: {message.number} of {message.sender.number}"
+        message.read_by.append((process, "job"))
+
+    # What is checked in the end
+
+    def lost(self, member):
+        """Return the messages that a member should have got and has not."""
+        receiver = member.process, member.channel
+        return [
+            message
+            for message in self.messages
+            if message.topic == member.topic
+            and message.is_accepted
+            and member.joined is not None
+            and message.published >= member.joined
+            and (member.left is None or message.published < member.left)
+            and receiver not in message.read_by
+        ]
+
+    def missed(self, process):
+        """Return how many messages are missing between those that a process got, over all runs."""
+        orders = defaultdict(set)
+        for message in self.messages:
+            if message.is_accepted:
+                orders[message.topic, message.sender].add(message.order)
+        total = 0
+        for (receiver, topic, sender), seen in self.arrived.items():
+            if receiver is process and seen:
+                between = {order for order in orders[topic, sender] if seen[0] <= order <= seen[-1]}
+                total += len(between) - len(seen)
+        return total

@@ -1,0 +1,401 @@
+"""Connections between clients and forwarders that delay, stall and are cut, and the ZeroMQ sockets at their near ends.
+
+A `Line` is one TCP connection, with a way up to the forwarder and a way down to the client. Each way keeps the order of
+its frames. The sockets behave as docs/wire-protocol.md, "Sockets", describes libzmq: an XSUB connects again by itself
+and subscribes again when it is used next; a PUSH connects once. The library's own `Subscriber` and `Push` hold them.
+"""
+
+from collections import Counter, deque
+
+import zmq
+
+from channels_zmq_forwarder import wire
+
+RETRY = 0.1
+"""Seconds between two attempts of an XSUB to connect."""
+CONNECT_TIMEOUT = 2.0
+ID_SIZE = 8
+"""Bytes at the end of a payload by which a message is recognised."""
+
+
+class Copy(bytes):
+    """A group or direct message on its way."""
+
+
+class Way:
+    """One direction of a line: frames arrive in order, unless the line is cut.
+
+    Args:
+        world: Time and chance.
+        delays: The least and the greatest delay, in seconds.
+        arrived: Called with each frame that arrives.
+        lost: Called with each frame that does not.
+    """
+
+    def __init__(self, world, delays, arrived, lost):
+        self._world, self._delays, self._arrived, self._lost = world, delays, arrived, lost
+        self.under_way = deque()
+        self.is_cut = self.is_closed = False
+        self._last = self._stalled_until = 0.0
+        self._is_due = False
+        self._at_end = None
+
+    def send(self, frame):
+        if self.is_cut:
+            self._lost(frame)
+            return
+        self._last = max(self._last, self._world.now + self._world.random.uniform(*self._delays))
+        self.under_way.append((self._last, frame))
+        self._arrange()
+
+    def stall(self, seconds):
+        self._stalled_until = max(self._stalled_until, self._world.now + seconds)
+
+    @property
+    def stalled_for(self):
+        return max(0.0, self._stalled_until - self._world.now)
+
+    def cut(self, kept):
+        """Lose what is under way, but for the first frames, which may still arrive."""
+        self.is_cut = True
+        while len(self.under_way) > kept:
+            self._lost(self.under_way.pop()[1])
+
+    def close(self):
+        """Let nothing arrive any more: its far end has noticed the cut."""
+        self.is_closed = True
+        self.cut(0)
+
+    def at_end(self, action):
+        """Call once everything that is under way has arrived; nothing follows."""
+        self.is_cut, self._at_end = True, action
+        self._arrange()
+
+    def _arrange(self):
+        if not self._is_due and (self.under_way or self._at_end):
+            at = self.under_way[0][0] if self.under_way else self._world.now + self._delays[0]
+            self._is_due = True
+            self._world.after(max(0.0, at - self._world.now, self._stalled_until - self._world.now), self._arrive)
+
+    def _arrive(self):
+        self._is_due, now = False, self._world.now
+        if now >= self._stalled_until:
+            while self.under_way and self.under_way[0][0] <= now:
+                self._arrived(self.under_way.popleft()[1])
+            if not self.under_way and self._at_end is not None:
+                action, self._at_end = self._at_end, None
+                action()
+        self._arrange()
+
+
+class Line:
+    """A connection between a socket and a forwarder.
+
+    Args:
+        world: Time and chance.
+        socket: Of the client.
+        forwarder: Accepts it at one of its ports.
+    """
+
+    def __init__(self, world, socket, forwarder):
+        self._world, self.socket, self.forwarder = world, socket, forwarder
+        self.port = socket.port
+        self.topics = set()
+        self.is_open = True
+        """Whether the client takes it for open."""
+        self.is_known = True
+        """Whether the forwarder takes it for open."""
+        delays = forwarder.network.delays_of(socket.process)
+        lost = forwarder.network.lost
+        self.up = Way(world, delays, lambda frame: forwarder.arrived(self, frame), lost)
+        self.down = Way(world, delays, socket.arrived, lost)
+
+    def stall(self, seconds):
+        self.up.stall(seconds)
+        self.down.stall(seconds)
+
+    def cut(self, near_after, far_after):
+        """Cut it; each end notices later, and may read until then what has come so far."""
+        choose = self._world.random.randint
+        self.up.cut(choose(0, len(self.up.under_way)))
+        self.down.cut(choose(0, len(self.down.under_way)))
+        if near_after is not None:
+            self._world.after(near_after, self.near_notices)
+        if far_after is not None:
+            self._world.after(far_after, self.far_notices)
+
+    def close(self, *, discards):
+        """Close it from the client's end: what it has sent arrives before the forwarder notices, or a part of it."""
+        self.is_open = False
+        self.down.close()
+        if discards:
+            self.up.cut(self._world.random.randint(0, len(self.up.under_way)))
+        self.up.at_end(self.far_notices)
+
+    def near_notices(self):
+        if self.is_open:
+            self.is_open = False
+            self.down.close()
+            self.socket.disconnected()
+
+    def far_notices(self):
+        if self.is_known:
+            self.is_known = False
+            self.up.close()
+            self.forwarder.closed(self)
+
+
+class Monitor:
+    """Reports events of a socket to the housekeeper of its process."""
+
+    def __init__(self, process):
+        self._process, self.events, self.closed = process, deque(), False
+
+    def report(self, event):
+        if not self.closed:
+            self.events.append(event)
+            self._process.look_at_monitors()
+
+    def close(self, linger):
+        self.closed = True
+
+
+class _Socket:
+    failure = None
+
+    def __init__(self, network, process):
+        self.network, self.process = network, process
+        self.line, self.address, self.is_closed = None, "", False
+        self._pipe = deque()
+        """What was sent before there was a connection."""
+
+    def set(self, option, value):
+        pass
+
+    def get_monitor_socket(self, events):
+        self.monitor = Monitor(self.process)
+        return self.monitor
+
+    def disable_monitor(self):
+        pass
+
+    def connect(self, address):
+        self.address = address
+        self.network.connect(self)
+
+    def connected(self, line):
+        self.line = line
+        while self._pipe:
+            line.up.send(self._pipe.popleft())
+        self.monitor.report(zmq.Event.HANDSHAKE_SUCCEEDED)
+
+    def failed(self):
+        self.monitor.report(self.failure)
+
+    def _out(self, frame):
+        if self.line is not None:
+            self.line.up.send(frame)
+        else:
+            self._pipe.append(frame)
+
+    def arrived(self, frame):
+        raise AssertionError("nothing comes down to a PUSH")
+
+
+class XSub(_Socket):
+    """An XSUB: it connects again and again."""
+
+    port, failure = "pub", zmq.Event.CONNECT_RETRIED
+
+    def __init__(self, network, process):
+        super().__init__(network, process)
+        self._topics, self._inbox, self._must_subscribe = Counter(), deque(), False
+
+    def get(self, option):
+        if option == zmq.FD:
+            return self
+        self._use()
+        return int(zmq.POLLIN) if self._inbox else 0
+
+    def disconnect(self, address):
+        raise zmq.ZMQError(zmq.EINVAL)
+
+    def send(self, frame, flags):
+        assert not self.is_closed
+        self._use()
+        topic = frame[1:]
+        if frame[:1] == wire.SUBSCRIBE:
+            self._topics[topic] += 1
+            if self._topics[topic] > 1:
+                return
+        elif frame[:1] == wire.UNSUBSCRIBE:
+            self._topics[topic] -= 1
+            if self._topics[topic] > 0:
+                return
+            del self._topics[topic]
+        self._out(frame)
+
+    def recv(self, flags):
+        assert not self.is_closed
+        self._use()
+        if not self._inbox:
+            raise zmq.Again
+        frame = self._inbox.popleft()
+        if type(frame) is Copy:
+            self.process.has_read(frame)
+        return frame
+
+    def arrived(self, frame):
+        self._inbox.append(frame)
+        self.process.input_arrived()
+
+    def disconnected(self):
+        # libzmq begins with an empty pipe, and fills it with the subscriptions when the socket is used next.
+        self.line, self._must_subscribe = None, True
+        self._pipe.clear()
+        self.monitor.report(zmq.Event.DISCONNECTED)
+        if not self.is_closed:
+            self.network.connect(self, RETRY)
+
+    def _use(self):
+        if self._must_subscribe:
+            self._must_subscribe = False
+            for topic in self._topics:
+                self._out(wire.subscription(topic))
+
+    def close(self, linger):
+        self.is_closed = True
+        line, self.line = self.line, None
+        if line is not None:
+            line.close(discards=linger == 0)
+
+
+class Push(_Socket):
+    """A PUSH that connects once."""
+
+    port, failure = "pull", zmq.Event.CLOSED
+
+    def __init__(self, network, process):
+        super().__init__(network, process)
+        self._is_lost = False
+
+    def send(self, frame, flags):
+        assert not self.is_closed
+        waiting = self._pipe if self.line is None else self.line.up.under_way
+        if self._is_lost or len(waiting) >= self.network.push_mark:
+            raise zmq.Again
+        if frame[:1] == wire.GROUP_BYTE or wire.sub_kind(frame) == wire.DIRECT:
+            frame = Copy(frame)
+            self.network.copied(frame, self.address)
+        self._out(frame)
+
+    def failed(self):
+        self._is_lost = True
+        super().failed()
+
+    def disconnected(self):
+        self.line, self._is_lost = None, True
+        self.monitor.report(zmq.Event.DISCONNECTED)
+
+    def close(self, linger):
+        self.is_closed = True
+        line, self.line = self.line, None
+        for frame in self._pipe:
+            self.network.lost(frame)
+        self._pipe.clear()
+        if line is not None:
+            line.close(discards=linger == 0)
+
+
+class Context:
+    """Makes the sockets of one process."""
+
+    def __init__(self, network, process):
+        self._network, self._process = network, process
+        self.sockets = []
+
+    def socket(self, kind):
+        self.sockets.append((XSub if kind == zmq.XSUB else Push)(self._network, self._process))
+        return self.sockets[-1]
+
+    def term(self):
+        pass
+
+
+class Network:
+    """Who listens where, and the connections between them.
+
+    Args:
+        world: Time and chance.
+        push_mark: The mark of each PUSH, in frames.
+        lost: Called with each frame that is lost on its way.
+        copied: Called with each group or direct message that is handed to a PUSH, and its address.
+    """
+
+    def __init__(self, world, push_mark, lost, copied):
+        self.world, self.push_mark, self.lost, self.copied = world, push_mark, lost, copied
+        self.lines = []
+        self.black_holes = set()
+        """Addresses that do not refuse connections, but never answer."""
+        self.making = None
+        """The process that is being made."""
+        self.delays = (0.0002, 0.01)
+        self._listening, self._waiting = {}, {}
+
+    def context(self):
+        context = self.making.context = Context(self, self.making)
+        return context
+
+    def delays_of(self, process):
+        return process.delays or self.delays
+
+    def listen(self, address, forwarder):
+        self._listening[address] = forwarder
+        for socket in self._waiting.pop(address, ()):
+            self.world.after(self.world.random.uniform(0, RETRY), self._try, socket)
+
+    def is_same(self, one, another):
+        """Return whether two addresses lead to the same forwarder."""
+        return one == another or self._listening.get(one, one) is self._listening.get(another, another)
+
+    def stop_listening(self, address):
+        self._listening.pop(address, None)
+
+    def connect(self, socket, after=0.0):
+        self.world.after(after + self.world.random.uniform(0.0002, 0.005), self._try, socket)
+
+    def _try(self, socket):
+        if socket.is_closed or socket.process.is_gone:
+            return
+        forwarder = self._listening.get(socket.address)
+        if forwarder is not None:
+            self.world.after(self.world.random.uniform(0.0002, 0.01), self._shake_hands, socket, forwarder)
+        elif socket.address in self.black_holes:
+            self.world.after(CONNECT_TIMEOUT, self._fail, socket)
+        else:
+            self._fail(socket)
+
+    def _shake_hands(self, socket, forwarder):
+        if socket.is_closed or socket.process.is_gone:
+            return
+        if self._listening.get(socket.address) is not forwarder:
+            self._fail(socket)
+        elif forwarder.is_frozen:
+            forwarder.on_thaw.append(lambda: self._shake_hands(socket, forwarder))
+        elif socket.process.is_frozen:
+            socket.process.on_thaw.append(lambda: self._shake_hands(socket, forwarder))
+        else:
+            line = Line(self.world, socket, forwarder)
+            self.lines = [one for one in self.lines if one.is_open or one.is_known]
+            self.lines.append(line)
+            forwarder.accepted(line)
+            socket.connected(line)
+
+    def _fail(self, socket):
+        if socket.is_closed:
+            return
+        socket.failed()
+        if isinstance(socket, XSub):
+            self._waiting.setdefault(socket.address, []).append(socket)
+            if socket.address in self._listening:  # since a moment ago
+                self.listen(socket.address, self._listening[socket.address])

@@ -1,0 +1,310 @@
+"""A client process of a simulation: the real connection, client and links, with simulated sockets and coroutines.
+
+What a process runs on is replaced: its event loop, the housekeeper's thread, the clock. Everything below the layer is
+the library's own.
+"""
+
+from functools import partial
+from types import SimpleNamespace
+
+from simulated_time import Asyncio, Loop, Task
+
+from channels_zmq import connection as connection_module
+from channels_zmq.client import requests as requests_module
+from channels_zmq.client.client import Client
+from channels_zmq.client.sequences import Numbers
+from channels_zmq.connection import HELD_EVERY, Connection
+from channels_zmq.options import Options
+from channels_zmq.transports import link as link_module
+from channels_zmq.transports import links as links_module
+from channels_zmq.transports import push as push_module
+from channels_zmq.transports import subscriber as subscriber_module
+from channels_zmq.transports.links import Links
+
+
+class Lock:
+    """The lock of a connection; only one thread runs, so whoever finds it taken would wait for ever."""
+
+    def __init__(self):
+        self._is_taken = False
+
+    def acquire(self):
+        assert not self._is_taken, "a step begins inside another one"
+        self._is_taken = True
+
+    def release(self):
+        self._is_taken = False
+
+    __enter__ = acquire
+
+    def __exit__(self, *error):
+        self.release()
+
+
+class Selector:
+    """Stands for the descriptors of all subscribers."""
+
+    def __init__(self):
+        self.watched = set()
+
+    def register(self, descriptor, events):
+        self.watched.add(descriptor)
+
+    def unregister(self, descriptor):
+        self.watched.remove(descriptor)
+
+    def fileno(self):
+        return 1
+
+    def close(self):
+        assert not self.watched, "a closed subscriber is watched"
+
+
+class Loops:
+    """The event loop that reads."""
+
+    attached = None
+
+    def __init__(self, drain, lock):
+        self.drain, self.process, self.descriptor = drain, None, None
+
+    def watch(self, descriptor):
+        self.descriptor = descriptor
+
+    def release(self):
+        self.descriptor = None
+
+    def enter(self, loop, *, attach):
+        pass
+
+    def leave(self, loop):
+        pass
+
+    def unattended(self):
+        return False
+
+    def drain_soon(self):
+        self.process.input_arrived()
+        return True
+
+
+class Housekeeper:
+    """The housekeepers of all processes."""
+
+    def __init__(self):
+        self.processes = {}
+
+    def watch(self, connection):
+        self.call(connection, 0.0)
+
+    def call(self, connection, when):
+        process = self.processes.get(connection)
+        if process is not None:
+            process.tick_at(when)
+
+    def forget(self, connection):
+        process = self.processes.pop(connection, None)
+        if process is not None:
+            process.tick_at(None)
+
+
+def replace_surroundings(monkeypatch, world, network, write):
+    """Let connections run on simulated time and sockets.
+
+    Args:
+        monkeypatch: Undoes it.
+        world: The time.
+        network: Makes the sockets.
+        write: Takes the log lines.
+    """
+    clock = SimpleNamespace(monotonic=world)
+    for module in (connection_module, link_module, links_module, subscriber_module):
+        monkeypatch.setattr(module, "time", clock)
+    housekeeper = Housekeeper()
+    monkeypatch.setattr(connection_module, "asyncio", Asyncio(world))
+    monkeypatch.setattr(connection_module, "threading", SimpleNamespace(Lock=Lock))
+    monkeypatch.setattr(connection_module, "Loops", Loops)
+    monkeypatch.setattr(connection_module, "housekeeper", lambda: housekeeper)
+    monkeypatch.setattr(connection_module, "reports", SimpleNamespace(write=write))
+    monkeypatch.setattr(links_module, "zmq", SimpleNamespace(Context=network.context))
+    monkeypatch.setattr(links_module, "selectors", SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1))
+    monkeypatch.setattr(push_module, "plain_send", lambda socket: socket.send)
+    monkeypatch.setattr(requests_module, "_numbers", iter(range(1, 2**62)))
+    return housekeeper
+
+
+class Process:
+    """One client process.
+
+    Args:
+        world: Time and chance.
+        network: Makes its sockets.
+        housekeeper: Of the simulation.
+        number: Names it.
+        forwarders: As its CONFIG lists them.
+        delays: Of its connections; those of the network if None.
+        settings: `outbox_capacity`, `window` and `prefetch`.
+    """
+
+    def __init__(self, world, network, housekeeper, number, forwarders, *, delays=None, settings):
+        self.world, self.number, self.delays = world, number, delays
+        self.is_gone = self.is_frozen = self.is_blocked = False
+        self.is_closing = self.has_delivered = False
+        self.closed_at = 0.0
+        self.on_thaw = []
+        self.read = {}
+        """The copies of each message that were read from a socket: when, and the frame."""
+        self.loop = Loop(world, self)
+        self._drain_is_due = self._looks = False
+        self._tick, self._tick_at = None, float("inf")
+        self.options = Options(
+            connect_timeout=5.0,
+            expiry=60.0,
+            linger=2.0,
+            max_message_size=2**20,
+            outbox_capacity=settings.outbox_capacity,
+            outbox_bytes=2**24,
+        )
+        client = Client(
+            b"%016x" % number,
+            b"%08d" % number,
+            prefetch=settings.prefetch,
+            window=settings.window,
+            window_bytes=2**24,
+            clock=world,
+        )
+        client.numbers = Numbers(world.nanoseconds)
+        network.making = self
+        self.client = client
+        self.connection = Connection(self.options, client, partial(Links, forwarders, self.options, client))
+        self.links = self.connection._transport
+        self.connection._loops.process = self
+        self.connection.users.add(self)
+        housekeeper.processes[self.connection] = self
+        self.connection.start()
+
+    # The event loop
+
+    def run(self, coroutine, done=lambda result, error: None):
+        """Run a coroutine on the loop of this process."""
+        return Task(self.loop, coroutine, done)
+
+    def when_running(self, action, *args):
+        """Let the event loop call back."""
+        self.world.after(self.world.random.uniform(0, 0.0005), self._on_loop, action, args)
+
+    def _on_loop(self, action, args):
+        if self.is_gone:
+            return
+        if self.is_frozen or self.is_blocked:
+            self.on_thaw.append(lambda: self._on_loop(action, args))
+        else:
+            action(*args)
+
+    def input_arrived(self):
+        if not self._drain_is_due:
+            self._drain_is_due = True
+            self.when_running(self._drain)
+        if self.connection._loop_is_blocked:
+            self.tick_at(0.0)
+
+    def _drain(self):
+        self._drain_is_due = False
+        if not self.connection.closed:
+            self.connection._drain_on_loop()
+            if self.links.has_input():
+                self.input_arrived()
+
+    # The housekeeper
+
+    def look_at_monitors(self):
+        if not self._looks:
+            self._looks = True
+            self.world.after(self.world.random.uniform(0, 0.002), self._look)
+
+    def _look(self):
+        if self.is_gone or self.connection.closed:
+            return
+        if self.is_frozen:
+            self.on_thaw.append(self._look)
+            return
+        self._looks = False
+        for monitor, handle in self.connection.watched().monitors.items():
+            while monitor.events and not monitor.closed:
+                handle(monitor.events.popleft())
+
+    def tick_at(self, when):
+        if when is not None and when >= self._tick_at:
+            return
+        if self._tick is not None:
+            self.world.cancel(self._tick)
+        self._tick, self._tick_at = None, float("inf")
+        if when is not None:
+            self._tick_at = when
+            self._tick = self.world.after(max(0.0, when - self.world.now) + 0.0001, self._call_tick)
+
+    def _call_tick(self):
+        self._tick, self._tick_at = None, float("inf")
+        if self.is_gone or self.connection.closed:
+            return
+        if self.is_frozen:
+            self.on_thaw.append(self._call_tick)
+            return
+        self.tick_at(self.connection.tick(self.world.now))
+
+    # What befalls it
+
+    def has_read(self, copy):
+        self.read.setdefault(bytes(copy[-8:]), []).append((self.world.now, copy))
+
+    def freeze(self, seconds):
+        """Let the whole process stand still."""
+        self.is_frozen = True
+        self.world.after(seconds, self.thaw)
+
+    def block(self, seconds):
+        """Let only the event loop stand still."""
+        self.is_blocked = True
+        self.world.after(seconds, self.thaw)
+
+    def thaw(self):
+        self.is_frozen = self.is_blocked = False
+        thawing, self.on_thaw = self.on_thaw, []
+        for action in thawing:
+            action()
+
+    def close(self, then):
+        """Close the connection, as `connections.close` does."""
+        self.is_closing = True
+        producer, until = self.connection._producer, self.world.now + self.options.linger
+        if producer is not None and producer.held:
+            with self.connection._step:
+                producer.mark_now()
+        self._close_when_delivered(until, then)
+
+    def _close_when_delivered(self, until, then):
+        producer = self.connection._producer
+        if self.is_gone:
+            return
+        if producer is not None and producer.held and self.world.now < until:
+            self.connection.call_soon(0.0)
+            self.world.after(HELD_EVERY, self._close_when_delivered, until, then)
+            return
+        self.has_delivered = producer is None or not producer.held
+        self.closed_at = self.world.now
+        self.connection.stop()
+        self.connection.finish()
+        self.is_gone = True
+        then()
+
+    def lines(self, port=None):
+        """Return its open connections."""
+        open_lines = (socket.line for socket in self.context.sockets if socket.line is not None)
+        return [line for line in open_lines if port in (None, line.port)]
+
+    def kill(self):
+        """End it at once."""
+        self.is_gone = True
+        for line in self.lines():
+            line.cut(None, self.world.random.uniform(0.0005, 0.05))
+        self.tick_at(None)

@@ -1,0 +1,432 @@
+"""Random schedules: traffic and faults for a while, then quiet, and the promises that hold after it."""
+
+from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
+
+from channels_zmq.errors import ForwarderUnavailable
+from channels_zmq.transports.states import State
+from channels_zmq_forwarder import wire
+
+WARM_UP = 6.0
+HEALING = 75.0
+"""Seconds until all forwarders have settled, at most 60, and all links are up."""
+QUIET = 11.0
+
+
+class Schedule(Simulation):
+    """A random schedule.
+
+    Args:
+        monkeypatch: Undoes what is replaced.
+        seed: Of the random choices.
+        write: Called with a line for each fault.
+        without: Names of faults that are left out, to find out what a failure needs.
+        seconds: For how long there are faults.
+    """
+
+    def __init__(self, monkeypatch, seed, write=None, *, without=(), seconds=None):
+        super().__init__(monkeypatch, seed, write)
+        choose = self.random.choice
+        self.count = choose((1, 2, 2, 3, 3))
+        self.seconds = seconds or self.random.uniform(5, 25)
+        self.faults_every = choose((0.3, 1.0, 2.0, 6.0))
+        self.traffic_every = choose((0.02, 0.05, 0.2))
+        self.flushes = self.random.random() < 0.1
+        self.network.delays = choose(((0.0002, 0.002), (0.0005, 0.02), (0.001, 0.08)))
+        self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
+        self.cuts_all = False
+        """Whether a forwarder has stood still for so long that all of its subscribers were cut off."""
+        self.without = set(without)
+        self.addresses = [address(number) for number in range(1, self.count + 1)]
+        self.has_two_nets = self.random.random() < 0.2
+        """Whether each forwarder has two pairs of addresses, of which each process lists one."""
+        self.members, self.churning = {}, []
+        self.flush_calls = 0
+        self.begun = self.world.now
+
+    def go(self):
+        """Run the schedule, and check it."""
+        for one in self.addresses:
+            self._start_at(one)
+        for number in range(self.random.randint(2, 5)):
+            self.new_process(is_steady=number == 0 or self.random.random() < 0.4)
+        self.run(WARM_UP)
+        self._traffic()
+        self._fault()
+        self.run(self.seconds)
+        self._heal()
+        self._heal_all()
+        self.is_quiet = True
+        self._last_messages()
+        self.run(QUIET)
+        self._check_end()
+
+    def _start_at(self, one):
+        number = self.addresses.index(one) + 1
+        self.start_forwarder(one, *([address(number, net=1)] if self.has_two_nets else []))
+
+    def _in_some_net(self, addresses):
+        if not self.has_two_nets:
+            return addresses
+        return [self.random.choice((one, address(self.addresses.index(one) + 1, net=1))) for one in addresses]
+
+    # Processes
+
+    def new_process(self, *, is_steady=False, lists_all=False):
+        choose = self.random.choice
+        lists_all |= is_steady or self.random.random() < 0.7
+        some = self.random.sample(self.addresses, self.random.randint(1, len(self.addresses)))
+        process = self.start_process(
+            self._in_some_net(self.addresses if lists_all else some),
+            is_steady=is_steady,
+            outbox=choose((20, 10_000, 10_000)),
+            window=choose((20, 100, 4096)),
+            prefetch=choose((0, 1, 4)),
+        )
+        self.members[process] = [
+            self.join(process, group, "steady") for group in self.random.sample(GROUPS, self.random.randint(0, 3))
+        ]
+        for channel in JOBS:
+            if self.random.random() < 0.4:
+                self.read_jobs(process, channel, pause=choose((0.0, 0.1, 1.0)))
+        return process
+
+    # Traffic
+
+    def _traffic(self):
+        if self.is_quiet:
+            return
+        self.world.after(self.random.expovariate(1 / self.traffic_every), self._traffic)
+        ready = [one for one in self.living() if not (one.is_frozen or one.is_blocked)]
+        if not ready:
+            return
+        process, what = self.random.choice(ready), self.random.random()
+        if what < 0.6:
+            group = self.random.choice(GROUPS)
+            for _ in range(self.random.choice((1, 1, 1, 1, 20))):
+                self.send_group(process, group)
+        elif what < 0.75:
+            self.send_direct(process, self.random.choice(self.living()))
+        elif what < 0.9:
+            self.send_job(process, self.random.choice(JOBS))
+        else:
+            self._churn(process)
+
+    def _churn(self, process):
+        """Let a consumer join for a while, at a process that is not steady or in a group that it belongs to."""
+        groups = [group for group in GROUPS if process not in self.steady or self._is_member(process, group)]
+        if groups and len(self.churning) < 40:
+            self._open += 1
+            member = self.join(process, self.random.choice(groups), f"churn{self._open}")
+            self.churning.append(member)
+        if self.churning and self.random.random() < 0.7:
+            member = self.random.choice(self.churning)
+            if member.process.is_gone or member.left is not None:
+                self.churning.remove(member)
+            elif member.joined is not None:
+                self.churning.remove(member)
+                self.leave(member)
+
+    _open = 0
+
+    def _is_member(self, process, group):
+        return any(one.topic == wire.group_topic(group) for one in self.members[process])
+
+    # Faults
+
+    def _fault(self):
+        if self.is_healing:
+            return
+        self.world.after(self.random.expovariate(1 / self.faults_every), self._fault)
+        faults = {
+            self._kill: 3,
+            self._drain: 3,
+            self._start: 6,
+            self._freeze: 3,
+            self._add: 0.7,
+            self._cut_push: 4,
+            self._stall_push: 3,
+            self._cut_sub: 4,
+            self._stall_sub: 2,
+            self._block: 2,
+            self._freeze_process: 1,
+            self._kill_process: 0.7,
+            self._close_process: 0.7,
+            self._new_process: 1.5,
+            self._flush: 0.5 if self.flushes else 0,
+        }
+        fault = self.random.choices(list(faults), list(faults.values()))[0]
+        if fault.__name__.lstrip("_") not in self.without:
+            self.fault_at = max(self.fault_at, self.world.now)
+            fault()
+
+    is_healing = False
+
+    def _alive(self):
+        return [one for one in dict.fromkeys(self.forwarders.values()) if one.is_alive]
+
+    def _kill(self):
+        alive = self._alive()
+        if alive and not any(one.is_frozen for one in self.processes if not one.is_gone):
+            if any(one.closed_at + 1.0 > self.world.now for one in self.processes):
+                return  # nobody would send again what it has just delivered
+            self.kill_forwarder(self.random.choice(alive))
+
+    def _drain(self):
+        well = [one for one in self._alive() if not one.is_frozen and not one.is_ending]
+        if well:
+            forwarder = self.random.choice(well)
+            self.note(f"drain {self._name(forwarder)}")
+            forwarder.drain()
+
+    def _start(self):
+        dead = [one for one in self.addresses if not self.forwarders[one].is_alive]
+        if dead:
+            one = self.random.choice(dead)
+            self._count_drops(self.forwarders[one])
+            self.note(f"start {one.pub}")
+            self._start_at(one)
+
+    def _freeze(self):
+        alive = [one for one in self._alive() if not one.is_frozen]
+        if alive:
+            forwarder, lengths = self.random.choice(alive), self.random.choice(self.freezes)
+            seconds = self.random.uniform(*lengths)
+            self.cuts_all |= lengths is LONG
+            self.note(f"freeze {self._name(forwarder)} for {seconds:.3f}")
+            forwarder.freeze(seconds)
+
+    def _add(self):
+        """Start a forwarder at an address that only one process knows, a new one."""
+        if len(self.addresses) < 4:
+            one = address(len(self.addresses) + 1)
+            self.addresses = [*self.addresses, one]
+            self.note(f"add {one.pub}")
+            self._start_at(one)
+            self.new_process(lists_all=True)
+
+    def _a_line(self, port, processes):
+        lines = [line for process in processes for line in process.lines(port) if not line.up.is_cut]
+        return self.random.choice(lines) if lines else None
+
+    def _cut(self, line, what):
+        near, far = self.random.choice(((0.001, 0.001), (0.001, 0.5), (0.3, 0.001), (0.05, 3.0), (2.0, 3.5)))
+        self.note(f"cut {what} of {line.socket.process.number} to {line.socket.address}: {near} {far}")
+        line.cut(near, far)
+
+    def _cut_push(self):
+        line = self._a_line("pull", self.living())
+        if line is not None:
+            self._cut(line, "push")
+
+    def _stall_push(self):
+        line = self._a_line("pull", self.living())
+        if line is not None:
+            seconds = self.random.uniform(*self.random.choice((SHORT, LONG)))
+            self.note(f"stall push of {line.socket.process.number} to {line.socket.address} for {seconds:.3f}")
+            line.stall(seconds)
+
+    def _fickle(self):
+        return [one for one in self.living() if one not in self.steady]
+
+    def _cut_sub(self):
+        line = self._a_line("pub", self._fickle())
+        if line is not None:
+            self._cut(line, "sub")
+
+    def _stall_sub(self):
+        line = self._a_line("pub", self._fickle())
+        if line is not None:
+            seconds = self.random.uniform(*SHORT)
+            self.note(f"stall sub of {line.socket.process.number} to {line.socket.address} for {seconds:.3f}")
+            line.stall(seconds)
+            self.fault_at = max(self.fault_at, self.world.now + seconds)
+
+    def _block(self):
+        process = self.random.choice(self.living())
+        # Who does not read for longer than senders keep what was acknowledged may miss the beginning of a run.
+        seconds = self.random.uniform(*((0.05, 0.4) if process in self.steady else SHORT))
+        self.note(f"block the loop of {process.number} for {seconds:.3f}")
+        process.block(seconds)
+        self.fault_at = max(self.fault_at, self.world.now + seconds)
+
+    def _freeze_process(self):
+        fickle = self._fickle()
+        if fickle:
+            process, seconds = self.random.choice(fickle), self.random.uniform(*SHORT)
+            self.note(f"freeze process {process.number} for {seconds:.3f}")
+            process.freeze(seconds)
+            self.fault_at = max(self.fault_at, self.world.now + seconds)
+
+    def _kill_process(self):
+        fickle = self._fickle()
+        if fickle:
+            self.kill_process(self.random.choice(fickle))
+
+    def _close_process(self):
+        fickle = [one for one in self._fickle() if not (one.is_frozen or one.is_blocked)]
+        if fickle:
+            process = self.random.choice(fickle)
+            self.note(f"close process {process.number}")
+            self.close_process(process)
+
+    def _new_process(self):
+        if len(self.living()) < 7:
+            process = self.new_process()
+            self.note(f"new process {process.number}")
+
+    def _flush(self):
+        process = self.random.choice(self.living())
+        if not (process.is_frozen or process.is_blocked):
+            self.note(f"flush by {process.number}")
+            self.flush_calls += 1
+            process.run(self._flush_all(process), self._ended)
+
+    async def _flush_all(self, process):
+        called, was_up = self.world.now, self._all_up()
+        try:
+            await process.connection.flush()
+        except ForwarderUnavailable:
+            return
+        self.note(f"flushed by {process.number}")
+        if was_up and self._all_up() and self.fault_at <= called - LONG[1]:  # a stalled copy may still come
+            self.ledger.flushed = max(called, self.ledger.flushed)
+
+    def _all_up(self):
+        """Return whether every process reaches every forwarder: a flush does not wait for those that are cut off."""
+        return all(link.state is State.UP for one in self.living() for link in one.links._links.values())
+
+    def _join_failed(self, process, member):
+        """Check that a join has failed for a reason: a fault after it was called, or no forwarder that is well."""
+        super()._join_failed(process, member)
+        up = {link.instance for link in process.links._links.values() if link.state is State.UP}
+        well = [one for one in self._alive() if one.is_well and one.exchange.instance in up]
+        assert not any(one.serves_since < member.called for one in well) or self.fault_at > member.called + 1.0, (
+            "a join has failed although a forwarder was there"
+        )
+
+    fault_at = 0.0
+    """When the last fault has begun, or a stall has ended."""
+
+    # The end
+
+    def _heal(self):
+        self.note("heal")
+        self.is_healing = True
+        self.traffic_every = 0.5
+        self._start_all()
+        self.world.after(12.0, self._start_all)  # those that drain now end before
+
+    def _heal_all(self):
+        """Let time pass until every link is up, or should be."""
+        until = self.world.now + HEALING
+        self.run(15.0)
+        while self.world.now < until and not self._is_healed():
+            self.run(1.0)
+
+    def _is_healed(self):
+        alive, living = self._known(), self.living()
+        return (
+            all(one.is_well for one in alive)
+            and all(len(one.links._homes) == len(alive) for one in living)
+            and sum(one.links.held for one in living) < 20
+        )
+
+    def _known(self):
+        """Return the forwarders that live and that any process knows."""
+        known = {forwarder for process in self.living() for forwarder in process.links._links}
+        return [one for one in self._alive() if not known.isdisjoint(one.addresses)]
+
+    def _start_all(self):
+        for one in list(self.addresses):
+            if not self.forwarders[one].is_alive:
+                self._count_drops(self.forwarders[one])
+                self._start_at(one)
+
+    def _last_messages(self):
+        """Send to everybody, so that all gaps show; and read what waits."""
+        self.note("quiet")
+        for process in self.living():
+            for group in GROUPS:
+                self.send_group(process, group)
+            for other in self.living():
+                self.send_direct(process, other)
+        for channel in JOBS:
+            self.read_jobs(self.living()[0], channel)
+
+    def _check_end(self):
+        living = self.living()
+        assert not any(process in living for process in self._open_calls.values()), "a call has not returned"
+        for process in living:
+            self._check_at_rest(process)
+        for forwarder in self._known():
+            self._check_exchange(forwarder, living)
+        self._check_jobs()
+        if not self.flush_calls:
+            for process in living:
+                self._check_received(process)
+
+    def _check_at_rest(self, process):
+        client, links = process.client, process.links
+        reached = {one.instance for one in links._links.values() if one.state is State.UP}
+        alive = {one.exchange.instance for one in self._known()}
+        assert reached == alive, "not every forwarder is reached"
+        assert len(links._homes) == len(alive), "not every forwarder is a home"
+        assert not links.held, "something waits or is unacknowledged"
+        assert not client.gaps.frames
+        assert not client.requests, "a request was not forgotten"
+        assert not any(one.credit.due < self.world.now - 0.1 for one in client.attachments)
+        assert links._ledger.count == links._ledger.size == 0
+
+    def _check_exchange(self, forwarder, living):
+        exchange = forwarder.exchange
+        topics = {wire.inbox_topic(one.client.inbox) for one in living}
+        for process in living:
+            topics |= process.client.memberships.groups.keys()
+        assert exchange.topics == topics, "subscriptions that nobody needs, or that lack"
+        assert exchange.clients.keys() == {one.client.inbox for one in living}
+        assert exchange.state is wire.State.SERVING
+        assert all(not queue.waiting and not queue.unsettled for queue in exchange.queues.by_channel.values())
+
+    def _check_jobs(self):
+        for one in self._alive():
+            self._count_drops(one)
+            for queue in one.exchange.queues.by_channel.values():  # of one that nobody knows any more
+                self._excuse_payloads(entry.payload for entry in queue.waiting.values())
+        dropped = [one.client.counters.dropped for one in self.processes]
+        counted = self.drops + sum(one["lost_delivery"] + one["outbox_expired"] for one in dropped)
+        missing = [
+            message.number
+            for message in self.ledger.messages
+            if message.is_confirmed and not message.read_by and message.number not in self.ledger.excused
+        ]
+        if self.flush_calls == 0:
+            assert len(missing) <= counted, f"jobs are lost and not counted: {missing}, {counted} are"
+
+    def _check_received(self, process):
+        counters = process.client.counters
+        for cause in ("mailbox_full", "expired", "malformed"):
+            assert not counters.dropped[cause], f"{cause} at {process.number}"
+        is_steady = process in self.steady and not self.cuts_all
+        for member in self.ledger.members:
+            if member.process is process and is_steady:
+                lost = [message for message in self.ledger.lost(member) if self._must_arrive(message, process, member)]
+                assert not lost, f"lost to {process.number}: {lost[:5]}"
+        if is_steady:
+            seen = [one for one in self.ledger.messages if one.topic == process.inbox_channel and one.is_accepted]
+            lost = [one for one in seen if not one.read_by and self._must_arrive(one, process)]
+            assert not lost, f"direct messages lost to {process.number}: {lost[:5]}"
+        churns = any(one.process is process and one not in self.members[process] for one in self.ledger.members)
+        if process in self.steady or not churns:
+            missed = self.ledger.missed(process)
+            counted = counters.dropped["missed"]
+            # A process that joined later also counts what is missing between old frames that are sent again.
+            is_late = min((one.called for one in self.members[process]), default=0.0) > self.begun + WARM_UP
+            assert counted == missed or (is_late and counted > missed), (
+                f"{process.number} has missed {missed} and counted {counters.dropped['missed']}"
+            )
+
+    def _must_arrive(self, message, process, member=None):
+        if member is not None and member.left is not None and message.published > member.left - 20:
+            return False  # it may have been under way
+        # What a process could not deliver before it was closed, or killed, is gone with it.
+        return (not message.sender.is_gone or message.sender.has_delivered) and process not in message.unknown_to

@@ -1,0 +1,196 @@
+"""One clock, one list of what happens next, and coroutines that run on them: a simulation needs no thread and no loop.
+
+Everything that happens at one moment happens in the order in which it was arranged, so a run depends on its seed alone.
+"""
+
+from contextlib import suppress
+from heapq import heappop, heappush
+from random import Random
+
+
+class World:
+    """The time of a simulation and its random choices.
+
+    Args:
+        seed: Of the random choices.
+    """
+
+    def __init__(self, seed):
+        self.random = Random(seed)
+        self.now = 1000.0
+        self.steps = 0
+        self.on_loop = None
+        """The loop of the coroutine that runs at the moment."""
+        self.task = None
+        """The task that runs at the moment."""
+        self.tasks = {}
+        """The tasks that have not ended."""
+        self._heap = []
+        self._order = 0
+
+    def __call__(self):
+        return self.now
+
+    def nanoseconds(self):
+        return round(self.now * 1e9)
+
+    def after(self, seconds, action, *args):
+        """Arrange for a call; return what `cancel` takes."""
+        self._order += 1
+        entry = [self.now + seconds, self._order, action, args]
+        heappush(self._heap, entry)
+        return entry
+
+    @staticmethod
+    def cancel(entry):
+        entry[2] = None
+
+    def run(self, seconds):
+        """Let time pass."""
+        end, heap = self.now + seconds, self._heap
+        while heap and heap[0][0] <= end:
+            at, _, action, args = heappop(heap)
+            if action is not None:
+                self.now = at
+                self.steps += 1
+                action(*args)
+        self.now = end
+
+
+class Future:
+    """What a coroutine awaits; the part of asyncio's that the library uses."""
+
+    def __init__(self):
+        self._is_done, self._task = False, None
+
+    def done(self):
+        return self._is_done
+
+    def set_result(self, result):
+        self._is_done = True
+        if self._task is not None:
+            self._task.go_on_soon()
+
+    def __await__(self):
+        if not self._is_done:
+            yield self
+
+    def wait(self, task):
+        self._task = task
+
+
+class Loop:
+    """The event loop of one process."""
+
+    def __init__(self, world, process):
+        self.world, self.process = world, process
+
+    def create_future(self):
+        return Future()
+
+    def is_closed(self):
+        return self.process.is_gone
+
+    def call_soon_threadsafe(self, action, *args):
+        self.process.when_running(action, *args)
+
+
+class Cancelled(BaseException):
+    """Stands in for asyncio's `CancelledError`."""
+
+
+class Task:
+    """A coroutine on the loop of a process.
+
+    Args:
+        loop: Of the process.
+        coroutine: Runs at once, until it waits.
+        done: Called with the result, and the exception by which it ended instead.
+    """
+
+    def __init__(self, loop, coroutine, done=lambda result, error: None):
+        self.world, self._loop, self._coroutine, self._done = loop.world, loop, coroutine, done
+        self._is_due = False
+        self.is_over = False
+        self.world.tasks[self] = None
+        self._step(None)
+
+    def go_on_soon(self):
+        if not self._is_due and not self.is_over:
+            self._is_due = True
+            self._loop.process.when_running(self._go_on)
+
+    def _go_on(self):
+        if self._is_due:
+            self._step(None)
+
+    def throw(self, error):
+        """End what the coroutine waits for by an exception."""
+        if not self.is_over:
+            self._step(error)
+
+    def _step(self, error):
+        self._is_due = False
+        if self._loop.process.is_gone:
+            return
+        world = self.world
+        former, world.on_loop, world.task = (world.on_loop, world.task), self._loop, self
+        try:
+            future = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
+        except StopIteration as end:
+            self._end()
+            result, failure = end.value, None
+        except (Exception, Cancelled) as raised:
+            self._end()
+            result, failure = None, raised
+        else:
+            future.wait(self)
+            return
+        finally:
+            world.on_loop, world.task = former
+        self._done(result, failure)
+
+    def _end(self):
+        self.is_over = True
+        self.world.tasks.pop(self, None)
+
+    def close(self):
+        """End the coroutine at the end of the simulation, whatever its process is about to do."""
+        self._end()
+        with suppress(Exception):
+            self._coroutine.close()
+
+
+class Asyncio:
+    """The names of asyncio that a connection uses.
+
+    Args:
+        world: Whose time counts.
+    """
+
+    def __init__(self, world):
+        self._world = world
+
+    def get_running_loop(self):
+        return self._world.on_loop
+
+    def timeout(self, seconds):
+        return _Timeout(self._world, seconds)
+
+
+class _Timeout:
+    def __init__(self, world, seconds):
+        self._world, self._seconds = world, seconds
+
+    async def __aenter__(self):
+        self._entry = self._world.after(self._seconds, self._world.task.throw, TimeoutError())
+
+    async def __aexit__(self, *error):
+        self._world.cancel(self._entry)
+
+
+async def sleep(loop, seconds):
+    """Let a coroutine wait."""
+    future = loop.create_future()
+    loop.world.after(seconds, future.set_result, None)
+    await future

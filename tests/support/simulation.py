@@ -1,0 +1,286 @@
+"""A random schedule: clients and forwarders, traffic, faults, and what has to hold in the end."""
+
+import logging
+from types import SimpleNamespace
+
+from simulated_forwarder import Forwarder
+from simulated_ledger import Ledger
+from simulated_network import Network
+from simulated_process import Process, replace_surroundings
+from simulated_time import Cancelled, World, sleep
+
+from channels_zmq.errors import ConnectionLost, ForwarderUnavailable, OutboxFull
+from channels_zmq.transports import discovery
+from channels_zmq.transports.states import State
+from channels_zmq_forwarder import wire
+
+TTL = 600_000
+CAPACITY = 10_000
+GROUPS = ("one", "two", "three")
+JOBS = ("work", "mail")
+JOB_CAPACITY = 20
+SHORT, LONG = (0.1, 2.5), (3.8, 7.0)
+"""For how long something stands still: subscribers notice the longer times, and never the shorter ones."""
+
+
+def address(number, net=0):
+    """Return the addresses of a forwarder; in another net it has other ones."""
+    return discovery.Forwarder(f"tcp://10.{net}.0.{number}:5555", f"tcp://10.{net}.0.{number}:5556")
+
+
+class Simulation:
+    """Clients and forwarders, and what happens to them.
+
+    Args:
+        monkeypatch: Undoes what is replaced.
+        seed: Of the random choices.
+        write: Called with a line for each fault, to find out what happened; None for nobody.
+    """
+
+    def __init__(self, monkeypatch, seed, write=None):
+        self.world = World(seed)
+        self.random = self.world.random
+        self._write = write
+        self.ledger = Ledger(self.world)
+        push_mark = self.random.choice((20, 200, 10_000, 10_000))
+        self.network = Network(self.world, push_mark, self._frame_was_lost, self._copy_was_sent)
+        self.housekeeper = replace_surroundings(monkeypatch, self.world, self.network, self._log)
+        self.forwarders = {}
+        """The last run at each address."""
+        self.processes, self.steady = [], set()
+        self._numbers = 0
+        self.drops = 0
+        """Jobs that are counted as lost, by forwarders that are gone."""
+        self.is_quiet = False
+        self._open_calls = {}
+        self.reads_jobs = True
+
+    # Making
+
+    def start_forwarder(self, *addresses):
+        forwarder = Forwarder(self.world, self.network, addresses, self.random.randbytes(8))
+        for one in addresses:
+            self.forwarders[one] = forwarder
+            self.network.black_holes -= set(one)
+        return forwarder
+
+    def start_process(self, forwarders, *, is_steady=False, delays=None, outbox=10_000, window=4096, prefetch=4):
+        self._numbers += 1
+        settings = SimpleNamespace(outbox_capacity=outbox, window=window, prefetch=prefetch)
+        process = Process(
+            self.world,
+            self.network,
+            self.housekeeper,
+            self._numbers,
+            forwarders,
+            delays=delays,
+            settings=settings,
+        )
+        self.processes.append(process)
+        if is_steady:
+            self.steady.add(process)
+        process.inbox_channel = f"specific.{process.client.inbox.decode()}!inbox"
+        process.run(self._read(process, process.inbox_channel), self._ended)
+        return process
+
+    def living(self):
+        return [one for one in self.processes if not (one.is_gone or one.is_closing)]
+
+    # Consumers
+
+    async def _read(self, process, channel, member=None):
+        while True:
+            payload = await process.connection.receive(channel, CAPACITY, normal=False)
+            payload = payload if isinstance(payload, bytes) else payload.payload
+            self.ledger.received(process, channel, payload, member)
+
+    def join(self, process, group, name):
+        """Let a new consumer join a group and read; return its membership."""
+        channel = f"specific.{process.client.inbox.decode()}!{name}"
+        member = self.ledger.member(process, channel, wire.group_topic(group))
+        self._open_calls[member] = process
+        process.run(self._join(process, group, channel, member), self._ended)
+        return member
+
+    async def _join(self, process, group, channel, member):
+        try:
+            await process.connection.join(member.topic, group, channel, CAPACITY, None)
+        except ForwarderUnavailable:
+            self.note(f"{process.number} could not join {group}")
+            member.left = member.called
+            self._join_failed(process, member)
+            return
+        finally:
+            self._open_calls.pop(member, None)
+        member.joined = self.world.now
+        if member.left is None:
+            await self._read(process, channel, member)
+
+    def _join_failed(self, process, member):
+        assert not self.is_quiet, "no join can fail without a fault"
+
+    def leave(self, member):
+        if member.left is None and member.joined is not None:
+            member.left = self.world.now
+            member.process.connection.leave(member.topic, member.channel)
+
+    async def _work(self, process, channel, pause):
+        """Read jobs, now and then with a pause."""
+        while True:
+            payload = await process.connection.receive(channel, JOB_CAPACITY, normal=True)
+            self.ledger.took_job(process, payload)
+            if pause and self.random.random() < 0.5:
+                await sleep(process.loop, self.random.uniform(0, pause))
+
+    def read_jobs(self, process, channel, *, pause=0.0):
+        return process.run(self._work(process, channel, pause), self._ended)
+
+    def _ended(self, result, error):
+        if error is not None and not isinstance(error, Cancelled) and type(error).__name__ != "StopConsumer":
+            raise error
+
+    # Sending
+
+    def send_group(self, process, group):
+        topic = wire.group_topic(group)
+        message = self.ledger.new(process, topic)
+        full = process.client.counters.dropped["outbox_full"]
+        process.connection.group_send(topic, message.payload, TTL)
+        message.is_accepted = process.client.counters.dropped["outbox_full"] == full
+        return message
+
+    def send_direct(self, process, to):
+        message = self.ledger.new(process, to.inbox_channel)
+        try:
+            sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, TTL, CAPACITY)
+        except OutboxFull:
+            sent = False
+        message.is_accepted = bool(sent)
+        return message
+
+    def send_job(self, process, channel):
+        message = self.ledger.new(process, channel)
+        message.is_accepted = False
+        self._open_calls[message] = process
+        process.run(self._send_job(process, channel, message), self._ended)
+        return message
+
+    async def _send_job(self, process, channel, message):
+        try:
+            message.is_confirmed = await process.connection.send_normal(channel, message.payload, TTL, JOB_CAPACITY)
+        except (ConnectionLost, OutboxFull):
+            pass
+        except ForwarderUnavailable:
+            assert not self.is_quiet, "no send can fail without a fault"
+        finally:
+            self._open_calls.pop(message, None)
+
+    # What happens on the way
+
+    def _copy_was_sent(self, copy, address):
+        """Note which steady processes cannot get a message, since they do not know its forwarder yet."""
+        message = self.ledger.of(copy)
+        for process in self.steady:
+            ways = [link.forwarder.pull for link in process.links._links.values() if link.instance]
+            if not any(self.network.is_same(address, way) for way in ways):
+                message.unknown_to.add(process)
+
+    def _frame_was_lost(self, frame):
+        """Excuse jobs that were being handed back: nobody can know whether they have arrived."""
+        if frame[:1] == b"B":
+            self.ledger.excused.add(self.ledger.of(frame).number)
+
+    def _excuse(self, frames):
+        for frame in frames:
+            if frame[:1] in (b"B", b"Q") or wire.sub_kind(frame) in (wire.JOB.kind, wire.RETURNED.kind):
+                self.ledger.excused.add(self.ledger.of(frame).number)
+
+    def kill_forwarder(self, forwarder):
+        self.note(f"kill {self._name(forwarder)}")
+        exchange = forwarder.exchange
+        self._count_drops(forwarder)
+        for queue in exchange.queues.by_channel.values():
+            self._excuse_payloads(entry.payload for entry in queue.waiting.values())
+            jobs = [*(credit.unsettled for credit in queue.credits.values()), *queue.orphans.values()]
+            self._excuse_payloads(job.entry.payload for some in jobs for job in some.values() if job.entry)
+        self._excuse([*forwarder.frames_inside(), *forwarder.returned])
+        for line in forwarder.lines:
+            self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
+        forwarder.kill()
+
+    def _excuse_payloads(self, payloads):
+        self.ledger.excused.update(self.ledger.of(payload).number for payload in payloads)
+
+    def _count_drops(self, forwarder):
+        drops = forwarder.exchange.drops
+        self.drops += sum(drops[cause] for cause in ("lost_delivery", "expired", "not_returned", "queue_bytes"))
+        forwarder.exchange.drops = type(drops)()
+
+    def kill_process(self, process):
+        self.note(f"kill process {process.number}")
+        self._excuse_held(process)
+        for line in process.lines():
+            self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
+        process.kill()
+
+    def close_process(self, process):
+        """Close a process in order; what it could not hand back is excused."""
+        process.close(lambda: self._excuse_held(process))
+
+    def _excuse_held(self, process):
+        """Excuse the jobs that a process had received."""
+        for channel in JOBS:
+            box = process.client.mailboxes.boxes.get(channel)
+            if box is not None:
+                self._excuse_payloads(mail[1] for mail in box.mail)
+        outboxes = [process.links._lobby, *(link._outbox for link in process.links._links.values())]
+        self._excuse(held.body for outbox in outboxes for held in outbox._held.values())
+        for socket in process.context.sockets:
+            self._excuse(getattr(socket, "_inbox", ()))
+
+    # Looking on
+
+    def note(self, line):
+        if self._write is not None:
+            self._write(f"{self.world.now - 1000:8.3f} {line}")
+
+    def _name(self, forwarder):
+        return f"forwarder {forwarder.addresses[0].pub} {forwarder.exchange.instance.hex()}"
+
+    def _log(self, lines):
+        for line in lines:
+            text = line.message % line.arguments
+            self.note(f"log: {text}")
+            assert line.level < logging.ERROR, text
+
+    def check(self):
+        """Check what holds at any time."""
+        for process in self.living():
+            check_process(process)
+
+    def close(self):
+        """End all coroutines, so that none is left to the garbage collector."""
+        for process in self.processes:
+            process.is_gone = True
+        for task in list(self.world.tasks):
+            task.close()
+
+    def run(self, seconds):
+        """Let time pass, with a look at everything now and then."""
+        end = self.world.now + seconds
+        while self.world.now < end:
+            self.world.run(min(0.5, end - self.world.now))
+            self.check()
+
+
+def check_process(process):
+    """Check that the books of a process agree with each other."""
+    links = process.links
+    up = [link for link in links._links.values() if link.state is State.UP and link.forwarder not in links._ignored]
+    homes, serving = [link for link in up if link.is_home], links._homes._serving
+    assert serving == homes or (not homes and serving in ([], up[:1])), "the homes are not the links that are up"
+    outboxes = [links._lobby, *(link._outbox for link in links._links.values())]
+    held = [held for outbox in outboxes for held in outbox._held.values()]
+    assert links._ledger.count == len(held), "the ledger counts other messages than are held"
+    assert links._ledger.size == sum(len(one.body) for one in held)
+    assert not links._lobby or not links._homes, "messages wait though a link is up"
