@@ -111,6 +111,9 @@ lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv
 bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); BASE=COMMIT: and that commit
 	$(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
 
+chaos: $(STAMP) ## Kill, freeze, cut and replace under load, and count exactly (CHAOSFLAGS="--short --only kill-only")
+	$(BIN)/python tests/chaos $(CHAOSFLAGS)
+
 bench-sequences: $(STAMP) ## Measure what sequence numbers cost, in time and memory
 	$(BIN)/python -m benchmarks.sequences
 
@@ -125,4 +128,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images e2e e2e-kind format lock bench bench-sequences bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images e2e e2e-kind format lock bench chaos bench-sequences bench-webhook wheels clean

@@ -1,0 +1,105 @@
+"""`make chaos`: faults under load, exact counts, and a table of the figures.
+
+Prints a progress line for each scenario and a Markdown table at the end. The status is 0 if every goal was met, else 1;
+then the logs of the processes are kept in a temporary folder, whose path is printed.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+from report import figures_table, memory_table
+from scenarios import SCENARIOS, run
+from stage import Options
+
+NAMES = [scenario.name for scenario in SCENARIOS]
+LONG = "soak"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the flags, run the scenarios, print."""
+    flags = _parser().parse_args(arguments)
+    options = Options(
+        senders=flags.senders,
+        receivers=flags.receivers,
+        rate=flags.rate,
+        job_rate=flags.job_rate,
+        loop=flags.loop,
+        seed=flags.seed,
+        short=flags.short,
+        minutes=flags.minutes,
+    )
+    chosen = [one for one in SCENARIOS if (one.name in flags.only if flags.only else one.name != LONG)]
+    folder = Path(tempfile.mkdtemp(prefix="channels-zmq-chaos-"))
+    outcomes = []
+    try:
+        for scenario in list(chosen):
+            if lacks := scenario.missing():
+                print(f"{scenario.name}: left out: {lacks}", flush=True)
+                chosen.remove(scenario)
+                continue
+            outcome = run(scenario, options, folder / scenario.name)
+            outcomes.append(outcome)
+            print(outcome.line(), flush=True)
+            if outcome.log:
+                print(outcome.log, file=sys.stderr, flush=True)
+    finally:
+        met = len(outcomes) == len(chosen) and not any(outcome.shortfalls for outcome in outcomes)
+        if met:
+            shutil.rmtree(folder)
+        else:
+            print(f"logs are in {folder}", file=sys.stderr, flush=True)
+    if flags.json:
+        flags.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    print(f"\n{options.caption}\n\n{figures_table(outcomes)}")
+    if memory := memory_table(outcomes):
+        print(f"\n{memory}")
+    print()
+    for outcome in outcomes:
+        if notes := outcome.notes():
+            print(f"- {outcome.scenario}: {'; '.join(notes)}")
+    return 0 if met else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = Options()
+    parser = argparse.ArgumentParser(
+        prog="tests/chaos", description="Faults under load, with exact counts; all scenarios but soak by default."
+    )
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES)}; repeatable"
+    )
+    parser.add_argument("--short", action="store_true", help="few repetitions: a smoke test of under 2 minutes")
+    parser.add_argument("--senders", type=int, choices=(1, 4), default=defaults.senders, help="processes that send")
+    parser.add_argument(
+        "--receivers",
+        type=int,
+        choices=range(2, 9),
+        default=defaults.receivers,
+        help="processes that receive (default: 2)",
+    )
+    parser.add_argument(
+        "--rate", type=float, default=defaults.rate, help="group and direct messages per second in all (default: 5000)"
+    )
+    parser.add_argument("--job-rate", type=float, default=defaults.job_rate, help="jobs per second (default: 200)")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default=defaults.loop, help="event loop of clients")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the choice of victims (default: 1)")
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="duration of soak (default: 10)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to this file")
+    return parser
+
+
+def _end_in_order(*_: object) -> None:
+    sys.exit(143)  # which ends the processes of the scenario on the way out
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end_in_order)
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""A network of the harness's own: clients in a namespace reach the forwarders over a pair of virtual interfaces.
+
+Nothing else on the machine uses it. It needs root, `ip` and `iptables`.
+"""
+
+import os
+import shutil
+import subprocess
+from types import TracebackType
+from typing import Self
+
+HOST, GUEST = "10.213.77.1", "10.213.77.2"
+LOSS = 0.1
+
+
+def missing() -> str:
+    """Return what is missing for a network of its own, or an empty text."""
+    if os.geteuid() != 0:
+        return "needs root"
+    programs = [program for program in ("ip", "iptables") if shutil.which(program) is None]
+    return f"needs {' and '.join(programs)}" if programs else ""
+
+
+class Network:
+    """A namespace with one interface, whose other end is `HOST`."""
+
+    def __init__(self) -> None:
+        self._name = f"chaos-{os.getpid()}"
+        self._interface = f"chaos{os.getpid()}"
+
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before a command to run it inside."""
+        return ["ip", "netns", "exec", self._name]
+
+    def __enter__(self) -> Self:
+        inside = f"{self._interface}i"
+        _run("ip", "netns", "add", self._name)
+        _run("ip", "link", "add", self._interface, "type", "veth", "peer", "name", inside)
+        _run("ip", "link", "set", inside, "netns", self._name)
+        _run("ip", "address", "add", f"{HOST}/30", "dev", self._interface)
+        _run("ip", "link", "set", self._interface, "up")
+        for command in (("address", "add", f"{GUEST}/30", "dev", inside), ("link", "set", inside, "up")):
+            _run(*self.prefix, "ip", *command)
+        _run(*self.prefix, "ip", "link", "set", "lo", "up")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove everything; the interfaces go with the namespace."""
+        subprocess.run(["ip", "netns", "delete", self._name], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "delete", self._interface], check=False, capture_output=True)
+
+    def cut(self, ports: tuple[int, ...]) -> None:
+        """Drop all packets from and to these ports of the host, in silence."""
+        for port in ports:
+            self._rule("OUTPUT", "-p", "tcp", "--dport", str(port))
+            self._rule("INPUT", "-p", "tcp", "--sport", str(port))
+
+    def lose(self) -> None:
+        """Drop a tenth of all packets at random, both ways."""
+        for chain in ("OUTPUT", "INPUT"):
+            self._rule(chain, "-p", "tcp", "-m", "statistic", "--mode", "random", "--probability", str(LOSS))
+
+    def heal(self) -> None:
+        """Drop nothing any more."""
+        _run(*self.prefix, "iptables", "--flush")
+
+    def _rule(self, chain: str, *match: str) -> None:
+        _run(*self.prefix, "iptables", "-A", chain, *match, "-j", "DROP")
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)

@@ -1,0 +1,343 @@
+"""The stage of a scenario: its forwarders, relay and clients, the load that they carry, and the count at the end."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import psutil
+from counting import Job, JobCounts, Sent, count_jobs
+from faults import ClientProcess, ProcessGroup, Site, StallingRelay, wait_until
+from forwarders import free_ports
+from network import HOST, Network
+from report import Figures, Received
+from traffic import Load
+
+TOPICS = 50
+JOB_CHANNELS = [f"jobs-{number}" for number in range(4)]
+CAPACITY = 1_000_000
+"""Of mailboxes and outboxes. It exceeds what is sent during an outage, so that no loss is due to capacity."""
+CONNECTED = 30.0
+"""Seconds within which every client reconnects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The load and the pace, as given by the command line.
+
+    Args:
+        senders: Number of sending processes.
+        receivers: Number of receiving processes.
+        rate: Group and direct messages per second, of all senders.
+        job_rate: Jobs per second, of all senders.
+        loop: `asyncio` or `uvloop`, for clients.
+        seed: Of the choice of victims.
+        short: Whether to do few repetitions with short pauses.
+        minutes: Duration of `soak`.
+    """
+
+    senders: int = 1
+    receivers: int = 2
+    rate: float = 5_000.0
+    job_rate: float = 200.0
+    loop: str = "asyncio"
+    seed: int = 1
+    short: bool = False
+    minutes: float = 10.0
+
+    @property
+    def caption(self) -> str:
+        """The caption of the table."""
+        return (
+            f"Senders: {self.senders}; receivers: {self.receivers}; {self.rate:,.0f} messages/s and "
+            f"{self.job_rate:,.0f} jobs/s in all; {self.loop}; {len(os.sched_getaffinity(0))} cores; seed {self.seed}. "
+            "A group message counts once for each receiver."
+        )
+
+    @property
+    def pause(self) -> float:
+        """Seconds of load between two faults."""
+        return 0.5 if self.short else 1.0
+
+    @property
+    def quiet(self) -> float:
+        """Seconds without a message after which the rest counts as lost. A client gives a silent forwarder 3 s."""
+        return 4.0 if self.short else 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a scenario begins.
+
+    Args:
+        sites: Number of forwarders that CONFIG lists.
+        running: How many of them are running.
+        relay: The port that clients reach through a relay, if any.
+        padding: Further bytes in each message.
+        messages: Whether there are group and direct messages; else there are only jobs.
+        job_rate: Jobs per second, if they are not those of the command line.
+        network: Whether senders are in a network of their own.
+    """
+
+    sites: int = 1
+    running: int = 1
+    relay: Literal["pull", "pub"] | None = None
+    padding: int = 0
+    messages: bool = True
+    job_rate: float | None = None
+    network: bool = False
+
+
+class Stage:
+    """The processes of one scenario.
+
+    Args:
+        setting: How the scenario begins.
+        options: The load and the pace.
+        repetitions: Number of faults.
+        folder: For the logs of processes.
+    """
+
+    def __init__(self, setting: Setting, options: Options, repetitions: int, folder: Path) -> None:
+        self.options, self.random = options, random.Random(options.seed)
+        self.faults = 0
+        self.memory: dict[str, list[int]] = {}
+        self._setting, self._repetitions = setting, repetitions
+        self.network = Network() if setting.network else None
+        self._host = HOST if setting.network else "127.0.0.1"
+        self._folder, self._processes = folder, ProcessGroup()
+        ports = iter(free_ports(3 * setting.sites + 1))
+        self.sites = [
+            Site(f"forwarder-{index}", folder, [next(ports) for _ in range(3)], self._host)
+            for index in range(setting.sites)
+        ]
+        self.relay = self._make_relay(next(ports))
+        self._groups = [f"group-{number}" for number in range(TOPICS - options.receivers)] if setting.messages else []
+        self.receivers: dict[int, ClientProcess] = {}
+        self._frozen: set[int] = set()
+        self._senders: list[ClientProcess] = []
+        self._jobs_begun = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all processes and the relay, also after an error."""
+        self._processes.kill()
+        if self.network is not None:
+            self.network.__exit__(kind, error, trace)
+        if self.relay is not None:
+            self.relay.end()
+
+    def open(self) -> None:
+        """Start everything; return when all clients are connected and all receivers have joined."""
+        if self.network is not None:
+            self.network.__enter__()
+        if self.relay is not None:
+            self.relay.start()
+        first = self.sites[: self._setting.running]
+        for site in first:
+            site.start(self._processes)
+        for index in range(self.options.receivers):
+            self._start_receiver(index)
+        for index in range(self.options.senders):
+            self._senders.append(self._start_client(f"sender-{index}", "sender", str(index)))
+        for site in first:
+            site.running.await_ready()
+        self._await_connected()
+        self._channels = [self.receivers[index].ask("join", self._groups) for index in self.receivers]
+        for receiver in self.receivers.values():
+            receiver.ask("work", JOB_CHANNELS)
+
+    def begin(self) -> None:
+        """Start the load, then start to measure silence."""
+        load = Load(
+            rate=self.options.rate / self.options.senders if self._setting.messages else 0,
+            job_rate=(self._setting.job_rate or self.options.job_rate) / self.options.senders,
+            groups=self._groups,
+            channels=self._channels if self._setting.messages else [],
+            jobs=JOB_CHANNELS,
+            padding=self._setting.padding,
+        )
+        for sender in self._senders:
+            sender.ask("begin", asdict(load))
+        for receiver in self.receivers.values():
+            receiver.ask("begin")
+        self._began = time.monotonic()
+        time.sleep(self.options.pause)  # of load
+
+    # The steps of scenarios
+
+    def repetitions(self) -> Iterator[int]:
+        """Yield once for each fault, and count those that are over."""
+        for number in range(self._repetitions):
+            yield number
+            self.faults += 1
+
+    def in_turns(self) -> Iterator[Site]:
+        """Yield the running forwarders in turns, in an order that depends on the seed."""
+        running = [site for site in self.sites if site.process is not None]
+        self.random.shuffle(running)
+        for number in self.repetitions():
+            yield running[number % len(running)]
+
+    def start(self, *sites: Site) -> None:
+        """Start forwarders and wait until they accept messages."""
+        for site in sites:
+            site.start(self._processes)
+        for site in sites:
+            site.running.await_ready()
+
+    def rest(self) -> None:
+        """Wait until all clients are connected to all forwarders, then let the load run undisturbed for a moment."""
+        self._await_connected()
+        time.sleep(self.options.pause)  # of load
+
+    def freeze_receiver(self, index: int) -> None:
+        """Suspend a receiver; what it loses is reported and not judged."""
+        self._frozen.add(index)
+        self.receivers[index].freeze()
+
+    def kill_receiver(self, index: int) -> None:
+        """Kill a receiver."""
+        self.receivers.pop(index).kill()
+
+    def replace_worker(self, index: int) -> None:
+        """Kill a receiver that has only jobs, and start another one in its place."""
+        self.kill_receiver(index)
+        self._start_receiver(index)
+        self.receivers[index].ask("work", JOB_CHANNELS)
+        self.receivers[index].ask("begin")
+
+    def measure_memory(self) -> None:
+        """Record the resident memory of each process."""
+        for process in self._processes.living():
+            resident = int(psutil.Process(process.popen.pid).memory_info().rss)
+            self.memory.setdefault(process.name, []).append(resident)
+
+    # The count
+
+    def finish(self) -> Figures:
+        """Stop the load, wait until everything has arrived or nothing more arrives, and count."""
+        for receiver in self.receivers.values():
+            receiver.ask("end")
+        seconds = time.monotonic() - self._began
+        for sender in self._senders:
+            sender.tell("stop")
+        reports = [sender.answer() for sender in self._senders]
+        sent = [report["sent"] for report in reports]
+        jobs: Sent = {index: report["jobs"] for index, report in enumerate(reports)}
+        unknown = [(index, *job) for index, report in enumerate(reports) for job in report["unknown"]]
+        self._await_arrivals(sent, jobs, unknown)
+
+        received = {index: self._received(index, sent) for index in self.receivers}
+        names = {index: receiver.name for index, receiver in self.receivers.items()}
+        figures = Figures(
+            faults=self.faults,
+            seconds=seconds,
+            judged={names[index]: one for index, one in received.items() if index not in self._frozen},
+            exempt={names[index]: one for index, one in received.items() if index in self._frozen},
+            jobs=self._count_jobs(jobs, unknown),
+            refused=sum(report["refused"] for report in reports),
+            senders={sender.name: sender.ask("stats") for sender in self._senders},
+            memory=self.memory,
+        )
+        self._end()
+        figures.failures = self._processes.failures
+        return figures
+
+    def crashed(self) -> list[str]:
+        """Return one text for each forwarder that has exited by itself."""
+        return [
+            f"{site.name} exited with status {site.process.popen.returncode}{site.process.tail()}"
+            for site in self.sites
+            if site.process is not None and not site.process.runs
+        ]
+
+    def _await_arrivals(self, sent: list[list[int]], jobs: Sent, unknown: list[Job]) -> None:
+        before: list[int] = []
+        changed = time.monotonic()
+        while time.monotonic() - changed < self.options.quiet:
+            progress = [
+                receiver.ask("progress", sent, self._topics_of(index)) for index, receiver in self.receivers.items()
+            ]
+            if not any(missing for _, missing in progress) and not self._count_jobs(jobs, unknown).lost:
+                return
+            arrived = [count for count, _ in progress] + [log.stat().st_size for log in self._job_logs()]
+            if arrived != before:
+                before, changed = arrived, time.monotonic()
+            time.sleep(0.05)
+
+    def _received(self, index: int, sent: list[list[int]]) -> Received:
+        topics, receiver = self._topics_of(index), self.receivers[index]
+        counts = receiver.ask("counts", sent, topics)
+        return Received(
+            messages=sum(numbers[topic] for numbers in sent for topic in topics),
+            lost=counts["lost"],
+            twice=counts["twice"],
+            disorder=counts["disorder"],
+            silence_ms=1000 * counts["silence"],
+            lateness_ms=1000 * counts["lateness"],
+            examples=counts["examples"],
+            stats=receiver.ask("stats"),
+        )
+
+    def _count_jobs(self, sent: Sent, unknown: list[Job]) -> JobCounts:
+        return count_jobs(sent, unknown, (log.read_bytes() for log in self._job_logs()))
+
+    def _topics_of(self, index: int) -> list[int]:
+        return [*range(len(self._groups)), len(self._groups) + index] if self._setting.messages else []
+
+    def _job_logs(self) -> list[Path]:
+        return sorted(self._folder.glob("*.jobs"))
+
+    # Processes
+
+    def _end(self) -> None:
+        self._processes.failures += self.crashed()
+        self._processes.end([*self._senders, *self.receivers.values()])
+        self._processes.end([site.process for site in self.sites if site.process is not None and site.process.runs])
+
+    def _await_connected(self) -> None:
+        running = sum(site.process is not None for site in self.sites)
+        for client in [*self._senders, *self.receivers.values()]:
+            wait_until(partial(_is_connected, client, running), CONNECTED, f"{client.name} is not connected")
+
+    def _make_relay(self, port: int) -> StallingRelay | None:
+        if self._setting.relay is None:
+            return None
+        return StallingRelay(port, getattr(self.sites[0], f"{self._setting.relay}_port"))
+
+    def _config(self) -> dict[str, Any]:
+        """Return CONFIG: one address for one forwarder, a list for several."""
+        config: dict[str, Any] = {"capacity": CAPACITY, "outbox_capacity": CAPACITY}
+        for kind in ("pull", "pub"):
+            ports = [getattr(site, f"{kind}_port") for site in self.sites]
+            if self.relay is not None and self._setting.relay == kind:
+                ports[0] = self.relay.port
+            addresses = [f"tcp://{self._host}:{port}" for port in ports]
+            config[f"{kind}_socket_address"] = addresses if len(addresses) > 1 else addresses[0]
+        return config
+
+    def _start_receiver(self, index: int) -> None:
+        self._jobs_begun += 1
+        log = self._folder / f"receiver-{index}-{self._jobs_begun}.jobs"
+        self.receivers[index] = self._start_client(f"receiver-{index}", "receiver", str(log))
+
+    def _start_client(self, name: str, role: str, argument: str) -> ClientProcess:
+        log = self._folder / f"{name}.log"
+        prefix = self.network.prefix if self.network is not None and role == "sender" else ()
+        client = ClientProcess(name, log, self.options.loop, role, self._config(), argument, prefix)
+        return self._processes.add(client)
+
+
+def _is_connected(client: ClientProcess, forwarders: int) -> bool:
+    """Return whether a client sends by as many forwarders as run."""
+    return [link["carries"] for link in client.ask("stats")["links"]].count(True) == forwarders
