@@ -93,7 +93,7 @@ class Layer(Part):
     channel_capacity: dict[str, Annotated[int, Field(ge=1, le=10**6)]] = Field(
         default_factory=dict, max_length=100, description="Capacities of channels by glob, e.g. jobs.*: 10000."
     )
-    max_message_size: Size = Field("16Mi", description="Largest message, e.g. 16Mi; also the forwarder's limit.")
+    max_message_size: Size = Field("1Mi", description="Largest message, e.g. 16Mi; also the forwarder's limit.")
 
 
 class Security(Part):

@@ -201,7 +201,7 @@ async def test_a_changed_spec_changes_what_depends_on_it() -> None:
     await world.settle()
     keys = world.keys()
     world.asked()
-    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     await world.settle()
     assert world.asked() == [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat"), STATUS]
     world.check()
@@ -320,7 +320,7 @@ async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
         return answer
 
     world.cluster._apply = applied  # type: ignore[method-assign]
-    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     await world.settle()
     assert raced
     world.check()
@@ -425,7 +425,7 @@ async def test_a_spec_that_became_invalid_leaves_the_forwarder_running() -> None
     world = World({})
     await world.settle()
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Deployment" else None
-    world.set_spec({"layer": {"maxMessageSize": "1Mi"}})
+    world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     with pytest.raises(ClusterError):
         await world.settle()
     world.set_spec({"unknown": 1})
@@ -486,7 +486,7 @@ async def test_a_cluster_that_is_away_for_a_while_changes_nothing() -> None:
 CHANGES: dict[str, Callable[[World], Any]] = {
     "a new layer": lambda world: world.make({}),
     "another spec": lambda world: world.set_spec(
-        {"layer": {"maxMessageSize": "1Mi"}, "networkPolicy": {"enabled": False}}
+        {"layer": {"maxMessageSize": "2Mi"}, "networkPolicy": {"enabled": False}}
     ),
     "an edited child": lambda world: world.edit("Deployment", lambda found: found["spec"].update(replicas=3)),
     "a rotation that is due": lambda world: world.wait(hours=720),
