@@ -17,7 +17,7 @@ from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
-from channels_zmq.client.sequences import REPEATED, Numbers, Runs
+from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import FLAG_AGAIN, Status, Topic
 
@@ -269,7 +269,7 @@ class Client:
         ttl: int,
         payload: bytes,
     ) -> None:
-        """Take a group message that is behind a gap, repeated, or sent again.
+        """Take a group message that is behind a gap, repeated, sent again, or the first one seen of its run.
 
         It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
         known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
@@ -288,6 +288,8 @@ class Client:
     def _deliver_to_former_members(self, topic: Topic, ttl: int, payload: bytes, published: float) -> None:
         """Deliver a group message to the members that had joined when it was sent first."""
         now = self.now = self._clock()
+        if now >= self.memberships.ends.next:
+            self.out.send_upstream(self.memberships.end_due(now))
         group = self.memberships.groups.get(topic)
         if group is not None:
             boxes = [box for box, membership in group.members.items() if membership.joined <= published]
@@ -346,12 +348,12 @@ class Client:
     def _out_of_order(
         self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
     ) -> None:
-        """Drop a repeated message. Hold one behind a gap that another exchange may close, else count the gap."""
+        """Drop a repeated message. Hold one before which others may come by another exchange, else count the gap."""
         if missing == REPEATED:
             if sender != self.sender:  # else this process sent it before it joined
                 self.counters.repeated += 1
         elif len(self.attachments) > 1 or self.gaps.frames or any(one.has_two_ways for one in self.attachments):
-            if not self.gaps.hold(runs, sender, number, size, deliver):
+            if not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
                 self.counters.repeated += 1
         else:
             self.counters.drop("missed", runs.skip_to(sender, number))

@@ -1,8 +1,9 @@
 """Messages that arrived before others which their sender had sent earlier: held for a moment, then delivered in order.
 
 Pure. While a sender changes from one exchange to another, its messages arrive by two ways. If one is missing before a
-message, the other way may still bring it, so the message waits, for `HOLD` at most. Runs of other senders and topics
-never wait.
+message, the other way may still bring it, so the message waits, for `HOLD` at most. Of the first message of a run that
+this process sees nobody knows whether one is missing: it waits only until everything that has arrived is read. Runs of
+other senders and topics never wait.
 """
 
 import time
@@ -40,15 +41,28 @@ class Gaps:
     def __init__(self, missed: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.frames = 0
         """How many messages wait."""
+        self.beginnings: list[tuple[Runs, bytes]] = []
+        """Runs that wait until everything is read."""
         self._size = 0
         self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `until`
         self._missed, self._clock = missed, clock
 
-    def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver) -> bool:
-        """Hold a message behind a gap; return False if it waits already."""
+    def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver, *, begins: bool) -> bool:
+        """Hold a message; return False if it waits already.
+
+        Args:
+            runs: Those of its topic.
+            sender: Of the message.
+            number: Of the message.
+            size: Bytes of its frame.
+            deliver: Called with nothing when its turn has come.
+            begins: Whether it is the first one of its run here, rather than behind a gap.
+        """
         gap = self._gaps.get((runs, sender))
         if gap is None:
             gap = self._gaps[runs, sender] = _Gap(self._clock() + HOLD)
+            if begins:
+                self.beginnings.append((runs, sender))
         if number in gap.held:
             return False
         gap.held[number] = deliver, size
@@ -79,9 +93,17 @@ class Gaps:
         while self._gaps and self.due <= now:
             self._give_up(next(iter(self._gaps)))
 
+    def all_is_read(self) -> None:
+        """Deliver the first messages of runs: what might have come before them would be there."""
+        beginnings, self.beginnings = self.beginnings, []
+        for run in beginnings:
+            if run in self._gaps:
+                self._give_up(run)
+
     def clear(self) -> None:
         """Drop everything."""
         self._gaps.clear()
+        self.beginnings.clear()
         self.frames = self._size = 0
 
     def _give_up(self, run: tuple[Runs, bytes]) -> None:

@@ -22,7 +22,8 @@ turns begins a run anew for each message, and then its receivers cannot see loss
 """
 RECEIVED_RUNS = 4096
 """Senders in one generation of a topic, at about 80 bytes each, 200 for the first one (`make bench-sequences`)."""
-REPEATED = -1
+REPEATED, BEGINS = -1, -2
+"""What `Runs.see` says of a frame that was received before, and of one that others of its run may have preceded."""
 
 
 class Numbers:
@@ -83,25 +84,24 @@ class Runs:
         return len(self._young) + len(self._old or ())
 
     def see(self, sender: bytes, number: int, flags: int) -> int:
-        """Look at a number, and note it unless it is behind a gap.
-
-        The first frame of an unknown sender is accepted whatever its number is.
+        """Look at a number, and note it if it is the next one or the first one.
 
         Returns:
-            0 if it was noted, `REPEATED`, or how many numbers are missing before it: `skip_to` notes it then.
+            0 if it was noted, else `REPEATED`, `BEGINS`, or how many numbers are missing before it. In the last two
+            cases `skip_to` notes it.
         """
         last = self._young.get(sender)
         if last is None:
             last = self._promoted(sender)
-        if last == number - 1 or last is None:
+        if last == number - 1:
             self._young[sender] = number
             return 0
-        if number <= abs(last):
+        if last is not None and number <= abs(last):
             return REPEATED
-        if last < 0 or flags & FLAG_FIRST:
+        if flags & FLAG_FIRST:
             self._young[sender] = number
             return 0
-        return number - last - 1
+        return BEGINS if last is None or last < 0 else number - last - 1
 
     def skip_to(self, sender: bytes, number: int) -> int:
         """Note a number behind a gap; return how many before it are missing."""

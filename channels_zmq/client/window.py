@@ -34,9 +34,10 @@ LEAST_BYTES = 2**20
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Frames between two markers; `since` is when the first one was sent, and after the answer when that arrived."""
+    """Frames between two markers, and when the first one and the marker were sent."""
 
     since: float = 0.0
+    until: float = inf
     frames: list[bytes] = field(default_factory=list)
     size: int = 0
     marker: int = 0
@@ -44,9 +45,10 @@ class _Block:
 
 
 class Unsettled(NamedTuple):
-    """A frame to send again: when it was sent, and whether it was acknowledged."""
+    """A frame to send again: between which times it was sent, and whether it was acknowledged."""
 
     since: float
+    until: float
     frame: bytes
     is_acknowledged: bool
 
@@ -120,7 +122,7 @@ class Window:
         small = sum(len(frame) for frame in block.frames if len(frame) <= LARGE)
         block.size += small
         self.size += small
-        block.marker = number
+        block.marker, block.until = number, self._clock()
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block.frames)
@@ -158,9 +160,10 @@ class Window:
 
     def take(self) -> list[Unsettled]:
         """Remove and return everything in the order in which it was sent, because the link cannot be relied on."""
-        self.forget(self._clock())
+        now = self._clock()
+        self.forget(now)
         frames = [
-            Unsettled(block.since, frame, block.acknowledged_at > 0)
+            Unsettled(block.since, min(block.until, now), frame, block.acknowledged_at > 0)
             for block in (*self._kept, *self._marked, self._open)
             for frame in block.frames
         ]

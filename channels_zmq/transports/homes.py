@@ -38,28 +38,26 @@ class Homes(Generic[Home]):
         self.only: Home | None = None
         """The only home that serves, if there is exactly one: nothing is to be chosen then."""
         self._was_used = was_used
-        self._serving: list[Home] = []
+        self.serving: list[Home] = []
+        """All homes that serve."""
         self._young: dict[bytes, Home] = {}
         self._old: dict[bytes, Home] = {}
         self._former: Home | None = None  # was the only home until a moment ago
         self._rotations = 0
 
-    def __len__(self) -> int:
-        return len(self._serving)
-
     def serve(self, homes: Iterable[Home]) -> None:
         """Change the homes that serve."""
-        former, self._serving = self.only, list(homes)
-        self.only = self._serving[0] if len(self._serving) == 1 else None
-        self._young = {key: home for key, home in self._young.items() if home in self._serving}
-        self._old = {key: home for key, home in self._old.items() if home in self._serving}
-        if former is not None and former in self._serving and self.only is None:
+        former, self.serving = self.only, list(homes)
+        self.only = self.serving[0] if len(self.serving) == 1 else None
+        self._young = {key: home for key, home in self._young.items() if home in self.serving}
+        self._old = {key: home for key, home in self._old.items() if home in self.serving}
+        if former is not None and former in self.serving and self.only is None:
             self._former, self._rotations = former, 2
 
     def of(self, key: bytes) -> Home | None:
         """Return the home of a topic; None if no home serves."""
         home = self._young.get(key)
-        if home is None and self._serving:
+        if home is None and self.serving:
             home = self.only or self._old.pop(key, None) or self._choose(key)
             if self.only is None:
                 self._young[key] = home
@@ -80,9 +78,9 @@ class Homes(Generic[Home]):
 
     def _choose(self, key: bytes) -> Home:
         # While there was one home nothing was noted: what was sent before may have been sent by it a moment ago.
-        if self._former is not None and self._former in self._serving and self._was_used(key):
+        if self._former is not None and self._former in self.serving and self._was_used(key):
             return self._former
-        return max(self._serving, key=lambda home: _weight(key, home.name))
+        return max(self.serving, key=lambda home: _weight(key, home.name))
 
 
 def _weight(key: bytes, name: str) -> bytes:

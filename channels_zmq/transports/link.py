@@ -351,7 +351,7 @@ class Link:
             if sent:
                 self._client.requests.sent_by(held.number, self.attachment)
             return sent
-        age = wire.milliseconds(now - held.published)
+        age = int((now - held.published) * 1000)  # never too much: who had joined before must not miss it
         elsewhere = held.instance != self.instance
         frame = wire.again(held.body, left, age, elsewhere=elsewhere, acknowledged=not held.counts)
         if not self.send(frame):
@@ -365,7 +365,7 @@ class Link:
     def take(self) -> list[Held]:
         """Remove and return what was sent and may be lost, and what is held behind it, to be sent by another link."""
         frames = []
-        for since, frame, is_acknowledged in self._window.take():
+        for since, until, frame, is_acknowledged in self._window.take():
             frames.append(
                 Held(
                     deadline=since + wire.ttl_of(frame) / 1000,
@@ -373,7 +373,7 @@ class Link:
                     body=frame,
                     kind=Kind.REPEAT,
                     counts=not is_acknowledged,
-                    published=since - wire.age_of(frame) / 1000,
+                    published=until - wire.age_of(frame) / 1000,
                     instance=self.instance,
                 )
             )

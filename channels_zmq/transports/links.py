@@ -144,7 +144,7 @@ class Links:
     @property
     def is_connected(self) -> bool:
         """Whether messages are sent now rather than held."""
-        return len(self._homes) > 0
+        return bool(self._homes.serving)
 
     @property
     def refusal(self) -> str:
@@ -316,8 +316,14 @@ class Links:
         """Feed the client for one turn of each link; return whether more input may be there."""
         if len(self._links) == 1:  # mostly
             (link,) = self._links.values()
-            return link.read()
-        return sum([link.read() for link in self._links.values()]) > 0
+            has_more = link.read()
+        else:
+            has_more = sum([link.read() for link in self._links.values()]) > 0
+        if self._client.gaps.beginnings and not has_more:
+            has_more = self.has_input()
+            if not has_more:
+                self._client.gaps.all_is_read()
+        return has_more
 
     # Links that come and go
 
@@ -339,9 +345,6 @@ class Links:
         if not self.is_connected and self._outage is None:
             self._outage = _Outage(time.monotonic(), self._client.counters.lost())
             self._client.out.change(LinkLost())
-        now = time.monotonic()
-        for held in link.take():
-            self._hold(self._homes.of(held.key), held, now, must=True)
         if self.is_connected:
             self._flush()
         self._bootstrap.hurry()
@@ -353,6 +356,8 @@ class Links:
         one by its first welcome, and subscribes there before its first `group_add` returns. And it must have as many
         clients as the others: those that run have to learn of it, too. They get `REACHED_WITHIN` for that. So nothing
         is chosen while a link is about to come up, for its forwarder may be the one that has the clients.
+
+        What a link has not delivered for sure when it ceases to be a home is sent again by the next ones.
         """
         now = time.monotonic()
         links = [one for one in self._links.values() if one.forwarder not in self._ignored]
@@ -364,9 +369,14 @@ class Links:
             is_reached = is_settled and has_clients and all(_lists(one, link) for one in others)
             if is_reached or now >= link.up_since + REACHED_WITHIN:
                 link.is_home = True
-        homes = [link for link in up if link.is_home]
+        before = self._homes.serving
+        homes = [link for link in up if link.is_home] or [link for link in before if link in up]
         self._homes.serve(homes or (up[:1] if is_settled else []))
-        self._leave_lobby()
+        for link in before:
+            if link not in self._homes.serving:
+                self._move(link.take())
+        if self.is_connected:
+            self._move(self._lobby.take())
         if self._outage is not None and self.is_connected:
             self._end_outage(self._outage)
 
@@ -379,11 +389,11 @@ class Links:
         self.holds_back = True
         self._call_soon(0.0)  # `tick` sends what is held
 
-    def _leave_lobby(self) -> None:
-        if len(self._homes) and len(self._lobby):
-            now = time.monotonic()
-            for held in self._lobby.take():
-                self._hold(self._homes.of(held.key), held, now, must=True)
+    def _move(self, messages: list[Held]) -> None:
+        """Hold messages at their next homes."""
+        now = time.monotonic()
+        for held in messages:
+            self._hold(self._homes.of(held.key), held, now, must=True)
 
     def _flush(self) -> None:
         for link in self._links.values():

@@ -32,7 +32,7 @@ class Held(NamedTuple):
         number: Of the request, by which `withdraw` finds it; 0 for a message that nobody waits for.
         order: Grows with each message.
         counts: Whether its expiry is a loss.
-        published: Of a message that is sent again: when it was sent first.
+        published: Of a message that is sent again: the latest time at which it may have been sent first.
         instance: By which it was sent last.
     """
 

@@ -106,7 +106,7 @@ class Channel:
         assert repr(message["value"]) == found.shown
         if self.owner is not None:
             before = [sent for sent in self.waiting if sent.precedes(found)]
-            assert sum(sent.sure for sent in before) <= self.readers, "it has overtaken another one"
+            assert sum(sent.sure for sent in before) <= self.readers, f"{found} was read before {before}"
             if not self.readers:
                 self.waiting = [sent for sent in self.waiting if sent not in before]
         self.waiting.remove(found)

@@ -327,7 +327,7 @@ class Schedule(Simulation):
         alive, living = self._known(), self.living()
         return (
             all(one.is_well for one in alive)
-            and all(len(one.links._homes) == len(alive) for one in living)
+            and all(len(one.links._homes.serving) == len(alive) for one in living)
             and sum(one.links.held for one in living) < 20
         )
 
@@ -370,7 +370,7 @@ class Schedule(Simulation):
         reached = {one.instance for one in links._links.values() if one.state is State.UP}
         alive = {one.exchange.instance for one in self._known()}
         assert reached == alive, "not every forwarder is reached"
-        assert len(links._homes) == len(alive), "not every forwarder is a home"
+        assert len(links._homes.serving) == len(alive), "not every forwarder is a home"
         assert not links.held, "something waits or is unacknowledged"
         assert not client.gaps.frames
         assert not client.requests, "a request was not forgotten"

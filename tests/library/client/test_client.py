@@ -36,8 +36,9 @@ def pair(client):
 
 
 def feed(client, frame, exchange=0):
-    """Let an exchange send a frame, the first one unless a test says otherwise."""
+    """Let an exchange send a frame, the first one unless a test says otherwise; nothing else is there to be read."""
     client.feed(frame, client.attachments[exchange])
+    client.gaps.all_is_read()
 
 
 def lose(client, exchange=0):
@@ -273,6 +274,18 @@ def test_a_held_message_of_a_group_that_was_left_changes_nothing(client):
 
 
 # Gaps
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(pair, frame):
+    """An earlier one may have come by another exchange, where it was not read yet."""
+    add(pair)
+    for number, exchange in ((7, 0), (6, 1)):
+        pair.feed(frame(number, b"%d" % number), pair.attachments[exchange])
+    assert payloads(pair) == []
+    pair.gaps.all_is_read()
+    assert payloads(pair) == [b"6", b"7"]
+    assert (pair.counters.dropped, pair.counters.received) == ({}, 2)
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])

@@ -5,7 +5,7 @@ from math import inf
 import pytest
 
 from channels_zmq.client.gaps import HOLD, MAX_BYTES, MAX_FRAMES, Gaps
-from channels_zmq.client.sequences import Runs
+from channels_zmq.client.sequences import BEGINS, Runs
 
 SENDER, OTHER = b"s" * 8, b"o" * 8
 
@@ -23,11 +23,18 @@ class Rig:
 
     def arrives(self, number, sender=SENDER, size=10):
         """Let a number arrive as the client does; return whether it was held."""
-        if self.runs.see(sender, number, 0) == 0:
+        missing = self.runs.see(sender, number, 0)
+        if missing == 0:
             self.delivered.append(number)
             self.gaps.closed_up(self.runs, sender)
             return False
-        return self.gaps.hold(self.runs, sender, number, size, lambda: self.delivered.append(number))
+        begins = missing == BEGINS
+        return self.gaps.hold(self.runs, sender, number, size, lambda: self.delivered.append(number), begins=begins)
+
+    def begins(self, number, sender=SENDER):
+        """Let the first number arrive when nothing else is there."""
+        self.arrives(number, sender)
+        self.gaps.all_is_read()
 
 
 @pytest.fixture
@@ -37,7 +44,8 @@ def rig(clock):
 
 def test_a_gap_that_closes_delivers_everything_in_order(rig):
     """The missing messages come by another way."""
-    for number in (1, 4, 3, 6, 2):
+    rig.begins(1)
+    for number in (4, 3, 6, 2):
         rig.arrives(number)
     assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 2, 3, 4], 0, 1)
     rig.arrives(5)
@@ -46,7 +54,8 @@ def test_a_gap_that_closes_delivers_everything_in_order(rig):
 
 def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
     """After `HOLD`, not before."""
-    for number in (1, 7, 4):
+    rig.begins(1)
+    for number in (7, 4):
         rig.arrives(number)
     assert rig.gaps.due == rig.clock.now + HOLD
     rig.gaps.expire(rig.clock.now + HOLD - 0.01)
@@ -59,10 +68,10 @@ def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
 
 def test_other_runs_do_not_wait(rig):
     """Neither of another sender, nor is their time the same."""
-    rig.arrives(1)
+    rig.begins(1)
     rig.arrives(3)
     rig.clock.now += 0.1
-    rig.arrives(1, OTHER)
+    rig.begins(1, OTHER)
     rig.arrives(3, OTHER)
     rig.arrives(2, OTHER)
     assert rig.delivered == [1, 1, 2, 3]
@@ -70,7 +79,7 @@ def test_other_runs_do_not_wait(rig):
 
 def test_a_message_that_waits_already_is_not_held_twice(rig):
     """It was sent again."""
-    rig.arrives(1)
+    rig.begins(1)
     assert rig.arrives(3)
     assert not rig.arrives(3)
     rig.arrives(2)
@@ -80,8 +89,8 @@ def test_a_message_that_waits_already_is_not_held_twice(rig):
 @pytest.mark.parametrize(("size", "most"), [(1, MAX_FRAMES), (MAX_BYTES // 4, 4)])
 def test_what_waits_is_bounded(rig, size, most):
     """In number and in bytes: the run that has waited longest is given up."""
-    rig.arrives(1)
-    rig.arrives(1, OTHER)
+    rig.begins(1)
+    rig.begins(1, OTHER)
     rig.arrives(3, OTHER)
     for number in range(3, 3 + most):
         rig.arrives(number, size=size)
@@ -92,7 +101,7 @@ def test_what_waits_is_bounded(rig, size, most):
 
 def test_a_run_that_has_begun_anew_forgets_what_waited(rig):
     """The sender numbers higher now: what waited is older than what was delivered."""
-    rig.arrives(1)
+    rig.begins(1)
     rig.arrives(3)
     rig.runs.skip_to(SENDER, 100)
     rig.gaps.expire(rig.clock.now + HOLD)
@@ -101,9 +110,36 @@ def test_a_run_that_has_begun_anew_forgets_what_waited(rig):
     assert rig.delivered == [1, 101]
 
 
+def test_the_first_message_of_a_run_waits_until_everything_is_read(rig):
+    """What the other way brings goes first; what then is missing in between stays so."""
+    for number in (6, 7, 3):
+        rig.arrives(number)
+    assert rig.delivered == []
+    rig.gaps.all_is_read()
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([3, 6, 7], 2, 0)
+    rig.arrives(8)
+    assert rig.delivered == [3, 6, 7, 8]
+
+
+def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig):
+    """There may always be something more to read."""
+    rig.arrives(6)
+    rig.gaps.expire(rig.clock.now + HOLD)
+    rig.gaps.all_is_read()
+    assert (rig.delivered, rig.missed) == ([6], 0)
+
+
+def test_a_gap_waits_although_everything_is_read(rig):
+    """What is missing may still be under way."""
+    rig.begins(1)
+    rig.arrives(3)
+    rig.gaps.all_is_read()
+    assert rig.delivered == [1]
+
+
 def test_everything_can_be_dropped(rig):
     """A flush empties the process."""
-    rig.arrives(1)
+    rig.begins(1)
     rig.arrives(3)
     rig.gaps.clear()
     rig.arrives(2)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from channels_zmq.client.sequences import REPEATED, Numbers, Runs
+from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq_forwarder.wire import FLAG_FIRST
 
 SENDER, OTHER = b"s" * 8, b"o" * 8
@@ -103,9 +103,17 @@ def test_a_first_number_that_was_taken_back_leaves_the_next_one_first(numbers):
 
 
 def test_numbers_in_order_miss_nothing():
-    """The first frame of an unknown sender is accepted whatever its number is."""
+    """The first one says that it is the first."""
     runs = Runs()
-    assert [runs.see(SENDER, number, 0) for number in (41, 42, 43)] == [0, 0, 0]
+    assert [runs.see(SENDER, number, flags) for number, flags in ((41, FLAG_FIRST), (42, 0), (43, 0))] == [0, 0, 0]
+
+
+def test_others_may_have_preceded_the_first_frame_of_an_unknown_sender():
+    """Until it is skipped to; nothing is missing then."""
+    runs = Runs()
+    assert [runs.see(SENDER, 41, 0) for _ in range(2)] == [BEGINS, BEGINS]
+    assert runs.skip_to(SENDER, 41) == 0
+    assert runs.see(SENDER, 42, 0) == 0
 
 
 def test_a_gap_shows_how_many_are_missing():
@@ -126,7 +134,8 @@ def test_a_run_that_was_restarted_goes_on_anywhere_above_its_last_number(senders
     for sender in range(senders):
         runs.restart()
         assert runs.see(b"%d" % sender, 5, 0) == REPEATED
-        assert runs.see(b"%d" % sender, 9, 0) == 0
+        assert runs.see(b"%d" % sender, 9, 0) == BEGINS
+        assert runs.skip_to(b"%d" % sender, 9) == 0
         assert runs.see(b"%d" % sender, 9, 0) == REPEATED
         assert runs.see(b"%d" % sender, 11, 0) == 1
 
@@ -144,7 +153,7 @@ def test_nothing_is_missing_before_a_run_that_was_restarted():
 def test_a_number_that_is_not_higher_is_repeated(number, flags):
     """Flagged or not."""
     runs = Runs()
-    runs.see(SENDER, 5, 0)
+    runs.skip_to(SENDER, 5)
     assert runs.see(SENDER, number, flags) == REPEATED
     assert runs.see(SENDER, 6, 0) == 0
 
@@ -152,7 +161,7 @@ def test_a_number_that_is_not_higher_is_repeated(number, flags):
 def test_a_run_that_begins_anew_is_no_loss():
     """A sender that forgot its run begins higher and flags that nothing is missing."""
     runs = Runs()
-    runs.see(SENDER, 5, 0)
+    runs.skip_to(SENDER, 5)
     assert runs.see(SENDER, 5000, FLAG_FIRST) == 0
     assert runs.see(SENDER, 5002, 0) == 1
 
@@ -160,8 +169,8 @@ def test_a_run_that_begins_anew_is_no_loss():
 def test_each_sender_has_a_run_of_its_own():
     """Equal numbers of two senders are not repeated."""
     runs = Runs()
-    runs.see(SENDER, 5, 0)
-    assert runs.see(OTHER, 5, 0) == 0
+    runs.skip_to(SENDER, 5)
+    assert runs.see(OTHER, 5, FLAG_FIRST) == 0
     assert len(runs) == 2
 
 
@@ -178,13 +187,13 @@ def test_starting_after_0_accepts_any_number():
     runs = Runs()
     runs.start_after(SENDER, 0)
     assert len(runs) == 0
-    assert runs.see(SENDER, 1, 0) == 0
+    assert runs.see(SENDER, 1, 0) == BEGINS
 
 
 def test_a_start_never_goes_back():
     """A higher number was seen already."""
     runs = Runs()
-    runs.see(SENDER, 9, 0)
+    runs.skip_to(SENDER, 9)
     runs.start_after(SENDER, 7)
     assert runs.see(SENDER, 9, 0) == REPEATED
 
@@ -192,30 +201,30 @@ def test_a_start_never_goes_back():
 def test_a_receiver_remembers_a_bounded_number_of_senders():
     """A sender in use is never forgotten; one that was not seen for two generations is accepted as a new one."""
     runs = Runs(size=2)
-    runs.see(SENDER, 5, 0)
-    runs.see(OTHER, 5, 0)
+    runs.skip_to(SENDER, 5)
+    runs.skip_to(OTHER, 5)
     for number in range(1000):
-        assert runs.see(b"%08d" % number, 5, 0) == 0
+        runs.skip_to(b"%08d" % number, 5)
         assert runs.see(SENDER, 6 + number, 0) == 0
     assert len(runs) <= 4
-    assert runs.see(OTHER, 5, 0) == 0
+    assert runs.see(OTHER, 5, 0) == BEGINS
 
 
 def test_a_sender_of_the_old_generation_is_still_judged():
     """It becomes young again and is counted once."""
     runs = Runs(size=2)
     for sender in (SENDER, OTHER, b"t" * 8):
-        runs.see(sender, 5, 0)
+        runs.skip_to(sender, 5)
     assert runs.see(SENDER, 5, 0) == REPEATED
     assert runs.see(OTHER, 8, 0) == 2
     assert len(runs) == 3
 
 
 def test_after_clearing_no_number_is_known():
-    """What the exchange dropped meanwhile is no gap, and the next number is accepted whatever it is."""
+    """What the exchange dropped meanwhile is no gap."""
     runs = Runs(size=1)
     for sender in (SENDER, OTHER):
-        runs.see(sender, 5, 0)
+        runs.skip_to(sender, 5)
     runs.clear()
     assert len(runs) == 0
-    assert [runs.see(SENDER, number, 0) for number in (3, 4)] == [0, 0]
+    assert runs.see(SENDER, 3, 0) == BEGINS

@@ -128,17 +128,21 @@ def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock,
 
 
 def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window, clock):
-    """Acknowledged a moment ago, marked, and not marked yet; each with the time of its block."""
+    """Acknowledged a moment ago, marked, and not marked yet; each with the times of its block."""
+    begin = clock.now
     for number in (1, 2):
         window.append(b"%d" % number)
+        clock.now += 0.01
         window.marked(number)
-        clock.now += 0.1
+        clock.now += 0.09
     window.append(b"3")
+    clock.now += 0.005
     window.acknowledge(1)
     taken = window.take()
     assert frames(taken) == [b"1", b"2", b"3"]
     assert [one.is_acknowledged for one in taken] == [True, False, False]
-    assert [clock.now - one.since for one in taken] == pytest.approx([0.2, 0.1, 0.0])
+    assert [one.since - begin for one in taken] == pytest.approx([0.0, 0.1, 0.2])
+    assert [one.until - begin for one in taken] == pytest.approx([0.01, 0.11, 0.205])
 
 
 def test_nothing_is_taken_twice(window):

@@ -32,7 +32,7 @@ def homes(used):
 
 def test_nothing_serves_at_first(homes):
     """What is sent has to wait."""
-    assert (homes.of(TOPICS[0]), len(homes), homes.only) == (None, 0, None)
+    assert (homes.of(TOPICS[0]), homes.serving, homes.only) == (None, [], None)
 
 
 def test_with_one_home_there_is_nothing_to_choose(homes):

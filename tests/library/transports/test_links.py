@@ -922,17 +922,44 @@ def test_a_forwarder_of_an_older_release_lists_none(make):
     assert (rig.sent(A), rig.sent(B)) == ([G], [H])
 
 
-def test_if_no_forwarder_lists_the_others_one_carries_all(rig):
-    """Otherwise nothing could be sent."""
+def verify_unlisted(rig):
+    """Send both forwarders an echo; each lists itself alone."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
         rig.welcome(forwarder, forwarders=encoded(forwarder))
-    rig.tick(PUSH_EVERY)
+    rig.tick(CONNECTS_WITHIN)
+
+
+def test_if_no_forwarder_lists_the_others_one_carries_all(rig):
+    """Otherwise nothing could be sent."""
+    verify_unlisted(rig)
     for forwarder in (A, B):
         rig.confirm(forwarder)
     for topic in (G, H):
         rig.publish(topic, topic)
     assert (rig.sent(A), rig.sent(B)) == ([G, H], [])
+
+
+def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig):
+    """A message by that one would overtake what the former one still has to send."""
+    verify_unlisted(rig)
+    rig.confirm(B)
+    rig.publish(b"1")
+    rig.confirm(A)
+    rig.publish(b"2")
+    assert (rig.sent(A), rig.sent(B)) == ([], [b"1", b"2"])
+
+
+def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_sent_again(rig):
+    """It is up, but its forwarder is not reached by all clients; the other one is."""
+    verify_unlisted(rig)
+    rig.confirm(B)
+    rig.publish(b"1")
+    rig.confirm(A)
+    rig.welcome(B, forwarders=encoded(A, B))
+    rig.publish(b"2")
+    assert rig.link(B).state is State.UP
+    assert (rig.sent(A), rig.sent(B)) == ([b"1", b"2"], [b"1"])
 
 
 # Learning of forwarders
