@@ -22,7 +22,7 @@ PROBE_SECONDS = 0.1
 def run(bench: Bench, name: str) -> Figures:
     """Measure one peer once."""
     single = {size: bench.size(repeats, 3) for size, repeats in zip(SIZES, (300, 100, 40), strict=True)}
-    burst = {size: bench.size(repeats, 3) for size, repeats in zip(SIZES, (1_000, 100, 20), strict=True)}
+    burst = {size: bench.size(repeats, 3) for size, repeats in zip(SIZES, (4_000, 100, 20), strict=True)}
     groups = {size: fresh("fan") for size in SIZES}
     figures: Figures = {}
     with bench.crew() as crew:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 from channels_zmq.client.attachment import Attachment
@@ -496,7 +497,8 @@ class Client:
         if self._read_normally.get(box.name) is not box:
             self._remember_reading(box)
         for attachment in self.attachments:
-            self.out.send_upstream(attachment.credit.touched(box), attachment)
+            if frames := attachment.credit.touched(box):
+                self.out.send_upstream(frames, attachment)
 
     def _remember_reading(self, box: Mailbox[Any]) -> None:
         """Remember a normal channel, for exchanges that this process learns of later."""
@@ -579,4 +581,9 @@ class Client:
     @property
     def due(self) -> float:
         """When `keep` has something to do for what has arrived, or for readers of normal channels."""
-        return min([self.gaps.due, *(one.credit.due for one in self.attachments)])
+        due = self.gaps.due if self.gaps.frames else inf
+        for attachment in self.attachments:
+            credit_due = attachment.credit.due
+            if credit_due < due:
+                due = credit_due
+        return due

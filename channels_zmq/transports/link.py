@@ -28,7 +28,7 @@ import zmq
 from channels_zmq.client.client import Client, SessionFrame
 from channels_zmq.client.counters import LinkStats
 from channels_zmq.client.requests import next_number
-from channels_zmq.client.window import NOW
+from channels_zmq.client.window import LARGE, NOW
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
@@ -54,6 +54,8 @@ RETIRE_AFTER = 2.0
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
+EARLY = 0.025
+"""A marker that is due within so many seconds is sent by any call of `tick`: it spares a call for its own sake."""
 TURNS_FOR_ROOM = 8
 """Turns of reading in which a sender looks for acknowledgements when the window is full."""
 
@@ -258,8 +260,11 @@ class Link:
         except zmq.Again:
             self._numbers.take_back(prefix, number, flags)
             return 0
-        due = self._window.append(frame)
-        if due:
+        window = self._window
+        if window.room and len(frame) <= LARGE:
+            window.room -= 1
+            window.keep(frame)
+        elif due := window.append(frame):
             self._mark(due)
         return number
 
@@ -290,13 +295,18 @@ class Link:
             return False
         return self._subscriber.send(frame)
 
-    def make_room(self) -> None:
-        """Read acknowledgements that have arrived, if the window is full; the event loop may not have come to it."""
+    def make_room(self) -> bool:
+        """Read acknowledgements that have arrived, if the window is full; the event loop may not have come to it.
+
+        Returns:
+            Whether a message can be sent now.
+        """
         for _ in range(TURNS_FOR_ROOM):
             if self.state is not State.UP or not self._window.is_full or not self._subscriber.read():
                 break
         if self.state is State.UP and not self.passes and not self._window.is_full:
             self.flush()
+        return self.passes
 
     def mark_now(self) -> None:
         """Ask for the acknowledgement of everything at once."""
@@ -567,7 +577,7 @@ class Link:
         if self._is_renewing or self._push_is_due or self._keys_are_due or self._former_push is not None:
             self._keep_renewing(now)
         if self.state is State.UP:
-            if now >= self._window.marker_due:
+            if now >= self._window.marker_due - EARLY:
                 self._send_marker()
             self._window.forget(now)
             self.flush()

@@ -87,6 +87,7 @@ class Links:
         self._listed: dict[Forwarder, float] = {}  # by other processes, and when they did so last
         self._ignored: dict[Forwarder, float] = {}  # known by another address already, or of no use: until when
         self._list_told = b""
+        self._has_news = False  # whether forwarders may have come or gone; once a second in any case
         self._has_reported_lists = self._has_reported_problem = False
 
     # Opening and closing
@@ -129,6 +130,7 @@ class Links:
             self.went_down(link)
         link.close()
         self._client.detach(link.attachment)
+        self._has_news = True
         for other in self._links.values():
             if instance and _instance(other) == instance:
                 other.greet()
@@ -200,11 +202,8 @@ class Links:
             OutboxFull: If no more messages are held.
         """
         link = self._homes.only or self._homes.of(topic)
-        if link is not None:
-            if not link.passes:
-                link.make_room()
-            if link.passes and link.publish(topic, payload, ttl):
-                return
+        if link is not None and (link.passes or link.make_room()) and link.publish(topic, payload, ttl):
+            return
         now = time.monotonic()
         self._hold(link, Held(now + ttl / 1000, topic, payload), now)
 
@@ -336,11 +335,13 @@ class Links:
 
     def came_up(self, link: Link) -> None:
         """Send by a link from now on, unless other clients have yet to reach its forwarder."""
+        self._has_news = True
         self._serve()
         self._flush()
 
     def went_down(self, link: Link) -> None:
         """Send by a link no longer: what it has not delivered for sure is sent again, first and in order."""
+        self._has_news = True
         self._serve()
         if not self.is_connected and self._outage is None:
             self._outage = _Outage(time.monotonic(), self._client.counters.lost())
@@ -408,6 +409,7 @@ class Links:
 
     def welcomed(self, link: Link, welcome: wire.Welcome) -> None:
         """Learn of forwarders that other processes know."""
+        self._has_news = True
         try:
             known = wire.decode_forwarders(welcome.forwarders)
             listed = {Forwarder(one.pull.decode(), one.pub.decode()): one.instance.decode() for one in known}
@@ -513,18 +515,22 @@ class Links:
     def tick(self, now: float) -> float:
         """Do what is due at every link; return when to be called again."""
         self.holds_back = False
-        if not self.is_connected:
-            self._serve()
-        self._learn()
-        if any(one in self._links for one in self._ignored):
-            self._forget(now)
-        due = min((link.tick(now) for link in list(self._links.values())), default=now + ROTATE_EVERY)
-        self._client.counters.drop("outbox_expired", self._lobby.expire(now))
-        self._tell_others()
         if now >= self._rotate_at:
-            self._serve()
             self._rotate_homes(now)
             self._forget(now)
+            self._serve()
+            self._has_news = True
+        elif not self.is_connected:
+            self._serve()
+        if any(one in self._links for one in self._ignored):
+            self._forget(now)
+        if self._has_news:
+            self._learn()
+        due = min((link.tick(now) for link in list(self._links.values())), default=now + ROTATE_EVERY)
+        self._client.counters.drop("outbox_expired", self._lobby.expire(now))
+        if self._has_news:
+            self._has_news = False
+            self._tell_others()
         return min(due, self._rotate_at)
 
     def _rotate_homes(self, now: float) -> None:
@@ -542,6 +548,7 @@ class Links:
             self._client.counters.report(logging.WARNING, "%s", problem)
         self._has_reported_problem = bool(problem)
         if any(one not in self._links for one in self._bootstrap.known):
+            self._has_news = True
             self._call_soon(0.0)
 
 

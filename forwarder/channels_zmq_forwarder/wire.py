@@ -581,7 +581,8 @@ def read_direct(frame: bytes) -> tuple[bytes, int, int, int, str, bytes]:
         sender, number, flags, ttl = _ORDER.unpack_from(frame, SUB_KIND + 1)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
-    channel, payload = channel_and_payload(frame, _body_at(SUB_KIND + 1, flags))
+    start = SUB_KIND + 1 + ORDER_SIZE if flags < FLAG_AGAIN else _body_at(SUB_KIND + 1, flags)
+    channel, payload = channel_and_payload(frame, start)
     return sender, number, flags, ttl, channel, payload
 
 
