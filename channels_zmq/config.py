@@ -176,6 +176,11 @@ class EmbeddedConfig(LayerConfig):
         "inproc://channels",
         description="Address at which the one sending process publishes; `inproc://` reaches only itself.",
     )
+    subscriber_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        description="Bytes that another process may be behind; beyond that its connection is ended. 0: any number.",
+    )
     curve_server_secret_key: SecretStr | None = Field(
         None, description="Secret key of `curve_server_key`; required in the sending process."
     )

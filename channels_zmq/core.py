@@ -282,6 +282,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         outbox_capacity: int = 0,
         outbox_bytes: int = 0,
         resolve_every: float = 5.0,
+        subscriber_bytes: int = 0,
         server_keys: ServerKeySource | None = None,
     ) -> Options:
         settings = self.config
@@ -297,6 +298,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             outbox_capacity=outbox_capacity,
             outbox_bytes=outbox_bytes,
             resolve_every=resolve_every,
+            subscriber_bytes=subscriber_bytes,
         )
 
 
@@ -322,7 +324,7 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
             "curve_server_secret_key", settings.curve_server_secret_key, settings.curve_server_secret_key_file
         )
         keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
-        options = self._options(server_keys=keys if secret.is_set else None)
+        options = self._options(subscriber_bytes=settings.subscriber_bytes, server_keys=keys if secret.is_set else None)
         client = self._client()
         return Connection(options, client, partial(embedded, self.address, options, client))
 

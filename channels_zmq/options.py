@@ -16,5 +16,6 @@ class Options:
     outbox_capacity: int
     outbox_bytes: int
     resolve_every: float = 5.0
+    subscriber_bytes: int = 64 * 2**20
     keys: ClientKeySource | None = None
     server_keys: ServerKeySource | None = None

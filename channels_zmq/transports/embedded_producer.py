@@ -7,6 +7,7 @@ A producer that has just bound holds what it sends to other processes for a mome
 back and would miss it.
 """
 
+import logging
 import os
 import socket as sockets
 import time
@@ -26,6 +27,7 @@ from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
 from channels_zmq.transports.subscriber import FRAMES_A_TURN, SECONDS_A_TURN, Socket
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.connections import Connections, SlowSubscribers
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.sockets import (
     AddressError,
@@ -98,6 +100,9 @@ class EmbeddedProducer:
         self._xpub: Socket | None = None
         self._guard: IO[str] | None = None
         self._gate: Gate | None = None
+        self._subscribers: Connections | None = None
+        self._slow: SlowSubscribers | None = None
+        self._published = 0  # bytes
         self._endpoint = ""
         """Where the socket is bound, as the system says."""
         self._exchange = Exchange(os.urandom(8))
@@ -136,7 +141,8 @@ class EmbeddedProducer:
         try:
             if self._options.keys is not None:
                 self._gate = self._open_gate()
-                self._gate.guard(xpub)
+            self._subscribers = self._gate.guard(xpub) if self._gate is not None else Connections(xpub)
+            self._slow = SlowSubscribers(self._subscribers, self._options.subscriber_bytes)
             self._guard = guard(self.address)
             self._endpoint = bind(xpub, _bindable(self.address))
         except ConfigurationError:
@@ -144,6 +150,7 @@ class EmbeddedProducer:
             self._context.term()
             raise
         except AddressError as error:
+            self._close_subscribers()
             xpub.close(linger=0)
             self._close_gate()
             self._release_guard()
@@ -158,6 +165,11 @@ class EmbeddedProducer:
                 "the process that sends needs it; this one has only curve_server_key",
             )
         return Gate(self._context, *self._options.server_keys.read())
+
+    def _close_subscribers(self) -> None:
+        if self._subscribers is not None:
+            self._subscribers.close()
+            self._subscribers = self._slow = None
 
     def _close_gate(self) -> None:
         if self._gate is not None:
@@ -231,7 +243,10 @@ class EmbeddedProducer:
                 self._client.feed(frame, self._attachment)
             elif xpub is not None:
                 self._send(frame, zmq.DONTWAIT)
+                self._published += len(frame)
                 sent = True
+        if sent and self._slow is not None and self._slow.is_due(self._published):
+            self._call_soon(0.0)
         return sent and xpub is not None and readable(xpub)
 
     # Holding, while readers are on their way back
@@ -309,8 +324,10 @@ class EmbeddedProducer:
         return True
 
     def watched(self) -> Watched:
-        """Return the sockets by which CURVE clients are let in."""
-        return Watched({}, None, dict.fromkeys(self._gate.sockets, self._gate.turn) if self._gate is not None else {})
+        """Return the sockets by which CURVE clients are let in, and by which connections come and go."""
+        if self._gate is not None:
+            return Watched({}, None, dict.fromkeys(self._gate.sockets, self._gate.turn))
+        return Watched({}, None, {one.monitor: one.turn for one in (self._subscribers,) if one is not None})
 
     def tick(self, now: float) -> float:
         """Let the exchange do what is due; return when to be called again."""
@@ -318,6 +335,9 @@ class EmbeddedProducer:
             self._settle()
         if now >= self._exchange.due():
             self._drive(self._exchange.sweep())
+        for peer in self._slow.look(self._published) if self._slow is not None else ():
+            line = "ended the connection of the reader at %s: it was too far behind"
+            self._client.counters.report(logging.WARNING, line, peer)
         reads = now + TICK_EVERY if self._xpub is not None else inf
         return min(self._settled_at, self._exchange.due(), reads)
 
@@ -334,6 +354,7 @@ class EmbeddedProducer:
             self._settle()
         if self._former is not None:
             self._former.close()
+        self._close_subscribers()
         if self._xpub is not None:
             self._xpub.close(linger=round(self._options.linger * 1000))
             self._endpoint = ""

@@ -148,6 +148,7 @@ class Admin:
                 "bytes_in": traffic.bytes_in,
                 "frames_out": traffic.frames_out,
                 "bytes_out": traffic.bytes_out,
+                "ended_subscribers": traffic.ended_subscribers,
                 "drops": {cause: exchange.drops[cause] for cause in DROP_CAUSES},
                 "groups": len(groups),
                 "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],
@@ -187,6 +188,11 @@ class _State(Collector):
             ("received_bytes", "Bytes from producers.", traffic.bytes_in),
             ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
             ("published_bytes", "Bytes published.", traffic.bytes_out),
+            (
+                "ended_subscribers",
+                "Connections ended because their subscriber was too far behind.",
+                traffic.ended_subscribers,
+            ),
             (
                 "refused_handshakes",
                 "Connections refused because of their key.",

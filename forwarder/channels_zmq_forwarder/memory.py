@@ -5,6 +5,7 @@ Pure: the server measures and trims the heap, and passes the figures in.
 - Queues of normal channels get a share of the limit. A channel that nobody reads fills this share and no more, so that
   the messages of groups still pass. The share is bounded with the process itself, too: Python keeps most of the memory
   of many small messages after they have left, and that alone must never lead to a refusal.
+- A subscriber may be behind by a quarter of the limit, so that a slow one does not stop the others.
 - Above 70 % of the limit large messages are refused, until less than 65 % is in use; above 90 % all, until less than
   80 % is. The gaps keep the decision from changing with every message.
 - Neither does the C library return memory that is scattered. So its heap is trimmed before anything is refused, at most
@@ -21,6 +22,8 @@ QUEUES_FILL_UP_TO = 0.6
 """Share of the limit that the process may use while these queues are full."""
 QUEUES_LEAST = 0.05
 """Share of the limit that queues may hold in any case."""
+SUBSCRIBER_SHARE = 0.25
+"""Share of the limit that may wait for a single subscriber."""
 TRIM_EVERY = 1.0
 """Seconds between two trims of the heap; one took 5 to 27 ms with 450 MiB in use."""
 NOT_READY_AFTER = 10.0
@@ -70,6 +73,11 @@ class MemoryGuard:
             return wanted
         share = min(QUEUES_SHARE, QUEUES_FILL_UP_TO - resident / self.limit)
         return min(wanted, int(self.limit * max(QUEUES_LEAST, share)))
+
+    def subscriber_bytes(self, wanted: int) -> int:
+        """Return how many bytes a subscriber may be behind, of which 0 means any number."""
+        share = int(self.limit * SUBSCRIBER_SHARE)
+        return min(filter(None, (wanted, share)), default=0)
 
     def should_trim(self, resident: int) -> bool:
         """Return whether to trim the heap before a decision about this many resident bytes."""

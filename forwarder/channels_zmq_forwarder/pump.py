@@ -17,6 +17,7 @@ from typing import IO
 import zmq
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.sockets import Marks, bind, bind_again, guard, number, plain_send, publish_options, readable
 from channels_zmq_forwarder.zap import Gate
@@ -32,12 +33,13 @@ LOOK_AT_CLOCK = 32
 
 @dataclass(slots=True)
 class Traffic:
-    """Frames and bytes since the start."""
+    """Frames and bytes since the start, and connections of slow subscribers that were ended."""
 
     frames_in: int = 0
     bytes_in: int = 0
     frames_out: int = 0
     bytes_out: int = 0
+    ended_subscribers: int = 0
 
 
 class Pump:
@@ -77,6 +79,7 @@ class Pump:
         for option, value in ((zmq.TCP_KEEPALIVE_INTVL, 2), (zmq.TCP_KEEPALIVE_CNT, 3)):
             self._pull.set(option, value)
         self._common_options(self._pull)
+        self._producers = gate.guard(self._pull) if gate is not None else None
         self._guards: list[IO[str]] = []
         self._published_at: list[str] = []
         self._open_publisher()
@@ -86,12 +89,13 @@ class Pump:
         publish_options(self._xpub, self._marks)
         self._common_options(self._xpub)
         self._send = plain_send(self._xpub)
+        gate = self._gate
+        self.subscribers = gate.guard(self._xpub) if gate is not None else Connections(self._xpub)
+        self._slow = SlowSubscribers(self.subscribers, self._marks.behind)
 
     def _common_options(self, socket: "zmq.Socket[bytes]") -> None:
         socket.set(zmq.MAXMSGSIZE, self._marks.max_frame)
         socket.set(zmq.BACKLOG, 4096)
-        if self._gate is not None:
-            self._gate.guard(socket)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
         """Bind XPUB; return the addresses with the ports that the system chose.
@@ -136,6 +140,12 @@ class Pump:
             self.traffic.bytes_out += len(frame)
         self.traffic.frames_out += len(frames)
 
+    def end_slow_subscribers(self) -> list[Peer]:
+        """End the connections of subscribers that are too far behind; return their peers."""
+        ended = self._slow.look(self.traffic.bytes_out)
+        self.traffic.ended_subscribers += len(ended)
+        return ended
+
     def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
         """Revoke keys: their holders can neither send nor receive any more.
 
@@ -148,7 +158,8 @@ class Pump:
         assert self._gate is not None, "keys need a gate"
         assert self._gate.allowed is not None, "only a list can revoke one"
         self._revoked = (self._revoked | keys) - self._gate.allowed.keys
-        connected = self._gate.connected(self._xpub)
+        self._gate.turn()
+        connected = self.subscribers.peers
         self._keys = {descriptor: key for descriptor, key in self._keys.items() if descriptor in connected}
         if self._revoked.isdisjoint(self._keys.values()):
             return set()
@@ -163,6 +174,7 @@ class Pump:
         self._gate.release(self._xpub)
         for address in self._published_at:
             self._xpub.unbind(address)
+        self.subscribers.close()
         self._xpub.close()
         for topic in list(self.exchange.topics):
             self.exchange.upstream(wire.unsubscription(topic))
@@ -174,7 +186,10 @@ class Pump:
 
     def close(self) -> None:
         """Close both sockets; published frames are still delivered within the linger time."""
+        if self._producers is not None:
+            self._producers.close()
         self._pull.close()
+        self.subscribers.close()
         self._xpub.close()
         for lock in self._guards:
             lock.close()

@@ -99,6 +99,7 @@ class Server:
             pull=settings.pull_high_water_mark,
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
+            behind=self.memory.subscriber_bytes(settings.subscriber_bytes),
         )
         keys = curve_keys(settings)
         self.gate = Gate(self._context, *keys) if keys is not None else None
@@ -156,6 +157,8 @@ class Server:
         self._watched = [(descriptor, self._input) for descriptor in self.pump.descriptors()]
         if self.gate is not None:
             self._watched += [(number(socket, zmq.FD), self.gate.turn) for socket in self.gate.sockets]
+        else:
+            self._watched.append((number(self.pump.subscribers.monitor, zmq.FD), self.pump.subscribers.turn))
         for descriptor, callback in self._watched:
             loop.add_reader(descriptor, callback)
             callback()
@@ -223,6 +226,7 @@ class Server:
             now = time.monotonic()
             self.admin.loop_lag(now - before - BEAT)
             try:
+                self._end_slow_subscribers()
                 self._watch_memory()
                 self._resume_producers()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
@@ -260,6 +264,10 @@ class Server:
             self.pump.held = False
             self._publish(self.exchange.enter(wire.State.SERVING))
             self._input()
+
+    def _end_slow_subscribers(self) -> None:
+        for peer in self.pump.end_slow_subscribers():
+            logger.warning("ended the connection of the subscriber at %s: it was too far behind", peer)
 
     def _watch_memory(self) -> None:
         if not self.memory.limit:

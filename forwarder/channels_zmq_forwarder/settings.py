@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         le=2**40,
         description="Largest payload, e.g. 4MiB; a larger frame disconnects its sender.",
     )
+    subscriber_bytes: ByteSize = Field(
+        ByteSize(64 * 2**20),
+        ge=0,
+        description="Bytes that a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
+        "connection is ended. 0 for any number.",
+    )
     queue_bytes: ByteSize = Field(
         ByteSize(256 * 2**20),
         gt=0,

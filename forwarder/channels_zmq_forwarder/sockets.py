@@ -32,11 +32,19 @@ class AddressError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """High-water marks in frames, and the largest frame in bytes; a larger one closes its connection."""
+    """Bounds of the sockets of an exchange.
+
+    Attributes:
+        pull: High-water mark of the producers' port, in frames.
+        publish: High-water mark of each subscriber, in frames.
+        max_frame: Bytes of the largest frame; a larger one closes its connection.
+        behind: Bytes that a subscriber may be behind; its connection is ended beyond that. 0 for any number.
+    """
 
     pull: int = 10_000
     publish: int = 10_000
     max_frame: int = 2**20 + wire.MAX_OVERHEAD
+    behind: int = 64 * 2**20
 
 
 def use_ipv6(socket: "zmq.Socket[bytes]", address: str) -> None:

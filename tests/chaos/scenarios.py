@@ -103,7 +103,6 @@ def scale(stage: Stage) -> None:
 
 def cut(stage: Stage) -> None:
     """Close the connections through the relay while frames are in flight in them."""
-    assert stage.relay is not None
     for _ in stage.repetitions():
         stage.relay.hold()
         time.sleep(0.05)  # of load, which is in flight when the connections close
@@ -115,7 +114,6 @@ def cut(stage: Stage) -> None:
 
 def cut_for_a_moment(stage: Stage) -> None:
     """Close the connections through the relay, and refuse new ones for 0.1 s."""
-    assert stage.relay is not None
     for _ in stage.repetitions():
         stage.relay.end()
         time.sleep(0.1)  # this is the fault
@@ -126,7 +124,6 @@ def cut_for_a_moment(stage: Stage) -> None:
 
 def stall(stage: Stage) -> None:
     """Stall the relay for longer than clients wait for an acknowledgement, without closing its connections."""
-    assert stage.relay is not None
     for _ in stage.repetitions():
         stage.relay.hold()
         time.sleep(4 if stage.options.short else 5)  # this is the fault
@@ -151,6 +148,13 @@ def lose_packets(stage: Stage) -> None:
         stage.network.lose()
         time.sleep(4 if stage.options.short else 15)  # this is the fault
         stage.network.heal()
+        stage.rest()
+
+
+def run_undisturbed(stage: Stage) -> None:
+    """Run the load for a while."""
+    for _ in stage.repetitions():
+        time.sleep(4 if stage.options.short else 15)  # of load
         stage.rest()
 
 
@@ -232,6 +236,8 @@ SCENARIOS = [
     Scenario("slow-receiver", freeze_receiver_and_kill, Setting(sites=2, running=2, padding=2_000), KILLED),
     Scenario("network-cut", cut_network, Setting(sites=2, running=2, network=True), Goal(), 4, 1, missing),
     Scenario("network-loss", lose_packets, Setting(sites=2, running=2, network=True), Goal(), 2, 1, missing),
+    # There and back by the slow way takes 0.4 s, and a link comes up by several of these.
+    Scenario("network-delay", run_undisturbed, Setting(sites=2, running=2, delay=0.2), Goal(lateness_ms=1_000), 2, 1),
     # Forwarders give a frozen receiver up after 2.5 s: what is published for it from then on is lost, and so are the
     # jobs that it has fetched.
     Scenario("consumer-frozen", freeze_receiver, Setting(sites=2, running=2, padding=2_000), Goal(0, None, growth=2.0)),

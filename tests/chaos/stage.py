@@ -77,7 +77,8 @@ class Setting:
     Args:
         sites: Number of forwarders that CONFIG lists.
         running: How many of them are running.
-        relay: The port that clients reach through a relay, if any.
+        relay: The port of the first forwarder that clients reach through a relay, if any.
+        delay: Seconds that everything takes to and from the first forwarder, at both ports.
         padding: Further bytes in each message.
         messages: Whether there are group and direct messages; else there are only jobs.
         job_rate: Jobs per second, if they are not those of the command line.
@@ -87,6 +88,7 @@ class Setting:
     sites: int = 1
     running: int = 1
     relay: Literal["pull", "pub"] | None = None
+    delay: float = 0.0
     padding: int = 0
     messages: bool = True
     job_rate: float | None = None
@@ -111,12 +113,17 @@ class Stage:
         self.network = Network() if setting.network else None
         self._host = HOST if setting.network else "127.0.0.1"
         self._folder, self._processes = folder, ProcessGroup()
-        ports = iter(free_ports(3 * setting.sites + 1))
+        ports = iter(free_ports(3 * setting.sites + 2))
         self.sites = [
             Site(f"forwarder-{index}", folder, [next(ports) for _ in range(3)], self._host)
             for index in range(setting.sites)
         ]
-        self.relay = self._make_relay(next(ports))
+        relayed = ("pull", "pub") if setting.delay else (setting.relay,)
+        self._relays = {
+            kind: StallingRelay(next(ports), getattr(self.sites[0], f"{kind}_port"), setting.delay)
+            for kind in relayed
+            if kind is not None
+        }
         self._groups = [f"group-{number}" for number in range(TOPICS - options.receivers)] if setting.messages else []
         self.receivers: dict[int, ClientProcess] = {}
         self._frozen: set[int] = set()
@@ -133,15 +140,21 @@ class Stage:
         self._processes.kill()
         if self.network is not None:
             self.network.__exit__(kind, error, trace)
-        if self.relay is not None:
-            self.relay.end()
+        for relay in self._relays.values():
+            relay.end()
+
+    @property
+    def relay(self) -> StallingRelay:
+        """The relay; only valid where there is one."""
+        (relay,) = self._relays.values()
+        return relay
 
     def open(self) -> None:
         """Start everything; return when all clients are connected and all receivers have joined."""
         if self.network is not None:
             self.network.__enter__()
-        if self.relay is not None:
-            self.relay.start()
+        for relay in self._relays.values():
+            relay.start()
         first = self.sites[: self._setting.running]
         for site in first:
             site.start(self._processes)
@@ -310,18 +323,13 @@ class Stage:
         for client in [*self._senders, *self.receivers.values()]:
             wait_until(partial(_is_connected, client, running), CONNECTED, f"{client.name} is not connected")
 
-    def _make_relay(self, port: int) -> StallingRelay | None:
-        if self._setting.relay is None:
-            return None
-        return StallingRelay(port, getattr(self.sites[0], f"{self._setting.relay}_port"))
-
     def _config(self) -> dict[str, Any]:
         """Return CONFIG: one address for one forwarder, a list for several."""
         config: dict[str, Any] = {"capacity": CAPACITY, "outbox_capacity": CAPACITY}
         for kind in ("pull", "pub"):
             ports = [getattr(site, f"{kind}_port") for site in self.sites]
-            if self.relay is not None and self._setting.relay == kind:
-                ports[0] = self.relay.port
+            if kind in self._relays:
+                ports[0] = self._relays[kind].port
             addresses = [f"tcp://{self._host}:{port}" for port in ports]
             config[f"{kind}_socket_address"] = addresses if len(addresses) > 1 else addresses[0]
         return config

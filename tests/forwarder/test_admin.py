@@ -87,6 +87,7 @@ async def test_metrics_count_frames_and_bytes(page):
     """The metrics contain counters of frames and bytes, drops by cause, and gauges."""
     page.exchange.enter(State.SERVING)
     page.traffic.frames_in, page.traffic.bytes_in, page.traffic.frames_out, page.traffic.bytes_out = 4, 30, 2, 10
+    page.traffic.ended_subscribers = 3
     page.exchange.upstream(b"\1" + wire.inbox_topic(A))
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
     page.exchange.inbound(b"?")
@@ -98,6 +99,7 @@ async def test_metrics_count_frames_and_bytes(page):
         "ready": 1.0,
         "frames_received_total": 4.0,
         "received_bytes_total": 30.0,
+        "ended_subscribers_total": 3.0,
         "frames_published_total": 2.0,
         "published_bytes_total": 10.0,
         "clients": 1.0,

@@ -84,3 +84,11 @@ def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard, cloc
     assert not guard.is_ready
     guard.decide(750, 0)
     assert guard.is_ready
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted", "bytes_behind"), [(0, 0, 0), (0, 10, 10), (1000, 0, 250), (1000, 90, 90), (1000, 500, 250)]
+)
+def test_a_subscriber_may_be_behind_by_a_share_of_the_limit(clock, limit, wanted, bytes_behind):
+    """Where there is no limit, as configured; 0 is any number."""
+    assert MemoryGuard(limit, clock).subscriber_bytes(wanted) == bytes_behind

@@ -1,8 +1,11 @@
 """A TCP relay between a process and a forwarder: a network that a test can stop, cut and turn elsewhere."""
 
 import contextlib
+import select
 import socket
 import threading
+import time
+from collections import deque
 
 CHUNK = 65_536
 
@@ -13,10 +16,11 @@ class Relay:
     Args:
         port: Its own, on the loopback.
         target: Where connections go that are made from now on.
+        delay: Seconds that everything takes, in each direction.
     """
 
-    def __init__(self, port: int, target: int) -> None:
-        self.port, self.target = port, target
+    def __init__(self, port: int, target: int, delay: float = 0.0) -> None:
+        self.port, self.target, self.delay = port, target, delay
         self.accepted = 0
         """Connections so far."""
         self._server: socket.socket | None = None
@@ -71,16 +75,28 @@ class Relay:
             self._run(self._pass_back, far, near)
 
     def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while self._flows.wait() and (data := near.recv(CHUNK)):
-                far.sendall(data)
+        with contextlib.suppress(OSError, ValueError):
+            self._carry(near, far, self._flows)
         _close(far)
 
     def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := far.recv(CHUNK):
-                near.sendall(data)
+        with contextlib.suppress(OSError, ValueError):
+            self._carry(far, near, None)
         _close(near)
+
+    def _carry(self, source: socket.socket, target: socket.socket, flows: threading.Event | None) -> None:
+        under_way: deque[tuple[float, bytes]] = deque()
+        while True:
+            if flows is not None:
+                flows.wait()
+            pause = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+            if select.select([source], [], [], pause)[0]:
+                data = source.recv(CHUNK)
+                if not data:
+                    return
+                under_way.append((time.monotonic() + self.delay, data))
+            while under_way and under_way[0][0] <= time.monotonic():
+                target.sendall(under_way.popleft()[1])
 
 
 def _close(connection: socket.socket) -> None:

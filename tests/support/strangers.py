@@ -60,9 +60,12 @@ class Peer:
         while wire.CONFIRM.decode(self.await_kind(wire.CONFIRM)).n != 2**63 + self.number:
             pass
 
-    def __exit__(self, *error):
+    def close(self):
         self.push.close()
         self.xsub.close()
+
+    def __exit__(self, *error):
+        self.close()
 
 
 def well_formed(inbox, session=1):

@@ -1,0 +1,189 @@
+"""The connections to a bound socket: who is connected, who is far behind, and how to end a single one.
+
+libzmq tells nothing of this. Its monitor reports the file descriptor of each connection, and the system what waits in
+it: what the peer has not been sent yet, and what it has acknowledged. libzmq cannot close a single connection either,
+but it does so when the system has shut it down.
+"""
+
+import array
+import fcntl
+import os
+import socket as sockets
+import struct
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+_WATCHED = (
+    zmq.Event.ACCEPTED
+    | zmq.Event.DISCONNECTED
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+)
+_FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
+_UNSENT = 0x894B
+"""SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
+_TCP_INFO_SIZE, _BYTES_ACKED = 128, 120
+"""Of `struct tcp_info` in linux/tcp.h: how much of it is asked for, and where `tcpi_bytes_acked` stands."""
+LOOKS = 16
+"""In how many steps a subscriber is seen to fall behind."""
+
+
+class Peer(NamedTuple):
+    """The other end of a connection; the port is 0 where there is none."""
+
+    host: str
+    port: int = 0
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+
+class Connections:
+    """The connections to one socket, by file descriptor. To be made before the socket is bound.
+
+    Args:
+        socket: The socket.
+        refused: Called with the peer of a handshake that has failed.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]", refused: Callable[[Peer], None] | None = None) -> None:
+        self.peers: dict[int, Peer] = {}
+        self._socket, self._refused = socket, refused
+        self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
+        """The socket to watch: `turn` is due when it is readable."""
+        self._has_failed = False
+
+    def turn(self) -> None:
+        """Process all events. Never blocks."""
+        with suppress(zmq.Again):
+            while True:
+                event = recv_monitor_message(self.monitor, zmq.DONTWAIT)
+                self._process(event["event"], int(event["value"]))
+
+    def _process(self, event: int, descriptor: int) -> None:
+        # The event of a failure does not name its connection. Events that carry its descriptor precede it (accepted)
+        # and follow it (disconnected), and by the time of the latter the address can no longer be asked for.
+        if event == zmq.Event.ACCEPTED:
+            self.peers[descriptor] = _peer(descriptor)
+        elif event in _FAILED:
+            self._has_failed = True
+        elif event == zmq.Event.DISCONNECTED:
+            failed, self._has_failed = self._has_failed, False
+            peer = self.peers.pop(descriptor, Peer("an unknown address"))
+            if failed and self._refused is not None:
+                self._refused(peer)
+
+    def end(self, descriptor: int) -> None:
+        """Let the system end a connection; what waits for its peer is lost, and the peer may connect anew."""
+        self.turn()
+        with suppress(OSError), _copy(descriptor) as copy:  # it has ended, and another file may have its number
+            if self.peers.get(descriptor) == _peer_of(copy):
+                copy.shutdown(sockets.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Stop watching, because the socket is about to be closed."""
+        self._socket.disable_monitor()
+        self.monitor.close(linger=0)
+
+
+@dataclass(slots=True)
+class _Behind:
+    """When a subscriber was first seen not to have taken everything: bytes published and acknowledged until then."""
+
+    published: int
+    acknowledged: int
+
+
+class SlowSubscribers:
+    """Ends the connections of subscribers that fall far behind, so that the memory which waits for them is bounded.
+
+    libzmq bounds the number of messages that wait for a subscriber, whatever their size. At most as many bytes wait as
+    were published since the connection was first seen to have something left to send, but for those that its peer has
+    acknowledged since, and a little that was there before. A subscriber of few topics is thus overrated, but only while
+    its connection is stuck at every look.
+
+    Only TCP connections on Linux are looked at.
+
+    Args:
+        connections: Those of the publishing socket.
+        max_bytes: About what may wait for a subscriber; 0 for any amount.
+    """
+
+    def __init__(self, connections: Connections, max_bytes: int) -> None:
+        self.max_bytes = max_bytes if sys.platform == "linux" else 0
+        self._connections = connections
+        self._looked_at = 0
+        self._behind: dict[int, _Behind] = {}
+
+    def is_due(self, published: int) -> bool:
+        """Return whether so much was published since the last look that another one makes sense."""
+        return self.max_bytes > 0 and published >= self._looked_at + self.max_bytes // LOOKS
+
+    def look(self, published: int) -> list[Peer]:
+        """Look at all connections if that is due.
+
+        Args:
+            published: Bytes that were published since the start.
+
+        Returns:
+            The peers whose connections were ended.
+        """
+        if not self.is_due(published):
+            return []
+        self._connections.turn()
+        behind, ended = {}, []
+        for descriptor, peer in list(self._connections.peers.items()):
+            acknowledged = _acknowledged_if_stuck(descriptor)
+            if acknowledged is None:
+                continue
+            start = self._behind.get(descriptor) or _Behind(published, acknowledged)
+            if published - start.published - (acknowledged - start.acknowledged) > self.max_bytes:
+                self._connections.end(descriptor)
+                ended.append(peer)
+            else:
+                behind[descriptor] = start
+        self._behind, self._looked_at = behind, published
+        return ended
+
+
+def _acknowledged_if_stuck(descriptor: int) -> int | None:
+    """Return how many bytes a peer has acknowledged if something waits to be sent to it, else None."""
+    unsent = array.array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, _UNSENT, unsent)
+        if not unsent[0]:
+            return None
+        with _copy(descriptor) as copy:
+            info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO_SIZE)
+    except OSError:  # it has ended, or it is no TCP connection
+        return None
+    return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0])
+
+
+def _copy(descriptor: int) -> sockets.socket:
+    return sockets.socket(fileno=os.dup(descriptor))
+
+
+def _peer(descriptor: int) -> Peer:
+    try:
+        with _copy(descriptor) as copy:
+            return _peer_of(copy)
+    except OSError:
+        return Peer("a closed connection")
+
+
+def _peer_of(socket: sockets.socket) -> Peer:
+    name = socket.getpeername()
+    return Peer(plain_host(str(name[0])), int(name[1])) if isinstance(name, tuple) else Peer("a local socket")
+
+
+def plain_host(host: str) -> str:
+    """Return an IPv4 address as such, also if it is the peer of an IPv6 socket."""
+    return host.removeprefix("::ffff:")

@@ -1,0 +1,167 @@
+"""The connections to a publishing socket: who is far behind, and how a single one ends."""
+
+import pytest
+import zmq
+
+from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
+
+FRAME = bytes(16 * 1024)
+BEHIND = 8 * 2**20
+FAR = 8 * BEHIND
+"""More than a subscriber may be behind, and the system holds for a connection."""
+
+
+class Publisher:
+    """A publishing socket and its subscribers."""
+
+    def __init__(self, sockets, address="tcp://127.0.0.1:*", behind=BEHIND):
+        self._sockets = sockets
+        self.xpub = sockets.open(zmq.XPUB)
+        self.xpub.set(zmq.XPUB_VERBOSER, 1)
+        self.xpub.set(zmq.SNDHWM, 0)
+        self.connections = Connections(self.xpub)
+        self.slow = SlowSubscribers(self.connections, behind)
+        self.xpub.bind(address)
+        self.address = self.xpub.last_endpoint
+        self.published = 0
+
+    def subscribe(self, topic=b""):
+        """Return a subscriber; libzmq reads no more than one frame ahead of it."""
+        subscriber = self._sockets.open(zmq.SUB)
+        subscriber.set(zmq.RCVHWM, 1)
+        subscriber.subscribe(topic)
+        subscriber.connect(self.address)
+        self.xpub.recv()
+        while not self.connections.monitor.poll(0) and not self.connections.peers:
+            pass
+        self.connections.turn()
+        return subscriber
+
+    def publish(self, count=1):
+        for _ in range(count):
+            self.xpub.send(FRAME)
+            self.published += len(FRAME)
+
+    def look(self):
+        return self.slow.look(self.published)
+
+
+@pytest.fixture
+def make(sockets):
+    """Return a function that makes a publisher."""
+    made = []
+
+    def make(*args, **settings):
+        made.append(Publisher(sockets, *args, **settings))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher.connections.close()
+
+
+def read(subscriber):
+    assert subscriber.poll(5000)
+    assert subscriber.recv() == FRAME
+
+
+def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make):
+    """Once it is further behind than it may be; one that reads everything gets everything."""
+    publisher = make()
+    fast, _ = publisher.subscribe(), publisher.subscribe()
+    slow_peer = list(publisher.connections.peers.values())[-1]
+    ended = []
+    while not ended:
+        assert publisher.published < FAR
+        publisher.publish()
+        read(fast)
+        ended = publisher.look()
+    assert ended == [slow_peer]
+    assert publisher.published > BEHIND
+    while len(publisher.connections.peers) == 2:
+        publisher.connections.turn()
+    publisher.publish(10)
+    for _ in range(10):
+        read(fast)
+
+
+def test_it_may_connect_anew(make):
+    """What waited for it is lost."""
+    publisher = make()
+    slow = publisher.subscribe()
+    while not publisher.look():
+        publisher.publish()
+    assert publisher.xpub.recv() == b"\0"
+    while not publisher.xpub.poll(0):  # it notices the end once it has read what came before
+        if slow.poll(1):
+            read(slow)
+    assert publisher.xpub.recv() == b"\1"
+    publisher.publish()
+    read(slow)
+
+
+def test_a_subscriber_that_reads_late_is_not_behind(make):
+    """What it has taken does not count, whatever was published."""
+    publisher = make()
+    late = publisher.subscribe()
+    for _ in range(FAR // (64 * len(FRAME))):
+        publisher.publish(64)
+        assert publisher.look() == []
+        for _ in range(64):
+            read(late)
+
+
+def test_a_subscriber_of_other_topics_is_not_behind(make):
+    """Nothing waits for it, although it reads nothing."""
+    publisher = make()
+    publisher.subscribe(b"other")
+    for _ in range(FAR // len(FRAME)):
+        publisher.publish()
+        assert publisher.look() == []
+
+
+@pytest.mark.parametrize("case", ["no bound", "ipc"])
+def test_a_connection_that_cannot_or_need_not_be_judged_stays(make, tmp_path, case):
+    """The system does not tell what the peer of a local socket has taken."""
+    publisher = make(behind=0) if case == "no bound" else make(f"ipc://{tmp_path}/pub")
+    publisher.subscribe()
+    for _ in range(FAR // len(FRAME)):
+        publisher.publish()
+        assert publisher.look() == []
+
+
+def test_a_look_is_due_when_enough_was_published(make):
+    """A look at a thousand connections takes a millisecond."""
+    publisher = make()
+    assert [publisher.slow.is_due(published) for published in (0, BEHIND // 16 - 1, BEHIND // 16)] == [0, 0, 1]
+    publisher.slow.look(BEHIND)
+    assert [publisher.slow.is_due(BEHIND + more) for more in (0, BEHIND // 16)] == [False, True]
+
+
+def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone(make):
+    """The system gives the number of a closed file to the next one."""
+    publisher = make()
+    subscriber = publisher.subscribe()
+    (descriptor,) = publisher.connections.peers
+    publisher.connections.peers[descriptor] = Peer("127.0.0.1", 1)
+    publisher.connections.end(descriptor)
+    publisher.publish()
+    read(subscriber)
+
+
+def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make):
+    """Nothing fails."""
+    publisher = make()
+    publisher.connections.peers[2**20] = Peer("127.0.0.1", 1)
+    publisher.connections.end(2**20)
+    publisher.published = BEHIND
+    assert publisher.look() == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "shown"),
+    [(Peer("10.0.0.1", 5), "10.0.0.1:5"), (Peer("::1", 5), "[::1]:5"), (Peer("a local socket"), "a local socket")],
+)
+def test_a_peer_is_shown_as_people_write_it(peer, shown):
+    """In log lines."""
+    assert str(peer) == shown
