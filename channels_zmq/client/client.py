@@ -349,11 +349,11 @@ class Client:
     def _out_of_order(
         self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
     ) -> None:
-        """Drop a repeated message. Hold one before which others may come by another exchange, else count the gap."""
+        """Drop a repeated message. Hold one before which others may still come, else count the gap."""
         if missing == REPEATED:
             if sender != self.sender:  # else this process sent it before it joined
                 self.counters.repeated += 1
-        elif len(self.attachments) > 1 or self.gaps.frames or any(one.has_two_ways for one in self.attachments):
+        elif len(self.attachments) > 1 or self.gaps.frames or any(one.may_repeat for one in self.attachments):
             if not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
                 self.counters.repeated += 1
         else:

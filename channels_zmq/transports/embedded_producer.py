@@ -40,7 +40,7 @@ from channels_zmq_forwarder.sockets import (
     readable,
 )
 from channels_zmq_forwarder.wire import Topic
-from channels_zmq_forwarder.zap import Gate
+from channels_zmq_forwarder.zap import Admission, Gate
 
 TICK_EVERY = 1.0
 SETTLE = 0.5
@@ -102,6 +102,8 @@ class EmbeddedProducer:
         self._gate: Gate | None = None
         self._subscribers: Connections | None = None
         self._slow: SlowSubscribers | None = None
+        self._admission: Admission | None = None
+        self._keys_have_changed = False
         self._published = 0  # bytes
         self._endpoint = ""
         """Where the socket is bound, as the system says."""
@@ -141,8 +143,11 @@ class EmbeddedProducer:
         try:
             if self._options.keys is not None:
                 self._gate = self._open_gate()
-            self._subscribers = self._gate.guard(xpub) if self._gate is not None else Connections(xpub)
-            self._slow = SlowSubscribers(self._subscribers, self._options.subscriber_bytes)
+            self._subscribers = subscribers = Connections(xpub) if self._gate is None else self._gate.guard(xpub)
+            if self._gate is not None and self._gate.allowed is not None:
+                xpub.set(zmq.XPUB_VERBOSE, 1)
+                self._admission = Admission(xpub, subscribers, self._gate.allowed, self._drop_revoked)
+            self._slow = SlowSubscribers(subscribers, self._options.subscriber_bytes)
             self._guard = guard(self.address)
             self._endpoint = bind(xpub, _bindable(self.address))
         except ConfigurationError:
@@ -165,6 +170,9 @@ class EmbeddedProducer:
                 "the process that sends needs it; this one has only curve_server_key",
             )
         return Gate(self._context, *self._options.server_keys.read())
+
+    def _drop_revoked(self) -> None:
+        self._exchange.drops["revoked_key"] += 1
 
     def _close_subscribers(self) -> None:
         if self._subscribers is not None:
@@ -311,7 +319,8 @@ class EmbeddedProducer:
         """Give the exchange frames of the readers, for one turn; return whether more may be there."""
         if self._xpub is None:
             return False
-        recv, upstream, until = self._xpub.recv, self._exchange.upstream, time.monotonic() + SECONDS_A_TURN
+        recv = self._xpub.recv if self._admission is None else self._admission.recv
+        upstream, until = self._exchange.upstream, time.monotonic() + SECONDS_A_TURN
         try:
             for _ in range(FRAMES_A_TURN):
                 self._drive(upstream(recv(zmq.DONTWAIT)))
@@ -325,9 +334,12 @@ class EmbeddedProducer:
 
     def watched(self) -> Watched:
         """Return the sockets by which CURVE clients are let in, and by which connections come and go."""
+        watched: dict[Socket, Callable[[], None]] = {}
         if self._gate is not None:
-            return Watched({}, None, dict.fromkeys(self._gate.sockets, self._gate.turn))
-        return Watched({}, None, {one.monitor: one.turn for one in (self._subscribers,) if one is not None})
+            watched[self._gate.socket] = self._gate.turn
+        if self._subscribers is not None:
+            watched[self._subscribers.monitor] = self._subscribers.turn
+        return Watched({}, None, watched)
 
     def tick(self, now: float) -> float:
         """Let the exchange do what is due; return when to be called again."""
@@ -335,6 +347,9 @@ class EmbeddedProducer:
             self._settle()
         if now >= self._exchange.due():
             self._drive(self._exchange.sweep())
+        if self._keys_have_changed and self._admission is not None:
+            self._keys_have_changed = False
+            self._admission.end_revoked()
         for peer in self._slow.look(self._published) if self._slow is not None else ():
             line = "ended the connection of the reader at %s: it was too far behind"
             self._client.counters.report(logging.WARNING, line, peer)
@@ -343,8 +358,9 @@ class EmbeddedProducer:
 
     def look_around(self) -> None:
         """Read the list of allowed keys again if it has changed."""
-        if self._gate is not None and self._gate.allowed is not None:
-            self._gate.allowed.refresh()
+        if self._gate is not None and self._gate.allowed is not None and self._gate.allowed.refresh():
+            self._keys_have_changed = True
+            self._call_soon(0.0)
 
     # The end
 

@@ -55,6 +55,8 @@ class Connections:
 
     def __init__(self, socket: "zmq.Socket[bytes]", refused: Callable[[Peer], None] | None = None) -> None:
         self.peers: dict[int, Peer] = {}
+        self.keys: dict[int, bytes] = {}
+        """The CURVE keys of those that have sent something, as `Admission` has seen."""
         self._socket, self._refused = socket, refused
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
         """The socket to watch: `turn` is due when it is readable."""
@@ -75,6 +77,7 @@ class Connections:
         elif event in _FAILED:
             self._has_failed = True
         elif event == zmq.Event.DISCONNECTED:
+            self.keys.pop(descriptor, None)
             failed, self._has_failed = self._has_failed, False
             peer = self.peers.pop(descriptor, Peer("an unknown address"))
             if failed and self._refused is not None:
@@ -82,7 +85,7 @@ class Connections:
 
     def end(self, descriptor: int) -> None:
         """Let the system end a connection; what waits for its peer is lost, and the peer may connect anew."""
-        self.turn()
+        self.keys.pop(descriptor, None)
         with suppress(OSError), _copy(descriptor) as copy:  # it has ended, and another file may have its number
             if self.peers.get(descriptor) == _peer_of(copy):
                 copy.shutdown(sockets.SHUT_RDWR)

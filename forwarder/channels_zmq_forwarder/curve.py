@@ -92,7 +92,8 @@ class AllowedKeys:
     def refresh(self) -> frozenset[bytes]:
         """Read the file again if it has changed; return the keys that are no longer allowed.
 
-        If the file cannot be read, the list stays as it is, and the error is logged.
+        If the file cannot be read, or holds no key any more, the list stays as it is, and the error is logged: an empty
+        file is one that is being written, not a wish to lock everybody out.
         """
         if self._path is None:
             return frozenset()
@@ -100,7 +101,10 @@ class AllowedKeys:
             state = self._stat()
             if state == self._state:
                 return frozenset()
-            keys = self._fixed | self._read(self._path)
+            found = self._read(self._path)
+            if not found and self.keys - self._fixed:
+                raise CurveKeyError(f"{self._path}: no key")
+            keys = self._fixed | found
         except CurveKeyError as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)

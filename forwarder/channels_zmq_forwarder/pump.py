@@ -10,7 +10,6 @@ publish outside a turn must be followed by one. A missed look would delay input 
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -19,8 +18,8 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.sockets import Marks, bind, bind_again, guard, number, plain_send, publish_options, readable
-from channels_zmq_forwarder.zap import Gate
+from channels_zmq_forwarder.sockets import Marks, bind, guard, number, plain_send, publish_options, readable
+from channels_zmq_forwarder.zap import Admission, Gate
 
 FRAMES_A_TURN = 1000
 BYTES_A_TURN = 2**20
@@ -65,12 +64,9 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
-        self._context, self._marks, self._gate = context, marks, gate
-        self.held = False
-        """Whether producers are not read for now, because disconnected consumers have not reconnected yet."""
-        self._revoked: frozenset[bytes] = frozenset()
-        self._keys: dict[int, bytes] = {}  # of the connections that have subscribed, by their file descriptor
-        self._greeted: dict[bytes, bytes] = {}  # by which key each client has said hello last
+        self._marks = marks
+        self._has_revoked = False
+        """Whether producers' keys are looked at, which takes about a microsecond a frame."""
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
@@ -78,24 +74,22 @@ class Pump:
             self._pull.set(option, value)
         for option, value in ((zmq.TCP_KEEPALIVE_INTVL, 2), (zmq.TCP_KEEPALIVE_CNT, 3)):
             self._pull.set(option, value)
-        self._common_options(self._pull)
-        self._producers = gate.guard(self._pull) if gate is not None else None
-        self._guards: list[IO[str]] = []
-        self._published_at: list[str] = []
-        self._open_publisher()
-
-    def _open_publisher(self) -> None:
-        self._xpub = self._context.socket(zmq.XPUB)
-        publish_options(self._xpub, self._marks)
-        self._common_options(self._xpub)
+        self._xpub = context.socket(zmq.XPUB)
+        publish_options(self._xpub, marks)
+        for socket in (self._pull, self._xpub):
+            socket.set(zmq.MAXMSGSIZE, marks.max_frame)
+            socket.set(zmq.BACKLOG, 4096)
         self._send = plain_send(self._xpub)
-        gate = self._gate
-        self.subscribers = gate.guard(self._xpub) if gate is not None else Connections(self._xpub)
-        self._slow = SlowSubscribers(self.subscribers, self._marks.behind)
-
-    def _common_options(self, socket: "zmq.Socket[bytes]") -> None:
-        socket.set(zmq.MAXMSGSIZE, self._marks.max_frame)
-        socket.set(zmq.BACKLOG, 4096)
+        self._guards: list[IO[str]] = []
+        self._admissions: dict[zmq.Socket[bytes], Admission] = {}
+        guarded = Connections if gate is None else gate.guard
+        self.connections = {socket: guarded(socket) for socket in (self._xpub, self._pull)}
+        """Those of each socket; their monitors are to be watched."""
+        self._slow = SlowSubscribers(self.connections[self._xpub], marks.behind)
+        if gate is not None and gate.allowed is not None:
+            self._xpub.set(zmq.XPUB_VERBOSE, 1)
+            for socket, connections in self.connections.items():
+                self._admissions[socket] = Admission(socket, connections, gate.allowed, self._drop_revoked)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
         """Bind XPUB; return the addresses with the ports that the system chose.
@@ -103,8 +97,7 @@ class Pump:
         Raises:
             AddressError: If one of them cannot be bound.
         """
-        self._published_at = [self._bind(self._xpub, address) for address in addresses]
-        return self._published_at
+        return [self._bind(self._xpub, address) for address in addresses]
 
     def bind_pull(self, addresses: Sequence[str]) -> list[str]:
         """Bind PULL; return the addresses with the ports that the system chose.
@@ -120,7 +113,7 @@ class Pump:
 
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
-        more = not self.held and self._read_producers()
+        more = self._read_producers()
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         return (readable(self._xpub) and self._read_subscribers()) or more
@@ -146,51 +139,19 @@ class Pump:
         self.traffic.ended_subscribers += len(ended)
         return ended
 
-    def revoke(self, keys: frozenset[bytes]) -> set[bytes]:
-        """Revoke keys: their holders can neither send nor receive any more.
+    def end_revoked(self) -> int:
+        """End the connections by keys that were revoked, whose frames are dropped from now on; return how many."""
+        self._has_revoked = True
+        return sum(admission.end_revoked() for admission in self._admissions.values())
 
-        Their frames are dropped. libzmq cannot close a single connection: if there is one by which the holder of a
-        revoked key subscribes, all consumers are disconnected, and producers are not read until `held` is False again.
-
-        Returns:
-            The inboxes of the clients that were disconnected and may reconnect.
-        """
-        assert self._gate is not None, "keys need a gate"
-        assert self._gate.allowed is not None, "only a list can revoke one"
-        self._revoked = (self._revoked | keys) - self._gate.allowed.keys
-        self._gate.turn()
-        connected = self.subscribers.peers
-        self._keys = {descriptor: key for descriptor, key in self._keys.items() if descriptor in connected}
-        if self._revoked.isdisjoint(self._keys.values()):
-            return set()
-        living = {inbox for inbox, key in self._greeted.items() if key not in self._revoked}
-        self.held = True
-        living &= self.exchange.clients.keys()
-        self._reopen_publisher()
-        return living
-
-    def _reopen_publisher(self) -> None:
-        assert self._gate is not None, "only a revoked key makes it necessary"
-        self._gate.release(self._xpub)
-        for address in self._published_at:
-            self._xpub.unbind(address)
-        self.subscribers.close()
-        self._xpub.close()
-        for topic in list(self.exchange.topics):
-            self.exchange.upstream(wire.unsubscription(topic))
-        self._keys.clear()
-        self._greeted.clear()
-        self._open_publisher()
-        for address in self._published_at:
-            bind_again(self._xpub, address)
+    def _drop_revoked(self) -> None:
+        self.exchange.drops["revoked_key"] += 1
 
     def close(self) -> None:
         """Close both sockets; published frames are still delivered within the linger time."""
-        if self._producers is not None:
-            self._producers.close()
-        self._pull.close()
-        self.subscribers.close()
-        self._xpub.close()
+        for socket, connections in self.connections.items():
+            connections.close()
+            socket.close()
         for lock in self._guards:
             lock.close()
 
@@ -201,7 +162,8 @@ class Pump:
         return bind(socket, address)
 
     def _read_subscribers(self) -> bool:
-        recv = self._xpub.recv if self._gate is None else self._recv_known
+        admission = self._admissions.get(self._xpub)
+        recv = self._xpub.recv if admission is None else admission.recv
         upstream, clock = self.exchange.upstream, self._clock
         until, size = clock() + SECONDS_A_TURN / 2, 0
         for _ in range(FRAMES_A_TURN):
@@ -215,30 +177,8 @@ class Pump:
                 break
         return True
 
-    def _recv_known(self, flag: int) -> bytes:
-        """Receive a frame from XPUB and record the key of its sender."""
-        frame = self._xpub.recv(flag, copy=False)
-        data, key = frame.bytes, _user(frame)
-        if not key:
-            return data  # XPUB makes unsubscriptions by itself when a connection ends
-        self._keys[int(frame.get(zmq.MessageOption.SRCFD))] = key
-        if wire.is_hello(data):
-            with suppress(wire.FrameError):
-                self._greeted[wire.HELLO.decode(data).inbox] = key
-            if len(self._greeted) > 2 * len(self.exchange.clients) + 16:  # most of them are gone
-                self._greeted = {one: last for one, last in self._greeted.items() if one in self.exchange.clients}
-        return data
-
-    def _recv_allowed(self, flag: int) -> bytes:
-        """Receive a frame from a producer whose key has not been revoked."""
-        while True:
-            frame = self._pull.recv(flag, copy=False)
-            if _user(frame) not in self._revoked:
-                return frame.bytes
-            self.exchange.drops["revoked_key"] += 1
-
     def _read_producers(self) -> bool:
-        recv = self._recv_allowed if self._revoked else self._pull.recv
+        recv = self._admissions[self._pull].recv if self._has_revoked else self._pull.recv
         send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
         clock = self._clock
@@ -270,11 +210,3 @@ class Pump:
             self.traffic.frames_out += relayed
             self.traffic.bytes_out += relayed_size
         return True
-
-
-def _user(frame: zmq.Frame) -> bytes:
-    """Return the public key of the connection that a frame arrived by; no bytes if it has none."""
-    try:
-        return str(frame.get("User-Id")).encode()
-    except zmq.ZMQError:
-        return b""

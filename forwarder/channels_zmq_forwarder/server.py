@@ -109,8 +109,6 @@ class Server:
         self.pull_addresses: list[str] = []
         self._end = end or asyncio.Event()
         self._watched: list[tuple[int, Callable[[], None]]] = []
-        self._expected: set[bytes] = set()
-        self._held_until = 0.0
         self._turn_is_due = False
         self._closed = False
 
@@ -135,7 +133,6 @@ class Server:
                 len(self.exchange.clients),
                 self.exchange.queues.depth(),
             )
-            self.pump.held = False  # clients detach by this port, too
             self._publish(self.exchange.drain(time.monotonic() + self.settings.drain_at_most))
             self._input()
             self._notice_end()
@@ -155,10 +152,9 @@ class Server:
         """Watch all descriptors, and read each once: they report changes only, and input may be there already."""
         loop = asyncio.get_running_loop()
         self._watched = [(descriptor, self._input) for descriptor in self.pump.descriptors()]
+        self._watched += [(number(one.monitor, zmq.FD), one.turn) for one in self.pump.connections.values()]
         if self.gate is not None:
-            self._watched += [(number(socket, zmq.FD), self.gate.turn) for socket in self.gate.sockets]
-        else:
-            self._watched.append((number(self.pump.subscribers.monitor, zmq.FD), self.pump.subscribers.turn))
+            self._watched.append((number(self.gate.socket, zmq.FD), self.gate.turn))
         for descriptor, callback in self._watched:
             loop.add_reader(descriptor, callback)
             callback()
@@ -228,7 +224,6 @@ class Server:
             try:
                 self._end_slow_subscribers()
                 self._watch_memory()
-                self._resume_producers()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
                     self._refresh_keys()
@@ -240,30 +235,10 @@ class Server:
                 logger.exception("a periodic task failed")
 
     def _refresh_keys(self) -> None:
-        if self.gate is None or self.gate.allowed is None or self.exchange.state is wire.State.DRAINING:
-            return
-        self.gate.turn()
-        revoked = self.gate.allowed.refresh()
-        if not revoked:
-            return
-        self._unwatch()
-        self._expected = self.pump.revoke(revoked)
-        if self.pump.held:
-            logger.warning(
-                "a revoked key was in use: disconnected all subscribers, waiting for %d of them to reconnect",
-                len(self._expected),
-            )
-            self.exchange.enter(wire.State.SETTLING)
-            self._held_until = time.monotonic() + self.settings.settle_at_most
-        self._watch()
-
-    def _resume_producers(self) -> None:
-        """Read producers again once the subscribers that were disconnected for a revoked key have reconnected."""
-        back = self._expected <= self.exchange.clients.keys()
-        if self.pump.held and (back or time.monotonic() > self._held_until):
-            self.pump.held = False
-            self._publish(self.exchange.enter(wire.State.SERVING))
-            self._input()
+        if self.gate is not None and self.gate.allowed is not None and self.gate.allowed.refresh():
+            ended = self.pump.end_revoked()
+            if ended:
+                logger.warning("ended %d connections by keys that were revoked", ended)
 
     def _end_slow_subscribers(self) -> None:
         for peer in self.pump.end_slow_subscribers():

@@ -7,7 +7,6 @@ are an `AddressError`: an address cannot be bound.
 import errno
 import fcntl
 import socket as addresses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO, cast
@@ -20,7 +19,6 @@ IPC = "ipc://"
 TCP = "tcp://"
 EVERYWHERE = "tcp://*:"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-BIND_AGAIN = 5.0
 SLOWEST_LINK = 16_000_000
 """Bits per second between an exchange and each of its clients, all busy at once."""
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
@@ -84,21 +82,6 @@ def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:
     takes on a link of `SLOWEST_LINK`: on a slower one healthy connections would be cut in the middle of a frame.
     """
     return {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000 + 1000 * 8 * max_frame // SLOWEST_LINK}
-
-
-def bind_again(socket: "zmq.Socket[bytes]", address: str) -> None:
-    """Bind an address that this process has just unbound; ZeroMQ releases it a moment later."""
-    use_ipv6(socket, address)
-    deadline = time.monotonic() + BIND_AGAIN
-    while True:
-        try:
-            socket.bind(address)
-        except zmq.ZMQError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.001)
-        else:
-            return
 
 
 def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:

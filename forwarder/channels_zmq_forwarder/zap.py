@@ -45,51 +45,39 @@ class Gate:
         """Handshakes that failed."""
         self._secret_key = secret_key
         self._clock = clock
-        self._zap = context.socket(zmq.REP)
-        self._zap.linger = 0
-        self._zap.bind(ZAP)
-        self._guarded: dict[zmq.Socket[bytes], Connections] = {}
+        self.socket = context.socket(zmq.REP)
+        """The socket to watch: `turn` is due when it is readable."""
+        self.socket.linger = 0
+        self.socket.bind(ZAP)
         self._logged_at: dict[str, float] = {}
         self._not_logged = 0
-
-    @property
-    def sockets(self) -> "list[zmq.Socket[bytes]]":
-        """The sockets to watch: `turn` is due when one of them is readable."""
-        return [self._zap, *(connections.monitor for connections in self._guarded.values())]
 
     def guard(self, socket: "zmq.Socket[bytes]") -> Connections:
         """Require CURVE and an allowed key of every connection to a socket; to be called before it is bound.
 
         Returns:
-            Its connections, which `turn` keeps up to date.
+            Its connections.
         """
         socket.curve_secretkey = self._secret_key
         socket.curve_server = True
         socket.zap_domain = b"channels-zmq"
-        connections = self._guarded[socket] = Connections(socket, self._was_refused)
-        return connections
-
-    def release(self, socket: "zmq.Socket[bytes]") -> None:
-        """Forget a socket that is about to be closed."""
-        del self._guarded[socket]
+        return Connections(socket, self._was_refused)
 
     def turn(self) -> None:
-        """Answer all pending requests and process all events. Never blocks."""
+        """Answer all pending requests. Never blocks."""
         while self._answer():
             pass
-        for connections in self._guarded.values():
-            connections.turn()
 
     def close(self) -> None:
         """Close the gate's own socket; the guarded ones must be closed before."""
-        self._zap.close()
+        self.socket.close()
 
     def _was_refused(self, peer: Peer) -> None:
         self._log_refusal(peer.host, "it has no key, or the key of another server")
 
     def _answer(self) -> bool:
         try:
-            version, request, _, address, _, mechanism, *credentials = self._zap.recv_multipart(zmq.DONTWAIT)
+            version, request, _, address, _, mechanism, *credentials = self.socket.recv_multipart(zmq.DONTWAIT)
         except zmq.Again:
             return False
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and credentials else b""
@@ -98,7 +86,7 @@ class Gate:
             host = plain_host(address.decode(errors="replace"))
             self._log_refusal(host or "a local socket", "its key is not allowed")
         code, text = (b"200", b"OK") if allowed else (b"400", b"not allowed")
-        self._zap.send_multipart([version, request, code, text, public if allowed else b"", b""])
+        self.socket.send_multipart([version, request, code, text, public if allowed else b"", b""])
         return True
 
     def _log_refusal(self, peer: str, reason: str) -> None:
@@ -113,3 +101,60 @@ class Gate:
         more = f" ({self._not_logged} more refusals were not logged)" if self._not_logged else ""
         self._not_logged = 0
         logger.warning("%s was refused: %s%s", peer, reason, more)
+
+
+class Admission:
+    """Receives from a guarded socket what holders of allowed keys send, and ends the connections of all others.
+
+    A key may be revoked while it is in use. The list that is in force when a frame is read decides.
+
+    Args:
+        socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
+            on receiving what others have subscribed to before.
+        connections: Those of the socket.
+        allowed: The keys that may connect.
+        dropped: Called for each frame that is dropped.
+    """
+
+    def __init__(
+        self,
+        socket: "zmq.Socket[bytes]",
+        connections: Connections,
+        allowed: AllowedKeys,
+        dropped: Callable[[], None],
+    ) -> None:
+        self._socket, self._connections, self._allowed, self._dropped = socket, connections, allowed, dropped
+
+    def recv(self, flags: int) -> bytes:
+        """Receive a frame; raises what the socket raises."""
+        while True:
+            frame = self._socket.recv(flags, copy=False)
+            key = _user(frame)
+            if not key:
+                return frame.bytes  # of XPUB itself, for a connection that has ended
+            descriptor = int(frame.get(zmq.MessageOption.SRCFD))
+            self._connections.keys[descriptor] = key
+            if key in self._allowed.keys:
+                return frame.bytes
+            self._dropped()
+            self._connections.end(descriptor)
+
+    def end_revoked(self) -> int:
+        """End the connections by keys that are not allowed any more; return how many there were.
+
+        One that has sent nothing has no subscription, so that nothing is sent to it either.
+        """
+        self._connections.turn()
+        keys = self._connections.keys
+        revoked = [descriptor for descriptor, key in keys.items() if key not in self._allowed.keys]
+        for descriptor in revoked:
+            self._connections.end(descriptor)
+        return len(revoked)
+
+
+def _user(frame: zmq.Frame) -> bytes:
+    """Return the public key of the connection that a frame arrived by; no bytes if it has none."""
+    try:
+        return str(frame.get("User-Id")).encode()
+    except zmq.ZMQError:
+        return b""

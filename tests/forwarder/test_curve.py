@@ -78,7 +78,7 @@ def test_a_changed_file_is_read_again(path):
     assert allowed.refresh() == set()
 
 
-@pytest.mark.parametrize("damage", ["missing", "broken"])
+@pytest.mark.parametrize("damage", ["missing", "broken", "empty"])
 def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damage):
     """The error is logged once, and the file is read again when it is valid."""
     write(path, ONE)
@@ -86,6 +86,8 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damag
     path.unlink()
     if damage == "broken":
         write(path, ONE[:-1])
+    elif damage == "empty":
+        write(path, b"# being written")
     with caplog.at_level(logging.ERROR):
         assert [allowed.refresh(), allowed.refresh()] == [set(), set()]
     assert len(caplog.records) == 1

@@ -7,7 +7,7 @@ import zmq
 
 from channels_zmq_forwarder import zap
 from channels_zmq_forwarder.curve import AllowedKeys, new_pair, secure_client
-from channels_zmq_forwarder.zap import Gate
+from channels_zmq_forwarder.zap import Admission, Gate
 
 
 class Peers:
@@ -16,10 +16,13 @@ class Peers:
     def __init__(self, sockets, allowed, clock):
         self.public, secret = new_pair()
         self.gate = Gate(sockets.context, secret, allowed, clock)
-        self.socket = sockets.open(zmq.PULL)
-        self.gate.guard(self.socket)
-        self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
         self._sockets = sockets
+        self.socket = self.open()
+        self.connections = self.gate.guard(self.socket)
+        self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+
+    def open(self):
+        return self._sockets.open(zmq.PULL)
 
     def client(self, secret, *, public=None):
         """Connect and send a frame, which arrives only if the gate allows the key."""
@@ -31,7 +34,11 @@ class Peers:
     def refused(self, count):
         """Make turns until that many connections were refused."""
         while self.gate.refused < count:
-            self.gate.turn()
+            self.turn()
+
+    def turn(self):
+        self.gate.turn()
+        self.connections.turn()
 
 
 @pytest.fixture
@@ -45,6 +52,7 @@ def guard(sockets, clock):
 
     yield guard
     for peers in made:
+        peers.connections.close()
         peers.socket.close(linger=0)
         peers.gate.close()
 
@@ -73,3 +81,116 @@ def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
         peers.refused(4)
     assert any("more refusals were not logged" in line for line in caplog.messages)
     assert not peers.socket.poll(0)
+
+
+# Keys that are revoked while they are in use
+
+
+class Admitted(Peers):
+    """A guarded XPUB or PULL that admits frames of allowed keys only, and clients that are connected to it."""
+
+    def __init__(self, sockets, clock, path, kind):
+        self.path, self.pairs = path, {name: new_pair() for name in ("one", "two")}
+        self.allow("one", "two")
+        self.dropped = 0
+        self._kind = kind
+        super().__init__(sockets, AllowedKeys((), path), clock)
+        self.admission = Admission(self.socket, self.connections, self.gate.allowed, self.drop)
+
+    def open(self):
+        socket = self._sockets.open(self._kind)
+        if self._kind == zmq.XPUB:
+            socket.set(zmq.XPUB_VERBOSE, 1)
+        return socket
+
+    def allow(self, *names):
+        fresh = self.path.with_suffix(".new")
+        fresh.write_bytes(b"\n".join(self.pairs[name][0] for name in names) + b"\n")
+        fresh.replace(self.path)
+
+    def drop(self):
+        self.dropped += 1
+
+    def connect(self, name, kind):
+        client = self._sockets.open(kind)
+        secure_client(client, self.public, self.pairs[name][1])
+        client.connect(f"tcp://127.0.0.1:{self.port}")
+        return client
+
+    def subscribe(self, name):
+        client = self.connect(name, zmq.XSUB)
+        client.send(b"\1G")
+        assert self.recv() == b"\1G"
+        return client
+
+    def recv(self):
+        while not self.socket.poll(0):
+            self.turn()
+        return self.admission.recv(zmq.DONTWAIT)
+
+    def until_one_is_left(self):
+        while len(self.connections.peers) > 1:
+            self.turn()
+
+
+@pytest.fixture
+def admit(sockets, clock, tmp_path):
+    """Return a function that makes a socket which admits two keys."""
+    made = []
+
+    def admit(kind):
+        made.append(Admitted(sockets, clock, tmp_path / "allowed", kind))
+        return made[-1]
+
+    yield admit
+    for admitted in made:
+        admitted.connections.close()
+        admitted.socket.close(linger=0)
+        admitted.gate.close()
+
+
+def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit):
+    """Although it has subscribed to nothing but what another client had subscribed to before, and sends nothing."""
+    admitted = admit(zmq.XPUB)
+    one, two = admitted.subscribe("one"), admitted.subscribe("two")
+    admitted.allow("one")
+    assert admitted.gate.allowed.refresh()
+    assert admitted.admission.end_revoked() == 1
+    admitted.until_one_is_left()
+    for number in range(20):
+        admitted.socket.send(b"G%d" % number)
+    assert [one.recv() for _ in range(20)] == [b"G%d" % number for number in range(20)]
+    while not admitted.gate.refused:  # it tries again, and is not let in
+        admitted.turn()
+    assert not two.poll(0)
+    assert admitted.admission.end_revoked() == 0
+
+
+def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit):
+    """What it sent before the list has changed is treated like that as well: the list decides when a frame is read."""
+    admitted = admit(zmq.PULL)
+    one, two = (admitted.connect(name, zmq.PUSH) for name in ("one", "two"))
+    for client in (one, two):
+        client.send(b"before")
+        assert admitted.recv() == b"before"
+    admitted.allow("one")
+    admitted.gate.allowed.refresh()
+    two.send(b"injected")
+    with pytest.raises(zmq.Again):
+        admitted.recv()
+    assert admitted.dropped == 1
+    admitted.until_one_is_left()
+    one.send(b"after")
+    assert admitted.recv() == b"after"
+
+
+def test_a_key_that_is_put_back_is_admitted_again(admit):
+    """At once, without another key being revoked."""
+    admitted = admit(zmq.PULL)
+    client = admitted.connect("two", zmq.PUSH)
+    for names in (("one",), ("one", "two")):
+        admitted.allow(*names)
+        admitted.gate.allowed.refresh()
+        admitted.admission.end_revoked()
+    client.send(b"again")
+    assert admitted.recv() == b"again"

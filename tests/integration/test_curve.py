@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from forwarders import Forwarder, close_all, free_ports, until
 
-from channels_zmq import channel_layers_from_env
+from channels_zmq import channel_layers_from_env, serializers
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import ConfigurationError, ForwarderUnavailable
-from channels_zmq_forwarder.curve import new_pair
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import new_pair, secure_client
 
 
 class Keys:
@@ -161,6 +163,50 @@ def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, g
     run(scenario())
 
 
+def test_a_revoked_key_neither_reads_nor_writes_whatever_it_did_before(
+    run: Any, guarded: Forwarder, keys: Keys
+) -> None:
+    """It has subscribed to what others have, has said no hello, and was silent ever since; nobody else notices."""
+
+    async def scenario(reader: Any, writer: Any) -> None:
+        one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
+        channel = await one.new_channel()
+        await one.group_add("chat", channel)
+        reader.send(b"\1Gchat\0")
+        while not reader.poll(0):
+            await one.group_send("chat", {})
+            await one.receive(channel)
+        writer.send(enqueue("before"))
+        assert (await one.receive("jobs"))["text"] == "before"
+        keys.allow("one")
+        await until(lambda: "1 connections by keys that were revoked" in guarded.log_text())
+        while reader.poll(0):  # what came before the end
+            reader.recv()
+        writer.send(enqueue("injected"))
+        await until(lambda: 'drops_total{cause="revoked_key"} 1.0' in guarded.metrics())
+        for number in range(20):
+            await one.group_send("chat", {"n": number})
+        assert [(await one.receive(channel))["n"] for _ in range(20)] == list(range(20))
+        assert not reader.poll(0)
+        await one.send("jobs", {"text": "after"})
+        assert (await one.receive("jobs"))["text"] == "after"
+        stats = one.stats()
+        assert (stats["reconnects"], stats["dropped"], stats["repeated"]) == (0, {}, 0)
+
+    with zmq.Context() as context, context.socket(zmq.XSUB) as reader, context.socket(zmq.PUSH) as writer:
+        for socket, address in ((reader, guarded.pub), (writer, guarded.pull)):
+            socket.set(zmq.LINGER, 0)
+            secure_client(socket, keys.public("server").encode(), keys.secret("two").encode())
+            socket.connect(address)
+        run(scenario(reader, writer))
+
+
+def enqueue(text: str) -> bytes:
+    """Return the frame that sends a job."""
+    payload = serializers.pack(serializers.named("msgpack"), {"text": text})
+    return wire.ENQUEUE.encode(wire.Enqueue(b"0123456789abcdef", 1, 60_000, 100, b"jobs", payload))
+
+
 def test_removing_a_key_that_nobody_uses_disturbs_nobody(run: Any, guarded: Forwarder, keys: Keys) -> None:
     """The last step of a rotation."""
 
@@ -270,6 +316,47 @@ def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys
             allowed.stdout.close()
 
     run(scenario())
+
+
+def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(run: Any, keys: Keys) -> None:
+    """Whatever its holder has subscribed to; another reader loses nothing."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    config = {
+        "pub_socket_address": address,
+        **keys.client("one"),
+        "curve_server_secret_key_file": keys.file("server.secret"),
+        "curve_allowed_keys_file": keys.file("allowed"),
+    }
+
+    async def scenario(kept: Any, revoked: Any) -> None:
+        layer = EmbeddedZmqChannelLayer(**config)
+        await layer.group_send("chat", {})  # makes it the producer
+        for reader in (kept, revoked):
+            reader.send(b"\1Gchat\0")
+            while not reader.poll(0):
+                await layer.group_send("chat", {})
+                await asyncio.sleep(0.005)
+        keys.allow("one")
+        with revoked.get_monitor_socket(zmq.Event.DISCONNECTED) as ended:
+            await until(lambda: ended.poll(0) > 0)
+            revoked.disable_monitor()
+        for reader in (kept, revoked):
+            while reader.poll(0):
+                reader.recv()
+        for number in range(20):
+            await layer.group_send("chat", {"n": number})
+        for _ in range(20):
+            await asyncio.to_thread(kept.recv)
+        assert not revoked.poll(0)
+        await layer.close()
+
+    with zmq.Context() as context, context.socket(zmq.XSUB) as kept, context.socket(zmq.XSUB) as revoked:
+        for socket, name in ((kept, "one"), (revoked, "two")):
+            socket.set(zmq.LINGER, 0)
+            socket.set(zmq.RCVTIMEO, 10_000)
+            secure_client(socket, keys.public("server").encode(), keys.secret(name).encode())
+            socket.connect(address)
+        run(scenario(kept, revoked))
 
 
 def test_a_process_without_the_servers_secret_key_cannot_produce(run: Any, keys: Keys) -> None:

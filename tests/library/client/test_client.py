@@ -5,6 +5,7 @@ from fakes import Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels_zmq.client.attachment import SENT_AGAIN_WITHIN
 from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
@@ -22,16 +23,18 @@ TTL = 60_000
 
 @pytest.fixture
 def client(clock):
-    """At one exchange, whose session has begun."""
+    """At one exchange, whose session has begun a while ago."""
     client = Client(INBOX, SENDER, clock=clock)
     client.begin_session(client.attach(), SESSION, b"instance")
+    clock.now += SENT_AGAIN_WITHIN
     return client
 
 
 @pytest.fixture
-def pair(client):
-    """At two exchanges, whose sessions have begun."""
+def pair(client, clock):
+    """At two exchanges, whose sessions have begun a while ago."""
     client.begin_session(client.attach(), SESSION + 1, b"instance")
+    clock.now += SENT_AGAIN_WITHIN
     return client
 
 
@@ -354,6 +357,19 @@ def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(client, 
     exchange.has_two_ways = False
     feed(client, frame(6, b"6"))
     assert (payloads(client)[4:], client.counters.dropped) == ([b"6"], {"missed": 1})
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_a_message_behind_a_gap_waits_for_what_is_sent_again_after_an_outage(client, frame):
+    """Its sender may notice the outage later than this process, and has sent newer messages by then."""
+    add(client)
+    feed(client, frame(1, b"1"))
+    lose(client)
+    client.begin_session(client.attachments[0], SESSION + 1, b"instance")
+    for number in (3, 4, 2):
+        feed(client, frame(number, b"%d" % number))
+    assert payloads(client) == [b"1", b"2", b"3", b"4"]
+    assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
 
 
 def test_a_gap_holds_up_no_other_run(pair):

@@ -1389,6 +1389,7 @@ class Renewal(Rig):
         subscriber.arriving += frames
         while self.link.read():
             pass
+        self.client.gaps.all_is_read()
         self.perform()
 
     def delivered(self, channel="a"):
