@@ -217,6 +217,7 @@ SEVERAL = Goal(silence_ms=1_000)
 # The jobs in the queues of a killed forwarder are lost: senders do not keep them once they are confirmed.
 KILLED = Goal(jobs_lost=None)
 
+DELAYED = Setting(sites=2, running=2, delay=0.2, job_rate=20)
 JOBS = Setting(sites=2, running=2, messages=False, job_rate=3_000)
 
 SCENARIOS = [
@@ -236,8 +237,8 @@ SCENARIOS = [
     Scenario("slow-receiver", freeze_receiver_and_kill, Setting(sites=2, running=2, padding=2_000), KILLED),
     Scenario("network-cut", cut_network, Setting(sites=2, running=2, network=True), Goal(), 4, 1, missing),
     Scenario("network-loss", lose_packets, Setting(sites=2, running=2, network=True), Goal(), 2, 1, missing),
-    # There and back by the slow way takes 0.4 s, and a link comes up by several of these.
-    Scenario("network-delay", run_undisturbed, Setting(sites=2, running=2, delay=0.2), Goal(lateness_ms=1_000), 2, 1),
+    # There and back by the slow way takes 0.4 s, in which a receiver gets `prefetch` jobs of a channel at most.
+    Scenario("network-delay", run_undisturbed, DELAYED, Goal(lateness_ms=1_000), 2, 1),
     # Forwarders give a frozen receiver up after 2.5 s: what is published for it from then on is lost, and so are the
     # jobs that it has fetched.
     Scenario("consumer-frozen", freeze_receiver, Setting(sites=2, running=2, padding=2_000), Goal(0, None, growth=2.0)),
