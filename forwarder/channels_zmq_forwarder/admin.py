@@ -41,7 +41,7 @@ DROP_CAUSES = (
     "not_returned",
 )
 LISTED = 50
-"""How many groups and queues the status page lists."""
+"""How many groups, queues and forwarders the status page lists."""
 
 
 class Admin:
@@ -150,6 +150,10 @@ class Admin:
                 "bytes_out": traffic.bytes_out,
                 "ended_subscribers": traffic.ended_subscribers,
                 "drops": {cause: exchange.drops[cause] for cause in DROP_CAUSES},
+                "forwarders": [
+                    {"pull": _shown(pull), "pub": _shown(pub), "connected": connected, "up": up}
+                    for (pull, pub), connected, up in exchange.directory.links()[:LISTED]
+                ],
                 "groups": len(groups),
                 "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],
                 "queue_count": len(exchange.queues),

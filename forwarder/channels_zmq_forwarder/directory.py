@@ -67,6 +67,10 @@ class Directory:
         if ignored:
             self._drops["forwarders"] += ignored
 
+    def links(self) -> list[tuple[Address, int, int]]:
+        """Return the known forwarders, how many clients are connected to each, and how many send by it."""
+        return [(address, count, self._serving[address]) for address, count in sorted(self._known.items())]
+
     def remove(self, inbox: bytes) -> None:
         """Forget the list of a client that is gone."""
         self.update(inbox, ())

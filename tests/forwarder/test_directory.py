@@ -63,6 +63,16 @@ def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory):
     assert not directory.serves
 
 
+def test_the_links_of_all_clients_are_counted(directory):
+    """By forwarder: how many clients are connected, and how many send by it."""
+    assert directory.links() == []
+    directory.update(A, (forwarder(1), forwarder(2)))
+    directory.update(B, (forwarder(1, serves=False),))
+    assert directory.links() == [(address(1), 2, 1), (address(2), 1, 1)]
+    directory.remove(A)
+    assert directory.links() == [(address(1), 1, 0)]
+
+
 def test_the_union_is_bounded_and_what_exceeds_it_is_counted():
     """Clients cannot make welcomes grow without a bound; a place that is given up is taken."""
     drops = Counter()

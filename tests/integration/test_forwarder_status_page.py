@@ -56,12 +56,16 @@ async def test_the_page_shows_what_happens_and_when_nothing_answers(open_page, u
         exchange.upstream(b"\1" + wire.group_topic("<img src=x onerror=alert(1)>"))
         exchange.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 60_000, 10, b"n" * 99, b"")))
         exchange.inbound(b"?")
+        exchange.upstream(b"\1" + wire.inbox_topic(A))
+        known = wire.encode_forwarders([wire.KnownForwarder(b"tcp://a:1", b"tcp://a:2", True, b"")])
+        exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0, known)))
         traffic.frames_in += 3_000_000
         await expect(page.locator("#state")).to_have_text("serving")
         await expect(page.locator("#waiting")).to_have_text("1")
         await expect(page.locator("#group-list li")).to_have_text("<img src=x onerror=alert(1)>")
         await expect(page.locator("#queues tbody tr")).to_contain_text("n" * 99)
         await expect(page.locator("#drops tbody tr")).to_contain_text("malformed")
+        await expect(page.locator("#forwarders tbody tr")).to_have_text("tcp://a:1, tcp://a:211")
         await expect(page.locator("#frames_in-line path.line")).to_have_attribute("d", re.compile(r",1\.00"))
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
     await expect(page.locator("#state")).to_have_text("not answering")
