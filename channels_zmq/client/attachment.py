@@ -1,7 +1,7 @@
-"""One exchange, as the client sees it: a session, credit, and what was sent to it.
+"""One exchange as the client sees it: its session, its credit and its send window.
 
-Pure. A client is attached to several equal exchanges: it subscribes at all of them and reads from all. What differs
-from one exchange to the next is here.
+Pure. A client is attached to several equal exchanges: it subscribes at all of them and reads from all. This is the
+state that it keeps for each.
 """
 
 import time
@@ -12,11 +12,11 @@ from channels_zmq.client.credit import Credit
 from channels_zmq.client.window import Window
 
 SENT_AGAIN_WITHIN = 1.0
-"""Seconds after the begin of a session in which senders, which may have lost the exchange too, send again."""
+"""Seconds after the start of a session in which senders that lost the same exchange send their messages again."""
 
 
 class Attachment:
-    """What a client knows of one exchange.
+    """The state that a client keeps for one exchange.
 
     Args:
         inbox: Of this process.
@@ -56,7 +56,7 @@ class Attachment:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether what was missed a moment ago may still come: by another connection, or sent again after an outage."""
+        """Whether missing messages may still arrive: by another connection, or sent again after an outage."""
         return self.has_two_ways or self._clock() < self._began + SENT_AGAIN_WITHIN
 
     def take_over(self, ordinal: int) -> int:

@@ -1,9 +1,8 @@
-"""Messages that arrived before others which their sender had sent earlier: held for a moment, then delivered in order.
+"""Reorders messages that arrive ahead of earlier ones of the same sender: holds them, then delivers them in order.
 
-Pure. While a sender changes from one exchange to another, its messages arrive by two ways. If one is missing before a
-message, the other way may still bring it, so the message waits, for `HOLD` at most. Of the first message of a run that
-this process sees nobody knows whether one is missing: it waits only until everything that has arrived is read. Runs of
-other senders and topics never wait.
+Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
+gap waits for the missing ones for `HOLD` at most. The first message of a run may or may not be behind a gap, so it
+waits only until all sockets have been read. Runs of other senders and topics never wait.
 """
 
 import time
@@ -17,14 +16,14 @@ HOLD = 0.2
 """Seconds that a message waits for those before it."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
-"""Bounds of what waits together; beyond them the run that has waited longest is given up."""
+"""Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
 
 Deliver = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Gap:
-    """What waits in one run, by number."""
+    """The held messages of one run, by number."""
 
     until: float
     held: dict[int, tuple[Deliver, int]] = field(default_factory=dict)
@@ -42,7 +41,7 @@ class Gaps:
         self.frames = 0
         """How many messages wait."""
         self.beginnings: list[tuple[Runs, bytes]] = []
-        """Runs that wait until everything is read."""
+        """Runs whose first messages wait until all sockets have been read."""
         self._size = 0
         self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `until`
         self._missed, self._clock = missed, clock
@@ -73,7 +72,7 @@ class Gaps:
         return True
 
     def closed_up(self, runs: Runs, sender: bytes) -> None:
-        """Deliver what waits directly behind the last number of a run."""
+        """Deliver the held messages that directly follow the last number of a run."""
         gap = self._gaps.get((runs, sender))
         if gap is None:
             return
@@ -89,12 +88,12 @@ class Gaps:
         return next(iter(self._gaps.values())).until if self._gaps else inf
 
     def expire(self, now: float) -> None:
-        """Give up the messages that have been missing for too long, and deliver what waits behind them."""
+        """Give up messages that have been missing for too long, and deliver the messages behind them."""
         while self._gaps and self.due <= now:
             self._give_up(next(iter(self._gaps)))
 
     def all_is_read(self) -> None:
-        """Deliver the first messages of runs: what might have come before them would be there."""
+        """Deliver the first messages of runs, since any earlier ones would have been read by now."""
         beginnings, self.beginnings = self.beginnings, []
         for run in beginnings:
             if run in self._gaps:

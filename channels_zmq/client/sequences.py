@@ -23,7 +23,7 @@ turns begins a run anew for each message, and then its receivers cannot see loss
 RECEIVED_RUNS = 4096
 """Senders in one generation of a topic, at about 80 bytes each, 200 for the first one (`make bench-sequences`)."""
 REPEATED, BEGINS = -1, -2
-"""What `Runs.see` says of a frame that was received before, and of one that others of its run may have preceded."""
+"""Results of `Runs.see`: a duplicate, and the first frame seen of a run, which earlier ones may have preceded."""
 
 
 class Numbers:

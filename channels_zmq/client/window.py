@@ -1,11 +1,11 @@
-"""What one exchange was sent and has not acknowledged, and for a moment what it has: enough to send it again elsewhere.
+"""The send window of one link: keeps frames until they are acknowledged, and a moment longer, to send them again.
 
-Pure. Group and direct messages are kept in blocks. Behind each block goes a *marker*, an echo with a growing number, by
-the same connection: its answer acknowledges everything before it.
+Pure. Group and direct messages are kept in blocks. Each block is followed by a *marker*, an echo with a growing number,
+on the same connection. The answer to a marker acknowledges all frames before it.
 
-An acknowledgement proves that the exchange has read a frame, not that it has reached its subscribers: frames that are
-in the pipes of an exchange which is killed are lost with it. So what was acknowledged a moment ago is sent again too;
-receivers drop by its number what they have.
+An acknowledgement proves that the exchange has read a frame, not that the frame has reached its subscribers: an
+exchange that is killed loses the frames in its pipes. Therefore recently acknowledged frames are sent again, too.
+Receivers recognise duplicates by their numbers.
 """
 
 import time
@@ -25,7 +25,7 @@ LARGE = BLOCK_BYTES // BLOCK_FRAMES
 KEEP_SECONDS = 0.5
 KEEP_FRAMES = 16_384
 KEEP_BYTES = 8 * 2**20
-"""Bounds of what is kept of acknowledged frames."""
+"""Bounds of the acknowledged frames that are kept."""
 NOW = float("-inf")
 """When a marker is due behind a full block."""
 LEAST_BYTES = 2**20
@@ -95,7 +95,7 @@ class Window:
     def _begin_block(self) -> None:
         self._open, self.room = _Block(), 0
         self.keep = self._open.frames.append
-        """Keeps a frame that was sent, and counts it for nothing: see `room`. Sizes are added up by `marked`."""
+        """Keeps a frame that was sent, without any check: see `room`. `marked` adds up the sizes."""
 
     def append(self, frame: bytes) -> float:
         """Keep a frame that was sent; return when a marker is due if this frame has changed it, else 0."""

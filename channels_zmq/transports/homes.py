@@ -6,7 +6,7 @@ another one. A topic that was silent for a second or two, and one whose forwarde
 hashing gives it among the forwarders which serve now. While its last messages are held or unacknowledged it is not
 silent: a stalled forwarder may not have seen them yet.
 
-What is in use is known by two generations of a table, of which `rotate` forgets the older one.
+Two generations of a table record which topics are in use; `rotate` forgets the older one.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -77,7 +77,7 @@ class Homes(Generic[Home]):
                 self._former = None
 
     def _choose(self, key: bytes) -> Home:
-        # While there was one home nothing was noted: what was sent before may have been sent by it a moment ago.
+        # While there was only one home, nothing was recorded: it may have sent the last message a moment ago.
         if self._former is not None and self._former in self.serving and self._was_used(key):
             return self._former
         return max(self.serving, key=lambda home: _weight(key, home.name))

@@ -6,8 +6,8 @@ step by step: docs/wire-protocol.md, "Connecting" and "Sending".
 Theory of operation. Two connections lead to a forwarder, and they may fail, or reach different instances,
 independently. The subscriber's side leads: each of its connections begins a session with a hello. Once the forwarder
 serves, PUSH is connected, and an echo by it proves that both sides reach the same instance; only then is the link `UP`
-and messages are sent. PUSH never connects twice: what its connection had taken when it was cut is in the window and is
-sent again, so whatever libzmq still holds is thrown away with the socket.
+and messages are sent. PUSH never connects twice: after a cut, the frames of its connection are still in the window and
+are sent again, so the frames that libzmq still holds are discarded with the socket.
 
 Keys that change while the link is up are taken up without a gap. A second subscriber connects by the new keys beside
 the first one, subscribes to the same, and begins the next session; then a second PUSH takes over, and the window is
@@ -44,18 +44,18 @@ ECHO_EVERY = 1.0
 PATIENCE = 3.0
 """Seconds without an answer to anything that was sent, after which an echo has to prove the link again."""
 CONNECTS_WITHIN = 0.5
-"""Seconds that the first messages wait for a link that is about to come up, although another one is."""
+"""Seconds for which the first messages wait for a second link that is about to come up."""
 FULL_RETRY = 0.005
 """Seconds until a full sending socket is tried again."""
 PUSH_EVERY = 0.2
 """Seconds between two attempts to connect the sending socket."""
 RETIRE_AFTER = 2.0
-"""Seconds that connections by former keys stay open: what they carry is on its way."""
+"""Seconds for which the connections by former keys stay open to deliver the frames under way."""
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
 EARLY = 0.025
-"""A marker that is due within so many seconds is sent by any call of `tick`: it spares a call for its own sake."""
+"""Seconds before its time that a marker may be sent by a `tick` for other reasons, which saves a call of its own."""
 TURNS_FOR_ROOM = 8
 """Turns of reading in which a sender looks for acknowledgements when the window is full."""
 
@@ -75,7 +75,7 @@ class Owner(Protocol):
         """Send by a link from now on."""
 
     def went_down(self, link: "Link") -> None:
-        """Send by a link no longer, and send again by others what it cannot be relied on to deliver."""
+        """Stop sending by a link, and send its messages that may be lost by other links."""
 
     def welcomed(self, link: "Link", welcome: wire.Welcome) -> None:
         """Learn from a welcome which forwarders others know."""
@@ -146,6 +146,7 @@ class Link:
         self._push: Push | None = None
         self._push_is_stale = False
         self._push_at = 0.0
+        self._reported_error = ""
         self._send: Callable[[bytes, int], object] = _refuse
         self._echo: _Echo | None = None
         self._verifying_since = 0.0
@@ -154,7 +155,7 @@ class Link:
         self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
-        # While keys are changed: the subscriber that is to take the place, and what had it before.
+        # During a change of keys: the next subscriber, and the former sockets.
         self._next_subscriber: Subscriber | None = None
         self._former_subscriber: Subscriber | None = None
         self._former_push: Push | None = None
@@ -240,7 +241,7 @@ class Link:
         )
 
     def close(self) -> None:
-        """Close the sockets; what they have taken is still delivered, within the linger time."""
+        """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
         if self._next_subscriber is not None:
             self._next_subscriber.close()
@@ -337,7 +338,7 @@ class Link:
         return True
 
     def flush(self) -> None:
-        """Send what is held, as far as the window and the socket have room."""
+        """Send held messages, as far as the window and the socket have room."""
         if self._owner.holds_back:
             return
         now = time.monotonic()
@@ -361,7 +362,7 @@ class Link:
             if sent:
                 self._client.requests.sent_by(held.number, self.attachment)
             return sent
-        age = int((now - held.published) * 1000)  # never too much: who had joined before must not miss it
+        age = int((now - held.published) * 1000)  # rounded down: a member that had joined must not miss it
         elsewhere = held.instance != self.instance
         frame = wire.again(held.body, left, age, elsewhere=elsewhere, acknowledged=not held.counts)
         if not self.send(frame):
@@ -373,7 +374,7 @@ class Link:
         return True
 
     def take(self) -> list[Held]:
-        """Remove and return what was sent and may be lost, and what is held behind it, to be sent by another link."""
+        """Remove and return the messages that may be lost, and the held ones behind them, for another link to send."""
         frames = []
         for since, until, frame, is_acknowledged in self._window.take():
             frames.append(
@@ -523,7 +524,7 @@ class Link:
         self._client.fail_requests(error)
 
     def _drains(self) -> None:
-        """Send nothing more by a forwarder that is about to end, and hand back what it has given out."""
+        """Stop using a forwarder that is about to end, and hand back the unread jobs it has handed out."""
         if not self._enter(Event.DRAINS):
             return
         self._client.stop_reading(self.attachment)
@@ -627,7 +628,9 @@ class Link:
         try:
             return Push(self._context, self.forwarder.pull, self._subscriber.keys)
         except ConfigurationError as error:
-            self._client.counters.report(logging.ERROR, "%s", error)
+            if str(error) != self._reported_error:
+                self._reported_error = str(error)
+                self._client.counters.report(logging.ERROR, "%s", error)
             return None
 
     def _give_up_push(self) -> None:
@@ -654,7 +657,7 @@ class Link:
     def _watch_silence(self, now: float) -> None:
         """Give the link up if nothing is acknowledged any more, whatever the sockets say.
 
-        The time in which this process stood still itself does not count, nor does what has arrived and was not read.
+        Time in which this process itself was suspended does not count, and unread input prevents it.
         """
         if self._acknowledgements_seen != self._window.acknowledgements or not len(self._window):
             self._acknowledgements_seen, self._silent_for = self._window.acknowledgements, 0.0
@@ -700,7 +703,7 @@ class Link:
             self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
 
     def _change_subscriber(self, subscriber: Subscriber) -> None:
-        """Begin the next session by the new connection; the former one still delivers what is on its way by it."""
+        """Begin the next session by the new connection. The former one still delivers the frames under way."""
         while self._subscriber.read():
             pass
         self._former_subscriber, self._subscriber, self._next_subscriber = self._subscriber, subscriber, None
@@ -721,7 +724,7 @@ class Link:
         self._call_soon(0.0)
 
     def _change_push(self, now: float) -> None:
-        """Send by a new connection: first again what the former one may not deliver any more."""
+        """Send by a new connection, beginning with the frames that the former one may fail to deliver."""
         push = self._open_push(now)
         if push is None:
             return

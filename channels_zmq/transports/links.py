@@ -1,9 +1,8 @@
 """All forwarders of a layer as one transport: connected to all, subscribed at all, reading from all.
 
 In the data-flow diagram this is the fan of arrows between a process and its forwarders. Each topic is sent by its home
-(`homes`). When a link can be relied on no longer, what it has sent and not seen acknowledged is sent again by the next
-homes, with the same numbers and before anything newer. While no link is up, everything waits in the lobby. The rules,
-and what was measured: docs/design/0007.
+(`homes`). When a link fails, the next homes send its unacknowledged messages again, with the same numbers and before
+anything newer. While no link is up, messages wait in the lobby. For the rules and measurements see docs/design/0007.
 
 One descriptor stands for all links: that of a selector which watches their sockets.
 """
@@ -33,16 +32,16 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import KnownForwarder, Topic
 
 IGNORE_FOR = 600.0
-"""Seconds for which an address is not tried again that leads to a forwarder with another address, or nowhere."""
+"""Seconds for which an address is ignored that is invalid, or that belongs to an already connected forwarder."""
 REACHED_WITHIN = 10.0
-"""Seconds after which a forwarder is used although others have more clients: some may not be able to reach it."""
+"""Seconds after which a forwarder is used although others have more clients, since some may be unable to reach it."""
 FORGET_AFTER = 60.0
-"""Seconds after which a forwarder is forgotten that cannot be reached and that nobody lists."""
+"""Seconds after which an unreachable forwarder that no process lists is forgotten."""
 
 
 @dataclass(slots=True)
 class _Outage:
-    """Since when no link is up, and how many messages had been lost before."""
+    """The time when the last link went down, and the number of messages lost until then."""
 
     since: float
     lost_before: int
@@ -87,7 +86,7 @@ class Links:
         self._listed: dict[Forwarder, float] = {}  # by other processes, and when they did so last
         self._ignored: dict[Forwarder, float] = {}  # known by another address already, or of no use: until when
         self._list_told = b""
-        self._has_news = False  # whether forwarders may have come or gone; once a second in any case
+        self._has_news = False  # whether the set of forwarders may have changed
         self._has_reported_lists = self._has_reported_problem = False
 
     # Opening and closing
@@ -181,7 +180,7 @@ class Links:
         return Watched(monitors)
 
     def close(self) -> None:
-        """Send what is held as far as forwarders are there, and close the sockets."""
+        """Send held messages as far as possible, and close the sockets."""
         for link in self._links.values():
             link.close()
         self._selector.close()
@@ -340,7 +339,7 @@ class Links:
         self._flush()
 
     def went_down(self, link: Link) -> None:
-        """Send by a link no longer: what it has not delivered for sure is sent again, first and in order."""
+        """Stop sending by a link. Its messages that may be lost are sent again, first and in order."""
         self._has_news = True
         self._serve()
         if not self.is_connected and self._outage is None:
@@ -358,7 +357,7 @@ class Links:
         clients as the others: those that run have to learn of it, too. They get `REACHED_WITHIN` for that. So nothing
         is chosen while a link is about to come up, for its forwarder may be the one that has the clients.
 
-        What a link has not delivered for sure when it ceases to be a home is sent again by the next ones.
+        When a link ceases to be a home, the next homes send its messages again that may be lost.
         """
         now = time.monotonic()
         links = [one for one in self._links.values() if one.forwarder not in self._ignored]
@@ -382,7 +381,7 @@ class Links:
             self._end_outage(self._outage)
 
     def _end_outage(self, outage: _Outage) -> None:
-        """Announce that a forwarder is there again; what is held goes behind the announcement."""
+        """Announce that a forwarder can be reached again. Held messages follow the announcement."""
         self._outage = None
         counters = self._client.counters
         counters.reconnects += 1
@@ -402,7 +401,7 @@ class Links:
                 link.flush()
 
     def _was_used(self, key: bytes) -> bool:
-        # What is held may have no number yet.
+        # A held message may have no number yet.
         return self._ledger.count > 0 or not key.endswith((b"\0", b"\0d")) or self._client.numbers.last(key) > 0
 
     # Discovery
@@ -501,7 +500,7 @@ class Links:
                     link.say_hello()
 
     def _forget(self, now: float) -> None:
-        """Remove the links to forwarders that are known by other addresses too, or that are gone and nobody lists."""
+        """Remove second links to one forwarder, and links to unreachable forwarders that no process lists."""
         self._ignored = {one: until for one, until in self._ignored.items() if until > now}
         self._look_at_lists(now)
         self._listed = {one: at for one, at in self._listed.items() if at + FORGET_AFTER > now}

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 
 class Kind(Enum):
-    """What a held message is."""
+    """The kinds of held messages."""
 
     MESSAGE = "message"
     """A group or direct message without a number: `body` is what follows its head."""
     REPEAT = "repeat"
     """A group or direct message that was sent before: `body` is the frame."""
     REQUEST = "request"
-    """A request, or a frame that nobody waits for: `body` is the frame."""
+    """A request, or a frame that needs no answer: `body` is the frame."""
 
 
 class Held(NamedTuple):
@@ -28,8 +28,8 @@ class Held(NamedTuple):
         deadline: When it expires.
         key: By which its home is chosen; of a group or direct message the prefix.
         body: See `Kind`.
-        kind: What it is.
-        number: Of the request, by which `withdraw` finds it; 0 for a message that nobody waits for.
+        kind: Its kind.
+        number: Of the request, by which `withdraw` finds it; 0 if no caller waits for it.
         order: Grows with each message.
         counts: Whether its expiry is a loss.
         published: Of a message that is sent again: the latest time at which it may have been sent first.
@@ -48,7 +48,7 @@ class Held(NamedTuple):
 
 
 class Ledger:
-    """What all outboxes of a process hold together.
+    """The bounds shared by all outboxes of a process.
 
     Args:
         capacity: How many messages.
@@ -142,7 +142,7 @@ class Outbox:
         return held
 
     def withdraw(self, number: int) -> bool:
-        """Remove the message of a request that nobody waits for any more; return whether it was still here."""
+        """Remove the message of a request whose caller has given up; return whether it was still held."""
         order = self._requests.get(number)
         if order is None:
             return False

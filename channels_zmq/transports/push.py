@@ -1,7 +1,7 @@
 """The PUSH of a process to one forwarder: one connection, made once.
 
 In the data-flow diagram this is the arrow out of the process. When its connection is lost, or never comes about, the
-socket is of no use any more: whoever holds it opens another one, and sends again what may be lost.
+socket is useless: its owner opens another one, and sends the messages again that may be lost.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class Push:
             raise
 
     def close(self, linger: float) -> None:
-        """Close the socket; what it has taken is still delivered within `linger` seconds."""
+        """Close the socket. Frames that it has taken are still delivered within `linger` seconds."""
         self._socket.disable_monitor()
         self.monitor.close(linger=0)
         self._socket.close(linger=round(linger * 1000))

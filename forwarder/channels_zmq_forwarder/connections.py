@@ -1,8 +1,8 @@
-"""The connections to a bound socket: who is connected, who is far behind, and how to end a single one.
+"""The single connections of a bound socket: lists them, measures how far a peer is behind, ends one of them.
 
-libzmq tells nothing of this. Its monitor reports the file descriptor of each connection, and the system what waits in
-it: what the peer has not been sent yet, and what it has acknowledged. libzmq cannot close a single connection either,
-but it does so when the system has shut it down.
+libzmq offers none of this. Its monitor reports the file descriptor of each connection, and the system reports the
+unsent and the acknowledged bytes of a descriptor. libzmq cannot close a single connection, but it drops one that the
+system has shut down.
 """
 
 import array
@@ -31,11 +31,11 @@ _UNSENT = 0x894B
 _TCP_INFO_SIZE, _BYTES_ACKED = 128, 120
 """Of `struct tcp_info` in linux/tcp.h: how much of it is asked for, and where `tcpi_bytes_acked` stands."""
 LOOKS = 16
-"""In how many steps a subscriber is seen to fall behind."""
+"""Number of looks while the largest permitted backlog is published."""
 
 
 class Peer(NamedTuple):
-    """The other end of a connection; the port is 0 where there is none."""
+    """The remote end of a connection; the port is 0 for a local socket."""
 
     host: str
     port: int = 0
@@ -56,7 +56,7 @@ class Connections:
     def __init__(self, socket: "zmq.Socket[bytes]", refused: Callable[[Peer], None] | None = None) -> None:
         self.peers: dict[int, Peer] = {}
         self.keys: dict[int, bytes] = {}
-        """The CURVE keys of those that have sent something, as `Admission` has seen."""
+        """The CURVE keys of the connections that have sent a frame; `Admission` records them."""
         self._socket, self._refused = socket, refused
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
         """The socket to watch: `turn` is due when it is readable."""
@@ -84,9 +84,9 @@ class Connections:
                 self._refused(peer)
 
     def end(self, descriptor: int) -> None:
-        """Let the system end a connection; what waits for its peer is lost, and the peer may connect anew."""
+        """Shut a connection down. Frames that wait for its peer are lost; the peer may reconnect."""
         self.keys.pop(descriptor, None)
-        with suppress(OSError), _copy(descriptor) as copy:  # it has ended, and another file may have its number
+        with suppress(OSError), _copy(descriptor) as copy:  # closed; another file may have its number by now
             if self.peers.get(descriptor) == _peer_of(copy):
                 copy.shutdown(sockets.SHUT_RDWR)
 
@@ -116,7 +116,7 @@ class SlowSubscribers:
 
     Args:
         connections: Those of the publishing socket.
-        max_bytes: About what may wait for a subscriber; 0 for any amount.
+        max_bytes: The largest permitted backlog of a subscriber, approximately; 0 for no bound.
     """
 
     def __init__(self, connections: Connections, max_bytes: int) -> None:

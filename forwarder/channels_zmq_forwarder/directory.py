@@ -17,7 +17,7 @@ Address = tuple[bytes, bytes]
 
 
 class Directory:
-    """What the living clients know of other forwarders.
+    """The forwarders that the connected clients know.
 
     Args:
         drops: Counts the entries of new lists that exceed the bound, as `forwarders`.

@@ -1,4 +1,4 @@
-"""Decides what a forwarder refuses when it is short of memory.
+"""Decides which messages a forwarder refuses when memory is short.
 
 Pure: the server measures and trims the heap, and passes the figures in.
 
@@ -43,7 +43,7 @@ ENDS_BELOW = {Refusal.LARGE: 0.65, Refusal.ALL: 0.80}
 
 
 class MemoryGuard:
-    """What a forwarder refuses, by its memory.
+    """Decides from memory figures which messages are refused.
 
     Args:
         limit: Bytes that the process may use; 0 for no limit, so that nothing is ever refused.

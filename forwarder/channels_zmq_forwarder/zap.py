@@ -104,13 +104,13 @@ class Gate:
 
 
 class Admission:
-    """Receives from a guarded socket what holders of allowed keys send, and ends the connections of all others.
+    """Receives frames of allowed keys from a guarded socket, and ends the connections of all other keys.
 
     A key may be revoked while it is in use. The list that is in force when a frame is read decides.
 
     Args:
         socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
-            on receiving what others have subscribed to before.
+            on receiving topics that others had subscribed to before.
         connections: Those of the socket.
         allowed: The keys that may connect.
         dropped: Called for each frame that is dropped.
@@ -126,7 +126,7 @@ class Admission:
         self._socket, self._connections, self._allowed, self._dropped = socket, connections, allowed, dropped
 
     def recv(self, flags: int) -> bytes:
-        """Receive a frame; raises what the socket raises."""
+        """Receive a frame, as `recv` of the socket does."""
         while True:
             frame = self._socket.recv(flags, copy=False)
             key = _user(frame)
@@ -142,7 +142,7 @@ class Admission:
     def end_revoked(self) -> int:
         """End the connections by keys that are not allowed any more; return how many there were.
 
-        One that has sent nothing has no subscription, so that nothing is sent to it either.
+        A connection that has sent no frame has no subscription, so it receives nothing.
         """
         self._connections.turn()
         keys = self._connections.keys
