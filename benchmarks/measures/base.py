@@ -4,6 +4,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import psutil
+
 from benchmarks.crew import Crew
 from benchmarks.goals import Goal
 from benchmarks.peers import Peer, peer
@@ -72,3 +74,9 @@ def percentile(values: list[int], percent: float) -> float:
     ordered = sorted(values)
     rank = max(0, min(len(ordered) - 1, round(percent / 100 * len(ordered)) - 1))
     return ordered[rank] / 1_000
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time of a process so far, in steps of 10 ms."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system

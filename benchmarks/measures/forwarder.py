@@ -8,14 +8,13 @@ to a window, as in `throughput`.
 
 import time
 
-import psutil
 import zmq
 
 from benchmarks.crew import Line, WrongResultError
 from benchmarks.goals import Goal
 from benchmarks.servers import HIGH_WATER_MARK
 
-from .base import Bench, Figures, Measure, fresh
+from .base import Bench, Figures, Measure, cpu_seconds, fresh
 from .throughput import ACKNOWLEDGE_EVERY, WINDOW
 
 PROBE_MS = 50
@@ -38,10 +37,10 @@ def run(bench: Bench, name: str) -> Figures:
         receiver = crew.start(receive, other, pub, topic, count)
         sender = crew.start(send, one, pull, topic, count)
         crew.take(sender)
-        used = _cpu_seconds(pid)
+        used = cpu_seconds(pid)
         sender.line.put("go")
         start, end = crew.take(sender), crew.take(receiver)
-        used = _cpu_seconds(pid) - used
+        used = cpu_seconds(pid) - used
     figures = {"frames_per_s": count / (end - start) * 1e9}
     if used:  # it is counted in steps of 10 ms
         figures["cpu_us_per_frame"] = used / count * 1e6
@@ -100,11 +99,6 @@ def receive(line: Line, link: Line, pub: str, topic: bytes, count: int) -> None:
 
 def _frame(topic: bytes, number: int) -> bytes:
     return b"".join((topic, SENDER, number.to_bytes(8, "big"), FLAGS, TTL_MS, PAYLOAD))
-
-
-def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 FORWARDER = Measure(

@@ -15,15 +15,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import psutil
-
 from benchmarks.crew import Line
 from benchmarks.goals import Goal
 from benchmarks.messages import check, message
 from benchmarks.peers import CAPACITY, Layer, Peer, close
 from benchmarks.servers import forwarder
 
-from .base import Bench, Figures, Measure, fresh
+from .base import Bench, Figures, Measure, cpu_seconds, fresh
 
 GROUPS = 1_000
 BACKLOG = 3_000
@@ -49,10 +47,10 @@ def run(bench: Bench, name: str) -> Figures:
         receiver = crew.start(receive, other, peer, groups, count, backlog)
         sender = crew.start(send, one, peer, groups, count, backlog, pids)
         crew.take(sender)
-        before = [_cpu_seconds(pid) for pid in pids]
+        before = [cpu_seconds(pid) for pid in pids]
         sender.line.put("go")
         crew.take(receiver)
-        used = max(_cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True))
+        used = max(cpu_seconds(pid) - earlier for pid, earlier in zip(pids, before, strict=True))
     return {"messages_per_cpu_s": count / used} if used else {}
 
 
@@ -109,11 +107,6 @@ async def receive(line: Line, link: Line, peer: Peer, groups: list[str], count: 
             link.put(arrived)
     line.put("done")
     await close(layer)
-
-
-def _cpu_seconds(pid: int) -> float:
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 TWO_FORWARDERS = Measure(

@@ -42,19 +42,25 @@ class Peers:
 
 
 @pytest.fixture
-def guard(sockets, clock):
-    """Return a function that guards a socket with a list of keys."""
+def closing():
+    """A list of peers that are closed at the end."""
     made = []
-
-    def guard(allowed):
-        made.append(Peers(sockets, allowed, clock))
-        return made[-1]
-
-    yield guard
+    yield made
     for peers in made:
         peers.connections.close()
         peers.socket.close(linger=0)
         peers.gate.close()
+
+
+@pytest.fixture
+def guard(sockets, clock, closing):
+    """Return a function that guards a socket with a list of keys."""
+
+    def guard(allowed):
+        closing.append(Peers(sockets, allowed, clock))
+        return closing[-1]
+
+    return guard
 
 
 def test_any_key_may_connect_without_a_list(guard):
@@ -134,19 +140,14 @@ class Admitted(Peers):
 
 
 @pytest.fixture
-def admit(sockets, clock, tmp_path):
+def admit(sockets, clock, closing, tmp_path):
     """Return a function that makes a socket which admits two keys."""
-    made = []
 
     def admit(kind):
-        made.append(Admitted(sockets, clock, tmp_path / "allowed", kind))
-        return made[-1]
+        closing.append(Admitted(sockets, clock, tmp_path / "allowed", kind))
+        return closing[-1]
 
-    yield admit
-    for admitted in made:
-        admitted.connections.close()
-        admitted.socket.close(linger=0)
-        admitted.gate.close()
+    return admit
 
 
 def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit):

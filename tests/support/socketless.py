@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import zmq
 
 from channels_zmq.errors import ConfigurationError
+from channels_zmq.options import Options
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import push as push_module
 from channels_zmq_forwarder import wire
@@ -16,6 +17,19 @@ ONE, TWO = b"1" * 8, b"2" * 8
 """Two instances of a forwarder."""
 INVALID = "nonsense"
 """An address without a transport: no socket can be connected to it."""
+
+
+def options(**changes):
+    """Return the options of a link or of a set of links."""
+    settings = {
+        "connect_timeout": 5.0,
+        "expiry": 60.0,
+        "linger": 2.0,
+        "max_message_size": 2**20,
+        "outbox_capacity": 1000,
+        "outbox_bytes": 2**20,
+    }
+    return Options(**settings | changes)
 
 
 class Push:

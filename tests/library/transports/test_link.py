@@ -6,14 +6,25 @@ from math import inf
 import pytest
 import zmq
 from fakes import Reader
-from socketless import CONNECTED, DISCONNECTED, INVALID, ONE, TWO, Context, Exchange, Push, perform, replace_sockets
+from socketless import (
+    CONNECTED,
+    DISCONNECTED,
+    INVALID,
+    ONE,
+    TWO,
+    Context,
+    Exchange,
+    Push,
+    options,
+    perform,
+    replace_sockets,
+)
 
 from channels_zmq.client.client import Client
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS, KEEP_SECONDS
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import ClientKeys
-from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.link import (
     ECHO_EVERY,
@@ -63,22 +74,14 @@ class Rig:
 
     def __init__(self, clock, forwarder=FORWARDER, keys=None, capacity=1000, context=None):
         self.clock, self.calls = clock, []
-        options = Options(
-            connect_timeout=5.0,
-            expiry=60.0,
-            linger=2.0,
-            max_message_size=2**20,
-            outbox_capacity=capacity,
-            outbox_bytes=2**20,
-            keys=keys,
-        )
+        chosen = options(outbox_capacity=capacity, keys=keys)
         self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
         self.context = context or Context()
-        self.ledger = Ledger(options.outbox_capacity, options.outbox_bytes)
+        self.ledger = Ledger(chosen.outbox_capacity, chosen.outbox_bytes)
         self.told, self.taken, self.welcomes = [], [], []
         self.holds_back, self.watched = False, []
         self.link = Link(
-            forwarder, self.context, options, self.client, self.ledger, self, self.calls.append, lambda: b"list"
+            forwarder, self.context, chosen, self.client, self.ledger, self, self.calls.append, lambda: b"list"
         )
         self.link.start()
         self.exchange = Exchange(self.link, self.client)

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import Reader
-from socketless import CONNECTED, INVALID, TWO, Context, Exchange, perform, replace_sockets
+from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
 
 from channels_zmq.client.client import Client, LinkLost, LinkRestored
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
-from channels_zmq.options import Options
 from channels_zmq.transports import discovery
 from channels_zmq.transports import links as module
 from channels_zmq.transports.discovery import Bootstrap, Forwarder
@@ -83,17 +82,9 @@ class Rig:
 
     def __init__(self, clock, *forwarders, capacity=1000):
         self.clock, self.calls = clock, []
-        options = Options(
-            connect_timeout=5.0,
-            expiry=60.0,
-            linger=2.0,
-            max_message_size=2**20,
-            outbox_capacity=capacity,
-            outbox_bytes=2**20,
-            resolve_every=EVERY,
-        )
+        chosen = options(outbox_capacity=capacity, resolve_every=EVERY)
         self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
-        self.links = Links(forwarders or (A, B), options, self.client, self.calls.append)
+        self.links = Links(forwarders or (A, B), chosen, self.client, self.calls.append)
         self.links.start()
         self._exchanges = {}
 
