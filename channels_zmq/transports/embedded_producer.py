@@ -137,9 +137,7 @@ class EmbeddedProducer:
 
     def _bind(self) -> Socket:
         xpub = self._context.socket(zmq.XPUB)
-        max_frame = self._options.max_message_size + wire.MAX_OVERHEAD
-        publish_options(xpub, Marks(max_frame=max_frame))
-        xpub.set(zmq.MAXMSGSIZE, max_frame)
+        publish_options(xpub, Marks(max_frame=self._options.max_message_size + wire.MAX_OVERHEAD))
         try:
             if self._options.keys is not None:
                 self._gate = self._open_gate()

@@ -40,6 +40,8 @@ DROP_CAUSES = (
     "forwarders",
     "not_returned",
 )
+BEATS_WITHIN = 10.0
+"""Seconds without a periodic task after which the forwarder no longer counts as alive."""
 LISTED = 50
 """How many groups, queues and forwarders the status page lists."""
 
@@ -59,7 +61,7 @@ class Admin:
     ) -> None:
         self._exchange, self._traffic = exchange, traffic
         self._memory = memory or MemoryGuard(0, time.monotonic)
-        self._started = time.monotonic()
+        self._started = self._beat_at = time.monotonic()
         self.registry = CollectorRegistry()
         self.registry.register(_State(exchange, traffic, gate, self._memory))
         ProcessCollector(registry=self.registry)
@@ -77,9 +79,10 @@ class Admin:
         )
         exchange.queues.observe_wait = wait.observe
 
-    def loop_lag(self, seconds: float) -> None:
-        """Observe how late a timer ran."""
-        self._lag.observe(max(0.0, seconds))
+    def beat(self, lag: float) -> None:
+        """Note a periodic task, and how late it ran in seconds; `/livez` fails when it stops."""
+        self._beat_at = time.monotonic()
+        self._lag.observe(max(0.0, lag))
 
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
@@ -118,6 +121,8 @@ class Admin:
             await runner.cleanup()
 
     async def _livez(self, request: web.Request) -> web.Response:
+        if time.monotonic() > self._beat_at + BEATS_WITHIN:
+            return web.Response(text="its periodic tasks have stopped\n", status=503)
         return web.Response(text="alive\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:

@@ -18,7 +18,16 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.sockets import Marks, bind, guard, number, plain_send, publish_options, readable
+from channels_zmq_forwarder.sockets import (
+    Marks,
+    accept_options,
+    bind,
+    guard,
+    number,
+    plain_send,
+    publish_options,
+    readable,
+)
 from channels_zmq_forwarder.zap import Admission, Gate
 
 FRAMES_A_TURN = 1000
@@ -75,10 +84,8 @@ class Pump:
         for option, value in ((zmq.TCP_KEEPALIVE_INTVL, 2), (zmq.TCP_KEEPALIVE_CNT, 3)):
             self._pull.set(option, value)
         self._xpub = context.socket(zmq.XPUB)
+        accept_options(self._pull, marks)
         publish_options(self._xpub, marks)
-        for socket in (self._pull, self._xpub):
-            socket.set(zmq.MAXMSGSIZE, marks.max_frame)
-            socket.set(zmq.BACKLOG, 4096)
         self._send = plain_send(self._xpub)
         self._guards: list[IO[str]] = []
         self._admissions: dict[zmq.Socket[bytes], Admission] = {}

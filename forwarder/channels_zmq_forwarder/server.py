@@ -35,6 +35,7 @@ logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
 """Seconds between two checks of memory, lag, the start rule and what is due."""
+MAX_DESCRIPTORS = 2**20
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
@@ -60,6 +61,7 @@ async def serve(
     Raises:
         AddressError: If an address cannot be bound.
     """
+    raise_descriptor_limit()
     server = Server(settings, end)
     try:
         async with server.admin.serving(settings.admin_address), server.beating():
@@ -220,7 +222,7 @@ class Server:
             before = time.monotonic()
             await asyncio.sleep(BEAT)
             now = time.monotonic()
-            self.admin.loop_lag(now - before - BEAT)
+            self.admin.beat(now - before - BEAT)
             try:
                 self._end_slow_subscribers()
                 self._watch_memory()
@@ -272,6 +274,15 @@ class Server:
         if self.gate is not None:
             self.gate.close()
         self._context.term()
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as the system permits: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        logger.info("raised the limit of open files from %d to %d", soft, wanted)
 
 
 def resident_memory() -> int:

@@ -4,6 +4,7 @@ Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ByteSize, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -163,13 +164,32 @@ def parse(arguments: Sequence[str]) -> Settings:
     """Parse flags and environment; `--help` prints all settings and exits.
 
     Raises:
-        SettingsError: If a setting is invalid.
+        SettingsError: If a flag is unknown, or a setting is invalid.
     """
+    _check_flags(arguments)
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments))
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuse unknown flags, without their values: one of them may be a mistyped flag of a secret key."""
+    known = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    is_value = False
+    for position, argument in enumerate(arguments, 1):
+        flag, equals, _ = argument.partition("=")
+        if is_value or argument in ("-h", "--help"):
+            is_value = False
+        elif not flag.startswith("--"):
+            raise SettingsError(f"argument {position} is not a flag; the flags are listed by --help")
+        elif flag not in known:
+            near = get_close_matches(flag, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "the flags are listed by --help"
+            raise SettingsError(f"{flag} is not a flag; {hint}")
+        else:
+            is_value = not equals
 
 
 def curve_keys(settings: Settings) -> tuple[bytes, AllowedKeys | None] | None:

@@ -6,6 +6,7 @@ are an `AddressError`: an address cannot be bound.
 
 import errno
 import fcntl
+import os
 import socket as addresses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ IPC = "ipc://"
 TCP = "tcp://"
 EVERYWHERE = "tcp://*:"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+HANDSHAKE = 5_000
+"""Milliseconds within which a peer has to complete its handshake."""
 SLOWEST_LINK = 16_000_000
 """Bits per second between an exchange and each of its clients, all busy at once."""
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
@@ -89,8 +92,16 @@ def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
     return cast(Callable[[bytes, int], object], super(zmq.Socket, socket).send)
 
 
+def accept_options(socket: "zmq.Socket[bytes]", marks: Marks) -> None:
+    """Set the options of every socket that strangers may connect to."""
+    socket.set(zmq.MAXMSGSIZE, marks.max_frame)
+    socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE)
+    socket.set(zmq.BACKLOG, 4096)
+
+
 def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
     """Set the options of every publishing socket, in a forwarder and in an embedded producer."""
+    accept_options(xpub, marks)
     xpub.set(zmq.SNDHWM, marks.publish)
     xpub.set(zmq.RCVHWM, 0)
     xpub.set(zmq.LINGER, 1000)
@@ -134,7 +145,9 @@ def guard(address: str) -> IO[str] | None:
     if path == address or path.startswith(("@", "*")):
         return None
     try:
-        lock = open(f"{path}.lock", "w", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
+        # It may lie in a folder that others write to: a symbolic link of theirs is not followed, and nothing truncated.
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = open(descriptor, "r+", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
     except OSError as error:
         raise AddressError(f"cannot bind {address}: its lock file cannot be written: {error.strerror}") from error
     try:

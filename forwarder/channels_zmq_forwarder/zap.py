@@ -61,6 +61,7 @@ class Gate:
         socket.curve_secretkey = self._secret_key
         socket.curve_server = True
         socket.zap_domain = b"channels-zmq"
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else every key is let in once this socket is closed
         return Connections(socket, self._was_refused)
 
     def turn(self) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import socket
+import time
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channels_zmq_forwarder import __version__, wire
-from channels_zmq_forwarder.admin import DROP_CAUSES, LISTED, Admin
+from channels_zmq_forwarder import admin as admin_module
+from channels_zmq_forwarder.admin import BEATS_WITHIN, DROP_CAUSES, LISTED, Admin
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.memory import NOT_READY_AFTER, MemoryGuard
 from channels_zmq_forwarder.pump import Traffic
@@ -83,6 +86,17 @@ async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page
     assert (await page.get("/readyz"))[::2] == (503, "short of memory\n")
 
 
+async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(page, monkeypatch):
+    """They expire messages, read keys and watch memory; a restart helps."""
+    page.admin.beat(0.0)
+    assert (await page.get("/livez"))[0] == 200
+    now = time.monotonic()
+    monkeypatch.setattr(admin_module, "time", SimpleNamespace(monotonic=lambda: now + BEATS_WITHIN + 1))
+    assert (await page.get("/livez"))[::2] == (503, "its periodic tasks have stopped\n")
+    page.admin.beat(0.0)
+    assert (await page.get("/livez"))[0] == 200
+
+
 async def test_metrics_count_frames_and_bytes(page):
     """The metrics contain counters of frames and bytes, drops by cause, and gauges."""
     page.exchange.enter(State.SERVING)
@@ -92,7 +106,7 @@ async def test_metrics_count_frames_and_bytes(page):
     page.exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
     page.exchange.inbound(b"?")
     page.exchange.inbound(enqueue(b"jobs"))
-    page.admin.loop_lag(0.002)
+    page.admin.beat(0.002)
     metrics = await page.metrics()
     for name, value in {
         "info": 1.0,
@@ -127,7 +141,7 @@ async def test_the_wait_of_jobs_is_a_histogram(page):
 
 async def test_a_timer_that_ran_early_has_no_lag(page):
     """Clocks are not exact, so a lag may be negative."""
-    page.admin.loop_lag(-0.001)
+    page.admin.beat(-0.001)
     assert (await page.metrics())["channels_zmq_forwarder_loop_lag_seconds_sum",] == 0
 
 

@@ -259,6 +259,19 @@ async def test_a_forwarder_that_settles_can_be_stopped():
     assert called == []
 
 
+def test_as_many_files_may_be_opened_as_the_system_permits():
+    """Each connection is one; the usual limit is 1,024."""
+    code = (
+        "import resource\n"
+        "from channels_zmq_forwarder.server import raise_descriptor_limit\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
+        "raise_descriptor_limit()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 2**20))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"True\n"
+
+
 async def test_memory_is_watched(monkeypatch):
     """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
     server = Server(settings(memory_limit=1000))

@@ -103,12 +103,29 @@ def test_all_mistakes_are_named_at_once():
         parse(["--queue-names", "0", "--settle", "-1"])
 
 
-def test_an_unknown_flag_ends_the_program(capsys):
-    """The usage line is printed."""
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--curve-secret-kee=hidden"], "--curve-secret-kee is not a flag; did you mean --curve-secret-key?"),
+        (["--curve-secret-kee", "hidden"], "--curve-secret-kee is not a flag; did you mean --curve-secret-key?"),
+        (["--xyz", "hidden"], "--xyz is not a flag; the flags are listed by --help"),
+        (["--settle", "1", "hidden"], "argument 3 is not a flag; the flags are listed by --help"),
+    ],
+)
+def test_an_unknown_flag_is_named_without_its_value(arguments, error):
+    """The value may be a secret key."""
+    with pytest.raises(SettingsError) as caught:
+        parse(arguments)
+    assert str(caught.value) == error
+
+
+def test_help_lists_all_flags(capsys):
+    """It ends the program."""
     with pytest.raises(SystemExit) as caught:
-        parse(["--no-such-flag"])
-    assert caught.value.code == 2
-    assert "--no-such-flag" in capsys.readouterr().err
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in text for name in Settings.model_fields)
 
 
 def test_every_setting_is_described():

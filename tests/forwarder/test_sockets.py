@@ -7,7 +7,18 @@ import pytest
 import zmq
 
 from channels_zmq_forwarder import sockets as module
-from channels_zmq_forwarder.sockets import AddressError, bind, guard, heartbeats, number, readable, resolve, use_ipv6
+from channels_zmq_forwarder.sockets import (
+    AddressError,
+    Marks,
+    accept_options,
+    bind,
+    guard,
+    heartbeats,
+    number,
+    readable,
+    resolve,
+    use_ipv6,
+)
 
 
 def has_ipv6():
@@ -110,6 +121,37 @@ def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
     """The lock file reports the reason before ZeroMQ does."""
     with pytest.raises(AddressError, match="No such file"):
         guard(f"ipc://{tmp_path}/none/pub")
+
+
+def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path):
+    """Who may write to the folder could have any file emptied that the forwarder may write to."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "pub.lock").symlink_to(victim)
+    with pytest.raises(AddressError, match="lock file cannot be written"):
+        guard(f"ipc://{tmp_path}/pub")
+    assert victim.read_text() == "precious"
+
+
+def test_a_lock_file_is_for_its_owner_alone_and_keeps_what_it_holds(tmp_path):
+    """It is empty as a rule."""
+    lock = tmp_path / "pub.lock"
+    with guard(f"ipc://{tmp_path}/pub"):
+        assert lock.stat().st_mode & 0o777 == 0o600
+    lock.write_text("kept")
+    with guard(f"ipc://{tmp_path}/pub"):
+        assert lock.read_text() == "kept"
+
+
+def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(sockets, monkeypatch):
+    """Idle connections would use up the descriptors."""
+    monkeypatch.setattr(module, "HANDSHAKE", 100)
+    pull = sockets.open(zmq.PULL)
+    accept_options(pull, Marks())
+    address = bind(pull, "tcp://127.0.0.1:*")
+    with addresses.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as peer:
+        while peer.recv(1000):  # our greeting, then the end
+            pass
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])

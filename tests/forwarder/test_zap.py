@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq_forwarder import zap
 from channels_zmq_forwarder.curve import AllowedKeys, new_pair, secure_client
@@ -25,11 +26,12 @@ class Peers:
         return self._sockets.open(zmq.PULL)
 
     def client(self, secret, *, public=None):
-        """Connect and send a frame, which arrives only if the gate allows the key."""
+        """Connect and send a frame, which arrives only if the gate allows the key; return the socket."""
         client = self._sockets.open(zmq.PUSH)
         secure_client(client, public or self.public, secret)
         client.connect(f"tcp://127.0.0.1:{self.port}")
         client.send(b"hello")
+        return client
 
     def refused(self, count):
         """Make turns until that many connections were refused."""
@@ -86,6 +88,17 @@ def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
         peers.client(new_pair()[1], public=other)
         peers.refused(4)
     assert any("more refusals were not logged" in line for line in caplog.messages)
+    assert not peers.socket.poll(0)
+
+
+def test_nobody_is_let_in_when_the_gate_is_gone(guard):
+    """ZeroMQ lets everybody in then unless it is told otherwise."""
+    peers = guard(None)
+    peers.gate.close()
+    client = peers.client(new_pair()[1])
+    with client.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_SUCCEEDED) as monitor:
+        assert recv_monitor_message(monitor)["event"] == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+        client.disable_monitor()
     assert not peers.socket.poll(0)
 
 
