@@ -73,9 +73,7 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
-        self._marks = marks
-        self._has_revoked = False
-        """Whether producers' keys are looked at, which takes about a microsecond a frame."""
+        self._has_revoked = False  # so that producers' keys are checked, which takes about 1 us a frame
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
@@ -91,7 +89,7 @@ class Pump:
         self._admissions: dict[zmq.Socket[bytes], Admission] = {}
         guarded = Connections if gate is None else gate.guard
         self.connections = {socket: guarded(socket) for socket in (self._xpub, self._pull)}
-        """Those of each socket; their monitors are to be watched."""
+        """The connections of each socket; watch their monitors."""
         self._slow = SlowSubscribers(self.connections[self._xpub], marks.behind)
         if gate is not None and gate.allowed is not None:
             self._xpub.set(zmq.XPUB_VERBOSE, 1)
@@ -147,7 +145,7 @@ class Pump:
         return ended
 
     def end_revoked(self) -> int:
-        """End the connections by keys that were revoked, whose frames are dropped from now on; return how many."""
+        """End the connections of revoked keys, and drop their frames from now on; return the number of connections."""
         self._has_revoked = True
         return sum(admission.end_revoked() for admission in self._admissions.values())
 

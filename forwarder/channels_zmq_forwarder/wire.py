@@ -446,11 +446,6 @@ def is_group(frame: bytes) -> bool:
     return frame[:1] == GROUP_BYTE
 
 
-def is_hello(frame: bytes) -> bool:
-    """Return whether a frame is a hello; it may still be malformed."""
-    return frame[:1] == b"H"
-
-
 def is_for(inbox: bytes, frame: bytes) -> bool:
     """Return whether a frame is for this inbox; only the first 17 bytes are compared."""
     return frame[1 : 1 + INBOX_SIZE] == inbox and frame[:1] == INBOX_BYTE
