@@ -28,7 +28,7 @@ from channels_zmq_forwarder.memory import MemoryGuard, Refusal
 from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
-from channels_zmq_forwarder.sockets import Marks, number
+from channels_zmq_forwarder.sockets import Marks, is_local, number
 from channels_zmq_forwarder.zap import Gate
 
 logger = logging.getLogger("channels_zmq_forwarder")
@@ -119,12 +119,24 @@ class Server:
         self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
         self._watch()
         logger.info("accepting subscribers on %s", ", ".join(self.pub_addresses))
+        self._warn_if_open()
         if not await self._settle(stop):
             return
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
         self._publish(self.exchange.enter(wire.State.SERVING))
         self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
         logger.info("accepting producers on %s", ", ".join(self.pull_addresses))
+
+    def _warn_if_open(self) -> None:
+        remote = [one for one in (*self.settings.pull_address, *self.settings.pub_address) if not is_local(one)]
+        if not remote:
+            return
+        if self.gate is None:
+            line = "everybody who can reach %s can read and send messages: no CURVE key is set"
+            logger.warning(line, ", ".join(remote))
+        elif self.gate.allowed is None:
+            line = "everybody with the server's public key can read and send messages: no list of allowed keys is set"
+            logger.warning(line)
 
     async def drain(self) -> None:
         """Let the clients take over what waits here; return when they have, or when it takes too long."""

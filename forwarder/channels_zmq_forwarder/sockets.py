@@ -10,6 +10,7 @@ import os
 import socket as addresses
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import IO, cast
 
 import zmq
@@ -76,6 +77,17 @@ def resolve(address: str) -> list[str]:
 
 def _interfaces() -> set[str]:
     return {name for _, name in addresses.if_nameindex()}
+
+
+def is_local(address: str) -> bool:
+    """Return whether only processes of this machine can reach an address; names are not resolved."""
+    if not address.startswith(TCP):
+        return True
+    host = address.removeprefix(TCP).rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:

@@ -18,6 +18,7 @@ import zmq
 from channels_zmq_forwarder import server as server_module
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
+from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.memory import Refusal
 from channels_zmq_forwarder.server import (
     BESIDE_OTHERS,
@@ -257,6 +258,23 @@ async def test_a_forwarder_that_settles_can_be_stopped():
     asyncio.get_running_loop().call_later(0.05, stop.set)
     await asyncio.wait_for(task, 5)
     assert called == []
+
+
+@pytest.mark.parametrize(
+    ("address", "keys", "warning"),
+    [
+        ("tcp://*:*", {}, "no CURVE key is set"),
+        ("tcp://*:*", {"curve_secret_key": new_pair()[1].decode()}, "no list of allowed keys is set"),
+        ("tcp://*:*", {"curve_secret_key": new_pair()[1].decode(), "curve_allowed_keys": [new_pair()[0].decode()]}, ""),
+        (LOCAL, {}, ""),
+    ],
+)
+async def test_a_forwarder_that_everybody_can_use_says_so(caplog, address, keys, warning):
+    """Whoever reaches it from another machine needs a key that is on the list."""
+    async with running(settings(pull_address=[address], pub_address=[address], **keys)):
+        pass
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [warning in line for line in lines] == [True] * bool(warning)
 
 
 def test_as_many_files_may_be_opened_as_the_system_permits():

@@ -14,6 +14,7 @@ from channels_zmq_forwarder.sockets import (
     bind,
     guard,
     heartbeats,
+    is_local,
     number,
     readable,
     resolve,
@@ -158,6 +159,26 @@ def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(sockets, mo
 def test_other_addresses_need_no_lock_file(address):
     """TCP refuses a second bind; an abstract address has no file."""
     assert guard(address) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("tcp://127.0.0.1:1", True),
+        ("tcp://127.8.0.1:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://localhost:1", True),
+        ("ipc:///tmp/pub", True),
+        ("tcp://*:1", False),
+        ("tcp://0.0.0.0:1", False),
+        ("tcp://[::]:1", False),
+        ("tcp://10.0.0.1:1", False),
+        ("tcp://eth0:1", False),
+    ],
+)
+def test_a_local_address_is_told_from_others(address, expected):
+    """Without a question to DNS."""
+    assert is_local(address) is expected
 
 
 def test_options_are_read(sockets):
