@@ -171,7 +171,12 @@ def _acknowledged_if_stuck(descriptor: int) -> int | None:
 
 
 def _copy(descriptor: int) -> sockets.socket:
-    return sockets.socket(fileno=os.dup(descriptor))
+    copy = os.dup(descriptor)
+    try:
+        return sockets.socket(fileno=copy)
+    except OSError:  # no socket has this number any more
+        os.close(copy)
+        raise
 
 
 def _peer(descriptor: int) -> Peer:

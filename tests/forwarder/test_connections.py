@@ -1,5 +1,7 @@
 """The connections to a publishing socket: who is far behind, and how a single one ends."""
 
+import os
+
 import pytest
 import zmq
 
@@ -156,6 +158,17 @@ def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make):
     publisher.connections.end(2**20)
     publisher.published = BEHIND
     assert publisher.look() == []
+
+
+def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(make, tmp_path):
+    """And none is left open."""
+    publisher = make()
+    with open(tmp_path / "file", "w") as file:
+        publisher.connections.peers[file.fileno()] = Peer("127.0.0.1", 1)
+        before = len(os.listdir("/proc/self/fd"))
+        publisher.connections.end(file.fileno())
+        assert len(os.listdir("/proc/self/fd")) == before
+        file.write("still open")
 
 
 @pytest.mark.parametrize(
