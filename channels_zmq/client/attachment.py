@@ -56,8 +56,8 @@ class Attachment:
 
     @property
     def may_repeat(self) -> bool:
-        """Whether missing messages may still arrive: by another connection, or sent again after an outage."""
-        return self.has_two_ways or self._clock() < self._began + SENT_AGAIN_WITHIN
+        """Whether missing messages may still arrive, sent again after an outage."""
+        return self._clock() < self._began + SENT_AGAIN_WITHIN
 
     def take_over(self, ordinal: int) -> int:
         """Note a returned message; return how many before it were lost, -1 if it was taken over before."""

@@ -71,6 +71,10 @@ class Gaps:
             self._give_up(next(iter(self._gaps)))
         return True
 
+    def holds(self, runs: Runs, sender: bytes) -> bool:
+        """Return whether messages of a run are held."""
+        return (runs, sender) in self._gaps
+
     def closed_up(self, runs: Runs, sender: bytes) -> None:
         """Deliver the held messages that directly follow the last number of a run."""
         gap = self._gaps.get((runs, sender))

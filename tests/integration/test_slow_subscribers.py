@@ -13,6 +13,8 @@ from forwarders import Forwarder, close_all, config_of, free_ports, until
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
 BEHIND = 4 * 2**20
+LARGE = 16 * 2**20
+"""Largest message, from which the patience of heartbeats follows: they must not end the connection before."""
 TEXT = "x" * 50_000
 AT_ONCE = 20
 
@@ -21,7 +23,9 @@ AT_ONCE = 20
 def guarded(tmp_path: Path) -> Iterator[Forwarder]:
     """A forwarder that bounds what may wait for a subscriber."""
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
-    forwarder = Forwarder(pull, pub, flags=("--subscriber-bytes", f"{BEHIND}"), log=tmp_path / "log")
+    forwarder = Forwarder(
+        pull, pub, flags=("--subscriber-bytes", f"{BEHIND}", "--max-message-size", f"{LARGE}"), log=tmp_path / "log"
+    )
     forwarder.start()
     yield forwarder
     forwarder.end()
@@ -31,13 +35,14 @@ def guarded(tmp_path: Path) -> Iterator[Forwarder]:
 def bounded(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[Any, Any, Any]]:
     """A layer whose subscribers may be `BEHIND`, the address to subscribe at, and what has been logged there."""
     layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
+    settings: dict[str, Any] = {"capacity": 10_000, "max_message_size": LARGE}
     if request.param == "dedicated":
         forwarder = request.getfixturevalue("guarded")
-        layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=10_000)
+        layer = DedicatedZmqChannelLayer(**forwarder.config, **settings)
         yield layer, forwarder.pub, forwarder.log_text
     else:
         address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-        layer = EmbeddedZmqChannelLayer(pub_socket_address=address, subscriber_bytes=BEHIND, capacity=10_000)
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address, subscriber_bytes=BEHIND, **settings)
         with caplog.at_level(logging.WARNING, "channels_zmq"):
             yield layer, address, lambda: caplog.text
     close_all()
@@ -45,6 +50,7 @@ def bounded(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) ->
 
 async def join(layer: Any) -> str:
     """Join in another process; return the channel."""
+    await until(lambda: layer.stats()["connected"])  # a reader without a producer does not wait for it
     channel = str(await layer.new_channel())
     await layer.group_add("all", channel)
     return channel
@@ -63,7 +69,7 @@ def test_only_the_connection_of_a_subscriber_that_does_not_keep_up_is_ended(
 
     async def scenario() -> None:
         await layer.group_send("nobody", {})  # an embedded layer binds, and holds messages for a moment
-        peer = await asyncio.to_thread(open_peer, **config_of(layer))
+        peer = await asyncio.to_thread(open_peer, **config_of(layer), capacity=10_000, max_message_size=LARGE)
         channel = await asyncio.to_thread(peer.run, join)
         await until(lambda: layer.stats()["connected"] and not layer.stats()["held"])
         with zmq.Context() as context, context.socket(zmq.SUB) as stuck:

@@ -359,6 +359,25 @@ def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(client, 
     assert (payloads(client)[4:], client.counters.dropped) == ([b"6"], {"missed": 1})
 
 
+def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(client):
+    """A direct message that was sent after a group message must not overtake it; a session has just begun, too."""
+    add(client)
+    client.begin_session(client.attachments[0], SESSION + 1, b"instance")
+    for frame in (group_frame(7, b"1"), direct_frame(1, b"2")):
+        client.feed(frame, client.attachments[0])
+    assert payloads(client) == [b"1", b"2"]
+
+
+def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair):
+    """A later message must not be delivered before the held one."""
+    add(pair)
+    pair.feed(group_frame(7, b"1"), pair.attachments[0])
+    pair.detach(pair.attachments[1])
+    pair.feed(group_frame(8, b"2"), pair.attachments[0])
+    pair.gaps.all_is_read()
+    assert payloads(pair) == [b"1", b"2"]
+
+
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
 def test_a_message_behind_a_gap_waits_for_what_is_sent_again_after_an_outage(client, frame):
     """Its sender may notice the outage later than this process, and has sent newer messages by then."""
