@@ -3,11 +3,13 @@
     python ask.py [ALIAS...]
 
 For each alias: a group message, a direct one and one on a normal channel, from this process to itself through the
-forwarder. Prints `ok ALIAS` for each; ends with an error and its text if one does not work.
+forwarder. The names are those of this process alone, since other pods may do the same at the same time. Prints
+`ok ALIAS` for each; ends with an error and its text if one does not work.
 """
 
 import asyncio
 import sys
+import uuid
 
 from django.utils.module_loading import import_string
 
@@ -19,12 +21,13 @@ async def main(aliases: list[str]) -> None:
     layers = channels_zmq.channel_layers_from_env()
     for alias in aliases or ["default"]:
         layer = import_string(layers[alias]["BACKEND"])(**layers[alias]["CONFIG"])
-        channel = await layer.new_channel()
-        await layer.group_add("asked", channel)
-        await layer.group_send("asked", {"type": "group", "alias": alias})
+        channel, own = await layer.new_channel(), uuid.uuid4().hex
+        group, jobs = f"asked-{own}", f"jobs-{own}"
+        await layer.group_add(group, channel)
+        await layer.group_send(group, {"type": "group", "alias": alias})
         await layer.send(channel, {"type": "direct"})
-        await layer.send("jobs", {"type": "job"})
-        came = [(await layer.receive(each))["type"] for each in (channel, channel, "jobs")]
+        await layer.send(jobs, {"type": "job"})
+        came = [(await layer.receive(each))["type"] for each in (channel, channel, jobs)]
         if came != ["group", "direct", "job"]:
             sys.exit(f"{alias}: {came}")
         print("ok", alias, flush=True)
