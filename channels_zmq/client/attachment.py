@@ -6,13 +6,9 @@ state that it keeps for each.
 
 import time
 from collections.abc import Callable
-from math import inf
 
 from channels_zmq.client.credit import Credit
 from channels_zmq.client.window import Window
-
-SENT_AGAIN_WITHIN = 1.0
-"""Seconds after the start of a session in which senders that lost the same exchange send their messages again."""
 
 
 class Attachment:
@@ -41,8 +37,6 @@ class Attachment:
         self._instance = b""
         self.has_two_ways = False
         """Whether its frames arrive by two connections, of which one may be ahead of the other."""
-        self._clock = clock
-        self._began = -inf
         self.clients = 0
         """How many clients it had, as it has reported last."""
         self.taken_over = 0
@@ -50,14 +44,9 @@ class Attachment:
 
     def begin_session(self, session: int, instance: bytes) -> list[bytes]:
         """Begin a session with an instance of the exchange; return the frames that open the windows."""
-        is_same, self._instance, self._began = instance == self._instance, instance, self._clock()
+        is_same, self._instance = instance == self._instance, instance
         self.taken_over = 0
         return self.credit.begin_session(session, is_same=is_same)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether missing messages may still arrive, sent again after an outage."""
-        return self._clock() < self._began + SENT_AGAIN_WITHIN
 
     def take_over(self, ordinal: int) -> int:
         """Note a returned message; return how many before it were lost, -1 if it was taken over before."""

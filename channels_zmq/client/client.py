@@ -354,10 +354,9 @@ class Client:
             if sender != self.sender:  # else this process sent it before it joined
                 self.counters.repeated += 1
             return
-        begins, has_two_ways = missing == BEGINS, any(one.has_two_ways for one in self.attachments)
-        is_sent_again = not begins and any(one.may_repeat for one in self.attachments)
-        if len(self.attachments) > 1 or has_two_ways or is_sent_again or self.gaps.holds(runs, sender):
-            if not self.gaps.hold(runs, sender, number, size, deliver, begins=begins):
+        has_two_ways = len(self.attachments) > 1 or any(one.has_two_ways for one in self.attachments)
+        if has_two_ways or self.gaps.holds(runs, sender):
+            if not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
                 self.counters.repeated += 1
         else:
             self.counters.drop("missed", runs.skip_to(sender, number))

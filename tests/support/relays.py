@@ -1,11 +1,12 @@
 """A TCP relay between a process and a forwarder: a network that a test can stop, cut and turn elsewhere."""
 
 import contextlib
-import select
+import queue
 import socket
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 CHUNK = 65_536
 
@@ -75,28 +76,43 @@ class Relay:
             self._run(self._pass_back, far, near)
 
     def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._carry(near, far, self._flows)
-        _close(far)
+        send = self._sender(far)
+        with contextlib.suppress(OSError):
+            while self._flows.wait() and (data := near.recv(CHUNK)):
+                send(data)
+        send(b"")
 
     def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._carry(far, near, None)
-        _close(near)
+        send = self._sender(near)
+        with contextlib.suppress(OSError):
+            while data := far.recv(CHUNK):
+                send(data)
+        send(b"")
 
-    def _carry(self, source: socket.socket, target: socket.socket, flows: threading.Event | None) -> None:
-        under_way: deque[tuple[float, bytes]] = deque()
+    def _sender(self, target: socket.socket) -> Callable[[bytes], None]:
+        """Return a function that sends data after the delay; without data it closes the connection."""
+        if not self.delay:
+            return partial(_send, target)
+        under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+        self._run(partial(_send_late, under_way), target)
+        return lambda data: under_way.put((time.monotonic() + self.delay, data))
+
+
+def _send(target: socket.socket, data: bytes) -> None:
+    if data:
+        target.sendall(data)
+    else:
+        _close(target)
+
+
+def _send_late(under_way: "queue.SimpleQueue[tuple[float, bytes]]", target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
         while True:
-            if flows is not None:
-                flows.wait()
-            pause = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
-            if select.select([source], [], [], pause)[0]:
-                data = source.recv(CHUNK)
-                if not data:
-                    return
-                under_way.append((time.monotonic() + self.delay, data))
-            while under_way and under_way[0][0] <= time.monotonic():
-                target.sendall(under_way.popleft()[1])
+            due, data = under_way.get()
+            time.sleep(max(0.0, due - time.monotonic()))  # this is the delay
+            _send(target, data)
+            if not data:
+                return
 
 
 def _close(connection: socket.socket) -> None:

@@ -5,7 +5,6 @@ from fakes import Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels_zmq.client.attachment import SENT_AGAIN_WITHIN
 from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
@@ -23,18 +22,16 @@ TTL = 60_000
 
 @pytest.fixture
 def client(clock):
-    """At one exchange, whose session has begun a while ago."""
+    """At one exchange, whose session has begun."""
     client = Client(INBOX, SENDER, clock=clock)
     client.begin_session(client.attach(), SESSION, b"instance")
-    clock.now += SENT_AGAIN_WITHIN
     return client
 
 
 @pytest.fixture
-def pair(client, clock):
-    """At two exchanges, whose sessions have begun a while ago."""
+def pair(client):
+    """At two exchanges, whose sessions have begun."""
     client.begin_session(client.attach(), SESSION + 1, b"instance")
-    clock.now += SENT_AGAIN_WITHIN
     return client
 
 
@@ -376,19 +373,6 @@ def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair):
     pair.feed(group_frame(8, b"2"), pair.attachments[0])
     pair.gaps.all_is_read()
     assert payloads(pair) == [b"1", b"2"]
-
-
-@pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_a_message_behind_a_gap_waits_for_what_is_sent_again_after_an_outage(client, frame):
-    """Its sender may notice the outage later than this process, and has sent newer messages by then."""
-    add(client)
-    feed(client, frame(1, b"1"))
-    lose(client)
-    client.begin_session(client.attachments[0], SESSION + 1, b"instance")
-    for number in (3, 4, 2):
-        feed(client, frame(number, b"%d" % number))
-    assert payloads(client) == [b"1", b"2", b"3", b"4"]
-    assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
 
 
 def test_a_gap_holds_up_no_other_run(pair):
