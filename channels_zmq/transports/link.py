@@ -384,7 +384,8 @@ class Link:
                     body=frame,
                     kind=Kind.REPEAT,
                     counts=not is_acknowledged,
-                    published=until - wire.age_of(frame) / 1000,
+                    # Members have most likely got an acknowledged message: in doubt it is older than their join.
+                    published=(since if is_acknowledged else until) - wire.age_of(frame) / 1000,
                     instance=self.instance,
                 )
             )
