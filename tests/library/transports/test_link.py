@@ -876,6 +876,23 @@ def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig):
     assert (wire.age_of(frame), flags_of(frame)) == (0, 0)
 
 
+@pytest.mark.parametrize(("is_acknowledged", "age"), [(False, 500), (True, 550)])
+def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(rig, is_acknowledged, age):
+    """From the marker on, lest a member that had joined misses it; if it was acknowledged, from the first message on.
+
+    The time of each single message is not recorded.
+    """
+    rig.come_up()
+    rig.publish(b"1")
+    rig.clock.now += 0.05
+    rig.link.mark_now()
+    if is_acknowledged:
+        rig.confirm()
+    (frame,) = send_again(rig, 0.5)
+    assert bool(flags_of(frame) & wire.FLAG_ACKNOWLEDGED) == is_acknowledged
+    assert wire.age_of(frame) == pytest.approx(age, abs=1)
+
+
 def test_markers_follow_what_is_sent_again(rig):
     """A block at a time, as behind new messages; the last one after a moment."""
     rig.come_up()
