@@ -17,7 +17,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-from channels_zmq_forwarder.wire import FLAG_ELSEWHERE, Member, Status
+from channels_zmq_forwarder.wire import FLAG_ACKNOWLEDGED, FLAG_ELSEWHERE, Member, Status
 
 Name = tuple[bytes, bytes]
 """A group and a normal channel."""
@@ -57,7 +57,8 @@ class NormalMembers:
     def is_new(self, run: bytes, number: int, flags: int) -> bool:
         """Return whether a message is to be copied, and note it: no queue may get a copy of one message twice.
 
-        Of a message that is sent again because another instance was lost, that one may have queued the copies.
+        If another instance may have received a message that is sent again, it may have queued the copies. An instance
+        that has acknowledged the message has queued them for all that were members then.
 
         Args:
             run: Names the sender and the group.
@@ -68,7 +69,7 @@ class NormalMembers:
         self._copied[run] = max(number, last)
         if len(self._copied) > self._limit:
             self._copied.popitem(last=False)
-        return number > last and not flags & FLAG_ELSEWHERE
+        return number > last and not flags & (FLAG_ACKNOWLEDGED | FLAG_ELSEWHERE)
 
     def join(self, member: Member, now: float, is_living: Callable[[bytes], bool]) -> Status | None:
         """Add a channel to a group.

@@ -685,12 +685,13 @@ def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarde
     assert forwarder.queues.depth() == 2
 
 
-def test_a_message_that_another_instance_may_have_copied_is_not_copied(forwarder):
-    """Whatever became of those copies: a job is never done twice."""
+@pytest.mark.parametrize(("elsewhere", "acknowledged"), [(True, False), (False, True)])
+def test_a_message_that_an_instance_may_have_copied_is_not_copied(forwarder, elsewhere, acknowledged):
+    """Whatever became of those copies: a job is never done twice. One that was acknowledged was copied for sure."""
     forwarder.connect(A)
     forwarder.join()
     forwarder.clock.now += 1.0
-    frame = wire.again(group_frame(), 60_000, 10, elsewhere=True, acknowledged=False)
+    frame = wire.again(group_frame(), 60_000, 10, elsewhere=elsewhere, acknowledged=acknowledged)
     assert forwarder.inbound(frame) == (frame,)
     forwarder.inbound(wire.again(group_frame(), 60_000, 10, elsewhere=False, acknowledged=False))
     assert forwarder.queues.depth() == 0

@@ -102,7 +102,7 @@ class Channel:
     def take(self, message: Any) -> None:
         """Check a message that was read and forget it."""
         found = next((sent for sent in self.waiting if sent.number == message["n"]), None)
-        assert found is not None, "it was read before, or never sent here"
+        assert found is not None, f"{message} was read before, or never sent to {self}"
         assert repr(message["value"]) == found.shown
         if self.owner is not None:
             before = [sent for sent in self.waiting if sent.precedes(found)]
