@@ -93,8 +93,16 @@ class Output:
         self.has_input = self.busy = True
 
     def send_upstream(self, frames: Iterable[bytes], to: Attachment | None = None) -> None:
-        """Add frames for the subscribers' way of one exchange, or of all."""
-        self.upstream += [Upstream(frame, to) for frame in frames]
+        """Add frames for the subscribers' way of one exchange, or of all.
+
+        That way is for small frames, so a large job goes back by the producers' way.
+        """
+        for frame in frames:
+            if len(frame) <= wire.MAX_UPSTREAM:
+                self.upstream.append(Upstream(frame, to))
+            else:
+                back = wire.BACK.decode(frame)
+                self.reply(Reply(frame, back.channel, ttl=back.ttl / 1000))
         if self.upstream:
             self.busy = True
 

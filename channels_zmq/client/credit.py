@@ -316,7 +316,8 @@ class Credit:
         """Close a window and hand its jobs back.
 
         The window closes first, or the exchange would hand over the same jobs again. They are not settled by that frame
-        but by going back, each to its old place.
+        but by going back, each to its old place. The last frame settles those that have expired, and large ones, which
+        go back another way.
         """
         window.limit = window.received
         closing = self._ready(window)
@@ -327,8 +328,8 @@ class Credit:
             mail.clear()
             mail.extend(others)
         frames = self._back(window.box.name, jobs)
-        expired = len(frames) < len(jobs)
-        return [closing, *frames, self._ready(window)] if expired else [closing, *frames]
+        settled_so = sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames)
+        return [closing, *frames, self._ready(window)] if settled_so < len(jobs) else [closing, *frames]
 
     def _is_ours(self, mail: Mail) -> bool:
         delivery = mail[2]

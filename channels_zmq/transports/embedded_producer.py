@@ -27,7 +27,7 @@ from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
 from channels_zmq.transports.subscriber import FRAMES_A_TURN, SECONDS_A_TURN, Socket
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.connections import Connections, SlowSubscribers
+from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.sockets import (
     AddressError,
@@ -39,8 +39,9 @@ from channels_zmq_forwarder.sockets import (
     publish_options,
     readable,
 )
+from channels_zmq_forwarder.subscribers import Subscribers
 from channels_zmq_forwarder.wire import Topic
-from channels_zmq_forwarder.zap import Admission, Gate
+from channels_zmq_forwarder.zap import Gate
 
 TICK_EVERY = 1.0
 SETTLE = 0.5
@@ -100,9 +101,7 @@ class EmbeddedProducer:
         self._xpub: Socket | None = None
         self._guard: IO[str] | None = None
         self._gate: Gate | None = None
-        self._subscribers: Connections | None = None
-        self._slow: SlowSubscribers | None = None
-        self._admission: Admission | None = None
+        self._subscribers: Subscribers | None = None
         self._keys_have_changed = False
         self._published = 0  # bytes
         self._endpoint = ""
@@ -137,15 +136,16 @@ class EmbeddedProducer:
 
     def _bind(self) -> Socket:
         xpub = self._context.socket(zmq.XPUB)
-        publish_options(xpub, Marks(max_frame=self._options.max_message_size + wire.MAX_OVERHEAD))
+        # Readers have no other way up, so their frames may be as large as any.
+        max_frame = self._options.max_message_size + wire.MAX_OVERHEAD
+        marks = Marks(max_frame=max_frame, max_upstream=max_frame, behind=self._options.subscriber_bytes)
+        publish_options(xpub, marks)
         try:
             if self._options.keys is not None:
                 self._gate = self._open_gate()
-            self._subscribers = subscribers = Connections(xpub) if self._gate is None else self._gate.guard(xpub)
-            if self._gate is not None and self._gate.allowed is not None:
-                xpub.set(zmq.XPUB_VERBOSE, 1)
-                self._admission = Admission(xpub, subscribers, self._gate.allowed, self._drop_revoked)
-            self._slow = SlowSubscribers(subscribers, self._options.subscriber_bytes)
+            connections = Connections(xpub) if self._gate is None else self._gate.guard(xpub)
+            allowed = self._gate.allowed if self._gate is not None else None
+            self._subscribers = Subscribers(xpub, connections, marks, allowed, self._drop)
             self._guard = guard(self.address)
             self._endpoint = bind(xpub, _bindable(self.address))
         except ConfigurationError:
@@ -169,13 +169,13 @@ class EmbeddedProducer:
             )
         return Gate(self._context, *self._options.server_keys.read())
 
-    def _drop_revoked(self) -> None:
-        self._exchange.drops["revoked_key"] += 1
+    def _drop(self, cause: str) -> None:
+        self._exchange.drops[cause] += 1
 
     def _close_subscribers(self) -> None:
         if self._subscribers is not None:
-            self._subscribers.close()
-            self._subscribers = self._slow = None
+            self._subscribers.connections.close()
+            self._subscribers = None
 
     def _close_gate(self) -> None:
         if self._gate is not None:
@@ -251,7 +251,7 @@ class EmbeddedProducer:
                 self._send(frame, zmq.DONTWAIT)
                 self._published += len(frame)
                 sent = True
-        if sent and self._slow is not None and self._slow.is_due(self._published):
+        if sent and self._subscribers is not None and self._subscribers.is_due(self._published):
             self._call_soon(0.0)
         return sent and xpub is not None and readable(xpub)
 
@@ -315,13 +315,15 @@ class EmbeddedProducer:
 
     def read(self) -> bool:
         """Give the exchange frames of the readers, for one turn; return whether more may be there."""
-        if self._xpub is None:
+        if self._subscribers is None:
             return False
-        recv = self._xpub.recv if self._admission is None else self._admission.recv
+        recv = self._subscribers.recv
         upstream, until = self._exchange.upstream, time.monotonic() + SECONDS_A_TURN
         try:
             for _ in range(FRAMES_A_TURN):
-                self._drive(upstream(recv(zmq.DONTWAIT)))
+                frame = recv(zmq.DONTWAIT)
+                if frame is not None:
+                    self._drive(upstream(frame))
                 if time.monotonic() > until:
                     break
         except zmq.Again:
@@ -336,7 +338,7 @@ class EmbeddedProducer:
         if self._gate is not None:
             watched[self._gate.socket] = self._gate.turn
         if self._subscribers is not None:
-            watched[self._subscribers.monitor] = self._subscribers.turn
+            watched[self._subscribers.connections.monitor] = self._subscribers.connections.turn
         return Watched({}, None, watched)
 
     def tick(self, now: float) -> float:
@@ -345,12 +347,13 @@ class EmbeddedProducer:
             self._settle()
         if now >= self._exchange.due():
             self._drive(self._exchange.sweep())
-        if self._keys_have_changed and self._admission is not None:
-            self._keys_have_changed = False
-            self._admission.end_revoked()
-        for peer in self._slow.look(self._published) if self._slow is not None else ():
-            line = "ended the connection of the reader at %s: it was too far behind"
-            self._client.counters.report(logging.WARNING, line, peer)
+        if self._subscribers is not None:
+            if self._keys_have_changed:
+                self._keys_have_changed = False
+                self._subscribers.end_revoked()
+            for peer, reason in self._subscribers.look(now, self._published):
+                line = "ended the connection of the reader at %s: %s"
+                self._client.counters.report(logging.WARNING, line, peer, reason)
         reads = now + TICK_EVERY if self._xpub is not None else inf
         return min(self._settled_at, self._exchange.due(), reads)
 

@@ -479,7 +479,7 @@ class Links:
 
     def _known_to_hello(self) -> bytes:
         """Return the list for a hello: the forwarders that this process is connected to."""
-        return wire.encode_forwarders(
+        known = (
             KnownForwarder(
                 link.forwarder.pull.encode(),
                 link.forwarder.pub.encode(),
@@ -489,6 +489,7 @@ class Links:
             for link in self._links.values()
             if link.is_connected and link.forwarder not in self._ignored
         )
+        return wire.encode_forwarders(wire.listed(known))
 
     def _tell_others(self) -> None:
         """Repeat the hello at every forwarder if the list that it carries has changed."""

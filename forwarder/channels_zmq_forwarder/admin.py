@@ -26,6 +26,9 @@ WAIT_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300)
 LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 DROP_CAUSES = (
     "malformed",
+    "invalid_topic",
+    "too_many_topics",
+    "too_many_hellos",
     "stray",
     "version_mismatch",
     "unroutable",

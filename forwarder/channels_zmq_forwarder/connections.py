@@ -1,11 +1,12 @@
 """The single connections of a bound socket: lists them, measures how far a peer is behind, ends one of them.
 
 libzmq offers none of this. Its monitor reports the file descriptor of each connection, and the system reports the
-unsent and the acknowledged bytes of a descriptor. libzmq cannot close a single connection, but it drops one that the
-system has shut down.
+unsent and the acknowledged bytes of a descriptor. libzmq cannot close a single connection, but it drops one that is
+broken.
 """
 
 import array
+import ctypes
 import fcntl
 import os
 import socket as sockets
@@ -28,8 +29,8 @@ _WATCHED = (
 _FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
 _UNSENT = 0x894B
 """SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
-_TCP_INFO_SIZE, _BYTES_ACKED = 128, 120
-"""Of `struct tcp_info` in linux/tcp.h: how much of it is asked for, and where `tcpi_bytes_acked` stands."""
+_TCP_INFO = struct.Struct("=52xI64xQ")
+"""Of `struct tcp_info` in linux/tcp.h: `tcpi_last_data_recv` and `tcpi_bytes_acked`."""
 LOOKS = 16
 """Number of looks while the largest permitted backlog is published."""
 
@@ -57,6 +58,8 @@ class Connections:
         self.peers: dict[int, Peer] = {}
         self.keys: dict[int, bytes] = {}
         """The CURVE keys of the connections that have sent a frame; `Admission` records them."""
+        self.gone: Callable[[int], None] = lambda descriptor: None
+        """Called with the descriptor of each connection that has ended."""
         self._socket, self._refused = socket, refused
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
         """The socket to watch: `turn` is due when it is readable."""
@@ -78,17 +81,24 @@ class Connections:
             self._has_failed = True
         elif event == zmq.Event.DISCONNECTED:
             self.keys.pop(descriptor, None)
+            self.gone(descriptor)
             failed, self._has_failed = self._has_failed, False
             peer = self.peers.pop(descriptor, Peer("an unknown address"))
             if failed and self._refused is not None:
                 self._refused(peer)
 
-    def end(self, descriptor: int) -> None:
-        """Shut a connection down. Frames that wait for its peer are lost; the peer may reconnect."""
+    def end(self, descriptor: int) -> bool:
+        """End a connection. Frames that wait for its peer are lost; the peer may reconnect.
+
+        Returns:
+            Whether it was still open.
+        """
         self.keys.pop(descriptor, None)
         with suppress(OSError), _copy(descriptor) as copy:  # closed; another file may have its number by now
             if self.peers.get(descriptor) == _peer_of(copy):
-                copy.shutdown(sockets.SHUT_RDWR)
+                _break(copy)
+                return True
+        return False
 
     def close(self) -> None:
         """Stop watching, because the socket is about to be closed."""
@@ -143,9 +153,9 @@ class SlowSubscribers:
         self._connections.turn()
         behind, ended = {}, []
         for descriptor, peer in list(self._connections.peers.items()):
-            acknowledged = _acknowledged_if_stuck(descriptor)
-            if acknowledged is None:
+            if not _has_unsent(descriptor) or (info := _tcp_info(descriptor)) is None:
                 continue
+            acknowledged = info.bytes_acknowledged
             start = self._behind.get(descriptor) or _Behind(published, acknowledged)
             if published - start.published - (acknowledged - start.acknowledged) > self.max_bytes:
                 self._connections.end(descriptor)
@@ -156,18 +166,57 @@ class SlowSubscribers:
         return ended
 
 
-def _acknowledged_if_stuck(descriptor: int) -> int | None:
-    """Return how many bytes a peer has acknowledged if something waits to be sent to it, else None."""
-    unsent = array.array("i", [0])
-    try:
-        fcntl.ioctl(descriptor, _UNSENT, unsent)
-        if not unsent[0]:
-            return None
-        with _copy(descriptor) as copy:
-            info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO_SIZE)
-    except OSError:  # it has ended, or it is no TCP connection
+def end_silent(connections: Connections, seconds: float) -> list[Peer]:
+    """End the TCP connections whose peers have sent nothing for so many seconds; return these peers.
+
+    Peers have to send heartbeats. libzmq ends the connection of a peer whose last sign of life was a heartbeat, but not
+    if it was another frame.
+    """
+    connections.turn()
+    ended = []
+    for descriptor, peer in list(connections.peers.items()):
+        info = _tcp_info(descriptor)
+        if info is not None and info.silence > seconds and connections.end(descriptor):
+            ended.append(peer)
+    return ended
+
+
+class _TcpInfo(NamedTuple):
+    """Of a connection: the seconds since data arrived last, and the bytes that its peer has acknowledged."""
+
+    silence: float
+    bytes_acknowledged: int
+
+
+def _tcp_info(descriptor: int) -> _TcpInfo | None:
+    """Return what the system knows of a connection; None if it has ended, or is no TCP connection on Linux."""
+    if sys.platform != "linux":
         return None
-    return int(struct.unpack_from("Q", info, _BYTES_ACKED)[0])
+    try:
+        with _copy(descriptor) as copy:
+            info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO.size)
+        silence, acknowledged = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return None
+    return _TcpInfo(silence / 1000, acknowledged)
+
+
+def _has_unsent(descriptor: int) -> bool:
+    unsent = array.array("i", [0])
+    with suppress(OSError):  # it has ended, or it is no TCP connection
+        fcntl.ioctl(descriptor, _UNSENT, unsent)
+    return unsent[0] > 0
+
+
+def _break(connection: sockets.socket) -> None:
+    """Break a connection that libzmq reads.
+
+    After `shutdown` libzmq goes on to read from a TCP connection for as long as the peer sends. Connecting it to no
+    address resets it, and drops what was not read.
+    """
+    no_address = bytes(16)  # of the family AF_UNSPEC
+    if connection.family == sockets.AF_UNIX or ctypes.CDLL(None).connect(connection.fileno(), no_address, 16):
+        connection.shutdown(sockets.SHUT_RDWR)
 
 
 def _copy(descriptor: int) -> sockets.socket:

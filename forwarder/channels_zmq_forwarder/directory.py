@@ -4,11 +4,10 @@ Pure: the exchange passes in the list of each hello, and sends the union in each
 
 - The union holds what the last hello of each living client lists; a client that is gone takes its list along.
 - An exchange adds nothing of its own: it does not know by which addresses clients reach it or others.
-- The union has `wire.MAX_FORWARDERS` entries at most. Others are counted, and enter it when there is room.
+- The union has as many entries as a list may have. Others are counted, and enter it when there is room.
 """
 
 from collections import Counter
-from itertools import islice
 
 from channels_zmq_forwarder import wire
 
@@ -56,13 +55,13 @@ class Directory:
                 self._instances[each.pull, each.pub] = each.instance
         for each in old - new:
             self._count(each, -1)
-        union = tuple(islice(self._known, wire.MAX_FORWARDERS))
-        self.union = frozenset(union)
-        self.news = frozenset((each, each in self._instances) for each in union)
-        self.serves = bool(self._serving)
-        self.encoded = wire.encode_forwarders(
-            wire.KnownForwarder(*each, each in self._serving, self._instances.get(each, b"")) for each in union
+        union = wire.listed(
+            wire.KnownForwarder(*each, each in self._serving, self._instances.get(each, b"")) for each in self._known
         )
+        self.union = frozenset((each.pull, each.pub) for each in union)
+        self.news = frozenset((each, each in self._instances) for each in self.union)
+        self.serves = bool(self._serving)
+        self.encoded = wire.encode_forwarders(union)
         ignored = sum((each.pull, each.pub) not in self.union for each in new - old)
         if ignored:
             self._drops["forwarders"] += ignored

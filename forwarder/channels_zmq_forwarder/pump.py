@@ -16,7 +16,7 @@ from typing import IO
 import zmq
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
+from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.sockets import (
     Marks,
@@ -28,6 +28,7 @@ from channels_zmq_forwarder.sockets import (
     publish_options,
     readable,
 )
+from channels_zmq_forwarder.subscribers import Ended, Subscribers
 from channels_zmq_forwarder.zap import Admission, Gate
 
 FRAMES_A_TURN = 1000
@@ -41,7 +42,7 @@ LOOK_AT_CLOCK = 32
 
 @dataclass(slots=True)
 class Traffic:
-    """Frames and bytes since the start, and connections of slow subscribers that were ended."""
+    """Frames and bytes since the start, and connections of subscribers that were ended."""
 
     frames_in: int = 0
     bytes_in: int = 0
@@ -77,24 +78,17 @@ class Pump:
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
-        for option, value in ((zmq.TCP_KEEPALIVE, 1), (zmq.TCP_KEEPALIVE_IDLE, 5)):
-            self._pull.set(option, value)
-        for option, value in ((zmq.TCP_KEEPALIVE_INTVL, 2), (zmq.TCP_KEEPALIVE_CNT, 3)):
-            self._pull.set(option, value)
         self._xpub = context.socket(zmq.XPUB)
-        accept_options(self._pull, marks)
+        accept_options(self._pull, marks.max_frame)
         publish_options(self._xpub, marks)
         self._send = plain_send(self._xpub)
         self._guards: list[IO[str]] = []
-        self._admissions: dict[zmq.Socket[bytes], Admission] = {}
         guarded = Connections if gate is None else gate.guard
         self.connections = {socket: guarded(socket) for socket in (self._xpub, self._pull)}
         """The connections of each socket; watch their monitors."""
-        self._slow = SlowSubscribers(self.connections[self._xpub], marks.behind)
-        if gate is not None and gate.allowed is not None:
-            self._xpub.set(zmq.XPUB_VERBOSE, 1)
-            for socket, connections in self.connections.items():
-                self._admissions[socket] = Admission(socket, connections, gate.allowed, self._drop_revoked)
+        allowed = gate.allowed if gate is not None else None
+        self.subscribers = Subscribers(self._xpub, self.connections[self._xpub], marks, allowed, self._drop)
+        self._producers = Admission(self._pull, self.connections[self._pull], allowed, self._drop)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
         """Bind XPUB; return the addresses with the ports that the system chose.
@@ -138,19 +132,19 @@ class Pump:
             self.traffic.bytes_out += len(frame)
         self.traffic.frames_out += len(frames)
 
-    def end_slow_subscribers(self) -> list[Peer]:
-        """End the connections of subscribers that are too far behind; return their peers."""
-        ended = self._slow.look(self.traffic.bytes_out)
+    def end_bad_subscribers(self, now: float) -> list[Ended]:
+        """End the connections of subscribers that are slow, silent or send too much; return all that were ended."""
+        ended = self.subscribers.look(now, self.traffic.bytes_out)
         self.traffic.ended_subscribers += len(ended)
         return ended
 
     def end_revoked(self) -> int:
         """End the connections of revoked keys, and drop their frames from now on; return the number of connections."""
         self._has_revoked = True
-        return sum(admission.end_revoked() for admission in self._admissions.values())
+        return self.subscribers.end_revoked() + self._producers.end_revoked()
 
-    def _drop_revoked(self) -> None:
-        self.exchange.drops["revoked_key"] += 1
+    def _drop(self, cause: str) -> None:
+        self.exchange.drops[cause] += 1
 
     def close(self) -> None:
         """Close both sockets; published frames are still delivered within the linger time."""
@@ -167,23 +161,26 @@ class Pump:
         return bind(socket, address)
 
     def _read_subscribers(self) -> bool:
-        admission = self._admissions.get(self._xpub)
-        recv = self._xpub.recv if admission is None else admission.recv
-        upstream, clock = self.exchange.upstream, self._clock
-        until, size = clock() + SECONDS_A_TURN / 2, 0
+        recv, upstream, clock = self.subscribers.recv, self.exchange.upstream, self._clock
+        until = clock() + SECONDS_A_TURN / 2
         for _ in range(FRAMES_A_TURN):
             try:
                 frame = recv(zmq.DONTWAIT)
             except zmq.Again:
                 return False
-            self._publish(upstream(frame))
-            size += len(frame)
-            if size > BYTES_A_TURN or clock() > until:
+            if frame is not None:
+                self._publish(upstream(frame))
+            if clock() > until:
                 break
         return True
 
+    def _recv_admitted(self, flags: int) -> bytes:
+        while (arrival := self._producers.recv(flags)) is None:  # few, since its connection has been ended
+            pass
+        return arrival.frame
+
     def _read_producers(self) -> bool:
-        recv = self._admissions[self._pull].recv if self._has_revoked else self._pull.recv
+        recv = self._recv_admitted if self._has_revoked else self._pull.recv
         send, exchange = self._send, self.exchange
         flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
         clock = self._clock

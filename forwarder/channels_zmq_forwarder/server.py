@@ -24,7 +24,7 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.memory import MemoryGuard, Refusal
+from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
 from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
@@ -39,6 +39,8 @@ MAX_DESCRIPTORS = 2**20
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
+TRIM_AFTER = 10_000
+"""Topics that have ended after which the heap is trimmed: each has taken about 1 KB in many pieces."""
 BESIDE_OTHERS = 60.0
 """Seconds that a forwarder may take to start while clients are served by others, which lack nothing meanwhile."""
 
@@ -102,6 +104,7 @@ class Server:
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
             behind=self.memory.subscriber_bytes(settings.subscriber_bytes),
+            topics=settings.topic_bytes,
         )
         keys = curve_keys(settings)
         self.gate = Gate(self._context, *keys) if keys is not None else None
@@ -112,6 +115,7 @@ class Server:
         self._end = end or asyncio.Event()
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._turn_is_due = False
+        self._trim_at, self._trim_until, self._trimmed_topics = 0.0, 0.0, 0
         self._closed = False
 
     async def start(self, stop: asyncio.Event) -> None:
@@ -236,7 +240,7 @@ class Server:
             now = time.monotonic()
             self.admin.beat(now - before - BEAT)
             try:
-                self._end_slow_subscribers()
+                self._end_bad_subscribers(now)
                 self._watch_memory()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
@@ -254,9 +258,16 @@ class Server:
             if ended:
                 logger.warning("ended %d connections by keys that were revoked", ended)
 
-    def _end_slow_subscribers(self) -> None:
-        for peer in self.pump.end_slow_subscribers():
-            logger.warning("ended the connection of the subscriber at %s: it was too far behind", peer)
+    def _end_bad_subscribers(self, now: float) -> None:
+        ended = self.pump.end_bad_subscribers(now)
+        for peer, reason in ended:
+            logger.warning("ended the connection of the subscriber at %s: %s", peer, reason)
+        topics = self.pump.subscribers.ended_topics
+        if ended or topics >= self._trimmed_topics + TRIM_AFTER:
+            self._trim_until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
+        if self._trim_at <= now <= self._trim_until:
+            self._trim_at, self._trimmed_topics = now + TRIM_EVERY, topics
+            trim_heap()
 
     def _watch_memory(self) -> None:
         if not self.memory.limit:

@@ -67,6 +67,13 @@ class Settings(BaseSettings):
         description="Bytes that a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
         "connection is ended. 0 for any number.",
     )
+    topic_bytes: ByteSize = Field(
+        ByteSize(32 * 2**20),
+        gt=0,
+        description="Bytes of the names of all groups that have members, each counted once; a quarter of it for one "
+        "process. They take up to 50 times as much memory. Beyond that the connection of the process with most of "
+        "them is ended.",
+    )
     queue_bytes: ByteSize = Field(
         ByteSize(256 * 2**20),
         gt=0,

@@ -34,12 +34,16 @@ FLAG_ELSEWHERE = 4
 FLAG_ACKNOWLEDGED = 8
 """Set beside it if an exchange has acknowledged the frame: it has most likely reached its receivers."""
 MAX_MILLISECONDS = 2**32 - 1
-MAX_OVERHEAD = 72 * 1024
+MAX_OVERHEAD = 5 * 1024
 """Bytes that a frame may have beyond its payload. The longest list of forwarders needs most of it."""
+MAX_UPSTREAM = 4608
+"""Bytes of the largest frame that a client sends to a forwarder by its XSUB. Larger ones are sent by PUSH."""
 MAX_NAME = 400
 """Bytes of the longest name: Channels allows 99 characters, of up to four bytes each."""
 MAX_FORWARDERS = 64
 """Entries of the longest list of forwarders in `Hello` and `Welcome`."""
+MAX_LIST = 4352
+"""Bytes of the longest list."""
 MAX_ADDRESS = 512
 """Bytes of the longest address in such a list."""
 NO_INSTANCE = bytes(8)
@@ -422,6 +426,7 @@ SUB_KIND = 1 + INBOX_SIZE + 1
 GROUP_BYTE = b"G"
 """What `frame[:1]` of a group message is; loops that cannot afford a call to `is_group` compare with it."""
 INBOX_BYTE = b"P"
+HELLO_BYTE = b"H"
 SUBSCRIBE = b"\1"
 UNSUBSCRIBE = b"\0"
 
@@ -464,6 +469,13 @@ def group_topic(group: str) -> Topic:
 def inbox_topic(inbox: bytes) -> Topic:
     """Return the topic of all frames for one client process."""
     return Topic(b"P%b\0" % inbox)
+
+
+def is_topic(topic: bytes) -> bool:
+    """Return whether this is the topic of a group or of an inbox."""
+    if is_group(topic):
+        return topic.find(b"\0") == len(topic) - 1 and 0 < len(topic) - 2 <= MAX_NAME
+    return bool(inbox_of(topic))
 
 
 def group_of(topic: bytes) -> bytes:
@@ -643,15 +655,32 @@ class KnownForwarder(NamedTuple):
     instance: bytes = b""
 
 
+def listed(forwarders: Iterable[KnownForwarder]) -> list[KnownForwarder]:
+    """Return as many forwarders, in order, as a list may have."""
+    fitting: list[KnownForwarder] = []
+    size = 0
+    for each in forwarders:
+        size += len(_encode_forwarder(each)) + 1
+        if size > MAX_LIST or len(fitting) == MAX_FORWARDERS:
+            break
+        fitting.append(each)
+    return fitting
+
+
 def encode_forwarders(forwarders: Iterable[KnownForwarder]) -> bytes:
     """Return the list that ends a `Hello` or a `Welcome`.
 
     Raises:
-        FrameError: If there are too many, or if an address is empty, too long, or contains a NUL.
+        FrameError: If the list is too long (see `listed`), or if an address is empty, too long, or contains a NUL.
     """
-    data = b"\0".join(b"%d%b\0%b\0%b" % (serves, pull, pub, instance) for pull, pub, serves, instance in forwarders)
+    data = b"\0".join(map(_encode_forwarder, forwarders))
     decode_forwarders(data)
     return data
+
+
+def _encode_forwarder(forwarder: KnownForwarder) -> bytes:
+    pull, pub, serves, instance = forwarder
+    return b"%d%b\0%b\0%b" % (serves, pull, pub, instance)
 
 
 def decode_forwarders(data: bytes) -> tuple[KnownForwarder, ...]:
@@ -662,6 +691,8 @@ def decode_forwarders(data: bytes) -> tuple[KnownForwarder, ...]:
     """
     if not data:
         return ()
+    if len(data) > MAX_LIST:
+        raise FrameError(f"a list of forwarders has {MAX_LIST} bytes at most")
     parts = data.split(b"\0", 3 * MAX_FORWARDERS)
     if len(parts) % 3:
         raise FrameError(f"a list of forwarders has two addresses and an instance each, {MAX_FORWARDERS} at most")

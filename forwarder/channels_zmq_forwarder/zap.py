@@ -8,6 +8,7 @@ side that binds.
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import zmq
 from zmq.utils import z85
@@ -104,8 +105,20 @@ class Gate:
         logger.warning("%s was refused: %s%s", peer, reason, more)
 
 
+class Arrival(NamedTuple):
+    """A frame, and the connection that it arrived by: its file descriptor and its CURVE key.
+
+    The descriptor is None for a frame of libzmq itself, which reports that a connection has ended, and for a peer in
+    this process. The key is empty without CURVE.
+    """
+
+    frame: bytes
+    descriptor: int | None
+    key: bytes
+
+
 class Admission:
-    """Receives frames of allowed keys from a guarded socket, and ends the connections of all other keys.
+    """Receives frames from a socket, and ends the connections of keys that have been revoked.
 
     A key may be revoked while it is in use. The list that is in force when a frame is read decides.
 
@@ -113,38 +126,40 @@ class Admission:
         socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
             on receiving topics that others had subscribed to before.
         connections: Those of the socket.
-        allowed: The keys that may connect.
-        dropped: Called for each frame that is dropped.
+        allowed: The keys that may connect; None if keys are not limited.
+        dropped: Called with the cause of each frame that is dropped.
     """
 
     def __init__(
         self,
         socket: "zmq.Socket[bytes]",
         connections: Connections,
-        allowed: AllowedKeys,
-        dropped: Callable[[], None],
+        allowed: AllowedKeys | None,
+        dropped: Callable[[str], None],
     ) -> None:
         self._socket, self._connections, self._allowed, self._dropped = socket, connections, allowed, dropped
 
-    def recv(self, flags: int) -> bytes:
-        """Receive a frame, as `recv` of the socket does."""
-        while True:
-            frame = self._socket.recv(flags, copy=False)
-            key = _user(frame)
-            if not key:
-                return frame.bytes  # of XPUB itself, for a connection that has ended
-            descriptor = int(frame.get(zmq.MessageOption.SRCFD))
-            self._connections.keys[descriptor] = key
-            if key in self._allowed.keys:
-                return frame.bytes
-            self._dropped()
-            self._connections.end(descriptor)
+    def recv(self, flags: int) -> Arrival | None:
+        """Receive a frame, as `recv` of the socket does; return None if it is dropped."""
+        frame = self._socket.recv(flags, copy=False)
+        descriptor = _descriptor(frame)
+        if descriptor is None or self._allowed is None:
+            return Arrival(frame.bytes, descriptor, b"")
+        key = str(frame.get("User-Id")).encode()
+        self._connections.keys[descriptor] = key
+        if key in self._allowed.keys:
+            return Arrival(frame.bytes, descriptor, key)
+        self._dropped("revoked_key")
+        self._connections.end(descriptor)
+        return None
 
     def end_revoked(self) -> int:
         """End the connections by keys that are not allowed any more; return how many there were.
 
         A connection that has sent no frame has no subscription, so it receives nothing.
         """
+        if self._allowed is None:
+            return 0
         self._connections.turn()
         keys = self._connections.keys
         revoked = [descriptor for descriptor, key in keys.items() if key not in self._allowed.keys]
@@ -153,9 +168,8 @@ class Admission:
         return len(revoked)
 
 
-def _user(frame: zmq.Frame) -> bytes:
-    """Return the public key of the connection that a frame arrived by; no bytes if it has none."""
+def _descriptor(frame: zmq.Frame) -> int | None:
     try:
-        return str(frame.get("User-Id")).encode()
+        return int(frame.get(zmq.MessageOption.SRCFD))
     except zmq.ZMQError:
-        return b""
+        return None

@@ -190,10 +190,14 @@ instances = st.sampled_from([b"", b"0" * wire.INSTANCE_DIGITS, b"0123456789abcde
 known_forwarders = st.builds(wire.KnownForwarder, addresses, addresses, st.booleans(), instances)
 
 
-@given(st.lists(known_forwarders, max_size=wire.MAX_FORWARDERS))
+@given(st.lists(known_forwarders, max_size=wire.MAX_FORWARDERS + 1))
 def test_a_list_of_forwarders_is_read_back(known):
-    """An address may contain anything but a NUL: a path of ipc may contain spaces."""
-    assert wire.decode_forwarders(wire.encode_forwarders(known)) == tuple(known)
+    """As many as may be listed. An address may contain anything but a NUL: a path of ipc may contain spaces."""
+    listed = wire.listed(known)
+    assert wire.decode_forwarders(wire.encode_forwarders(listed)) == tuple(listed) == tuple(known[: len(listed)])
+    if len(listed) < min(len(known), wire.MAX_FORWARDERS):
+        with pytest.raises(FrameError, match="15360 bytes at most"):
+            wire.encode_forwarders(known[: len(listed) + 1])
 
 
 @given(st.binary(max_size=80))
@@ -221,10 +225,12 @@ def test_the_longest_list_of_forwarders_fits_into_a_frame():
     """A frame that is larger than the overhead beside the smallest payload would close its connection."""
     longest = b"x" * wire.MAX_ADDRESS
     known = [wire.KnownForwarder(longest, longest, True, b"0" * wire.INSTANCE_DIGITS)] * wire.MAX_FORWARDERS
-    welcome = wire.Welcome(INBOX, 1, 0, bytes(8), 1, 1, wire.encode_forwarders(known))
+    welcome = wire.Welcome(INBOX, 1, 0, bytes(8), 1, 1, wire.encode_forwarders(wire.listed(known)))
     assert len(wire.WELCOME.encode(welcome)) < wire.MAX_OVERHEAD
+    short = [wire.KnownForwarder(b"a", b"b", True)] * wire.MAX_FORWARDERS
+    assert wire.listed([*short, short[0]]) == short
     with pytest.raises(FrameError, match="64 at most"):
-        wire.encode_forwarders([*known, known[0]])
+        wire.encode_forwarders([*short, short[0]])
 
 
 @pytest.mark.parametrize("frame", [b"", b"G", b"G\0", b"Gname", b"\0\0"])

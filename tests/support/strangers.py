@@ -19,6 +19,7 @@ class Peer:
         self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RCVTIMEO, PATIENCE), (zmq.LINGER, 0)):
             self.xsub.set(option, value)
+        self.xsub.set(zmq.HEARTBEAT_IVL, 1000)  # else it is ended for its silence
         self.push.set(zmq.LINGER, 0)
         self.push.set(zmq.SNDTIMEO, PATIENCE)
         if pull is not None:
@@ -66,6 +67,47 @@ class Peer:
 
     def __exit__(self, *error):
         self.close()
+
+
+class RawSubscriber:
+    """A subscriber without ZeroMQ: it sends whatever it is asked to, and nothing else. It receives nothing."""
+
+    def __init__(self, port):
+        """Connect; raises OSError if the connection is ended meanwhile."""
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE / 1000)
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+        kind = b"\x0bSocket-Type" + (4).to_bytes(4) + b"XSUB"
+        try:
+            self.socket.sendall(greeting + b"\x04%c\x05READY%b" % (6 + len(kind), kind))
+            self._receive(len(greeting))  # frames must not precede the end of the other side's handshake
+            self._receive(self._receive(2)[1])
+        except OSError:
+            self.close()
+            raise
+
+    def _receive(self, size):
+        data = b""
+        while len(data) < size:
+            data += (more := self.socket.recv(size - len(data)))
+            if not more:
+                raise ConnectionResetError
+        return data
+
+    def send(self, *frames):
+        """Send frames; raises OSError once the connection has ended."""
+        self.socket.sendall(on_the_wire(*frames))
+
+    def subscribe(self, topic):
+        self.send(wire.subscription(topic))
+
+    def close(self):
+        self.socket.close()
+
+
+def on_the_wire(*frames):
+    """Return the bytes of frames behind the handshake."""
+    heads = (b"\0%c" % len(frame) if len(frame) < 256 else b"\2" + len(frame).to_bytes(8) for frame in frames)
+    return b"".join(part for both in zip(heads, frames, strict=True) for part in both)
 
 
 def well_formed(inbox, session=1):

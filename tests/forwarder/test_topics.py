@@ -1,0 +1,72 @@
+"""The topics of all connections."""
+
+import pytest
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.topics import Topics
+
+ONE, TWO = 11, 12
+INBOX = wire.inbox_topic(b"a" * 16)
+
+
+def group(number):
+    return wire.group_topic(f"room{number:02}")
+
+
+SIZE = len(group(0))
+
+
+@pytest.fixture
+def topics():
+    return Topics(max_size=12 * SIZE)
+
+
+def test_a_connection_with_too_many_topics_is_the_one_to_end(topics):
+    """It may have a quarter of all. Others may still subscribe."""
+    assert [topics.subscribe(group(number), ONE) for number in range(4)] == [None, None, None, ONE]
+    assert topics.subscribe(group(4), TWO) is None
+
+
+def test_if_there_are_too_many_in_all_the_connection_with_most_is_ended(topics):
+    """Whichever subscribes next: nobody is kept out by somebody else."""
+    for number in range(12):
+        assert topics.subscribe(group(number), number // 3 if number < 9 else number) is None
+    assert topics.subscribe(group(12), TWO) == 0
+
+
+def test_a_topic_counts_for_the_first_connection_only(topics):
+    """Another subscriber of the same topic takes next to no memory."""
+    for number in range(3):
+        topics.subscribe(group(number), ONE)
+    assert [topics.subscribe(group(number), TWO) for number in range(4)] == [None] * 4
+    assert len(topics) == 4
+
+
+def test_a_topic_that_has_ended_counts_no_more(topics):
+    """It may begin again."""
+    for _ in range(10):
+        assert topics.subscribe(group(0), ONE) is None
+        topics.end(group(0))
+    assert (len(topics), topics.ended) == (0, 10)
+
+
+def test_a_connection_that_ends_takes_its_count_along(topics):
+    """Its descriptor may name another connection before its topics have ended."""
+    for number in range(3):
+        topics.subscribe(group(number), ONE)
+    topics.gone(ONE)
+    assert topics.subscribe(group(3), ONE) is None
+    for number in range(3):
+        topics.end(group(number))
+    assert [topics.subscribe(group(number), ONE) for number in (4, 5, 6)] == [None, None, ONE]
+
+
+def test_only_a_subscriber_of_an_inbox_may_end_it(topics):
+    """Also after it has subscribed by a new connection, before the end of the old one was noticed."""
+    topics.subscribe(INBOX, ONE)
+    assert not topics.may_unsubscribe(INBOX, TWO)
+    topics.subscribe(INBOX, TWO)
+    topics.gone(ONE)
+    assert topics.may_unsubscribe(INBOX, TWO)
+    topics.end(INBOX)
+    assert topics.may_unsubscribe(INBOX, ONE), "nothing is known of it any more"
