@@ -1,11 +1,15 @@
 """The admin endpoints of a forwarder: health, metrics and a status page.
 
 `/livez`, `/readyz`, `/metrics` (Prometheus), `/status.json`, and `/`, a page that shows the latter and updates itself.
+Only the last two name groups and channels; they may have an address of their own.
 """
 
+import re
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
 from heapq import nlargest, nsmallest
 from importlib.resources import files
 
@@ -16,9 +20,9 @@ from prometheus_client.registry import Collector
 
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.listener import listening
 from channels_zmq_forwarder.memory import MemoryGuard
 from channels_zmq_forwarder.pump import Traffic
-from channels_zmq_forwarder.sockets import AddressError
 from channels_zmq_forwarder.zap import Gate
 
 PREFIX = "channels_zmq_forwarder"
@@ -47,6 +51,8 @@ BEATS_WITHIN = 10.0
 """Seconds without a periodic task after which the forwarder no longer counts as alive."""
 LISTED = 50
 """How many groups, queues and forwarders the status page lists."""
+NAME_BYTES = 200
+"""Bytes of a name that the status page shows: Channels allows 99 characters, a hostile client as many as it likes."""
 
 
 class Admin:
@@ -88,40 +94,32 @@ class Admin:
         self._lag.observe(max(0.0, lag))
 
     @asynccontextmanager
-    async def serving(self, address: str) -> AsyncIterator[None]:
+    async def serving(self, address: str, status_address: str | None = None) -> AsyncIterator[None]:
         """Serve the endpoints while the block runs.
 
         Args:
-            address: `HOST:PORT`; host `*` binds all interfaces, an empty address serves nothing.
+            address: Of health and metrics: `HOST:PORT`; host `*` binds all interfaces, an empty address serves nothing.
+            status_address: Of the status page, with health and metrics beside it; that of the others if None.
 
         Raises:
-            AddressError: If the address cannot be bound.
+            AddressError: If an address cannot be bound.
         """
-        if not address:
+        health = [
+            web.get("/livez", self._livez),
+            web.get("/readyz", self._readyz),
+            web.get("/metrics", self._metrics),
+        ]
+        routes = {address: health}
+        routes[address if status_address is None else status_address] = [
+            *health,
+            web.get("/status.json", self._status),
+            web.get("/", self._page),
+        ]
+        async with AsyncExitStack() as stack:
+            for bound, served in routes.items():
+                if bound:
+                    await stack.enter_async_context(listening(bound, served))
             yield
-            return
-        app = web.Application()
-        app.add_routes(
-            [
-                web.get("/livez", self._livez),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics),
-                web.get("/status.json", self._status),
-                web.get("/", self._page),
-            ]
-        )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        host, _, port = address.rpartition(":")
-        try:
-            await web.TCPSite(runner, None if host == "*" else host.strip("[]"), int(port)).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise AddressError(f"cannot bind the admin address {address}: {error.strerror}") from error
-        try:
-            yield
-        finally:
-            await runner.cleanup()
 
     async def _livez(self, request: web.Request) -> web.Response:
         if time.monotonic() > self._beat_at + BEATS_WITHIN:
@@ -181,7 +179,8 @@ class Admin:
 
     async def _page(self, request: web.Request) -> web.Response:
         page = files("channels_zmq_forwarder").joinpath("status.html").read_text(encoding="utf-8")
-        return web.Response(text=page, content_type="text/html")
+        headers = {"Content-Security-Policy": _policy(page)}
+        return web.Response(text=page, content_type="text/html", headers=headers)
 
 
 class _State(Collector):
@@ -247,4 +246,18 @@ class _State(Collector):
 
 
 def _shown(name: bytes) -> str:
-    return name.decode(errors="replace")
+    text = name[:NAME_BYTES].decode(errors="replace")
+    return f"{text}…" if len(name) > NAME_BYTES else text
+
+
+def _policy(page: str) -> str:
+    """Return a content security policy by which a page runs its own script, and asks only its own origin."""
+    script, style = (
+        b64encode(sha256(text.encode()).digest()).decode()
+        for tag in ("script", "style")
+        for text in re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    )
+    return (
+        f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

@@ -66,7 +66,8 @@ async def serve(
     raise_descriptor_limit()
     server = Server(settings, end)
     try:
-        async with server.admin.serving(settings.admin_address), server.beating():
+        served = server.admin.serving(settings.admin_address, settings.status_page_address)
+        async with served, server.beating():
             await server.start(stop)
             if ready is not None and not stop.is_set():
                 ready(server)

@@ -12,9 +12,12 @@ from pydantic_settings import BaseSettings, CliSettingsSource, NoDecode, Setting
 
 from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
+from channels_zmq_forwarder.sockets import TCP, is_local
 
 PREFIX = "CHANNELS_ZMQ_FORWARDER_"
 Addresses = Annotated[list[str], NoDecode]
+OWN_STATUS_ADDRESS = "127.0.0.1:9601"
+"""Where the status page is if the admin address can be reached from other machines."""
 
 
 class SettingsError(ValueError):
@@ -46,7 +49,12 @@ class Settings(BaseSettings):
     )
     admin_address: str = Field(
         "127.0.0.1:9600",
-        description="HOST:PORT of health, metrics and the status page; host * is all interfaces, empty disables it.",
+        description="HOST:PORT of health and metrics; host * is all interfaces, empty disables them.",
+    )
+    status_address: str | None = Field(
+        None,
+        description="HOST:PORT of the status page, which names groups and channels; empty disables it. Without it the "
+        f"page is at --admin-address if that is a loopback address, and at {OWN_STATUS_ADDRESS} otherwise.",
     )
     pull_high_water_mark: int = Field(10_000, gt=0, lt=2**31, description="Frames that are buffered for each producer.")
     pub_high_water_mark: int = Field(
@@ -132,14 +140,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"{address!r} is neither tcp://HOST:PORT nor ipc://PATH")
         return value
 
-    @field_validator("admin_address")
+    @field_validator("admin_address", "status_address")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, colon, port = value.rpartition(":")
         is_ipv6 = host.startswith("[") and host.endswith("]")
         if value and not (host and colon and port.isdecimal() and int(port) < 65536 and (is_ipv6 or ":" not in host)):
             raise ValueError(f"{value!r} is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:9600")
         return value
+
+    @property
+    def status_page_address(self) -> str:
+        """Where the status page is; empty for nowhere."""
+        if self.status_address is not None:
+            return self.status_address
+        is_private = not self.admin_address or is_local(TCP + self.admin_address)
+        return self.admin_address if is_private else OWN_STATUS_ADDRESS
 
     @field_validator("log_level", mode="before")
     @classmethod

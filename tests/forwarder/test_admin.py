@@ -1,8 +1,11 @@
 """The admin endpoints."""
 
 import asyncio
+import re
 import socket
 import time
+from base64 import b64encode
+from hashlib import sha256
 from types import SimpleNamespace
 
 import aiohttp
@@ -11,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder import admin as admin_module
-from channels_zmq_forwarder.admin import BEATS_WITHIN, DROP_CAUSES, LISTED, Admin
+from channels_zmq_forwarder.admin import BEATS_WITHIN, DROP_CAUSES, LISTED, NAME_BYTES, Admin
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.memory import NOT_READY_AFTER, MemoryGuard
 from channels_zmq_forwarder.pump import Traffic
@@ -181,6 +184,40 @@ async def test_status_survives_names_that_are_not_utf_8(page):
     assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
 
 
+async def test_status_shows_only_the_beginning_of_a_long_name(page):
+    """A client may subscribe to a name of megabytes, and every poll of the page would carry it."""
+    page.exchange.upstream(b"\1G" + b"g" * 2_000_000 + b"\0")
+    _, _, text = await page.get("/status.json")
+    assert len(text) < 5_000
+    status = await page.status()
+    assert status["some_groups"] == ["g" * NAME_BYTES + "…"]
+
+
+async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory):
+    """Health and metrics may be public; names of groups and channels stay at an address of their own."""
+    page = Page(unused_tcp_port_factory(), lambda: 0.0)
+    page.exchange.upstream(b"\1" + wire.group_topic("secret-room"))
+    page.exchange.inbound(enqueue(b"secret-jobs"))
+    public, private = page.address, f"127.0.0.1:{unused_tcp_port_factory()}"
+    async with page.admin.serving(public, private):
+        for path in ("/", "/status.json"):
+            assert (await page.get(path))[0] == 404
+        assert "secret" not in (await page.get("/metrics"))[2]
+        assert (await page.get("/livez"))[0] == 200
+        page.address = private
+        assert "secret-room" in (await page.get("/status.json"))[2]
+        for path in ("/", "/livez", "/readyz", "/metrics"):
+            assert (await page.get(path))[0] in (200, 503), "the page links to it"
+
+
+async def test_an_empty_status_address_serves_no_names(unused_tcp_port):
+    """Health and metrics are served all the same."""
+    other = Page(unused_tcp_port, lambda: 0.0)
+    async with other.admin.serving(other.address, ""):
+        assert (await other.get("/status.json"))[0] == 404
+        assert (await other.get("/livez"))[0] == 200
+
+
 async def test_the_status_contains_version_and_uptime(page):
     """The status contains version, instance, state and uptime, and every cause of drops, also at 0."""
     status = await page.status()
@@ -200,6 +237,18 @@ async def test_the_page_needs_nothing_from_elsewhere(page):
         assert outside not in text
 
 
+async def test_the_policy_of_the_page_names_its_script_and_style(page):
+    """A browser runs what has these hashes, and nothing else."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{page.address}/") as response:
+        policy, text = response.headers["Content-Security-Policy"], await response.text()
+    for tag in ("script", "style"):
+        (content,) = re.findall(f"<{tag}>(.*)</{tag}>", text, re.DOTALL)
+        assert f"{tag}-src 'sha256-{b64encode(sha256(content.encode()).digest()).decode()}';" in policy
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+
+
 async def test_an_empty_address_serves_nothing():
     """An empty address disables the endpoints."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(""):
@@ -211,7 +260,7 @@ async def test_an_address_in_use_is_named(host, unused_tcp_port):
     """The error names an IPv6 address too."""
     one, other = (Admin(Exchange(b"instance"), Traffic()) for _ in range(2))
     async with one.serving(f"{host}:{unused_tcp_port}"):
-        with pytest.raises(AddressError, match="cannot bind the admin address"):
+        with pytest.raises(AddressError, match="--admin-address or --status-address"):
             async with other.serving(f"{host}:{unused_tcp_port}"):
                 raise AssertionError("it was bound twice")
 

@@ -561,13 +561,13 @@ def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client):
         assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address"])
+@pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address", "--status-address"])
 def test_an_address_in_use_ends_it_with_one_line(flag):
     """The line names the address and the reason."""
     with zmq.Context() as context, context.socket(zmq.PULL) as taken:
         taken.bind(LOCAL)
         address = taken.get(zmq.LAST_ENDPOINT).decode()
-        value = address.removeprefix("tcp://") if flag == "--admin-address" else address
+        value = address if flag.startswith("--pu") else address.removeprefix("tcp://")
         with run(*LOCALLY, flag, value, "--settle", "0", "--log-level", "ERROR") as process:
             out, err = process.communicate(timeout=10)
     assert process.returncode == BAD_USAGE

@@ -65,6 +65,24 @@ def test_the_admin_page_can_be_off():
     assert parse(["--admin-address", ""]).admin_address == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        ([], "127.0.0.1:9600"),
+        (["--admin-address", "[::1]:9700"], "[::1]:9700"),
+        (["--admin-address", "*:9600"], "127.0.0.1:9601"),
+        (["--admin-address", "10.0.0.1:9600"], "127.0.0.1:9601"),
+        (["--admin-address", ""], ""),
+        (["--admin-address", "*:9600", "--status-address", "*:9600"], "*:9600"),
+        (["--status-address", "localhost:9700"], "localhost:9700"),
+        (["--status-address", ""], ""),
+    ],
+)
+def test_names_leave_the_machine_only_if_that_is_asked_for(arguments, address):
+    """The status page follows the admin address only as long as that is a loopback address."""
+    assert parse(arguments).status_page_address == address
+
+
 def test_levels_are_read_in_any_case():
     """Users type `--log-level debug`."""
     assert parse(["--log-level", "debug"]).log_level == "DEBUG"
@@ -79,6 +97,7 @@ def test_levels_are_read_in_any_case():
             ["--admin-address", "9600"],
             "--admin-address (CHANNELS_ZMQ_FORWARDER_ADMIN_ADDRESS): '9600' is not HOST:PORT",
         ),
+        (["--status-address", "9601"], "--status-address (CHANNELS_ZMQ_FORWARDER_STATUS_ADDRESS): '9601' is not HOST"),
         (["--admin-address", "a:65536"], "'a:65536' is not HOST:PORT"),
         (["--admin-address", "::1:9600"], "an IPv6 address stands in brackets"),
         (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),

@@ -96,6 +96,11 @@ class Forwarder:
         with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
+    def descriptors(self) -> int:
+        """Return how many files it has open."""
+        assert self._process is not None, "it runs"
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
     def log_text(self) -> str:
         """Return what it has logged."""
         assert self._log is not None, "given at its making"
