@@ -11,12 +11,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretBytes,
     SecretStr,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from channels_zmq.encryption import check_key
 from channels_zmq.errors import ConfigurationError
 
 MAX_CAPACITY = 2**31 - 1
@@ -148,8 +150,39 @@ class LayerConfig(BaseModel):
         None, min_length=1, description="File that holds that key; read again for each new connection."
     )
 
+    symmetric_encryption_keys: tuple[SecretBytes, ...] = Field(
+        (),
+        description="Keys that encrypt payloads from process to process: the first encrypts, all decrypt. Empty: none.",
+    )
+    symmetric_encryption_keys_file: str | None = Field(
+        None, min_length=1, description="File that holds such keys, one a line; read again when it changes."
+    )
+
+    @field_validator("symmetric_encryption_keys", mode="before")
+    @classmethod
+    def _a_list(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("a list of keys is needed: the first encrypts, all decrypt")
+        return value
+
+    @field_validator("symmetric_encryption_keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretBytes, ...]) -> tuple[SecretBytes, ...]:
+        for key in value:
+            check_key(key.get_secret_value())
+        return value
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether payloads are encrypted."""
+        return bool(self.symmetric_encryption_keys or self.symmetric_encryption_keys_file)
+
     @model_validator(mode="after")
     def _one_of_each_key(self) -> Self:
+        if self.symmetric_encryption_keys and self.symmetric_encryption_keys_file:
+            raise ValueError(
+                "symmetric_encryption_keys and symmetric_encryption_keys_file are both given: one is enough"
+            )
         for name in ("curve_server_key", "curve_secret_key", "curve_server_secret_key"):
             if getattr(self, name, None) is not None and getattr(self, f"{name}_file", None) is not None:
                 raise ValueError(f"{name} and {name}_file are both given: one is enough")
@@ -308,6 +341,6 @@ def first_problem(error: ValidationError) -> Problem:
     path = [part for part in detail["loc"] if part != "[key]"]
     key = str(path[0]) if path else ""
     message = detail["msg"].removeprefix("Value error, ")
-    hidden = detail["type"] in ("missing", "value_error") or "curve" in key
+    hidden = detail["type"] in ("missing", "value_error") or "curve" in key or "encryption" in key
     shown = "" if hidden else f" (it is {detail['input']!r})"
     return Problem(key, "".join(f"[{part!r}]" for part in path), f"{message}{shown}")

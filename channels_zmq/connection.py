@@ -25,8 +25,8 @@ from channels.exceptions import StopConsumer
 
 from channels_zmq import reports
 from channels_zmq.client.client import Client, Defaults, LinkChange, Reply
-from channels_zmq.client.counters import Stats
-from channels_zmq.client.mailboxes import Payload
+from channels_zmq.client.counters import Report, Stats
+from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.errors import (
@@ -122,6 +122,8 @@ class Connection:
         """Called by the housekeeper once no layer has used the connection for a while."""
         self.has_input = False
         """Whether a step has found input that it has not read yet."""
+        self.keyring = options.keyring
+        """Seals and opens payloads; None if CONFIG has no encryption keys."""
         self._options = options
         self._lock = threading.Lock()
         self._step = _Step(self, self._lock)
@@ -595,6 +597,7 @@ class Connection:
             self.read_unattended()
         if is_second:
             self._transport.look_around()
+            self._refresh_keyring()
             self._notice_disuse(now)
         return due
 
@@ -613,6 +616,11 @@ class Connection:
         if stands_still and self._transport.has_input():
             self._loop_is_blocked = True
 
+    def _refresh_keyring(self) -> None:
+        line = self.keyring.refresh() if self.keyring is not None else None
+        if line is not None:
+            reports.write([Report(line[0], "%s", line[1:])])
+
     def _notice_disuse(self, now: float) -> None:
         if len(self.users):
             self._used_at = now
@@ -625,7 +633,8 @@ class Connection:
         payload = self.announcer(change)  # foreign code: without the lock
         if payload is None:
             return
-        mail = (time.monotonic() + self._options.expiry, payload, None)
+        # A shared payload was never sealed, also in the mailbox of a normal channel, whose others are.
+        mail = (time.monotonic() + self._options.expiry, Shared(payload), None)
         boxes = iter(list(self.client.mailboxes.boxes.values()))
         while some := list(islice(boxes, SLICE)):
             with self._step:

@@ -19,8 +19,10 @@ from channels_zmq import connections, names, serializers
 from channels_zmq.client.client import Client, Defaults, LinkChange, LinkLost
 from channels_zmq.client.counters import Stats
 from channels_zmq.client.mailboxes import Payload
+from channels_zmq.client.sealed import SealedClient
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
+from channels_zmq.encryption import Keyring, package
 from channels_zmq.errors import ConnectionClosed, MessageTooLarge
 from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
 from channels_zmq.options import Options
@@ -49,6 +51,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         self._drop_rate = self.config.drop_rate
         self._max_message_size = self.config.max_message_size
         self._serializer = serializers.named(self.config.serializer)
+        self._encrypts = self.config.encrypts
+        if self._encrypts:
+            package()  # a missing one is an error of the configuration, not of the first message
         self._known_connection: Connection | None = None
 
     # Channels
@@ -76,6 +81,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """
         target = names.channel(channel)
         payload = self._pack(message)
+        if self._encrypts:
+            payload = self._keyring().seal_for_channel(channel, payload)
         if self._drop_rate and self._drops():
             return
         capacity = self.get_capacity(channel)
@@ -111,6 +118,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             payload = connection.take(channel) if connection is not None else None
             if payload is None:
                 payload = await self._next(channel)
+            if self._encrypts and "!" not in channel and isinstance(payload, bytes):
+                payload = self._keyring().open_job(channel, payload)
+                if payload is None:
+                    self._connection().client.counters.drop("undecryptable")
+                    continue
             message = serializers.unpack(self._serializer, payload)
             if message is not None:
                 return message
@@ -174,6 +186,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """
         topic = names.topic(group)
         payload = self._pack(message)
+        if self._encrypts:
+            payload = self._keyring().seal_for_group(topic, payload)
         if self._drop_rate and self._drops():
             return None
         while True:
@@ -230,8 +244,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     def _client_keys(self) -> tuple[object, ...]:
         settings = self.config
-        by_value = settings.curve_server_key, settings.curve_secret_key
-        return (*by_value, settings.curve_server_key_file, settings.curve_secret_key_file)
+        by_value = settings.curve_server_key, settings.curve_secret_key, settings.symmetric_encryption_keys
+        files = settings.curve_server_key_file, settings.curve_secret_key_file, settings.symmetric_encryption_keys_file
+        return (*by_value, *files)
+
+    def _keyring(self) -> Keyring:
+        keyring = self._connection().keyring
+        assert keyring is not None, "only asked for by a layer that encrypts, whose connections have one"
+        return keyring
 
     def _connection(self) -> Connection:
         connection = self._known_connection
@@ -264,14 +284,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         self._connection().client.counters.drop("drop_rate")
         return True
 
-    def _client(self, window: int = 0, window_bytes: int = 0) -> Client:
+    def _client(self, keyring: Keyring | None, window: int = 0, window_bytes: int = 0) -> Client:
         inbox = secrets.token_hex(wire.INBOX_SIZE // 2).encode()
-        settings = self.config
-        return Client(
+        make = Client if keyring is None else partial(SealedClient, opener=keyring)
+        return make(
             inbox,
             os.urandom(wire.SENDER_SIZE),
-            prefetch=settings.prefetch,
-            idle=settings.expiry,
+            prefetch=self.config.prefetch,
+            idle=self.config.expiry,
             window=window,
             window_bytes=window_bytes,
         )
@@ -299,6 +319,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             outbox_bytes=outbox_bytes,
             resolve_every=resolve_every,
             subscriber_bytes=subscriber_bytes,
+            keyring=Keyring(settings.symmetric_encryption_keys, settings.symmetric_encryption_keys_file)
+            if settings.encrypts
+            else None,
         )
 
 
@@ -325,7 +348,7 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
         )
         keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
         options = self._options(subscriber_bytes=settings.subscriber_bytes, server_keys=keys if secret.is_set else None)
-        client = self._client()
+        client = self._client(options.keyring)
         return Connection(options, client, partial(embedded, self.address, options, client))
 
 
@@ -352,7 +375,7 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
             outbox_bytes=settings.outbox_bytes,
             resolve_every=settings.resolve_every,
         )
-        client = self._client(settings.window, settings.outbox_bytes)
+        client = self._client(options.keyring, settings.window, settings.outbox_bytes)
         forwarders = [Forwarder(pull, pub) for pull, pub in settings.forwarders]
         return Connection(options, client, partial(Links, forwarders, options, client))
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretBytes, SecretStr, ValidationError
 
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig, first_problem, nearest
 from channels_zmq.errors import ConfigurationError
@@ -86,6 +86,8 @@ def _prepared(variable: str, key: str, value: str) -> Any:
             return json.loads(value)
         except ValueError as error:
             raise ConfigurationError(variable, f"invalid JSON object: {error}") from None
+    if key == "symmetric_encryption_keys":
+        return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
@@ -93,4 +95,6 @@ def _plain(value: Any) -> Any:
     """Return a setting as people write it into CONFIG."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, tuple) and value and isinstance(value[0], SecretBytes):
+        return [key.get_secret_value().decode() for key in value]
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value

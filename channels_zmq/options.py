@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from channels_zmq.encryption import Keyring
 from channels_zmq.keys import ClientKeySource, ServerKeySource
 
 
@@ -19,3 +20,4 @@ class Options:
     subscriber_bytes: int = 64 * 2**20
     keys: ClientKeySource | None = None
     server_keys: ServerKeySource | None = None
+    keyring: Keyring | None = None

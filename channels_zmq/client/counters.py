@@ -20,6 +20,7 @@ ADVICE = {
     "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
     "malformed": "a foreign program sends to these addresses, or a process uses another serializer",
+    "undecryptable": "no key in symmetric_encryption_keys fits, or they were sealed for another group or channel",
     "lost_delivery": "the connection was cut while the forwarder handed over messages of normal channels",
     "unroutable": "their channel name has a '!' and was not made by new_channel(): no process reads it",
 }

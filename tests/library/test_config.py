@@ -294,3 +294,38 @@ def test_allowed_keys_may_be_one_text_with_commas():
         **TCP, curve_server_key=KEY, curve_server_secret_key=KEY, curve_allowed_keys=f"{KEY}, {'j' * 40},"
     )
     assert whole.curve_allowed_keys == (KEY, "j" * 40)
+
+
+@pytest.mark.parametrize("keys", [[KEY], (KEY,), [KEY.encode()]])
+def test_encryption_keys_are_a_list_of_text_or_bytes(keys):
+    """As `Fernet.generate_key()` returns them, or as a variable holds them."""
+    config = EmbeddedConfig(symmetric_encryption_keys=keys)
+    assert [key.get_secret_value() for key in config.symmetric_encryption_keys] == [KEY.encode()]
+    assert config.encrypts
+    assert KEY not in repr(config)
+
+
+def test_without_encryption_keys_nothing_is_encrypted():
+    """An empty list is none."""
+    assert not EmbeddedConfig().encrypts
+    assert not EmbeddedConfig(symmetric_encryption_keys=[]).encrypts
+    assert EmbeddedConfig(symmetric_encryption_keys_file="keys").encrypts
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"symmetric_encryption_keys": KEY}, "a list of keys is needed"),
+        ({"symmetric_encryption_keys": [KEY, "too-short"]}, "at least 16 random characters"),
+        ({"symmetric_encryption_keys": [KEY, ""]}, "at least 16 random characters"),
+        ({"symmetric_encryption_keys": [KEY, 5]}, "valid"),
+        ({"symmetric_encryption_keys": {KEY: "too-short"}}, "a list of keys is needed"),
+        ({"symmetric_encryption_keys": [KEY], "symmetric_encryption_keys_file": "f"}, "are both given"),
+    ],
+)
+def test_an_error_about_encryption_keys_never_contains_one(given, said):
+    """Nor one that is too short."""
+    error = refusal(EmbeddedConfig, given)
+    assert said in str(error)
+    assert KEY not in str(error)
+    assert "too-short" not in str(error)

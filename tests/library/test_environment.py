@@ -191,3 +191,20 @@ def test_allowed_keys_become_a_tuple():
         "CHANNELS_ZMQ_CURVE_ALLOWED_KEYS": f"{KEY}, {'j' * 40}",
     }
     assert default_config(environ)["curve_allowed_keys"] == (KEY, "j" * 40)
+
+
+def test_encryption_keys_are_a_list():
+    """A comma separates them; the first encrypts. One key is a list, too."""
+    for value, keys in ((f"{KEY}, {'j' * 40}", [KEY, "j" * 40]), (KEY, [KEY])):
+        assert default_config({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": value})["symmetric_encryption_keys"] == keys
+    config = default_config({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS_FILE": "/run/secrets/keys"})
+    assert config["symmetric_encryption_keys_file"] == "/run/secrets/keys"
+
+
+def test_an_error_about_encryption_keys_names_the_variable_and_no_key():
+    """Not even the part of one that is too short."""
+    error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": f"{KEY},too-short"})
+    assert error.setting == "CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS"
+    assert "at least 16" in str(error)
+    assert KEY not in str(error)
+    assert "too-short" not in str(error)

@@ -1,0 +1,132 @@
+"""A client with encryption keys: what arrives is opened, or dropped and counted."""
+
+import pytest
+from pydantic import SecretBytes
+
+from channels_zmq.client.counters import REPORT_EVERY
+from channels_zmq.client.requests import next_number
+from channels_zmq.client.sealed import SealedClient
+from channels_zmq.encryption import Keyring
+from channels_zmq_forwarder import wire
+
+INBOX = b"0123456789abcdef"
+SENDER, OTHER = b"s" * 8, b"o" * 8
+G, H = wire.group_topic("g"), wire.group_topic("h")
+TTL = 60_000
+
+
+def keyring(key=b"k" * 32):
+    return Keyring([SecretBytes(key)], None)
+
+
+@pytest.fixture
+def ours():
+    return keyring()
+
+
+@pytest.fixture
+def client(clock):
+    """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
+    client = SealedClient(INBOX, SENDER, keyring(), clock=clock)
+    client.begin_session(client.attach(), 1, b"instance")
+    for channel, topic in (("a", G), ("b", G), ("c", H)):
+        join = client.join(topic, channel, 9, None)
+        client.join_synced(join, next_number())
+    return client
+
+
+def feed_group(client, number, payload, *, topic=G):
+    client.feed(wire.ordered(topic, OTHER, number, 0, TTL, payload), client.attachments[0])
+    client.gaps.all_is_read()
+
+
+def feed_direct(client, number, payload, channel="a", sender=OTHER):
+    body = wire.direct_body(channel, payload)
+    client.feed(wire.ordered(wire.direct_prefix(INBOX), sender, number, 0, TTL, body), client.attachments[0])
+    client.gaps.all_is_read()
+
+
+def read(client, channel):
+    """Return the payloads that wait on a channel."""
+    box, found = client.mailboxes.open(channel, 9), []
+    while (payload := client.mailboxes.begin_read(box)) is not None:
+        found.append(getattr(payload, "payload", payload))
+    return found
+
+
+def test_group_and_direct_messages_arrive_opened(client, ours):
+    """In the order in which they came."""
+    feed_group(client, 1, ours.seal_for_group(G, b"to all"))
+    feed_direct(client, 1, ours.seal_for_channel("a", b"to one"))
+    assert [read(client, channel) for channel in "abc"] == [[b"to all", b"to one"], [b"to all"], []]
+    assert client.counters.dropped == {}
+
+
+def test_a_message_is_opened_once_for_all_members(client, ours):
+    """They share it."""
+    opened = []
+    client._opener.open_from_group = lambda topic, sealed: opened.append(topic) or b"x"
+    feed_group(client, 1, ours.seal_for_group(G, b"x"))
+    assert opened == [G]
+
+
+@pytest.mark.parametrize("flags", [0, wire.FLAG_FIRST, wire.FLAG_AGAIN])
+def test_what_was_sealed_with_another_key_is_dropped_and_counted(client, flags, clock):
+    """In order, behind a gap, or sent again; a log line is written at most once a minute."""
+    strange = keyring(b"x" * 32)
+    for number in (1, 2, 9):
+        frame = wire.ordered(G, OTHER, number, flags & wire.FLAG_FIRST, TTL, strange.seal_for_group(G, b"x"))
+        if flags == wire.FLAG_AGAIN:
+            frame = wire.again(frame, TTL, 0, elsewhere=False, acknowledged=False)
+        client.feed(frame, client.attachments[0])
+        client.gaps.all_is_read()
+    clock.now += 1
+    client.keep(clock.now, 100)
+    assert read(client, "a") == []
+    assert client.counters.dropped["undecryptable"] == 3
+    lines = [report for report in client.counters.reports if "undecryptable" in report.arguments]
+    assert len(lines) == 1
+    clock.now += REPORT_EVERY
+    feed_group(client, 10, b"plain")
+    assert len([report for report in client.counters.reports if "undecryptable" in report.arguments]) == 2
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x80", b"\x81\xa4type\xa1x", b"\1" + bytes(60)])
+def test_a_message_that_was_not_sealed_is_dropped(client, payload):
+    """By group and direct, from another process or as if it was from this one."""
+    feed_group(client, 1, payload)
+    feed_direct(client, 1, payload)
+    feed_direct(client, 1, payload, sender=SENDER)
+    feed_direct(client, 2, payload, channel="new")
+    assert [read(client, channel) for channel in ("a", "b", "new")] == [[], [], []]
+    assert client.counters.dropped == {"undecryptable": 4}
+
+
+def test_a_sealed_message_cannot_be_moved_to_another_place(client, ours):
+    """To another group, from a group to a channel, from a channel to another one or to a group."""
+    for_group, for_channel = ours.seal_for_group(G, b"x"), ours.seal_for_channel("a", b"x")
+    feed_group(client, 1, for_group, topic=H)
+    feed_direct(client, 1, for_group)
+    feed_direct(client, 2, for_channel, channel="b")
+    feed_group(client, 1, for_channel)
+    assert [read(client, channel) for channel in "abc"] == [[], [], []]
+    assert client.counters.dropped == {"undecryptable": 4}
+
+
+def test_own_direct_messages_are_opened(client, ours):
+    """To a mailbox that exists and to one that does not yet."""
+    assert client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 9)
+    assert client.deliver_own("new", TTL, ours.seal_for_channel("new", b"y"), 9)
+    assert (read(client, "a"), read(client, "new")) == ([b"x"], [b"y"])
+
+
+def test_a_full_mailbox_still_refuses(client, ours):
+    """Capacity counts opened messages."""
+    accepted = [client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 2) for _ in range(3)]
+    assert accepted == [True, True, False]
+
+
+def test_a_group_message_without_a_member_here_is_not_opened(client, ours):
+    """The process that sends, at an embedded address, mostly has none."""
+    client._opener.open_from_group = None
+    client.deliver_group(wire.group_topic("nobody"), TTL, ours.seal_for_group(G, b"x"))
