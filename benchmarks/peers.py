@@ -67,20 +67,22 @@ def peer(name: str, addresses: Addresses) -> Peer:
     """The channel layer of that name on the servers of this run.
 
     Args:
-        name: `dedicated`, `embedded` (reachable by TCP, on a fresh port), `embedded-local` (its default address),
-            `redis-pubsub`, `redis-core` or `inmemory`.
+        name: `dedicated`, `encrypted` (the same with a key), `embedded` (reachable by TCP, on a fresh port),
+            `embedded-local` (its default address), `redis-pubsub`, `redis-core` or `inmemory`.
         addresses: Where the servers listen.
     """
     # redis-py 8 ends a blocking read after 5 s by default, which ends a consumer (channels_redis issue 422).
     redis = {"address": addresses.redis, "socket_timeout": None}
     match name:
-        case "dedicated":
+        case "dedicated" | "encrypted":
             backend = "channels_zmq.core.DedicatedZmqChannelLayer"
             config: dict[str, object] = {
                 "pull_socket_address": addresses.forwarder_pull,
                 "pub_socket_address": addresses.forwarder_pub,
                 "capacity": CAPACITY,
             }
+            if name == "encrypted":
+                config["symmetric_encryption_keys"] = ["a key of the benchmark, known to all"]
         case "embedded":
             backend = "channels_zmq.core.EmbeddedZmqChannelLayer"
             config = {"pub_socket_address": f"tcp://127.0.0.1:{free_port()}", "capacity": CAPACITY}

@@ -14,6 +14,7 @@ from .comparison import Comparison, compare
 from .crew import CrewError, WrongResultError
 from .goals import Verdict, judge
 from .measures.base import Bench, Measure
+from .measures.encryption import ENCRYPTION
 from .measures.fan_out import FAN_OUT
 from .measures.forwarder import FORWARDER
 from .measures.jobs import JOBS
@@ -24,7 +25,7 @@ from .measures.two_forwarders import TWO_FORWARDERS
 from .servers import servers
 from .trees import checked_out
 
-MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS)
+MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS, ENCRYPTION)
 
 
 OURS = ("dedicated", "embedded", "embedded-local")

@@ -57,7 +57,7 @@ def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> It
     """
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else ""
-        ours = stack.enter_context(forwarder(environment or {})) if "dedicated" in peers else ("", "", 0)
+        ours = stack.enter_context(forwarder(environment or {})) if peers & {"dedicated", "encrypted"} else ("", "", 0)
         raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
         yield Addresses(redis, *ours, *raw)
 
