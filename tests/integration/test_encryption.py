@@ -161,23 +161,23 @@ def test_consumers_are_told_of_an_outage(forwarder: Forwarder, run: Run) -> None
     run(scenario())
 
 
-@pytest.mark.parametrize(("one", "other"), [*pairwise(STEPS), (OLD_AND_NEW := STEPS[1], OLD_AND_NEW)])
+@pytest.mark.parametrize(("one", "other"), [pair[::way] for pair in pairwise(STEPS) for way in (1, -1)])
 def test_processes_at_neighbouring_steps_of_a_rotation_understand_each_other(
-    forwarder: Forwarder, run: Run, one: list[str], other: list[str]
+    make_shared_layer: Make, run: Run, one: list[str], other: list[str]
 ) -> None:
     """So processes may be restarted one after the other, with the keys of the next step."""
 
     async def scenario() -> None:
-        layers = [DedicatedZmqChannelLayer(**forwarder.config, symmetric_encryption_keys=keys) for keys in (one, other)]
+        sender, _ = layers = [make_shared_layer(symmetric_encryption_keys=keys) for keys in (one, other)]
         channels = [await join(layer, "chat") for layer in layers]
-        for sender in layers:
-            await sender.group_send("chat", {"n": 1})
-            for reader, channel in zip(layers, channels, strict=True):
-                await sender.send(channel, {"n": 2})
-                assert [(await reader.receive(channel))["n"] for _ in range(2)] == [1, 2]
-                await sender.send("jobs", {"n": 3})
-                assert await reader.receive("jobs") == {"n": 3}
-            assert sender.stats()["dropped"] == {}
+        await sender.group_send("chat", {"n": 1})
+        for reader, channel in zip(layers, channels, strict=True):
+            await sender.send(channel, {"n": 2})
+            assert [(await reader.receive(channel))["n"] for _ in range(2)] == [1, 2]
+            reading = asyncio.create_task(reader.receive("jobs"))
+            await sender.send("jobs", {"n": 3})
+            assert await reading == {"n": 3}
+            assert reader.stats()["dropped"] == {}
 
     run(scenario())
 
@@ -200,7 +200,7 @@ class Files:
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_keys_are_rotated_under_load_without_a_loss(
-    forwarder: Forwarder, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, order: tuple[int, int]
+    make_shared_layer: Make, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, order: tuple[int, int]
 ) -> None:
     """Two connections read each step's keys from their files, in either order, while messages of all kinds flow."""
     files = Files(tmp_path)
@@ -211,9 +211,7 @@ def test_keys_are_rotated_under_load_without_a_loss(
 
     async def scenario() -> None:
         sender, receiver = (
-            DedicatedZmqChannelLayer(
-                **forwarder.config, symmetric_encryption_keys_file=str(path), capacity=10**6, prefetch=100
-            )
+            make_shared_layer(symmetric_encryption_keys_file=str(path), capacity=10**6, prefetch=100)
             for path in files.paths
         )
         channel = await join(receiver, "chat")
