@@ -2,10 +2,15 @@
 
 Only references go in: variables that the kubelet reads from the layer's ConfigMap, and the Secret with the client's key
 as a volume. So a pod may be made before its layer, and then waits for it. What the pod's author has set stays.
+
+The patch is text, in parts: sixteen layers in two hundred containers are eight megabytes of nearly equal entries. Each
+entry becomes JSON once, and a part is made when the webhook is about to send it.
 """
 
+import json
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
 from channels_zmq_operator.render import (
@@ -25,13 +30,14 @@ CONTAINERS_ANNOTATION = f"{GROUP}/containers"
 INJECTED_ANNOTATION = f"{GROUP}/injected"
 NEEDED = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS")
 """Keys that every layer's ConfigMap has; a pod waits for these, the others are optional."""
+MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 63
+"""What a pod may ask for at most: it bounds the patch, and with it what a review costs."""
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LAYER = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-Patch = list[dict[str, Any]]
 
 
 class InjectionError(ValueError):
-    """A label or annotation that cannot be understood; the message names it and says what it looks like."""
+    """An invalid label or annotation, or a pod that asks for too much; the message says which, and what is valid."""
 
 
 class Wish(NamedTuple):
@@ -51,15 +57,21 @@ def wish(pod: Manifest) -> Wish:
     layers: dict[str, str] = {}
     if labels.get(LAYER_LABEL):
         layers[annotations.get(ALIAS_ANNOTATION, "default")] = labels[LAYER_LABEL]
-    for part in filter(None, (part.strip() for part in annotations.get(LAYERS_ANNOTATION, "").split(","))):
+    parts = [part.strip() for part in annotations.get(LAYERS_ANNOTATION, "").split(",")]
+    parts = [part for part in parts if part]
+    if len(layers) + len(parts) > MOST_LAYERS:
+        raise InjectionError(f"{LAYERS_ANNOTATION}: a pod has at most {MOST_LAYERS} layers, not {len(parts)} more")
+    for part in parts:
         alias, equals, layer = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InjectionError(f"{LAYERS_ANNOTATION}: {part!r} is not ALIAS=LAYER")
         if layers.setdefault(alias, layer) != layer:
             raise InjectionError(f"{LAYERS_ANNOTATION}: {alias} is {layers[alias]!r} and {layer!r}")
     for alias, layer in layers.items():
-        if not _ALIAS.fullmatch(alias):
-            raise InjectionError(f"{alias!r} is no alias: lower-case letters, digits and single underscores")
+        if not _ALIAS.fullmatch(alias) or len(alias) > LONGEST_ALIAS:
+            raise InjectionError(
+                f"{alias!r} is no alias: at most {LONGEST_ALIAS} lower-case letters, digits and single underscores"
+            )
         if not _LAYER.fullmatch(layer) or len(layer) > LONGEST_NAME:
             raise InjectionError(f"{layer!r} is no name of a layer: at most {LONGEST_NAME} letters, digits and hyphens")
     return Wish(layers, _named_containers(pod, annotations) if layers else None)
@@ -76,26 +88,34 @@ def _named_containers(pod: Manifest, annotations: dict[str, str]) -> frozenset[s
     return containers
 
 
-def patch(pod: Manifest) -> Patch:
-    """Return the JSON patch that injects what a pod asks for; empty if there is nothing to do.
+def patch(pod: Manifest) -> Iterator[str] | None:
+    """Return the JSON patch that injects what a pod asks for, as parts of its text; None if there is nothing to do.
+
+    The pod is checked before the first part is made: making the parts raises nothing.
 
     Raises:
-        InjectionError: Its label or annotations cannot be understood.
+        InjectionError: If its label or annotations are invalid, or it asks for too much.
     """
     wanted = wish(pod)
     if not wanted.layers or wanted.containers == frozenset():
-        return []
-    out: Patch = []
+        return None
     spec = _spec(pod)
-    for kind in _KINDS:
-        for index, container in enumerate(_objects(spec, kind)):
+    present = {kind: _objects(spec, kind) for kind in _KINDS}
+    if (count := sum(map(len, present.values()))) > MOST_CONTAINERS:
+        raise InjectionError(f"a pod with a layer has at most {MOST_CONTAINERS} containers, not {count}")
+    fields = [("/spec/volumes", _objects(spec, "volumes"), _encoded(_volumes(wanted.layers), "name"), "name")]
+    variables = _encoded(_variables(wanted.layers), "name")
+    mounts = _encoded(_mounts(wanted.layers), "mountPath")
+    for kind, containers in present.items():
+        for index, container in enumerate(containers):
             if wanted.containers is None or str(container.get("name")) in wanted.containers:
                 path = f"/spec/{kind}/{index}"
-                out += _added(f"{path}/env", _objects(container, "env"), _variables(wanted.layers), "name")
-                mounted = _objects(container, "volumeMounts")
-                out += _added(f"{path}/volumeMounts", mounted, _mounts(wanted.layers), "mountPath")
-    out += _added("/spec/volumes", _objects(spec, "volumes"), _volumes(wanted.layers), "name")
-    return out + _noted(pod, wanted.layers)
+                fields.append((f"{path}/env", _objects(container, "env"), variables, "name"))
+                fields.append((f"{path}/volumeMounts", _objects(container, "volumeMounts"), mounts, "mountPath"))
+    note = _noted(pod, wanted.layers)
+    if not note and not any(_missing(present, wanted, identity) for _, present, wanted, identity in fields):
+        return None
+    return _parts(fields, note)
 
 
 _KINDS = ("initContainers", "containers")
@@ -162,20 +182,44 @@ def _volumes(layers: dict[str, str]) -> list[Manifest]:
     ]
 
 
-def _added(path: str, present: list[Manifest], wanted: list[Manifest], identity: str) -> Patch:
-    taken = [one.get(identity) for one in present]
-    missing = [one for one in wanted if one[identity] not in taken]
-    if missing and not present:
-        return [{"op": "add", "path": path, "value": missing}]
-    return [{"op": "add", "path": f"{path}/-", "value": one} for one in missing]
+Field = tuple[str, list[Manifest], dict[str, str], str]
+"""Path of a list, what it holds, what it should hold as JSON by its identity, and the key with that identity."""
 
 
-def _noted(pod: Manifest, layers: dict[str, str]) -> Patch:
+def _encoded(wanted: list[Manifest], identity: str) -> dict[str, str]:
+    return {one[identity]: json.dumps(one) for one in wanted}
+
+
+def _missing(present: list[Manifest], wanted: dict[str, str], identity: str) -> list[str]:
+    taken = {name for one in present if isinstance(name := one.get(identity), str)}
+    return [text for name, text in wanted.items() if name not in taken]
+
+
+def _parts(fields: list[Field], note: str) -> Iterator[str]:
+    between = "["
+    for path, present, wanted, identity in fields:
+        if missing := _missing(present, wanted, identity):
+            yield between + _added(path, missing, is_first=not present)
+            between = ","
+    if note:
+        yield between + note
+    yield "]"
+
+
+def _added(path: str, missing: list[str], *, is_first: bool) -> str:
+    if is_first:
+        return f'{{"op":"add","path":"{path}","value":[{",".join(missing)}]}}'
+    head = f'{{"op":"add","path":"{path}/-","value":'
+    return head + ("}," + head).join(missing) + "}"
+
+
+def _noted(pod: Manifest, layers: dict[str, str]) -> str:
+    """Return the operation that writes down what was injected; empty if it is there."""
     text = ",".join(f"{alias}={layer}" for alias, layer in sorted(layers.items()))
     annotations = _texts(pod, "annotations")
     if annotations.get(INJECTED_ANNOTATION) == text:
-        return []
+        return ""
     if not annotations:
-        return [{"op": "add", "path": "/metadata/annotations", "value": {INJECTED_ANNOTATION: text}}]
+        return json.dumps({"op": "add", "path": "/metadata/annotations", "value": {INJECTED_ANNOTATION: text}})
     escaped = INJECTED_ANNOTATION.replace("~", "~0").replace("/", "~1")
-    return [{"op": "add", "path": f"/metadata/annotations/{escaped}", "value": text}]
+    return json.dumps({"op": "add", "path": f"/metadata/annotations/{escaped}", "value": text})

@@ -1,16 +1,23 @@
 """The webhook's server: reviews of pods come in, patches go out. It asks nobody anything and holds no rights.
 
 The certificate's files are read again while it serves; a pair that cannot be used leaves the last good one in place.
+
+Whatever a pod says, a review costs little: a body that is long or holds many values is refused before it is parsed,
+`injection` bounds what a pod may ask for, and the patch is made in parts while it is sent. Reviews with a long body
+take turns, so that memory holds one of them.
 """
 
 import asyncio
+import gc
 import json
 import logging
 import os
+import re
 import ssl
 import time
 from base64 import b64encode
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +34,29 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the certificate's files."""
 SERVE_ON = 5.0
 """Seconds that it goes on serving after SIGTERM: until then the API server may not know that this pod leaves."""
-LARGEST_REVIEW = 16 * 2**20
+LARGEST_REVIEW = 2**20
+"""Bytes of a body. A pod of a few containers has some thousand; etcd stores none that is much larger than this."""
+MOST_VALUES = 40_000
+"""JSON values of a body: each costs up to 0.2 us and 110 bytes, however short it is."""
+LARGE = 2**16
+"""Bytes of a body beyond which a review waits for its turn."""
+PATIENCE = 5.0
+"""Seconds in which a body has to arrive and its answer has to be taken: others may wait for their turn."""
+BLOCK = 2**16
+"""Bytes of an answer that are sent at once, at least."""
 LONGEST_MESSAGE = 1024
+_UID = re.compile(rb'"request"\s*:\s*\{\s*"uid"\s*:\s*"([-0-9A-Za-z]{1,64})"')
 
 
 class Webhook:
-    """The reviews, and their metrics."""
+    """The reviews, and their metrics.
 
-    def __init__(self) -> None:
+    Args:
+        patience: Seconds for one review, without the wait for its turn.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         prefix = "channels_zmq_webhook"
@@ -50,18 +72,32 @@ class Webhook:
         )
         self.serves = False
         """Whether there is a certificate to serve with."""
+        self._turn = asyncio.Lock()
 
-    async def review(self, request: web.Request) -> web.Response:
+    async def review(self, request: web.Request) -> web.StreamResponse:
         """Answer a review, whatever it is."""
+        length = request.content_length
+        is_small = length is not None and length <= LARGE
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        if request.transport is not None:  # by default half a megabyte may wait in a connection
+            request.transport.set_write_buffer_limits(BLOCK)
         with self._duration.time():
             try:
-                body = await request.read()
-            except web.HTTPRequestEntityTooLarge as error:
-                answer, outcome = _malformed("", error)
-            else:
-                answer, outcome = _answer(body)
+                async with nullcontext() if is_small else self._turn, asyncio.timeout(self._patience):
+                    outcome, answer = _answer(await _body(request))
+                    await response.prepare(request)
+                    for block in _blocks(answer):
+                        await response.write(block)
+                    await response.write_eof()
+            except TimeoutError:
+                outcome = "timeout"
+                logger.warning(
+                    "a review was given up: it was not sent, or its answer not taken, in %g s", self._patience
+                )
+                if request.transport is not None:
+                    request.transport.abort()
         self._reviews.labels(outcome).inc()
-        return web.json_response(answer)
+        return response
 
     async def livez(self, request: web.Request) -> web.Response:
         """Say that the process lives."""
@@ -76,32 +112,63 @@ class Webhook:
         return web.Response(body=generate_latest(self.registry), content_type="text/plain", charset="utf-8")
 
 
-def _answer(body: bytes) -> tuple[dict[str, Any], str]:
-    """Return the answer to a review, whatever it is, and what it says in one word."""
+async def _body(request: web.Request) -> bytes:
+    """Return the body of a request, or as much of it as shows that it is too long."""
+    body = bytearray()
+    async for part in request.content.iter_any():
+        body += part
+        if len(body) > LARGEST_REVIEW:
+            break
+    return bytes(body)
+
+
+def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Put parts together, so that few packets carry a short answer."""
+    block = bytearray()
+    for part in parts:
+        block += part
+        if len(block) >= BLOCK:
+            yield bytes(block)
+            block.clear()
+    yield bytes(block)
+
+
+def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
+    """Return what the answer to a review says in one word, and the answer, whatever the review is."""
     uid = ""
     try:
+        _check_size(body)
         request = json.loads(body)["request"]
         uid = str(request["uid"])
         pod = request.get("object")
         if not isinstance(pod, dict) or (request.get("kind") or {}).get("kind", "Pod") != "Pod":
-            return _review(uid, allowed=True), "ignored"
+            return "ignored", _review(uid, allowed=True)
         operations = patch(pod)
+    except _TooLargeError as error:
+        found = _UID.search(body, 0, LONGEST_MESSAGE)  # else the API server finds the answer to be another's
+        return "denied", _review(found[1].decode() if found else "", allowed=False, message=str(error))
     except InjectionError as error:
-        return _review(uid, allowed=False, message=str(error)), "denied"
+        return "denied", _review(uid, allowed=False, message=str(error))
     except Exception as error:  # nobody can be helped by an exception here
-        return _malformed(uid, error)
-    return _review(uid, allowed=True, operations=operations), "injected" if operations else "unchanged"
+        logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
+        message = f"no AdmissionReview of a pod: {type(error).__name__}: {error}"
+        return "malformed", _review(uid, allowed=False, message=message)
+    return "injected" if operations else "unchanged", _review(uid, allowed=True, operations=operations)
 
 
-def _malformed(uid: str, error: Exception) -> tuple[dict[str, Any], str]:
-    logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
-    message = f"no AdmissionReview of a pod: {type(error).__name__}: {error}"
-    return _review(uid, allowed=False, message=message), "malformed"
+class _TooLargeError(Exception):
+    """A body that is not parsed, for what that would cost."""
 
 
-def _review(
-    uid: str, *, allowed: bool, message: str = "", operations: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+def _check_size(body: bytes) -> None:
+    if len(body) > LARGEST_REVIEW:
+        raise _TooLargeError(f"the pod is too large: its review has more than {LARGEST_REVIEW} bytes")
+    # Each value but the first of its list or object follows a comma. Those inside of texts count too: it is a bound.
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise _TooLargeError(f"the pod is too large: its review has more than {MOST_VALUES} values")
+
+
+def _review(uid: str, *, allowed: bool, message: str = "", operations: Iterator[str] | None = None) -> Iterator[bytes]:
     response: dict[str, Any] = {"uid": uid, "allowed": allowed}
     if message:
         response["status"] = {
@@ -110,8 +177,20 @@ def _review(
             "message": f"channels-zmq: {message}"[:LONGEST_MESSAGE],
         }
     if operations:
-        response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(operations).encode()).decode()}
-    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+        response |= {"patchType": "JSONPatch", "patch": ""}  # at the end: what follows is put between its quotes
+    answer = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
+    text = json.dumps(answer).encode()
+    if operations is None:
+        yield text
+        return
+    yield text[: -len(_END)]
+    for part in operations:
+        # Spaces between operations are JSON, and base64 of a multiple of three bytes has no padding.
+        yield b64encode((part + " " * (-len(part) % 3)).encode())
+    yield _END
+
+
+_END = b'"}}'
 
 
 class Certificate:
@@ -151,15 +230,21 @@ class Certificate:
 
 
 async def serve(
-    settings: Settings, stop: asyncio.Event, *, look_every: float = LOOK_EVERY, serve_on: float = SERVE_ON
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    look_every: float = LOOK_EVERY,
+    serve_on: float = SERVE_ON,
+    patience: float = PATIENCE,
 ) -> None:
     """Serve reviews until told to stop, and a little longer."""
-    webhook, certificate = Webhook(), Certificate(settings.certificate_folder)
+    webhook, certificate = Webhook(patience), Certificate(settings.certificate_folder)
+    gc.freeze()  # what is there now stays: a review that makes many objects need not visit it
     admin = web.Application()
     admin.add_routes(
         [web.get("/livez", webhook.livez), web.get("/readyz", webhook.readyz), web.get("/metrics", webhook.metrics)]
     )
-    reviews = web.Application(client_max_size=LARGEST_REVIEW)
+    reviews = web.Application()
     reviews.add_routes([web.post("/mutate", webhook.review)])
     runners = [web.AppRunner(app, access_log=None, shutdown_timeout=serve_on) for app in (admin, reviews)]
     for runner in runners:

@@ -87,7 +87,7 @@ def create(manifest: Manifest) -> subprocess.CompletedProcess[str]:
 def injected(manifest: Manifest) -> Manifest:
     """Return a pod as the webhook makes it."""
     out = copy.deepcopy(manifest)
-    for operation in patch(manifest):
+    for operation in json.loads("".join(patch(manifest) or ["[]"])):
         assert operation["op"] == "add"
         *path, last = [part.replace("~1", "/") for part in operation["path"].split("/")[1:]]
         node: Any = out

@@ -1,6 +1,7 @@
 """What is injected into pods, and what is left as it is."""
 
 import copy
+import json
 from typing import Any
 
 import jsonpatch
@@ -14,6 +15,9 @@ from channels_zmq_operator.injection import (
     CONTAINERS_ANNOTATION,
     INJECTED_ANNOTATION,
     LAYERS_ANNOTATION,
+    LONGEST_ALIAS,
+    MOST_CONTAINERS,
+    MOST_LAYERS,
     InjectionError,
     patch,
     wish,
@@ -35,14 +39,20 @@ def pod(label: str | None = "chat", annotations: dict[str, str] | None = None, *
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
+def operations(pod: Manifest) -> list[dict[str, Any]]:
+    """Return the patch, parsed; empty if there is nothing to do."""
+    parts = patch(pod)
+    return [] if parts is None else list(json.loads("".join(parts)))
+
+
 def injected(before: Manifest) -> Manifest:
     """Return the pod as the API server has it afterwards, checked; the argument is not changed."""
     untouched = copy.deepcopy(before)
-    after: Manifest = jsonpatch.apply_patch(before, patch(before))
+    after: Manifest = jsonpatch.apply_patch(before, operations(before))
     assert before == untouched
     for version in (OLDEST, NEWEST):
         assert problems(after, version) == []
-    assert patch(after) == []
+    assert patch(after) is None
     return after
 
 
@@ -54,8 +64,8 @@ def variables(container: Manifest) -> dict[str, Manifest]:
 
 def test_a_pod_without_the_label_is_left_alone() -> None:
     """Nor is one with an empty label changed."""
-    assert patch(pod(None)) == []
-    assert patch(pod("")) == []
+    assert patch(pod(None)) is None
+    assert patch(pod("")) is None
 
 
 def test_variables_refer_to_the_layers_config_map() -> None:
@@ -138,7 +148,7 @@ def test_the_annotation_chooses_containers() -> None:
 
 def test_no_chosen_container_means_no_change() -> None:
     """An empty list opts out, although the label is there."""
-    assert patch(pod(annotations={CONTAINERS_ANNOTATION: ""})) == []
+    assert patch(pod(annotations={CONTAINERS_ANNOTATION: ""})) is None
 
 
 def test_another_alias_has_its_name_in_the_variables() -> None:
@@ -193,6 +203,7 @@ def test_a_container_that_came_after_the_first_injection_gets_its_share() -> Non
         ("chat", {ALIAS_ANNOTATION: "a__b"}, "'a__b' is no alias"),
         ("chat", {ALIAS_ANNOTATION: "A"}, "'A' is no alias"),
         ("chat", {ALIAS_ANNOTATION: ""}, "'' is no alias"),
+        ("chat", {ALIAS_ANNOTATION: "a" * (LONGEST_ALIAS + 1)}, f"at most {LONGEST_ALIAS} lower-case letters"),
         ("chat", {LAYERS_ANNOTATION: "jobs"}, "channels-zmq.io/layers: 'jobs' is not ALIAS=LAYER"),
         ("chat", {LAYERS_ANNOTATION: "jobs="}, "'' is no name of a layer"),
         ("chat", {LAYERS_ANNOTATION: "jobs=a=b"}, "'a=b' is no name of a layer"),
@@ -231,8 +242,8 @@ def test_what_is_no_pod_is_refused(field: str, value: Any, said: str) -> None:
 def test_a_container_with_a_strange_name_is_none_that_was_chosen() -> None:
     """The API server will say what is wrong with it."""
     spec = {"containers": [{"name": ["web"]}, {"name": "web"}]}
-    operations = patch({**pod(annotations={CONTAINERS_ANNOTATION: "web"}), "spec": spec})
-    assert not [one for one in operations if one["path"].startswith("/spec/containers/0")]
+    found = operations({**pod(annotations={CONTAINERS_ANNOTATION: "web"}), "spec": spec})
+    assert not [one for one in found if one["path"].startswith("/spec/containers/0")]
 
 
 @pytest.mark.parametrize("name", ["c", "c" * LONGEST_NAME, "a-b-1"])
@@ -240,6 +251,39 @@ def test_every_name_of_a_layer_is_taken(name: str) -> None:
     """Also the longest: its volume has a valid name."""
     (volume,) = injected(pod(name))["spec"]["volumes"]
     assert len(volume["name"]) <= 63
+
+
+def test_sixteen_layers_in_two_hundred_containers_are_injected() -> None:
+    """Containers of both kinds count."""
+    more = ",".join(f"a{number}=b{number}" for number in range(MOST_LAYERS - 1))
+    init = [{"name": f"i{number}"} for number in range(50)]
+    containers = [{"name": f"c{number}", "env": [{"name": "OWN"}]} for number in range(MOST_CONTAINERS - 50)]
+    before = pod(annotations={LAYERS_ANNOTATION: more}, containers=containers, initContainers=init)
+    after = jsonpatch.apply_patch(before, operations(before))
+    for container in (*after["spec"]["containers"], *after["spec"]["initContainers"]):
+        assert len(variables(container).keys() - {"OWN"}) == MOST_LAYERS * len(VARIABLES)
+        assert len(container["volumeMounts"]) == MOST_LAYERS
+    assert patch(after) is None
+
+
+def test_more_layers_are_refused() -> None:
+    """Those of the annotation and that of the label, also where an alias is named twice."""
+    more = ",".join(f"a{number}=b" for number in range(MOST_LAYERS))
+    with pytest.raises(InjectionError, match=f"a pod has at most {MOST_LAYERS} layers"):
+        patch(pod(annotations={LAYERS_ANNOTATION: more}))
+    patch(pod("", annotations={LAYERS_ANNOTATION: more}))
+    with pytest.raises(InjectionError, match=f"a pod has at most {MOST_LAYERS} layers"):
+        patch(pod("", annotations={LAYERS_ANNOTATION: f"{more},a0=b"}))
+
+
+def test_more_containers_are_refused() -> None:
+    """Of both kinds together; a pod that wants nothing may have any number."""
+    containers = [{"name": f"c{number}"} for number in range(MOST_CONTAINERS)]
+    patch(pod(containers=containers))
+    too_many = {"containers": containers, "initContainers": [{"name": "init"}]}
+    with pytest.raises(InjectionError, match=f"at most {MOST_CONTAINERS} containers, not {MOST_CONTAINERS + 1}"):
+        patch(pod(**too_many))
+    assert patch(pod(None, **too_many)) is None
 
 
 names = st.sampled_from(["web", "side", "chat", "channels-zmq-chat", "", f"{ENV}CAPACITY"])
@@ -279,11 +323,11 @@ pods = fields(
 def test_any_pod_is_patched_or_refused(before: Manifest) -> None:
     """Nothing else comes out of it, the patch fits, a second one is empty, and no problem is new."""
     try:
-        operations = patch(before)
+        found = operations(before)
     except InjectionError:
         return
-    after = jsonpatch.apply_patch(before, operations)
-    assert patch(after) == []
+    after = jsonpatch.apply_patch(before, found)
+    assert patch(after) is None
     identified = {"apiVersion": "v1", "kind": "Pod"}
     for version in (OLDEST, NEWEST):
         had = set(problems({**before, **identified}, version))

@@ -68,6 +68,11 @@ def test_the_forwarder_takes_its_arguments() -> None:
         assert argument.partition("=")[0] in fields
 
 
+def patched(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the patch of a pod that wants a layer."""
+    return list(json.loads("".join(patch(pod) or ())))
+
+
 def test_the_library_takes_the_config_map() -> None:
     """Every entry, as it comes into a pod: the layer is the one that the spec describes."""
     spec = {
@@ -82,7 +87,7 @@ def test_the_library_takes_the_config_map() -> None:
     data = objects(spec)["ConfigMap", "chat"]["data"]
     environment = {}
     pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
-    for one in next(each["value"] for each in patch(pod) if each["path"].endswith("/env")):
+    for one in next(each["value"] for each in patched(pod) if each["path"].endswith("/env")):
         key = one["valueFrom"]["configMapKeyRef"]["key"]
         if key in data:
             environment[one["name"]] = data[key]
@@ -98,8 +103,8 @@ def test_the_key_is_where_the_config_map_says() -> None:
     """The webhook mounts it there."""
     path = objects()["ConfigMap", "chat"]["data"][KEY_FILE_ENTRY]
     pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
-    (mount,) = next(one["value"] for one in patch(pod) if one["path"].endswith("/volumeMounts"))
-    (volume,) = next(one["value"] for one in patch(pod) if one["path"] == "/spec/volumes")
+    (mount,) = next(one["value"] for one in patched(pod) if one["path"].endswith("/volumeMounts"))
+    (volume,) = next(one["value"] for one in patched(pod) if one["path"] == "/spec/volumes")
     assert path == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
     secret = objects()["Secret", volume["secret"]["secretName"]]
     assert b64decode(secret["data"][volume["secret"]["items"][0]["key"]]).decode() == KEYS.client_secret

@@ -9,8 +9,9 @@ import os
 import shutil
 import ssl
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from channels_zmq_operator import certificates, webhook
 from channels_zmq_operator.certificates import Certificates
+from channels_zmq_operator.injection import (
+    ALIAS_ANNOTATION,
+    LAYERS_ANNOTATION,
+    LONGEST_ALIAS,
+    MOST_CONTAINERS,
+    MOST_LAYERS,
+)
+from channels_zmq_operator.models import LONGEST_NAME
 from channels_zmq_operator.render import LAYER_LABEL
 from channels_zmq_operator.settings import Settings
 
@@ -49,10 +58,9 @@ def review(pod: Any = POD, **request: Any) -> dict[str, Any]:
 
 def answer(body: bytes) -> dict[str, Any]:
     """Return the response inside the answer, checked for what every answer must have."""
-    whole, outcome = webhook._answer(body)
-    assert json.loads(json.dumps(whole)) == whole
+    outcome, parts = webhook._answer(body)
     assert outcome in ("injected", "unchanged", "ignored", "denied", "malformed")
-    return checked(whole)
+    return checked(json.loads(b"".join(parts)))
 
 
 def checked(whole: Any) -> dict[str, Any]:
@@ -161,6 +169,91 @@ def test_any_review_of_anything_is_answered_with_its_uid(pod: Any, kind: Any, ui
     assert answer(body)["uid"] == str(json.loads(body)["request"]["uid"])
 
 
+# What a review costs
+
+
+def costly(layers: int = MOST_LAYERS, containers: int = MOST_CONTAINERS, values: int = 0, padding: int = 0) -> bytes:
+    """Return a review of a pod that asks for layers with long names in containers whose lists are not empty.
+
+    Args:
+        layers: How many.
+        containers: How many.
+        values: JSON values beside them, each an object that takes much memory for its length.
+        padding: Bytes beside them.
+    """
+    more = ",".join(
+        f"{f'a{number}'.ljust(LONGEST_ALIAS, 'x')}={f'b{number}'.ljust(LONGEST_NAME, 'x')}"
+        for number in range(layers - 1)
+    )
+    annotations = {ALIAS_ANNOTATION: "y" * LONGEST_ALIAS, LAYERS_ANNOTATION: more, "padding": "x" * padding}
+    own = {"env": [{"name": "OWN"}], "volumeMounts": [{"name": "own", "mountPath": "/own"}]}
+    pod = {
+        "metadata": {"labels": {LAYER_LABEL: "c" * LONGEST_NAME}, "annotations": annotations},
+        "spec": {"containers": [{"name": f"c{number}", **own} for number in range(containers)]},
+        "values": [{"": {}}] * (values // 3),
+    }
+    return json.dumps(review(pod), separators=(",", ":")).encode()
+
+
+def values_of(body: bytes) -> int:
+    return sum(map(body.count, (b",", b"[", b"{")))
+
+
+def worst() -> bytes:
+    """Return the most costly review that is permitted: by its patch, its values and its length."""
+    body = costly(values=webhook.MOST_VALUES - values_of(costly()))
+    return costly(values=webhook.MOST_VALUES - values_of(costly()), padding=webhook.LARGEST_REVIEW - len(body) - 2**10)
+
+
+def answered(body: bytes) -> int:
+    """Answer a review as a request is answered; return how long the answer is."""
+    return sum(map(len, webhook._blocks(webhook._answer(body)[1])))
+
+
+def processor_seconds(body: bytes) -> float:
+    begin = time.process_time()
+    answered(body)
+    return time.process_time() - begin
+
+
+def peak_bytes(body: bytes) -> int:
+    tracemalloc.start()
+    try:
+        answered(body)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_most_costly_review_costs_little() -> None:
+    """Its answer has many megabytes, and neither the time nor the memory of a replica is used up by it."""
+    body = worst()
+    assert answer(body)["allowed"]
+    assert answered(body) > 10 * 2**20
+    assert peak_bytes(body) < 8 * 2**20  # measured: 5.2 MiB
+    assert min(processor_seconds(body) for _ in range(10)) < 0.02  # measured: 0.011 s
+
+
+COSTLY: dict[str, tuple[bytes, str]] = {
+    "a long body": (costly(padding=webhook.LARGEST_REVIEW), "the pod is too large: its review has more than 1048576"),
+    "many values": (costly(values=webhook.MOST_VALUES), "the pod is too large: its review has more than 40000 values"),
+    "many layers": (costly(layers=3000, containers=50), "channels-zmq.io/layers: a pod has at most 16 layers"),
+    "many containers": (costly(containers=MOST_CONTAINERS + 1), "a pod with a layer has at most 200 containers"),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_would_cost_more_is_refused_for_less(name: str) -> None:
+    """Under the uid of its request, with the bound."""
+    body, said = COSTLY[name]
+    response = answer(body)
+    assert not response["allowed"]
+    assert response["uid"] == "u-1"
+    assert response["status"]["message"].startswith(f"channels-zmq: {said}")
+    assert peak_bytes(body) < 2 * 2**20
+    assert min(processor_seconds(body) for _ in range(10)) < 0.02
+
+
 # How it is served
 
 
@@ -194,6 +287,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.connections: list[asyncio.StreamWriter] = []
         self.mount = Mount(Path(settings.certificate_folder))
         self.stop = asyncio.Event()
 
@@ -207,6 +301,19 @@ class Service:
         ):
             assert response.status == 200
             return checked(await response.json())
+
+    async def begin(
+        self, trusted: Certificates, body: bytes, sent: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send the head of a request and some bytes of its body, by a connection that stays open until the end."""
+        context = ssl.create_default_context(cadata=trusted.bundle.decode())
+        port = self.settings.webhook_port
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=context, limit=2**10)
+        self.connections.append(writer)
+        writer.write(b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        writer.write(body[:sent])
+        await writer.drain()
+        return reader, writer
 
     async def page(self, path: str) -> tuple[int, str]:
         async with (
@@ -256,15 +363,19 @@ async def until(holds: Callable[[], Awaitable[bool]]) -> None:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, ports: list[int], serve_on: float = 0.0
+    folder: Path, ports: list[int], serve_on: float = 0.0, patience: float = PATIENCE
 ) -> AsyncIterator[tuple[Service, "asyncio.Task[None]"]]:
     settings = Settings(certificate_folder=str(folder), webhook_port=ports[0], admin_port=ports[1])
     service = Service(settings)
-    task = asyncio.create_task(webhook.serve(settings, service.stop, look_every=0.01, serve_on=serve_on))
+    task = asyncio.create_task(
+        webhook.serve(settings, service.stop, look_every=0.01, serve_on=serve_on, patience=patience)
+    )
     try:
         await until(service.is_alive)
         yield service, task
     finally:
+        for writer in service.connections:
+            writer.transport.abort()
         service.stop.set()
         await task
 
@@ -306,6 +417,54 @@ async def test_nasty_bodies_are_answered_over_tls(tmp_path: Path, ports: list[in
         for body in (*NASTY.values(), LARGE):
             assert not (await service.call(first, body))["allowed"]
         assert (await service.call(first))["allowed"]
+
+
+LONG = costly(layers=1, containers=1, padding=webhook.LARGE)
+
+
+async def test_long_reviews_take_turns(tmp_path: Path, ports: list[int]) -> None:
+    """The second waits until the first is answered; short ones are answered meanwhile."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports) as (service, _):
+        await until(service.is_ready)
+        reader, writer = await service.begin(first, LONG, 10)
+        second = asyncio.create_task(service.call(first, LONG))
+        for _ in range(20):
+            assert (await service.call(first))["allowed"]
+        assert not second.done()
+        writer.write(LONG[10:])
+        assert b" 200 " in await reader.readline()
+        assert (await second)["allowed"]
+
+
+async def test_a_long_review_that_does_not_arrive_loses_its_turn(
+    tmp_path: Path, ports: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection is cut, and the next one is answered."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports, patience=0.2) as (service, _):
+        await until(service.is_ready)
+        reader, _ = await service.begin(first, LONG, 10)
+        assert (await service.call(first, LONG))["allowed"]
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        assert (await service.samples())["channels_zmq_webhook_reviews_total", "timeout"] == 1
+    assert "a review was given up" in caplog.text
+
+
+async def test_an_answer_that_is_not_taken_is_given_up(tmp_path: Path, ports: list[int]) -> None:
+    """It is made while it is sent: what nobody takes holds little memory, and not for long."""
+    Mount(tmp_path).put(first := pair())
+    async with serving(tmp_path, ports, patience=0.5) as (service, _):
+        await until(service.is_ready)
+        body = worst()
+        await service.begin(first, body, len(body))
+
+        async def is_given_up() -> bool:
+            return (await service.samples()).get(("channels_zmq_webhook_reviews_total", "timeout")) == 1
+
+        await until(is_given_up)
+        assert (await service.call(first, LONG))["allowed"]
 
 
 async def test_a_new_certificate_is_served_without_a_restart(tmp_path: Path, ports: list[int]) -> None:
@@ -415,7 +574,7 @@ async def test_metrics_count_reviews_by_outcome(tmp_path: Path, ports: list[int]
         samples = await service.samples()
     total = "channels_zmq_webhook_reviews_total"
     outcomes = {outcome: value for (name, outcome), value in samples.items() if name == total}
-    assert outcomes == {"injected": 2, "unchanged": 1, "ignored": 1, "denied": 1, "malformed": 2}
+    assert outcomes == {"injected": 2, "unchanged": 1, "ignored": 1, "denied": 2, "malformed": 1}
     assert samples["channels_zmq_webhook_review_duration_seconds_count", ""] == 7
     expires = samples["channels_zmq_webhook_certificate_expiry_timestamp_seconds", ""]
     assert expires == certificates.expiry(first.leaf)
