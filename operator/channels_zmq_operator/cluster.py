@@ -21,6 +21,12 @@ TIMEOUT = 30.0
 """Seconds for one request."""
 
 
+PAGE = 50
+"""Objects of one page of a list."""
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+"""What a list is asked for: without contents, of which one may have a megabyte."""
+
+
 class Kind(NamedTuple):
     """Where objects of a kind live."""
 
@@ -65,8 +71,8 @@ class Cluster(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, or None if there is none."""
 
-    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
-        """Return the objects of a kind in a namespace, or in all if that is empty, which have a label."""
+    def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:
+        """Yield the metadata of a kind's objects in a namespace, or in all if that is empty, which have a label."""
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         """Make an object as the manifest says, and return what it is then."""
@@ -105,10 +111,20 @@ class RealCluster:
                 return None
             raise
 
-    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:  # noqa: D102
-        found = await self._call("get", _path(kind, namespace, ""), label_selector=selector or None)
-        head = {"apiVersion": KINDS[kind].api_version, "kind": kind}  # which the items of a list leave out
-        return [{**head, **one} for one in found.get("items", ())]
+    async def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:  # noqa: D102
+        options: dict[str, Any] = {
+            "label_selector": selector or None,
+            "limit": PAGE,
+            "header_params": {"Accept": METADATA_ONLY},
+        }
+        token = ""
+        while True:
+            found = await self._call("get", _path(kind, namespace, ""), **options, _continue=token or None)
+            for one in found.get("items", ()):
+                yield {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": one["metadata"]}
+            token = (found.get("metadata") or {}).get("continue", "")
+            if not token:
+                return
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:  # noqa: D102
         return await self._call(

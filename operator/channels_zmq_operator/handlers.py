@@ -19,6 +19,10 @@ from channels_zmq_operator.trust import WEBHOOKS, Trust
 logger = logging.getLogger("channels_zmq_operator")
 
 
+CHUNK = 10
+"""Objects of one page of a list: each may have more than a megabyte, and all kinds are listed at once."""
+IDLE = 0.1
+"""Seconds that kopf holds on to an object that it has shown us."""
 Registry = kopf.OperatorRegistry
 DEFINITIONS = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
 
@@ -84,6 +88,8 @@ def settings(own: Settings) -> kopf.OperatorSettings:
     out.watching.server_timeout = 300
     out.watching.client_timeout = 310
     out.watching.connect_timeout = 10
+    out.watching.chunk_size = CHUNK
+    out.queueing.idle_timeout = IDLE
     out.networking.request_timeout = 30
     out.networking.error_backoffs = [0.5, 1, 2, 5, 10]
     for kind in PRUNED:

@@ -1,5 +1,6 @@
 """What a `ZmqChannelLayer` may say: the one source of the resource's schema, its defaults and its documentation."""
 
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, 
 _SIZE = re.compile(r"([0-9]+)(Ki|Mi|Gi|k|M|G|)")
 _DURATION = re.compile(r"([0-9]+)(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+LARGEST_SPEC = 2**16
+"""Characters of a spec as JSON: the operator keeps those of all layers, and some fields take anything."""
 FREE_FORM: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 STRING_MAP: dict[str, Any] = {"additionalProperties": {"type": "string"}}
 
@@ -202,8 +205,11 @@ def parse(resource: dict[str, Any]) -> Spec:
     Raises:
         SpecError: It cannot be served; names every field that is wrong.
     """
+    spec = resource.get("spec") or {}
+    if len(json.dumps(spec)) > LARGEST_SPEC:
+        raise SpecError(f"spec: it has more than {LARGEST_SPEC} characters")
     try:
-        return Spec.model_validate(resource.get("spec") or {})
+        return Spec.model_validate(spec)
     except ValidationError as error:
         raise SpecError("; ".join(_sentence(problem) for problem in error.errors())) from None
 

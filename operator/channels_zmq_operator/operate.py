@@ -184,19 +184,15 @@ async def _check_watches(
     """
 
     async def unseen() -> dict[tuple[str, str], str]:
-        lists = [
-            await cluster.list(kind, namespace, "" if kind == KIND else OWNER_LABEL)
-            for kind in (KIND, *kinds)
-            for namespace in settings.watch_namespaces or [""]
-        ]
-        missing = [found for each in lists for found in each if not reconciler.has_seen(found)]
-        return {
-            (
-                found["metadata"]["uid"],
-                found["metadata"]["resourceVersion"],
-            ): "{kind} {metadata[namespace]}/{metadata[name]}".format_map(found)
-            for found in missing
-        }
+        missing = {}
+        for kind in (KIND, *kinds):
+            for namespace in settings.watch_namespaces or [""]:
+                async for found in cluster.metadata(kind, namespace, "" if kind == KIND else OWNER_LABEL):
+                    if not reconciler.has_seen(found):
+                        metadata = found["metadata"]
+                        name = f"{kind} {metadata['namespace']}/{metadata['name']}"
+                        missing[metadata["uid"], metadata["resourceVersion"]] = name
+        return missing
 
     if before := await unseen():
         await asyncio.sleep(SHOWN_WITHIN)

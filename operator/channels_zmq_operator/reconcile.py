@@ -1,7 +1,8 @@
 """One layer, brought to what its resource says: render, apply, prune, status.
 
 Level-triggered: it does not matter what happened, and doing it again changes nothing. What the cluster holds is known
-from the watches that `handlers` feeds in here, so that a look costs no request.
+from the watches that `handlers` feeds in here, so that a look costs no request. Of what they show, fingerprints and the
+fields that are used are kept: anybody who may make a ConfigMap can put our label on a megabyte.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import Any
 from channels_zmq_operator import keys as layer_keys
 from channels_zmq_operator import render, status
 from channels_zmq_operator.cluster import Cluster, ClusterError
-from channels_zmq_operator.models import API_VERSION, KIND, Owner, SpecError, parse, seconds
+from channels_zmq_operator.models import API_VERSION, KIND, Owner, Spec, SpecError, parse, seconds
 from channels_zmq_operator.queues import Key
 from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest
 
@@ -26,16 +27,54 @@ Child = tuple[str, str]
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
 
 
+@dataclass(frozen=True, slots=True)
+class SeenChild:
+    """What is kept of an object of a layer.
+
+    Args:
+        uid: Its own.
+        owners: The uids of the layers that own it.
+        version: Its resource version.
+        fingerprint: Of its content.
+        applied: The digest of what we applied, as its annotation says.
+        deployment: Generation and status, if it is a Deployment.
+    """
+
+    uid: str
+    owners: frozenset[str]
+    version: int
+    fingerprint: str
+    applied: str
+    deployment: Manifest | None
+
+    @classmethod
+    def of(cls, child: Manifest) -> "SeenChild":
+        """Return what is kept of an object."""
+        metadata = child["metadata"]
+        return cls(
+            uid=metadata.get("uid", ""),
+            owners=_owners(child),
+            version=_version(child),
+            fingerprint=fingerprint(child),
+            applied=str((metadata.get("annotations") or {}).get(APPLIED, ""))[:64],
+            deployment=status.kept(child) if child["kind"] == "Deployment" else None,
+        )
+
+
 @dataclass(slots=True)
 class Known:
     """What is known of one layer.
 
     Args:
-        resource: The layer as it was last seen; None once it is gone.
+        resource: The layer as it was last seen, without its spec; None before that.
+        spec: Its spec; None if that is invalid.
+        problem: Why it is invalid.
     """
 
     resource: Manifest | None = None
-    children: dict[Child, Manifest] = field(default_factory=dict)
+    spec: Spec | None = None
+    problem: str = ""
+    children: dict[Child, SeenChild] = field(default_factory=dict)
     applied: dict[Child, str] = field(default_factory=dict)
     """Fingerprints of what the API server answered to our applies."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
@@ -82,34 +121,55 @@ class Reconciler:
         if before is not None and before["metadata"]["uid"] != owner.uid:
             known = self.layers[owner.key] = Known()
             before = None
-        known.resource = resource
-        return before is None or before["metadata"]["generation"] != owner.generation
+        if before is None:  # its children may have been seen first
+            known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
+        elif before["metadata"]["generation"] == owner.generation:
+            known.resource = _kept(resource)
+            return False
+        known.resource = _kept(resource)
+        try:
+            known.spec, known.problem = parse(resource), ""
+        except SpecError as error:
+            known.spec, known.problem = None, str(error)[:LONGEST_PROBLEM]
+        return True
 
     def child_seen(self, child: Manifest, *, gone: bool) -> bool:
         """Note an object of a layer as it is now."""
         key = layer_of(child)
         name: Child = child["kind"], child["metadata"]["name"]
-        known = self.layers.setdefault(key, Known())
-        if gone:
+        known = self.layers.get(key)
+        if gone or not self._owns(known, child):
+            if known is None:
+                return False
             known.children.pop(name, None)
             if known.resource is None and not known.children:
                 del self.layers[key]
-            return known.applied.pop(name, None) is not None
-        before = known.children.get(name)
-        known.children[name] = child
-        if known.applied.get(name) != fingerprint(child):
+            # One of ours that is gone, or that somebody has taken from its owner
+            return name in known.applied if not gone else known.applied.pop(name, None) is not None
+        known = self.layers.setdefault(key, Known())
+        before, seen = known.children.get(name), SeenChild.of(child)
+        known.children[name] = seen
+        if known.applied.get(name) != seen.fingerprint:
             return True
-        return child["kind"] == "Deployment" and (before or {}).get("status") != child.get("status")
+        return seen.deployment != (before.deployment if before else None)
+
+    def _owns(self, known: Known | None, child: Manifest) -> bool:
+        """Return whether a layer owns an object, or one may that has not been seen yet."""
+        owners = _owners(child)
+        if known is None or known.resource is None:
+            return bool(owners)
+        return known.resource["metadata"].get("uid", "") in owners
 
     def has_seen(self, found: Manifest) -> bool:
         """Return whether the watches have shown an object as it is in a list, or later."""
         if found["kind"] == KIND:
             known = self.layers.get(Owner.of(found).key)
-            seen = known.resource if known else None
-        else:
-            known = self.layers.get(layer_of(found))
-            seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
-        return seen is not None and _version(seen) >= _version(found)
+            return known is not None and known.resource is not None and _version(known.resource) >= _version(found)
+        known = self.layers.get(layer_of(found))
+        if not self._owns(known, found):
+            return True  # nothing is kept of it
+        seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
+        return seen is not None and seen.version >= _version(found)
 
     # The work
 
@@ -126,12 +186,11 @@ class Reconciler:
         if known is None or known.resource is None:
             return float("inf")
         owner = Owner.of(known.resource)
-        try:
-            spec = parse(known.resource)
-        except SpecError as error:
+        spec = known.spec
+        if spec is None:
             known.refusal = ""
-            await self._tell(known, owner, "SpecInvalid", str(error))
-            await self._write_status(known, owner, problem=str(error))
+            await self._tell(known, owner, "SpecInvalid", known.problem)
+            await self._write_status(known, owner, problem=known.problem)
             return float("inf")
         again = float("inf")
         try:
@@ -161,32 +220,30 @@ class Reconciler:
         )
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
-        """Return a Secret: one that the watch has not shown may be there all the same, and new keys break everybody."""
-        found = known.secrets.get(name) or known.children.get(("Secret", name))
-        return found or await self._cluster.get("Secret", owner.namespace, name)
+        """Return a Secret; it is read once, and then known from our applies."""
+        return known.secrets.get(name) or await self._cluster.get("Secret", owner.namespace, name)
 
     async def _apply(self, known: Known, manifest: Manifest) -> None:
         name: Child = manifest["kind"], manifest["metadata"]["name"]
         seen = known.children.get(name)
         wanted = _digest(manifest)
-        if seen is not None and known.applied.get(name) == fingerprint(seen) and _annotated(seen) == wanted:
+        if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
-        answer = await self._cluster.apply(manifest)
-        known.applied[name] = fingerprint(answer)
+        answer = SeenChild.of(await self._cluster.apply(manifest))
+        known.applied[name] = answer.fingerprint
         if manifest["kind"] == "Secret":
-            known.secrets[name[1]] = answer
+            known.secrets[name[1]] = manifest
         seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
-        if seen is None or _version(answer) > _version(seen):
+        if seen is None or answer.version > seen.version:
             known.children[name] = answer
 
     async def _prune(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
         for (kind, name), child in list(known.children.items()):
-            owners = child["metadata"].get("ownerReferences") or ()
-            if (kind, name) in wanted or not any(reference["uid"] == owner.uid for reference in owners):
+            if (kind, name) in wanted or owner.uid not in child.owners:
                 continue
-            await self._cluster.delete(kind, owner.namespace, name, child["metadata"]["uid"])
+            await self._cluster.delete(kind, owner.namespace, name, child.uid)
             known.applied.pop((kind, name), None)
             known.children.pop((kind, name), None)
             if kind == "Secret":
@@ -195,7 +252,8 @@ class Reconciler:
     async def _write_status(self, known: Known, owner: Owner, *, problem: str = "") -> None:
         assert known.resource is not None, "its caller has looked"
         before = known.resource.get("status") or {}
-        deployment = known.children.get(("Deployment", render.forwarder_name(owner)))
+        seen = known.children.get(("Deployment", render.forwarder_name(owner)))
+        deployment = seen.deployment if seen is not None else None
         now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
         after = status.status(owner, status.Seen(problem, known.refusal, deployment), before, now)
         if not status.differs(before, after):
@@ -254,6 +312,8 @@ APPLIED = "channels-zmq.io/applied"
 """Annotation with the digest of what we applied, by which a change of what is wanted is found."""
 
 
+LONGEST_PROBLEM = 1024
+"""Characters of a condition's message."""
 CLUSTERS_OWN = "deployment.kubernetes.io/"
 """Annotations that the cluster itself writes."""
 
@@ -272,8 +332,16 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _annotated(manifest: Manifest) -> str:
-    return str((manifest["metadata"].get("annotations") or {}).get(APPLIED, ""))
+def _owners(child: Manifest) -> frozenset[str]:
+    """Return the uids of the layers that own an object."""
+    return frozenset(one["uid"] for one in child["metadata"].get("ownerReferences") or () if one["kind"] == KIND)
+
+
+def _kept(resource: Manifest) -> Manifest:
+    """Return what is kept of a layer: its spec is parsed, and its annotations are nobody's business."""
+    kept = ("name", "namespace", "uid", "generation", "resourceVersion")
+    metadata = {key: value for key, value in resource["metadata"].items() if key in kept}
+    return {"metadata": metadata, "status": resource.get("status") or {}}
 
 
 def _version(manifest: Manifest) -> int:

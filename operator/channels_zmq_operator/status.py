@@ -63,6 +63,21 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[s
     return out
 
 
+def kept(deployment: Manifest) -> Manifest:
+    """Return the parts of a Deployment from which a status is made."""
+    observed = deployment.get("status") or {}
+    conditions = [
+        {key: str(one.get(key, ""))[:1024] for key in ("type", "status", "reason", "message")}
+        for one in observed.get("conditions") or ()
+        if one["type"] in ("Progressing", "ReplicaFailure")
+    ]
+    numbers = {key: observed.get(key, 0) for key in ("observedGeneration", "updatedReplicas", "readyReplicas")}
+    return {
+        "metadata": {"generation": deployment["metadata"].get("generation", 0)},
+        "status": {**numbers, "conditions": conditions},
+    }
+
+
 def differs(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Return whether two statuses say different things; times do not count."""
     return _timeless(one) != _timeless(other)
@@ -92,7 +107,7 @@ def _failure(observed: dict[str, Any]) -> str:
         stuck = condition["type"] == "Progressing" and condition["status"] == "False"
         refused = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
         if stuck or refused:
-            return str(condition.get("message", condition.get("reason", "")))
+            return str(condition.get("message") or condition.get("reason", ""))
     return ""
 
 

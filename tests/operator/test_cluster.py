@@ -114,13 +114,27 @@ async def test_what_is_not_there_is_none(cluster: RealCluster, server: Server) -
 async def test_a_list_is_of_one_namespace_or_of_all(
     cluster: RealCluster, server: Server, namespace: str, path: str
 ) -> None:
-    """By label; each item says what it is, which the server's list leaves out."""
-    server.answer = {"kind": "DeploymentList", "items": [{"metadata": {"name": "x"}}]}
-    assert await cluster.list("Deployment", namespace, "owned") == [
+    """By label, and without contents; each item says what it is, which the server's list leaves out."""
+    server.answer = {"kind": "PartialObjectMetadataList", "items": [{"metadata": {"name": "x"}, "spec": {}}]}
+    assert [one async for one in cluster.metadata("Deployment", namespace, "owned")] == [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}}
     ]
     assert server.last() == ("GET", path)
-    assert server.seen[-1].query == {"labelSelector": "owned"}
+    assert server.seen[-1].query == {"labelSelector": "owned", "limit": "50"}
+    assert "as=PartialObjectMetadataList" in server.seen[-1].headers["Accept"]
+
+
+async def test_a_list_is_read_page_by_page(cluster: RealCluster, server: Server) -> None:
+    """A page is asked for once the one before is used up."""
+    server.answer = {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "x"}}]}
+    found = cluster.metadata("ConfigMap", "")
+    assert (await anext(found))["metadata"] == {"name": "x"}
+    assert len(server.seen) == 1
+    server.answer = {"metadata": {"continue": ""}, "items": [{"metadata": {"name": "y"}}]}
+    assert (await anext(found))["metadata"] == {"name": "y"}
+    assert server.seen[-1].query == {"continue": "more", "limit": "50"}
+    assert [one async for one in found] == []
+    assert len(server.seen) == 2
 
 
 async def test_an_apply_is_server_side_and_forced(cluster: RealCluster, server: Server) -> None:

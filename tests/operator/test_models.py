@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from channels_zmq_operator.models import Owner, Spec, SpecError, parse, seconds, size
+from channels_zmq_operator.models import LARGEST_SPEC, Owner, Spec, SpecError, parse, seconds, size
+
+
+def test_a_large_spec_is_refused() -> None:
+    """The operator keeps those of all layers; some fields take anything."""
+    parse({"spec": {"resources": {"x": "x" * (LARGEST_SPEC - 100)}}})
+    with pytest.raises(SpecError, match=f"spec: it has more than {LARGEST_SPEC} characters"):
+        parse({"spec": {"resources": {"x": "x" * LARGEST_SPEC}}})
 
 
 @pytest.mark.parametrize("resource", [{}, {"spec": None}, {"spec": {}}])

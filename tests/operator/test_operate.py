@@ -217,7 +217,8 @@ class Resync:
 
 def deployment(cluster: FakeCluster) -> None:
     labels = {"channels-zmq.io/owned-by": "chat"}
-    metadata = {"name": "chat-forwarder", "namespace": "home", "labels": labels}
+    owner = {"kind": KIND, "name": "chat", "uid": "uid-1"}
+    metadata = {"name": "chat-forwarder", "namespace": "home", "labels": labels, "ownerReferences": [owner]}
     cluster.put({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {}})
 
 

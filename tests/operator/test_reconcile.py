@@ -251,6 +251,43 @@ async def test_others_objects_are_left_alone() -> None:
     assert world.children() == CHILDREN | {("ConfigMap", "theirs")}
 
 
+async def test_nothing_is_kept_of_what_no_layer_owns() -> None:
+    """Our label alone makes no object ours, and no watch looks dead for not having shown it."""
+    world = World({})
+    await world.settle()
+    for layer in ("chat", "none"):
+        metadata = {"name": f"for-{layer}", "namespace": "home", "labels": {OWNER_LABEL: layer}}
+        found = world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"x": "y"}})
+        assert world.reconciler.has_seen(found)
+    assert world.due == set()
+    assert world.reconciler.layers.keys() == {KEY}
+    assert world.reconciler.layers[KEY].children.keys() == CHILDREN
+
+
+async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
+    """Whatever somebody writes into a layer, into its objects or into their status."""
+    world = World({})
+    await world.settle()
+    marks = "somebody's megabyte"
+    world.edit("ConfigMap", lambda found: found["data"].update(more=marks), "chat")
+    world.edit("Secret", lambda found: found["data"].update(more=marks))
+    world.edit("Deployment", lambda found: found["metadata"].setdefault("annotations", {}).update(more=marks))
+    world.edit("Deployment", lambda found: found["status"].update(more=marks))
+    world.edit(KIND, lambda found: found["metadata"].update(annotations={"more": marks}), "chat")
+    await world.settle()
+    assert marks not in repr(world.reconciler.layers)
+    world.check()
+
+
+async def test_an_object_that_lost_its_owner_is_taken_back() -> None:
+    """Somebody removed the owner reference: the next look applies it again."""
+    world = World({})
+    await world.settle()
+    world.edit("ConfigMap", lambda found: found["metadata"].update(ownerReferences=[]), "chat")
+    await world.settle()
+    world.check()
+
+
 EDITS: dict[str, tuple[str, str, Callable[[Manifest], Any]]] = {
     "replicas": ("Deployment", "chat-forwarder", lambda found: found["spec"].update(replicas=0)),
     "an image": (

@@ -9,7 +9,7 @@ import asyncio
 import copy
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from channels_zmq_operator.cluster import ClusterError
@@ -72,13 +72,14 @@ class FakeCluster:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         return await self._served(("get", kind, name), lambda: self.look(kind, namespace, name))
 
-    async def list(self, kind: str, namespace: str, selector: str = "") -> list[Manifest]:
+    async def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:
         def listed() -> list[Manifest]:
             found = [one for (each, _, _), one in self.objects.items() if each == kind]
             found = [one for one in found if namespace in ("", one["metadata"]["namespace"])]
             return [one for one in found if not selector or selector in one["metadata"].get("labels", {})]
 
-        return await self._served(("list", kind, namespace), listed)
+        for one in await self._served(("list", kind, namespace), listed):
+            yield {key: one[key] for key in ("apiVersion", "kind", "metadata")}
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
