@@ -4,7 +4,7 @@ import re
 import subprocess
 
 from kube import kubectl
-from releases import ROOT, Release
+from releases import DOCUMENTED, ROOT, Release
 
 PAGE = ROOT / "docs" / "kubernetes.md"
 
@@ -33,4 +33,5 @@ def test_ten_commands_lead_from_nothing_to_two_pods_that_talk(release: Release) 
         print(conversation)
     finally:
         kubectl("delete", "-f", str(ROOT / "examples" / "chat" / "kubernetes.yaml"), "--ignore-not-found")
-        release.forget()
+        release.remove()
+        kubectl("delete", "namespace", DOCUMENTED, "--ignore-not-found")

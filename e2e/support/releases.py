@@ -14,6 +14,8 @@ CHART = "charts/channels-zmq"
 NAME = "channels-zmq"
 NAMESPACE = "default"
 """Where a new user's `helm install` without a namespace flag puts it."""
+DOCUMENTED = "channels-zmq-system"
+"""Where the documentation puts it."""
 CRD = "zmqchannellayers.channels-zmq.io"
 OPERATOR, WEBHOOK = f"{NAME}-operator", f"{NAME}-webhook"
 Values = dict[str, Any]
@@ -76,12 +78,12 @@ class Release:
 
         The layers go first: for half a minute after a definition is new the garbage collector does not know its kind.
         """
-        helm("uninstall", NAME, "-n", NAMESPACE, "--ignore-not-found", program=program)
+        for namespace in (NAMESPACE, DOCUMENTED):
+            helm("uninstall", NAME, "-n", namespace, "--ignore-not-found", program=program)
         if get("crd", CRD):
             kubectl("delete", "zmqchannellayers", "-A", "--all")
-        kubectl(
-            "delete", "jobs,configmaps", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=test"
-        )  # of a test that failed
+        for namespace in (NAMESPACE, DOCUMENTED):  # of a test that failed
+            kubectl("delete", "jobs,configmaps", "-n", namespace, "-l", "app.kubernetes.io/component=test")
         until(lambda: not leftovers(), lambda: f"these are left: {leftovers()}")
         kubectl("delete", "crd", CRD, "--ignore-not-found")
         self._values = None

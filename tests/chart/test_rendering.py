@@ -16,6 +16,7 @@ from helm import (
     helms,
     identity,
     needs_helm,
+    notes,
     one,
     render,
 )
@@ -227,3 +228,10 @@ def test_the_test_uses_injection_where_there_is_some() -> None:
     pod = one(render({"injection": {"mode": "None"}}), "Job")["spec"]["template"]
     assert "channels-zmq.io/layer" not in pod["metadata"]["labels"]
     assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS" in variables(pod["spec"]["containers"][0])
+
+
+@pytest.mark.skipif("4" not in helms(), reason="needs Helm 4, which needs no cluster for this")
+def test_the_notes_warn_of_a_namespace_that_others_use() -> None:
+    """Whoever may create pods beside the operator can have its rights: it is not to be in `default`."""
+    assert notes().startswith("WARNING: this release is in the namespace `default`.")
+    assert notes(namespace="channels-zmq-system").startswith("The operator of channels-zmq watches all namespaces.")

@@ -66,3 +66,16 @@ def test_requirement_files_repeat_the_bounds_of_the_distributions() -> None:
         given = dict(BOUND.findall((ROOT / "requirements" / f"{name}.in").read_text()))
         bounds = lower_bounds(*folders)
         assert {key: given[key] for key in bounds} == bounds
+
+
+def test_the_operator_is_installed_into_a_namespace_of_its_own() -> None:
+    """Wherever a page installs, tests or asks it: it may read all Secrets, and so may whoever runs pods beside it."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "charts").rglob("*.md")]
+    commands = [
+        line
+        for page in pages
+        for line in page.read_text().splitlines()
+        if re.match(r"(helm (install|test)|kubectl .* deployment/channels-zmq-)", line)
+    ]
+    assert len(commands) >= 5
+    assert not [line for line in commands if "--namespace channels-zmq-system" not in line]

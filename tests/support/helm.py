@@ -63,6 +63,16 @@ def rendered(helm: str, release: str, values: str, options: tuple[tuple[str, str
     return done.stdout
 
 
+def notes(values: Values | None = None, *, namespace: str = "default") -> str:
+    """Return what Helm 4 prints after an installation; Helm 3 prints nothing without a cluster."""
+    flags = [f"--namespace={namespace}", "--dry-run=client", "--values=-"]
+    command = [helms()["4"], "install", "channels-zmq", str(CHART), *flags]
+    given = json.dumps(values or {})
+    environment = {**os.environ, "KUBECONFIG": os.devnull}
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
 def identity(manifest: Manifest) -> tuple[str, str, str]:
     """Return kind, namespace and name."""
     return manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
