@@ -81,7 +81,8 @@ def test_a_bare_pod_gets_its_layer(chat: str) -> None:
     found = get("pod", "asks", namespace=chat)
     injected = [one for one in found["spec"]["containers"][0]["env"] if one["name"].startswith(ENV)]
     assert len(injected) == 9
-    assert all("value" not in one and "configMapKeyRef" in one["valueFrom"] for one in injected)
+    assert all("value" not in one for one in injected)
+    assert {source for one in injected for source in one["valueFrom"]} == {"configMapKeyRef", "secretKeyRef"}
     assert found["metadata"]["annotations"]["channels-zmq.io/injected"] == "default=chat"
 
 

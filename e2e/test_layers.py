@@ -18,6 +18,7 @@ from kube import (
     until,
     wait_ready,
 )
+from releases import Release
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -174,7 +175,7 @@ def test_what_is_no_longer_wanted_is_removed(namespace: str) -> None:
     apply(layer("chat", networkPolicy={"enabled": False}, security={"curve": "Disabled"}), namespace=namespace)
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=namespace) is None, "no policy")
     until(lambda: get("secret", "chat-forwarder", namespace=namespace) is None, "no key")
-    assert "CHANNELS_ZMQ_CURVE_SERVER_KEY" not in get("configmap", "chat", namespace=namespace)["data"]
+    assert "server-key" not in get("secret", "chat-client", namespace=namespace)["data"]
     apply(layer("chat"), namespace=namespace)
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=namespace), "a policy")
     until(lambda: get("secret", "chat-forwarder", namespace=namespace), "a key")
@@ -190,8 +191,26 @@ def test_deleting_a_layer_deletes_what_it_was_made_of(namespace: str) -> None:
     until(lambda: not kubectl("get", kinds, "-n", namespace, "-l", mine, "-o", "name"), "nothing is left")
 
 
-def test_an_image_that_cannot_be_had_is_told(namespace: str) -> None:
+def test_what_the_operator_does_not_let_a_layer_choose_is_told(namespace: str) -> None:
+    """An image and a label, in all namespaces by default; a forwarder that runs goes on meanwhile."""
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    chosen = {"image": {"repository": "other"}, "template": {"labels": {"app": "theirs"}}}
+    apply(layer("chat", **chosen), namespace=namespace)
+    until(lambda: conditions("chat", namespace=namespace)["Accepted"]["status"] == "False", "the refusal")
+    message = conditions("chat", namespace=namespace)["Accepted"]["message"]
+    assert "spec.image.repository: not allowed in this cluster" in message
+    assert "spec.template.labels.app" in message
+    template = get("deployment", "chat-forwarder", namespace=namespace)["spec"]["template"]
+    assert "other" not in template["spec"]["containers"][0]["image"]
+    assert "app" not in template["metadata"]["labels"]
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+
+
+def test_an_image_that_cannot_be_had_is_told(release: Release, namespace: str) -> None:
     """A layer whose forwarder does not start is not ready, and says so; mending the spec mends the layer."""
+    release.ensure({"layers": {"imageOverrides": True}})
     apply(layer("chat", image={"repository": "no-such-image", "pullPolicy": "Never"}), namespace=namespace)
     ready = until(lambda: conditions("chat", namespace=namespace).get("Ready"), "a condition")
     assert (ready["status"], ready["reason"]) == ("False", "ForwardersNotReady")

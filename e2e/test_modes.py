@@ -48,7 +48,7 @@ def test_with_some_namespaces_others_are_left_alone(release: Release, namespace:
         release.remove()  # before the namespace with its roles goes
 
 
-def test_without_injection_the_config_map_and_the_key_are_enough(release: Release, namespace: str) -> None:
+def test_without_injection_the_config_map_and_the_keys_are_enough(release: Release, namespace: str) -> None:
     """As docs/kubernetes.md describes it."""
     release.ensure({"injection": {"mode": "None"}})
     assert get("deployment", "channels-zmq-webhook", namespace="default") is None
@@ -56,10 +56,16 @@ def test_without_injection_the_config_map_and_the_key_are_enough(release: Releas
     one = program(
         "ask",
         envFrom=[{"configMapRef": {"name": "chat"}}],
-        env=[{"name": "CHANNELS_ZMQ_CURVE_SECRET_KEY_FILE", "value": "/channels-zmq/secret-key"}],
+        env=[
+            {"name": f"CHANNELS_ZMQ_CURVE_{key.upper()}_KEY_FILE", "value": f"/channels-zmq/{key}-key"}
+            for key in ("server", "secret")
+        ],
     )
     one["volumeMounts"].append(mount)
-    items = [{"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"}]
+    items = [
+        {"key": "server-key", "path": "server-key"},
+        {"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"},
+    ]
     key = {"name": "channels-zmq", "secret": {"secretName": "chat-client", "items": items}}
     apply(MAP, layer("chat"), pod("asks", one, volumes=[VOLUME, key]), namespace=namespace)
     assert "ok default" in ended("asks", namespace=namespace)

@@ -1,7 +1,8 @@
 """What a pod needs to use a layer, as a JSON patch. Pure: it depends on the pod alone.
 
-Only references go in: variables that the kubelet reads from the layer's ConfigMap, and the Secret with the client's key
-as a volume. So a pod may be made before its layer, and then waits for it. What the pod's author has set stays.
+Only references go in: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and the keys in
+that Secret as a volume. So a pod may be made before its layer, and then waits for it. What the pod's author has set
+stays.
 
 The patch is text, in parts: sixteen layers in two hundred containers are eight megabytes of nearly equal entries. Each
 entry becomes JSON once, and a part is made when the webhook is about to send it.
@@ -14,12 +15,11 @@ from typing import NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
 from channels_zmq_operator.render import (
-    CLIENT_KEY_ENTRY,
     ENV,
     ENV_KEYS,
-    KEY_FILE,
-    KEY_FILE_ENTRY,
+    KEY_FILES,
     LAYER_LABEL,
+    PATHS,
     Manifest,
     key_folder,
 )
@@ -151,16 +151,15 @@ def _variables(layers: dict[str, str]) -> list[Manifest]:
     out = []
     for alias, layer in layers.items():
         prefix = ENV if alias == "default" else f"{ENV}_{alias.upper()}__"
-        out += [_reference(prefix + key, layer, ENV + key, optional=key not in NEEDED) for key in ENV_KEYS]
-        out.append(_reference(f"{prefix}CURVE_SECRET_KEY_FILE", layer, KEY_FILE_ENTRY, optional=True))
+        for key in ENV_KEYS:
+            reference: Manifest = {"name": layer, "key": ENV + key}
+            if key not in NEEDED:
+                reference["optional"] = True
+            out.append({"name": prefix + key, "valueFrom": {"configMapKeyRef": reference}})
+        for key, entry in PATHS.items():  # not optional: without them a pod would connect without keys
+            reference = {"name": f"{layer}-client", "key": entry}
+            out.append({"name": prefix + key, "valueFrom": {"secretKeyRef": reference}})
     return out
-
-
-def _reference(variable: str, config_map: str, key: str, *, optional: bool) -> Manifest:
-    reference: Manifest = {"name": config_map, "key": key}
-    if optional:
-        reference["optional"] = True
-    return {"name": variable, "valueFrom": {"configMapKeyRef": reference}}
 
 
 def _mounts(layers: dict[str, str]) -> list[Manifest]:
@@ -172,7 +171,7 @@ def _mounts(layers: dict[str, str]) -> list[Manifest]:
 
 def _volumes(layers: dict[str, str]) -> list[Manifest]:
     """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long."""
-    items = [{"key": CLIENT_KEY_ENTRY, "path": KEY_FILE}]
+    items = [{"key": entry, "path": path} for entry, path in KEY_FILES.items()]
     return [
         {
             "name": f"channels-zmq-{layer}",

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -212,6 +213,46 @@ def parse(resource: dict[str, Any]) -> Spec:
         return Spec.model_validate(spec)
     except ValidationError as error:
         raise SpecError("; ".join(_sentence(problem) for problem in error.errors())) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the author of a layer may choose of its forwarder's pods, for which the operator's rights are used.
+
+    Args:
+        image_overrides: Whether the image may be another one.
+        labels: Prefixes of labels.
+        annotations: Prefixes of annotations.
+    """
+
+    image_overrides: bool = False
+    labels: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+
+    def check(self, spec: Spec) -> None:
+        """Check a spec.
+
+        Raises:
+            SpecError: If it chooses something that is not allowed; names every field, and the setting to change.
+        """
+        image, template = spec.image, spec.template
+        given = {"repository": image.repository, "tag": image.tag, "digest": image.digest}
+        refused = [
+            *((f"image.{name}", "imageOverrides") for name in given if given[name] and not self.image_overrides),
+            *(
+                (f"template.labels.{key}", "allowedLabels")
+                for key in template.labels
+                if not key.startswith(self.labels)
+            ),
+            *(
+                (f"template.annotations.{key}", "allowedAnnotations")
+                for key in template.annotations
+                if not key.startswith(self.annotations)
+            ),
+        ]
+        if refused:
+            said = [f"spec.{field}: not allowed in this cluster (layers.{setting})" for field, setting in refused]
+            raise SpecError("; ".join(said) + "; these are values of the operator's chart")
 
 
 def _sentence(problem: Any) -> str:

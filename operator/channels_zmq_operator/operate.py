@@ -51,7 +51,7 @@ async def operate(
         OperateError: Another replica took over, or something ended that never should.
     """
     async with connect() as cluster:
-        reconciler = Reconciler(cluster, Choices(settings.forwarder_image))
+        reconciler = Reconciler(cluster, Choices(settings.forwarder_image, limits=settings.limits))
 
         async def look(key: Key) -> float:
             with DURATION.time():

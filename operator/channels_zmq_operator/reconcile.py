@@ -128,7 +128,10 @@ class Reconciler:
             return False
         known.resource = _kept(resource)
         try:
-            known.spec, known.problem = parse(resource), ""
+            spec = parse(resource)
+            if self.choices.limits is not None:
+                self.choices.limits.check(spec)
+            known.spec, known.problem = spec, ""
         except SpecError as error:
             known.spec, known.problem = None, str(error)[:LONGEST_PROBLEM]
         return True

@@ -10,7 +10,7 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 from typing import Any
 
-from channels_zmq_operator.models import API_VERSION, GROUP, KIND, Owner, Spec, size
+from channels_zmq_operator.models import API_VERSION, GROUP, KIND, Limits, Owner, Spec, size
 
 Manifest = dict[str, Any]
 
@@ -35,11 +35,16 @@ ENV_KEYS = (
     "GROUP_EXPIRY",
     "CHANNEL_CAPACITY",
     "MAX_MESSAGE_SIZE",
-    "CURVE_SERVER_KEY",
 )
 """Keys of the ConfigMap without their prefix, which is also what is injected."""
-KEY_FILE_ENTRY = "secret_key_file"
-"""The key of the ConfigMap with the path at which the webhook mounts the client's secret key."""
+SERVER_KEY_ENTRY = "server-key"
+KEY_FILES = {SERVER_KEY_ENTRY: SERVER_KEY_ENTRY, CLIENT_KEY_ENTRY: KEY_FILE}
+"""Entries of the applications' Secret that the webhook mounts, and the names of their files."""
+PATHS = {"CURVE_SERVER_KEY_FILE": "server-key-file", "CURVE_SECRET_KEY_FILE": "secret-key-file"}
+"""Variables, and entries of that Secret with the paths of these files: empty without CURVE.
+
+They do not come from the ConfigMap, as more people may edit that: it could name another server, or none with keys.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +77,12 @@ class Choices:
     Args:
         forwarder_image: The default image.
         service_monitors: Whether the cluster knows that kind.
+        limits: What authors of layers may choose; None for everything.
     """
 
     forwarder_image: str
     service_monitors: bool = False
+    limits: Limits | None = None
 
 
 def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> list[Manifest]:
@@ -88,7 +95,7 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
     if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
         objects.append(_service_monitor(owner))
     # Last: a pod that waits for it starts when it is there, and finds everything else then.
-    objects.append(_config_map(owner, spec, keys))
+    objects.append(_config_map(owner, spec))
     return objects
 
 
@@ -114,11 +121,11 @@ def selector(owner: Owner) -> dict[str, str]:
 
 
 def key_folder(layer: str) -> str:
-    """Return where the webhook mounts the client's secret key of a layer."""
+    """Return where the webhook mounts the keys of a layer: the server's public one, and the client's secret one."""
     return f"/var/run/secrets/{GROUP}/{layer}"
 
 
-def _config_map(owner: Owner, spec: Spec, keys: LayerKeys | None) -> Manifest:
+def _config_map(owner: Owner, spec: Spec) -> Manifest:
     pull, pub = addresses(owner)
     values = {
         "PULL_SOCKET_ADDRESS": pull,
@@ -131,9 +138,6 @@ def _config_map(owner: Owner, spec: Spec, keys: LayerKeys | None) -> Manifest:
     if spec.layer.channel_capacity:
         values["CHANNEL_CAPACITY"] = json.dumps(spec.layer.channel_capacity, sort_keys=True)
     data = {ENV + key: value for key, value in values.items()}
-    if keys is not None:
-        data[f"{ENV}CURVE_SERVER_KEY"] = keys.server_public
-        data[KEY_FILE_ENTRY] = f"{key_folder(owner.name)}/{KEY_FILE}"
     return _object(owner, "v1", "ConfigMap", owner.name, data=data)
 
 
@@ -142,7 +146,9 @@ def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
     pull, pub = addresses(owner)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
-        data |= {"server-key": keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
+        data |= {SERVER_KEY_ENTRY: keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
+    for entry, name in zip(PATHS.values(), KEY_FILES.values(), strict=True):
+        data[entry] = f"{key_folder(owner.name)}/{name}" if keys is not None else ""
     manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
     manifest["data"] = _encoded(data)
     if keys is not None:

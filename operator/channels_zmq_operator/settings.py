@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from channels_zmq_operator.models import Limits
+
 PREFIX = "CHANNELS_ZMQ_OPERATOR_"
+
+
+Names = Annotated[list[str], NoDecode]
+"""Separated by commas."""
 
 
 class Settings(BaseSettings):
@@ -14,11 +20,20 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     namespace: str = Field("default", description="Where the operator itself runs: its Lease and certificates.")
-    watch_namespaces: Annotated[list[str], NoDecode] = Field(
+    watch_namespaces: Names = Field(
         default_factory=list, description="Namespaces with layers, separated by commas; empty for all."
     )
     identity: str = Field("channels-zmq-operator", description="Name of this replica, that of its pod.")
     forwarder_image: str = Field("channels-zmq-forwarder:0.1.0", description="The forwarders' default image.")
+    restrict_layers: Literal["Auto", "Always", "Never"] = Field(
+        "Auto",
+        description="Whether layers may choose only what the next three settings allow; Auto: with all namespaces.",
+    )
+    image_overrides: bool = Field(False, description="Whether layers may name another image.")
+    allowed_labels: Names = Field(default_factory=list, description="Prefixes of labels for pods, separated by commas.")
+    allowed_annotations: Names = Field(
+        default_factory=list, description="Prefixes of annotations for pods, separated by commas."
+    )
     webhook_name: str = Field("", description="Name of the MutatingWebhookConfiguration; empty for no webhook.")
     webhook_service: str = Field("channels-zmq-webhook", description="Name of the webhook's Service.")
     webhook_secret: str = Field("channels-zmq-webhook", description="Name of the Secret with its certificate.")
@@ -35,7 +50,14 @@ class Settings(BaseSettings):
     log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
 
-    @field_validator("watch_namespaces", mode="before")
+    @field_validator("watch_namespaces", "allowed_labels", "allowed_annotations", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @property
+    def limits(self) -> Limits | None:
+        """What authors of layers may choose; None for everything."""
+        if self.restrict_layers == "Never" or (self.restrict_layers == "Auto" and self.watch_namespaces):
+            return None
+        return Limits(self.image_overrides, tuple(self.allowed_labels), tuple(self.allowed_annotations))

@@ -49,7 +49,13 @@ def test_messages_come_back() -> None:
 def test_messages_come_back_with_curve(tmp_path: Path) -> None:
     """With the keys as the layer's ConfigMap and Secrets have them; a stranger's key gets no answer and says so."""
     (server_public, server_secret), (public, secret), (_, foreign) = (zmq.curve_keypair() for _ in range(3))
-    for name, content in (("server", server_secret), ("allowed", public), ("client", secret), ("foreign", foreign)):
+    for name, content in (
+        ("server.public", server_public),
+        ("server", server_secret),
+        ("allowed", public),
+        ("client", secret),
+        ("foreign", foreign),
+    ):
         (tmp_path / name).write_bytes(content + b"\n")
         (tmp_path / name).chmod(0o600)
     pull, pub = addresses()
@@ -62,7 +68,8 @@ def test_messages_come_back_with_curve(tmp_path: Path) -> None:
     forwarder = Forwarder(pull, pub, flags=flags)
     try:
         forwarder.start()
-        keys = {"CURVE_SERVER_KEY": server_public.decode(), "CURVE_SECRET_KEY_FILE": str(tmp_path / "client")}
+        files = {"SERVER": "server.public", "SECRET": "client"}
+        keys = {f"CURVE_{key}_KEY_FILE": str(tmp_path / name) for key, name in files.items()}
         done = run(variables(pull, pub, **keys))
         stranger = run(variables(pull, pub, **{**keys, "CURVE_SECRET_KEY_FILE": str(tmp_path / "foreign")}), seconds=3)
     finally:
@@ -82,8 +89,9 @@ def test_nobody_there_is_a_failure() -> None:
 
 def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     """The volume is optional, so the pod starts without it."""
-    missing = tmp_path / "secret-key"
-    keys = {"CURVE_SERVER_KEY": zmq.curve_keypair()[0].decode(), "CURVE_SECRET_KEY_FILE": str(missing)}
+    missing, server = tmp_path / "secret-key", tmp_path / "server-key"
+    server.write_bytes(zmq.curve_keypair()[0])
+    keys = {"CURVE_SERVER_KEY_FILE": str(server), "CURVE_SECRET_KEY_FILE": str(missing)}
     done = run(variables(*addresses(), **keys), seconds=1)
     assert done.returncode == 1
     assert f"there is no {missing}" in done.stderr

@@ -99,7 +99,7 @@ def other(path: str, leaf: Any, present: Any) -> Any:
     if kind is str:
         return f"{present}m" if present else "other"
     if kind is list:
-        return NAMED
+        return ["other"] if schema.get("items", {}).get("type") == "string" else NAMED
     return {"mutated": "yes"}
 
 

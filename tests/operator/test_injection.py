@@ -23,9 +23,9 @@ from channels_zmq_operator.injection import (
     wish,
 )
 from channels_zmq_operator.models import LONGEST_NAME
-from channels_zmq_operator.render import ENV, ENV_KEYS, LAYER_LABEL
+from channels_zmq_operator.render import ENV, ENV_KEYS, LAYER_LABEL, PATHS
 
-VARIABLES = {ENV + key for key in ENV_KEYS} | {f"{ENV}CURVE_SECRET_KEY_FILE"}
+VARIABLES = {ENV + key for key in (*ENV_KEYS, *PATHS)}
 FOLDER = "/var/run/secrets/channels-zmq.io"
 
 
@@ -74,20 +74,33 @@ def test_variables_refer_to_the_layers_config_map() -> None:
     found = variables(container)
     assert found.keys() == VARIABLES
     for name, one in found.items():
-        reference = one["valueFrom"]["configMapKeyRef"]
-        assert reference["name"] == "chat"
-        key = "secret_key_file" if name.endswith("CURVE_SECRET_KEY_FILE") else name
-        assert reference["key"] == key
-        assert reference.get("optional", False) is ("ADDRESS" not in name)
+        if "CURVE" not in name:
+            assert one["valueFrom"] == {"configMapKeyRef": one["valueFrom"]["configMapKeyRef"]}
+            reference = one["valueFrom"]["configMapKeyRef"]
+            assert (reference["name"], reference["key"]) == ("chat", name)
+            assert reference.get("optional", False) is ("ADDRESS" not in name)
 
 
-def test_the_key_is_a_volume_that_anybody_can_read_and_that_may_come_later() -> None:
-    """Only the client's key of the Secret, read-only, where the ConfigMap says that it is."""
+def test_whether_there_are_keys_does_not_depend_on_the_config_map() -> None:
+    """Who may edit a ConfigMap could name another server, or none with keys; without the Secret the pod waits."""
+    (container,) = injected(pod())["spec"]["containers"]
+    found = {name: one["valueFrom"] for name, one in variables(container).items() if "CURVE" in name}
+    assert found == {
+        f"{ENV}CURVE_SERVER_KEY_FILE": {"secretKeyRef": {"name": "chat-client", "key": "server-key-file"}},
+        f"{ENV}CURVE_SECRET_KEY_FILE": {"secretKeyRef": {"name": "chat-client", "key": "secret-key-file"}},
+    }
+
+
+def test_the_keys_are_a_volume_that_anybody_can_read_and_that_may_come_later() -> None:
+    """Only the two keys of the Secret, read-only, where its paths say that they are."""
     after = injected(pod())
     (volume,) = after["spec"]["volumes"]
     assert volume["secret"] == {
         "secretName": "chat-client",
-        "items": [{"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"}],
+        "items": [
+            {"key": "server-key", "path": "server-key"},
+            {"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"},
+        ],
         "defaultMode": 0o444,
         "optional": True,
     }

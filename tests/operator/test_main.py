@@ -51,7 +51,8 @@ def test_render_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert main(["render", "-f", "-"]) == 0
     out = capsys.readouterr().out
     assert "mine:5" in out
-    assert "secret-key" not in out
+    assert "SECRET_KEY" not in out
+    assert "allowed-keys" not in out
 
 
 @pytest.mark.parametrize(

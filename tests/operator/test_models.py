@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from channels_zmq_operator.models import LARGEST_SPEC, Owner, Spec, SpecError, parse, seconds, size
+from channels_zmq_operator.models import LARGEST_SPEC, Limits, Owner, Spec, SpecError, parse, seconds, size
 
 
 def test_a_large_spec_is_refused() -> None:
@@ -116,3 +116,30 @@ def test_the_owner_is_the_resource_without_its_content() -> None:
     assert Owner.of({"metadata": metadata}) == Owner(name="chat", namespace="home", uid="u", generation=3)
     assert Owner.of({"metadata": metadata}).key == ("home", "chat")
     assert Owner.of({"metadata": {"name": "chat"}}) == Owner(name="chat", namespace="default", uid="", generation=0)
+
+
+CHOSEN: dict[str, Any] = {
+    "image": {"repository": "evil", "tag": "1", "digest": "sha256:0"},
+    "template": {"labels": {"team.example/a": "b", "app": "theirs"}, "annotations": {"identity": "role"}},
+}
+
+
+def test_limits_name_every_field_that_is_not_allowed() -> None:
+    """With the value of the chart that would allow it."""
+    with pytest.raises(SpecError) as caught:
+        Limits(labels=("team.example/",)).check(parse({"spec": CHOSEN}))
+    assert str(caught.value) == (
+        "spec.image.repository: not allowed in this cluster (layers.imageOverrides); "
+        "spec.image.tag: not allowed in this cluster (layers.imageOverrides); "
+        "spec.image.digest: not allowed in this cluster (layers.imageOverrides); "
+        "spec.template.labels.app: not allowed in this cluster (layers.allowedLabels); "
+        "spec.template.annotations.identity: not allowed in this cluster (layers.allowedAnnotations); "
+        "these are values of the operator's chart"
+    )
+
+
+def test_limits_let_through_what_they_allow() -> None:
+    """By its prefix; and everything else of a spec in any case."""
+    Limits(image_overrides=True, labels=("team.example/", "app"), annotations=("id",)).check(parse({"spec": CHOSEN}))
+    rest = {"image": {"pullSecrets": ["a"]}, "template": {"nodeSelector": {"a": "b"}, "priorityClassName": "high"}}
+    Limits().check(parse({"spec": rest}))

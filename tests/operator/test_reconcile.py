@@ -4,6 +4,7 @@ import asyncio
 import copy
 from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import zmq
 from clusters import FakeCluster, Killed, Name, Request, feed, refused
 
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.models import API_VERSION, KIND, Owner, parse
+from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
 from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest, render
@@ -249,6 +250,25 @@ async def test_others_objects_are_left_alone() -> None:
     world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": foreign, "data": {}})
     await world.settle()
     assert world.children() == CHILDREN | {("ConfigMap", "theirs")}
+
+
+async def test_what_the_operator_does_not_allow_is_refused_like_an_invalid_spec() -> None:
+    """By a condition and an event; what runs goes on as it was."""
+    world = World()
+    world.reconciler.choices = replace(CHOICES, limits=Limits())
+    world.make({})
+    await world.settle()
+    world.asked()
+    world.set_spec({"image": {"repository": "evil"}})
+    await world.settle()
+    assert world.asked() == [("create", "Event", ""), STATUS]
+    assert world.condition("Accepted") == ("False", "SpecInvalid")
+    (message,) = {one["message"] for one in world.layer()["status"]["conditions"] if one["type"] == "Accepted"}
+    assert message.startswith("spec.image.repository: not allowed in this cluster")
+    assert world.child("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == "image:1"
+    world.set_spec({})
+    await world.settle()
+    world.check()
 
 
 async def test_nothing_is_kept_of_what_no_layer_owns() -> None:

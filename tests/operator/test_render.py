@@ -13,7 +13,6 @@ from channels_zmq_operator.models import Owner, parse
 from channels_zmq_operator.render import (
     ENV,
     KEY_FILE,
-    KEY_FILE_ENTRY,
     LAYER_LABEL,
     OWNER_LABEL,
     Choices,
@@ -73,7 +72,23 @@ def patched(pod: dict[str, Any]) -> list[dict[str, Any]]:
     return list(json.loads("".join(patch(pod) or ())))
 
 
-def test_the_library_takes_the_config_map() -> None:
+def environment(spec: dict[str, Any], *, curve: bool = True) -> dict[str, str]:
+    """Return the variables of a pod with the layer, as the kubelet resolves them."""
+    found, out = objects(spec, keys=KEYS if curve else None), {}
+    pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
+    for one in next(each["value"] for each in patched(pod) if each["path"].endswith("/env")):
+        if "configMapKeyRef" in one["valueFrom"]:
+            reference, kind = one["valueFrom"]["configMapKeyRef"], "ConfigMap"
+        else:
+            reference, kind = one["valueFrom"]["secretKeyRef"], "Secret"
+        data = found[kind, reference["name"]]["data"]
+        if reference["key"] in data or not reference.get("optional"):
+            value = data[reference["key"]]
+            out[one["name"]] = b64decode(value).decode() if kind == "Secret" else value
+    return out
+
+
+def test_the_library_takes_what_is_injected() -> None:
     """Every entry, as it comes into a pod: the layer is the one that the spec describes."""
     spec = {
         "layer": {
@@ -85,29 +100,32 @@ def test_the_library_takes_the_config_map() -> None:
         }
     }
     data = objects(spec)["ConfigMap", "chat"]["data"]
-    environment = {}
-    pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
-    for one in next(each["value"] for each in patched(pod) if each["path"].endswith("/env")):
-        key = one["valueFrom"]["configMapKeyRef"]["key"]
-        if key in data:
-            environment[one["name"]] = data[key]
-    assert len(environment) == len(data)
-    config = channel_layers_from_env(environment)["default"]["CONFIG"]
+    variables = environment(spec)
+    assert len(variables) == len(data) + 2
+    config = channel_layers_from_env(variables)["default"]["CONFIG"]
     assert config["capacity"] == 7
     assert config["curve_secret_key_file"] == f"{key_folder('chat')}/{KEY_FILE}"
+    assert config["curve_server_key_file"] == f"{key_folder('chat')}/server-key"
     assert json.loads(data[f"{ENV}CHANNEL_CAPACITY"]) == {"jobs.*": 9}
     assert data[f"{ENV}MAX_MESSAGE_SIZE"] == str(2**20)
 
 
-def test_the_key_is_where_the_config_map_says() -> None:
-    """The webhook mounts it there."""
-    path = objects()["ConfigMap", "chat"]["data"][KEY_FILE_ENTRY]
+def test_without_curve_the_library_is_told_of_no_key() -> None:
+    """The entries are there, so that a pod can wait for them, and empty."""
+    config = channel_layers_from_env(environment({"security": {"curve": "Disabled"}}, curve=False))["default"]["CONFIG"]
+    assert not [name for name in config if name.startswith("curve")]
+
+
+def test_the_keys_are_where_their_secret_says() -> None:
+    """The webhook mounts them there."""
+    variables = environment({})
     pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
     (mount,) = next(one["value"] for one in patched(pod) if one["path"].endswith("/volumeMounts"))
     (volume,) = next(one["value"] for one in patched(pod) if one["path"] == "/spec/volumes")
-    assert path == f"{mount['mountPath']}/{volume['secret']['items'][0]['path']}"
-    secret = objects()["Secret", volume["secret"]["secretName"]]
-    assert b64decode(secret["data"][volume["secret"]["items"][0]["key"]]).decode() == KEYS.client_secret
+    data = objects()["Secret", volume["secret"]["secretName"]]["data"]
+    files = {f"{mount['mountPath']}/{one['path']}": data[one["key"]] for one in volume["secret"]["items"]}
+    for name, key in (("SERVER", KEYS.server_public), ("SECRET", KEYS.client_secret)):
+        assert b64decode(files[variables[f"{ENV}CURVE_{name}_KEY_FILE"]]).decode() == key
 
 
 def test_own_labels_of_pods_do_not_break_the_selector() -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from channels_zmq_operator.models import Limits
 from channels_zmq_operator.settings import PREFIX, Settings
 
 
@@ -42,6 +43,32 @@ def test_what_makes_no_sense_is_refused(name: str, value: str, monkeypatch: pyte
     monkeypatch.setenv(f"{PREFIX}{name}", value)
     with pytest.raises(ValidationError, match=re.compile(name, re.IGNORECASE)):
         Settings()
+
+
+@pytest.mark.parametrize(
+    "namespaces, restrict, limited",
+    [
+        ("", "Auto", True),
+        ("a", "Auto", False),
+        ("a", "Always", True),
+        ("", "Never", False),
+    ],
+)
+def test_layers_are_restricted_where_the_operator_watches_all_namespaces(
+    namespaces: str, restrict: str, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the setting says otherwise; by default nothing may be chosen."""
+    monkeypatch.setenv(f"{PREFIX}WATCH_NAMESPACES", namespaces)
+    monkeypatch.setenv(f"{PREFIX}RESTRICT_LAYERS", restrict)
+    assert Settings().limits == (Limits() if limited else None)
+
+
+def test_what_layers_may_choose_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes are separated by commas; an empty one would allow everything, and is none."""
+    monkeypatch.setenv(f"{PREFIX}IMAGE_OVERRIDES", "true")
+    monkeypatch.setenv(f"{PREFIX}ALLOWED_LABELS", "a/, b.example/,")
+    monkeypatch.setenv(f"{PREFIX}ALLOWED_ANNOTATIONS", "")
+    assert Settings().limits == Limits(image_overrides=True, labels=("a/", "b.example/"), annotations=())
 
 
 def test_every_setting_is_described() -> None:

@@ -53,13 +53,13 @@ def main() -> None:
 def _connected(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, name: str) -> "zmq.Socket[bytes]":
     socket = context.socket(kind)
     socket.sndtimeo = 10_000
-    server_key, file = os.environ.get(f"{ENV}CURVE_SERVER_KEY"), os.environ.get(f"{ENV}CURVE_SECRET_KEY_FILE")
-    if server_key and file:
-        secret = _key(Path(file))
-        socket.curve_serverkey, socket.curve_secretkey = server_key.encode(), secret
+    server_file, secret_file = (os.environ.get(f"{ENV}CURVE_{key}_KEY_FILE") for key in ("SERVER", "SECRET"))
+    if server_file and secret_file:
+        secret = _key(Path(secret_file))
+        socket.curve_serverkey, socket.curve_secretkey = _key(Path(server_file)), secret
         socket.curve_publickey = zmq.curve_public(secret)
     address = os.environ[f"{ENV}{name}_SOCKET_ADDRESS"]
-    print(f"{name.lower()}: {address}, {'with' if server_key else 'without'} CURVE", flush=True)
+    print(f"{name.lower()}: {address}, {'with' if server_file else 'without'} CURVE", flush=True)
     socket.connect(address)
     return socket
 

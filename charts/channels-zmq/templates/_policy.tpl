@@ -31,7 +31,7 @@
 - name: keys
   expression: >-
     ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
-    'MAX_MESSAGE_SIZE', 'CURVE_SERVER_KEY', 'CURVE_SECRET_KEY_FILE']
+    'MAX_MESSAGE_SIZE', 'CURVE_SERVER_KEY_FILE', 'CURVE_SECRET_KEY_FILE']
 {{- end }}
 
 {{/* Nothing, or what cannot be applied to any pod; its path is the message that the pod's author gets. */}}
@@ -64,10 +64,15 @@ size(variables.wishes) == 0 ? [] : (
     path: '/spec/{{ $kind }}/' + string(object.spec.{{ $kind }}.map(d, d.name).indexOf(c.name)) + '/env/-',
     value: Object.spec.{{ $kind }}.env{
       name: (wish.startsWith('default=') ? 'CHANNELS_ZMQ_' : 'CHANNELS_ZMQ__' + wish.split('=')[0].upperAscii() + '__') + key,
-      valueFrom: Object.spec.{{ $kind }}.env.valueFrom{
+      valueFrom: key.startsWith('CURVE_') ? Object.spec.{{ $kind }}.env.valueFrom{
+        secretKeyRef: Object.spec.{{ $kind }}.env.valueFrom.secretKeyRef{
+          name: wish.split('=')[1] + '-client',
+          key: key == 'CURVE_SERVER_KEY_FILE' ? 'server-key-file' : 'secret-key-file'
+        }
+      } : Object.spec.{{ $kind }}.env.valueFrom{
         configMapKeyRef: Object.spec.{{ $kind }}.env.valueFrom.configMapKeyRef{
           name: wish.split('=')[1],
-          key: key == 'CURVE_SECRET_KEY_FILE' ? 'secret_key_file' : 'CHANNELS_ZMQ_' + key,
+          key: 'CHANNELS_ZMQ_' + key,
           optional: !key.endsWith('_SOCKET_ADDRESS')
         }
       }
@@ -98,7 +103,10 @@ variables.layers.filter(layer, !has(object.spec.volumes) ||
       secretName: layer + '-client',
       defaultMode: 292,
       optional: true,
-      items: [Object.spec.volumes.secret.items{key: 'CHANNELS_ZMQ_CURVE_SECRET_KEY', path: 'secret-key'}]
+      items: [
+        Object.spec.volumes.secret.items{key: 'server-key', path: 'server-key'},
+        Object.spec.volumes.secret.items{key: 'CHANNELS_ZMQ_CURVE_SECRET_KEY', path: 'secret-key'}
+      ]
     }
   }
 }) +
