@@ -171,6 +171,63 @@ def test_keys_rotated_under_load_lose_nothing(chat: str) -> None:
     assert [one["reconnects"] for one in receivers] == [0, 0]
 
 
+def steal(namespace: str) -> None:
+    """Start a pod with a copy of the layer's keys as they are now; it uses the layer again and again."""
+    data = get("secret", "chat-client", namespace=namespace)["data"]
+    files = {"server": data["server-key"], "secret": data["CHANNELS_ZMQ_CURVE_SECRET_KEY"]}
+    copied = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "stolen"}, "data": files}
+    env = [{"name": f"CHANNELS_ZMQ_CURVE_{key.upper()}_KEY_FILE", "value": f"/stolen/{key}"} for key in files]
+    asks = program("ask", env=[*env, {"name": "CHANNELS_ZMQ_CONNECT_TIMEOUT", "value": "3"}])
+    asks["command"] = ["sh", "-c", "while true; do python /programs/ask.py 2>&1 | tail -n 1; done"]
+    asks["volumeMounts"].append({"name": "stolen", "mountPath": "/stolen", "readOnly": True})
+    volumes = [VOLUME, {"name": "stolen", "secret": {"secretName": "stolen"}}]
+    apply(MAP, copied, pod("thief", asks, labels=LABELS, volumes=volumes), namespace=namespace)
+    until(lambda: "ok default" in logs("thief", namespace=namespace), "the stolen key opens the layer")
+
+
+def is_refused(namespace: str) -> bool:
+    """Return whether the stolen key was of no use the last time."""
+    return "ForwarderUnavailable" in logs("thief", namespace=namespace).splitlines()[-1]
+
+
+def test_a_leaked_key_is_withdrawn_and_nobody_else_notices(chat: str) -> None:
+    """The runbook of docs/kubernetes.md under load: the status says when, and the forwarder's list follows."""
+    steal(chat)
+    traffic = Traffic(chat, 500)
+    traffic.begin()
+    apply(layer("chat", security={"rotateNow": "leak-1"}), namespace=chat)
+    done = "jsonpath={.status.keysRotatedFor}=leak-1"
+    kubectl("wait", "zcl/chat", "-n", chat, f"--for={done}", "--timeout=420s", patience=440)
+    until(lambda: is_refused(chat), "the stolen key is refused", patience=100)
+    apply(pod("after", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
+    assert "ok default" in ended("after", namespace=chat)
+    assert traffic.under_way()
+    sent, receivers = traffic.end()
+    assert lost(sent, receivers) == [0, 0]
+    assert [one["reconnects"] for one in receivers] == [0, 0]
+
+
+def test_the_servers_key_is_renewed_and_everybody_comes_back(chat: str) -> None:
+    """The forwarder is replaced with a new key, the stolen one is refused, and a pod that runs takes up its files."""
+    steal(chat)
+    old = get("secret", "chat-client", namespace=chat)["data"]["server-key"]
+    asks = program("ask")
+    asks["command"] = ["sh", "-c", "while true; do python /programs/ask.py 2>&1 | tail -n 1; done"]
+    apply(pod("asks", asks, labels=LABELS, volumes=[VOLUME]), namespace=chat)
+    until(lambda: "ok default" in logs("asks", namespace=chat), "the pod uses the layer")
+    (before,) = get("pods", namespace=chat, selector=OWNED)
+    apply(layer("chat", security={"rotateNow": "leak-1", "rotateServerKey": True}), namespace=chat)
+    name = before["metadata"]["name"]
+    until(lambda: get("pod", name, namespace=chat) is None, "the former forwarder is gone")
+    wait_ready(namespace=chat)
+    assert get("secret", "chat-client", namespace=chat)["data"]["server-key"] != old
+    until(lambda: is_refused(chat), "the stolen key is refused")
+    until(
+        lambda: logs("asks", namespace=chat).splitlines()[-1] == "ok default", "the pod has its new keys", patience=120
+    )
+    assert is_refused(chat)
+
+
 def test_a_node_can_be_drained_but_not_while_a_forwarder_is_away(chat: str) -> None:
     """The budget lets the forwarder be evicted, and holds the drain until the next one is ready."""
     (old,) = get("pods", namespace=chat, selector=OWNED)

@@ -45,6 +45,10 @@ STATUS = {
             "items": {"type": "string"},
             "description": "Where the forwarders listen: for producers, and for consumers.",
         },
+        "keysRotatedFor": {
+            "type": "string",
+            "description": "The rotateNow that is done: keys from before are on no list of allowed keys any more.",
+        },
         "binding": {
             "type": "object",
             "description": "The Secret that tells other tools how to connect (servicebinding.io).",

@@ -3,8 +3,12 @@
 A rotation has two steps, as a mounted Secret reaches running pods only after a minute. First the next key is allowed
 and announced: it stands in the forwarders' list, and nobody has it yet. `SETTLE` later applications get it, and the key
 before it stays allowed until the next rotation, so that every pod has a whole period to take up the new one. The
-forwarders' Secret is written first in both steps: what applications have is allowed at every moment. The forwarders'
-own key does not change: it has no overlap in ZeroMQ.
+forwarders' Secret is written first in both steps: what applications have is allowed at every moment.
+
+Who has lost a key asks for a rotation by `rotateNow`. It has the same two steps, with a key that nobody has seen, and
+a third one: `SETTLE` after the second, all other keys are revoked. The forwarders' own key has no overlap in ZeroMQ.
+Where it is renewed, all clients are cut off until their files are new. So everything is done in one step: the
+forwarders' key, the applications' key, and a list with that one alone.
 """
 
 import struct
@@ -17,10 +21,13 @@ from zmq.utils import z85
 from channels_zmq_operator.render import (
     ALLOWED_KEYS,
     ANNOUNCED_AT,
+    ANNOUNCED_FOR,
     CLIENT_KEY_ENTRY,
     KEY_FILE,
     NEXT_KEY,
+    REVOKE_AT,
     ROTATED_AT,
+    ROTATED_FOR,
     LayerKeys,
     Manifest,
 )
@@ -29,7 +36,15 @@ SETTLE = 180.0
 """Seconds from the announcement to the rotation: a mounted Secret was new in running pods after 61 to 76 s."""
 
 
-def next_keys(server: Manifest | None, client: Manifest | None, rotate_every: float, now: datetime) -> LayerKeys:
+def next_keys(
+    server: Manifest | None,
+    client: Manifest | None,
+    rotate_every: float,
+    now: datetime,
+    *,
+    rotate_now: str = "",
+    rotate_server_key: bool = False,
+) -> LayerKeys:
     """Return the keys that a layer should have now: those of its Secrets, with what is missing or due made anew.
 
     Args:
@@ -37,20 +52,34 @@ def next_keys(server: Manifest | None, client: Manifest | None, rotate_every: fl
         client: The applications' Secret, if there is one.
         rotate_every: Seconds between rotations.
         now: Aware time.
+        rotate_now: Rotate without waiting for the time if this is not what was rotated for last; empty for no.
+        rotate_server_key: Whether such a rotation renews the forwarders' key as well.
     """
     server_secret = _valid(_read(server, KEY_FILE)) or _new_secret()
     present, upcoming = _valid(_read(client, CLIENT_KEY_ENTRY)), _valid(_read(server, NEXT_KEY))
     allowed = [line for line in _read(server, ALLOWED_KEYS).split() if _is_public(line)]
     rotated_at, announced_at = _annotation(client, ROTATED_AT), _annotation(server, ANNOUNCED_AT)
-    if not present:  # nobody can use what is lost: there is nothing to wait for
+    announced_for, revoke_at = _annotation(server, ANNOUNCED_FOR), _annotation(server, REVOKE_AT)
+    rotated_for = _annotation(client, ROTATED_FOR)
+    is_asked = bool(rotate_now) and rotate_now != rotated_for
+    if revoke_at and now >= _time(revoke_at):
+        allowed, revoke_at = [], ""
+    if is_asked and (rotate_server_key or not present):
+        server_secret = _new_secret() if rotate_server_key else server_secret
+        present, upcoming, allowed, revoke_at, rotated_at = _new_secret(), "", [], "", _text(now)
+    elif not present:  # nobody can use what is lost: there is nothing to wait for
         present, upcoming, rotated_at = upcoming or _new_secret(), "", _text(now)
+    elif is_asked and (not upcoming or announced_for != rotate_now):  # one that is announced may be lost as well
+        allowed = [key for key in allowed if not upcoming or key != _public(upcoming)]
+        upcoming, announced_at, announced_for, revoke_at = _new_secret(), _text(now), rotate_now, ""
     elif upcoming and not announced_at:
         announced_at = _text(now)
     elif upcoming and _is_due(announced_at, SETTLE, now):
         allowed = [_public(present)]
         present, upcoming, rotated_at = upcoming, "", _text(now)
+        revoke_at = _text(now + timedelta(seconds=SETTLE)) if is_asked else ""
     elif not upcoming and _is_due(rotated_at, rotate_every, now):
-        upcoming, announced_at = _new_secret(), _text(now)
+        upcoming, announced_at, announced_for = _new_secret(), _text(now), ""
     mine = [_public(secret) for secret in (present, upcoming) if secret]
     return LayerKeys(
         server_public=_public(server_secret),
@@ -60,14 +89,19 @@ def next_keys(server: Manifest | None, client: Manifest | None, rotate_every: fl
         rotated_at=rotated_at,
         next_secret=upcoming,
         announced_at=announced_at if upcoming else "",
+        rotated_for=rotated_for if is_asked and upcoming else rotate_now,
+        announced_for=announced_for if upcoming else "",
+        revoke_at=revoke_at,
     )
 
 
 def due_at(keys: LayerKeys, rotate_every: float) -> datetime:
     """Return when something is to be done next."""
     if keys.next_secret:
-        return _time(keys.announced_at) + timedelta(seconds=SETTLE)
-    return _time(keys.rotated_at) + timedelta(seconds=rotate_every)
+        due = _time(keys.announced_at) + timedelta(seconds=SETTLE)
+    else:
+        due = _time(keys.rotated_at) + timedelta(seconds=rotate_every)
+    return min(due, _time(keys.revoke_at)) if keys.revoke_at else due
 
 
 def _new_secret() -> str:

@@ -110,6 +110,15 @@ class Security(Part):
         "720h",
         description="When the applications get a new key. The one before it stays allowed until the next rotation.",
     )
+    rotate_now: str = Field(
+        "",
+        max_length=100,
+        description="Any text: a new one gives the applications a new key, and revokes all former ones minutes later.",
+    )
+    rotate_server_key: bool = Field(
+        False,
+        description="Whether rotateNow renews the forwarder's key too, and revokes at once: clients wait up to 80 s.",
+    )
 
 
 class Image(Part):

@@ -79,6 +79,8 @@ class Known:
     """Fingerprints of what the API server answered to our applies."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
     """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
+    rotated_for: str = ""
+    """The `rotateNow` that is done: keys before it are revoked."""
     refusal: str = ""
     told: str = ""
     """The last problem that an event was made of."""
@@ -200,13 +202,14 @@ class Reconciler:
             keys: LayerKeys | None = None
             if spec.security.curve == "Enabled":
                 every = seconds(spec.security.rotate_every)
-                keys = await self._keys(known, owner, every)
+                keys = await self._keys(known, owner, spec, every)
                 again = max(1.0, (layer_keys.due_at(keys, every) - self._clock()).total_seconds())
             manifests = render.render(owner, spec, keys, self.choices)
             for manifest in manifests:
                 await self._apply(known, manifest)
             await self._prune(known, owner, manifests)
             known.refusal = ""
+            known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         except ClusterError as error:
             known.refusal = str(error)
             await self._tell(known, owner, "ClusterRefused", str(error))
@@ -216,10 +219,14 @@ class Reconciler:
         await self._write_status(known, owner)
         return again
 
-    async def _keys(self, known: Known, owner: Owner, every: float) -> LayerKeys:
-        server, client = render.forwarder_name(owner), render.client_secret_name(owner)
+    async def _keys(self, known: Known, owner: Owner, spec: Spec, every: float) -> LayerKeys:
         return layer_keys.next_keys(
-            await self._secret(known, owner, server), await self._secret(known, owner, client), every, self._clock()
+            await self._secret(known, owner, render.forwarder_name(owner)),
+            await self._secret(known, owner, render.client_secret_name(owner)),
+            every,
+            self._clock(),
+            rotate_now=spec.security.rotate_now,
+            rotate_server_key=spec.security.rotate_server_key,
         )
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
@@ -258,7 +265,7 @@ class Reconciler:
         seen = known.children.get(("Deployment", render.forwarder_name(owner)))
         deployment = seen.deployment if seen is not None else None
         now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-        after = status.status(owner, status.Seen(problem, known.refusal, deployment), before, now)
+        after = status.status(owner, status.Seen(problem, known.refusal, deployment, known.rotated_for), before, now)
         if not status.differs(before, after):
             return
         manifest = {

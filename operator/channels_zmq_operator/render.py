@@ -25,6 +25,9 @@ KEY_FILE = "secret-key"
 ALLOWED_KEYS, NEXT_KEY = "allowed-keys", "next-client-key"
 """Entries of the forwarders' Secret: who may connect; and the clients' next key, which is mounted nowhere."""
 ROTATED_AT, ANNOUNCED_AT = f"{GROUP}/rotated-at", f"{GROUP}/announced-at"
+ROTATED_FOR, ANNOUNCED_FOR = f"{GROUP}/rotated-for", f"{GROUP}/announced-for"
+"""Annotations with the `rotateNow` that a rotation was made for, or is being made for."""
+REVOKE_AT = f"{GROUP}/revoke-at"
 ENV = "CHANNELS_ZMQ_"
 CLIENT_KEY_ENTRY = f"{ENV}CURVE_SECRET_KEY"
 ENV_KEYS = (
@@ -59,6 +62,9 @@ class LayerKeys:
         rotated_at: When clients got their present one.
         next_secret: What clients will have next; empty unless it is announced.
         announced_at: When it was.
+        rotated_for: The last `rotateNow` that was done.
+        announced_for: The `rotateNow` for which the next one is announced; empty if only the time has come.
+        revoke_at: When all keys but the present one are revoked; empty if they stay until the next rotation.
     """
 
     server_public: str
@@ -68,6 +74,9 @@ class LayerKeys:
     rotated_at: str = ""
     next_secret: str = field(default="", repr=False)
     announced_at: str = ""
+    rotated_for: str = ""
+    announced_for: str = ""
+    revoke_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,7 @@ def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
     manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
     manifest["data"] = _encoded(data)
     if keys is not None:
-        manifest["metadata"]["annotations"] = {ROTATED_AT: keys.rotated_at}
+        _annotate(manifest, {ROTATED_AT: keys.rotated_at, ROTATED_FOR: keys.rotated_for})
     return manifest
 
 
@@ -161,9 +170,17 @@ def _server_secret(owner: Owner, keys: LayerKeys) -> Manifest:
     data = {KEY_FILE: keys.server_secret, ALLOWED_KEYS: "\n".join(keys.allowed) + "\n"}
     if keys.next_secret:
         data[NEXT_KEY] = keys.next_secret
-        manifest["metadata"]["annotations"] = {ANNOUNCED_AT: keys.announced_at}
+    _annotate(
+        manifest,
+        {ANNOUNCED_AT: keys.announced_at, ANNOUNCED_FOR: keys.announced_for, REVOKE_AT: keys.revoke_at},
+    )
     manifest["data"] = _encoded(data)
     return manifest
+
+
+def _annotate(manifest: Manifest, annotations: dict[str, str]) -> None:
+    if given := {name: value for name, value in annotations.items() if value}:
+        manifest["metadata"]["annotations"] = given
 
 
 def _encoded(data: dict[str, str]) -> dict[str, str]:

@@ -24,11 +24,13 @@ class Seen:
         problem: Why its spec cannot be served; empty if it can.
         refusal: What the cluster refused last; empty if nothing.
         deployment: The forwarder's Deployment.
+        rotated_for: The `rotateNow` that is done.
     """
 
     problem: str = ""
     refusal: str = ""
     deployment: Manifest | None = None
+    rotated_for: str = ""
 
 
 def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[str, Any]:
@@ -59,6 +61,8 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[s
     }
     if not seen.problem:
         out["addresses"] = list(render.addresses(owner))
+        if seen.rotated_for:
+            out["keysRotatedFor"] = seen.rotated_for
         out["binding"] = {"name": render.client_secret_name(owner)}
     return out
 

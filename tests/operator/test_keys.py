@@ -148,6 +148,102 @@ def test_the_present_key_and_the_one_before_are_allowed_at_every_moment(late: fl
                 assert public(old) in allowed
 
 
+def asked(
+    before: Secrets, seconds: float, text: str = "leak", *, every: float = 1000 * HOUR, server: bool = False
+) -> LayerKeys:
+    """Look at Secrets while a rotation is asked for."""
+    return next_keys(*before, every, after(seconds), rotate_now=text, rotate_server_key=server)
+
+
+def test_a_rotation_that_is_asked_for_revokes_what_was_before() -> None:
+    """As soon as applications have the new key: the list has it for long before, and the former one for long after."""
+    keys = first()
+    announced = asked(secrets(keys), 10)
+    assert announced.client_secret == keys.client_secret
+    assert announced.allowed == (public(keys.client_secret), public(announced.next_secret))
+    assert due_at(announced, HOUR) == after(10 + SETTLE)
+    assert asked(secrets(announced), 9 + SETTLE) == announced
+    out = asked(secrets(announced), 10 + SETTLE)
+    assert out.client_secret == announced.next_secret
+    assert out.allowed == (public(out.client_secret), public(keys.client_secret))
+    assert due_at(out, HOUR) == after(10 + 2 * SETTLE)
+    assert asked(secrets(out), 9 + 2 * SETTLE) == out
+    done = asked(secrets(out), 10 + 2 * SETTLE)
+    assert done.allowed == (public(out.client_secret),)
+    assert done.client_secret == out.client_secret
+    assert done.server_secret == keys.server_secret
+    assert (done.rotated_for, done.announced_for, done.revoke_at) == ("leak", "", "")
+    assert due_at(done, HOUR) == after(10 + SETTLE + HOUR)
+    assert asked(secrets(done), 11 + 2 * SETTLE) == done
+
+
+def test_a_rotation_is_asked_for_by_a_new_text() -> None:
+    """The text of a new layer asks for nothing, the same one not twice, and none is no question either."""
+    keys = asked((None, None), 0, "a")
+    assert keys.rotated_for == "a"
+    assert asked(secrets(keys), 1, "a") == keys
+    without = asked(secrets(keys), 1, "")
+    assert (without.rotated_for, without.next_secret) == ("", "")
+    assert asked(secrets(without), 2, "a").next_secret
+    assert asked(secrets(keys), 2, "b").announced_for == "b"
+
+
+def test_a_key_that_was_announced_may_be_lost_as_well() -> None:
+    """It is replaced by one that nobody has seen, and leaves the list; so it is by a second question."""
+    keys = first()
+    periodic = next_keys(*secrets(keys), HOUR, after(HOUR))
+    first_asked = asked(secrets(periodic), HOUR + 1)
+    second_asked = asked(secrets(first_asked), HOUR + 2, "again")
+    for before, found in ((periodic, first_asked), (first_asked, second_asked)):
+        assert found.next_secret != before.next_secret
+        assert found.allowed == (public(keys.client_secret), public(found.next_secret))
+
+
+def test_with_the_servers_key_everything_is_new_at_once() -> None:
+    """Nobody passes the new server with an old file, and the new ones have everything: only the new key is allowed."""
+    keys = first()
+    for before in (keys, next_keys(*secrets(keys), HOUR, after(HOUR)), asked(secrets(keys), 1)):
+        found = asked(secrets(before), 2 * HOUR, "all", server=True)
+        assert found.server_secret != keys.server_secret
+        assert found.server_public == public(found.server_secret)
+        assert found.client_secret not in (before.client_secret, before.next_secret)
+        assert found.allowed == (public(found.client_secret),)
+        assert (found.rotated_for, found.next_secret, found.revoke_at) == ("all", "", "")
+        assert asked(secrets(found), 2 * HOUR + 1, "all", server=True) == found
+
+
+@pytest.mark.parametrize("late", [0, 20, 100])
+@pytest.mark.parametrize("dies", list(itertools.product([None, 0, 1], repeat=3)))
+def test_a_rotation_that_is_asked_for_refuses_nobody_who_reads_his_file(
+    late: float, dies: tuple[int | None, ...]
+) -> None:
+    """Whenever the operator dies between the two Secrets, and its next look comes late; in the end one key is allowed.
+
+    Forwarders have their list up to 80 s late, and applications their key.
+    """
+    held: Secrets = secrets(first())
+    now = 100.0
+    lost = public(read(held[1], CLIENT_KEY_ENTRY))
+    history = [(0.0, *held)]
+    for step in range(12):
+        keys = asked(held, now)
+        moments = list(written(held, keys))[1:]
+        if step < len(dies) and (last := dies[step]) is not None:
+            moments = moments[:last]
+        history += [(now, server, client) for server, client in moments]
+        held = moments[-1] if moments else held
+        due = (due_at(asked(held, now), 1000 * HOUR) - START).total_seconds()
+        now = (now + 1 if due <= now or due > 100 * HOUR else due) + late
+    assert read(held[0], "allowed-keys").split() == [public(read(held[1], CLIENT_KEY_ENTRY))]
+    assert lost not in read(held[0], "allowed-keys")
+    for index, (when, server, client) in enumerate(history):
+        lists = [server, *(before for then, before, _ in history[:index] if then > when - 80)]
+        lists += [next((before for then, before, _ in reversed(history[:index]) if then <= when - 80), server)]
+        files = [client, *(before for then, _, before in history[:index] if then > when - 80)]
+        for allowed, file in itertools.product(lists, files):
+            assert public(read(file, CLIENT_KEY_ENTRY)) in read(allowed, "allowed-keys").split()
+
+
 def test_a_lost_clients_key_is_replaced_by_the_announced_one() -> None:
     """It is in the list already; else a new one is made, and running applications stay allowed."""
     keys = first()

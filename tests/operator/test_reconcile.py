@@ -618,6 +618,61 @@ async def test_keys_rotate_in_two_steps() -> None:
     world.check()
 
 
+def rotates(world: World, text: str, **more: bool) -> None:
+    world.set_spec({"security": {"rotateNow": text, **more}})
+
+
+async def test_a_leaked_key_is_withdrawn_in_three_steps() -> None:
+    """The status says when the former key is on no list any more."""
+    world = World({})
+    await world.settle()
+    _, leaked = world.keys()
+    public = zmq.curve_public(leaked.encode()).decode()
+    world.asked()
+    rotates(world, "the laptop of Ada")
+    assert await world.settle() == 180
+    assert world.asked() == [("apply", "Secret", "chat-forwarder"), STATUS]
+    world.wait(seconds=180)
+    assert await world.reconciler.reconcile(KEY) == 180
+    assert world.keys()[1] != leaked
+    assert public in world.secret("chat-forwarder", "allowed-keys")
+    assert "keysRotatedFor" not in world.layer()["status"]
+    world.wait(seconds=180)
+    await world.reconciler.reconcile(KEY)
+    assert public not in world.secret("chat-forwarder", "allowed-keys")
+    assert world.layer()["status"]["keysRotatedFor"] == "the laptop of Ada"
+    world.asked()
+    world.start()
+    await world.settle()
+    assert world.layer()["status"]["keysRotatedFor"] == "the laptop of Ada"
+
+
+async def test_the_servers_key_is_renewed_by_replacing_the_forwarder() -> None:
+    """Secrets first, the Deployment after them; applications have both keys in one write."""
+    world = World({})
+    await world.settle()
+    before = world.keys()
+    world.asked()
+    rotates(world, "1", rotateServerKey=True)
+    await world.settle()
+    assert world.asked() == [
+        ("apply", "Secret", "chat-forwarder"),
+        ("apply", "Secret", "chat-client"),
+        ("apply", "Deployment", "chat-forwarder"),
+        STATUS,
+    ]
+    assert not set(world.keys()) & set(before)
+    assert world.secret("chat-client", "server-key") == zmq.curve_public(world.keys()[0].encode()).decode()
+    assert world.secret("chat-forwarder", "allowed-keys").split() == [
+        zmq.curve_public(world.keys()[1].encode()).decode()
+    ]
+    assert world.layer()["status"]["keysRotatedFor"] == "1"
+    after = world.keys()
+    world.start()
+    await world.settle()
+    assert world.keys() == after
+
+
 async def test_a_restart_makes_nothing_new() -> None:
     """The next operator applies everything once, which changes nothing."""
     world = World({})
