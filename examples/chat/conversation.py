@@ -32,21 +32,22 @@ class Latency:
         return f"{len(self.samples)} messages from page to page: p50 {p50:.2f} ms, p99 {p99:.2f} ms"
 
 
-async def converse(first: str, second: str, messages: int = 200) -> Latency:
+async def converse(first: str, second: str, messages: int = 200, *, page: str = "") -> Latency:
     """Let two people talk in the lobby, then count the time of more messages in another room.
 
     Args:
         first: address of the web process that serves the first person, "http://127.0.0.1:8000".
         second: the same of the second person.
         messages: how many to measure.
+        page: the address that their browsers show, where it is another than that of the process.
     """
-    async with Person(first, "lobby", "Ada") as ada, Person(second, "lobby", "Bo") as bo:
+    async with Person(first, "lobby", "Ada", page) as ada, Person(second, "lobby", "Bo", page) as bo:
         await bo.sees(await ada.says(f"Hello! I am served by {ada.process}."))
         await ada.sees(await bo.says(f"And I am served by {bo.process}. Shall we roll for the dishes?"))
         roll = await ada.says("/roll 2d6")
         await bo.sees(roll, finished=True)
         await ada.sees(roll, finished=True)
-    async with Person(first, "latency", "Ada") as ada, Person(second, "latency", "Bo") as bo:
+    async with Person(first, "latency", "Ada", page) as ada, Person(second, "latency", "Bo", page) as bo:
         await _exchange(ada, bo, 20)  # warm
         return Latency(await _exchange(ada, bo, messages))
 
@@ -64,15 +65,15 @@ async def _exchange(ada: "Person", bo: "Person", messages: int) -> list[float]:
 class Person:
     """Somebody's page in a room, without the page."""
 
-    def __init__(self, site: str, room: str, name: str) -> None:
+    def __init__(self, site: str, room: str, name: str, page: str = "") -> None:
         self.name = name
         self.process = ""
-        self._site = site
+        self._page = page or site
         self._address = f"ws{site.removeprefix('http')}/ws/room/{quote(room)}/?{urlencode({'name': name})}"
         self._socket: ClientConnection | None = None
 
     async def __aenter__(self) -> Self:
-        self._socket = await connect(self._address, origin=self._site, proxy=None)
+        self._socket = await connect(self._address, origin=self._page, proxy=None)
         welcome = await self._until(lambda message: message["type"] == "welcome")
         self.process = welcome["process"]
         return self
@@ -122,4 +123,4 @@ def processes(site: str) -> list[str]:
 
 if __name__ == "__main__":
     first, *others = processes(sys.argv[1])
-    print(asyncio.run(converse(first, (others or [first])[0])))
+    print(asyncio.run(converse(first, (others or [first])[0], page=sys.argv[1])))

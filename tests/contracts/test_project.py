@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import yaml
+
 import channels_zmq
 import channels_zmq_forwarder
 import channels_zmq_operator
@@ -79,3 +81,16 @@ def test_the_operator_is_installed_into_a_namespace_of_its_own() -> None:
     ]
     assert len(commands) >= 5
     assert not [line for line in commands if "--namespace channels-zmq-system" not in line]
+
+
+def test_the_chats_manifest_lets_no_other_site_open_its_sockets() -> None:
+    """It names the hosts by which pages are opened; the conversation of docs/kubernetes.md comes by the Service's."""
+    (web,) = [
+        one
+        for one in yaml.safe_load_all((ROOT / "examples" / "chat" / "kubernetes.yaml").read_text())
+        if (one["kind"], one["metadata"]["name"]) == ("Deployment", "chat-web")
+    ]
+    (container,) = web["spec"]["template"]["spec"]["containers"]
+    (hosts,) = [one["value"].split(",") for one in container["env"] if one["name"] == "CHAT_ALLOWED_HOSTS"]
+    assert hosts == ["localhost", "127.0.0.1", "chat-web"]
+    assert "python conversation.py http://chat-web:8000" in (ROOT / "docs" / "kubernetes.md").read_text()

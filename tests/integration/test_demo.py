@@ -1,5 +1,6 @@
 """`make demo` and `make demo-dedicated`, run as they are."""
 
+import asyncio
 import os
 import re
 import signal
@@ -8,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from websockets.exceptions import InvalidStatus
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
+
+from conversation import converse
 
 DEMO = Path(__file__).parents[2] / "examples" / "chat" / "demo.py"
 LATENCY = re.compile(r"^40 messages from page to page: p50 (\d+\.\d\d) ms, p99 (\d+\.\d\d) ms$", re.MULTILINE)
@@ -66,3 +73,29 @@ def test_a_killed_child_ends_the_dedicated_demo_with_its_name() -> None:
 
     assert errors == "web2 ended with code -9\n"
     assert demo.returncode == 1
+
+
+def hosts() -> str:
+    """Return the hosts that the chat's manifest for Kubernetes allows."""
+    for one in yaml.safe_load_all((DEMO.parent / "kubernetes.yaml").read_text()):
+        if (one["kind"], one["metadata"]["name"]) == ("Deployment", "chat-web"):
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            return str(next(each["value"] for each in container["env"] if each["name"] == "CHAT_ALLOWED_HOSTS"))
+    raise AssertionError("there is no chat-web")
+
+
+def test_a_page_of_another_site_opens_no_socket_of_the_chat_on_kubernetes() -> None:
+    """Those of the hosts in its manifest do: the Service, by which its conversation comes, and a port-forward."""
+    environment = {**os.environ, "CHAT_ALLOWED_HOSTS": hosts()}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command("embedded"), env=environment, text=True, **pipes) as demo:
+        assert demo.stdout is not None
+        site = next(found[1] for line in demo.stdout if (found := re.match(r"The chat is at (http://[^/]*)/", line)))
+        assert any("Ctrl-C" in line for line in demo.stdout)
+        for page in ("http://chat-web:8000", "http://localhost:8000", "http://127.0.0.1:8000"):
+            asyncio.run(converse(site, site, 5, page=page))
+        for page in ("http://evil.example", "http://10.0.0.7:8000"):
+            with pytest.raises(InvalidStatus, match="403"):
+                asyncio.run(converse(site, site, 5, page=page))
+        demo.send_signal(signal.SIGTERM)
+        demo.communicate(timeout=20)
