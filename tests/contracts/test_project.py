@@ -94,3 +94,14 @@ def test_the_chats_manifest_lets_no_other_site_open_its_sockets() -> None:
     (hosts,) = [one["value"].split(",") for one in container["env"] if one["name"] == "CHAT_ALLOWED_HOSTS"]
     assert hosts == ["localhost", "127.0.0.1", "chat-web"]
     assert "python conversation.py http://chat-web:8000" in (ROOT / "docs" / "kubernetes.md").read_text()
+
+
+def test_workflows_name_actions_by_commit_and_keep_no_credentials() -> None:
+    """A tag can be moved, and what a job runs could read the token that a checkout leaves behind."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            for step in job["steps"]:
+                if "uses" in step:
+                    assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]), step
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False
