@@ -151,7 +151,7 @@ def test_many_layers_and_then_nothing_to_do(namespace: str) -> None:
             f"{requests / LAYERS:.1f} requests a layer, {memory:.0f} MiB; idle: {idle:.0f} requests a minute"
         )
         assert requests / LAYERS < 15
-        assert idle <= 10  # once in ten minutes the watches are compared with lists
+        assert idle <= 40  # once in ten minutes the watches are compared with lists, of fifty objects a page
         kubectl("delete", "zcl", "--all", "-n", namespace)
         until(lambda: not get("deployment", namespace=namespace), "their children are gone", patience=300)
 

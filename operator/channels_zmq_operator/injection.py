@@ -30,7 +30,7 @@ CONTAINERS_ANNOTATION = f"{GROUP}/containers"
 INJECTED_ANNOTATION = f"{GROUP}/injected"
 NEEDED = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS")
 """Keys that every layer's ConfigMap has; a pod waits for these, the others are optional."""
-MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 63
+MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 40
 """What a pod may ask for at most: it bounds the patch, and with it what a review costs."""
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LAYER = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -186,7 +186,7 @@ Field = tuple[str, list[Manifest], dict[str, str], str]
 
 
 def _encoded(wanted: list[Manifest], identity: str) -> dict[str, str]:
-    return {one[identity]: json.dumps(one) for one in wanted}
+    return {one[identity]: json.dumps(one, separators=(",", ":")) for one in wanted}
 
 
 def _missing(present: list[Manifest], wanted: dict[str, str], identity: str) -> list[str]:

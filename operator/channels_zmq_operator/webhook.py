@@ -34,9 +34,9 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at the certificate's files."""
 SERVE_ON = 5.0
 """Seconds that it goes on serving after SIGTERM: until then the API server may not know that this pod leaves."""
-LARGEST_REVIEW = 2**20
-"""Bytes of a body. A pod of a few containers has some thousand; etcd stores none that is much larger than this."""
-MOST_VALUES = 40_000
+LARGEST_REVIEW = 2**19
+"""Bytes of a body; a pod of three containers has about 5,000."""
+MOST_VALUES = 20_000
 """JSON values of a body: each costs up to 0.2 us and 110 bytes, however short it is."""
 LARGE = 2**16
 """Bytes of a body beyond which a review waits for its turn."""
