@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -161,8 +162,10 @@ class Connection:
 
     def use(self, layer: object, defaults: Defaults, announcer: Announcer) -> None:
         """Note a layer that uses this connection; the one made last decides where no call brings a setting along."""
-        self.users.add(layer)
         with self._step:
+            if self.users:  # each layer keeps its messages for as long as it wants
+                defaults = replace(defaults, max_ttl=max(defaults.max_ttl, self.client.defaults.max_ttl))
+            self.users.add(layer)
             self.client.defaults = defaults
             self.announcer = announcer
 
@@ -558,8 +561,13 @@ class Connection:
             return Watched(
                 {monitor: partial(self._event, handle) for monitor, handle in watched.monitors.items()},
                 self._loops.descriptor if is_ours else None,
-                watched.sockets,
+                {socket: partial(self._turn, turn) for socket, turn in watched.sockets.items()},
             )
+
+    def _turn(self, turn: Callable[[], None]) -> None:
+        with self._step:
+            if not self.closed:
+                turn()
 
     def _event(self, handle: Callable[[int], None], event: int) -> None:
         with self._step:

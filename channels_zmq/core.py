@@ -64,7 +64,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             TypeError: If the prefix does not make a valid name.
         """
-        return names.new_channel(prefix, self._connection().inbox)
+        return self._connection().client.own_names.new(prefix)
 
     async def send(self, channel: str, message: Message) -> None:
         """Send a message to a channel. To a normal channel it returns once the message is in its queue.
@@ -269,7 +269,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         def capacity_of(channel: str) -> int:
             return int(next((limit for pattern, limit in capacities if pattern.match(channel)), capacity))
 
-        return Defaults(capacity_of, self.group_expiry)
+        return Defaults(capacity_of, self.group_expiry, self._ttl)
 
     def _pack(self, message: Message) -> bytes:
         payload = serializers.pack(self._serializer, message)

@@ -5,6 +5,7 @@ it. A *normal channel* has no `!` in its name; it is a queue in the exchange. A 
 not make is valid, but no process reads it.
 """
 
+import hashlib
 import secrets
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from channels.layers import BaseChannelLayer
 
 from channels_zmq_forwarder.wire import INBOX_SIZE, Topic, group_topic
 
-_LOCAL_PART = 12
+_RANDOM_PART, _CODE = 12, 10
+"""Hexadecimal digits behind the `!` of a name."""
 _HEX = frozenset("0123456789abcdef")
 _base: Any = BaseChannelLayer()
-MAX_PREFIX = 99 - INBOX_SIZE - _LOCAL_PART - 2
+MAX_PREFIX = 99 - INBOX_SIZE - _RANDOM_PART - _CODE - 2
 
 
 class Channel(NamedTuple):
@@ -72,14 +74,37 @@ def topic(name: object) -> Topic:
     return _topic(name)
 
 
-def new_channel(prefix: str, inbox: bytes) -> str:
-    """Make the name of a new process-specific channel of the process with this inbox.
+class OwnNames:
+    """Makes the names of the process-specific channels of one process, and recognizes them later.
 
-    Raises:
-        TypeError: If the prefix does not make a valid name.
+    A name ends with a random part and a code of it that only this process can make. So nobody else can make this
+    process keep messages for a channel that it never had, and it need not remember the names.
+
+    Args:
+        inbox: Of the process.
     """
-    if not isinstance(prefix, str) or not 0 < len(prefix) <= MAX_PREFIX or "!" in prefix:
-        raise TypeError(f"the prefix {prefix!r} must have 1 to {MAX_PREFIX} characters and no exclamation mark")
-    name = f"{prefix}.{inbox.decode()}!{secrets.token_hex(_LOCAL_PART // 2)}"
-    _base.require_valid_channel_name(name)
-    return name
+
+    def __init__(self, inbox: bytes) -> None:
+        self._inbox = inbox.decode()
+        self._secret = secrets.token_bytes(16)
+
+    def new(self, prefix: str) -> str:
+        """Make the name of a new channel.
+
+        Raises:
+            TypeError: If the prefix does not make a valid name.
+        """
+        if not isinstance(prefix, str) or not 0 < len(prefix) <= MAX_PREFIX or "!" in prefix:
+            raise TypeError(f"the prefix {prefix!r} must have 1 to {MAX_PREFIX} characters and no exclamation mark")
+        head = f"{prefix}.{self._inbox}!{secrets.token_hex(_RANDOM_PART // 2)}"
+        name = head + self._code(head)
+        _base.require_valid_channel_name(name)
+        return name
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether `new` has made a name."""
+        head, code = name[:-_CODE], name[-_CODE:]
+        return secrets.compare_digest(code.encode(), self._code(head).encode())
+
+    def _code(self, head: str) -> str:
+        return hashlib.blake2b(head.encode(), key=self._secret, digest_size=_CODE // 2).hexdigest()

@@ -19,6 +19,7 @@ from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
+from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import FLAG_AGAIN, Status, Topic
 
@@ -130,6 +131,8 @@ class Defaults:
 
     capacity: Callable[[str], int] = lambda channel: 100
     group_expiry: float | None = None
+    max_ttl: int = wire.MAX_MILLISECONDS
+    """Milliseconds that a message waits to be read at most, whatever its sender says: the expiry."""
 
 
 class Client:
@@ -157,6 +160,8 @@ class Client:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox, self.sender = inbox, sender
+        self.own_names = OwnNames(inbox)
+        """The names of the process-specific channels that this process has made."""
         self.out = Output()
         self.defaults = Defaults()
         self.counters = Counters(clock)
@@ -264,6 +269,7 @@ class Client:
             self.out.send_upstream(self.memberships.end_due(now))
         group = self.memberships.groups.get(topic)
         if group is not None:
+            ttl = min(ttl, self.defaults.max_ttl)
             self.mailboxes.deliver_group(group.members, now + ttl / 1000, payload, self.out.wake)
             self.counters.received += 1
 
@@ -302,6 +308,7 @@ class Client:
         group = self.memberships.groups.get(topic)
         if group is not None:
             boxes = [box for box, membership in group.members.items() if membership.joined <= published]
+            ttl = min(ttl, self.defaults.max_ttl)
             self.mailboxes.deliver_group(boxes, now + ttl / 1000, payload, self.out.wake)
             self.counters.received += 1
 
@@ -343,8 +350,12 @@ class Client:
 
     def _deliver_direct(self, sender: bytes, channel: str, ttl: int, payload: bytes) -> None:
         box = self.mailboxes.boxes.get(channel)
+        if box is None and channel not in self.own_names:
+            self.counters.drop("unroutable")
+            return
         if box is not None and box.in_flight and sender == self.sender:
             box.in_flight.popleft()
+        ttl = min(ttl, self.defaults.max_ttl)
         self._deliver(channel, ttl, payload, box.capacity if box is not None else self.defaults.capacity(channel))
 
     def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:
@@ -409,6 +420,10 @@ class Client:
         if not ask.add:
             self.leave(topic, channel)
             self.out.reply(confirm)
+            return
+        if channel not in self.mailboxes.boxes and channel not in self.own_names:
+            gone = wire.Confirm(ask.reply, ask.n, Status.GONE, wire.NO_INSTANCE)
+            self.out.reply(Reply(wire.CONFIRM.encode(gone), wire.direct_prefix(ask.reply)))
             return
         join = self.join(topic, channel, self.defaults.capacity(channel), self.defaults.group_expiry)
         if not join.group.in_force_after:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import IO, Protocol
 
@@ -167,7 +168,8 @@ class EmbeddedProducer:
                 "CONFIG['curve_server_secret_key']",
                 "the process that sends needs it; this one has only curve_server_key",
             )
-        return Gate(self._context, *self._options.server_keys.read())
+        warn = partial(self._client.counters.report, logging.WARNING)
+        return Gate(self._context, *self._options.server_keys.read(), warn=warn)
 
     def _drop(self, cause: str) -> None:
         self._exchange.drops[cause] += 1

@@ -32,6 +32,7 @@ class Gate:
         secret_key: The secret key of the side that binds.
         allowed: The keys that may connect; any key if None.
         clock: Monotonic seconds, to limit the rate of log lines.
+        warn: Called with each line to log and its arguments.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Gate:
         secret_key: bytes,
         allowed: AllowedKeys | None,
         clock: Callable[[], float] = time.monotonic,
+        warn: Callable[..., None] = logger.warning,
     ) -> None:
         self.allowed = allowed
+        self._warn = warn
         self.refused = 0
         """Handshakes that failed."""
         self._secret_key = secret_key
@@ -102,7 +105,7 @@ class Gate:
         self._logged_at[peer] = now
         more = f" ({self._not_logged} more refusals were not logged)" if self._not_logged else ""
         self._not_logged = 0
-        logger.warning("%s was refused: %s%s", peer, reason, more)
+        self._warn("%s was refused: %s%s", peer, reason, more)
 
 
 class Arrival(NamedTuple):

@@ -11,6 +11,7 @@ import zmq
 from forwarders import Forwarder, close_all, config_of, free_ports, until
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq_forwarder.wire import group_topic
 
 BEHIND = 4 * 2**20
 LARGE = 16 * 2**20
@@ -75,7 +76,7 @@ def test_only_the_connection_of_a_subscriber_that_does_not_keep_up_is_ended(
         with zmq.Context() as context, context.socket(zmq.SUB) as stuck:
             stuck.set(zmq.RCVHWM, 1)
             stuck.set(zmq.LINGER, 0)
-            stuck.subscribe(b"Gall")
+            stuck.subscribe(group_topic("all"))
             stuck.connect(address)
             first = 0
             while "behind" not in log():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from channels_zmq.names import MAX_PREFIX, Channel, channel, new_channel, topic
+from channels_zmq.names import MAX_PREFIX, Channel, OwnNames, channel, topic
 
 INBOX = b"0123456789abcdef"
 ACCEPTED = ["a", "a-b_c.d", "a..b", ".a", "a\n", "\u0661\u0662", "x" * 99]
@@ -50,36 +50,50 @@ def test_a_name_that_ends_with_the_mark_is_refused(name):
         channel(name)
 
 
-def test_a_new_channel_belongs_to_the_process_that_made_it():
+@pytest.fixture
+def own_names():
+    return OwnNames(INBOX)
+
+
+def test_a_new_channel_belongs_to_the_process_that_made_it(own_names):
     """Its name begins with the prefix and holds the inbox."""
-    name = new_channel("specific", INBOX)
+    name = own_names.new("specific")
     assert name.startswith("specific.")
     assert channel(name) == Channel(name, INBOX, False)
 
 
 @pytest.mark.parametrize("prefix", ["a", "a.b", "x" * MAX_PREFIX])
-def test_every_new_name_is_valid(prefix):
+def test_every_new_name_is_valid(own_names, prefix):
     """Also with the longest prefix, which leaves a name of 99 characters."""
-    assert channel(new_channel(prefix, INBOX)).owner == INBOX
-    assert len(new_channel("x" * MAX_PREFIX, INBOX)) == 99
+    assert channel(own_names.new(prefix)).owner == INBOX
+    assert len(own_names.new("x" * MAX_PREFIX)) == 99
 
 
-def test_no_two_new_names_are_alike():
+def test_no_two_new_names_are_alike(own_names):
     """Of one process and prefix."""
-    assert len({new_channel("a", INBOX) for _ in range(1000)}) == 1000
+    assert len({own_names.new("a") for _ in range(1000)}) == 1000
+
+
+def test_only_names_that_were_made_here_are_recognized(own_names):
+    """Not even those of another process with the same inbox, nor changed ones."""
+    name = own_names.new("a")
+    assert name in own_names
+    assert name not in OwnNames(INBOX)
+    changed = (name[:at] + ("1" if name[at] != "1" else "2") + name[at + 1 :] for at in range(len(name)))
+    assert not [one for one in (*changed, name[:-1], name + "0", "", "a", "é" * 20) if one in own_names]
 
 
 @pytest.mark.parametrize("prefix", ["", "x" * (MAX_PREFIX + 1), "a!", "a b", "\u00e9", None, 5, b"a"])
-def test_a_prefix_that_makes_no_valid_name_is_refused(prefix):
+def test_a_prefix_that_makes_no_valid_name_is_refused(own_names, prefix):
     """No method would take the name."""
     with pytest.raises(TypeError):
-        new_channel(prefix, INBOX)
+        own_names.new(prefix)
 
 
-def test_the_error_of_a_prefix_that_is_too_long_names_the_limit():
+def test_the_error_of_a_prefix_that_is_too_long_names_the_limit(own_names):
     """In characters."""
     with pytest.raises(TypeError, match=f"1 to {MAX_PREFIX} characters"):
-        new_channel("x" * (MAX_PREFIX + 1), INBOX)
+        own_names.new("x" * (MAX_PREFIX + 1))
 
 
 @pytest.mark.parametrize(

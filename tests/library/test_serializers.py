@@ -1,6 +1,7 @@
 """Messages to bytes and back, and what is refused on the way."""
 
 import json
+import tracemalloc
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -14,6 +15,7 @@ from channels_zmq.errors import ConfigurationError, MessageError, SerializationE
 from channels_zmq.serializers import Serializer, named, pack, register, unpack
 
 BOTH = ["msgpack", "json"]
+MEBIBYTE = 2**20
 MOMENT = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -243,3 +245,29 @@ def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch, result):
     register("mine", Serializer(lambda message: result, json.loads))
     error = refusal("mine", {"a": 1})
     assert str(error) == f"message: the serializer 'mine' returned {type(result).__name__} instead of bytes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [("msgpack", b"\x81\xa1a" + b"\x91" * MEBIBYTE), ("json", b'{"a":' + b"[" * MEBIBYTE)],
+)
+def test_a_message_that_is_nested_too_deeply_is_dropped(kind, payload):
+    """It neither ends the process nor raises in a consumer."""
+    assert unpack(named(kind), payload) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("msgpack", b"\x81\xa1a\xdd" + (MEBIBYTE - 8).to_bytes(4) + b"\x80" * (MEBIBYTE - 8)),
+        ("json", b'{"a":[{}' + b",{}" * (MEBIBYTE // 3 - 4) + b"]}"),
+    ],
+)
+def test_a_message_takes_a_bounded_multiple_of_its_size(kind, payload):
+    """Empty maps are the worst case: 64 bytes for one, and 8 for the list that holds it."""
+    tracemalloc.start()
+    try:
+        assert unpack(named(kind), payload) is not None
+        assert tracemalloc.get_traced_memory()[1] < 100 * MEBIBYTE
+    finally:
+        tracemalloc.stop()

@@ -18,3 +18,10 @@ class Reader:
     """A waiter that is usable until a test says otherwise."""
 
     usable: bool = True
+
+
+class AnyName:
+    """Takes every name for one that this process has made."""
+
+    def __contains__(self, name: str) -> bool:
+        return True

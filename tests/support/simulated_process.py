@@ -7,6 +7,7 @@ the library's own.
 from functools import partial
 from types import SimpleNamespace
 
+from fakes import AnyName
 from simulated_time import Asyncio, Loop, Task
 
 from channels_zmq import connection as connection_module
@@ -174,6 +175,7 @@ class Process:
             clock=world,
         )
         client.numbers = Numbers(world.nanoseconds)
+        client.own_names = AnyName()
         network.making = self
         self.client = client
         self.connection = Connection(self.options, client, partial(Links, forwarders, self.options, client))

@@ -1,7 +1,7 @@
 """One client process: a frame comes in; frames to send and readers to wake come out."""
 
 import pytest
-from fakes import Reader
+from fakes import AnyName, Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +9,7 @@ from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored,
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.requests import LOST, Request, next_number
+from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question, Status
 
@@ -24,6 +25,7 @@ TTL = 60_000
 def client(clock):
     """At one exchange, whose session has begun."""
     client = Client(INBOX, SENDER, clock=clock)
+    client.own_names = AnyName()
     client.begin_session(client.attach(), SESSION, b"instance")
     return client
 
@@ -1405,3 +1407,49 @@ def test_a_client_without_anything_has_nothing_due(client, clock):
     """Its connection decides how long it sleeps."""
     assert client.keep(clock.now, 100) == float("inf")
     assert not client.out.busy
+
+
+# Peers that want too much
+
+
+@pytest.fixture
+def strict(client):
+    """A client that knows which names it has made."""
+    client.own_names = OwnNames(INBOX)
+    client.defaults = Defaults(max_ttl=5_000)
+    return client
+
+
+def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict):
+    """Otherwise a peer could fill the process."""
+    made = strict.own_names.new("a")
+    for number, channel in enumerate(("a", f"a.{INBOX.decode()}!0123456789abcdef012345", made)):
+        feed(strict, direct_frame(number + 1, channel=channel))
+    assert list(strict.mailboxes.boxes) == [made]
+    assert strict.counters.dropped == {"unroutable": 2}
+
+
+def test_a_channel_that_is_read_or_in_a_group_needs_no_name_of_ours(strict):
+    """It has a mailbox already."""
+    strict.mailboxes.open("jobs", 9)
+    feed(strict, direct_frame(1, channel="jobs"))
+    assert payloads(strict, "jobs") == [b"x"]
+
+
+def test_a_channel_that_this_process_never_had_joins_no_group(strict):
+    """The process that asks gets the same answer as if the channel's process were gone."""
+    feed(strict, ask())
+    assert not strict.memberships.groups
+    (reply,) = strict.out.take().replies
+    assert wire.CONFIRM.decode(reply.frame).status == Status.GONE
+    feed(strict, ask(channel=strict.own_names.new("a").encode()))
+    assert list(strict.memberships.groups) == [G]
+
+
+def test_no_message_waits_longer_than_the_expiry(strict, clock):
+    """Whatever its sender says; a member of a group and a reader of a channel are treated alike."""
+    made = strict.own_names.new("a")
+    add(strict, made)
+    feed(strict, group_frame(1, ttl=TTL))
+    feed(strict, direct_frame(1, channel=made, ttl=TTL))
+    assert {deadline for deadline, _, _ in strict.mailboxes.boxes[made].mail} == {clock.now + 5}

@@ -1,6 +1,7 @@
 """A client with encryption keys: what arrives is opened, or dropped and counted."""
 
 import pytest
+from fakes import AnyName
 from pydantic import SecretBytes
 
 from channels_zmq.client.counters import REPORT_EVERY
@@ -28,6 +29,7 @@ def ours():
 def client(clock):
     """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
     client = SealedClient(INBOX, SENDER, keyring(), clock=clock)
+    client.own_names = AnyName()
     client.begin_session(client.attach(), 1, b"instance")
     for channel, topic in (("a", G), ("b", G), ("c", H)):
         join = client.join(topic, channel, 9, None)

@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 import zmq
-from fakes import Reader
+from fakes import AnyName, Reader
 from socketless import (
     CONNECTED,
     DISCONNECTED,
@@ -76,6 +76,7 @@ class Rig:
         self.clock, self.calls = clock, []
         chosen = options(outbox_capacity=capacity, keys=keys)
         self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.client.own_names = AnyName()
         self.context = context or Context()
         self.ledger = Ledger(chosen.outbox_capacity, chosen.outbox_bytes)
         self.told, self.taken, self.welcomes = [], [], []

@@ -6,7 +6,7 @@ from math import inf
 from types import SimpleNamespace
 
 import pytest
-from fakes import Reader
+from fakes import AnyName, Reader
 from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
 
 from channels_zmq.client.client import Client, LinkLost, LinkRestored
@@ -84,6 +84,7 @@ class Rig:
         self.clock, self.calls = clock, []
         chosen = options(outbox_capacity=capacity, resolve_every=EVERY)
         self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.client.own_names = AnyName()
         self.links = Links(forwarders or (A, B), chosen, self.client, self.calls.append)
         self.links.start()
         self._exchanges = {}
