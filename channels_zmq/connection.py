@@ -34,6 +34,7 @@ from channels_zmq.errors import (
     ChannelsZmqError,
     ConnectionClosed,
     ConnectionLost,
+    FlushIncomplete,
     ForwarderUnavailable,
     OutboxFull,
     RequestRefused,
@@ -43,6 +44,7 @@ from channels_zmq.loops import Loops, Waiter, wake
 from channels_zmq.options import Options
 from channels_zmq.transports.transport import Producer, Transport
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.flushes import MAX_FLUSH
 from channels_zmq_forwarder.wire import Status, Topic
 
 LOOK_EVERY = 0.05
@@ -57,6 +59,8 @@ SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
 """Turns of reading after which the housekeeper looks after other connections."""
+FLUSHING_PAUSE = 0.05
+"""Seconds until a message is sent again that the exchange has dropped because it is being flushed."""
 NEVER = 60.0
 
 Announcer = Callable[[LinkChange], bytes | None]
@@ -296,11 +300,20 @@ class Connection:
         Raises:
             ForwarderUnavailable: If there is no answer in time, or the forwarder was lost before it answered; whether
                 the message was delivered is unknown.
-            RequestRefused: If the forwarder has no room for another queue, or is short of memory.
+            RequestRefused: If the forwarder has no room for another queue, is short of memory, or is being
+                flushed again and again.
         """
-        number, name = next_number(), channel.encode()
-        frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, name, payload))
-        status = await self._ask(number, frame, f"send({channel!r})", repeats=False, produces=True, key=name)
+        what, name = f"send({channel!r})", channel.encode()
+        tries_until = time.monotonic() + self._options.connect_timeout
+        while True:
+            number = next_number()
+            frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, name, payload))
+            status = await self._ask(number, frame, what, repeats=False, produces=True, key=name)
+            if status != Status.FLUSHING:
+                break
+            if time.monotonic() > tries_until:
+                raise RequestRefused(f"{what}: the layer at {self.address} is flushed again and again")
+            await asyncio.sleep(FLUSHING_PAUSE)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
         if status == Status.MEMORY:
@@ -464,7 +477,9 @@ class Connection:
         """Drop all messages and groups, of every client of the address.
 
         Raises:
-            ForwarderUnavailable: If some client did not answer in time.
+            FlushIncomplete: If some client did not answer in time.
+            ForwarderUnavailable: If the forwarder did not answer in time.
+            RequestRefused: If the forwarder does not permit it, or too many flushes are under way.
         """
         if self._transport.is_alone:
             with self._step:
@@ -472,7 +487,11 @@ class Connection:
             return
         number = next_number()
         flush = wire.Flush(self.inbox, number, wire.milliseconds(self._options.connect_timeout))
-        await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False, to_all=True)
+        status = await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False, to_all=True)
+        if status == Status.REFUSED:
+            raise RequestRefused(f"flush(): {self.address} refuses it (--no-flush), or many flushes are under way")
+        if status == Status.GONE:
+            raise FlushIncomplete(self.address, MAX_FLUSH)
 
     # Waiting for an answer
 

@@ -8,6 +8,7 @@ ChannelsZmqError
 ├── OutboxFull                  the forwarder is unreachable and the outbox is full (also ChannelFull)
 ├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
 │   ├── ConnectionLost          the connection was lost before the answer: the outcome is unknown
+│   ├── FlushIncomplete         a process of the layer did not answer in time
 │   └── WireVersionMismatch     the forwarder speaks another version of the wire format
 ├── RequestRefused              the forwarder is at one of its limits
 ├── ConnectionClosed            the layer was closed while it was used
@@ -101,6 +102,17 @@ class ConnectionLost(ForwarderUnavailable):
             self, f"{what}: the connection to the forwarder at {address} was lost before it answered; outcome unknown"
         )
         self.address, self.timeout = address, 0.0
+
+
+class FlushIncomplete(ForwarderUnavailable):
+    """A process of the layer did not answer a flush in time. It drops its messages once it reads again."""
+
+    def __init__(self, address: str, timeout: float) -> None:
+        ChannelsZmqError.__init__(
+            self,
+            f"flush(): a process at {address} did not answer within {timeout:g} s; it drops its messages later",
+        )
+        self.address, self.timeout = address, timeout
 
 
 class WireVersionMismatch(ForwarderUnavailable):

@@ -37,11 +37,17 @@ class Exchange:
     Args:
         instance: 8 bytes that no other run has.
         limits: Bounds of the queues of normal channels; the defaults of `Limits` if None.
+        may_be_flushed: Whether clients may flush.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, instance: bytes, *, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        instance: bytes,
+        *,
+        limits: Limits | None = None,
+        may_be_flushed: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance = instance
         limits = limits or Limits()
@@ -62,6 +68,7 @@ class Exchange:
         self._to_inform: list[bytes] = []
         self._next_round = -inf
         self._flushes = Flushes(clock)
+        self._may_be_flushed = may_be_flushed
         self._largest: int | None = None
         self._published = inf
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
@@ -182,7 +189,7 @@ class Exchange:
         """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
         out = self.queues.sweep()
         self._members.expire(self._clock())
-        self._flushes.expire()
+        out += [self._confirm(late.inbox, late.n, wire.Status.GONE) for late in self._flushes.expire()]
         self._choose_path()
         return out + self._drain.step() if self._drain.has_begun else out
 
@@ -309,7 +316,7 @@ class Exchange:
         cause = self._refused(frame)
         if cause:
             self._dropped(cause)
-            answer = wire.Status.OK if cause == "flushed" else wire.Status.MEMORY
+            answer = wire.Status.FLUSHING if cause == "flushed" else wire.Status.MEMORY
             return [self._confirm(send.inbox, send.n, answer)]
         return self.queues.put(send)
 
@@ -373,7 +380,7 @@ class Exchange:
         request = wire.FLUSH.decode(frame)
         if request.inbox not in self.clients:
             return self._dropped("stray")
-        out = self._flushes.begin(request, self.clients)
+        out = self._flushes.begin(request, self.clients) if self._may_be_flushed else None
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
         self._members.clear()

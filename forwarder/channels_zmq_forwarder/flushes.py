@@ -1,6 +1,7 @@
 """Flushes that are under way: the request of each, and the clients that have not answered yet. Pure.
 
-During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline.
+During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline: a
+silent client must not keep the others from sending. It empties itself once it reads its `Empty` frame.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from math import inf
 
 from channels_zmq_forwarder import wire
 
-MAX_FLUSH = 30.0
+MAX_FLUSH = 1.0
 """Seconds after which a flush ends, whatever `ttl` its sender asks for."""
 MAX_FLUSHES = 16
 """Flushes that may be under way at a time; the exchange refuses others."""
@@ -65,10 +66,11 @@ class Flushes:
         """Return when `expire` has something to do."""
         return min((flush.deadline for flush in self._under_way.values()), default=inf)
 
-    def expire(self) -> None:
-        """End the flushes whose deadline has passed; their senders get no answer."""
+    def expire(self) -> list[wire.Flush]:
+        """End the flushes whose deadline has passed; return their requests, which are not completed."""
         now = self._clock()
-        self._under_way = {number: flush for number, flush in self._under_way.items() if flush.deadline > now}
+        late = [number for number, flush in self._under_way.items() if flush.deadline <= now]
+        return [self._under_way.pop(number).request for number in late]
 
     def _done_without(self, inbox: bytes, flushes: list[_Flush]) -> list[wire.Flush]:
         for flush in flushes:

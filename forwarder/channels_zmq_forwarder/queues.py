@@ -258,7 +258,7 @@ class ChannelQueues:
         out = []
         for channel, queue in list(self.by_channel.items()):
             for pending in queue.round.pending if queue.round is not None else ():
-                out += self._confirm(pending.send, wire.Status.OK)  # it was sent and then flushed
+                out += self._confirm(pending.send, wire.Status.FLUSHING)
             queue.clear()
             self._account(channel, queue)
         for due in (self._expiry, self._since, self._pending, self._orphans):

@@ -97,7 +97,9 @@ class Server:
                 self.memory.limit,
             )
         self.exchange = Exchange(
-            os.urandom(8), limits=Limits(queue_bytes=queue_bytes, queue_names=settings.queue_names)
+            os.urandom(8),
+            limits=Limits(queue_bytes=queue_bytes, queue_names=settings.queue_names),
+            may_be_flushed=settings.flush,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         marks = Marks(

@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     queue_names: int = Field(
         100_000, gt=0, description="Number of queues of normal channels, and of normal members of groups."
     )
+    flush: bool = Field(True, description="Whether clients may flush the layer: drop all messages and memberships.")
     curve_secret_key: SecretStr | None = Field(
         None, description="Secret key for CURVE on both ports. Prefer the file: other users can see flags."
     )
@@ -201,7 +202,9 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 def _check_flags(arguments: Sequence[str]) -> None:
     """Refuse unknown flags, without their values: one of them may be a mistyped flag of a secret key."""
-    known = [f"--{name.replace('_', '-')}" for name in Settings.model_fields]
+    fields = {name.replace("_", "-"): field for name, field in Settings.model_fields.items()}
+    switches = [f"--{no}{name}" for name, field in fields.items() if field.annotation is bool for no in ("", "no-")]
+    known = [f"--{name}" for name in fields] + switches
     is_value = False
     for position, argument in enumerate(arguments, 1):
         flag, equals, _ = argument.partition("=")
@@ -214,7 +217,7 @@ def _check_flags(arguments: Sequence[str]) -> None:
             hint = f"did you mean {near[0]}?" if near else "the flags are listed by --help"
             raise SettingsError(f"{flag} is not a flag; {hint}")
         else:
-            is_value = not equals
+            is_value = not equals and flag not in switches
 
 
 def curve_keys(settings: Settings) -> tuple[bytes, AllowedKeys | None] | None:

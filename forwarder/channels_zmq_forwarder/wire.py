@@ -84,6 +84,8 @@ class Status(IntEnum):
     GONE = 3
     MEMORY = 4
     """The exchange is short of memory."""
+    FLUSHING = 5
+    """The exchange is being flushed: it drops the message."""
 
 
 class Layout(Generic[T]):

@@ -29,9 +29,9 @@ class Clock:
 class Forwarder(Exchange):
     """An exchange as its clients see it."""
 
-    def __init__(self, **limits):
+    def __init__(self, may_be_flushed=True, **limits):
         self.clock = Clock()
-        super().__init__(INSTANCE, limits=Limits(**limits), clock=self.clock)
+        super().__init__(INSTANCE, limits=Limits(**limits), may_be_flushed=may_be_flushed, clock=self.clock)
         self.enter(State.SERVING)
 
     def connect(self, inbox, session=1, peers=0, forwarders=b""):
@@ -781,14 +781,14 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
 
 
 def test_messages_that_arrive_during_a_flush_are_dropped(forwarder):
-    """They were sent before its end. A enqueue is confirmed, because it was sent and then flushed."""
+    """The sender of a message to a normal channel learns of it, and may send it again."""
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send())
     (empty,) = forwarder.flush()
     assert list(forwarder.inbound(group_frame())) == []
     assert list(forwarder.inbound(direct_frame(A))) == []
-    assert statuses(forwarder.send()) == [Status.OK]
+    assert statuses(forwarder.send()) == [Status.FLUSHING]
     assert list(forwarder.back(job)) == []
     assert forwarder.queues.depth() == 0
     assert forwarder.drops == {"flushed": 4}
@@ -832,17 +832,26 @@ def test_two_flushes_are_distinguished(forwarder):
     assert wire.CONFIRM.decode(done).inbox == B
 
 
-@pytest.mark.parametrize("ttl, seconds", [(5_000, 5), (2**32 - 1, MAX_FLUSH)])
+@pytest.mark.parametrize("ttl, seconds", [(500, 0.5), (2**32 - 1, MAX_FLUSH)])
 def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
-    """A client that hangs must not stop all others for longer."""
+    """A client that hangs must not stop all others for longer; the one that asked for the flush learns of it."""
     forwarder.connect(A)
     forwarder.flush(ttl=ttl)
     forwarder.clock.now += seconds - 0.1
-    forwarder.sweep()
+    assert statuses(forwarder.sweep()) == []
     assert not forwarder.relays_unchanged
     forwarder.clock.now += 0.1
-    forwarder.sweep()
+    assert statuses(forwarder.sweep()) == [Status.GONE]
     assert forwarder.relays_unchanged
+
+
+def test_flushes_can_be_forbidden():
+    """Whoever may send may otherwise drop the messages of everybody else."""
+    forwarder = Forwarder(may_be_flushed=False)
+    forwarder.connect(A)
+    forwarder.send()
+    assert statuses(forwarder.flush()) == [Status.REFUSED]
+    assert forwarder.queues.depth() == 1
 
 
 def test_there_are_at_most_so_many_flushes(forwarder):
