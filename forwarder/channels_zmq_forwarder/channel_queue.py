@@ -104,6 +104,8 @@ class Round:
 class ChannelQueue:
     """What waits on one normal channel, who may take it, and what its clients have not settled."""
 
+    begun_by: bytes = b""
+    """The inbox of the client that was the first to use the channel; none for copies of group messages."""
     waiting: dict[int, Entry] = field(default_factory=dict)
     credits: dict[bytes, Credit] = field(default_factory=dict)
     holders: set[bytes] = field(default_factory=set)

@@ -3,7 +3,8 @@
 In the data-flow diagram this stands between a group message and the queues: each member's queue takes one copy. Pure:
 time is an argument.
 
-- A member stays until it is discarded or its life ends, even if the process that added it has died.
+- A member stays until it is discarded or its life ends, even if the process that added it has died. One that was to
+  stay for ever ends `KEPT_FOR` after the last process that added it is gone.
 - Adding again lengthens its life and never shortens it.
 - Of an add and a discard the later one wins, in whatever order they arrive: clients repeat both to every exchange that
   they connect to. Discards are remembered for that.
@@ -18,6 +19,9 @@ from math import inf
 from typing import NamedTuple
 
 from channels_zmq_forwarder.wire import FLAG_ACKNOWLEDGED, FLAG_ELSEWHERE, Member, Status
+
+KEPT_FOR = 60.0
+"""Seconds that a member without end is kept for the processes that added it to come back."""
 
 Name = tuple[bytes, bytes]
 """A group and a normal channel."""
@@ -38,11 +42,13 @@ class NormalMembers:
 
     Args:
         limit: How many there may be, and how many discards are remembered, the latest first.
+        per_client: How many one client may add.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, per_client: int) -> None:
         self.count = 0
-        self._limit = limit
+        self._limit, self._per_client = limit, per_client
+        self._added: dict[bytes, set[Name]] = {}  # by each client; those that have left since included
         self._groups: dict[bytes, dict[bytes, NormalMember]] = {}
         self._discards: OrderedDict[Name, float] = OrderedDict()
         self._copied: OrderedDict[bytes, int] = OrderedDict()  # the last number of each run that was copied
@@ -86,8 +92,13 @@ class NormalMembers:
         if added < self._discards.get((member.group, member.channel), -inf):
             return None
         known = self._groups.get(member.group, {}).get(member.channel)
-        if known is None and self.count >= self._limit:
+        name = member.group, member.channel
+        added_by_client = self._added.get(member.inbox, set())
+        if (known is None and self.count >= self._limit) or (
+            name not in added_by_client and len(added_by_client) >= self._per_client
+        ):
             return Status.REFUSED
+        self._added.setdefault(member.inbox, added_by_client).add(name)
         expires = added + member.life / 1000 if member.life else inf
         adders, capacity, since = {member.inbox}, member.capacity, added
         if known is None:
@@ -101,8 +112,17 @@ class NormalMembers:
         channels = self._groups.setdefault(member.group, {})
         channels[member.channel] = NormalMember(expires, added, since, capacity, frozenset(adders))
         if expires < inf and (known is None or expires > known.expires):
-            self._expires(expires, (member.group, member.channel))
+            self._expires(expires, name)
         return Status.OK
+
+    def gone(self, inbox: bytes, now: float, is_living: Callable[[bytes], bool]) -> None:
+        """End the members without end that no living client has added, in a while."""
+        for name in self._added.pop(inbox, ()):
+            known = self._groups.get(name[0], {}).get(name[1])
+            if known is None or known.expires < inf or any(map(is_living, known.adders)):
+                continue
+            self._groups[name[0]][name[1]] = known._replace(expires=now + KEPT_FOR)
+            self._expires(now + KEPT_FOR, name)
 
     def leave(self, member: Member, now: float) -> frozenset[bytes]:
         """Take a channel out of a group, unless it was added later; return the inboxes that had added it."""
@@ -135,11 +155,17 @@ class NormalMembers:
         self._discards.clear()
         self._expiry.clear()
         self._copied.clear()
+        self._added.clear()
         self.count = 0
 
     def _remove(self, name: Name) -> None:
         group, channel = name
-        del self._groups[group][channel]
+        for inbox in self._groups[group].pop(channel).adders:
+            added = self._added.get(inbox)
+            if added is not None:
+                added.discard(name)
+                if not added:
+                    del self._added[inbox]
         self.count -= 1
         if not self._groups[group]:
             del self._groups[group]

@@ -112,7 +112,11 @@ class Pump:
 
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
-        more = self._read_producers()
+        if self.exchange.is_busy:
+            self._publish(self.exchange.go_on())
+            more = True
+        else:
+            more = self._read_producers()
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         return (readable(self._xpub) and self._read_subscribers()) or more
@@ -201,7 +205,7 @@ class Pump:
                     others += 1
                     others_size += len(frame)
                     self._publish(exchange.inbound(frame))
-                    if others_size > BYTES_A_TURN or clock() > until:
+                    if others_size > BYTES_A_TURN or exchange.is_busy or clock() > until:
                         break
                     unchanged = exchange.relays_unchanged
         except zmq.Again:

@@ -34,6 +34,11 @@ class Limits(NamedTuple):
 
     queue_bytes: int = 256 * 2**20
     queue_names: int = 100_000
+    """Of queues in all, and of normal members of groups."""
+    names_per_client: int = 100_000
+    """Of queues that one client has begun, and of normal members that it has added."""
+    max_ttl: int = wire.MAX_MILLISECONDS
+    """Milliseconds that a message waits at most, whatever its sender says."""
 
 
 @dataclass(slots=True)
@@ -72,6 +77,7 @@ class ChannelQueues:
         self._clock = clock
         self._drops = drops
         self._readers: dict[bytes, Reader] = {}
+        self._begun: Counter[bytes] = Counter()  # how many queues each client has begun that still are there
         # A number names a message for ever: clients hand jobs back by it, also to another instance.
         self._base = self._foreign = int.from_bytes(instance[:3]) << 40
         self._first = self._number = self._base + _OURS
@@ -161,16 +167,21 @@ class ChannelQueues:
             send: The message; one with `n` 0 is a copy of a group's message, which nobody wants to be confirmed.
         """
         channel, capacity = send.channel, send.capacity
+        if send.ttl > self.limits.max_ttl:
+            send = send._replace(ttl=self.limits.max_ttl)
         queue = self.by_channel.get(channel)
         has_room = self.size + len(send.payload) + ENTRY_SIZE <= self.limits.queue_bytes
         if not has_room and (queue is None or not queue.readers):
             return self._refuse(send, "queue_bytes")
-        if queue is None and (queue := self._new_queue(channel)) is None:
+        if queue is None and (queue := self._new_queue(channel, send.inbox)) is None:
             return self._confirm(send, wire.Status.REFUSED)
         now, out = self._clock(), []
         if queue.round is not None or queue.used >= capacity:
             out = self._expire(now)
-            self.by_channel[channel] = queue  # it has been forgotten if all of its messages have expired
+            if channel not in self.by_channel:  # it has been forgotten, since all of its messages have expired
+                self.by_channel[channel] = queue
+                if queue.begun_by:
+                    self._begun[queue.begun_by] += 1
         if queue.round is None and queue.used < capacity:
             out += self._accept(queue, send, now, now, keep=has_room)
         elif len(queue.waiting) + _pending(queue) >= capacity or not queue.holders:
@@ -204,7 +215,7 @@ class ChannelQueues:
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
                 self._drops["queue_bytes"] += 1
                 return self._go_on(back.channel, queue, self._clock()) if queue is not None else []
-            queue = queue or self._new_queue(back.channel)
+            queue = queue or self._new_queue(back.channel, back.inbox)
         if queue is None:
             return []
         now = self._clock()
@@ -213,8 +224,8 @@ class ChannelQueues:
             # It comes from another instance: older than all that was sent here.
             self._foreign += 1
             number = self._foreign
-        since = known.since if known is not None else now
-        self._put_back(back.channel, queue, Entry(number, now + back.ttl / 1000, since, back.payload))
+        since, ttl = known.since if known is not None else now, min(back.ttl, self.limits.max_ttl)
+        self._put_back(back.channel, queue, Entry(number, now + ttl / 1000, since, back.payload))
         return self._go_on(back.channel, queue, now)
 
     def ready(self, ready: wire.Ready) -> list[bytes]:
@@ -225,7 +236,7 @@ class ChannelQueues:
         reader = self._readers.get(ready.inbox)
         if reader is None or reader.session != ready.session or reader.ended:
             return []
-        queue = self.by_channel.get(ready.channel) or self._new_queue(ready.channel)
+        queue = self.by_channel.get(ready.channel) or self._new_queue(ready.channel, ready.inbox)
         if queue is None:
             return []
         credit = queue.open_window(ready.inbox, ready.session, ready.limit)
@@ -417,11 +428,14 @@ class ChannelQueues:
         sessions = ((inbox, queue.credits[inbox].session) for inbox in sorted(queue.holders))
         return [wire.QUERY.encode(wire.Query(inbox, self._rounds, session, channel)) for inbox, session in sessions]
 
-    def _new_queue(self, channel: bytes) -> ChannelQueue | None:
-        if len(self.by_channel) >= self.limits.queue_names:
+    def _new_queue(self, channel: bytes, by: bytes) -> ChannelQueue | None:
+        """Begin a queue for a client, or for copies of group messages if `by` is empty."""
+        if len(self.by_channel) >= self.limits.queue_names or self._begun[by] >= self.limits.names_per_client:
             self._drops["queue_names"] += 1
             return None
-        queue = self.by_channel[channel] = ChannelQueue()
+        queue = self.by_channel[channel] = ChannelQueue(by)
+        if by:
+            self._begun[by] += 1
         return queue
 
     def _refuse(self, send: wire.Enqueue, cause: str) -> list[bytes]:
@@ -443,7 +457,13 @@ class ChannelQueues:
         else:
             self.waiting.pop(channel, None)
         if queue.idle:
-            self.by_channel.pop(channel, None)
+            self._forget(channel, queue)
+
+    def _forget(self, channel: bytes, queue: ChannelQueue) -> None:
+        if self.by_channel.pop(channel, None) is not None and queue.begun_by:
+            self._begun[queue.begun_by] -= 1
+            if not self._begun[queue.begun_by]:
+                del self._begun[queue.begun_by]
 
 
 def _pending(queue: ChannelQueue) -> int:

@@ -98,7 +98,12 @@ class Server:
             )
         self.exchange = Exchange(
             os.urandom(8),
-            limits=Limits(queue_bytes=queue_bytes, queue_names=settings.queue_names),
+            limits=Limits(
+                queue_bytes=queue_bytes,
+                queue_names=settings.queue_names,
+                names_per_client=-(-settings.queue_names // 4),
+                max_ttl=wire.milliseconds(settings.max_ttl),
+            ),
             may_be_flushed=settings.flush,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -88,7 +88,13 @@ class Settings(BaseSettings):
         description="Memory that all queues of normal channels may use together, at most 40 % of the memory limit.",
     )
     queue_names: int = Field(
-        100_000, gt=0, description="Number of queues of normal channels, and of normal members of groups."
+        100_000,
+        gt=0,
+        description="Number of queues of normal channels, and of normal members of groups; a quarter of it for one "
+        "process.",
+    )
+    max_ttl: float = Field(
+        86_400.0, gt=0, le=4_294_967, description="Seconds that a message waits in a queue of a normal channel at most."
     )
     flush: bool = Field(True, description="Whether clients may flush the layer: drop all messages and memberships.")
     curve_secret_key: SecretStr | None = Field(

@@ -6,8 +6,9 @@ import pytest
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
-from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, Exchange
+from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, COPIES_A_STEP, Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
+from channels_zmq_forwarder.members import KEPT_FOR
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.wire import Question, State, Status
 
@@ -896,3 +897,43 @@ def test_groups_are_listed(forwarder):
     assert forwarder.groups() == ["Zürich".encode()]
     forwarder.upstream(wire.unsubscription(wire.group_topic("Zürich")))
     assert forwarder.groups() == []
+
+
+# Groups with many normal members
+
+
+@pytest.fixture
+def crowd(forwarder):
+    """An exchange with a group of more normal members than are served at once."""
+    forwarder.connect(A)
+    for number in range(2 * COPIES_A_STEP + 1):
+        forwarder.join(channel=b"%d" % number)
+    return forwarder
+
+
+def test_copies_for_many_members_are_made_in_steps(crowd):
+    """One message must not stop the exchange for long; meanwhile its driver serves no producer."""
+    assert list(crowd.inbound(group_frame())) == [group_frame()]
+    depths = [crowd.queues.depth()]
+    while crowd.is_busy:
+        crowd.go_on()
+        depths.append(crowd.queues.depth())
+    assert depths == [COPIES_A_STEP, 2 * COPIES_A_STEP, 2 * COPIES_A_STEP + 1]
+
+
+def test_a_flush_drops_the_copies_that_are_left(crowd):
+    """They belong to a message that was sent before."""
+    crowd.inbound(group_frame())
+    crowd.flush()
+    assert not crowd.is_busy
+    assert crowd.queues.depth() == 0
+
+
+def test_members_without_end_are_forgotten_with_their_client(forwarder):
+    """Nobody else would discard them."""
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.disconnect(A)
+    forwarder.clock.now += KEPT_FOR
+    forwarder.sweep()
+    assert forwarder.relays_unchanged

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from channels_zmq_forwarder.members import NormalMembers
+from channels_zmq_forwarder.members import KEPT_FOR, NormalMembers
 from channels_zmq_forwarder.wire import Member, Status
 
 A, B = b"a" * 16, b"b" * 16
@@ -20,7 +20,7 @@ def channels(members, now=0.0, group=b"room"):
 
 def test_a_member_belongs_to_its_group_until_it_leaves():
     """Other groups are not affected."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert channels(members) == [b"jobs"]
     assert channels(members, group=b"other") == []
@@ -32,7 +32,7 @@ def test_a_member_belongs_to_its_group_until_it_leaves():
 
 def test_leaving_a_group_twice_does_nothing():
     """A repeated discard notifies nobody."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(channel=b"other"), 0, {A}.__contains__)
     assert members.leave(member(), 0) == frozenset()
     assert members.leave(member(group=b"nowhere"), 0) == frozenset()
@@ -41,7 +41,7 @@ def test_leaving_a_group_twice_does_nothing():
 
 def test_a_member_ends_with_its_life():
     """The age counts: the member may have been added to another instance long ago."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(age=4_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=5.9) == [b"jobs"]
     assert channels(members, now=6) == []
@@ -53,14 +53,14 @@ def test_a_member_ends_with_its_life():
 
 def test_without_an_end_of_life_a_member_stays():
     """A life of 0 is for ever."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(life=0), 0, {A}.__contains__)
     assert channels(members, now=1e12) == [b"jobs"]
 
 
 def test_adding_again_lengthens_the_life_and_never_shortens_it():
     """A process that repeats an old add does not undo a later one."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(life=10_000), 0, {A}.__contains__)
     members.join(member(age=9_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=9) == [b"jobs"]
@@ -70,7 +70,7 @@ def test_adding_again_lengthens_the_life_and_never_shortens_it():
 
 def test_living_adders_are_remembered():
     """A process that has died is not notified."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(A), 0, {A}.__contains__)
     members.join(member(B), 0, {A, B}.__contains__)
     assert members.leave(member(), 0) == {A, B}
@@ -81,7 +81,7 @@ def test_living_adders_are_remembered():
 
 def test_there_is_a_limit():
     """Other channels are refused; existing members can be added again."""
-    members = NormalMembers(2)
+    members = NormalMembers(2, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert members.join(member(group=b"other"), 0, {A}.__contains__) is Status.OK
     assert members.join(member(group=b"third"), 0, {A}.__contains__) is Status.REFUSED
@@ -104,7 +104,7 @@ def test_there_is_a_limit():
 )
 def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order, is_member):
     """The order of arrival does not matter, since every client repeats its own to a new instance."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     for step in order.split():
         if step == "add":
             members.join(member(age=add_age), 100, {A}.__contains__)
@@ -116,7 +116,7 @@ def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order,
 
 def test_an_add_older_than_a_known_discard_is_reported():
     """Its sender should not repeat it again, even if another process has added the channel since."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.leave(member(age=1_000), 100)
     assert members.join(member(age=2_000, life=0), 100, {A}.__contains__) is None
     assert members.join(member(B, life=5_000), 100, {A, B}.__contains__) is Status.OK
@@ -127,7 +127,7 @@ def test_an_add_older_than_a_known_discard_is_reported():
 
 def test_an_older_add_does_not_change_the_capacity():
     """The capacity of the latest add counts."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     members.join(member(capacity=3), 100, {A}.__contains__)
     members.join(member(B, age=5_000, capacity=7), 100, {A, B}.__contains__)
     assert members.of(b"room", 100)[0][1].capacity == 3
@@ -136,7 +136,7 @@ def test_an_older_add_does_not_change_the_capacity():
 
 def test_discards_are_remembered_up_to_the_limit():
     """The latest discards are kept; a flush forgets all."""
-    members = NormalMembers(2)
+    members = NormalMembers(2, per_client=100)
     for channel in (b"one", b"two", b"one", b"three"):
         members.leave(member(channel=channel), 100)
     old = [members.join(member(age=1_000, channel=name), 100, {A}.__contains__) for name in (b"one", b"two", b"three")]
@@ -147,7 +147,7 @@ def test_discards_are_remembered_up_to_the_limit():
 
 def test_expiry_touches_only_what_is_due():
     """Lengthening a life many times leaves no stale deadlines behind."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     for second in range(5_000):
         members.join(member(life=10_000), second, {A}.__contains__)
     assert len(members._expiry) <= 1_002
@@ -161,8 +161,48 @@ def test_expiry_touches_only_what_is_due():
 
 def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile():
     """What counts is since when the channel belongs to the group without a break."""
-    members = NormalMembers(10)
+    members = NormalMembers(10, per_client=100)
     for now in (1, 3):
         members.join(member(), now, {A}.__contains__)
     assert [name for name, _ in members.of(b"room", 4, published=2)] == [b"jobs"]
     assert members.of(b"room", 4, published=0.5) == []
+
+
+def test_one_client_adds_so_many_members_and_no_more():
+    """Others still can, and so can the client once some have left."""
+    members = NormalMembers(10, per_client=2)
+    for name in (b"one", b"two"):
+        assert members.join(member(channel=name), 0, {A, B}.__contains__) is Status.OK
+    assert members.join(member(channel=b"three"), 0, {A, B}.__contains__) is Status.REFUSED
+    assert members.join(member(channel=b"two"), 0, {A, B}.__contains__) is Status.OK, "it is there already"
+    assert members.join(member(B, channel=b"three"), 0, {A, B}.__contains__) is Status.OK
+    members.leave(member(channel=b"one"), 1)
+    assert members.join(member(channel=b"four"), 2, {A, B}.__contains__) is Status.OK
+
+
+def test_a_member_without_end_ends_with_the_last_client_that_added_it():
+    """In a while: the client may come back, and adds it again then."""
+    members, living = NormalMembers(10, per_client=100), {A, B}
+    for inbox in (A, B):
+        members.join(member(inbox), 0, living.__contains__)
+    for inbox, until in ((A, inf), (B, 5 + KEPT_FOR)):
+        living.remove(inbox)
+        members.gone(inbox, 5, living.__contains__)
+        assert members.due() == until
+    assert channels(members, now=4 + KEPT_FOR) == [b"jobs"]
+    living.add(A)
+    members.join(member(), 6, living.__contains__)
+    members.expire(5 + KEPT_FOR)
+    assert channels(members, now=1e9) == [b"jobs"]
+    living.clear()
+    members.gone(A, 10, living.__contains__)
+    members.expire(10 + KEPT_FOR)
+    assert (members.count, members._added) == (0, {})
+
+
+def test_a_member_with_an_end_outlives_its_client():
+    """Its life is known, so nothing is kept for ever."""
+    members = NormalMembers(10, per_client=100)
+    members.join(member(life=1_000_000), 0, {A}.__contains__)
+    members.gone(A, 5, set().__contains__)
+    assert channels(members, now=900) == [b"jobs"]

@@ -6,7 +6,7 @@ import pytest
 import zmq
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
 from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
@@ -188,3 +188,18 @@ def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
     one.close()
     assert other.bind_publisher([address]) == [address]
     other.close()
+
+
+def test_producers_wait_while_copies_for_many_members_are_made(rig):
+    """Subscribers and health checks do not; the order of each queue is that of the messages."""
+    rig.connect()
+    for number in range(2 * COPIES_A_STEP):
+        rig.push.send(wire.MEMBER.encode(wire.Member(A, number + 1, 1, 0, 0, 10, b"room", b"%d" % number)))
+    for number, payload in ((1, b"first"), (2, b"second")):
+        rig.push.send(wire.ordered(wire.group_topic("room"), b"sender..", number, 0, 60_000, payload))
+    rig.turn_until(lambda: rig.exchange.is_busy)
+    assert rig.exchange.queues.depth() == COPIES_A_STEP
+    rig.turn_until(lambda: rig.exchange.queues.depth() == 4 * COPIES_A_STEP)
+    assert not rig.exchange.is_busy
+    for queue in rig.exchange.queues.by_channel.values():
+        assert [entry.payload for entry in queue.waiting.values()] == [b"first", b"second"]

@@ -503,3 +503,34 @@ def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues):
     assert [entry.payload for entry in entries] == [b"2"]
     assert statuses(seen(frames)) == [(3, Status.OK)]
     assert (job.payload, list(queues.waiting)) == (b"1", [JOBS])
+
+
+# Clients that want too much
+
+
+def test_one_client_begins_so_many_queues_and_no_more(clock):
+    """Others still can, and so can the client once some of its queues are gone."""
+    queues = Queues(clock, names_per_client=2)
+    for name in (b"one", b"two"):
+        assert statuses(queues.send(channel=name, ttl=1_000)) == [(1, Status.OK)]
+    assert statuses(queues.send(channel=b"three")) == [(1, Status.REFUSED)]
+    assert queues.report(1, channel=b"three", inbox=A) == []
+    assert statuses(queues.send(channel=b"three")) == [(1, Status.OK)], "another client has begun it"
+    queues.swept(1.0)
+    for name in (b"one", b"two"):
+        assert statuses(queues.send(channel=name)) == [(1, Status.OK)]
+    assert queues.drops == {"queue_names": 1, "expired": 2}
+
+
+@pytest.mark.parametrize("way", ["sent", "handed back"])
+def test_no_message_waits_longer_than_permitted(clock, way):
+    """Whatever its sender says."""
+    queues = Queues(clock, max_ttl=5_000)
+    if way == "sent":
+        queues.send(ttl=60_000)
+    else:
+        queues.hand_back(wire.Job(A, 1, 1, 1, 60_000, JOBS, b""))
+    queues.swept(4.9)
+    assert queues.depth() == 1
+    queues.swept(0.2)
+    assert queues.depth() == 0
