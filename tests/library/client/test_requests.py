@@ -1,5 +1,7 @@
 """Requests that wait for an answer."""
 
+import itertools
+
 import pytest
 from fakes import Reader
 
@@ -22,8 +24,15 @@ def numbers(due):
 def test_no_number_is_given_twice():
     """Numbers are positive: 0 stands for no request."""
     given = [next_number() for _ in range(1000)]
-    assert len(set(given)) == 1000
+    assert given == sorted(set(given))
     assert min(given) > 0
+
+
+def test_nobody_can_predict_a_number():
+    """Whoever has seen one could otherwise confirm the next request in the name of the exchange."""
+    given = [next_number() for _ in range(1000)]
+    steps = {after - before for before, after in itertools.pairwise(given)}
+    assert len(steps) > 900
 
 
 @pytest.mark.parametrize("answer", [0, 3, ConnectionError()])
