@@ -29,8 +29,8 @@ _WATCHED = (
 _FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
 _UNSENT = 0x894B
 """SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
-_TCP_INFO = struct.Struct("=52xI64xQ")
-"""Of `struct tcp_info` in linux/tcp.h: `tcpi_last_data_recv` and `tcpi_bytes_acked`."""
+_BYTES_ACKED = struct.Struct("=120xQ")
+"""Of `struct tcp_info` in linux/tcp.h: `tcpi_bytes_acked`."""
 LOOKS = 16
 """Number of looks while the largest permitted backlog is published."""
 
@@ -153,9 +153,8 @@ class SlowSubscribers:
         self._connections.turn()
         behind, ended = {}, []
         for descriptor, peer in list(self._connections.peers.items()):
-            if not _has_unsent(descriptor) or (info := _tcp_info(descriptor)) is None:
+            if not _has_unsent(descriptor) or (acknowledged := _acknowledged(descriptor)) is None:
                 continue
-            acknowledged = info.bytes_acknowledged
             start = self._behind.get(descriptor) or _Behind(published, acknowledged)
             if published - start.published - (acknowledged - start.acknowledged) > self.max_bytes:
                 self._connections.end(descriptor)
@@ -166,39 +165,12 @@ class SlowSubscribers:
         return ended
 
 
-def end_silent(connections: Connections, seconds: float) -> list[Peer]:
-    """End the TCP connections whose peers have sent nothing for so many seconds; return these peers.
-
-    Peers have to send heartbeats. libzmq ends the connection of a peer whose last sign of life was a heartbeat, but not
-    if it was another frame.
-    """
-    connections.turn()
-    ended = []
-    for descriptor, peer in list(connections.peers.items()):
-        info = _tcp_info(descriptor)
-        if info is not None and info.silence > seconds and connections.end(descriptor):
-            ended.append(peer)
-    return ended
-
-
-class _TcpInfo(NamedTuple):
-    """Of a connection: the seconds since data arrived last, and the bytes that its peer has acknowledged."""
-
-    silence: float
-    bytes_acknowledged: int
-
-
-def _tcp_info(descriptor: int) -> _TcpInfo | None:
-    """Return what the system knows of a connection; None if it has ended, or is no TCP connection on Linux."""
-    if sys.platform != "linux":
-        return None
-    try:
-        with _copy(descriptor) as copy:
-            info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO.size)
-        silence, acknowledged = _TCP_INFO.unpack(info)
-    except (OSError, struct.error):
-        return None
-    return _TcpInfo(silence / 1000, acknowledged)
+def _acknowledged(descriptor: int) -> int | None:
+    """Return how many bytes a peer has acknowledged; None if it has ended, or is no TCP connection on Linux."""
+    with suppress(OSError, struct.error), _copy(descriptor) as copy:
+        info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_ACKED.size)
+        return int(_BYTES_ACKED.unpack(info)[0])
+    return None
 
 
 def _has_unsent(descriptor: int) -> bool:

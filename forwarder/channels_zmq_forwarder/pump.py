@@ -76,7 +76,6 @@ class Pump:
         self.traffic = Traffic()
         self._has_revoked = False  # so that producers' keys are checked, which takes about 1 us a frame
         self._pull = context.socket(zmq.PULL)
-        self._pull.set(zmq.RCVHWM, marks.pull)
         self._pull.set(zmq.LINGER, 0)
         self._xpub = context.socket(zmq.XPUB)
         accept_options(self._pull, marks.max_frame)
@@ -137,7 +136,7 @@ class Pump:
         self.traffic.frames_out += len(frames)
 
     def end_bad_subscribers(self, now: float) -> list[Ended]:
-        """End the connections of subscribers that are slow, silent or send too much; return all that were ended."""
+        """End the connections of subscribers that are slow; return all that were ended, for any reason."""
         ended = self.subscribers.look(now, self.traffic.bytes_out)
         self.traffic.ended_subscribers += len(ended)
         return ended

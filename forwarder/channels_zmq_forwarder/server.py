@@ -108,7 +108,6 @@ class Server:
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         marks = Marks(
-            pull=settings.pull_high_water_mark,
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
             behind=self.memory.subscriber_bytes(settings.subscriber_bytes),

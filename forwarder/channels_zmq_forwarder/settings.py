@@ -56,7 +56,6 @@ class Settings(BaseSettings):
         description="HOST:PORT of the status page, which names groups and channels; empty disables it. Without it the "
         f"page is at --admin-address if that is a loopback address, and at {OWN_STATUS_ADDRESS} otherwise.",
     )
-    pull_high_water_mark: int = Field(10_000, gt=0, lt=2**31, description="Frames that are buffered for each producer.")
     pub_high_water_mark: int = Field(
         10_000,
         gt=0,

@@ -23,13 +23,6 @@ EVERYWHERE = "tcp://*:"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 HANDSHAKE = 5_000
 """Milliseconds within which a peer has to complete its handshake."""
-HEARTBEAT = 1_000
-"""Milliseconds between two heartbeats."""
-UPSTREAM_MARK = 4
-"""Frames of a subscriber that libzmq takes in ahead. Without a mark it takes in whatever the peer sends, in one call: a
-flood of small frames for three seconds stopped the forwarder for 4.6 s and took 1.6 GiB."""
-UPSTREAM_BUFFER = 65_536
-"""Bytes that the system takes in ahead beside them: heartbeats are answered once what precedes them was taken in."""
 SLOWEST_LINK = 16_000_000
 """Bits per second between an exchange and each of its clients, all busy at once."""
 _POLLIN = int(zmq.POLLIN)  # an `&` with the enum's own member takes 0.5 us, asking for the events 1.1
@@ -44,7 +37,6 @@ class Marks:
     """Bounds of the sockets of an exchange.
 
     Attributes:
-        pull: High-water mark of the producers' port, in frames.
         publish: High-water mark of each subscriber, in frames.
         max_frame: Bytes of the largest frame; a larger one closes its connection.
         max_upstream: The same for frames of subscribers.
@@ -52,7 +44,6 @@ class Marks:
         topics: Bytes that all topics may have together; a quarter of it may count for one subscriber.
     """
 
-    pull: int = 10_000
     publish: int = 10_000
     max_frame: int = 2**20 + wire.MAX_OVERHEAD
     max_upstream: int = wire.MAX_UPSTREAM
@@ -102,25 +93,12 @@ def is_local(address: str) -> bool:
 
 
 def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:
-    """Return the options by which a subscriber's connection is ended on both sides if one of them is gone.
+    """Return the options by which both ends of a subscriber's connection find out that the other one is gone.
 
-    Only the side that connects sends heartbeats. libzmq aborts the process of a side that sends heartbeats and bounds
-    what it takes in, if the peer ends its connection at the wrong moment.
+    A frame under way holds up the heartbeats behind it. So the patience is 2 s, and the time that the largest frame
+    takes on a link of `SLOWEST_LINK`: on a slower one healthy connections would be cut in the middle of a frame.
     """
-    return {
-        zmq.HEARTBEAT_IVL: HEARTBEAT,
-        zmq.HEARTBEAT_TIMEOUT: patience(max_frame),
-        zmq.HEARTBEAT_TTL: HEARTBEAT + patience(max_frame),
-    }
-
-
-def patience(max_frame: int) -> int:
-    """Return the milliseconds that a heartbeat may be late.
-
-    A frame under way holds up the heartbeats behind it. So it is 2 s, and the time that the largest frame takes on a
-    link of `SLOWEST_LINK`: on a slower one healthy connections would be cut in the middle of a frame.
-    """
-    return 2000 + 100 * -(-80 * max_frame // SLOWEST_LINK)  # libzmq counts the time to live in tenths of a second
+    return {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000 + 1000 * 8 * max_frame // SLOWEST_LINK}
 
 
 def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
@@ -129,7 +107,12 @@ def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
 
 
 def accept_options(socket: "zmq.Socket[bytes]", max_frame: int) -> None:
-    """Set the options of every socket that strangers may connect to."""
+    """Set the options of every socket that strangers may connect to.
+
+    It has no receive mark. libzmq stops reading from a connection at the mark. If the peer ends the connection then,
+    and has sent a heartbeat before, libzmq aborts the process (`Assertion failed: !_io_error`).
+    """
+    socket.set(zmq.RCVHWM, 0)
     socket.set(zmq.MAXMSGSIZE, max_frame)
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE)
     socket.set(zmq.BACKLOG, 4096)
@@ -143,9 +126,9 @@ def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
     """Set the options of every publishing socket, in a forwarder and in an embedded producer."""
     accept_options(xpub, marks.max_upstream)
     xpub.set(zmq.SNDHWM, marks.publish)
-    xpub.set(zmq.RCVHWM, UPSTREAM_MARK)
-    xpub.set(zmq.RCVBUF, UPSTREAM_BUFFER)
     xpub.set(zmq.LINGER, 1000)
+    for option, value in heartbeats(marks.max_frame).items():
+        xpub.set(option, value)
 
 
 def bind(socket: "zmq.Socket[bytes]", address: str) -> str:

@@ -5,9 +5,8 @@ connection is ended, and no other one is affected, if its peer
 
 - holds a key that has been revoked,
 - subscribes to something that is no topic, or to too many,
-- does not take what is published (`SlowSubscribers`),
-- says hello too often, since each hello may be answered by a long list, or
-- has been silent for longer than a peer with heartbeats can be (`end_silent`).
+- does not take what is published (`SlowSubscribers`), or
+- says hello too often, since each hello may be answered by a long list.
 """
 
 from collections import Counter
@@ -17,16 +16,16 @@ from typing import NamedTuple
 import zmq
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers, end_silent
+from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
 from channels_zmq_forwarder.curve import AllowedKeys
-from channels_zmq_forwarder.sockets import HEARTBEAT, Marks, patience
+from channels_zmq_forwarder.sockets import Marks
 from channels_zmq_forwarder.topics import Topics
 from channels_zmq_forwarder.zap import Admission, Arrival
 
-LOOK_EVERY = 1.0
-"""Seconds between two looks for silent peers."""
+HELLOS_WITHIN = 1.0
+"""Seconds within which hellos are counted."""
 HELLOS = 100
-"""Hellos of a connection between two looks: a client sends one for each change of its list of forwarders."""
+"""Hellos of a connection within that time: a client sends one for each change of its list of forwarders."""
 
 
 class Ended(NamedTuple):
@@ -63,8 +62,7 @@ class Subscribers:
         self._topics = Topics(marks.topics)
         self._slow = SlowSubscribers(connections, marks.behind)
         self._hellos: Counter[int] = Counter()
-        self._patience = (HEARTBEAT + patience(marks.max_frame)) / 1000
-        self._look_at = 0.0
+        self._forget_hellos_at = 0.0
         self._ended: list[Ended] = []
         self._ending: set[int] = set()  # their frames that were taken in already are dropped
         connections.gone = self._gone
@@ -134,7 +132,7 @@ class Subscribers:
         return self._slow.is_due(published)
 
     def look(self, now: float, published: int) -> list[Ended]:
-        """End the connections of peers that are slow or silent.
+        """End the connections of slow peers.
 
         To be called several times a second.
 
@@ -147,8 +145,7 @@ class Subscribers:
         """
         ended, self._ended = self._ended, []
         ended += [Ended(peer, "it was too far behind") for peer in self._slow.look(published)]
-        if now >= self._look_at:
-            self._look_at = now + LOOK_EVERY
+        if now >= self._forget_hellos_at:
+            self._forget_hellos_at = now + HELLOS_WITHIN
             self._hellos.clear()
-            ended += [Ended(peer, "it was silent") for peer in end_silent(self.connections, self._patience)]
         return ended

@@ -103,7 +103,7 @@ def test_levels_are_read_in_any_case():
         (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),
         (["--settle", "6"], "settle-at-most (5.0) is less than settle (6.0)"),
         (["--settle-at-most", "inf"], "--settle-at-most "),
-        (["--pull-high-water-mark", str(2**31)], "--pull-high-water-mark "),
+        (["--pub-high-water-mark", str(2**31)], "--pub-high-water-mark "),
         (["--max-message-size", str(2**63)], "--max-message-size "),
         (["--memory-limit", "-1"], "--memory-limit "),
         (["--log-level", "loud"], "--log-level "),

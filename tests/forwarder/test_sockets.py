@@ -187,15 +187,11 @@ def test_options_are_read(sockets):
     assert not readable(socket)
 
 
-@pytest.mark.parametrize("max_frame, timeout", [(0, 2000), (2**20, 2600), (64 * 2**20, 35_600)])
+@pytest.mark.parametrize("max_frame, timeout", [(0, 2000), (2**20, 2524), (64 * 2**20, 35_554)])
 def test_the_patience_of_heartbeats_grows_with_the_largest_frame(sockets, max_frame, timeout):
     """A frame under way holds them up: on a link of 16 Mbit/s it takes half a second for each megabyte."""
     options = heartbeats(max_frame)
-    assert options == {
-        zmq.HEARTBEAT_IVL: 1000,
-        zmq.HEARTBEAT_TIMEOUT: timeout,
-        zmq.HEARTBEAT_TTL: timeout + 1000,
-    }
+    assert options == {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: timeout}
     socket = sockets.open(zmq.XSUB)
     for option, value in options.items():
         socket.set(option, value)

@@ -19,7 +19,6 @@ class Peer:
         self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RCVTIMEO, PATIENCE), (zmq.LINGER, 0)):
             self.xsub.set(option, value)
-        self.xsub.set(zmq.HEARTBEAT_IVL, 1000)  # else it is ended for its silence
         self.push.set(zmq.LINGER, 0)
         self.push.set(zmq.SNDTIMEO, PATIENCE)
         if pull is not None:
@@ -69,14 +68,14 @@ class Peer:
         self.close()
 
 
-class RawSubscriber:
-    """A subscriber without ZeroMQ: it sends whatever it is asked to, and nothing else. It receives nothing."""
+class RawPeer:
+    """A peer without ZeroMQ: it sends whatever it is asked to, and nothing else. It receives nothing."""
 
-    def __init__(self, port):
+    def __init__(self, port, kind="XSUB"):
         """Connect; raises OSError if the connection is ended meanwhile."""
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE / 1000)
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-        kind = b"\x0bSocket-Type" + (4).to_bytes(4) + b"XSUB"
+        kind = b"\x0bSocket-Type" + (4).to_bytes(4) + kind.encode()
         try:
             self.socket.sendall(greeting + b"\x04%c\x05READY%b" % (6 + len(kind), kind))
             self._receive(len(greeting))  # frames must not precede the end of the other side's handshake
