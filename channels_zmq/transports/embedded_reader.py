@@ -53,6 +53,7 @@ class EmbeddedReader:
         self.attachment = client.attach()
         self._is_up = False
         self._was_up = False
+        self._is_retired = False
 
     def start(self) -> None:
         """Connect to the producer, unless a key file is missing so far.
@@ -131,6 +132,8 @@ class EmbeddedReader:
         return Watched({self._subscriber.monitor: self._event})
 
     def _event(self, event: int) -> None:
+        if self._is_retired:  # it has connected to this process itself; its session would end that of the producer
+            return
         if event in REFUSALS:
             self.refusal = REFUSALS[event]
             self._keys.refused()
@@ -188,6 +191,7 @@ class EmbeddedReader:
 
     def retire(self) -> None:
         """Disconnect, but keep the socket until `close`: the housekeeper may be watching it."""
+        self._is_retired = True
         self._subscriber.disconnect()
 
     def close(self) -> None:

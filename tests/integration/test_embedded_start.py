@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import zmq
 from forwarders import close_all, free_ports, until
 
 from channels_zmq.core import EmbeddedZmqChannelLayer
@@ -85,3 +86,21 @@ def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
         assert await asyncio.to_thread(producer.ask, "receive", own, 1) == [["0", 2]]
 
     run(scenario())
+
+
+def test_a_connection_that_the_reader_makes_while_it_becomes_the_producer_is_ignored(run: Run) -> None:
+    """It may have connected to the address that its own process has just bound; the housekeeper learns of it later."""
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        await layer.new_channel()
+        connection = layer._connection()
+        reader = connection._transport
+        await layer.send("jobs", {"n": 1})
+        assert connection._transport is not reader
+        (event,) = reader.watched().monitors.values()
+        connection._event(event, zmq.Event.HANDSHAKE_SUCCEEDED)
+        assert await layer.receive("jobs") == {"n": 1}
+
+    run(scenario())
+    close_all()
