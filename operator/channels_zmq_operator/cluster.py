@@ -120,7 +120,7 @@ class RealCluster:
         token = ""
         while True:
             found = await self._call("get", _path(kind, namespace, ""), **options, _continue=token or None)
-            for one in found.get("items", ()):
+            for one in found.get("items") or ():  # an empty list of metadata has null
                 yield {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": one["metadata"]}
             token = (found.get("metadata") or {}).get("continue", "")
             if not token:

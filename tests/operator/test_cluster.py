@@ -124,6 +124,12 @@ async def test_a_list_is_of_one_namespace_or_of_all(
     assert "as=PartialObjectMetadataList" in server.seen[-1].headers["Accept"]
 
 
+async def test_an_empty_list_is_read(cluster: RealCluster, server: Server) -> None:
+    """The API server sends null for the items of an empty list of metadata."""
+    server.answer = {"kind": "PartialObjectMetadataList", "metadata": {}, "items": None}
+    assert [one async for one in cluster.metadata("ConfigMap", "")] == []
+
+
 async def test_a_list_is_read_page_by_page(cluster: RealCluster, server: Server) -> None:
     """A page is asked for once the one before is used up."""
     server.answer = {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "x"}}]}
