@@ -177,6 +177,9 @@ class Asyncio:
     def timeout(self, seconds):
         return _Timeout(self._world, seconds)
 
+    async def sleep(self, seconds):
+        await sleep(self._world.on_loop, seconds)
+
 
 class _Timeout:
     def __init__(self, world, seconds):
