@@ -170,7 +170,7 @@ class Connection:
             if self.users:  # each layer keeps its messages for as long as it wants
                 defaults = replace(defaults, max_ttl=max(defaults.max_ttl, self.client.defaults.max_ttl))
             self.users.add(layer)
-            self.client.defaults = defaults
+            self.client.use(defaults)
             self.announcer = announcer
 
     # Steps

@@ -164,6 +164,7 @@ class Client:
         """The names of the process-specific channels that this process has made."""
         self.out = Output()
         self.defaults = Defaults()
+        self._max_ttl = self.defaults.max_ttl
         self.counters = Counters(clock)
         self.numbers = Numbers()
         self.requests: Requests[Any] = Requests()
@@ -198,6 +199,11 @@ class Client:
             wire.EMPTY.kind: self._emptied,
             wire.RETURNED.kind: self._returned,
         }
+
+    def use(self, defaults: Defaults) -> None:
+        """Take the defaults of a layer."""
+        self.defaults = defaults
+        self._max_ttl = defaults.max_ttl
 
     # Exchanges
 
@@ -269,7 +275,8 @@ class Client:
             self.out.send_upstream(self.memberships.end_due(now))
         group = self.memberships.groups.get(topic)
         if group is not None:
-            ttl = min(ttl, self.defaults.max_ttl)
+            if ttl > self._max_ttl:
+                ttl = self._max_ttl
             self.mailboxes.deliver_group(group.members, now + ttl / 1000, payload, self.out.wake)
             self.counters.received += 1
 
@@ -308,7 +315,7 @@ class Client:
         group = self.memberships.groups.get(topic)
         if group is not None:
             boxes = [box for box, membership in group.members.items() if membership.joined <= published]
-            ttl = min(ttl, self.defaults.max_ttl)
+            ttl = min(ttl, self._max_ttl)
             self.mailboxes.deliver_group(boxes, now + ttl / 1000, payload, self.out.wake)
             self.counters.received += 1
 
@@ -355,7 +362,8 @@ class Client:
             return
         if box is not None and box.in_flight and sender == self.sender:
             box.in_flight.popleft()
-        ttl = min(ttl, self.defaults.max_ttl)
+        if ttl > self._max_ttl:
+            ttl = self._max_ttl
         self._deliver(channel, ttl, payload, box.capacity if box is not None else self.defaults.capacity(channel))
 
     def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:

@@ -253,7 +253,7 @@ class EmbeddedProducer:
                 self._send(frame, zmq.DONTWAIT)
                 self._published += len(frame)
                 sent = True
-        while self._exchange.is_busy:
+        while self._exchange.copies:
             self._drive(self._exchange.go_on())
         if sent and self._subscribers is not None and self._subscribers.is_due(self._published):
             self._call_soon(0.0)

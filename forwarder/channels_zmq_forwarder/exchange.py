@@ -65,7 +65,8 @@ class Exchange:
         self.directory = Directory(self.drops)
         self._drain = Drain(self.queues, clock, self.drops)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
-        self._copies: list[wire.Enqueue] = []  # the last one is next
+        self.copies: list[wire.Enqueue] = []
+        """The copies of a group message that are left to be made, the last one first; see `go_on`."""
         self._announced = 0
         self._announced_news: frozenset[tuple[Address, bool]] = frozenset()
         self._to_inform: list[bytes] = []
@@ -282,19 +283,17 @@ class Exchange:
         if not members or not self._members.is_new(run, number, flags):
             return (frame,)
         payload = frame[start:]
-        self._copies = [wire.Enqueue(b"", 0, ttl, member.capacity, channel, payload) for channel, member in members]
-        self._copies.reverse()
+        self.copies = [wire.Enqueue(b"", 0, ttl, member.capacity, channel, payload) for channel, member in members]
+        self.copies.reverse()
         return [frame, *self.go_on()]
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether copies of a group message are left to be made; no producer may be served before (`go_on`)."""
-        return bool(self._copies)
-
     def go_on(self) -> list[bytes]:
-        """Make some more copies of a group message for its normal members; return the frames to publish."""
-        out, copies = [], self._copies[-COPIES_A_STEP:]
-        del self._copies[-COPIES_A_STEP:]
+        """Make some more copies of a group message for its normal members; return the frames to publish.
+
+        To be called while `copies` are left, and before a frame of another producer is taken.
+        """
+        out, copies = [], self.copies[-COPIES_A_STEP:]
+        del self.copies[-COPIES_A_STEP:]
         for copy in reversed(copies):
             out += self.queues.put(copy)
         return out
@@ -401,7 +400,7 @@ class Exchange:
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
         self._members.clear()
-        self._copies.clear()
+        self.copies.clear()
         self._choose_path()
         return [*self.queues.clear(), *out]
 

@@ -111,7 +111,7 @@ class Pump:
 
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
-        if self.exchange.is_busy:
+        if self.exchange.copies:
             self._publish(self.exchange.go_on())
             more = True
         else:
@@ -204,7 +204,7 @@ class Pump:
                     others += 1
                     others_size += len(frame)
                     self._publish(exchange.inbound(frame))
-                    if others_size > BYTES_A_TURN or exchange.is_busy or clock() > until:
+                    if others_size > BYTES_A_TURN or exchange.copies or clock() > until:
                         break
                     unchanged = exchange.relays_unchanged
         except zmq.Again:

@@ -197,9 +197,9 @@ def test_producers_wait_while_copies_for_many_members_are_made(rig):
         rig.push.send(wire.MEMBER.encode(wire.Member(A, number + 1, 1, 0, 0, 10, b"room", b"%d" % number)))
     for number, payload in ((1, b"first"), (2, b"second")):
         rig.push.send(wire.ordered(wire.group_topic("room"), b"sender..", number, 0, 60_000, payload))
-    rig.turn_until(lambda: rig.exchange.is_busy)
+    rig.turn_until(lambda: rig.exchange.copies)
     assert rig.exchange.queues.depth() == COPIES_A_STEP
     rig.turn_until(lambda: rig.exchange.queues.depth() == 4 * COPIES_A_STEP)
-    assert not rig.exchange.is_busy
+    assert not rig.exchange.copies
     for queue in rig.exchange.queues.by_channel.values():
         assert [entry.payload for entry in queue.waiting.values()] == [b"first", b"second"]

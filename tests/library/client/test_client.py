@@ -1416,7 +1416,7 @@ def test_a_client_without_anything_has_nothing_due(client, clock):
 def strict(client):
     """A client that knows which names it has made."""
     client.own_names = OwnNames(INBOX)
-    client.defaults = Defaults(max_ttl=5_000)
+    client.use(Defaults(max_ttl=5_000))
     return client
 
 
