@@ -79,15 +79,16 @@ class Subscribers:
 
     def _is_refused(self, arrival: Arrival) -> bool:
         frame, descriptor = arrival.frame, arrival.descriptor
-        kind, topic = frame[:1], wire.subscribed_topic(frame)
+        kind = frame[:1]
         if descriptor is None:
             if kind == wire.UNSUBSCRIBE:
-                self._topics.end(topic)
+                self._topics.end(wire.subscribed_topic(frame))
         elif descriptor in self._ending:
             return True
         elif kind == wire.SUBSCRIBE:
-            return self._is_refused_topic(topic, descriptor)
+            return self._is_refused_topic(wire.subscribed_topic(frame), descriptor)
         elif kind == wire.UNSUBSCRIBE:
+            topic = wire.subscribed_topic(frame)
             if not self._topics.may_unsubscribe(topic, descriptor):
                 self._dropped("stray")
                 return True
@@ -132,7 +133,7 @@ class Subscribers:
         return self._slow.is_due(published)
 
     def look(self, now: float, published: int) -> list[Ended]:
-        """End the connections of slow peers.
+        """End the connections of slow peers, and let the others say hello again.
 
         To be called several times a second.
 

@@ -60,7 +60,7 @@ def memory(forwarder: Forwarder) -> int:
 @pytest.fixture
 def forwarder(tmp_path: Path) -> Iterator[Forwarder]:
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
-    forwarder = Forwarder(pull, pub, log=tmp_path / "log", flags=("--queue-names", "10000"))
+    forwarder = Forwarder(pull, pub, log=tmp_path / "log")
     forwarder.start()
     yield forwarder
     close_all()
