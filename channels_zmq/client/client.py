@@ -556,7 +556,8 @@ class Client:
 
     def before_hello(self, attachment: Attachment) -> list[bytes]:
         """Return what an exchange must know before the hello of a new session, and cannot."""
-        return [*self.normal_members.repeat(), *attachment.credit.leave_session()]
+        received = attachment.credit.leave_session(loses_frames=not attachment.has_two_ways)
+        return [*self.normal_members.repeat(), *received]
 
     def begin_session(self, attachment: Attachment, session: int, instance: bytes) -> None:
         """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait."""

@@ -47,6 +47,8 @@ class Window:
         touched_at: When a reader last came or went.
         look_at: The next housekeeping.
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
+        returned: The jobs of this session that went back last: those after the first ordinal, up to the second one.
+            Nothing says whether the exchange has received them.
     """
 
     box: Box
@@ -56,6 +58,7 @@ class Window:
     touched_at: float = 0.0
     look_at: float = inf
     withheld: list[Mail] = field(default_factory=list)
+    returned: tuple[int, int] = 0, 0
 
     def wanted(self, prefetch: int) -> int:
         """Return the limit that suits the readers which are here; jobs of other exchanges count too."""
@@ -191,25 +194,31 @@ class Credit:
 
     # Sessions
 
-    def leave_session(self) -> list[bytes]:
+    def leave_session(self, *, loses_frames: bool = True) -> list[bytes]:
         """Take no more jobs of the session, and return the frames that say which ones were read or wait for a reader.
 
         The last ones to arrive that nobody has read count as not arrived, and are withheld: the exchange puts them back
         with the others, so that the capacity of the channel stays exact. The frames are the same until the next session
         has begun, since the exchange may not have received them.
+
+        Args:
+            loses_frames: Whether the exchange may not receive what it was sent in the session: jobs that went back.
         """
         self._hellos += 1
         if self.session:
-            self._report = [self._leave(window) for window in self._windows.values() if window.most]
+            self._report = [self._leave(window, loses_frames) for window in self._windows.values() if window.most]
             self.session = 0
             self.end_session()
         return self._report
 
-    def _leave(self, window: Window) -> bytes:
+    def _leave(self, window: Window, loses_frames: bool) -> bytes:
         box = window.box
         window.withheld += [one for one in box.mail if self._is_unread(one)]
         remaining = [one for one in box.mail if not self._is_unread(one)]
+        first, last = window.returned
         received = window.received - (len(box.mail) - len(remaining))
+        if loses_frames and received <= last:
+            received = min(received, first)  # of those that went back it puts back what it has not received
         if window.withheld:
             box.mail.clear()
             box.mail.extend(remaining)
@@ -240,6 +249,7 @@ class Credit:
         frames = []
         for window in self._windows.values():
             window.received = window.limit = window.most = 0
+            window.returned = 0, 0
             if window.box.waiters:
                 window.limit = window.wanted(self.prefetch)
                 frames.append(self._ready(window))
@@ -322,14 +332,19 @@ class Credit:
         window.limit = window.received
         closing = self._ready(window)
         mail = window.box.mail
+        settled = self._settled(window)
         jobs = [one for one in mail if self._is_ours(one)]
         if jobs:
             others = [one for one in mail if not self._is_ours(one)]
             mail.clear()
             mail.extend(others)
         frames = self._back(window.box.name, jobs)
-        settled_so = sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames)
-        return [closing, *frames, self._ready(window)] if settled_so < len(jobs) else [closing, *frames]
+        if sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames) < len(jobs):
+            window.returned = window.received, window.received
+            return [closing, *frames, self._ready(window)]
+        first, last = window.returned
+        window.returned = settled if settled > last else first, window.received
+        return [closing, *frames]
 
     def _is_ours(self, mail: Mail) -> bool:
         delivery = mail[2]

@@ -12,7 +12,7 @@ answer to one of them before it has published the others, since each call leaves
 """
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from math import inf
 
@@ -28,6 +28,8 @@ NOTHING: Frames = ()
 ANNOUNCE_EVERY = 1.0
 """Seconds between two rounds of welcomes that report how many clients there are and which forwarders they know."""
 ANNOUNCE_AT_ONCE = 1000
+ENDED_SESSIONS = 10_000
+"""Clients that are gone whose last session is remembered."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
 _DIRECT = b"\0" + bytes([wire.DIRECT])
@@ -56,6 +58,7 @@ class Exchange:
         self.state = wire.State.SETTLING
         self.clients: dict[bytes, int] = {}
         """The session of each client, by its inbox."""
+        self._ended: OrderedDict[bytes, int] = OrderedDict()  # the last session of clients that are gone
         self.topics: set[bytes] = set()
         self.peers_expected = 0
         """The largest `peers` of a hello: how many clients the last instance had."""
@@ -237,8 +240,10 @@ class Exchange:
             return [self._welcome(hello.inbox, hello.session)]
         forwarders = wire.decode_forwarders(hello.forwarders)
         known = self.clients.get(hello.inbox)
-        if known is not None and hello.session < known:
-            # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor.
+        if hello.session < (known or self._ended.get(hello.inbox, 0) + 1):
+            # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor. And
+            # what a client sends while its connection breaks waits in its socket for the next one. If that began the
+            # session anew, jobs would be handed over that the client has never seen, but reports as received.
             return self._dropped("stray")
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []
@@ -259,7 +264,12 @@ class Exchange:
         )
 
     def _forget(self, inbox: bytes) -> list[bytes]:
-        self.clients.pop(inbox, None)
+        session = self.clients.pop(inbox, None)
+        if session is not None:
+            self._ended[inbox] = session
+            self._ended.move_to_end(inbox)
+            if len(self._ended) > ENDED_SESSIONS:
+                self._ended.popitem(last=False)
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
         self._drain.leave(inbox)

@@ -6,7 +6,7 @@ import pytest
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
-from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, COPIES_A_STEP, Exchange
+from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, COPIES_A_STEP, ENDED_SESSIONS, Exchange
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
 from channels_zmq_forwarder.members import KEPT_FOR
 from channels_zmq_forwarder.queues import Limits
@@ -113,6 +113,29 @@ def test_a_hello_is_welcomed(forwarder):
     forwarder.connect(B)
     (frame,) = forwarder.connect(A, session=7)
     assert wire.WELCOME.decode(frame) == wire.Welcome(A, wire.VERSION, State.SERVING, INSTANCE, 7, 2)
+
+
+def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(forwarder):
+    """The next connection delivers it first. Nothing is handed over by it, and what it gives back is not lost."""
+    forwarder.connect(A)
+    forwarder.ready(2)
+    _, second, _ = [jobs(forwarder.send(payload, inbox=B)) for payload in (b"1", b"2", b"3")]
+    forwarder.disconnect(A)
+    assert list(forwarder.connect(A)) == []
+    assert [list(forwarder.ready(2)), list(forwarder.back(second[0]))] == [[], []]
+    assert forwarder.drops == {"stray": 1}
+    forwarder.received(1)
+    forwarder.connect(A, session=2)
+    assert payloads(forwarder.ready(9, session=2)) == [(A, b"2"), (A, b"3")]
+
+
+def test_only_the_last_sessions_that_ended_are_remembered(forwarder):
+    """So that clients that come and go take no memory for ever."""
+    for number in range(ENDED_SESSIONS + 2):
+        inbox = b"%016x" % number
+        forwarder.connect(inbox)
+        forwarder.disconnect(inbox)
+    assert [len(forwarder.connect(b"%016x" % number)) for number in (0, 1, 2)] == [1, 1, 0]
 
 
 def test_a_hello_without_a_subscription_is_stray(forwarder):

@@ -582,6 +582,56 @@ def test_what_has_arrived_is_reported_until_a_session_begins(credit, box):
     assert reported(credit) == [wire.Received(INBOX, SESSION + 1, 0, b"jobs")]
 
 
+def went_back(credit, box, clock, *jobs):
+    """Let jobs arrive and go back unread."""
+    for one in jobs:
+        credit.arrived(one)
+    leave(credit, box)
+    clock.now += GRACE
+    credit.keep(clock.now)
+
+
+@pytest.mark.parametrize(("loses_frames", "received"), [(True, 1), (False, 3)])
+def test_jobs_that_went_back_last_are_not_reported_as_received(credit, box, clock, loses_frames, received):
+    """The connection may have broken before they were there. The exchange puts back those that it still misses."""
+    wait(credit, box)
+    credit.arrived(job(1))
+    take(box)
+    went_back(credit, box, clock, job(2))
+    went_back(credit, box, clock, job(3))  # it was on the way
+    (frame,) = credit.leave_session(loses_frames=loses_frames)
+    assert wire.RECEIVED.decode(frame).received == received
+
+
+def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(credit, box, clock):
+    """Otherwise that one would be read twice."""
+    wait(credit, box)
+    went_back(credit, box, clock, job(1))
+    wait(credit, box)
+    credit.arrived(job(2))
+    take(box)
+    assert [one.received for one in reported(credit)] == [2]
+
+
+def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(credit, box, clock):
+    """The ordinals begin anew."""
+    wait(credit, box)
+    went_back(credit, box, clock, job(1), job(2))
+    credit.leave_session()
+    credit.begin_session(SESSION + 1, is_same=True)
+    wait(credit, box)
+    credit.arrived(job(1, session=SESSION + 1))
+    take(box)
+    assert [one.received for one in reported(credit)] == [1]
+
+
+def test_a_large_job_that_went_back_is_reported_as_received(credit, box, clock):
+    """It went by the producers' way, where it is not lost."""
+    wait(credit, box)
+    went_back(credit, box, clock, job(1), job(2, payload=bytes(wire.MAX_UPSTREAM)))
+    assert [one.received for one in reported(credit)] == [2]
+
+
 @pytest.mark.parametrize("is_same", [True, False])
 def test_an_unread_job_of_a_session_that_was_left_is_read_once(credit, box, is_same):
     """The instance that has handed it over puts it back; any other one does not know it, so it is read here."""
