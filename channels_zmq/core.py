@@ -5,7 +5,6 @@ This is where the data-flow diagram begins and ends: `group_send` and `send` on 
 
 import os
 import random
-import secrets
 from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
@@ -285,10 +284,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         return True
 
     def _client(self, keyring: Keyring | None, window: int = 0, window_bytes: int = 0) -> Client:
-        inbox = secrets.token_hex(wire.INBOX_SIZE // 2).encode()
         make = Client if keyring is None else partial(SealedClient, opener=keyring)
         return make(
-            inbox,
+            os.urandom(wire.SECRET_SIZE),
             os.urandom(wire.SENDER_SIZE),
             prefetch=self.config.prefetch,
             idle=self.config.expiry,

@@ -11,6 +11,7 @@ function that returns the lines between them, and enter both in `PAGES`.
 
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Fields = dict[str, Any]
 AnyLayout = wire.Layout[Any]
 
 INBOX = b"0123456789abcdef"
-HEXADECIMAL = ("instance", "payload", "sender")
+HEXADECIMAL = ("instance", "payload", "secret", "sender")
 """Fields whose bytes the vectors show in hexadecimal; all other bytes are text."""
 LAYOUTS: dict[str, AnyLayout] = {
     name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)
@@ -83,11 +84,10 @@ def vectors() -> dict[str, Any]:
 
 
 def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
-    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
-    bits = {"B": 8, "I": 32, "Q": 64}
-    small = [b"\x01\x02\x03\x04\x05\x06\x07\x08" if code == "s" else index + 1 for index, code in enumerate(codes)]
-    largest = [b"\xff" * 8 if code == "s" else 2 ** bits[code] - 1 for code in codes]
-    zero = [bytes(8) if code == "s" else 0 for code in codes]
+    sizes = _sizes(layout)
+    small = [bytes(range(1, size + 1)) if raw else index + 1 for index, (size, raw) in enumerate(sizes)]
+    largest = [b"\xff" * size if raw else 2 ** (8 * size) - 1 for size, raw in sizes]
+    zero = [bytes(size) if raw else 0 for size, raw in sizes]
     names = [b"fedcba9876543210", b"room", b"jobs"][-layout.names :] if layout.names else []
     payload = [b"\x81\xa4text\xa2hi"] if layout.parts > layout.names else []
     if _ends_with_list(layout):
@@ -257,11 +257,16 @@ def frames(layouts: tuple[AnyLayout, ...]) -> Callable[[], Iterator[str]]:
 
 
 def _fields(layout: AnyLayout) -> str:
-    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
-    sizes = {"B": "1", "I": "4", "Q": "8", "s": "8"}
+    sizes = _sizes(layout)
     columns = list(layout.make._fields[1:])  # type: ignore[attr-defined] # every `make` is a NamedTuple
-    numbers = [f"{name} {sizes[code]}" for name, code in zip(columns, codes, strict=False)]
-    return ", ".join([*numbers, *columns[len(codes) :]])
+    numbers = [f"{name} {size}" for name, (size, _) in zip(columns, sizes, strict=False)]
+    return ", ".join([*numbers, *columns[len(sizes) :]])
+
+
+def _sizes(layout: AnyLayout) -> list[tuple[int, bool]]:
+    """Return the size in bytes of each field of fixed size, and whether it is bytes rather than a number."""
+    codes = re.findall(r"\d*[BIQs]", layout.numbers.format)
+    return [(struct.calcsize(f">{code}"), code.endswith("s")) for code in codes]
 
 
 def ports() -> Iterator[str]:

@@ -139,7 +139,7 @@ class Client:
     """The state of one process at one address.
 
     Args:
-        inbox: 16 hexadecimal digits that name this process.
+        secret: 16 bytes that prove to exchanges that the inbox is its own; the inbox is made of them.
         sender: 8 bytes that name it in sequence numbers.
         prefetch: Jobs that may come ahead of their readers, for each normal channel and exchange.
         idle: Seconds after which an unused mailbox is forgotten.
@@ -150,7 +150,7 @@ class Client:
 
     def __init__(
         self,
-        inbox: bytes,
+        secret: bytes,
         sender: bytes,
         *,
         prefetch: int = 4,
@@ -159,7 +159,11 @@ class Client:
         window_bytes: int = 64 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.inbox, self.sender = inbox, sender
+        self.inbox = inbox = wire.claimable(secret)
+        """16 hexadecimal digits that name this process."""
+        self.sender = sender
+        self.claim = wire.CLAIM.encode(wire.Claim(inbox, secret))
+        """The frame by which a connection may use the inbox."""
         self.own_names = OwnNames(inbox)
         """The names of the process-specific channels that this process has made."""
         self.out = Output()

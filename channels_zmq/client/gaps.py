@@ -112,11 +112,11 @@ class Gaps:
     def _give_up(self, run: tuple[Runs, bytes]) -> None:
         gap, (runs, sender) = self._gaps.pop(run), run
         for number in sorted(gap.held):
-            if number > runs.last(sender):
+            if runs.is_repeated(sender, number):  # the sender has begun anew meanwhile
+                self._drop(gap, number)
+            else:
                 self._missed(runs.skip_to(sender, number))
                 self._deliver(gap, number)
-            else:  # the sender has begun anew meanwhile
-                self._drop(gap, number)
 
     def _deliver(self, gap: _Gap, number: int) -> None:
         self._drop(gap, number)()

@@ -23,14 +23,14 @@ class SealedClient(Client):
     """The state of one process at one address, for a layer with encryption keys.
 
     Args:
-        inbox: See `Client`.
+        secret: See `Client`.
         sender: See `Client`.
         opener: Opens payloads.
         **bounds: See `Client`.
     """
 
-    def __init__(self, inbox: bytes, sender: bytes, opener: Opener, **bounds: Any) -> None:
-        super().__init__(inbox, sender, **bounds)
+    def __init__(self, secret: bytes, sender: bytes, opener: Opener, **bounds: Any) -> None:
+        super().__init__(secret, sender, **bounds)
         self._opener = opener
 
     def deliver_group(self, topic: Topic, ttl: int, payload: bytes) -> None:

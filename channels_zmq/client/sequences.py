@@ -12,7 +12,7 @@ is old becomes young again. This needs no bookkeeping for each message, and half
 import time
 from collections.abc import Callable
 
-from channels_zmq_forwarder.wire import FLAG_FIRST
+from channels_zmq_forwarder.wire import FLAG_FIRST, MAX_JUMP, is_repeated
 
 SENT_TOPICS = 32_768
 """Topics in one generation of a sender: at least so many keep their number, at most twice as many are held.
@@ -96,12 +96,12 @@ class Runs:
         if last == number - 1:
             self._young[sender] = number
             return 0
-        if last is not None and number <= abs(last):
+        if last is not None and is_repeated(number, abs(last)):
             return REPEATED
         if flags & FLAG_FIRST:
             self._young[sender] = number
             return 0
-        return BEGINS if last is None or last < 0 else number - last - 1
+        return BEGINS if last is None else _between(last, number, BEGINS)
 
     def skip_to(self, sender: bytes, number: int) -> int:
         """Note a number behind a gap; return how many before it are missing."""
@@ -109,7 +109,11 @@ class Runs:
         if last is None:
             last = self._promoted(sender)
         self._young[sender] = number
-        return number - last - 1 if last is not None and last >= 0 else 0
+        return 0 if last is None else _between(last, number, 0)
+
+    def is_repeated(self, sender: bytes, number: int) -> bool:
+        """Return whether a frame of a sender that was held is a duplicate meanwhile."""
+        return is_repeated(number, self.last(sender))
 
     def last(self, sender: bytes) -> int:
         """Return the last number of a sender, 0 if it is unknown."""
@@ -141,3 +145,8 @@ class Runs:
         if last is not None:
             self._young[sender] = last
         return last
+
+
+def _between(last: int, number: int, otherwise: int) -> int:
+    """Return how many numbers lie between two, unless the run goes on anywhere or jumps: no sender skips so many."""
+    return number - last - 1 if 0 <= last < number <= last + MAX_JUMP else otherwise

@@ -145,8 +145,7 @@ class EmbeddedProducer:
             if self._options.keys is not None:
                 self._gate = self._open_gate()
             connections = Connections(xpub) if self._gate is None else self._gate.guard(xpub)
-            allowed = self._gate.allowed if self._gate is not None else None
-            self._subscribers = Subscribers(xpub, connections, marks, allowed, self._drop)
+            self._subscribers = Subscribers(xpub, connections, marks, self._gate, self._drop)
             self._guard = guard(self.address)
             self._endpoint = bind(xpub, _bindable(self.address))
         except ConfigurationError:

@@ -69,7 +69,7 @@ class EmbeddedReader:
         except ConfigurationError:
             self._context.destroy(linger=0)
             raise
-        self._subscriber.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+        self._subscriber.subscribe_inbox()
 
     def producer(self) -> None:
         """Return None: a reader sends nothing before it is promoted."""

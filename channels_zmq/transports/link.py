@@ -184,7 +184,7 @@ class Link:
         return Subscriber(self._context, self.forwarder.pub, self._options, self._client, self.attachment, self._known)
 
     def _subscribe(self, subscriber: Subscriber) -> None:
-        subscriber.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+        subscriber.subscribe_inbox()
         for topic in self._client.memberships.groups:
             subscriber.send(wire.subscription(topic))
 

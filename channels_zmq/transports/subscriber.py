@@ -119,6 +119,11 @@ class Subscriber:
         connect(self._socket, self.endpoint, "pub_socket_address", keys)
         return readable(self._socket)
 
+    def subscribe_inbox(self) -> None:
+        """Subscribe to the inbox of this process. To be called first, since an exchange may know another connection."""
+        self.send(self._client.claim)
+        self.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+
     def send(self, frame: bytes) -> bool:
         """Send a frame up; return whether input is there now, which the descriptor will not show."""
         self._socket.send(frame, zmq.DONTWAIT)
@@ -147,14 +152,14 @@ class Subscriber:
     def greet(self, before: Iterable[bytes]) -> None:
         """Begin a new session, because a connection was made.
 
-        libzmq sends the subscriptions again when it is asked for anything; what the exchange must know before the hello
-        follows them.
+        libzmq sends the subscriptions again when it is asked for anything. The claim of the inbox follows them, then
+        what the exchange must know before the hello.
         """
         self.is_connected = True
         self.welcome = None
         self.session = self._client.new_session()
         readable(self._socket)
-        for frame in before:
+        for frame in (self._client.claim, *before):
             self._socket.send(frame, zmq.DONTWAIT)
         self.say_hello()
 

@@ -33,6 +33,7 @@ DROP_CAUSES = (
     "invalid_topic",
     "too_many_topics",
     "too_many_hellos",
+    "foreign_inbox",
     "stray",
     "version_mismatch",
     "unroutable",

@@ -2,7 +2,7 @@
 
 Pure: the exchange reports its clients and their frames, and publishes the messages that `step` returns.
 
-- A client takes part if its hello lists forwarders. Clients of the first release do not: they neither detach nor take
+- A client takes part if its hello lists forwarders. Others neither detach nor take
   messages back, so nothing waits for them.
 - No more jobs are handed to these clients. So a client has received all of them when it learns of the drain, hands back
   those that no reader has taken, and detaches.

@@ -81,12 +81,13 @@ class Exchange:
         self._upstream: dict[int, Callable[[bytes], Frames]] = {
             0: self._unsubscribed,
             1: self._subscribed,
+            wire.CLAIM.kind: lambda frame: NOTHING,  # `Subscribers` has checked it
             wire.HELLO.kind: self._hello,
             wire.SYNC.kind: self._sync,
             wire.READY.kind: self._ready,
             wire.RECEIVED.kind: self._received,
             wire.TOTAL.kind: self._total,
-            wire.BACK.kind: self._back,
+            wire.BACK.kind: lambda frame: self._back(frame, Way.UPSTREAM),
             wire.TAKEN.kind: self._taken,
             wire.DETACH.kind: lambda frame: self._detach(frame, Way.UPSTREAM),
             # A client of an embedded producer has no PUSH:
@@ -99,11 +100,9 @@ class Exchange:
             wire.GROUP: self._group,
             wire.INBOX: self._relay,
             wire.ENQUEUE.kind: self._enqueue,
-            wire.MEMBER.kind: self._member,
             wire.ECHO.kind: self._echo,
-            wire.FLUSH.kind: self._flush,
             wire.FLUSHED.kind: self._flushed,
-            wire.BACK.kind: self._back,
+            wire.BACK.kind: lambda frame: self._back(frame, Way.INBOUND),
             wire.DETACH.kind: lambda frame: self._detach(frame, Way.INBOUND),
         }
         self.relays_unchanged = True
@@ -253,7 +252,7 @@ class Exchange:
         self.directory.update(hello.inbox, forwarders)
         if forwarders:
             self._drain.join(hello.inbox, hello.session)
-        else:  # of the first release
+        else:  # it does not know how to detach
             self._drain.leave(hello.inbox)
         return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
@@ -360,9 +359,11 @@ class Exchange:
             return NOTHING
         return [wire.HANDED_TOTAL.encode(wire.HandedTotal(question.inbox, question.session, handed))]
 
-    def _back(self, frame: bytes) -> Frames:
+    def _back(self, frame: bytes, way: Way) -> Frames:
         back = wire.BACK.decode(frame)
-        return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
+        if self._flushes:
+            return self._dropped("flushed")
+        return self.queues.put_back(back, settles=way is Way.UPSTREAM)
 
     def _taken(self, frame: bytes) -> Frames:
         self._drain.take(wire.TAKEN.decode(frame))

@@ -1,9 +1,11 @@
 """Flushes that are under way: the request of each, and the clients that have not answered yet. Pure.
 
 During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline: a
-silent client must not keep the others from sending. It empties itself once it reads its `Empty` frame.
+silent client must not keep the others from sending. It empties itself once it reads its `Empty` frame. Answers come by
+the producers' way, so each client is asked by a number that no other one can guess.
 """
 
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
@@ -16,12 +18,12 @@ MAX_FLUSHES = 16
 """Flushes that may be under way at a time; the exchange refuses others."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Flush:
-    number: int
     request: wire.Flush
     deadline: float
-    waiting: set[bytes]
+    waiting: dict[bytes, int]
+    """The number by which each client was asked that has not answered yet."""
 
 
 class Flushes:
@@ -33,8 +35,7 @@ class Flushes:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._under_way: dict[int, _Flush] = {}
-        self._number = 0
+        self._under_way: list[_Flush] = []
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -43,42 +44,44 @@ class Flushes:
         """Begin a flush; return the `Empty` frames for every client, or None if too many flushes are under way."""
         if len(self._under_way) >= MAX_FLUSHES:
             return None
-        self._number += 1
-        waiting = set(clients)
-        deadline = self._clock() + min(request.ttl / 1000, MAX_FLUSH)
-        self._under_way[self._number] = _Flush(self._number, request, deadline, waiting)
-        return [_empty(inbox, self._number) for inbox in clients]
+        flush = _Flush(
+            request,
+            self._clock() + min(request.ttl / 1000, MAX_FLUSH),
+            {inbox: secrets.randbits(64) for inbox in clients},
+        )
+        self._under_way.append(flush)
+        return [_empty(inbox, number) for inbox, number in flush.waiting.items()]
 
     def again(self, inbox: bytes) -> list[bytes]:
         """Return the `Empty` frames for a client that has reconnected and may have missed them."""
-        return [_empty(inbox, flush.number) for flush in self._under_way.values() if inbox in flush.waiting]
+        return [_empty(inbox, flush.waiting[inbox]) for flush in self._under_way if inbox in flush.waiting]
 
     def answered(self, answer: wire.Flushed) -> list[wire.Flush]:
         """Process a client's answer; return the requests that it completes."""
-        flush = self._under_way.get(answer.n)
-        return self._done_without(answer.inbox, [flush] if flush else [])
+        flushes = [flush for flush in self._under_way if flush.waiting.get(answer.inbox) == answer.n]
+        return self._done_without(answer.inbox, flushes)
 
     def gone(self, inbox: bytes) -> list[wire.Flush]:
         """Stop waiting for a client that has disconnected; return the requests that this completes."""
-        return self._done_without(inbox, list(self._under_way.values()))
+        return self._done_without(inbox, self._under_way)
 
     def due(self) -> float:
         """Return when `expire` has something to do."""
-        return min((flush.deadline for flush in self._under_way.values()), default=inf)
+        return min((flush.deadline for flush in self._under_way), default=inf)
 
     def expire(self) -> list[wire.Flush]:
         """End the flushes whose deadline has passed; return their requests, which are not completed."""
         now = self._clock()
-        late = [number for number, flush in self._under_way.items() if flush.deadline <= now]
-        return [self._under_way.pop(number).request for number in late]
+        return self._end([flush for flush in self._under_way if flush.deadline <= now])
 
     def _done_without(self, inbox: bytes, flushes: list[_Flush]) -> list[wire.Flush]:
         for flush in flushes:
-            flush.waiting.discard(inbox)
-        done = [flush for flush in flushes if not flush.waiting]
-        for flush in done:
-            del self._under_way[flush.number]
-        return [flush.request for flush in done]
+            flush.waiting.pop(inbox, None)
+        return self._end([flush for flush in flushes if not flush.waiting])
+
+    def _end(self, flushes: list[_Flush]) -> list[wire.Flush]:
+        self._under_way = [flush for flush in self._under_way if flush not in flushes]
+        return [flush.request for flush in flushes]
 
 
 def _empty(inbox: bytes, number: int) -> bytes:

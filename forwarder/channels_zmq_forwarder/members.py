@@ -18,7 +18,7 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import NamedTuple
 
-from channels_zmq_forwarder.wire import FLAG_ACKNOWLEDGED, FLAG_ELSEWHERE, Member, Status
+from channels_zmq_forwarder.wire import FLAG_ACKNOWLEDGED, FLAG_ELSEWHERE, Member, Status, is_repeated
 
 KEPT_FOR = 60.0
 """Seconds that a member without end is kept for the processes that added it to come back."""
@@ -72,10 +72,11 @@ class NormalMembers:
             flags: Of the message.
         """
         last = self._copied.pop(run, 0)
-        self._copied[run] = max(number, last)
+        repeated = is_repeated(number, last)
+        self._copied[run] = last if repeated else number
         if len(self._copied) > self._limit:
             self._copied.popitem(last=False)
-        return number > last and not flags & (FLAG_ACKNOWLEDGED | FLAG_ELSEWHERE)
+        return not repeated and not flags & (FLAG_ACKNOWLEDGED | FLAG_ELSEWHERE)
 
     def join(self, member: Member, now: float, is_living: Callable[[bytes], bool]) -> Status | None:
         """Add a channel to a group.

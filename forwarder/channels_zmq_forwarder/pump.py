@@ -85,9 +85,8 @@ class Pump:
         guarded = Connections if gate is None else gate.guard
         self.connections = {socket: guarded(socket) for socket in (self._xpub, self._pull)}
         """The connections of each socket; watch their monitors."""
-        allowed = gate.allowed if gate is not None else None
-        self.subscribers = Subscribers(self._xpub, self.connections[self._xpub], marks, allowed, self._drop)
-        self._producers = Admission(self._pull, self.connections[self._pull], allowed, self._drop)
+        self.subscribers = Subscribers(self._xpub, self.connections[self._xpub], marks, gate, self._drop)
+        self._producers = Admission(self._pull, self.connections[self._pull], gate, self._drop)
 
     def bind_publisher(self, addresses: Sequence[str]) -> list[str]:
         """Bind XPUB; return the addresses with the ports that the system chose.

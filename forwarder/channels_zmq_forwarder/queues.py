@@ -207,10 +207,15 @@ class ChannelQueues:
                 entries.append(entry)
         return entries, self._go_on(channel, queue, now)
 
-    def put_back(self, back: wire.Back) -> list[bytes]:
-        """Return a message to its old place, because no reader took it; return the jobs that follow."""
+    def put_back(self, back: wire.Back, *, settles: bool) -> list[bytes]:
+        """Return a message to its old place, because no reader took it; return the jobs that follow.
+
+        Args:
+            back: The message.
+            settles: Whether it comes from its client for certain, which it was handed to; else a report settles it.
+        """
         queue = self.by_channel.get(back.channel)
-        known = queue.reclaim(back.inbox, back.number) if queue is not None else None
+        known = queue.reclaim(back.inbox, back.number) if settles and queue is not None else None
         if known is None:
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
                 self._drops["queue_bytes"] += 1

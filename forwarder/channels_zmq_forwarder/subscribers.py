@@ -4,7 +4,7 @@ In the data-flow diagram this is XPUB, seen from the subscribers. The forwarder 
 connection is ended, and no other one is affected, if its peer
 
 - holds a key that has been revoked,
-- subscribes to something that is no topic, or to too many,
+- subscribes to something that is no topic, to too many, or to the inbox of another client (`Inboxes`),
 - does not take what is published (`SlowSubscribers`), or
 - says hello too often, since each hello may be answered by a long list.
 """
@@ -17,15 +17,19 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
-from channels_zmq_forwarder.curve import AllowedKeys
-from channels_zmq_forwarder.sockets import Marks
+from channels_zmq_forwarder.inboxes import Inboxes, Verdict
+from channels_zmq_forwarder.sockets import Marks, readable
 from channels_zmq_forwarder.topics import Topics
-from channels_zmq_forwarder.zap import Admission, Arrival
+from channels_zmq_forwarder.zap import Admission, Arrival, Gate
 
 HELLOS_WITHIN = 1.0
 """Seconds within which hellos are counted."""
 HELLOS = 100
 """Hellos of a connection within that time: a client sends one for each change of its list of forwarders."""
+
+
+_OF_INBOXES = frozenset(bytes([layout.kind]) for layout in wire.UPSTREAM_LAYOUTS) | {wire.SUBSCRIBE, wire.UNSUBSCRIBE}
+"""Kinds of frames that concern one inbox, and subscriptions, of which some do."""
 
 
 class Ended(NamedTuple):
@@ -42,7 +46,7 @@ class Subscribers:
         socket: The XPUB.
         connections: Its connections.
         marks: Bounds of the socket.
-        allowed: The keys that may connect, if they are limited.
+        gate: Whoever guards the socket; None if everybody may connect.
         dropped: Called with the cause of each frame that is dropped.
     """
 
@@ -51,15 +55,16 @@ class Subscribers:
         socket: "zmq.Socket[bytes]",
         connections: Connections,
         marks: Marks,
-        allowed: AllowedKeys | None,
+        gate: Gate | None,
         dropped: Callable[[str], None],
     ) -> None:
         # Else a subscription to a topic that somebody else has subscribed to before is not reported.
         socket.set(zmq.XPUB_VERBOSE, 1)
         self.connections = connections
-        self._admission = Admission(socket, connections, allowed, dropped)
+        self._admission = Admission(socket, connections, gate, dropped)
         self._dropped = dropped
         self._topics = Topics(marks.topics)
+        self._inboxes = Inboxes()
         self._slow = SlowSubscribers(connections, marks.behind)
         self._hellos: Counter[int] = Counter()
         self._forget_hellos_at = 0.0
@@ -73,44 +78,83 @@ class Subscribers:
         return self._topics.ended
 
     def recv(self, flags: int) -> bytes | None:
-        """Receive a frame, as `recv` of the socket does; return None if its peer may not send it."""
-        arrival = self._admission.recv(flags)
-        return None if arrival is None or self._is_refused(arrival) else arrival.frame
+        """Receive a frame, as `recv` of the socket does; return None if its peer may not send it.
 
-    def _is_refused(self, arrival: Arrival) -> bool:
-        frame, descriptor = arrival.frame, arrival.descriptor
-        kind = frame[:1]
+        A subscription to an inbox is returned in place of the claim that it has waited for.
+        """
+        arrival = self._admission.recv(flags)
+        if arrival is None or arrival.descriptor in self._ending:
+            return None
+        frame, descriptor, kind = arrival.frame, arrival.descriptor, arrival.frame[:1]
         if descriptor is None:
             if kind == wire.UNSUBSCRIBE:
                 self._topics.end(wire.subscribed_topic(frame))
-        elif descriptor in self._ending:
-            return True
-        elif kind == wire.SUBSCRIBE:
-            return self._is_refused_topic(wire.subscribed_topic(frame), descriptor)
-        elif kind == wire.UNSUBSCRIBE:
-            topic = wire.subscribed_topic(frame)
-            if not self._topics.may_unsubscribe(topic, descriptor):
-                self._dropped("stray")
-                return True
-            self._topics.end(topic)
-        elif kind == wire.HELLO_BYTE:
+            return frame
+        if kind not in _OF_INBOXES:
+            return frame
+        if readable(self.connections.monitor):
+            self.connections.turn()  # the descriptor may have named another connection
+        if kind == wire.CLAIM_BYTE:
+            return self._claimed(arrival, descriptor)
+        if kind == wire.SUBSCRIBE:
+            return frame if self._may_subscribe(arrival, descriptor) else None
+        if kind == wire.UNSUBSCRIBE:
+            return frame if self._may_unsubscribe(wire.subscribed_topic(frame), descriptor) else None
+        if not self._inboxes.may_use(wire.inbox_in(frame), descriptor):
+            self._dropped("foreign_inbox")
+            return None
+        if kind == wire.HELLO_BYTE:
             self._hellos[descriptor] += 1
             if self._hellos[descriptor] > HELLOS:
-                self._dropped("too_many_hellos")
-                self._end(descriptor, "it said hello too often")
-                return True
-        return False
+                self._refused("too_many_hellos", descriptor, "it said hello too often")
+                return None
+        return frame
 
-    def _is_refused_topic(self, topic: bytes, descriptor: int) -> bool:
+    def _claimed(self, arrival: Arrival, descriptor: int) -> bytes | None:
+        try:
+            claim = wire.CLAIM.decode(arrival.frame)
+        except wire.FrameError:
+            self._dropped("malformed")
+            return None
+        claimed = self._inboxes.claim(claim, descriptor, arrival.key)
+        if claimed is None:
+            self._refused("foreign_inbox", descriptor, "it claimed the inbox of another client")
+            return None
+        for other in claimed.others:
+            self._refuse_inbox(other)
+        return wire.subscription(wire.inbox_topic(claim.inbox)) if claimed.subscribes else None
+
+    def _may_subscribe(self, arrival: Arrival, descriptor: int) -> bool:
+        topic = wire.subscribed_topic(arrival.frame)
         if not wire.is_topic(topic):
-            self._dropped("invalid_topic")
-            self._end(descriptor, "it subscribed to something that is neither a group nor an inbox")
-            return True
+            self._refused("invalid_topic", descriptor, "it subscribed to what is neither a group nor an inbox")
+            return False
         excessive = self._topics.subscribe(topic, descriptor)
         if excessive is not None:
-            self._dropped("too_many_topics")
-            self._end(excessive, "it subscribed to too many topics")
-        return False
+            self._refused("too_many_topics", excessive, "it subscribed to too many topics")
+        inbox = wire.inbox_of(topic)
+        if not inbox:
+            return True
+        verdict = self._inboxes.subscribe(inbox, descriptor, arrival.key)
+        if verdict is Verdict.REFUSED:
+            self._refuse_inbox(descriptor)
+        return verdict is Verdict.COUNTS
+
+    def _refuse_inbox(self, descriptor: int) -> None:
+        self._refused("foreign_inbox", descriptor, "it subscribed to the inbox of another client")
+
+    def _may_unsubscribe(self, topic: bytes, descriptor: int) -> bool:
+        inbox = wire.inbox_of(topic)  # libzmq reports every attempt
+        if inbox and not self._inboxes.may_use(inbox, descriptor):
+            self._dropped("foreign_inbox")
+            return False
+        self._topics.end(topic)
+        return True
+
+    def _refused(self, cause: str, descriptor: int, reason: str) -> None:
+        """Count a frame as dropped, and end a connection for it."""
+        self._dropped(cause)
+        self._end(descriptor, reason)
 
     def _end(self, descriptor: int, reason: str) -> None:
         peers = self.connections.peers
@@ -122,6 +166,7 @@ class Subscribers:
 
     def _gone(self, descriptor: int) -> None:
         self._topics.gone(descriptor)
+        self._inboxes.gone(descriptor)
         self._ending.discard(descriptor)
 
     def end_revoked(self) -> int:

@@ -3,12 +3,9 @@
 - A topic is a group's or an inbox, in the form that `wire` defines. So nobody can subscribe to a prefix of many topics.
 - A topic counts for the connection that subscribed to it first, until its last subscriber has left. One that others
   have subscribed to before takes next to no memory.
-- An inbox is ended by a connection that has subscribed to it, and by no other one.
 """
 
 from dataclasses import dataclass
-
-from channels_zmq_forwarder import wire
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +28,6 @@ class Topics:
         self._max_size, self._size = max_size, 0
         self._topics: dict[bytes, _Share] = {}
         self._shares: dict[int, _Share] = {}
-        self._subscribers: dict[bytes, set[_Share]] = {}  # of each inbox, those that have left included
 
     def __len__(self) -> int:
         return len(self._topics)
@@ -42,8 +38,6 @@ class Topics:
         That is the connection which has too many, or the one for which most count if there are too many in all.
         """
         share = self._shares.setdefault(descriptor, _Share())
-        if wire.inbox_of(topic):
-            self._subscribers.setdefault(topic, set()).add(share)
         if topic in self._topics:
             return None
         self._topics[topic] = share
@@ -55,14 +49,8 @@ class Topics:
             return max(self._shares, key=lambda one: self._shares[one].size)
         return None
 
-    def may_unsubscribe(self, topic: bytes, descriptor: int) -> bool:
-        """Return whether a connection may end a topic; libzmq reports every attempt."""
-        subscribers = self._subscribers.get(topic)
-        return subscribers is None or self._shares.get(descriptor) in subscribers
-
     def end(self, topic: bytes) -> None:
         """Forget a topic, because its last subscriber has left."""
-        self._subscribers.pop(topic, None)
         share = self._topics.pop(topic, None)
         if share is not None:
             share.size -= len(topic)

@@ -8,13 +8,14 @@ Integers are unsigned and big-endian, durations are milliseconds, names are UTF-
 `Hello` and `Welcome` end with bytes of any kind, so that later versions are still recognised.
 """
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import lru_cache
 from typing import Generic, NamedTuple, NewType, TypeVar, cast
 
-VERSION = 1
+VERSION = 2
 """Version of this format, sent in `Hello` and `Welcome`. A change that old peers would misread takes a new number."""
 
 Topic = NewType("Topic", bytes)
@@ -24,6 +25,7 @@ GROUP = ord("G")
 INBOX = ord("P")
 DIRECT = ord("d")
 INBOX_SIZE = 16
+SECRET_SIZE = 16
 SENDER_SIZE = 8
 FLAG_FIRST = 1
 """Set on the first frame of a run of sequence numbers: no earlier frame of the run can have been missed."""
@@ -33,6 +35,8 @@ FLAG_ELSEWHERE = 4
 """Set beside it if another instance of an exchange may have received the frame."""
 FLAG_ACKNOWLEDGED = 8
 """Set beside it if an exchange has acknowledged the frame: it has most likely reached its receivers."""
+MAX_JUMP = 2**24
+"""Numbers that a sender may skip in a run: more than it sends in minutes, and than it ever sends again."""
 MAX_MILLISECONDS = 2**32 - 1
 MAX_OVERHEAD = 5 * 1024
 """Bytes that a frame may have beyond its payload. The longest list of forwarders needs most of it."""
@@ -155,11 +159,18 @@ class Layout(Generic[T]):
         return self.make(inbox, *numbers, *tail)
 
 
+class Claim(NamedTuple):
+    """Proves that an inbox belongs to this client, which alone knows the `secret` whose hash it is: see `claimable`."""
+
+    inbox: bytes
+    secret: bytes
+
+
 class Hello(NamedTuple):
     """Begins a client's session, or reports another list of forwarders in the same session.
 
     `peers` is the number of clients in the last `Welcome` that this client received. `forwarders` lists the exchanges
-    that the client knows, this one included; a client of the first release sends none.
+    that the client knows, this one included; without it the client takes no part in draining.
     """
 
     inbox: bytes
@@ -392,6 +403,7 @@ class Empty(NamedTuple):
     n: int
 
 
+CLAIM = Layout(Claim, b"C", ">16s")
 HELLO = Layout(Hello, b"H", ">BII", tail=True)
 SYNC = Layout(Sync, b"Y", ">Q")
 READY = Layout(Ready, b"R", ">IQQQB", names=1)
@@ -417,7 +429,9 @@ RETURNED = Layout(Returned, b"Pb", ">IQQI", names=1, tail=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-CLIENT_LAYOUTS = (HELLO, SYNC, READY, RECEIVED, TOTAL, DETACH, TAKEN, BACK, ENQUEUE, MEMBER, ECHO, FLUSH, FLUSHED)
+UPSTREAM_LAYOUTS = (CLAIM, HELLO, SYNC, READY, RECEIVED, TOTAL, DETACH, TAKEN, BACK, MEMBER, FLUSH, FLUSHED)
+"""Frames of clients that come by the subscribers' way, some of them by the producers' way as well."""
+CLIENT_LAYOUTS = (*UPSTREAM_LAYOUTS, ENQUEUE, ECHO)
 INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, RETURNED, REMOVED, EMPTY)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 """Sub-kinds of inbox frames that clients may send to each other; only the exchange sends the others."""
@@ -429,6 +443,7 @@ GROUP_BYTE = b"G"
 """What `frame[:1]` of a group message is; loops that cannot afford a call to `is_group` compare with it."""
 INBOX_BYTE = b"P"
 HELLO_BYTE = b"H"
+CLAIM_BYTE = b"C"
 SUBSCRIBE = b"\1"
 UNSUBSCRIBE = b"\0"
 
@@ -471,6 +486,11 @@ def group_topic(group: str) -> Topic:
 def inbox_topic(inbox: bytes) -> Topic:
     """Return the topic of all frames for one client process."""
     return Topic(b"P%b\0" % inbox)
+
+
+def claimable(secret: bytes) -> bytes:
+    """Return the inbox that belongs to the client with this secret of `SECRET_SIZE` bytes."""
+    return hashlib.sha256(secret).hexdigest()[:INBOX_SIZE].encode()
 
 
 def is_topic(topic: bytes) -> bool:
@@ -546,6 +566,15 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
 Order = tuple[bytes, int, int, int, int]
 """The head of a group or direct message: the key of its run of numbers (prefix and sender), its number, its flags, the
 milliseconds that it has left to live, and the index of its body."""
+
+
+def is_repeated(number: int, last: int) -> bool:
+    """Return whether a frame has been there before, where `last` was the last number of its run.
+
+    A number that is lower by more than a sender ever sends again begins the run anew: a forged one must not make all
+    that follow it repetitions.
+    """
+    return last - MAX_JUMP < number <= last
 
 
 def read_order(frame: bytes, at: int) -> Order:

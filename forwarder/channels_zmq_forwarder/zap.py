@@ -68,6 +68,10 @@ class Gate:
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else every key is let in once this socket is closed
         return Connections(socket, self._was_refused)
 
+    def allows(self, key: bytes) -> bool:
+        """Return whether a CURVE key may connect, by the list that is in force."""
+        return self.allowed is None or key in self.allowed.keys
+
     def turn(self) -> None:
         """Answer all pending requests. Never blocks."""
         while self._answer():
@@ -86,7 +90,7 @@ class Gate:
         except zmq.Again:
             return False
         public = z85.encode(credentials[0]) if mechanism == b"CURVE" and credentials else b""
-        allowed = bool(public) and (self.allowed is None or public in self.allowed.keys)
+        allowed = bool(public) and self.allows(public)
         if not allowed:
             host = plain_host(address.decode(errors="replace"))
             self._log_refusal(host or "a local socket", "its key is not allowed")
@@ -129,7 +133,7 @@ class Admission:
         socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
             on receiving topics that others had subscribed to before.
         connections: Those of the socket.
-        allowed: The keys that may connect; None if keys are not limited.
+        gate: Whoever guards the socket; None if everybody may connect.
         dropped: Called with the cause of each frame that is dropped.
     """
 
@@ -137,20 +141,20 @@ class Admission:
         self,
         socket: "zmq.Socket[bytes]",
         connections: Connections,
-        allowed: AllowedKeys | None,
+        gate: Gate | None,
         dropped: Callable[[str], None],
     ) -> None:
-        self._socket, self._connections, self._allowed, self._dropped = socket, connections, allowed, dropped
+        self._socket, self._connections, self._gate, self._dropped = socket, connections, gate, dropped
 
     def recv(self, flags: int) -> Arrival | None:
         """Receive a frame, as `recv` of the socket does; return None if it is dropped."""
         frame = self._socket.recv(flags, copy=False)
         descriptor = _descriptor(frame)
-        if descriptor is None or self._allowed is None:
+        if descriptor is None or self._gate is None:
             return Arrival(frame.bytes, descriptor, b"")
         key = str(frame.get("User-Id")).encode()
         self._connections.keys[descriptor] = key
-        if key in self._allowed.keys:
+        if self._gate.allows(key):
             return Arrival(frame.bytes, descriptor, key)
         self._dropped("revoked_key")
         self._connections.end(descriptor)
@@ -161,11 +165,11 @@ class Admission:
 
         A connection that has sent no frame has no subscription, so it receives nothing.
         """
-        if self._allowed is None:
+        if self._gate is None:
             return 0
         self._connections.turn()
         keys = self._connections.keys
-        revoked = [descriptor for descriptor, key in keys.items() if key not in self._allowed.keys]
+        revoked = [descriptor for descriptor, key in keys.items() if not self._gate.allows(key)]
         for descriptor in revoked:
             self._connections.end(descriptor)
         return len(revoked)

@@ -8,7 +8,7 @@ import pytest
 from channels_zmq_forwarder import wire
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
-HEXADECIMAL = ("instance", "payload", "sender")
+HEXADECIMAL = ("instance", "payload", "secret", "sender")
 LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
 
 

@@ -132,7 +132,7 @@ def test_draining_is_reported_again_while_a_client_has_not_detached(exchange, cl
 
 
 def test_without_a_client_that_takes_part_it_is_over_at_once(exchange):
-    """A client of the first release would never detach, and does not know the frames."""
+    """A client that lists no forwarders would never detach."""
     exchange.connect(A, forwarders=b"")
     exchange.send(b"1")
     assert not exchange.is_drained

@@ -60,10 +60,10 @@ class Forwarder(Exchange):
 
     def join(self, group=b"room", *, inbox=A, n=1, add=1, age=0, life=0, capacity=100, channel=JOBS):
         member = wire.Member(inbox, n, add, age, life, capacity, group, channel)
-        return self.inbound(wire.MEMBER.encode(member))
+        return self.upstream(wire.MEMBER.encode(member))
 
     def flush(self, inbox=A, n=1, ttl=5_000):
-        return self.inbound(wire.FLUSH.encode(wire.Flush(inbox, n, ttl)))
+        return self.upstream(wire.FLUSH.encode(wire.Flush(inbox, n, ttl)))
 
     def flushed(self, frame):
         """Answer as the client that an `Empty` is for."""
@@ -719,6 +719,15 @@ def test_a_message_that_an_instance_may_have_copied_is_not_copied(forwarder, els
     assert forwarder.inbound(frame) == (frame,)
     forwarder.inbound(wire.again(group_frame(), 60_000, 10, elsewhere=False, acknowledged=False))
     assert forwarder.queues.depth() == 0
+
+
+def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder):
+    """The sender goes on with its own numbers."""
+    forwarder.connect(A)
+    forwarder.join()
+    for number in (1, 2**64 - 1, 2, 2):
+        forwarder.inbound(group_frame(number=number))
+    assert forwarder.queues.depth() == 3
 
 
 def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(forwarder):

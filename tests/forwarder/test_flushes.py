@@ -23,27 +23,37 @@ def asked(n, ttl=5_000):
     return wire.Flush(A, n, ttl)
 
 
-def told(frames):
-    return [(empty.inbox, empty.n) for empty in map(wire.EMPTY.decode, frames)]
+def answers(frames):
+    """Return the answers to these requests."""
+    empties = map(wire.EMPTY.decode, frames)
+    return [wire.Flushed(empty.inbox, empty.n) for empty in empties]
 
 
 def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes):
     """A second answer of the same client is ignored."""
-    assert told(flushes.begin(asked(7), [A, B])) == [(A, 1), (B, 1)]
-    assert flushes.answered(wire.Flushed(A, 1)) == []
-    assert flushes.answered(wire.Flushed(A, 1)) == []
+    of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
+    assert (of_a.inbox, of_b.inbox) == (A, B)
+    assert flushes.answered(of_a) == []
+    assert flushes.answered(of_a) == []
     assert len(flushes) == 1
-    assert flushes.answered(wire.Flushed(B, 1)) == [asked(7)]
+    assert flushes.answered(of_b) == [asked(7)]
     assert len(flushes) == 0
+
+
+def test_no_client_can_answer_for_another_one(flushes):
+    """It is asked by another number."""
+    of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
+    assert flushes.answered(of_b._replace(inbox=A)) == []
+    assert flushes.answered(of_b) == []
+    assert flushes.answered(of_a) == [asked(7)]
 
 
 def test_an_answer_counts_for_its_own_flush_only(flushes):
     """An answer to an unknown flush is ignored."""
-    flushes.begin(asked(7), [A])
-    flushes.begin(asked(8), [A])
-    assert flushes.answered(wire.Flushed(A, 9)) == []
-    assert flushes.answered(wire.Flushed(A, 2)) == [asked(8)]
-    assert flushes.answered(wire.Flushed(A, 1)) == [asked(7)]
+    (one,), (other,) = (answers(flushes.begin(asked(number), [A])) for number in (7, 8))
+    assert flushes.answered(wire.Flushed(A, one.n ^ other.n ^ 1)) == []
+    assert flushes.answered(other) == [asked(8)]
+    assert flushes.answered(one) == [asked(7)]
 
 
 def test_a_disconnected_client_is_not_waited_for(flushes):
@@ -56,11 +66,10 @@ def test_a_disconnected_client_is_not_waited_for(flushes):
 
 def test_a_client_that_reconnects_is_asked_again(flushes):
     """It may have missed the request."""
-    flushes.begin(asked(7), [A, B])
-    flushes.begin(asked(8), [A, B])
-    flushes.answered(wire.Flushed(A, 1))
-    assert told(flushes.again(A)) == [(A, 2)]
-    assert told(flushes.again(B)) == [(B, 1), (B, 2)]
+    first, second = flushes.begin(asked(7), [A, B]), flushes.begin(asked(8), [A, B])
+    flushes.answered(answers(first)[0])
+    assert flushes.again(A) == second[:1]
+    assert flushes.again(B) == [first[1], second[1]]
 
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(500, 0.5), (2**32 - 1, MAX_FLUSH)])

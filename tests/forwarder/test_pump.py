@@ -4,6 +4,7 @@ from itertools import count
 
 import pytest
 import zmq
+from strangers import opening
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
@@ -11,7 +12,8 @@ from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLO
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
 
-A = b"a" * 16
+SECRET = b"a" * 16
+A = wire.claimable(SECRET)
 WAIT = 5_000
 
 
@@ -38,10 +40,19 @@ class Rig:
         raise AssertionError("it did not happen")
 
     def connect(self):
-        self.xsub.send(wire.subscription(wire.inbox_topic(A)))
+        for frame in opening(SECRET):
+            self.xsub.send(frame)
         self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
         self.turn_until(lambda: A in self.exchange.clients)
         assert wire.WELCOME.decode(self.receive()).session == 1
+
+    def add(self, *channels):
+        """Add normal channels to a group."""
+        for channel in channels:
+            self.xsub.send(wire.MEMBER.encode(wire.Member(A, 0, 1, 0, 0, 10, b"room", channel)))
+        self.xsub.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", channels[-1])))
+        self.turn_until(lambda: self.xsub.poll(0))
+        assert wire.CONFIRM.decode(self.xsub.recv()).n == 1
 
     def receive(self):
         self.turn_until(lambda: self.xsub.poll(0))
@@ -80,7 +91,8 @@ def test_a_group_with_a_normal_member_reaches_its_queue(rig):
     """Group messages pass through `inbound` from the frame on that adds the first normal member."""
     rig.connect()
     rig.push.send(frame(b"before"))
-    rig.push.send(wire.MEMBER.encode(wire.Member(A, 1, 1, 0, 0, 10, b"room", b"jobs")))
+    rig.turn_until(lambda: rig.pump.traffic.frames_in)
+    rig.add(b"jobs")
     rig.push.send(frame(b"after"))
     rig.turn_until(rig.exchange.queues.depth)
     assert [entry.payload for entry in rig.exchange.queues.by_channel[b"jobs"].waiting.values()] == [b"after"]
@@ -193,8 +205,7 @@ def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
 def test_producers_wait_while_copies_for_many_members_are_made(rig):
     """Subscribers and health checks do not; the order of each queue is that of the messages."""
     rig.connect()
-    for number in range(2 * COPIES_A_STEP):
-        rig.push.send(wire.MEMBER.encode(wire.Member(A, number + 1, 1, 0, 0, 10, b"room", b"%d" % number)))
+    rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))
     for number, payload in ((1, b"first"), (2, b"second")):
         rig.push.send(wire.ordered(wire.group_topic("room"), b"sender..", number, 0, 60_000, payload))
     rig.turn_until(lambda: rig.exchange.copies)

@@ -33,7 +33,7 @@ class Queues(ChannelQueues):
         return seen(self.received(wire.Received(inbox, session, received, channel)))
 
     def hand_back(self, job, inbox=A):
-        return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload)))
+        return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload), settles=True))
 
     def swept(self, seconds=0.0):
         self.clock.now += seconds
@@ -372,7 +372,7 @@ def test_numbers_of_two_instances_differ(clock):
     other.begin(A, 1)
     other.ready(wire.Ready(A, 1, 2, 0, 0, 0, JOBS))
     other.put(wire.Enqueue(C, 1, 60_000, 9, JOBS, b""))
-    other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""))
+    other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""), settles=True)
     assert other.by_channel[JOBS].unsettled == 2
     assert len({*other.by_channel[JOBS].credits[A].unsettled, job.number}) == 3
 

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import zmq
+from strangers import opening
 
 from channels_zmq_forwarder import server as server_module
 from channels_zmq_forwarder import wire
@@ -32,7 +33,8 @@ from channels_zmq_forwarder.server import (
 from channels_zmq_forwarder.settings import Settings
 from channels_zmq_forwarder.wire import State, Status
 
-A, B = b"a" * 16, b"b" * 16
+SECRET, OTHER_SECRET = b"a" * 16, b"b" * 16
+A, B = wire.claimable(SECRET), wire.claimable(OTHER_SECRET)
 LOCAL = "tcp://127.0.0.1:*"
 
 
@@ -55,10 +57,11 @@ async def running(changes):
             await task
 
 
-async def subscriber(sockets, address, inbox=A, peers=0, forwarders=b""):
+async def subscriber(sockets, address, secret=SECRET, peers=0, forwarders=b""):
     xsub = sockets.open(zmq.XSUB, address)
-    await xsub.send(wire.subscription(wire.inbox_topic(inbox)))
-    await xsub.send(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, peers, forwarders)))
+    for frame in opening(secret):
+        await xsub.send(frame)
+    await xsub.send(wire.HELLO.encode(wire.Hello(wire.claimable(secret), wire.VERSION, 1, peers, forwarders)))
     return xsub
 
 
@@ -143,7 +146,7 @@ async def test_producers_are_accepted_when_the_subscribers_have_reconnected(asyn
         one = await subscriber(async_sockets, server.pub_addresses[0], A, peers=2)
         assert wire.WELCOME.decode(await one.recv()).state == State.SETTLING
         assert not server.pull_addresses
-        other = await subscriber(async_sockets, server.pub_addresses[0], B)
+        other = await subscriber(async_sockets, server.pub_addresses[0], OTHER_SECRET)
         while wire.WELCOME.decode(await one.recv()).state != State.SERVING:
             pass
         assert wire.WELCOME.decode(await other.recv()).state == State.SETTLING
@@ -243,7 +246,7 @@ async def test_a_forwarder_drains_for_a_bounded_time(async_sockets, caplog):
 
 @pytest.mark.parametrize("drain_at_most, forwarders", [(0.0, listed(serves=False)), (3600.0, b"")])
 async def test_a_forwarder_ends_at_once_if_nobody_takes_part(async_sockets, drain_at_most, forwarders):
-    """The setting may say so, and clients of the first release do not know what to do."""
+    """The setting may say so, and clients that list no forwarders do not detach."""
     async with running(settings(drain_at_most=drain_at_most)) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=forwarders)
         await receive(xsub, wire.WELCOME)
@@ -467,7 +470,8 @@ def test_a_second_signal_ends_it_at_once(sockets, number, unused_tcp_port):
     with run(*LOCALLY, *flags) as process:
         xsub = sockets.open(zmq.XSUB, address)
         xsub.rcvtimeo = 10_000
-        xsub.send(wire.subscription(wire.inbox_topic(A)))
+        for frame in opening(SECRET):
+            xsub.send(frame)
         xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0, listed(serves=False))))
         while wire.WELCOME.decode(xsub.recv()).state != State.SERVING:
             pass
@@ -494,7 +498,8 @@ class Client:
         self.xsub.set(zmq.RCVHWM, 0)
         self.xsub.connect(pub)
         self.xsub.rcvtimeo = self.stuck.rcvtimeo = 30_000
-        self.xsub.send(wire.subscription(wire.inbox_topic(A)))
+        for frame in opening(SECRET):
+            self.xsub.send(frame)
         self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
         while self.receive(wire.WELCOME).state != State.SERVING:
             pass

@@ -2,58 +2,77 @@
 
 import pytest
 import zmq
-from strangers import RawPeer
+from strangers import RawPeer, opening, well_formed
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections
+from channels_zmq_forwarder.curve import new_pair, secure_client
 from channels_zmq_forwarder.sockets import Marks, publish_options
 from channels_zmq_forwarder.subscribers import HELLOS, Subscribers
+from channels_zmq_forwarder.zap import Gate
 
-INBOX = b"a" * 16
+SECRET = b"a" * 16
+INBOX = wire.claimable(SECRET)
+UPSTREAM = [bytes([layout.kind]) for layout in wire.UPSTREAM_LAYOUTS]
+HELLO = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
 
 
 class Publisher:
-    """A publishing socket, and the subscribers that connect to it."""
+    """A publishing socket, with CURVE keys if wanted, and the subscribers that connect to it."""
 
-    def __init__(self, sockets, marks):
+    def __init__(self, sockets, marks, *, has_keys=False):
         self._sockets = sockets
-        xpub = sockets.open(zmq.XPUB)
-        publish_options(xpub, marks)
+        self.xpub = sockets.open(zmq.XPUB)
+        publish_options(self.xpub, marks)
         self.drops = []
-        self.connections = Connections(xpub)
-        self.subscribers = Subscribers(xpub, self.connections, marks, None, self.drops.append)
-        self.port = xpub.bind_to_random_port("tcp://127.0.0.1")
-        self.xpub = xpub
+        self.public, secret = new_pair()
+        self.gate = Gate(sockets.context, secret, None) if has_keys else None
+        self.connections = self.gate.guard(self.xpub) if has_keys else Connections(self.xpub)
+        self.subscribers = Subscribers(self.xpub, self.connections, marks, self.gate, self.drops.append)
+        self.port = self.xpub.bind_to_random_port("tcp://127.0.0.1")
 
-    def connect(self, **options):
+    def close(self):
+        self.connections.close()
+        if self.gate is not None:
+            self.xpub.close()
+            self.gate.close()
+
+    def connect(self, pair=None, **options):
         """Return a subscriber that does not come back once its connection was ended."""
         xsub = self._sockets.open(zmq.XSUB)
         xsub.set(zmq.RECONNECT_IVL, -1)
         for name, value in options.items():
             xsub.set(getattr(zmq, name), value)
+        if pair is not None:
+            secure_client(xsub, self.public, pair[1])
         xsub.connect(f"tcp://127.0.0.1:{self.port}")
         return xsub
 
     def receive(self, until):
-        """Return the frames that arrive until a condition holds."""
+        """Return the frames that arrive until a condition holds for them."""
         frames = []
-        while not until():
+        while not until(frames):
             try:
-                frames.append(self.subscribers.recv(zmq.DONTWAIT))
+                frame = self.subscribers.recv(zmq.DONTWAIT)
+                frames += [] if frame is None else [frame]
             except zmq.Again:
+                if self.gate is not None:
+                    self.gate.turn()
                 self.connections.monitor.poll(5)
                 self.connections.turn()
-        return [frame for frame in frames if frame is not None]
+        return frames
 
     def receives(self, frame):
-        """Receive frames until this one is there."""
-        while not self.xpub.poll(5):
-            self.connections.turn()
-        while self.subscribers.recv(0) != frame:
-            pass
+        """Return the frames that arrive up to this one."""
+        return self.receive(lambda frames: frame in frames)
 
-    def is_deserted(self):
-        return not self.connections.peers
+    def drop(self, count):
+        """Return the frames that arrive until so many were dropped."""
+        return self.receive(lambda frames: len(self.drops) >= count)
+
+    def keep(self, count):
+        """Return the frames that arrive until there are so many connections."""
+        return self.receive(lambda frames: len(self.connections.peers) == count)
 
 
 @pytest.fixture
@@ -61,13 +80,13 @@ def make(sockets):
     """Return a function that makes a publisher."""
     made = []
 
-    def make(**marks):
-        made.append(Publisher(sockets, Marks(**marks)))
+    def make(has_keys=False, **marks):
+        made.append(Publisher(sockets, Marks(**marks), has_keys=has_keys))
         return made[-1]
 
     yield make
     for publisher in made:
-        publisher.connections.close()
+        publisher.close()
 
 
 @pytest.mark.parametrize(
@@ -92,8 +111,8 @@ def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(make, topi
     good.send(wire.subscription(wire.group_topic("room")))
     publisher.receives(wire.subscription(wire.group_topic("room")))
     bad.send(wire.subscription(topic))
-    frames = publisher.receive(lambda: publisher.drops)
-    publisher.receive(lambda: len(publisher.connections.peers) == 1)
+    frames = publisher.drop(1)
+    publisher.keep(1)
     assert wire.subscription(topic) not in frames
     assert publisher.drops == ["invalid_topic"]
     publisher.xpub.send(b"Groom\0hi")
@@ -104,9 +123,10 @@ def test_the_longest_names_are_topics(make):
     """Of a group and of an inbox."""
     publisher = make()
     subscriber = publisher.connect()
-    for topic in (wire.group_topic("x" * wire.MAX_NAME), wire.inbox_topic(INBOX)):
-        subscriber.send(wire.subscription(topic))
-        publisher.receives(wire.subscription(topic))
+    for frame in (wire.subscription(wire.group_topic("x" * wire.MAX_NAME)), *opening(SECRET)):
+        subscriber.send(frame)
+    publisher.receives(wire.subscription(wire.group_topic("x" * wire.MAX_NAME)))
+    publisher.receives(wire.subscription(wire.inbox_topic(INBOX)))
     assert not publisher.drops
 
 
@@ -117,7 +137,7 @@ def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make):
     subscriber.send(wire.subscription(wire.group_topic("room")))
     publisher.receives(wire.subscription(wire.group_topic("room")))
     subscriber.send(b"?" * (wire.MAX_UPSTREAM + 1))
-    publisher.receive(publisher.is_deserted)
+    publisher.keep(0)
 
 
 def test_a_subscriber_with_too_many_topics_is_disconnected(make):
@@ -128,7 +148,7 @@ def test_a_subscriber_with_too_many_topics_is_disconnected(make):
     publisher.receives(wire.subscription(wire.group_topic("room")))
     for number in range(100, 200):
         bad.send(wire.subscription(wire.group_topic(f"g{number}")))
-    publisher.receive(lambda: publisher.subscribers.ended_topics >= 80)
+    publisher.receive(lambda frames: publisher.subscribers.ended_topics >= 80)
     assert set(publisher.drops) == {"too_many_topics"}
     (ended,) = publisher.subscribers.look(0.0, 0)
     assert ended.reason == "it subscribed to too many topics"
@@ -136,27 +156,120 @@ def test_a_subscriber_with_too_many_topics_is_disconnected(make):
     assert good.recv() == b"Groom\0hi"
 
 
-def test_nobody_can_end_the_inbox_of_somebody_else(make):
-    """XPUB reports an unsubscription from any connection, whether it had subscribed or not."""
+# Inboxes
+
+CLAIM, SUBSCRIPTION = opening(SECRET)
+
+
+def claimed(publisher, **options):
+    """Return a subscriber that has claimed the inbox and subscribed to it."""
+    subscriber = publisher.connect(**options)
+    for frame in opening(SECRET):
+        subscriber.send(frame)
+    publisher.receives(SUBSCRIPTION)
+    return subscriber
+
+
+@pytest.mark.parametrize("frames", [[CLAIM, SUBSCRIPTION], [SUBSCRIPTION, SUBSCRIPTION, CLAIM]])
+def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(make, frames):
+    """The claim comes first on a new socket; when libzmq connects again it sends the subscriptions first."""
     publisher = make()
-    owner, other = publisher.connect(), RawPeer(publisher.port)
-    owner.send(wire.subscription(wire.inbox_topic(INBOX)))
-    publisher.receives(wire.subscription(wire.inbox_topic(INBOX)))
-    other.send(wire.unsubscription(wire.inbox_topic(INBOX)))
-    publisher.receive(lambda: publisher.drops)
-    other.close()
-    assert publisher.drops == ["stray"]
-    owner.send(wire.unsubscription(wire.inbox_topic(INBOX)))
-    publisher.receives(wire.unsubscription(wire.inbox_topic(INBOX)))
+    subscriber = publisher.connect()
+    for frame in (*frames, HELLO):
+        subscriber.send(frame)
+    assert publisher.receives(HELLO) == [SUBSCRIPTION, HELLO]
+    assert not publisher.drops
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [wire.unsubscription(wire.inbox_topic(INBOX)), *(frame for frame in well_formed(INBOX) if frame[:1] in UPSTREAM)],
+    ids=lambda frame: chr(frame[0]),
+)
+def test_nobody_can_use_the_inbox_of_somebody_else(make, frame):
+    """A client that has claimed another inbox, or none; XPUB reports an unsubscription whether there was one or not."""
+    publisher = make()
+    owner, others = claimed(publisher), [RawPeer(publisher.port) for _ in range(2)]
+    others[0].send(opening(b"b" * 16)[0], frame)
+    others[1].send(frame)
+    assert publisher.drop(2) == []
+    assert publisher.drops == ["foreign_inbox"] * 2
+    owner.send(frame)
+    publisher.receives(frame)
+    for other in others:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [wire.CLAIM.encode(wire.Claim(INBOX, b"b" * 16)), wire.CLAIM.encode(wire.Claim(b"0" * 16, SECRET))],
+)
+def test_who_claims_an_inbox_without_its_secret_is_disconnected(make, claim):
+    """It has no part in the inbox before that, either."""
+    publisher = make()
+    subscriber = publisher.connect()
+    for frame in (SUBSCRIPTION, claim, HELLO):
+        subscriber.send(frame)
+    frames = publisher.drop(1) + publisher.keep(0)
+    assert set(frames) <= {wire.unsubscription(wire.inbox_topic(INBOX))}, "libzmq reports that one by itself"
+    assert publisher.drops == ["foreign_inbox"]
+
+
+def test_a_claim_ends_with_its_connection(make):
+    """The next connection may have the same file descriptor."""
+    publisher = make()
+    for _ in range(3):
+        owner = claimed(publisher)
+        owner.close()
+        publisher.keep(0)
+        other = publisher.connect()
+        other.send(HELLO)
+        publisher.drop(1)
+        assert publisher.drops.pop() == "foreign_inbox"
+        other.close()
+        publisher.keep(0)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make, is_first):
+    """Whether it does before the client or behind it: its connection is ended."""
+    publisher = make(has_keys=True)
+    group = wire.subscription(wire.group_topic("room"))
+    if is_first:
+        other = publisher.connect(new_pair())
+        for frame in (SUBSCRIPTION, group):
+            other.send(frame)
+        assert publisher.receives(group) == [group]
+    owner = claimed(publisher, pair=new_pair())
+    if not is_first:
+        publisher.connect(new_pair()).send(SUBSCRIPTION)
+        assert publisher.drop(1) == []
+    publisher.keep(1)
+    assert publisher.drops == ["foreign_inbox"]
+    publisher.xpub.send(wire.direct_prefix(INBOX))
+    assert owner.recv() == wire.direct_prefix(INBOX)
+
+
+@pytest.mark.parametrize("has_new_key", [True, False])
+def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(make, has_new_key):
+    """By the same key; and by a new one on a new socket, where its claim comes first."""
+    publisher, pair = make(has_keys=True), new_pair()
+    first = claimed(publisher, pair=pair)
+    second = publisher.connect(new_pair() if has_new_key else pair)
+    for frame in [CLAIM, SUBSCRIPTION] if has_new_key else [SUBSCRIPTION, CLAIM]:
+        second.send(frame)
+    publisher.receives(SUBSCRIPTION)
+    publisher.xpub.send(wire.direct_prefix(INBOX))
+    assert [one.recv() for one in (first, second)] == [wire.direct_prefix(INBOX)] * 2
+    assert not publisher.drops
 
 
 def test_a_subscriber_that_says_hello_too_often_is_disconnected(make):
     """Each hello may be answered by a list of forwarders, which is much longer."""
     publisher = make()
-    subscriber = publisher.connect()
-    hello = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
+    subscriber = claimed(publisher)
     for _ in range(HELLOS + 1):
-        subscriber.send(hello)
-    assert publisher.receive(lambda: publisher.drops).count(hello) == HELLOS
-    publisher.receive(publisher.is_deserted)
+        subscriber.send(HELLO)
+    assert publisher.drop(1).count(HELLO) == HELLOS
+    publisher.keep(0)
     assert publisher.drops == ["too_many_hellos"]

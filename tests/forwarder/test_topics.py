@@ -59,14 +59,3 @@ def test_a_connection_that_ends_takes_its_count_along(topics):
     for number in range(3):
         topics.end(group(number))
     assert [topics.subscribe(group(number), ONE) for number in (4, 5, 6)] == [None, None, ONE]
-
-
-def test_only_a_subscriber_of_an_inbox_may_end_it(topics):
-    """Also after it has subscribed by a new connection, before the end of the old one was noticed."""
-    topics.subscribe(INBOX, ONE)
-    assert not topics.may_unsubscribe(INBOX, TWO)
-    topics.subscribe(INBOX, TWO)
-    topics.gone(ONE)
-    assert topics.may_unsubscribe(INBOX, TWO)
-    topics.end(INBOX)
-    assert topics.may_unsubscribe(INBOX, ONE), "nothing is known of it any more"

@@ -1,5 +1,6 @@
 """Encoding and decoding of frames."""
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -11,7 +12,8 @@ from channels_zmq_forwarder.wire import FrameError
 
 INBOX = b"0123456789abcdef"
 LAYOUTS = (*wire.CLIENT_LAYOUTS, *wire.INBOX_LAYOUTS)
-BITS = {"B": 8, "I": 32, "Q": 64}
+NUMBERS = {code: st.integers(0, 2**bits - 1) for code, bits in (("B", 8), ("I", 32), ("Q", 64))}
+NUMBERS |= {f"{size}s": st.binary(min_size=size, max_size=size) for size in (8, 16)}
 
 inboxes = st.binary(min_size=8, max_size=8).map(lambda raw: raw.hex().encode())
 names = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=99).map(
@@ -26,9 +28,8 @@ addresses = st.binary(min_size=1, max_size=wire.MAX_ADDRESS).filter(lambda addre
 def frames(draw):
     """A layout and a frame that fits it."""
     layout = draw(st.sampled_from(LAYOUTS))
-    codes = layout.numbers.format.removeprefix(">").replace("8s", "s")
-    instances = st.binary(min_size=8, max_size=8)
-    numbers = [draw(instances if code == "s" else st.integers(0, 2 ** BITS[code] - 1)) for code in codes]
+    codes = re.findall(r"\d*\w", layout.numbers.format)
+    numbers = [draw(NUMBERS[code]) for code in codes]
     texts = [draw(names) for _ in range(layout.names)]
     payload = [draw(st.binary(max_size=200))] if layout.parts > layout.names else []
     return layout, layout.make(draw(inboxes), *numbers, *texts, *payload)
@@ -141,8 +142,8 @@ def test_the_longest_name_of_channels_fits():
     assert wire.REMOVED.decode(wire.REMOVED.encode(wire.Removed(INBOX, longest, longest))).channel == longest
 
 
-def test_a_hello_and_a_welcome_of_the_first_release_are_read():
-    """They end where the list of forwarders begins, which reads as an empty list."""
+def test_a_hello_and_a_welcome_of_version_1_are_read():
+    """So that the version is known. They end where the list of forwarders begins, which reads as an empty list."""
     hello = wire.HELLO.decode(b"H" + INBOX + b"\x01\0\0\0\x02\0\0\0\x03")
     assert hello == wire.Hello(INBOX, 1, 2, 3, b"")
     welcome = wire.WELCOME.decode(b"P" + INBOX + b"\0w\x01\0instance\0\0\0\x02\0\0\0\x03")
@@ -152,7 +153,7 @@ def test_a_hello_and_a_welcome_of_the_first_release_are_read():
 
 def test_a_hello_of_a_later_version_is_read():
     """Bytes that a later version appends do not hide its version number."""
-    hello = wire.Hello(INBOX, 2, 1, 0)
+    hello = wire.Hello(INBOX, wire.VERSION + 1, 1, 0)
     assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello._replace(forwarders=b"and more")
     with pytest.raises(FrameError, match="has 25 bytes"):
         wire.ECHO.decode(wire.ECHO.encode(wire.Echo(INBOX, 1)) + b"and more")

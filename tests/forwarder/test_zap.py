@@ -114,7 +114,7 @@ class Admitted(Peers):
         self.dropped = []
         self._kind = kind
         super().__init__(sockets, AllowedKeys((), path), clock)
-        self.admission = Admission(self.socket, self.connections, self.gate.allowed, self.dropped.append)
+        self.admission = Admission(self.socket, self.connections, self.gate, self.dropped.append)
 
     def open(self):
         socket = self._sockets.open(self._kind)

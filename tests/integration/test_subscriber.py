@@ -20,7 +20,8 @@ from channels_zmq.transports import subscriber as module
 from channels_zmq.transports.subscriber import FRAMES_A_TURN, HELLO_EVERY, WAKES_A_TURN, Socket, Subscriber, monitor
 from channels_zmq_forwarder import wire
 
-INBOX = b"0123456789abcdef"
+SECRET = b"0123456789abcdef"
+INBOX = wire.claimable(SECRET)
 TOPIC = wire.inbox_topic(INBOX)
 PATIENCE = 10.0
 OPTIONS = Options(
@@ -32,7 +33,7 @@ class Fed(Client):
     """A client that keeps what it is fed."""
 
     def __init__(self) -> None:
-        super().__init__(INBOX, b"s" * 8)
+        super().__init__(SECRET, b"s" * 8)
         self.fed: list[bytes] = []
         self.fed_by: set[Attachment] = set()
         self.known = b"known"
@@ -74,8 +75,8 @@ def subscriber(context: "zmq.Context[Socket]", exchange: Socket, client: Fed) ->
     address = exchange.get_string(zmq.LAST_ENDPOINT)
     subscriber = Subscriber(context, address, OPTIONS, client, client.attach(), lambda: client.known)
     subscriber.connect(None)
-    subscriber.send(wire.subscription(TOPIC))
-    assert exchange.recv() == wire.subscription(TOPIC)
+    subscriber.subscribe_inbox()
+    assert [exchange.recv(), exchange.recv()] == [client.claim, wire.subscription(TOPIC)]
     yield subscriber
     with contextlib.suppress(zmq.ZMQError):  # the test has closed it
         subscriber.close()
@@ -191,7 +192,7 @@ def test_a_session_begins_with_what_must_be_known_before_and_a_hello(subscriber:
     """Each connection begins another one, with a higher number."""
     for session in (1, 2):
         subscriber.greet([b"first", b"second"])
-        assert [exchange.recv(), exchange.recv()] == [b"first", b"second"]
+        assert [exchange.recv() for _ in range(3)] == [subscriber._client.claim, b"first", b"second"]
         assert hello(exchange) == wire.Hello(INBOX, wire.VERSION, session, 0, b"known")
         assert (subscriber.session, subscriber.is_connected, subscriber.welcome) == (session, True, None)
 

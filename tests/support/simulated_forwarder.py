@@ -4,6 +4,7 @@ from collections import Counter, deque
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.inboxes import Inboxes, Verdict
 from channels_zmq_forwarder.server import BEAT, BESIDE_OTHERS
 
 SETTLE, SETTLE_AT_MOST = 0.5, 5.0
@@ -11,6 +12,7 @@ DRAIN_AT_MOST = 10.0
 HEARTBEATS = (3.0, 3.6)
 """Seconds after which the other end of a subscriber's connection notices that a process stands still."""
 FRAMES_A_TURN = 50
+_OF_INBOXES = {layout.kind for layout in wire.UPSTREAM_LAYOUTS}
 
 
 class Forwarder:
@@ -36,6 +38,7 @@ class Forwarder:
         self._pull, self._up = {}, deque()
         self._subscribers, self._turn_is_due = {}, False
         self._topics = Counter()
+        self._inboxes = Inboxes()
         for _, pub in addresses:
             network.listen(pub, self)
         world.after(BEAT, self._beat)
@@ -105,11 +108,18 @@ class Forwarder:
         if frame is None:
             for topic in sorted(line.topics):
                 self._unsubscribe(line, topic)
+            self._inboxes.gone(line)
         elif frame[:1] == wire.SUBSCRIBE:
             self._subscribe(line, frame[1:])
         elif frame[:1] == wire.UNSUBSCRIBE:
             if frame[1:] in line.topics:
                 self._unsubscribe(line, frame[1:])
+        elif frame[:1] == wire.CLAIM_BYTE:
+            claim = wire.CLAIM.decode(frame)
+            if self._inboxes.claim(claim, line, b"").subscribes:
+                self._publish(self.exchange.upstream(wire.subscription(wire.inbox_topic(claim.inbox))))
+        elif frame[0] in _OF_INBOXES and not self._inboxes.may_use(wire.inbox_in(frame), line):
+            self.exchange.drops["foreign_inbox"] += 1
         else:
             self._publish(self.exchange.upstream(frame))
 
@@ -117,7 +127,9 @@ class Forwarder:
         if topic not in line.topics:
             line.topics.add(topic)
             self._subscribers.setdefault(topic, {})[line] = None
-            if len(self._subscribers[topic]) == 1:
+            inbox = wire.inbox_of(topic)
+            counts = not inbox or self._inboxes.subscribe(inbox, line, b"") is Verdict.COUNTS
+            if counts and len(self._subscribers[topic]) == 1:
                 self._publish(self.exchange.upstream(wire.subscription(topic)))
 
     def _unsubscribe(self, line, topic):

@@ -167,7 +167,7 @@ class Process:
             outbox_bytes=2**24,
         )
         client = Client(
-            b"%016x" % number,
+            b"%016d" % number,
             b"%08d" % number,
             prefetch=settings.prefetch,
             window=settings.window,

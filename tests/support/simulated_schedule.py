@@ -298,7 +298,8 @@ class Schedule(Simulation):
     def _join_failed(self, process, member):
         """Check that a join has failed for a reason: a fault after it was called, or no forwarder that is well."""
         super()._join_failed(process, member)
-        up = {link.instance for link in process.links._links.values() if link.state is State.UP}
+        links = process.links._links.values()
+        up = {link.instance for link in links if link.state is State.UP and link._greeted_at < self.world.now - 1.0}
         well = [one for one in self._alive() if one.is_well and one.exchange.instance in up]
         assert not any(one.serves_since < member.called for one in well) or self.fault_at > member.called + 1.0, (
             "a join has failed although a forwarder was there"

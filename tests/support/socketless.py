@@ -122,6 +122,9 @@ class Subscriber:
         self.keys = keys
         return False
 
+    def subscribe_inbox(self):
+        self.sent.append(wire.subscription(wire.inbox_topic(self.client.inbox)))
+
     def send(self, frame):
         self.sent.append(frame)
         return False

@@ -14,8 +14,9 @@ PATIENCE = 20_000
 class Peer:
     """Raw sockets of one client process; at an embedded producer, which has no producers' port, only one."""
 
-    def __init__(self, context, pull, pub, inbox=None):
-        self.inbox = inbox or secrets.token_hex(8).encode()
+    def __init__(self, context, pull, pub, secret=None):
+        self.secret = secret or secrets.token_bytes(wire.SECRET_SIZE)
+        self.inbox = wire.claimable(self.secret)
         self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
         for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.RCVTIMEO, PATIENCE), (zmq.LINGER, 0)):
             self.xsub.set(option, value)
@@ -27,7 +28,8 @@ class Peer:
         self.number = 0
 
     def __enter__(self):
-        self.say(wire.subscription(wire.inbox_topic(self.inbox)))
+        for frame in opening(self.secret):
+            self.say(frame)
         self.say(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0)))
         try:
             assert wire.WELCOME.decode(self.await_kind(wire.WELCOME)).session == 1
@@ -66,6 +68,12 @@ class Peer:
 
     def __exit__(self, *error):
         self.close()
+
+
+def opening(secret):
+    """Return the frames by which a client begins, on a new socket: it claims its inbox and subscribes to it."""
+    inbox = wire.claimable(secret)
+    return [wire.CLAIM.encode(wire.Claim(inbox, secret)), wire.subscription(wire.inbox_topic(inbox))]
 
 
 class RawPeer:

@@ -25,7 +25,9 @@ def main() -> None:
     context = zmq.Context()
     context.linger = 1000
     push, sub = _connected(context, zmq.PUSH, "PULL"), _connected(context, zmq.XSUB, "PUB")
-    inbox, topic = secrets.token_hex(8).encode(), wire.group_topic(GROUP)
+    secret, topic = secrets.token_bytes(wire.SECRET_SIZE), wire.group_topic(GROUP)
+    inbox = wire.claimable(secret)
+    sub.send(wire.CLAIM.encode(wire.Claim(inbox, secret)))
     sub.send(b"\1" + wire.inbox_topic(inbox))
     sub.send(b"\1" + topic)
     welcome = wire.WELCOME.decode(_answer(sub, wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, 0)), b"w"))

@@ -13,7 +13,8 @@ from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question, Status
 
-INBOX, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
+SECRET, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
+INBOX = wire.claimable(SECRET)
 SENDER, OTHER = b"s" * 8, b"o" * 8
 INSTANCE = b"i" * 8
 SESSION = 7
@@ -24,7 +25,7 @@ TTL = 60_000
 @pytest.fixture
 def client(clock):
     """At one exchange, whose session has begun."""
-    client = Client(INBOX, SENDER, clock=clock)
+    client = Client(SECRET, SENDER, clock=clock)
     client.own_names = AnyName()
     client.begin_session(client.attach(), SESSION, b"instance")
     return client
@@ -150,7 +151,7 @@ def test_input_that_was_found_is_something_to_do():
 def test_taking_an_output_begins_anew_with_it():
     """Frames are taken in their order; changes and readers are not done under the lock, and stay."""
     out = Output()
-    reader, change, exchange = Reader(), LinkRestored(3), Client(INBOX, SENDER).attach()
+    reader, change, exchange = Reader(), LinkRestored(3), Client(SECRET, SENDER).attach()
     out.send_upstream([b"1", b"2"])
     out.send_upstream([b"3"], exchange)
     out.reply(Reply(b"4"))
@@ -1357,7 +1358,7 @@ HEADS = [b"", b"G", b"Gg\0", b"P", wire.inbox_topic(INBOX)] + [
 @given(frames=st.lists(st.builds(bytes.__add__, st.sampled_from(HEADS), st.binary(max_size=60)), max_size=5))
 def test_no_bytes_make_a_client_fail(frames):
     """Each frame is taken, or counted as malformed; what comes out can be sent."""
-    client = Client(INBOX, SENDER)
+    client = Client(SECRET, SENDER)
     for _ in range(2):
         client.attach()
     add(client)

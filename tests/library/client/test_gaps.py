@@ -66,6 +66,15 @@ def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
     assert rig.delivered == [1, 4, 7, 8]
 
 
+def test_a_forged_number_does_not_hold_back_what_follows(rig):
+    """Whether that comes before the forged one is delivered or behind it."""
+    rig.begins(1)
+    rig.begins(2**64 - 1)
+    rig.begins(2)
+    rig.arrives(3)
+    assert (rig.delivered, rig.missed) == ([1, 2**64 - 1, 2, 3], 0)
+
+
 def test_other_runs_do_not_wait(rig):
     """Neither of another sender, nor is their time the same."""
     rig.begins(1)

@@ -10,7 +10,8 @@ from channels_zmq.client.sealed import SealedClient
 from channels_zmq.encryption import Keyring
 from channels_zmq_forwarder import wire
 
-INBOX = b"0123456789abcdef"
+SECRET = b"0123456789abcdef"
+INBOX = wire.claimable(SECRET)
 SENDER, OTHER = b"s" * 8, b"o" * 8
 G, H = wire.group_topic("g"), wire.group_topic("h")
 TTL = 60_000
@@ -28,7 +29,7 @@ def ours():
 @pytest.fixture
 def client(clock):
     """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
-    client = SealedClient(INBOX, SENDER, keyring(), clock=clock)
+    client = SealedClient(SECRET, SENDER, keyring(), clock=clock)
     client.own_names = AnyName()
     client.begin_session(client.attach(), 1, b"instance")
     for channel, topic in (("a", G), ("b", G), ("c", H)):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
-from channels_zmq_forwarder.wire import FLAG_FIRST
+from channels_zmq_forwarder.wire import FLAG_FIRST, MAX_JUMP
 
 SENDER, OTHER = b"s" * 8, b"o" * 8
 G, H, OLD, NEW = b"Gg\0", b"Gh\0", b"Gi\0", b"Gj\0"
@@ -164,6 +164,29 @@ def test_a_run_that_begins_anew_is_no_loss():
     runs.skip_to(SENDER, 5)
     assert runs.see(SENDER, 5000, FLAG_FIRST) == 0
     assert runs.see(SENDER, 5002, 0) == 1
+
+
+@pytest.mark.parametrize("flags", [0, FLAG_FIRST])
+@pytest.mark.parametrize("forged", [2**64 - 1, 5 + MAX_JUMP + 1])
+def test_a_forged_number_makes_nothing_a_repetition(forged, flags):
+    """What no sender skips or sends again begins the run anew, and nothing counts as lost."""
+    runs = Runs()
+    runs.skip_to(SENDER, 5)
+    assert runs.see(SENDER, forged, flags) == (0 if flags else BEGINS)
+    assert runs.skip_to(SENDER, forged) == 0
+    assert runs.see(SENDER, 6, 0) == BEGINS
+    assert runs.skip_to(SENDER, 6) == 0
+    assert runs.see(SENDER, 7, 0) == 0
+
+
+@pytest.mark.parametrize("distance", [1, MAX_JUMP - 1])
+def test_a_number_that_a_sender_may_skip_shows_what_is_missing(distance):
+    """And what it may send again is a repetition."""
+    runs = Runs()
+    runs.skip_to(SENDER, 5)
+    assert runs.see(SENDER, 5 + distance, 0) == distance - 1
+    runs.skip_to(SENDER, 5 + distance)
+    assert runs.see(SENDER, 6, 0) == REPEATED
 
 
 def test_each_sender_has_a_run_of_its_own():

@@ -42,7 +42,8 @@ from channels_zmq.transports.subscriber import REFUSALS
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import new_pair
 
-INBOX = b"0123456789abcdef"
+SECRET = b"0123456789abcdef"
+INBOX = wire.claimable(SECRET)
 SENDER = b"s" * 8
 FORWARDER = Forwarder("tcp://pull", "tcp://pub")
 NAME = "tcp://pull and tcp://pub"
@@ -75,7 +76,7 @@ class Rig:
     def __init__(self, clock, forwarder=FORWARDER, keys=None, capacity=1000, context=None):
         self.clock, self.calls = clock, []
         chosen = options(outbox_capacity=capacity, keys=keys)
-        self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
         self.client.own_names = AnyName()
         self.context = context or Context()
         self.ledger = Ledger(chosen.outbox_capacity, chosen.outbox_bytes)

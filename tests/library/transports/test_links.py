@@ -23,7 +23,8 @@ from channels_zmq.transports.states import Event, State
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import KnownForwarder
 
-INBOX, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
+SECRET, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
+INBOX = wire.claimable(SECRET)
 SENDER = b"s" * 8
 A, B, C, D, ALIAS = (
     Forwarder(f"tcp://10.0.0.{number}:5555", f"tcp://10.0.0.{number}:5556") for number in (1, 2, 3, 4, 5)
@@ -83,7 +84,7 @@ class Rig:
     def __init__(self, clock, *forwarders, capacity=1000):
         self.clock, self.calls = clock, []
         chosen = options(outbox_capacity=capacity, resolve_every=EVERY)
-        self.client = Client(INBOX, SENDER, window=WINDOW, clock=clock)
+        self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
         self.client.own_names = AnyName()
         self.links = Links(forwarders or (A, B), chosen, self.client, self.calls.append)
         self.links.start()

@@ -1,0 +1,81 @@
+"""Which connection of a publishing socket may use which inbox. Pure.
+
+- An inbox is the hash of a secret that only its client knows. A connection claims it by that secret, and uses no other.
+- A subscription to an inbox counts once its connection has claimed the inbox, so that nobody else can make a client
+  that is away seem to be there.
+- While a client is connected, only its own CURVE key may subscribe to its inbox. A client may have two connections: the
+  exchange may notice late that one is broken, and a new key comes by a new connection, whose claim comes first.
+"""
+
+from enum import Enum
+from typing import NamedTuple
+
+from channels_zmq_forwarder import wire
+
+
+class Verdict(Enum):
+    """What becomes of a subscription to an inbox."""
+
+    COUNTS = 1
+    WAITS = 2
+    """For the claim of its connection."""
+    REFUSED = 3
+
+
+class Claimed(NamedTuple):
+    """The result of a claim."""
+
+    subscribes: bool
+    """Whether a subscription to the inbox has waited for it."""
+    others: list[int]
+    """Connections with other keys that have subscribed to the inbox: to be ended."""
+
+
+class Inboxes:
+    """The claims of all connections, which are named by their file descriptors."""
+
+    def __init__(self) -> None:
+        self._claimed: dict[int, bytes] = {}
+        self._waiting: dict[int, bytes] = {}
+        self._keys: dict[bytes, dict[int, bytes]] = {}  # of the connections that have claimed or wait, by inbox
+
+    def subscribe(self, inbox: bytes, descriptor: int, key: bytes) -> Verdict:
+        """Take a subscription to an inbox by a connection with this CURVE key, which is empty without CURVE."""
+        if self._claimed.get(descriptor) == inbox:
+            return Verdict.COUNTS
+        if self._waiting.get(descriptor) == inbox:
+            return Verdict.WAITS
+        users = self._keys.get(inbox, {})
+        owners = {other for user, other in users.items() if self._claimed.get(user) == inbox}
+        if descriptor in self._waiting or descriptor in self._claimed or (owners and key not in owners):
+            return Verdict.REFUSED
+        self._waiting[descriptor] = inbox
+        self._keys.setdefault(inbox, {})[descriptor] = key
+        return Verdict.WAITS
+
+    def claim(self, claim: wire.Claim, descriptor: int, key: bytes) -> Claimed | None:
+        """Take the claim of a connection with this CURVE key; return None if it is refused."""
+        inbox = claim.inbox
+        if self._claimed.get(descriptor, inbox) != inbox or wire.claimable(claim.secret) != inbox:
+            return None
+        self._claimed[descriptor] = inbox
+        subscribes = self._waiting.get(descriptor) == inbox
+        if subscribes:
+            del self._waiting[descriptor]
+        users = self._keys.setdefault(inbox, {})
+        users[descriptor] = key
+        others = [user for user, other in users.items() if other != key and self._waiting.get(user) == inbox]
+        return Claimed(subscribes, others)
+
+    def may_use(self, inbox: bytes, descriptor: int) -> bool:
+        """Return whether a connection has claimed an inbox."""
+        return self._claimed.get(descriptor) == inbox
+
+    def gone(self, descriptor: int) -> None:
+        """Forget a connection; its descriptor may name another one from now on."""
+        for table in (self._claimed, self._waiting):
+            inbox = table.pop(descriptor, None)
+            users = self._keys.get(inbox, {}) if inbox is not None else {}
+            users.pop(descriptor, None)
+            if inbox is not None and not users:
+                self._keys.pop(inbox, None)

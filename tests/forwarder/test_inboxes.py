@@ -1,0 +1,100 @@
+"""Which connection may use which inbox, as a table; `test_subscribers` has the sockets."""
+
+import pytest
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.inboxes import Claimed, Inboxes, Verdict
+
+SECRET, OTHER_SECRET = b"a" * 16, b"b" * 16
+INBOX, OTHER = wire.claimable(SECRET), wire.claimable(OTHER_SECRET)
+CLAIM, OTHER_CLAIM = wire.Claim(INBOX, SECRET), wire.Claim(OTHER, OTHER_SECRET)
+ONE, TWO, THREE = 11, 12, 13
+KEY, OTHER_KEY = b"key", b"other key"
+
+
+@pytest.fixture
+def inboxes():
+    return Inboxes()
+
+
+def test_a_secret_has_one_inbox():
+    """All sides must make the same one of it."""
+    assert INBOX == b"0c0beacef8877bbf"
+    assert wire.claimable(SECRET) != wire.claimable(b"a" * 15 + b"b")
+
+
+@pytest.mark.parametrize("key", [b"", KEY])
+def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes, key):
+    """However often it is repeated before that. Behind it, it counts at once."""
+    assert [inboxes.subscribe(INBOX, ONE, key) for _ in range(2)] == [Verdict.WAITS] * 2
+    assert not inboxes.may_use(INBOX, ONE)
+    assert inboxes.claim(CLAIM, ONE, key) == Claimed(True, [])
+    assert inboxes.may_use(INBOX, ONE)
+    assert inboxes.claim(CLAIM, ONE, key) == Claimed(False, [])
+    assert inboxes.subscribe(INBOX, ONE, key) is Verdict.COUNTS
+
+
+def test_a_claim_may_come_first(inboxes):
+    """As on a new socket."""
+    assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
+    assert inboxes.subscribe(INBOX, ONE, KEY) is Verdict.COUNTS
+
+
+def test_without_the_secret_there_is_no_claim(inboxes):
+    """Nor does one that fails end another one."""
+    inboxes.claim(CLAIM, ONE, KEY)
+    assert inboxes.claim(wire.Claim(INBOX, OTHER_SECRET), TWO, OTHER_KEY) is None
+    assert not inboxes.may_use(INBOX, TWO)
+    assert inboxes.may_use(INBOX, ONE)
+
+
+def test_a_connection_uses_one_inbox(inboxes):
+    """A client has one."""
+    inboxes.claim(CLAIM, ONE, KEY)
+    assert inboxes.claim(OTHER_CLAIM, ONE, KEY) is None
+    assert inboxes.subscribe(OTHER, ONE, KEY) is Verdict.REFUSED
+    inboxes.subscribe(OTHER, TWO, KEY)
+    assert inboxes.subscribe(INBOX, TWO, KEY) is Verdict.REFUSED
+
+
+def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes):
+    """The subscription waits on."""
+    inboxes.subscribe(OTHER, ONE, KEY)
+    assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
+    assert not inboxes.may_use(OTHER, ONE)
+
+
+@pytest.mark.parametrize(("key", "verdict"), [(KEY, Verdict.WAITS), (OTHER_KEY, Verdict.REFUSED)])
+def test_an_inbox_that_is_in_use_is_only_for_its_key(inboxes, key, verdict):
+    """The same key may belong to the same client, whose former connection has broken."""
+    inboxes.claim(CLAIM, ONE, KEY)
+    assert inboxes.subscribe(INBOX, TWO, key) is verdict
+
+
+def test_a_claim_by_a_new_key_adds_it(inboxes):
+    """While a client changes its key both connections are in use."""
+    inboxes.claim(CLAIM, ONE, KEY)
+    inboxes.claim(CLAIM, TWO, OTHER_KEY)
+    assert inboxes.subscribe(INBOX, TWO, OTHER_KEY) is Verdict.COUNTS
+    assert inboxes.may_use(INBOX, ONE)
+    assert [inboxes.subscribe(INBOX, THREE, key) for key in (b"third", OTHER_KEY)] == [Verdict.REFUSED, Verdict.WAITS]
+
+
+def test_a_claim_names_the_connections_with_other_keys_that_wait(inboxes):
+    """They subscribed while the client was away."""
+    inboxes.subscribe(INBOX, ONE, OTHER_KEY)
+    inboxes.subscribe(INBOX, TWO, KEY)
+    assert inboxes.claim(CLAIM, THREE, KEY) == Claimed(False, [ONE])
+
+
+def test_nothing_is_left_of_connections_that_have_ended(inboxes):
+    """Their descriptors name others from then on."""
+    inboxes.claim(CLAIM, ONE, KEY)
+    inboxes.subscribe(INBOX, TWO, KEY)
+    inboxes.subscribe(OTHER, ONE, KEY)
+    for descriptor in (ONE, TWO, THREE):
+        inboxes.gone(descriptor)
+    assert not inboxes.may_use(INBOX, ONE)
+    assert inboxes.subscribe(INBOX, ONE, OTHER_KEY) is Verdict.WAITS
+    inboxes.gone(ONE)
+    assert vars(inboxes) == vars(Inboxes())
