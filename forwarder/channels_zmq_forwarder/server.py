@@ -9,15 +9,12 @@ unbound meanwhile: that would cut living connections.
 """
 
 import asyncio
-import ctypes
 import json
 import logging
 import os
-import resource
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import zmq
 
@@ -25,6 +22,13 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
+from channels_zmq_forwarder.process import (
+    ResidentMemory,
+    cgroup_memory_limit,
+    raise_descriptor_limit,
+    spare_descriptors,
+    trim_heap,
+)
 from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
@@ -35,7 +39,6 @@ logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
 """Seconds between two checks of memory, lag, the start rule and what is due."""
-MAX_DESCRIPTORS = 2**20
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
@@ -88,7 +91,8 @@ class Server:
     def __init__(self, settings: Settings, end: asyncio.Event | None = None) -> None:
         self.settings = settings
         self.memory = MemoryGuard(settings.memory_limit or cgroup_memory_limit(), time.monotonic)
-        queue_bytes = self.memory.queue_bytes(settings.queue_bytes, resident_memory())
+        self.resident = ResidentMemory()
+        queue_bytes = self.memory.queue_bytes(settings.queue_bytes, self.resident.read())
         if queue_bytes < settings.queue_bytes:
             logger.info(
                 "queues of normal channels may hold %d bytes instead of %d, because of the memory limit of %d",
@@ -260,7 +264,11 @@ class Server:
                 logger.exception("a periodic task failed")
 
     def _refresh_keys(self) -> None:
-        if self.gate is not None and self.gate.allowed is not None and self.gate.allowed.refresh():
+        if self.gate is None or self.gate.allowed is None:
+            return
+        with spare_descriptors():
+            revoked = self.gate.allowed.refresh()
+        if revoked:
             ended = self.pump.end_revoked()
             if ended:
                 logger.warning("ended %d connections by keys that were revoked", ended)
@@ -279,10 +287,10 @@ class Server:
     def _watch_memory(self) -> None:
         if not self.memory.limit:
             return
-        before, resident = self.memory.refuses, resident_memory()
+        before, resident = self.memory.refuses, self.resident.read()
         if self.memory.should_trim(resident):
             trim_heap()
-            resident = resident_memory()
+            resident = self.resident.read()
         now = self.memory.decide(resident, self.exchange.queues.size)
         if now is before:
             return
@@ -304,42 +312,7 @@ class Server:
         if self.gate is not None:
             self.gate.close()
         self._context.term()
-
-
-def raise_descriptor_limit() -> None:
-    """Let this process open as many files as the system permits: each connection is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        logger.info("raised the limit of open files from %d to %d", soft, wanted)
-
-
-def resident_memory() -> int:
-    """Return the resident memory of this process in bytes, 0 if the system does not report it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def trim_heap() -> None:
-    """Give freed memory back to the system; does nothing if the C library cannot."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def cgroup_memory_limit() -> int:
-    """Return the container's memory limit in bytes, 0 if it has none."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = int(Path(path).read_text())
-        except (OSError, ValueError):
-            continue
-        if limit < 2**60:
-            return limit
-    return 0
+        self.resident.close()
 
 
 class JsonLines(logging.Formatter):

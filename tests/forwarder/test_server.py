@@ -21,14 +21,12 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.memory import Refusal
+from channels_zmq_forwarder.process import ResidentMemory
 from channels_zmq_forwarder.server import (
     BESIDE_OTHERS,
     JsonLines,
     Server,
-    cgroup_memory_limit,
-    resident_memory,
     serve,
-    trim_heap,
 )
 from channels_zmq_forwarder.settings import Settings
 from channels_zmq_forwarder.wire import State, Status
@@ -280,24 +278,11 @@ async def test_a_forwarder_that_everybody_can_use_says_so(caplog, address, keys,
     assert [warning in line for line in lines] == [True] * bool(warning)
 
 
-def test_as_many_files_may_be_opened_as_the_system_permits():
-    """Each connection is one; the usual limit is 1,024."""
-    code = (
-        "import resource\n"
-        "from channels_zmq_forwarder.server import raise_descriptor_limit\n"
-        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
-        "raise_descriptor_limit()\n"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 2**20))\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"True\n"
-
-
-async def test_memory_is_watched(monkeypatch):
+async def test_memory_is_watched():
     """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
     server = Server(settings(memory_limit=1000))
     for resident, largest in ((950, 0), (750, 65_536), (700, 65_536), (650, None)):
-        monkeypatch.setattr(server_module, "resident_memory", lambda resident=resident: resident)
+        server.resident.read = lambda resident=resident: resident
         server._watch_memory()
         assert server.exchange._largest == largest
     server.close()
@@ -308,7 +293,7 @@ async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch):
     """Nothing could follow from it."""
     monkeypatch.setattr(server_module, "cgroup_memory_limit", lambda: 0)
     server = Server(settings())
-    monkeypatch.setattr(server_module, "resident_memory", lambda: 1 / 0)
+    server.resident.read = lambda: 1 / 0
     server._watch_memory()
     server.close()
 
@@ -316,9 +301,9 @@ async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch):
 async def test_freed_memory_is_returned_before_anything_is_refused(monkeypatch, caplog):
     """The C library keeps it otherwise, and messages would be refused for ever."""
     resident = [950]
-    monkeypatch.setattr(server_module, "resident_memory", lambda: resident[0])
     monkeypatch.setattr(server_module, "trim_heap", lambda: resident.__setitem__(0, 100))
     server = Server(settings(memory_limit=1000))
+    server.resident.read = lambda: resident[0]
     server._watch_memory()
     assert server.memory.refuses == Refusal.NOTHING
     resident[0] = 950
@@ -328,17 +313,10 @@ async def test_freed_memory_is_returned_before_anything_is_refused(monkeypatch, 
     server.close()
 
 
-def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch):
-    """Elsewhere nothing happens."""
-    trim_heap()
-    monkeypatch.setattr(server_module.ctypes, "CDLL", lambda name: object())
-    trim_heap()
-
-
 async def test_queues_may_hold_a_share_of_the_memory_limit(monkeypatch, caplog):
     """The log reports that the setting is not applied as it stands."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(server_module, "resident_memory", lambda: 100_000)
+    monkeypatch.setattr(ResidentMemory, "read", lambda self: 100_000)
     server = Server(settings(memory_limit=10**6, queue_bytes=10**6))
     assert server.exchange.queues.limits.queue_bytes == 400_000
     assert "may hold 400000 bytes instead of 1000000" in caplog.text
@@ -371,49 +349,6 @@ async def test_expired_messages_are_swept(async_sockets):
         assert server.exchange.queues.depth() == 1
         while server.exchange.queues.depth():
             await asyncio.sleep(0.01)
-
-
-def test_the_memory_of_this_process_is_known():
-    """Linux reports it; elsewhere it is 0."""
-    assert resident_memory() > 10**6 or sys.platform != "linux"
-
-
-def test_where_there_is_no_proc_memory_is_not_known(monkeypatch):
-    """Memory is then not watched."""
-    monkeypatch.setattr(server_module, "Path", FakeFiles({}))
-    assert resident_memory() == 0
-    assert cgroup_memory_limit() == 0
-
-
-@pytest.mark.parametrize(
-    "files, limit",
-    [
-        ({"/sys/fs/cgroup/memory.max": "1048576\n"}, 2**20),
-        ({"/sys/fs/cgroup/memory.max": "max\n"}, 0),
-        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "1048576\n"}, 2**20),
-        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, 0),
-    ],
-)
-def test_the_limit_of_the_container_is_read(monkeypatch, files, limit):
-    """Both versions of cgroups are read; a huge number means no limit."""
-    monkeypatch.setattr(server_module, "Path", FakeFiles(files))
-    assert cgroup_memory_limit() == limit
-
-
-class FakeFiles:
-    """Files by path; other files do not exist."""
-
-    def __init__(self, files):
-        self.files, self.path = files, ""
-
-    def __call__(self, path):
-        self.path = path
-        return self
-
-    def read_text(self):
-        if self.path not in self.files:
-            raise FileNotFoundError(self.path)
-        return self.files[self.path]
 
 
 def test_a_json_line_is_one_object():
