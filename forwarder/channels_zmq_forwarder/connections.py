@@ -12,13 +12,12 @@ import os
 import socket as sockets
 import struct
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 _WATCHED = (
     zmq.Event.ACCEPTED
@@ -27,10 +26,14 @@ _WATCHED = (
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 )
 _FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
+_EVENT = struct.Struct("=HI")
+"""Of an event in `zmq_socket_monitor(3)`: its kind and its value, mostly the descriptor of a connection."""
 _UNSENT = 0x894B
 """SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
-_BYTES_ACKED = struct.Struct("=120xQ")
-"""Of `struct tcp_info` in linux/tcp.h: `tcpi_bytes_acked`."""
+_BYTES = struct.Struct("=120xQQ")
+"""Of `struct tcp_info` in linux/tcp.h: `tcpi_bytes_acked` and `tcpi_bytes_received`."""
+EVENTS = 1000
+"""Events that are processed in one step."""
 LOOKS = 16
 """Number of looks while the largest permitted backlog is published."""
 
@@ -44,6 +47,9 @@ class Peer(NamedTuple):
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}" if self.port else host
+
+
+_UNKNOWN = Peer("a closed connection")
 
 
 class Connections:
@@ -64,28 +70,43 @@ class Connections:
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
         """The socket to watch: `turn` is due when it is readable."""
         self._has_failed = False
+        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._copy = os.dup(self._nothing)
 
     def turn(self) -> None:
         """Process all events. Never blocks."""
-        with suppress(zmq.Again):
-            while True:
-                event = recv_monitor_message(self.monitor, zmq.DONTWAIT)
-                self._process(event["event"], int(event["value"]))
+        while self.step():
+            pass
 
-    def _process(self, event: int, descriptor: int) -> None:
+    def step(self) -> bool:
+        """Process the events that have arrived, `EVENTS` at most; return whether there may be more."""
+        arrived: list[tuple[int, int, Peer | None]] = []
+        with suppress(zmq.Again):
+            while len(arrived) < EVENTS:
+                head, _ = self.monitor.recv_multipart(zmq.DONTWAIT)
+                event, descriptor = _EVENT.unpack(head)
+                # At once, because the peer of a connection that has ended can no longer be asked for.
+                arrived.append((event, descriptor, _peer(descriptor) if event == zmq.Event.ACCEPTED else None))
+        for event, descriptor, peer in arrived:
+            self._process(event, descriptor, peer)
+        return len(arrived) == EVENTS
+
+    def _process(self, event: int, descriptor: int, peer: Peer | None) -> None:
         # The event of a failure does not name its connection. Events that carry its descriptor precede it (accepted)
-        # and follow it (disconnected), and by the time of the latter the address can no longer be asked for.
-        if event == zmq.Event.ACCEPTED:
-            self.peers[descriptor] = _peer(descriptor)
+        # and follow it (disconnected).
+        if peer is not None:
+            self.peers[descriptor] = peer
         elif event in _FAILED:
             self._has_failed = True
         elif event == zmq.Event.DISCONNECTED:
             self.keys.pop(descriptor, None)
             self.gone(descriptor)
             failed, self._has_failed = self._has_failed, False
-            peer = self.peers.pop(descriptor, Peer("an unknown address"))
+            peer = self.peers.pop(descriptor, _UNKNOWN)
             if failed and self._refused is not None:
-                self._refused(peer)
+                # A peer that is still connected is not that of the connection that has ended, but of a later one with
+                # the same number, which was there already when it was asked for.
+                self._refused(_UNKNOWN if peer == _peer(descriptor) else peer)
 
     def end(self, descriptor: int) -> bool:
         """End a connection. Frames that wait for its peer are lost; the peer may reconnect.
@@ -94,16 +115,23 @@ class Connections:
             Whether it was still open.
         """
         self.keys.pop(descriptor, None)
-        with suppress(OSError), _copy(descriptor) as copy:  # closed; another file may have its number by now
-            if self.peers.get(descriptor) == _peer_of(copy):
-                _break(copy)
-                return True
+        with suppress(OSError):  # closed; another file may have its number by now
+            os.dup2(descriptor, self._copy, inheritable=False)  # needs no further descriptor: there may be none
+            try:
+                with _borrowed(self._copy) as copy:
+                    if self.peers.get(descriptor) == _peer_of(copy):
+                        _break(copy)
+                        return True
+            finally:
+                os.dup2(self._nothing, self._copy, inheritable=False)
         return False
 
     def close(self) -> None:
         """Stop watching, because the socket is about to be closed."""
         self._socket.disable_monitor()
         self.monitor.close(linger=0)
+        os.close(self._copy)
+        os.close(self._nothing)
 
 
 @dataclass(slots=True)
@@ -167,9 +195,8 @@ class SlowSubscribers:
 
 def _acknowledged(descriptor: int) -> int | None:
     """Return how many bytes a peer has acknowledged; None if it has ended, or is no TCP connection on Linux."""
-    with suppress(OSError, struct.error), _copy(descriptor) as copy:
-        info = copy.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES_ACKED.size)
-        return int(_BYTES_ACKED.unpack(info)[0])
+    with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
+        return int(_BYTES.unpack(connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size))[0])
     return None
 
 
@@ -191,21 +218,20 @@ def _break(connection: sockets.socket) -> None:
         connection.shutdown(sockets.SHUT_RDWR)
 
 
-def _copy(descriptor: int) -> sockets.socket:
-    copy = os.dup(descriptor)
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[sockets.socket]:
+    """Yield a socket of a descriptor that somebody else opens and closes."""
+    connection = sockets.socket(fileno=descriptor)
     try:
-        return sockets.socket(fileno=copy)
-    except OSError:  # no socket has this number any more
-        os.close(copy)
-        raise
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _peer(descriptor: int) -> Peer:
-    try:
-        with _copy(descriptor) as copy:
-            return _peer_of(copy)
-    except OSError:
-        return Peer("a closed connection")
+    with suppress(OSError), _borrowed(descriptor) as connection:
+        return _peer_of(connection)
+    return _UNKNOWN
 
 
 def _peer_of(socket: sockets.socket) -> Peer:

@@ -15,11 +15,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
+from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
 from channels_zmq_forwarder.process import (
@@ -126,6 +128,7 @@ class Server:
         self._end = end or asyncio.Event()
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._turn_is_due = False
+        self._with_events: set[Connections] = set()
         self._trim_at, self._trim_until, self._trimmed_topics = 0.0, 0.0, 0
         self._closed = False
 
@@ -181,7 +184,8 @@ class Server:
         """Watch all descriptors, and read each once: they report changes only, and input may be there already."""
         loop = asyncio.get_running_loop()
         self._watched = [(descriptor, self._input) for descriptor in self.pump.descriptors()]
-        self._watched += [(number(one.monitor, zmq.FD), one.turn) for one in self.pump.connections.values()]
+        for one in self.pump.connections.values():
+            self._watched.append((number(one.monitor, zmq.FD), partial(self._read_events, one)))
         if self.gate is not None:
             self._watched.append((number(self.gate.socket, zmq.FD), self.gate.turn))
         for descriptor, callback in self._watched:
@@ -214,6 +218,16 @@ class Server:
         # One chain of turns at a time, or each new frame would begin another.
         if not self._turn_is_due:
             self._turn()
+
+    def _read_events(self, connections: Connections) -> None:
+        if connections not in self._with_events:  # one chain of steps at a time, too
+            self._step(connections)
+
+    def _step(self, connections: Connections) -> None:
+        self._with_events.discard(connections)
+        if not self._closed and connections.step():
+            self._with_events.add(connections)
+            asyncio.get_running_loop().call_soon(self._step, connections)
 
     def _publish(self, frames: Sequence[bytes]) -> None:
         """Publish frames outside a turn, and begin a turn if that took input in; the only way to publish from here."""

@@ -1,10 +1,14 @@
 """The connections to a publishing socket: who is far behind, and how a single one ends."""
 
 import os
+import resource
+import socket
+from contextlib import ExitStack, suppress
 
 import pytest
 import zmq
 
+from channels_zmq_forwarder import connections
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
 
 FRAME = bytes(16 * 1024)
@@ -38,6 +42,11 @@ class Publisher:
             pass
         self.connections.turn()
         return subscriber
+
+    def connect(self):
+        """Return a connection to it that speaks no ZeroMQ."""
+        port = int(self.address.rpartition(b":")[2])
+        return socket.create_connection(("127.0.0.1", port), timeout=10)
 
     def publish(self, count=1):
         for _ in range(count):
@@ -169,6 +178,61 @@ def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(make, tmp_p
         publisher.connections.end(file.fileno())
         assert len(os.listdir("/proc/self/fd")) == before
         file.write("still open")
+
+
+def test_a_connection_is_ended_when_no_descriptor_is_left(make):
+    """A revoked key, say: whoever uses up the descriptors must not keep it in."""
+    publisher = make()
+    publisher.subscribe()
+    (descriptor,) = publisher.connections.peers
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        assert publisher.connections.end(descriptor)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for one in taken:
+            os.close(one)
+    while publisher.connections.peers:
+        publisher.connections.turn()
+
+
+def test_a_step_processes_a_bounded_number_of_events(make, monkeypatch):
+    """So that a flood of connections lets the rest of the program run."""
+    publisher = make()
+    publisher.subscribe()
+    monkeypatch.setattr(connections, "EVENTS", 1)
+    with ExitStack() as stack:
+        peers = [stack.enter_context(publisher.connect()) for _ in range(2)]
+        assert all(peer.recv(1) for peer in peers)
+        assert publisher.connections.step()
+        assert len(publisher.connections.peers) == 2
+        assert publisher.connections.step()
+        assert len(publisher.connections.peers) == 3
+        assert not publisher.connections.step()
+
+
+def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets):
+    """A number is free as soon as a connection has ended. Better no address is logged than that of somebody else."""
+    server = sockets.open(zmq.PULL)
+    refused = []
+    watched = Connections(server, refused.append)
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
+        stranger.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"PLAIN".ljust(52, b"\0"))
+        with suppress(ConnectionResetError):
+            while stranger.recv(100):
+                pass
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as innocent:
+        assert innocent.recv(1)
+        watched.turn()
+        assert list(watched.peers.values()) == [Peer(*innocent.getsockname())]
+        assert refused == [Peer("a closed connection")]
+    watched.close()
 
 
 @pytest.mark.parametrize(

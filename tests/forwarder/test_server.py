@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
 import zmq
 from strangers import opening
 
+from channels_zmq_forwarder import connections, wire
 from channels_zmq_forwarder import server as server_module
-from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.memory import Refusal
@@ -276,6 +276,19 @@ async def test_a_forwarder_that_everybody_can_use_says_so(caplog, address, keys,
         pass
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [warning in line for line in lines] == [True] * bool(warning)
+
+
+async def test_events_of_connections_are_read_in_steps(monkeypatch):
+    """A flood of them lets other work run; and all are read, although the descriptor reports them only once."""
+    monkeypatch.setattr(connections, "EVENTS", 1)
+    async with running(settings()) as server:
+        (known,) = [server.pump.connections[one] for one in server.pump.connections if one.type == zmq.XPUB]
+        with ExitStack() as stack:
+            for _ in range(10):
+                address = ("127.0.0.1", int(server.pub_addresses[0].rpartition(":")[2]))
+                stack.enter_context(socket.create_connection(address))
+            while len(known.peers) < 10:
+                await asyncio.sleep(0)
 
 
 async def test_memory_is_watched():
