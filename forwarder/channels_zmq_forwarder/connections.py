@@ -20,7 +20,8 @@ from typing import NamedTuple
 import zmq
 
 _WATCHED = (
-    zmq.Event.ACCEPTED
+    zmq.Event.LISTENING
+    | zmq.Event.ACCEPTED
     | zmq.Event.DISCONNECTED
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
@@ -32,8 +33,12 @@ _UNSENT = 0x894B
 """SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
 _BYTES = struct.Struct("=120xQQ")
 """Of `struct tcp_info` in linux/tcp.h: `tcpi_bytes_acked` and `tcpi_bytes_received`."""
+GREETING = 64
+"""Bytes that a peer sends before the commands of its handshake (ZeroMQ RFC 23, ZMTP 3.0)."""
 EVENTS = 1000
 """Events that are processed in one step."""
+DEFERRED = 5
+"""Seconds that the system keeps a connection back whose peer sends nothing; Linux prolongs it to 7."""
 LOOKS = 16
 """Number of looks while the largest permitted backlog is published."""
 
@@ -64,12 +69,15 @@ class Connections:
         self.peers: dict[int, Peer] = {}
         self.keys: dict[int, bytes] = {}
         """The CURVE keys of the connections that have sent a frame; `Admission` records them."""
+        self.accepted: Callable[[int], None] = lambda descriptor: None
+        """Called with the descriptor of each new connection."""
         self.gone: Callable[[int], None] = lambda descriptor: None
         """Called with the descriptor of each connection that has ended."""
         self._socket, self._refused = socket, refused
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(int(_WATCHED))
         """The socket to watch: `turn` is due when it is readable."""
         self._has_failed = False
+        self._listeners: list[int] = []
         self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._copy = os.dup(self._nothing)
 
@@ -96,6 +104,9 @@ class Connections:
         # and follow it (disconnected).
         if peer is not None:
             self.peers[descriptor] = peer
+            self.accepted(descriptor)
+        elif event == zmq.Event.LISTENING:
+            self._listeners.append(descriptor)
         elif event in _FAILED:
             self._has_failed = True
         elif event == zmq.Event.DISCONNECTED:
@@ -125,6 +136,16 @@ class Connections:
             finally:
                 os.dup2(self._nothing, self._copy, inheritable=False)
         return False
+
+    def defer(self) -> None:
+        """From now on let the system keep new connections back until their peers have sent something, as ZMTP peers do.
+
+        A connection whose peer sends nothing takes no descriptor meanwhile; it is accepted after `DEFERRED`. In return
+        more addresses of refused peers are lost: as the greeting is there already, such a connection ends at once.
+        """
+        for listener in self._listeners:
+            with suppress(OSError, AttributeError), _borrowed(listener) as socket:  # local, or not on Linux
+                socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_DEFER_ACCEPT, DEFERRED)
 
     def close(self) -> None:
         """Stop watching, because the socket is about to be closed."""
@@ -198,6 +219,14 @@ def _acknowledged(descriptor: int) -> int | None:
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
         return int(_BYTES.unpack(connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size))[0])
     return None
+
+
+def is_silent(descriptor: int) -> bool:
+    """Return whether a peer has sent no more than a greeting; False for what is no TCP connection on Linux."""
+    with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
+        info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size)
+        return int(_BYTES.unpack(info)[1]) <= GREETING
+    return False
 
 
 def _has_unsent(descriptor: int) -> bool:

@@ -24,7 +24,9 @@ from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
+from channels_zmq_forwarder.newcomers import Newcomers
 from channels_zmq_forwarder.process import (
+    MAX_DESCRIPTORS,
     ResidentMemory,
     cgroup_memory_limit,
     raise_descriptor_limit,
@@ -35,7 +37,7 @@ from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
 from channels_zmq_forwarder.sockets import Marks, is_local, number
-from channels_zmq_forwarder.zap import Gate
+from channels_zmq_forwarder.zap import LOG_EVERY, Gate
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
@@ -68,8 +70,7 @@ async def serve(
     Raises:
         AddressError: If an address cannot be bound.
     """
-    raise_descriptor_limit()
-    server = Server(settings, end)
+    server = Server(settings, end, raise_descriptor_limit())
     try:
         served = server.admin.serving(settings.admin_address, settings.status_page_address)
         async with served, server.beating():
@@ -88,9 +89,12 @@ class Server:
     Args:
         settings: Addresses and limits.
         end: Ends `drain`: set when the forwarder has drained, or by the caller if it must end at once.
+        descriptors: How many this process may use.
     """
 
-    def __init__(self, settings: Settings, end: asyncio.Event | None = None) -> None:
+    def __init__(
+        self, settings: Settings, end: asyncio.Event | None = None, descriptors: int = MAX_DESCRIPTORS
+    ) -> None:
         self.settings = settings
         self.memory = MemoryGuard(settings.memory_limit or cgroup_memory_limit(), time.monotonic)
         self.resident = ResidentMemory()
@@ -122,6 +126,7 @@ class Server:
         keys = curve_keys(settings)
         self.gate = Gate(self._context, *keys) if keys is not None else None
         self.pump = Pump(self._context, self.exchange, marks, self.gate)
+        self._newcomers = Newcomers(self.pump.connections.values(), descriptors)
         self.admin = Admin(self.exchange, self.pump.traffic, self.gate, self.memory)
         self.pub_addresses: list[str] = []
         self.pull_addresses: list[str] = []
@@ -129,6 +134,7 @@ class Server:
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._turn_is_due = False
         self._with_events: set[Connections] = set()
+        self._logged_shortage_at, self._logged_newcomers = 0.0, 0
         self._trim_at, self._trim_until, self._trimmed_topics = 0.0, 0.0, 0
         self._closed = False
 
@@ -266,6 +272,7 @@ class Server:
             self.admin.beat(now - before - BEAT)
             try:
                 self._end_bad_subscribers(now)
+                self._log_newcomers(now)
                 self._watch_memory()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
@@ -286,6 +293,12 @@ class Server:
             ended = self.pump.end_revoked()
             if ended:
                 logger.warning("ended %d connections by keys that were revoked", ended)
+
+    def _log_newcomers(self, now: float) -> None:
+        ended = self._newcomers.ended - self._logged_newcomers
+        if ended and now >= self._logged_shortage_at + LOG_EVERY:
+            self._logged_shortage_at, self._logged_newcomers = now, self._newcomers.ended
+            logger.warning("descriptors are short: ended %d new connections", ended)
 
     def _end_bad_subscribers(self, now: float) -> None:
         ended = self.pump.end_bad_subscribers(now)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import selectors
 import socket
 import struct
 import threading
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, close_all, free_ports, port_of, until
+from forwarders import PATIENCE, Forwarder, close_all, free_ports, port_of, until
 from strangers import Peer, RawPeer, on_the_wire
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.curve import new_pair
 
 MEBIBYTE = 2**20
 AT_MOST = 100 * MEBIBYTE
@@ -55,6 +57,46 @@ def memory(forwarder: Forwarder) -> int:
     assert forwarder._process is not None
     pages = Path(f"/proc/{forwarder._process.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGESIZE")
+
+
+class IdleFlood:
+    """Connections to both ports whose peers send nothing but the given bytes, each made anew once it has been ended."""
+
+    def __init__(self, forwarder: Forwarder, sent: bytes, connections: int = 400) -> None:
+        self._ports, self._sent, self._count = [port_of(forwarder.pull), port_of(forwarder.pub)], sent, connections
+        self._is_over, self._selector = threading.Event(), selectors.DefaultSelector()
+        self._thread = threading.Thread(target=self._run)
+
+    def _connect(self, number: int) -> None:
+        peer = socket.create_connection(("127.0.0.1", self._ports[number % 2]), timeout=PATIENCE)
+        peer.sendall(self._sent)
+        self._selector.register(peer, selectors.EVENT_READ, number)
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            for key, _ in self._selector.select(0.05):
+                peer = key.fileobj
+                assert isinstance(peer, socket.socket)
+                with contextlib.suppress(ConnectionResetError):
+                    if peer.recv(1000):
+                        continue
+                self._selector.unregister(peer)
+                peer.close()
+                self._connect(key.data)
+
+    def __enter__(self) -> "IdleFlood":
+        for number in range(self._count):
+            self._connect(number)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        for key in self._selector.get_map().values():
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._selector.close()
 
 
 @pytest.fixture
@@ -100,6 +142,45 @@ def test_a_forwarder_outlives_peers_that_end_in_a_flood_of_frames_and_heartbeats
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
     assert forwarder.is_ready()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\xff"])
+def test_idle_connections_lock_nobody_out(run: Any, tmp_path: Path, sent: bytes) -> None:
+    """There are more of them than descriptors: clients go on, a new one gets in, a probe too, and keys are read."""
+    server, client, other = (new_pair() for _ in range(3))
+    secret, allowed, fresh = (tmp_path / name for name in ("secret", "allowed", "fresh"))
+    secret.write_bytes(server[1])
+    allowed.write_bytes(client[0])
+    forwarder = Forwarder(
+        *(f"tcp://127.0.0.1:{port}" for port in free_ports(2)),
+        flags=(f"--curve-secret-key-file={secret}", f"--curve-allowed-keys-file={allowed}"),
+        log=tmp_path / "log",
+        descriptors=200,
+    )
+
+    async def scenario() -> None:
+        keys = {"curve_server_key": server[0].decode(), "curve_secret_key": client[1].decode()}
+        layer = DedicatedZmqChannelLayer(**forwarder.config, **keys)
+        channel = await layer.new_channel()
+        await layer.group_add("room", channel)
+        with IdleFlood(forwarder, sent):
+            await until(lambda: "descriptors are short" in forwarder.log_text())
+            fresh.write_bytes(other[0] + b"\n" + client[0])
+            fresh.replace(allowed)
+            keys["curve_secret_key"] = other[1].decode()
+            await until(lambda: "allowed keys: 2" in forwarder.log_text())
+            newcomer = DedicatedZmqChannelLayer(**forwarder.config, **keys)
+            await newcomer.group_send("room", {"text": "hello"})
+            assert await layer.receive(channel) == {"text": "hello"}
+            await until(forwarder.is_ready)
+        assert layer.stats()["reconnects"] == 0
+
+    forwarder.start()
+    try:
+        run(scenario())
+    finally:
+        close_all()
+        forwarder.end()
 
 
 def test_a_large_job_that_nobody_reads_goes_back(run: Any, forwarder: Forwarder) -> None:

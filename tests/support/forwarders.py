@@ -57,12 +57,20 @@ class Forwarder:
     """A forwarder in a process of its own, which can be killed and started again at the same addresses."""
 
     def __init__(
-        self, pull: str, pub: str, *, settle: float = 0.3, flags: tuple[str, ...] = (), log: Path | None = None
+        self,
+        pull: str,
+        pub: str,
+        *,
+        settle: float = 0.3,
+        flags: tuple[str, ...] = (),
+        log: Path | None = None,
+        descriptors: int | None = None,
     ) -> None:
         self.pull, self.pub = pull, pub
         self.admin = f"127.0.0.1:{free_ports(1)[0]}"
         self._flags = ("--settle", str(settle), *flags)
         self._log = log
+        self._descriptors = descriptors
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -73,6 +81,8 @@ class Forwarder:
         """Start it, and wait until it lets producers in."""
         command = [sys.executable, "-m", "channels_zmq_forwarder", *self._flags]
         command += ["--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin]
+        if self._descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {self._descriptors} && exec "$@"', "sh", *command]
         with open(self._log or os.devnull, "ab") as log:
             self._process = subprocess.Popen(command, stderr=log)
         while wait and not self.is_ready():
