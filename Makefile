@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null)
 STAMP := $(VENV)/.installed
 LOCK ?= dev
 EDITABLE ?= -e forwarder -e . -e operator
-SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts
+SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts requirements
 PYTEST := $(BIN)/python -m pytest
 # The tests wait more than they compute: on real sockets, processes and deadlines.
 JOBS ?= 3
@@ -88,6 +88,11 @@ images: ## Build the images of forwarder, operator and chat (needs docker, or IM
 	$(IMAGE_BUILD) . operator/Dockerfile $(IMAGE_PREFIX)channels-zmq-operator:$(VERSION)
 	$(IMAGE_BUILD) . examples/chat/Dockerfile $(IMAGE_PREFIX)channels-zmq-chat:$(VERSION)
 
+DOCKERFILES := forwarder/Dockerfile operator/Dockerfile examples/chat/Dockerfile
+
+base-images: ## Pin the base image of all images to the digest that its tag has now (asks its registry)
+	$(PYTHON) requirements/base_images.py $(DOCKERFILES)
+
 e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm)
 	$(PYTEST) e2e $(E2EFLAGS)
 
@@ -128,4 +133,4 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images e2e e2e-kind format lock bench chaos bench-sequences bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock bench chaos bench-sequences bench-webhook wheels clean
