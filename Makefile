@@ -23,11 +23,11 @@ $(STAMP): requirements/$(LOCK).txt pyproject.toml forwarder/pyproject.toml opera
 ifdef UV
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/$(LOCK).txt
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
+	$(if $(EDITABLE),$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE))
 else
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(LOCK).txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(EDITABLE)
+	$(if $(EDITABLE),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(EDITABLE))
 endif
 	@touch $@
 
@@ -103,15 +103,25 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+LOCKS := runtime forwarder operator chat dev audit
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS)
 
 lock: ## Compile requirements/*.txt with hashes from requirements/*.in (needs uv)
 	@test -n "$(UV)" || { echo "uv is needed to compile the requirement files"; exit 1; }
-	for name in runtime forwarder operator chat dev; do \
+	for name in $(LOCKS); do \
 		$(COMPILE) -o requirements/$$name.txt requirements/$$name.in || exit 1; \
 	done
 	$(COMPILE) --resolution lowest-direct -o requirements/lowest.txt requirements/lowest.in
+
+# Not requirements/lowest.txt: nobody installs its old versions, which are there to be tested.
+audit: ## Look for known vulnerabilities of what the requirement files pin for PYTHON (asks the package index)
+	$(MAKE) setup VENV=.venv-audit LOCK=audit EDITABLE=
+	@status=0; for name in $(LOCKS); do \
+		echo "requirements/$$name.txt"; \
+		.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off $(AUDITFLAGS) \
+			-r requirements/$$name.txt || status=1; \
+	done; exit $$status
 
 bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); BASE=COMMIT: and that commit
 	$(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
@@ -131,6 +141,6 @@ wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
 	cd operator && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) .venv-lowest dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock bench chaos bench-sequences bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-webhook wheels clean

@@ -105,3 +105,17 @@ def test_workflows_name_actions_by_commit_and_keep_no_credentials() -> None:
                     assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]), step
                 if step.get("uses", "").startswith("actions/checkout@"):
                     assert step["with"]["persist-credentials"] is False
+
+
+def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
+    """Every week and with every change, for each Python that another Django is pinned for."""
+    files = {path.stem for path in (ROOT / "requirements").glob("*.txt")} - {"lowest"}
+    (audited,) = re.findall(r"(?m)^LOCKS := (.*)$", (ROOT / "Makefile").read_text())
+    assert set(audited.split()) == files
+    text = (ROOT / ".github" / "workflows" / "audit.yml").read_text()
+    assert text.count("paths: [requirements/**") == 2
+    workflow = yaml.safe_load(text)
+    assert workflow[True]["schedule"]  # YAML 1.1 reads the key `on` as a boolean
+    (job,) = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
+    assert job["steps"][-1]["run"] == "make audit UV="
