@@ -90,8 +90,8 @@ images: ## Build the images of forwarder, operator and chat (needs docker, or IM
 
 DOCKERFILES := forwarder/Dockerfile operator/Dockerfile examples/chat/Dockerfile
 
-base-images: ## Pin the base image of all images to the digest that its tag has now (asks its registry)
-	$(PYTHON) requirements/base_images.py $(DOCKERFILES)
+base-images: ## Pin the base image of all images to the digest that its tag has now (asks its registry; BASEFLAGS=--check)
+	$(PYTHON) requirements/base_images.py $(BASEFLAGS) $(DOCKERFILES)
 
 e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm)
 	$(PYTEST) e2e $(E2EFLAGS)
@@ -135,12 +135,21 @@ bench-sequences: $(STAMP) ## Measure what sequence numbers cost, in time and mem
 bench-webhook: $(STAMP) ## Measure how long the webhook takes for a review
 	$(BIN)/python -m benchmarks.webhook
 
-wheels: $(STAMP) ## Build the wheels of all three distributions into dist/
-	$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
-	cd forwarder && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
-	cd operator && $(CURDIR)/$(BIN)/python -m hatchling build -t wheel -d $(CURDIR)/dist
+distributions: $(STAMP) ## Build sdists and wheels of all three distributions into dist/
+	for folder in . forwarder operator; do \
+		(cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build -t sdist -t wheel -d $(CURDIR)/dist) || exit 1; \
+	done
+
+CYCLONEDX := .venv-audit/bin/cyclonedx-py requirements --output-reproducible
+
+sbom: ## List the packages that each distribution is locked to, as CycloneDX, into dist/
+	$(MAKE) setup VENV=.venv-audit LOCK=audit EDITABLE=
+	@mkdir -p dist
+	$(CYCLONEDX) --pyproject pyproject.toml --mc-type library -o dist/channels_zmq-$(VERSION).cdx.json requirements/runtime.txt
+	$(CYCLONEDX) --pyproject forwarder/pyproject.toml -o dist/channels_zmq_forwarder-$(VERSION).cdx.json requirements/forwarder.txt
+	$(CYCLONEDX) --pyproject operator/pyproject.toml -o dist/channels_zmq_operator-$(VERSION).cdx.json requirements/operator.txt
 
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-webhook wheels clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-webhook distributions sbom clean

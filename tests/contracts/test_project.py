@@ -2,7 +2,9 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -96,15 +98,60 @@ def test_the_chats_manifest_lets_no_other_site_open_its_sockets() -> None:
     assert "python conversation.py http://chat-web:8000" in (ROOT / "docs" / "kubernetes.md").read_text()
 
 
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def uses(job: dict[str, Any], action: str) -> list[dict[str, Any]]:
+    """Return the arguments of each step of a job that uses an action."""
+    return [step["with"] for step in job["steps"] if step.get("uses", "").startswith(f"{action}@")]
+
+
 def test_workflows_name_actions_by_commit_and_keep_no_credentials() -> None:
     """A tag can be moved, and what a job runs could read the token that a checkout leaves behind."""
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        for job in yaml.safe_load(path.read_text())["jobs"].values():
+    for workflow in WORKFLOWS.values():
+        for job in workflow["jobs"].values():
             for step in job["steps"]:
                 if "uses" in step:
                     assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]), step
-                if step.get("uses", "").startswith("actions/checkout@"):
-                    assert step["with"]["persist-credentials"] is False
+            for given in uses(job, "actions/checkout"):
+                assert given["persist-credentials"] is False
+
+
+def test_only_jobs_that_run_nothing_of_this_repository_may_write() -> None:
+    """Those that attest and draft a release, each with the rights for that; a build could use them for anything."""
+    rights = {}
+    for workflow in WORKFLOWS.values():
+        assert workflow["permissions"] == {"contents": "read"}
+        for name, job in workflow["jobs"].items():
+            if "permissions" in job:
+                rights[name] = job["permissions"]
+                assert not uses(job, "actions/checkout")
+    assert rights == {
+        "attest": {"attestations": "write", "id-token": "write"},
+        "release": {"contents": "write"},
+    }
+
+
+def test_a_release_has_what_is_built_and_attested_and_nothing_else() -> None:
+    """Sdists, wheels and lists of packages; each image from a pinned base, with its own list and provenance."""
+    jobs = WORKFLOWS["release"]["jobs"]
+    assert "run: make distributions sbom" in (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    images = {one["dockerfile"] for one in jobs["images"]["strategy"]["matrix"]["include"]}
+    (listed,) = re.findall(r"(?m)^DOCKERFILES := (.*)$", (ROOT / "Makefile").read_text())
+    assert images == set(listed.split())
+    assert "make base-images BASEFLAGS=--check" in [step.get("run") for step in jobs["images"]["steps"]]
+    (image,) = uses(jobs["images"], "docker/build-push-action")
+    assert image["sbom"] is True
+    assert image["provenance"] == "mode=max"
+    assert image["outputs"].startswith("type=oci,")
+    assert set(jobs["attest"]["needs"]) == {"distributions", "images"}
+    assert jobs["release"]["needs"] == ["attest"]
+    (attested,) = uses(jobs["attest"], "actions/download-artifact")
+    assert uses(jobs["release"], "actions/download-artifact") == [attested]
+    assert uses(jobs["attest"], "actions/attest-build-provenance") == [{"subject-path": "dist/*"}]
+    for name in ("distributions", "images"):
+        (built,) = uses(jobs[name], "actions/upload-artifact")
+        assert fnmatch(built["name"], attested["pattern"])
 
 
 def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
@@ -112,10 +159,10 @@ def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
     files = {path.stem for path in (ROOT / "requirements").glob("*.txt")} - {"lowest"}
     (audited,) = re.findall(r"(?m)^LOCKS := (.*)$", (ROOT / "Makefile").read_text())
     assert set(audited.split()) == files
-    text = (ROOT / ".github" / "workflows" / "audit.yml").read_text()
-    assert text.count("paths: [requirements/**") == 2
-    workflow = yaml.safe_load(text)
-    assert workflow[True]["schedule"]  # YAML 1.1 reads the key `on` as a boolean
-    (job,) = workflow["jobs"].values()
+    events = WORKFLOWS["audit"][True]  # YAML 1.1 reads the key `on` as a boolean
+    assert events["schedule"]
+    for event in ("push", "pull_request"):
+        assert "requirements/**" in events[event]["paths"]
+    (job,) = WORKFLOWS["audit"]["jobs"].values()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
     assert job["steps"][-1]["run"] == "make audit UV="
