@@ -80,10 +80,26 @@ def test_a_bare_pod_gets_its_layer(chat: str) -> None:
     assert "ok default" in ended("asks", namespace=chat)
     found = get("pod", "asks", namespace=chat)
     injected = [one for one in found["spec"]["containers"][0]["env"] if one["name"].startswith(ENV)]
-    assert len(injected) == 9
+    assert len(injected) == 10
     assert all("value" not in one for one in injected)
     assert {source for one in injected for source in one["valueFrom"]} == {"configMapKeyRef", "secretKeyRef"}
     assert found["metadata"]["annotations"]["channels-zmq.io/injected"] == "default=chat"
+
+
+def test_a_pod_of_a_layer_that_encrypts_gets_the_keys_of_its_users(namespace: str) -> None:
+    """As a file, where the variable says; the operator has not made the Secret."""
+    keys = "k" * 44
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "chat-encryption"},
+        "stringData": {"keys": keys},
+    }
+    shows = container(
+        command=["python", "-c", f"import os; print(open(os.environ['{ENV}SYMMETRIC_ENCRYPTION_KEYS_FILE']).read())"]
+    )
+    apply(secret, layer(security={"encryption": "Enabled"}), pod("shows", shows, labels=LABELS), namespace=namespace)
+    assert ended("shows", namespace=namespace).strip() == keys
 
 
 def test_every_container_gets_it_and_a_chosen_few_if_the_pod_says_so(chat: str) -> None:
@@ -117,7 +133,7 @@ def test_what_the_pod_sets_itself_stays(chat: str) -> None:
     ended("asks", namespace=chat)
     env = {one["name"]: one for one in get("pod", "asks", namespace=chat)["spec"]["containers"][0]["env"]}
     assert env[f"{ENV}CAPACITY"]["value"] == "3"
-    assert len(env) == 9
+    assert len(env) == 10
 
 
 def test_a_pod_without_the_label_is_left_alone(chat: str) -> None:

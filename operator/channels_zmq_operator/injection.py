@@ -1,8 +1,8 @@
 """What a pod needs to use a layer, as a JSON patch. Pure: it depends on the pod alone.
 
-Only references go in: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and the keys in
-that Secret as a volume. So a pod may be made before its layer, and then waits for it. What the pod's author has set
-stays.
+Only references go in: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and a volume
+with the keys in that Secret, and with those that encrypt payloads, in a Secret of the layer's users. So a pod may be
+made before its layer, and then waits for it. What the pod's author has set stays.
 
 The patch is text, in parts: sixteen layers in two hundred containers are eight megabytes of nearly equal entries. Each
 entry becomes JSON once, and a part is made when the webhook is about to send it.
@@ -15,12 +15,15 @@ from typing import NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
 from channels_zmq_operator.render import (
+    ENCRYPTION_KEYS_ENTRY,
+    ENCRYPTION_KEYS_FILE,
     ENV,
     ENV_KEYS,
     KEY_FILES,
     LAYER_LABEL,
     PATHS,
     Manifest,
+    encryption_secret_name,
     key_folder,
 )
 
@@ -156,7 +159,7 @@ def _variables(layers: dict[str, str]) -> list[Manifest]:
             if key not in NEEDED:
                 reference["optional"] = True
             out.append({"name": prefix + key, "valueFrom": {"configMapKeyRef": reference}})
-        for key, entry in PATHS.items():  # not optional: without them a pod would connect without keys
+        for key, (entry, _) in PATHS.items():  # not optional: without them a pod would use no keys
             reference = {"name": f"{layer}-client", "key": entry}
             out.append({"name": prefix + key, "valueFrom": {"secretKeyRef": reference}})
     return out
@@ -170,15 +173,28 @@ def _mounts(layers: dict[str, str]) -> list[Manifest]:
 
 
 def _volumes(layers: dict[str, str]) -> list[Manifest]:
-    """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long."""
-    items = [{"key": entry, "path": path} for entry, path in KEY_FILES.items()]
+    """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long.
+
+    Whether a layer encrypts is not known here, and may change: its Secret of encryption keys is mounted anyway.
+    """
     return [
         {
             "name": f"channels-zmq-{layer}",
-            "secret": {"secretName": f"{layer}-client", "items": items, "defaultMode": 0o444, "optional": True},
+            "projected": {
+                "sources": [
+                    _source(f"{layer}-client", KEY_FILES),
+                    _source(encryption_secret_name(layer), {ENCRYPTION_KEYS_ENTRY: ENCRYPTION_KEYS_FILE}),
+                ],
+                "defaultMode": 0o444,
+            },
         }
         for layer in dict.fromkeys(layers.values())
     ]
+
+
+def _source(secret: str, files: dict[str, str]) -> Manifest:
+    items = [{"key": entry, "path": path} for entry, path in files.items()]
+    return {"secret": {"name": secret, "items": items, "optional": True}}
 
 
 Field = tuple[str, list[Manifest], dict[str, str], str]

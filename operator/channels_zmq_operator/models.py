@@ -106,6 +106,10 @@ class Security(Part):
     curve: Literal["Enabled", "Disabled"] = Field(
         "Enabled", description="Encryption and keys on both ports (CURVE); the keys are made here."
     )
+    encryption: Literal["Enabled", "Disabled"] = Field(
+        "Disabled",
+        description="Encrypt payloads from application to application, with the keys in the Secret <layer>-encryption.",
+    )
     rotate_every: Duration = Field(
         "720h",
         description="When the applications get a new key. The one before it stays allowed until the next rotation.",

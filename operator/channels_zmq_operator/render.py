@@ -43,8 +43,14 @@ ENV_KEYS = (
 SERVER_KEY_ENTRY = "server-key"
 KEY_FILES = {SERVER_KEY_ENTRY: SERVER_KEY_ENTRY, CLIENT_KEY_ENTRY: KEY_FILE}
 """Entries of the applications' Secret that the webhook mounts, and the names of their files."""
-PATHS = {"CURVE_SERVER_KEY_FILE": "server-key-file", "CURVE_SECRET_KEY_FILE": "secret-key-file"}
-"""Variables, and entries of that Secret with the paths of these files: empty without CURVE.
+ENCRYPTION_KEYS_ENTRY, ENCRYPTION_KEYS_FILE = "keys", "encryption-keys"
+"""The entry of the Secret `<layer>-encryption`, and the name of its file: its users' keys, which nothing here reads."""
+PATHS = {
+    "CURVE_SERVER_KEY_FILE": ("server-key-file", SERVER_KEY_ENTRY),
+    "CURVE_SECRET_KEY_FILE": ("secret-key-file", KEY_FILE),
+    "SYMMETRIC_ENCRYPTION_KEYS_FILE": ("encryption-keys-file", ENCRYPTION_KEYS_FILE),
+}
+"""Variables; entries of the applications' Secret with the paths of files, empty if a layer has no use for one; files.
 
 They do not come from the ConfigMap, as more people may edit that: it could name another server, or none with keys.
 """
@@ -96,7 +102,12 @@ class Choices:
 
 def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> list[Manifest]:
     """Return every object of a layer, in the order of their making; `keys` is None where CURVE is disabled."""
-    objects = [_client_secret(owner, keys), _service(owner), _deployment(owner, spec, keys, choices), _budget(owner)]
+    objects = [
+        _client_secret(owner, spec, keys),
+        _service(owner),
+        _deployment(owner, spec, keys, choices),
+        _budget(owner),
+    ]
     if keys is not None:
         objects.insert(0, _server_secret(owner, keys))
     if spec.network_policy.enabled:
@@ -129,8 +140,13 @@ def selector(owner: Owner) -> dict[str, str]:
     return {"app.kubernetes.io/name": "channels-zmq-forwarder", OWNER_LABEL: owner.name}
 
 
+def encryption_secret_name(layer: str) -> str:
+    """Return the name of the Secret with the keys that encrypt payloads."""
+    return f"{layer}-encryption"
+
+
 def key_folder(layer: str) -> str:
-    """Return where the webhook mounts the keys of a layer: the server's public one, and the client's secret one."""
+    """Return where the webhook mounts the keys of a layer."""
     return f"/var/run/secrets/{GROUP}/{layer}"
 
 
@@ -150,14 +166,15 @@ def _config_map(owner: Owner, spec: Spec) -> Manifest:
     return _object(owner, "v1", "ConfigMap", owner.name, data=data)
 
 
-def _client_secret(owner: Owner, keys: LayerKeys | None) -> Manifest:
+def _client_secret(owner: Owner, spec: Spec, keys: LayerKeys | None) -> Manifest:
     """Return what applications get, in the form of the Service Binding specification."""
     pull, pub = addresses(owner)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
         data |= {SERVER_KEY_ENTRY: keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
-    for entry, name in zip(PATHS.values(), KEY_FILES.values(), strict=True):
-        data[entry] = f"{key_folder(owner.name)}/{name}" if keys is not None else ""
+    for entry, name in PATHS.values():
+        is_used = spec.security.encryption == "Enabled" if name == ENCRYPTION_KEYS_FILE else keys is not None
+        data[entry] = f"{key_folder(owner.name)}/{name}" if is_used else ""
     manifest = _object(owner, "v1", "Secret", client_secret_name(owner), type=f"servicebinding.io/{data['type']}")
     manifest["data"] = _encoded(data)
     if keys is not None:

@@ -26,7 +26,7 @@ EVERYTHING: dict[str, Any] = {
         "channelCapacity": {"jobs.*": 10000, "a": 1},
         "maxMessageSize": "1Mi",
     },
-    "security": {"rotateEvery": "24h"},
+    "security": {"rotateEvery": "24h", "encryption": "Enabled"},
     "image": {
         "repository": "registry.example:5000/forwarder",
         "digest": f"sha256:{'d' * 64}",

@@ -74,7 +74,7 @@ def test_variables_refer_to_the_layers_config_map() -> None:
     found = variables(container)
     assert found.keys() == VARIABLES
     for name, one in found.items():
-        if "CURVE" not in name:
+        if name.removeprefix(ENV) not in PATHS:
             assert one["valueFrom"] == {"configMapKeyRef": one["valueFrom"]["configMapKeyRef"]}
             reference = one["valueFrom"]["configMapKeyRef"]
             assert (reference["name"], reference["key"]) == ("chat", name)
@@ -84,25 +84,31 @@ def test_variables_refer_to_the_layers_config_map() -> None:
 def test_whether_there_are_keys_does_not_depend_on_the_config_map() -> None:
     """Who may edit a ConfigMap could name another server, or none with keys; without the Secret the pod waits."""
     (container,) = injected(pod())["spec"]["containers"]
-    found = {name: one["valueFrom"] for name, one in variables(container).items() if "CURVE" in name}
+    found = {name: one["valueFrom"] for name, one in variables(container).items() if name.endswith("_FILE")}
     assert found == {
         f"{ENV}CURVE_SERVER_KEY_FILE": {"secretKeyRef": {"name": "chat-client", "key": "server-key-file"}},
         f"{ENV}CURVE_SECRET_KEY_FILE": {"secretKeyRef": {"name": "chat-client", "key": "secret-key-file"}},
+        f"{ENV}SYMMETRIC_ENCRYPTION_KEYS_FILE": {
+            "secretKeyRef": {"name": "chat-client", "key": "encryption-keys-file"}
+        },
     }
 
 
 def test_the_keys_are_a_volume_that_anybody_can_read_and_that_may_come_later() -> None:
-    """Only the two keys of the Secret, read-only, where its paths say that they are."""
+    """Only the two keys of the layer's Secret, and those of the users' one, read-only, where the paths say."""
     after = injected(pod())
     (volume,) = after["spec"]["volumes"]
-    assert volume["secret"] == {
-        "secretName": "chat-client",
-        "items": [
-            {"key": "server-key", "path": "server-key"},
-            {"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"},
+    curve = [
+        {"key": "server-key", "path": "server-key"},
+        {"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"},
+    ]
+    encryption = [{"key": "keys", "path": "encryption-keys"}]
+    assert volume["projected"] == {
+        "sources": [
+            {"secret": {"name": "chat-client", "items": curve, "optional": True}},
+            {"secret": {"name": "chat-encryption", "items": encryption, "optional": True}},
         ],
         "defaultMode": 0o444,
-        "optional": True,
     }
     (mount,) = after["spec"]["containers"][0]["volumeMounts"]
     assert mount == {"name": volume["name"], "mountPath": f"{FOLDER}/chat", "readOnly": True}
@@ -178,7 +184,8 @@ def test_several_layers_come_by_annotation() -> None:
     after = injected(before)
     (container,) = after["spec"]["containers"]
     assert len(variables(container)) == 3 * len(VARIABLES)
-    assert [one["secret"]["secretName"] for one in after["spec"]["volumes"]] == ["chat-client", "work-client"]
+    secrets = [[each["secret"]["name"] for each in one["projected"]["sources"]] for one in after["spec"]["volumes"]]
+    assert secrets == [["chat-client", "chat-encryption"], ["work-client", "work-encryption"]]
     assert [one["mountPath"] for one in container["volumeMounts"]] == [f"{FOLDER}/chat", f"{FOLDER}/work"]
     assert after["metadata"]["annotations"][INJECTED_ANNOTATION] == "again=work,default=chat,jobs=work"
 

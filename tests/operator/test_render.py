@@ -1,7 +1,7 @@
 """Details of what is rendered that the golden files do not show."""
 
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from typing import Any
 
 import pytest
@@ -101,7 +101,7 @@ def test_the_library_takes_what_is_injected() -> None:
     }
     data = objects(spec)["ConfigMap", "chat"]["data"]
     variables = environment(spec)
-    assert len(variables) == len(data) + 2
+    assert len(variables) == len(data) + 3
     config = channel_layers_from_env(variables)["default"]["CONFIG"]
     assert config["capacity"] == 7
     assert config["curve_secret_key_file"] == f"{key_folder('chat')}/{KEY_FILE}"
@@ -116,16 +116,43 @@ def test_without_curve_the_library_is_told_of_no_key() -> None:
     assert not [name for name in config if name.startswith("curve")]
 
 
-def test_the_keys_are_where_their_secret_says() -> None:
-    """The webhook mounts them there."""
-    variables = environment({})
+def files(secrets: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return what a pod with the layer finds in its files, as the kubelet mounts entries of Secrets."""
     pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
     (mount,) = next(one["value"] for one in patched(pod) if one["path"].endswith("/volumeMounts"))
     (volume,) = next(one["value"] for one in patched(pod) if one["path"] == "/spec/volumes")
-    data = objects()["Secret", volume["secret"]["secretName"]]["data"]
-    files = {f"{mount['mountPath']}/{one['path']}": data[one["key"]] for one in volume["secret"]["items"]}
+    return {
+        f"{mount['mountPath']}/{item['path']}": b64decode(secrets[source["secret"]["name"]][item["key"]]).decode()
+        for source in volume["projected"]["sources"]
+        for item in source["secret"]["items"]
+        if item["key"] in secrets.get(source["secret"]["name"], {}) or not source["secret"]["optional"]
+    }
+
+
+def test_the_keys_are_where_their_secret_says() -> None:
+    """The webhook mounts them there."""
+    variables, found = environment({}), files({"chat-client": objects()["Secret", "chat-client"]["data"]})
     for name, key in (("SERVER", KEYS.server_public), ("SECRET", KEYS.client_secret)):
-        assert b64decode(files[variables[f"{ENV}CURVE_{name}_KEY_FILE"]]).decode() == key
+        assert found[variables[f"{ENV}CURVE_{name}_KEY_FILE"]] == key
+
+
+@pytest.mark.parametrize("curve", [True, False])
+def test_a_layer_that_encrypts_takes_its_keys_from_a_secret_of_its_users(curve: bool) -> None:
+    """The operator makes no such Secret; without one there is a path and no file, which the library refuses."""
+    spec = {"security": {"encryption": "Enabled"}}
+    config = channel_layers_from_env(environment(spec, curve=curve))["default"]["CONFIG"]
+    path = config["symmetric_encryption_keys_file"]
+    own = {"keys": b64encode(b"k" * 44).decode(), "other": ""}
+    assert files({"chat-encryption": own})[path] == "k" * 44
+    rendered = objects(spec, keys=KEYS if curve else None)
+    assert ("Secret", "chat-encryption") not in rendered
+    assert path not in files({name: one["data"] for (kind, name), one in rendered.items() if kind == "Secret"})
+
+
+def test_a_layer_does_not_encrypt_unless_its_spec_says_so() -> None:
+    """Also if there is a Secret of that name: it may be there for later."""
+    for spec in ({}, {"security": {"encryption": "Disabled"}}):
+        assert "symmetric_encryption_keys_file" not in channel_layers_from_env(environment(spec))["default"]["CONFIG"]
 
 
 def test_own_labels_of_pods_do_not_break_the_selector() -> None:

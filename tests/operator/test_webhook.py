@@ -83,7 +83,7 @@ def test_a_pod_with_the_label_gets_a_patch() -> None:
     assert response["allowed"]
     assert response["patchType"] == "JSONPatch"
     after = jsonpatch.apply_patch(POD, json.loads(base64.b64decode(response["patch"])))
-    assert after["spec"]["volumes"][0]["secret"]["secretName"] == "chat-client"
+    assert after["spec"]["volumes"][0]["projected"]["sources"][0]["secret"]["name"] == "chat-client"
 
 
 def test_a_pod_that_asks_for_nothing_gets_no_patch() -> None:

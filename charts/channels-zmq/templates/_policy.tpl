@@ -28,10 +28,14 @@
     size(variables.chosen) == 0 ? [] : variables.parts.filter(part, part.matches(variables.pattern))
 - name: layers
   expression: "variables.wishes.map(wish, wish.split('=')[1]).distinct()"
+- name: paths
+  expression: >-
+    {'CURVE_SERVER_KEY_FILE': 'server-key-file', 'CURVE_SECRET_KEY_FILE': 'secret-key-file',
+    'SYMMETRIC_ENCRYPTION_KEYS_FILE': 'encryption-keys-file'}
 - name: keys
   expression: >-
     ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
-    'MAX_MESSAGE_SIZE', 'CURVE_SERVER_KEY_FILE', 'CURVE_SECRET_KEY_FILE']
+    'MAX_MESSAGE_SIZE'] + variables.paths.map(key, key)
 {{- end }}
 
 {{/* Nothing, or what cannot be applied to any pod; its path is the message that the pod's author gets. */}}
@@ -64,10 +68,10 @@ size(variables.wishes) == 0 ? [] : (
     path: '/spec/{{ $kind }}/' + string(object.spec.{{ $kind }}.map(d, d.name).indexOf(c.name)) + '/env/-',
     value: Object.spec.{{ $kind }}.env{
       name: (wish.startsWith('default=') ? 'CHANNELS_ZMQ_' : 'CHANNELS_ZMQ__' + wish.split('=')[0].upperAscii() + '__') + key,
-      valueFrom: key.startsWith('CURVE_') ? Object.spec.{{ $kind }}.env.valueFrom{
+      valueFrom: key in variables.paths ? Object.spec.{{ $kind }}.env.valueFrom{
         secretKeyRef: Object.spec.{{ $kind }}.env.valueFrom.secretKeyRef{
           name: wish.split('=')[1] + '-client',
-          key: key == 'CURVE_SERVER_KEY_FILE' ? 'server-key-file' : 'secret-key-file'
+          key: variables.paths[key]
         }
       } : Object.spec.{{ $kind }}.env.valueFrom{
         configMapKeyRef: Object.spec.{{ $kind }}.env.valueFrom.configMapKeyRef{
@@ -99,13 +103,22 @@ variables.layers.filter(layer, !has(object.spec.volumes) ||
   path: '/spec/volumes/-',
   value: Object.spec.volumes{
     name: 'channels-zmq-' + layer,
-    secret: Object.spec.volumes.secret{
-      secretName: layer + '-client',
+    projected: Object.spec.volumes.projected{
       defaultMode: 292,
-      optional: true,
-      items: [
-        Object.spec.volumes.secret.items{key: 'server-key', path: 'server-key'},
-        Object.spec.volumes.secret.items{key: 'CHANNELS_ZMQ_CURVE_SECRET_KEY', path: 'secret-key'}
+      sources: [
+        Object.spec.volumes.projected.sources{secret: Object.spec.volumes.projected.sources.secret{
+          name: layer + '-client',
+          optional: true,
+          items: [
+            Object.spec.volumes.projected.sources.secret.items{key: 'server-key', path: 'server-key'},
+            Object.spec.volumes.projected.sources.secret.items{key: 'CHANNELS_ZMQ_CURVE_SECRET_KEY', path: 'secret-key'}
+          ]
+        }},
+        Object.spec.volumes.projected.sources{secret: Object.spec.volumes.projected.sources.secret{
+          name: layer + '-encryption',
+          optional: true,
+          items: [Object.spec.volumes.projected.sources.secret.items{key: 'keys', path: 'encryption-keys'}]
+        }}
       ]
     }
   }
