@@ -18,12 +18,12 @@ from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.cluster import KINDS, ClusterError
-from channels_zmq_operator.injection import LAYER_LABEL
-from channels_zmq_operator.models import GROUP, KIND, PLURAL
+from channels_zmq_operator.injection import LAYER_LABEL, LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
+from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
 from channels_zmq_operator.operate import serving
 from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import MANAGED_BY, Choices
+from channels_zmq_operator.render import ENV_KEYS, MANAGED_BY, PATHS, Choices
 from channels_zmq_operator.settings import PREFIX, Settings
 from channels_zmq_operator.trust import WEBHOOK, Trust
 from channels_zmq_operator.webhook import Webhook
@@ -408,3 +408,21 @@ def test_without_a_webhook_nobody_misses_it() -> None:
     values = {**EVERYTHING, "injection": {"mode": "None"}}
     assert not [alert for alert in alerts(values) if "Webhook" in alert["alert"]]
     assert not [each for each in render(values) if each["metadata"]["name"].endswith("-webhook")]
+
+
+# Injection by the API server
+
+
+@needs_helm
+def test_the_policy_has_the_variables_and_the_bounds_of_the_webhook() -> None:
+    """It is written by hand; what it does with them is tested on an API server."""
+    policy = one(render({"injection": {"mode": "AdmissionPolicy"}}), "MutatingAdmissionPolicy")
+    written = {each["name"]: each["expression"] for each in policy["spec"]["variables"]}
+    assert re.findall(r"'(\w+)'", written["options"]) == list(ENV_KEYS)
+    assert dict(re.findall(r"'(\w+)': '([\w-]+)'", written["paths"])) == {
+        key: entry for key, (entry, _) in PATHS.items()
+    }
+    bounds = [int(bound) for bound in re.findall(r"> (?:part.*\+ )?(\d\d+)", written["refusals"])]
+    assert bounds == [MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS, LONGEST_NAME + 1]
+    for bound in (MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS, LONGEST_NAME):
+        assert f"at most {bound} " in written["refusals"]

@@ -17,7 +17,8 @@ import yaml
 from helm import Values, needs_helm, render
 from manifests import Manifest
 
-from channels_zmq_operator.injection import InjectionError, patch
+from channels_zmq_operator.injection import LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS, InjectionError, patch
+from channels_zmq_operator.models import LONGEST_NAME
 
 pytestmark = [
     needs_helm,
@@ -125,6 +126,22 @@ def without_false(value: Any) -> Any:
     return [without_false(inner) for inner in value] if isinstance(value, list) else value
 
 
+def unlabelled(annotations: dict[str, str]) -> Manifest:
+    """Return a pod whose label has no value."""
+    manifest = pod(annotations, [{"name": "a"}])
+    manifest["metadata"]["labels"]["channels-zmq.io/layer"] = ""
+    return manifest
+
+
+def layers(count: int) -> dict[str, str]:
+    """Return the annotation with so many layers beside that of the label."""
+    return {"channels-zmq.io/layers": ",".join(f"a{number}=b{number}" for number in range(10, 9 + count))}
+
+
+def containers(count: int) -> list[Manifest]:
+    return [{"name": f"c{number}"} for number in range(count)]
+
+
 FOLDER = "/var/run/secrets/channels-zmq.io/chat"
 PODS: dict[str, Manifest] = {
     "the simplest": pod({}, [{"name": "a"}]),
@@ -146,14 +163,48 @@ PODS: dict[str, Manifest] = {
     "as many as cost the API server something": pod(
         {"channels-zmq.io/layers": "b=b,c=c,d=d"}, [{"name": f"c{number}"} for number in range(20)]
     ),
+    "as many layers as a pod may have": pod(layers(MOST_LAYERS), containers(30)),
+    "as many containers as a pod may have": pod(layers(4), containers(MOST_CONTAINERS)),
+    "blanks": pod({"channels-zmq.io/layers": " jobs = work ,, "}, [{"name": "a"}]),
+    "a layer that is named twice": pod({"channels-zmq.io/layers": "default=chat"}, [{"name": "a"}]),
+    "a label without a value": unlabelled({}),
+    "the annotation alone": unlabelled({"channels-zmq.io/layers": "default=chat"}),
+    "the longest names": pod(
+        {"channels-zmq.io/layers": f"{'a' * LONGEST_ALIAS}={'b' * LONGEST_NAME}"}, [{"name": "a"}]
+    ),
     "without a token": pod({}, [{"name": "a"}], automountServiceAccountToken=False),
     "once more": injected(pod({"channels-zmq.io/layers": "jobs=work"}, [{"name": "a"}])),
 }
-BAD = {
-    "no alias": pod({"channels-zmq.io/layers": "work"}, [{"name": "a"}]),
-    "a bad alias": pod({"channels-zmq.io/alias": "Jobs"}, [{"name": "a"}]),
-    "a bad layer": pod({"channels-zmq.io/layers": "jobs=Work"}, [{"name": "a"}]),
-    "a container that is not there": pod({"channels-zmq.io/containers": "z"}, [{"name": "a"}]),
+BAD: dict[str, tuple[Manifest, str]] = {
+    "no alias": (pod({"channels-zmq.io/layers": "work"}, [{"name": "a"}]), "work is not ALIAS=LAYER"),
+    "a bad alias": (pod({"channels-zmq.io/alias": "Jobs"}, [{"name": "a"}]), "Jobs=chat is not ALIAS=LAYER"),
+    "a bad layer": (pod({"channels-zmq.io/layers": "jobs=Work"}, [{"name": "a"}]), "jobs=Work is not ALIAS=LAYER"),
+    "a long alias": (
+        pod({"channels-zmq.io/alias": "a" * (LONGEST_ALIAS + 1)}, [{"name": "a"}]),
+        f"an alias has at most {LONGEST_ALIAS} characters",
+    ),
+    "a long layer": (
+        pod({"channels-zmq.io/layers": f"a={'b' * (LONGEST_NAME + 1)}"}, [{"name": "a"}]),
+        f"a layer has at most {LONGEST_NAME} characters",
+    ),
+    "two layers of one alias": (
+        pod({"channels-zmq.io/layers": "default=other"}, [{"name": "a"}]),
+        "default=chat is not the only layer of its alias",
+    ),
+    "a container that is not there": (
+        pod({"channels-zmq.io/containers": "z"}, [{"name": "a"}]),
+        "the pod has no container z",
+    ),
+    "many layers": (pod(layers(MOST_LAYERS + 1), [{"name": "a"}]), f"a pod has at most {MOST_LAYERS} layers"),
+    "very many layers": (pod(layers(3000), [{"name": "a"}]), f"a pod has at most {MOST_LAYERS} layers"),
+    "many containers": (
+        pod({}, containers(MOST_CONTAINERS), initContainers=[{"name": "i", "image": "x:1"}]),
+        f"a pod with a layer has at most {MOST_CONTAINERS} containers",
+    ),
+    "very many containers": (
+        pod(layers(MOST_LAYERS), containers(1000)),
+        f"a pod with a layer has at most {MOST_CONTAINERS} containers",
+    ),
 }
 
 
@@ -165,14 +216,14 @@ def test_the_policy_does_what_the_webhook_does(policy: None, manifest: Manifest)
     assert ours(yaml.safe_load(done.stdout)) == ours(injected(manifest))
 
 
-@pytest.mark.parametrize("manifest", BAD.values(), ids=BAD.keys())
-def test_the_policy_refuses_what_the_webhook_refuses(policy: None, manifest: Manifest) -> None:
+@pytest.mark.parametrize("manifest, said", BAD.values(), ids=BAD.keys())
+def test_the_policy_refuses_what_the_webhook_refuses(policy: None, manifest: Manifest, said: str) -> None:
     """With a message that says what is wrong."""
     with pytest.raises(InjectionError):
         patch(manifest)
     done = create(manifest)
     assert done.returncode != 0
-    assert "is not ALIAS=LAYER" in done.stderr or "the pod has no container z" in done.stderr
+    assert said in done.stderr
 
 
 def test_the_operators_own_pods_are_left_alone(policy: None) -> None:

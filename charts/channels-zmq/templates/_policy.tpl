@@ -5,12 +5,14 @@
 - name: alias
   expression: >-
     'channels-zmq.io/alias' in variables.annotations ? variables.annotations['channels-zmq.io/alias'] : 'default'
-- name: more
-  expression: >-
-    'channels-zmq.io/layers' in variables.annotations
-    ? variables.annotations['channels-zmq.io/layers'].split(',').map(part, part.trim()).filter(part, part != '') : []
+- name: label
+  expression: "object.metadata.labels['channels-zmq.io/layer']"
 - name: parts
-  expression: "[variables.alias + '=' + object.metadata.labels['channels-zmq.io/layer']] + variables.more"
+  expression: >-
+    (variables.label == '' ? [] : [variables.alias + '=' + variables.label])
+    + ('channels-zmq.io/layers' in variables.annotations
+    ? variables.annotations['channels-zmq.io/layers'].split(',').filter(part, part.trim() != '')
+    .map(part, part.split('=').map(piece, piece.trim()).join('=')) : [])
 - name: pattern
   expression: "'^[a-z][a-z0-9]*(_[a-z0-9]+)*=[a-z]([-a-z0-9]*[a-z0-9])?$'"
 - name: all
@@ -22,78 +24,73 @@
     'channels-zmq.io/containers' in variables.annotations
     ? variables.annotations['channels-zmq.io/containers'].split(',').map(name, name.trim())
     .filter(name, name != '') : variables.all
+# Why the pod is refused. What could be costly is looked at only within the bounds.
+- name: refusals
+  expression: >-
+    size(variables.parts) > 16 ? ['a pod has at most 16 layers'] :
+    size(variables.parts) == 0 ? [] :
+    size(variables.chosen) > 0 && size(variables.all) > 200 ? ['a pod with a layer has at most 200 containers'] :
+    variables.parts.filter(part, !part.matches(variables.pattern)).map(part, part + ' is not ALIAS=LAYER')
+    + variables.parts.filter(part, part.split('=')[0].size() > 40).map(part, part + ': an alias has at most 40 characters')
+    + variables.parts.filter(part, part.size() > part.split('=')[0].size() + 48)
+    .map(part, part + ': a layer has at most 47 characters')
+    + variables.parts.filter(part, variables.parts.exists(other, other != part
+    && other.split('=')[0] == part.split('=')[0])).map(part, part + ' is not the only layer of its alias')
+    + ('channels-zmq.io/containers' in variables.annotations ? variables.chosen.filter(name, !(name in variables.all))
+    .map(name, 'the pod has no container ' + name) : [])
 # A pod that chooses no container wants nothing.
 - name: wishes
-  expression: >-
-    size(variables.chosen) == 0 ? [] : variables.parts.filter(part, part.matches(variables.pattern))
+  expression: "size(variables.chosen) == 0 || size(variables.refusals) > 0 ? [] : variables.parts.distinct()"
 - name: layers
   expression: "variables.wishes.map(wish, wish.split('=')[1]).distinct()"
+- name: options
+  expression: >-
+    ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
+    'MAX_MESSAGE_SIZE']
 - name: paths
   expression: >-
     {'CURVE_SERVER_KEY_FILE': 'server-key-file', 'CURVE_SECRET_KEY_FILE': 'secret-key-file',
     'SYMMETRIC_ENCRYPTION_KEYS_FILE': 'encryption-keys-file'}
-- name: keys
+- name: prefixes
   expression: >-
-    ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
-    'MAX_MESSAGE_SIZE'] + variables.paths.map(key, key)
+    variables.wishes.map(wish, wish.startsWith('default=') ? 'CHANNELS_ZMQ_' :
+    'CHANNELS_ZMQ__' + wish.split('=')[0].upperAscii() + '__')
+# The same in all containers, of both kinds: made once, as maps, since a variable has no types of the pod.
+- name: env
+  expression: >-
+    variables.wishes.transformList(i, wish, variables.options.map(key, {
+    'name': dyn(variables.prefixes[i] + key),
+    'valueFrom': dyn({'configMapKeyRef': {'name': dyn(wish.split('=')[1]), 'key': dyn('CHANNELS_ZMQ_' + key),
+    'optional': dyn(!key.endsWith('_SOCKET_ADDRESS'))}})})
+    + variables.paths.map(key, {
+    'name': dyn(variables.prefixes[i] + key),
+    'valueFrom': dyn({'secretKeyRef': {'name': wish.split('=')[1] + '-client', 'key': variables.paths[key]}})})).flatten()
+- name: mounts
+  expression: >-
+    variables.layers.map(layer, {'name': dyn('channels-zmq-' + layer),
+    'mountPath': dyn('/var/run/secrets/channels-zmq.io/' + layer), 'readOnly': dyn(true)})
 {{- end }}
 
 {{/* Nothing, or what cannot be applied to any pod; its path is the message that the pod's author gets. */}}
 {{- define "channels-zmq.policyRefusals" -}}
-variables.parts.filter(part, !part.matches(variables.pattern)).map(part, JSONPatch{
-  op: 'remove', path: '/' + jsonpatch.escapeKey(part + ' is not ALIAS=LAYER')
-}) +
-variables.chosen.filter(name, !(name in variables.all)).map(name, JSONPatch{
-  op: 'remove', path: '/' + jsonpatch.escapeKey('the pod has no container ' + name)
-})
+variables.refusals.map(reason, JSONPatch{op: 'remove', path: '/' + jsonpatch.escapeKey(reason)})
 {{- end }}
 
-{{/* The patch: within one, what is added to an empty list is kept; the references are single objects, never a list. */}}
+{{/* The patch. A list that is not there yet is added whole: one operation in place of one for each entry. */}}
 {{- define "channels-zmq.policyPatch" -}}
 size(variables.wishes) == 0 ? [] : (
 {{- range $kind := list "containers" "initContainers" }}
-{{- range $list := list "env" "volumeMounts" }}
-(!has(object.spec.{{ $kind }}) ? [] :
-  object.spec.{{ $kind }}.filter(c, c.name in variables.chosen && !has(c.{{ $list }})).map(c, JSONPatch{
-    op: 'add',
-    path: '/spec/{{ $kind }}/' + string(object.spec.{{ $kind }}.map(d, d.name).indexOf(c.name)) + '/{{ $list }}',
-    value: []
-  })) +
+{{- range $list := list "env" "mounts" }}
+{{- $field := eq $list "env" | ternary "env" "volumeMounts" }}
+{{- $key := eq $list "env" | ternary "name" "mountPath" }}
+(!has(object.spec.{{ $kind }}) ? [] : object.spec.{{ $kind }}.transformList(i, c, c.name in variables.chosen,
+  !has(c.{{ $field }})
+  ? [JSONPatch{op: 'add', path: '/spec/{{ $kind }}/' + string(i) + '/{{ $field }}', value: variables.{{ $list }}}]
+  : [c.{{ $field }}.map(own, own.{{ $key }})].map(present, variables.{{ $list }}
+  .filter(wanted, !(wanted.{{ $key }} in present))
+  .map(wanted, JSONPatch{op: 'add', path: '/spec/{{ $kind }}/' + string(i) + '/{{ $field }}/-', value: wanted})).flatten()
+).flatten()) +
 {{- end }}
-(!has(object.spec.{{ $kind }}) ? [] : variables.wishes.map(wish, variables.keys.map(key,
-  object.spec.{{ $kind }}.filter(c, c.name in variables.chosen && !(has(c.env) && c.env.exists(e, e.name ==
-    (wish.startsWith('default=') ? 'CHANNELS_ZMQ_' : 'CHANNELS_ZMQ__' + wish.split('=')[0].upperAscii() + '__') + key)))
-  .map(c, JSONPatch{
-    op: 'add',
-    path: '/spec/{{ $kind }}/' + string(object.spec.{{ $kind }}.map(d, d.name).indexOf(c.name)) + '/env/-',
-    value: Object.spec.{{ $kind }}.env{
-      name: (wish.startsWith('default=') ? 'CHANNELS_ZMQ_' : 'CHANNELS_ZMQ__' + wish.split('=')[0].upperAscii() + '__') + key,
-      valueFrom: key in variables.paths ? Object.spec.{{ $kind }}.env.valueFrom{
-        secretKeyRef: Object.spec.{{ $kind }}.env.valueFrom.secretKeyRef{
-          name: wish.split('=')[1] + '-client',
-          key: variables.paths[key]
-        }
-      } : Object.spec.{{ $kind }}.env.valueFrom{
-        configMapKeyRef: Object.spec.{{ $kind }}.env.valueFrom.configMapKeyRef{
-          name: wish.split('=')[1],
-          key: 'CHANNELS_ZMQ_' + key,
-          optional: !key.endsWith('_SOCKET_ADDRESS')
-        }
-      }
-    }
-  }))).flatten().flatten()) +
-(!has(object.spec.{{ $kind }}) ? [] : variables.layers.map(layer, object.spec.{{ $kind }}
-  .filter(c, c.name in variables.chosen && !(has(c.volumeMounts) && c.volumeMounts.exists(m,
-    m.mountPath == '/var/run/secrets/channels-zmq.io/' + layer)))
-  .map(c, JSONPatch{
-    op: 'add',
-    path: '/spec/{{ $kind }}/' + string(object.spec.{{ $kind }}.map(d, d.name).indexOf(c.name)) + '/volumeMounts/-',
-    value: Object.spec.{{ $kind }}.volumeMounts{
-      name: 'channels-zmq-' + layer,
-      mountPath: '/var/run/secrets/channels-zmq.io/' + layer,
-      readOnly: true
-    }
-  })).flatten()) +
 {{- end }}
 (has(object.spec.volumes) ? [] : [JSONPatch{op: 'add', path: '/spec/volumes', value: []}]) +
 variables.layers.filter(layer, !has(object.spec.volumes) ||
