@@ -21,6 +21,10 @@ ENTRY_SIZE = 512
 """Bytes of memory that an entry takes beside its payload; 480 to 510 were measured with Python 3.11."""
 
 
+class ForeignJob(Exception):
+    """A job was handed back by somebody who does not know what it contains."""
+
+
 class Entry(NamedTuple):
     """A waiting message. `number` is its place, `deadline` and `since` are seconds on the exchange's clock."""
 
@@ -211,23 +215,28 @@ class ChannelQueue:
         if not credit.unsettled:
             self.holders.discard(inbox)
 
-    def reclaim(self, inbox: bytes, number: int) -> Entry | None:
-        """Take an unsettled job out because its client hands it back; return it, or None if it is not known here."""
+    def reclaim(self, inbox: bytes, number: int, payload: bytes) -> Entry | None:
+        """Take an unsettled job out because its client hands it back; return it, or None if it is not known here.
+
+        Raises:
+            ForeignJob: If it contains something else: its client knows what.
+        """
         credit = self.credits.get(inbox)
-        if credit is not None and number in credit.unsettled:
-            credit.settled += 1
-            job = credit.unsettled.pop(number)
-            if not credit.unsettled:
-                self.holders.discard(inbox)
-        else:
-            for (owner, _), jobs in self.orphans.items():
-                if owner == inbox and number in jobs:
-                    job = jobs.pop(number)
-                    break
-            else:
-                return None
-        self.release(job)
-        return job.entry
+        orphans = (jobs for (owner, _), jobs in self.orphans.items() if owner == inbox)
+        for jobs in (*((credit.unsettled,) if credit is not None else ()), *orphans):
+            job = jobs.get(number)
+            if job is None:
+                continue
+            if job.entry is not None and job.entry.payload != payload:
+                raise ForeignJob
+            del jobs[number]
+            if credit is not None and jobs is credit.unsettled:
+                credit.settled += 1
+                if not jobs:
+                    self.holders.discard(inbox)
+            self.release(job)
+            return job.entry
+        return None
 
     def release(self, job: Unsettled) -> None:
         """Count a job as unsettled no longer."""

@@ -87,7 +87,7 @@ class Exchange:
             wire.READY.kind: self._ready,
             wire.RECEIVED.kind: self._received,
             wire.TOTAL.kind: self._total,
-            wire.BACK.kind: lambda frame: self._back(frame, Way.UPSTREAM),
+            wire.BACK.kind: self._back,
             wire.TAKEN.kind: self._taken,
             wire.DETACH.kind: lambda frame: self._detach(frame, Way.UPSTREAM),
             # A client of an embedded producer has no PUSH:
@@ -102,7 +102,7 @@ class Exchange:
             wire.ENQUEUE.kind: self._enqueue,
             wire.ECHO.kind: self._echo,
             wire.FLUSHED.kind: self._flushed,
-            wire.BACK.kind: lambda frame: self._back(frame, Way.INBOUND),
+            wire.BACK.kind: self._back,
             wire.DETACH.kind: lambda frame: self._detach(frame, Way.INBOUND),
         }
         self.relays_unchanged = True
@@ -359,11 +359,9 @@ class Exchange:
             return NOTHING
         return [wire.HANDED_TOTAL.encode(wire.HandedTotal(question.inbox, question.session, handed))]
 
-    def _back(self, frame: bytes, way: Way) -> Frames:
+    def _back(self, frame: bytes) -> Frames:
         back = wire.BACK.decode(frame)
-        if self._flushes:
-            return self._dropped("flushed")
-        return self.queues.put_back(back, settles=way is Way.UPSTREAM)
+        return self._dropped("flushed") if self._flushes else self.queues.put_back(back)
 
     def _taken(self, frame: bytes) -> Frames:
         self._drain.take(wire.TAKEN.decode(frame))

@@ -19,7 +19,7 @@ from math import inf
 from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.channel_queue import ENTRY_SIZE, ChannelQueue, Entry, Pending, Round
+from channels_zmq_forwarder.channel_queue import ENTRY_SIZE, ChannelQueue, Entry, ForeignJob, Pending, Round
 
 ANSWER_WITHIN = 1.0
 """Seconds that a message is pending at most."""
@@ -207,15 +207,17 @@ class ChannelQueues:
                 entries.append(entry)
         return entries, self._go_on(channel, queue, now)
 
-    def put_back(self, back: wire.Back, *, settles: bool) -> list[bytes]:
+    def put_back(self, back: wire.Back) -> list[bytes]:
         """Return a message to its old place, because no reader took it; return the jobs that follow.
 
-        Args:
-            back: The message.
-            settles: Whether it comes from its client for certain, which it was handed to; else a report settles it.
+        Who hands back a job of another client does not know what it contains, and is not heard.
         """
         queue = self.by_channel.get(back.channel)
-        known = queue.reclaim(back.inbox, back.number) if settles and queue is not None else None
+        try:
+            known = queue.reclaim(back.inbox, back.number, back.payload) if queue is not None else None
+        except ForeignJob:
+            self._drops["foreign_inbox"] += 1
+            return []
         if known is None:
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
                 self._drops["queue_bytes"] += 1

@@ -43,7 +43,7 @@ def test_a_message_put_back_returns_to_its_place():
     queue.open_window(A, 1, 4)
     handed(queue)
     for number in (3, 1, 2, 4):
-        assert queue.reclaim(A, number) == entry(number)
+        assert queue.reclaim(A, number, entry(number).payload) == entry(number)
         queue.put(entry(number))
     queue.open_window(A, 1, 99)
     assert [number for _, number in handed(queue)] == [1, 2, 3, 4, 5]
@@ -135,9 +135,9 @@ def test_a_job_that_is_handed_back_is_settled_at_once():
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 3)
     handed(queue)
-    assert queue.reclaim(A, 2) == entry(2)
-    assert queue.reclaim(A, 2) is None
-    assert queue.reclaim(B, 3) is None
+    assert queue.reclaim(A, 2, entry(2).payload) == entry(2)
+    assert queue.reclaim(A, 2, b"") is None
+    assert queue.reclaim(B, 3, b"") is None
     queue.settle(A, queue.credits[A], 1)
     assert list(queue.credits[A].unsettled) == [1, 3]
     queue.settle(A, queue.credits[A], 2)
@@ -152,7 +152,7 @@ def test_a_queue_is_idle_when_nothing_depends_on_it():
     handed(queue)
     queue.orphans[A, 1] = queue.forget(A).unsettled
     assert not queue.idle
-    assert queue.reclaim(A, 1) == entry(1)
+    assert queue.reclaim(A, 1, entry(1).payload) == entry(1)
     assert queue.idle
 
 
@@ -227,7 +227,9 @@ class QueueAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data())
     def put_back(self, data):
         number = data.draw(st.sampled_from(sorted(self.held)))
-        self.queue.put(self.queue.reclaim(self.held.pop(number), number))
+        inbox = self.held.pop(number)
+        payload = self.queue.credits[inbox].unsettled[number].entry.payload
+        self.queue.put(self.queue.reclaim(inbox, number, payload))
         self.waiting.add(number)
 
     @precondition(lambda self: self.held)

@@ -33,7 +33,7 @@ class Queues(ChannelQueues):
         return seen(self.received(wire.Received(inbox, session, received, channel)))
 
     def hand_back(self, job, inbox=A):
-        return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload), settles=True))
+        return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload)))
 
     def swept(self, seconds=0.0):
         self.clock.now += seconds
@@ -341,6 +341,20 @@ def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
     assert queues.used() == (1, 0)
 
 
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_nobody_can_hand_back_a_job_of_another_client(queues, has_ended):
+    """It would be read twice. Only its client knows what it contains."""
+    queues.report(2)
+    (job,) = [frame for frame in queues.send(b"secret") if isinstance(frame, wire.Job)]
+    if has_ended:
+        queues.end(A)
+    assert queues.hand_back(job._replace(payload=b"guess")) == []
+    assert queues.drops == {"foreign_inbox": 1}
+    assert queues.used() == (0, 1)
+    queues.hand_back(job)
+    assert queues.used()[0] == has_ended
+
+
 def test_forgetting_a_channel_gives_up_unsettled_jobs(queues):
     """Both sides count from zero afterwards, so a later report could not settle it."""
     queues.report(2)
@@ -372,7 +386,7 @@ def test_numbers_of_two_instances_differ(clock):
     other.begin(A, 1)
     other.ready(wire.Ready(A, 1, 2, 0, 0, 0, JOBS))
     other.put(wire.Enqueue(C, 1, 60_000, 9, JOBS, b""))
-    other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""), settles=True)
+    other.put_back(wire.Back(A, job.number, job.ttl, JOBS, b""))
     assert other.by_channel[JOBS].unsettled == 2
     assert len({*other.by_channel[JOBS].credits[A].unsettled, job.number}) == 3
 

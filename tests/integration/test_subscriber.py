@@ -93,7 +93,9 @@ def welcome(session: int, clients: int = 1, state: wire.State = wire.State.SERVI
 
 
 def hello(exchange: Socket) -> wire.Hello:
-    return wire.HELLO.decode(exchange.recv())
+    while (frame := exchange.recv())[:1] == wire.CLAIM_BYTE:
+        pass
+    return wire.HELLO.decode(frame)
 
 
 # Frames
