@@ -222,8 +222,9 @@ class ChannelQueue:
             ForeignJob: If it contains something else: its client knows what.
         """
         credit = self.credits.get(inbox)
-        orphans = (jobs for (owner, _), jobs in self.orphans.items() if owner == inbox)
-        for jobs in (*((credit.unsettled,) if credit is not None else ()), *orphans):
+        held: list[Jobs] = [credit.unsettled] if credit is not None else []
+        held += [jobs for (owner, _), jobs in self.orphans.items() if owner == inbox]
+        for jobs in held:
             job = jobs.get(number)
             if job is None:
                 continue

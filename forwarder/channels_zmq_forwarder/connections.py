@@ -12,7 +12,7 @@ import os
 import socket as sockets
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +39,13 @@ EVENTS = 1000
 """Events that are processed in one step."""
 DEFERRED = 5
 """Seconds that the system keeps a connection back whose peer sends nothing; Linux prolongs it to 7."""
+_DESCRIPTORS = "/proc/self/fd"
+_ATTACH_FILTER, _DETACH_FILTER = 26, 27
+"""SO_ATTACH_FILTER and SO_DETACH_FILTER of asm-generic/socket.h."""
+_DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
+"""A socket filter of one instruction: keep 0 bytes of each packet (BPF_RET | BPF_K)."""
+_FILTER = struct.Struct("@HP")
+"""`struct sock_fprog`: the number of instructions, and where they are."""
 LOOKS = 16
 """Number of looks while the largest permitted backlog is published."""
 
@@ -155,6 +162,45 @@ class Connections:
         os.close(self._nothing)
 
 
+class TcpSockets:
+    """The TCP connections of this process to some of its ports, and their listeners, on Linux.
+
+    Unlike `Connections` it sees those as well whose events nobody has read yet, and may be used by any thread.
+    """
+
+    def __init__(self, ports: Collection[int]) -> None:
+        self._ports = ports
+
+    def received(self) -> dict[tuple[int, Peer], int]:
+        """Return how many bytes the peer of each connection has sent."""
+        received = {}
+        for socket in self._each(listening=False):
+            with suppress(OSError, struct.error):
+                info = socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size)
+                received[socket.fileno(), _peer_of(socket)] = int(_BYTES.unpack(info)[1])
+        return received
+
+    def refuse(self) -> None:
+        """Let the system drop attempts to connect; peers repeat them."""
+        program = ctypes.create_string_buffer(_DROP)
+        for socket in self._each(listening=True):
+            with suppress(OSError):
+                socket.setsockopt(sockets.SOL_SOCKET, _ATTACH_FILTER, _FILTER.pack(1, ctypes.addressof(program)))
+
+    def accept(self) -> None:
+        """End what `refuse` began."""
+        for socket in self._each(listening=True):
+            with suppress(OSError):
+                socket.setsockopt(sockets.SOL_SOCKET, _DETACH_FILTER, 0)
+
+    def _each(self, *, listening: bool) -> Iterator[sockets.socket]:
+        for descriptor in map(int, os.listdir(_DESCRIPTORS) if os.path.isdir(_DESCRIPTORS) else ()):
+            with suppress(OSError, IndexError), _borrowed(descriptor) as socket:
+                is_listener = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN) == 1
+                if is_listener == listening and socket.getsockname()[1] in self._ports:
+                    yield socket
+
+
 @dataclass(slots=True)
 class _Behind:
     """When a subscriber was first seen not to have taken everything: bytes published and acknowledged until then."""
@@ -226,6 +272,18 @@ def is_silent(descriptor: int) -> bool:
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
         info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size)
         return int(_BYTES.unpack(info)[1]) <= GREETING
+    return False
+
+
+def reset(descriptor: int, peer: Peer) -> bool:
+    """End the connection of a peer, from any thread; return whether it was still open."""
+    with suppress(OSError), _borrowed(os.dup(descriptor)) as connection:
+        try:
+            if _peer_of(connection) == peer:
+                _break(connection)
+                return True
+        finally:
+            os.close(connection.fileno())
     return False
 
 

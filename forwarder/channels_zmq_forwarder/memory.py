@@ -24,6 +24,8 @@ QUEUES_LEAST = 0.05
 """Share of the limit that queues may hold in any case."""
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
+FILLS_ABOVE = 0.5
+"""Share of the limit beside queues above which what producers send may be a flood."""
 TRIM_EVERY = 1.0
 """Seconds between two trims of the heap; one took 5 to 27 ms with 450 MiB in use."""
 NOT_READY_AFTER = 10.0
@@ -53,6 +55,8 @@ class MemoryGuard:
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit = limit
         self.refuses = Refusal.NOTHING
+        self.is_filling = False
+        """Whether so much is in use beside queues that a flood of messages must be ended."""
         self._clock = clock
         self._trimmed = -inf
         self._all_since = inf
@@ -95,6 +99,7 @@ class MemoryGuard:
             held: Bytes that are known to be in use, whatever the system reports.
         """
         self.refuses = self._decision(max(resident, held))
+        self.is_filling = self.limit > 0 and resident - held > self.limit * FILLS_ABOVE
         if self.refuses is not Refusal.ALL:
             self._all_since = inf
         elif self._all_since == inf:

@@ -23,6 +23,7 @@ from channels_zmq_forwarder.sockets import (
     accept_options,
     bind,
     guard,
+    has_input,
     number,
     plain_send,
     publish_options,
@@ -74,6 +75,9 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
+        self.is_behind_subscribers = False
+        """Whether the last turn has left frames that were taken in."""
+        self._is_behind_producers = self._has_caught_up = False
         self._has_revoked = False  # so that producers' keys are checked, which takes about 1 us a frame
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.LINGER, 0)
@@ -115,9 +119,17 @@ class Pump:
             more = True
         else:
             more = self._read_producers()
+        self._is_behind_producers = more
+        self._has_caught_up |= not more
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
-        return (readable(self._xpub) and self._read_subscribers()) or more
+        self.is_behind_subscribers = has_input(self._xpub) and self._read_subscribers()
+        return self.is_behind_subscribers or more
+
+    def was_behind_producers(self) -> bool:
+        """Return whether every turn since the last call has left frames that were taken in."""
+        has_caught_up, self._has_caught_up = self._has_caught_up, False
+        return self._is_behind_producers and not has_caught_up
 
     def publish(self, frames: Sequence[bytes]) -> bool:
         """Publish frames outside a turn; return whether a turn is due.
@@ -125,7 +137,7 @@ class Pump:
         libzmq may take input in while it sends, and then the descriptor does not report it.
         """
         self._publish(frames)
-        return readable(self._xpub)
+        return has_input(self._xpub)
 
     def _publish(self, frames: Sequence[bytes]) -> None:
         """Send frames to their subscribers. Never blocks: a subscriber whose pipe is full misses them."""

@@ -23,6 +23,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.floods import Senders, ending_floods
 from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
 from channels_zmq_forwarder.newcomers import Newcomers
 from channels_zmq_forwarder.process import (
@@ -129,24 +130,28 @@ class Server:
         self._newcomers = Newcomers(self.pump.connections.values(), descriptors)
         self.admin = Admin(self.exchange, self.pump.traffic, self.gate, self.memory)
         self.pub_addresses: list[str] = []
+        self._pub_ports, self._pull_ports = set[int](), set[int]()
+        self._subscribers, self._producers = Senders(self._pub_ports), Senders(self._pull_ports)
         self.pull_addresses: list[str] = []
         self._end = end or asyncio.Event()
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._turn_is_due = False
         self._with_events: set[Connections] = set()
         self._logged_shortage_at, self._logged_newcomers = 0.0, 0
-        self._trim_at, self._trim_until, self._trimmed_topics = 0.0, 0.0, 0
+        self._trim_at, self._trim_until, self._trimmed_topics, self._floods = 0.0, 0.0, 0, 0
         self._closed = False
 
     async def start(self, stop: asyncio.Event) -> None:
         """Accept subscribers, wait for those of the last instance, accept producers; return early if `stop` is set."""
         self.pub_addresses = self.pump.bind_publisher(self.settings.pub_address)
+        self._pub_ports |= _tcp_ports(self.pub_addresses)
         self._watch()
         logger.info("accepting subscribers on %s", ", ".join(self.pub_addresses))
         self._warn_if_open()
         if not await self._settle(stop):
             return
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
+        self._pull_ports |= _tcp_ports(self.pull_addresses)
         self._publish(self.exchange.enter(wire.State.SERVING))
         self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
         logger.info("accepting producers on %s", ", ".join(self.pull_addresses))
@@ -254,10 +259,11 @@ class Server:
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Watch loop lag and memory, and sweep what is due, while the block runs."""
+        """Watch loop lag, memory and floods, and sweep what is due, while the block runs."""
         beat = asyncio.create_task(self._beat())
         try:
-            yield
+            with ending_floods(self._subscribers, lambda: self.pump.is_behind_subscribers):
+                yield
         finally:
             beat.cancel()
             with suppress(asyncio.CancelledError):
@@ -274,6 +280,7 @@ class Server:
                 self._end_bad_subscribers(now)
                 self._log_newcomers(now)
                 self._watch_memory()
+                self._end_floods_of_producers(now)
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
                     self._refresh_keys()
@@ -304,12 +311,20 @@ class Server:
         ended = self.pump.end_bad_subscribers(now)
         for peer, reason in ended:
             logger.warning("ended the connection of the subscriber at %s: %s", peer, reason)
+        floods = self._subscribers.ended + self._producers.ended
         topics = self.pump.subscribers.ended_topics
-        if ended or topics >= self._trimmed_topics + TRIM_AFTER:
+        if ended or floods > self._floods or topics >= self._trimmed_topics + TRIM_AFTER:
             self._trim_until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
+            self._floods = floods
         if self._trim_at <= now <= self._trim_until:
             self._trim_at, self._trimmed_topics = now + TRIM_EVERY, topics
             trim_heap()
+
+    def _end_floods_of_producers(self, now: float) -> None:
+        is_behind = self.pump.was_behind_producers()
+        ended = self._producers.look(now, is_harmful=self.memory.is_filling, is_behind=is_behind)
+        if ended:
+            logger.warning("ended %d connections of producers: they sent faster than their messages are read", ended)
 
     def _watch_memory(self) -> None:
         if not self.memory.limit:
@@ -340,6 +355,10 @@ class Server:
             self.gate.close()
         self._context.term()
         self.resident.close()
+
+
+def _tcp_ports(addresses: Sequence[str]) -> set[int]:
+    return {int(address.rpartition(":")[2]) for address in addresses if address.startswith("tcp:")}
 
 
 class JsonLines(logging.Formatter):

@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import IO, cast
 
 import zmq
+from zmq.backend import zmq_poll
 
 from channels_zmq_forwarder import wire
 
@@ -183,6 +184,11 @@ def guard(address: str) -> IO[str] | None:
 def number(socket: "zmq.Socket[bytes]", option: int) -> int:
     """Return an integer option of a socket."""
     return cast(int, socket.get(option))
+
+
+def has_input(socket: "zmq.Socket[bytes]") -> bool:
+    """Return what `readable` does, but let other threads run meanwhile: it takes long while a peer floods an XPUB."""
+    return bool(zmq_poll([(socket, _POLLIN)], 0))
 
 
 def readable(socket: "zmq.Socket[bytes]") -> bool:

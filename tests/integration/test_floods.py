@@ -26,20 +26,23 @@ PING = b"\x04\x07\x04PING\0\0"
 
 
 class Flood:
-    """Connections that send large frames again and again, each time anew once they have been ended."""
+    """Connections that send the same frames again and again, each time anew once they have been ended."""
 
-    def __init__(self, forwarder: Forwarder, connections: int = 3) -> None:
-        self._port, self._is_over = port_of(forwarder.pub), threading.Event()
-        self.sent = 0
-        """How many frames were sent, as far as the connections took them."""
+    def __init__(self, address: str, frames: bytes, kind: str = "XSUB", connections: int = 3) -> None:
+        self._port, self._frames, self._kind, self._is_over = port_of(address), frames, kind, threading.Event()
+        self.sent = self.ended = 0
+        """How often the frames were sent, as far as the connections took them, and how many of these were ended."""
         self._threads = [threading.Thread(target=self._run) for _ in range(connections)]
 
     def _run(self) -> None:
         while not self._is_over.is_set():
-            with contextlib.suppress(OSError), contextlib.closing(RawPeer(self._port)) as peer:
-                while not self._is_over.is_set():
-                    self.sent += 1
-                    peer.send(b"?" * MEBIBYTE)
+            try:
+                with contextlib.closing(RawPeer(self._port, self._kind)) as peer:
+                    while not self._is_over.is_set():
+                        self.sent += 1
+                        peer.socket.sendall(self._frames)
+            except OSError:
+                self.ended += 1
 
     def __enter__(self) -> "Flood":
         for thread in self._threads:
@@ -117,7 +120,7 @@ def test_a_flood_of_frames_that_are_too_large_stops_nobody_else(run: Any, forwar
         channel = await layer.new_channel()
         await layer.group_add("room", channel)
         before = memory(forwarder)
-        with Flood(forwarder) as flood:
+        with Flood(forwarder.pub, on_the_wire(b"?" * MEBIBYTE)) as flood:
             await until(lambda: flood.sent >= 3)
             for number in range(100):
                 await layer.group_send("room", {"n": number})
@@ -142,6 +145,38 @@ def test_a_forwarder_outlives_peers_that_end_in_a_flood_of_frames_and_heartbeats
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.close()
     assert forwarder.is_ready()
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize("kind", ["XSUB", "PUSH"])
+def test_who_sends_faster_than_the_forwarder_reads_is_disconnected(
+    run: Any, tmp_path: Path, kind: str, size: int
+) -> None:
+    """Else it would hold up the loop, or fill the memory. Others stay connected, and what is read is freed."""
+    addresses = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    forwarder = Forwarder(*addresses, flags=("--memory-limit", "384MiB"), log=tmp_path / "log")
+    frames = on_the_wire(b"?" * size) * (MEBIBYTE // 2 // size)
+
+    async def scenario() -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config)
+        channel = await layer.new_channel()
+        await layer.group_add("room", channel)
+        before = memory(forwarder)
+        with Flood(forwarder.pub if kind == "XSUB" else forwarder.pull, frames, kind, connections=2):
+            await until(lambda: "they sent faster than" in forwarder.log_text())
+            for number in range(20):
+                await layer.group_send("room", {"n": number})
+                assert await layer.receive(channel) == {"n": number}
+                assert forwarder.is_ready()
+        await until(lambda: memory(forwarder) < before + AT_MOST)
+        assert layer.stats()["reconnects"] == 0
+
+    forwarder.start()
+    try:
+        run(scenario())
+    finally:
+        close_all()
+        forwarder.end()
 
 
 @pytest.mark.parametrize("sent", [b"", b"\xff"])

@@ -1,0 +1,137 @@
+"""Ends the connections of peers that send faster than the forwarder reads, before they harm anybody else.
+
+XPUB takes in all that a connection has sent in one call, which returns once nothing more is there. A subscriber that
+goes on sending small frames holds up the event loop for as long, and fills the memory. PULL takes in one frame at a
+time, but libzmq keeps all that has arrived. A receive mark would bound both, but by it any peer can abort the process
+(`accept_options`).
+
+So the fastest senders are ended: subscribers while the loop does not answer, or stays behind, which a thread watches
+(`ending_floods`; pyzmq lets other threads run while libzmq receives); producers while memory runs out.
+
+A peer that was ended would be back at once, and go on. So the system drops attempts to connect until all that was taken
+in has been read; it does so by a socket filter of the listeners. Connected clients go on.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from channels_zmq_forwarder.connections import Peer, TcpSockets, reset
+
+logger = logging.getLogger("channels_zmq_forwarder")
+
+ASK_EVERY = 0.05
+"""Seconds between two questions to the loop."""
+PATIENCE = 0.05
+"""Seconds after which a loop that has not answered is held up."""
+BEHIND = 5
+"""So many answers in a row must say that frames of subscribers wait."""
+MEASURE = 0.03
+"""Seconds between two looks at what arrives while the loop is held up."""
+FLOOD = 128 * 1024
+"""Bytes that are sent to the ports between two looks if a flood goes on. Clients send little upstream; one that comes
+back with thousands of groups has sent it before anybody looks."""
+REFUSES_AT_MOST = 10.0
+"""Seconds for which nobody can connect because of one flood."""
+
+Sender = tuple[int, Peer]
+"""A connection: its descriptor, and its peer, since the descriptor may name another one later."""
+
+
+class Senders:
+    """The peers that send to some TCP ports. Does nothing but on Linux, which reports how much each has sent.
+
+    Args:
+        ports: The ports.
+    """
+
+    def __init__(self, ports: Collection[int]) -> None:
+        self.is_measuring = False
+        """Whether another look should follow soon."""
+        self.ended = 0
+        """Floods that are over: all that they have sent was read."""
+        self._sockets = TcpSockets(ports)
+        self._before: dict[Sender, int] = {}
+        self._refuses_until = 0.0
+
+    def look(self, now: float, *, is_harmful: bool, is_behind: bool) -> int:
+        """End the fastest connections if need be.
+
+        Args:
+            now: Monotonic seconds.
+            is_harmful: Whether what they send does harm.
+            is_behind: Whether frames wait that were taken in.
+
+        Returns:
+            How many connections were ended.
+        """
+        if self._refuses_until and (not is_behind or now >= self._refuses_until):
+            self._sockets.accept()
+            self._refuses_until = 0.0
+            self.ended += 1
+        was_measuring, self.is_measuring = self.is_measuring, is_behind
+        if not is_behind:
+            return 0
+        before, self._before = self._before, self._sockets.received()
+        sent = {one: received - before.get(one, 0) for one, received in self._before.items()}
+        if not (was_measuring and is_harmful) or sum(sent.values()) < FLOOD:
+            return 0
+        self._sockets.refuse()
+        self._refuses_until = now + REFUSES_AT_MOST
+        return sum(reset(*one) for one in sent if sent[one] >= max(sent.values()) / 4)
+
+
+@contextmanager
+def ending_floods(subscribers: Senders, is_behind: Callable[[], bool]) -> Iterator[None]:
+    """Watch the running loop from a thread while the block runs, and end the fastest subscribers if they hold it up.
+
+    Args:
+        subscribers: Who sends to the publishing socket.
+        is_behind: Returns whether frames of subscribers wait that were taken in; called by the loop.
+    """
+    watch = _Watch(asyncio.get_running_loop(), subscribers, is_behind)
+    thread = threading.Thread(target=watch.run, name="floods", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        watch.is_over.set()
+
+
+class _Watch:
+    def __init__(self, loop: asyncio.AbstractEventLoop, subscribers: Senders, is_behind: Callable[[], bool]) -> None:
+        self.is_over = threading.Event()
+        self._loop, self._subscribers, self._is_behind = loop, subscribers, is_behind
+        self._answered = threading.Event()
+        self._answered.set()
+        self._behind = 0
+
+    def run(self) -> None:
+        while not self.is_over.wait(MEASURE if self._subscribers.is_measuring else ASK_EVERY):
+            try:
+                answers = self._ask()
+            except RuntimeError:  # the loop is closed
+                return
+            ended = self._subscribers.look(
+                time.monotonic(),
+                is_harmful=not answers or self._behind >= BEHIND,
+                is_behind=not answers or self._behind > 0,
+            )
+            if ended:
+                line = "ended %d connections of subscribers: they sent faster than their frames are read"
+                logger.warning(line, ended)
+
+    def _ask(self) -> bool:
+        """Return whether the loop answers in time."""
+        if self._answered.is_set():
+            self._answered.clear()
+            self._loop.call_soon_threadsafe(self._answer)
+            return self._answered.wait(PATIENCE)
+        return False  # to the last question, so far
+
+    def _answer(self) -> None:
+        self._behind = self._behind + 1 if self._is_behind() else 0
+        self._answered.set()

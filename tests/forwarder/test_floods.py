@@ -1,0 +1,169 @@
+"""Who is ended because it sends too fast, and who may connect meanwhile; integration tests have whole forwarders."""
+
+import asyncio
+import select
+import socket
+import threading
+import time
+
+import pytest
+
+from channels_zmq_forwarder.connections import Peer, TcpSockets
+from channels_zmq_forwarder.floods import FLOOD, REFUSES_AT_MOST, Senders, ending_floods
+
+WAIT = 10.0
+
+
+class Port:
+    """A port of this process, and connections to it."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.number = self.listener.getsockname()[1]
+        self.opened = [self.listener]
+
+    def connect(self):
+        """Return both ends of a new connection: the peer's and ours."""
+        peer = socket.create_connection(("127.0.0.1", self.number), timeout=WAIT)
+        ours, _ = self.listener.accept()
+        self.opened += [peer, ours]
+        return peer, ours
+
+    def attempt(self):
+        """Return a socket that connects on its own time."""
+        peer = socket.socket()
+        peer.setblocking(False)
+        peer.connect_ex(("127.0.0.1", self.number))
+        self.opened.append(peer)
+        return peer
+
+    def send(self, pair, count):
+        """Let bytes arrive."""
+        peer, ours = pair
+        for _ in range(count // 1024):
+            peer.sendall(bytes(1024))
+            ours.recv(1024, socket.MSG_WAITALL)
+
+
+@pytest.fixture
+def port():
+    port = Port()
+    yield port
+    for one in port.opened:
+        one.close()
+
+
+@pytest.fixture
+def senders(port):
+    return Senders({port.number})
+
+
+def is_connected(peer, seconds):
+    return bool(select.select([], [peer], [], seconds)[1])
+
+
+def is_ended(peer):
+    peer.settimeout(0)
+    try:
+        return peer.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_what_each_peer_has_sent_is_measured(port):
+    """Of connections to the port alone, not of those that this process has made to it."""
+    pair, other = port.connect(), port.connect()
+    port.send(pair, 3 * 1024)
+    found = TcpSockets({port.number}).received()
+    assert found == {
+        (ours.fileno(), Peer("127.0.0.1", peer.getsockname()[1])): count
+        for (peer, ours), count in ((pair, 3 * 1024), (other, 0))
+    }
+    assert TcpSockets({port.number + 1}).received() == {}
+
+
+def test_nobody_can_connect_while_the_port_refuses(port):
+    """Attempts are repeated by the peer's system, so they succeed afterwards. Connections stay."""
+    pair, sockets = port.connect(), TcpSockets({port.number})
+    sockets.refuse()
+    peer = port.attempt()
+    assert not is_connected(peer, 0.1)
+    port.send(pair, 1024)
+    sockets.accept()
+    assert is_connected(peer, WAIT)
+
+
+def test_the_fastest_senders_are_ended(port, senders):
+    """Those that send a quarter of what the fastest one does; the others go on."""
+    fast, half, slow = (port.connect() for _ in range(3))
+    assert senders.look(0.0, is_harmful=True, is_behind=True) == 0
+    assert senders.is_measuring
+    for pair, count in ((fast, FLOOD), (half, FLOOD // 2), (slow, FLOOD // 8)):
+        port.send(pair, count)
+    assert senders.look(0.1, is_harmful=True, is_behind=True) == 2
+    assert [is_ended(pair[0]) for pair in (fast, half, slow)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("is_harmful", "is_behind", "count"),
+    [(False, True, FLOOD), (True, False, FLOOD), (True, True, FLOOD // 2)],
+    ids=["no harm", "all is read", "little"],
+)
+def test_nobody_is_ended_without_need(port, senders, is_harmful, is_behind, count):
+    """A client may send much, and a loop may be held up by something else."""
+    pair = port.connect()
+    for moment in range(3):
+        assert senders.look(moment, is_harmful=is_harmful, is_behind=is_behind) == 0
+        port.send(pair, count if moment == 1 else 0)
+    assert not is_ended(pair[0])
+    assert is_connected(port.attempt(), WAIT)
+
+
+def test_what_was_sent_before_the_first_look_does_not_count(port, senders):
+    """A client that comes back with many groups sends them at once."""
+    pair = port.connect()
+    port.send(pair, FLOOD)
+    assert [senders.look(moment, is_harmful=True, is_behind=True) for moment in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("is_behind", "seconds"), [(False, 1.0), (True, REFUSES_AT_MOST)])
+def test_the_port_refuses_until_all_is_read(port, senders, is_behind, seconds):
+    """For a while at most."""
+    pair = port.connect()
+    senders.look(0.0, is_harmful=True, is_behind=True)
+    port.send(pair, FLOOD)
+    assert senders.look(0.0, is_harmful=True, is_behind=True) == 1
+    peer = port.attempt()
+    assert not is_connected(peer, 0.1)
+    assert senders.ended == 0
+    senders.look(seconds, is_harmful=False, is_behind=is_behind)
+    assert senders.ended == 1
+    assert is_connected(peer, WAIT)
+
+
+@pytest.mark.parametrize("is_held_up", [True, False])
+async def test_a_sender_that_holds_up_the_loop_or_keeps_it_behind_is_ended(port, senders, is_held_up):
+    """Both do harm: the former to everybody else, the latter to the memory."""
+    pair, is_over = port.connect(), threading.Event()
+
+    def flood():
+        while not is_over.is_set():
+            try:
+                port.send(pair, FLOOD)
+            except OSError:
+                is_over.set()
+
+    thread = threading.Thread(target=flood)
+    with ending_floods(senders, lambda: not is_held_up):
+        thread.start()
+        end = time.monotonic() + WAIT
+        while not is_over.is_set() and time.monotonic() < end:
+            if is_held_up:
+                is_over.wait(0.1)  # blocks the loop
+            await asyncio.sleep(0)
+        was_ended = is_over.is_set()
+    is_over.set()
+    thread.join()
+    assert was_ended
