@@ -5,12 +5,18 @@
   that is away seem to be there.
 - While a client is connected, only its own CURVE key may subscribe to its inbox. A client may have two connections: the
   exchange may notice late that one is broken, and a new key comes by a new connection, whose claim comes first.
+- The end of a connection may be known before its last frames are read. What a client sends when it leaves counts for a
+  while longer: it hands back what it has not read. Nobody else can use that, even by a connection with the same
+  descriptor: the client's session is over, and who hands back a job must know what it contains.
 """
 
 from enum import Enum
 from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
+
+_LAST = frozenset((wire.READY.kind, wire.BACK.kind, wire.TAKEN.kind, wire.DETACH.kind))
+"""Kinds of frames by which a client leaves."""
 
 
 class Verdict(Enum):
@@ -38,6 +44,8 @@ class Inboxes:
         self._claimed: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
         self._keys: dict[bytes, dict[int, bytes]] = {}  # of the connections that have claimed or wait, by inbox
+        self._left: dict[int, bytes] = {}  # claims of connections that have ended since the last but one `forget`
+        self._left_before: dict[int, bytes] = {}
 
     def subscribe(self, inbox: bytes, descriptor: int, key: bytes) -> Verdict:
         """Take a subscription to an inbox by a connection with this CURVE key, which is empty without CURVE."""
@@ -67,15 +75,28 @@ class Inboxes:
         others = [user for user, other in users.items() if other != key and self._waiting.get(user) == inbox]
         return Claimed(subscribes, others)
 
-    def may_use(self, inbox: bytes, descriptor: int) -> bool:
-        """Return whether a connection has claimed an inbox."""
+    def may_use(self, frame: bytes, descriptor: int) -> bool:
+        """Return whether a connection has claimed the inbox that a frame names as its sender's."""
+        inbox = wire.inbox_in(frame)
+        if self._claimed.get(descriptor) == inbox:
+            return True
+        return frame[0] in _LAST and inbox in (self._left.get(descriptor), self._left_before.get(descriptor))
+
+    def may_end(self, inbox: bytes, descriptor: int) -> bool:
+        """Return whether a connection may end the subscription to an inbox."""
         return self._claimed.get(descriptor) == inbox
 
     def gone(self, descriptor: int) -> None:
-        """Forget a connection; its descriptor may name another one from now on."""
+        """Note that a connection has ended; its descriptor may name another one from now on."""
+        if descriptor in self._claimed:
+            self._left[descriptor] = self._claimed[descriptor]
         for table in (self._claimed, self._waiting):
             inbox = table.pop(descriptor, None)
             users = self._keys.get(inbox, {}) if inbox is not None else {}
             users.pop(descriptor, None)
             if inbox is not None and not users:
                 self._keys.pop(inbox, None)
+
+    def forget(self) -> None:
+        """Forget the connections that had ended before the last call. To be called every second or so."""
+        self._left, self._left_before = {}, self._left

@@ -100,7 +100,7 @@ class Subscribers:
             return frame if self._may_subscribe(arrival, descriptor) else None
         if kind == wire.UNSUBSCRIBE:
             return frame if self._may_unsubscribe(wire.subscribed_topic(frame), descriptor) else None
-        if not self._inboxes.may_use(wire.inbox_in(frame), descriptor):
+        if not self._inboxes.may_use(frame, descriptor):
             self._dropped("foreign_inbox")
             return None
         if kind == wire.HELLO_BYTE:
@@ -145,7 +145,7 @@ class Subscribers:
 
     def _may_unsubscribe(self, topic: bytes, descriptor: int) -> bool:
         inbox = wire.inbox_of(topic)  # libzmq reports every attempt
-        if inbox and not self._inboxes.may_use(inbox, descriptor):
+        if inbox and not self._inboxes.may_end(inbox, descriptor):
             self._dropped("foreign_inbox")
             return False
         self._topics.end(topic)
@@ -194,4 +194,5 @@ class Subscribers:
         if now >= self._forget_hellos_at:
             self._forget_hellos_at = now + HELLOS_WITHIN
             self._hellos.clear()
+            self._inboxes.forget()
         return ended

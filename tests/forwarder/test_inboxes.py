@@ -8,6 +8,7 @@ from channels_zmq_forwarder.inboxes import Claimed, Inboxes, Verdict
 SECRET, OTHER_SECRET = b"a" * 16, b"b" * 16
 INBOX, OTHER = wire.claimable(SECRET), wire.claimable(OTHER_SECRET)
 CLAIM, OTHER_CLAIM = wire.Claim(INBOX, SECRET), wire.Claim(OTHER, OTHER_SECRET)
+HELLO, OTHER_HELLO = (wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, 0)) for inbox in (INBOX, OTHER))
 ONE, TWO, THREE = 11, 12, 13
 KEY, OTHER_KEY = b"key", b"other key"
 
@@ -27,9 +28,9 @@ def test_a_secret_has_one_inbox():
 def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes, key):
     """However often it is repeated before that. Behind it, it counts at once."""
     assert [inboxes.subscribe(INBOX, ONE, key) for _ in range(2)] == [Verdict.WAITS] * 2
-    assert not inboxes.may_use(INBOX, ONE)
+    assert not inboxes.may_use(HELLO, ONE)
     assert inboxes.claim(CLAIM, ONE, key) == Claimed(True, [])
-    assert inboxes.may_use(INBOX, ONE)
+    assert inboxes.may_use(HELLO, ONE)
     assert inboxes.claim(CLAIM, ONE, key) == Claimed(False, [])
     assert inboxes.subscribe(INBOX, ONE, key) is Verdict.COUNTS
 
@@ -44,8 +45,8 @@ def test_without_the_secret_there_is_no_claim(inboxes):
     """Nor does one that fails end another one."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.claim(wire.Claim(INBOX, OTHER_SECRET), TWO, OTHER_KEY) is None
-    assert not inboxes.may_use(INBOX, TWO)
-    assert inboxes.may_use(INBOX, ONE)
+    assert not inboxes.may_use(HELLO, TWO)
+    assert inboxes.may_use(HELLO, ONE)
 
 
 def test_a_connection_uses_one_inbox(inboxes):
@@ -61,7 +62,7 @@ def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes):
     """The subscription waits on."""
     inboxes.subscribe(OTHER, ONE, KEY)
     assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
-    assert not inboxes.may_use(OTHER, ONE)
+    assert not inboxes.may_use(OTHER_HELLO, ONE)
 
 
 @pytest.mark.parametrize(("key", "verdict"), [(KEY, Verdict.WAITS), (OTHER_KEY, Verdict.REFUSED)])
@@ -76,7 +77,7 @@ def test_a_claim_by_a_new_key_adds_it(inboxes):
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.claim(CLAIM, TWO, OTHER_KEY)
     assert inboxes.subscribe(INBOX, TWO, OTHER_KEY) is Verdict.COUNTS
-    assert inboxes.may_use(INBOX, ONE)
+    assert inboxes.may_use(HELLO, ONE)
     assert [inboxes.subscribe(INBOX, THREE, key) for key in (b"third", OTHER_KEY)] == [Verdict.REFUSED, Verdict.WAITS]
 
 
@@ -94,7 +95,24 @@ def test_nothing_is_left_of_connections_that_have_ended(inboxes):
     inboxes.subscribe(OTHER, ONE, KEY)
     for descriptor in (ONE, TWO, THREE):
         inboxes.gone(descriptor)
-    assert not inboxes.may_use(INBOX, ONE)
+    assert not inboxes.may_use(HELLO, ONE)
     assert inboxes.subscribe(INBOX, ONE, OTHER_KEY) is Verdict.WAITS
     inboxes.gone(ONE)
+    for _ in range(2):
+        inboxes.forget()
     assert vars(inboxes) == vars(Inboxes())
+
+
+@pytest.mark.parametrize("kind", ["R", "B", "K", "X"])
+def test_a_client_that_leaves_is_heard_for_a_while(inboxes, kind):
+    """Its last frames may be read when the end of its connection is known; that of others never counts."""
+    frame = kind.encode() + INBOX
+    inboxes.claim(CLAIM, ONE, KEY)
+    inboxes.gone(ONE)
+    inboxes.forget()
+    assert inboxes.may_use(frame, ONE)
+    assert not inboxes.may_use(frame, TWO)
+    assert not inboxes.may_use(kind.encode() + OTHER, ONE)
+    assert not inboxes.may_use(HELLO, ONE)
+    inboxes.forget()
+    assert not inboxes.may_use(frame, ONE)

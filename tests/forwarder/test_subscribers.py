@@ -2,7 +2,7 @@
 
 import pytest
 import zmq
-from strangers import RawPeer, opening, well_formed
+from strangers import PATIENCE, RawPeer, opening, well_formed
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections
@@ -228,6 +228,19 @@ def test_a_claim_ends_with_its_connection(make):
         assert publisher.drops.pop() == "foreign_inbox"
         other.close()
         publisher.keep(0)
+
+
+@pytest.mark.parametrize("frame", [frame for frame in well_formed(INBOX) if frame[:1] in (b"R", b"B")])
+def test_what_a_client_sends_before_it_leaves_counts(make, frame):
+    """It hands its jobs back when it closes, and the end of its connection may be known before they are read."""
+    publisher = make()
+    owner = claimed(publisher)
+    owner.send(frame)
+    owner.close(linger=PATIENCE)
+    while publisher.connections.peers:
+        publisher.connections.monitor.poll(5)
+        publisher.connections.turn()
+    assert publisher.receives(frame) == [frame]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -118,7 +118,7 @@ class Forwarder:
             claim = wire.CLAIM.decode(frame)
             if self._inboxes.claim(claim, line, b"").subscribes:
                 self._publish(self.exchange.upstream(wire.subscription(wire.inbox_topic(claim.inbox))))
-        elif frame[0] in _OF_INBOXES and not self._inboxes.may_use(wire.inbox_in(frame), line):
+        elif frame[0] in _OF_INBOXES and not self._inboxes.may_use(frame, line):
             self.exchange.drops["foreign_inbox"] += 1
         else:
             self._publish(self.exchange.upstream(frame))
