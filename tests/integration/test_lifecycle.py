@@ -107,8 +107,8 @@ def test_a_thousand_calls_in_fresh_loops_open_no_connection(forwarder: Forwarder
     assert async_to_sync(layer.receive)("jobs") == {"n": 1}
     gc.collect()
     assert len(connections.connections()) == before[0] == 1
-    assert me.num_threads() <= before[1], "threads"
-    wait_until(lambda: me.num_fds() <= before[2])  # the end of the last loop is noticed a moment later
+    # The end of the last loop is noticed a moment later, and a thread may be ending.
+    wait_until(lambda: me.num_threads() <= before[1] and me.num_fds() <= before[2])
 
 
 def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: Forwarder) -> None:
