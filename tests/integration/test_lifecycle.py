@@ -182,6 +182,8 @@ asyncio.run(main())
         await asyncio.to_thread(forwarder.kill)
         await asyncio.to_thread(forwarder.start)
         await layer.group_add("mine", channel := await layer.new_channel())
+        # The forwarder waits for its clients for some seconds; on a busy machine one may need longer.
+        await asyncio.to_thread(wait_until, lambda: "chat" in forwarder.status()["some_groups"])
         await layer.group_send("chat", {"n": os.getpid()})
         await layer.send(channel, {"n": 1})
         await layer.receive(channel)  # behind the former, so that one has been published
