@@ -102,14 +102,23 @@ class IdleFlood:
         self._selector.close()
 
 
+@contextlib.contextmanager
+def running(forwarder: Forwarder) -> Iterator[None]:
+    """Start a forwarder; end it behind the layers that use it."""
+    forwarder.start()
+    try:
+        yield
+    finally:
+        close_all()
+        forwarder.end()
+
+
 @pytest.fixture
 def forwarder(tmp_path: Path) -> Iterator[Forwarder]:
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     forwarder = Forwarder(pull, pub, log=tmp_path / "log")
-    forwarder.start()
-    yield forwarder
-    close_all()
-    forwarder.end()
+    with running(forwarder):
+        yield forwarder
 
 
 def test_a_flood_of_frames_that_are_too_large_stops_nobody_else(run: Any, forwarder: Forwarder) -> None:
@@ -171,12 +180,8 @@ def test_who_sends_faster_than_the_forwarder_reads_is_disconnected(
         await until(lambda: memory(forwarder) < before + AT_MOST)
         assert layer.stats()["reconnects"] == 0
 
-    forwarder.start()
-    try:
+    with running(forwarder):
         run(scenario())
-    finally:
-        close_all()
-        forwarder.end()
 
 
 @pytest.mark.parametrize("sent", [b"", b"\xff"])
@@ -210,12 +215,8 @@ def test_idle_connections_lock_nobody_out(run: Any, tmp_path: Path, sent: bytes)
             await until(forwarder.is_ready)
         assert layer.stats()["reconnects"] == 0
 
-    forwarder.start()
-    try:
+    with running(forwarder):
         run(scenario())
-    finally:
-        close_all()
-        forwarder.end()
 
 
 def test_a_large_job_that_nobody_reads_goes_back(run: Any, forwarder: Forwarder) -> None:
