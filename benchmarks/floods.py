@@ -54,17 +54,8 @@ async def _measure(kind: str, size: int, seconds: float) -> tuple[float, float, 
         channel = await layer.new_channel()
         await layer.group_add("room", channel)
         port = (pub if kind == "XSUB" else pull).rpartition(":")[2]
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.floods",
-            "--seconds",
-            str(seconds),
-            "--flood",
-            port,
-            kind,
-            str(size),
-        ]
+        command = [sys.executable, "-m", "benchmarks.floods", f"--seconds={seconds}"]
+        command += ["--flood", port, kind, str(size)]
         flood = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         longest, memory, end = 0.0, 0.0, time.monotonic() + seconds + 2.0
         while time.monotonic() < end:

@@ -176,8 +176,7 @@ class TcpSockets:
         received = {}
         for socket in self._each(listening=False):
             with suppress(OSError, struct.error):
-                info = socket.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size)
-                received[socket.fileno(), _peer_of(socket)] = int(_BYTES.unpack(info)[1])
+                received[socket.fileno(), _peer_of(socket)] = _passed(socket)[1]
         return received
 
     def refuse(self) -> None:
@@ -260,18 +259,23 @@ class SlowSubscribers:
         return ended
 
 
+def _passed(connection: sockets.socket) -> tuple[int, int]:
+    """Return how many bytes a peer has acknowledged and sent; raises OSError or struct.error if that is unknown."""
+    acknowledged, received = _BYTES.unpack(connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size))
+    return int(acknowledged), int(received)
+
+
 def _acknowledged(descriptor: int) -> int | None:
     """Return how many bytes a peer has acknowledged; None if it has ended, or is no TCP connection on Linux."""
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
-        return int(_BYTES.unpack(connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size))[0])
+        return _passed(connection)[0]
     return None
 
 
 def is_silent(descriptor: int) -> bool:
     """Return whether a peer has sent no more than a greeting; False for what is no TCP connection on Linux."""
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
-        info = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size)
-        return int(_BYTES.unpack(info)[1]) <= GREETING
+        return _passed(connection)[1] <= GREETING
     return False
 
 
