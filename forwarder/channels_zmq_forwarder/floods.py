@@ -5,8 +5,9 @@ goes on sending small frames holds up the event loop for as long, and fills the 
 time, but libzmq keeps all that has arrived. A receive mark would bound both, but by it any peer can abort the process
 (`accept_options`).
 
-So the fastest senders are ended: subscribers while the loop does not answer, or stays behind, which a thread watches
-(`ending_floods`; pyzmq lets other threads run while libzmq receives); producers while memory runs out.
+So the fastest senders are ended: subscribers if the loop does not answer, or if memory grows while their frames wait,
+which a thread watches (`ending_floods`; pyzmq lets other threads run while libzmq receives); producers while memory
+runs out. A client that begins many queues at once sends about as fast as their frames are read, and is not ended.
 
 A peer that was ended would be back at once, and go on. So the system drops attempts to connect until all that was taken
 in has been read; it does so by a socket filter of the listeners. Connected clients go on.
@@ -26,9 +27,11 @@ logger = logging.getLogger("channels_zmq_forwarder")
 ASK_EVERY = 0.05
 """Seconds between two questions to the loop."""
 PATIENCE = 0.05
-"""Seconds after which a loop that has not answered is held up."""
-BEHIND = 5
-"""So many answers in a row must say that frames of subscribers wait."""
+"""Seconds after which a loop that has not answered is behind."""
+HELD_UP = 5
+"""Looks in a row at a loop that does not answer, after which it is held up: 0.17 s unless the system runs others."""
+GROWTH = 64 * 2**20
+"""Bytes by which the memory may grow while frames of subscribers wait: 50,000 queues that a client begins at once."""
 MEASURE = 0.03
 """Seconds between two looks at what arrives while the loop is held up."""
 FLOOD = 128 * 1024
@@ -85,14 +88,15 @@ class Senders:
 
 
 @contextmanager
-def ending_floods(subscribers: Senders, is_behind: Callable[[], bool]) -> Iterator[None]:
-    """Watch the running loop from a thread while the block runs, and end the fastest subscribers if they hold it up.
+def ending_floods(subscribers: Senders, is_behind: Callable[[], bool], resident: Callable[[], int]) -> Iterator[None]:
+    """Watch the running loop from a thread while the block runs, and end the fastest subscribers if they do harm.
 
     Args:
         subscribers: Who sends to the publishing socket.
         is_behind: Returns whether frames of subscribers wait that were taken in; called by the loop.
+        resident: Returns the resident bytes of this process; called by the thread.
     """
-    watch = _Watch(asyncio.get_running_loop(), subscribers, is_behind)
+    watch = _Watch(asyncio.get_running_loop(), subscribers, is_behind, resident)
     thread = threading.Thread(target=watch.run, name="floods", daemon=True)
     thread.start()
     try:
@@ -102,36 +106,43 @@ def ending_floods(subscribers: Senders, is_behind: Callable[[], bool]) -> Iterat
 
 
 class _Watch:
-    def __init__(self, loop: asyncio.AbstractEventLoop, subscribers: Senders, is_behind: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        subscribers: Senders,
+        is_behind: Callable[[], bool],
+        resident: Callable[[], int],
+    ) -> None:
         self.is_over = threading.Event()
-        self._loop, self._subscribers, self._is_behind = loop, subscribers, is_behind
+        self._loop, self._subscribers, self._is_behind, self._resident = loop, subscribers, is_behind, resident
         self._answered = threading.Event()
         self._answered.set()
-        self._behind = 0
+        self._answer_is_behind = False
 
     def run(self) -> None:
+        unanswered, before = 0, self._resident()
         while not self.is_over.wait(MEASURE if self._subscribers.is_measuring else ASK_EVERY):
             try:
-                answers = self._ask()
+                unanswered = 0 if self._ask() else unanswered + 1
             except RuntimeError:  # the loop is closed
                 return
-            ended = self._subscribers.look(
-                time.monotonic(),
-                is_harmful=not answers or self._behind >= BEHIND,
-                is_behind=not answers or self._behind > 0,
-            )
+            is_behind, resident = unanswered > 0 or self._answer_is_behind, self._resident()
+            if not is_behind:
+                before = resident
+            is_harmful = unanswered >= HELD_UP or resident >= before + GROWTH
+            ended = self._subscribers.look(time.monotonic(), is_harmful=is_harmful, is_behind=is_behind)
             if ended:
                 line = "ended %d connections of subscribers: they sent faster than their frames are read"
                 logger.warning(line, ended)
 
     def _ask(self) -> bool:
-        """Return whether the loop answers in time."""
+        """Ask the loop, if it has answered before; return whether it has answered."""
         if self._answered.is_set():
             self._answered.clear()
             self._loop.call_soon_threadsafe(self._answer)
-            return self._answered.wait(PATIENCE)
-        return False  # to the last question, so far
+            self._answered.wait(PATIENCE)
+        return self._answered.is_set()
 
     def _answer(self) -> None:
-        self._behind = self._behind + 1 if self._is_behind() else 0
+        self._answer_is_behind = self._is_behind()
         self._answered.set()

@@ -262,7 +262,7 @@ class Server:
         """Watch loop lag, memory and floods, and sweep what is due, while the block runs."""
         beat = asyncio.create_task(self._beat())
         try:
-            with ending_floods(self._subscribers, lambda: self.pump.is_behind_subscribers):
+            with ending_floods(self._subscribers, lambda: self.pump.is_behind_subscribers, self.resident.read):
                 yield
         finally:
             beat.cancel()

@@ -1,6 +1,7 @@
 """Who is ended because it sends too fast, and who may connect meanwhile; integration tests have whole forwarders."""
 
 import asyncio
+import itertools
 import select
 import socket
 import threading
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from channels_zmq_forwarder.connections import Peer, TcpSockets
-from channels_zmq_forwarder.floods import FLOOD, REFUSES_AT_MOST, Senders, ending_floods
+from channels_zmq_forwarder.floods import FLOOD, GROWTH, HELD_UP, PATIENCE, REFUSES_AT_MOST, Senders, ending_floods
 
 WAIT = 10.0
 
@@ -143,27 +144,53 @@ def test_the_port_refuses_until_all_is_read(port, senders, is_behind, seconds):
     assert is_connected(peer, WAIT)
 
 
-@pytest.mark.parametrize("is_held_up", [True, False])
-async def test_a_sender_that_holds_up_the_loop_or_keeps_it_behind_is_ended(port, senders, is_held_up):
-    """Both do harm: the former to everybody else, the latter to the memory."""
-    pair, is_over = port.connect(), threading.Event()
+class Sending:
+    """A peer that sends without end, from a thread, until it is ended."""
 
-    def flood():
-        while not is_over.is_set():
-            try:
-                port.send(pair, FLOOD)
-            except OSError:
-                is_over.set()
+    def __init__(self, port):
+        self.was_ended = threading.Event()
+        self._port, self._pair, self._is_over = port, port.connect(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
 
-    thread = threading.Thread(target=flood)
-    with ending_floods(senders, lambda: not is_held_up):
-        thread.start()
+    def _run(self):
+        try:
+            while not self._is_over.is_set():
+                self._port.send(self._pair, FLOOD)
+        except OSError:
+            self.was_ended.set()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._is_over.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("does", ["holds up the loop", "fills the memory"])
+async def test_a_sender_that_does_harm_is_ended(port, senders, does):
+    """The former harms everybody else, the latter the forwarder."""
+    resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
+    with Sending(port) as peer, ending_floods(senders, lambda: True, resident.__next__):
         end = time.monotonic() + WAIT
-        while not is_over.is_set() and time.monotonic() < end:
-            if is_held_up:
-                is_over.wait(0.1)  # blocks the loop
+        while not peer.was_ended.is_set() and time.monotonic() < end:
+            if does == "holds up the loop":
+                peer.was_ended.wait(2 * HELD_UP * PATIENCE)
             await asyncio.sleep(0)
-        was_ended = is_over.is_set()
-    is_over.set()
-    thread.join()
-    assert was_ended
+        assert peer.was_ended.is_set()
+
+
+async def test_a_sender_that_does_no_harm_goes_on(port, senders):
+    """It keeps the forwarder behind, which answers, and whose memory grows little."""
+    looks = 0
+
+    def resident():
+        nonlocal looks
+        looks += 1
+        return 0 if looks == 1 else GROWTH - 1
+
+    with Sending(port) as peer, ending_floods(senders, lambda: True, resident):
+        while looks < 20:
+            await asyncio.sleep(0.001)
+        assert not peer.was_ended.is_set()

@@ -40,6 +40,11 @@ async def idle(layer: Any, consumers: int, groups: int, readers: int) -> None:
     gc.freeze()
 
 
+async def reconnects(layer: Any) -> int:
+    """Return how often the connection broke."""
+    return int(layer.stats()["reconnects"])
+
+
 async def longest_pause(layer: Any, group: str, until_missed: int) -> float:
     """Return the longest pause of a 1 ms ticker until so many messages are known to be missed."""
     channel = await layer.new_channel()
@@ -72,6 +77,7 @@ def test_a_hundred_thousand_idle_consumers_cost_nothing_at_rest(forwarder: Forwa
     full.run(idle, CONSUMERS, GROUPS, READERS, patience=PATIENCE)
     at_rest = shares(full.process.pid, forwarder._process.pid)
     print(f"shares of a core: {without} without consumers, {at_rest} with them")
+    assert full.run(reconnects) == 0  # who begins so many queues at once is no flood
 
     measured = full.begin_run(longest_pause, "gap", 1)
     with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
