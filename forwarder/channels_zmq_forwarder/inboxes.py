@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 
-_LAST = frozenset((wire.READY.kind, wire.BACK.kind, wire.TAKEN.kind, wire.DETACH.kind))
-"""Kinds of frames by which a client leaves."""
+LAST = frozenset(bytes([layout.kind]) for layout in (wire.READY, wire.BACK, wire.TAKEN, wire.DETACH))
+"""Kinds of frames by which a client leaves. They count even if it is not known yet that its connection has ended."""
 
 
 class Verdict(Enum):
@@ -80,7 +80,7 @@ class Inboxes:
         inbox = wire.inbox_in(frame)
         if self._claimed.get(descriptor) == inbox:
             return True
-        return frame[0] in _LAST and inbox in (self._left.get(descriptor), self._left_before.get(descriptor))
+        return frame[:1] in LAST and inbox in (self._left.get(descriptor), self._left_before.get(descriptor))
 
     def may_end(self, inbox: bytes, descriptor: int) -> bool:
         """Return whether a connection may end the subscription to an inbox."""

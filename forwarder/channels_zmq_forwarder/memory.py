@@ -24,7 +24,7 @@ QUEUES_LEAST = 0.05
 """Share of the limit that queues may hold in any case."""
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
-FILLS_ABOVE = 0.5
+FILLS_ABOVE = 0.4
 """Share of the limit beside queues above which what producers send may be a flood."""
 TRIM_EVERY = 1.0
 """Seconds between two trims of the heap; one took 5 to 27 ms with 450 MiB in use."""

@@ -177,7 +177,9 @@ class Pump:
     def _read_subscribers(self) -> bool:
         recv, upstream, clock = self.subscribers.recv, self.exchange.upstream, self._clock
         until = clock() + SECONDS_A_TURN / 2
-        for _ in range(FRAMES_A_TURN):
+        for count in range(FRAMES_A_TURN):
+            if count == 1 and not readable(self._xpub):  # as below
+                return False
             try:
                 frame = recv(zmq.DONTWAIT)
             except zmq.Again:

@@ -322,7 +322,7 @@ class Server:
 
     def _end_floods_of_producers(self, now: float) -> None:
         is_behind = self.pump.was_behind_producers()
-        ended = self._producers.look(now, is_harmful=self.memory.is_filling, is_behind=is_behind)
+        ended = self._producers.look(now, is_harmful=is_behind and self.memory.is_filling, is_behind=is_behind)
         if ended:
             logger.warning("ended %d connections of producers: they sent faster than their messages are read", ended)
 

@@ -17,7 +17,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
-from channels_zmq_forwarder.inboxes import Inboxes, Verdict
+from channels_zmq_forwarder.inboxes import LAST, Inboxes, Verdict
 from channels_zmq_forwarder.sockets import Marks, readable
 from channels_zmq_forwarder.topics import Topics
 from channels_zmq_forwarder.zap import Admission, Arrival, Gate
@@ -92,7 +92,7 @@ class Subscribers:
             return frame
         if kind not in _OF_INBOXES:
             return frame
-        if readable(self.connections.monitor):
+        if kind not in LAST and readable(self.connections.monitor):
             self.connections.turn()  # the descriptor may have named another connection
         if kind == wire.CLAIM_BYTE:
             return self._claimed(arrival, descriptor)
