@@ -66,6 +66,7 @@ types: $(STAMP) ## mypy --strict
 check: lint types generate ## Everything that needs no running: lint, types, generated files
 	@test ! -e operator/__init__.py || { echo "operator/__init__.py shadows the standard library's operator module: delete it"; exit 1; }
 	@! git ls-files 'tests/*__init__.py' 'e2e/*__init__.py' | grep . || { echo "a folder under tests/ or e2e/ never has an __init__.py"; exit 1; }
+	@$(PYTHON) requirements/base_images.py --check $(DOCKERFILES)
 	@git diff --exit-code -- docs forwarder/README.md charts/channels-zmq || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 
 generate: $(STAMP) ## Write the generated files: test vectors of the wire format, parts of the chart, tables of settings
