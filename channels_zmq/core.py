@@ -5,6 +5,7 @@ This is where the data-flow diagram begins and ends: `group_send` and `send` on 
 
 import os
 import random
+import secrets
 from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
@@ -30,6 +31,9 @@ from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.embedded_reader import embedded
 from channels_zmq.transports.links import Links
 from channels_zmq_forwarder import wire
+
+SESSION_BITS = 31
+"""Random bits of the number at which sessions begin; as many more sessions fit into its field."""
 
 Config = TypeVar("Config", bound=LayerConfig)
 
@@ -292,6 +296,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             idle=self.config.expiry,
             window=window,
             window_bytes=window_bytes,
+            session=secrets.randbits(SESSION_BITS),
         )
 
     def _options(

@@ -145,6 +145,7 @@ class Client:
         idle: Seconds after which an unused mailbox is forgotten.
         window: Frames that each exchange may leave unacknowledged.
         window_bytes: Bytes that they may have together.
+        session: The number before that of the first session. Nobody else can guess a random one.
         clock: Monotonic seconds.
     """
 
@@ -157,6 +158,7 @@ class Client:
         idle: float = 60.0,
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
+        session: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = inbox = wire.claimable(secret)
@@ -183,7 +185,7 @@ class Client:
         """When the last message was taken."""
         self._clock = clock
         self._make_attachment = partial(Attachment, inbox, prefetch, window, window_bytes, clock)
-        self._sessions = 0
+        self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
         self._direct_runs = Runs()
@@ -233,8 +235,8 @@ class Client:
 
     def new_session(self) -> int:
         """Return a session number that is unique within this process."""
-        self._sessions += 1
-        return self._sessions
+        self._session += 1
+        return self._session
 
     def lose(self, attachment: Attachment) -> None:
         """Wait no longer for an exchange that cannot be reached."""

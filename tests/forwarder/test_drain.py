@@ -244,6 +244,15 @@ def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange):
     assert payloads(frames, B) == [b"1", b"2"]
 
 
+def test_who_does_not_know_its_session_cannot_detach_a_client(exchange):
+    """By PULL anybody could name its inbox."""
+    exchange.connect(A)
+    exchange.send(b"1")
+    exchange.begin()
+    assert exchange.detach(A, session=2) == []
+    assert payloads(exchange.detach(A), A) == [b"1"]
+
+
 @pytest.mark.parametrize("ordinal, session", [(2, 1), (0, 1), (1, 2)])
 def test_what_was_not_returned_cannot_be_taken(exchange, ordinal, session):
     """A late report, and one of another session, change nothing."""

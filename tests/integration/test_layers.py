@@ -398,3 +398,19 @@ def test_the_resilience_mode_loses_what_it_is_told_to_and_counts_it(make_layer: 
         assert layer.stats()["dropped"] == {"drop_rate": 3}
 
     run(scenario())
+
+
+def test_nobody_can_guess_the_session_of_a_client(make_layer: Make, run: Run) -> None:
+    """Its number is its proof where a frame comes by a connection that is not tied to its inbox."""
+
+    async def scenario() -> None:
+        sessions = set()
+        for _ in range(4):
+            layer = make_layer()
+            await layer.group_add("chat", await layer.new_channel())
+            sessions.add(layer._connection().client.new_session())
+            await layer.close()
+        assert len(sessions) == 4
+        assert max(sessions) > 2**16
+
+    run(scenario())
