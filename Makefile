@@ -136,6 +136,9 @@ bench-sequences: $(STAMP) ## Measure what sequence numbers cost, in time and mem
 bench-floods: $(STAMP) ## Measure what one peer does to others by sending as fast as it can
 	$(BIN)/python -m benchmarks.floods
 
+bench-connections: $(STAMP) ## Measure what many connections that say little do to a forwarder with few descriptors
+	$(BIN)/python -m benchmarks.idle_connections
+
 bench-webhook: $(STAMP) ## Measure how long the webhook takes for a review
 	$(BIN)/python -m benchmarks.webhook
 
@@ -156,4 +159,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-webhook distributions sbom clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

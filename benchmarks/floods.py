@@ -49,11 +49,11 @@ def main() -> None:
 
 
 async def _measure(kind: str, size: int, seconds: float) -> tuple[float, float, float]:
-    with forwarder({"CHANNELS_ZMQ_FORWARDER_MEMORY_LIMIT": LIMIT}) as (pull, pub, pid):
-        layer = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=pub)
+    with forwarder({"CHANNELS_ZMQ_FORWARDER_MEMORY_LIMIT": LIMIT}) as running:
+        layer = DedicatedZmqChannelLayer(pull_socket_address=running.pull, pub_socket_address=running.pub)
         channel = await layer.new_channel()
         await layer.group_add("room", channel)
-        port = (pub if kind == "XSUB" else pull).rpartition(":")[2]
+        port = (running.pub if kind == "XSUB" else running.pull).rpartition(":")[2]
         command = [sys.executable, "-m", "benchmarks.floods", f"--seconds={seconds}"]
         command += ["--flood", port, kind, str(size)]
         flood = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -63,7 +63,7 @@ async def _measure(kind: str, size: int, seconds: float) -> tuple[float, float, 
             await layer.group_send("room", {"at": begun})
             await layer.receive(channel)
             longest = max(longest, time.monotonic() - begun)
-            memory = max(memory, _resident(pid))
+            memory = max(memory, _resident(running.pid))
             await asyncio.sleep(0.01)
         sent, _ = flood.communicate(timeout=START_TIMEOUT)
         await layer.close()

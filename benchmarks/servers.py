@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 
@@ -44,6 +45,15 @@ class Addresses:
     proxy_pid: int = 0
 
 
+class Running(NamedTuple):
+    """A forwarder that runs."""
+
+    pull: str = ""
+    pub: str = ""
+    pid: int = 0
+    admin: str = ""
+
+
 @contextmanager
 def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> Iterator[Addresses]:
     """Start the servers that these peers need, and stop them at the end.
@@ -57,9 +67,11 @@ def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> It
     """
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else ""
-        ours = stack.enter_context(forwarder(environment or {})) if peers & {"dedicated", "encrypted"} else ("", "", 0)
+        ours = Running()
+        if peers & {"dedicated", "encrypted"}:
+            ours = stack.enter_context(forwarder(environment or {}))
         raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
-        yield Addresses(redis, *ours, *raw)
+        yield Addresses(redis, ours.pull, ours.pub, ours.pid, *raw)
 
 
 def free_port() -> int:
@@ -85,8 +97,8 @@ def redis_server() -> Iterator[str]:
 
 
 @contextmanager
-def forwarder(environment: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
-    """Our forwarder with its default settings, queues and metrics on; yields its addresses and its pid."""
+def forwarder(environment: Mapping[str, str]) -> Iterator[Running]:
+    """Our forwarder with its default settings, queues and metrics on."""
     pull, pub = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
     admin = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "channels_zmq_forwarder"]
@@ -94,7 +106,7 @@ def forwarder(environment: Mapping[str, str]) -> Iterator[tuple[str, str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         ready_url = f"http://{admin}/readyz"
         with _process(command, Path(folder), lambda: _answers_200(ready_url), environment) as pid:
-            yield pull, pub, pid
+            yield Running(pull, pub, pid, admin)
 
 
 @contextmanager

@@ -37,13 +37,13 @@ def run(bench: Bench, name: str) -> Figures:
     with ExitStack() as stack:
         found = [stack.enter_context(forwarder({})) for _ in range(FORWARDERS[name])]
         addresses = {
-            "pull_socket_address": [pull for pull, _, _ in found],
-            "pub_socket_address": [pub for _, pub, _ in found],
+            "pull_socket_address": [one.pull for one in found],
+            "pub_socket_address": [one.pub for one in found],
         }
         peer = Peer(name, "channels_zmq.core.DedicatedZmqChannelLayer", {**addresses, "capacity": CAPACITY})
         crew = stack.enter_context(bench.crew())
         one, other = crew.link()
-        pids = [pid for _, _, pid in found]
+        pids = [one.pid for one in found]
         receiver = crew.start(receive, other, peer, groups, count, backlog)
         sender = crew.start(send, one, peer, groups, count, backlog, pids)
         crew.take(sender)
