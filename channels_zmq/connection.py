@@ -11,7 +11,6 @@ without a sign on its descriptor, so a step that has found input reads it before
 """
 
 import asyncio
-import contextlib
 import threading
 import time
 import weakref
@@ -539,9 +538,7 @@ class Connection:
                 if found:
                     self.client.out.input_found()
             if request.answer is None:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout):
-                        await waiter.future
+                await waiter.wait(timeout)
             answer = request.answer
             if answer is None:
                 answer = self._late_answer(request)

@@ -37,6 +37,14 @@ class Waiter:
         """Whether the coroutine still waits."""
         return not self.future.done() and not self.loop.is_closed()
 
+    async def wait(self, at_most: float) -> None:
+        """Wait to be woken, for so many seconds at most; `asyncio.timeout` would take 2 us more."""
+        timer = self.loop.call_later(at_most, _settle, self.future)
+        try:
+            await self.future
+        finally:
+            timer.cancel()
+
 
 def _settle(future: "Future[None]") -> None:
     if not future.done():
