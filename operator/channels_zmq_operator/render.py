@@ -300,16 +300,17 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
 
 
 def _image(spec: Spec, choices: Choices) -> str:
-    default, image = choices.forwarder_image, spec.image
-    name = default.partition("@")[0]
+    image = spec.image
+    name, at, digest = choices.forwarder_image.partition("@")
     repository, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:  # no tag: the colon is that of a port
-        repository, tag = name, "latest"
+        repository, colon, tag = name, "", ""
+    repository = image.repository or repository
     if image.digest:
-        return f"{image.repository or repository}@{image.digest}"
-    if not image.repository and not image.tag:
-        return default
-    return f"{image.repository or repository}:{image.tag or tag}"
+        return f"{repository}@{image.digest}"
+    if image.tag:
+        return f"{repository}:{image.tag}"
+    return f"{repository}{colon}{tag}{at}{digest}"
 
 
 def _budget(owner: Owner) -> Manifest:

@@ -49,14 +49,17 @@ def container(**given: Any) -> Manifest:
         ("r:5000/forwarder", {"tag": "2"}, "r:5000/forwarder:2"),
         ("r:5000/forwarder:1@sha256:0", {"tag": "2"}, "r:5000/forwarder:2"),
         ("r:5000/forwarder:1", {"repository": "mine"}, "mine:1"),
-        ("forwarder@sha256:0", {"repository": "mine"}, "mine:latest"),
+        ("r:5000/forwarder", {"repository": "mine"}, "mine"),
+        ("forwarder@sha256:0", {"repository": "mine"}, "mine@sha256:0"),
+        ("forwarder:1@sha256:0", {"repository": "mine"}, "mine:1@sha256:0"),
+        ("forwarder@sha256:0", {"repository": "mine", "tag": "2"}, "mine:2"),
         ("forwarder:1", {"repository": "r:5000/mine", "tag": "2"}, "r:5000/mine:2"),
         ("forwarder:1", {"digest": "sha256:1"}, "forwarder@sha256:1"),
         ("forwarder:1", {"repository": "mine", "tag": "2", "digest": "sha256:1"}, "mine@sha256:1"),
     ],
 )
 def test_a_layer_may_change_parts_of_the_image(default: str, image: dict[str, str], expected: str) -> None:
-    """What it leaves out is that of the operator's default; a digest wins over a tag."""
+    """What it leaves out is that of the operator's default, of whose digest a mirror has a copy; a digest wins over a tag."""
     assert container(spec={"image": image}, image=default)["image"] == expected
 
 
