@@ -94,7 +94,7 @@ DOCKERFILES := forwarder/Dockerfile operator/Dockerfile examples/chat/Dockerfile
 base-images: ## Pin the base image of all images to the digest that its tag has now (asks its registry; BASEFLAGS=--check)
 	$(PYTHON) requirements/base_images.py $(BASEFLAGS) $(DOCKERFILES)
 
-e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm)
+e2e: $(STAMP) ## Run the end-to-end scenarios on the cluster of KUBECONFIG, whose nodes have the images (needs kubectl, helm, E2E_CLUSTER)
 	$(PYTEST) e2e $(E2EFLAGS)
 
 e2e-kind: $(STAMP) ## The same on a new cluster by kind, with new images (needs docker, kind, kubectl, helm; KUBERNETES=1.36.0)

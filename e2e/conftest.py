@@ -14,9 +14,16 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a cluster nothing can be tested, and that is an error: who calls this has one."""
-    if items and not kube.available():
+    """Without a cluster nothing can be tested, and that is an error: who calls this has one and may lose what is on it."""
+    if not items:
+        return
+    context = kube.context()
+    if not context:
         raise pytest.UsageError("e2e needs a cluster: set KUBECONFIG, and have kubectl and helm on PATH")
+    if context != os.environ.get("E2E_CLUSTER"):
+        raise pytest.UsageError(
+            f"e2e deletes all layers of a cluster: set E2E_CLUSTER={context} if that of KUBECONFIG is for tests"
+        )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,9 +31,11 @@ class KubectlError(AssertionError):
     """kubectl ended with an error; what it said."""
 
 
-def available() -> bool:
-    """Return whether there is a cluster to test on."""
-    return bool(os.environ.get("KUBECONFIG")) and shutil.which("kubectl") is not None
+def context() -> str:
+    """Return the name of the cluster of KUBECONFIG, or no text if there is none to test on."""
+    if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
+        return ""
+    return kubectl("config", "current-context", check=False).strip()
 
 
 def kubectl(*arguments: str, given: Any = None, check: bool = True, patience: float = PATIENCE) -> str:
