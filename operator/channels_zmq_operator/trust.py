@@ -19,7 +19,8 @@ from channels_zmq_operator.settings import Settings
 logger = logging.getLogger("channels_zmq_operator")
 
 WEBHOOKS = "MutatingWebhookConfiguration"
-LOOK_EVERY = 3600.0
+LOOK_EVERY = 60.0
+"""Seconds between two looks. A Secret that somebody has deleted is back at the next: no pod starts without it."""
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
 
 

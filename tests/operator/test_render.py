@@ -59,7 +59,7 @@ def container(**given: Any) -> Manifest:
     ],
 )
 def test_a_layer_may_change_parts_of_the_image(default: str, image: dict[str, str], expected: str) -> None:
-    """What it leaves out is that of the operator's default, of whose digest a mirror has a copy; a digest wins over a tag."""
+    """What it leaves out is that of the default, of whose digest a mirror has a copy; a digest wins over a tag."""
     assert container(spec={"image": image}, image=default)["image"] == expected
 
 

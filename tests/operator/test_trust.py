@@ -15,7 +15,7 @@ from channels_zmq_operator.certificates import AUTHORITY_DAYS, Certificates, fro
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.render import Manifest
 from channels_zmq_operator.settings import Settings
-from channels_zmq_operator.trust import WEBHOOK, WEBHOOKS, Trust
+from channels_zmq_operator.trust import LOOK_EVERY, WEBHOOK, WEBHOOKS, Trust
 
 SETTINGS = Settings(namespace="home", webhook_name="injector", webhook_service="hook", webhook_secret="pair")
 DAY = timedelta(days=1)
@@ -206,7 +206,7 @@ async def test_it_tries_again_until_the_configuration_is_there() -> None:
     assert world.cluster.look("Secret", "home", "pair") is None
     assert world.cluster.look("Secret", "home", "pair-ca") is not None
     world.cluster.put(CHARTS)
-    assert await world.trust.attempt() == 3600.0
+    assert await world.trust.attempt() == LOOK_EVERY
     assert world.bundle()
     world.cluster.refusal = lambda request: refused(0, "ClientConnectorError")
     assert [await world.trust.attempt() for _ in range(2)] == [1.0, 2.0]
@@ -283,3 +283,17 @@ async def test_an_echo_of_our_own_does_not_wake_it() -> None:
         world.empty()
         await settled()
         assert len(world.asked()) == 4
+
+
+@pytest.mark.parametrize("name", ["pair", "pair-ca"])
+async def test_a_secret_that_was_deleted_is_back_within_a_minute(name: str) -> None:
+    """What pods serve meanwhile is trusted as long as the authority is there."""
+    world = World()
+    assert await world.trust.attempt() <= 60
+    bundle = world.bundle()
+    world.cluster.remove("Secret", "home", name)
+    assert await world.trust.attempt() <= 60
+    found = world.certificates()
+    assert found is not None
+    assert signed_by_one(found.leaf, world.bundle())
+    assert (world.bundle() == bundle) == (name == "pair")
