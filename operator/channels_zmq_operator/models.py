@@ -213,8 +213,13 @@ class Owner(BaseModel):
         )
 
 
-def parse(resource: dict[str, Any]) -> Spec:
+def parse(resource: dict[str, Any], *, ignores_unknown: bool = False) -> Spec:
     """Return the spec of a resource.
+
+    Args:
+        resource: As the cluster has it, or a file.
+        ignores_unknown: Whether fields that it should not have are ignored. In a cluster the API server removes them,
+            but for those of a newer definition than this version's, which an upgrade installs before its operator.
 
     Raises:
         SpecError: It cannot be served; names every field that is wrong.
@@ -223,7 +228,7 @@ def parse(resource: dict[str, Any]) -> Spec:
     if len(json.dumps(spec)) > LARGEST_SPEC:
         raise SpecError(f"spec: it has more than {LARGEST_SPEC} characters")
     try:
-        return Spec.model_validate(spec)
+        return Spec.model_validate(spec, extra="ignore" if ignores_unknown else "forbid")
     except ValidationError as error:
         raise SpecError("; ".join(_sentence(problem) for problem in error.errors())) from None
 

@@ -130,7 +130,7 @@ class Reconciler:
             return False
         known.resource = _kept(resource)
         try:
-            spec = parse(resource)
+            spec = parse(resource, ignores_unknown=True)
             if self.choices.limits is not None:
                 self.choices.limits.check(spec)
             known.spec, known.problem = spec, ""

@@ -485,11 +485,19 @@ async def test_a_spec_that_became_invalid_leaves_the_forwarder_running() -> None
     world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     with pytest.raises(ClusterError):
         await world.settle()
-    world.set_spec({"unknown": 1})
+    world.set_spec({"layer": {"capacity": 0}})
     await world.settle()
     assert world.children() == CHILDREN
     assert world.condition("Accepted") == ("False", "SpecInvalid")
     assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_fields_of_a_newer_definition_are_ignored() -> None:
+    """An upgrade installs it first: the operator that still runs must not refuse every layer for its defaults."""
+    world = World({"newer": {"enabled": True}, "layer": {"newer": 1, "capacity": 7}})
+    await world.settle()
+    assert world.children() == CHILDREN
+    assert world.condition("Accepted") == ("True", "SpecValid")
 
 
 @pytest.mark.parametrize("status, reason", [(403, "Forbidden"), (409, "Conflict"), (500, ""), (422, "Invalid")])
