@@ -44,6 +44,7 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=0")
     until(lambda: not get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator"), "it is away")
     kubectl("delete", "secret", "channels-zmq-webhook", "channels-zmq-webhook-ca", "-n", NAMESPACE)
+    kubectl("delete", "lease", OPERATOR, "-n", NAMESPACE)
     yield {
         **{one["name"]: one["value"] for one in container["env"] if "value" in one},
         "CHANNELS_ZMQ_OPERATOR_NAMESPACE": NAMESPACE,

@@ -58,11 +58,13 @@ async def operate(
                 return await reconciler.reconcile(key)
 
         queue = Queue(look)
-        async with serving(settings.admin_port, reconciler, queue, cluster):
-            if not settings.leader_election:
+        leadership = None
+        if settings.leader_election:
+            leadership = Leadership(cluster, settings.namespace, settings.lease_name, settings.identity)
+        async with serving(settings.admin_port, reconciler, queue, cluster, leadership):
+            if leadership is None:
                 await _work(settings, stop, cluster, reconciler, queue, watch)
                 return
-            leadership = Leadership(cluster, settings.namespace, settings.lease_name, settings.identity)
             if not await leadership.acquire(stop):
                 return
             try:
@@ -210,13 +212,17 @@ DURATION = Histogram(
 
 
 class _State(Collector):
-    def __init__(self, reconciler: Reconciler, queue: Queue, cluster: CountingCluster) -> None:
-        self._reconciler, self._queue, self._cluster = reconciler, queue, cluster
+    def __init__(
+        self, reconciler: Reconciler, queue: Queue, cluster: CountingCluster, leadership: Leadership | None
+    ) -> None:
+        self._reconciler, self._queue, self._cluster, self._leadership = reconciler, queue, cluster, leadership
 
     def collect(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
+        leads = self._leadership is None or self._leadership.leads
+        yield GaugeMetricFamily(f"{PREFIX}_leads", "1 for the replica that works, 0 for one that waits.", value=leads)
         yield CounterMetricFamily(f"{PREFIX}_reconciles", "Looks at a layer that went well.", value=self._queue.done)
         yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Looks that failed.", value=self._queue.failed)
         yield CounterMetricFamily(f"{PREFIX}_api_requests", "Requests to the API server.", value=self._cluster.requests)
@@ -234,10 +240,12 @@ class _State(Collector):
 
 
 @asynccontextmanager
-async def serving(port: int, reconciler: Reconciler, queue: Queue, cluster: CountingCluster) -> AsyncIterator[None]:
+async def serving(
+    port: int, reconciler: Reconciler, queue: Queue, cluster: CountingCluster, leadership: Leadership | None = None
+) -> AsyncIterator[None]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs."""
     registry = CollectorRegistry()
-    registry.register(_State(reconciler, queue, cluster))
+    registry.register(_State(reconciler, queue, cluster, leadership))
     registry.register(DURATION)
     ProcessCollector(registry=registry)
 

@@ -219,7 +219,7 @@ def roles(values: Values) -> list[Manifest]:
     return [each for each in render(values, namespace="home") if each["kind"] in ("Role", "ClusterRole")]
 
 
-LEASE = {("coordination.k8s.io", "leases", verb) for verb in ("get", "update")}
+LEASE = {("coordination.k8s.io", "leases", verb) for verb in ("get", "update", "create")}
 
 
 @needs_helm

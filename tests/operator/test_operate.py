@@ -100,6 +100,7 @@ async def test_it_watches_until_it_is_told_to_stop(unused_tcp_port: int) -> None
         status, text = await run.page("metrics")
         assert status == 200
         assert "channels_zmq_operator_api_requests_total 2.0" in text
+        assert "channels_zmq_operator_leads 1.0" in text
     assert not run.watching
     with pytest.raises(aiohttp.ClientConnectionError):
         await run.page("livez")
@@ -344,6 +345,7 @@ async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None
     assert await other.attempt()
     async with running(cluster, unused_tcp_port, leader_election=True) as run:
         await run.until(lambda: len(cluster.log) > 2)
+        assert "channels_zmq_operator_leads 0.0" in (await run.page("metrics"))[1]
     assert run.watched == set()
     assert other.leads
     assert await other.attempt()

@@ -37,6 +37,11 @@
   for: 10m
   severity: warning
   summary: No operator looks after the layers; what runs goes on.
+- alert: ChannelsZmqNobodyLeads
+  expr: sum by (namespace) (channels_zmq_operator_leads) == 0
+  for: 5m
+  severity: warning
+  summary: No replica of the operator works; what runs goes on.
 {{- if include "channels-zmq.webhook" . }}
 - alert: ChannelsZmqWebhookDown
   expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds)

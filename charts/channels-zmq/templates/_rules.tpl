@@ -41,6 +41,10 @@
   resources: [leases]
   resourceNames: [{{ include "channels-zmq.name" (list . "operator") }}]
   verbs: [get, update]
+# If the chart's own is not there: Argo CD makes no Leases. What is created has no name that a rule could give.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
 # The webhook's certificate, and the authority that signs it.
