@@ -68,7 +68,7 @@ def _render(path: str) -> int:
         return BAD_USAGE
     keys = render.LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))
     enabled = spec.security.curve == "Enabled"
-    manifests = render.render(owner, spec, keys if enabled else None, render.Choices(Settings().forwarder_image))
+    manifests = render.render(owner, spec, keys if enabled else None, Settings().choices)
     print(yaml.safe_dump_all(manifests, sort_keys=False), end="")
     return 0
 

@@ -164,6 +164,13 @@ class Monitoring(Part):
     service_monitor: Literal["Auto", "Disabled"] = Field(
         "Auto", description="Make a ServiceMonitor where the cluster knows that kind."
     )
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels of it, beside those of the operator.")
+    interval: str = Field(
+        "",
+        max_length=10,
+        pattern="^([0-9]+(ms|s|m|h))?$",
+        description="How often metrics are read, such as 30s; empty for the operator's default.",
+    )
 
 
 class Spec(Part):

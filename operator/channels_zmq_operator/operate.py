@@ -18,7 +18,7 @@ from channels_zmq_operator.leader import Leadership
 from channels_zmq_operator.models import KIND
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import OWNER_LABEL, Choices
+from channels_zmq_operator.render import OWNER_LABEL
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import Trust
 
@@ -51,7 +51,7 @@ async def operate(
         OperateError: Another replica took over, or something ended that never should.
     """
     async with connect() as cluster:
-        reconciler = Reconciler(cluster, Choices(settings.forwarder_image, limits=settings.limits))
+        reconciler = Reconciler(cluster, settings.choices)
 
         async def look(key: Key) -> float:
             with DURATION.time():
@@ -168,6 +168,8 @@ async def _resync(
         pause = settings.resync
         try:
             await _check_watches(settings, cluster, reconciler, kinds)
+            monitors = await cluster.serves("ServiceMonitor")  # it may be defined later than the operator starts
+            reconciler.choices = replace(reconciler.choices, service_monitors=monitors)
         except ClusterError as error:
             pause = min(pause, SHOWN_WITHIN)
             logger.warning("the watches could not be checked: %s", error)

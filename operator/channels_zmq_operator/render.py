@@ -10,7 +10,7 @@ from base64 import b64encode
 from dataclasses import dataclass, field
 from typing import Any
 
-from channels_zmq_operator.models import API_VERSION, GROUP, KIND, Limits, Owner, Spec, size
+from channels_zmq_operator.models import API_VERSION, GROUP, KIND, Limits, Monitoring, Owner, Spec, size
 
 Manifest = dict[str, Any]
 
@@ -86,16 +86,31 @@ class LayerKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class Monitors:
+    """How ServiceMonitors look, unless a layer says otherwise.
+
+    Args:
+        labels: By which Prometheus finds them.
+        interval: How often it reads.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    interval: str = "30s"
+
+
+@dataclass(frozen=True, slots=True)
 class Choices:
     """What the operator was told for all layers.
 
     Args:
         forwarder_image: The default image.
+        monitors: Of the forwarders.
         service_monitors: Whether the cluster knows that kind.
         limits: What authors of layers may choose; None for everything.
     """
 
     forwarder_image: str
+    monitors: Monitors = Monitors()
     service_monitors: bool = False
     limits: Limits | None = None
 
@@ -113,7 +128,7 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
     if spec.network_policy.enabled:
         objects.append(_network_policy(owner))
     if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
-        objects.append(_service_monitor(owner))
+        objects.append(_service_monitor(owner, spec.monitoring, choices.monitors))
     # Last: a pod that waits for it starts when it is there, and finds everything else then.
     objects.append(_config_map(owner, spec))
     return objects
@@ -334,12 +349,15 @@ def _network_policy(owner: Owner) -> Manifest:
     return _object(owner, "networking.k8s.io/v1", "NetworkPolicy", forwarder_name(owner), spec=spec)
 
 
-def _service_monitor(owner: Owner) -> Manifest:
+def _service_monitor(owner: Owner, own: Monitoring, default: Monitors) -> Manifest:
     spec = {
         "selector": {"matchLabels": {OWNER_LABEL: owner.name}},
-        "endpoints": [{"port": "metrics", "interval": "30s"}],
+        "endpoints": [{"port": "metrics", "interval": own.interval or default.interval}],
     }
-    return _object(owner, "monitoring.coreos.com/v1", "ServiceMonitor", forwarder_name(owner), spec=spec)
+    manifest = _object(owner, "monitoring.coreos.com/v1", "ServiceMonitor", forwarder_name(owner), spec=spec)
+    metadata = manifest["metadata"]
+    metadata["labels"] = {**default.labels, **own.labels, **metadata["labels"]}
+    return manifest
 
 
 def _object(owner: Owner, api_version: str, kind: str, name: str, **rest: Any) -> Manifest:

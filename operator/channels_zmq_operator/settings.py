@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from channels_zmq_operator.models import Limits
+from channels_zmq_operator.render import Choices, Monitors
 
 PREFIX = "CHANNELS_ZMQ_OPERATOR_"
 
@@ -34,6 +35,11 @@ class Settings(BaseSettings):
     allowed_annotations: Names = Field(
         default_factory=list, description="Prefixes of annotations for pods, separated by commas."
     )
+    service_monitor_labels: Names = Field(
+        default_factory=list,
+        description="Labels of the forwarders' ServiceMonitors, such as `release=prometheus`, separated by commas.",
+    )
+    service_monitor_interval: str = Field("30s", description="How often the forwarders' metrics are read.")
     webhook_name: str = Field("", description="Name of the MutatingWebhookConfiguration; empty for no webhook.")
     webhook_service: str = Field("channels-zmq-webhook", description="Name of the webhook's Service.")
     webhook_secret: str = Field("channels-zmq-webhook", description="Name of the Secret with its certificate.")
@@ -50,10 +56,25 @@ class Settings(BaseSettings):
     log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
 
-    @field_validator("watch_namespaces", "allowed_labels", "allowed_annotations", mode="before")
+    @field_validator(
+        "watch_namespaces", "allowed_labels", "allowed_annotations", "service_monitor_labels", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("service_monitor_labels")
+    @classmethod
+    def _check_labels(cls, value: list[str]) -> list[str]:
+        if wrong := [one for one in value if not one.partition("=")[0] or "=" not in one]:
+            raise ValueError(f"{wrong[0]!r} is no label such as release=prometheus")
+        return value
+
+    @property
+    def choices(self) -> Choices:
+        """What layers are told that do not say it themselves, and what they may say."""
+        labels = dict(one.split("=", 1) for one in self.service_monitor_labels)
+        return Choices(self.forwarder_image, Monitors(labels, self.service_monitor_interval), limits=self.limits)
 
     @property
     def limits(self) -> Limits | None:

@@ -23,7 +23,7 @@ from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
 from channels_zmq_operator.operate import serving
 from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import ENV_KEYS, MANAGED_BY, PATHS, Choices
+from channels_zmq_operator.render import ENV_KEYS, MANAGED_BY, PATHS, Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
 from channels_zmq_operator.trust import WEBHOOK, Trust
 from channels_zmq_operator.webhook import Webhook
@@ -44,7 +44,9 @@ def container(manifests: list[Manifest], component: str) -> Manifest:
 @pytest.mark.parametrize("component", ["operator", "webhook"])
 def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings read what the chart writes, and mean the same by it."""
-    manifests = render({"watchNamespaces": ["a", "b"], "operator": {"replicas": 2}}, namespace="messaging")
+    monitors: dict[str, Any] = {"labels": {"release": "prometheus", "empty": ""}, "interval": "7s"}
+    values = {"watchNamespaces": ["a", "b"], "operator": {"replicas": 2}, "monitoring": {"serviceMonitor": monitors}}
+    manifests = render(values, namespace="messaging")
     found = container(manifests, component)
     for variable in found["env"]:
         name = variable["name"].removeprefix(PREFIX).lower()
@@ -54,6 +56,7 @@ def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyP
     if component == "operator":
         assert settings.watch_namespaces == ["a", "b"]
         assert settings.leader_election
+        assert settings.choices.monitors == Monitors(**monitors)
         assert settings.lease_name == names_of_leases(manifests)
         assert settings.webhook_name == one(manifests, "MutatingWebhookConfiguration")["metadata"]["name"]
         assert settings.webhook_service == one(manifests, "Service", "-webhook")["metadata"]["name"]

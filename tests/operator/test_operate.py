@@ -234,7 +234,20 @@ async def test_layers_are_looked_at_again_now_and_then(monkeypatch: pytest.Monke
             await resync.looked.wait()
             resync.looked.clear()
     await module._cancelled(tasks)
-    assert set(resync.cluster.log) == {("list", KIND, ""), ("list", "Deployment", "")}
+    listed = {("list", KIND, ""), ("list", "Deployment", "")}
+    assert set(resync.cluster.log) == {*listed, ("serves", "ServiceMonitor", "")}
+
+
+async def test_service_monitors_are_made_once_the_cluster_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be defined later than the operator starts, and go away again."""
+    resync = Resync(monkeypatch)
+    running = resync.run()
+    async with asyncio.timeout(5):
+        for served in ((KIND,), (KIND, "ServiceMonitor"), (KIND,)):
+            resync.cluster.served = served
+            while resync.reconciler.choices.service_monitors != ("ServiceMonitor" in served):
+                await asyncio.sleep(0.001)
+    await module._cancelled([running])
 
 
 @pytest.mark.parametrize("make", [layer, deployment])

@@ -14,10 +14,12 @@ from channels_zmq_operator.render import (
     ENV,
     KEY_FILE,
     LAYER_LABEL,
+    MANAGED_BY,
     OWNER_LABEL,
     Choices,
     LayerKeys,
     Manifest,
+    Monitors,
     addresses,
     key_folder,
     render,
@@ -201,3 +203,22 @@ def test_rendering_twice_gives_the_same() -> None:
         one["metadata"]["labels"].clear()
         one.get("spec", {}).clear()
     assert render(OWNER, parse({}), KEYS, Choices("i"))[0]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("own", "labels", "interval"),
+    [
+        ({}, {"release": "all", "team": "all"}, "7s"),
+        ({"labels": {"team": "mine"}, "interval": "1m"}, {"release": "all", "team": "mine"}, "1m"),
+    ],
+)
+def test_a_service_monitor_has_the_labels_by_which_prometheus_finds_it(
+    own: dict[str, Any], labels: dict[str, str], interval: str
+) -> None:
+    """The layer's win over the operator's, but no label replaces those by which it is watched."""
+    monitors = Monitors({"release": "all", "team": "all", OWNER_LABEL: "other"}, "7s")
+    choices = Choices("i", monitors, service_monitors=True)
+    found = render(OWNER, parse({"spec": {"monitoring": own}}), KEYS, choices)
+    (monitor,) = [one for one in found if one["kind"] == "ServiceMonitor"]
+    assert monitor["metadata"]["labels"] == {**MANAGED_BY, OWNER_LABEL: OWNER.name, **labels}
+    assert [endpoint["interval"] for endpoint in monitor["spec"]["endpoints"]] == [interval]

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from channels_zmq_operator.models import Limits
+from channels_zmq_operator.render import Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
 
 
@@ -69,6 +70,22 @@ def test_what_layers_may_choose_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(f"{PREFIX}ALLOWED_LABELS", "a/, b.example/,")
     monkeypatch.setenv(f"{PREFIX}ALLOWED_ANNOTATIONS", "")
     assert Settings().limits == Limits(image_overrides=True, labels=("a/", "b.example/"), annotations=())
+
+
+def test_service_monitors_of_forwarders_look_as_the_chart_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value of a label may be empty, and contain an equals sign."""
+    assert Settings().choices.monitors == Monitors({}, "30s")
+    monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_LABELS", "release=prometheus, a/b=,c=d=e")
+    monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_INTERVAL", "7s")
+    assert Settings().choices.monitors == Monitors({"release": "prometheus", "a/b": "", "c": "d=e"}, "7s")
+
+
+@pytest.mark.parametrize("labels", ["release", "=prometheus", "a=b,c"])
+def test_what_is_no_label_is_refused(labels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the error shows one."""
+    monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_LABELS", labels)
+    with pytest.raises(ValidationError, match="is no label such as release=prometheus"):
+        Settings()
 
 
 def test_every_setting_is_described() -> None:
