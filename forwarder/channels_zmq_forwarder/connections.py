@@ -9,10 +9,11 @@ import array
 import ctypes
 import fcntl
 import os
+import resource
 import socket as sockets
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,6 +65,32 @@ class Peer(NamedTuple):
 _UNKNOWN = Peer("a closed connection")
 
 
+class Breaker:
+    """Ends connections that libzmq reads. Needs no further descriptor: there may be none left."""
+
+    def __init__(self) -> None:
+        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._copy = os.dup(self._nothing)
+
+    def end(self, descriptor: int, peer: Peer | None) -> bool:
+        """End the connection of a peer, whose frames that wait are lost; return whether it was still open."""
+        with suppress(OSError):  # closed; another file may have its number by now
+            os.dup2(descriptor, self._copy, inheritable=False)
+            try:
+                with _borrowed(self._copy) as copy:
+                    if _peer_of(copy) == peer:
+                        _break(copy)
+                        return True
+            finally:
+                os.dup2(self._nothing, self._copy, inheritable=False)
+        return False
+
+    def close(self) -> None:
+        """Give up its own descriptors."""
+        os.close(self._copy)
+        os.close(self._nothing)
+
+
 class Connections:
     """The connections to one socket, by file descriptor. To be made before the socket is bound.
 
@@ -85,8 +112,7 @@ class Connections:
         """The socket to watch: `turn` is due when it is readable."""
         self._has_failed = False
         self._listeners: list[int] = []
-        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._copy = os.dup(self._nothing)
+        self._breaker = Breaker()
 
     def turn(self) -> None:
         """Process all events. Never blocks."""
@@ -133,16 +159,7 @@ class Connections:
             Whether it was still open.
         """
         self.keys.pop(descriptor, None)
-        with suppress(OSError):  # closed; another file may have its number by now
-            os.dup2(descriptor, self._copy, inheritable=False)  # needs no further descriptor: there may be none
-            try:
-                with _borrowed(self._copy) as copy:
-                    if self.peers.get(descriptor) == _peer_of(copy):
-                        _break(copy)
-                        return True
-            finally:
-                os.dup2(self._nothing, self._copy, inheritable=False)
-        return False
+        return self._breaker.end(descriptor, self.peers.get(descriptor))
 
     def defer(self) -> None:
         """From now on let the system keep new connections back until their peers have sent something, as ZMTP peers do.
@@ -158,8 +175,7 @@ class Connections:
         """Stop watching, because the socket is about to be closed."""
         self._socket.disable_monitor()
         self.monitor.close(linger=0)
-        os.close(self._copy)
-        os.close(self._nothing)
+        self._breaker.close()
 
 
 class TcpSockets:
@@ -193,7 +209,7 @@ class TcpSockets:
                 socket.setsockopt(sockets.SOL_SOCKET, _DETACH_FILTER, 0)
 
     def _each(self, *, listening: bool) -> Iterator[sockets.socket]:
-        for descriptor in map(int, os.listdir(_DESCRIPTORS) if os.path.isdir(_DESCRIPTORS) else ()):
+        for descriptor in _descriptors():
             with suppress(OSError, IndexError), _borrowed(descriptor) as socket:
                 is_listener = socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN) == 1
                 if is_listener == listening and socket.getsockname()[1] in self._ports:
@@ -259,6 +275,16 @@ class SlowSubscribers:
         return ended
 
 
+def _descriptors() -> Iterable[int]:
+    """Return the descriptors of this process that are open, and perhaps some that are not; none but on Linux."""
+    try:
+        return map(int, os.listdir(_DESCRIPTORS))
+    except FileNotFoundError:
+        return ()
+    except OSError:  # there is none left to list them by, so all are open
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def _passed(connection: sockets.socket) -> tuple[int, int]:
     """Return how many bytes a peer has acknowledged and sent; raises OSError or struct.error if that is unknown."""
     acknowledged, received = _BYTES.unpack(connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _BYTES.size))
@@ -276,18 +302,6 @@ def is_silent(descriptor: int) -> bool:
     """Return whether a peer has sent no more than a greeting; False for what is no TCP connection on Linux."""
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
         return _passed(connection)[1] <= GREETING
-    return False
-
-
-def reset(descriptor: int, peer: Peer) -> bool:
-    """End the connection of a peer, from any thread; return whether it was still open."""
-    with suppress(OSError), _borrowed(os.dup(descriptor)) as connection:
-        try:
-            if _peer_of(connection) == peer:
-                _break(connection)
-                return True
-        finally:
-            os.close(connection.fileno())
     return False
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from channels_zmq_forwarder.connections import Peer, TcpSockets, reset
+from channels_zmq_forwarder.connections import Breaker, Peer, TcpSockets
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
@@ -56,7 +56,7 @@ class Senders:
         """Whether another look should follow soon."""
         self.ended = 0
         """Floods that are over: all that they have sent was read."""
-        self._sockets = TcpSockets(ports)
+        self._sockets, self._breaker = TcpSockets(ports), Breaker()
         self._before: dict[Sender, int] = {}
         self._refuses_until = 0.0
 
@@ -84,7 +84,11 @@ class Senders:
             return 0
         self._sockets.refuse()
         self._refuses_until = now + REFUSES_AT_MOST
-        return sum(reset(*one) for one in sent if sent[one] >= max(sent.values()) / 4)
+        return sum(self._breaker.end(*one) for one in sent if sent[one] >= max(sent.values()) / 4)
+
+    def close(self) -> None:
+        """Give up what it has open."""
+        self._breaker.close()
 
 
 @contextmanager
@@ -103,6 +107,7 @@ def ending_floods(subscribers: Senders, is_behind: Callable[[], bool], resident:
         yield
     finally:
         watch.is_over.set()
+        thread.join()
 
 
 class _Watch:

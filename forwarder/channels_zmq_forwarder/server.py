@@ -354,7 +354,8 @@ class Server:
         if self.gate is not None:
             self.gate.close()
         self._context.term()
-        self.resident.close()
+        for opened in (self._subscribers, self._producers, self.resident):
+            opened.close()
 
 
 def _tcp_ports(addresses: Sequence[str]) -> set[int]:

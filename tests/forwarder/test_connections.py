@@ -1,12 +1,12 @@
 """The connections to a publishing socket: who is far behind, and how a single one ends."""
 
 import os
-import resource
 import socket
 from contextlib import ExitStack, suppress
 
 import pytest
 import zmq
+from descriptors import none_left
 
 from channels_zmq_forwarder import connections
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
@@ -185,18 +185,8 @@ def test_a_connection_is_ended_when_no_descriptor_is_left(make):
     publisher = make()
     publisher.subscribe()
     (descriptor,) = publisher.connections.peers
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.dup(0)]
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-        with suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
+    with none_left():
         assert publisher.connections.end(descriptor)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for one in taken:
-            os.close(one)
     while publisher.connections.peers:
         publisher.connections.turn()
 

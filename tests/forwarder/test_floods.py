@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from descriptors import none_left
 
 from channels_zmq_forwarder.connections import Peer, TcpSockets
 from channels_zmq_forwarder.floods import FLOOD, GROWTH, HELD_UP, PATIENCE, REFUSES_AT_MOST, Senders, ending_floods
@@ -56,7 +57,9 @@ def port():
 
 @pytest.fixture
 def senders(port):
-    return Senders({port.number})
+    senders = Senders({port.number})
+    yield senders
+    senders.close()
 
 
 def is_connected(peer, seconds):
@@ -105,6 +108,17 @@ def test_the_fastest_senders_are_ended(port, senders):
         port.send(pair, count)
     assert senders.look(0.1, is_harmful=True, is_behind=True) == 2
     assert [is_ended(pair[0]) for pair in (fast, half, slow)] == [True, True, False]
+
+
+def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port, senders):
+    """A flood of connections may come beside it."""
+    pair = port.connect()
+    with none_left():
+        assert senders.look(0.0, is_harmful=True, is_behind=True) == 0
+        port.send(pair, FLOOD)
+        assert senders.look(0.1, is_harmful=True, is_behind=True) == 1
+    assert is_ended(pair[0])
+    senders.look(0.2, is_harmful=False, is_behind=False)
 
 
 @pytest.mark.parametrize(
