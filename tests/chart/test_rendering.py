@@ -188,6 +188,19 @@ def test_a_constraint_gets_the_labels_of_its_pods() -> None:
     assert second["labelSelector"] == {"matchLabels": {"own": "one"}}
 
 
+def test_a_webhook_in_the_network_of_its_node_has_ports_of_its_own() -> None:
+    """A node has each port once: a rollout makes room before it starts the next pod, and probes follow the ports."""
+    values: Values = {"webhook": {"hostNetwork": True, "port": 20250, "adminPort": 20080}}
+    deployment = one(render(values), "Deployment", "-webhook")
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"https": 20250, "metrics": 20080}
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert environment["CHANNELS_ZMQ_OPERATOR_ADMIN_PORT"] == "20080"
+    assert {container[probe]["httpGet"]["port"] for probe in ("livenessProbe", "readinessProbe")} == {"metrics"}
+
+
 def test_monitors_find_their_services() -> None:
     """By labels and by the port's name, in the namespace of the release."""
     manifests = render(EVERYTHING, namespace="messaging")
