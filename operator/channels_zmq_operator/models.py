@@ -156,6 +156,11 @@ class NetworkPolicy(Part):
     """The network policy of the forwarders."""
 
     enabled: bool = Field(True, description="Let only pods of this namespace reach the forwarders' two ports.")
+    metrics_from: list[dict[str, Any]] = Field(
+        default_factory=list,
+        max_length=50,
+        description="Who reads the forwarders' metrics: `from` of a NetworkPolicy; empty for everybody.",
+    )
 
 
 class Monitoring(Part):

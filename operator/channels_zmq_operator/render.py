@@ -126,7 +126,7 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
     if keys is not None:
         objects.insert(0, _server_secret(owner, keys))
     if spec.network_policy.enabled:
-        objects.append(_network_policy(owner))
+        objects.append(_network_policy(owner, spec.network_policy.metrics_from))
     if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
         objects.append(_service_monitor(owner, spec.monitoring, choices.monitors))
     # Last: a pod that waits for it starts when it is there, and finds everything else then.
@@ -334,17 +334,18 @@ def _budget(owner: Owner) -> Manifest:
     return _object(owner, "policy/v1", "PodDisruptionBudget", forwarder_name(owner), spec=spec)
 
 
-def _network_policy(owner: Owner) -> Manifest:
+def _network_policy(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
     def ports(*numbers: int) -> list[Manifest]:
         return [{"port": number, "protocol": "TCP"} for number in numbers]
 
     spec = {
         "podSelector": {"matchLabels": selector(owner)},
-        "policyTypes": ["Ingress"],
+        "policyTypes": ["Ingress", "Egress"],
         "ingress": [
             {"from": [{"podSelector": {}}], "ports": ports(PULL_PORT, PUB_PORT)},
-            {"from": [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
+            {"from": metrics_from or [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
         ],
+        "egress": [],  # a forwarder is connected to, and connects to nobody
     }
     return _object(owner, "networking.k8s.io/v1", "NetworkPolicy", forwarder_name(owner), spec=spec)
 

@@ -48,6 +48,10 @@ EVERYTHING: dict[str, Any] = {
         },
         "priorityClassName": "high",
     },
+    "networkPolicy": {
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    },
+    "monitoring": {"labels": {"release": "prometheus"}, "interval": "15s"},
 }
 MATRIX: dict[str, tuple[dict[str, Any], bool]] = {
     "empty": ({}, False),
