@@ -122,6 +122,19 @@ def test_a_spec_that_got_past_the_schema_gets_a_condition_and_one_event(namespac
     assert len(events(namespace, "chat")) == 1
 
 
+def test_a_bad_edit_takes_nothing_from_a_layer_that_runs(namespace: str) -> None:
+    """The condition says that the spec is not accepted; what runs stays ready, and is found by its status."""
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    before = get("zcl", "chat", namespace=namespace)["status"]
+    apply(layer("chat", layer={"maxMessageSize": "16e3"}), namespace=namespace)
+    until(lambda: conditions("chat", namespace=namespace)["Accepted"]["status"] == "False", "it is not accepted")
+    after = get("zcl", "chat", namespace=namespace)["status"]
+    assert conditions("chat", namespace=namespace)["Ready"]["status"] == "True"
+    for field in ("addresses", "binding", "readyForwarders"):
+        assert after[field] == before[field]
+
+
 def test_a_child_that_somebody_edits_is_repaired(namespace: str) -> None:
     """Whatever was changed, in whichever kind."""
     apply(layer("chat"), namespace=namespace)

@@ -42,7 +42,8 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[s
         before: Its status so far: conditions that stay as they are keep their time.
         now: The time, as Kubernetes writes it.
     """
-    ready = 0 if seen.problem else _ready(seen.deployment)
+    ready = _ready(seen.deployment)
+    runs = seen.deployment is not None  # by a spec that was valid
     observed = (seen.deployment or {}).get("status", {})
     failing = _failure(observed)
     conditions = [
@@ -59,10 +60,10 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[s
         "ready": f"{ready}/1",
         "selector": ",".join(f"{key}={value}" for key, value in sorted(render.selector(owner).items())),
     }
-    if not seen.problem:
+    if runs or not seen.problem:
         out["addresses"] = list(render.addresses(owner))
-        if seen.rotated_for:
-            out["keysRotatedFor"] = seen.rotated_for
+        if rotated_for := seen.rotated_for or (seen.problem and before.get("keysRotatedFor")):
+            out["keysRotatedFor"] = rotated_for
         out["binding"] = {"name": render.client_secret_name(owner)}
     return out
 
@@ -120,10 +121,10 @@ def _accepted(seen: Seen) -> tuple[str, str]:
 
 
 def _ready_reason(seen: Seen, ready: int, failing: str) -> tuple[str, str]:
-    if seen.problem:
-        return "SpecInvalid", seen.problem
     if ready:
         return "ForwardersReady", "1 of 1 forwarders is ready"
+    if seen.problem and seen.deployment is None:
+        return "SpecInvalid", seen.problem
     if seen.refusal:
         return "ClusterRefused", seen.refusal
     return "ForwardersNotReady", failing or "0 of 1 forwarders are ready"

@@ -67,9 +67,14 @@ CASES: dict[str, tuple[Seen, str]] = {
         Seen(refusal="quota", deployment=STUCK),
         "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused",
     ),
-    "the spec is invalid": (
+    "the spec is invalid": (Seen(problem="spec.x"), "F/SpecInvalid F/SpecInvalid F/SpecInvalid F/AsExpected"),
+    "the spec has become invalid": (
         Seen(problem="spec.x", deployment=deployment()),
-        "F/SpecInvalid F/SpecInvalid F/SpecInvalid F/AsExpected",
+        "F/SpecInvalid T/ForwardersReady F/SpecInvalid F/AsExpected",
+    ),
+    "the spec has become invalid before it was ready": (
+        Seen(problem="spec.x", deployment=STUCK),
+        "F/SpecInvalid F/ForwardersNotReady F/SpecInvalid T/ForwarderFailing",
     ),
 }
 by_case = pytest.mark.parametrize("case", CASES)
@@ -143,9 +148,17 @@ def test_numbers_and_addresses() -> None:
 
 def test_an_invalid_spec_has_no_addresses() -> None:
     """And nothing that is ready."""
-    found = status(OWNER, Seen(problem="x", deployment=deployment()), {}, NOW)
+    found = status(OWNER, Seen(problem="x"), {}, NOW)
     assert found["ready"] == "0/1"
-    assert not {"addresses", "binding"} & found.keys()
+    assert not {"addresses", "binding", "keysRotatedFor"} & found.keys()
+
+
+def test_a_bad_edit_takes_nothing_from_a_layer_that_runs() -> None:
+    """Its applications go on, and find it by its status."""
+    before = status(OWNER, Seen(deployment=deployment(), rotated_for="today"), {}, NOW)
+    after = status(OWNER, Seen(problem="x", deployment=deployment()), before, LATER)
+    assert {**after, "conditions": []} == {**before, "conditions": []}
+    assert conditions(after)["Ready"] == conditions(before)["Ready"]
 
 
 def test_only_times_do_not_count_as_a_difference() -> None:
