@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from kube import (
     KubectlError,
+    Manifest,
     apply,
     conditions,
     events,
@@ -133,6 +134,27 @@ def test_a_bad_edit_takes_nothing_from_a_layer_that_runs(namespace: str) -> None
     assert conditions("chat", namespace=namespace)["Ready"]["status"] == "True"
     for field in ("addresses", "binding", "readyForwarders"):
         assert after[field] == before[field]
+
+
+def test_what_is_somebody_elses_is_left_alone(namespace: str) -> None:
+    """It does not go with the layer, either. Once it is away, the layer is complete."""
+    mine: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "chat"}, "data": {"mine": "1"}}
+    kubectl("create", "-n", namespace, "-f", "-", given=mine)
+    apply(layer("chat"), namespace=namespace)
+    until(
+        lambda: conditions("chat", namespace=namespace).get("Degraded", {}).get("reason") == "NameTaken",
+        "the layer says so",
+    )
+    assert get("configmap", "chat", namespace=namespace)["data"] == mine["data"]
+    kubectl("delete", "zcl", "chat", "-n", namespace)
+    until(lambda: not get("deployment", "chat-forwarder", namespace=namespace), "the layer's objects are away")
+    assert "ownerReferences" not in get("configmap", "chat", namespace=namespace)["metadata"]
+    apply(layer("chat"), namespace=namespace)
+    kubectl("delete", "configmap", "chat", "-n", namespace)
+    wait_ready(namespace=namespace)
+    until(
+        lambda: "ownerReferences" in (get("configmap", "chat", namespace=namespace) or mine)["metadata"], "it is made"
+    )
 
 
 def test_a_child_that_somebody_edits_is_repaired(namespace: str) -> None:

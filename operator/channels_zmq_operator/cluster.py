@@ -60,9 +60,23 @@ class ClusterError(Exception):
         reason: Kubernetes' word for it.
     """
 
+    condition = "ClusterRefused"
+    """The reason that a condition of a layer gives for it."""
+
     def __init__(self, what: str, status: int, reason: str, message: str) -> None:
         super().__init__(f"{what}: {message or reason}" + (f" ({status} {reason})" if status else f" ({reason})"))
         self.status, self.reason = status, reason
+
+
+class NameTaken(ClusterError):
+    """An object of that name is there, and belongs to somebody else."""
+
+    condition = "NameTaken"
+
+    def __init__(self, manifest: Manifest) -> None:
+        metadata = manifest["metadata"]
+        what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
+        super().__init__(what, 0, self.condition, "it was not made for this layer: rename or delete it")
 
 
 class Cluster(Protocol):

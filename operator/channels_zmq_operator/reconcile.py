@@ -9,13 +9,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from channels_zmq_operator import keys as layer_keys
 from channels_zmq_operator import render, status
-from channels_zmq_operator.cluster import Cluster, ClusterError
+from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
 from channels_zmq_operator.models import API_VERSION, KIND, Owner, Spec, SpecError, parse, seconds
 from channels_zmq_operator.queues import Key
 from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest
@@ -81,7 +81,7 @@ class Known:
     """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
     rotated_for: str = ""
     """The `rotateNow` that is done: keys before it are revoked."""
-    refusal: str = ""
+    refusal: ClusterError | None = None
     told: str = ""
     """The last problem that an event was made of."""
 
@@ -89,8 +89,7 @@ class Known:
 def layer_of(child: Manifest) -> Key:
     """Return the layer of a child: that of its owner reference, as the label is more easily edited."""
     metadata = child["metadata"]
-    owners = [one["name"] for one in metadata.get("ownerReferences") or () if one["kind"] == KIND]
-    return metadata["namespace"], (owners or [metadata["labels"].get(OWNER_LABEL, "")])[0]
+    return metadata["namespace"], (_owner_names(child) or [metadata["labels"].get(OWNER_LABEL, "")])[0]
 
 
 class Reconciler:
@@ -193,7 +192,7 @@ class Reconciler:
         owner = Owner.of(known.resource)
         spec = known.spec
         if spec is None:
-            known.refusal = ""
+            known.refusal = None
             await self._tell(known, owner, "SpecInvalid", known.problem)
             await self._write_status(known, owner, problem=known.problem)
             return float("inf")
@@ -206,13 +205,13 @@ class Reconciler:
                 again = max(1.0, (layer_keys.due_at(keys, every) - self._clock()).total_seconds())
             manifests = render.render(owner, spec, keys, self.choices)
             for manifest in manifests:
-                await self._apply(known, manifest)
+                await self._apply(known, owner, manifest)
             await self._prune(known, owner, manifests)
-            known.refusal = ""
+            known.refusal = None
             known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         except ClusterError as error:
-            known.refusal = str(error)
-            await self._tell(known, owner, "ClusterRefused", str(error))
+            known.refusal = error
+            await self._tell(known, owner, error.condition, str(error))
             await self._write_status(known, owner)
             raise
         known.told = ""
@@ -233,9 +232,11 @@ class Reconciler:
         """Return a Secret; it is read once, and then known from our applies."""
         return known.secrets.get(name) or await self._cluster.get("Secret", owner.namespace, name)
 
-    async def _apply(self, known: Known, manifest: Manifest) -> None:
+    async def _apply(self, known: Known, owner: Owner, manifest: Manifest) -> None:
         name: Child = manifest["kind"], manifest["metadata"]["name"]
         seen = known.children.get(name)
+        if seen is None and name not in known.applied:
+            await self._check_name(owner, manifest)
         wanted = _digest(manifest)
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
@@ -247,6 +248,16 @@ class Reconciler:
         seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
         if seen is None or answer.version > seen.version:
             known.children[name] = answer
+
+    async def _check_name(self, owner: Owner, manifest: Manifest) -> None:
+        """Check that an object may be made: an apply would take over one that is there, and a user's would go with us.
+
+        Raises:
+            NameTaken: If there is one that no layer of this name has owned.
+        """
+        found = await self._cluster.get(manifest["kind"], owner.namespace, manifest["metadata"]["name"])
+        if found is not None and owner.name not in _owner_names(found):
+            raise NameTaken(manifest)
 
     async def _prune(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
@@ -262,10 +273,13 @@ class Reconciler:
     async def _write_status(self, known: Known, owner: Owner, *, problem: str = "") -> None:
         assert known.resource is not None, "its caller has looked"
         before = known.resource.get("status") or {}
-        seen = known.children.get(("Deployment", render.forwarder_name(owner)))
-        deployment = seen.deployment if seen is not None else None
+        forwarder = known.children.get(("Deployment", render.forwarder_name(owner)))
+        deployment = forwarder.deployment if forwarder is not None else None
         now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-        after = status.status(owner, status.Seen(problem, known.refusal, deployment, known.rotated_for), before, now)
+        seen = status.Seen(problem, deployment=deployment, rotated_for=known.rotated_for)
+        if known.refusal is not None:
+            seen = replace(seen, refusal=str(known.refusal), refused_as=known.refusal.condition)
+        after = status.status(owner, seen, before, now)
         if not status.differs(before, after):
             return
         manifest = {
@@ -340,6 +354,11 @@ def fingerprint(manifest: Manifest) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _owner_names(child: Manifest) -> list[str]:
+    """Return the names of the layers that own an object, or have owned it before they were made again."""
+    return [one["name"] for one in child["metadata"].get("ownerReferences") or () if one["kind"] == KIND]
 
 
 def _owners(child: Manifest) -> frozenset[str]:

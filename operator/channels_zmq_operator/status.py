@@ -9,9 +9,9 @@ from channels_zmq_operator.render import Manifest
 
 REASONS = {
     "Accepted": ("SpecValid", "SpecInvalid"),
-    "Ready": ("ForwardersReady", "ForwardersNotReady", "SpecInvalid", "ClusterRefused"),
+    "Ready": ("ForwardersReady", "ForwardersNotReady", "SpecInvalid", "ClusterRefused", "NameTaken"),
     "Progressing": ("RollingOut", "Complete", "SpecInvalid"),
-    "Degraded": ("AsExpected", "ForwarderFailing", "ClusterRefused"),
+    "Degraded": ("AsExpected", "ForwarderFailing", "ClusterRefused", "NameTaken"),
 }
 """The conditions and the words that stand in them."""
 
@@ -22,13 +22,15 @@ class Seen:
 
     Args:
         problem: Why its spec cannot be served; empty if it can.
-        refusal: What the cluster refused last; empty if nothing.
+        refusal: What could not be done last; empty if everything was.
+        refused_as: The word for it.
         deployment: The forwarder's Deployment.
         rotated_for: The `rotateNow` that is done.
     """
 
     problem: str = ""
     refusal: str = ""
+    refused_as: str = "ClusterRefused"
     deployment: Manifest | None = None
     rotated_for: str = ""
 
@@ -126,7 +128,7 @@ def _ready_reason(seen: Seen, ready: int, failing: str) -> tuple[str, str]:
     if seen.problem and seen.deployment is None:
         return "SpecInvalid", seen.problem
     if seen.refusal:
-        return "ClusterRefused", seen.refusal
+        return seen.refused_as, seen.refusal
     return "ForwardersNotReady", failing or "0 of 1 forwarders are ready"
 
 
@@ -138,7 +140,7 @@ def _progress(seen: Seen, ready: int) -> tuple[str, str]:
 
 def _degraded(seen: Seen, failing: str) -> tuple[str, str]:
     if seen.refusal:
-        return "ClusterRefused", seen.refusal
+        return seen.refused_as, seen.refusal
     return ("ForwarderFailing", failing) if failing else ("AsExpected", "everything is as it should be")
 
 

@@ -12,7 +12,7 @@ import pytest
 import zmq
 from clusters import FakeCluster, Killed, Name, Request, feed, refused
 
-from channels_zmq_operator.cluster import ClusterError
+from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
@@ -147,10 +147,10 @@ async def test_a_new_layer_gets_everything() -> None:
 
 
 async def test_a_layer_costs_few_requests() -> None:
-    """One for each object, one for the status, and two reads before keys are made; its echoes cost none."""
+    """Two for each object, one for the status, and two reads before keys are made; its echoes cost none."""
     world = World({})
     await world.settle()
-    assert len(world.asked()) == len(CHILDREN) + 3
+    assert len(world.asked()) == 2 * len(CHILDREN) + 3
 
 
 async def test_a_look_without_a_change_makes_no_request() -> None:
@@ -446,7 +446,7 @@ async def test_a_layer_that_goes_during_a_look_is_no_failure() -> None:
     world = World({})
 
     def vanish(request: Request) -> None:
-        if request[1] == "ConfigMap":
+        if request[:2] == ("apply", "ConfigMap"):
             world.cluster.remove(KIND, *KEY)
 
     world.cluster.refusal = vanish
@@ -498,6 +498,28 @@ async def test_fields_of_a_newer_definition_are_ignored() -> None:
     await world.settle()
     assert world.children() == CHILDREN
     assert world.condition("Accepted") == ("True", "SpecValid")
+
+
+@pytest.mark.parametrize("labels", [{}, {OWNER_LABEL: "chat"}], ids=["a stranger", "with our label"])
+@pytest.mark.parametrize("kind, name", sorted(CHILDREN))
+async def test_what_is_not_ours_is_left_alone(kind: str, name: str, labels: dict[str, str]) -> None:
+    """Else it would go with the layer. The condition names it; once it is away, the layer is made."""
+    world = World()
+    metadata = {"name": name, "namespace": "home", "labels": labels}
+    world.cluster.put({"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": {"mine": 1}})
+    before = world.child(kind, name)
+    world.make({})
+    with pytest.raises(ClusterError, match=f"{kind} home/{name}: it was not made for this layer"):
+        await world.settle()
+    assert world.child(kind, name) == before
+    assert world.condition("Degraded") == ("True", "NameTaken")
+    (event,) = world.events()
+    assert event["reason"] == "NameTaken"
+    world.cluster.remove(kind, "home", name)
+    await world.reconciler.reconcile(KEY)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    world.check()
 
 
 @pytest.mark.parametrize("status, reason", [(403, "Forbidden"), (409, "Conflict"), (500, ""), (422, "Invalid")])

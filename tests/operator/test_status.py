@@ -59,6 +59,10 @@ CASES: dict[str, tuple[Seen, str]] = {
         "T/SpecValid T/ForwardersReady F/Complete F/AsExpected",
     ),
     "the cluster refuses": (Seen(refusal="quota"), "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused"),
+    "a name is taken": (
+        Seen(refusal="it was not made for this layer", refused_as="NameTaken"),
+        "T/SpecValid F/NameTaken T/RollingOut T/NameTaken",
+    ),
     "the cluster refuses a change": (
         Seen(refusal="quota", deployment=deployment()),
         "T/SpecValid T/ForwardersReady F/Complete T/ClusterRefused",
