@@ -51,6 +51,7 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
         "CHANNELS_ZMQ_OPERATOR_ADMIN_PORT": "18080",
         "CHANNELS_ZMQ_OPERATOR_LOG_FORMAT": "plain",
     }
+    kubectl("delete", "lease", OPERATOR, "-n", NAMESPACE, "--ignore-not-found")  # the operator's, not the release's
     release.remove()
     if not there:
         kubectl("delete", "crd", MONITORS["metadata"]["name"])
