@@ -150,8 +150,10 @@ def test_many_layers_and_then_nothing_to_do(namespace: str) -> None:
             f"{LAYERS} layers: created in {created:.1f} s, all Ready after {took:.1f} s, "
             f"{requests / LAYERS:.1f} requests a layer, {memory:.0f} MiB; idle: {idle:.0f} requests a minute"
         )
-        assert requests / LAYERS < 15
-        assert idle <= 40  # once in ten minutes the watches are compared with lists, of fifty objects a page
+        assert requests / LAYERS < 20
+        # Once in ten minutes 36 requests compare the watches with lists, of fifty objects a page; three a minute look
+        # after the webhook's certificates.
+        assert idle <= 36 + 2 * 3
         kubectl("delete", "zcl", "--all", "-n", namespace)
         until(lambda: not get("deployment", namespace=namespace), "their children are gone", patience=300)
 
