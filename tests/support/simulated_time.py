@@ -94,6 +94,19 @@ class Loop:
     def call_soon_threadsafe(self, action, *args):
         self.process.when_running(action, *args)
 
+    def call_later(self, seconds, action, *args):
+        return Timer(self.world, self.world.after(seconds, self.process.when_running, action, *args))
+
+
+class Timer:
+    """A call that is due later."""
+
+    def __init__(self, world, entry):
+        self._world, self._entry = world, entry
+
+    def cancel(self):
+        self._world.cancel(self._entry)
+
 
 class Cancelled(BaseException):
     """Stands in for asyncio's `CancelledError`."""
@@ -174,22 +187,8 @@ class Asyncio:
     def get_running_loop(self):
         return self._world.on_loop
 
-    def timeout(self, seconds):
-        return _Timeout(self._world, seconds)
-
     async def sleep(self, seconds):
         await sleep(self._world.on_loop, seconds)
-
-
-class _Timeout:
-    def __init__(self, world, seconds):
-        self._world, self._seconds = world, seconds
-
-    async def __aenter__(self):
-        self._entry = self._world.after(self._seconds, self._world.task.throw, TimeoutError())
-
-    async def __aexit__(self, *error):
-        self._world.cancel(self._entry)
 
 
 async def sleep(loop, seconds):
