@@ -21,8 +21,6 @@ class World:
         self.steps = 0
         self.on_loop = None
         """The loop of the coroutine that runs at the moment."""
-        self.task = None
-        """The task that runs at the moment."""
         self.tasks = {}
         """The tasks that have not ended."""
         self._heap = []
@@ -147,7 +145,7 @@ class Task:
         if self._loop.process.is_gone:
             return
         world = self.world
-        former, world.on_loop, world.task = (world.on_loop, world.task), self._loop, self
+        former, world.on_loop = world.on_loop, self._loop
         try:
             future = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration as end:
@@ -160,7 +158,7 @@ class Task:
             future.wait(self)
             return
         finally:
-            world.on_loop, world.task = former
+            world.on_loop = former
         self._done(result, failure)
 
     def _end(self):
