@@ -193,16 +193,17 @@ async def test_a_sender_that_does_harm_is_ended(port, senders, does):
         assert peer.was_ended.is_set()
 
 
-async def test_a_sender_that_does_no_harm_goes_on(port, senders):
-    """It keeps the forwarder behind, which answers, and whose memory grows little."""
+@pytest.mark.parametrize("is_behind", [True, False], ids=["the memory grows little", "all is read"])
+async def test_a_sender_that_does_no_harm_goes_on(port, senders, is_behind):
+    """It keeps the forwarder behind, which answers, and whose memory grows little; or something else fills that."""
     looks = 0
 
     def resident():
         nonlocal looks
         looks += 1
-        return 0 if looks == 1 else GROWTH - 1
+        return min(looks - 1, 1) * (GROWTH - 1) if is_behind else looks * GROWTH
 
-    with Sending(port) as peer, ending_floods(senders, lambda: True, resident):
+    with Sending(port) as peer, ending_floods(senders, lambda: is_behind, resident):
         while looks < 20:
             await asyncio.sleep(0.001)
         assert not peer.was_ended.is_set()
