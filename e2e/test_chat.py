@@ -38,14 +38,36 @@ def test_people_on_two_pods_talk_and_a_worker_rolls_their_dice(sites: Sites) -> 
     print(asyncio.run(converse(*sites, messages=100)))
 
 
-def test_the_chat_goes_on_after_its_forwarder_was_replaced(sites: Sites, namespace: str) -> None:
-    """Pages learn of the outage and of its end; what is said afterwards arrives, and jobs are done."""
+def kill_a_forwarder(namespace: str) -> None:
+    """Give it no time to drain."""
+    name = get("pods", namespace=namespace, selector="channels-zmq.io/owned-by=chat")[0]["metadata"]["name"]
+    kubectl("delete", "pod", name, "-n", namespace, "--grace-period=0", "--force")
+
+
+def test_the_chat_goes_on_when_a_forwarder_is_killed(sites: Sites, namespace: str) -> None:
+    """What is said arrives by the other one, and jobs are done."""
 
     async def scenario() -> None:
         async with Person(sites[0], "room", "Ada") as ada, Person(sites[1], "room", "Bo") as bo:
             await bo.sees(await ada.says("before"))
-            (old,) = get("pods", namespace=namespace, selector="channels-zmq.io/owned-by=chat")
-            await asyncio.to_thread(kubectl, "delete", "pod", old["metadata"]["name"], "-n", namespace, "--wait=false")
+            await asyncio.to_thread(kill_a_forwarder, namespace)
+            for number in range(20):
+                await bo.sees(await ada.says(f"meanwhile, {number}"))
+            await ada.sees(await bo.says("/roll 2d6"), finished=True)
+
+    asyncio.run(scenario())
+    rolled_out("chat-forwarder", namespace=namespace)
+
+
+def test_the_chat_goes_on_after_its_only_forwarder_was_killed(sites: Sites, namespace: str) -> None:
+    """Pages learn of the outage and of its end; what is said afterwards arrives, and jobs are done."""
+    kubectl("scale", "zcl/chat", "-n", namespace, "--replicas=1")
+    until(lambda: get("zcl", "chat", namespace=namespace)["status"]["replicas"] == 1, "there is one")
+
+    async def scenario() -> None:
+        async with Person(sites[0], "room", "Ada") as ada, Person(sites[1], "room", "Bo") as bo:
+            await bo.sees(await ada.says("before"))
+            await asyncio.to_thread(kill_a_forwarder, namespace)
             for person in (ada, bo):
                 await person.learns_of_the_layer(up=False)
             for person in (ada, bo):

@@ -160,7 +160,7 @@ def test_a_pod_made_before_its_layer_waits_and_then_starts(namespace: str) -> No
     apply(MAP, pod("early", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=namespace)
 
     def complaint() -> bool:
-        return any('configmap "chat" not found' in one["message"] for one in events(namespace, "early"))
+        return any('configmap "chat-channels" not found' in one["message"] for one in events(namespace, "early"))
 
     until(complaint, "an event that names the missing layer")
     until(
@@ -210,9 +210,9 @@ def test_a_wrong_key_gets_nothing(chat: str) -> None:
     said = logs("stranger", namespace=chat)
     assert "ok" not in said.split("\n")
     assert "ForwarderUnavailable" in said
-    (forwarder,) = get("pods", namespace=chat, selector="channels-zmq.io/owned-by=chat")
-    log = logs(forwarder["metadata"]["name"], namespace=chat)
-    assert "was refused: its key is not allowed" in log
-    for secret in ("chat-client", "chat-forwarder"):
-        for value in filter(None, get("secret", secret, namespace=chat)["data"].values()):
-            assert value not in log
+    for forwarder in get("pods", namespace=chat, selector="channels-zmq.io/owned-by=chat"):
+        log = logs(forwarder["metadata"]["name"], namespace=chat)
+        assert "was refused: its key is not allowed" in log
+        for secret in ("chat-client", "chat-forwarder"):
+            for value in filter(None, get("secret", secret, namespace=chat)["data"].values()):
+                assert value not in log

@@ -50,7 +50,7 @@ def test_the_life_of_a_release(program_name: str, release: Release, namespace: s
     assert get("deployment", OPERATOR, namespace=NAMESPACE)["metadata"]["generation"] == 2
     apply(layer("chat", layer={"capacity": 9}), namespace=namespace)
     until(
-        lambda: get("configmap", "chat", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "9",
+        lambda: get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "9",
         "the upgraded operator works",
     )
     asks = pod("asks", program("ask"), labels={"channels-zmq.io/layer": "chat"}, volumes=[VOLUME])
@@ -73,7 +73,9 @@ def test_the_life_of_a_release(program_name: str, release: Release, namespace: s
 
 def leftovers_of_the_release() -> list[str]:
     """Return what there is beside living layers."""
-    return [one for one in leftovers() if one.partition("/")[2] not in ("chat", "chat-client", "chat-forwarder")]
+    return [
+        one for one in leftovers() if one.partition("/")[2] not in ("chat-channels", "chat-client", "chat-forwarder")
+    ]
 
 
 def test_without_keeping_its_definition_nothing_is_left(program_name: str, release: Release, namespace: str) -> None:

@@ -35,7 +35,7 @@ def test_an_empty_spec_is_a_working_layer(namespace: str) -> None:
     assert {
         "deployment.apps/chat-forwarder",
         "service/chat-forwarder",
-        "configmap/chat",
+        "configmap/chat-channels",
         "secret/chat-client",
         "secret/chat-forwarder",
         "poddisruptionbudget.policy/chat-forwarder",
@@ -50,8 +50,8 @@ def test_the_table_says_what_a_person_wants_to_know(namespace: str) -> None:
     wait_ready(namespace=namespace)
     head, line = kubectl("get", "zcl", "-n", namespace).splitlines()
     assert head.split() == ["NAME", "READY", "FORWARDERS", "REASON", "AGE"]
-    assert line.split()[:4] == ["chat", "True", "1/1", "ForwardersReady"]
-    assert f"chat-forwarder.{namespace}.svc:5555" in kubectl("get", "zcl", "-n", namespace, "-o", "wide")
+    assert line.split()[:4] == ["chat", "True", "2/2", "ForwardersReady"]
+    assert f"chat-forwarder.{namespace}.svc.cluster.local.:5555" in kubectl("get", "zcl", "-n", namespace, "-o", "wide")
     assert "zmqchannellayer" in kubectl("get", "channels", "-n", namespace, "-o", "name")
 
 
@@ -60,15 +60,20 @@ def test_every_condition_is_there_and_of_this_generation(namespace: str) -> None
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
     apply(layer("chat", layer={"capacity": 7}), namespace=namespace)
-    until(lambda: conditions("chat", namespace=namespace)["Ready"]["observedGeneration"] == 2, "the second generation")
-    found = conditions("chat", namespace=namespace)
-    assert {kind: (one["status"], one["reason"]) for kind, one in found.items()} == {
-        "Accepted": ("True", "SpecValid"),
-        "Ready": ("True", "ForwardersReady"),
-        "Progressing": ("False", "Complete"),
-        "Degraded": ("False", "AsExpected"),
-    }
-    assert get("configmap", "chat", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "7"
+    until(
+        lambda: (
+            conditions("chat", namespace=namespace)["Ready"]["observedGeneration"] == 2
+            and {kind: (one["status"], one["reason"]) for kind, one in conditions("chat", namespace=namespace).items()}
+            == {
+                "Accepted": ("True", "SpecValid"),
+                "Ready": ("True", "ForwardersReady"),
+                "Progressing": ("False", "Complete"),
+                "Degraded": ("False", "AsExpected"),
+            }
+        ),
+        "every condition, of the second generation",
+    )
+    assert get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "7"
 
 
 def test_kubectl_explains_every_field() -> None:
@@ -87,7 +92,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a size beyond", {"layer": {"maxMessageSize": "3Gi"}}, "a size is from 1 to 2Gi"),
     ("keys for a minute", {"security": {"rotateEvery": "1m"}}, "keys are rotated every 1h at the most"),
     ("a capacity of nothing", {"layer": {"capacity": 0}}, "greater than or equal to 1"),
-    ("two forwarders", {"forwarders": 2}, "less than or equal to 1"),
+    ("too many forwarders", {"forwarders": 65}, "less than or equal to 64"),
     ("a word that is none", {"security": {"curve": "Maybe"}}, "Unsupported value"),
     ("an unknown field", {"layer": {"capasity": 1}}, "field not declared in schema"),
 ]
@@ -138,22 +143,28 @@ def test_a_bad_edit_takes_nothing_from_a_layer_that_runs(namespace: str) -> None
 
 def test_what_is_somebody_elses_is_left_alone(namespace: str) -> None:
     """It does not go with the layer, either. Once it is away, the layer is complete."""
-    mine: Manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "chat"}, "data": {"mine": "1"}}
+    mine: Manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "chat-channels"},
+        "data": {"mine": "1"},
+    }
     kubectl("create", "-n", namespace, "-f", "-", given=mine)
     apply(layer("chat"), namespace=namespace)
     until(
         lambda: conditions("chat", namespace=namespace).get("Degraded", {}).get("reason") == "NameTaken",
         "the layer says so",
     )
-    assert get("configmap", "chat", namespace=namespace)["data"] == mine["data"]
+    assert get("configmap", "chat-channels", namespace=namespace)["data"] == mine["data"]
     kubectl("delete", "zcl", "chat", "-n", namespace)
     until(lambda: not get("deployment", "chat-forwarder", namespace=namespace), "the layer's objects are away")
-    assert "ownerReferences" not in get("configmap", "chat", namespace=namespace)["metadata"]
+    assert "ownerReferences" not in get("configmap", "chat-channels", namespace=namespace)["metadata"]
     apply(layer("chat"), namespace=namespace)
-    kubectl("delete", "configmap", "chat", "-n", namespace)
+    kubectl("delete", "configmap", "chat-channels", "-n", namespace)
     wait_ready(namespace=namespace)
     until(
-        lambda: "ownerReferences" in (get("configmap", "chat", namespace=namespace) or mine)["metadata"], "it is made"
+        lambda: "ownerReferences" in (get("configmap", "chat-channels", namespace=namespace) or mine)["metadata"],
+        "it is made",
     )
 
 
@@ -161,9 +172,9 @@ def test_a_child_that_somebody_edits_is_repaired(namespace: str) -> None:
     """Whatever was changed, in whichever kind."""
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
-    address = get("configmap", "chat", namespace=namespace)["data"]["CHANNELS_ZMQ_PULL_SOCKET_ADDRESS"]
+    address = get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_PULL_SOCKET_ADDRESS"]
     edits = [
-        ("configmap/chat", {"data": {"CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": "tcp://elsewhere:1"}}),
+        ("configmap/chat-channels", {"data": {"CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": "tcp://elsewhere:1"}}),
         ("service/chat-forwarder", {"spec": {"selector": {"channels-zmq.io/owned-by": "nobody"}}}),
         ("deployment/chat-forwarder", {"spec": {"replicas": 3}}),
         ("networkpolicy/chat-forwarder", {"spec": {"ingress": []}}),
@@ -173,10 +184,11 @@ def test_a_child_that_somebody_edits_is_repaired(namespace: str) -> None:
 
     def repaired() -> bool:
         return (
-            get("configmap", "chat", namespace=namespace)["data"]["CHANNELS_ZMQ_PULL_SOCKET_ADDRESS"] == address
+            get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_PULL_SOCKET_ADDRESS"]
+            == address
             and get("service", "chat-forwarder", namespace=namespace)["spec"]["selector"]["channels-zmq.io/owned-by"]
             == "chat"
-            and get("deployment", "chat-forwarder", namespace=namespace)["spec"]["replicas"] == 1
+            and get("deployment", "chat-forwarder", namespace=namespace)["spec"]["replicas"] == 2
             and len(get("networkpolicy", "chat-forwarder", namespace=namespace)["spec"]["ingress"]) == 2
         )
 
@@ -189,7 +201,7 @@ def test_a_child_that_somebody_deletes_comes_back(namespace: str) -> None:
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
     data = get("secret", "chat-client", namespace=namespace)["data"]
-    children = ["configmap/chat", "service/chat-forwarder", "pdb/chat-forwarder", "deployment/chat-forwarder"]
+    children = ["configmap/chat-channels", "service/chat-forwarder", "pdb/chat-forwarder", "deployment/chat-forwarder"]
 
     def uids() -> set[str]:
         found = [get(*child.split("/"), namespace=namespace) for child in children]

@@ -55,7 +55,7 @@ def test_without_injection_the_config_map_and_the_keys_are_enough(release: Relea
     mount = {"name": "channels-zmq", "mountPath": "/channels-zmq", "readOnly": True}
     one = program(
         "ask",
-        envFrom=[{"configMapRef": {"name": "chat"}}],
+        envFrom=[{"configMapRef": {"name": "chat-channels"}}],
         env=[
             {"name": f"CHANNELS_ZMQ_CURVE_{key.upper()}_KEY_FILE", "value": f"/channels-zmq/{key}-key"}
             for key in ("server", "secret")

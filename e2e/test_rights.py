@@ -147,14 +147,14 @@ def test_an_api_server_that_is_away_is_waited_for(environment: dict[str, str], n
         apply(layer("chat"), namespace=namespace)
         wait_ready(namespace=namespace)
         proxy.shut()
-        kubectl("delete", "configmap", "chat", "-n", namespace)
+        kubectl("delete", "configmap", "chat-channels", "-n", namespace)
         apply(layer("late"), namespace=namespace)
         until(
             lambda: "Cannot connect" in log.read_text() or "connect" in log.read_text().lower(), "it says what it lacks"
         )
         proxy.open()
         wait_ready("late", namespace=namespace)
-        until(lambda: get("configmap", "chat", namespace=namespace), "the ConfigMap is back")
+        until(lambda: get("configmap", "chat-channels", namespace=namespace), "the ConfigMap is back")
         assert process.poll() is None
         assert "Traceback" not in log.read_text()
         proxy.shut()

@@ -1,17 +1,22 @@
-"""Join a group, and say at the end what came: run in a pod by the scenarios, with the layer that its environment names.
+"""Join a group, work on jobs, and say at the end what came: run in a pod by the scenarios.
 
     python receive.py GROUP
 
-Prints `joined` once nothing can be missed any more, and a line of JSON when a message of the type "end" has come.
+The layer is the one of its variables. Prints `joined` once nothing can be missed any more, and a line of JSON when a
+message of the type "end" has come, and no job for a while.
 """
 
 import asyncio
 import itertools
 import json
 import sys
+import time
 
 import channels_zmq
 from channels_zmq.core import DedicatedZmqChannelLayer
+
+QUIET = 2.0
+"""Seconds without a job after which there is none any more."""
 
 
 async def main(group: str) -> None:
@@ -26,9 +31,17 @@ async def main(group: str) -> None:
         except ConnectionError as error:
             print(error, flush=True)
     print("joined", flush=True)
+    jobs: list[int] = []
+    ended = asyncio.Event()
+    work = asyncio.create_task(_work(layer, jobs, ended))
     numbers: dict[str, list[int]] = {}
+    silence, last = 0.0, time.monotonic()
     while (message := await layer.receive(channel))["type"] != "end":
         numbers.setdefault(message["sender"], []).append(message["number"])
+        now = time.monotonic()
+        silence, last = max(silence, now - last if len(numbers[message["sender"]]) > 1 else 0.0), now
+    ended.set()
+    await work
     repeated = sum(len(each) - len(set(each)) for each in numbers.values())
     disordered = sum(one > other for each in numbers.values() for one, other in itertools.pairwise(each))
     received = {sender: len(set(each)) for sender, each in numbers.items()}
@@ -37,11 +50,23 @@ async def main(group: str) -> None:
         "received": received,
         "repeated": repeated,
         "disordered": disordered,
+        "silence": round(silence, 3),
+        "jobs": jobs,
         "dropped": stats["dropped"],
         "reconnects": stats["reconnects"],
     }
     print(json.dumps(summary), flush=True)
     await layer.close()
+
+
+async def _work(layer: DedicatedZmqChannelLayer, jobs: list[int], ended: asyncio.Event) -> None:
+    """Take jobs until the end, and until there is none any more."""
+    while True:
+        try:
+            jobs.append((await asyncio.wait_for(layer.receive("jobs"), QUIET))["number"])
+        except TimeoutError:
+            if ended.is_set():
+                return
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -1,44 +1,78 @@
-"""Send numbered messages to a group at a steady rate: run in a pod by the scenarios.
+"""Send numbered messages at a steady rate, to a group and as jobs: run in a pod by the scenarios.
 
-    python send.py GROUP SECONDS RATE
+    python send.py GROUP RATE
 
-Prints `sending` at the start and a line of JSON at the end. The sender is called as its pod is. The last message, of
-the type "end", is sent when the forwarder is there and has taken all others.
+RATE messages a second go to the group, and a hundredth as many jobs to the channel "jobs", until SIGTERM. Prints
+`sending` at the start and a line of JSON at the end. The sender is called as its pod is. The last message, of the type
+"end", is sent when forwarders are there and have taken all others.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import AsyncIterator
 
 import channels_zmq
 from channels_zmq.core import DedicatedZmqChannelLayer
 
+SENDER = os.environ["HOSTNAME"]
 
-async def main(group: str, seconds: str, rate: str) -> None:
-    """Send for so long."""
+
+async def main(group: str, rate: str) -> None:
+    """Send until told to end."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     (settings,) = channels_zmq.channel_layers_from_env().values()
     layer = DedicatedZmqChannelLayer(**settings["CONFIG"])
-    sender, pause = os.environ["HOSTNAME"], 1 / float(rate)
     await _settled(layer)
     print("sending", flush=True)
-    began = time.monotonic()
+    jobs = asyncio.create_task(_send_jobs(layer, 100 / float(rate), stop))
     sent = 0
-    while (now := time.monotonic()) < began + float(seconds):
-        while sent * pause <= now - began:
-            await layer.group_send(group, {"type": "number", "sender": sender, "number": sent})
-            sent += 1
-        await asyncio.sleep(pause)
+    async for sent in _steadily(1 / float(rate), stop):
+        await layer.group_send(group, {"type": "number", "sender": SENDER, "number": sent})
+    sent += 1
+    confirmed, unknown = await jobs
     await _settled(layer)
     await layer.group_send(group, {"type": "end"})
     stats = layer.stats()
-    print(json.dumps({"sent": sent, "dropped": stats["dropped"], "reconnects": stats["reconnects"]}), flush=True)
+    summary = {
+        "sent": sent,
+        "jobs": confirmed,
+        "unknown": unknown,
+        "dropped": stats["dropped"],
+        "reconnects": stats["reconnects"],
+    }
+    print(json.dumps(summary), flush=True)
     await layer.close()
 
 
+async def _send_jobs(layer: DedicatedZmqChannelLayer, pause: float, stop: asyncio.Event) -> tuple[list[int], list[int]]:
+    """Return the numbers of the jobs that were taken, and of those of which nobody knows."""
+    confirmed, unknown = [], []
+    async for number in _steadily(pause, stop):
+        try:
+            await layer.send("jobs", {"type": "job", "sender": SENDER, "number": number})
+            confirmed.append(number)
+        except ConnectionError:
+            unknown.append(number)
+    return confirmed, unknown
+
+
+async def _steadily(pause: float, stop: asyncio.Event) -> AsyncIterator[int]:
+    began = time.monotonic()
+    number = 0
+    while not stop.is_set():
+        while number * pause <= time.monotonic() - began:
+            yield number
+            number += 1
+        await asyncio.sleep(pause)
+
+
 async def _settled(layer: DedicatedZmqChannelLayer) -> None:
-    """Wait for the forwarder, and until nothing waits in this process any more."""
+    """Wait for a forwarder, and until nothing waits in this process any more."""
     while not layer.stats()["connected"] or layer.stats()["waiting"]:
         await asyncio.sleep(0.05)
 

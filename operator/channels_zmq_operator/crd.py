@@ -36,6 +36,7 @@ STATUS = {
             "x-kubernetes-list-map-keys": ["type"],
             "items": CONDITION,
         },
+        "replicas": {"type": "integer", "description": "How many pods of forwarders there are."},
         "forwarders": {"type": "integer", "description": "How many forwarders there should be."},
         "readyForwarders": {"type": "integer", "description": "How many of them are ready."},
         "ready": {"type": "string", "description": "Ready forwarders of how many, for the table."},
@@ -63,6 +64,11 @@ COLUMNS = [
     {"name": "Addresses", "type": "string", "jsonPath": ".status.addresses", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]
+SCALE = {
+    "specReplicasPath": ".spec.forwarders",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
 RULES = [
     {
         "rule": f"size(self.metadata.name) <= {LONGEST_NAME}",
@@ -117,7 +123,7 @@ def crd() -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    "subresources": {"status": {}, "scale": SCALE},
                     "additionalPrinterColumns": COLUMNS,
                     "schema": {
                         "openAPIV3Schema": {

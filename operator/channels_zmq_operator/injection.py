@@ -23,6 +23,7 @@ from channels_zmq_operator.render import (
     LAYER_LABEL,
     PATHS,
     Manifest,
+    config_map_name,
     encryption_secret_name,
     key_folder,
 )
@@ -155,7 +156,7 @@ def _variables(layers: dict[str, str]) -> list[Manifest]:
     for alias, layer in layers.items():
         prefix = ENV if alias == "default" else f"{ENV}_{alias.upper()}__"
         for key in ENV_KEYS:
-            reference: Manifest = {"name": layer, "key": ENV + key}
+            reference: Manifest = {"name": config_map_name(layer), "key": ENV + key}
             if key not in NEEDED:
                 reference["optional"] = True
             out.append({"name": prefix + key, "valueFrom": {"configMapKeyRef": reference}})

@@ -181,7 +181,9 @@ class Monitoring(Part):
 class Spec(Part):
     """What a layer should be. Every field has a default: an empty spec is a working layer."""
 
-    forwarders: int = Field(1, ge=1, le=1, description="Forwarder processes; a layer has one.")
+    forwarders: int = Field(
+        2, ge=1, le=64, description="Forwarders, all equal: with two or more, one that fails loses no group messages."
+    )
     layer: Layer = Field(default_factory=Layer, description="What the applications' layers are told.")
     security: Security = Field(default_factory=Security, description="Who may connect.")
     image: Image = Field(default_factory=Image, description="The forwarder's image.")

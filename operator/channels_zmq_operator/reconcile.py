@@ -24,6 +24,10 @@ logger = logging.getLogger("channels_zmq_operator")
 
 Child = tuple[str, str]
 """Kind and name of one of its objects."""
+INVALID = 422
+"""The HTTP status of an object that the API server refuses, such as one with a change of what cannot change."""
+MADE_ANEW = ("Service",)
+"""Kinds of which one that is refused is deleted: whether a Service is headless cannot change, and it has no state."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
 
 
@@ -241,13 +245,24 @@ class Reconciler:
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
-        answer = SeenChild.of(await self._cluster.apply(manifest))
+        answer = SeenChild.of(await self._applied(manifest, seen))
         known.applied[name] = answer.fingerprint
         if manifest["kind"] == "Secret":
             known.secrets[name[1]] = manifest
         seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
         if seen is None or answer.version > seen.version:
             known.children[name] = answer
+
+    async def _applied(self, manifest: Manifest, seen: SeenChild | None) -> Manifest:
+        """Apply an object; one that cannot become what it should be is made anew."""
+        try:
+            return await self._cluster.apply(manifest)
+        except ClusterError as error:
+            if error.status != INVALID or seen is None or manifest["kind"] not in MADE_ANEW:
+                raise
+        metadata = manifest["metadata"]
+        await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], seen.uid)
+        return await self._cluster.apply(manifest)
 
     async def _check_name(self, owner: Owner, manifest: Manifest) -> None:
         """Check that an object may be made: an apply would take over one that is there, and a user's would go with us.
@@ -276,10 +291,11 @@ class Reconciler:
         forwarder = known.children.get(("Deployment", render.forwarder_name(owner)))
         deployment = forwarder.deployment if forwarder is not None else None
         now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-        seen = status.Seen(problem, deployment=deployment, rotated_for=known.rotated_for)
+        wanted = known.spec.forwarders if known.spec is not None else 0
+        seen = status.Seen(problem, forwarders=wanted, deployment=deployment, rotated_for=known.rotated_for)
         if known.refusal is not None:
             seen = replace(seen, refusal=str(known.refusal), refused_as=known.refusal.condition)
-        after = status.status(owner, seen, before, now)
+        after = status.status(owner, seen, before, now, self.choices.cluster_domain)
         if not status.differs(before, after):
             return
         manifest = {

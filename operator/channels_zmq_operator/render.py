@@ -19,8 +19,19 @@ LAYER_LABEL = f"{GROUP}/layer"
 OWNER_LABEL = f"{GROUP}/owned-by"
 """On everything that is made for a layer: its name."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
+APP_NAME = "channels-zmq-forwarder"
 FIELD_MANAGER = "channels-zmq-operator"
 PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
+PORTS = {"pull": (PULL_PORT, "tcp"), "pub": (PUB_PORT, "tcp"), "metrics": (ADMIN_PORT, "http")}
+"""The forwarders' ports by name, with their application protocol."""
+DRAIN_AT_MOST, GRACE = 10, 30
+"""Seconds that a forwarder drains at most, and after which Kubernetes kills it: returned messages take time, too."""
+SETTLE_AT_MOST, PROGRESS_DEADLINE = 10, 90
+"""Seconds. A forwarder that starts beside others waits up to 60 s for clients that do not answer: no failure."""
+MIN_READY = 10
+"""Seconds from a forwarder's being ready to the end of the one that it replaces: clients look for it every 5 s."""
+NODE_LOST_FOR = 30
+"""Seconds after which the forwarders of a node that does not answer are replaced."""
 KEY_FILE = "secret-key"
 ALLOWED_KEYS, NEXT_KEY = "allowed-keys", "next-client-key"
 """Entries of the forwarders' Secret: who may connect; and the clients' next key, which is mounted nowhere."""
@@ -107,30 +118,33 @@ class Choices:
         monitors: Of the forwarders.
         service_monitors: Whether the cluster knows that kind.
         limits: What authors of layers may choose; None for everything.
+        cluster_domain: With which the names of Services end; empty for names that the pods' resolver completes.
     """
 
     forwarder_image: str
     monitors: Monitors = Monitors()
     service_monitors: bool = False
     limits: Limits | None = None
+    cluster_domain: str = "cluster.local"
 
 
 def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> list[Manifest]:
     """Return every object of a layer, in the order of their making; `keys` is None where CURVE is disabled."""
     objects = [
-        _client_secret(owner, spec, keys),
+        _client_secret(owner, spec, keys, choices.cluster_domain),
         _service(owner),
         _deployment(owner, spec, keys, choices),
-        _budget(owner),
     ]
     if keys is not None:
         objects.insert(0, _server_secret(owner, keys))
+    if spec.forwarders > 1:  # a budget for a single one would either block drains, or say nothing
+        objects.append(_budget(owner))
     if spec.network_policy.enabled:
         objects.append(_network_policy(owner, spec.network_policy.metrics_from))
     if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
         objects.append(_service_monitor(owner, spec.monitoring, choices.monitors))
     # Last: a pod that waits for it starts when it is there, and finds everything else then.
-    objects.append(_config_map(owner, spec))
+    objects.append(_config_map(owner, spec, choices.cluster_domain))
     return objects
 
 
@@ -144,15 +158,36 @@ def client_secret_name(owner: Owner) -> str:
     return f"{owner.name}-client"
 
 
-def addresses(owner: Owner) -> tuple[str, str]:
-    """Return where producers send to, and where consumers subscribe."""
+def addresses(owner: Owner, cluster_domain: str) -> tuple[str, str]:
+    """Return where producers send to, and where consumers subscribe.
+
+    The name resolves to the addresses of all forwarders. It ends with a dot, so that no other domain is searched.
+    """
     host = f"{forwarder_name(owner)}.{owner.namespace}.svc"
+    if cluster_domain:
+        host += f".{cluster_domain}."
     return f"tcp://{host}:{PULL_PORT}", f"tcp://{host}:{PUB_PORT}"
 
 
 def selector(owner: Owner) -> dict[str, str]:
     """Return the labels of a layer's forwarder pods."""
-    return {"app.kubernetes.io/name": "channels-zmq-forwarder", OWNER_LABEL: owner.name}
+    return {"app.kubernetes.io/name": APP_NAME, OWNER_LABEL: owner.name}
+
+
+def labels_of(owner: Owner) -> dict[str, str]:
+    """Return the labels of everything that is made for a layer."""
+    return {
+        **selector(owner),
+        **MANAGED_BY,
+        "app.kubernetes.io/instance": owner.name,
+        "app.kubernetes.io/component": "forwarder",
+        "app.kubernetes.io/part-of": "channels-zmq",
+    }
+
+
+def config_map_name(layer: str) -> str:
+    """Return the name of the ConfigMap with addresses and options."""
+    return f"{layer}-channels"
 
 
 def encryption_secret_name(layer: str) -> str:
@@ -165,8 +200,8 @@ def key_folder(layer: str) -> str:
     return f"/var/run/secrets/{GROUP}/{layer}"
 
 
-def _config_map(owner: Owner, spec: Spec) -> Manifest:
-    pull, pub = addresses(owner)
+def _config_map(owner: Owner, spec: Spec, cluster_domain: str) -> Manifest:
+    pull, pub = addresses(owner, cluster_domain)
     values = {
         "PULL_SOCKET_ADDRESS": pull,
         "PUB_SOCKET_ADDRESS": pub,
@@ -178,12 +213,12 @@ def _config_map(owner: Owner, spec: Spec) -> Manifest:
     if spec.layer.channel_capacity:
         values["CHANNEL_CAPACITY"] = json.dumps(spec.layer.channel_capacity, sort_keys=True)
     data = {ENV + key: value for key, value in values.items()}
-    return _object(owner, "v1", "ConfigMap", owner.name, data=data)
+    return _object(owner, "v1", "ConfigMap", config_map_name(owner.name), data=data)
 
 
-def _client_secret(owner: Owner, spec: Spec, keys: LayerKeys | None) -> Manifest:
+def _client_secret(owner: Owner, spec: Spec, keys: LayerKeys | None, cluster_domain: str) -> Manifest:
     """Return what applications get, in the form of the Service Binding specification."""
-    pull, pub = addresses(owner)
+    pull, pub = addresses(owner, cluster_domain)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
         data |= {SERVER_KEY_ENTRY: keys.server_public, CLIENT_KEY_ENTRY: keys.client_secret}
@@ -220,12 +255,15 @@ def _encoded(data: dict[str, str]) -> dict[str, str]:
 
 
 def _service(owner: Owner) -> Manifest:
-    ports = [("pull", PULL_PORT), ("pub", PUB_PORT), ("metrics", ADMIN_PORT)]
     spec = {
-        # A forwarder that starts is ready once its clients are back: they have to reach it before.
+        "clusterIP": "None",  # clients connect to every forwarder, and know which of them are well
+        # A forwarder that starts is ready once its clients are there: they have to find it before.
         "publishNotReadyAddresses": True,
         "selector": selector(owner),
-        "ports": [{"name": name, "port": port, "targetPort": name, "protocol": "TCP"} for name, port in ports],
+        "ports": [
+            {"name": name, "port": port, "targetPort": name, "protocol": "TCP", "appProtocol": protocol}
+            for name, (port, protocol) in PORTS.items()
+        ],
     }
     return _object(owner, "v1", "Service", forwarder_name(owner), spec=spec)
 
@@ -235,7 +273,7 @@ def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choic
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 15,
+        "terminationGracePeriodSeconds": GRACE,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 65532,
@@ -252,7 +290,8 @@ def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choic
     optional = {
         "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
         "nodeSelector": template.node_selector,
-        "tolerations": template.tolerations,
+        "tolerations": [*template.tolerations, *_tolerations(template.tolerations)],
+        "topologySpreadConstraints": _spread(owner),
         "affinity": template.affinity,
         "priorityClassName": template.priority_class_name,
     }
@@ -260,15 +299,42 @@ def _deployment(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choic
     annotations = dict(template.annotations)
     if keys is not None:  # the forwarder reads its list again, but not its own key
         annotations[f"{GROUP}/server-key-checksum"] = hashlib.sha256(keys.server_public.encode()).hexdigest()[:16]
-    labels = {**template.labels, **MANAGED_BY, **selector(owner)}
+    labels = {**template.labels, **labels_of(owner)}
     body = {
-        "replicas": 1,
-        "strategy": {"type": "Recreate"},
+        "replicas": spec.forwarders,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "minReadySeconds": MIN_READY,
+        "progressDeadlineSeconds": PROGRESS_DEADLINE,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector(owner)},
         "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
     }
     return _object(owner, "apps/v1", "Deployment", forwarder_name(owner), spec=body)
+
+
+def _tolerations(own: list[Manifest]) -> list[Manifest]:
+    """Return how long a forwarder stays on a node that is lost: by default that would be five minutes."""
+    own_keys = {one.get("key") for one in own}
+    keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_FOR}
+        for key in keys
+        if key not in own_keys
+    ]
+
+
+def _spread(owner: Owner) -> list[Manifest]:
+    """Return that forwarders are spread over zones and nodes as far as there are any."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(owner)},
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
 
 
 def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
@@ -277,7 +343,8 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--pub-address=tcp://*:{PUB_PORT}",
         f"--admin-address=0.0.0.0:{ADMIN_PORT}",
         f"--max-message-size={size(spec.layer.max_message_size)}",
-        "--settle-at-most=10",  # a client's dial may wait twice for an address that is gone, 2 s each
+        f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
+        f"--drain-at-most={DRAIN_AT_MOST}",
         "--log-format=json",
     ]
     if keys is not None:
@@ -287,10 +354,7 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         "image": _image(spec, choices),
         "imagePullPolicy": spec.image.pull_policy,
         "args": arguments,
-        "ports": [
-            {"name": name, "containerPort": port, "protocol": "TCP"}
-            for name, port in (("pull", PULL_PORT), ("pub", PUB_PORT), ("metrics", ADMIN_PORT))
-        ],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, (port, _) in PORTS.items()],
         "resources": spec.resources,
         "readinessProbe": {
             "httpGet": {"path": "/readyz", "port": "metrics", "scheme": "HTTP"},
@@ -329,8 +393,12 @@ def _image(spec: Spec, choices: Choices) -> str:
 
 
 def _budget(owner: Owner) -> Manifest:
-    """Return a budget that lets a node be drained: clients hold what they send until the next forwarder is there."""
-    spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector(owner)}}
+    """Return a budget that lets one forwarder be evicted at a time, and at any time one that is not ready."""
+    spec = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": selector(owner)},
+    }
     return _object(owner, "policy/v1", "PodDisruptionBudget", forwarder_name(owner), spec=spec)
 
 
@@ -338,11 +406,12 @@ def _network_policy(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
     def ports(*numbers: int) -> list[Manifest]:
         return [{"port": number, "protocol": "TCP"} for number in numbers]
 
+    clients = {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}  # of this layer, or another one beside
     spec = {
         "podSelector": {"matchLabels": selector(owner)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [
-            {"from": [{"podSelector": {}}], "ports": ports(PULL_PORT, PUB_PORT)},
+            {"from": [{"podSelector": clients}], "ports": ports(PULL_PORT, PUB_PORT)},
             {"from": metrics_from or [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
         ],
         "egress": [],  # a forwarder is connected to, and connects to nobody
@@ -368,7 +437,7 @@ def _object(owner: Owner, api_version: str, kind: str, name: str, **rest: Any) -
         "metadata": {
             "name": name,
             "namespace": owner.namespace,
-            "labels": {**MANAGED_BY, OWNER_LABEL: owner.name},
+            "labels": labels_of(owner),
             "ownerReferences": [
                 {
                     "apiVersion": API_VERSION,

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     )
     identity: str = Field("channels-zmq-operator", description="Name of this replica, that of its pod.")
     forwarder_image: str = Field("channels-zmq-forwarder:0.1.0", description="The forwarders' default image.")
+    cluster_domain: str = Field(
+        "cluster.local", description="DNS domain of the cluster's Services; empty for names that pods complete."
+    )
     restrict_layers: Literal["Auto", "Always", "Never"] = Field(
         "Auto",
         description="Whether layers may choose only what the next three settings allow; Auto: with all namespaces.",
@@ -74,7 +77,12 @@ class Settings(BaseSettings):
     def choices(self) -> Choices:
         """What layers are told that do not say it themselves, and what they may say."""
         labels = dict(one.split("=", 1) for one in self.service_monitor_labels)
-        return Choices(self.forwarder_image, Monitors(labels, self.service_monitor_interval), limits=self.limits)
+        return Choices(
+            self.forwarder_image,
+            Monitors(labels, self.service_monitor_interval),
+            limits=self.limits,
+            cluster_domain=self.cluster_domain,
+        )
 
     @property
     def limits(self) -> Limits | None:

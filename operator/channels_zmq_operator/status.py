@@ -14,6 +14,8 @@ REASONS = {
     "Degraded": ("AsExpected", "ForwarderFailing", "ClusterRefused", "NameTaken"),
 }
 """The conditions and the words that stand in them."""
+NUMBERS = ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+"""What is used of a Deployment's status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +26,60 @@ class Seen:
         problem: Why its spec cannot be served; empty if it can.
         refusal: What could not be done last; empty if everything was.
         refused_as: The word for it.
-        deployment: The forwarder's Deployment.
+        forwarders: How many there should be; counts if there is no Deployment yet.
+        deployment: That of the forwarders, as `kept` returns it.
         rotated_for: The `rotateNow` that is done.
     """
 
     problem: str = ""
     refusal: str = ""
     refused_as: str = "ClusterRefused"
+    forwarders: int = 0
     deployment: Manifest | None = None
     rotated_for: str = ""
 
 
-def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The forwarders as their Deployment shows them.
+
+    Args:
+        wanted: How many there should be.
+        there: How many pods there are.
+        ready: How many of them serve.
+        complete: Whether all are as they should be, and no other ones are there.
+        failing: Why they do not start, where the cluster says so.
+    """
+
+    wanted: int
+    there: int = 0
+    ready: int = 0
+    complete: bool = False
+    failing: str = ""
+
+    @classmethod
+    def of(cls, seen: Seen) -> "Rollout":
+        """Return what is seen."""
+        if seen.deployment is None:
+            return cls(seen.forwarders)
+        wanted, observed = seen.deployment["spec"]["replicas"], seen.deployment["status"]
+        generation, there, updated, ready, available = (observed[name] for name in NUMBERS)
+        is_current = generation >= seen.deployment["metadata"]["generation"]
+        complete = is_current and there == updated == available == wanted
+        return cls(wanted, there, ready, complete, _failure(observed))
+
+    @property
+    def serves(self) -> bool:
+        """Whether as many are ready as there should be, of whichever version."""
+        return 0 < self.wanted <= self.ready
+
+    @property
+    def counted(self) -> str:
+        """How many are ready, for people."""
+        return f"{self.ready} of {self.wanted} forwarders {'is' if self.wanted == 1 else 'are'} ready"
+
+
+def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_domain: str) -> dict[str, Any]:
     """Return the status of a layer.
 
     Args:
@@ -43,27 +87,26 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str) -> dict[s
         seen: What is known of it.
         before: Its status so far: conditions that stay as they are keep their time.
         now: The time, as Kubernetes writes it.
+        cluster_domain: With which the names of Services end.
     """
-    ready = _ready(seen.deployment)
-    runs = seen.deployment is not None  # by a spec that was valid
-    observed = (seen.deployment or {}).get("status", {})
-    failing = _failure(observed)
+    rollout = Rollout.of(seen)
     conditions = [
         ("Accepted", not seen.problem, *_accepted(seen)),
-        ("Ready", ready == 1, *_ready_reason(seen, ready, failing)),
-        ("Progressing", not seen.problem and ready < 1, *_progress(seen, ready)),
-        ("Degraded", bool(seen.refusal or failing), *_degraded(seen, failing)),
+        ("Ready", rollout.serves, *_ready(seen, rollout)),
+        ("Progressing", not seen.problem and not rollout.complete, *_progress(seen, rollout)),
+        ("Degraded", bool(seen.refusal or rollout.failing), *_degraded(seen, rollout)),
     ]
     out: dict[str, Any] = {
         "observedGeneration": owner.generation,
         "conditions": [_condition(owner, before, now, *condition) for condition in conditions],
-        "forwarders": 1,
-        "readyForwarders": ready,
-        "ready": f"{ready}/1",
+        "replicas": rollout.there,
+        "forwarders": rollout.wanted,
+        "readyForwarders": rollout.ready,
+        "ready": f"{rollout.ready}/{rollout.wanted}",
         "selector": ",".join(f"{key}={value}" for key, value in sorted(render.selector(owner).items())),
     }
-    if runs or not seen.problem:
-        out["addresses"] = list(render.addresses(owner))
+    if seen.deployment is not None or not seen.problem:  # what runs was made by a spec that was valid
+        out["addresses"] = list(render.addresses(owner, cluster_domain))
         if rotated_for := seen.rotated_for or (seen.problem and before.get("keysRotatedFor")):
             out["keysRotatedFor"] = rotated_for
         out["binding"] = {"name": render.client_secret_name(owner)}
@@ -78,9 +121,10 @@ def kept(deployment: Manifest) -> Manifest:
         for one in observed.get("conditions") or ()
         if one["type"] in ("Progressing", "ReplicaFailure")
     ]
-    numbers = {key: observed.get(key, 0) for key in ("observedGeneration", "updatedReplicas", "readyReplicas")}
+    numbers = {key: observed.get(key, 0) for key in NUMBERS}
     return {
         "metadata": {"generation": deployment["metadata"].get("generation", 0)},
+        "spec": {"replicas": deployment["spec"].get("replicas", 1)},
         "status": {**numbers, "conditions": conditions},
     }
 
@@ -98,16 +142,6 @@ def _timeless(status: dict[str, Any]) -> dict[str, Any]:
     return {**status, "conditions": conditions}
 
 
-def _ready(deployment: Manifest | None) -> int:
-    if deployment is None:
-        return 0
-    observed = deployment.get("status", {})
-    if observed.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-        return 0
-    updated = observed.get("updatedReplicas", 0) >= 1
-    return int(updated and observed.get("readyReplicas", 0) >= 1)
-
-
 def _failure(observed: dict[str, Any]) -> str:
     """Return why the forwarder does not start, where the cluster says so."""
     for condition in observed.get("conditions", ()):
@@ -122,26 +156,30 @@ def _accepted(seen: Seen) -> tuple[str, str]:
     return ("SpecInvalid", seen.problem) if seen.problem else ("SpecValid", "the spec is valid")
 
 
-def _ready_reason(seen: Seen, ready: int, failing: str) -> tuple[str, str]:
-    if ready:
-        return "ForwardersReady", "1 of 1 forwarders is ready"
+def _ready(seen: Seen, rollout: Rollout) -> tuple[str, str]:
+    if rollout.serves:
+        return "ForwardersReady", rollout.counted
     if seen.problem and seen.deployment is None:
         return "SpecInvalid", seen.problem
     if seen.refusal:
         return seen.refused_as, seen.refusal
-    return "ForwardersNotReady", failing or "0 of 1 forwarders are ready"
+    return "ForwardersNotReady", rollout.counted + (f": {rollout.failing}" if rollout.failing else "")
 
 
-def _progress(seen: Seen, ready: int) -> tuple[str, str]:
+def _progress(seen: Seen, rollout: Rollout) -> tuple[str, str]:
     if seen.problem:
         return "SpecInvalid", "nothing is done until the spec is valid"
-    return ("Complete", "nothing is to be done") if ready else ("RollingOut", "the forwarder is starting")
+    if rollout.complete:
+        return "Complete", "all forwarders are as the spec says"
+    return "RollingOut", "forwarders are starting or ending"
 
 
-def _degraded(seen: Seen, failing: str) -> tuple[str, str]:
+def _degraded(seen: Seen, rollout: Rollout) -> tuple[str, str]:
     if seen.refusal:
         return seen.refused_as, seen.refusal
-    return ("ForwarderFailing", failing) if failing else ("AsExpected", "everything is as it should be")
+    if rollout.failing:
+        return "ForwarderFailing", rollout.failing
+    return "AsExpected", "everything is as it should be"
 
 
 def _condition(

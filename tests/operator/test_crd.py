@@ -178,7 +178,7 @@ GOOD: dict[str, Any] = {
     "closed": {"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}},
 }
 BAD: dict[str, tuple[Any, str]] = {
-    "two forwarders": ({"forwarders": 2}, "spec.forwarders"),
+    "too many forwarders": ({"forwarders": 65}, "spec.forwarders"),
     "no forwarder": ({"forwarders": 0}, "spec.forwarders"),
     "an unknown field": ({"forwarder": 1}, "spec.forwarder"),
     "an unknown field further down": ({"layer": {"capacities": 1}}, "spec.layer.capacities"),

@@ -145,7 +145,11 @@ def test_selectors_find_the_forwarders_pod(name: str) -> None:
     for selector in (
         objects["Service"]["spec"]["selector"],
         objects["Deployment"]["spec"]["selector"]["matchLabels"],
-        objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        *(
+            [objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]]
+            if "PodDisruptionBudget" in objects
+            else []
+        ),
         *([objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"]] if "NetworkPolicy" in objects else []),
     ):
         assert selector.items() <= labels

@@ -125,7 +125,7 @@ async def test_a_child_that_changes_makes_its_layer_be_looked_at(kind: str) -> N
     world = World()
     owner = {"kind": KIND, "name": "chat", "uid": "u"}
     metadata = {"name": "x", "namespace": "home", "labels": {OWNER_LABEL: "other"}, "ownerReferences": [owner]}
-    child = {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata}
+    child = {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": {}}
     await world.tell("ADDED", child)
     assert world.told.keys == [("home", "chat")]
     del metadata["ownerReferences"]

@@ -77,7 +77,7 @@ def test_variables_refer_to_the_layers_config_map() -> None:
         if name.removeprefix(ENV) not in PATHS:
             assert one["valueFrom"] == {"configMapKeyRef": one["valueFrom"]["configMapKeyRef"]}
             reference = one["valueFrom"]["configMapKeyRef"]
-            assert (reference["name"], reference["key"]) == ("chat", name)
+            assert (reference["name"], reference["key"]) == ("chat-channels", name)
             assert reference.get("optional", False) is ("ADDRESS" not in name)
 
 

@@ -20,7 +20,7 @@ def test_an_empty_spec_is_a_working_layer(resource: dict[str, Any]) -> None:
     """Everything has a default."""
     spec = parse(resource)
     assert spec == Spec()
-    assert spec.forwarders == 1
+    assert spec.forwarders == 2
     assert spec.security.curve == "Enabled"
     assert spec.resources["limits"] == {"memory": "512Mi"}
 
@@ -38,7 +38,7 @@ def test_names_outside_are_camel_case() -> None:
 @pytest.mark.parametrize(
     "spec, said",
     [
-        ({"forwarders": 2}, "spec.forwarders: Input should be less than or equal to 1"),
+        ({"forwarders": 65}, "spec.forwarders: Input should be less than or equal to 64"),
         ({"unknown": 1}, "spec.unknown: Extra inputs are not permitted"),
         ({"layer": {"capcity": 1}}, "spec.layer.capcity: Extra inputs are not permitted"),
         ({"layer": {"capacity": 0}}, "spec.layer.capacity: Input should be greater than or equal to 1"),

@@ -17,6 +17,7 @@ from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
 from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest, render
+from channels_zmq_operator.status import NUMBERS
 
 KEY: Key = ("home", "chat")
 CHOICES = Choices("image:1", service_monitors=True)
@@ -24,7 +25,7 @@ CHILDREN = {
     *((kind, "chat-forwarder") for kind in ("Secret", "Service", "Deployment", "PodDisruptionBudget")),
     *((kind, "chat-forwarder") for kind in ("NetworkPolicy", "ServiceMonitor")),
     ("Secret", "chat-client"),
-    ("ConfigMap", "chat"),
+    ("ConfigMap", "chat-channels"),
 }
 STATUS = ("apply", f"{KIND}/status", "chat")
 
@@ -129,7 +130,8 @@ def includes(found: Any, wanted: Any) -> bool:
 def ready(found: Manifest) -> None:
     """Do what the controller of Deployments does."""
     generation = found["metadata"]["generation"]
-    found["status"] = {"observedGeneration": generation, "updatedReplicas": 1, "readyReplicas": 1}
+    numbers = dict.fromkeys(NUMBERS, found["spec"]["replicas"])
+    found["status"] = {**numbers, "observedGeneration": generation}
     found["metadata"].setdefault("annotations", {})["deployment.kubernetes.io/revision"] = "1"
 
 
@@ -141,7 +143,7 @@ async def test_a_new_layer_gets_everything() -> None:
     assert world.children() == CHILDREN
     applied = [request for request in world.asked() if request[0] == "apply"]
     assert applied[:2] == [("apply", "Secret", "chat-forwarder"), ("apply", "Secret", "chat-client")]
-    assert applied[-2:] == [("apply", "ConfigMap", "chat"), STATUS]
+    assert applied[-2:] == [("apply", "ConfigMap", "chat-channels"), STATUS]
     assert world.condition("Ready") == ("False", "ForwardersNotReady")
     assert again == 720 * 3600
 
@@ -180,7 +182,7 @@ async def test_echoes_of_our_own_cost_nothing(holds: bool) -> None:
     await world.settle()
     world.cluster.deliver()
     await world.settle()
-    assert world.asked() == [("apply", "ConfigMap", "chat"), STATUS]
+    assert world.asked() == [("apply", "ConfigMap", "chat-channels"), STATUS]
 
 
 async def test_the_forwarder_that_becomes_ready_is_told() -> None:
@@ -192,8 +194,33 @@ async def test_the_forwarder_that_becomes_ready_is_told() -> None:
     await world.settle()
     assert world.asked() == [STATUS]
     assert world.condition("Ready") == ("True", "ForwardersReady")
-    assert world.layer()["status"]["ready"] == "1/1"
+    assert world.layer()["status"]["ready"] == "2/2"
     world.check()
+
+
+async def test_a_service_that_cannot_become_headless_is_made_anew() -> None:
+    """As one of before several forwarders; nothing else is ever deleted because it is refused."""
+    world = World({})
+    await world.settle()
+    before = world.child("Service")["metadata"]["uid"]
+
+    def immutable(request: Request) -> ClusterError | None:
+        is_old = world.cluster.look("Service", "home", "chat-forwarder") is not None
+        return refused(422, "Invalid") if request[:2] == ("apply", "Service") and is_old else None
+
+    world.cluster.refusal = immutable
+    world.edit("Service", lambda found: found["spec"].update(clusterIP="10.0.0.1"))
+    world.asked()
+    await world.settle()
+    service = "Service", "chat-forwarder"
+    assert world.asked() == [("apply", *service), ("delete", *service), ("apply", *service)]
+    assert world.child("Service")["metadata"]["uid"] != before
+    world.check()
+    world.cluster.refusal = lambda request: refused(422, "Invalid") if request[1] == "Deployment" else None
+    world.edit("Deployment", lambda found: found["spec"].update(replicas=5))
+    with pytest.raises(ClusterError):
+        await world.settle()
+    assert not [request for request in world.asked() if request[0] == "delete"]
 
 
 async def test_a_changed_spec_changes_what_depends_on_it() -> None:
@@ -204,7 +231,7 @@ async def test_a_changed_spec_changes_what_depends_on_it() -> None:
     world.asked()
     world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     await world.settle()
-    assert world.asked() == [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat"), STATUS]
+    assert world.asked() == [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat-channels"), STATUS]
     world.check()
     assert world.keys() == keys
 
@@ -289,7 +316,7 @@ async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
     world = World({})
     await world.settle()
     marks = "somebody's megabyte"
-    world.edit("ConfigMap", lambda found: found["data"].update(more=marks), "chat")
+    world.edit("ConfigMap", lambda found: found["data"].update(more=marks), "chat-channels")
     world.edit("Secret", lambda found: found["data"].update(more=marks))
     world.edit("Deployment", lambda found: found["metadata"].setdefault("annotations", {}).update(more=marks))
     world.edit("Deployment", lambda found: found["status"].update(more=marks))
@@ -303,7 +330,7 @@ async def test_an_object_that_lost_its_owner_is_taken_back() -> None:
     """Somebody removed the owner reference: the next look applies it again."""
     world = World({})
     await world.settle()
-    world.edit("ConfigMap", lambda found: found["metadata"].update(ownerReferences=[]), "chat")
+    world.edit("ConfigMap", lambda found: found["metadata"].update(ownerReferences=[]), "chat-channels")
     await world.settle()
     world.check()
 
@@ -315,7 +342,11 @@ EDITS: dict[str, tuple[str, str, Callable[[Manifest], Any]]] = {
         "chat-forwarder",
         lambda found: found["spec"]["template"]["spec"]["containers"][0].update(image="evil"),
     ),
-    "an address": ("ConfigMap", "chat", lambda found: found["data"].update(CHANNELS_ZMQ_PULL_SOCKET_ADDRESS="x")),
+    "an address": (
+        "ConfigMap",
+        "chat-channels",
+        lambda found: found["data"].update(CHANNELS_ZMQ_PULL_SOCKET_ADDRESS="x"),
+    ),
     "the label": ("Service", "chat-forwarder", lambda found: found["metadata"]["labels"].update({OWNER_LABEL: "x"})),
     "the owner": ("Service", "chat-forwarder", lambda found: found["metadata"].pop("ownerReferences")),
     "our digest": ("Service", "chat-forwarder", lambda found: found["metadata"]["annotations"].pop(APPLIED)),
@@ -749,7 +780,7 @@ async def test_a_queue_of_layers_settles() -> None:
     for number in range(20):
         metadata = {"name": f"l{number}", "namespace": "home"}
         cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
-    edits = iter(range(2, 52))
+    edits = iter(range(3, 53))
     async with asyncio.timeout(30):
         while any(due <= queue._clock() for due in queue._due.values()) or queue._running or edits.__length_hint__():
             deployments = [name for name in cluster.objects if name[0] == "Deployment"]
@@ -761,4 +792,4 @@ async def test_a_queue_of_layers_settles() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert queue.failed == 0
     assert len(cluster.objects) == 20 * (len(CHILDREN) + 1)
-    assert {one["spec"]["replicas"] for name, one in cluster.objects.items() if name[0] == "Deployment"} == {1}
+    assert {one["spec"]["replicas"] for name, one in cluster.objects.items() if name[0] == "Deployment"} == {2}

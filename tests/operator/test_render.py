@@ -14,7 +14,6 @@ from channels_zmq_operator.render import (
     ENV,
     KEY_FILE,
     LAYER_LABEL,
-    MANAGED_BY,
     OWNER_LABEL,
     Choices,
     LayerKeys,
@@ -22,6 +21,7 @@ from channels_zmq_operator.render import (
     Monitors,
     addresses,
     key_folder,
+    labels_of,
     render,
 )
 
@@ -104,7 +104,7 @@ def test_the_library_takes_what_is_injected() -> None:
             "expiry": 5,
         }
     }
-    data = objects(spec)["ConfigMap", "chat"]["data"]
+    data = objects(spec)["ConfigMap", "chat-channels"]["data"]
     variables = environment(spec)
     assert len(variables) == len(data) + 3
     config = channel_layers_from_env(variables)["default"]["CONFIG"]
@@ -188,12 +188,15 @@ def test_an_empty_template_annotation_is_no_null() -> None:
     assert not [one for one in container(keys=None)["args"] if "curve" in one]
 
 
-def test_addresses_are_those_of_the_service() -> None:
-    """Its name, its namespace, its ports."""
+@pytest.mark.parametrize(
+    ("domain", "ending"), [("cluster.local", ".cluster.local."), ("k8s.corp", ".k8s.corp."), ("", "")]
+)
+def test_addresses_are_those_of_the_service(domain: str, ending: str) -> None:
+    """Its name, its namespace, its ports; fully qualified, unless the cluster's domain is not known."""
     service = objects()["Service", "chat-forwarder"]
     ports = {one["name"]: one["port"] for one in service["spec"]["ports"]}
-    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
-    assert addresses(OWNER) == (f"tcp://{host}:{ports['pull']}", f"tcp://{host}:{ports['pub']}")
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc{ending}"
+    assert addresses(OWNER, domain) == (f"tcp://{host}:{ports['pull']}", f"tcp://{host}:{ports['pub']}")
 
 
 def test_rendering_twice_gives_the_same() -> None:
@@ -220,5 +223,5 @@ def test_a_service_monitor_has_the_labels_by_which_prometheus_finds_it(
     choices = Choices("i", monitors, service_monitors=True)
     found = render(OWNER, parse({"spec": {"monitoring": own}}), KEYS, choices)
     (monitor,) = [one for one in found if one["kind"] == "ServiceMonitor"]
-    assert monitor["metadata"]["labels"] == {**MANAGED_BY, OWNER_LABEL: OWNER.name, **labels}
+    assert monitor["metadata"]["labels"] == {**labels_of(OWNER), **labels}
     assert [endpoint["interval"] for endpoint in monitor["spec"]["endpoints"]] == [interval]

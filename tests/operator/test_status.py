@@ -7,44 +7,64 @@ from jsonschema import Draft202012Validator
 
 from channels_zmq_operator import crd
 from channels_zmq_operator.models import Owner
-from channels_zmq_operator.status import REASONS, Seen, differs, status
+from channels_zmq_operator.status import REASONS, Seen, differs, kept, status
 
 OWNER = Owner(name="chat", namespace="home", uid="u", generation=3)
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
 
 def deployment(
-    ready: int = 1, *, updated: int = 1, generation: int = 2, observed: int = 2, **conditions: tuple[str, str]
+    ready: int = 2,
+    *,
+    there: int = 2,
+    updated: int = 2,
+    available: int | None = None,
+    generation: int = 2,
+    **conditions: tuple[str, str],
 ) -> dict[str, Any]:
-    return {
-        "metadata": {"name": "chat-forwarder", "generation": generation},
-        "status": {
-            "observedGeneration": observed,
-            "readyReplicas": ready,
-            "updatedReplicas": updated,
-            "conditions": [
-                {"type": kind, "status": value, "message": message} for kind, (value, message) in conditions.items()
-            ],
-        },
+    """Return two forwarders as they are kept; its controller has seen generation 2."""
+    observed = {
+        "observedGeneration": 2,
+        "replicas": there,
+        "updatedReplicas": updated,
+        "readyReplicas": ready,
+        "availableReplicas": ready if available is None else available,
+        "conditions": [
+            {"type": kind, "status": value, "message": message} for kind, (value, message) in conditions.items()
+        ],
     }
+    return kept({"metadata": {"generation": generation}, "spec": {"replicas": 2}, "status": observed})
+
+
+def said(seen: Seen, before: dict[str, Any] | None = None, now: str = NOW, owner: Owner = OWNER) -> dict[str, Any]:
+    return status(owner, seen, before or {}, now, "cluster.local")
 
 
 STUCK = deployment(0, Progressing=("False", "deadline exceeded"))
 CASES: dict[str, tuple[Seen, str]] = {
     "nothing is there yet": (Seen(), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
     "nothing is known of the Deployment yet": (
-        Seen(deployment={"metadata": {"generation": 1}}),
+        Seen(deployment=kept({"metadata": {"generation": 1}, "spec": {"replicas": 2}})),
         "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
     ),
-    "it is starting": (Seen(deployment=deployment(0)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
-    "it is ready": (Seen(deployment=deployment()), "T/SpecValid T/ForwardersReady F/Complete F/AsExpected"),
-    "it is ready, as far as is known of the version before": (
+    "they are starting": (Seen(deployment=deployment(0)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
+    "one is ready": (Seen(deployment=deployment(1)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
+    "they are ready": (Seen(deployment=deployment()), "T/SpecValid T/ForwardersReady F/Complete F/AsExpected"),
+    "they are ready, but not for long": (
+        Seen(deployment=deployment(available=1)),
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+    ),
+    "they are ready, as far as is known of the version before": (
         Seen(deployment=deployment(generation=3)),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
     ),
-    "the one that is ready is of the version before": (
-        Seen(deployment=deployment(updated=0)),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+    "one of them is of the version before": (
+        Seen(deployment=deployment(updated=1)),
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+    ),
+    "a third one is not gone yet": (
+        Seen(deployment=deployment(3, there=3)),
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
     ),
     "it does not start in time": (
         Seen(deployment=STUCK),
@@ -92,7 +112,7 @@ def conditions(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_conditions_and_reasons(case: str) -> None:
     """Accepted, Ready, Progressing, Degraded."""
     seen, expected = CASES[case]
-    found = status(OWNER, seen, {}, NOW)
+    found = said(seen)
     assert " ".join(f"{one['status'][0]}/{one['reason']}" for one in found["conditions"]) == expected
     assert [one["type"] for one in found["conditions"]] == list(REASONS)
 
@@ -100,7 +120,7 @@ def test_conditions_and_reasons(case: str) -> None:
 @by_case
 def test_the_definition_takes_every_status(case: str) -> None:
     """With every field known, and nothing beside it."""
-    found = status(OWNER, CASES[case][0], {}, NOW)
+    found = said(CASES[case][0])
     assert list(Draft202012Validator(crd.STATUS).iter_errors(found)) == []
     assert found.keys() <= crd.STATUS["properties"].keys()
     for one in found["conditions"]:
@@ -111,64 +131,70 @@ def test_the_definition_takes_every_status(case: str) -> None:
 
 def test_every_reason_occurs() -> None:
     """And no other one."""
-    found = {
-        (one["type"], one["reason"]) for seen, _ in CASES.values() for one in status(OWNER, seen, {}, NOW)["conditions"]
-    }
+    found = {(one["type"], one["reason"]) for seen, _ in CASES.values() for one in said(seen)["conditions"]}
     assert found == {(kind, reason) for kind, reasons in REASONS.items() for reason in reasons}
 
 
 def test_messages_say_what_others_said() -> None:
     """The problem of the spec, the words of the cluster, those of the Deployment."""
-    found = conditions(status(OWNER, Seen(problem="spec.x: bad"), {}, NOW))
+    found = conditions(said(Seen(problem="spec.x: bad")))
     assert found["Accepted"]["message"] == found["Ready"]["message"] == "spec.x: bad"
-    found = conditions(status(OWNER, Seen(refusal="exceeded quota", deployment=STUCK), {}, NOW))
+    found = conditions(said(Seen(refusal="exceeded quota", deployment=STUCK)))
     assert found["Ready"]["message"] == found["Degraded"]["message"] == "exceeded quota"
-    found = conditions(status(OWNER, Seen(deployment=STUCK), {}, NOW))
-    assert found["Ready"]["message"] == found["Degraded"]["message"] == "deadline exceeded"
-    found = conditions(status(OWNER, Seen(refusal="x" * 5000), {}, NOW))
+    found = conditions(said(Seen(deployment=STUCK)))
+    assert found["Degraded"]["message"] == "deadline exceeded"
+    assert found["Ready"]["message"] == "0 of 2 forwarders are ready: deadline exceeded"
+    found = conditions(said(Seen(refusal="x" * 5000)))
     assert len(found["Degraded"]["message"]) == 1024
 
 
 def test_times_are_kept_until_a_condition_turns() -> None:
     """Another reason or message is no turn."""
-    starting = status(OWNER, Seen(), {}, NOW)
-    failing = status(OWNER, Seen(deployment=STUCK), starting, LATER)
+    starting = said(Seen())
+    failing = said(Seen(deployment=STUCK), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(failing).items()}
     assert times == {"Accepted": NOW, "Ready": NOW, "Progressing": NOW, "Degraded": LATER}
-    ready = status(OWNER, Seen(deployment=deployment()), starting, LATER)
+    ready = said(Seen(deployment=deployment()), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(ready).items()}
     assert times == {"Accepted": NOW, "Ready": LATER, "Progressing": LATER, "Degraded": NOW}
 
 
 def test_numbers_and_addresses() -> None:
-    """Those of the table and of the Service Binding."""
-    found = status(OWNER, Seen(deployment=deployment()), {}, NOW)
-    assert (found["forwarders"], found["readyForwarders"], found["ready"]) == (1, 1, "1/1")
-    assert found["addresses"] == ["tcp://chat-forwarder.home.svc:5555", "tcp://chat-forwarder.home.svc:5556"]
+    """Those of the table, of the scale subresource, and of the Service Binding."""
+    found = said(Seen(deployment=deployment(1, there=3)))
+    assert (found["replicas"], found["forwarders"], found["readyForwarders"], found["ready"]) == (3, 2, 1, "1/2")
+    host = "chat-forwarder.home.svc.cluster.local."
+    assert found["addresses"] == [f"tcp://{host}:5555", f"tcp://{host}:5556"]
     assert found["binding"] == {"name": "chat-client"}
     assert found["selector"] == "app.kubernetes.io/name=channels-zmq-forwarder,channels-zmq.io/owned-by=chat"
     assert found["observedGeneration"] == 3
 
 
+def test_the_deployment_counts_as_long_as_a_new_number_is_not_applied() -> None:
+    """And before there is one, the spec."""
+    assert said(Seen(forwarders=5))["ready"] == "0/5"
+    assert said(Seen(forwarders=5, deployment=deployment()))["ready"] == "2/2"
+
+
 def test_an_invalid_spec_has_no_addresses() -> None:
     """And nothing that is ready."""
-    found = status(OWNER, Seen(problem="x"), {}, NOW)
-    assert found["ready"] == "0/1"
+    found = said(Seen(problem="x"))
+    assert found["ready"] == "0/0"
     assert not {"addresses", "binding", "keysRotatedFor"} & found.keys()
 
 
 def test_a_bad_edit_takes_nothing_from_a_layer_that_runs() -> None:
     """Its applications go on, and find it by its status."""
-    before = status(OWNER, Seen(deployment=deployment(), rotated_for="today"), {}, NOW)
-    after = status(OWNER, Seen(problem="x", deployment=deployment()), before, LATER)
+    before = said(Seen(deployment=deployment(), rotated_for="today"))
+    after = said(Seen(problem="x", deployment=deployment()), before, LATER)
     assert {**after, "conditions": []} == {**before, "conditions": []}
     assert conditions(after)["Ready"] == conditions(before)["Ready"]
 
 
 def test_only_times_do_not_count_as_a_difference() -> None:
     """So that a status is written when it says something else, and only then."""
-    one = status(OWNER, Seen(), {}, NOW)
-    assert not differs(one, status(OWNER, Seen(), {}, LATER))
-    assert differs(one, status(OWNER, Seen(deployment=deployment()), one, NOW))
-    assert differs(one, status(OWNER.model_copy(update={"generation": 4}), Seen(), one, NOW))
+    one = said(Seen())
+    assert not differs(one, said(Seen(), now=LATER))
+    assert differs(one, said(Seen(deployment=deployment()), one))
+    assert differs(one, said(Seen(), one, owner=OWNER.model_copy(update={"generation": 4})))
     assert differs({}, one)

@@ -60,7 +60,7 @@
   expression: >-
     variables.wishes.transformList(i, wish, variables.options.map(key, {
     'name': dyn(variables.prefixes[i] + key),
-    'valueFrom': dyn({'configMapKeyRef': {'name': dyn(wish.split('=')[1]), 'key': dyn('CHANNELS_ZMQ_' + key),
+    'valueFrom': dyn({'configMapKeyRef': {'name': dyn(wish.split('=')[1] + '-channels'), 'key': dyn('CHANNELS_ZMQ_' + key),
     'optional': dyn(!key.endsWith('_SOCKET_ADDRESS'))}})})
     + variables.paths.map(key, {
     'name': dyn(variables.prefixes[i] + key),
