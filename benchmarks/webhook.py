@@ -26,7 +26,7 @@ import aiohttp
 import uvloop
 
 from channels_zmq_operator import certificates
-from channels_zmq_operator.render import LAYER_LABEL
+from channels_zmq_operator.naming import LAYER_LABEL
 from channels_zmq_operator.settings import PREFIX
 
 from .report import default_path, machine, table

@@ -12,8 +12,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from channels_zmq_operator import __version__, crd, render
+from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.models import KIND, Owner, SpecError, parse
+from channels_zmq_operator.render import LayerKeys, render
 from channels_zmq_operator.settings import Settings
 
 FAILED, BAD_USAGE = 1, 2
@@ -66,9 +67,9 @@ def _render(path: str) -> int:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, SpecError) as error:
         print(f"channels-zmq-operator render: {path}: {error}", file=sys.stderr)
         return BAD_USAGE
-    keys = render.LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))
+    keys = LayerKeys(EXAMPLE_KEY, EXAMPLE_KEY, EXAMPLE_KEY, (EXAMPLE_KEY,))
     enabled = spec.security.curve == "Enabled"
-    manifests = render.render(owner, spec, keys if enabled else None, Settings().choices)
+    manifests = render(owner, spec, keys if enabled else None, Settings().choices)
     print(yaml.safe_dump_all(manifests, sort_keys=False), end="")
     return 0
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from channels_zmq_operator.render import MANAGED_BY, Manifest
+from channels_zmq_operator.naming import MANAGED_BY, Manifest
 
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 90

@@ -15,7 +15,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.dynamic import DynamicClient
 
 from channels_zmq_operator.models import API_VERSION, KIND, PLURAL
-from channels_zmq_operator.render import FIELD_MANAGER, Manifest
+from channels_zmq_operator.naming import FIELD_MANAGER, Manifest
 
 TIMEOUT = 30.0
 """Seconds for one request."""

@@ -10,9 +10,9 @@ import kopf
 from channels_zmq_operator import crd
 from channels_zmq_operator.cluster import KINDS
 from channels_zmq_operator.models import GROUP, PLURAL, VERSION
+from channels_zmq_operator.naming import OWNER_LABEL
 from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
-from channels_zmq_operator.render import OWNER_LABEL
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import WEBHOOKS, Trust
 

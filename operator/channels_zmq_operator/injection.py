@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from channels_zmq_operator.models import GROUP, LONGEST_NAME
-from channels_zmq_operator.render import (
+from channels_zmq_operator.naming import (
     ENCRYPTION_KEYS_ENTRY,
     ENCRYPTION_KEYS_FILE,
     ENV,

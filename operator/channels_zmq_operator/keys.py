@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 import zmq
 from zmq.utils import z85
 
-from channels_zmq_operator.render import (
+from channels_zmq_operator.naming import (
     ALLOWED_KEYS,
     ANNOUNCED_AT,
     ANNOUNCED_FOR,
@@ -28,9 +28,9 @@ from channels_zmq_operator.render import (
     REVOKE_AT,
     ROTATED_AT,
     ROTATED_FOR,
-    LayerKeys,
     Manifest,
 )
+from channels_zmq_operator.render import LayerKeys
 
 SETTLE = 180.0
 """Seconds from the announcement to the rotation: a mounted Secret was new in running pods after 61 to 76 s."""

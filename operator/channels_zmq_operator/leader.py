@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from channels_zmq_operator.cluster import Cluster, ClusterError
-from channels_zmq_operator.render import MANAGED_BY, Manifest
+from channels_zmq_operator.naming import MANAGED_BY, Manifest
 
 logger = logging.getLogger("channels_zmq_operator")
 

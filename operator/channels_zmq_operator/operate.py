@@ -16,9 +16,9 @@ from channels_zmq_operator import __version__, handlers
 from channels_zmq_operator.cluster import ClusterError, CountingCluster, connected
 from channels_zmq_operator.leader import Leadership
 from channels_zmq_operator.models import KIND
+from channels_zmq_operator.naming import OWNER_LABEL
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import OWNER_LABEL
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import Trust
 

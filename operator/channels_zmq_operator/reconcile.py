@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from channels_zmq_operator import keys as layer_keys
-from channels_zmq_operator import render, status
+from channels_zmq_operator import naming, status
 from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
 from channels_zmq_operator.models import API_VERSION, KIND, Owner, Spec, SpecError, parse, seconds
+from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.queues import Key
-from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest
+from channels_zmq_operator.render import Choices, LayerKeys, render
 
 logger = logging.getLogger("channels_zmq_operator")
 
@@ -207,7 +208,7 @@ class Reconciler:
                 every = seconds(spec.security.rotate_every)
                 keys = await self._keys(known, owner, spec, every)
                 again = max(1.0, (layer_keys.due_at(keys, every) - self._clock()).total_seconds())
-            manifests = render.render(owner, spec, keys, self.choices)
+            manifests = render(owner, spec, keys, self.choices)
             for manifest in manifests:
                 await self._apply(known, owner, manifest)
             await self._prune(known, owner, manifests)
@@ -224,8 +225,8 @@ class Reconciler:
 
     async def _keys(self, known: Known, owner: Owner, spec: Spec, every: float) -> LayerKeys:
         return layer_keys.next_keys(
-            await self._secret(known, owner, render.forwarder_name(owner)),
-            await self._secret(known, owner, render.client_secret_name(owner)),
+            await self._secret(known, owner, naming.forwarder_name(owner)),
+            await self._secret(known, owner, naming.client_secret_name(owner)),
             every,
             self._clock(),
             rotate_now=spec.security.rotate_now,
@@ -288,7 +289,7 @@ class Reconciler:
     async def _write_status(self, known: Known, owner: Owner, *, problem: str = "") -> None:
         assert known.resource is not None, "its caller has looked"
         before = known.resource.get("status") or {}
-        forwarder = known.children.get(("Deployment", render.forwarder_name(owner)))
+        forwarder = known.children.get(("Deployment", naming.forwarder_name(owner)))
         deployment = forwarder.deployment if forwarder is not None else None
         now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
         wanted = known.spec.forwarders if known.spec is not None else 0
@@ -328,8 +329,8 @@ async def make_event(cluster: Cluster, owner: Owner, reason: str, message: str, 
         "kind": "Event",
         "metadata": {"generateName": f"{owner.name}-", "namespace": owner.namespace},
         "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "reportingController": f"{render.FIELD_MANAGER}.channels-zmq.io",
-        "reportingInstance": render.FIELD_MANAGER,
+        "reportingController": f"{naming.FIELD_MANAGER}.channels-zmq.io",
+        "reportingInstance": naming.FIELD_MANAGER,
         "action": "Reconcile",
         "reason": reason,
         "type": "Warning",

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from channels_zmq_operator import render
+from channels_zmq_operator import naming
 from channels_zmq_operator.models import Owner
-from channels_zmq_operator.render import Manifest
+from channels_zmq_operator.naming import Manifest
 
 REASONS = {
     "Accepted": ("SpecValid", "SpecInvalid"),
@@ -103,13 +103,13 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
         "forwarders": rollout.wanted,
         "readyForwarders": rollout.ready,
         "ready": f"{rollout.ready}/{rollout.wanted}",
-        "selector": ",".join(f"{key}={value}" for key, value in sorted(render.selector(owner).items())),
+        "selector": ",".join(f"{key}={value}" for key, value in sorted(naming.selector(owner).items())),
     }
     if seen.deployment is not None or not seen.problem:  # what runs was made by a spec that was valid
-        out["addresses"] = list(render.addresses(owner, cluster_domain))
+        out["addresses"] = list(naming.addresses(owner, cluster_domain))
         if rotated_for := seen.rotated_for or (seen.problem and before.get("keysRotatedFor")):
             out["keysRotatedFor"] = rotated_for
-        out["binding"] = {"name": render.client_secret_name(owner)}
+        out["binding"] = {"name": naming.client_secret_name(owner)}
     return out
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from channels_zmq_operator import certificates
 from channels_zmq_operator.cluster import Cluster, ClusterError
-from channels_zmq_operator.render import Manifest
+from channels_zmq_operator.naming import Manifest
 from channels_zmq_operator.settings import Settings
 
 logger = logging.getLogger("channels_zmq_operator")

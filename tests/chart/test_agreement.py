@@ -20,10 +20,11 @@ from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.injection import LAYER_LABEL, LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
 from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
+from channels_zmq_operator.naming import ENV_KEYS, MANAGED_BY, PATHS
 from channels_zmq_operator.operate import serving
 from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import ENV_KEYS, MANAGED_BY, PATHS, Choices, Monitors
+from channels_zmq_operator.render import Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
 from channels_zmq_operator.trust import WEBHOOK, Trust
 from channels_zmq_operator.webhook import Webhook

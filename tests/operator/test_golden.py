@@ -13,7 +13,8 @@ import yaml
 from manifests import NEWEST, OLDEST, Manifest, NoSchema, load, problems
 
 from channels_zmq_operator.models import LONGEST_NAME, Owner, parse
-from channels_zmq_operator.render import LAYER_LABEL, OWNER_LABEL, Choices, LayerKeys, render
+from channels_zmq_operator.naming import LAYER_LABEL, OWNER_LABEL
+from channels_zmq_operator.render import Choices, LayerKeys, render
 
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = LayerKeys("P" * 40, "S" * 40, "C" * 40, ("A" * 40, "B" * 40), "2026-01-02T03:04:05Z")

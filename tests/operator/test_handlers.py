@@ -19,9 +19,10 @@ from clusters import FakeCluster
 from channels_zmq_operator import handlers
 from channels_zmq_operator.cluster import KINDS, Kind
 from channels_zmq_operator.models import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.queues import Key
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.render import OWNER_LABEL, Choices, Manifest
+from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
 
 LAYER = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "chat", "namespace": "home"}, "spec": {}}

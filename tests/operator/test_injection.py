@@ -23,7 +23,7 @@ from channels_zmq_operator.injection import (
     wish,
 )
 from channels_zmq_operator.models import LONGEST_NAME
-from channels_zmq_operator.render import ENV, ENV_KEYS, LAYER_LABEL, PATHS
+from channels_zmq_operator.naming import ENV, ENV_KEYS, LAYER_LABEL, PATHS
 
 VARIABLES = {ENV + key for key in (*ENV_KEYS, *PATHS)}
 FOLDER = "/var/run/secrets/channels-zmq.io"

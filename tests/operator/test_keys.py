@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from channels_zmq_operator.keys import SETTLE, due_at, next_keys
 from channels_zmq_operator.models import Owner, Spec
-from channels_zmq_operator.render import (
-    ANNOUNCED_AT,
-    CLIENT_KEY_ENTRY,
-    KEY_FILE,
-    NEXT_KEY,
-    ROTATED_AT,
-    Choices,
-    LayerKeys,
-    Manifest,
-    render,
-)
+from channels_zmq_operator.naming import ANNOUNCED_AT, CLIENT_KEY_ENTRY, KEY_FILE, NEXT_KEY, ROTATED_AT, Manifest
+from channels_zmq_operator.render import Choices, LayerKeys, render
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = 3600.0

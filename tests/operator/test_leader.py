@@ -10,7 +10,7 @@ from fakes import Clock
 
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.leader import DURATION, Leadership
-from channels_zmq_operator.render import Manifest
+from channels_zmq_operator.naming import Manifest
 
 HOME = "home"
 

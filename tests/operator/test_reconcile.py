@@ -14,9 +14,10 @@ from clusters import FakeCluster, Killed, Name, Request, feed, refused
 
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
+from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
-from channels_zmq_operator.render import OWNER_LABEL, Choices, LayerKeys, Manifest, render
+from channels_zmq_operator.render import Choices, LayerKeys, render
 from channels_zmq_operator.status import NUMBERS
 
 KEY: Key = ("home", "chat")

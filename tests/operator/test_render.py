@@ -10,20 +10,17 @@ from channels_zmq.environment import channel_layers_from_env
 from channels_zmq_forwarder.settings import Settings as ForwarderSettings
 from channels_zmq_operator.injection import patch
 from channels_zmq_operator.models import Owner, parse
-from channels_zmq_operator.render import (
+from channels_zmq_operator.naming import (
     ENV,
     KEY_FILE,
     LAYER_LABEL,
     OWNER_LABEL,
-    Choices,
-    LayerKeys,
     Manifest,
-    Monitors,
     addresses,
     key_folder,
     labels_of,
-    render,
 )
+from channels_zmq_operator.render import Choices, LayerKeys, Monitors, render
 
 OWNER = Owner(name="chat", namespace="home", uid="u")
 KEYS = LayerKeys("P" * 40, "S" * 40, "C" * 40, ("A" * 40, "B" * 40), "2026-01-02T03:04:05Z")

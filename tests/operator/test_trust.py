@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 
 from channels_zmq_operator.certificates import AUTHORITY_DAYS, Certificates, from_secrets
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.render import Manifest
+from channels_zmq_operator.naming import Manifest
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.trust import LOOK_EVERY, WEBHOOK, WEBHOOKS, Trust
 

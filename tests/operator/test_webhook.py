@@ -33,7 +33,7 @@ from channels_zmq_operator.injection import (
     MOST_LAYERS,
 )
 from channels_zmq_operator.models import LONGEST_NAME
-from channels_zmq_operator.render import LAYER_LABEL
+from channels_zmq_operator.naming import LAYER_LABEL
 from channels_zmq_operator.settings import Settings
 
 NAMES = ["localhost"]

@@ -1,0 +1,30 @@
+"""What all objects of a layer have in common."""
+
+from typing import Any
+
+from channels_zmq_operator.models import API_VERSION, KIND, Owner
+from channels_zmq_operator.naming import Manifest, labels_of
+
+
+def child(owner: Owner, api_version: str, kind: str, name: str, **rest: Any) -> Manifest:
+    """Return an object of a layer: labelled as its own, and owned by it."""
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": owner.namespace,
+            "labels": labels_of(owner),
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    "name": owner.name,
+                    "uid": owner.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": False,
+                }
+            ],
+        },
+        **rest,
+    }

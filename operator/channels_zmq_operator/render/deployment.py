@@ -1,0 +1,153 @@
+"""The Deployment of a layer's forwarders."""
+
+import hashlib
+
+from channels_zmq_operator.models import GROUP, Owner, Spec, size
+from channels_zmq_operator.naming import (
+    ADMIN_PORT,
+    ALLOWED_KEYS,
+    KEY_FILE,
+    PORTS,
+    PUB_PORT,
+    PULL_PORT,
+    Manifest,
+    forwarder_name,
+    labels_of,
+    selector,
+)
+from channels_zmq_operator.render.child import child
+from channels_zmq_operator.render.inputs import Choices, LayerKeys
+
+DRAIN_AT_MOST, GRACE = 10, 30
+"""Seconds that a forwarder drains at most, and after which Kubernetes kills it: returned messages take time, too."""
+SETTLE_AT_MOST, PROGRESS_DEADLINE = 10, 90
+"""Seconds. A forwarder that starts beside others waits up to 60 s for clients that do not answer: no failure."""
+MIN_READY = 10
+"""Seconds from a forwarder's being ready to the end of the one that it replaces: clients look for it every 5 s."""
+NODE_LOST_FOR = 30
+"""Seconds after which the forwarders of a node that does not answer are replaced."""
+
+
+def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
+    """Return the Deployment."""
+    template = spec.template
+    pod: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "fsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(spec, keys, choices)],
+    }
+    if keys is not None:
+        items = [{"key": name, "path": name} for name in (KEY_FILE, ALLOWED_KEYS)]
+        secret = {"secretName": forwarder_name(owner), "items": items, "defaultMode": 0o440}
+        pod["volumes"] = [{"name": "keys", "secret": secret}]
+    optional = {
+        "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
+        "nodeSelector": template.node_selector,
+        "tolerations": [*template.tolerations, *_tolerations(template.tolerations)],
+        "topologySpreadConstraints": _spread(owner),
+        "affinity": template.affinity,
+        "priorityClassName": template.priority_class_name,
+    }
+    pod |= {key: value for key, value in optional.items() if value}
+    annotations = dict(template.annotations)
+    if keys is not None:  # the forwarder reads its list again, but not its own key
+        annotations[f"{GROUP}/server-key-checksum"] = hashlib.sha256(keys.server_public.encode()).hexdigest()[:16]
+    labels = {**template.labels, **labels_of(owner)}
+    body = {
+        "replicas": spec.forwarders,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "minReadySeconds": MIN_READY,
+        "progressDeadlineSeconds": PROGRESS_DEADLINE,
+        "revisionHistoryLimit": 2,
+        "selector": {"matchLabels": selector(owner)},
+        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
+    }
+    return child(owner, "apps/v1", "Deployment", forwarder_name(owner), spec=body)
+
+
+def _tolerations(own: list[Manifest]) -> list[Manifest]:
+    """Return how long a forwarder stays on a node that is lost: by default that would be five minutes."""
+    own_keys = {one.get("key") for one in own}
+    keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+    return [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_FOR}
+        for key in keys
+        if key not in own_keys
+    ]
+
+
+def _spread(owner: Owner) -> list[Manifest]:
+    """Return that forwarders are spread over zones and nodes as far as there are any."""
+    return [
+        {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(owner)},
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+        for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+    ]
+
+
+def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
+    arguments = [
+        f"--pull-address=tcp://*:{PULL_PORT}",
+        f"--pub-address=tcp://*:{PUB_PORT}",
+        f"--admin-address=0.0.0.0:{ADMIN_PORT}",
+        f"--max-message-size={size(spec.layer.max_message_size)}",
+        f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
+        f"--drain-at-most={DRAIN_AT_MOST}",
+        "--log-format=json",
+    ]
+    if keys is not None:
+        arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", f"--curve-allowed-keys-file=/keys/{ALLOWED_KEYS}"]
+    container: Manifest = {
+        "name": "forwarder",
+        "image": _image(spec, choices),
+        "imagePullPolicy": spec.image.pull_policy,
+        "args": arguments,
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, (port, _) in PORTS.items()],
+        "resources": spec.resources,
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "metrics", "scheme": "HTTP"},
+            "periodSeconds": 1,
+            "timeoutSeconds": 2,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": "metrics", "scheme": "HTTP"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if keys is not None:
+        container["volumeMounts"] = [{"name": "keys", "mountPath": "/keys", "readOnly": True}]
+    return container
+
+
+def _image(spec: Spec, choices: Choices) -> str:
+    image = spec.image
+    name, at, digest = choices.forwarder_image.partition("@")
+    repository, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # no tag: the colon is that of a port
+        repository, colon, tag = name, "", ""
+    repository = image.repository or repository
+    if image.digest:
+        return f"{repository}@{image.digest}"
+    if image.tag:
+        return f"{repository}:{image.tag}"
+    return f"{repository}{colon}{tag}{at}{digest}"

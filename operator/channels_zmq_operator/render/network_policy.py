@@ -1,0 +1,32 @@
+"""The NetworkPolicy of a layer's forwarders."""
+
+from channels_zmq_operator.models import Owner
+from channels_zmq_operator.naming import (
+    ADMIN_PORT,
+    LAYER_LABEL,
+    PUB_PORT,
+    PULL_PORT,
+    Manifest,
+    forwarder_name,
+    selector,
+)
+from channels_zmq_operator.render.child import child
+
+
+def render(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
+    """Return the NetworkPolicy."""
+
+    def ports(*numbers: int) -> list[Manifest]:
+        return [{"port": number, "protocol": "TCP"} for number in numbers]
+
+    clients = {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}  # of this layer, or another one beside
+    spec = {
+        "podSelector": {"matchLabels": selector(owner)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [
+            {"from": [{"podSelector": clients}], "ports": ports(PULL_PORT, PUB_PORT)},
+            {"from": metrics_from or [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
+        ],
+        "egress": [],  # a forwarder is connected to, and connects to nobody
+    }
+    return child(owner, "networking.k8s.io/v1", "NetworkPolicy", forwarder_name(owner), spec=spec)
