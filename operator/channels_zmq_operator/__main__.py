@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             _run(lambda stop: serve(settings, stop))
         else:
-            from channels_zmq_operator.operate import operate  # kopf and the client take half a second to import
+            from channels_zmq_operator.manager import run  # kopf and the client take half a second to import
 
-            _run(lambda stop: operate(settings, stop))
+            _run(lambda stop: run(settings, stop))
     except Exception as error:
         logging.getLogger("channels_zmq_operator").critical("ended by an error: %s", error, exc_info=True)
         return FAILED

@@ -11,10 +11,10 @@ from channels_zmq_operator import crd
 from channels_zmq_operator.cluster import KINDS
 from channels_zmq_operator.models import GROUP, PLURAL, VERSION
 from channels_zmq_operator.naming import OWNER_LABEL
-from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
 from channels_zmq_operator.settings import Settings
-from channels_zmq_operator.trust import WEBHOOKS, Trust
+from channels_zmq_operator.webhook_certificates import WEBHOOKS, WebhookCertificates
+from channels_zmq_operator.workqueue import WorkQueue
 
 logger = logging.getLogger("channels_zmq_operator")
 
@@ -29,9 +29,9 @@ DEFINITIONS = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
 
 def registry(
     reconciler: Reconciler,
-    queue: Queue,
+    queue: WorkQueue,
     kinds: Iterable[str],
-    trust: Trust | None,
+    certificates: WebhookCertificates | None,
     definition_changed: Callable[[], None] | None = None,
 ) -> kopf.OperatorRegistry:
     """Return kopf's handlers.
@@ -40,7 +40,7 @@ def registry(
         reconciler: Told what is seen.
         queue: Gets the layers to look at.
         kinds: Kinds of children that the cluster serves.
-        trust: Told when the webhook's configuration changes.
+        certificates: Told when the webhook's configuration changes.
         definition_changed: Called when the definition of our kind changes: kopf may look for it before it is served.
     """
     handlers = kopf.OperatorRegistry()
@@ -71,12 +71,12 @@ def registry(
         async def definition(**_: Any) -> None:
             definition_changed()
 
-    if trust is not None:
+    if certificates is not None:
         group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")
 
         @kopf.on.event(group, version, KINDS[WEBHOOKS].plural, registry=handlers)
         async def configuration(body: Any, **_: Any) -> None:
-            trust.configuration_seen({**body})
+            certificates.configuration_seen({**body})
 
     return handlers
 

@@ -18,8 +18,8 @@ from channels_zmq_operator import naming, status
 from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
 from channels_zmq_operator.models import API_VERSION, KIND, Owner, Spec, SpecError, parse, seconds
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.queues import Key
 from channels_zmq_operator.render import Choices, LayerKeys, render
+from channels_zmq_operator.workqueue import Key
 
 logger = logging.getLogger("channels_zmq_operator")
 

@@ -20,16 +20,16 @@ from channels_zmq_operator import handlers
 from channels_zmq_operator.cluster import KINDS, Kind
 from channels_zmq_operator.models import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.queues import Key
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
+from channels_zmq_operator.workqueue import Key
 
 LAYER = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "chat", "namespace": "home"}, "spec": {}}
 
 
 class Told:
-    """What a queue and a Trust were told."""
+    """What a queue and a WebhookCertificates were told."""
 
     def __init__(self) -> None:
         self.keys: list[Key] = []

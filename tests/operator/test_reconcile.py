@@ -15,10 +15,10 @@ from clusters import FakeCluster, Killed, Name, Request, feed, refused
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
 from channels_zmq_operator.render import Choices, LayerKeys, render
 from channels_zmq_operator.status import NUMBERS
+from channels_zmq_operator.workqueue import Key, WorkQueue
 
 KEY: Key = ("home", "chat")
 CHOICES = Choices("image:1", service_monitors=True)
@@ -775,7 +775,7 @@ async def test_a_queue_of_layers_settles() -> None:
         finally:
             running.discard(key)
 
-    queue = Queue(look)
+    queue = WorkQueue(look)
     cluster.watch(feed(reconciler, queue.add))
     task = asyncio.create_task(queue.run(4))
     for number in range(20):

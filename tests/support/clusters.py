@@ -15,8 +15,8 @@ from typing import Any
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.models import KIND
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.queues import Key
 from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
+from channels_zmq_operator.workqueue import Key
 
 Name = tuple[str, str, str]
 """Kind, namespace and name."""

@@ -9,7 +9,7 @@ import pytest
 from fakes import Clock
 
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.queues import Key, Queue
+from channels_zmq_operator.workqueue import Key, WorkQueue
 
 A, B = ("home", "a"), ("home", "b")
 NEVER = float("inf")
@@ -46,16 +46,16 @@ async def settled() -> None:
 
 
 @asynccontextmanager
-async def working(workers: int = 1) -> AsyncIterator[tuple[Queue, Work, Clock]]:
+async def working(workers: int = 1) -> AsyncIterator[tuple[WorkQueue, Work, Clock]]:
     work, clock = Work(), Clock()
-    queue = Queue(work, clock=clock)
+    queue = WorkQueue(work, clock=clock)
     task = asyncio.create_task(queue.run(workers))
     yield queue, work, clock
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def wake(queue: Queue) -> None:
+async def wake(queue: WorkQueue) -> None:
     """Let the workers see the time, as the end of their pause would."""
     queue._changed.set()
     await settled()
@@ -129,7 +129,7 @@ async def test_a_later_look_comes_when_it_is_due() -> None:
 async def test_workers_wake_by_themselves_when_a_look_is_due() -> None:
     """By a real clock."""
     work = Work()
-    queue = Queue(work)
+    queue = WorkQueue(work)
     queue.add(A, 0.01)
     task = asyncio.create_task(queue.run(2))
     async with asyncio.timeout(5):

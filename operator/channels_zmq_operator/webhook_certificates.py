@@ -24,7 +24,7 @@ LOOK_EVERY = 60.0
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
 
 
-class Trust:
+class WebhookCertificates:
     """The certificates of one webhook.
 
     Args:

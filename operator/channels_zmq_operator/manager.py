@@ -14,13 +14,13 @@ from prometheus_client.registry import Collector
 
 from channels_zmq_operator import __version__, handlers
 from channels_zmq_operator.cluster import ClusterError, CountingCluster, connected
-from channels_zmq_operator.leader import Leadership
+from channels_zmq_operator.leader_election import LeaderElection
 from channels_zmq_operator.models import KIND
 from channels_zmq_operator.naming import OWNER_LABEL
-from channels_zmq_operator.queues import Key, Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.settings import Settings
-from channels_zmq_operator.trust import Trust
+from channels_zmq_operator.webhook_certificates import WebhookCertificates
+from channels_zmq_operator.workqueue import Key, WorkQueue
 
 logger = logging.getLogger("channels_zmq_operator")
 
@@ -34,11 +34,11 @@ STUCK_AFTER = 300.0
 """Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
 
 
-class OperateError(Exception):
+class ManagerError(Exception):
     """The operator ended by itself, and is to be started again."""
 
 
-async def operate(
+async def run(
     settings: Settings,
     stop: asyncio.Event,
     *,
@@ -48,7 +48,7 @@ async def operate(
     """Run the operator until told to stop; of several replicas, wait for the turn of this one.
 
     Raises:
-        OperateError: Another replica took over, or something ended that never should.
+        ManagerError: Another replica took over, or something ended that never should.
     """
     async with connect() as cluster:
         reconciler = Reconciler(cluster, settings.choices)
@@ -57,20 +57,20 @@ async def operate(
             with DURATION.time():
                 return await reconciler.reconcile(key)
 
-        queue = Queue(look)
-        leadership = None
+        queue = WorkQueue(look)
+        election = None
         if settings.leader_election:
-            leadership = Leadership(cluster, settings.namespace, settings.lease_name, settings.identity)
-        async with serving(settings.admin_port, reconciler, queue, cluster, leadership):
-            if leadership is None:
+            election = LeaderElection(cluster, settings.namespace, settings.lease_name, settings.identity)
+        async with serving(settings.admin_port, reconciler, queue, cluster, election):
+            if election is None:
                 await _work(settings, stop, cluster, reconciler, queue, watch)
                 return
-            if not await leadership.acquire(stop):
+            if not await election.acquire(stop):
                 return
             try:
-                await _work(settings, stop, cluster, reconciler, queue, watch, leadership.keep)
+                await _work(settings, stop, cluster, reconciler, queue, watch, election.keep)
             finally:
-                await leadership.release()
+                await election.release()
 
 
 async def _work(
@@ -78,7 +78,7 @@ async def _work(
     stop: asyncio.Event,
     cluster: CountingCluster,
     reconciler: Reconciler,
-    queue: Queue,
+    queue: WorkQueue,
     watch: Callable[[Settings, handlers.Registry, asyncio.Event], Awaitable[None]],
     *beside: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
@@ -94,16 +94,16 @@ async def _work(
         kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
         changed = asyncio.Event()
         definition_changed = None if settings.watch_namespaces else changed.set
-        trust = Trust(cluster, settings) if settings.webhook_name and settings.certificates == "Operator" else None
+        makes_certificates = settings.webhook_name and settings.certificates == "Operator"
+        certificates = WebhookCertificates(cluster, settings) if makes_certificates else None
         working = [
             asyncio.create_task(queue.run(settings.workers)),
             asyncio.create_task(_resync(settings, cluster, reconciler, queue, kinds, changed)),
-            *([asyncio.create_task(trust.keep())] if trust is not None else []),
+            *([asyncio.create_task(certificates.keep())] if certificates is not None else []),
         ]
         logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
-        watching = asyncio.create_task(
-            _awaited(watch(settings, handlers.registry(reconciler, queue, kinds, trust, definition_changed), stop))
-        )
+        registry = handlers.registry(reconciler, queue, kinds, certificates, definition_changed)
+        watching = asyncio.create_task(_awaited(watch(settings, registry, stop)))
         try:
             await _first([watching, *working, *background], watching)
         finally:  # first those who write, at once: another replica may begin soon; kopf needs seconds to end
@@ -122,7 +122,7 @@ async def _first(tasks: "list[asyncio.Task[Any]]", wanted: "asyncio.Task[Any]") 
     """Wait until the task that is wanted ends; any other that ends is a failure, and its error is the cause."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done - {wanted}:
-        raise OperateError("another replica leads, or a part of the operator has ended") from task.exception()
+        raise ManagerError("another replica leads, or a part of the operator has ended") from task.exception()
     wanted.result()
 
 
@@ -154,7 +154,7 @@ async def _resync(
     settings: Settings,
     cluster: CountingCluster,
     reconciler: Reconciler,
-    queue: Queue,
+    queue: WorkQueue,
     kinds: list[str],
     changed: asyncio.Event,
 ) -> None:
@@ -183,7 +183,7 @@ async def _check_watches(
     """Compare what the watches have shown with lists: a watch that dies silently is told by nothing else (kopf 1276).
 
     Raises:
-        OperateError: A watch has not shown something for `SHOWN_WITHIN` seconds that has not changed meanwhile.
+        ManagerError: A watch has not shown something for `SHOWN_WITHIN` seconds that has not changed meanwhile.
         ClusterError: The cluster refused, or is away.
     """
 
@@ -202,7 +202,7 @@ async def _check_watches(
         await asyncio.sleep(SHOWN_WITHIN)
         after = await unseen()
         if still := sorted(name for version, name in after.items() if version in before):
-            raise OperateError(f"a watch has died: it has not shown {still[0]} for {SHOWN_WITHIN:g} s")
+            raise ManagerError(f"a watch has died: it has not shown {still[0]} for {SHOWN_WITHIN:g} s")
 
 
 DURATION = Histogram(
@@ -215,15 +215,15 @@ DURATION = Histogram(
 
 class _State(Collector):
     def __init__(
-        self, reconciler: Reconciler, queue: Queue, cluster: CountingCluster, leadership: Leadership | None
+        self, reconciler: Reconciler, queue: WorkQueue, cluster: CountingCluster, election: LeaderElection | None
     ) -> None:
-        self._reconciler, self._queue, self._cluster, self._leadership = reconciler, queue, cluster, leadership
+        self._reconciler, self._queue, self._cluster, self._election = reconciler, queue, cluster, election
 
     def collect(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
-        leads = self._leadership is None or self._leadership.leads
+        leads = self._election is None or self._election.leads
         yield GaugeMetricFamily(f"{PREFIX}_leads", "1 for the replica that works, 0 for one that waits.", value=leads)
         yield CounterMetricFamily(f"{PREFIX}_reconciles", "Looks at a layer that went well.", value=self._queue.done)
         yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Looks that failed.", value=self._queue.failed)
@@ -243,11 +243,15 @@ class _State(Collector):
 
 @asynccontextmanager
 async def serving(
-    port: int, reconciler: Reconciler, queue: Queue, cluster: CountingCluster, leadership: Leadership | None = None
+    port: int,
+    reconciler: Reconciler,
+    queue: WorkQueue,
+    cluster: CountingCluster,
+    election: LeaderElection | None = None,
 ) -> AsyncIterator[None]:
     """Serve `/livez`, `/readyz` and `/metrics` while the block runs."""
     registry = CollectorRegistry()
-    registry.register(_State(reconciler, queue, cluster, leadership))
+    registry.register(_State(reconciler, queue, cluster, election))
     registry.register(DURATION)
     ProcessCollector(registry=registry)
 

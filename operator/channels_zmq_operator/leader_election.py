@@ -24,7 +24,7 @@ LEADS, RENEWS = 2 / 3, 1 / 5
 """Parts of the duration: how long a renewal lasts for its holder, and how often he renews."""
 
 
-class Leadership:
+class LeaderElection:
     """One replica's part in the election.
 
     Args:

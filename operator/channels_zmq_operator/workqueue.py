@@ -13,7 +13,7 @@ Key = tuple[str, str]
 """Namespace and name of a layer."""
 
 
-class Queue:
+class WorkQueue:
     """Layers that wait to be looked at: each at most once at a time, later again after a failure.
 
     Args:

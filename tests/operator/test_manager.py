@@ -10,14 +10,14 @@ import pytest
 from clusters import FakeCluster, feed, refused
 from fakes import Clock
 
-from channels_zmq_operator import operate as module
-from channels_zmq_operator.leader import Leadership
+from channels_zmq_operator import manager as module
+from channels_zmq_operator.leader_election import LeaderElection
+from channels_zmq_operator.manager import STUCK_AFTER, ManagerError, run, serving
 from channels_zmq_operator.models import API_VERSION, KIND
-from channels_zmq_operator.operate import STUCK_AFTER, OperateError, operate, serving
-from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import Reconciler
 from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
+from channels_zmq_operator.workqueue import WorkQueue
 
 
 class Run:
@@ -30,7 +30,7 @@ class Run:
         self.watched: set[str] = set()
         self.watch_ends: BaseException | None = None
         self.tasks = set(asyncio.all_tasks())
-        self.task = asyncio.create_task(operate(self.settings, self.stop, connect=self._connect, watch=self._watch))
+        self.task = asyncio.create_task(run(self.settings, self.stop, connect=self._connect, watch=self._watch))
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[Any]:
@@ -173,7 +173,7 @@ async def test_a_part_that_ends_ends_everything(unused_tcp_port: int, monkeypatc
     monkeypatch.setattr(module, "_resync", broken)
     run = Run(FakeCluster(), unused_tcp_port)
     async with asyncio.timeout(10):
-        with pytest.raises(OperateError) as caught:
+        with pytest.raises(ManagerError) as caught:
             await run.task
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not run.watching
@@ -199,7 +199,7 @@ class Resync:
         self.reconciler = Reconciler(self.cluster, Choices("image"))
         self.looked = asyncio.Event()
         self.changed = asyncio.Event()
-        self.queue = Queue(self._look)
+        self.queue = WorkQueue(self._look)
         self.watched()
 
     def watched(self) -> None:
@@ -259,7 +259,7 @@ async def test_a_watch_that_has_died_silently_ends_the_operator(
     resync.cluster.watchers.clear()
     make(resync.cluster)
     async with asyncio.timeout(5):
-        with pytest.raises(OperateError, match=r"has not shown .* home/chat"):
+        with pytest.raises(ManagerError, match=r"has not shown .* home/chat"):
             await resync.run()
 
 
@@ -271,7 +271,7 @@ async def test_a_definition_that_changes_has_the_watches_looked_at_at_once(monke
     task = resync.run(every=3600.0)
     resync.changed.set()
     async with asyncio.timeout(5):
-        with pytest.raises(OperateError, match="a watch has died"):
+        with pytest.raises(ManagerError, match="a watch has died"):
             await task
 
 
@@ -316,7 +316,7 @@ async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:
     async def look(key: Any) -> float:
         return 0.0
 
-    queue = Queue(look, clock=clock)
+    queue = WorkQueue(look, clock=clock)
     reconciler = Reconciler(FakeCluster(), Choices("image"))
     async with serving(unused_tcp_port, reconciler, queue, FakeCluster()), aiohttp.ClientSession() as session:
 
@@ -354,7 +354,7 @@ async def test_of_two_replicas_one_works(unused_tcp_port_factory: Callable[[], i
 async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None:
     """It has nothing to give up."""
     cluster = FakeCluster()
-    other = Leadership(cluster, "home", "channels-zmq-operator", "other")
+    other = LeaderElection(cluster, "home", "channels-zmq-operator", "other")
     assert await other.attempt()
     async with running(cluster, unused_tcp_port, leader_election=True) as run:
         await run.until(lambda: len(cluster.log) > 2)
@@ -366,13 +366,13 @@ async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None
 
 async def test_a_replica_that_loses_the_lease_ends(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers first; it is started again and waits for its turn."""
-    monkeypatch.setattr(module, "Leadership", lambda *given: Leadership(*given, duration=0.3))
+    monkeypatch.setattr(module, "LeaderElection", lambda *given: LeaderElection(*given, duration=0.3))
     cluster = FakeCluster()
     run = Run(cluster, unused_tcp_port, leader_election=True)
     await run.until(lambda: run.watching)
     cluster.edit("Lease", "home", "channels-zmq-operator", lambda found: found["spec"].update(holderIdentity="thief"))
     async with asyncio.timeout(10):
-        with pytest.raises(OperateError, match="another replica leads"):
+        with pytest.raises(ManagerError, match="another replica leads"):
             await run.task
     found = cluster.look("Lease", "home", "channels-zmq-operator")
     assert found is not None

@@ -15,7 +15,7 @@ from channels_zmq_operator.certificates import AUTHORITY_DAYS, Certificates, fro
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.naming import Manifest
 from channels_zmq_operator.settings import Settings
-from channels_zmq_operator.trust import LOOK_EVERY, WEBHOOK, WEBHOOKS, Trust
+from channels_zmq_operator.webhook_certificates import LOOK_EVERY, WEBHOOK, WEBHOOKS, WebhookCertificates
 
 SETTINGS = Settings(namespace="home", webhook_name="injector", webhook_service="hook", webhook_secret="pair")
 DAY = timedelta(days=1)
@@ -29,7 +29,7 @@ CHARTS = {
 
 
 class World:
-    """A cluster with the chart's configuration, and one Trust in it."""
+    """A cluster with the chart's configuration, and one WebhookCertificates in it."""
 
     def __init__(self, *, configured: bool = True) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -38,9 +38,9 @@ class World:
             self.cluster.put(CHARTS)
         self.trust = self.started()
 
-    def started(self) -> Trust:
-        """Return a new operator's Trust, told by the watch."""
-        new = Trust(self.cluster, SETTINGS, clock=lambda: self.now)
+    def started(self) -> WebhookCertificates:
+        """Return a new operator's WebhookCertificates, told by the watch."""
+        new = WebhookCertificates(self.cluster, SETTINGS, clock=lambda: self.now)
         self.cluster.watchers.clear()
         self.cluster.watch(lambda event, found: new.configuration_seen(found) if found["kind"] == WEBHOOKS else None)
         return new

@@ -9,14 +9,14 @@ from clusters import FakeCluster, Request, refused
 from fakes import Clock
 
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.leader import DURATION, Leadership
+from channels_zmq_operator.leader_election import DURATION, LeaderElection
 from channels_zmq_operator.naming import Manifest
 
 HOME = "home"
 
 
-def replica(cluster: FakeCluster, name: str, clock: Any) -> Leadership:
-    return Leadership(cluster, HOME, "lease", name, clock=clock)
+def replica(cluster: FakeCluster, name: str, clock: Any) -> LeaderElection:
+    return LeaderElection(cluster, HOME, "lease", name, clock=clock)
 
 
 def lease(cluster: FakeCluster) -> Manifest:
@@ -84,7 +84,7 @@ async def test_a_lease_that_is_seen_for_the_first_time_is_waited_for() -> None:
 async def test_a_longer_lease_is_respected() -> None:
     """One of a version with another duration."""
     cluster, clock = FakeCluster(), Clock()
-    one, two = Leadership(cluster, HOME, "lease", "one", duration=60, clock=clock), replica(cluster, "two", clock)
+    one, two = LeaderElection(cluster, HOME, "lease", "one", duration=60, clock=clock), replica(cluster, "two", clock)
     assert await one.attempt()
     assert not await two.attempt()
     clock.now += 59
@@ -242,7 +242,7 @@ async def test_there_are_never_two_leaders(seed: int) -> None:
 async def test_it_waits_for_its_turn_and_keeps_it() -> None:
     """By a real clock: the second one begins when the first one ends, and ends when the lease is taken from it."""
     cluster = FakeCluster()
-    one, two = (Leadership(cluster, HOME, "lease", name, duration=0.5) for name in ("one", "two"))
+    one, two = (LeaderElection(cluster, HOME, "lease", name, duration=0.5) for name in ("one", "two"))
     stop = asyncio.Event()
     assert await one.acquire(stop)
     keeping, waiting = asyncio.create_task(one.keep()), asyncio.create_task(two.acquire(stop))
@@ -263,7 +263,7 @@ async def test_it_waits_for_its_turn_and_keeps_it() -> None:
 async def test_a_request_that_hangs_does_not_keep_it_leading() -> None:
     """Its time ends while it waits."""
     cluster = FakeCluster()
-    one = Leadership(cluster, HOME, "lease", "one", duration=0.3)
+    one = LeaderElection(cluster, HOME, "lease", "one", duration=0.3)
     assert await one.attempt()
 
     async def hang(*call: Any) -> Any:
@@ -278,9 +278,9 @@ async def test_a_request_that_hangs_does_not_keep_it_leading() -> None:
 async def test_who_waits_can_be_stopped() -> None:
     """At once."""
     cluster = FakeCluster()
-    assert await Leadership(cluster, HOME, "lease", "one").attempt()
+    assert await LeaderElection(cluster, HOME, "lease", "one").attempt()
     stop = asyncio.Event()
-    waiting = asyncio.create_task(Leadership(cluster, HOME, "lease", "two").acquire(stop))
+    waiting = asyncio.create_task(LeaderElection(cluster, HOME, "lease", "two").acquire(stop))
     while len(cluster.log) < 3:
         await asyncio.sleep(0)
     stop.set()
