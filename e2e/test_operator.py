@@ -123,8 +123,8 @@ def test_many_layers_and_then_nothing_to_do(namespace: str) -> None:
 
     Their forwarders are said to run on a node without a kubelet: 200 real ones do not fit onto a test machine.
     """
-    template = {"nodeSelector": nodes.LABEL, "tolerations": [nodes.TOLERATION]}
-    layers = [layer(f"layer-{number:03}", template=template) for number in range(LAYERS)]
+    template = {"spec": {"nodeSelector": nodes.LABEL, "tolerations": [nodes.TOLERATION]}}
+    layers = [layer(f"layer-{number:03}", podTemplate=template) for number in range(LAYERS)]
     with nodes.standin(), forwarded(f"deployment/{OPERATOR}", 8080, namespace=NAMESPACE) as port:
         before = metric(port, "channels_zmq_operator_api_requests_total")
         began = time.monotonic()

@@ -25,26 +25,34 @@ def standin() -> Iterator[None]:
     _quietly(api.delete_node, NAME)
     api.create_node(node)
     stop = threading.Event()
-    thread = threading.Thread(target=_play, args=(api, stop), daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=play, args=(stop,), daemon=True) for play in (_beat, _play)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         _quietly(api.delete_node, NAME)
 
 
-def _play(api: client.CoreV1Api, stop: threading.Event) -> None:
-    beats = 0
+def _beat(stop: threading.Event) -> None:
+    """Say that the node is well, however many pods there are: else all of them would be evicted."""
+    api = client.CoreV1Api(client.ApiClient())
+    while True:
+        ready = _condition("Ready", "True")
+        api.patch_node_status(NAME, {"status": {"capacity": ROOM, "allocatable": ROOM, "conditions": [ready]}})
+        taints = {"spec": {"taints": [TAINT]}}  # without what the node had for not being ready
+        api.patch_node(NAME, taints)
+        if stop.wait(5.0):
+            return
+
+
+def _play(stop: threading.Event) -> None:
+    api = client.CoreV1Api(client.ApiClient())
     number = 0
     while not stop.wait(0.2):
-        if beats % 25 == 0:
-            ready = _condition("Ready", "True")
-            api.patch_node_status(NAME, {"status": {"capacity": ROOM, "allocatable": ROOM, "conditions": [ready]}})
-            taints = {"spec": {"taints": [TAINT]}}  # without what the node had for not being ready
-            api.patch_node(NAME, taints)
-        beats += 1
         for pod in api.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={NAME}").items:
             where = pod.metadata.name, pod.metadata.namespace
             if pod.metadata.deletion_timestamp:

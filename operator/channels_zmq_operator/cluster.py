@@ -44,6 +44,8 @@ KINDS: dict[str, Kind] = {
     "PodDisruptionBudget": Kind("policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Kind("networking.k8s.io/v1", "networkpolicies"),
     "ServiceMonitor": Kind("monitoring.coreos.com/v1", "servicemonitors"),
+    "Pod": Kind("v1", "pods"),
+    "SecurityContextConstraints": Kind("security.openshift.io/v1", "securitycontextconstraints", namespaced=False),
     "Event": Kind("events.k8s.io/v1", "events"),
     "Lease": Kind("coordination.k8s.io/v1", "leases"),
     "MutatingWebhookConfiguration": Kind(
@@ -73,9 +75,8 @@ class NameTaken(ClusterError):
 
     condition = "NameTaken"
 
-    def __init__(self, manifest: Manifest) -> None:
-        metadata = manifest["metadata"]
-        what = f"{manifest['kind']} {metadata['namespace']}/{metadata['name']}"
+    def __init__(self, kind: str, namespace: str, name: str) -> None:
+        what = f"{kind} {namespace}/{name}"
         super().__init__(what, 0, self.condition, "it was not made for this layer: rename or delete it")
 
 
@@ -85,8 +86,8 @@ class Cluster(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, or None if there is none."""
 
-    def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:
-        """Yield the metadata of a kind's objects in a namespace, or in all if that is empty, which have a label."""
+    def metadata(self, kind: str, namespace: str, label: str = "", *, fields: str = "") -> AsyncIterator[Manifest]:
+        """Yield the metadata of a kind's objects in a namespace, or in all if that is empty, by label and fields."""
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
         """Make an object as the manifest says, and return what it is then."""
@@ -125,9 +126,12 @@ class RealCluster:
                 return None
             raise
 
-    async def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:  # noqa: D102
+    async def metadata(  # noqa: D102
+        self, kind: str, namespace: str, label: str = "", *, fields: str = ""
+    ) -> AsyncIterator[Manifest]:
         options: dict[str, Any] = {
-            "label_selector": selector or None,
+            "label_selector": label or None,
+            "field_selector": fields or None,
             "limit": PAGE,
             "header_params": {"Accept": METADATA_ONLY},
         }

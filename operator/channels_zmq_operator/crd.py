@@ -2,61 +2,13 @@
 
 from typing import Any
 
-from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL, VERSION, Spec
+from pydantic import BaseModel
+
+from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL, VERSION, Spec, Status
 
 NAME = f"{PLURAL}.{GROUP}"
 _UNWANTED = ("title", "additionalProperties")
 
-CONDITION = {
-    "type": "object",
-    "description": "One aspect of the state.",
-    "required": ["type", "status", "reason", "message", "lastTransitionTime"],
-    "properties": {
-        "type": {"type": "string", "description": "Accepted, Ready, Progressing or Degraded."},
-        "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it is so."},
-        "reason": {"type": "string", "description": "Why, in one word."},
-        "message": {"type": "string", "description": "Why, for people."},
-        "observedGeneration": {"type": "integer", "format": "int64", "description": "Of which version of the spec."},
-        "lastTransitionTime": {"type": "string", "format": "date-time", "description": "Since when."},
-    },
-}
-STATUS = {
-    "type": "object",
-    "description": "What the layer is.",
-    "properties": {
-        "observedGeneration": {
-            "type": "integer",
-            "format": "int64",
-            "description": "The version of the spec that this tells of.",
-        },
-        "conditions": {
-            "type": "array",
-            "description": "Accepted, Ready, Progressing and Degraded.",
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-list-map-keys": ["type"],
-            "items": CONDITION,
-        },
-        "replicas": {"type": "integer", "description": "How many pods of forwarders there are."},
-        "forwarders": {"type": "integer", "description": "How many forwarders there should be."},
-        "readyForwarders": {"type": "integer", "description": "How many of them are ready."},
-        "ready": {"type": "string", "description": "Ready forwarders of how many, for the table."},
-        "selector": {"type": "string", "description": "Labels of the forwarders' pods."},
-        "addresses": {
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "Where the forwarders listen: for producers, and for consumers.",
-        },
-        "keysRotatedFor": {
-            "type": "string",
-            "description": "The rotateNow that is done: keys from before are on no list of allowed keys any more.",
-        },
-        "binding": {
-            "type": "object",
-            "description": "The Secret that tells other tools how to connect (servicebinding.io).",
-            "properties": {"name": {"type": "string", "description": "Its name, in the layer's namespace."}},
-        },
-    },
-}
 COLUMNS = [
     {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
     {"name": "Forwarders", "type": "string", "jsonPath": ".status.ready"},
@@ -95,9 +47,8 @@ DURATION_RULES = [{"rule": "duration(self) >= duration('1h')", "message": "keys 
 
 def crd() -> dict[str, Any]:
     """Return the CustomResourceDefinition."""
-    schema = Spec.model_json_schema(by_alias=True)
-    definitions = schema.pop("$defs", {})
-    spec = _translated(schema, definitions)
+    spec, status = schema_of(Spec), schema_of(Status)
+    del status["required"]  # a status of a version before may lack what is new
     spec["default"] = whole = Spec().model_dump(by_alias=True)
     for name, part in spec["properties"].items():
         part.setdefault("default", whole[name])
@@ -134,7 +85,7 @@ def crd() -> dict[str, Any]:
                                 "kind": {"type": "string"},
                                 "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
                                 "spec": spec,
-                                "status": STATUS,
+                                "status": status,
                             },
                             "x-kubernetes-validations": RULES,
                         }
@@ -145,11 +96,21 @@ def crd() -> dict[str, Any]:
     }
 
 
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the schema of a model, in the dialect of the API server."""
+    schema = model.model_json_schema(by_alias=True)
+    return _translated(schema, schema.pop("$defs", {}))
+
+
 def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     """Inline references and drop what a structural schema may not have."""
     if "$ref" in node:
         found = definitions[node["$ref"].rpartition("/")[2]]
         node = {**found, **{key: value for key, value in node.items() if key != "$ref"}}
+    if "anyOf" in node and node.get("default", "") is None:  # a status leaves out what is not known
+        (kind,) = [one for one in node["anyOf"] if one.get("type") != "null"]
+        rest = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
+        return _translated({**kind, **rest}, definitions)
     out = {key: value for key, value in node.items() if key not in _UNWANTED}
     if node.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
@@ -161,6 +122,6 @@ def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
         out["additionalProperties"] = _translated(node["additionalProperties"], definitions)
     if "items" in node:
         out["items"] = _translated(node["items"], definitions)
-        if out["items"].get("type") == "object":
+        if out["items"].get("type") == "object" and "properties" not in out["items"]:
             out["items"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     return out

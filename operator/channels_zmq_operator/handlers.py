@@ -11,7 +11,7 @@ from channels_zmq_operator import crd
 from channels_zmq_operator.cluster import KINDS
 from channels_zmq_operator.models import GROUP, PLURAL, VERSION
 from channels_zmq_operator.naming import OWNER_LABEL
-from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
+from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of, pod_layer
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.webhook_certificates import WEBHOOKS, WebhookCertificates
 from channels_zmq_operator.workqueue import WorkQueue
@@ -60,6 +60,12 @@ def registry(
         if reconciler.child_seen(found, gone=event["type"] == "DELETED"):
             queue.add(layer_of(found))
 
+    @kopf.on.event("", "v1", "pods", registry=handlers, labels={OWNER_LABEL: kopf.PRESENT})
+    async def pod(event: Any, body: Any, **_: Any) -> None:
+        found = _plain(body)
+        if reconciler.pod_seen(found, gone=event["type"] == "DELETED"):
+            queue.add(pod_layer(found))
+
     for kind in kinds:
         group, _, version = KINDS[kind].api_version.rpartition("/")
         kopf.on.event(
@@ -92,7 +98,7 @@ def settings(own: Settings) -> kopf.OperatorSettings:
     out.queueing.idle_timeout = IDLE
     out.networking.request_timeout = 30
     out.networking.error_backoffs = [0.5, 1, 2, 5, 10]
-    for kind in PRUNED:
+    for kind in (*PRUNED, "Pod"):
         group, _, version = KINDS[kind].api_version.rpartition("/")
         out.watching.label_selectors[group, version, KINDS[kind].plural] = OWNER_LABEL
     group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")

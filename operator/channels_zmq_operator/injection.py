@@ -19,6 +19,7 @@ from channels_zmq_operator.naming import (
     ENCRYPTION_KEYS_FILE,
     ENV,
     ENV_KEYS,
+    INJECTED_ANNOTATION,
     KEY_FILES,
     LAYER_LABEL,
     PATHS,
@@ -31,7 +32,6 @@ from channels_zmq_operator.naming import (
 LAYERS_ANNOTATION = f"{GROUP}/layers"
 ALIAS_ANNOTATION = f"{GROUP}/alias"
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
-INJECTED_ANNOTATION = f"{GROUP}/injected"
 NEEDED = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS")
 """Keys that every layer's ConfigMap has; a pod waits for these, the others are optional."""
 MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 40

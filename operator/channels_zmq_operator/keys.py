@@ -95,6 +95,11 @@ def next_keys(
     )
 
 
+def rotated_at(client: Manifest | None) -> str:
+    """Return when the applications got the key of their Secret; no text if that is not known."""
+    return _annotation(client, ROTATED_AT)
+
+
 def due_at(keys: LayerKeys, rotate_every: float) -> datetime:
     """Return when something is to be done next."""
     if keys.next_secret:

@@ -89,8 +89,8 @@ async def _work(
         await _first([waiting, *background], waiting)
         if stop.is_set():
             return
-        monitors = waiting.result()
-        reconciler.choices = replace(reconciler.choices, service_monitors=monitors)
+        monitors, assigns_users = waiting.result()
+        reconciler.choices = replace(reconciler.choices, service_monitors=monitors, assigns_users=assigns_users)
         kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
         changed = asyncio.Event()
         definition_changed = None if settings.watch_namespaces else changed.set
@@ -132,13 +132,17 @@ async def _cancelled(tasks: "list[asyncio.Task[Any]]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> bool:
-    """Wait until the cluster knows our kind, which may come later than we do; return whether it has ServiceMonitors."""
+async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> tuple[bool, bool]:
+    """Wait until the cluster knows our kind, which may come later than we do.
+
+    Returns:
+        Whether it knows ServiceMonitors, and whether it assigns users to pods, as OpenShift does.
+    """
     told = ""
     while not stop.is_set():
         try:
             if await cluster.serves(KIND):
-                return await cluster.serves("ServiceMonitor")
+                return await cluster.serves("ServiceMonitor"), await cluster.serves("SecurityContextConstraints")
             problem = f"the cluster does not know {KIND}: is its CustomResourceDefinition installed?"
         except ClusterError as error:
             problem = str(error)
@@ -147,7 +151,7 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> bool:
             logger.warning("waiting: %s", problem)
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), WAIT_FOR_KIND)
-    return False
+    return False, False
 
 
 async def _resync(
@@ -229,16 +233,15 @@ class _State(Collector):
         yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Looks that failed.", value=self._queue.failed)
         yield CounterMetricFamily(f"{PREFIX}_api_requests", "Requests to the API server.", value=self._cluster.requests)
         yield GaugeMetricFamily(f"{PREFIX}_queue_length", "Layers that wait for a look.", value=len(self._queue))
-        layers = GaugeMetricFamily(
-            f"{PREFIX}_layers", "Layers by condition and its value.", labels=["condition", "status"]
+        conditions = GaugeMetricFamily(
+            f"{PREFIX}_layer_condition",
+            "Whether a condition of a layer holds: 1 or 0.",
+            labels=["layer_namespace", "layer", "condition", "reason"],
         )
-        counts: dict[tuple[str, str], int] = {}
-        for known in self._reconciler.layers.values():
+        for key, known in sorted(self._reconciler.layers.items()):
             for one in ((known.resource or {}).get("status") or {}).get("conditions", ()):
-                counts[one["type"], one["status"]] = counts.get((one["type"], one["status"]), 0) + 1
-        for (condition, value), count in sorted(counts.items()):
-            layers.add_metric([condition, value], count)
-        yield layers
+                conditions.add_metric([*key, one["type"], one["reason"]], one["status"] == "True")
+        yield conditions
 
 
 @asynccontextmanager

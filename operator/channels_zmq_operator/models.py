@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 GROUP = "channels-zmq.io"
@@ -22,7 +22,17 @@ _DURATION = re.compile(r"([0-9]+)(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LARGEST_SPEC = 2**16
 """Characters of a spec as JSON: the operator keeps those of all layers, and some fields take anything."""
+PLACEMENT = (
+    "affinity",
+    "nodeSelector",
+    "priorityClassName",
+    "terminationGracePeriodSeconds",
+    "tolerations",
+    "topologySpreadConstraints",
+)
+"""Fields of a pod that say where and for how long it runs, and nothing of what it may do there."""
 FREE_FORM: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
+INT64: dict[str, Any] = {"format": "int64"}
 STRING_MAP: dict[str, Any] = {"additionalProperties": {"type": "string"}}
 
 
@@ -137,19 +147,61 @@ class Image(Part):
     )
 
 
-class Template(Part):
-    """Additions to the forwarders' pods."""
+class Forwarder(Part):
+    """What the forwarders are told; the defaults are their own."""
+
+    pub_high_water_mark: int = Field(
+        10_000, ge=1, le=2**31 - 1, description="Frames that are buffered for each subscriber, which misses others."
+    )
+    subscriber_bytes: Size = Field("64Mi", description="Bytes that a subscriber may be behind.")
+    topic_bytes: Size = Field("32Mi", description="Bytes of the names of all groups that have members.")
+    queue_bytes: Size = Field("256Mi", description="Memory of the queues of normal channels in each forwarder.")
+    queue_names: int = Field(100_000, ge=1, le=2**31 - 1, description="Number of these queues.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that they log.")
+
+
+class Clients(Part):
+    """What the applications' layers are told of how they use forwarders, as in their CONFIG."""
+
+    prefetch: int = Field(
+        4, ge=0, le=1000, description="Messages of a normal channel that a process fetches ahead of its readers."
+    )
+    outbox_capacity: int = Field(10_000, ge=0, le=10**9, description="Messages held while no forwarder takes them.")
+    outbox_bytes: Size = Field("64Mi", description="Their bytes, and those of what is not acknowledged.")
+    connect_timeout: int = Field(5, ge=1, le=3600, description="Seconds that a call waits for an answer.")
+    linger: int = Field(1, ge=0, le=60, description="Seconds that the end of a process may spend on sent messages.")
+    on_disconnect: str = Field(
+        "",
+        max_length=100,
+        description="Type of the message to every consumer when all forwarders are gone; empty: none.",
+    )
+    on_reconnect: str = Field("", max_length=100, description="Type of that when one is back; empty: none.")
+
+
+class PodMetadata(Part):
+    """Metadata of the forwarders' pods."""
 
     labels: dict[str, str] = Field(default_factory=dict, description="Labels beside the operator's.")
     annotations: dict[str, str] = Field(default_factory=dict, description="Annotations beside the operator's.")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="Nodes that they may run on.")
-    tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, max_length=50, description="Taints of nodes that they tolerate, as in a pod."
+
+
+class PodTemplate(Part):
+    """Additions to the forwarders' pods."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata, description="Labels and annotations.")
+    spec: dict[str, Any] = Field(
+        default_factory=dict,
+        json_schema_extra=FREE_FORM,
+        description="As in a pod; the operator's own fields win. Its container is called forwarder.",
     )
-    affinity: dict[str, Any] = Field(
-        default_factory=dict, json_schema_extra=FREE_FORM, description="Affinity, as in a pod."
-    )
-    priority_class_name: str = Field("", max_length=253, description="Their priority class.")
+
+    @field_validator("spec")
+    @classmethod
+    def _check_tolerations(cls, value: dict[str, Any]) -> dict[str, Any]:
+        tolerations = value.get("tolerations", [])
+        if not isinstance(tolerations, list) or not all(isinstance(one, dict) for one in tolerations):
+            raise ValueError("tolerations is no list of objects")
+        return value
 
 
 class NetworkPolicy(Part):
@@ -195,9 +247,68 @@ class Spec(Part):
         json_schema_extra=FREE_FORM,
         description="Requests and limits of the forwarder's container, as in a pod.",
     )
-    template: Template = Field(default_factory=Template, description="Additions to the forwarders' pods.")
+    forwarder: Forwarder = Field(default_factory=Forwarder, description="What the forwarders are told.")
+    clients: Clients = Field(
+        default_factory=Clients, description="What the applications are told of how they use forwarders."
+    )
+    pod_template: PodTemplate = Field(
+        default_factory=PodTemplate, description="Additions to the forwarders' pods, as the template of a Deployment."
+    )
+    paused: bool = Field(False, description="Leave everything as it is, also after the operator was upgraded.")
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy, description="Who may reach the forwarders.")
     monitoring: Monitoring = Field(default_factory=Monitoring, description="What collects their metrics.")
+
+
+class Condition(Part):
+    """One aspect of the state, in the shape that Kubernetes has for it."""
+
+    type: str = Field(description="Accepted, Ready, Progressing, Degraded, Stalled or AppsOutdated.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+    reason: str = Field(description="Why, in one word.")
+    message: str = Field(description="Why, for people.")
+    observed_generation: int = Field(0, json_schema_extra=INT64, description="Of which version of the spec.")
+    last_transition_time: str = Field(json_schema_extra={"format": "date-time"}, description="Since when.")
+
+
+class Binding(Part):
+    """The Secret that tells other tools how to connect (servicebinding.io)."""
+
+    name: str = Field(description="Its name, in the layer's namespace.")
+
+
+class AppSettings(Part):
+    """What pods of applications learn at their start."""
+
+    digest: str = Field(description="Changes with the settings.")
+    since: str = Field("", description="When they changed last: pods that are older have those of before.")
+
+
+class Status(Part):
+    """What the layer is."""
+
+    model_config = ConfigDict(frozen=False)
+
+    observed_generation: int = Field(json_schema_extra=INT64, description="The version of the spec that this tells of.")
+    conditions: list[Condition] = Field(
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        description="Accepted, Ready, Progressing, Degraded, Stalled and AppsOutdated.",
+    )
+    replicas: int = Field(description="How many pods of forwarders there are.")
+    forwarders: int = Field(description="How many forwarders there should be.")
+    ready_forwarders: int = Field(description="How many of them are ready.")
+    ready: str = Field(description="Ready forwarders of how many, for the table.")
+    selector: str = Field(description="Labels of the forwarders' pods.")
+    version: str | None = Field(None, description="Version of the operator that the forwarders' pods are made by.")
+    addresses: list[str] | None = Field(
+        None, description="Where the forwarders listen: for producers, and for consumers."
+    )
+    settings: AppSettings | None = Field(None, description="What pods of applications learn at their start.")
+    keys_rotated_for: str | None = Field(
+        None, description="The rotateNow that is done: keys from before are on no list of allowed keys any more."
+    )
+    binding: Binding | None = Field(
+        None, description="The Secret that tells other tools how to connect (servicebinding.io)."
+    )
 
 
 class Owner(BaseModel):
@@ -255,11 +366,13 @@ class Limits:
         image_overrides: Whether the image may be another one.
         labels: Prefixes of labels.
         annotations: Prefixes of annotations.
+        pod_overrides: Whether the pods may be changed in other respects than where they run.
     """
 
     image_overrides: bool = False
     labels: tuple[str, ...] = ()
     annotations: tuple[str, ...] = ()
+    pod_overrides: bool = False
 
     def check(self, spec: Spec) -> None:
         """Check a spec.
@@ -267,24 +380,25 @@ class Limits:
         Raises:
             SpecError: If it chooses something that is not allowed; names every field, and the setting to change.
         """
-        image, template = spec.image, spec.template
-        given = {"repository": image.repository, "tag": image.tag, "digest": image.digest}
+        image = {"repository": spec.image.repository, "tag": spec.image.tag, "digest": spec.image.digest}
         refused = [
-            *((f"image.{name}", "imageOverrides") for name in given if given[name] and not self.image_overrides),
-            *(
-                (f"template.labels.{key}", "allowedLabels")
-                for key in template.labels
-                if not key.startswith(self.labels)
-            ),
-            *(
-                (f"template.annotations.{key}", "allowedAnnotations")
-                for key in template.annotations
-                if not key.startswith(self.annotations)
-            ),
+            f"image.{name} (layers.imageOverrides)" for name in image if image[name] and not self.image_overrides
         ]
+        metadata = spec.pod_template.metadata
+        for field, setting, given, prefixes in (
+            ("labels", "allowedLabels", metadata.labels, self.labels),
+            ("annotations", "allowedAnnotations", metadata.annotations, self.annotations),
+        ):
+            wrong = [key for key in given if not key.startswith(prefixes)]
+            refused += [f"podTemplate.metadata.{field}.{key} (layers.{setting})" for key in wrong]
+        if not self.pod_overrides:
+            wrong = [key for key in spec.pod_template.spec if key not in PLACEMENT]
+            refused += [f"podTemplate.spec.{key} (layers.podOverrides)" for key in wrong]
         if refused:
-            said = [f"spec.{field}: not allowed in this cluster (layers.{setting})" for field, setting in refused]
-            raise SpecError("; ".join(said) + "; these are values of the operator's chart")
+            said = "; ".join(f"spec.{one}" for one in refused)
+            raise SpecError(
+                f"not allowed in this cluster: {said}. The names in brackets are values of the operator's chart"
+            )
 
 
 def _sentence(problem: Any) -> str:

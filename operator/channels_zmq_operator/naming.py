@@ -8,6 +8,8 @@ Manifest = dict[str, Any]
 
 LAYER_LABEL = f"{GROUP}/layer"
 """On an application's pod: inject this layer."""
+INJECTED_ANNOTATION = f"{GROUP}/injected"
+"""On an application's pod: what was injected."""
 OWNER_LABEL = f"{GROUP}/owned-by"
 """On everything that is made for a layer: its name."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
@@ -33,6 +35,13 @@ ENV_KEYS = (
     "GROUP_EXPIRY",
     "CHANNEL_CAPACITY",
     "MAX_MESSAGE_SIZE",
+    "PREFETCH",
+    "OUTBOX_CAPACITY",
+    "OUTBOX_BYTES",
+    "CONNECT_TIMEOUT",
+    "LINGER",
+    "ON_DISCONNECT",
+    "ON_RECONNECT",
 )
 """Keys of the ConfigMap without their prefix, which is also what is injected."""
 SERVER_KEY_ENTRY = "server-key"

@@ -9,16 +9,18 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from channels_zmq_operator import __version__, naming, status
 from channels_zmq_operator import keys as layer_keys
-from channels_zmq_operator import naming, status
 from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
-from channels_zmq_operator.models import API_VERSION, KIND, Owner, Spec, SpecError, parse, seconds
-from channels_zmq_operator.naming import OWNER_LABEL, Manifest
+from channels_zmq_operator.models import API_VERSION, KIND, AppSettings, Owner, Spec, SpecError, parse, seconds
+from channels_zmq_operator.naming import LAYER_LABEL, OWNER_LABEL, Manifest
+from channels_zmq_operator.pods import is_outdated, problem
 from channels_zmq_operator.render import Choices, LayerKeys, render
+from channels_zmq_operator.upgrades import Upgrades
 from channels_zmq_operator.workqueue import Key
 
 logger = logging.getLogger("channels_zmq_operator")
@@ -29,6 +31,12 @@ INVALID = 422
 """The HTTP status of an object that the API server refuses, such as one with a change of what cannot change."""
 MADE_ANEW = ("Service",)
 """Kinds of which one that is refused is deleted: whether a Service is headless cannot change, and it has no state."""
+WAIT = 5.0
+"""Seconds between two looks of a layer at whether its upgrade may begin."""
+COUNT_EVERY = 30.0
+"""Seconds between two counts of pods that are older than their settings, as long as there are any."""
+MOST_PODS = 100
+"""Pods of one layer of which problems are kept."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
 
 
@@ -82,6 +90,8 @@ class Known:
     children: dict[Child, SeenChild] = field(default_factory=dict)
     applied: dict[Child, str] = field(default_factory=dict)
     """Fingerprints of what the API server answered to our applies."""
+    free: set[Child] = field(default_factory=set)
+    """Objects that nobody else has, and that are not applied yet."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
     """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
     rotated_for: str = ""
@@ -89,12 +99,27 @@ class Known:
     refusal: ClusterError | None = None
     told: str = ""
     """The last problem that an event was made of."""
+    pods: dict[str, str] = field(default_factory=dict)
+    """Its forwarders' pods by name, and what is wrong with each."""
+    found: int = 0
+    """The generation that this process has found done by another one; 0 if none, or if that was not done."""
+    waits: bool = False
+    """Whether its forwarders are replaced only when another layer's are."""
+    settings: AppSettings | None = None
+    """What its applications are told."""
+    outdated: int | None = None
+    """How many pods of applications are older than their settings; None if nobody has looked."""
 
 
 def layer_of(child: Manifest) -> Key:
     """Return the layer of a child: that of its owner reference, as the label is more easily edited."""
     metadata = child["metadata"]
     return metadata["namespace"], (_owner_names(child) or [metadata["labels"].get(OWNER_LABEL, "")])[0]
+
+
+def pod_layer(pod: Manifest) -> Key:
+    """Return the layer of a forwarder's pod, which a ReplicaSet owns."""
+    return pod["metadata"]["namespace"], pod["metadata"]["labels"][OWNER_LABEL]
 
 
 class Reconciler:
@@ -113,6 +138,7 @@ class Reconciler:
         self.choices = choices
         self._cluster = cluster
         self._clock = clock
+        self._upgrades = Upgrades()
 
     # What the watches tell; True: the layer has to be looked at
 
@@ -123,11 +149,14 @@ class Reconciler:
         before = known.resource
         if gone:
             del self.layers[owner.key]
+            self._upgrades.end(owner.key)
             return False
         if before is not None and before["metadata"]["uid"] != owner.uid:
             known = self.layers[owner.key] = Known()
             before = None
         if before is None:  # its children may have been seen first
+            observed = (resource.get("status") or {}).get("observedGeneration", 0)
+            known.found = owner.generation if observed == owner.generation else 0
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
         elif before["metadata"]["generation"] == owner.generation:
             known.resource = _kept(resource)
@@ -151,8 +180,7 @@ class Reconciler:
             if known is None:
                 return False
             known.children.pop(name, None)
-            if known.resource is None and not known.children:
-                del self.layers[key]
+            self._forget_if_empty(key)
             # One of ours that is gone, or that somebody has taken from its owner
             return name in known.applied if not gone else known.applied.pop(name, None) is not None
         known = self.layers.setdefault(key, Known())
@@ -161,6 +189,24 @@ class Reconciler:
         if known.applied.get(name) != seen.fingerprint:
             return True
         return seen.deployment != (before.deployment if before else None)
+
+    def pod_seen(self, pod: Manifest, *, gone: bool) -> bool:
+        """Note a pod of a forwarder as it is now."""
+        key, name = pod_layer(pod), pod["metadata"]["name"]
+        known = self.layers.get(key) or Known()
+        before = known.pods.pop(name, "")
+        now = "" if gone else problem(pod)
+        if now and len(known.pods) < MOST_PODS:
+            self.layers[key] = known
+            known.pods[name] = now
+        self._forget_if_empty(key)
+        return known.resource is not None and before != now
+
+    def _forget_if_empty(self, key: Key) -> None:
+        """Forget a layer of which there is nothing any more: anybody may have labelled something as its own."""
+        known = self.layers.get(key)
+        if known is not None and known.resource is None and not known.children and not known.pods:
+            del self.layers[key]
 
     def _owns(self, known: Known | None, child: Manifest) -> bool:
         """Return whether a layer owns an object, or one may that has not been seen yet."""
@@ -199,55 +245,96 @@ class Reconciler:
         if spec is None:
             known.refusal = None
             await self._tell(known, owner, "SpecInvalid", known.problem)
-            await self._write_status(known, owner, problem=known.problem)
+            await self._write_status(known, owner)
             return float("inf")
-        again = float("inf")
+        if spec.paused:
+            await self._write_status(known, owner)
+            return float("inf")
         try:
-            keys: LayerKeys | None = None
-            if spec.security.curve == "Enabled":
-                every = seconds(spec.security.rotate_every)
-                keys = await self._keys(known, owner, spec, every)
-                again = max(1.0, (layer_keys.due_at(keys, every) - self._clock()).total_seconds())
-            manifests = render(owner, spec, keys, self.choices)
-            for manifest in manifests:
-                await self._apply(known, owner, manifest)
-            await self._prune(known, owner, manifests)
+            again = await self._bring(known, owner, spec)
             known.refusal = None
-            known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         except ClusterError as error:
             known.refusal = error
             await self._tell(known, owner, error.condition, str(error))
             await self._write_status(known, owner)
             raise
-        known.told = ""
+        if known.pods:
+            await self._tell(known, owner, "ForwarderFailing", "; ".join(known.pods.values()))
+        else:
+            known.told = ""
         await self._write_status(known, owner)
         return again
 
-    async def _keys(self, known: Known, owner: Owner, spec: Spec, every: float) -> LayerKeys:
-        return layer_keys.next_keys(
-            await self._secret(known, owner, naming.forwarder_name(owner)),
-            await self._secret(known, owner, naming.client_secret_name(owner)),
-            every,
-            self._clock(),
-            rotate_now=spec.security.rotate_now,
-            rotate_server_key=spec.security.rotate_server_key,
+    async def _bring(self, known: Known, owner: Owner, spec: Spec) -> float:
+        """Make all objects of a layer what its spec says; return seconds until the next look at the latest."""
+        again = float("inf")
+        keys: LayerKeys | None = None
+        rotated_at = ""
+        if spec.security.curve == "Enabled":
+            every = seconds(spec.security.rotate_every)
+            client = await self._secret(known, owner, naming.client_secret_name(owner))
+            rotated_at = layer_keys.rotated_at(client)
+            keys = layer_keys.next_keys(
+                await self._secret(known, owner, naming.forwarder_name(owner)),
+                client,
+                every,
+                self._clock(),
+                rotate_now=spec.security.rotate_now,
+                rotate_server_key=spec.security.rotate_server_key,
+            )
+            again = max(1.0, (layer_keys.due_at(keys, every) - self._clock()).total_seconds())
+        manifests = render(owner, spec, keys, self.choices)
+        known.waits = False
+        for manifest in manifests:
+            await self._apply(known, owner, manifest)
+        await self._prune(known, owner, manifests)
+        known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
+        if keys is not None and rotated_at and keys.rotated_at != rotated_at:
+            await self._note(owner, "KeysRotated", "the applications have a new key")
+        await self._count_outdated(known, owner, manifests)
+        if known.waits:
+            again = min(again, WAIT)
+        return min(again, COUNT_EVERY) if known.outdated else again
+
+    async def _count_outdated(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
+        """Count the pods of applications that are older than what they are told now, until there is none."""
+        assert known.resource is not None, "its caller has looked"
+        digest = _digest([one["data"] for one in manifests if one["kind"] == "ConfigMap"])
+        before = known.settings or AppSettings.model_validate(
+            known.resource["status"].get("settings") or {"digest": ""}
         )
+        if digest != before.digest:
+            since = _written(self._clock()) if before.digest else ""  # at first pods wait for them
+            known.settings, known.outdated = AppSettings(digest=digest, since=since), None
+        else:
+            known.settings = before
+        if not known.settings.since:
+            known.outdated = 0
+        elif known.outdated != 0:
+            pods = self._cluster.metadata("Pod", owner.namespace, LAYER_LABEL, fields="status.phase=Running")
+            known.outdated = sum([is_outdated(pod, owner.name, known.settings.since) async for pod in pods])
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
         """Return a Secret; it is read once, and then known from our applies."""
-        return known.secrets.get(name) or await self._cluster.get("Secret", owner.namespace, name)
+        return known.secrets.get(name) or await self._free(known, owner, "Secret", name)
 
     async def _apply(self, known: Known, owner: Owner, manifest: Manifest) -> None:
         name: Child = manifest["kind"], manifest["metadata"]["name"]
         seen = known.children.get(name)
-        if seen is None and name not in known.applied:
-            await self._check_name(owner, manifest)
+        if seen is None and name not in known.applied and name not in known.free:
+            await self._free(known, owner, *name)
         wanted = _digest(manifest)
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
+        if manifest["kind"] == "Deployment" and seen is not None and seen.applied != wanted:
+            is_upgrade = name not in known.applied and known.found == owner.generation
+            if is_upgrade and _is_complete(seen) and not self._upgrades.begin(owner):
+                known.waits = True
+                return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
         answer = SeenChild.of(await self._applied(manifest, seen))
         known.applied[name] = answer.fingerprint
+        known.free.discard(name)
         if manifest["kind"] == "Secret":
             known.secrets[name[1]] = manifest
         seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
@@ -265,15 +352,19 @@ class Reconciler:
         await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], seen.uid)
         return await self._cluster.apply(manifest)
 
-    async def _check_name(self, owner: Owner, manifest: Manifest) -> None:
-        """Check that an object may be made: an apply would take over one that is there, and a user's would go with us.
+    async def _free(self, known: Known, owner: Owner, kind: str, name: str) -> Manifest | None:
+        """Return what there is of a name that a layer needs, and note that it may have it.
+
+        An apply would take over an object that is there, and a user's own would go with the layer.
 
         Raises:
-            NameTaken: If there is one that no layer of this name has owned.
+            NameTaken: If there is an object that no layer of this name has owned.
         """
-        found = await self._cluster.get(manifest["kind"], owner.namespace, manifest["metadata"]["name"])
+        found = await self._cluster.get(kind, owner.namespace, name)
         if found is not None and owner.name not in _owner_names(found):
-            raise NameTaken(manifest)
+            raise NameTaken(kind, owner.namespace, name)
+        known.free.add((kind, name))
+        return found
 
     async def _prune(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
@@ -286,17 +377,27 @@ class Reconciler:
             if kind == "Secret":
                 known.secrets.pop(name, None)
 
-    async def _write_status(self, known: Known, owner: Owner, *, problem: str = "") -> None:
+    async def _write_status(self, known: Known, owner: Owner) -> None:
         assert known.resource is not None, "its caller has looked"
-        before = known.resource.get("status") or {}
+        before = known.resource["status"]
         forwarder = known.children.get(("Deployment", naming.forwarder_name(owner)))
-        deployment = forwarder.deployment if forwarder is not None else None
-        now = self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-        wanted = known.spec.forwarders if known.spec is not None else 0
-        seen = status.Seen(problem, forwarders=wanted, deployment=deployment, rotated_for=known.rotated_for)
-        if known.refusal is not None:
-            seen = replace(seen, refusal=str(known.refusal), refused_as=known.refusal.condition)
-        after = status.status(owner, seen, before, now, self.choices.cluster_domain)
+        seen = status.Seen(
+            problem=known.problem,
+            refusal=str(known.refusal or ""),
+            refused_as=known.refusal.condition if known.refusal is not None else "",
+            forwarders=known.spec.forwarders if known.spec is not None else 0,
+            deployment=forwarder.deployment if forwarder is not None else None,
+            pods=tuple(known.pods.values()),
+            paused=known.spec is not None and known.spec.paused,
+            waits=known.waits,
+            settings=known.settings,
+            outdated=known.outdated or 0,
+            rotated_for=known.rotated_for,
+        )
+        after = status.status(owner, seen, before, _written(self._clock()), self.choices.cluster_domain)
+        progress, progress_before = (status.condition(one, "Progressing") for one in (after, before))
+        if progress["reason"] != "RollingOut":
+            self._upgrades.end(owner.key)
         if not status.differs(before, after):
             return
         manifest = {
@@ -312,6 +413,10 @@ class Reconciler:
                 return
             raise
         known.resource = {**known.resource, "status": answer.get("status", after)}
+        if progress["reason"] == "Complete" and progress_before.get("reason") == "RollingOut":
+            await self._note(
+                owner, "RolledOut", f"{status.condition(after, 'Ready')['message']}, of version {__version__}"
+            )
 
     async def _tell(self, known: Known, owner: Owner, reason: str, message: str) -> None:
         """Make an event, once for each problem."""
@@ -319,11 +424,16 @@ class Reconciler:
             return
         known.told = message
         logger.warning("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
-        await make_event(self._cluster, owner, reason, message, self._clock())
+        await make_event(self._cluster, owner, "Warning", reason, message, self._clock())
+
+    async def _note(self, owner: Owner, reason: str, message: str) -> None:
+        """Make an event of something that went well."""
+        logger.info("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
+        await make_event(self._cluster, owner, "Normal", reason, message, self._clock())
 
 
-async def make_event(cluster: Cluster, owner: Owner, reason: str, message: str, now: datetime) -> None:
-    """Make a warning that `kubectl describe` shows at the layer; failing at it is only logged."""
+async def make_event(cluster: Cluster, owner: Owner, kind: str, reason: str, message: str, now: datetime) -> None:
+    """Make an event that `kubectl describe` shows at the layer; failing at it is only logged."""
     event = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -333,7 +443,7 @@ async def make_event(cluster: Cluster, owner: Owner, reason: str, message: str, 
         "reportingInstance": naming.FIELD_MANAGER,
         "action": "Reconcile",
         "reason": reason,
-        "type": "Warning",
+        "type": kind,
         "note": message[:1000],
         "regarding": {
             "apiVersion": API_VERSION,
@@ -388,6 +498,15 @@ def _kept(resource: Manifest) -> Manifest:
     kept = ("name", "namespace", "uid", "generation", "resourceVersion")
     metadata = {key: value for key, value in resource["metadata"].items() if key in kept}
     return {"metadata": metadata, "status": resource.get("status") or {}}
+
+
+def _is_complete(deployment: SeenChild) -> bool:
+    """Return whether all forwarders are as they should be: others have something else to wait for."""
+    return status.Rollout.of(status.Seen(deployment=deployment.deployment)).complete
+
+
+def _written(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _version(manifest: Manifest) -> int:

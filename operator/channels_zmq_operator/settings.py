@@ -31,13 +31,14 @@ class Settings(BaseSettings):
     )
     restrict_layers: Literal["Auto", "Always", "Never"] = Field(
         "Auto",
-        description="Whether layers may choose only what the next three settings allow; Auto: with all namespaces.",
+        description="Whether layers may choose only what the next four settings allow; Auto: with all namespaces.",
     )
     image_overrides: bool = Field(False, description="Whether layers may name another image.")
     allowed_labels: Names = Field(default_factory=list, description="Prefixes of labels for pods, separated by commas.")
     allowed_annotations: Names = Field(
         default_factory=list, description="Prefixes of annotations for pods, separated by commas."
     )
+    pod_overrides: bool = Field(False, description="Whether layers may change more of their pods than where they run.")
     service_monitor_labels: Names = Field(
         default_factory=list,
         description="Labels of the forwarders' ServiceMonitors, such as `release=prometheus`, separated by commas.",
@@ -89,4 +90,6 @@ class Settings(BaseSettings):
         """What authors of layers may choose; None for everything."""
         if self.restrict_layers == "Never" or (self.restrict_layers == "Auto" and self.watch_namespaces):
             return None
-        return Limits(self.image_overrides, tuple(self.allowed_labels), tuple(self.allowed_annotations))
+        return Limits(
+            self.image_overrides, tuple(self.allowed_labels), tuple(self.allowed_annotations), self.pod_overrides
+        )

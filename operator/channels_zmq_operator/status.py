@@ -1,19 +1,23 @@
 """What a layer's status says, from what the cluster shows. Pure."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from channels_zmq_operator import naming
-from channels_zmq_operator.models import Owner
+from channels_zmq_operator import __version__, naming
+from channels_zmq_operator.models import AppSettings, Binding, Condition, Owner, Status
 from channels_zmq_operator.naming import Manifest
 
 REASONS = {
     "Accepted": ("SpecValid", "SpecInvalid"),
     "Ready": ("ForwardersReady", "ForwardersNotReady", "SpecInvalid", "ClusterRefused", "NameTaken"),
-    "Progressing": ("RollingOut", "Complete", "SpecInvalid"),
+    "Progressing": ("RollingOut", "Complete", "SpecInvalid", "Paused", "UpgradeWaits"),
     "Degraded": ("AsExpected", "ForwarderFailing", "ClusterRefused", "NameTaken"),
+    "Stalled": ("NotStalled", "SpecInvalid", "NameTaken", "ForwarderFailing"),
+    "AppsOutdated": ("UpToDate", "RestartNeeded"),
 }
 """The conditions and the words that stand in them."""
+LONGEST_MESSAGE = 1024
+"""Characters of a condition's message."""
 NUMBERS = ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
 """What is used of a Deployment's status."""
 
@@ -28,6 +32,11 @@ class Seen:
         refused_as: The word for it.
         forwarders: How many there should be; counts if there is no Deployment yet.
         deployment: That of the forwarders, as `kept` returns it.
+        pods: What is wrong with their pods.
+        paused: Whether nothing is to be changed.
+        waits: Whether the upgrade of another layer has to be complete first.
+        settings: What applications are told, and since when.
+        outdated: How many of their pods are older than that.
         rotated_for: The `rotateNow` that is done.
     """
 
@@ -36,6 +45,11 @@ class Seen:
     refused_as: str = "ClusterRefused"
     forwarders: int = 0
     deployment: Manifest | None = None
+    pods: tuple[str, ...] = ()
+    paused: bool = False
+    waits: bool = False
+    settings: AppSettings | None = None
+    outdated: int = 0
     rotated_for: str = ""
 
 
@@ -49,6 +63,7 @@ class Rollout:
         ready: How many of them serve.
         complete: Whether all are as they should be, and no other ones are there.
         failing: Why they do not start, where the cluster says so.
+        given_up: Whether it has waited long enough.
     """
 
     wanted: int
@@ -56,6 +71,7 @@ class Rollout:
     ready: int = 0
     complete: bool = False
     failing: str = ""
+    given_up: bool = False
 
     @classmethod
     def of(cls, seen: Seen) -> "Rollout":
@@ -66,7 +82,8 @@ class Rollout:
         generation, there, updated, ready, available = (observed[name] for name in NUMBERS)
         is_current = generation >= seen.deployment["metadata"]["generation"]
         complete = is_current and there == updated == available == wanted
-        return cls(wanted, there, ready, complete, _failure(observed))
+        given_up = _failure(observed)
+        return cls(wanted, there, ready, complete, "; ".join(seen.pods) or given_up, bool(given_up))
 
     @property
     def serves(self) -> bool:
@@ -77,6 +94,14 @@ class Rollout:
     def counted(self) -> str:
         """How many are ready, for people."""
         return f"{self.ready} of {self.wanted} forwarders {'is' if self.wanted == 1 else 'are'} ready"
+
+
+class Said(NamedTuple):
+    """What a condition says, before it has a time."""
+
+    holds: bool
+    reason: str
+    message: str
 
 
 def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_domain: str) -> dict[str, Any]:
@@ -90,27 +115,31 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
         cluster_domain: With which the names of Services end.
     """
     rollout = Rollout.of(seen)
-    conditions = [
-        ("Accepted", not seen.problem, *_accepted(seen)),
-        ("Ready", rollout.serves, *_ready(seen, rollout)),
-        ("Progressing", not seen.problem and not rollout.complete, *_progress(seen, rollout)),
-        ("Degraded", bool(seen.refusal or rollout.failing), *_degraded(seen, rollout)),
-    ]
-    out: dict[str, Any] = {
-        "observedGeneration": owner.generation,
-        "conditions": [_condition(owner, before, now, *condition) for condition in conditions],
-        "replicas": rollout.there,
-        "forwarders": rollout.wanted,
-        "readyForwarders": rollout.ready,
-        "ready": f"{rollout.ready}/{rollout.wanted}",
-        "selector": ",".join(f"{key}={value}" for key, value in sorted(naming.selector(owner).items())),
+    conditions = {
+        "Accepted": _accepted(seen),
+        "Ready": _ready(seen, rollout),
+        "Progressing": _progressing(seen, rollout),
+        "Degraded": _degraded(seen, rollout),
+        "Stalled": _stalled(seen, rollout),
+        "AppsOutdated": _apps_outdated(seen),
     }
+    out = Status(
+        observed_generation=owner.generation,
+        conditions=[_condition(owner, before, now, kind, said) for kind, said in conditions.items()],
+        replicas=rollout.there,
+        forwarders=rollout.wanted,
+        ready_forwarders=rollout.ready,
+        ready=f"{rollout.ready}/{rollout.wanted}",
+        selector=",".join(f"{key}={value}" for key, value in sorted(naming.selector(owner).items())),
+        settings=seen.settings,
+    )
     if seen.deployment is not None or not seen.problem:  # what runs was made by a spec that was valid
-        out["addresses"] = list(naming.addresses(owner, cluster_domain))
-        if rotated_for := seen.rotated_for or (seen.problem and before.get("keysRotatedFor")):
-            out["keysRotatedFor"] = rotated_for
-        out["binding"] = {"name": naming.client_secret_name(owner)}
-    return out
+        out.addresses = list(naming.addresses(owner, cluster_domain))
+        out.keys_rotated_for = seen.rotated_for or (before.get("keysRotatedFor") if seen.problem else None)
+        out.binding = Binding(name=naming.client_secret_name(owner))
+    if seen.deployment is not None:
+        out.version = before.get("version") if seen.problem or seen.paused or seen.waits else __version__
+    return out.model_dump(by_alias=True, exclude_none=True)
 
 
 def kept(deployment: Manifest) -> Manifest:
@@ -127,6 +156,11 @@ def kept(deployment: Manifest) -> Manifest:
         "spec": {"replicas": deployment["spec"].get("replicas", 1)},
         "status": {**numbers, "conditions": conditions},
     }
+
+
+def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return a condition of a status; empty if it has none."""
+    return next((one for one in found.get("conditions", ()) if one["type"] == kind), {})
 
 
 def differs(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -152,47 +186,68 @@ def _failure(observed: dict[str, Any]) -> str:
     return ""
 
 
-def _accepted(seen: Seen) -> tuple[str, str]:
-    return ("SpecInvalid", seen.problem) if seen.problem else ("SpecValid", "the spec is valid")
-
-
-def _ready(seen: Seen, rollout: Rollout) -> tuple[str, str]:
-    if rollout.serves:
-        return "ForwardersReady", rollout.counted
-    if seen.problem and seen.deployment is None:
-        return "SpecInvalid", seen.problem
-    if seen.refusal:
-        return seen.refused_as, seen.refusal
-    return "ForwardersNotReady", rollout.counted + (f": {rollout.failing}" if rollout.failing else "")
-
-
-def _progress(seen: Seen, rollout: Rollout) -> tuple[str, str]:
+def _accepted(seen: Seen) -> Said:
     if seen.problem:
-        return "SpecInvalid", "nothing is done until the spec is valid"
-    if rollout.complete:
-        return "Complete", "all forwarders are as the spec says"
-    return "RollingOut", "forwarders are starting or ending"
+        return Said(False, "SpecInvalid", seen.problem)
+    return Said(True, "SpecValid", "the spec is valid")
 
 
-def _degraded(seen: Seen, rollout: Rollout) -> tuple[str, str]:
+def _ready(seen: Seen, rollout: Rollout) -> Said:
+    if rollout.serves:
+        return Said(True, "ForwardersReady", rollout.counted)
+    if seen.problem and seen.deployment is None:
+        return Said(False, "SpecInvalid", seen.problem)
     if seen.refusal:
-        return seen.refused_as, seen.refusal
+        return Said(False, seen.refused_as, seen.refusal)
+    return Said(False, "ForwardersNotReady", ": ".join(filter(None, (rollout.counted, rollout.failing))))
+
+
+def _progressing(seen: Seen, rollout: Rollout) -> Said:
+    if seen.problem:
+        return Said(False, "SpecInvalid", "nothing is done until the spec is valid")
+    if seen.paused:
+        return Said(False, "Paused", "nothing is changed as long as spec.paused is true")
+    if seen.waits:
+        return Said(True, "UpgradeWaits", "the forwarders are replaced when another layer's upgrade is complete")
+    if rollout.complete:
+        return Said(False, "Complete", "all forwarders are as the spec says")
+    return Said(True, "RollingOut", "forwarders are starting or ending")
+
+
+def _degraded(seen: Seen, rollout: Rollout) -> Said:
+    if seen.refusal:
+        return Said(True, seen.refused_as, seen.refusal)
     if rollout.failing:
-        return "ForwarderFailing", rollout.failing
-    return "AsExpected", "everything is as it should be"
+        return Said(True, "ForwarderFailing", rollout.failing)
+    return Said(False, "AsExpected", "everything is as it should be")
 
 
-def _condition(
-    owner: Owner, before: dict[str, Any], now: str, kind: str, holds: bool, reason: str, message: str
-) -> dict[str, Any]:
-    value = "True" if holds else "False"
-    known = next((one for one in before.get("conditions", ()) if one["type"] == kind), None)
-    same = known is not None and known["status"] == value
-    return {
-        "type": kind,
-        "status": value,
-        "reason": reason,
-        "message": message[:1024],
-        "observedGeneration": owner.generation,
-        "lastTransitionTime": known["lastTransitionTime"] if known is not None and same else now,
-    }
+def _stalled(seen: Seen, rollout: Rollout) -> Said:
+    """Return whether somebody has to do something: the condition that kstatus, and so Flux and others, look at."""
+    if seen.problem:
+        return Said(True, "SpecInvalid", seen.problem)
+    if seen.refusal and seen.refused_as == "NameTaken":
+        return Said(True, "NameTaken", seen.refusal)
+    if rollout.given_up:
+        return Said(True, "ForwarderFailing", rollout.failing)
+    return Said(False, "NotStalled", "nothing waits for anybody")
+
+
+def _apps_outdated(seen: Seen) -> Said:
+    if seen.outdated:
+        pods = "1 pod" if seen.outdated == 1 else f"{seen.outdated} pods"
+        return Said(True, "RestartNeeded", f"{pods} of applications began with settings of before: restart them")
+    return Said(False, "UpToDate", "no pod of an application is older than the settings")
+
+
+def _condition(owner: Owner, before: dict[str, Any], now: str, kind: str, said: Said) -> Condition:
+    value: Literal["True", "False"] = "True" if said.holds else "False"
+    known = condition(before, kind)
+    return Condition(
+        type=kind,
+        status=value,
+        reason=said.reason,
+        message=said.message[:LONGEST_MESSAGE],
+        observed_generation=owner.generation,
+        last_transition_time=known["lastTransitionTime"] if known.get("status") == value else now,
+    )

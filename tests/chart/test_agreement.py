@@ -3,7 +3,7 @@
 import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
@@ -19,15 +19,15 @@ from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.injection import LAYER_LABEL, LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
+from channels_zmq_operator.manager import serving
 from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
 from channels_zmq_operator.naming import ENV_KEYS, MANAGED_BY, PATHS
-from channels_zmq_operator.operate import serving
-from channels_zmq_operator.queues import Queue
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
-from channels_zmq_operator.trust import WEBHOOK, Trust
 from channels_zmq_operator.webhook import Webhook
+from channels_zmq_operator.webhook_certificates import WEBHOOK, WebhookCertificates
+from channels_zmq_operator.workqueue import WorkQueue
 
 Right = tuple[str, str, str]
 """Group, resource and verb."""
@@ -173,6 +173,13 @@ class Recorder:
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         self._note(kind, "delete")
 
+    async def metadata(
+        self, kind: str, namespace: str, label: str = "", *, fields: str = ""
+    ) -> AsyncIterator[Manifest]:
+        self._note(kind, "list")
+        for nothing in ():
+            yield nothing
+
     async def serves(self, kind: str) -> bool:
         return True
 
@@ -191,14 +198,14 @@ async def rights_that_are_used() -> set[Right]:
     reconciler.layer_seen(resource({"layer": {"capacity": 0}}, 2), gone=False)
     await reconciler.reconcile(("a", "chat"))
     try:
-        await Trust(cluster, Settings(webhook_name="x")).look()
+        await WebhookCertificates(cluster, Settings(webhook_name="x")).look()
     except ClusterError:
         pytest.fail("the recorder refuses nothing")
     used = set(cluster.rights)
-    for kind in (*PRUNED, KIND):
+    for kind in (*PRUNED, KIND, "Pod"):
         group = KINDS[kind].api_version.rpartition("/")[0]
         used |= {(group, KINDS[kind].plural, verb) for verb in ("list", "watch")}
-        if kind != KIND:
+        if kind in PRUNED:
             used.add((group, KINDS[kind].plural, "delete"))
     for group, plural in (
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
@@ -306,10 +313,13 @@ async def known_metrics(port: int) -> dict[str, set[str]]:
     cluster = Recorder()
     cluster.requests = 0  # type: ignore[attr-defined] # as a real one counts
     reconciler = Reconciler(cluster, Choices("image"))
-    reconciler.layer_seen({**resource({}), "status": {"conditions": [{"type": "Ready", "status": "True"}]}}, gone=False)
+    reconciler.layer_seen(
+        {**resource({}), "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "ForwardersReady"}]}},
+        gone=False,
+    )
     out: dict[str, set[str]] = {}
     async with (
-        serving(port, reconciler, Queue(nothing), cluster),  # type: ignore[arg-type]
+        serving(port, reconciler, WorkQueue(nothing), cluster),  # type: ignore[arg-type]
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/metrics") as answer,
     ):

@@ -174,7 +174,12 @@ GOOD: dict[str, Any] = {
     "credentials": {"image": {"pullSecrets": ["a", "b"]}},
     "resources": {"resources": {"limits": {"example.com/gpu": 1}}},
     "no resources": {"resources": {}},
-    "a template": {"template": {"labels": {"a": "b"}, "tolerations": [{"key": "a"}], "affinity": {"podAffinity": {}}}},
+    "a template": {
+        "podTemplate": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"tolerations": [{"key": "a"}], "affinity": {"podAffinity": {}}, "containers": [{"name": "x"}]},
+        }
+    },
     "closed": {"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}},
 }
 BAD: dict[str, tuple[Any, str]] = {
@@ -201,9 +206,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "days": ({"security": {"rotateEvery": "30d"}}, "spec.security.rotateEvery"),
     "a duration that is long to write": ({"security": {"rotateEvery": "1" * 10 + "h"}}, "spec.security.rotateEvery"),
     "a tag that is too long": ({"image": {"tag": "t" * 129}}, "spec.image.tag"),
-    "a number for a label": ({"template": {"labels": {"a": 1}}}, "spec.template.labels.a"),
-    "a toleration that is a text": ({"template": {"tolerations": ["a"]}}, "spec.template.tolerations[0]"),
-    "too many tolerations": ({"template": {"tolerations": [{}] * 51}}, "spec.template.tolerations"),
+    "a number for a label": ({"podTemplate": {"metadata": {"labels": {"a": 1}}}}, "spec.podTemplate.metadata.labels.a"),
+    "a pod that is a text": ({"podTemplate": {"spec": "a"}}, "spec.podTemplate.spec"),
+    "no log level": ({"forwarder": {"logLevel": "TRACE"}}, "spec.forwarder.logLevel"),
+    "much prefetch": ({"clients": {"prefetch": 1001}}, "spec.clients.prefetch"),
     "a text for a part": ({"layer": "big"}, "spec.layer"),
     "resources that are a list": ({"resources": []}, "spec.resources"),
 }

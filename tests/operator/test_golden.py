@@ -19,7 +19,7 @@ from channels_zmq_operator.render import Choices, LayerKeys, render
 GOLDEN = Path(__file__).parent / "golden"
 KEYS = LayerKeys("P" * 40, "S" * 40, "C" * 40, ("A" * 40, "B" * 40), "2026-01-02T03:04:05Z")
 EVERYTHING: dict[str, Any] = {
-    "forwarders": 1,
+    "forwarders": 3,
     "layer": {
         "capacity": 1000,
         "expiry": 30,
@@ -35,20 +35,24 @@ EVERYTHING: dict[str, Any] = {
         "pullSecrets": ["registry"],
     },
     "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
-    "template": {
-        "labels": {"team": "a"},
-        "annotations": {"note": "b"},
-        "nodeSelector": {"disk": "ssd"},
-        "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
-        "affinity": {
-            "nodeAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {"weight": 1, "preference": {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}}
-                ]
-            }
+    "podTemplate": {
+        "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+        "spec": {
+            "nodeSelector": {"disk": "ssd"},
+            "tolerations": [{"key": "dedicated", "operator": "Exists", "effect": "NoSchedule"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {"weight": 1, "preference": {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}}
+                    ]
+                }
+            },
+            "priorityClassName": "high",
+            "containers": [{"name": "forwarder", "env": [{"name": "TZ", "value": "UTC"}]}],
         },
-        "priorityClassName": "high",
     },
+    "forwarder": {"pubHighWaterMark": 20000, "queueBytes": "1Gi", "logLevel": "DEBUG"},
+    "clients": {"prefetch": 1, "outboxBytes": "128Mi", "onDisconnect": "layer.down", "onReconnect": "layer.up"},
     "networkPolicy": {
         "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     },
@@ -59,6 +63,7 @@ MATRIX: dict[str, tuple[dict[str, Any], bool]] = {
     "everything": (EVERYTHING, True),
     "curve-disabled": ({"security": {"curve": "Disabled"}}, False),
     "monitoring": ({}, True),
+    "single": ({"forwarders": 1}, False),
     "closed": ({"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}}, True),
 }
 """Specs, and whether the cluster knows ServiceMonitors."""

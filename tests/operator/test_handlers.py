@@ -82,7 +82,7 @@ def levels() -> Iterator[None]:
 def test_every_kind_is_watched_once() -> None:
     """Layers, each kind of child, and the webhook's configuration where there is one to keep."""
     found = [(one.selector.group, one.selector.version, one.selector.any_name) for one in World().handlers]  # type: ignore[union-attr]
-    expected = {(*_group(kind), KINDS[kind].plural) for kind in (KIND, *PRUNED, "MutatingWebhookConfiguration")}
+    expected = {(*_group(kind), KINDS[kind].plural) for kind in (KIND, *PRUNED, "Pod", "MutatingWebhookConfiguration")}
     assert len(found) == len(set(found)) == len(expected)
     assert set(found) == expected
     assert len(World(trust=False).handlers) == len(found) - 1

@@ -99,7 +99,7 @@ async def test_it_watches_until_it_is_told_to_stop(unused_tcp_port: int) -> None
         assert (await run.page("readyz"))[0] == 200
         status, text = await run.page("metrics")
         assert status == 200
-        assert "channels_zmq_operator_api_requests_total 2.0" in text
+        assert "channels_zmq_operator_api_requests_total 3.0" in text
         assert "channels_zmq_operator_leads 1.0" in text
     assert not run.watching
     with pytest.raises(aiohttp.ClientConnectionError):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from channels_zmq_operator.models import LARGEST_SPEC, Limits, Owner, Spec, SpecError, parse, seconds, size
+from channels_zmq_operator.models import LARGEST_SPEC, PLACEMENT, Limits, Owner, Spec, SpecError, parse, seconds, size
 
 
 def test_a_large_spec_is_refused() -> None:
@@ -52,7 +52,7 @@ def test_names_outside_are_camel_case() -> None:
         ({"security": {"rotateEvery": "1d"}}, "spec.security.rotateEvery: '1d' is no duration such as 720h"),
         ({"security": {"rotateEvery": "59m"}}, "spec.security.rotateEvery: '59m' is less than 1h"),
         ({"security": {"rotateEvery": 5}}, "spec.security.rotateEvery: "),
-        ({"template": {"tolerations": ["x"]}}, "spec.template.tolerations[0]: Input should be a valid dictionary"),
+        ({"podTemplate": {"spec": {"tolerations": ["x"]}}}, "spec.podTemplate.spec: tolerations is no list of objects"),
         ({"image": []}, "spec.image: "),
         ([], "spec: "),
         ("text", "spec: "),
@@ -120,7 +120,10 @@ def test_the_owner_is_the_resource_without_its_content() -> None:
 
 CHOSEN: dict[str, Any] = {
     "image": {"repository": "evil", "tag": "1", "digest": "sha256:0"},
-    "template": {"labels": {"team.example/a": "b", "app": "theirs"}, "annotations": {"identity": "role"}},
+    "podTemplate": {
+        "metadata": {"labels": {"team.example/a": "b", "app": "theirs"}, "annotations": {"identity": "role"}},
+        "spec": {"nodeSelector": {"a": "b"}, "serviceAccountName": "admin", "hostNetwork": True},
+    },
 }
 
 
@@ -129,17 +132,20 @@ def test_limits_name_every_field_that_is_not_allowed() -> None:
     with pytest.raises(SpecError) as caught:
         Limits(labels=("team.example/",)).check(parse({"spec": CHOSEN}))
     assert str(caught.value) == (
-        "spec.image.repository: not allowed in this cluster (layers.imageOverrides); "
-        "spec.image.tag: not allowed in this cluster (layers.imageOverrides); "
-        "spec.image.digest: not allowed in this cluster (layers.imageOverrides); "
-        "spec.template.labels.app: not allowed in this cluster (layers.allowedLabels); "
-        "spec.template.annotations.identity: not allowed in this cluster (layers.allowedAnnotations); "
-        "these are values of the operator's chart"
+        "not allowed in this cluster: spec.image.repository (layers.imageOverrides); "
+        "spec.image.tag (layers.imageOverrides); "
+        "spec.image.digest (layers.imageOverrides); "
+        "spec.podTemplate.metadata.labels.app (layers.allowedLabels); "
+        "spec.podTemplate.metadata.annotations.identity (layers.allowedAnnotations); "
+        "spec.podTemplate.spec.serviceAccountName (layers.podOverrides); "
+        "spec.podTemplate.spec.hostNetwork (layers.podOverrides). "
+        "The names in brackets are values of the operator's chart"
     )
 
 
 def test_limits_let_through_what_they_allow() -> None:
     """By its prefix; and everything else of a spec in any case."""
-    Limits(image_overrides=True, labels=("team.example/", "app"), annotations=("id",)).check(parse({"spec": CHOSEN}))
-    rest = {"image": {"pullSecrets": ["a"]}, "template": {"nodeSelector": {"a": "b"}, "priorityClassName": "high"}}
+    limits = Limits(image_overrides=True, labels=("team.example/", "app"), annotations=("id",), pod_overrides=True)
+    limits.check(parse({"spec": CHOSEN}))
+    rest = {"image": {"pullSecrets": ["a"]}, "podTemplate": {"spec": {key: [] for key in PLACEMENT}}}
     Limits().check(parse({"spec": rest}))

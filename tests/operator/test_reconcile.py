@@ -5,135 +5,19 @@ import copy
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import zmq
 from clusters import FakeCluster, Killed, Name, Request, feed, refused
+from worlds import CHILDREN, CHOICES, KEY, PODS, STATUS, World, ready
 
+from channels_zmq_operator import __version__
 from channels_zmq_operator.cluster import KINDS, ClusterError
-from channels_zmq_operator.models import API_VERSION, KIND, Limits, Owner, parse
+from channels_zmq_operator.models import API_VERSION, KIND, Limits
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
-from channels_zmq_operator.render import Choices, LayerKeys, render
-from channels_zmq_operator.status import NUMBERS
 from channels_zmq_operator.workqueue import Key, WorkQueue
-
-KEY: Key = ("home", "chat")
-CHOICES = Choices("image:1", service_monitors=True)
-CHILDREN = {
-    *((kind, "chat-forwarder") for kind in ("Secret", "Service", "Deployment", "PodDisruptionBudget")),
-    *((kind, "chat-forwarder") for kind in ("NetworkPolicy", "ServiceMonitor")),
-    ("Secret", "chat-client"),
-    ("ConfigMap", "chat-channels"),
-}
-STATUS = ("apply", f"{KIND}/status", "chat")
-
-
-class World:
-    """A cluster and an operator in it, whose looks a test makes."""
-
-    def __init__(self, spec: Any = None) -> None:
-        self.cluster = FakeCluster()
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-        if spec is not None:
-            self.make(spec)
-        self.start()
-
-    def make(self, spec: Any) -> Manifest:
-        metadata = {"name": "chat", "namespace": "home"}
-        return self.cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
-
-    def start(self) -> None:
-        """Start an operator; the one before, if there is one, is gone."""
-        self.due: set[Key] = set()
-        self.reconciler = Reconciler(self.cluster, CHOICES, clock=lambda: self.now)
-        self.cluster.watchers.clear()
-        self.cluster.watch(feed(self.reconciler, self.due.add))
-
-    def wait(self, **time: float) -> None:
-        self.now += timedelta(**time)
-
-    async def settle(self, looks: int = 20) -> float:
-        """Look as long as there is a reason to; return seconds until the next look."""
-        again = float("inf")
-        for _ in range(looks):
-            if not self.due:
-                return again
-            key = self.due.pop()
-            again = min(again, await self.reconciler.reconcile(key))
-        pytest.fail("there is always something to do")
-
-    def asked(self) -> list[Request]:
-        """Return the requests since the last call."""
-        found, self.cluster.log = self.cluster.log, []
-        return found
-
-    def layer(self) -> Manifest:
-        found = self.cluster.look(KIND, *KEY)
-        assert found is not None
-        return found
-
-    def child(self, kind: str, name: str = "chat-forwarder") -> Manifest:
-        found = self.cluster.look(kind, "home", name)
-        assert found is not None, (kind, name)
-        return found
-
-    def children(self) -> set[tuple[str, str]]:
-        return {(kind, name) for kind, _, name in self.cluster.objects if kind not in (KIND, "Event")}
-
-    def edit(self, kind: str, change: Callable[[Manifest], Any], name: str = "chat-forwarder") -> None:
-        self.cluster.edit(kind, "home", name, change)
-
-    def set_spec(self, spec: Any) -> None:
-        self.edit(KIND, lambda found: found.update(spec=spec), "chat")
-
-    def condition(self, kind: str) -> tuple[str, str]:
-        (found,) = [one for one in self.layer()["status"]["conditions"] if one["type"] == kind]
-        return found["status"], found["reason"]
-
-    def events(self) -> list[Manifest]:
-        return [found for (kind, _, _), found in self.cluster.objects.items() if kind == "Event"]
-
-    def secret(self, name: str, entry: str) -> str:
-        return b64decode(self.child("Secret", name)["data"][entry]).decode()
-
-    def keys(self) -> tuple[str, str]:
-        """Return the forwarders' key and the applications'."""
-        client = self.secret("chat-client", "CHANNELS_ZMQ_CURVE_SECRET_KEY")
-        return self.secret("chat-forwarder", "secret-key"), client
-
-    def check(self) -> None:
-        """Check that everything is as it should be, and fits together."""
-        layer, (server, client) = self.layer(), self.keys()
-        allowed = tuple(self.secret("chat-forwarder", "allowed-keys").split())
-        public = zmq.curve_public(server.encode()).decode()
-        assert allowed[0] == zmq.curve_public(client.encode()).decode()
-        rotated = self.child("Secret", "chat-client")["metadata"]["annotations"]["channels-zmq.io/rotated-at"]
-        keys = LayerKeys(public, server, client, allowed, rotated)
-        wanted = render(Owner.of(layer), parse(layer), keys, CHOICES)
-        assert self.children() == {(one["kind"], one["metadata"]["name"]) for one in wanted}
-        for one in wanted:
-            assert includes(self.child(one["kind"], one["metadata"]["name"]), one)
-        assert layer["status"]["observedGeneration"] == layer["metadata"]["generation"]
-        assert self.condition("Accepted") == ("True", "SpecValid")
-        assert self.condition("Degraded") == ("False", "AsExpected")
-
-
-def includes(found: Any, wanted: Any) -> bool:
-    """Return whether an object is as it was rendered, but for what the cluster adds."""
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(key in found and includes(found[key], wanted[key]) for key in wanted)
-    return bool(found == wanted)
-
-
-def ready(found: Manifest) -> None:
-    """Do what the controller of Deployments does."""
-    generation = found["metadata"]["generation"]
-    numbers = dict.fromkeys(NUMBERS, found["spec"]["replicas"])
-    found["status"] = {**numbers, "observedGeneration": generation}
-    found["metadata"].setdefault("annotations", {})["deployment.kubernetes.io/revision"] = "1"
 
 
 async def test_a_new_layer_gets_everything() -> None:
@@ -150,10 +34,10 @@ async def test_a_new_layer_gets_everything() -> None:
 
 
 async def test_a_layer_costs_few_requests() -> None:
-    """Two for each object, one for the status, and two reads before keys are made; its echoes cost none."""
+    """Two for each object and one for the status; its echoes cost none."""
     world = World({})
     await world.settle()
-    assert len(world.asked()) == 2 * len(CHILDREN) + 3
+    assert len(world.asked()) == 2 * len(CHILDREN) + 1
 
 
 async def test_a_look_without_a_change_makes_no_request() -> None:
@@ -183,17 +67,20 @@ async def test_echoes_of_our_own_cost_nothing(holds: bool) -> None:
     await world.settle()
     world.cluster.deliver()
     await world.settle()
-    assert world.asked() == [("apply", "ConfigMap", "chat-channels"), STATUS]
+    assert world.asked() == [("apply", "ConfigMap", "chat-channels"), PODS, STATUS]
 
 
 async def test_the_forwarder_that_becomes_ready_is_told() -> None:
-    """By one write of the status, and nothing else is touched."""
+    """By one write of the status and an event, and nothing else is touched."""
     world = World({})
     await world.settle()
     world.asked()
     world.edit("Deployment", ready)
     await world.settle()
-    assert world.asked() == [STATUS]
+    assert world.asked() == [STATUS, ("create", "Event", "")]
+    (event,) = world.events()
+    assert (event["type"], event["reason"]) == ("Normal", "RolledOut")
+    assert event["note"] == f"2 of 2 forwarders are ready, of version {__version__}"
     assert world.condition("Ready") == ("True", "ForwardersReady")
     assert world.layer()["status"]["ready"] == "2/2"
     world.check()
@@ -232,7 +119,8 @@ async def test_a_changed_spec_changes_what_depends_on_it() -> None:
     world.asked()
     world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     await world.settle()
-    assert world.asked() == [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat-channels"), STATUS]
+    applied = [("apply", "Deployment", "chat-forwarder"), ("apply", "ConfigMap", "chat-channels")]
+    assert world.asked() == [*applied, PODS, STATUS]
     world.check()
     assert world.keys() == keys
 
@@ -292,7 +180,7 @@ async def test_what_the_operator_does_not_allow_is_refused_like_an_invalid_spec(
     assert world.asked() == [("create", "Event", ""), STATUS]
     assert world.condition("Accepted") == ("False", "SpecInvalid")
     (message,) = {one["message"] for one in world.layer()["status"]["conditions"] if one["type"] == "Accepted"}
-    assert message.startswith("spec.image.repository: not allowed in this cluster")
+    assert message.startswith("not allowed in this cluster: spec.image.repository")
     assert world.child("Deployment")["spec"]["template"]["spec"]["containers"][0]["image"] == "image:1"
     world.set_spec({})
     await world.settle()
@@ -676,7 +564,9 @@ async def test_keys_rotate_in_two_steps() -> None:
     assert world.asked() == [("apply", "Secret", "chat-forwarder")]
     world.wait(seconds=180)
     assert await world.reconciler.reconcile(KEY) == 3600
-    assert world.asked() == [("apply", "Secret", "chat-forwarder"), ("apply", "Secret", "chat-client")]
+    secrets = [("apply", "Secret", "chat-forwarder"), ("apply", "Secret", "chat-client")]
+    assert world.asked() == [*secrets, ("create", "Event", "")]
+    assert world.events()[-1]["reason"] == "KeysRotated"
     world.check()
 
 

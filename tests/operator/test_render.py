@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from channels_zmq.config import DedicatedConfig
 from channels_zmq.environment import channel_layers_from_env
 from channels_zmq_forwarder.settings import Settings as ForwarderSettings
 from channels_zmq_operator.injection import patch
@@ -157,13 +158,87 @@ def test_a_layer_does_not_encrypt_unless_its_spec_says_so() -> None:
         assert "symmetric_encryption_keys_file" not in channel_layers_from_env(environment(spec))["default"]["CONFIG"]
 
 
+def template(**pod_template: Any) -> Manifest:
+    deployment = objects({"podTemplate": pod_template})["Deployment", "chat-forwarder"]
+    assert (
+        deployment["spec"]["selector"]["matchLabels"].items()
+        <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    )
+    return dict(deployment["spec"]["template"])
+
+
 def test_own_labels_of_pods_do_not_break_the_selector() -> None:
     """Whatever somebody writes into the template, ours win."""
-    labels = {OWNER_LABEL: "x", "app.kubernetes.io/name": "x", "team": "a"}
-    deployment = objects({"template": {"labels": labels}})["Deployment", "chat-forwarder"]
-    found = deployment["spec"]["template"]["metadata"]["labels"]
-    assert deployment["spec"]["selector"]["matchLabels"].items() <= found.items()
-    assert found["team"] == "a"
+    found = template(metadata={"labels": {OWNER_LABEL: "x", "app.kubernetes.io/name": "x", "team": "a"}})
+    assert found["metadata"]["labels"]["team"] == "a"
+
+
+def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
+    """By names, where lists have such; what is ours stays as it is."""
+    plain = template()["spec"]
+    env, volume = {"name": "TZ", "value": "UTC"}, {"name": "data", "emptyDir": {}}
+    mounts = [{"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/keys"}]
+    container = {"name": "forwarder", "image": "evil", "args": ["x"], "env": [env], "volumeMounts": mounts}
+    sidecar = {"name": "sidecar", "image": "sidecar:1"}
+    found = template(
+        spec={
+            "containers": [sidecar, container],
+            "volumes": [volume],
+            "automountServiceAccountToken": True,
+            "dnsPolicy": "None",
+        }
+    )["spec"]
+    (mine,) = plain["containers"]
+    assert found["containers"] == [{**mine, "env": [env], "volumeMounts": [*mine["volumeMounts"], mounts[0]]}, sidecar]
+    assert found["volumes"] == [*plain["volumes"], volume]
+    assert found["dnsPolicy"] == "None"
+    assert found["automountServiceAccountToken"] is False
+
+
+def test_a_template_says_where_pods_run_and_for_how_long() -> None:
+    """In place of the defaults; a toleration of our own stays where there is none of its key."""
+    plain = template()["spec"]
+    keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
+    assert [(one["key"], one["tolerationSeconds"]) for one in plain["tolerations"]] == [(key, 30) for key in keys]
+    assert [one["topologyKey"] for one in plain["topologySpreadConstraints"]] == [
+        "topology.kubernetes.io/zone",
+        "kubernetes.io/hostname",
+    ]
+    own = {"key": keys[1], "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
+    spread = [{"maxSkew": 2, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}]
+    found = template(
+        spec={"tolerations": [own], "topologySpreadConstraints": spread, "terminationGracePeriodSeconds": 99}
+    )["spec"]
+    assert found["tolerations"] == [own, plain["tolerations"][0]]
+    assert found["topologySpreadConstraints"] == spread
+    assert found["terminationGracePeriodSeconds"] == 99
+
+
+def test_a_cluster_that_assigns_users_is_told_of_none() -> None:
+    """OpenShift refuses others than those of the namespace."""
+    found = render(OWNER, parse({}), KEYS, Choices("i", assigns_users=True))
+    (deployment,) = [one for one in found if one["kind"] == "Deployment"]
+    security = deployment["spec"]["template"]["spec"]["securityContext"]
+    assert security == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_what_forwarders_are_told_by_default_is_their_own_default() -> None:
+    """So that it makes no difference where one runs."""
+    given = dict(argument.removeprefix("--").split("=") for argument in container()["args"])
+    default = ForwarderSettings(_cli_parse_args=False)  # type: ignore[call-arg]
+    for name in ("pub_high_water_mark", "subscriber_bytes", "topic_bytes", "queue_bytes", "queue_names", "log_level"):
+        assert given[name.replace("_", "-")] == str(
+            int(value) if isinstance(value := getattr(default, name), int) else value
+        )
+
+
+def test_what_applications_are_told_by_default_is_their_own_default() -> None:
+    """Of how they use forwarders; there are no hooks."""
+    config = channel_layers_from_env(environment({}))["default"]["CONFIG"]
+    own = DedicatedConfig(pull_socket_address=("tcp://a:1",), pub_socket_address=("tcp://a:2",))
+    for name in ("prefetch", "outbox_capacity", "outbox_bytes", "connect_timeout", "linger"):
+        assert config[name] == getattr(own, name)
+    assert not {"on_disconnect", "on_reconnect"} & config.keys()
 
 
 def test_a_new_server_key_restarts_the_forwarder_and_a_rotation_does_not() -> None:

@@ -1,12 +1,13 @@
 """What a layer's status says: every condition, with every reason."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from channels_zmq_operator import crd
-from channels_zmq_operator.models import Owner
+from channels_zmq_operator import __version__, crd
+from channels_zmq_operator.models import AppSettings, Owner, Status
 from channels_zmq_operator.status import REASONS, Seen, differs, kept, status
 
 OWNER = Owner(name="chat", namespace="home", uid="u", generation=3)
@@ -42,63 +43,101 @@ def said(seen: Seen, before: dict[str, Any] | None = None, now: str = NOW, owner
 
 STUCK = deployment(0, Progressing=("False", "deadline exceeded"))
 CASES: dict[str, tuple[Seen, str]] = {
-    "nothing is there yet": (Seen(), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
+    "nothing is there yet": (
+        Seen(),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
+    ),
     "nothing is known of the Deployment yet": (
         Seen(deployment=kept({"metadata": {"generation": 1}, "spec": {"replicas": 2}})),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected",
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
     ),
-    "they are starting": (Seen(deployment=deployment(0)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
-    "one is ready": (Seen(deployment=deployment(1)), "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected"),
-    "they are ready": (Seen(deployment=deployment()), "T/SpecValid T/ForwardersReady F/Complete F/AsExpected"),
+    "they are starting": (
+        Seen(deployment=deployment(0)),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
+    ),
+    "one is ready": (
+        Seen(deployment=deployment(1)),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
+    ),
+    "they are ready": (
+        Seen(deployment=deployment()),
+        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected F/NotStalled F/UpToDate",
+    ),
     "they are ready, but not for long": (
         Seen(deployment=deployment(available=1)),
-        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
     ),
     "they are ready, as far as is known of the version before": (
         Seen(deployment=deployment(generation=3)),
-        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
     ),
     "one of them is of the version before": (
         Seen(deployment=deployment(updated=1)),
-        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
     ),
     "a third one is not gone yet": (
         Seen(deployment=deployment(3, there=3)),
-        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected",
+        "T/SpecValid T/ForwardersReady T/RollingOut F/AsExpected F/NotStalled F/UpToDate",
     ),
     "it does not start in time": (
         Seen(deployment=STUCK),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing",
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing T/ForwarderFailing F/UpToDate",
     ),
     "no pod may be made": (
         Seen(deployment=deployment(0, ReplicaFailure=("True", "exceeded quota"))),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing",
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing T/ForwarderFailing F/UpToDate",
+    ),
+    "a pod does not start": (
+        Seen(deployment=deployment(1), pods=("pod a: CrashLoopBackOff",)),
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing F/NotStalled F/UpToDate",
+    ),
+    "a pod does not start, and the others serve": (
+        Seen(deployment=deployment(updated=1, there=3), pods=("pod a: ImagePullBackOff",)),
+        "T/SpecValid T/ForwardersReady T/RollingOut T/ForwarderFailing F/NotStalled F/UpToDate",
+    ),
+    "it is paused": (
+        Seen(deployment=deployment(), paused=True),
+        "T/SpecValid T/ForwardersReady F/Paused F/AsExpected F/NotStalled F/UpToDate",
+    ),
+    "its upgrade waits": (
+        Seen(deployment=deployment(), waits=True),
+        "T/SpecValid T/ForwardersReady T/UpgradeWaits F/AsExpected F/NotStalled F/UpToDate",
+    ),
+    "applications are outdated": (
+        Seen(deployment=deployment(), outdated=3),
+        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected F/NotStalled T/RestartNeeded",
     ),
     "conditions that say that all is well": (
         Seen(deployment=deployment(Progressing=("True", ""), Available=("True", ""), ReplicaFailure=("False", ""))),
-        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected",
+        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected F/NotStalled F/UpToDate",
     ),
-    "the cluster refuses": (Seen(refusal="quota"), "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused"),
+    "the cluster refuses": (
+        Seen(refusal="quota"),
+        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused F/NotStalled F/UpToDate",
+    ),
     "a name is taken": (
         Seen(refusal="it was not made for this layer", refused_as="NameTaken"),
-        "T/SpecValid F/NameTaken T/RollingOut T/NameTaken",
+        "T/SpecValid F/NameTaken T/RollingOut T/NameTaken T/NameTaken F/UpToDate",
     ),
     "the cluster refuses a change": (
         Seen(refusal="quota", deployment=deployment()),
-        "T/SpecValid T/ForwardersReady F/Complete T/ClusterRefused",
+        "T/SpecValid T/ForwardersReady F/Complete T/ClusterRefused F/NotStalled F/UpToDate",
     ),
     "the cluster refuses, and it does not start": (
         Seen(refusal="quota", deployment=STUCK),
-        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused",
+        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused T/ForwarderFailing F/UpToDate",
     ),
-    "the spec is invalid": (Seen(problem="spec.x"), "F/SpecInvalid F/SpecInvalid F/SpecInvalid F/AsExpected"),
+    "the spec is invalid": (
+        Seen(problem="spec.x"),
+        "F/SpecInvalid F/SpecInvalid F/SpecInvalid F/AsExpected T/SpecInvalid F/UpToDate",
+    ),
     "the spec has become invalid": (
         Seen(problem="spec.x", deployment=deployment()),
-        "F/SpecInvalid T/ForwardersReady F/SpecInvalid F/AsExpected",
+        "F/SpecInvalid T/ForwardersReady F/SpecInvalid F/AsExpected T/SpecInvalid F/UpToDate",
     ),
     "the spec has become invalid before it was ready": (
         Seen(problem="spec.x", deployment=STUCK),
-        "F/SpecInvalid F/ForwardersNotReady F/SpecInvalid T/ForwarderFailing",
+        "F/SpecInvalid F/ForwardersNotReady F/SpecInvalid T/ForwarderFailing T/SpecInvalid F/UpToDate",
     ),
 }
 by_case = pytest.mark.parametrize("case", CASES)
@@ -110,7 +149,7 @@ def conditions(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @by_case
 def test_conditions_and_reasons(case: str) -> None:
-    """Accepted, Ready, Progressing, Degraded."""
+    """Accepted, Ready, Progressing, Degraded, Stalled, AppsOutdated."""
     seen, expected = CASES[case]
     found = said(seen)
     assert " ".join(f"{one['status'][0]}/{one['reason']}" for one in found["conditions"]) == expected
@@ -121,10 +160,11 @@ def test_conditions_and_reasons(case: str) -> None:
 def test_the_definition_takes_every_status(case: str) -> None:
     """With every field known, and nothing beside it."""
     found = said(CASES[case][0])
-    assert list(Draft202012Validator(crd.STATUS).iter_errors(found)) == []
-    assert found.keys() <= crd.STATUS["properties"].keys()
+    schema = crd.schema_of(Status)
+    assert list(Draft202012Validator(schema).iter_errors(found)) == []
+    assert found.keys() <= schema["properties"].keys()
     for one in found["conditions"]:
-        assert one.keys() == crd.CONDITION["properties"].keys()
+        assert one.keys() == schema["properties"]["conditions"]["items"]["properties"].keys()
         assert one["observedGeneration"] == 3
         assert one["message"]
 
@@ -153,10 +193,24 @@ def test_times_are_kept_until_a_condition_turns() -> None:
     starting = said(Seen())
     failing = said(Seen(deployment=STUCK), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(failing).items()}
-    assert times == {"Accepted": NOW, "Ready": NOW, "Progressing": NOW, "Degraded": LATER}
+    assert times == {
+        "Accepted": NOW,
+        "Ready": NOW,
+        "Progressing": NOW,
+        "Degraded": LATER,
+        "Stalled": LATER,
+        "AppsOutdated": NOW,
+    }
     ready = said(Seen(deployment=deployment()), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(ready).items()}
-    assert times == {"Accepted": NOW, "Ready": LATER, "Progressing": LATER, "Degraded": NOW}
+    assert times == {
+        "Accepted": NOW,
+        "Ready": LATER,
+        "Progressing": LATER,
+        "Degraded": NOW,
+        "Stalled": NOW,
+        "AppsOutdated": NOW,
+    }
 
 
 def test_numbers_and_addresses() -> None:
@@ -168,6 +222,22 @@ def test_numbers_and_addresses() -> None:
     assert found["binding"] == {"name": "chat-client"}
     assert found["selector"] == "app.kubernetes.io/name=channels-zmq-forwarder,channels-zmq.io/owned-by=chat"
     assert found["observedGeneration"] == 3
+
+
+def test_the_version_is_that_of_who_made_the_pods() -> None:
+    """Nothing is said before there are any; what is left as it is keeps the version of before."""
+    assert "version" not in said(Seen())
+    assert said(Seen(deployment=deployment()))["version"] == __version__
+    for kept_as_it_is in (Seen(problem="x"), Seen(paused=True), Seen(waits=True)):
+        seen = replace(kept_as_it_is, deployment=deployment())
+        assert said(seen, {"version": "0.0.1"})["version"] == "0.0.1"
+        assert "version" not in said(seen)
+
+
+def test_settings_stand_there_with_their_time() -> None:
+    """From where they are known when the operator starts again."""
+    settings = AppSettings(digest="d", since=NOW)
+    assert said(Seen(settings=settings))["settings"] == {"digest": "d", "since": NOW}
 
 
 def test_the_deployment_counts_as_long_as_a_new_number_is_not_applied() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.models import KIND
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of
+from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of, pod_layer
 from channels_zmq_operator.workqueue import Key
 
 Name = tuple[str, str, str]
@@ -72,11 +72,13 @@ class FakeCluster:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         return await self._served(("get", kind, name), lambda: self.look(kind, namespace, name))
 
-    async def metadata(self, kind: str, namespace: str, selector: str = "") -> AsyncIterator[Manifest]:
+    async def metadata(
+        self, kind: str, namespace: str, label: str = "", *, fields: str = ""
+    ) -> AsyncIterator[Manifest]:
         def listed() -> list[Manifest]:
             found = [one for (each, _, _), one in self.objects.items() if each == kind]
             found = [one for one in found if namespace in ("", one["metadata"]["namespace"])]
-            return [one for one in found if not selector or selector in one["metadata"].get("labels", {})]
+            return [one for one in found if not label or label in one["metadata"].get("labels", {})]
 
         for one in await self._served(("list", kind, namespace), listed):
             yield {key: one[key] for key in ("apiVersion", "kind", "metadata")}
@@ -254,7 +256,10 @@ def feed(reconciler: Reconciler, add: Callable[[Key], None]) -> Callable[[str, M
 
     def watcher(event: str, found: Manifest) -> None:
         metadata, gone = found["metadata"], event == "DELETED"
-        if found["kind"] == KIND:
+        if found["kind"] == "Pod":
+            if OWNER_LABEL in metadata.get("labels", {}) and reconciler.pod_seen(found, gone=gone):
+                add(pod_layer(found))
+        elif found["kind"] == KIND:
             if reconciler.layer_seen(found, gone=gone):
                 add((metadata["namespace"], metadata["name"]))
         elif (

@@ -22,11 +22,16 @@
   for: 5m
   severity: warning
   summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} refuses clients for their key.
-- alert: ChannelsZmqLayersNotReady
-  expr: sum(channels_zmq_operator_layers{condition="Ready", status!="True"}) > 0
+- alert: ChannelsZmqLayerNotReady
+  expr: min by (layer_namespace, layer) (channels_zmq_operator_layer_condition{condition="Ready"}) == 0
   for: 5m
   severity: critical
-  summary: {{ "'{{ $value }} layers are not ready.'" }}
+  summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} has fewer forwarders than it should have.
+- alert: ChannelsZmqLayerDegraded
+  expr: max by (layer_namespace, layer, reason) (channels_zmq_operator_layer_condition{condition="Degraded"}) == 1
+  for: 15m
+  severity: warning
+  summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} is degraded ({{ "{{ $labels.reason }}" }}).
 - alert: ChannelsZmqReconcileErrors
   expr: sum(increase(channels_zmq_operator_reconcile_errors_total[10m])) > 0
   for: 10m

@@ -46,7 +46,8 @@
 - name: options
   expression: >-
     ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
-    'MAX_MESSAGE_SIZE']
+    'MAX_MESSAGE_SIZE', 'PREFETCH', 'OUTBOX_CAPACITY', 'OUTBOX_BYTES', 'CONNECT_TIMEOUT', 'LINGER', 'ON_DISCONNECT',
+    'ON_RECONNECT']
 - name: paths
   expression: >-
     {'CURVE_SERVER_KEY_FILE': 'server-key-file', 'CURVE_SECRET_KEY_FILE': 'secret-key-file',

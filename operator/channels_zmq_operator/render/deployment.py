@@ -17,6 +17,7 @@ from channels_zmq_operator.naming import (
 )
 from channels_zmq_operator.render.child import child
 from channels_zmq_operator.render.inputs import Choices, LayerKeys
+from channels_zmq_operator.render.merge import merged
 
 DRAIN_AT_MOST, GRACE = 10, 30
 """Seconds that a forwarder drains at most, and after which Kubernetes kills it: returned messages take time, too."""
@@ -24,43 +25,36 @@ SETTLE_AT_MOST, PROGRESS_DEADLINE = 10, 90
 """Seconds. A forwarder that starts beside others waits up to 60 s for clients that do not answer: no failure."""
 MIN_READY = 10
 """Seconds from a forwarder's being ready to the end of the one that it replaces: clients look for it every 5 s."""
+USER = 65532
+"""Of the image; not said where the cluster assigns users."""
 NODE_LOST_FOR = 30
 """Seconds after which the forwarders of a node that does not answer are replaced."""
 
 
 def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
     """Return the Deployment."""
-    template = spec.template
+    template = spec.pod_template
+    security: Manifest = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    if not choices.assigns_users:
+        security |= dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), USER)
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "runAsGroup": 65532,
-            "fsGroup": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": security,
         "containers": [_container(spec, keys, choices)],
+        "tolerations": _tolerations(template.spec.get("tolerations", [])),
     }
+    if spec.image.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in spec.image.pull_secrets]
     if keys is not None:
         items = [{"key": name, "path": name} for name in (KEY_FILE, ALLOWED_KEYS)]
         secret = {"secretName": forwarder_name(owner), "items": items, "defaultMode": 0o440}
         pod["volumes"] = [{"name": "keys", "secret": secret}]
-    optional = {
-        "imagePullSecrets": [{"name": name} for name in spec.image.pull_secrets],
-        "nodeSelector": template.node_selector,
-        "tolerations": [*template.tolerations, *_tolerations(template.tolerations)],
-        "topologySpreadConstraints": _spread(owner),
-        "affinity": template.affinity,
-        "priorityClassName": template.priority_class_name,
-    }
-    pod |= {key: value for key, value in optional.items() if value}
-    annotations = dict(template.annotations)
+    annotations = dict(template.metadata.annotations)
     if keys is not None:  # the forwarder reads its list again, but not its own key
         annotations[f"{GROUP}/server-key-checksum"] = hashlib.sha256(keys.server_public.encode()).hexdigest()[:16]
-    labels = {**template.labels, **labels_of(owner)}
+    labels = {**template.metadata.labels, **labels_of(owner)}
+    defaults = {"terminationGracePeriodSeconds": GRACE, "topologySpreadConstraints": _spread(owner)}
     body = {
         "replicas": spec.forwarders,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -68,16 +62,19 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
         "progressDeadlineSeconds": PROGRESS_DEADLINE,
         "revisionHistoryLimit": 2,
         "selector": {"matchLabels": selector(owner)},
-        "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
+        "template": {
+            "metadata": {"labels": labels, "annotations": annotations},
+            "spec": {**defaults, **merged(template.spec, pod)},
+        },
     }
     return child(owner, "apps/v1", "Deployment", forwarder_name(owner), spec=body)
 
 
 def _tolerations(own: list[Manifest]) -> list[Manifest]:
-    """Return how long a forwarder stays on a node that is lost: by default that would be five minutes."""
+    """Return tolerations, and for how long a forwarder stays on a node that is lost: else it would be five minutes."""
     own_keys = {one.get("key") for one in own}
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-    return [
+    return own + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_FOR}
         for key in keys
         if key not in own_keys
@@ -106,7 +103,13 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--max-message-size={size(spec.layer.max_message_size)}",
         f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
         f"--drain-at-most={DRAIN_AT_MOST}",
+        f"--pub-high-water-mark={spec.forwarder.pub_high_water_mark}",
+        f"--subscriber-bytes={size(spec.forwarder.subscriber_bytes)}",
+        f"--topic-bytes={size(spec.forwarder.topic_bytes)}",
+        f"--queue-bytes={size(spec.forwarder.queue_bytes)}",
+        f"--queue-names={spec.forwarder.queue_names}",
         "--log-format=json",
+        f"--log-level={spec.forwarder.log_level}",
     ]
     if keys is not None:
         arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", f"--curve-allowed-keys-file=/keys/{ALLOWED_KEYS}"]

@@ -56,6 +56,7 @@ class Choices:
         monitors: Of the forwarders.
         service_monitors: Whether the cluster knows that kind.
         limits: What authors of layers may choose; None for everything.
+        assigns_users: Whether the cluster assigns users to pods, as OpenShift does, and refuses others.
         cluster_domain: With which the names of Services end; empty for names that the pods' resolver completes.
     """
 
@@ -63,4 +64,5 @@ class Choices:
     monitors: Monitors = Monitors()
     service_monitors: bool = False
     limits: Limits | None = None
+    assigns_users: bool = False
     cluster_domain: str = "cluster.local"

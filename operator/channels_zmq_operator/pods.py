@@ -1,0 +1,55 @@
+"""What is wrong with a forwarder's pod, in the words of the cluster. Pure."""
+
+from channels_zmq_operator.naming import INJECTED_ANNOTATION, LAYER_LABEL, Manifest
+
+LONGEST = 300
+"""Characters that are kept of a problem."""
+WAITING_FOR_ITS_TURN = ("ContainerCreating", "PodInitializing")
+"""Reasons for which a container waits at first, and which are no problem."""
+
+
+def problem(pod: Manifest) -> str:
+    """Return what keeps a pod from being ready, such as `ImagePullBackOff`; no text if nothing does."""
+    status = pod.get("status") or {}
+    conditions = {one.get("type"): one for one in status.get("conditions") or ()}
+    if conditions.get("Ready", {}).get("status") == "True" or pod["metadata"].get("deletionTimestamp"):
+        return ""
+    found = ""
+    if status.get("phase") == "Failed":
+        found = _said(status.get("reason", "Failed"), status.get("message"))
+    elif conditions.get("PodScheduled", {}).get("status") == "False":
+        found = _said(conditions["PodScheduled"].get("reason", ""), conditions["PodScheduled"].get("message"))
+    else:
+        containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+        found = next(filter(None, map(_of_container, containers)), "")
+    return f"pod {pod['metadata']['name']}: {found}"[:LONGEST] if found else ""
+
+
+def is_outdated(pod: Manifest, layer: str, since: str) -> bool:
+    """Return whether a pod of an application uses a layer, and is older than its settings.
+
+    Args:
+        pod: Its metadata.
+        layer: The name of the layer.
+        since: When the settings changed last, as Kubernetes writes it.
+    """
+    metadata = pod["metadata"]
+    injected = (metadata.get("annotations") or {}).get(INJECTED_ANNOTATION, "")
+    layers = {one.partition("=")[2] for one in injected.split(",")} | {metadata["labels"].get(LAYER_LABEL)}
+    return layer in layers and metadata["creationTimestamp"] < since
+
+
+def _of_container(container: Manifest) -> str:
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    ended = ((container.get("lastState") or {}).get("terminated")) or (
+        (container.get("state") or {}).get("terminated") or {}
+    )
+    reason = waiting.get("reason", "")
+    if ended and ended.get("exitCode"):
+        # Without the message, which says how long the pause is, and so is new each time.
+        return _said(reason, f"it ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}")
+    return "" if not reason or reason in WAITING_FOR_ITS_TURN else _said(reason, waiting.get("message"))
+
+
+def _said(reason: str, message: str | None) -> str:
+    return ": ".join(filter(None, (reason, message)))

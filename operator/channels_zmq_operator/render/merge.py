@@ -1,0 +1,31 @@
+"""Two descriptions of a pod made one, as by a server-side apply: maps by keys, lists by what identifies an item."""
+
+from typing import Any
+
+IDENTITIES = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "imagePullSecrets": "name",
+    "env": "name",
+    "ports": "containerPort",
+    "volumeMounts": "mountPath",
+}
+"""Lists of which both parts are kept, and the key by which an item of both is one. Any other list is one value."""
+
+
+def merged(theirs: Any, ours: Any, field: str = "") -> Any:
+    """Return theirs with ours in it; where both give a value, ours is taken."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        both = {key: merged(theirs[key], ours[key], key) for key in ours if key in theirs}
+        return {**theirs, **ours, **both}
+    identity = IDENTITIES.get(field)
+    if identity is not None and isinstance(theirs, list) and isinstance(ours, list):
+        rest = list(theirs)
+        own = []
+        for one in ours:
+            same = [each for each in rest if isinstance(each, dict) and each.get(identity) == one[identity]]
+            own.append(merged(same[0], one) if same else one)
+            rest = [each for each in rest if each not in same]
+        return own + rest
+    return ours

@@ -1,0 +1,28 @@
+"""One layer at a time has its forwarders replaced because the operator has changed. Pure.
+
+A new version of the operator, or another default image, changes the pods of every layer. If they do not start, one
+layer shows it, with forwarders of before that serve on; the others stay as they are until that one is complete.
+"""
+
+from channels_zmq_operator.models import Owner
+
+Key = tuple[str, str]
+"""Namespace and name of a layer."""
+
+
+class Upgrades:
+    """Whose turn it is."""
+
+    def __init__(self) -> None:
+        self.under_way: Key | None = None
+
+    def begin(self, owner: Owner) -> bool:
+        """Return whether it is the turn of a layer, which lasts until its end is noted."""
+        if self.under_way is None:
+            self.under_way = owner.key
+        return self.under_way == owner.key
+
+    def end(self, key: Key) -> None:
+        """Note that a layer is complete, or gone; nothing happens if it is not its turn."""
+        if self.under_way == key:
+            self.under_way = None

@@ -1,0 +1,255 @@
+"""What a layer says of its pods and of those of its applications, and how upgrades of the operator reach layers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from worlds import CHOICES, KEY, World, ready
+
+from channels_zmq_operator.models import API_VERSION, KIND
+from channels_zmq_operator.naming import OWNER_LABEL, Manifest
+from channels_zmq_operator.reconcile import COUNT_EVERY, WAIT
+from channels_zmq_operator.workqueue import Key
+
+OTHERS = ("a", "b", "c")
+
+
+def pod(name: str = "chat-forwarder-x", reason: str = "", **labels: str) -> Manifest:
+    """Return a pod of a forwarder, or another one with labels, that waits for a reason."""
+    waiting = {"state": {"waiting": {"reason": reason}}} if reason else {"state": {"running": {}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "home", "labels": labels or {OWNER_LABEL: "chat"}},
+        "status": {"containerStatuses": [waiting]},
+    }
+
+
+async def test_why_a_pod_does_not_start_is_told() -> None:
+    """As a condition and once as an event, as long as it lasts."""
+    world = World({})
+    await world.settle()
+    world.cluster.put(pod(reason="ImagePullBackOff"))
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "ForwarderFailing")
+    (event,) = world.events()
+    assert (event["type"], event["reason"]) == ("Warning", "ForwarderFailing")
+    assert event["note"] == "pod chat-forwarder-x: ImagePullBackOff"
+    assert await world.settle() == float("inf")
+    world.edit("Pod", lambda found: found.update(pod()), "chat-forwarder-x")
+    world.edit("Deployment", ready)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+    assert [one["reason"] for one in world.events()] == ["ForwarderFailing", "RolledOut"]
+
+
+async def test_a_pod_that_is_gone_has_no_problem() -> None:
+    """Another one may be in its place."""
+    world = World({})
+    world.cluster.put(pod(reason="CrashLoopBackOff"))
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "ForwarderFailing")
+    world.cluster.remove("Pod", "home", "chat-forwarder-x")
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_pods_may_be_seen_before_their_layer() -> None:
+    """And nothing is kept of those that belong to none, once they are gone."""
+    world = World()
+    world.cluster.put(pod(reason="ErrImagePull"))
+    world.cluster.put(pod("stray", "ErrImagePull", **{OWNER_LABEL: "none"}))
+    assert world.due == set()
+    world.make({})
+    await world.settle()
+    assert world.condition("Degraded") == ("True", "ForwarderFailing")
+    world.cluster.remove("Pod", "home", "stray")
+    assert world.reconciler.layers.keys() == {KEY}
+
+
+async def test_a_paused_layer_is_left_as_it_is() -> None:
+    """Whatever is edited, deleted or upgraded, until it is paused no more."""
+    world = World({})
+    await world.settle()
+    world.edit("Deployment", ready)
+    world.set_spec({"paused": True})
+    await world.settle()
+    assert world.condition("Progressing") == ("False", "Paused")
+    assert world.condition("Ready") == ("True", "ForwardersReady")
+    world.cluster.remove("Service", "home", "chat-forwarder")
+    world.start()
+    world.reconciler.choices = replace(CHOICES, forwarder_image="image:2")
+    world.wait(hours=1000)
+    await world.settle()
+    assert ("Service", "chat-forwarder") not in world.children()
+    assert image(world) == "image:1"
+    world.set_spec({})
+    await world.settle()
+    assert ("Service", "chat-forwarder") in world.children()
+    assert image(world) == "image:2"
+
+
+def image(world: World, name: str = "chat") -> str:
+    spec = world.child("Deployment", f"{name}-forwarder")["spec"]["template"]["spec"]
+    return str(spec["containers"][0]["image"])
+
+
+class Upgraded(World):
+    """Three layers whose forwarders serve, and an operator that has just been upgraded."""
+
+    def make_layers(self) -> None:
+        for name in OTHERS:
+            metadata = {"name": name, "namespace": "home"}
+            self.cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
+
+    async def upgrade(self, image: str = "image:2") -> None:
+        """Start another operator, and let it look at every layer."""
+        self.start()
+        self.reconciler.choices = replace(CHOICES, forwarder_image=image)
+        await self.look()
+
+    async def look(self) -> None:
+        """Look at every layer, as it is due after a while."""
+        for name in OTHERS:
+            self.due.add(("home", name))
+        await self.settle(50)
+
+    def serve(self, name: str) -> None:
+        self.cluster.edit("Deployment", "home", f"{name}-forwarder", ready)
+
+    def upgraded(self) -> list[str]:
+        return [name for name in OTHERS if image(self, name) == "image:2"]
+
+    def progress(self, name: str) -> str:
+        found = self.cluster.look(KIND, "home", name)
+        assert found is not None
+        (condition,) = [one for one in found["status"]["conditions"] if one["type"] == "Progressing"]
+        return str(condition["reason"])
+
+
+@pytest.fixture
+async def world() -> Upgraded:
+    world = Upgraded()
+    world.make_layers()
+    await world.settle(50)
+    for name in OTHERS:
+        world.serve(name)
+    await world.settle(50)
+    return world
+
+
+async def test_an_upgrade_reaches_one_layer_after_the_other(world: Upgraded) -> None:
+    """The next begins when the forwarders of the one before are replaced."""
+    await world.upgrade()
+    done: list[str] = []
+    while len(done) < len(OTHERS):
+        (new,) = set(world.upgraded()) - set(done)
+        assert world.progress(new) == "RollingOut"
+        assert {world.progress(name) for name in OTHERS if name not in (*done, new)} <= {"UpgradeWaits"}
+        await world.look()
+        assert set(world.upgraded()) == {*done, new}, "it is not complete yet"
+        world.serve(new)
+        done.append(new)
+        await world.settle(50)
+        assert world.progress(new) == "Complete"
+        await world.look()
+    assert world.upgraded() == list(OTHERS)
+
+
+async def test_who_waits_looks_again_soon(world: Upgraded) -> None:
+    """Nothing else would tell it."""
+    await world.upgrade()
+    (first,) = world.upgraded()
+    waiting: Key = ("home", next(name for name in OTHERS if name != first))
+    assert await world.reconciler.reconcile(waiting) == WAIT
+
+
+async def test_an_upgrade_that_fails_goes_no_further_also_after_a_restart(world: Upgraded) -> None:
+    """The forwarders of the others are not touched; one that is mended by its spec lets it go on."""
+    await world.upgrade()
+    (first,) = world.upgraded()
+    await world.upgrade()
+    await world.look()
+    assert len(world.upgraded()) == 2, "a new process knows nothing of the first, and tries one more"
+    world.serve(first)
+    await world.look()
+    assert len(world.upgraded()) == 2
+
+
+END: dict[str, Callable[[Upgraded, str], Any]] = {
+    "deleted": lambda world, name: world.cluster.remove(KIND, "home", name),
+    "paused": lambda world, name: world.edit(KIND, lambda found: found.update(spec={"paused": True}), name),
+}
+
+
+@pytest.mark.parametrize("how", END)
+async def test_a_layer_that_holds_the_others_up_can_be_taken_out(world: Upgraded, how: str) -> None:
+    """By who looks after it."""
+    await world.upgrade()
+    (first,) = world.upgraded()
+    END[how](world, first)
+    await world.settle(50)
+    await world.look()
+    assert len([name for name in world.upgraded() if name != first]) == 1
+
+
+async def test_what_its_own_author_changes_waits_for_nobody(world: Upgraded) -> None:
+    """Nor does a layer that is not complete before: it could hold up all others for ever."""
+    await world.upgrade()
+    (first,) = world.upgraded()
+    second, third = (name for name in OTHERS if name != first)
+    world.edit(KIND, lambda found: found.update(spec={"forwarders": 3}), second)
+    world.edit("Deployment", lambda found: found["status"].update(availableReplicas=1), f"{third}-forwarder")
+    await world.settle(50)
+    await world.look()
+    assert world.upgraded() == list(OTHERS)
+
+
+async def test_a_restart_without_a_change_replaces_nothing(world: Upgraded) -> None:
+    """And so nobody waits."""
+    before = world.asked()
+    await world.upgrade("image:1")
+    assert before
+    assert world.upgraded() == []
+    assert {world.progress(name) for name in OTHERS} == {"Complete"}
+
+
+def application(name: str, created: str, **labels: str) -> Manifest:
+    made = pod(name, **(labels or {"channels-zmq.io/layer": "chat"}))
+    made["metadata"]["creationTimestamp"] = created
+    return made
+
+
+async def test_pods_that_are_older_than_their_settings_are_counted() -> None:
+    """Until they are gone, by a look now and then; a new layer has none, though pods may wait for it."""
+    world = World({})
+    world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
+    await world.settle()
+    assert world.condition("AppsOutdated") == ("False", "UpToDate")
+    world.wait(hours=1)
+    world.set_spec({"layer": {"capacity": 5}})
+    assert await world.settle() == COUNT_EVERY
+    assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
+    world.cluster.put(application("new", "2026-01-01T02:00:00Z"))
+    world.cluster.put(application("another's", "2025-12-31T00:00:00Z", **{"channels-zmq.io/layer": "news"}))
+    world.start()
+    assert await world.settle() == COUNT_EVERY
+    assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
+    world.cluster.remove("Pod", "home", "old")
+    await world.reconciler.reconcile(KEY)
+    assert world.condition("AppsOutdated") == ("False", "UpToDate")
+    world.asked()
+    await world.reconciler.reconcile(KEY)
+    assert world.asked() == []
+
+
+async def test_what_applications_do_not_learn_at_their_start_makes_none_outdated() -> None:
+    """Such as another image, or new keys."""
+    world = World({})
+    world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
+    await world.settle()
+    world.wait(hours=1)
+    world.set_spec({"forwarders": 3, "security": {"rotateNow": "today", "rotateServerKey": True}})
+    await world.settle()
+    assert world.condition("AppsOutdated") == ("False", "UpToDate")
