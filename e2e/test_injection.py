@@ -69,8 +69,8 @@ def test_the_pods_of_every_workload_get_their_layer(chat: str, kind: str) -> Non
     apply(manifest, namespace=chat)
     if kind == "CronJob":
         kubectl("create", "job", "now", "--from=cronjob/asks", "-n", chat)
-    (found,) = until(lambda: get("pods", namespace=chat, selector="app=asks"), "a pod")
-    name = found["metadata"]["name"]
+    found = until(lambda: get("pods", namespace=chat, selector="app=asks"), "a pod")
+    name = found[0]["metadata"]["name"]
     until(lambda: "ok default" in logs(name, namespace=chat), f"the answer of {name}")
 
 

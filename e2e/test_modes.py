@@ -67,7 +67,7 @@ def test_without_injection_the_config_map_and_the_keys_are_enough(release: Relea
         {"key": "CHANNELS_ZMQ_CURVE_SECRET_KEY", "path": "secret-key"},
     ]
     key = {"name": "channels-zmq", "secret": {"secretName": "chat-client", "items": items}}
-    apply(MAP, layer("chat"), pod("asks", one, volumes=[VOLUME, key]), namespace=namespace)
+    apply(MAP, layer("chat"), pod("asks", one, labels=LABELS, volumes=[VOLUME, key]), namespace=namespace)
     assert "ok default" in ended("asks", namespace=namespace)
 
 

@@ -1,109 +1,32 @@
 """Messages under way while something happens: what arrives, what is lost and counted, and that nothing comes twice."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from kube import (
-    FORWARDER,
-    LAYER_LABEL,
     apply,
     attempt,
+    conditions,
     ended,
+    events,
     get,
     kubectl,
     layer,
     logs,
     pod,
     program,
-    programs,
     rolled_out,
     until,
     wait_ready,
 )
-from releases import NAMESPACE, OPERATOR
+from releases import NAMESPACE, OPERATOR, ROOT, Release
+from streams import LABELS, MAP, OWNED, PAUSE, VOLUME, Traffic, complete, forwarders, nodes
 
 pytestmark = pytest.mark.usefixtures("installed")
 
-LABELS = {LAYER_LABEL: "chat"}
-MAP, VOLUME = programs()
-RATE = 2000
-"""Messages a second to the group; a hundredth of it are jobs besides."""
-PAUSE = 3.5
-"""Seconds without a message that a forwarder which is killed or cut off may cost."""
-OWNED = f"{FORWARDER},channels-zmq.io/owned-by=chat"
 OPERATORS = "app.kubernetes.io/component=operator"
-
-
-class Traffic:
-    """A sender's steady messages and jobs to two receivers, in pods of their own, all on the first node."""
-
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
-        names = sorted(one["metadata"]["labels"]["kubernetes.io/hostname"] for one in get("nodes"))
-        self._node = {"kubernetes.io/hostname": names[0]}
-
-    def begin(self) -> None:
-        """Return once messages are under way."""
-        apply(MAP, *(self._pod(f"receiver-{n}", program("receive", "all")) for n in (1, 2)), namespace=self._namespace)
-        for number in (1, 2):
-            self._has_said(f"receiver-{number}", "joined")
-        sends = program("send", "all", str(RATE))
-        apply(self._pod("sender", sends), namespace=self._namespace)
-        self._has_said("sender", "sending")
-
-    def end(self) -> "Outcome":
-        """End the sending, and return what came of it."""
-        kubectl("exec", "sender", "-n", self._namespace, "--", "sh", "-c", "kill 1")
-        said = [
-            json.loads(ended(name, namespace=self._namespace).splitlines()[-1])
-            for name in ("sender", "receiver-1", "receiver-2")
-        ]
-        return Outcome(said[0], said[1:])
-
-    def _pod(self, name: str, container: Any) -> Any:
-        return pod(name, container, labels=LABELS, volumes=[VOLUME], nodeSelector=self._node)
-
-    def _has_said(self, name: str, word: str) -> None:
-        until(lambda: word in logs(name, namespace=self._namespace).splitlines(), f"{name} says {word}")
-
-
-class Outcome:
-    """What a sender and its receivers say at the end; no message may have come twice, or in another order.
-
-    Attributes:
-        lost: How many messages each receiver lacks.
-        lost_jobs: How many jobs that were taken nobody got.
-        unknown: How many jobs failed when they were sent, so that nobody knows.
-        silence: Seconds for which a receiver had no message at most.
-        reconnects: Of each receiver.
-    """
-
-    def __init__(self, sent: dict[str, Any], receivers: list[dict[str, Any]]) -> None:
-        assert sent["sent"] > RATE
-        for one in receivers:
-            assert (one["repeated"], one["disordered"]) == (0, 0), one
-        jobs = [number for one in receivers for number in one["jobs"]]
-        assert len(jobs) == len(set(jobs))
-        assert set(jobs) <= {*sent["jobs"], *sent["unknown"]}
-        self.lost = [sent["sent"] - sum(one["received"].values()) for one in receivers]
-        self.lost_jobs = len(set(sent["jobs"]) - set(jobs))
-        self.unknown = len(sent["unknown"])
-        self.silence = max(one["silence"] for one in receivers)
-        self.reconnects = [one["reconnects"] for one in receivers]
-        print(
-            f"{sent['sent']} messages, lost {self.lost}; {len(sent['jobs'])} jobs, lost {self.lost_jobs}, "
-            f"unknown {self.unknown}; longest silence {self.silence:.2f} s; dropped {sent['dropped']}, "
-            f"{[one['dropped'] for one in receivers]}"
-        )
-
-    @property
-    def nothing_lost(self) -> bool:
-        """Whether every message and every job came."""
-        return self.lost == [0, 0] and self.lost_jobs == self.unknown == 0
 
 
 @pytest.fixture
@@ -112,29 +35,6 @@ def chat(namespace: str) -> str:
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
     return namespace
-
-
-def forwarders(namespace: str) -> list[str]:
-    """Return the pods of the layer's forwarders that are not ending."""
-    found = get("pods", namespace=namespace, selector=OWNED)
-    return [one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]]
-
-
-def complete(namespace: str) -> None:
-    """Wait until the layer is as its spec says, and nothing changes any more."""
-
-    def settled() -> bool:
-        status = get("zcl", "chat", namespace=namespace)["status"]
-        found = {one["type"]: one for one in status["conditions"]}
-        wanted = get("zcl", "chat", namespace=namespace)
-        return bool(
-            found["Ready"]["status"] == "True"
-            and found["Progressing"]["status"] == "False"
-            and status["observedGeneration"] == wanted["metadata"]["generation"]
-            and status["replicas"] == wanted["spec"]["forwarders"]
-        )
-
-    until(settled, "the layer is complete")
 
 
 def test_without_an_incident_nothing_is_lost(chat: str) -> None:
@@ -162,7 +62,7 @@ def kill_one(namespace: str) -> None:
 
 def drain(namespace: str) -> None:
     """Evict the forwarders of each node in turn, as before its upgrade."""
-    for node in sorted(one["metadata"]["name"] for one in get("nodes")):
+    for node in nodes():
         kubectl("drain", node, "--ignore-daemonsets", f"--pod-selector={OWNED}", "--timeout=100s")
         kubectl("uncordon", node)
     complete(namespace)
@@ -173,12 +73,6 @@ def scale(namespace: str) -> None:
     for number in (4, 1):
         kubectl("scale", "zcl/chat", "-n", namespace, f"--replicas={number}")
         complete(namespace)
-
-
-def break_and_mend(namespace: str) -> None:
-    """Name an image that is not there, in the middle of a rollout, and then the right one again."""
-    kubectl("rollout", "restart", "deploy/chat-forwarder", "-n", namespace)
-    apply(layer("chat", image={"tag": "no-such-tag", "pullPolicy": "Never"}), namespace=namespace)
 
 
 @pytest.mark.parametrize("incident", [roll_out, drain, scale], ids=lambda each: each.__name__)
@@ -198,6 +92,81 @@ def test_a_forwarder_that_is_killed_loses_no_message(chat: str) -> None:
     found = traffic.end()
     assert found.lost == [0, 0]
     assert found.silence < PAUSE
+
+
+def test_the_only_forwarder_is_killed(chat: str) -> None:
+    """Applications hold what they send until there is another one, which is the outage that is printed."""
+    kubectl("scale", "zcl/chat", "-n", chat, "--replicas=1")
+    complete(chat)
+    traffic = Traffic(chat)
+    traffic.begin()
+    kill_one(chat)
+    assert traffic.end().lost == [0, 0]
+
+
+def test_an_image_that_is_not_there_stops_a_rollout_and_nothing_else(release: Release, namespace: str) -> None:
+    """The status says so at once, with the pod and its reason; mending the spec mends the layer. Nothing is lost."""
+    release.ensure({"layers": {"imageOverrides": True}})
+    apply(layer("chat"), namespace=namespace)
+    complete(namespace)
+    traffic = Traffic(namespace)
+    traffic.begin()
+    apply(layer("chat", image={"tag": "no-such-tag", "pullPolicy": "Never"}), namespace=namespace)
+    degraded = until(
+        lambda: (found := conditions("chat", namespace=namespace)["Degraded"])["status"] == "True" and found,
+        "the layer is degraded",
+    )
+    assert degraded["reason"] == "ForwarderFailing"
+    assert "pod chat-forwarder-" in degraded["message"]
+    assert "ErrImageNeverPull" in degraded["message"]
+    found = conditions("chat", namespace=namespace)
+    assert (found["Ready"]["status"], found["Progressing"]["reason"]) == ("True", "RollingOut")
+    assert "ForwarderFailing" in {one["reason"] for one in events(namespace, "chat")}
+    apply(layer("chat"), namespace=namespace)
+    complete(namespace)
+    until(lambda: conditions("chat", namespace=namespace)["Degraded"]["status"] == "False", "it is mended")
+    assert traffic.end().nothing_lost
+
+
+def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(release: Release, namespace: str) -> None:
+    """With how it ended; a budget counts only those that are ready."""
+    release.ensure({"layers": {"imageOverrides": True}})
+    apply(layer("chat", image={"repository": "channels-zmq-chat"}), namespace=namespace)
+    degraded = until(
+        lambda: (
+            (found := conditions("chat", namespace=namespace).get("Degraded", {})).get("status") == "True" and found
+        ),
+        "the layer is degraded",
+    )
+    assert "it ended with" in degraded["message"]
+    assert conditions("chat", namespace=namespace)["Ready"]["status"] == "False"
+    for name in forwarders(namespace):
+        assert "Success" in evict(name, namespace)
+
+
+def test_an_autoscaler_changes_the_number_of_forwarders(chat: str) -> None:
+    """That of docs/kubernetes.md, by the CPU that messages cost; more and fewer under load, and nothing is lost."""
+    if attempt("get", "--raw", "/apis/metrics.k8s.io/v1beta1").returncode:
+        pytest.skip("the cluster has no metrics-server")
+    text = (ROOT / "examples" / "kubernetes" / "autoscaling.yaml").read_text(encoding="utf-8")
+    kubectl("apply", "-n", chat, "-f", "-", given=text)
+    apply(layer("chat", resources={"requests": {"cpu": "20m", "memory": "64Mi"}}), namespace=chat)
+    fast = '{"spec": {"maxReplicas": 3, "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}}'
+    kubectl("patch", "hpa", "chat-forwarder", "-n", chat, "--type=merge", "-p", fast)
+    complete(chat)
+    traffic = Traffic(chat)
+    traffic.begin()
+
+    def replicas() -> int:
+        return int(get("zcl", "chat", namespace=chat)["spec"]["forwarders"])
+
+    until(lambda: replicas() == 3, "there are more", patience=240)
+    complete(chat)
+    idle = '[{"op": "replace", "path": "/spec/metrics/0/resource/target/averageUtilization", "value": 100000}]'
+    kubectl("patch", "hpa", "chat-forwarder", "-n", chat, "--type=json", "-p", idle)
+    until(lambda: replicas() == 2, "there are fewer", patience=240)
+    complete(chat)
+    assert traffic.end().nothing_lost
 
 
 @contextmanager
@@ -226,26 +195,27 @@ def test_data_goes_on_without_an_operator_which_catches_up(chat: str) -> None:
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=chat), "the policy is back")
 
 
-def test_keys_rotated_under_load_lose_nothing(chat: str) -> None:
-    """Who connected with the old key stays, and who comes is let in, before, between and after."""
-    secret = get("secret", "chat-client", namespace=chat)
-    before = secret["data"]["CHANNELS_ZMQ_CURVE_SECRET_KEY"]
+def test_keys_rotated_twice_under_load_lose_nothing(chat: str) -> None:
+    """Who connected with the first key stays, and who comes is let in, before, between and after."""
     traffic = Traffic(chat)
     traffic.begin()
     long_ago = '{"metadata": {"annotations": {"channels-zmq.io/rotated-at": "2020-01-01T00:00:00Z"}}}'
-    with without_operator():  # which would put the time back
-        kubectl("patch", "secret", "chat-client", "-n", chat, "--type=merge", "-p", long_ago)
 
     def current() -> str:
         return str(get("secret", "chat-client", namespace=chat)["data"]["CHANNELS_ZMQ_CURVE_SECRET_KEY"])
 
-    until(lambda: "next-client-key" in get("secret", "chat-forwarder", namespace=chat)["data"], "the first step")
-    apply(pod("between", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
-    assert "ok default" in ended("between", namespace=chat)
-    assert current() == before
-    until(lambda: current() != before, "the second step", patience=220)
-    apply(pod("after", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
-    assert "ok default" in ended("after", namespace=chat)
+    for turn in ("first", "second"):
+        before = current()
+        with without_operator():  # which would put the time back
+            kubectl("patch", "secret", "chat-client", "-n", chat, "--type=merge", "-p", long_ago)
+        until(lambda: "next-client-key" in get("secret", "chat-forwarder", namespace=chat)["data"], "the first step")
+        apply(pod(f"between-{turn}", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
+        assert "ok default" in ended(f"between-{turn}", namespace=chat)
+        assert current() == before
+        until(lambda before=before: current() != before, "the second step", patience=220)  # type: ignore[misc]
+        apply(pod(f"after-{turn}", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
+        assert "ok default" in ended(f"after-{turn}", namespace=chat)
+    assert {"KeysRotated"} <= {one["reason"] for one in events(chat, "chat")}
     found = traffic.end()
     assert found.nothing_lost
     assert found.reconnects == [0, 0]
@@ -286,8 +256,21 @@ def test_a_leaked_key_is_withdrawn_and_nobody_else_notices(chat: str) -> None:
     assert found.reconnects == [0, 0]
 
 
-def test_the_servers_key_is_renewed_and_everybody_comes_back(chat: str) -> None:
-    """The forwarder is replaced with a new key, the stolen one is refused, and a pod that runs takes up its files."""
+def renew(namespace: str) -> None:
+    """Renew the server's key, as after a leak."""
+    apply(layer("chat", security={"rotateNow": "leak-1", "rotateServerKey": True}), namespace=namespace)
+
+
+def make_anew(namespace: str) -> None:
+    """Delete the layer, and apply it again."""
+    kubectl("delete", "zcl", "chat", "-n", namespace)
+    until(lambda: get("deployment", "chat-forwarder", namespace=namespace) is None, "nothing is left of it")
+    apply(layer("chat"), namespace=namespace)
+
+
+@pytest.mark.parametrize("change", [renew, make_anew], ids=lambda each: each.__name__)
+def test_pods_that_run_take_up_new_keys_of_the_server(chat: str, change: Callable[[str], None]) -> None:
+    """The forwarders are replaced with a new key, a stolen one is refused, and a pod that runs takes up its files."""
     steal(chat)
     old = get("secret", "chat-client", namespace=chat)["data"]["server-key"]
     asks = program("ask")
@@ -295,8 +278,8 @@ def test_the_servers_key_is_renewed_and_everybody_comes_back(chat: str) -> None:
     apply(pod("asks", asks, labels=LABELS, volumes=[VOLUME]), namespace=chat)
     until(lambda: "ok default" in logs("asks", namespace=chat), "the pod uses the layer")
     before = forwarders(chat)
-    apply(layer("chat", security={"rotateNow": "leak-1", "rotateServerKey": True}), namespace=chat)
-    until(lambda: not set(before) & set(forwarders(chat)), "the former forwarders are gone")
+    change(chat)
+    until(lambda: (now := forwarders(chat)) and not set(before) & set(now), "the former forwarders are gone")
     wait_ready(namespace=chat)
     assert get("secret", "chat-client", namespace=chat)["data"]["server-key"] != old
     until(lambda: is_refused(chat), "the stolen key is refused")

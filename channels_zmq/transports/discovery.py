@@ -1,13 +1,13 @@
 """Which forwarders there are. A name is resolved by the housekeeper, never on an event loop or under the lock."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
 import zmq
 
-from channels_zmq_forwarder.sockets import TCP, resolve
+from channels_zmq_forwarder.sockets import TCP, resolve, resolve_pairs
 
 _IPV6_LITERAL = f"{TCP}["
 
@@ -75,22 +75,9 @@ class Bootstrap:
         self.problem = ""
         for forwarder in self._named:
             try:
-                self._found[forwarder] = _resolved(forwarder)
+                self._found[forwarder] = [Forwarder(*pair) for pair in resolve_pairs(forwarder.pull, forwarder.pub)]
             except OSError as error:
                 self.problem = f"cannot resolve {_host(forwarder.pub)}: {error.strerror}"
-
-
-def _resolved(forwarder: Forwarder) -> list[Forwarder]:
-    pulls, pubs = _preferred(resolve(forwarder.pull)), _preferred(resolve(forwarder.pub))
-    by_host = {_host(pull): pull for pull in pulls}
-    if all(_host(pub) in by_host for pub in pubs):
-        return [Forwarder(by_host[_host(pub)], pub) for pub in sorted(pubs)]
-    return [Forwarder(pull, pub) for pull, pub in zip(sorted(pulls), sorted(pubs), strict=False)]
-
-
-def _preferred(addresses: Iterable[str]) -> list[str]:
-    all_of_them = list(addresses)
-    return [one for one in all_of_them if not one.startswith(_IPV6_LITERAL)] or all_of_them
 
 
 class Endpoint:

@@ -27,8 +27,8 @@ async def main(aliases: list[str]) -> None:
         await layer.group_send(group, {"type": "group", "alias": alias})
         await layer.send(channel, {"type": "direct"})
         await layer.send(jobs, {"type": "job"})
-        came = [(await layer.receive(each))["type"] for each in (channel, channel, jobs)]
-        if came != ["group", "direct", "job"]:
+        came = {(await layer.receive(each))["type"] for each in (channel, channel, jobs)}
+        if came != {"group", "direct", "job"}:
             sys.exit(f"{alias}: {came}")
         print("ok", alias, flush=True)
         await layer.close()

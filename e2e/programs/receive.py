@@ -1,9 +1,9 @@
-"""Join a group, work on jobs, and say at the end what came: run in a pod by the scenarios.
+"""Join groups, work on jobs, and say at the end what came: run in a pod by the scenarios.
 
-    python receive.py GROUP
+    python receive.py GROUPS
 
-The layer is the one of its variables. Prints `joined` once nothing can be missed any more, and a line of JSON when a
-message of the type "end" has come, and no job for a while.
+The layer is the one of its variables. Prints `joined` once nothing can be missed any more, and a line of JSON when
+messages of the type "end" have come from all groups, and no job for a while.
 """
 
 import asyncio
@@ -19,32 +19,39 @@ QUIET = 2.0
 """Seconds without a job after which there is none any more."""
 
 
-async def main(group: str) -> None:
+async def main(groups: str) -> None:
     """Receive until the end."""
     (settings,) = channels_zmq.channel_layers_from_env().values()
     layer = DedicatedZmqChannelLayer(**settings["CONFIG"] | {"capacity": 100_000})
     channel = await layer.new_channel()
-    while True:
-        try:
-            await layer.group_add(group, channel)
-            break
-        except ConnectionError as error:
-            print(error, flush=True)
+    for number in range(int(groups)):
+        while True:
+            try:
+                await layer.group_add(f"group-{number}", channel)
+                break
+            except ConnectionError as error:
+                print(error, flush=True)
     print("joined", flush=True)
     jobs: list[int] = []
     ended = asyncio.Event()
     work = asyncio.create_task(_work(layer, jobs, ended))
-    numbers: dict[str, list[int]] = {}
-    silence, last = 0.0, time.monotonic()
-    while (message := await layer.receive(channel))["type"] != "end":
-        numbers.setdefault(message["sender"], []).append(message["number"])
-        now = time.monotonic()
-        silence, last = max(silence, now - last if len(numbers[message["sender"]]) > 1 else 0.0), now
+    streams: dict[tuple[str, int], list[int]] = {}
+    last: dict[tuple[str, int], float] = {}
+    silence, open_groups = 0.0, int(groups)
+    while open_groups:
+        message = await layer.receive(channel)
+        if message["type"] == "end":
+            open_groups -= 1
+            continue
+        sender, number, now = message["sender"], message["number"], time.monotonic()
+        stream = sender, number % int(groups)
+        silence, last[stream] = max(silence, now - last.get(stream, now)), now
+        streams.setdefault(stream, []).append(number)
     ended.set()
     await work
-    repeated = sum(len(each) - len(set(each)) for each in numbers.values())
-    disordered = sum(one > other for each in numbers.values() for one, other in itertools.pairwise(each))
-    received = {sender: len(set(each)) for sender, each in numbers.items()}
+    repeated = sum(len(each) - len(set(each)) for each in streams.values())
+    disordered = sum(one > other for each in streams.values() for one, other in itertools.pairwise(each))
+    received = sum(len(set(each)) for each in streams.values())
     stats = layer.stats()
     summary = {
         "received": received,

@@ -1,10 +1,10 @@
-"""Send numbered messages at a steady rate, to a group and as jobs: run in a pod by the scenarios.
+"""Send numbered messages at a steady rate, to groups and as jobs: run in a pod by the scenarios.
 
-    python send.py GROUP RATE
+    python send.py GROUPS RATE
 
-RATE messages a second go to the group, and a hundredth as many jobs to the channel "jobs", until SIGTERM. Prints
-`sending` at the start and a line of JSON at the end. The sender is called as its pod is. The last message, of the type
-"end", is sent when forwarders are there and have taken all others.
+RATE messages a second go to so many groups in turn, and a hundredth as many jobs to the channel "jobs", until SIGTERM.
+Prints `sending` at the start and a line of JSON at the end. The sender is called as its pod is. The last messages, of
+the type "end", are sent when forwarders are there and have taken all others.
 """
 
 import asyncio
@@ -15,13 +15,15 @@ import sys
 import time
 from collections.abc import AsyncIterator
 
+from channels.exceptions import ChannelFull
+
 import channels_zmq
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 SENDER = os.environ["HOSTNAME"]
 
 
-async def main(group: str, rate: str) -> None:
+async def main(groups: str, rate: str) -> None:
     """Send until told to end."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -32,11 +34,12 @@ async def main(group: str, rate: str) -> None:
     jobs = asyncio.create_task(_send_jobs(layer, 100 / float(rate), stop))
     sent = 0
     async for sent in _steadily(1 / float(rate), stop):
-        await layer.group_send(group, {"type": "number", "sender": SENDER, "number": sent})
+        await layer.group_send(f"group-{sent % int(groups)}", {"type": "number", "sender": SENDER, "number": sent})
     sent += 1
     confirmed, unknown = await jobs
     await _settled(layer)
-    await layer.group_send(group, {"type": "end"})
+    for number in range(int(groups)):
+        await layer.group_send(f"group-{number}", {"type": "end"})
     stats = layer.stats()
     summary = {
         "sent": sent,
@@ -50,13 +53,13 @@ async def main(group: str, rate: str) -> None:
 
 
 async def _send_jobs(layer: DedicatedZmqChannelLayer, pause: float, stop: asyncio.Event) -> tuple[list[int], list[int]]:
-    """Return the numbers of the jobs that were taken, and of those of which nobody knows."""
+    """Return the numbers of the jobs that were taken, and of those that failed."""
     confirmed, unknown = [], []
     async for number in _steadily(pause, stop):
         try:
             await layer.send("jobs", {"type": "job", "sender": SENDER, "number": number})
             confirmed.append(number)
-        except ConnectionError:
+        except (ConnectionError, ChannelFull):
             unknown.append(number)
     return confirmed, unknown
 

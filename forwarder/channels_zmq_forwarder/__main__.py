@@ -1,4 +1,4 @@
-"""`channels-zmq-forwarder`: settings, logs, signals and the event loop around `server.serve`; and `keygen`."""
+"""`channels-zmq-forwarder`: settings, logs, signals and the event loop around `server.serve`; `keygen`, `selftest`."""
 
 import argparse
 import asyncio
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from channels_zmq_forwarder import selftest
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.server import JsonLines, serve
 from channels_zmq_forwarder.settings import Settings, SettingsError, parse
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["keygen"]:
         return keygen(given[1:])
+    if given[:1] == ["selftest"]:
+        return selftest.main(given[1:])
     try:
         settings = parse(given)
         _log(settings)

@@ -78,6 +78,30 @@ def resolve(address: str) -> list[str]:
     return [f"{TCP}[{at}]:{port}" if ":" in at else f"{TCP}{at}:{port}" for at in hosts]
 
 
+def resolve_pairs(pull: str, pub: str) -> list[tuple[str, str]]:
+    """Return the two addresses of every forwarder that two names lead to.
+
+    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders. Blocks
+    while the system resolves the names.
+
+    Raises:
+        OSError: If a name cannot be resolved.
+    """
+    pulls, pubs = _preferred(resolve(pull)), _preferred(resolve(pub))
+    by_host = {_host(one): one for one in pulls}
+    if all(_host(one) in by_host for one in pubs):
+        return [(by_host[_host(one)], one) for one in sorted(pubs)]
+    return list(zip(sorted(pulls), sorted(pubs), strict=False))
+
+
+def _preferred(found: list[str]) -> list[str]:
+    return [one for one in found if not one.startswith(f"{TCP}[")] or found
+
+
+def _host(address: str) -> str:
+    return address.removeprefix(TCP).rpartition(":")[0]
+
+
 def _interfaces() -> set[str]:
     return {name for _, name in addresses.if_nameindex()}
 

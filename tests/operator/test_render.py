@@ -199,7 +199,7 @@ def test_a_template_says_where_pods_run_and_for_how_long() -> None:
     """In place of the defaults; a toleration of our own stays where there is none of its key."""
     plain = template()["spec"]
     keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
-    assert [(one["key"], one["tolerationSeconds"]) for one in plain["tolerations"]] == [(key, 30) for key in keys]
+    assert [(one["key"], one["tolerationSeconds"]) for one in plain["tolerations"]] == [(key, 25) for key in keys]
     assert [one["topologyKey"] for one in plain["topologySpreadConstraints"]] == [
         "topology.kubernetes.io/zone",
         "kubernetes.io/hostname",

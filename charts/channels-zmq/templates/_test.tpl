@@ -12,10 +12,10 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 helm.sh/hook-output-log-policy: hook-succeeded,hook-failed
 {{- end }}
 
-{{/* Metadata of one of the test's objects: arguments as above, labels of its own, and what follows the test's name. */}}
+{{/* Metadata of one of the test's objects: arguments as above. */}}
 {{- define "channels-zmq.testMetadata" -}}
 {{- $context := index . 0 -}}
-name: {{ include "channels-zmq.name" (list $context "test" 47) }}{{ index . 3 }}
+name: {{ include "channels-zmq.name" (list $context "test" 47) }}
 namespace: {{ include "channels-zmq.testNamespace" $context }}
-{{ include "channels-zmq.metadata" (list $context "test" (include "channels-zmq.testHook" . | fromYaml) (index . 2)) }}
+{{ include "channels-zmq.metadata" (list $context "test" (include "channels-zmq.testHook" . | fromYaml)) }}
 {{- end }}

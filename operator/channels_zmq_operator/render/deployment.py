@@ -27,7 +27,7 @@ MIN_READY = 10
 """Seconds from a forwarder's being ready to the end of the one that it replaces: clients look for it every 5 s."""
 USER = 65532
 """Of the image; not said where the cluster assigns users."""
-NODE_LOST_FOR = 30
+NODE_LOST_FOR = 25
 """Seconds after which the forwarders of a node that does not answer are replaced."""
 
 

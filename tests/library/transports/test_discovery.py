@@ -5,6 +5,7 @@ import zmq
 
 from channels_zmq.transports import discovery
 from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
+from channels_zmq_forwarder import sockets
 
 IPV4, IPV6 = "tcp://10.0.0.1:1", "tcp://[fd00::1]:1"
 
@@ -63,7 +64,8 @@ class Resolver:
 @pytest.fixture
 def resolver(monkeypatch):
     resolver = Resolver()
-    monkeypatch.setattr(discovery, "resolve", resolver)
+    for module in (discovery, sockets):
+        monkeypatch.setattr(module, "resolve", resolver)
     return resolver
 
 

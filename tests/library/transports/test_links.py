@@ -20,7 +20,7 @@ from channels_zmq.transports.homes import ROTATE_EVERY, Homes
 from channels_zmq.transports.link import CONNECTS_WITHIN, PATIENCE, PUSH_EVERY
 from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
 from channels_zmq.transports.states import Event, State
-from channels_zmq_forwarder import wire
+from channels_zmq_forwarder import sockets, wire
 from channels_zmq_forwarder.wire import KnownForwarder
 
 SECRET, FOREIGN = b"0123456789abcdef", b"fedcba9876543210"
@@ -185,7 +185,8 @@ def resolver(monkeypatch):
             raise answer
         return [f"tcp://{host}:{address.rpartition(':')[2]}" for host in answer]
 
-    monkeypatch.setattr(discovery, "resolve", resolve)
+    for each in (discovery, sockets):
+        monkeypatch.setattr(each, "resolve", resolve)
     return answers
 
 

@@ -1,22 +1,21 @@
-"""The script that `helm test` runs, against real forwarders."""
+"""What `helm test` runs, against real forwarders."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import zmq
 from forwarders import Forwarder, free_ports
-from helm import CHART, needs_helm, one, render
 
-SCRIPT = CHART / "files" / "test.py"
+from channels_zmq_forwarder import selftest
 
 
 def run(variables: dict[str, str], *, seconds: float = 20) -> subprocess.CompletedProcess[str]:
-    given = {"MESSAGES": "100", "SECONDS_LEFT": str(seconds), **variables}
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")} | given
-    command = [sys.executable, str(SCRIPT)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")} | variables
+    command = [sys.executable, "-m", "channels_zmq_forwarder", "selftest", f"--timeout={seconds}"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -97,16 +96,36 @@ def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     assert f"there is no {missing}" in done.stderr
 
 
-@needs_helm
-@pytest.mark.parametrize("mode", ["Webhook", "None"])
-def test_the_pod_runs_this_script(mode: str) -> None:
-    """Unchanged by templating, with the variables that it reads."""
-    manifests = render({"injection": {"mode": mode}})
-    script = one(manifests, "ConfigMap", "-script")
-    assert script["data"]["test.py"].rstrip() == SCRIPT.read_text(encoding="utf-8").rstrip()
-    pod = one(manifests, "Job")["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["command"] == ["python", "/test/test.py"]
-    assert {"MESSAGES", "SECONDS_LEFT"} <= {variable["name"] for variable in container["env"]}
-    (volume,) = [each for each in pod["volumes"] if each["name"] == "script"]
-    assert volume["configMap"]["name"] == script["metadata"]["name"]
+def test_without_the_variables_it_says_which_one_is_missing() -> None:
+    """And what gives them to a pod."""
+    done = run({})
+    assert done.returncode == 1
+    assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS is not set: has the pod the label of a layer?" in done.stderr
+
+
+def test_a_name_that_is_not_known_is_a_failure() -> None:
+    """After it has waited for it."""
+    done = run(variables("tcp://no.such.host.invalid:1", "tcp://no.such.host.invalid:2"), seconds=1)
+    assert done.returncode == 1
+    assert "cannot resolve tcp://no.such.host.invalid:1" in done.stderr
+
+
+def test_every_forwarder_of_a_name_is_tested(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself: a message that is sent by one does not come back by another."""
+    pairs = [addresses(), addresses()]
+    monkeypatch.setattr(selftest, "resolve_pairs", lambda pull, pub: pairs)
+    forwarders = [Forwarder(*pair) for pair in pairs]
+    try:
+        for forwarder in forwarders:
+            forwarder.start()
+        selftest.run(variables("tcp://layer:1", "tcp://layer:2"), 10, time.monotonic() + 20)
+        assert "forwarder 2 of 2" in capsys.readouterr().out
+        forwarders[1].kill()
+        with pytest.raises(selftest.SelftestError, match="no answer"):
+            selftest.run(variables("tcp://layer:1", "tcp://layer:2"), 10, time.monotonic() + 2)
+        assert "10 messages came back" in capsys.readouterr().out
+    finally:
+        for forwarder in forwarders:
+            forwarder.kill()
