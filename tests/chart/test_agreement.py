@@ -10,9 +10,10 @@ import aiohttp
 import pytest
 import yaml
 from helm import CHART, EVERYTHING, ROOT, Values, needs_helm, one, render
-from manifests import Manifest
+from manifests import NEWEST, OLDEST, Manifest
 from prometheus_client.parser import text_string_to_metric_families
 
+from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.pump import Traffic
@@ -227,7 +228,9 @@ def rights(roles: list[Manifest]) -> set[Right]:
 
 
 def roles(values: Values) -> list[Manifest]:
-    return [each for each in render(values, namespace="home") if each["kind"] in ("Role", "ClusterRole")]
+    """Return the operator's own roles, without those for users of the cluster."""
+    found = [each for each in render(values, namespace="home") if each["kind"] in ("Role", "ClusterRole")]
+    return [each for each in found if each["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"]
 
 
 LEASE = {("coordination.k8s.io", "leases", verb) for verb in ("get", "update", "create")}
@@ -257,6 +260,39 @@ async def test_watched_namespaces_get_roles() -> None:
     for mode in ({"injection": {"mode": "None"}}, {"certificates": {"mode": "CertManager"}}):
         found = roles({"watchNamespaces": ["a", "b"], **mode})
         assert {(each["kind"], each["metadata"]["namespace"]) for each in found} == {("Role", "a"), ("Role", "b")}
+
+
+def test_the_page_on_upgrades_names_the_versions() -> None:
+    """Those of the wire format, of this release, and of Kubernetes, by which manifests are checked."""
+    page = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    version = __version__.rpartition(".")[0]
+    oldest, newest = (one.rpartition(".")[0] for one in (OLDEST, NEWEST))
+    assert f"| {version} | {version} | {version} (wire format {wire.VERSION}) | {oldest} to {newest}; " in page
+
+
+@needs_helm
+def test_users_of_the_cluster_may_do_with_layers_what_they_may_do_else() -> None:
+    """Who may view sees layers, who may edit makes and scales them, and other tools find the Secret to bind to."""
+    manifests = render({}, namespace="home")
+    users = [
+        each for each in manifests if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "users"
+    ]
+    found = {each["metadata"]["name"].rpartition("-")[2]: each for each in users}
+    reads = {(GROUP, PLURAL, verb) for verb in ("get", "list", "watch")}
+    writes = {(GROUP, PLURAL, verb) for verb in ("create", "delete", "deletecollection", "patch", "update")}
+    scales = {(GROUP, f"{PLURAL}/scale", verb) for verb in ("get", "patch", "update")}
+    assert {name: rights([role]) for name, role in found.items()} == {
+        "view": reads,
+        "edit": reads | writes | scales,
+        "servicebinding": reads,
+    }
+    aggregates = "rbac.authorization.k8s.io/aggregate-to-"
+    labels = {name: role["metadata"]["labels"].keys() for name, role in found.items()}
+    assert f"{aggregates}view" in labels["view"]
+    assert {f"{aggregates}edit", f"{aggregates}admin"} <= labels["edit"]
+    assert "servicebinding.io/controller" in labels["servicebinding"]
+    off = render({"rbac": {"aggregate": False, "serviceBinding": False}}, namespace="home")
+    assert len(manifests) - len(off) == len(found)
 
 
 def cluster_groups() -> set[str]:
@@ -291,7 +327,7 @@ def test_every_binding_binds_a_role_to_the_operator() -> None:
     account = one(manifests, "ServiceAccount", "-operator")["metadata"]["name"]
     known = {(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in manifests}
     bindings = [each for each in manifests if each["kind"].endswith("RoleBinding") or each["kind"] == "RoleBinding"]
-    assert len(bindings) == len([each for each in manifests if each["kind"] in ("Role", "ClusterRole")])
+    assert len(bindings) == len(roles({"watchNamespaces": ["a"]}))
     for binding in bindings:
         role = binding["roleRef"]
         assert (role["kind"], binding["metadata"].get("namespace"), role["name"]) in known

@@ -135,6 +135,8 @@ EVERYTHING: Values = {
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "proxy"}],
         "extraVolumes": [{"name": "own", "emptyDir": {}}],
         "extraVolumeMounts": [{"name": "own", "mountPath": "/own"}],
+        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
     },
     "webhook": {
         "replicas": 3,
@@ -142,6 +144,7 @@ EVERYTHING: Values = {
         "extraVolumes": [{"name": "own", "emptyDir": {}}],
         "extraVolumeMounts": [{"name": "own", "mountPath": "/own"}],
     },
+    "service": {"ipFamilyPolicy": "PreferDualStack"},
     "injection": {"namespaceSelector": {"matchLabels": {"inject": "yes"}}},
     "networkPolicy": {"metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "monitoring": {

@@ -11,6 +11,11 @@
 {{- $name | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
+{{/* The namespace of everything. */}}
+{{- define "channels-zmq.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end }}
+
 {{/* The name of one object: list of the context, what follows the full name, and the longest that it may be. */}}
 {{- define "channels-zmq.name" -}}
 {{- $suffix := index . 1 -}}
@@ -106,7 +111,7 @@ annotations:
     object.metadata.labels['app.kubernetes.io/managed-by'] != 'channels-zmq-operator'
 - name: is-not-of-this-release
   expression: >-
-    request.namespace != '{{ .Release.Namespace }}' || !has(object.metadata.labels) ||
+    request.namespace != '{{ include "channels-zmq.namespace" . }}' || !has(object.metadata.labels) ||
     !('app.kubernetes.io/component' in object.metadata.labels) ||
     !('app.kubernetes.io/instance' in object.metadata.labels) ||
     object.metadata.labels['app.kubernetes.io/instance'] != '{{ .Release.Name }}' ||

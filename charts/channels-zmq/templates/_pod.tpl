@@ -29,11 +29,20 @@ spec:
   securityContext:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- with $values.dnsConfig }}
+  dnsConfig:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with $values.initContainers }}
+  initContainers:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   containers:
     - name: {{ $component }}
       image: {{ include "channels-zmq.image" (list $context $context.Values.image) | quote }}
       imagePullPolicy: {{ $context.Values.image.pullPolicy }}
-      args: [{{ $own.command }}]
+      args:
+        {{- toYaml (concat (list $own.command) $values.extraArgs) | nindent 8 }}
       env:
         {{- range $name, $value := $own.env }}
         - name: CHANNELS_ZMQ_OPERATOR_{{ $name }}
@@ -65,6 +74,9 @@ spec:
       volumeMounts:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+    {{- with $values.extraContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- with concat (default list $own.volumes) $values.extraVolumes }}
   volumes:
     {{- toYaml . | nindent 4 }}

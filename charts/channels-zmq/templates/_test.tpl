@@ -1,7 +1,7 @@
 {{/* The namespace of the test: that of the release, unless the operator does not look there. */}}
 {{- define "channels-zmq.testNamespace" -}}
 {{- $watched := .Values.watchNamespaces -}}
-{{- if or (not $watched) (has .Release.Namespace $watched) }}{{ .Release.Namespace }}{{ else }}{{ first $watched }}{{ end -}}
+{{- if or (not $watched) (has (include "channels-zmq.namespace" .) $watched) }}{{ include "channels-zmq.namespace" . }}{{ else }}{{ first $watched }}{{ end -}}
 {{- end }}
 
 {{/* Annotations of one of the test's objects: list of the context and its turn. */}}

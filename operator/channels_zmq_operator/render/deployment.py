@@ -99,7 +99,7 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
     arguments = [
         f"--pull-address=tcp://*:{PULL_PORT}",
         f"--pub-address=tcp://*:{PUB_PORT}",
-        f"--admin-address=0.0.0.0:{ADMIN_PORT}",
+        f"--admin-address=*:{ADMIN_PORT}",
         f"--max-message-size={size(spec.layer.max_message_size)}",
         f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
         f"--drain-at-most={DRAIN_AT_MOST}",

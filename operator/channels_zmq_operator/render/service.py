@@ -11,6 +11,7 @@ def render(owner: Owner) -> Manifest:
         "clusterIP": "None",  # clients connect to every forwarder, and know which of them are well
         # A forwarder that starts is ready once its clients are there: they have to find it before.
         "publishNotReadyAddresses": True,
+        "ipFamilyPolicy": "PreferDualStack",
         "selector": selector(owner),
         "ports": [
             {"name": name, "port": port, "targetPort": name, "protocol": "TCP", "appProtocol": protocol}
