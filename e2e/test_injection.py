@@ -1,6 +1,9 @@
 """Pods get their layer by a label, whoever makes them."""
 
 import copy
+import os
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -216,3 +219,39 @@ def test_a_wrong_key_gets_nothing(chat: str) -> None:
         for secret in ("chat-client", "chat-forwarder"):
             for value in filter(None, get("secret", secret, namespace=chat)["data"].values()):
                 assert value not in log
+
+
+@pytest.mark.skipif(
+    not os.environ.get("E2E_NETWORK_POLICIES"), reason="E2E_NETWORK_POLICIES says not that they are enforced"
+)
+@pytest.mark.parametrize(
+    ("labels", "elsewhere", "port", "expected"),
+    [
+        (LABELS, False, 5555, "reached"),
+        (LABELS, False, 5556, "reached"),
+        ({}, False, 5555, "not reached"),
+        (LABELS, True, 5555, "not reached"),
+        (LABELS, True, 5556, "not reached"),
+        ({}, True, 9600, "reached"),
+    ],
+)
+def test_only_pods_of_the_layer_reach_its_forwarders(
+    chat: str, other: str, labels: dict[str, str], elsewhere: bool, port: int, expected: str
+) -> None:
+    """Neither a pod without the label nor one of another namespace does; metrics are for all by default."""
+    forwarder = get("pods", namespace=chat, selector="channels-zmq.io/owned-by=chat")[0]["status"]["podIP"]
+    home = other if elsewhere else chat
+    reaches = program("reach", forwarder, str(port), "8")
+    no_layer = {"channels-zmq.io/containers": ""}  # the label alone decides
+    apply(MAP, pod("reaches", reaches, labels=labels, annotations=no_layer, volumes=[VOLUME]), namespace=home)
+    assert ended("reaches", namespace=home).strip() == expected
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    """Another namespace."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    until(lambda: get("serviceaccount", "default", namespace=name), "the namespace has its account")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
