@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 from kube import (
+    LAYER_LABEL,
     KubectlError,
     Manifest,
     apply,
     conditions,
+    container,
     events,
     get,
     kubectl,
     layer,
+    pod,
     refused,
     rolled_out,
     until,
@@ -238,16 +241,63 @@ def test_deleting_a_layer_deletes_what_it_was_made_of(namespace: str) -> None:
     until(lambda: not kubectl("get", kinds, "-n", namespace, "-l", mine, "-o", "name"), "nothing is left")
 
 
+def test_pods_that_run_settings_of_before_are_counted(namespace: str) -> None:
+    """Until they are made anew."""
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    sleeps = container(command=["sleep", "1000"])
+    apply(pod("app", sleeps, labels={LAYER_LABEL: "chat"}), namespace=namespace)
+    until(lambda: get("pod", "app", namespace=namespace)["status"].get("phase") == "Running", "it runs")
+
+    def outdated() -> str:
+        return str(conditions("chat", namespace=namespace)["AppsOutdated"]["status"])
+
+    assert outdated() == "False"
+    apply(layer("chat", clients={"prefetch": 1}), namespace=namespace)
+    until(lambda: outdated() == "True", "the layer says so")
+    assert conditions("chat", namespace=namespace)["AppsOutdated"]["message"].startswith("1 pod of applications")
+    kubectl("delete", "pod", "app", "-n", namespace, "--grace-period=0", "--force")
+    until(lambda: outdated() == "False", "nobody is left")
+
+
+def test_a_paused_layer_is_left_alone(namespace: str) -> None:
+    """Until it is paused no more."""
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    apply(layer("chat", paused=True), namespace=namespace)
+    until(lambda: conditions("chat", namespace=namespace)["Progressing"]["reason"] == "Paused", "it says so")
+    kubectl("delete", "poddisruptionbudget", "chat-forwarder", "-n", namespace)
+    apply(layer("other"), namespace=namespace)
+    wait_ready("other", namespace=namespace)  # the operator has had the time
+    assert get("pdb", "chat-forwarder", namespace=namespace) is None
+    apply(layer("chat"), namespace=namespace)
+    until(lambda: get("pdb", "chat-forwarder", namespace=namespace), "it is repaired")
+
+
+def test_kubectl_scales_a_layer(namespace: str) -> None:
+    """By the scale subresource, which autoscalers use too."""
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    kubectl("scale", "zcl/chat", "-n", namespace, "--replicas=3")
+    until(lambda: get("zcl", "chat", namespace=namespace)["status"]["ready"] == "3/3", "there are three")
+    scale = json.loads(
+        kubectl("get", "--raw", f"/apis/channels-zmq.io/v1alpha1/namespaces/{namespace}/zmqchannellayers/chat/scale")
+    )
+    assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (3, 3)
+    found = get("pods", namespace=namespace, selector=scale["status"]["selector"])
+    assert len(found) == 3
+
+
 def test_what_the_operator_does_not_let_a_layer_choose_is_told(namespace: str) -> None:
     """An image and a label, in all namespaces by default; a forwarder that runs goes on meanwhile."""
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
-    chosen = {"image": {"repository": "other"}, "template": {"labels": {"app": "theirs"}}}
+    chosen = {"image": {"repository": "other"}, "podTemplate": {"metadata": {"labels": {"app": "theirs"}}}}
     apply(layer("chat", **chosen), namespace=namespace)
     until(lambda: conditions("chat", namespace=namespace)["Accepted"]["status"] == "False", "the refusal")
     message = conditions("chat", namespace=namespace)["Accepted"]["message"]
-    assert "spec.image.repository: not allowed in this cluster" in message
-    assert "spec.template.labels.app" in message
+    assert message.startswith("not allowed in this cluster: spec.image.repository")
+    assert "spec.podTemplate.metadata.labels.app" in message
     template = get("deployment", "chat-forwarder", namespace=namespace)["spec"]["template"]
     assert "other" not in template["spec"]["containers"][0]["image"]
     assert "app" not in template["metadata"]["labels"]

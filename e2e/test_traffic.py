@@ -95,8 +95,8 @@ def test_a_forwarder_that_is_killed_loses_no_message(chat: str) -> None:
 
 
 def test_the_only_forwarder_is_killed(chat: str) -> None:
-    """Applications hold what they send until there is another one, which is the outage that is printed."""
-    kubectl("scale", "zcl/chat", "-n", chat, "--replicas=1")
+    """Applications hold what they send, if they may hold enough, until there is another: an outage that is printed."""
+    apply(layer("chat", forwarders=1, clients={"outboxCapacity": 100_000}), namespace=chat)
     complete(chat)
     traffic = Traffic(chat)
     traffic.begin()

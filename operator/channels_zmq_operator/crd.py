@@ -52,7 +52,6 @@ def crd() -> dict[str, Any]:
     spec["default"] = whole = Spec().model_dump(by_alias=True)
     for name, part in spec["properties"].items():
         part.setdefault("default", whole[name])
-    spec["properties"]["layer"]["properties"]["maxMessageSize"]["x-kubernetes-validations"] = SIZE_RULES
     spec["properties"]["security"]["properties"]["rotateEvery"]["x-kubernetes-validations"] = DURATION_RULES
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -115,7 +114,7 @@ def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if node.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
         out.pop("anyOf", None)
-        return out
+        return {**out, "x-kubernetes-validations": SIZE_RULES}  # the only fields of that kind are sizes
     if "properties" in node:
         out["properties"] = {key: _translated(value, definitions) for key, value in node["properties"].items()}
     elif isinstance(node.get("additionalProperties"), dict):

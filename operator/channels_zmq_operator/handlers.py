@@ -9,9 +9,10 @@ import kopf
 
 from channels_zmq_operator import crd
 from channels_zmq_operator.cluster import KINDS
+from channels_zmq_operator.known import layer_of, pod_layer
 from channels_zmq_operator.models import GROUP, PLURAL, VERSION
 from channels_zmq_operator.naming import OWNER_LABEL
-from channels_zmq_operator.reconcile import PRUNED, Reconciler, layer_of, pod_layer
+from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.webhook_certificates import WEBHOOKS, WebhookCertificates
 from channels_zmq_operator.workqueue import WorkQueue

@@ -326,6 +326,12 @@ class Owner(BaseModel):
         """Namespace and name."""
         return self.namespace, self.name
 
+    @property
+    def reference(self) -> dict[str, Any]:
+        """The layer as an event refers to it."""
+        where = {"name": self.name, "namespace": self.namespace, "uid": self.uid}
+        return {"apiVersion": API_VERSION, "kind": KIND, **where}
+
     @classmethod
     def of(cls, resource: dict[str, Any]) -> "Owner":
         """Return the owner that a resource is."""

@@ -1,23 +1,32 @@
 """One layer, brought to what its resource says: render, apply, prune, status.
 
 Level-triggered: it does not matter what happened, and doing it again changes nothing. What the cluster holds is known
-from the watches that `handlers` feeds in here, so that a look costs no request. Of what they show, fingerprints and the
-fields that are used are kept: anybody who may make a ConfigMap can put our label on a megabyte.
+from the watches that `handlers` feeds in here, so that a look costs no request.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from channels_zmq_operator import __version__, naming, status
 from channels_zmq_operator import keys as layer_keys
 from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
+from channels_zmq_operator.events import make_event
+from channels_zmq_operator.known import (
+    APPLIED,
+    Child,
+    Known,
+    SeenChild,
+    digest,
+    kept,
+    layer_of,
+    owner_names,
+    owners_of,
+    pod_layer,
+    version_of,
+)
 from channels_zmq_operator.models import API_VERSION, KIND, AppSettings, Owner, Spec, SpecError, parse, seconds
-from channels_zmq_operator.naming import LAYER_LABEL, OWNER_LABEL, Manifest
+from channels_zmq_operator.naming import LAYER_LABEL, Manifest
 from channels_zmq_operator.pods import is_outdated, problem
 from channels_zmq_operator.render import Choices, LayerKeys, render
 from channels_zmq_operator.upgrades import Upgrades
@@ -25,8 +34,8 @@ from channels_zmq_operator.workqueue import Key
 
 logger = logging.getLogger("channels_zmq_operator")
 
-Child = tuple[str, str]
-"""Kind and name of one of its objects."""
+LONGEST_PROBLEM = 1024
+"""Characters of a condition's message."""
 INVALID = 422
 """The HTTP status of an object that the API server refuses, such as one with a change of what cannot change."""
 MADE_ANEW = ("Service",)
@@ -38,88 +47,6 @@ COUNT_EVERY = 30.0
 MOST_PODS = 100
 """Pods of one layer of which problems are kept."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
-
-
-@dataclass(frozen=True, slots=True)
-class SeenChild:
-    """What is kept of an object of a layer.
-
-    Args:
-        uid: Its own.
-        owners: The uids of the layers that own it.
-        version: Its resource version.
-        fingerprint: Of its content.
-        applied: The digest of what we applied, as its annotation says.
-        deployment: Generation and status, if it is a Deployment.
-    """
-
-    uid: str
-    owners: frozenset[str]
-    version: int
-    fingerprint: str
-    applied: str
-    deployment: Manifest | None
-
-    @classmethod
-    def of(cls, child: Manifest) -> "SeenChild":
-        """Return what is kept of an object."""
-        metadata = child["metadata"]
-        return cls(
-            uid=metadata.get("uid", ""),
-            owners=_owners(child),
-            version=_version(child),
-            fingerprint=fingerprint(child),
-            applied=str((metadata.get("annotations") or {}).get(APPLIED, ""))[:64],
-            deployment=status.kept(child) if child["kind"] == "Deployment" else None,
-        )
-
-
-@dataclass(slots=True)
-class Known:
-    """What is known of one layer.
-
-    Args:
-        resource: The layer as it was last seen, without its spec; None before that.
-        spec: Its spec; None if that is invalid.
-        problem: Why it is invalid.
-    """
-
-    resource: Manifest | None = None
-    spec: Spec | None = None
-    problem: str = ""
-    children: dict[Child, SeenChild] = field(default_factory=dict)
-    applied: dict[Child, str] = field(default_factory=dict)
-    """Fingerprints of what the API server answered to our applies."""
-    free: set[Child] = field(default_factory=set)
-    """Objects that nobody else has, and that are not applied yet."""
-    secrets: dict[str, Manifest] = field(default_factory=dict)
-    """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
-    rotated_for: str = ""
-    """The `rotateNow` that is done: keys before it are revoked."""
-    refusal: ClusterError | None = None
-    told: str = ""
-    """The last problem that an event was made of."""
-    pods: dict[str, str] = field(default_factory=dict)
-    """Its forwarders' pods by name, and what is wrong with each."""
-    found: int = 0
-    """The generation that this process has found done by another one; 0 if none, or if that was not done."""
-    waits: bool = False
-    """Whether its forwarders are replaced only when another layer's are."""
-    settings: AppSettings | None = None
-    """What its applications are told."""
-    outdated: int | None = None
-    """How many pods of applications are older than their settings; None if nobody has looked."""
-
-
-def layer_of(child: Manifest) -> Key:
-    """Return the layer of a child: that of its owner reference, as the label is more easily edited."""
-    metadata = child["metadata"]
-    return metadata["namespace"], (_owner_names(child) or [metadata["labels"].get(OWNER_LABEL, "")])[0]
-
-
-def pod_layer(pod: Manifest) -> Key:
-    """Return the layer of a forwarder's pod, which a ReplicaSet owns."""
-    return pod["metadata"]["namespace"], pod["metadata"]["labels"][OWNER_LABEL]
 
 
 class Reconciler:
@@ -159,9 +86,9 @@ class Reconciler:
             known.found = owner.generation if observed == owner.generation else 0
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
         elif before["metadata"]["generation"] == owner.generation:
-            known.resource = _kept(resource)
+            known.resource = kept(resource)
             return False
-        known.resource = _kept(resource)
+        known.resource = kept(resource)
         try:
             spec = parse(resource, ignores_unknown=True)
             if self.choices.limits is not None:
@@ -210,7 +137,7 @@ class Reconciler:
 
     def _owns(self, known: Known | None, child: Manifest) -> bool:
         """Return whether a layer owns an object, or one may that has not been seen yet."""
-        owners = _owners(child)
+        owners = owners_of(child)
         if known is None or known.resource is None:
             return bool(owners)
         return known.resource["metadata"].get("uid", "") in owners
@@ -219,12 +146,12 @@ class Reconciler:
         """Return whether the watches have shown an object as it is in a list, or later."""
         if found["kind"] == KIND:
             known = self.layers.get(Owner.of(found).key)
-            return known is not None and known.resource is not None and _version(known.resource) >= _version(found)
+            return known is not None and known.resource is not None and version_of(known.resource) >= version_of(found)
         known = self.layers.get(layer_of(found))
         if not self._owns(known, found):
             return True  # nothing is kept of it
         seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
-        return seen is not None and seen.version >= _version(found)
+        return seen is not None and seen.version >= version_of(found)
 
     # The work
 
@@ -299,13 +226,13 @@ class Reconciler:
     async def _count_outdated(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
         """Count the pods of applications that are older than what they are told now, until there is none."""
         assert known.resource is not None, "its caller has looked"
-        digest = _digest([one["data"] for one in manifests if one["kind"] == "ConfigMap"])
+        now = digest([one["data"] for one in manifests if one["kind"] == "ConfigMap"])
         before = known.settings or AppSettings.model_validate(
             known.resource["status"].get("settings") or {"digest": ""}
         )
-        if digest != before.digest:
+        if now != before.digest:
             since = _written(self._clock()) if before.digest else ""  # at first pods wait for them
-            known.settings, known.outdated = AppSettings(digest=digest, since=since), None
+            known.settings, known.outdated = AppSettings(digest=now, since=since), None
         else:
             known.settings = before
         if not known.settings.since:
@@ -323,7 +250,7 @@ class Reconciler:
         seen = known.children.get(name)
         if seen is None and name not in known.applied and name not in known.free:
             await self._free(known, owner, *name)
-        wanted = _digest(manifest)
+        wanted = digest(manifest)
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
         if manifest["kind"] == "Deployment" and seen is not None and seen.applied != wanted:
@@ -361,7 +288,7 @@ class Reconciler:
             NameTaken: If there is an object that no layer of this name has owned.
         """
         found = await self._cluster.get(kind, owner.namespace, name)
-        if found is not None and owner.name not in _owner_names(found):
+        if found is not None and owner.name not in owner_names(found):
             raise NameTaken(kind, owner.namespace, name)
         known.free.add((kind, name))
         return found
@@ -424,80 +351,12 @@ class Reconciler:
             return
         known.told = message
         logger.warning("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
-        await make_event(self._cluster, owner, "Warning", reason, message, self._clock())
+        await make_event(self._cluster, owner.reference, "Warning", reason, message, self._clock())
 
     async def _note(self, owner: Owner, reason: str, message: str) -> None:
         """Make an event of something that went well."""
         logger.info("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
-        await make_event(self._cluster, owner, "Normal", reason, message, self._clock())
-
-
-async def make_event(cluster: Cluster, owner: Owner, kind: str, reason: str, message: str, now: datetime) -> None:
-    """Make an event that `kubectl describe` shows at the layer; failing at it is only logged."""
-    event = {
-        "apiVersion": "events.k8s.io/v1",
-        "kind": "Event",
-        "metadata": {"generateName": f"{owner.name}-", "namespace": owner.namespace},
-        "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "reportingController": f"{naming.FIELD_MANAGER}.channels-zmq.io",
-        "reportingInstance": naming.FIELD_MANAGER,
-        "action": "Reconcile",
-        "reason": reason,
-        "type": kind,
-        "note": message[:1000],
-        "regarding": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": owner.name,
-            "namespace": owner.namespace,
-            "uid": owner.uid,
-        },
-    }
-    try:
-        await cluster.create(event)
-    except ClusterError as error:
-        logger.warning("no event could be made: %s", error)
-
-
-APPLIED = "channels-zmq.io/applied"
-"""Annotation with the digest of what we applied, by which a change of what is wanted is found."""
-
-
-LONGEST_PROBLEM = 1024
-"""Characters of a condition's message."""
-CLUSTERS_OWN = "deployment.kubernetes.io/"
-"""Annotations that the cluster itself writes."""
-
-
-def fingerprint(manifest: Manifest) -> str:
-    """Return what stays the same unless somebody changes the object: no status, no bookkeeping."""
-    metadata = manifest["metadata"]
-    kept = {key: metadata.get(key) for key in ("name", "labels", "annotations", "ownerReferences")}
-    annotations = kept["annotations"] or {}
-    kept["annotations"] = {key: annotations[key] for key in annotations if not key.startswith(CLUSTERS_OWN)}
-    body = {key: value for key, value in manifest.items() if key not in ("metadata", "status", "apiVersion", "kind")}
-    return _digest({"metadata": kept, **body})
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _owner_names(child: Manifest) -> list[str]:
-    """Return the names of the layers that own an object, or have owned it before they were made again."""
-    return [one["name"] for one in child["metadata"].get("ownerReferences") or () if one["kind"] == KIND]
-
-
-def _owners(child: Manifest) -> frozenset[str]:
-    """Return the uids of the layers that own an object."""
-    return frozenset(one["uid"] for one in child["metadata"].get("ownerReferences") or () if one["kind"] == KIND)
-
-
-def _kept(resource: Manifest) -> Manifest:
-    """Return what is kept of a layer: its spec is parsed, and its annotations are nobody's business."""
-    kept = ("name", "namespace", "uid", "generation", "resourceVersion")
-    metadata = {key: value for key, value in resource["metadata"].items() if key in kept}
-    return {"metadata": metadata, "status": resource.get("status") or {}}
+        await make_event(self._cluster, owner.reference, "Normal", reason, message, self._clock())
 
 
 def _is_complete(deployment: SeenChild) -> bool:
@@ -507,7 +366,3 @@ def _is_complete(deployment: SeenChild) -> bool:
 
 def _written(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _version(manifest: Manifest) -> int:
-    return int(manifest["metadata"].get("resourceVersion", 0))

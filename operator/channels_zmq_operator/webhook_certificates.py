@@ -13,6 +13,7 @@ from datetime import datetime
 
 from channels_zmq_operator import certificates
 from channels_zmq_operator.cluster import Cluster, ClusterError
+from channels_zmq_operator.events import make_event
 from channels_zmq_operator.naming import Manifest
 from channels_zmq_operator.settings import Settings
 
@@ -102,6 +103,17 @@ class WebhookCertificates:
                 await self._cluster.apply(secret)
         if after != before:
             logger.info("the webhook has a new certificate")
+            if before is not None:
+                metadata = serving["metadata"]
+                secret = {"apiVersion": "v1", "kind": "Secret", "name": metadata["name"], "namespace": own.namespace}
+                await make_event(
+                    self._cluster,
+                    secret,
+                    "Normal",
+                    "CertificateRenewed",
+                    "the webhook has a new certificate",
+                    self._clock(),
+                )
 
 
 def _reference(configuration: Manifest) -> Manifest:

@@ -256,7 +256,8 @@ async def test_watched_namespaces_get_roles() -> None:
     for namespace in ("a", "b"):
         assert rights([each for each in found if each["metadata"].get("namespace") == namespace]) == used
     (own,) = [each for each in found if each["metadata"].get("namespace") == "home"]
-    assert rights([own]) == {("", "secrets", verb) for verb in ("get", "create", "patch")}
+    secrets = {("", "secrets", verb) for verb in ("get", "create", "patch")}
+    assert rights([own]) == secrets | {("events.k8s.io", "events", "create")}
     for mode in ({"injection": {"mode": "None"}}, {"certificates": {"mode": "CertManager"}}):
         found = roles({"watchNamespaces": ["a", "b"], **mode})
         assert {(each["kind"], each["metadata"]["namespace"]) for each in found} == {("Role", "a"), ("Role", "b")}

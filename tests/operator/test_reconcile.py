@@ -14,9 +14,10 @@ from worlds import CHILDREN, CHOICES, KEY, PODS, STATUS, World, ready
 
 from channels_zmq_operator import __version__
 from channels_zmq_operator.cluster import KINDS, ClusterError
+from channels_zmq_operator.known import APPLIED, fingerprint
 from channels_zmq_operator.models import API_VERSION, KIND, Limits
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.reconcile import APPLIED, Reconciler, fingerprint
+from channels_zmq_operator.reconcile import Reconciler
 from channels_zmq_operator.workqueue import Key, WorkQueue
 
 

@@ -51,6 +51,12 @@
   verbs: [create]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
+{{- if and .Values.watchNamespaces (not (has (include "channels-zmq.namespace" .) .Values.watchNamespaces)) }}
+# That it was renewed.
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end }}
 # The webhook's certificate, and the authority that signs it.
 - apiGroups: [""]
   resources: [secrets]
