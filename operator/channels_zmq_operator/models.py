@@ -258,6 +258,13 @@ class Spec(Part):
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy, description="Who may reach the forwarders.")
     monitoring: Monitoring = Field(default_factory=Monitoring, description="What collects their metrics.")
 
+    @property
+    def told_to_applications(self) -> dict[str, Any]:
+        """What applications learn at their start, where it is not the default: a new version may have new fields."""
+        security = self.security.model_dump(include={"curve", "encryption"}, exclude_defaults=True)
+        parts = {"layer": self.layer, "clients": self.clients}
+        return {"security": security} | {name: part.model_dump(exclude_defaults=True) for name, part in parts.items()}
+
 
 class Condition(Part):
     """One aspect of the state, in the shape that Kubernetes has for it."""

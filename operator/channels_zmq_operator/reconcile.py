@@ -218,15 +218,15 @@ class Reconciler:
         known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         if keys is not None and rotated_at and keys.rotated_at != rotated_at:
             await self._note(owner, "KeysRotated", "the applications have a new key")
-        await self._count_outdated(known, owner, manifests)
+        await self._count_outdated(known, owner, spec)
         if known.waits:
             again = min(again, WAIT)
         return min(again, COUNT_EVERY) if known.outdated else again
 
-    async def _count_outdated(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
+    async def _count_outdated(self, known: Known, owner: Owner, spec: Spec) -> None:
         """Count the pods of applications that are older than what they are told now, until there is none."""
         assert known.resource is not None, "its caller has looked"
-        now = digest([one["data"] for one in manifests if one["kind"] == "ConfigMap"])
+        now = digest(spec.told_to_applications)
         before = known.settings or AppSettings.model_validate(
             known.resource["status"].get("settings") or {"digest": ""}
         )

@@ -244,6 +244,26 @@ async def test_pods_that_are_older_than_their_settings_are_counted() -> None:
     assert world.asked() == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layer": {"expiry": 5}},
+        {"clients": {"onDisconnect": "layer.down"}},
+        {"security": {"encryption": "Enabled"}},
+        {"security": {"curve": "Disabled"}},
+    ],
+)
+async def test_what_applications_learn_at_their_start_makes_them_outdated(change: dict[str, Any]) -> None:
+    """Whichever part of the spec it is in."""
+    world = World({})
+    world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
+    await world.settle()
+    world.wait(hours=1)
+    world.set_spec(change)
+    await world.settle()
+    assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
+
+
 async def test_what_applications_do_not_learn_at_their_start_makes_none_outdated() -> None:
     """Such as another image, or new keys."""
     world = World({})
