@@ -80,6 +80,10 @@ chart: generate ## Lint the chart and render it into dist/ (needs helm: HELM=...
 	@mkdir -p dist
 	$(HELM) template channels-zmq $(CHART) --kube-version $(or $(KUBERNETES),1.36.0) > dist/channels-zmq.yaml
 
+chart-archive: ## Package the chart into dist/ (needs helm; DIGESTS="operator=sha256:... forwarder=sha256:..." pins its images)
+	@mkdir -p dist
+	$(PYTHON) charts/package.py $(HELM) $(DIGESTS)
+
 IMAGE_BUILD ?= e2e/build-image
 IMAGE_PREFIX ?=
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -159,4 +163,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

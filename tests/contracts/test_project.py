@@ -144,12 +144,15 @@ def test_a_release_has_what_is_built_and_attested_and_nothing_else() -> None:
     assert image["sbom"] is True
     assert image["provenance"] == "mode=max"
     assert image["outputs"].startswith("type=oci,")
-    assert set(jobs["attest"]["needs"]) == {"distributions", "images"}
+    assert image["platforms"] == "linux/amd64,linux/arm64"
+    assert jobs["chart"]["needs"] == ["images"]
+    assert "make chart-archive DIGESTS=" in jobs["chart"]["steps"][2]["run"]
+    assert set(jobs["attest"]["needs"]) == {"distributions", "images", "chart"}
     assert jobs["release"]["needs"] == ["attest"]
     (attested,) = uses(jobs["attest"], "actions/download-artifact")
     assert uses(jobs["release"], "actions/download-artifact") == [attested]
     assert uses(jobs["attest"], "actions/attest-build-provenance") == [{"subject-path": "dist/*"}]
-    for name in ("distributions", "images"):
+    for name in ("distributions", "images", "chart"):
         (built,) = uses(jobs[name], "actions/upload-artifact")
         assert fnmatch(built["name"], attested["pattern"])
 
