@@ -52,7 +52,7 @@ def test_the_table_says_what_a_person_wants_to_know(namespace: str) -> None:
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
     head, line = kubectl("get", "zcl", "-n", namespace).splitlines()
-    assert head.split() == ["NAME", "READY", "FORWARDERS", "REASON", "AGE"]
+    assert head.split() == ["NAME", "READY", "FORWARDERS", "REASON", "PROGRESS", "AGE"]
     assert line.split()[:4] == ["chat", "True", "2/2", "ForwardersReady"]
     assert f"chat-forwarder.{namespace}.svc.cluster.local.:5555" in kubectl("get", "zcl", "-n", namespace, "-o", "wide")
     assert "zmqchannellayer" in kubectl("get", "channels", "-n", namespace, "-o", "name")

@@ -7,18 +7,22 @@ finds the layer by the variables that applications have.
 import argparse
 import os
 import secrets
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import zmq
+from zmq.utils import z85
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.sockets import resolve_pairs
 
 ENV = "CHANNELS_ZMQ_"
 GROUP = "channels-zmq-selftest"
+KEY_SIZE = 32
+"""Bytes of a CURVE key."""
 LIFE = 60_000
 """Milliseconds that a message lives."""
 
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         run(os.environ, given.messages, time.monotonic() + given.timeout)
-    except SelftestError as error:
+    except (SelftestError, zmq.ZMQError) as error:
         print(f"channels-zmq-forwarder selftest: {error}", file=sys.stderr)
         return 1
     return 0
@@ -61,6 +65,10 @@ def run(environment: Mapping[str, str], messages: int, deadline: float) -> None:
         raise SelftestError(f"{missing[0]} is not set: has the pod the label of a layer?")
     pairs = _resolved(environment[names[0]], environment[names[1]], deadline)
     files = [environment.get(f"{ENV}CURVE_{key}_KEY_FILE", "") for key in ("SERVER", "SECRET")]
+    if any(files) and not all(files):
+        raise SelftestError(
+            f"{ENV}CURVE_SERVER_KEY_FILE and {ENV}CURVE_SECRET_KEY_FILE are needed both, or none of them"
+        )
     keys = [_key(Path(file), deadline) for file in files if file]
     with zmq.Context() as context:
         context.linger = 1000
@@ -92,13 +100,20 @@ def _key(path: Path, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise SelftestError(f"there is no {path}")
         time.sleep(0.2)
-    return path.read_bytes().strip()
+    key = path.read_bytes().strip()
+    try:
+        if len(z85.decode(key)) == KEY_SIZE:
+            return key
+    except (ValueError, KeyError, struct.error):
+        pass
+    raise SelftestError(f"{path} holds no key")
 
 
 def _connected(
     context: "zmq.Context[zmq.Socket[bytes]]", kind: int, address: str, keys: list[bytes]
 ) -> "zmq.Socket[bytes]":
     socket = context.socket(kind)
+    socket.rcvhwm = 0
     socket.sndtimeo = 10_000
     socket.ipv6 = address.startswith("tcp://[")
     if keys:
@@ -126,7 +141,7 @@ def _exchange(push: "zmq.Socket[bytes]", sub: "zmq.Socket[bytes]", messages: int
         push.send(wire.ordered(topic, sender, number, flags, LIFE, payload))
     received: list[bytes] = []
     while len(received) < messages:
-        if not sub.poll(10_000):
+        if not sub.poll(max(0, round((deadline - time.monotonic()) * 1000))):
             raise SelftestError(f"{len(received)} of {messages} messages came back")
         frame = sub.recv()
         if frame.startswith(topic):

@@ -1,4 +1,4 @@
-"""The API server, as the rest of the operator sees it: five calls on plain dicts.
+"""The API server, as the rest of the operator sees it: a few calls on plain dicts.
 
 The one module that knows the Kubernetes client. Paths come from a table, so nothing is discovered and nothing cached.
 """

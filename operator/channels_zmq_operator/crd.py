@@ -13,6 +13,7 @@ COLUMNS = [
     {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
     {"name": "Forwarders", "type": "string", "jsonPath": ".status.ready"},
     {"name": "Reason", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].reason'},
+    {"name": "Progress", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Progressing")].reason'},
     {"name": "Addresses", "type": "string", "jsonPath": ".status.addresses", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]

@@ -6,13 +6,13 @@ Anybody who may make a ConfigMap can put our label on a megabyte.
 import hashlib
 import json
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from channels_zmq_operator import status
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.models import KIND, AppSettings, Spec
+from channels_zmq_operator.models import KIND, AppSettings, Key, Spec
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.workqueue import Key
 
 Child = tuple[str, str]
 """Kind and name of one of its objects."""
@@ -72,15 +72,15 @@ class Known:
     children: dict[Child, SeenChild] = field(default_factory=dict)
     applied: dict[Child, str] = field(default_factory=dict)
     """Fingerprints of what the API server answered to our applies."""
-    free: set[Child] = field(default_factory=set)
-    """Objects that nobody else has, and that are not applied yet."""
+    claimed: set[Child] = field(default_factory=set)
+    """Objects of which it was found, in this look, that nobody else has them."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
     """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
     rotated_for: str = ""
     """The `rotateNow` that is done: keys before it are revoked."""
     refusal: ClusterError | None = None
-    told: str = ""
-    """The last problem that an event was made of."""
+    told: set[str] = field(default_factory=set)
+    """The problems that events were made of, until there is none any more."""
     pods: dict[str, str] = field(default_factory=dict)
     """Its forwarders' pods by name, and what is wrong with each."""
     found: int = 0
@@ -91,6 +91,8 @@ class Known:
     """What its applications are told."""
     outdated: int | None = None
     """How many pods of applications are older than their settings; None if nobody has looked."""
+    count_at: datetime | None = None
+    """When to look again, if there were some."""
 
 
 def layer_of(child: Manifest) -> Key:
@@ -100,7 +102,7 @@ def layer_of(child: Manifest) -> Key:
 
 
 def pod_layer(pod: Manifest) -> Key:
-    """Return the layer of a forwarder's pod, which a ReplicaSet owns."""
+    """Return the layer of a forwarder's pod, by its label: its owner is a ReplicaSet."""
     return pod["metadata"]["namespace"], pod["metadata"]["labels"][OWNER_LABEL]
 
 

@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 from channels_zmq_operator import __version__, handlers
 from channels_zmq_operator.cluster import ClusterError, CountingCluster, connected
 from channels_zmq_operator.leader_election import LeaderElection
-from channels_zmq_operator.models import KIND
+from channels_zmq_operator.models import KIND, Key
 from channels_zmq_operator.naming import OWNER_LABEL
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.settings import Settings
 from channels_zmq_operator.webhook_certificates import WebhookCertificates
-from channels_zmq_operator.workqueue import Key, WorkQueue
+from channels_zmq_operator.workqueue import WorkQueue
 
 logger = logging.getLogger("channels_zmq_operator")
 

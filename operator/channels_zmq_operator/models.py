@@ -201,13 +201,15 @@ class PodTemplate(Part):
         tolerations = value.get("tolerations", [])
         if not isinstance(tolerations, list) or not all(isinstance(one, dict) for one in tolerations):
             raise ValueError("tolerations is no list of objects")
+        if not all(isinstance(one.get(name, ""), str) for one in tolerations for name in ("key", "effect")):
+            raise ValueError("a key or an effect of tolerations is no text")
         return value
 
 
 class NetworkPolicy(Part):
     """The network policy of the forwarders."""
 
-    enabled: bool = Field(True, description="Let only pods of this namespace reach the forwarders' two ports.")
+    enabled: bool = Field(True, description="Let only pods of the namespace with the label channels-zmq.io/layer in.")
     metrics_from: list[dict[str, Any]] = Field(
         default_factory=list,
         max_length=50,
@@ -318,6 +320,10 @@ class Status(Part):
     )
 
 
+Key = tuple[str, str]
+"""Namespace and name of a layer."""
+
+
 class Owner(BaseModel):
     """The layer that children belong to."""
 
@@ -329,7 +335,7 @@ class Owner(BaseModel):
     generation: int = 0
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """Namespace and name."""
         return self.namespace, self.name
 

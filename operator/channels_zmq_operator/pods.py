@@ -14,10 +14,9 @@ def problem(pod: Manifest) -> str:
     conditions = {one.get("type"): one for one in status.get("conditions") or ()}
     if conditions.get("Ready", {}).get("status") == "True" or pod["metadata"].get("deletionTimestamp"):
         return ""
-    found = ""
-    if status.get("phase") == "Failed":
-        found = _said(status.get("reason", "Failed"), status.get("message"))
-    elif conditions.get("PodScheduled", {}).get("status") == "False":
+    if status.get("phase") in ("Failed", "Succeeded"):  # such as one that was evicted: there is another in its place
+        return ""
+    if conditions.get("PodScheduled", {}).get("status") == "False":
         found = _said(conditions["PodScheduled"].get("reason", ""), conditions["PodScheduled"].get("message"))
     else:
         containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
@@ -45,9 +44,8 @@ def _of_container(container: Manifest) -> str:
         (container.get("state") or {}).get("terminated") or {}
     )
     reason = waiting.get("reason", "")
-    if ended and ended.get("exitCode"):
-        # Without the message, which says how long the pause is, and so is new each time.
-        return _said(reason, f"it ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}")
+    if ended and ended.get("exitCode"):  # the same whether it is running again, or waits for that
+        return f"it ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
     return "" if not reason or reason in WAITING_FOR_ITS_TURN else _said(reason, waiting.get("message"))
 
 

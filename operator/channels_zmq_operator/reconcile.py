@@ -6,7 +6,7 @@ from the watches that `handlers` feeds in here, so that a look costs no request.
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from channels_zmq_operator import __version__, naming, status
 from channels_zmq_operator import keys as layer_keys
@@ -25,17 +25,14 @@ from channels_zmq_operator.known import (
     pod_layer,
     version_of,
 )
-from channels_zmq_operator.models import API_VERSION, KIND, AppSettings, Owner, Spec, SpecError, parse, seconds
+from channels_zmq_operator.models import API_VERSION, KIND, AppSettings, Key, Owner, Spec, SpecError, parse, seconds
 from channels_zmq_operator.naming import LAYER_LABEL, Manifest
 from channels_zmq_operator.pods import is_outdated, problem
 from channels_zmq_operator.render import Choices, LayerKeys, render
 from channels_zmq_operator.upgrades import Upgrades
-from channels_zmq_operator.workqueue import Key
 
 logger = logging.getLogger("channels_zmq_operator")
 
-LONGEST_PROBLEM = 1024
-"""Characters of a condition's message."""
 INVALID = 422
 """The HTTP status of an object that the API server refuses, such as one with a change of what cannot change."""
 MADE_ANEW = ("Service",)
@@ -44,6 +41,8 @@ WAIT = 5.0
 """Seconds between two looks of a layer at whether its upgrade may begin."""
 COUNT_EVERY = 30.0
 """Seconds between two counts of pods that are older than their settings, as long as there are any."""
+MOST_TOLD = 10
+"""Problems of one layer of which it is known that there was an event; some come in turns, such as those of an image."""
 MOST_PODS = 100
 """Pods of one layer of which problems are kept."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
@@ -84,6 +83,9 @@ class Reconciler:
         if before is None:  # its children may have been seen first
             observed = (resource.get("status") or {}).get("observedGeneration", 0)
             known.found = owner.generation if observed == owner.generation else 0
+            found = resource.get("status") or {}
+            known.settings = AppSettings.model_validate(found["settings"]) if "settings" in found else None
+            known.rotated_for = found.get("keysRotatedFor", "")
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
         elif before["metadata"]["generation"] == owner.generation:
             known.resource = kept(resource)
@@ -95,7 +97,7 @@ class Reconciler:
                 self.choices.limits.check(spec)
             known.spec, known.problem = spec, ""
         except SpecError as error:
-            known.spec, known.problem = None, str(error)[:LONGEST_PROBLEM]
+            known.spec, known.problem = None, str(error)[: status.LONGEST_MESSAGE]
         return True
 
     def child_seen(self, child: Manifest, *, gone: bool) -> bool:
@@ -119,7 +121,11 @@ class Reconciler:
 
     def pod_seen(self, pod: Manifest, *, gone: bool) -> bool:
         """Note a pod of a forwarder as it is now."""
-        key, name = pod_layer(pod), pod["metadata"]["name"]
+        metadata = pod["metadata"]
+        is_forwarder = metadata["labels"].get("app.kubernetes.io/name") == naming.APP_NAME
+        if not is_forwarder or "ReplicaSet" not in {one["kind"] for one in metadata.get("ownerReferences") or ()}:
+            return False
+        key, name = pod_layer(pod), metadata["name"]
         known = self.layers.get(key) or Known()
         before = known.pods.pop(name, "")
         now = "" if gone else problem(pod)
@@ -185,10 +191,6 @@ class Reconciler:
             await self._tell(known, owner, error.condition, str(error))
             await self._write_status(known, owner)
             raise
-        if known.pods:
-            await self._tell(known, owner, "ForwarderFailing", "; ".join(known.pods.values()))
-        else:
-            known.told = ""
         await self._write_status(known, owner)
         return again
 
@@ -225,31 +227,28 @@ class Reconciler:
 
     async def _count_outdated(self, known: Known, owner: Owner, spec: Spec) -> None:
         """Count the pods of applications that are older than what they are told now, until there is none."""
-        assert known.resource is not None, "its caller has looked"
-        now = digest(spec.told_to_applications)
-        before = known.settings or AppSettings.model_validate(
-            known.resource["status"].get("settings") or {"digest": ""}
-        )
-        if now != before.digest:
-            since = _written(self._clock()) if before.digest else ""  # at first pods wait for them
-            known.settings, known.outdated = AppSettings(digest=now, since=since), None
-        else:
-            known.settings = before
+        now, told = self._clock(), digest(spec.told_to_applications)
+        if known.settings is None or told != known.settings.digest:
+            since = _written(now) if known.settings is not None else ""  # at first pods wait for them
+            known.settings, known.outdated, known.count_at = AppSettings(digest=told, since=since), None, now
         if not known.settings.since:
             known.outdated = 0
-        elif known.outdated != 0:
+        elif known.outdated != 0 and (known.count_at is None or now >= known.count_at):
+            known.count_at = now + timedelta(seconds=COUNT_EVERY)
             pods = self._cluster.metadata("Pod", owner.namespace, LAYER_LABEL, fields="status.phase=Running")
             known.outdated = sum([is_outdated(pod, owner.name, known.settings.since) async for pod in pods])
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
         """Return a Secret; it is read once, and then known from our applies."""
-        return known.secrets.get(name) or await self._free(known, owner, "Secret", name)
+        return known.secrets.get(name) or await self._claim(known, owner, "Secret", name)
 
     async def _apply(self, known: Known, owner: Owner, manifest: Manifest) -> None:
         name: Child = manifest["kind"], manifest["metadata"]["name"]
         seen = known.children.get(name)
-        if seen is None and name not in known.applied and name not in known.free:
-            await self._free(known, owner, *name)
+        if seen is None and name not in known.applied and name not in known.claimed:
+            found = await self._claim(known, owner, *name)
+            if found is not None and owner.uid in owners_of(found):  # its watch is slower than that of the layers
+                seen = known.children.setdefault(name, SeenChild.of(found))
         wanted = digest(manifest)
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
@@ -259,9 +258,9 @@ class Reconciler:
                 known.waits = True
                 return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
+        known.claimed.discard(name)  # if this fails, somebody may be quicker before the next time
         answer = SeenChild.of(await self._applied(manifest, seen))
         known.applied[name] = answer.fingerprint
-        known.free.discard(name)
         if manifest["kind"] == "Secret":
             known.secrets[name[1]] = manifest
         seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
@@ -279,8 +278,8 @@ class Reconciler:
         await self._cluster.delete(manifest["kind"], metadata["namespace"], metadata["name"], seen.uid)
         return await self._cluster.apply(manifest)
 
-    async def _free(self, known: Known, owner: Owner, kind: str, name: str) -> Manifest | None:
-        """Return what there is of a name that a layer needs, and note that it may have it.
+    async def _claim(self, known: Known, owner: Owner, kind: str, name: str) -> Manifest | None:
+        """Check that a layer may have a name, and return what there is of it.
 
         An apply would take over an object that is there, and a user's own would go with the layer.
 
@@ -290,7 +289,7 @@ class Reconciler:
         found = await self._cluster.get(kind, owner.namespace, name)
         if found is not None and owner.name not in owner_names(found):
             raise NameTaken(kind, owner.namespace, name)
-        known.free.add((kind, name))
+        known.claimed.add((kind, name))
         return found
 
     async def _prune(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
@@ -314,17 +313,22 @@ class Reconciler:
             refused_as=known.refusal.condition if known.refusal is not None else "",
             forwarders=known.spec.forwarders if known.spec is not None else 0,
             deployment=forwarder.deployment if forwarder is not None else None,
-            pods=tuple(known.pods.values()),
+            pods=tuple(known.pods[name] for name in sorted(known.pods)),
             paused=known.spec is not None and known.spec.paused,
             waits=known.waits,
             settings=known.settings,
-            outdated=known.outdated or 0,
+            outdated=known.outdated,
             rotated_for=known.rotated_for,
         )
         after = status.status(owner, seen, before, _written(self._clock()), self.choices.cluster_domain)
         progress, progress_before = (status.condition(one, "Progressing") for one in (after, before))
         if progress["reason"] != "RollingOut":
             self._upgrades.end(owner.key)
+        degraded = status.condition(after, "Degraded")
+        if degraded["reason"] == "ForwarderFailing":
+            await self._tell(known, owner, degraded["reason"], degraded["message"])
+        elif degraded["status"] == "False" and not known.problem:
+            known.told.clear()
         if not status.differs(before, after):
             return
         manifest = {
@@ -337,6 +341,7 @@ class Reconciler:
             answer = await self._cluster.apply(manifest, subresource="status")
         except ClusterError as error:
             if error.status == 404:  # deleted meanwhile
+                self._upgrades.end(owner.key)
                 return
             raise
         known.resource = {**known.resource, "status": answer.get("status", after)}
@@ -347,9 +352,11 @@ class Reconciler:
 
     async def _tell(self, known: Known, owner: Owner, reason: str, message: str) -> None:
         """Make an event, once for each problem."""
-        if known.told == message:
+        if message in known.told:
             return
-        known.told = message
+        if len(known.told) >= MOST_TOLD:
+            known.told.clear()
+        known.told.add(message)
         logger.warning("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
         await make_event(self._cluster, owner.reference, "Warning", reason, message, self._clock())
 

@@ -10,7 +10,7 @@ from channels_zmq_operator.naming import Manifest
 REASONS = {
     "Accepted": ("SpecValid", "SpecInvalid"),
     "Ready": ("ForwardersReady", "ForwardersNotReady", "SpecInvalid", "ClusterRefused", "NameTaken"),
-    "Progressing": ("RollingOut", "Complete", "SpecInvalid", "Paused", "UpgradeWaits"),
+    "Progressing": ("RollingOut", "Complete", "SpecInvalid", "Paused", "UpgradeWaits", "ClusterRefused", "NameTaken"),
     "Degraded": ("AsExpected", "ForwarderFailing", "ClusterRefused", "NameTaken"),
     "Stalled": ("NotStalled", "SpecInvalid", "NameTaken", "ForwarderFailing"),
     "AppsOutdated": ("UpToDate", "RestartNeeded"),
@@ -36,7 +36,7 @@ class Seen:
         paused: Whether nothing is to be changed.
         waits: Whether the upgrade of another layer has to be complete first.
         settings: What applications are told, and since when.
-        outdated: How many of their pods are older than that.
+        outdated: How many of their pods are older than that; None if nobody has looked yet.
         rotated_for: The `rotateNow` that is done.
     """
 
@@ -49,7 +49,7 @@ class Seen:
     paused: bool = False
     waits: bool = False
     settings: AppSettings | None = None
-    outdated: int = 0
+    outdated: int | None = None
     rotated_for: str = ""
 
 
@@ -63,7 +63,7 @@ class Rollout:
         ready: How many of them serve.
         complete: Whether all are as they should be, and no other ones are there.
         failing: Why they do not start, where the cluster says so.
-        given_up: Whether it has waited long enough.
+        given_up: Whether Kubernetes says that this takes too long.
     """
 
     wanted: int
@@ -82,8 +82,12 @@ class Rollout:
         generation, there, updated, ready, available = (observed[name] for name in NUMBERS)
         is_current = generation >= seen.deployment["metadata"]["generation"]
         complete = is_current and there == updated == available == wanted
-        given_up = _failure(observed)
-        return cls(wanted, there, ready, complete, "; ".join(seen.pods) or given_up, bool(given_up))
+        given_up, refused = (
+            _said_by(seen.deployment, "Progressing", "False"),
+            _said_by(seen.deployment, "ReplicaFailure", "True"),
+        )
+        pods = "; ".join(seen.pods) if not complete else ""  # such as of one that is gone without a word
+        return cls(wanted, there, ready, complete, pods or given_up or refused, bool(given_up))
 
     @property
     def serves(self) -> bool:
@@ -121,7 +125,7 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
         "Progressing": _progressing(seen, rollout),
         "Degraded": _degraded(seen, rollout),
         "Stalled": _stalled(seen, rollout),
-        "AppsOutdated": _apps_outdated(seen),
+        "AppsOutdated": _apps_outdated(seen, before),
     }
     out = Status(
         observed_generation=owner.generation,
@@ -135,10 +139,11 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
     )
     if seen.deployment is not None or not seen.problem:  # what runs was made by a spec that was valid
         out.addresses = list(naming.addresses(owner, cluster_domain))
-        out.keys_rotated_for = seen.rotated_for or (before.get("keysRotatedFor") if seen.problem else None)
+        out.keys_rotated_for = seen.rotated_for or None
         out.binding = Binding(name=naming.client_secret_name(owner))
     if seen.deployment is not None:
-        out.version = before.get("version") if seen.problem or seen.paused or seen.waits else __version__
+        is_as_before = seen.problem or seen.refusal or seen.paused or seen.waits
+        out.version = before.get("version") if is_as_before else __version__
     return out.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -176,14 +181,10 @@ def _timeless(status: dict[str, Any]) -> dict[str, Any]:
     return {**status, "conditions": conditions}
 
 
-def _failure(observed: dict[str, Any]) -> str:
-    """Return why the forwarder does not start, where the cluster says so."""
-    for condition in observed.get("conditions", ()):
-        stuck = condition["type"] == "Progressing" and condition["status"] == "False"
-        refused = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
-        if stuck or refused:
-            return str(condition.get("message") or condition.get("reason", ""))
-    return ""
+def _said_by(deployment: Manifest, kind: str, value: str) -> str:
+    """Return what a Deployment's condition says, if it has a value."""
+    found = condition(deployment["status"], kind)
+    return str(found.get("message") or found.get("reason", "")) if found.get("status") == value else ""
 
 
 def _accepted(seen: Seen) -> Said:
@@ -209,6 +210,8 @@ def _progressing(seen: Seen, rollout: Rollout) -> Said:
         return Said(False, "Paused", "nothing is changed as long as spec.paused is true")
     if seen.waits:
         return Said(True, "UpgradeWaits", "the forwarders are replaced when another layer's upgrade is complete")
+    if seen.refusal:
+        return Said(True, seen.refused_as, seen.refusal)
     if rollout.complete:
         return Said(False, "Complete", "all forwarders are as the spec says")
     return Said(True, "RollingOut", "forwarders are starting or ending")
@@ -233,7 +236,9 @@ def _stalled(seen: Seen, rollout: Rollout) -> Said:
     return Said(False, "NotStalled", "nothing waits for anybody")
 
 
-def _apps_outdated(seen: Seen) -> Said:
+def _apps_outdated(seen: Seen, before: dict[str, Any]) -> Said:
+    if seen.outdated is None and (known := condition(before, "AppsOutdated")):
+        return Said(known["status"] == "True", known["reason"], known["message"])
     if seen.outdated:
         pods = "1 pod" if seen.outdated == 1 else f"{seen.outdated} pods"
         return Said(True, "RestartNeeded", f"{pods} of applications began with settings of before: restart them")

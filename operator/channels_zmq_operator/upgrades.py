@@ -4,10 +4,7 @@ A new version of the operator, or another default image, changes the pods of eve
 layer shows it, with forwarders of before that serve on; the others stay as they are until that one is complete.
 """
 
-from channels_zmq_operator.models import Owner
-
-Key = tuple[str, str]
-"""Namespace and name of a layer."""
+from channels_zmq_operator.models import Key, Owner
 
 
 class Upgrades:

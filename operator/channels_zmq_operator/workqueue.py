@@ -6,11 +6,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from channels_zmq_operator.cluster import ClusterError
+from channels_zmq_operator.models import Key
 
 logger = logging.getLogger("channels_zmq_operator")
-
-Key = tuple[str, str]
-"""Namespace and name of a layer."""
 
 
 class WorkQueue:

@@ -96,6 +96,23 @@ def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     assert f"there is no {missing}" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("server", "secret", "problem"),
+    [("", "k" * 40, "are needed both"), ("short", "k" * 40, "holds no key"), ("\x00" * 40, "k" * 40, "holds no key")],
+)
+def test_what_is_no_pair_of_keys_is_a_failure(tmp_path: Path, server: str, secret: str, problem: str) -> None:
+    """That names the file, or what is missing."""
+    given = {}
+    for key, content in (("SERVER", server), ("SECRET", secret)):
+        if content:
+            (tmp_path / key).write_text(content)
+            given[f"CURVE_{key}_KEY_FILE"] = str(tmp_path / key)
+    done = run(variables(*addresses(), **given), seconds=1)
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_the_variables_it_says_which_one_is_missing() -> None:
     """And what gives them to a pod."""
     done = run({})

@@ -18,12 +18,11 @@ from clusters import FakeCluster
 
 from channels_zmq_operator import handlers
 from channels_zmq_operator.cluster import KINDS, Kind
-from channels_zmq_operator.models import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from channels_zmq_operator.models import API_VERSION, GROUP, KIND, PLURAL, VERSION, Key
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices
 from channels_zmq_operator.settings import Settings
-from channels_zmq_operator.workqueue import Key
 
 LAYER = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "chat", "namespace": "home"}, "spec": {}}
 

@@ -53,6 +53,10 @@ def test_names_outside_are_camel_case() -> None:
         ({"security": {"rotateEvery": "59m"}}, "spec.security.rotateEvery: '59m' is less than 1h"),
         ({"security": {"rotateEvery": 5}}, "spec.security.rotateEvery: "),
         ({"podTemplate": {"spec": {"tolerations": ["x"]}}}, "spec.podTemplate.spec: tolerations is no list of objects"),
+        (
+            {"podTemplate": {"spec": {"tolerations": [{"key": {"a": "b"}}]}}},
+            "spec.podTemplate.spec: a key or an effect of tolerations is no text",
+        ),
         ({"image": []}, "spec.image: "),
         ([], "spec: "),
         ("text", "spec: "),

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "it ends again and again": (
         waiting("CrashLoopBackOff", "back-off 20s", terminated={"exitCode": 2, "reason": "Error"}),
-        "pod a: CrashLoopBackOff: it ended with Error, exit code 2",
+        "pod a: it ended with Error, exit code 2",
     ),
     "it was out of memory, and runs again": (
         {
@@ -68,7 +68,10 @@ CASES: dict[str, tuple[Any, str]] = {
         },
         "pod a: Unschedulable: 0/3 nodes",
     ),
-    "it was evicted": ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "pod a: Evicted: disk"),
+    "it was evicted: another one is in its place": (
+        {"phase": "Failed", "reason": "Evicted", "message": "disk"},
+        "",
+    ),
 }
 
 

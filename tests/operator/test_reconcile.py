@@ -15,10 +15,10 @@ from worlds import CHILDREN, CHOICES, KEY, PODS, STATUS, World, ready
 from channels_zmq_operator import __version__
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.known import APPLIED, fingerprint
-from channels_zmq_operator.models import API_VERSION, KIND, Limits
+from channels_zmq_operator.models import API_VERSION, KIND, Key, Limits
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.reconcile import Reconciler
-from channels_zmq_operator.workqueue import Key, WorkQueue
+from channels_zmq_operator.workqueue import WorkQueue
 
 
 async def test_a_new_layer_gets_everything() -> None:
@@ -110,6 +110,21 @@ async def test_a_service_that_cannot_become_headless_is_made_anew() -> None:
     with pytest.raises(ClusterError):
         await world.settle()
     assert not [request for request in world.asked() if request[0] == "delete"]
+
+
+async def test_a_name_that_is_taken_between_two_attempts_is_left_alone() -> None:
+    """It was free at the first, which failed."""
+    world = World({})
+    world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "ConfigMap" else None
+    with pytest.raises(ClusterError):
+        await world.settle()
+    metadata = {"name": "chat-channels", "namespace": "home"}
+    mine = world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mine": "1"}})
+    world.cluster.refusal = lambda request: None
+    world.due.add(KEY)
+    with pytest.raises(ClusterError, match="it was not made for this layer"):
+        await world.settle()
+    assert world.child("ConfigMap", "chat-channels") == mine
 
 
 async def test_a_changed_spec_changes_what_depends_on_it() -> None:

@@ -214,6 +214,22 @@ def test_a_template_says_where_pods_run_and_for_how_long() -> None:
     assert found["terminationGracePeriodSeconds"] == 99
 
 
+@pytest.mark.parametrize(
+    ("own", "added"),
+    [
+        ({"operator": "Exists"}, 0),
+        ({"operator": "Exists", "effect": "NoExecute"}, 0),
+        ({"operator": "Exists", "effect": "NoSchedule"}, 2),
+        ({"key": "node.kubernetes.io/not-ready", "operator": "Exists"}, 1),
+        ({"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoSchedule"}, 2),
+        ({"key": "dedicated", "operator": "Exists"}, 2),
+    ],
+)
+def test_a_toleration_of_its_author_is_not_shortened(own: Manifest, added: int) -> None:
+    """Kubernetes takes the shortest of those that match."""
+    assert len(template(spec={"tolerations": [own]})["spec"]["tolerations"]) == 1 + added
+
+
 def test_a_cluster_that_assigns_users_is_told_of_none() -> None:
     """OpenShift refuses others than those of the namespace."""
     found = render(OWNER, parse({}), KEYS, Choices("i", assigns_users=True))

@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from clusters import Request, refused
 from worlds import CHOICES, KEY, World, ready
 
-from channels_zmq_operator.models import API_VERSION, KIND
-from channels_zmq_operator.naming import OWNER_LABEL, Manifest
-from channels_zmq_operator.reconcile import COUNT_EVERY, WAIT
-from channels_zmq_operator.workqueue import Key
+from channels_zmq_operator.cluster import ClusterError
+from channels_zmq_operator.models import API_VERSION, KIND, Key
+from channels_zmq_operator.naming import APP_NAME, OWNER_LABEL, Manifest
+from channels_zmq_operator.reconcile import COUNT_EVERY, WAIT, Reconciler
 
 OTHERS = ("a", "b", "c")
 
@@ -18,10 +19,12 @@ OTHERS = ("a", "b", "c")
 def pod(name: str = "chat-forwarder-x", reason: str = "", **labels: str) -> Manifest:
     """Return a pod of a forwarder, or another one with labels, that waits for a reason."""
     waiting = {"state": {"waiting": {"reason": reason}}} if reason else {"state": {"running": {}}}
+    labels = {"app.kubernetes.io/name": APP_NAME, **(labels or {OWNER_LABEL: "chat"})}
+    owner = {"kind": "ReplicaSet", "name": "chat-forwarder", "uid": "of a ReplicaSet"}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": "home", "labels": labels or {OWNER_LABEL: "chat"}},
+        "metadata": {"name": name, "namespace": "home", "labels": labels, "ownerReferences": [owner]},
         "status": {"containerStatuses": [waiting]},
     }
 
@@ -42,6 +45,33 @@ async def test_why_a_pod_does_not_start_is_told() -> None:
     await world.settle()
     assert world.condition("Degraded") == ("False", "AsExpected")
     assert [one["reason"] for one in world.events()] == ["ForwarderFailing", "RolledOut"]
+
+
+async def test_the_same_problems_are_told_once() -> None:
+    """Whichever of the pods was seen last, and if those of an image come in turns."""
+    world = World({})
+    names = ("chat-forwarder-x", "chat-forwarder-y")
+    for name in names:
+        world.cluster.put(pod(name, "ErrImagePull"))
+    await world.settle()
+    for turn in range(6):
+        reason = ("ImagePullBackOff", "ErrImagePull")[turn % 2]
+        for name in names:
+            world.edit("Pod", lambda found, reason=reason: found.update(status=pod(reason=reason)["status"]), name)
+            await world.settle()
+    assert len(world.events()) == len({one["note"] for one in world.events()}) <= 4
+
+
+@pytest.mark.parametrize("lacks", ["ownerReferences", "labels"])
+async def test_only_pods_of_forwarders_count(lacks: str) -> None:
+    """Anybody may put our label on a pod."""
+    world = World({})
+    other = pod(reason="ErrImagePull")
+    del other["metadata"][lacks]
+    other["metadata"].setdefault("labels", {OWNER_LABEL: "chat"})
+    world.cluster.put(other)
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
 
 
 async def test_a_pod_that_is_gone_has_no_problem() -> None:
@@ -165,6 +195,40 @@ async def test_who_waits_looks_again_soon(world: Upgraded) -> None:
     assert await world.reconciler.reconcile(waiting) == WAIT
 
 
+async def test_it_waits_for_its_turn_also_where_its_watch_is_slow(world: Upgraded) -> None:
+    """Kopf lists kinds side by side: a layer may be known before its Deployment is."""
+    world.reconciler = Reconciler(world.cluster, replace(CHOICES, forwarder_image="image:2"), clock=lambda: world.now)
+    world.cluster.watchers.clear()
+    for name in OTHERS:
+        layer = world.cluster.look(KIND, "home", name)
+        assert layer is not None
+        world.reconciler.layer_seen(layer, gone=False)
+    for name in OTHERS:
+        await world.reconciler.reconcile(("home", name))
+    assert len(world.upgraded()) == 1
+
+
+async def test_a_layer_that_is_deleted_during_its_turn_gives_it_back(world: Upgraded) -> None:
+    """In the middle of a look, of which the deletion was told before."""
+
+    def deleted(request: Request) -> ClusterError | None:
+        if request[:2] == ("apply", f"{KIND}/status"):
+            return refused(404, "NotFound")
+        if request[:2] == ("apply", "Deployment") and request[2] == "a-forwarder":
+            world.reconciler.layer_seen(layer, gone=True)
+        return None
+
+    layer = world.cluster.look(KIND, "home", "a")
+    assert layer is not None
+    world.start()
+    world.reconciler.choices = replace(CHOICES, forwarder_image="image:2")
+    world.cluster.refusal = deleted
+    await world.reconciler.reconcile(("home", "a"))
+    world.cluster.refusal = lambda request: None
+    await world.reconciler.reconcile(("home", "b"))
+    assert image(world, "b") == "image:2"
+
+
 async def test_an_upgrade_that_fails_goes_no_further_also_after_a_restart(world: Upgraded) -> None:
     """The forwarders of the others are not touched; one that is mended by its spec lets it go on."""
     await world.upgrade()
@@ -237,11 +301,39 @@ async def test_pods_that_are_older_than_their_settings_are_counted() -> None:
     assert await world.settle() == COUNT_EVERY
     assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
     world.cluster.remove("Pod", "home", "old")
+    world.asked()
+    await world.reconciler.reconcile(KEY)
+    assert world.asked() == [], "it has just looked"
+    world.wait(seconds=COUNT_EVERY)
     await world.reconciler.reconcile(KEY)
     assert world.condition("AppsOutdated") == ("False", "UpToDate")
     world.asked()
     await world.reconciler.reconcile(KEY)
     assert world.asked() == []
+
+
+async def test_settings_survive_a_restart_into_trouble() -> None:
+    """Whatever comes before they are counted again: a refusal, or a layer that is paused."""
+    world = World({})
+    world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
+    await world.settle()
+    world.wait(hours=1)
+    world.set_spec({"layer": {"capacity": 5}, "security": {"rotateNow": "now", "rotateServerKey": True}})
+    await world.settle()
+    before = world.layer()["status"]
+    assert before["keysRotatedFor"] == "now"
+    world.start()
+    world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Service" else None
+    with pytest.raises(ClusterError):
+        await world.settle()
+    assert world.condition("Degraded") == ("True", "ClusterRefused")
+    world.cluster.refusal = lambda request: None
+    world.start()
+    world.set_spec({"layer": {"capacity": 5}, "paused": True})
+    await world.settle()
+    after = world.layer()["status"]
+    assert (after["settings"], after["keysRotatedFor"]) == (before["settings"], "now")
+    assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
 
 
 @pytest.mark.parametrize(

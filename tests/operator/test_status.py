@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Seen, str]] = {
     ),
     "no pod may be made": (
         Seen(deployment=deployment(0, ReplicaFailure=("True", "exceeded quota"))),
-        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing T/ForwarderFailing F/UpToDate",
+        "T/SpecValid F/ForwardersNotReady T/RollingOut T/ForwarderFailing F/NotStalled F/UpToDate",
     ),
     "a pod does not start": (
         Seen(deployment=deployment(1), pods=("pod a: CrashLoopBackOff",)),
@@ -94,6 +94,10 @@ CASES: dict[str, tuple[Seen, str]] = {
     "a pod does not start, and the others serve": (
         Seen(deployment=deployment(updated=1, there=3), pods=("pod a: ImagePullBackOff",)),
         "T/SpecValid T/ForwardersReady T/RollingOut T/ForwarderFailing F/NotStalled F/UpToDate",
+    ),
+    "a pod that is gone without a word": (
+        Seen(deployment=deployment(), pods=("pod a: ErrImagePull",)),
+        "T/SpecValid T/ForwardersReady F/Complete F/AsExpected F/NotStalled F/UpToDate",
     ),
     "it is paused": (
         Seen(deployment=deployment(), paused=True),
@@ -113,19 +117,19 @@ CASES: dict[str, tuple[Seen, str]] = {
     ),
     "the cluster refuses": (
         Seen(refusal="quota"),
-        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused F/NotStalled F/UpToDate",
+        "T/SpecValid F/ClusterRefused T/ClusterRefused T/ClusterRefused F/NotStalled F/UpToDate",
     ),
     "a name is taken": (
         Seen(refusal="it was not made for this layer", refused_as="NameTaken"),
-        "T/SpecValid F/NameTaken T/RollingOut T/NameTaken T/NameTaken F/UpToDate",
+        "T/SpecValid F/NameTaken T/NameTaken T/NameTaken T/NameTaken F/UpToDate",
     ),
     "the cluster refuses a change": (
         Seen(refusal="quota", deployment=deployment()),
-        "T/SpecValid T/ForwardersReady F/Complete T/ClusterRefused F/NotStalled F/UpToDate",
+        "T/SpecValid T/ForwardersReady T/ClusterRefused T/ClusterRefused F/NotStalled F/UpToDate",
     ),
     "the cluster refuses, and it does not start": (
         Seen(refusal="quota", deployment=STUCK),
-        "T/SpecValid F/ClusterRefused T/RollingOut T/ClusterRefused T/ForwarderFailing F/UpToDate",
+        "T/SpecValid F/ClusterRefused T/ClusterRefused T/ClusterRefused T/ForwarderFailing F/UpToDate",
     ),
     "the spec is invalid": (
         Seen(problem="spec.x"),
@@ -228,10 +232,16 @@ def test_the_version_is_that_of_who_made_the_pods() -> None:
     """Nothing is said before there are any; what is left as it is keeps the version of before."""
     assert "version" not in said(Seen())
     assert said(Seen(deployment=deployment()))["version"] == __version__
-    for kept_as_it_is in (Seen(problem="x"), Seen(paused=True), Seen(waits=True)):
+    for kept_as_it_is in (Seen(problem="x"), Seen(refusal="x"), Seen(paused=True), Seen(waits=True)):
         seen = replace(kept_as_it_is, deployment=deployment())
         assert said(seen, {"version": "0.0.1"})["version"] == "0.0.1"
         assert "version" not in said(seen)
+
+
+def test_what_nobody_has_counted_stays_as_it_was() -> None:
+    """As after a start of the operator, if something else comes first."""
+    before = said(Seen(deployment=deployment(), outdated=3))
+    assert conditions(said(Seen(paused=True), before))["AppsOutdated"] == conditions(before)["AppsOutdated"]
 
 
 def test_settings_stand_there_with_their_time() -> None:
@@ -256,7 +266,7 @@ def test_an_invalid_spec_has_no_addresses() -> None:
 def test_a_bad_edit_takes_nothing_from_a_layer_that_runs() -> None:
     """Its applications go on, and find it by its status."""
     before = said(Seen(deployment=deployment(), rotated_for="today"))
-    after = said(Seen(problem="x", deployment=deployment()), before, LATER)
+    after = said(Seen(problem="x", deployment=deployment(), rotated_for="today"), before, LATER)
     assert {**after, "conditions": []} == {**before, "conditions": []}
     assert conditions(after)["Ready"] == conditions(before)["Ready"]
 

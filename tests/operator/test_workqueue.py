@@ -9,7 +9,8 @@ import pytest
 from fakes import Clock
 
 from channels_zmq_operator.cluster import ClusterError
-from channels_zmq_operator.workqueue import Key, WorkQueue
+from channels_zmq_operator.models import Key
+from channels_zmq_operator.workqueue import WorkQueue
 
 A, B = ("home", "a"), ("home", "b")
 NEVER = float("inf")

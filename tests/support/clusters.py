@@ -14,10 +14,9 @@ from typing import Any
 
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.known import layer_of, pod_layer
-from channels_zmq_operator.models import KIND
+from channels_zmq_operator.models import KIND, Key
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
-from channels_zmq_operator.workqueue import Key
 
 Name = tuple[str, str, str]
 """Kind, namespace and name."""

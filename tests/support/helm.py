@@ -136,7 +136,6 @@ EVERYTHING: Values = {
         "extraVolumes": [{"name": "own", "emptyDir": {}}],
         "extraVolumeMounts": [{"name": "own", "mountPath": "/own"}],
         "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
     },
     "webhook": {
         "replicas": 3,

@@ -9,12 +9,11 @@ import pytest
 import zmq
 from clusters import FakeCluster, Request, feed
 
-from channels_zmq_operator.models import API_VERSION, KIND, Owner, parse
+from channels_zmq_operator.models import API_VERSION, KIND, Key, Owner, parse
 from channels_zmq_operator.naming import Manifest
 from channels_zmq_operator.reconcile import Reconciler
 from channels_zmq_operator.render import Choices, LayerKeys, render
 from channels_zmq_operator.status import NUMBERS
-from channels_zmq_operator.workqueue import Key
 
 KEY: Key = ("home", "chat")
 CHOICES = Choices("image:1", service_monitors=True)

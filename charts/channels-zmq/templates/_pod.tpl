@@ -41,8 +41,7 @@ spec:
     - name: {{ $component }}
       image: {{ include "channels-zmq.image" (list $context $context.Values.image) | quote }}
       imagePullPolicy: {{ $context.Values.image.pullPolicy }}
-      args:
-        {{- toYaml (concat (list $own.command) $values.extraArgs) | nindent 8 }}
+      args: [{{ $own.command }}]
       env:
         {{- range $name, $value := $own.env }}
         - name: CHANNELS_ZMQ_OPERATOR_{{ $name }}

@@ -72,12 +72,12 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
 
 def _tolerations(own: list[Manifest]) -> list[Manifest]:
     """Return tolerations, and for how long a forwarder stays on a node that is lost: else it would be five minutes."""
-    own_keys = {one.get("key") for one in own}
+    decided = {one.get("key", "") for one in own if one.get("effect", "") in ("", "NoExecute")}
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     return own + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_FOR}
         for key in keys
-        if key not in own_keys
+        if not decided & {key, ""}  # the shortest of those that match counts, and no key matches all
     ]
 
 
