@@ -542,6 +542,8 @@ class Links:
         """Read keys and resolve names again, which may block."""
         for link in list(self._links.values()):
             link.look_around()
+        if not self.is_connected:  # a successor may be there at any moment
+            self._bootstrap.hurry()
         self._bootstrap.look()
         problem = self._bootstrap.problem
         if problem and not self._has_reported_problem:

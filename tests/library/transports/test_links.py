@@ -1393,6 +1393,25 @@ def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(make, resolver):
     assert B in rig.links._links
 
 
+def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(make, resolver):
+    """A successor may be there at any moment; with one forwarder there is time."""
+    resolver["zmq"] = ["10.0.0.1"]
+    rig = make(NAMED)
+    rig.look_around()
+    rig.come_up(A)
+    rig.go_down(A)
+    for host, forwarder in (("10.0.0.2", B), ("10.0.0.3", C)):
+        rig.look_around()
+        resolver["zmq"] = [host]
+        rig.look_around()
+        assert forwarder in rig.links._links
+    rig.come_up(A, B, C)
+    assert rig.links.is_connected
+    resolver["zmq"] = ["10.0.0.4"]
+    rig.look_around()
+    assert rig.links._links.keys() == {A, B, C}
+
+
 def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(make, resolver):
     """It is also the reason why there is no answer."""
     resolver["zmq"] = OSError(-2, "no such name")
