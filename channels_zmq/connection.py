@@ -462,7 +462,7 @@ class Connection:
             await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True)
 
     async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
-        """Ask another process to add its channel to a group or to remove it. A process that is gone is no error.
+        """Ask another process to add its channel to a group or to remove it. A process that is gone is not an error.
 
         Raises:
             ForwarderUnavailable: If there is no answer in time.

@@ -165,7 +165,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             await connection.change_foreign(target.owner, group, channel, add=True)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Remove a channel from a group; it is no error if it does not belong to it.
+        """Remove a channel from a group; it is not an error if it does not belong to it.
 
         Raises:
             ForwarderUnavailable: If there is no confirmation within `connect_timeout`.

@@ -24,7 +24,7 @@ def on_worker_exit(callback: Callable[[], None]) -> None:
     """Call a function when this process ends as a child of multiprocessing or of Celery.
 
     Cheap and idempotent: call it for each new connection, in the child after a fork as well. It never imports Celery,
-    which every worker has imported before its first task. A process that is no such child needs `atexit` beside it.
+    which every worker has imported before its first task. A process that is not such a child needs `atexit` beside it.
     """
     if _registered.get(callback) != os.getpid():
         _registered[callback] = os.getpid()

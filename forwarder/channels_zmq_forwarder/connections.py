@@ -292,14 +292,14 @@ def _passed(connection: sockets.socket) -> tuple[int, int]:
 
 
 def _acknowledged(descriptor: int) -> int | None:
-    """Return how many bytes a peer has acknowledged; None if it has ended, or is no TCP connection on Linux."""
+    """Return how many bytes a peer has acknowledged; None if it has ended, or is not a TCP connection on Linux."""
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
         return _passed(connection)[0]
     return None
 
 
 def is_silent(descriptor: int) -> bool:
-    """Return whether a peer has sent no more than a greeting; False for what is no TCP connection on Linux."""
+    """Return whether a peer has sent no more than a greeting; False for what is not a TCP connection on Linux."""
     with suppress(OSError, struct.error), _borrowed(descriptor) as connection:
         return _passed(connection)[1] <= GREETING
     return False
@@ -307,7 +307,7 @@ def is_silent(descriptor: int) -> bool:
 
 def _has_unsent(descriptor: int) -> bool:
     unsent = array.array("i", [0])
-    with suppress(OSError):  # it has ended, or it is no TCP connection
+    with suppress(OSError):  # it has ended, or it is not a TCP connection
         fcntl.ioctl(descriptor, _UNSENT, unsent)
     return unsent[0] > 0
 

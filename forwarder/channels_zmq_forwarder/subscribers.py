@@ -4,7 +4,7 @@ In the data-flow diagram this is XPUB, seen from the subscribers. The forwarder 
 connection is ended, and no other one is affected, if its peer
 
 - holds a key that has been revoked,
-- subscribes to something that is no topic, to too many, or to the inbox of another client (`Inboxes`),
+- subscribes to something that is not a topic, to too many, or to the inbox of another client (`Inboxes`),
 - does not take what is published (`SlowSubscribers`), or
 - says hello too often, since each hello may be answered by a long list.
 """

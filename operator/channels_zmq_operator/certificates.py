@@ -80,7 +80,7 @@ def expiry(certificate: bytes) -> float:
     """Return when a PEM certificate expires, in seconds since the epoch.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not one.
     """
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
 

@@ -194,7 +194,7 @@ class RealCluster:
         except ValueError as error:
             raise ClusterError(what, 0, "NoJSON", str(error)) from error
         if not isinstance(found, dict):
-            raise ClusterError(what, 0, "NoJSON", "the answer is no object")
+            raise ClusterError(what, 0, "NoJSON", "the answer is not an object")
         return found
 
 

@@ -74,10 +74,12 @@ def wish(pod: Manifest) -> Wish:
     for alias, layer in layers.items():
         if not _ALIAS.fullmatch(alias) or len(alias) > LONGEST_ALIAS:
             raise InjectionError(
-                f"{alias!r} is no alias: at most {LONGEST_ALIAS} lower-case letters, digits and single underscores"
+                f"{alias!r} is not an alias: at most {LONGEST_ALIAS} lower-case letters, digits and single underscores"
             )
         if not _LAYER.fullmatch(layer) or len(layer) > LONGEST_NAME:
-            raise InjectionError(f"{layer!r} is no name of a layer: at most {LONGEST_NAME} letters, digits and hyphens")
+            raise InjectionError(
+                f"{layer!r} is not the name of a layer: at most {LONGEST_NAME} letters, digits and hyphens"
+            )
     return Wish(layers, _named_containers(pod, annotations) if layers else None)
 
 
@@ -130,10 +132,10 @@ def _texts(pod: Manifest, field: str) -> dict[str, str]:
     metadata = pod.get("metadata") or {}
     found = (metadata.get(field) if isinstance(metadata, dict) else metadata) or {}
     if not isinstance(found, dict):
-        raise InjectionError(f"metadata.{field} is no map")
+        raise InjectionError(f"metadata.{field} is not a map")
     for key, value in found.items():
         if str(key).startswith(f"{GROUP}/") and not isinstance(value, str):
-            raise InjectionError(f"metadata.{field}: {key} is no text")
+            raise InjectionError(f"metadata.{field}: {key} is not text")
     return found
 
 
@@ -147,7 +149,7 @@ def _spec(pod: Manifest) -> Manifest:
 def _objects(parent: Manifest, field: str) -> list[Manifest]:
     found = parent.get(field) or []
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise InjectionError(f"{field} of the pod is no list of objects")
+        raise InjectionError(f"{field} of the pod is not a list of objects")
     return found
 
 

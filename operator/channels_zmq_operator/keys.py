@@ -140,7 +140,7 @@ def _read(secret: Manifest | None, key: str) -> str:
 
 
 def _valid(secret: str) -> str:
-    """Return a secret key, or nothing if it is none."""
+    """Return a secret key, or nothing if it is not one."""
     try:
         _public(secret)
     except (ValueError, zmq.ZMQError):

@@ -44,11 +44,11 @@ def size(value: int | str) -> int:
     """Return the bytes of a quantity such as `16Mi`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not one.
     """
     match = _SIZE.fullmatch(str(value))
     if match is None:
-        raise ValueError(f"{value!r} is no size such as 16Mi")
+        raise ValueError(f"{value!r} is not a size such as 16Mi")
     return int(match[1]) * _UNITS[match[2]]
 
 
@@ -56,11 +56,11 @@ def seconds(value: str) -> int:
     """Return the seconds of a duration such as `720h`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not one.
     """
     match = _DURATION.fullmatch(value)
     if match is None:
-        raise ValueError(f"{value!r} is no duration such as 720h")
+        raise ValueError(f"{value!r} is not a duration such as 720h")
     return int(match[1]) * _SECONDS[match[2]]
 
 
@@ -200,9 +200,9 @@ class PodTemplate(Part):
     def _check_tolerations(cls, value: dict[str, Any]) -> dict[str, Any]:
         tolerations = value.get("tolerations", [])
         if not isinstance(tolerations, list) or not all(isinstance(one, dict) for one in tolerations):
-            raise ValueError("tolerations is no list of objects")
+            raise ValueError("tolerations is not a list of objects")
         if not all(isinstance(one.get(name, ""), str) for one in tolerations for name in ("key", "effect")):
-            raise ValueError("a key or an effect of tolerations is no text")
+            raise ValueError("a key or an effect of tolerations is not text")
         return value
 
 

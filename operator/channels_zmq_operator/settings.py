@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_labels(cls, value: list[str]) -> list[str]:
         if wrong := [one for one in value if not one.partition("=")[0] or "=" not in one]:
-            raise ValueError(f"{wrong[0]!r} is no label such as release=prometheus")
+            raise ValueError(f"{wrong[0]!r} is not a label such as release=prometheus")
         return value
 
     @property

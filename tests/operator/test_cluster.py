@@ -173,7 +173,7 @@ async def test_events_and_leases_are_created_and_replaced(cluster: RealCluster, 
 
 
 async def test_a_deletion_is_of_that_one_object(cluster: RealCluster, server: Server) -> None:
-    """By its uid; it is no error if it is gone, or another one has its name."""
+    """By its uid; it is not an error if it is gone, or another one has its name."""
     await cluster.delete("Service", "home", "chat", UID)
     assert server.last() == ("DELETE", "/api/v1/namespaces/home/services/chat")
     assert server.bodies[-1]["preconditions"] == {"uid": UID}

@@ -89,7 +89,7 @@ def test_render_says_what_is_wrong_with_a_file(
 
 
 def test_render_takes_no_binary_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor anything else that is no text."""
+    """Nor anything else that is not text."""
     path = tmp_path / "layer.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
     assert main(["render", "-f", str(path)]) == BAD_USAGE

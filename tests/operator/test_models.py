@@ -43,19 +43,22 @@ def test_names_outside_are_camel_case() -> None:
         ({"layer": {"capcity": 1}}, "spec.layer.capcity: Extra inputs are not permitted"),
         ({"layer": {"capacity": 0}}, "spec.layer.capacity: Input should be greater than or equal to 1"),
         ({"layer": {"channelCapacity": {"a": 0}}}, "spec.layer.channelCapacity.a: Input should be greater"),
-        ({"layer": {"maxMessageSize": "16MB"}}, "spec.layer.maxMessageSize: '16MB' is no size such as 16Mi"),
+        ({"layer": {"maxMessageSize": "16MB"}}, "spec.layer.maxMessageSize: '16MB' is not a size such as 16Mi"),
         ({"layer": {"maxMessageSize": 0}}, "spec.layer.maxMessageSize: 0 is not from 1 to 2Gi"),
         ({"layer": {"maxMessageSize": "3Gi"}}, "spec.layer.maxMessageSize: '3Gi' is not from 1 to 2Gi"),
-        ({"layer": {"maxMessageSize": None}}, "spec.layer.maxMessageSize: None is no size"),
-        ({"layer": {"maxMessageSize": True}}, "spec.layer.maxMessageSize: True is no size"),
+        ({"layer": {"maxMessageSize": None}}, "spec.layer.maxMessageSize: None is not a size"),
+        ({"layer": {"maxMessageSize": True}}, "spec.layer.maxMessageSize: True is not a size"),
         ({"security": {"curve": "Perhaps"}}, "spec.security.curve: Input should be 'Enabled' or 'Disabled'"),
-        ({"security": {"rotateEvery": "1d"}}, "spec.security.rotateEvery: '1d' is no duration such as 720h"),
+        ({"security": {"rotateEvery": "1d"}}, "spec.security.rotateEvery: '1d' is not a duration such as 720h"),
         ({"security": {"rotateEvery": "59m"}}, "spec.security.rotateEvery: '59m' is less than 1h"),
         ({"security": {"rotateEvery": 5}}, "spec.security.rotateEvery: "),
-        ({"podTemplate": {"spec": {"tolerations": ["x"]}}}, "spec.podTemplate.spec: tolerations is no list of objects"),
+        (
+            {"podTemplate": {"spec": {"tolerations": ["x"]}}},
+            "spec.podTemplate.spec: tolerations is not a list of objects",
+        ),
         (
             {"podTemplate": {"spec": {"tolerations": [{"key": {"a": "b"}}]}}},
-            "spec.podTemplate.spec: a key or an effect of tolerations is no text",
+            "spec.podTemplate.spec: a key or an effect of tolerations is not text",
         ),
         ({"image": []}, "spec.image: "),
         ([], "spec: "),
@@ -90,7 +93,7 @@ def test_sizes(text: int | str, expected: int) -> None:
 @pytest.mark.parametrize("text", ["", "Mi", "1.5Mi", "-1", "1 Mi", "1mi", "1Ti", "0x1", "1Mi\n"])
 def test_what_is_no_size(text: str) -> None:
     """Is refused by its name."""
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         size(text)
 
 
@@ -98,7 +101,7 @@ def test_durations() -> None:
     """In seconds; what is none is refused by its name."""
     assert [seconds(text) for text in ("5s", "2m", "1h", "720h")] == [5, 120, 3600, 2_592_000]
     for text in ("", "h", "1", "1.5h", "1h30m", "-1h", "1H"):
-        with pytest.raises(ValueError, match="is no duration"):
+        with pytest.raises(ValueError, match="is not a duration"):
             seconds(text)
 
 

@@ -84,7 +84,7 @@ def test_service_monitors_of_forwarders_look_as_the_chart_says(monkeypatch: pyte
 def test_what_is_no_label_is_refused(labels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the error shows one."""
     monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_LABELS", labels)
-    with pytest.raises(ValidationError, match="is no label such as release=prometheus"):
+    with pytest.raises(ValidationError, match="is not a label such as release=prometheus"):
         Settings()
 
 

@@ -97,7 +97,7 @@ def test_a_wish_that_cannot_be_understood_is_refused_in_words() -> None:
     response = answer(json.dumps(review({"metadata": {"labels": {LAYER_LABEL: "A_B"}}})).encode())
     assert not response["allowed"]
     assert response["uid"] == "u-1"
-    assert response["status"]["message"].startswith("channels-zmq: 'A_B' is no name of a layer")
+    assert response["status"]["message"].startswith("channels-zmq: 'A_B' is not the name of a layer")
 
 
 @pytest.mark.parametrize("request_", [review(None), review(kind={"kind": "Deployment"}), review("text"), review([])])
