@@ -28,6 +28,7 @@ from kube import (
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from releases import NAMESPACE, OPERATOR, WEBHOOK, Release
+from signers import signer
 
 from channels_zmq_operator import certificates
 
@@ -153,3 +154,21 @@ def test_whatever_comes_gets_an_answer(installed: Release, review: str) -> None:
             found = json.load(answer)
     assert found["kind"] == "AdmissionReview"
     assert isinstance(found["response"]["allowed"], bool)
+
+
+def test_cert_manager_makes_and_renews_its_certificate(release: Release, namespace: str) -> None:
+    """By a stand-in that signs: the operator makes none, and no call fails while running pods take up the new one."""
+    release.remove()
+    with signer() as signs:
+        release.ensure({"certificates": {"mode": "CertManager"}})
+        assert "certificate" not in kubectl("logs", f"deployment/{OPERATOR}", "-n", NAMESPACE)
+        apply(layer("chat"), namespace=namespace)
+        apply(pod("asks", container(command=["true"]), labels=LABELS), namespace=namespace)
+        assert "channels-zmq.io/injected" in get("pod", "asks", namespace=namespace)["metadata"]["annotations"]
+        served = expiries()
+        with Calls(namespace) as calls:
+            signs.renew()
+            until(lambda: not served & expiries(), "the pods serve the new one", patience=180, every=2)
+        assert calls.failures == []
+        assert calls.made
+        release.remove()
