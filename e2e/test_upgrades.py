@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import pytest
-from kube import apply, conditions, get, layer, until
+from kube import apply, conditions, get, kubectl, layer, until, wait_ready
 from releases import CHART, NAME, NAMESPACE, Release, helm
 from streams import Traffic, complete
 
@@ -81,4 +81,28 @@ def test_an_upgrade_that_fails_reaches_one_layer_which_serves_on(release: Releas
     for name in LAYERS:
         complete(layers, name)
     until(lambda: not failed(), "nothing is degraded")
+    assert traffic.end().nothing_lost
+
+
+BEFORE = os.environ.get("E2E_BEFORE", "")
+
+
+@pytest.mark.skipif(not BEFORE, reason="E2E_BEFORE names no chart of before, whose images have the tag `before`")
+def test_an_upgrade_from_before_several_forwarders(release: Release, namespace: str) -> None:
+    """Applications of before go on, with a Service that is made anew, and then with two forwarders: nothing is lost."""
+    release.remove()
+    old = {"image": {"tag": "before"}, "forwarderImage": {"tag": "before"}}
+    helm("install", NAME, BEFORE, "-n", NAMESPACE, values=old)
+    release.forget()
+    release.wait()
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    traffic = Traffic(namespace, image="channels-zmq-chat:before")
+    traffic.begin()
+    helm("upgrade", NAME, CHART, "-n", NAMESPACE)
+    until(lambda: "version" in get("zcl", "chat", namespace=namespace)["status"], "the new operator has seen the layer")
+    complete(namespace)
+    assert get("service", "chat-forwarder", namespace=namespace)["spec"]["clusterIP"] == "None"
+    kubectl("scale", "zcl/chat", "-n", namespace, "--replicas=2")
+    complete(namespace)
     assert traffic.end().nothing_lost

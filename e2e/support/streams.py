@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kube import FORWARDER, LAYER_LABEL, apply, ended, get, kubectl, logs, pod, program, programs, until
+from kube import CHAT_IMAGE, FORWARDER, LAYER_LABEL, apply, ended, get, kubectl, logs, pod, program, programs, until
 
 LABELS = {LAYER_LABEL: "chat"}
 MAP, VOLUME = programs()
@@ -24,8 +24,8 @@ def nodes() -> list[str]:
 class Traffic:
     """A sender's steady messages and jobs to two receivers, in pods of their own, all on the first node."""
 
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
+    def __init__(self, namespace: str, image: str = CHAT_IMAGE) -> None:
+        self._namespace, self._image = namespace, image
         self._node = {"kubernetes.io/hostname": nodes()[0]}
 
     def begin(self) -> None:
@@ -47,7 +47,8 @@ class Traffic:
         return Outcome(said[0], said[1:])
 
     def _pod(self, name: str, container: Any) -> Any:
-        return pod(name, container, labels=LABELS, volumes=[VOLUME], nodeSelector=self._node)
+        runs = {**container, "image": self._image}
+        return pod(name, runs, labels=LABELS, volumes=[VOLUME], nodeSelector=self._node)
 
     def _has_said(self, name: str, word: str) -> None:
         until(lambda: word in logs(name, namespace=self._namespace).splitlines(), f"{name} says {word}")
