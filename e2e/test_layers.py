@@ -72,6 +72,8 @@ def test_every_condition_is_there_and_of_this_generation(namespace: str) -> None
                 "Ready": ("True", "ForwardersReady"),
                 "Progressing": ("False", "Complete"),
                 "Degraded": ("False", "AsExpected"),
+                "Stalled": ("False", "NotStalled"),
+                "AppsOutdated": ("False", "UpToDate"),
             }
         ),
         "every condition, of the second generation",
