@@ -99,7 +99,7 @@ def test_an_upgrade_from_before_several_forwarders(release: Release, namespace: 
     wait_ready(namespace=namespace)
     traffic = Traffic(namespace, image="channels-zmq-chat:before")
     traffic.begin()
-    helm("upgrade", NAME, CHART, "-n", NAMESPACE)
+    helm("upgrade", NAME, CHART, "-n", NAMESPACE, "--reset-values")
     until(lambda: "version" in get("zcl", "chat", namespace=namespace)["status"], "the new operator has seen the layer")
     complete(namespace)
     assert get("service", "chat-forwarder", namespace=namespace)["spec"]["clusterIP"] == "None"

@@ -11,6 +11,7 @@ from forwarders import Forwarder, close_all, free_ports, until
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConnectionLost
 from channels_zmq.transports import discovery
+from channels_zmq_forwarder import sockets
 
 Run = Callable[[Awaitable[None]], None]
 GROUPS = [f"group-{number}" for number in range(30)]
@@ -237,7 +238,8 @@ def test_a_name_stands_for_all_forwarders_that_it_resolves_to(
     def resolve(address: str) -> list[str]:
         return [address.replace("forwarders", host) for host in known]
 
-    monkeypatch.setattr(discovery, "resolve", resolve)
+    for module in (discovery, sockets):
+        monkeypatch.setattr(module, "resolve", resolve)
 
     async def scenario() -> None:
         for one in alike[:2]:
