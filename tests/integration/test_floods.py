@@ -173,7 +173,7 @@ def test_who_sends_faster_than_the_forwarder_reads_is_disconnected(
         channel = await layer.new_channel()
         await layer.group_add("room", channel)
         before = memory(forwarder)
-        with Flood(forwarder.pub if kind == "XSUB" else forwarder.pull, frames, kind, connections=2):
+        with Flood(forwarder.pub if kind == "XSUB" else forwarder.pull, frames, kind, connections=4):
             await until(lambda: "they sent faster than" in forwarder.log_text())
             for number in range(20):
                 await layer.group_send("room", {"n": number})
