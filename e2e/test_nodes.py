@@ -68,7 +68,7 @@ def ready(namespace: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["power-off", "cut-network"])
-@pytest.mark.parametrize("number", [2, 1])
+@pytest.mark.parametrize("number", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_node_fails(machines: Nodes, release: Release, namespace: str, how: str, number: int) -> None:
     """With two forwarders nothing is lost, and there is no outage that is worth the name; with one it is printed.
 

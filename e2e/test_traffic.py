@@ -195,6 +195,7 @@ def test_data_goes_on_without_an_operator_which_catches_up(chat: str) -> None:
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=chat), "the policy is back")
 
 
+@pytest.mark.long
 def test_keys_rotated_twice_under_load_lose_nothing(chat: str) -> None:
     """Who connected with the first key stays, and who comes is let in, before, between and after."""
     traffic = Traffic(chat)
@@ -240,6 +241,7 @@ def is_refused(namespace: str) -> bool:
     return "ForwarderUnavailable" in logs("thief", namespace=namespace).splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_leaked_key_is_withdrawn_and_nobody_else_notices(chat: str) -> None:
     """The runbook of docs/kubernetes.md under load: the status says when, and the forwarder's list follows."""
     steal(chat)
