@@ -20,7 +20,7 @@ def pinned(values: str, digests: dict[str, str]) -> str:
     """Return the text of values.yaml with the digests of images.
 
     Raises:
-        SystemExit: An image or a digest is none.
+        SystemExit: A name is not one of these images, or a digest is not one.
     """
     for image, digest in digests.items():
         if image not in PARTS or not DIGEST.fullmatch(digest):

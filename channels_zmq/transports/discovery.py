@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import zmq
 
-from channels_zmq_forwarder.sockets import TCP, resolve, resolve_pairs
+from channels_zmq_forwarder.sockets import TCP, host_of, resolve, resolve_pairs
 
 _IPV6_LITERAL = f"{TCP}["
 
@@ -25,14 +25,10 @@ class Forwarder(NamedTuple):
 def _is_literal(address: str) -> bool:
     """Return whether there is nothing to resolve: a fork while another thread resolves may leave a lock behind."""
     try:
-        ip_address(_host(address).strip("[]"))
+        ip_address(host_of(address).strip("[]"))
     except ValueError:
         return not address.startswith(TCP)
     return True
-
-
-def _host(address: str) -> str:
-    return address.removeprefix(TCP).rpartition(":")[0]
 
 
 class Bootstrap:
@@ -77,7 +73,7 @@ class Bootstrap:
             try:
                 self._found[forwarder] = [Forwarder(*pair) for pair in resolve_pairs(forwarder.pull, forwarder.pub)]
             except OSError as error:
-                self.problem = f"cannot resolve {_host(forwarder.pub)}: {error.strerror}"
+                self.problem = f"cannot resolve {host_of(forwarder.pub)}: {error.strerror}"
 
 
 class Endpoint:

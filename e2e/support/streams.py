@@ -89,10 +89,19 @@ class Outcome:
         return self.lost == [0, 0] and self.lost_jobs == self.unknown == 0
 
 
+def homes(selector: str, namespace: str) -> dict[str, str]:
+    """Return the node of each pod that is not ending."""
+    found = get("pods", namespace=namespace, selector=selector)
+    return {
+        one["metadata"]["name"]: one["spec"].get("nodeName", "")
+        for one in found
+        if "deletionTimestamp" not in one["metadata"]
+    }
+
+
 def forwarders(namespace: str) -> list[str]:
     """Return the pods of the layer's forwarders that are not ending."""
-    found = get("pods", namespace=namespace, selector=OWNED)
-    return [one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]]
+    return list(homes(OWNED, namespace))
 
 
 def complete(namespace: str, name: str = "chat") -> None:

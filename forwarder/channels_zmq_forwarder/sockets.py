@@ -88,9 +88,9 @@ def resolve_pairs(pull: str, pub: str) -> list[tuple[str, str]]:
         OSError: If a name cannot be resolved.
     """
     pulls, pubs = _preferred(resolve(pull)), _preferred(resolve(pub))
-    by_host = {_host(one): one for one in pulls}
-    if all(_host(one) in by_host for one in pubs):
-        return [(by_host[_host(one)], one) for one in sorted(pubs)]
+    by_host = {host_of(one): one for one in pulls}
+    if all(host_of(one) in by_host for one in pubs):
+        return [(by_host[host_of(one)], one) for one in sorted(pubs)]
     return list(zip(sorted(pulls), sorted(pubs), strict=False))
 
 
@@ -98,7 +98,8 @@ def _preferred(found: list[str]) -> list[str]:
     return [one for one in found if not one.startswith(f"{TCP}[")] or found
 
 
-def _host(address: str) -> str:
+def host_of(address: str) -> str:
+    """Return the host of a TCP address, an IPv6 address in its brackets."""
     return address.removeprefix(TCP).rpartition(":")[0]
 
 
@@ -110,7 +111,7 @@ def is_local(address: str) -> bool:
     """Return whether only processes of this machine can reach an address; names are not resolved."""
     if not address.startswith(TCP):
         return True
-    host = address.removeprefix(TCP).rpartition(":")[0].strip("[]")
+    host = host_of(address).strip("[]")
     try:
         return ip_address(host).is_loopback
     except ValueError:

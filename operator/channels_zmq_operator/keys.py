@@ -29,6 +29,7 @@ from channels_zmq_operator.naming import (
     ROTATED_AT,
     ROTATED_FOR,
     Manifest,
+    timestamp,
 )
 from channels_zmq_operator.render import LayerKeys
 
@@ -66,20 +67,20 @@ def next_keys(
         allowed, revoke_at = [], ""
     if is_asked and (rotate_server_key or not present):
         server_secret = _new_secret() if rotate_server_key else server_secret
-        present, upcoming, allowed, revoke_at, rotated_at = _new_secret(), "", [], "", _text(now)
+        present, upcoming, allowed, revoke_at, rotated_at = _new_secret(), "", [], "", timestamp(now)
     elif not present:  # nobody can use what is lost: there is nothing to wait for
-        present, upcoming, rotated_at = upcoming or _new_secret(), "", _text(now)
+        present, upcoming, rotated_at = upcoming or _new_secret(), "", timestamp(now)
     elif is_asked and (not upcoming or announced_for != rotate_now):  # one that is announced may be lost as well
         allowed = [key for key in allowed if not upcoming or key != _public(upcoming)]
-        upcoming, announced_at, announced_for, revoke_at = _new_secret(), _text(now), rotate_now, ""
+        upcoming, announced_at, announced_for, revoke_at = _new_secret(), timestamp(now), rotate_now, ""
     elif upcoming and not announced_at:
-        announced_at = _text(now)
+        announced_at = timestamp(now)
     elif upcoming and _is_due(announced_at, SETTLE, now):
         allowed = [_public(present)]
-        present, upcoming, rotated_at = upcoming, "", _text(now)
-        revoke_at = _text(now + timedelta(seconds=SETTLE)) if is_asked else ""
+        present, upcoming, rotated_at = upcoming, "", timestamp(now)
+        revoke_at = timestamp(now + timedelta(seconds=SETTLE)) if is_asked else ""
     elif not upcoming and _is_due(rotated_at, rotate_every, now):
-        upcoming, announced_at, announced_for = _new_secret(), _text(now), ""
+        upcoming, announced_at, announced_for = _new_secret(), timestamp(now), ""
     mine = [_public(secret) for secret in (present, upcoming) if secret]
     return LayerKeys(
         server_public=_public(server_secret),
@@ -115,10 +116,6 @@ def _new_secret() -> str:
 
 def _is_due(rotated_at: str, rotate_every: float, now: datetime) -> bool:
     return now >= _time(rotated_at) + timedelta(seconds=rotate_every)
-
-
-def _text(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _time(text: str) -> datetime:

@@ -1,5 +1,6 @@
 """Names that several modules share: labels, annotations, ports, entries of objects, and a layer's objects."""
 
+from datetime import datetime
 from typing import Any
 
 from channels_zmq_operator.models import GROUP, Owner
@@ -58,6 +59,11 @@ PATHS = {
 
 They do not come from the ConfigMap, as more people may edit that: it could name another server, or none with keys.
 """
+
+
+def timestamp(time: datetime) -> str:
+    """Return a time as Kubernetes writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def forwarder_name(owner: Owner) -> str:

@@ -39,12 +39,11 @@ def is_outdated(pod: Manifest, layer: str, since: str) -> bool:
 
 
 def _of_container(container: Manifest) -> str:
-    waiting = (container.get("state") or {}).get("waiting") or {}
-    ended = ((container.get("lastState") or {}).get("terminated")) or (
-        (container.get("state") or {}).get("terminated") or {}
-    )
+    state, before = container.get("state") or {}, container.get("lastState") or {}
+    waiting = state.get("waiting") or {}
+    ended = before.get("terminated") or state.get("terminated") or {}
     reason = waiting.get("reason", "")
-    if ended and ended.get("exitCode"):  # the same whether it is running again, or waits for that
+    if ended.get("exitCode"):  # the same whether it is running again, or waits for that
         return f"it ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
     return "" if not reason or reason in WAITING_FOR_ITS_TURN else _said(reason, waiting.get("message"))
 

@@ -81,9 +81,8 @@ class Reconciler:
             known = self.layers[owner.key] = Known()
             before = None
         if before is None:  # its children may have been seen first
-            observed = (resource.get("status") or {}).get("observedGeneration", 0)
-            known.found = owner.generation if observed == owner.generation else 0
             found = resource.get("status") or {}
+            known.found = owner.generation if found.get("observedGeneration", 0) == owner.generation else 0
             known.settings = AppSettings.model_validate(found["settings"]) if "settings" in found else None
             known.rotated_for = found.get("keysRotatedFor", "")
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
@@ -229,8 +228,8 @@ class Reconciler:
         """Count the pods of applications that are older than what they are told now, until there is none."""
         now, told = self._clock(), digest(spec.told_to_applications)
         if known.settings is None or told != known.settings.digest:
-            since = _written(now) if known.settings is not None else ""  # at first pods wait for them
-            known.settings, known.outdated, known.count_at = AppSettings(digest=told, since=since), None, now
+            since = naming.timestamp(now) if known.settings is not None else ""  # at first pods wait for them
+            known.settings, known.outdated, known.count_at = AppSettings(digest=told, since=since), None, None
         if not known.settings.since:
             known.outdated = 0
         elif known.outdated != 0 and (known.count_at is None or now >= known.count_at):
@@ -254,7 +253,7 @@ class Reconciler:
             return
         if manifest["kind"] == "Deployment" and seen is not None and seen.applied != wanted:
             is_upgrade = name not in known.applied and known.found == owner.generation
-            if is_upgrade and _is_complete(seen) and not self._upgrades.begin(owner):
+            if is_upgrade and _is_complete(seen) and not self._upgrades.begin(owner.key):
                 known.waits = True
                 return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
@@ -320,7 +319,7 @@ class Reconciler:
             outdated=known.outdated,
             rotated_for=known.rotated_for,
         )
-        after = status.status(owner, seen, before, _written(self._clock()), self.choices.cluster_domain)
+        after = status.status(owner, seen, before, naming.timestamp(self._clock()), self.choices.cluster_domain)
         progress, progress_before = (status.condition(one, "Progressing") for one in (after, before))
         if progress["reason"] != "RollingOut":
             self._upgrades.end(owner.key)
@@ -369,7 +368,3 @@ class Reconciler:
 def _is_complete(deployment: SeenChild) -> bool:
     """Return whether all forwarders are as they should be: others have something else to wait for."""
     return status.Rollout.of(status.Seen(deployment=deployment.deployment)).complete
-
-
-def _written(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -4,7 +4,7 @@ A new version of the operator, or another default image, changes the pods of eve
 layer shows it, with forwarders of before that serve on; the others stay as they are until that one is complete.
 """
 
-from channels_zmq_operator.models import Key, Owner
+from channels_zmq_operator.models import Key
 
 
 class Upgrades:
@@ -13,11 +13,11 @@ class Upgrades:
     def __init__(self) -> None:
         self.under_way: Key | None = None
 
-    def begin(self, owner: Owner) -> bool:
+    def begin(self, key: Key) -> bool:
         """Return whether it is the turn of a layer, which lasts until its end is noted."""
         if self.under_way is None:
-            self.under_way = owner.key
-        return self.under_way == owner.key
+            self.under_way = key
+        return self.under_way == key
 
     def end(self, key: Key) -> None:
         """Note that a layer is complete, or gone; nothing happens if it is not its turn."""
