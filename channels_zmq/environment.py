@@ -4,6 +4,7 @@ Sorts the variables by alias and key; `config` validates and converts the values
 """
 
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -14,9 +15,14 @@ from pydantic import SecretBytes, SecretStr, ValidationError
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig, first_problem, nearest
 from channels_zmq.errors import ConfigurationError
 
+logger = logging.getLogger(__name__)
+
 EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
 DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
 ENV_PREFIX = "CHANNELS_ZMQ_"
+OPTIONS = "options"
+_NO_OPTION = re.compile("curve_|symmetric_|socket_address")
+"""Keys that `OPTIONS` may not have: who may write options need not be trusted to say which server is the right one."""
 _NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
 """The forwarder's own variables, and those that Kubernetes derives from a Service whose name begins with our prefix."""
 
@@ -27,7 +33,8 @@ def channel_layers_from_env(environ: Mapping[str, str] | None = None) -> dict[st
     `CHANNELS_ZMQ_<KEY>` sets a key of CONFIG for the alias `default`, `CHANNELS_ZMQ__<ALIAS>__<KEY>` for another one.
     A layer with `PULL_SOCKET_ADDRESS` is dedicated, any other embedded; without any variable `default` is the
     embedded layer on an address that only this process can reach. `CHANNEL_CAPACITY` is a JSON object; `GROUP_EXPIRY`
-    may be `none`; an empty value counts as not set.
+    may be `none`; an empty value counts as not set. `OPTIONS` is a JSON object with further keys of CONFIG, as
+    the operator on Kubernetes writes it; a variable has precedence, and what this version does not know is logged.
 
     Args:
         environ: The variables to read; those of the process if None.
@@ -54,22 +61,41 @@ def _alias_and_key(variable: str) -> tuple[str, str]:
     return alias.lower(), key.lower()
 
 
-def _layer(alias: str, values: Mapping[str, str]) -> dict[str, Any]:
+def _layer(alias: str, values: dict[str, str]) -> dict[str, Any]:
     model: type[LayerConfig]
     backend, model = (DEDICATED, DedicatedConfig) if "pull_socket_address" in values else (EMBEDDED, EmbeddedConfig)
+    options = _options(_variable(alias, OPTIONS), values.pop(OPTIONS, "{}"), model)
     for key in values:
         if key in model.model_fields:
             continue
         near = nearest(key, DedicatedConfig)
         hint = f"; did you mean {_variable(alias, near)}?" if near else ""
         raise ConfigurationError(_variable(alias, key), f"unknown setting of {backend.rpartition('.')[2]}{hint}")
-    given = {key: _prepared(_variable(alias, key), key, value) for key, value in values.items()}
+    given = options | {key: _prepared(_variable(alias, key), key, value) for key, value in values.items()}
     try:
         parsed = model(**given)
     except ValidationError as error:
         problem = first_problem(error)
-        raise ConfigurationError(_variable(alias, problem.key or "*"), problem.text) from None
+        is_option = problem.key in options and problem.key not in values
+        setting = f"{_variable(alias, OPTIONS)}{problem.place}" if is_option else _variable(alias, problem.key or "*")
+        raise ConfigurationError(setting, problem.text) from None
     return {"BACKEND": backend, "CONFIG": {key: _plain(getattr(parsed, key)) for key in given}}
+
+
+def _options(variable: str, text: str, model: type[LayerConfig]) -> dict[str, Any]:
+    """Return the options that this version knows: an operator may be newer."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(variable, f"invalid JSON object: {error}") from None
+    if not isinstance(options, dict):
+        raise ConfigurationError(variable, f"a JSON object is needed, not {text}")
+    for key in options:
+        if _NO_OPTION.search(key):
+            raise ConfigurationError(f"{variable}[{key!r}]", "addresses and keys need variables of their own")
+        if key not in model.model_fields:
+            logger.warning("%s[%r] is unknown to this version, and ignored", variable, key)
+    return {key: value for key, value in options.items() if key in model.model_fields}
 
 
 def _variable(alias: str, key: str) -> str:

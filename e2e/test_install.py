@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from kube import apply, get, kubectl, layer, pod, program, programs, until, wait_ready
+from kube import apply, get, kubectl, layer, options, pod, program, programs, until, wait_ready
 from releases import CHART, CRD, NAME, NAMESPACE, OPERATOR, Release, helm, leftovers
 from releases import programs as helms
 
@@ -50,7 +50,7 @@ def test_the_life_of_a_release(program_name: str, release: Release, namespace: s
     assert get("deployment", OPERATOR, namespace=NAMESPACE)["metadata"]["generation"] == 2
     apply(layer("chat", layer={"capacity": 9}), namespace=namespace)
     until(
-        lambda: get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "9",
+        lambda: options("chat", namespace)["capacity"] == 9,
         "the upgraded operator works",
     )
     asks = pod("asks", program("ask"), labels={"channels-zmq.io/layer": "chat"}, volumes=[VOLUME])

@@ -16,6 +16,7 @@ from kube import (
     get,
     kubectl,
     layer,
+    options,
     pod,
     refused,
     rolled_out,
@@ -78,7 +79,7 @@ def test_every_condition_is_there_and_of_this_generation(namespace: str) -> None
         ),
         "every condition, of the second generation",
     )
-    assert get("configmap", "chat-channels", namespace=namespace)["data"]["CHANNELS_ZMQ_CAPACITY"] == "7"
+    assert options("chat", namespace)["capacity"] == 7
 
 
 def test_kubectl_explains_every_field() -> None:

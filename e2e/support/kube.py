@@ -18,6 +18,7 @@ Found = TypeVar("Found")
 PATIENCE = 120.0
 """Seconds that anything may take: far more than it does, for a loaded machine."""
 LAYER_LABEL = "channels-zmq.io/layer"
+ENV = "CHANNELS_ZMQ_"
 FORWARDER = "app.kubernetes.io/name=channels-zmq-forwarder"
 CHAT_IMAGE = os.environ.get("E2E_CHAT_IMAGE", f"channels-zmq-chat:{__version__}")
 RESTRICTED: Manifest = {
@@ -121,6 +122,13 @@ def conditions(name: str, *, namespace: str) -> dict[str, Manifest]:
     """Return the conditions of a layer by type."""
     found = get("zmqchannellayer", name, namespace=namespace) or {}
     return {one["type"]: one for one in found.get("status", {}).get("conditions", ())}
+
+
+def options(name: str, namespace: str) -> dict[str, Any]:
+    """Return what a layer's pods are told, but for its addresses and keys."""
+    data = get("configmap", f"{name}-channels", namespace=namespace)["data"]
+    found: dict[str, Any] = json.loads(data[f"{ENV}OPTIONS"])
+    return found
 
 
 def wait_ready(name: str = "chat", *, namespace: str, patience: float = PATIENCE) -> None:

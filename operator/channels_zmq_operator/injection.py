@@ -4,7 +4,7 @@ Only references go in: variables that the kubelet reads from the layer's ConfigM
 with the keys in that Secret, and with those that encrypt payloads, in a Secret of the layer's users. So a pod may be
 made before its layer, and then waits for it. What the pod's author has set stays.
 
-The patch is text, in parts: sixteen layers in two hundred containers are eight megabytes of nearly equal entries. Each
+The patch is text, in parts: sixteen layers in two hundred containers are three megabytes of nearly equal entries. Each
 entry becomes JSON once, and a part is made when the webhook is about to send it.
 """
 
@@ -32,8 +32,6 @@ from channels_zmq_operator.naming import (
 LAYERS_ANNOTATION = f"{GROUP}/layers"
 ALIAS_ANNOTATION = f"{GROUP}/alias"
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
-NEEDED = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS")
-"""Keys that every layer's ConfigMap has; a pod waits for these, the others are optional."""
 MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 40
 """What a pod may ask for at most: it bounds the patch, and with it what a review costs."""
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -159,8 +157,6 @@ def _variables(layers: dict[str, str]) -> list[Manifest]:
         prefix = ENV if alias == "default" else f"{ENV}_{alias.upper()}__"
         for key in ENV_KEYS:
             reference: Manifest = {"name": config_map_name(layer), "key": ENV + key}
-            if key not in NEEDED:
-                reference["optional"] = True
             out.append({"name": prefix + key, "valueFrom": {"configMapKeyRef": reference}})
         for key, (entry, _) in PATHS.items():  # not optional: without them a pod would use no keys
             reference = {"name": f"{layer}-client", "key": entry}

@@ -28,22 +28,7 @@ ROTATED_FOR, ANNOUNCED_FOR = f"{GROUP}/rotated-for", f"{GROUP}/announced-for"
 REVOKE_AT = f"{GROUP}/revoke-at"
 ENV = "CHANNELS_ZMQ_"
 CLIENT_KEY_ENTRY = f"{ENV}CURVE_SECRET_KEY"
-ENV_KEYS = (
-    "PULL_SOCKET_ADDRESS",
-    "PUB_SOCKET_ADDRESS",
-    "CAPACITY",
-    "EXPIRY",
-    "GROUP_EXPIRY",
-    "CHANNEL_CAPACITY",
-    "MAX_MESSAGE_SIZE",
-    "PREFETCH",
-    "OUTBOX_CAPACITY",
-    "OUTBOX_BYTES",
-    "CONNECT_TIMEOUT",
-    "LINGER",
-    "ON_DISCONNECT",
-    "ON_RECONNECT",
-)
+ENV_KEYS = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS", "OPTIONS")
 """Keys of the ConfigMap without their prefix, which is also what is injected."""
 SERVER_KEY_ENTRY = "server-key"
 KEY_FILES = {SERVER_KEY_ENTRY: SERVER_KEY_ENTRY, CLIENT_KEY_ENTRY: KEY_FILE}

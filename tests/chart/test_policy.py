@@ -163,8 +163,8 @@ PODS: dict[str, Manifest] = {
     "as many as cost the API server something": pod(
         {"channels-zmq.io/layers": "b=b,c=c,d=d"}, [{"name": f"c{number}"} for number in range(20)]
     ),
-    "as many layers as a pod may have": pod(layers(MOST_LAYERS), containers(12)),
-    "as many containers as a pod may have": pod(layers(3), containers(MOST_CONTAINERS)),
+    "as many layers as a pod may have": pod(layers(MOST_LAYERS), containers(70)),
+    "as many containers as a pod may have": pod(layers(7), containers(MOST_CONTAINERS)),
     "blanks": pod({"channels-zmq.io/layers": " jobs = work ,, "}, [{"name": "a"}]),
     "a layer that is named twice": pod({"channels-zmq.io/layers": "default=chat"}, [{"name": "a"}]),
     "a label without a value": unlabelled({}),
@@ -202,7 +202,7 @@ BAD: dict[str, tuple[Manifest, str]] = {
         f"a pod with a layer has at most {MOST_CONTAINERS} containers",
     ),
     "very many containers": (
-        pod(layers(MOST_LAYERS), containers(12)),
+        pod(layers(MOST_LAYERS), containers(1000)),
         f"a pod with a layer has at most {MOST_CONTAINERS} containers",
     ),
 }

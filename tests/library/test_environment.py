@@ -208,3 +208,42 @@ def test_an_error_about_encryption_keys_names_the_variable_and_no_key():
     assert "at least 16" in str(error)
     assert KEY not in str(error)
     assert "too-short" not in str(error)
+
+
+OPTIONS = "CHANNELS_ZMQ_OPTIONS"
+
+
+def test_options_are_further_keys_of_config():
+    """With a variable in place of one of them, and for each alias its own."""
+    config = default_config(
+        {**VARIABLES, OPTIONS: '{"capacity": 7, "group_expiry": null, "channel_capacity": {"a*": 5}}'}
+    )
+    assert config == {**ADDRESSES, "capacity": 7, "group_expiry": None, "channel_capacity": {"a*": 5}}
+    assert default_config({OPTIONS: '{"capacity": 7}', "CHANNELS_ZMQ_CAPACITY": "8"}) == {"capacity": 8}
+    layers = channel_layers_from_env({"CHANNELS_ZMQ__JOBS__OPTIONS": '{"capacity": 7}'})
+    assert layers["jobs"]["CONFIG"] == {"capacity": 7}
+    assert layers["default"]["CONFIG"] == {}
+
+
+def test_options_of_a_newer_operator_are_ignored(caplog):
+    """And named in the log."""
+    assert default_config({OPTIONS: '{"capacity": 7, "colour": "red"}'}) == {"capacity": 7}
+    assert f"{OPTIONS}['colour'] is unknown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, setting, said",
+    [
+        ("{", OPTIONS, "invalid JSON object"),
+        ("[1]", OPTIONS, "a JSON object is needed"),
+        ('{"capacity": 0}', f"{OPTIONS}['capacity']", "greater than or equal to 1"),
+        ('{"channel_capacity": {"a": "x"}}', f"{OPTIONS}['channel_capacity']['a']", "valid integer"),
+        ('{"curve_server_key": "k"}', f"{OPTIONS}['curve_server_key']", "variables of their own"),
+        ('{"symmetric_encryption_keys": []}', f"{OPTIONS}['symmetric_encryption_keys']", "variables of their own"),
+        ('{"pull_socket_address": "tcp://f:1"}', f"{OPTIONS}['pull_socket_address']", "variables of their own"),
+    ],
+)
+def test_bad_options_are_named(text, setting, said):
+    error = env_refusal({OPTIONS: text})
+    assert error.setting == setting
+    assert said in str(error)

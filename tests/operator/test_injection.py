@@ -69,7 +69,7 @@ def test_a_pod_without_the_label_is_left_alone() -> None:
 
 
 def test_variables_refer_to_the_layers_config_map() -> None:
-    """The addresses must be there, the rest need not; nothing is copied."""
+    """Which a pod waits for; nothing is copied."""
     (container,) = injected(pod())["spec"]["containers"]
     found = variables(container)
     assert found.keys() == VARIABLES
@@ -78,7 +78,7 @@ def test_variables_refer_to_the_layers_config_map() -> None:
             assert one["valueFrom"] == {"configMapKeyRef": one["valueFrom"]["configMapKeyRef"]}
             reference = one["valueFrom"]["configMapKeyRef"]
             assert (reference["name"], reference["key"]) == ("chat-channels", name)
-            assert reference.get("optional", False) is ("ADDRESS" not in name)
+            assert "optional" not in reference
 
 
 def test_whether_there_are_keys_does_not_depend_on_the_config_map() -> None:
@@ -116,7 +116,7 @@ def test_the_keys_are_a_volume_that_anybody_can_read_and_that_may_come_later() -
 
 def test_own_variables_win() -> None:
     """What the author set stays as it is, and where it is; only the rest is added behind it."""
-    own = [{"name": "FIRST", "value": "1"}, {"name": f"{ENV}CAPACITY", "value": "7"}]
+    own = [{"name": "FIRST", "value": "1"}, {"name": f"{ENV}OPTIONS", "value": "{}"}]
     (container,) = injected(pod(containers=[{"name": "web", "env": own}]))["spec"]["containers"]
     assert container["env"][:2] == own
     assert variables(container).keys() == VARIABLES | {"FIRST"}
@@ -175,7 +175,7 @@ def test_another_alias_has_its_name_in_the_variables() -> None:
     (container,) = injected(pod(annotations={ALIAS_ANNOTATION: "big_jobs"}))["spec"]["containers"]
     found = variables(container)
     assert found.keys() == {name.replace(ENV, f"{ENV}_BIG_JOBS__", 1) for name in VARIABLES}
-    assert found[f"{ENV}_BIG_JOBS__CAPACITY"]["valueFrom"]["configMapKeyRef"]["key"] == f"{ENV}CAPACITY"
+    assert found[f"{ENV}_BIG_JOBS__OPTIONS"]["valueFrom"]["configMapKeyRef"]["key"] == f"{ENV}OPTIONS"
 
 
 def test_several_layers_come_by_annotation() -> None:

@@ -100,17 +100,29 @@ def test_the_library_takes_what_is_injected() -> None:
             "maxMessageSize": "1Mi",
             "groupExpiry": 8,
             "expiry": 5,
-        }
+        },
+        "clients": {"prefetch": 3, "outboxBytes": "1Ki", "onReconnect": "app.back"},
     }
     data = objects(spec)["ConfigMap", "chat-channels"]["data"]
     variables = environment(spec)
     assert len(variables) == len(data) + 3
     config = channel_layers_from_env(variables)["default"]["CONFIG"]
-    assert config["capacity"] == 7
+    assert (
+        config.items()
+        >= {
+            "capacity": 7,
+            "channel_capacity": {"jobs.*": 9},
+            "max_message_size": 2**20,
+            "group_expiry": 8,
+            "expiry": 5,
+            "prefetch": 3,
+            "outbox_bytes": 1024,
+            "on_reconnect": "app.back",
+        }.items()
+    )
+    assert "on_disconnect" not in config
     assert config["curve_secret_key_file"] == f"{key_folder('chat')}/{KEY_FILE}"
     assert config["curve_server_key_file"] == f"{key_folder('chat')}/server-key"
-    assert json.loads(data[f"{ENV}CHANNEL_CAPACITY"]) == {"jobs.*": 9}
-    assert data[f"{ENV}MAX_MESSAGE_SIZE"] == str(2**20)
 
 
 def test_without_curve_the_library_is_told_of_no_key() -> None:

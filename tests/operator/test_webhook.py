@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import ssl
 import time
 import tracemalloc
@@ -229,9 +230,9 @@ def test_the_most_costly_review_costs_little() -> None:
     """Its answer has many megabytes, and neither the time nor the memory of a replica is used up by it."""
     body = worst()
     assert answer(body)["allowed"]
-    assert answered(body) > 10 * 2**20
-    assert peak_bytes(body) < 8 * 2**20  # measured: 2.6 MiB
-    assert min(processor_seconds(body) for _ in range(10)) < 0.02  # measured: 0.010 s
+    assert answered(body) > 6 * 2**20
+    assert peak_bytes(body) < 8 * 2**20  # measured: 2.7 MiB
+    assert min(processor_seconds(body) for _ in range(10)) < 0.02  # measured: 0.007 s
 
 
 COSTLY: dict[str, tuple[bytes, str]] = {
@@ -305,11 +306,15 @@ class Service:
     async def begin(
         self, trusted: Certificates, body: bytes, sent: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Send the head of a request and some bytes of its body, by a connection that stays open until the end."""
+        """Send the head of a request and some bytes of its body, by a connection that stays open until the end.
+
+        The kernel takes little of the answer.
+        """
         context = ssl.create_default_context(cadata=trusted.bundle.decode())
         port = self.settings.webhook_port
         reader, writer = await asyncio.open_connection("localhost", port, ssl=context, limit=2**10)
         self.connections.append(writer)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         writer.write(b"POST /mutate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
         writer.write(body[:sent])
         await writer.drain()

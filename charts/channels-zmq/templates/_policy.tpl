@@ -44,10 +44,7 @@
 - name: layers
   expression: "variables.wishes.map(wish, wish.split('=')[1]).distinct()"
 - name: options
-  expression: >-
-    ['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'CAPACITY', 'EXPIRY', 'GROUP_EXPIRY', 'CHANNEL_CAPACITY',
-    'MAX_MESSAGE_SIZE', 'PREFETCH', 'OUTBOX_CAPACITY', 'OUTBOX_BYTES', 'CONNECT_TIMEOUT', 'LINGER', 'ON_DISCONNECT',
-    'ON_RECONNECT']
+  expression: "['PULL_SOCKET_ADDRESS', 'PUB_SOCKET_ADDRESS', 'OPTIONS']"
 - name: paths
   expression: >-
     {'CURVE_SERVER_KEY_FILE': 'server-key-file', 'CURVE_SECRET_KEY_FILE': 'secret-key-file',
@@ -61,8 +58,7 @@
   expression: >-
     variables.wishes.transformList(i, wish, variables.options.map(key, {
     'name': dyn(variables.prefixes[i] + key),
-    'valueFrom': dyn({'configMapKeyRef': {'name': dyn(wish.split('=')[1] + '-channels'), 'key': dyn('CHANNELS_ZMQ_' + key),
-    'optional': dyn(!key.endsWith('_SOCKET_ADDRESS'))}})})
+    'valueFrom': dyn({'configMapKeyRef': {'name': wish.split('=')[1] + '-channels', 'key': 'CHANNELS_ZMQ_' + key}})})
     + variables.paths.map(key, {
     'name': dyn(variables.prefixes[i] + key),
     'valueFrom': dyn({'secretKeyRef': {'name': wish.split('=')[1] + '-client', 'key': variables.paths[key]}})})).flatten()
