@@ -114,6 +114,12 @@ class LayerConfig(BaseModel):
         2**20, ge=1, le=2**31, description="Maximum size of a serialized message in bytes; equal in all processes."
     )
     serializer: str = Field("msgpack", description="`msgpack`, `json` or a registered name; equal in all processes.")
+    prefix: str = Field(
+        "",
+        max_length=50,
+        pattern=r"^[A-Za-z0-9._:-]*$",
+        description="Stands before names of groups and normal channels: layers of different prefixes do not meet.",
+    )
     connect_timeout: Seconds = Field(
         5.0, description="Seconds that `group_add`, `flush` and `send` to a normal channel wait for an answer."
     )

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Awaitable
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from channels.exceptions import ChannelFull, StopConsumer
 from channels.layers import BaseChannelLayer
@@ -23,7 +23,7 @@ from channels_zmq.client.sealed import SealedClient
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
 from channels_zmq.encryption import Keyring, package
-from channels_zmq.errors import ConnectionClosed, MessageTooLarge
+from channels_zmq.errors import ConnectionClosed, MessageTooLarge, RequestRefused
 from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
 from channels_zmq.options import Options
 from channels_zmq.serializers import Message, Serializer
@@ -41,15 +41,20 @@ Config = TypeVar("Config", bound=LayerConfig)
 class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc] # Channels has no type information
     """What both layers do; see Channels' channel layer specification."""
 
-    extensions: ClassVar[list[str]] = ["groups", "flush"]
     MessageTooLarge = MessageTooLarge
     _model: type[Config]
+
+    @property
+    def extensions(self) -> list[str]:
+        """What this layer offers of what the specification leaves open."""
+        return ["groups"] if self._prefix else ["groups", "flush"]
 
     def __init__(self, **config: Any) -> None:
         self.config = configuration.parse(self._model, config)
         super().__init__(expiry=self.config.expiry, capacity=self.config.capacity)
         self.channel_capacity = self.compile_capacities(self.config.channel_capacity)
         self.group_expiry = self.config.group_expiry
+        self._prefix = self.config.prefix
         self._ttl = wire.milliseconds(self.config.expiry)
         self._drop_rate = self.config.drop_rate
         self._max_message_size = self.config.max_message_size
@@ -82,10 +87,10 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             MessageTooLarge: If the message has more bytes than `max_message_size`.
             ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`.
         """
-        target = names.channel(channel)
+        target = names.channel(channel, self._prefix)
         payload = self._pack(message)
         if self._encrypts:
-            payload = self._keyring().seal_for_channel(channel, payload)
+            payload = self._keyring().seal_for_channel(target.name, payload)
         if self._drop_rate and self._drops():
             return
         capacity = self.get_capacity(channel)
@@ -97,7 +102,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                     if accepted is None:
                         accepted = await connection.send_after_echo(channel, payload, self._ttl, capacity)
                 elif target.is_normal:
-                    accepted = await connection.send_normal(channel, payload, self._ttl, capacity)
+                    accepted = await connection.send_normal(target.name, payload, self._ttl, capacity)
                 else:
                     connection.drop_unroutable()
                     accepted = True
@@ -116,13 +121,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             StopConsumer: If the layer was closed, now or since the channel was made.
             TypeError: If the channel belongs to another process, or to none.
         """
+        name = names.channel(channel, self._prefix).name if self._prefix else channel
         while True:
             connection = self._known_connection
-            payload = connection.take(channel) if connection is not None else None
+            payload = connection.take(name) if connection is not None else None
             if payload is None:
                 payload = await self._next(channel)
             if self._encrypts and "!" not in channel and isinstance(payload, bytes):
-                payload = self._keyring().open_job(channel, payload)
+                payload = self._keyring().open_job(name, payload)
                 if payload is None:
                     self._connection().client.counters.drop("undecryptable")
                     continue
@@ -133,7 +139,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     def _next(self, channel: str) -> Awaitable[Payload]:
         """Validate a channel's name and return what waits for its next message."""
-        target = names.channel(channel)
+        target = names.channel(channel, self._prefix)
         known = self._known_connection
         if known is not None and target.owner == known.inbox and not known.closed:
             return known.receive(channel, self.get_capacity(channel), normal=False)
@@ -143,7 +149,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         if not target.is_normal and target.owner != connection.inbox:
             whose = "belongs to another process" if target.owner else "was not made by new_channel()"
             raise TypeError(f"{channel!r} {whose}: this process cannot receive from it")
-        return connection.receive(channel, self.get_capacity(channel), normal=target.is_normal)
+        return connection.receive(target.name, self.get_capacity(channel), normal=target.is_normal)
 
     # Groups
 
@@ -153,12 +159,13 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
         """
-        topic = names.topic(group)
-        target = names.channel(channel)
+        topic = names.topic(group, self._prefix)
+        target = names.channel(channel, self._prefix)
         connection = self._connection()
         capacity = self.get_capacity(channel)
+        group = names.prefixed(group, self._prefix)
         if target.is_normal:
-            await connection.add_normal(group, channel, capacity, self.group_expiry)
+            await connection.add_normal(group, target.name, capacity, self.group_expiry)
         elif target.owner == connection.inbox:
             await connection.join(topic, group, channel, capacity, self.group_expiry)
         elif target.owner:
@@ -170,11 +177,12 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
         """
-        topic = names.topic(group)
-        target = names.channel(channel)
+        topic = names.topic(group, self._prefix)
+        target = names.channel(channel, self._prefix)
         connection = self._connection()
+        group = names.prefixed(group, self._prefix)
         if target.is_normal:
-            await connection.discard_normal(group, channel)
+            await connection.discard_normal(group, target.name)
         elif target.owner == connection.inbox:
             connection.leave(topic, channel)
         elif target.owner:
@@ -187,7 +195,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
         """
-        topic = names.topic(group)
+        topic = names.topic(group, self._prefix)
         payload = self._pack(message)
         if self._encrypts:
             payload = self._keyring().seal_for_group(topic, payload)
@@ -206,7 +214,10 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
         Raises:
             ForwarderUnavailable: If some client did not answer within `connect_timeout`.
+            RequestRefused: If the layer has a prefix, or the forwarder does not permit it.
         """
+        if self._prefix:
+            raise RequestRefused("flush(): a layer with a `prefix` shares its address, and would empty the others, too")
         await self._connection().flush()
 
     def stats(self) -> Stats:

@@ -133,7 +133,7 @@ class WireVersionMismatch(ForwarderUnavailable):
 
 
 class RequestRefused(ChannelsZmqError):
-    """The forwarder is at a limit of its own, such as `--queue-names`; nothing was done."""
+    """The forwarder is at a limit of its own, such as `--queue-names`, or does not permit it; nothing was done."""
 
 
 class ConnectionClosed(ChannelsZmqError):

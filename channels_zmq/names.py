@@ -2,7 +2,8 @@
 
 Pure. A *process-specific channel* is one that `new_channel` made; its name holds the inbox of the process that reads
 it. A *normal channel* has no `!` in its name; it is a queue in the exchange. A name with a `!` that `new_channel` did
-not make is valid, but no process reads it.
+not make is valid, but no process reads it. The *prefix* of a layer stands before the names of its groups and normal
+channels, with a colon between, which no name contains. Names that `new_channel` made are unique without it.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ class Channel(NamedTuple):
     """A valid channel name.
 
     Attributes:
-        name: The name.
+        name: The name, behind the layer's prefix if it is that of a normal channel.
         owner: The inbox of the process that reads a process-specific channel, else empty.
         is_normal: Whether any process may read it.
     """
@@ -36,42 +37,47 @@ class Channel(NamedTuple):
 
 
 @lru_cache(maxsize=16_384)
-def _channel(name: str) -> Channel:
+def _channel(name: str, prefix: str) -> Channel:
     if name.endswith("!"):
         raise TypeError(f"{name!r} names all channels of a process; receive from a full name that new_channel() made")
     _base.require_valid_channel_name(name)
     head, bang, _ = name.partition("!")
     inbox = head.rpartition(".")[2]
     owned = bang and "." in head and len(inbox) == INBOX_SIZE and _HEX.issuperset(inbox)
-    return Channel(name, inbox.encode() if owned else b"", not bang)
+    return Channel(name if bang else prefixed(name, prefix), inbox.encode() if owned else b"", not bang)
 
 
-def channel(name: object) -> Channel:
-    """Validate a channel name.
+def prefixed(name: str, prefix: str) -> str:
+    """Return the name of a group or normal channel behind a layer's prefix."""
+    return f"{prefix}:{name}" if prefix else name
+
+
+def channel(name: object, prefix: str = "") -> Channel:
+    """Validate a channel name, for a layer with a prefix.
 
     Raises:
         TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel name is a str, not {type(name).__name__}")
-    return _channel(name)
+    return _channel(name, prefix)
 
 
 @lru_cache(maxsize=16_384)
-def _topic(name: str) -> Topic:
+def _topic(name: str, prefix: str) -> Topic:
     _base.require_valid_group_name(name)
-    return group_topic(name)
+    return group_topic(prefixed(name, prefix))
 
 
-def topic(name: object) -> Topic:
-    """Validate a group name and return the topic of its messages.
+def topic(name: object, prefix: str = "") -> Topic:
+    """Validate a group name and return the topic of its messages, for a layer with a prefix.
 
     Raises:
         TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
         raise TypeError(f"a group name is a str, not {type(name).__name__}")
-    return _topic(name)
+    return _topic(name, prefix)
 
 
 class OwnNames:

@@ -83,7 +83,7 @@ def test_a_bare_pod_gets_its_layer(chat: str) -> None:
     assert "ok default" in ended("asks", namespace=chat)
     found = get("pod", "asks", namespace=chat)
     injected = [one for one in found["spec"]["containers"][0]["env"] if one["name"].startswith(ENV)]
-    assert len(injected) == 17
+    assert len(injected) == 6
     assert all("value" not in one for one in injected)
     assert {source for one in injected for source in one["valueFrom"]} == {"configMapKeyRef", "secretKeyRef"}
     assert found["metadata"]["annotations"]["channels-zmq.io/injected"] == "default=chat"
@@ -136,7 +136,7 @@ def test_what_the_pod_sets_itself_stays(chat: str) -> None:
     ended("asks", namespace=chat)
     env = {one["name"]: one for one in get("pod", "asks", namespace=chat)["spec"]["containers"][0]["env"]}
     assert env[f"{ENV}CAPACITY"]["value"] == "3"
-    assert len(env) == 17
+    assert len(env) == 7
 
 
 def test_a_pod_without_the_label_is_left_alone(chat: str) -> None:
