@@ -3,6 +3,7 @@
 Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`; the flag wins.
 """
 
+import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +15,7 @@ from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
 from channels_zmq_forwarder.sockets import TCP, is_local
 
+PROGRAM = "channels-zmq-forwarder"
 PREFIX = "CHANNELS_ZMQ_FORWARDER_"
 Addresses = Annotated[list[str], NoDecode]
 OWN_STATUS_ADDRESS = "127.0.0.1:9601"
@@ -33,7 +35,7 @@ class Settings(BaseSettings):
         extra="forbid",
         hide_input_in_errors=True,
         cli_kebab_case=True,
-        cli_prog_name="channels-zmq-forwarder",
+        cli_prog_name=PROGRAM,
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_implicit_flags=True,
@@ -191,15 +193,21 @@ class Settings(BaseSettings):
         return self
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """Parse flags and environment; `--help` prints all settings and exits.
+def parse(arguments: Sequence[str], more_help: str = "") -> Settings:
+    """Parse flags and environment; `--help` prints all settings, and more help behind them, and exits.
 
     Raises:
         SettingsError: If a flag is unknown, or a setting is invalid.
     """
     _check_flags(arguments)
     try:
-        source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments))
+        parser = argparse.ArgumentParser(
+            prog=PROGRAM,
+            description=Settings.__doc__,
+            epilog=more_help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        source: CliSettingsSource[Any] = CliSettingsSource(Settings, cli_parse_args=list(arguments), root_parser=parser)
         return Settings(_cli_settings_source=source)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
@@ -216,10 +224,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
         if is_value or argument in ("-h", "--help"):
             is_value = False
         elif not flag.startswith("--"):
-            raise SettingsError(f"argument {position} is not a flag; the flags are listed by --help")
+            raise SettingsError(f"argument {position} is not a flag; flags and commands are listed by --help")
         elif flag not in known:
             near = get_close_matches(flag, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "the flags are listed by --help"
+            hint = f"did you mean {near[0]}?" if near else "flags and commands are listed by --help"
             raise SettingsError(f"{flag} is not a flag; {hint}")
         else:
             is_value = not equals and flag not in switches

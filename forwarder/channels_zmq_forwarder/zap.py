@@ -14,7 +14,7 @@ import zmq
 from zmq.utils import z85
 
 from channels_zmq_forwarder.connections import Connections, Peer, plain_host
-from channels_zmq_forwarder.curve import AllowedKeys
+from channels_zmq_forwarder.curve import AllowedKeys, public_key
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
@@ -47,7 +47,7 @@ class Gate:
         self._warn = warn
         self.refused = 0
         """Handshakes that failed."""
-        self._secret_key = secret_key
+        self._secret_key, self._public_key = secret_key, public_key(secret_key)
         self._clock = clock
         self.socket = context.socket(zmq.REP)
         """The socket to watch: `turn` is due when it is readable."""
@@ -69,8 +69,8 @@ class Gate:
         return Connections(socket, self._was_refused)
 
     def allows(self, key: bytes) -> bool:
-        """Return whether a CURVE key may connect, by the list that is in force."""
-        return self.allowed is None or key in self.allowed.keys
+        """Return whether a CURVE key may connect, by the list that is in force; this side's own always may."""
+        return self.allowed is None or key in self.allowed.keys or key == self._public_key
 
     def turn(self) -> None:
         """Answer all pending requests. Never blocks."""

@@ -127,8 +127,8 @@ def test_all_mistakes_are_named_at_once():
     [
         (["--curve-secret-kee=hidden"], "--curve-secret-kee is not a flag; did you mean --curve-secret-key?"),
         (["--curve-secret-kee", "hidden"], "--curve-secret-kee is not a flag; did you mean --curve-secret-key?"),
-        (["--xyz", "hidden"], "--xyz is not a flag; the flags are listed by --help"),
-        (["--settle", "1", "hidden"], "argument 3 is not a flag; the flags are listed by --help"),
+        (["--xyz", "hidden"], "--xyz is not a flag; flags and commands are listed by --help"),
+        (["--settle", "1", "hidden"], "argument 3 is not a flag; flags and commands are listed by --help"),
     ],
 )
 def test_an_unknown_flag_is_named_without_its_value(arguments, error):

@@ -1,0 +1,46 @@
+"""What `channels-zmq-forwarder` does beside running a forwarder: commands for people, who use a layer as a client does.
+
+`target` finds the forwarders and keys of a layer, `client` is the client, and each command is a module with a `main`.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import zmq
+
+from channels_zmq_forwarder.commands.target import CommandError
+
+NAMES = {
+    "ping": "whether each forwarder of a layer answers, and how fast",
+    "pub": "send a message to a group or a channel",
+    "sub": "show the messages of groups",
+    "top": "what forwarders are doing, live",
+    "bench": "measure messages a second, and the time of one",
+    "selftest": "messages through every forwarder, which have to come back",
+    "keygen": "make a pair of CURVE keys",
+}
+
+
+def overview() -> str:
+    """Return a line for each command, for `--help`."""
+    lines = (f"  {name:10}{text}" for name, text in NAMES.items())
+    return "\n".join(("commands, each with a --help of its own:", *lines))
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Run a command; return its exit code, 1 if it has failed."""
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # the latter is ignored otherwise by the first process of a container
+        signal.signal(number, signal.default_int_handler)
+    try:
+        import_module(f"{__name__}.{name}").main(arguments)
+    except (CommandError, zmq.ZMQError) as error:
+        print(f"channels-zmq-forwarder {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,103 @@
+"""`channels-zmq-forwarder bench`: how many messages pass each forwarder of a layer from here, and how fast."""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.client import Client
+from channels_zmq_forwarder.commands.target import CommandError
+
+GROUP = "channels-zmq-bench"
+WINDOW = 1000
+"""Messages under way at a time: far fewer than the forwarder's mark for each subscriber."""
+ROUND_TRIPS = 1000
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure each forwarder, and print what was measured.
+
+    Raises:
+        CommandError: If a forwarder does not answer, or if messages are lost.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-zmq-forwarder bench",
+        description="Measure messages a second, and the time of a message there and back, through each forwarder of a "
+        "layer. One Python program sends and receives: applications with several processes get more through.",
+    )
+    parser.add_argument("--messages", type=int, default=100_000, help="for each forwarder (100000)")
+    parser.add_argument("--size", type=int, default=200, help="bytes of a message (200)")
+    target.add_arguments(parser, timeout=10.0)
+    given = parser.parse_args(arguments)
+    if given.messages < 1 or given.size < 0:
+        raise CommandError("--messages is at least 1, --size at least 0")
+    targets = target.find(given, os.environ, time.monotonic() + given.timeout)
+    with zmq.Context() as context:
+        for one in targets:
+            with Client(context, one) as client:
+                client.subscribe(GROUP)
+                client.hello(time.monotonic() + given.timeout)
+                client.sync(time.monotonic() + given.timeout)
+                with _progress(str(one), given.messages) as advance:
+                    rate = _rate(client, given.messages, bytes(given.size), given.timeout, advance)
+                trips = _round_trips(client, min(ROUND_TRIPS, given.messages), bytes(given.size), given.timeout)
+            cuts = statistics.quantiles(trips, n=100) if len(trips) > 1 else trips * 99
+            print(
+                f"{one}: {rate:,.0f} messages/s of {given.size} bytes, {rate * given.size / 2**20:,.1f} MiB/s;", end=" "
+            )
+            print(f"there and back p50 {cuts[49] * 1e6:,.0f} us, p99 {cuts[98] * 1e6:,.0f} us", flush=True)
+
+
+def _rate(client: Client, messages: int, payload: bytes, timeout: float, advance: Callable[[int], None]) -> float:
+    sent = received = 0
+    begin = time.perf_counter()
+    while received < messages:
+        while sent < messages and sent - received < WINDOW:
+            client.group_send(GROUP, payload)
+            sent += 1
+        before = received
+        received += _next(client, timeout)
+        while client.sub.poll(0):
+            received += wire.is_group(client.sub.recv())
+        advance(received - before)
+    return messages / (time.perf_counter() - begin)
+
+
+def _round_trips(client: Client, count: int, payload: bytes, timeout: float) -> list[float]:
+    trips = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        client.group_send(GROUP, payload)
+        while not _next(client, timeout):
+            pass
+        trips.append(time.perf_counter() - begin)
+    return trips
+
+
+def _next(client: Client, timeout: float) -> bool:
+    """Return whether the next frame is a message."""
+    frame = client.receive(time.monotonic() + timeout)
+    if frame is None:
+        raise CommandError(f"{client.target}: no message came back within {timeout:g} s")
+    return wire.is_group(frame)
+
+
+@contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, if `rich` is there, of the extra `cli`."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda count: None
+        return
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda count: progress.update(task, advance=count)

@@ -1,0 +1,155 @@
+"""A client of one forwarder, as docs/wire-protocol.md describes one: PUSH to send, XSUB to subscribe.
+
+It blocks, has one question under way at a time, and leaves out what a library needs to lose nothing: windows, sending
+again, and other forwarders.
+"""
+
+import secrets
+import time
+from types import TracebackType
+from typing import Self
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands.target import CommandError, Target
+from channels_zmq_forwarder.sockets import heartbeats, use_ipv6
+
+ASK_AGAIN = 1.0
+"""Seconds until a question is asked once more: a forwarder that starts may be asked too early."""
+LIFE = 60_000
+"""Milliseconds that a message lives."""
+
+
+class Client:
+    """A client that has not said hello yet.
+
+    Args:
+        context: Of its sockets.
+        target: The forwarder.
+    """
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", target: Target) -> None:
+        self.target = target
+        secret = secrets.token_bytes(wire.SECRET_SIZE)
+        self.inbox = wire.claimable(secret)
+        self._sender = secrets.token_bytes(wire.SENDER_SIZE)
+        self._numbers: dict[bytes, int] = {}
+        self._asked = 0
+        self.push, self.sub = self._connected(context, zmq.PUSH), self._connected(context, zmq.XSUB)
+        self.sub.send(wire.CLAIM.encode(wire.Claim(self.inbox, secret)))
+        self.sub.send(wire.subscription(wire.inbox_topic(self.inbox)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.push.close()
+        self.sub.close()
+
+    def hello(self, deadline: float) -> wire.Welcome:
+        """Begin a session, and return what the forwarder says of itself.
+
+        Args:
+            deadline: Monotonic seconds.
+
+        Raises:
+            CommandError: If it does not answer, or speaks another version.
+        """
+        hello = wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0))
+        welcome = wire.WELCOME.decode(self._answer(self.sub, hello, wire.WELCOME.kind, deadline))
+        if welcome.version != wire.VERSION:
+            raise CommandError(
+                f"{self.target}: it speaks version {welcome.version} of the protocol, this program {wire.VERSION}"
+            )
+        return welcome
+
+    def sync(self, deadline: float) -> None:
+        """Wait until all subscriptions are in force: no message is missed from here on.
+
+        Raises:
+            CommandError: If the forwarder does not answer by the deadline, in monotonic seconds.
+        """
+        self._asked += 1
+        self._answer(self.sub, wire.SYNC.encode(wire.Sync(self.inbox, self._asked)), wire.SYNCED.kind, deadline)
+
+    def echo(self, deadline: float) -> None:
+        """Wait until a frame by the producers' way has come back.
+
+        Raises:
+            CommandError: If the forwarder does not answer by the deadline, in monotonic seconds.
+        """
+        self._asked += 1
+        self._answer(self.push, wire.ECHO.encode(wire.Echo(self.inbox, self._asked)), wire.CONFIRM.kind, deadline)
+
+    def subscribe(self, group: str) -> None:
+        """Receive the messages of a group, once `sync` has returned."""
+        self.sub.send(wire.subscription(wire.group_topic(group)))
+
+    def group_send(self, group: str, payload: bytes) -> None:
+        """Send a message to a group."""
+        topic = wire.group_topic(group)
+        self._send_ordered(topic, payload)
+
+    def send_direct(self, owner: bytes, channel: str, payload: bytes) -> None:
+        """Send a message to a channel of the process with this inbox."""
+        self._send_ordered(wire.direct_prefix(owner), wire.direct_body(channel, payload))
+
+    def enqueue(self, channel: str, payload: bytes, capacity: int, deadline: float) -> wire.Status:
+        """Send a message to a normal channel; return what the forwarder says of it.
+
+        Raises:
+            CommandError: If it does not answer by the deadline, in monotonic seconds; the message may be in the queue.
+        """
+        self._asked += 1
+        request = wire.Enqueue(self.inbox, self._asked, LIFE, capacity, channel.encode(), payload)
+        answer = self._answer(self.push, wire.ENQUEUE.encode(request), wire.CONFIRM.kind, deadline, repeats=False)
+        return wire.Status(wire.CONFIRM.decode(answer).status)
+
+    def receive(self, deadline: float) -> bytes | None:
+        """Return the next frame; None if there is none until the deadline, in monotonic seconds."""
+        if self.sub.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+            return self.sub.recv()
+        return None
+
+    def _send_ordered(self, prefix: bytes, body: bytes) -> None:
+        number = self._numbers[prefix] = self._numbers.get(prefix, 0) + 1
+        flags = wire.FLAG_FIRST if number == 1 else 0
+        self.push.send(wire.ordered(prefix, self._sender, number, flags, LIFE, body))
+
+    def _answer(
+        self, socket: "zmq.Socket[bytes]", question: bytes, kind: int, deadline: float, *, repeats: bool = True
+    ) -> bytes:
+        """Ask until the answer comes; an answer to an earlier question of the same kind is no answer."""
+        asked_at = float("-inf")
+        while (now := time.monotonic()) < deadline:
+            if now >= asked_at + ASK_AGAIN and (repeats or asked_at == float("-inf")):
+                socket.send(question)
+                asked_at = now
+            frame = self.receive(min(deadline, now + ASK_AGAIN))
+            if frame is not None and wire.sub_kind(frame) == kind and self._is_latest(frame, kind):
+                return frame
+        raise CommandError(f"{self.target}: no answer to {question[:1]!r}: is it ready, and may this process reach it?")
+
+    def _is_latest(self, frame: bytes, kind: int) -> bool:
+        if kind == wire.CONFIRM.kind:
+            return wire.CONFIRM.decode(frame).n == self._asked
+        return kind != wire.SYNCED.kind or wire.SYNCED.decode(frame).n == self._asked
+
+    def _connected(self, context: "zmq.Context[zmq.Socket[bytes]]", kind: int) -> "zmq.Socket[bytes]":
+        socket = context.socket(kind)
+        address = self.target.pull if kind == zmq.PUSH else self.target.pub
+        socket.rcvhwm = 0
+        socket.sndtimeo = 10_000
+        socket.linger = 1000
+        use_ipv6(socket, address)
+        if kind == zmq.XSUB:
+            for option, value in heartbeats(2**20 + wire.MAX_OVERHEAD).items():
+                socket.set(option, value)
+        if self.target.keys:
+            socket.curve_serverkey, socket.curve_secretkey = self.target.keys
+            socket.curve_publickey = zmq.curve_public(self.target.keys[1])
+        socket.connect(address)
+        return socket

@@ -1,0 +1,55 @@
+"""Messages as people type and read them, to payloads and back.
+
+The forwarder never looks into a payload. Its commands know the library's two serializers; `ormsgpack` is in the extra
+`cli`.
+"""
+
+import json
+from typing import Any, Literal
+
+from channels_zmq_forwarder.commands.target import CommandError
+
+Serializer = Literal["msgpack", "json"]
+SERIALIZERS: tuple[Serializer, ...] = ("msgpack", "json")
+
+
+def encode(text: str, serializer: Serializer) -> bytes:
+    """Return the payload for a message that is typed as a JSON object.
+
+    Raises:
+        CommandError: If it is none, or if `ormsgpack` is not installed.
+    """
+    try:
+        message = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"the message is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise CommandError('a message is a JSON object, such as {"type": "chat.message", "text": "hello"}')
+    if serializer == "json":
+        return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+    return _msgpack().packb(message)  # type: ignore[no-any-return]
+
+
+def decode(payload: bytes, serializer: Serializer) -> Any:
+    """Return the message in a payload; None if it is of another serializer, or encrypted.
+
+    Raises:
+        CommandError: If `ormsgpack` is not installed.
+    """
+    loads = json.loads if serializer == "json" else _msgpack().unpackb
+    try:
+        message = loads(payload)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _msgpack() -> Any:
+    try:
+        import ormsgpack  # only in the extra
+    except ImportError:
+        raise CommandError(
+            "msgpack needs the package ormsgpack, of the extra channels-zmq-forwarder[cli]; "
+            "layers with `serializer: json` need --serializer json"
+        ) from None
+    return ormsgpack

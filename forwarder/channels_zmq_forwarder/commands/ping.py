@@ -1,0 +1,56 @@
+"""`channels-zmq-forwarder ping`: whether each forwarder of a layer answers, and how fast."""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.client import Client
+from channels_zmq_forwarder.commands.target import CommandError, Target
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Ask each forwarder, and print what it answers.
+
+    Raises:
+        CommandError: If one of them does not answer, or takes no messages.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-zmq-forwarder ping",
+        description="Ask each forwarder whether it serves, and measure how long a frame takes there and back.",
+    )
+    parser.add_argument("--count", type=int, default=5, help="round trips to measure (5)")
+    target.add_arguments(parser)
+    given = parser.parse_args(arguments)
+    targets = target.find(given, os.environ, time.monotonic() + given.timeout)
+    problems = []
+    with zmq.Context() as context:
+        for one in targets:
+            try:
+                print(f"{one}: {_asked(context, one, given.count, given.timeout)}", flush=True)
+            except CommandError as error:
+                problems.append(str(error))
+    if problems:
+        raise CommandError("\n".join(problems))
+
+
+def _asked(context: "zmq.Context[zmq.Socket[bytes]]", one: Target, count: int, timeout: float) -> str:
+    with Client(context, one) as client:
+        welcome = client.hello(time.monotonic() + timeout)
+        state = wire.State(welcome.state)
+        if state is not wire.State.SERVING:
+            raise CommandError(f"{one}: it is {state.name.lower()}, and takes no messages")
+        trips = []
+        for _ in range(count):
+            begin = time.perf_counter()
+            client.echo(time.monotonic() + timeout)
+            trips.append((time.perf_counter() - begin) * 1000)
+    security = "with CURVE" if one.keys else "without CURVE"
+    others = welcome.clients - 1  # this one
+    times = f"round trip {statistics.median(trips):.2f} ms (of {count}: {min(trips):.2f} to {max(trips):.2f})"
+    return f"serves {others} other client{'' if others == 1 else 's'}, {security}, wire format {wire.VERSION}; {times}"

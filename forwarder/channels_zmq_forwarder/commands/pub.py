@@ -1,0 +1,66 @@
+"""`channels-zmq-forwarder pub`: send a message to a group or a channel, as an application does."""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands import payloads, target
+from channels_zmq_forwarder.commands.client import Client
+from channels_zmq_forwarder.commands.target import CommandError
+
+_PROBLEMS = {
+    wire.Status.FULL: "as many messages as its capacity wait already (--capacity)",
+    wire.Status.REFUSED: "the forwarder has no room for one more queue (--queue-names)",
+    wire.Status.MEMORY: "the forwarder is short of memory",
+    wire.Status.FLUSHING: "the layer is being flushed",
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Send a message.
+
+    Raises:
+        CommandError: If it is no message, or if no forwarder takes it.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-zmq-forwarder pub",
+        description="Send a message to every member of a group, or with --channel to a channel.",
+    )
+    parser.add_argument("name", help="of the group or channel, behind the layer's prefix if it has one: stage:chat")
+    parser.add_argument("message", help='a JSON object: {"type": "chat.message", "text": "hello"}')
+    parser.add_argument("--channel", action="store_true", help="the name is that of a channel")
+    parser.add_argument("--count", type=int, default=1, help="how often it is sent (1)")
+    parser.add_argument("--every", type=float, default=0.0, help="seconds between two of them (0)")
+    parser.add_argument("--capacity", type=int, default=100, help="of a normal channel (100)")
+    parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
+    target.add_arguments(parser)
+    given = parser.parse_args(arguments)
+    payload = payloads.encode(given.message, given.serializer)
+    targets = target.find(given, os.environ, time.monotonic() + given.timeout)
+    with zmq.Context() as context, Client(context, targets[0]) as client:
+        client.hello(time.monotonic() + given.timeout)
+        for number in range(given.count):
+            if number:
+                time.sleep(given.every)
+            _send(client, given, payload)
+        client.echo(time.monotonic() + given.timeout)  # what was sent before it has arrived
+
+
+def _send(client: Client, given: argparse.Namespace, payload: bytes) -> None:
+    if not given.channel:
+        client.group_send(given.name, payload)
+        return
+    head, bang, _ = given.name.partition("!")
+    if bang:
+        inbox = head.rpartition(".")[2].encode()
+        if not wire.inbox_of(b"P" + inbox + b"\0"):
+            raise CommandError(f"{given.name!r} is no channel that new_channel() made")
+        client.send_direct(inbox, given.name, payload)
+        return
+    status = client.enqueue(given.name, payload, given.capacity, time.monotonic() + given.timeout)
+    if status is not wire.Status.OK:
+        raise CommandError(f"{given.name}: {_PROBLEMS.get(status, status.name.lower())}")

@@ -1,0 +1,65 @@
+"""`channels-zmq-forwarder selftest`: messages through every forwarder of a layer, which have to come back."""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.client import Client
+from channels_zmq_forwarder.commands.target import CommandError
+
+GROUP = "channels-zmq-selftest"
+TWICE = 0.5
+"""Seconds in which a message that comes back twice would have done so."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Send messages through every forwarder of a layer, and check that all of them come back, once and in order.
+
+    Raises:
+        CommandError: If one of the forwarders fails.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-zmq-forwarder selftest",
+        description="Send messages through every forwarder of a layer, and check that all of them come back, once and "
+        "in order.",
+    )
+    parser.add_argument("--messages", type=int, default=100, help="for each forwarder (100)")
+    target.add_arguments(parser, timeout=30.0)
+    given = parser.parse_args(arguments)
+    deadline = time.monotonic() + given.timeout
+    targets = target.find(given, os.environ, deadline)
+    with zmq.Context() as context:
+        for number, one in enumerate(targets, 1):
+            print(f"forwarder {number} of {len(targets)}: {one}", flush=True)
+            with Client(context, one) as client:
+                _exchange(client, given.messages, deadline)
+            security = "with CURVE" if one.keys else "without CURVE"
+            print(f"{given.messages} messages came back, unchanged and in order, {security}")
+
+
+def _exchange(client: Client, messages: int, deadline: float) -> None:
+    """Say hello, subscribe, publish, compare."""
+    client.subscribe(GROUP)
+    client.hello(deadline)
+    client.sync(deadline)
+    payloads = [f"message {number}".encode() for number in range(messages)]
+    for payload in payloads:
+        client.group_send(GROUP, payload)
+    received: list[bytes] = []
+    while len(received) < messages:
+        frame = client.receive(deadline)
+        if frame is None:
+            raise CommandError(f"{client.target}: {len(received)} of {messages} messages came back")
+        if wire.is_group(frame):
+            received.append(wire.read_group(frame)[-1])
+    if received != payloads:
+        raise CommandError(f"{client.target}: messages came back changed or in another order")
+    end = time.monotonic() + TWICE
+    while (frame := client.receive(end)) is not None:
+        if wire.is_group(frame):
+            raise CommandError(f"{client.target}: a message came back twice")

@@ -1,0 +1,81 @@
+"""`channels-zmq-forwarder sub`: show the messages of groups as they come."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+
+import zmq
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.commands import payloads, target
+from channels_zmq_forwarder.commands.client import Client
+from channels_zmq_forwarder.commands.target import CommandError
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Show messages until there were as many as asked for, or until Ctrl-C.
+
+    Raises:
+        CommandError: If a forwarder does not answer at the start.
+    """
+    parser = argparse.ArgumentParser(
+        prog="channels-zmq-forwarder sub",
+        description="Show the messages of groups as they come, until Ctrl-C. Takes nothing away from their members.",
+    )
+    parser.add_argument(
+        "groups", nargs="+", metavar="group", help="behind the layer's prefix if it has one: stage:chat"
+    )
+    parser.add_argument("--count", type=int, default=0, help="end after so many messages (0: never)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: time, group, message")
+    parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
+    target.add_arguments(parser)
+    given = parser.parse_args(arguments)
+    payloads.decode(b"", given.serializer)  # a missing package is told now
+    if any("!" in group for group in given.groups):
+        raise CommandError("only messages of groups can be shown: those of a channel go to its one reader")
+    deadline = time.monotonic() + given.timeout
+    targets = target.find(given, os.environ, deadline)
+    with zmq.Context() as context, ExitStack() as stack:
+        clients = [stack.enter_context(Client(context, one)) for one in targets]
+        for client in clients:
+            for group in given.groups:
+                client.subscribe(group)
+            client.hello(deadline)
+            client.sync(deadline)
+        print(f"listening at {len(clients)} forwarder{'s' if len(clients) > 1 else ''}", file=sys.stderr, flush=True)
+        _show(clients, given.serializer, as_json=given.json, count=given.count)
+
+
+def _show(clients: list[Client], serializer: payloads.Serializer, *, as_json: bool, count: int) -> None:
+    poller = zmq.Poller()
+    for client in clients:
+        poller.register(client.sub, zmq.POLLIN)
+    shown: dict[tuple[bytes, bytes], int] = {}
+    left = count
+    while True:
+        for socket, _ in poller.poll():
+            frame = socket.recv()
+            if not wire.is_group(frame):
+                continue
+            topic, sender, number, flags, _, payload = wire.read_group(frame)
+            if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
+                continue  # another forwarder has brought it already
+            shown[topic, sender] = number
+            print(_line(wire.group_of(topic).decode(), payload, serializer, as_json=as_json), flush=True)
+            left -= 1
+            if not left:
+                return
+
+
+def _line(group: str, payload: bytes, serializer: payloads.Serializer, *, as_json: bool) -> str:
+    now, message = datetime.now().astimezone(), payloads.decode(payload, serializer)
+    if as_json:
+        return json.dumps({"time": now.isoformat(), "group": group, "message": message}, default=str)
+    unreadable = f"{len(payload)} bytes that are not {serializer}, or encrypted"
+    text = unreadable if message is None else json.dumps(message, ensure_ascii=False, default=str)
+    return f"{now:%H:%M:%S.%f} {group} {text}"

@@ -1,0 +1,121 @@
+"""The forwarders that a command talks to: by flags, by the variables of applications, or by a forwarder's own.
+
+The last is for `kubectl exec` into a forwarder: it connects to itself, and its own key may always connect.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from channels_zmq_forwarder.curve import CurveKeyError, key_in, public_key
+from channels_zmq_forwarder.sockets import EVERYWHERE, resolve_pairs
+
+APPLICATION, OWN = "CHANNELS_ZMQ_", "CHANNELS_ZMQ_FORWARDER_"
+DEFAULTS = {"pull": "tcp://127.0.0.1:5555", "pub": "tcp://127.0.0.1:5556"}
+RETRY = 0.2
+"""Seconds between two looks for a name or a file."""
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked for; the message says what to look at."""
+
+
+class Target(NamedTuple):
+    """One forwarder.
+
+    Attributes:
+        pull: Where it takes messages.
+        pub: Where it publishes.
+        keys: With CURVE its public key, and the secret key to connect by.
+    """
+
+    pull: str
+    pub: str
+    keys: tuple[bytes, bytes] | None
+
+    def __str__(self) -> str:
+        return f"{self.pull} and {self.pub}"
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, timeout: float = 5.0) -> None:
+    """Add the flags that name a layer, and how long it may take to answer."""
+    parser.add_argument("--pull-address", help=f"where messages are sent (${APPLICATION}PULL_SOCKET_ADDRESS)")
+    parser.add_argument("--pub-address", help=f"where they come from (${APPLICATION}PUB_SOCKET_ADDRESS)")
+    parser.add_argument("--curve-server-key-file", help=f"the forwarder's public key (${APPLICATION}...)")
+    parser.add_argument("--curve-secret-key-file", help=f"the secret key to connect by (${APPLICATION}...)")
+    parser.add_argument(
+        "--timeout", type=float, default=timeout, help=f"seconds that a forwarder may take to answer ({timeout:g})"
+    )
+
+
+def find(given: argparse.Namespace, environment: Mapping[str, str], deadline: float) -> list[Target]:
+    """Return all forwarders of the layer; waits for names that are not known yet, and for files that are not there yet.
+
+    Args:
+        given: What `add_arguments` has parsed.
+        environment: The variables, used where there is no flag.
+        deadline: Monotonic seconds.
+
+    Raises:
+        CommandError: If a name stays unknown, or a key is missing or invalid.
+    """
+    pull, pub = (_address(given, environment, way) for way in ("pull", "pub"))
+    keys = _keys(given, environment, deadline)
+    pulls, pubs = pull.split(","), pub.split(",")
+    if len(pulls) != len(pubs):
+        raise CommandError(f"{pull} and {pub}: each forwarder has one address of each kind")
+    pairs = [pair for one in zip(pulls, pubs, strict=True) for pair in _resolved(*one, deadline)]
+    return [Target(*pair, keys) for pair in pairs]
+
+
+def _address(given: argparse.Namespace, environment: Mapping[str, str], way: str) -> str:
+    own = environment.get(f"{OWN}{way.upper()}_ADDRESS", "").replace(EVERYWHERE, "tcp://127.0.0.1:").split(",")[0]
+    flag: str | None = getattr(given, f"{way}_address")
+    variable = f"{APPLICATION}{way.upper()}_SOCKET_ADDRESS"
+    if address := flag or environment.get(variable) or own:
+        return address
+    print(f"{variable} is not set (has the pod the label of a layer?): {DEFAULTS[way]} is taken", file=sys.stderr)
+    return DEFAULTS[way]
+
+
+def _resolved(pull: str, pub: str, deadline: float) -> list[tuple[str, str]]:
+    while True:
+        try:
+            if pairs := resolve_pairs(pull, pub):
+                return pairs
+            problem = "no address"
+        except OSError as error:
+            problem = str(error.strerror)
+        if time.monotonic() > deadline:
+            raise CommandError(f"cannot resolve {pull}: {problem}")
+        time.sleep(RETRY)
+
+
+def _keys(given: argparse.Namespace, environment: Mapping[str, str], deadline: float) -> tuple[bytes, bytes] | None:
+    names = [f"{APPLICATION}CURVE_{side}_KEY_FILE" for side in ("SERVER", "SECRET")]
+    flags: list[str | None] = [given.curve_server_key_file, given.curve_secret_key_file]
+    files = [flag or environment.get(name, "") for flag, name in zip(flags, names, strict=True)]
+    if all(files):
+        server, secret = (_key(file, deadline) for file in files)
+        return server, secret
+    if any(files):
+        raise CommandError(f"{' and '.join(names)} are needed both, or none of them")
+    if own := environment.get(f"{OWN}CURVE_SECRET_KEY_FILE"):
+        secret = _key(own, deadline)
+        return public_key(secret), secret
+    return None
+
+
+def _key(path: str, deadline: float) -> bytes:
+    """Return the key in a file, which may come a moment after the start."""
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise CommandError(f"there is no {path}")
+        time.sleep(RETRY)
+    try:
+        return key_in(path)
+    except CurveKeyError as error:
+        raise CommandError(str(error)) from None

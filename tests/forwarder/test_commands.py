@@ -1,0 +1,331 @@
+"""The commands beside the daemon, against real forwarders, as a person or `helm test` runs them."""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+from forwarders import Forwarder, free_ports
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq_forwarder.commands import target
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "channels_zmq_forwarder", *arguments]
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ")} | variables
+
+
+def call(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), env=environment(variables), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def run(variables: dict[str, str], *, seconds: float = 20) -> subprocess.CompletedProcess[str]:
+    return call(variables, "selftest", f"--timeout={seconds}")
+
+
+def addresses() -> tuple[str, str]:
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    return pull, pub
+
+
+def variables(pull: str, pub: str, **more: str) -> dict[str, str]:
+    return {
+        f"CHANNELS_ZMQ_{key}": value
+        for key, value in {"PULL_SOCKET_ADDRESS": pull, "PUB_SOCKET_ADDRESS": pub, **more}.items()
+    }
+
+
+def test_messages_come_back() -> None:
+    """By a forwarder that starts only after the script: it asks until there is one."""
+    pull, pub = addresses()
+    forwarder = Forwarder(pull, pub)
+    try:
+        forwarder.start(wait=False)
+        done = run(variables(pull, pub))
+    finally:
+        forwarder.kill()
+    assert done.returncode == 0, done.stderr
+    assert "100 messages came back, unchanged and in order" in done.stdout
+    assert "without CURVE" in done.stdout
+
+
+def test_messages_come_back_with_curve(tmp_path: Path) -> None:
+    """With the keys as the layer's ConfigMap and Secrets have them; a stranger's key gets no answer and says so."""
+    (server_public, server_secret), (public, secret), (_, foreign) = (zmq.curve_keypair() for _ in range(3))
+    for name, content in (
+        ("server.public", server_public),
+        ("server", server_secret),
+        ("allowed", public),
+        ("client", secret),
+        ("foreign", foreign),
+    ):
+        (tmp_path / name).write_bytes(content + b"\n")
+        (tmp_path / name).chmod(0o600)
+    pull, pub = addresses()
+    flags = (
+        "--curve-secret-key-file",
+        str(tmp_path / "server"),
+        "--curve-allowed-keys-file",
+        str(tmp_path / "allowed"),
+    )
+    forwarder = Forwarder(pull, pub, flags=flags)
+    try:
+        forwarder.start()
+        files = {"SERVER": "server.public", "SECRET": "client"}
+        keys = {f"CURVE_{key}_KEY_FILE": str(tmp_path / name) for key, name in files.items()}
+        done = run(variables(pull, pub, **keys))
+        stranger = run(variables(pull, pub, **{**keys, "CURVE_SECRET_KEY_FILE": str(tmp_path / "foreign")}), seconds=3)
+    finally:
+        forwarder.kill()
+    assert done.returncode == 0, done.stderr
+    assert "with CURVE" in done.stdout
+    assert stranger.returncode == 1
+    assert "no answer to b'H'" in stranger.stderr
+
+
+def test_nobody_there_is_a_failure() -> None:
+    """With a sentence about what to look at."""
+    done = run(variables(*addresses()), seconds=1)
+    assert done.returncode == 1
+    assert "is it ready" in done.stderr
+
+
+def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
+    """The volume is optional, so the pod starts without it."""
+    missing, server = tmp_path / "secret-key", tmp_path / "server-key"
+    server.write_bytes(zmq.curve_keypair()[0])
+    keys = {"CURVE_SERVER_KEY_FILE": str(server), "CURVE_SECRET_KEY_FILE": str(missing)}
+    done = run(variables(*addresses(), **keys), seconds=1)
+    assert done.returncode == 1
+    assert f"there is no {missing}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("server", "secret", "problem"),
+    [
+        ("", "k" * 40, "are needed both"),
+        ("short", "k" * 40, "a key is 40 characters"),
+        ("\x00" * 40, "k" * 40, "a key is 40 characters"),
+    ],
+)
+def test_what_is_no_pair_of_keys_is_a_failure(tmp_path: Path, server: str, secret: str, problem: str) -> None:
+    """That names the file, or what is missing."""
+    given = {}
+    for key, content in (("SERVER", server), ("SECRET", secret)):
+        if content:
+            (tmp_path / key).write_text(content)
+            given[f"CURVE_{key}_KEY_FILE"] = str(tmp_path / key)
+    done = run(variables(*addresses(), **given), seconds=1)
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_variables_it_says_which_one_is_missing() -> None:
+    """And what gives them to a pod."""
+    done = call({}, "ping", "--timeout=0.1")
+    assert done.returncode == 1
+    assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS is not set (has the pod the label of a layer?)" in done.stderr
+
+
+def test_a_name_that_is_not_known_is_a_failure() -> None:
+    """After it has waited for it."""
+    done = run(variables("tcp://no.such.host.invalid:1", "tcp://no.such.host.invalid:2"), seconds=1)
+    assert done.returncode == 1
+    assert "cannot resolve tcp://no.such.host.invalid:1" in done.stderr
+
+
+@contextmanager
+def running(count: int) -> Iterator[list[Forwarder]]:
+    forwarders = [Forwarder(*addresses()) for _ in range(count)]
+    try:
+        for each in forwarders:
+            each.start()
+        yield forwarders
+    finally:
+        for each in forwarders:
+            each.kill()
+
+
+@pytest.fixture(scope="module")
+def forwarders() -> Iterator[list[Forwarder]]:
+    """Two forwarders of one layer, which all tests of this module share."""
+    with running(2) as pair:
+        yield pair
+
+
+def layer_of(forwarders: list[Forwarder]) -> dict[str, str]:
+    """Return the variables of their layer."""
+    return variables(*(",".join(each) for each in zip(*((one.pull, one.pub) for one in forwarders), strict=True)))
+
+
+@pytest.mark.parametrize("name", ["selftest", "ping", "bench"])
+def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> None:
+    """By itself: a message that is sent by one does not come back by another. One that is not there is a failure."""
+    flags = {"selftest": ["--messages=10"], "ping": [], "bench": ["--messages=2000", "--size=50"]}[name]
+    done = call(layer_of(forwarders), name, *flags)
+    assert done.returncode == 0, done.stderr
+    assert all(one.pull in done.stdout for one in forwarders)
+    missing = Forwarder(*addresses())
+    done = call(layer_of([forwarders[0], missing]), name, *flags, "--timeout=5")
+    assert done.returncode == 1
+    assert forwarders[0].pull in done.stdout
+    assert f"{missing.pull} and {missing.pub}: no answer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_forwarder_of_a_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the keys of all."""
+    pairs = [addresses(), addresses()]
+    monkeypatch.setattr(target, "resolve_pairs", lambda pull, pub: pairs)
+    given = argparse.Namespace(
+        pull_address="tcp://layer:1", pub_address="tcp://layer:2", curve_server_key_file="", curve_secret_key_file=""
+    )
+    assert target.find(given, {}, 0.0) == [(*pair, None) for pair in pairs]
+
+
+def test_ping_says_what_a_forwarder_is(forwarders: list[Forwarder]) -> None:
+    """One that settles takes no messages yet, which is a failure."""
+    one, settling = forwarders[0], Forwarder(*addresses(), settle=60, flags=("--settle-at-most=60",))
+    done = call(variables(one.pull, one.pub), "ping", "--count=3")
+    assert re.search(
+        r"serves 0 other clients, without CURVE, wire format \d; round trip [\d.]+ ms \(of 3:", done.stdout
+    )
+    try:
+        settling.start(wait=False)
+        done = call(variables(settling.pull, settling.pub), "ping", "--timeout=20")
+    finally:
+        settling.kill()
+    assert done.returncode == 1
+    assert "it is settling" in done.stderr
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "json"])
+async def test_what_is_published_arrives_and_what_arrives_is_shown(
+    forwarders: list[Forwarder], serializer: str
+) -> None:
+    """Between the commands and a layer, in both directions, by all kinds of names."""
+    layer, jobs = layer_of(forwarders), f"jobs-{serializer}"
+    ours = DedicatedZmqChannelLayer(
+        pull_socket_address=[one.pull for one in forwarders],
+        pub_socket_address=[one.pub for one in forwarders],
+        serializer=serializer,
+    )
+    flag = f"--serializer={serializer}"
+    channel = await ours.new_channel()
+    await ours.group_add("chat", channel)
+    message = {"type": "chat.message", "text": "hö", "list": [1, None, {"a": 2.5}]}
+    for name, *more in (("chat",), (channel, "--channel"), (jobs, "--channel", "--count=2")):
+        done = await asyncio.to_thread(call, layer, "pub", name, json.dumps(message), flag, *more)
+        assert done.returncode == 0, done.stderr
+    assert [await ours.receive(name) for name in (channel, channel, jobs, jobs)] == [message] * 4
+
+    shown = subprocess.Popen(
+        command("sub", "chat", "news", "--json", "--count=3", flag),
+        env=environment(layer),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert shown.stderr is not None
+    assert "listening at 2 forwarders" in await asyncio.to_thread(shown.stderr.readline)
+    for group in ("chat", "other", "news", "chat"):
+        await ours.group_send(group, {"to": group})
+    output, problems = await asyncio.to_thread(shown.communicate, timeout=60)
+    assert (shown.returncode, problems) == (0, "")
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert sorted((line["group"], line["message"]["to"]) for line in lines) == [
+        ("chat", "chat"),
+        ("chat", "chat"),
+        ("news", "news"),
+    ]
+    await ours.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
+    one = forwarders[0]
+    shown = subprocess.Popen(
+        command("sub", "chat"), env=environment(variables(one.pull, one.pub)), stderr=subprocess.PIPE, text=True
+    )
+    assert shown.stderr is not None
+    assert "listening at 1 forwarder" in shown.stderr.readline()
+    shown.send_signal(number)
+    _, problems = shown.communicate(timeout=20)
+    assert (shown.returncode, problems) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["pub", "chat", "{"], "not JSON"),
+        (["pub", "chat", "[1]"], "a message is a JSON object"),
+        (["pub", "specific.x!y", "{}", "--channel"], "is no channel that new_channel() made"),
+        (["sub", "specific.x!y"], "only messages of groups"),
+        (["bench", "--messages=0"], "--messages is at least 1"),
+        (["ping", "--pull-address=tcp://127.0.0.1:1,tcp://127.0.0.1:3"], "one address of each kind"),
+        (["top", "http://127.0.0.1:1"], "http://127.0.0.1:1: "),
+    ],
+)
+def test_bad_input_is_told(forwarders: list[Forwarder], arguments: list[str], problem: str) -> None:
+    """In one line, and fails."""
+    one = forwarders[0]
+    done = call(variables(one.pull, one.pub), *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"channels-zmq-forwarder {arguments[0]}: ")
+    assert problem in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
+    one = forwarders[0]
+    done = call(variables(one.pull, one.pub), "pub", "full", "{}", "--channel", "--count=3", "--capacity=2")
+    assert done.returncode == 1
+    assert "as many messages as its capacity wait already" in done.stderr
+
+
+def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:
+    """One page where there is no terminal."""
+    one = forwarders[0]
+    assert call(variables(one.pull, one.pub), "pub", "long", "{}", "--channel", "--count=7").returncode == 0
+    done = call({}, "top", "--every=0.1", *(f"http://{each.admin}" for each in forwarders))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[:2] for row in rows if row and row[0].startswith("http")] == [
+        [f"http://{each.admin}", "serving"] for each in forwarders
+    ]
+    assert ["long", "7", "0", "0"] in rows
+
+
+def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_path: Path) -> None:
+    """Although its key is in no list of allowed ones."""
+    secret = tmp_path / "server"
+    secret.write_bytes(zmq.curve_keypair()[1])
+    allowed = tmp_path / "allowed"
+    allowed.write_bytes(zmq.curve_keypair()[0])
+    pull, pub = (f"tcp://*:{port}" for port in free_ports(2))
+    flags = ("--curve-secret-key-file", str(secret), "--curve-allowed-keys-file", str(allowed))
+    forwarder = Forwarder(pull, pub, flags=flags)
+    own = {"PULL_ADDRESS": pull, "PUB_ADDRESS": pub, "CURVE_SECRET_KEY_FILE": str(secret)}
+    try:
+        forwarder.start()
+        done = call({f"CHANNELS_ZMQ_FORWARDER_{key}": value for key, value in own.items()}, "ping")
+    finally:
+        forwarder.kill()
+    assert done.returncode == 0, done.stderr
+    assert "with CURVE" in done.stdout
