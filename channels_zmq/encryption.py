@@ -59,7 +59,7 @@ def package() -> _Package:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
         raise ConfigurationError(
-            f"CONFIG[{SETTING!r}]", "needs the package cryptography: pip install 'channels-zmq[encryption]'"
+            f"CONFIG[{SETTING!r}]", "needs the package cryptography: pip install 'cryptography>=42'"
         ) from None
     return _Package(AESGCM, InvalidTag)
 

@@ -1,6 +1,7 @@
 """What must be the same everywhere, or must never be there."""
 
 import re
+import subprocess
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -36,6 +37,38 @@ def test_no_folder_shadows_a_module_of_pythons() -> None:
     """With an `__init__.py` in `operator/` the standard library's `operator` could not be imported."""
     assert not (ROOT / "operator" / "__init__.py").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
+
+
+INSTALLER = r"\b(?:pip3?|pipx|uv|uvx|poetry|pdm|hatch|easy_install)(?: [^\n`]*)?[ '\"]"
+FROM_THE_INDEX = re.compile(INSTALLER + r"channels[-_.]zmq(?:[-_.](?:forwarder|operator))?(?![\w./-])", re.IGNORECASE)
+
+
+def test_a_command_that_fetches_another_projects_package_is_found() -> None:
+    """The search of the next test finds such commands, and leaves those alone that install what is here."""
+    for command in (
+        "pip install channels-zmq",
+        "python -m pip install -U 'channels-zmq[encryption]'",
+        "pip3 install Channels_ZMQ==0.1.0",
+        "uv add channels-zmq-forwarder",
+        "RUN pip install --no-cache-dir daphne channels-zmq",
+    ):
+        assert FROM_THE_INDEX.search(command), command
+    for command in (
+        "pip install ./forwarder .",
+        "pip install dist/channels_zmq-0.1.0-py3-none-any.whl",
+        "helm install channels-zmq charts/channels-zmq",
+        "cd channels-zmq && pip install .",
+    ):
+        assert not FROM_THE_INDEX.search(command), command
+
+
+def test_nothing_here_fetches_another_projects_package() -> None:
+    """The package index has a foreign project under our name: no page, message or script shows a command for it."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in tracked.decode().split("\0")[:-1]}
+    del texts["tests/contracts/test_project.py"]
+    assert len(texts) > 100
+    assert not {name: found.group() for name, text in texts.items() if (found := FROM_THE_INDEX.search(text))}
 
 
 BOUND = re.compile(r"([a-z-]+)>=([0-9.]+)")
