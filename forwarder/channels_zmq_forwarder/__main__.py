@@ -1,64 +1,56 @@
-"""`channels-zmq-forwarder`: settings, logs, signals and the event loop around `server.serve`; other commands."""
+"""`channels-zmq-forwarder`: the daemon, for which the extra `daemon` has to be installed; and other commands."""
 
-import asyncio
-import logging
-import signal
+import os
 import sys
 from collections.abc import Sequence
 
 from channels_zmq_forwarder import commands
-from channels_zmq_forwarder.server import JsonLines, serve
-from channels_zmq_forwarder.settings import Settings, SettingsError, parse
 from channels_zmq_forwarder.sockets import AddressError
 
 BAD_USAGE = 2
+EXTRA = ("aiohttp", "prometheus_client", "pydantic", "pydantic_settings")
+"""What the extra `daemon` installs, and the daemon cannot do without."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a forwarder until SIGTERM or SIGINT, a second of which ends it at once; or another command.
+    """Run the daemon until a signal ends it, or another command.
 
     Returns:
-        The exit code: 1 if a command has failed, 2 for invalid settings.
+        The exit code: 1 if a command has failed, 2 for invalid settings, and where the daemon cannot run.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if given and given[0] in commands.NAMES:
         return commands.run(given[0], given[1:])
+    return daemon(given)
+
+
+def daemon(arguments: Sequence[str]) -> int:
+    """Run the daemon, whose modules need packages and a system that the library does without."""
+    if os.name == "nt":
+        return _refuse(
+            "the daemon does not run on Windows: run it in WSL or a container. Applications on Windows can "
+            "connect to it, and the embedded layer needs none"
+        )
     try:
-        settings = parse(given, commands.overview())
-        _log(settings)
-        _run(settings)
+        from channels_zmq_forwarder.daemon import run_daemon
+        from channels_zmq_forwarder.settings import SettingsError
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        return _refuse(
+            f"the daemon needs the package {error.name}: install channels-zmq-forwarder with its extra daemon, "
+            "in a clone by pip install './forwarder[daemon]'"
+        )
+    try:
+        run_daemon(arguments, commands.overview())
     except (SettingsError, AddressError) as error:
-        print(f"channels-zmq-forwarder: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return _refuse(str(error))
     return 0
 
 
-def _run(settings: Settings) -> None:
-    try:
-        import uvloop  # not available on Windows
-    except ImportError:
-        asyncio.run(_until_signal(settings))
-    else:
-        uvloop.run(_until_signal(settings))
-
-
-async def _until_signal(settings: Settings) -> None:
-    stop, end = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (end if stop.is_set() else stop).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    await serve(settings, stop, end=end)
-
-
-def _log(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+def _refuse(reason: str) -> int:
+    print(f"channels-zmq-forwarder: {reason}", file=sys.stderr)
+    return BAD_USAGE
 
 
 if __name__ == "__main__":

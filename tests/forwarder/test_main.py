@@ -1,0 +1,60 @@
+"""The command line where the daemon's packages, or its system, are missing: what it does, and what it says."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from channels_zmq_forwarder import __main__ as module
+from channels_zmq_forwarder.__main__ import BAD_USAGE, EXTRA, main
+
+
+def without(package, *arguments):
+    """Return what the command does in an interpreter that lacks a package."""
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from channels_zmq_forwarder.__main__ import main\n"
+        f"sys.exit(main({list(arguments)}))"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("package", EXTRA)
+def test_without_its_packages_the_daemon_names_the_extra_to_install(package):
+    """In one line, without a traceback."""
+    done = without(package, "--pull-address", "tcp://127.0.0.1:5555")
+    assert done.returncode == BAD_USAGE
+    (line,) = done.stderr.splitlines()
+    assert f"needs the package {package}: install channels-zmq-forwarder with its extra daemon" in line
+    assert "pip install './forwarder[daemon]'" in line
+
+
+@pytest.mark.parametrize("package", EXTRA)
+@pytest.mark.parametrize("command", ["keygen", "selftest"])
+def test_the_other_commands_need_no_extra(package, command):
+    """They run where an application does."""
+    done = without(package, command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"channels-zmq-forwarder {command}" in done.stdout
+
+
+def test_without_uvloop_the_daemon_runs_by_asyncio():
+    """Not each system has a wheel of it."""
+    done = without("uvloop", "--settle", "9")
+    assert done.returncode == BAD_USAGE
+    assert "settle-at-most" in done.stderr
+
+
+def test_on_windows_the_daemon_says_where_it_runs(monkeypatch, capsys):
+    """And what runs on Windows."""
+    monkeypatch.setattr(module, "os", SimpleNamespace(name="nt"))
+    assert main(["--log-level", "INFO"]) == BAD_USAGE
+    assert "the daemon does not run on Windows: run it in WSL or a container" in capsys.readouterr().err
+
+
+def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra(monkeypatch):
+    """A broken installation shows its traceback."""
+    monkeypatch.setitem(sys.modules, "channels_zmq_forwarder.daemon", None)
+    with pytest.raises(ModuleNotFoundError, match=r"channels_zmq_forwarder\.daemon"):
+        main([])

@@ -1,0 +1,55 @@
+"""A conversation by both layers in interpreters that lack what some installations and systems do not have."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from forwarders import PATIENCE, config_of
+
+DAEMONS = ("aiohttp", "prometheus_client", "pydantic_settings", "uvloop")
+"""Packages of the forwarder's extra `daemon` that a web process does not have."""
+ENVIRONMENTS = {f"without-{package}": f"sys.modules[{package!r}] = None" for package in DAEMONS}
+ENVIRONMENTS["without-the-daemons-packages"] = "\n".join(ENVIRONMENTS.values())
+CONVERSATION = """
+import asyncio, json
+from asgiref.sync import async_to_sync
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+
+config = json.loads(sys.argv[1])
+layer = (DedicatedZmqChannelLayer if "pull_socket_address" in config else EmbeddedZmqChannelLayer)(**config)
+
+async def converse():
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    await layer.group_send("room", {"n": 1})
+    received = [await layer.receive(channel)]
+    await layer.send(channel, {"n": 2})
+    received.append(await layer.receive(channel))
+    waiting = asyncio.create_task(layer.receive(channel))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(async_to_sync(layer.send), "jobs", {"n": 3})
+    await asyncio.to_thread(async_to_sync(layer.group_send), "room", {"n": 4})
+    received += [await layer.receive("jobs"), await waiting]
+    await layer.close()
+    return [message["n"] for message in received]
+
+print(json.dumps(asyncio.run(converse())))
+"""
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_layer_works_without_what_it_does_not_need(make_layer: Callable[..., Any], environment: str) -> None:
+    """Groups, process-specific and normal channels, from an event loop and from threads, in both topologies."""
+    program = f"import sys\n{ENVIRONMENTS[environment]}\n{CONVERSATION}"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, json.dumps(config_of(make_layer()))],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1, 2, 3, 4]
