@@ -4,7 +4,19 @@ The layers are `channels_zmq.core.EmbeddedZmqChannelLayer` and `channels_zmq.cor
 belongs what a Django process runs; what a forwarder runs, and the wire format of both, is `channels_zmq_forwarder`'s.
 """
 
-from channels_zmq.environment import channel_layers_from_env
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from channels_zmq.environment import channel_layers_from_env
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "channel_layers_from_env"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `channel_layers_from_env` when it is asked for: pytest loads the plugin of this package in every run."""
+    if name == "channel_layers_from_env":
+        from channels_zmq.environment import channel_layers_from_env
+
+        return channel_layers_from_env
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
 from channels_zmq.encryption import Keyring, package
 from channels_zmq.errors import ConnectionClosed, MessageTooLarge, RequestRefused
-from channels_zmq.keys import ClientKeySource, KeySetting, ServerKeySource
+from channels_zmq.keys import client_keys, server_keys
 from channels_zmq.options import Options
 from channels_zmq.serializers import Message, Serializer
 from channels_zmq.transports.discovery import Forwarder
@@ -317,14 +317,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         outbox_bytes: int = 0,
         resolve_every: float = 5.0,
         subscriber_bytes: int = 0,
-        server_keys: ServerKeySource | None = None,
     ) -> Options:
         settings = self.config
-        server = KeySetting("curve_server_key", settings.curve_server_key, settings.curve_server_key_file)
-        secret = KeySetting("curve_secret_key", settings.curve_secret_key, settings.curve_secret_key_file)
         return Options(
-            keys=ClientKeySource(server, secret) if server.is_set else None,
-            server_keys=server_keys,
+            keys=client_keys(settings),
+            server_keys=server_keys(settings),
             connect_timeout=settings.connect_timeout,
             expiry=settings.expiry,
             linger=settings.linger,
@@ -357,11 +354,7 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
 
     def _make_connection(self) -> Connection:
         settings = self.config
-        secret = KeySetting(
-            "curve_server_secret_key", settings.curve_server_secret_key, settings.curve_server_secret_key_file
-        )
-        keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
-        options = self._options(subscriber_bytes=settings.subscriber_bytes, server_keys=keys if secret.is_set else None)
+        options = self._options(subscriber_bytes=settings.subscriber_bytes)
         client = self._client(options.keyring)
         return Connection(options, client, partial(embedded, self.address, options, client))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from channels_zmq.config import EmbeddedConfig, LayerConfig
 from channels_zmq.errors import ConfigurationError
 from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
@@ -173,3 +174,21 @@ class ServerKeySource:
             return secret, AllowedKeys(keys, self._allowed_file)
         except CurveKeyError as error:
             raise ConfigurationError(f"CONFIG[{setting!r}]", str(error)) from None
+
+
+def client_keys(settings: LayerConfig) -> ClientKeySource | None:
+    """Return where CONFIG has the keys of the side that connects; None if it has none."""
+    server = KeySetting("curve_server_key", settings.curve_server_key, settings.curve_server_key_file)
+    secret = KeySetting("curve_secret_key", settings.curve_secret_key, settings.curve_secret_key_file)
+    return ClientKeySource(server, secret) if server.is_set else None
+
+
+def server_keys(settings: LayerConfig) -> ServerKeySource | None:
+    """Return where CONFIG has the keys of an embedded producer; None if it has none."""
+    if not isinstance(settings, EmbeddedConfig):
+        return None
+    secret = KeySetting(
+        "curve_server_secret_key", settings.curve_server_secret_key, settings.curve_server_secret_key_file
+    )
+    keys = ServerKeySource(secret, settings.curve_allowed_keys, settings.curve_allowed_keys_file)
+    return keys if secret.is_set else None

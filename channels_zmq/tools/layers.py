@@ -1,0 +1,140 @@
+"""The layers of this project, as `CHANNEL_LAYERS` describes them: which of them are ours, and what is wrong with them.
+
+Makes layers, which opens no connection.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.utils.module_loading import import_string
+
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq.environment import DEDICATED, EMBEDDED
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import client_keys, server_keys
+from channels_zmq.tools import ToolError
+
+Layer = DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
+LOCAL = "inproc://"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the configuration of a layer.
+
+    Attributes:
+        alias: Of the layer.
+        problem: The fault; names the key.
+        advice: What to change.
+        code: `BACKEND` or `CONFIG`: where it is.
+    """
+
+    alias: str
+    problem: str
+    advice: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One alias of `CHANNEL_LAYERS`.
+
+    Attributes:
+        alias: Of the layer.
+        backend: Its class, as the settings name it.
+        layer: A layer of ours that nobody uses so far; None if it is not ours, or if it cannot be made.
+        fault: Why it cannot be made, or why its keys cannot be used.
+        missing_file: A file of keys that does not exist; it may be mounted later.
+    """
+
+    alias: str
+    backend: str
+    layer: Layer | None = None
+    fault: Fault | None = None
+    missing_file: str = ""
+
+
+def configured() -> dict[str, Any]:
+    """Return `CHANNEL_LAYERS` of the settings; empty if there is none."""
+    return dict(getattr(settings, "CHANNEL_LAYERS", {}))
+
+
+def entries(layers: Mapping[str, Any]) -> list[Entry]:
+    """Return every alias, with a layer or with the fault for which there is none."""
+    return [_entry(alias, layers[alias]) for alias in layers]
+
+
+def _entry(alias: str, given: Any) -> Entry:
+    backend = given.get("BACKEND", "") if isinstance(given, Mapping) else ""
+    try:
+        made = import_string(backend)
+    except ImportError:
+        fault = _unknown_backend(alias, backend) if str(backend).startswith("channels_zmq.") else None
+        return Entry(alias, str(backend), fault=fault)
+    if not (isinstance(made, type) and issubclass(made, DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer)):
+        return Entry(alias, backend)
+    config = given.get("CONFIG", {})
+    if not isinstance(config, Mapping):
+        problem = f"CONFIG is a dict of keys, not {config!r}"
+        return Entry(alias, backend, fault=Fault(alias, problem, "Write a dict, or leave it out.", "CONFIG"))
+    try:
+        layer = made(**config)
+        missing = _read_keys(layer)
+    except (ConfigurationError, TypeError) as error:
+        return Entry(alias, backend, fault=Fault(alias, str(error), _advice(error), "CONFIG"))
+    return Entry(alias, backend, layer, missing_file=missing)
+
+
+def _unknown_backend(alias: str, backend: str) -> Fault:
+    near = difflib.get_close_matches(backend, (EMBEDDED, DEDICATED), n=1, cutoff=0.0)
+    return Fault(alias, f"there is no {backend}", f"Did you mean {near[0]!r}?", "BACKEND")
+
+
+def _advice(error: Exception) -> str:
+    setting = getattr(error, "setting", "")
+    return f"Change {setting or 'CONFIG'} of this layer; docs/configuration.md lists all keys."
+
+
+def _read_keys(layer: Layer) -> str:
+    """Read the CURVE keys; return the file that does not exist, if there is one.
+
+    Raises:
+        ConfigurationError: If a key is invalid.
+    """
+    settings = layer.config
+    clients = client_keys(settings)
+    if clients is not None:
+        missing = clients.missing_file()
+        if missing:
+            return missing
+        clients.read()
+    servers = server_keys(settings)
+    if servers is not None:
+        servers.read()
+    return ""
+
+
+def layer(alias: str) -> Layer:
+    """Return a new layer of ours for an alias.
+
+    Raises:
+        ToolError: If there is no such alias, if its layer is another one's, or if its configuration is invalid.
+    """
+    layers = configured()
+    if alias not in layers:
+        known = ", ".join(sorted(map(repr, layers))) or "none"
+        raise ToolError(f"CHANNEL_LAYERS has no alias {alias!r}; there is {known} (--layer)")
+    entry = _entry(alias, layers[alias])
+    if entry.fault is not None:
+        raise ToolError(f"layer {alias!r}: {entry.fault.problem}. {entry.fault.advice}")
+    if entry.layer is None:
+        raise ToolError(f"layer {alias!r} is a {entry.backend or 'layer without BACKEND'}, not one of channels-zmq")
+    return entry.layer
+
+
+def is_alone(layer: Layer) -> bool:
+    """Return whether a layer reaches only its own process."""
+    return isinstance(layer, EmbeddedZmqChannelLayer) and layer.address.startswith(LOCAL)

@@ -1,0 +1,373 @@
+"""Reach every exchange of a layer as a client does, by sockets of its own, and report what comes of it.
+
+A probe never binds an address, joins no group and takes no message; the exchange counts it as a client while it lasts.
+It speaks docs/wire-protocol.md: claim, subscribe, hello, then questions the subscribers' way (sync) and the producers'
+way (echo).
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys, client_keys
+from channels_zmq.tools.layers import Layer
+from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
+from channels_zmq.transports.subscriber import REFUSALS, connect
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import State
+
+Socket = zmq.Socket[bytes]
+
+ASK_EVERY = 0.5
+"""Seconds after which a question is repeated: it may have been lost, or come before the exchange served."""
+ROUNDS = 5
+"""Round trips of which the shortest counts."""
+LIFE = 10_000
+"""Milliseconds that a message of a probe lives."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """What is known of one exchange.
+
+    Attributes:
+        pull: Where it takes messages; empty for the producer of an embedded layer.
+        pub: Where it publishes.
+        problem: What is wrong with it; empty if nothing is.
+        advice: What to do about that.
+        is_lasting: Whether the problem stays until somebody changes a setting.
+        listens: Whether anything accepts connections at `pub`.
+        version: Of its wire format; 0 if it did not answer.
+        state: As it says.
+        instance: Its number, as its status page shows it.
+        clients: Processes that are connected to it, without the probe.
+        round_trip: Seconds from a question to its answer; 0 if it was not measured.
+        has_keys: Whether the connection is encrypted.
+    """
+
+    pull: str
+    pub: str
+    problem: str = ""
+    advice: str = ""
+    is_lasting: bool = False
+    listens: bool = False
+    version: int = 0
+    state: str = ""
+    instance: str = ""
+    clients: int = 0
+    round_trip: float = 0.0
+    has_keys: bool = False
+
+    @property
+    def where(self) -> str:
+        """Its addresses, for people."""
+        return f"{self.pull} and {self.pub}" if self.pull else self.pub
+
+
+class _Problem(Exception):
+    """A probe ends here."""
+
+    def __init__(self, problem: str, advice: str, *, is_lasting: bool = False) -> None:
+        super().__init__(problem)
+        self.problem, self.advice, self.is_lasting = problem, advice, is_lasting
+
+
+def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[Finding]:
+    """Reach every forwarder of a layer, or the producer of an embedded one, all at once.
+
+    Args:
+        layer: It stays unused.
+        timeout: Seconds that all of it may take; names are resolved within it too.
+        sends_largest: Whether to send a message of `max_message_size` through each, to see that it fits.
+
+    Raises:
+        ConfigurationError: If a CURVE key is invalid.
+    """
+    deadline = time.monotonic() + timeout
+    source = client_keys(layer.config)
+    keys = source.read() if source is not None else None
+    size = layer.config.max_message_size if sends_largest else 0
+    found, findings = _exchanges(layer, deadline)
+    with zmq.Context() as context:
+        context.linger = 0
+        probes = [_Probe(context, exchange, keys, deadline, size) for exchange in found]
+        threads = [threading.Thread(target=one.run, name="channels-zmq probe", daemon=True) for one in probes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return [*findings, *(one.finding for one in probes)]
+
+
+def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Finding]]:
+    """Return the exchanges to reach, and what is known of those whose name cannot be resolved."""
+    if not isinstance(layer, DedicatedZmqChannelLayer):
+        return [Forwarder("", layer.address)], []
+    found, unresolved = [], []
+    waiting: list[tuple[Forwarder, Bootstrap, threading.Thread]] = []
+    for pair in layer.config.forwarders:
+        forwarder = Forwarder(*pair)
+        names = Bootstrap([forwarder], 1.0)
+        thread = threading.Thread(target=names.look, name="channels-zmq resolving", daemon=True)
+        if not names.known:  # the system may take longer to resolve a name than the probe has; it is left alone then
+            thread.start()
+        waiting.append((forwarder, names, thread))
+    for forwarder, names, thread in waiting:
+        if not names.known:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if names.known:
+            found += names.known
+        else:
+            problem = names.problem or f"{forwarder.pub}: its name is not resolved in time"
+            advice = "Correct pull_socket_address and pub_socket_address, or the name service."
+            unresolved.append(Finding(*forwarder, problem, advice))
+    return list(dict.fromkeys(found)), unresolved
+
+
+class _Side:
+    """One socket of a probe, and what its monitor has reported."""
+
+    def __init__(
+        self, context: "zmq.Context[Socket]", kind: int, address: str, setting: str, keys: ClientKeys | None
+    ) -> None:
+        self.address, self.setting = address, setting
+        self.is_connected = self.is_ready = self.was_cut = False
+        self.failure: int | None = None
+        self.socket = context.socket(kind)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self.socket.set(option, 0)
+        self.socket.set(zmq.RECONNECT_IVL, 100)
+        self.monitor = self.socket.get_monitor_socket()
+        endpoint = Endpoint(address)
+        try:
+            endpoint.look()
+            connect(self.socket, endpoint, setting, keys)
+        except ConfigurationError as error:
+            self.close()
+            raise _Problem(str(error), f"Correct {setting}.", is_lasting=True) from None
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close()
+
+    def note(self) -> None:
+        """Take what the monitor reports."""
+        while self.monitor.poll(0):
+            report = recv_monitor_message(self.monitor)
+            event = int(report["event"])
+            if event == zmq.Event.CONNECTED:
+                self.is_connected = True
+            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self.is_ready = True
+            elif event == zmq.Event.DISCONNECTED:
+                self.was_cut = True
+            elif event in REFUSALS:
+                self.failure = event
+
+    def failed(self) -> _Problem | None:
+        """Return why the other side refuses this process, if it does."""
+        if self.failure == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # the other side has closed before it said why
+            problem = f"{self.address} breaks off the handshake: {REFUSALS[self.failure]}"
+            advice = (
+                "Check the curve_ settings here and the keys there. Or are pull_socket_address and pub_socket_address "
+                "interchanged, or has another program this port?"
+            )
+        elif self.failure is not None:
+            problem = f"{self.address} refuses this process: {REFUSALS[self.failure]}"
+            advice = "Check the curve_ settings here and the keys there."
+        elif self.was_cut and not self.is_ready:  # what libzmq does if the kinds of two sockets do not fit
+            problem = f"{self.address} is not the port for {self.setting}"
+            advice = "Are pull_socket_address and pub_socket_address interchanged?"
+        else:
+            return None
+        return _Problem(problem, advice, is_lasting=True)
+
+    def silence(self) -> _Problem:
+        """Return what it means that no answer came."""
+        if not self.is_connected:
+            advice = f"Start the forwarder, or correct {self.setting}; a firewall may be between."
+            return _Problem(f"nothing accepts connections at {self.address}", advice)
+        if not self.is_ready:
+            advice = f"Correct {self.setting}: another program may have this port."
+            return _Problem(f"{self.address} accepts connections and does not speak ZeroMQ", advice)
+        advice = "Does it stand still, or is it not a forwarder? Look at its log."
+        return _Problem(f"{self.address} is connected and does not answer", advice)
+
+
+class _Probe:
+    """One exchange, reached by a thread of its own."""
+
+    def __init__(
+        self,
+        context: "zmq.Context[Socket]",
+        exchange: Forwarder,
+        keys: ClientKeys | None,
+        deadline: float,
+        largest: int,
+    ) -> None:
+        self.finding = Finding(*exchange, has_keys=keys is not None)
+        self._context, self._keys, self._deadline, self._largest = context, keys, deadline, largest
+        self._secret = os.urandom(wire.SECRET_SIZE)
+        self._inbox = wire.claimable(self._secret)
+        self._sides: list[_Side] = []
+        self._number = 0
+
+    def run(self) -> None:
+        """Fill in the finding."""
+        finding = self.finding
+        try:
+            self._reach()
+        except _Problem as found:
+            finding.problem, finding.advice, finding.is_lasting = found.problem, found.advice, found.is_lasting
+        except zmq.ZMQError as error:
+            finding.problem = f"{finding.where}: {error.strerror}"
+            finding.advice = "Are there too many open files, or is memory short?"
+        finally:
+            for side in self._sides:
+                side.close()
+
+    def _reach(self) -> None:
+        finding = self.finding
+        sub = self._open(zmq.XSUB, finding.pub, "pub_socket_address")
+        push = self._open(zmq.PUSH, finding.pull, "pull_socket_address") if finding.pull else None
+        for frame in (wire.CLAIM.encode(wire.Claim(self._inbox, self._secret)), self._subscription()):
+            sub.socket.send(frame)
+        self._greet(sub)
+        self._measure(sub, lambda number: wire.SYNC.encode(wire.Sync(self._inbox, number)), b"y")
+        if push is not None:
+            confirm = self._measure(push, lambda number: wire.ECHO.encode(wire.Echo(self._inbox, number)), b"k")
+            instance = wire.CONFIRM.decode(confirm).instance.hex()
+            if instance != finding.instance:
+                problem = f"{finding.pull} and {finding.pub} belong to two different forwarders"
+                advice = "Give the addresses of each forwarder in the same order, and put no load balancer between."
+                raise _Problem(problem, advice, is_lasting=True)
+            if self._largest:
+                self._send_largest(push)
+
+    def _open(self, kind: int, address: str, setting: str) -> _Side:
+        side = _Side(self._context, kind, address, setting, self._keys)
+        self._sides.append(side)
+        return side
+
+    def _subscription(self) -> bytes:
+        return wire.subscription(wire.inbox_topic(self._inbox))
+
+    def _greet(self, sub: _Side) -> None:
+        """Say hello until the exchange serves."""
+        finding = self.finding
+        hello = wire.HELLO.encode(wire.Hello(self._inbox, wire.VERSION, 1, 0))
+        while True:
+            frame = self._ask(sub, hello, b"w", must=not finding.version, at_once=not finding.version)
+            if frame is None:
+                advice = "It accepts messages soon after its start; one that is about to end has to be replaced."
+                raise _Problem(f"{finding.pub} is {finding.state} and accepts no messages", advice)
+            welcome = wire.WELCOME.decode(frame)
+            finding.listens, finding.version, finding.clients = True, welcome.version, max(0, welcome.clients - 1)
+            finding.instance, finding.state = welcome.instance.hex(), _state(welcome.state)
+            if welcome.version != wire.VERSION:
+                problem = f"{finding.pub} speaks version {welcome.version} of the wire format, and we {wire.VERSION}"
+                advice = "Install channels-zmq and channels-zmq-forwarder of one release."
+                raise _Problem(problem, advice, is_lasting=True)
+            if welcome.state == State.SERVING:
+                return
+
+    def _measure(self, side: _Side, question: Callable[[int], bytes], kind: bytes) -> bytes:
+        """Ask several times; return the last answer, and note the shortest time."""
+        answer, best = b"", float("inf")
+        for _ in range(ROUNDS):
+            self._number += 1
+            frame, begun = question(self._number), time.monotonic()
+            found = self._ask(side, frame, kind, self._number)
+            assert found is not None, "it raises without an answer"
+            answer, best = found, min(best, time.monotonic() - begun)
+        self.finding.round_trip = best
+        return answer
+
+    def _send_largest(self, push: _Side) -> None:
+        """Send a message as large as the layer permits; a smaller limit of the forwarder cuts the connection."""
+        payload, channel = bytes(self._largest), "probe!channel"
+        body, prefix = wire.direct_body(channel, payload), wire.direct_prefix(self._inbox)
+        frame = wire.ordered(prefix, os.urandom(wire.SENDER_SIZE), 1, wire.FLAG_FIRST, LIFE, body)
+        push.was_cut = False
+        push.socket.send(frame)
+        if self._ask(push, b"", b"d", must=False) is None:
+            problem = f"a message of {self._largest} bytes (max_message_size) does not pass {self.finding.pull}"
+            advice = "Make max_message_size and the --max-message-size of the forwarder equal."
+            raise _Problem(problem, advice, is_lasting=True)
+
+    def _ask(
+        self,
+        side: _Side,
+        question: bytes,
+        kind: bytes,
+        number: int = 0,
+        *,
+        must: bool = True,
+        at_once: bool = True,
+    ) -> bytes | None:
+        """Ask by one side, again and again, until the answer arrives by the subscribers' way.
+
+        Args:
+            side: By which to ask.
+            question: The frame; empty if the answer comes without one, or not at all if the connection is cut.
+            kind: Of the answer.
+            number: In the answer.
+            must: Whether there has to be an answer.
+            at_once: Whether not to wait before the first question.
+
+        Returns:
+            The answer; None if there is none in time.
+        """
+        sub, asked_at = self._sides[0], 0.0 if at_once else time.monotonic()
+        poller = zmq.Poller()
+        for one in self._sides:
+            poller.register(one.monitor, zmq.POLLIN)
+        poller.register(sub.socket, zmq.POLLIN)
+        while (now := time.monotonic()) < self._deadline:
+            if question and now >= asked_at + ASK_EVERY:
+                side.socket.send(question)
+                asked_at = now
+            poller.poll(1 + round(1000 * min(self._deadline - now, ASK_EVERY)))
+            for one in self._sides:
+                one.note()
+            self.finding.listens |= sub.is_connected
+            failed = side.failed() or sub.failed()
+            if failed is not None:
+                raise failed
+            while sub.socket.poll(0):
+                frame = sub.socket.recv()
+                if self._is_answer(frame, kind, number):
+                    return frame
+            if not question and side.was_cut:
+                break
+        if must:
+            raise side.silence()
+        return None
+
+    def _is_answer(self, frame: bytes, kind: bytes, number: int) -> bool:
+        if not wire.is_for(self._inbox, frame):
+            return False
+        found = bytes([wire.sub_kind(frame)])
+        if found == b"f":  # a flush is under way, and waits for all clients
+            answer = wire.Flushed(self._inbox, wire.EMPTY.decode(frame).n)
+            self._sides[0].socket.send(wire.FLUSHED.encode(answer))
+        if found != kind:
+            return False
+        if kind == b"y":
+            return wire.SYNCED.decode(frame).n == number
+        return kind != b"k" or wire.CONFIRM.decode(frame).n == number
+
+
+def _state(number: int) -> str:
+    try:
+        return State(number).name.lower()
+    except ValueError:  # of a version to come
+        return f"in state {number}"
