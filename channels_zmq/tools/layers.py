@@ -78,7 +78,7 @@ def _entry(alias: str, given: Any) -> Entry:
         return Entry(alias, backend)
     config = given.get("CONFIG", {})
     if not isinstance(config, Mapping):
-        problem = f"CONFIG is a dict of keys, not {config!r}"
+        problem = f"CONFIG is a dict of keys, not of type {type(config).__name__}"
         return Entry(alias, backend, fault=Fault(alias, problem, "Write a dict, or leave it out.", "CONFIG"))
     try:
         layer = made(**config)

@@ -39,9 +39,9 @@ class Project:
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
         """Start `manage.py` with these arguments."""
-        command = [sys.executable, "-W", "error", "-m", "django", *arguments, "--settings", "project_settings"]
+        command = [sys.executable, "-W", "error", "-m", "django", *arguments]
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        environment = {**ENVIRONMENT, "PYTHONPATH": str(self.folder), "PYTHONUNBUFFERED": "1"}
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(self.folder), "DJANGO_SETTINGS_MODULE": "project_settings"}
         return subprocess.Popen(command, text=True, cwd=self.folder, env=environment, **options)
 
     def manage(self, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":

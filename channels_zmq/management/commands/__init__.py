@@ -1,0 +1,1 @@
+"""One command, whose subcommands are functions of `channels_zmq.tools`."""

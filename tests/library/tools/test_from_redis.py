@@ -1,0 +1,131 @@
+"""`CHANNEL_LAYERS` of channels_redis, translated key by key."""
+
+import inspect
+import os
+import re
+from typing import Any
+
+import pytest
+
+from channels_zmq.config import DedicatedConfig, parse
+from channels_zmq.tools import ToolError
+from channels_zmq.tools.from_redis import _KEYS, CORE, PUBSUB, report, snippet, translate
+
+PULL, PUB = "tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556"
+ADDRESSES = {"pull_socket_address": PULL, "pub_socket_address": PUB}
+KEY = "0123456789abcdef"
+
+
+def translated(config: Any, backend: str = CORE) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return our CONFIG without the addresses, and the fate of each key."""
+    (one,) = translate({"default": {"BACKEND": backend, "CONFIG": config}}, PULL, PUB)
+    assert {key: one.config[key] for key in ADDRESSES} == ADDRESSES
+    rest = {key: value for key, value in one.config.items() if key not in ADDRESSES}
+    return rest, {line.key: line.fate for line in one.lines}
+
+
+def settings(layers: dict[str, Any]) -> dict[str, Any]:
+    """Return the CHANNEL_LAYERS that a settings module has once the snippet was pasted into it."""
+    text = "\n".join(snippet(layers, translate(layers, PULL, PUB)))
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    return dict(scope["CHANNEL_LAYERS"])
+
+
+@pytest.mark.parametrize("backend", [CORE, PUBSUB])
+@pytest.mark.parametrize(
+    ("key", "value", "config", "fate"),
+    [
+        ("hosts", [("redis", 6379)], {}, "replaced"),
+        ("hosts", ["redis://a:1", "redis://b:1"], {}, "replaced"),
+        ("prefix", "shop", {"prefix": "shop"}, "taken over"),
+        ("expiry", 30, {"expiry": 30}, "taken over"),
+        ("expiry", 0, {}, "left out"),
+        ("group_expiry", 600, {"group_expiry": 600}, "taken over"),
+        ("capacity", 500, {"capacity": 500}, "taken over"),
+        ("capacity", 0, {}, "left out"),
+        ("channel_capacity", {"http.request": 200}, {"channel_capacity": {"http.request": 200}}, "taken over"),
+        ("random_prefix_length", 12, {}, "left out"),
+        ("serializer_format", "json", {"serializer": "json"}, "renamed"),
+        ("serializer_format", "mine", {}, "left out"),
+        ("on_disconnect", "layer.gone", {"on_disconnect": "layer.gone"}, "taken over"),
+        ("on_reconnect", "layer.back", {"on_reconnect": "layer.back"}, "taken over"),
+        ("channel_layer", None, {}, "left out"),
+        ("capacitty", 1, {}, "left out"),
+    ],
+)
+def test_each_key_is_taken_over_renamed_or_has_a_reason(
+    key: str, value: Any, config: dict[str, Any], fate: str, backend: str
+) -> None:
+    """And what is taken over is valid here."""
+    ours, fates = translated({key: value}, backend)
+    assert (ours, fates[key]) == (config, fate)
+    ours.pop("prefix", None)
+    parse(DedicatedConfig, {**ADDRESSES, **ours})
+
+
+def test_every_key_of_channels_redis_is_known() -> None:
+    """Of both layers, as installed here."""
+    core = pytest.importorskip("channels_redis.core").RedisChannelLayer
+    pubsub = pytest.importorskip("channels_redis.pubsub")
+    taken = set()
+    for made in (core, pubsub.RedisPubSubChannelLayer, pubsub.RedisPubSubLoopLayer):
+        taken |= set(inspect.signature(made).parameters) - {"args", "kwargs"}
+    assert taken <= set(_KEYS)
+
+
+def test_encryption_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet reads them from variables, and the report tells of one that is too short."""
+    layers = {"default": {"BACKEND": CORE, "CONFIG": {"symmetric_encryption_keys": [KEY, "short"]}}}
+    lines = [*report(translate(layers, PULL, PUB)), *snippet(layers, translate(layers, PULL, PUB))]
+    text = "\n".join(lines)
+    assert KEY not in text
+    assert "short" not in text.replace("shorter", "")
+    assert "1 of them are shorter than 16 bytes" in text
+    monkeypatch.setenv("CHANNELS_KEY_1", KEY)
+    monkeypatch.setenv("CHANNELS_KEY_2", KEY[::-1])
+    config = settings(layers)["default"]["CONFIG"]
+    assert config["symmetric_encryption_keys"] == [os.environ["CHANNELS_KEY_1"], KEY[::-1]]
+    parse(DedicatedConfig, config)
+
+
+def test_the_snippet_is_pythons() -> None:
+    """Quotes, patterns with flags, and strange names come out as they went in."""
+    capacity = {'say "hi"\\': 1, re.compile("jobs.*", re.IGNORECASE): 2, "a\nb": 3}
+    config = {"capacity": 7, "channel_capacity": capacity}
+    found = settings({"default": {"BACKEND": CORE, "CONFIG": config}})["default"]
+    assert found["BACKEND"] == "channels_zmq.core.DedicatedZmqChannelLayer"
+    assert found["CONFIG"] == {**ADDRESSES, "capacity": 7, "channel_capacity": capacity}
+
+
+def test_other_layers_stay_as_they_are() -> None:
+    """A comment stands for them, since their values may be no text of Python."""
+    layers = {"default": {"BACKEND": CORE}, "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+    lines = list(snippet(layers, translate(layers, PULL, PUB)))
+    assert "    # 'memory': as before" in lines
+    assert set(settings(layers)) == {"default"}
+
+
+def test_what_the_pubsub_layer_did_not_do_is_said() -> None:
+    """It has no capacity, and hands a message of a normal channel to everybody."""
+    _, fates = translated({"hosts": ["redis://a"]}, PUBSUB)
+    assert (fates["capacity"], fates["normal channels"]) == ("new", "new")
+    assert "capacity" not in translated({"hosts": ["redis://a"]}, CORE)[1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "pull", "parts"),
+    [
+        ({}, PULL, ["no layer of channels_redis", "is empty"]),
+        ({"a": {"BACKEND": "other.Layer"}}, PULL, ["'a' is other.Layer"]),
+        ({"a": {"BACKEND": CORE, "CONFIG": ["x"]}}, PULL, ["layer 'a'", "dict of keys"]),
+        ({"a": {"BACKEND": CORE}}, "localhost:1", ["--pull-address", "tcp://"]),
+        ({"a": {"BACKEND": CORE}}, PUB, ["given twice"]),
+    ],
+)
+def test_what_cannot_be_translated_says_why(layers: Any, pull: str, parts: list[str]) -> None:
+    """And names the alias or the argument."""
+    with pytest.raises(ToolError) as raised:
+        translate(layers, pull, PUB)
+    for part in parts:
+        assert part in str(raised.value)
