@@ -9,7 +9,7 @@ from enum import StrEnum
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.tools.layers import Entry, Layer, is_alone
 from channels_zmq.tools.probe import ROUNDS, Finding, probe
-from channels_zmq.tools.text import counted, duration, printable
+from channels_zmq_forwarder.commands.text import counted, duration, printable
 
 
 class Mark(StrEnum):

@@ -15,7 +15,7 @@ from channels_zmq.errors import ChannelsZmqError
 from channels_zmq.serializers import Message
 from channels_zmq.tools import ToolError
 from channels_zmq.tools.layers import Layer, is_alone
-from channels_zmq.tools.text import as_json, printable
+from channels_zmq_forwarder.commands.text import as_json, printable
 
 LOOK_EVERY = 0.01
 """Seconds between two looks at whether a forwarder has taken a message."""

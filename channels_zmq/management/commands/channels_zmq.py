@@ -14,7 +14,8 @@ from django.core.management.base import BaseCommand, CommandError
 
 from channels_zmq.serializers import Message
 from channels_zmq.tools import ToolError, doctor, from_redis, layers, messages, status
-from channels_zmq.tools.text import as_json, counted
+from channels_zmq_forwarder.commands.text import as_json, counted
+from channels_zmq_forwarder.commands.top import show as show_pages
 
 
 class Command(BaseCommand):  # type: ignore[misc] # Django has no type information
@@ -115,7 +116,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
         """Show it again and again."""
         places = status.addresses(layers.layer(layer), status_address)
         on_terminal = bool(self.stdout.isatty())
-        status.top(places, self._print, interval=interval, count=count, on_terminal=on_terminal)
+        show_pages(places, self._print, interval=interval, count=count, on_terminal=on_terminal)
 
     def from_redis(self, settings_file: str | None, pull_address: str, pub_address: str, **options: Any) -> None:
         """Translate settings."""

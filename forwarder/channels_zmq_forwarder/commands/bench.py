@@ -4,8 +4,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -13,6 +12,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
+from channels_zmq_forwarder.commands.text import progress
 
 GROUP = "channels-zmq-bench"
 WINDOW = 1000
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
                 client.subscribe(GROUP)
                 client.hello(time.monotonic() + given.timeout)
                 client.sync(time.monotonic() + given.timeout)
-                with _progress(str(one), given.messages) as advance:
+                with progress(given.messages) as advance:
                     rate = _rate(client, given.messages, bytes(given.size), given.timeout, advance)
                 trips = _round_trips(client, min(ROUND_TRIPS, given.messages), bytes(given.size), given.timeout)
             cuts = statistics.quantiles(trips, n=100) if len(trips) > 1 else trips * 99
@@ -86,18 +86,3 @@ def _next(client: Client, timeout: float) -> bool:
     if frame is None:
         raise CommandError(f"{client.target}: no message came back within {timeout:g} s")
     return wire.is_group(frame)
-
-
-@contextmanager
-def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, if `rich` is there, of the extra `cli`."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda count: None
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=total)
-        yield lambda count: progress.update(task, advance=count)

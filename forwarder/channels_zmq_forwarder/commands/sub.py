@@ -1,7 +1,6 @@
 """`channels-zmq-forwarder sub`: show the messages of groups as they come."""
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import payloads, target
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
+from channels_zmq_forwarder.commands.text import as_json, printable
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str]) -> None:
             client.hello(deadline)
             client.sync(deadline)
         print(f"listening at {len(clients)} forwarder{'s' if len(clients) > 1 else ''}", file=sys.stderr, flush=True)
-        _show(clients, given.serializer, as_json=given.json, count=given.count)
+        _show(clients, given.serializer, json_lines=given.json, count=given.count)
 
 
-def _show(clients: list[Client], serializer: payloads.Serializer, *, as_json: bool, count: int) -> None:
+def _show(clients: list[Client], serializer: payloads.Serializer, *, json_lines: bool, count: int) -> None:
     poller = zmq.Poller()
     for client in clients:
         poller.register(client.sub, zmq.POLLIN)
@@ -66,16 +66,16 @@ def _show(clients: list[Client], serializer: payloads.Serializer, *, as_json: bo
             if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
                 continue  # another forwarder has brought it already
             shown[topic, sender] = number
-            print(_line(wire.group_of(topic).decode(), payload, serializer, as_json=as_json), flush=True)
+            print(_line(wire.group_of(topic).decode(), payload, serializer, json_lines=json_lines), flush=True)
             left -= 1
             if not left:
                 return
 
 
-def _line(group: str, payload: bytes, serializer: payloads.Serializer, *, as_json: bool) -> str:
+def _line(group: str, payload: bytes, serializer: payloads.Serializer, *, json_lines: bool) -> str:
     now, message = datetime.now().astimezone(), payloads.decode(payload, serializer)
-    if as_json:
-        return json.dumps({"time": now.isoformat(), "group": group, "message": message}, default=str)
+    if json_lines:
+        return as_json({"time": now.isoformat(), "group": group, "message": message})
     unreadable = f"{len(payload)} bytes that are not {serializer}, or encrypted"
-    text = unreadable if message is None else json.dumps(message, ensure_ascii=False, default=str)
-    return f"{now:%H:%M:%S.%f} {group} {text}"
+    text = unreadable if message is None else as_json(message)
+    return f"{now:%H:%M:%S.%f} {printable(group)} {text}"

@@ -1,138 +1,204 @@
-"""`channels-zmq-forwarder top`: what forwarders are doing, on a terminal, renewed every second."""
+"""`channels-zmq-forwarder top`: what forwarders are doing, by their status pages, renewed every second."""
 
 import argparse
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from channels_zmq_forwarder.commands.target import CommandError
+from channels_zmq_forwarder.commands.text import counted, duration, printable, table
 
-URLS = ("http://127.0.0.1:9600", "http://127.0.0.1:9601")
-"""Where the status page is by default, where all can reach health and metrics, and where only this machine can."""
-PIPE_WIDTH = 200
-"""Columns of the page where there is no terminal."""
-Status = dict[str, Any]
+ADMIN_PORT, STATUS_PORT = 9600, 9601
+"""Where a forwarder has its status page if nobody gives it an address."""
+LOCAL = (f"127.0.0.1:{ADMIN_PORT}", f"127.0.0.1:{STATUS_PORT}")
+PATIENCE = 2.0
+"""Seconds that a status page may take."""
+MAX_BYTES = 2**20
+"""Bytes of the largest status page that is read; one lists 50 names of each kind."""
+LISTED = 15
+"""Normal channels that `top` lists, those with the most messages first."""
+REACH = (
+    "it is on a loopback address of the forwarder's machine unless its --status-address is another one: run this "
+    "there, or use `kubectl port-forward` or `ssh -L`, and give HOST:PORT here"
+)
+HEADS = ("FORWARDER", "STATE", "UP", "CLIENTS", "IN/s", "OUT/s", "MB/s", "GROUPS", "WAITING", "OLDEST", "DROPS")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Show the page until Ctrl-C, or once where there is no terminal.
+    """Show the page until Ctrl-C.
 
     Raises:
-        CommandError: If a status page cannot be reached, or `rich` is not installed.
+        CommandError: If no status page can be reached at the start.
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder top",
-        description="Show rates, drops, queues and clients of forwarders, renewed until Ctrl-C. In a pipe it prints "
-        "one page, with the rates of one period.",
+        description="Show rates, drops, queues and clients of forwarders, renewed until Ctrl-C.",
     )
     parser.add_argument(
-        "urls", nargs="*", metavar="url", help=f"of status pages, see --status-address ({' or '.join(URLS)})"
+        "addresses",
+        nargs="*",
+        metavar="HOST:PORT",
+        help=f"of status pages ({' or '.join(LOCAL)}), see --status-address",
     )
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks (1)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks (1)")
+    parser.add_argument("--count", type=int, default=0, help="end after so many looks (0: never)")
     given = parser.parse_args(arguments)
-    show([*given.urls] or [_default()], given.every)
+    places = [[one.removeprefix("http://").rstrip("/")] for one in given.addresses] or [[*LOCAL]]
+    found = pages(places)
+    if not any(page.data for page in found):
+        raise CommandError("; ".join(page.problem for page in found) + f": {REACH}")
+    show(places, print, interval=given.interval, count=given.count, on_terminal=sys.stdout.isatty())
 
 
-def show(urls: Sequence[str], every: float) -> None:
-    """Show the page of these forwarders until Ctrl-C, or once where there is no terminal.
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A status page, or why there is none.
 
-    Raises:
-        CommandError: If one cannot be reached at the start, or `rich` is not installed.
+    Attributes:
+        address: HOST:PORT.
+        data: The page; empty if it could not be read.
+        problem: Why.
+        at: Monotonic seconds when it was read.
     """
+
+    address: str
+    data: dict[str, Any]
+    problem: str = ""
+    at: float = 0.0
+
+    def number(self, key: str) -> float:
+        """Return a number of the page; 0 if it has none by that name, as that of another version."""
+        found = self.data.get(key, 0)
+        return found if isinstance(found, int | float) else 0
+
+
+def read(address: str) -> Page:
+    """Read a status page."""
     try:
-        from rich.console import Console
-        from rich.live import Live
-    except ImportError:
-        raise CommandError("top needs the package rich, of the extra channels-zmq-forwarder[cli]") from None
-    before, console = {url: _status(url) for url in urls}, Console()
-    if not console.is_terminal:
-        time.sleep(every)
-        Console(width=PIPE_WIDTH).print(page(before, {url: _status(url) for url in urls}, every))
-        return
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            begin = time.monotonic()
-            time.sleep(every)
-            now = {url: _status_or_problem(url) for url in urls}
-            live.update(page(before, now, time.monotonic() - begin), refresh=True)
-            before = now
+        with urllib.request.urlopen(f"http://{address}/status.json", timeout=PATIENCE) as answer:
+            data = json.loads(answer.read(MAX_BYTES))
+    except urllib.error.HTTPError as error:
+        with error:
+            return Page(address, {}, f"{address} answers {error.code} {error.reason}")
+    except (OSError, ValueError, HTTPException) as error:
+        return Page(address, {}, f"{address}: {getattr(error, 'reason', error)}")
+    if not isinstance(data, dict) or "frames_in" not in data:
+        return Page(address, {}, f"{address} is not the status page of a forwarder")
+    return Page(address, data, at=time.monotonic())
 
 
-def page(before: dict[str, Status], now: dict[str, Status], seconds: float) -> Any:
-    """Return what `rich` shows: a row for each forwarder, and the longest queues of all.
+def pages(places: Sequence[Sequence[str]]) -> list[Page]:
+    """Read one page for each forwarder, at the first of its places that has one."""
+    out = []
+    for candidates in places:
+        found = [page for page in map(read, candidates) if page.data]
+        out.append(found[0] if found else read(candidates[0]))
+    return out
+
+
+def drops(page: Page) -> dict[str, int]:
+    """Return how many frames were dropped for each cause that occurred."""
+    found = page.data.get("drops")
+    if not isinstance(found, dict):
+        return {}
+    return {printable(str(cause)): count for cause, count in found.items() if isinstance(count, int) and count}
+
+
+def queues(found: Sequence[Page]) -> list[str]:
+    """Return the normal channels of all forwarders, one line each below a heading."""
+    total: dict[str, list[int]] = {}
+    for page in found:
+        for queue in page.data.get("queues", ()):
+            numbers = [int(queue.get(key, 0)) for key in ("waiting", "unsettled", "readers")]
+            name = printable(str(queue.get("channel")))
+            total[name] = [a + b for a, b in zip(numbers, total.get(name, [0, 0, 0]), strict=True)]
+    if not total:
+        return []
+    longest = sorted(total.items(), key=lambda item: -item[1][0])[:LISTED]
+    heads = ("NORMAL CHANNEL", "WAITING", "UNSETTLED", "READERS")
+    return table([heads, *((name, *(f"{number:,}" for number in numbers)) for name, numbers in longest)])
+
+
+def drawn(now: Sequence[Page], before: Sequence[Page]) -> list[str]:
+    """Return the lines of `top`.
 
     Args:
-        before: The status by address, or `{"problem": ...}`.
-        now: The same, a little later.
-        seconds: How much later.
+        now: The pages.
+        before: Those of the last time, from which rates are computed.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Group
-    from rich.table import Table
-
-    forwarders = Table(title="channels-zmq forwarders", box=SIMPLE_HEAD)
-    for name in ("forwarder", "state", "clients", "groups", "in/s", "out/s", "drops/s", "waiting", "oldest"):
-        forwarders.add_column(name, justify="left" if name in ("forwarder", "state") else "right", no_wrap=True)
-    queues: dict[str, list[int]] = {}
-    for url, status in now.items():
-        if "problem" in status:
-            forwarders.add_row(url, status["problem"])
-            continue
-        forwarders.add_row(
-            url,
-            status["state"] if status["refuses"] == "nothing" else f"{status['state']}, refuses {status['refuses']}",
-            f"{status['clients']:,}",
-            f"{status['groups']:,}",
-            _rate(before[url], status, "frames_in", seconds),
-            _rate(before[url], status, "frames_out", seconds),
-            _rate(before[url], status, "drops", seconds),
-            f"{status['waiting']:,}",
-            f"{status['oldest_wait']:.1f} s",
-        )
-        for queue in status["queues"]:
-            sums = queues.setdefault(queue["channel"], [0, 0, 0])
-            for index, key in enumerate(("waiting", "unsettled", "readers")):
-                sums[index] += queue[key]
-    longest = Table(title="longest queues of normal channels", box=SIMPLE_HEAD)
-    for name in ("channel", "waiting", "handed out", "readers"):
-        longest.add_column(name, justify="left" if name == "channel" else "right", no_wrap=True)
-    for channel, sums in sorted(queues.items(), key=lambda item: -item[1][0])[:10]:
-        longest.add_row(channel, *(f"{count:,}" for count in sums))
-    return Group(forwarders, longest) if queues else forwarders
+    earlier = {page.data.get("instance"): page for page in before if page.data}
+    rows = [HEADS, *(_row(page, earlier.get(page.data["instance"])) for page in now if page.data)]
+    lines = table(rows) if len(rows) > 1 else []
+    lines += [f"not reachable: {printable(page.problem)}" for page in now if page.problem]
+    if not any(page.data for page in now):
+        lines.append(REACH)
+    longest = queues(now)
+    return [*lines, "", *longest] if longest else lines
 
 
-def _rate(before: Status, now: Status, key: str, seconds: float) -> str:
-    if before.get("instance") != now["instance"]:
-        return ""  # it was not there, or another one was
-    first, last = (sum(one[key].values()) if isinstance(one[key], dict) else one[key] for one in (before, now))
-    return f"{(last - first) / seconds:,.0f}"
+def _row(page: Page, before: Page | None) -> tuple[str, ...]:
+    def rate(*keys: str) -> str:
+        if before is None or page.at <= before.at:
+            return "-"
+        value = sum(page.number(key) - before.number(key) for key in keys) / (page.at - before.at)
+        return f"{value / 1e6:,.2f}" if "bytes" in keys[0] else f"{value:,.0f}"
 
-
-def _default() -> str:
-    for url in URLS:
-        if "problem" not in _status_or_problem(url):
-            return url
-    raise CommandError(
-        f"no status page at {' or '.join(URLS)}: name its address (--status-address of the forwarder), "
-        "or run this where the forwarder runs"
+    return (
+        page.address,
+        printable(str(page.data.get("state"))),
+        duration(page.number("uptime")),
+        f"{page.number('clients'):,.0f}",
+        rate("frames_in"),
+        rate("frames_out"),
+        rate("bytes_in", "bytes_out"),
+        f"{page.number('groups'):,.0f}",
+        f"{page.number('waiting'):,.0f}",
+        duration(page.number("oldest_wait")) if page.number("waiting") else "-",
+        f"{sum(drops(page).values()):,}",
     )
 
 
-def _status_or_problem(url: str) -> Status:
-    try:
-        return _status(url)
-    except CommandError as error:
-        return {"problem": str(error).removeprefix(f"{url}: ")}
+CLEAR = "\x1b[H\x1b[J"
+"""Moves the cursor to the first place of a terminal and erases what is behind it."""
 
 
-def _status(url: str) -> Status:
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/status.json", timeout=5) as answer:
-            return dict(json.load(answer))
-    except urllib.error.HTTPError as error:
-        raise CommandError(f"{url}: {error.code} {error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{url}: {getattr(error, 'reason', error)}") from None
+def show(
+    places: Sequence[Sequence[str]],
+    write: Callable[[str], Any],
+    *,
+    interval: float,
+    count: int,
+    on_terminal: bool,
+    pause: Callable[[float], Any] = time.sleep,
+) -> None:
+    """Show the pages again and again: on a terminal in place, elsewhere one below the other.
+
+    Args:
+        places: See `addresses`.
+        write: Called with each text, whose last line has no end.
+        interval: Seconds between two of them.
+        count: How many; 0 for no end.
+        on_terminal: Whether the texts go to a terminal.
+        pause: Waits for seconds.
+    """
+    before: list[Page] = []
+    shown = 0
+    while True:
+        now = pages(places)
+        lines = drawn(now, before)
+        if on_terminal:
+            title = f"{counted(len(now), 'forwarder')} at {time.strftime('%H:%M:%S')}, Ctrl-C ends it"
+            write(f"{CLEAR}{title}\n\n" + "\n".join(lines))
+        else:
+            write(f"{time.strftime('%H:%M:%S')}\n" + "\n".join(lines))
+        shown += 1
+        if count and shown >= count:
+            return
+        before = now
+        pause(interval)

@@ -1,7 +1,10 @@
-"""Text for terminals: tables, durations, and names of strangers that must not control the terminal."""
+"""Text for terminals: tables, durations, progress, and names of strangers that must not control the terminal."""
 
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -46,3 +49,38 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+BAR = 30
+"""Characters of a whole progress bar."""
+DRAW_EVERY = 0.1
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how far something is, if that is a terminal; the line is erased at the end.
+
+    Args:
+        total: Steps to be done.
+
+    Yields:
+        What is to be called with the number of further steps.
+    """
+    done, drawn_at, begin = 0, 0.0, time.monotonic()
+
+    def advance(steps: int) -> None:
+        nonlocal done, drawn_at
+        done += steps
+        now = time.monotonic()
+        if sys.stderr.isatty() and now >= drawn_at + DRAW_EVERY:
+            drawn_at = now
+            full = BAR * done // total
+            rate = done / max(now - begin, 1e-9)
+            bar = "#" * full + "." * (BAR - full)
+            print(f"\r[{bar}] {done:,} of {total:,}, {rate:,.0f}/s\x1b[K", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if drawn_at:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from channels_zmq.tools.text import as_json, counted, duration, printable, table
+from channels_zmq_forwarder.commands.text import as_json, counted, duration, printable, table
 
 
 @pytest.mark.parametrize(
