@@ -723,5 +723,6 @@ class Connection:
             held=producer.held if producer is not None else 0,
             channels=len(self.client.mailboxes.boxes),
             groups=len(self.client.memberships.groups),
+            members=self.client.mailboxes.memberships(),
             links=self._transport.stats(),
         )

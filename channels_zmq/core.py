@@ -224,6 +224,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Return counts of what this process sent, received and lost at the layer's address."""
         return self._connection().stats()
 
+    def stats_if_used(self) -> Stats | None:
+        """Return what `stats` does, or None if this process has not used the layer; opens no connection."""
+        connection = self._known_connection
+        return None if connection is None or connection.closed else connection.stats()
+
     async def close(self) -> None:
         """Close the sockets of this process at the layer's address; consumers that wait end with `StopConsumer`.
 

@@ -12,16 +12,19 @@ function that returns the lines between them, and enter both in `PAGES`.
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import chart
+from prometheus_client.core import Metric
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
+from channels_zmq.client.counters import LinkStats, Stats
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig
 from channels_zmq.environment import ENV_PREFIX
+from channels_zmq.metrics import families
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
@@ -317,10 +320,34 @@ def default(value: Any) -> str:
 
 def metrics() -> Iterator[str]:
     """Return the table of the forwarder's metrics."""
-    admin = Admin(Exchange(bytes(8)), Traffic())
+    yield from metrics_table(Admin(Exchange(bytes(8)), Traffic()).registry.collect())
+
+
+def library_metrics() -> Iterator[str]:
+    """Return the table of the metrics of a Django process."""
+    link = LinkStats(forwarder="", state="up", session=0, carries=True, unacknowledged=0, held=0, sent_again=0)
+    stats = Stats(
+        connected=True,
+        sent=0,
+        received=0,
+        dropped={},
+        repeated=0,
+        reconnects=0,
+        waiting=0,
+        held=0,
+        channels=0,
+        groups=0,
+        members=0,
+        links=[link],
+    )
+    yield from metrics_table(families({"default": stats}))
+
+
+def metrics_table(found: Iterable[Metric]) -> Iterator[str]:
+    """Return the lines of a table of metrics."""
     yield "| metric | type | |"
     yield "|---|---|---|"
-    for family in admin.registry.collect():
+    for family in found:
         if family.name.startswith("channels_zmq"):
             labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
             name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -335,6 +362,7 @@ PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
         "ports": ports,
     },
     ROOT / "docs" / "configuration.md": {"embedded": keys(EmbeddedConfig), "dedicated": keys(DedicatedConfig)},
+    ROOT / "docs" / "operations.md": {"metrics": library_metrics},
     ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
     chart.CHART / "README.md": {"values": chart.table},
 }

@@ -72,6 +72,8 @@ class Stats(TypedDict):
     """Messages that wait to be sent, or to be acknowledged."""
     channels: int
     groups: int
+    members: int
+    """Memberships of channels of this process in groups."""
     links: list[LinkStats]
     """The links to forwarders; none with the embedded layer."""
 

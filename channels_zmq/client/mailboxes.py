@@ -168,6 +168,10 @@ class Mailboxes(Generic[Waiter]):
         """Return how many messages wait to be read."""
         return sum(len(box.mail) for box in list(self.boxes.values()))
 
+    def memberships(self) -> int:
+        """Return how many memberships in groups the channels have."""
+        return sum(box.memberships for box in list(self.boxes.values()))
+
     def open(self, channel: str, capacity: int) -> Mailbox[Waiter]:
         """Return the mailbox of a channel, a new one if there is none; a changed capacity takes effect at once."""
         box = self.boxes.get(channel)

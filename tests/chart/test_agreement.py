@@ -13,6 +13,8 @@ from helm import CHART, EVERYTHING, ROOT, Values, needs_helm, one, render
 from manifests import NEWEST, OLDEST, Manifest
 from prometheus_client.parser import text_string_to_metric_families
 
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.metrics import LayerCollector
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.exchange import Exchange
@@ -342,7 +344,7 @@ def test_every_binding_binds_a_role_to_the_operator() -> None:
 
 
 async def known_metrics(port: int) -> dict[str, set[str]]:
-    """Return the samples that forwarder, webhook and operator can have, with their labels."""
+    """Return the samples that a Django process, forwarder, webhook and operator can have, with their labels."""
 
     async def nothing(key: Any) -> float:
         return 0.0
@@ -361,6 +363,11 @@ async def known_metrics(port: int) -> dict[str, set[str]]:
         session.get(f"http://127.0.0.1:{port}/metrics") as answer,
     ):
         families = list(text_string_to_metric_families(await answer.text()))
+    async with DedicatedZmqChannelLayer(
+        pull_socket_address=f"tcp://127.0.0.1:{port}", pub_socket_address="tcp://127.0.0.1:9"
+    ) as layer:
+        layer.stats()
+        families += LayerCollector(lambda: {"default": layer}).collect()
     webhook = Webhook()
     webhook._reviews.labels("injected")
     families += [*Admin(Exchange(bytes(8)), Traffic()).registry.collect(), *webhook.registry.collect()]
