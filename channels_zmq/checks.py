@@ -62,13 +62,13 @@ def _shared(found: Iterable[Entry]) -> list[django.CheckMessage]:
     alike: dict[str, list[str]] = {}
     for entry in found:
         if entry.layer is not None and "pub_socket_address" not in entry.layer.config.model_fields_set:
-            alike.setdefault(getattr(entry.layer.config, "prefix", ""), []).append(entry.alias)
+            alike.setdefault(entry.layer.config.prefix, []).append(entry.alias)
     return [
         _warning(
             "W003",
             f"Layers {', '.join(map(repr, aliases))} have no pub_socket_address, so they are one layer: a group of one "
             "gets the messages for the group of that name of the others.",
-            "Give each an address of its own, such as inproc://other.",
+            "Give each an address of its own, such as inproc://other, or a prefix.",
         )
         for aliases in alike.values()
         if len(aliases) > 1

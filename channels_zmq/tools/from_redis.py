@@ -106,11 +106,6 @@ def _hosts(value: Any, config: dict[str, Any]) -> Line:
     )
 
 
-def _prefix(value: Any, config: dict[str, Any]) -> Line:
-    config["prefix"] = value
-    return Line("prefix", "taken over", "it separates projects that share a forwarder, as it did in Redis.")
-
-
 def _same(key: str, why: str) -> Callable[[Any, dict[str, Any]], Line]:
     """Return what takes over a key whose values mean the same."""
 
@@ -137,7 +132,7 @@ def _encryption(value: Any, config: dict[str, Any]) -> Line:
     short = [one for one in keys if len(one if isinstance(one, bytes) else str(one).encode()) < MIN_KEY]
     variables = [f"CHANNELS_KEY_{number}" for number in range(1, len(keys) + 1)]
     config[key] = [Expression(f'os.environ["{variable}"]') for variable in variables]
-    why = f"values are not shown: put them into {', '.join(variables)}. Do: pip install 'channels-zmq[encryption]'."
+    why = f"values are not shown: put them into {', '.join(variables)}. It needs the package cryptography."
     if short:
         why += f" {len(short)} of them are shorter than {MIN_KEY} bytes, which is refused: make new ones."
     return Line(key, "taken over", why)
@@ -168,7 +163,7 @@ def _unknown(key: str) -> Line:
 _EVENT = "it is the type of the message that every consumer gets, which needs a handler for it."
 _KEYS: dict[str, Callable[[Any, dict[str, Any]], Line]] = {
     "hosts": _hosts,
-    "prefix": _prefix,
+    "prefix": _same("prefix", "layers of different prefixes share forwarders and do not meet."),
     "expiry": _same("expiry", "seconds that a message waits at most."),
     "group_expiry": _same("group_expiry", "it counts from the last group_add or receive, so it ends no living member."),
     "capacity": _same("capacity", "it counts for each full channel name."),

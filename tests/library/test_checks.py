@@ -117,6 +117,8 @@ def test_no_secret_is_shown() -> None:
         ({}, {}, True),
         ({}, {"capacity": 3}, True),
         ({}, {"pub_socket_address": "inproc://other"}, False),
+        ({}, {"prefix": "other."}, False),
+        ({"prefix": "same."}, {"prefix": "same."}, True),
         ({"pub_socket_address": "inproc://channels"}, {"pub_socket_address": "inproc://channels"}, False),
     ],
 )
