@@ -31,11 +31,11 @@ else
 endif
 	@touch $@
 
-demo: $(STAMP) ## Serve the example chat from one process with the embedded layer, until Ctrl-C
-	@$(BIN)/python examples/chat/demo.py embedded
-
-demo-dedicated: $(STAMP) ## The same chat by a forwarder, two web processes and a worker
+demo: $(STAMP) ## Serve the example chat by two forwarders, two web processes and a worker, until Ctrl-C
 	@$(BIN)/python examples/chat/demo.py dedicated
+
+demo-embedded: $(STAMP) ## The same chat from one process with the embedded layer
+	@$(BIN)/python examples/chat/demo.py embedded
 
 test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
 	$(PYTEST) -n $(JOBS) -m "not slow"
@@ -45,6 +45,9 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 
 test-slow: $(STAMP) ## Run only the slow tests
 	$(PYTEST) -m slow
+
+screenshots: $(STAMP) ## Renew the pictures in docs/images (needs chromium)
+	SCREENSHOTS=docs/images $(PYTEST) -q tests/integration/test_counting_in_a_browser.py
 
 test-under-load: $(STAMP) ## Run the quick tests RUNS times (10) while two busy processes keep the cores busy
 	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -m "not slow"
@@ -163,4 +166,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-dedicated test test-all test-slow test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: help setup demo demo-embedded test test-all test-slow screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

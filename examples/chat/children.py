@@ -16,11 +16,12 @@ COLOURS = (36, 32, 33, 35)  # of a terminal: cyan, green, yellow, magenta
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running process and the task that prints its lines."""
+    """A running process, and the tasks that print its lines and report its end."""
 
     name: str
     process: asyncio.subprocess.Process
     printing: asyncio.Task[None]
+    watching: asyncio.Task[None]
 
 
 class Children:
@@ -29,6 +30,8 @@ class Children:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._children: list[Child] = []
+        self._colours: dict[str, int] = {}
+        self._ended: asyncio.Queue[str] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         return self
@@ -50,22 +53,30 @@ class Children:
             # A terminal's Ctrl-C goes to its whole group; who stops when is decided here.
             start_new_session=True,
         )
-        colour = COLOURS[len(self._children) % len(COLOURS)]
+        colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
         printing = asyncio.create_task(_print_lines(process, _prefix(name, colour)))
-        self._children.append(Child(name, process, printing))
+        child = Child(name, process, printing, asyncio.create_task(self._watch(name, process)))
+        self._children.append(child)
+
+    async def kill(self, name: str) -> None:
+        """Kill a child that may be started again."""
+        child = next(one for one in self._children if one.name == name)
+        child.watching.cancel()
+        self._children.remove(child)
+        child.process.kill()
+        await child.process.wait()
+        await child.printing
 
     async def first_to_end(self) -> str:
-        """Wait until a child ends, which none should, and return what to say about it."""
-        waits = {asyncio.create_task(child.process.wait()): child for child in self._children}
-        try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return ", ".join(f"{waits[wait].name} ended with code {wait.result()}" for wait in done)
+        """Wait until a child ends that was not killed here, and return what to say about it."""
+        return await self._ended.get()
+
+    async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self._ended.put_nowait(f"{name} ended with code {await process.wait()}")
 
 
 async def _stop(child: Child) -> None:
+    child.watching.cancel()
     # SIGINT first: everything here takes it as "leave in order".
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -84,4 +95,4 @@ async def _print_lines(process: asyncio.subprocess.Process, prefix: str) -> None
 
 def _prefix(name: str, colour: int) -> str:
     plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ
-    return f"{name:<9} | " if plain else f"\033[{colour}m{name:<9} |\033[0m "
+    return f"{name:<10} | " if plain else f"\033[{colour}m{name:<10} |\033[0m "

@@ -1,7 +1,7 @@
 """Serve the chat, let two people talk in it, say how fast that was, and go on until Ctrl-C.
 
 python demo.py embedded     one process: the channel layer is inside it, and so is the worker
-python demo.py dedicated    a forwarder, two web processes and a worker
+python demo.py dedicated    two forwarders, one of which a page can kill, two web processes and a worker
 """
 
 import argparse
@@ -19,9 +19,11 @@ from typing import Any
 import uvicorn
 from children import Children
 from conversation import converse
+from demo_forwarders import Forwarders
 
 HERE = Path(__file__).resolve().parent
 READY_PATIENCE = 30.0  # seconds
+FORWARDERS = 2
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -47,6 +49,7 @@ def prepare_environment(options: argparse.Namespace) -> None:
     for key in (
         "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS",
         "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS",
+        "CHAT_FORWARDERS",
         "CHAT_JOBS_IN_PROCESS",
     ):
         os.environ.pop(key, None)
@@ -77,35 +80,39 @@ async def embedded(options: argparse.Namespace) -> int:
 
 async def dedicated(options: argparse.Namespace) -> int:
     stop = stop_by_signals()
-    pull, pub, admin = free_ports(3)
+    ports = free_ports(3 * FORWARDERS)
     first = free_port_from(options.host, options.port)
     second = free_port_from(options.host, first + 1)
     web1, web2 = f"http://127.0.0.1:{first}", f"http://127.0.0.1:{second}"
-    layer = {
-        "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": f"tcp://127.0.0.1:{pull}",
-        "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": f"tcp://127.0.0.1:{pub}",
-    }
-    forwarder = [
-        *("-m", "channels_zmq_forwarder", "--pull-address", layer["CHANNELS_ZMQ_PULL_SOCKET_ADDRESS"]),
-        *("--pub-address", layer["CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"], "--admin-address", f"127.0.0.1:{admin}"),
-    ]
     web = ["-m", "uvicorn", "chat.asgi:application", "--host", options.host, "--no-access-log"]
     web += ["--timeout-graceful-shutdown", "2"]
 
     async with Children(HERE) as children:
-        await children.start("forwarder", *forwarder, environment={})
+        forwarders = Forwarders(children, list(zip(ports[::3], ports[1::3], ports[2::3], strict=True)))
+        for index in range(FORWARDERS):
+            await forwarders.start(index)
+        layer = {**forwarders.environment, "CHAT_FORWARDERS": str(FORWARDERS)}
+        obeying = asyncio.create_task(forwarders.obey())
         await children.start("worker", "manage.py", "runworker", "jobs", environment=layer)
         await children.start("web1", *web, "--port", str(first), environment={**layer, "CHAT_PROCESS": "web1"})
         await children.start("web2", *web, "--port", str(second), environment={**layer, "CHAT_PROCESS": "web2"})
 
         async def show() -> None:
-            for address in (f"http://127.0.0.1:{admin}/readyz", f"{web1}/healthz/", f"{web2}/healthz/"):
-                await ready(address)
+            for page in forwarders.status_pages:
+                await ready(f"{page}/readyz")
+            for site in (web1, web2):
+                await ready(f"{site}/healthz/")
             print(f"The chat is at {web1}/ (web1) and {web2}/ (web2)")
-            print(f"The forwarder's status is at http://127.0.0.1:{admin}/", flush=True)
+            print(f"Kill a forwarder, and count messages: {web1}/counting/")
+            pages = " and ".join(f"{page}/" for page in forwarders.status_pages)
+            print(f"The forwarders' status is at {pages}", flush=True)
             await talk(web1, web2, options)
 
-        return await until_stopped(stop, show(), children.first_to_end())
+        try:
+            return await until_stopped(stop, show(), children.first_to_end())
+        finally:
+            obeying.cancel()
+            await asyncio.gather(obeying, return_exceptions=True)
 
 
 async def talk(first: str, second: str, options: argparse.Namespace) -> None:

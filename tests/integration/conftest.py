@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,15 @@ def make_shared_layer(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
     else:
         yield partial(EmbeddedZmqChannelLayer, pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}")
     close_all()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Any]:
+    """Chromium."""
+    from browsers import chromium  # only the tests with a browser need playwright
+
+    async with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from django.urls import path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
 
-from chat import consumers, jobs, rooms
+from chat import consumers, counting, jobs, rooms
 
 BEAT = 0.05
 
@@ -400,3 +400,22 @@ async def test_a_consumer_that_fails_still_leaves_its_room(layer: InMemoryChanne
         assert (await bo.sees("notice", lambda message: message["change"] == "left"))["name"] == "Ada"
         with pytest.raises(ValueError, match="No handler"):
             await ada.wait(timeout=5)
+
+
+class TestCounting:
+    @pytest.mark.parametrize(
+        ("numbers", "arrived", "lost", "twice"),
+        [
+            ([1, 2, 3], 3, 0, 0),
+            ([7, 8], 2, 0, 0),
+            ([1, 2, 5, 6], 4, 2, 0),
+            ([1, 2, 2, 3, 1], 3, 0, 2),
+        ],
+        ids=["all", "from later on", "with a gap", "some again"],
+    )
+    def test_gaps_and_repetitions_are_counted(self, numbers: list[int], arrived: int, lost: int, twice: int) -> None:
+        """By the numbers that the page's process gives."""
+        count = counting.Count()
+        for number in numbers:
+            count.add(number)
+        assert count.report() == {"arrived": arrived, "lost": lost, "twice": twice}

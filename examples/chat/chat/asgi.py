@@ -1,4 +1,4 @@
-"""The ASGI application: pages and static files, the WebSocket of a room, the worker's channel."""
+"""The ASGI application: pages and static files, the WebSockets, the worker's channel."""
 
 import os
 
@@ -13,7 +13,7 @@ from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
-from chat import jobs
+from chat import counting, jobs
 from chat.consumers import RoomConsumer
 from chat.lifespan import Lifespan
 
@@ -23,13 +23,21 @@ async def work() -> None:
     await Worker(application, [jobs.CHANNEL], get_channel_layer()).arun()
 
 
+async def count() -> None:
+    """Count in this process what the pages of all processes send."""
+    await counting.tally(settings.CHAT_PROCESS)
+
+
+counter = counting.CountingConsumer.as_asgi(process=settings.CHAT_PROCESS, forwarders=settings.CHAT_FORWARDERS)
 room = RoomConsumer.as_asgi(process=settings.CHAT_PROCESS, beat_seconds=settings.CHAT_BEAT_SECONDS)
+
+sockets = [path("ws/room/<str:room>/", room), path("ws/counting/", counter)]
 
 application = ProtocolTypeRouter(
     {
         "http": ASGIStaticFilesHandler(get_asgi_application()),
-        "websocket": AllowedHostsOriginValidator(URLRouter([path("ws/room/<str:room>/", room)])),
+        "websocket": AllowedHostsOriginValidator(URLRouter(sockets)),
         "channel": ChannelNameRouter({jobs.CHANNEL: jobs.JobsConsumer.as_asgi(pause=settings.CHAT_JOB_PAUSE)}),
-        "lifespan": Lifespan(*([work] if settings.CHAT_JOBS_IN_PROCESS else [])),
+        "lifespan": Lifespan(count, *([work] if settings.CHAT_JOBS_IN_PROCESS else [])),
     }
 )

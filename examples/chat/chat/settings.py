@@ -12,6 +12,8 @@ import channels_zmq
 # The layer puts a message of these types into the channel of every local consumer: the banner in the page.
 os.environ.setdefault("CHANNELS_ZMQ_ON_DISCONNECT", "layer.disconnected")
 os.environ.setdefault("CHANNELS_ZMQ_ON_RECONNECT", "layer.reconnected")
+# What the counting page's numbers wait in, for as long as a forwarder may be away.
+os.environ.setdefault("CHANNELS_ZMQ_CHANNEL_CAPACITY", '{"counting.*": 100000}')
 CHANNEL_LAYERS = channels_zmq.channel_layers_from_env()
 
 DEBUG = os.environ.get("CHAT_DEBUG", "") == "1"
@@ -33,6 +35,8 @@ CHAT_PROCESS = os.environ.get("CHAT_PROCESS", f"process {os.getpid()}")
 # An embedded layer is one process, so the jobs run in it too. With a forwarder: `manage.py runworker jobs`.
 _embedded = "0" if os.environ.get("CHANNELS_ZMQ_PULL_SOCKET_ADDRESS") else "1"
 CHAT_JOBS_IN_PROCESS = os.environ.get("CHAT_JOBS_IN_PROCESS", _embedded) == "1"
+# Forwarders that the counting page may kill, by asking whoever has started them: `demo.py`.
+CHAT_FORWARDERS = int(os.environ.get("CHAT_FORWARDERS", "0"))
 # Seconds between the steps of a job: long enough to see its progress.
 CHAT_JOB_PAUSE = float(os.environ.get("CHAT_JOB_PAUSE", "0.25"))
 # Seconds between two signs of life of a member; one that missed three of them is gone.

@@ -8,5 +8,6 @@ urlpatterns = [
     path("", views.landing, name="landing"),
     path("enter/", views.enter, name="enter"),
     path("room/<str:room>/", views.room, name="room"),
+    path("counting/", views.counting, name="counting"),
     path("healthz/", views.health, name="health"),
 ]

@@ -1,4 +1,4 @@
-"""The pages: choose a name and a room, the room itself, and a health check for whoever starts the process."""
+"""The pages: choose a room, the room, the page that counts, and a health check for whoever starts the process."""
 
 from collections.abc import Callable
 from urllib.parse import urlencode
@@ -28,6 +28,10 @@ def room(request: HttpRequest, room: str) -> HttpResponse:
     if clean != room:
         return HttpResponseRedirect(reverse("room", args=[clean]))
     return render(request, "chat/room.html", {"room": room, "limits": rooms.LIMITS})
+
+
+def counting(request: HttpRequest) -> HttpResponse:
+    return render(request, "chat/counting.html", {"process": settings.CHAT_PROCESS})
 
 
 def health(request: HttpRequest) -> HttpResponse:
