@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -132,7 +132,7 @@ class Connection:
         self._lock = threading.Lock()
         self._step = _Step(self, self._lock)
         self._transport = open_transport(self.call_soon)
-        self._loops = Loops(self._drain_on_loop, self._lock)
+        self._loops = Loops(self._drain_on_loop, self._drain_by_housekeeper, self._lock)
         self._producer: Producer | None = None
         """The transport, once it can send messages; None again when it is closed."""
         self._is_drain = False
@@ -393,6 +393,15 @@ class Connection:
         self._loop_is_blocked = False
         self.drain()
 
+    def _drain_by_housekeeper(self) -> None:
+        if self._transport.inputs:
+            self.call_soon(0.0)
+
+    def _unattended_inputs(self) -> Collection[int]:
+        """Return the descriptors of input that no event loop reads, under the lock."""
+        is_unattended = self._loops.unattended() or self._loop_is_blocked
+        return self._transport.inputs if is_unattended and not self.closed else ()
+
     # Groups
 
     async def join(self, topic: Topic, group: str, channel: str, capacity: int, life: float | None) -> None:
@@ -573,10 +582,9 @@ class Connection:
         """Return what the housekeeper is to watch: the transport's sockets, and input that no event loop reads."""
         with self._step:
             watched = self._transport.watched()
-            is_ours = self._loop_is_blocked or self._loops.unattended()
             return Watched(
                 {monitor: partial(self._event, handle) for monitor, handle in watched.monitors.items()},
-                self._loops.descriptor if is_ours else None,
+                self._unattended_inputs(),
                 {socket: partial(self._turn, turn) for socket, turn in watched.sockets.items()},
             )
 
@@ -616,7 +624,7 @@ class Connection:
                 self._notice_blocked_loop()
             if self._loops.attached is not None:
                 due = min(due, now + LOOK_EVERY)
-            reads = self._loop_is_blocked or self._loops.unattended()
+            reads = self._unattended_inputs()
         if reads:
             self.read_unattended()
         if is_second:

@@ -8,11 +8,11 @@ not pass through it otherwise.
 import contextlib
 import logging
 import math
-import os
+import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -32,12 +32,12 @@ class Watched(NamedTuple):
 
     Attributes:
         monitors: Monitors of sockets, and what to call with each event.
-        descriptor: A descriptor that no event loop reads at the moment.
+        descriptors: Descriptors of sockets whose input no event loop reads at the moment.
         sockets: Other sockets, and what to call when one of them can be read.
     """
 
     monitors: "Mapping[zmq.Socket[bytes], Callable[[int], None]]"
-    descriptor: int | None = None
+    descriptors: Collection[int] = ()
     sockets: "Mapping[zmq.Socket[bytes], Callable[[], None]]" = MappingProxyType({})
 
 
@@ -56,9 +56,8 @@ class Housekeeper:
         self._due: dict[Kept, float] = {}
         self._lock = threading.Lock()
         self._sleeps_until = 0.0
-        self._wake_reads, self._wake_writes = os.pipe()
-        os.set_blocking(self._wake_reads, False)
-        os.set_blocking(self._wake_writes, False)
+        self._wakes: tuple[socket.socket, socket.socket] | None = None
+        """One end to write and one to poll, while the thread runs. Not a pipe: Windows can poll sockets only."""
         self._leaving: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._ended = False
@@ -68,6 +67,9 @@ class Housekeeper:
         with self._lock:
             self._due[connection] = 0.0
             if self._thread is None and not self._ended:
+                self._wakes = socket.socketpair()
+                for end in self._wakes:
+                    end.setblocking(False)
                 self._thread = threading.Thread(target=self._run, name="channels-zmq housekeeper", daemon=True)
                 self._thread.start()
         self._wake()
@@ -104,10 +106,18 @@ class Housekeeper:
         self._wake()
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
+            if not thread.is_alive():
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Close what wakes the thread, which has ended, or is that of the parent of a forked child."""
+        for end in self._wakes or ():
+            end.close()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: the interpreter exits
-            os.write(self._wake_writes, b"\0")
+        if self._wakes is not None:
+            with contextlib.suppress(OSError):  # full: a wake-up is under way; closed: the interpreter exits
+                self._wakes[0].send(b"\0")
 
     def _run(self) -> None:
         while not self._ended:
@@ -123,8 +133,10 @@ class Housekeeper:
                 done.set()
             self._leaving.clear()
             connections = list(self._due)
+        assert self._wakes is not None, "they are opened before the thread begins"
+        wakes = self._wakes[1]
         poller = zmq.Poller()
-        poller.register(self._wake_reads, zmq.POLLIN)
+        poller.register(wakes, zmq.POLLIN)
         handlers: dict[object, Callable[[], None]] = {}
         for connection in connections:
             with self._guarded(connection):
@@ -135,15 +147,15 @@ class Housekeeper:
                 for socket, callback in watched.sockets.items():
                     poller.register(socket, zmq.POLLIN)
                     handlers[socket] = callback
-                if watched.descriptor is not None:
-                    poller.register(watched.descriptor, zmq.POLLIN)
-                    handlers[watched.descriptor] = connection.read_unattended
+                for descriptor in watched.descriptors:
+                    poller.register(descriptor, zmq.POLLIN)
+                    handlers[descriptor] = connection.read_unattended
         ready = poller.poll(math.ceil(self._sleep() * 1000))
         self._sleeps_until = 0.0
         for item, _ in ready:
-            if item == self._wake_reads:
+            if item == wakes.fileno():
                 with contextlib.suppress(BlockingIOError):
-                    os.read(self._wake_reads, 4096)
+                    wakes.recv(4096)
             else:
                 with self._guarded():
                     handlers[item]()
@@ -202,4 +214,5 @@ def housekeeper() -> Housekeeper:
 def renew() -> None:
     """Start with a new housekeeper: after a fork there is no thread, and its sockets are the parent's."""
     global _housekeeper
+    _housekeeper.abandon()
     _housekeeper = Housekeeper()

@@ -6,6 +6,9 @@ on the socket looks for input afterwards. Every loop with a waiter watches by it
 watch in its place may stop at any moment. Beside these the *attached* loop watches: the one that last read from a
 channel.
 
+Some loops cannot watch: asyncio's Proactor, and on Windows any. The housekeeper reads for them, as it does while no
+loop runs at all, and wakes their waiters; `_watch_by` decides which ones these are.
+
 Each loop watches a duplicate of the descriptor that it owns. It closes the duplicate when it stops watching, on its own
 thread and after `remove_reader`. The socket can thus be closed at any time, and no loop ever removes a reader from a
 number that meanwhile belongs to another file.
@@ -73,7 +76,7 @@ def wake(waiters: Iterable[Waiter]) -> None:
 
 @dataclass(slots=True)
 class _Watch:
-    """One loop's watch: its duplicate of the descriptor, None while there is none, and how many waiters it has."""
+    """One loop's watch: its duplicate of the descriptor, None while it does not watch, and how many waiters it has."""
 
     descriptor: int | None = None
     waiters: int = 0
@@ -84,13 +87,16 @@ class Loops:
 
     Args:
         drain: Reads what is there; called on a watching loop.
+        drain_by_housekeeper: Lets the housekeeper read what is there, and watch for as long as `unattended`.
         lock: The connection's lock.
     """
 
-    def __init__(self, drain: Callable[[], None], lock: AbstractContextManager[Any]) -> None:
+    def __init__(
+        self, drain: Callable[[], None], drain_by_housekeeper: Callable[[], None], lock: AbstractContextManager[Any]
+    ) -> None:
         self.attached: AbstractEventLoop | None = None
         self.descriptor: int | None = None
-        self._drain = drain
+        self._drain, self._drain_by_housekeeper = drain, drain_by_housekeeper
         self._lock = lock
         self._watches: dict[AbstractEventLoop, _Watch] = {}
 
@@ -127,10 +133,12 @@ class Loops:
                 self._forget(loop)
 
     def unattended(self) -> bool:
-        """Return whether no attached loop runs, so that the housekeeper has to read."""
+        """Return whether no attached loop runs, or a loop cannot watch, so that the housekeeper has to read."""
         for loop in [loop for loop in self._watches if loop.is_closed()]:
             self._forget(loop)
-        return self.attached is None or not self.attached.is_running()
+        if self.attached is None or not self.attached.is_running():
+            return True
+        return any(watch.descriptor is None for watch in self._watches.values())
 
     def drain_soon(self) -> bool:
         """Let a watching loop drain again; return False if there is none."""
@@ -142,9 +150,10 @@ class Loops:
         return False
 
     def _begin(self, loop: AbstractEventLoop, watch: _Watch) -> None:
-        if self.descriptor is not None:
-            watch.descriptor = os.dup(self.descriptor)
-            loop.add_reader(watch.descriptor, self._drain)
+        watch.descriptor = _watch_by(loop, self.descriptor, self._drain)
+        if watch.descriptor is None:
+            self._drain_by_housekeeper()
+        else:
             loop.call_soon(self._drain)
 
     def _end(self, loop: AbstractEventLoop, watch: _Watch) -> None:
@@ -189,3 +198,19 @@ class Loops:
     def _locked(self, action: Callable[[AbstractEventLoop], None], loop: AbstractEventLoop) -> None:
         with self._lock:
             action(loop)
+
+
+def _watch_by(loop: AbstractEventLoop, descriptor: int | None, drain: Callable[[], None]) -> int | None:
+    """Let a loop watch a duplicate of a descriptor; return it, or None if the loop cannot watch.
+
+    On Windows a socket is no file descriptor, so it has no duplicate, and one of its loops can watch nothing at all.
+    """
+    if descriptor is None or os.name == "nt":
+        return None
+    duplicate = os.dup(descriptor)
+    try:
+        loop.add_reader(duplicate, drain)
+    except NotImplementedError:
+        os.close(duplicate)
+        return None
+    return duplicate

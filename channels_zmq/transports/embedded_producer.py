@@ -12,7 +12,7 @@ import os
 import socket as sockets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -205,6 +205,11 @@ class EmbeddedProducer:
         return number(self._xpub, zmq.FD) if self._xpub is not None else None
 
     @property
+    def inputs(self) -> Collection[int]:
+        """The descriptor of the only socket; none if the address is of this process alone."""
+        return () if self._xpub is None else (number(self._xpub, zmq.FD),)
+
+    @property
     def held(self) -> int:
         """How many messages wait for readers that are on their way back."""
         return len(self._unsettled)
@@ -342,7 +347,7 @@ class EmbeddedProducer:
             watched[self._gate.socket] = self._gate.turn
         if self._subscribers is not None:
             watched[self._subscribers.connections.monitor] = self._subscribers.connections.turn
-        return Watched({}, None, watched)
+        return Watched({}, (), watched)
 
     def tick(self, now: float) -> float:
         """Let the exchange do what is due; return when to be called again."""

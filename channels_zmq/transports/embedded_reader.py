@@ -4,7 +4,7 @@ In the data-flow diagram this is process B, and a process A that has not sent an
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import zmq
 
@@ -104,6 +104,11 @@ class EmbeddedReader:
     def descriptor(self) -> int:
         """What event loops watch for input."""
         return self._subscriber.descriptor
+
+    @property
+    def inputs(self) -> Collection[int]:
+        """The descriptor of the only socket."""
+        return (self._subscriber.descriptor,)
 
     def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Send a frame by the XSUB; return whether input is there now."""

@@ -10,7 +10,7 @@ One descriptor stands for all links: that of a selector which watches their sock
 import logging
 import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -74,6 +74,7 @@ class Links:
         self._bootstrap = Bootstrap(forwarders, options.resolve_every)
         self._context: zmq.Context[Socket] = zmq.Context()
         self._selector = selectors.DefaultSelector()
+        self._inputs: set[int] = set()  # the descriptors of all subscribers
         self._links: dict[Forwarder, Link] = {}
         self._by_attachment: dict[Attachment, Link] = {}
         self._homes: Homes[Link] = Homes(self._was_used)
@@ -137,10 +138,12 @@ class Links:
     def watch(self, subscriber: Subscriber) -> None:
         """Let event loops watch a subscriber."""
         self._selector.register(subscriber.descriptor, selectors.EVENT_READ)
+        self._inputs.add(subscriber.descriptor)
 
     def unwatch(self, subscriber: Subscriber) -> None:
         """Let no event loop watch a subscriber that is about to be closed."""
         self._selector.unregister(subscriber.descriptor)
+        self._inputs.remove(subscriber.descriptor)
 
     @property
     def is_connected(self) -> bool:
@@ -153,9 +156,14 @@ class Links:
         return self._bootstrap.problem or next((one.refusal for one in self._links.values() if one.refusal), "")
 
     @property
-    def descriptor(self) -> int:
-        """What event loops watch for input."""
-        return self._selector.fileno()
+    def descriptor(self) -> int | None:
+        """What event loops watch for input; None on Windows, whose selectors have no descriptor."""
+        return self._selector.fileno() if hasattr(self._selector, "fileno") else None
+
+    @property
+    def inputs(self) -> Collection[int]:
+        """The descriptors of the sockets that input arrives by."""
+        return tuple(self._inputs)
 
     @property
     def held(self) -> int:

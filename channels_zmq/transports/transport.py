@@ -1,6 +1,6 @@
 """What a connection needs of a transport. Every method is called under the connection's lock, and none waits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from channels_zmq.client.attachment import Attachment
@@ -41,7 +41,11 @@ class Transport(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """What event loops watch for input; None if nothing can arrive."""
+        """What event loops watch for input; None if nothing can arrive, or if no descriptor stands for all inputs."""
+
+    @property
+    def inputs(self) -> Collection[int]:
+        """The descriptors of the sockets that input arrives by; none if nothing can arrive."""
 
     def start(self) -> None:
         """Open what is needed to receive.

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def daemon(arguments: Sequence[str]) -> int:
     """Run the daemon, whose modules need packages and a system that the library does without."""
-    if os.name == "nt":
+    if sys.platform != "linux":
         return _refuse(
-            "the daemon does not run on Windows: run it in WSL or a container. Applications on Windows can "
-            "connect to it, and the embedded layer needs none"
+            "the daemon runs on Linux only: use WSL or a container. Applications on other systems can connect to it, "
+            "and the embedded layer needs none"
         )
     try:
         from channels_zmq_forwarder.daemon import run_daemon

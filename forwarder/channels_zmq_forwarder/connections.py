@@ -7,9 +7,7 @@ broken.
 
 import array
 import ctypes
-import fcntl
 import os
-import resource
 import socket as sockets
 import struct
 import sys
@@ -19,6 +17,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import zmq
+
+try:  # not when they are needed: there may be no descriptor left to open a module by
+    import fcntl
+    import resource
+except ImportError:  # on Windows, which has nothing that they are called for
+    pass
 
 _WATCHED = (
     zmq.Event.LISTENING
@@ -66,14 +70,16 @@ _UNKNOWN = Peer("a closed connection")
 
 
 class Breaker:
-    """Ends connections that libzmq reads. Needs no further descriptor: there may be none left."""
+    """Ends connections that libzmq reads, but none on Windows. Needs no further descriptor: there may be none left."""
 
     def __init__(self) -> None:
-        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._nothing = os.open(os.devnull, os.O_RDONLY)
         self._copy = os.dup(self._nothing)
 
     def end(self, descriptor: int, peer: Peer | None) -> bool:
-        """End the connection of a peer, whose frames that wait are lost; return whether it was still open."""
+        """End the connection of a peer, whose frames that wait are lost; return whether it was open and could end."""
+        if os.name == "nt":  # its socket is no file descriptor there
+            return False
         with suppress(OSError):  # closed; another file may have its number by now
             os.dup2(descriptor, self._copy, inheritable=False)
             try:
@@ -156,7 +162,7 @@ class Connections:
         """End a connection. Frames that wait for its peer are lost; the peer may reconnect.
 
         Returns:
-            Whether it was still open.
+            Whether it was still open, and could end.
         """
         self.keys.pop(descriptor, None)
         return self._breaker.end(descriptor, self.peers.get(descriptor))

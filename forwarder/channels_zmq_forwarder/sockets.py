@@ -5,7 +5,6 @@ are an `AddressError`: an address cannot be bound.
 """
 
 import errno
-import fcntl
 import os
 import socket as addresses
 from collections.abc import Callable
@@ -192,6 +191,10 @@ def guard(address: str) -> IO[str] | None:
     path = address.removeprefix(IPC)
     if path == address or path.startswith(("@", "*")):
         return None
+    try:
+        import fcntl  # Windows has none
+    except ImportError:
+        raise AddressError(f"cannot bind {address}: this system cannot lock ipc paths, so use tcp://") from None
     try:
         # It may lie in a folder that others write to: a symbolic link of theirs is not followed, and nothing truncated.
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

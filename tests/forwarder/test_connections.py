@@ -3,6 +3,7 @@
 import os
 import socket
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -178,6 +179,18 @@ def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(make, tmp_p
         publisher.connections.end(file.fileno())
         assert len(os.listdir("/proc/self/fd")) == before
         file.write("still open")
+
+
+def test_where_sockets_are_no_descriptors_no_connection_is_ended(make, monkeypatch):
+    """On Windows: the number of one may be that of a file."""
+    publisher = make()
+    publisher.subscribe()
+    publisher.connections.turn()
+    (descriptor,) = publisher.connections.peers
+    monkeypatch.setattr(connections, "os", SimpleNamespace(name="nt"))
+    assert not publisher.connections.end(descriptor)
+    monkeypatch.undo()
+    assert publisher.connections.end(descriptor)
 
 
 def test_a_connection_is_ended_when_no_descriptor_is_left(make):

@@ -2,11 +2,9 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from channels_zmq_forwarder import __main__ as module
 from channels_zmq_forwarder.__main__ import BAD_USAGE, EXTRA, main
 
 
@@ -46,11 +44,12 @@ def test_without_uvloop_the_daemon_runs_by_asyncio():
     assert "settle-at-most" in done.stderr
 
 
-def test_on_windows_the_daemon_says_where_it_runs(monkeypatch, capsys):
-    """And what runs on Windows."""
-    monkeypatch.setattr(module, "os", SimpleNamespace(name="nt"))
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_on_other_systems_the_daemon_says_where_it_runs(system, monkeypatch, capsys):
+    """And what runs here."""
+    monkeypatch.setattr(sys, "platform", system)
     assert main(["--log-level", "INFO"]) == BAD_USAGE
-    assert "the daemon does not run on Windows: run it in WSL or a container" in capsys.readouterr().err
+    assert "the daemon runs on Linux only: use WSL or a container" in capsys.readouterr().err
 
 
 def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra(monkeypatch):

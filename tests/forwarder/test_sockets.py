@@ -2,6 +2,7 @@
 
 import errno
 import socket as addresses
+import sys
 
 import pytest
 import zmq
@@ -121,6 +122,13 @@ def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
     """The lock file reports the reason before ZeroMQ does."""
     with pytest.raises(AddressError, match="No such file"):
         guard(f"ipc://{tmp_path}/none/pub")
+
+
+def test_without_file_locks_an_ipc_path_is_refused(tmp_path, monkeypatch):
+    """As on Windows: two processes would take it from each other unnoticed."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(AddressError, match=r"cannot bind ipc://.*: this system cannot lock ipc paths, so use tcp://"):
+        guard(f"ipc://{tmp_path}/pub")
 
 
 def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path):

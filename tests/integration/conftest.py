@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
+from event_loops import FACTORIES
 from forwarders import PATIENCE, Forwarder, close_all, free_ports
 from peers import Peer
 
@@ -83,17 +83,16 @@ def open_peer() -> Iterator[Callable[..., Peer]]:
         peer.kill()
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=[name for name in FACTORIES if name != "readerless"])
 def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Run a coroutine to its end on a new event loop, bounded in time."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+    """Run a coroutine to its end on a new event loop, bounded in time; a module may ask for all `FACTORIES`."""
 
     def run(coroutine: Any) -> Any:
         async def bounded() -> Any:
             async with asyncio.timeout(PATIENCE):
                 return await coroutine
 
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with asyncio.Runner(loop_factory=FACTORIES[request.param]) as runner:
             return runner.run(bounded())
 
     return run

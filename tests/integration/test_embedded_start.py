@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import zmq
+from event_loops import FACTORIES
 from forwarders import close_all, free_ports, until
 
 from channels_zmq.core import EmbeddedZmqChannelLayer
@@ -21,7 +22,7 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", FACTORIES)
 def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
     run: Run, open_peer: Make, loop: str
 ) -> None:

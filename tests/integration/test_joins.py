@@ -5,10 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from event_loops import FACTORIES
 from forwarders import Forwarder, close_all, free_ports, until
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import ForwarderUnavailable
+
+pytestmark = pytest.mark.parametrize("run", FACTORIES, indirect=True)
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
+from event_loops import FACTORIES
 
 from channels_zmq import connections
 from channels_zmq.errors import MessageTooLarge, SerializationError
+
+pytestmark = pytest.mark.parametrize("run", FACTORIES, indirect=True)
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]

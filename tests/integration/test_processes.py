@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_loops import FACTORIES
 from forwarders import Forwarder, free_ports
 from peers import Peer, Read, wait_until
 
@@ -31,7 +32,7 @@ def shared_forwarder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
     own.end()
 
 
-@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+@pytest.fixture(scope="module", params=FACTORIES)
 def processes(request: pytest.FixtureRequest) -> Iterator[list[Peer]]:
     """Four processes for all tests of this module."""
     peers = [Peer(request.param) for _ in range(4)]

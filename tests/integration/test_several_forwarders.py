@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+from event_loops import FACTORIES
 from forwarders import Forwarder, close_all, free_ports, until
 
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -75,6 +76,7 @@ async def numbers(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> 
     return found
 
 
+@pytest.mark.parametrize("run", FACTORIES, indirect=True)
 def test_topics_are_spread_over_the_forwarders_and_keep_their_order(run: Run, forwarders: list[Forwarder]) -> None:
     """Every group is received whole, by whichever it is sent; neither forwarder carries everything."""
 

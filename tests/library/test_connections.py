@@ -1,6 +1,5 @@
 """The connections of a process, by address."""
 
-import os
 import threading
 import weakref
 
@@ -78,13 +77,8 @@ def _empty(monkeypatch, on_exit):
     """Connections, a housekeeper and a reporter of this test alone."""
     for name, value in (("_connections", {}), ("_before_fork", []), ("_ended", set()), ("_lock", threading.Lock())):
         monkeypatch.setattr(connections, name, value)
-    monkeypatch.setattr(housekeeper, "_housekeeper", former := housekeeper.housekeeper())
+    monkeypatch.setattr(housekeeper, "_housekeeper", housekeeper.Housekeeper())
     monkeypatch.setattr(reports, "_reporter", reports._reporter)
-    yield
-    renewed = housekeeper.housekeeper()
-    if renewed is not former and isinstance(renewed, housekeeper.Housekeeper):
-        os.close(renewed._wake_reads)
-        os.close(renewed._wake_writes)
 
 
 @pytest.fixture

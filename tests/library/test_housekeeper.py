@@ -1,6 +1,7 @@
 """The thread that looks after connections while no event loop does."""
 
 import os
+import socket
 import struct
 import threading
 import time
@@ -29,7 +30,8 @@ class Connection:
 
     def watched(self):
         self.on_watched()
-        return Watched(self.monitors, self.descriptor, self.sockets)
+        descriptors = () if self.descriptor is None else (self.descriptor,)
+        return Watched(self.monitors, descriptors, self.sockets)
 
     def tick(self, now):
         self.threads.add(threading.current_thread())
@@ -51,8 +53,6 @@ def housekeeper():
     housekeeper = Housekeeper()
     yield housekeeper
     housekeeper.end()
-    os.close(housekeeper._wake_reads)
-    os.close(housekeeper._wake_writes)
 
 
 @pytest.fixture
@@ -328,18 +328,36 @@ def test_a_housekeeper_may_be_ended_by_itself(housekeeper, connection):
     assert not thread.is_alive()
 
 
-def test_more_wake_ups_than_the_pipe_holds_block_nobody(housekeeper):
+def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper, connection):
     """One is under way then."""
+    ticking, go_on = threading.Event(), threading.Event()
+
+    def tick():
+        ticking.set()
+        go_on.wait(PATIENCE)
+
+    connection.on_tick = tick
+    housekeeper.watch(connection)
+    assert ticking.wait(PATIENCE)
     for _ in range(70_000):
         housekeeper._wake()
+    with pytest.raises(BlockingIOError):  # else there was room for all of them
+        housekeeper._wakes[0].send(b"x")
+    go_on.set()
 
 
 def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch):
     """The child has none of its parent's threads."""
-    monkeypatch.setattr(housekeeping, "_housekeeper", before := housekeeping.housekeeper())
+    monkeypatch.setattr(housekeeping, "_housekeeper", before := Housekeeper())
     assert housekeeping.housekeeper() is before
     housekeeping.renew()
-    renewed = housekeeping.housekeeper()
-    assert renewed is not before
-    os.close(renewed._wake_reads)
-    os.close(renewed._wake_writes)
+    assert housekeeping.housekeeper() is not before
+
+
+def test_a_forked_child_closes_its_copies_of_what_wakes_the_parents_thread(monkeypatch):
+    """There is no such thread in the child."""
+    former = Housekeeper()
+    former._wakes = copies = socket.socketpair()
+    monkeypatch.setattr(housekeeping, "_housekeeper", former)
+    housekeeping.renew()
+    assert [end.fileno() for end in copies] == [-1, -1]

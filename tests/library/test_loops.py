@@ -4,9 +4,12 @@ import asyncio
 import gc
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
+from event_loops import ReaderlessLoop
 
+from channels_zmq import loops as loops_module
 from channels_zmq.loops import Loops, Waiter, running_here, wake
 
 PATIENCE = 10.0
@@ -19,6 +22,7 @@ class Pipe:
         self.reads, self.writes = os.pipe()
         os.set_blocking(self.reads, False)
         self.drained = []
+        self.asked = 0
         self.called = threading.Event()
 
     def drain(self):
@@ -28,6 +32,9 @@ class Pipe:
             data = b""
         self.drained.append((running_here(), data))
         self.called.set()
+
+    def ask_housekeeper(self):
+        self.asked += 1
 
     def write(self):
         self.called.clear()
@@ -49,7 +56,7 @@ def pipe():
 def loops(pipe):
     """Loops that watch the pipe; in the end none of their descriptors is open."""
     before = open_descriptors()
-    loops = Loops(pipe.drain, threading.Lock())
+    loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.watch(pipe.reads)
     yield loops
     loops.release()
@@ -221,6 +228,59 @@ async def test_a_loop_with_a_waiter_watches(pipe, loops):
     assert len(pipe.drained) == before + 1
 
 
+@pytest.fixture(params=["readerless", "no-descriptor", "windows"])
+def unable(request, pipe, monkeypatch):
+    """A loop that cannot watch a descriptor, because of its kind, of the transport, or of the system."""
+    loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
+    loops.watch(None if request.param == "no-descriptor" else pipe.reads)
+    if request.param == "windows":
+        monkeypatch.setattr(loops_module, "os", SimpleNamespace(name="nt", close=os.close))
+    factory = ReaderlessLoop if request.param == "readerless" else asyncio.new_event_loop
+    before = open_descriptors()
+    with asyncio.Runner(loop_factory=factory) as runner:
+        yield loops, runner
+        loops.release()
+        assert loops._watches == {}
+    assert open_descriptors() == before
+
+
+def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_long(pipe, unable):
+    """It is asked when the loop's first waiter comes, and may stop when the last one has gone."""
+    loops, runner = unable
+
+    async def wait_attached():
+        here = asyncio.get_running_loop()
+        loops.enter(here, attach=True)
+        loops.enter(here, attach=True)
+        await turns()
+        return pipe.asked, pipe.drained, loops.unattended()
+
+    assert runner.run(wait_attached()) == (1, [], True)
+    assert loops.unattended()
+
+
+def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(pipe, unable, other, monkeypatch):
+    """It may stop at any moment. The housekeeper reads beside it until the other one's last waiter has gone."""
+    loops, runner = unable
+    monkeypatch.undo()
+    loops.watch(pipe.reads)
+    on(other, lambda: loops.enter(other, attach=True))
+    assert not loops.unattended()
+
+    async def wait_in_vain():
+        here = asyncio.get_running_loop()
+        before = loops.unattended()
+        loops.enter(here, attach=False)
+        during = loops.unattended()
+        loops.leave(here)
+        return before, during, loops.unattended()
+
+    cannot = isinstance(runner.get_loop(), ReaderlessLoop)
+    assert runner.run(wait_in_vain()) == (False, cannot, False)
+    on(other, lambda: loops.leave(other))
+    on(other, loops.release)
+
+
 async def test_the_attached_loop_watches_on(pipe, loops):
     """Without a waiter: the consumer whose handler runs comes back."""
     here = asyncio.get_running_loop()
@@ -292,7 +352,7 @@ def test_leaving_a_loop_that_never_entered_is_no_error(loops, idle):
 async def test_without_a_descriptor_nothing_is_watched(pipe):
     """An embedded layer on an address of its own process has none; waiters count all the same."""
     here = asyncio.get_running_loop()
-    loops = Loops(pipe.drain, threading.Lock())
+    loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.enter(here, attach=False)
     loops.watch(None)
     loops.leave(here)
@@ -305,7 +365,7 @@ async def test_waiting_loops_change_over_to_a_new_descriptor(pipe):
     """They read what is there already; a loop that has closed is forgotten."""
     here = asyncio.get_running_loop()
     closed = asyncio.new_event_loop()
-    loops = Loops(pipe.drain, threading.Lock())
+    loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     for loop in (here, closed):
         loops.enter(loop, attach=False)
     closed.close()
@@ -443,7 +503,7 @@ async def test_releasing_ends_every_watch(loops, other):
 async def test_another_loop_takes_the_lock_before_it_changes_its_watch(pipe, other):
     """The watches belong to the connection."""
     lock = NotingLock()
-    loops = Loops(pipe.drain, lock)
+    loops = Loops(pipe.drain, pipe.ask_housekeeper, lock)
     loops.watch(pipe.reads)
     on(other, lambda: loops.enter(other, attach=False))
     assert lock.taken_by == []

@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from typing import Any
 
 import psutil
-import uvloop
 from channels.exceptions import ChannelFull
+from event_loops import FACTORIES
 from forwarders import PATIENCE
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
@@ -51,7 +51,7 @@ class Peer:
     """A process with one event loop and one layer.
 
     Args:
-        loop: `asyncio` or `uvloop`.
+        loop: The key of one of `FACTORIES`.
         config: CONFIG of its layer; without one the first command has to be `open`.
     """
 
@@ -361,5 +361,5 @@ async def _answer(program: Program, number: int, verb: str, arguments: list[Any]
 
 
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[1] == "uvloop" else None) as runner:
+    with asyncio.Runner(loop_factory=FACTORIES[sys.argv[1]]) as runner:
         runner.run(_obey())

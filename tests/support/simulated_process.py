@@ -66,7 +66,7 @@ class Loops:
 
     attached = None
 
-    def __init__(self, drain, lock):
+    def __init__(self, drain, drain_by_housekeeper, lock):
         self.drain, self.process, self.descriptor = drain, None, None
 
     def watch(self, descriptor):

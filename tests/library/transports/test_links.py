@@ -1,5 +1,6 @@
 """What the set of links does when links come and go, without sockets: the test plays the network and the forwarders."""
 
+import selectors
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -829,9 +830,18 @@ def test_one_descriptor_stands_for_all_links(pair):
     """It is the selector's; a link that is forgotten is not watched any more."""
     assert pair.links.descriptor == 42
     selector = pair.links._selector
-    assert selector.watched == [pair.exchange(one).subscriber.descriptor for one in (A, B)]
+    both = [pair.exchange(one).subscriber.descriptor for one in (A, B)]
+    assert selector.watched == both
+    assert set(pair.links.inputs) == set(both)
     pair.links._remove(pair.link(A))
-    assert selector.watched == [pair.exchange(B).subscriber.descriptor]
+    assert selector.watched == list(pair.links.inputs) == both[1:]
+
+
+def test_a_selector_without_a_descriptor_leaves_the_loops_none_to_watch(pair):
+    """As on Windows: the housekeeper watches each link's own, unless no loop reads."""
+    pair.links._selector = selectors.SelectSelector()
+    assert pair.links.descriptor is None
+    assert len(pair.links.inputs) == 2
 
 
 def test_the_monitors_of_all_sockets_are_watched(pair):

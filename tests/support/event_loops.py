@@ -1,0 +1,27 @@
+"""The kinds of event loop that applications run."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class ReaderlessLoop(asyncio.SelectorEventLoop):
+    """A loop that watches no descriptor for anybody else, as that of Windows (`ProactorEventLoop`)."""
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def remove_reader(self, fd: Any) -> NoReturn:
+        raise NotImplementedError
+
+
+FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "readerless": ReaderlessLoop,
+}
+try:
+    import uvloop
+except ImportError:  # there is none for Windows
+    pass
+else:
+    FACTORIES["uvloop"] = uvloop.new_event_loop
