@@ -75,6 +75,10 @@ check: lint types generate ## Everything that needs no running: lint, types, gen
 generate: $(STAMP) ## Write the generated files: test vectors of the wire format, parts of the chart, tables of settings
 	$(BIN)/python docs/generate.py
 
+docs: ## Build the documentation into dist/docs; a broken link or reference is an error
+	$(MAKE) setup VENV=.venv-docs LOCK=docs EDITABLE=
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+
 HELM ?= $(or $(shell command -v helm 2>/dev/null),$(or $(CLUSTER_HOME),$(HOME)/.cache/channels-zmq-cluster)/bin/helm)
 CHART := charts/channels-zmq
 
@@ -111,7 +115,7 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-LOCKS := runtime forwarder operator chat dev audit
+LOCKS := runtime forwarder operator chat dev docs audit
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS)
 
@@ -164,6 +168,6 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 	$(CYCLONEDX) --pyproject operator/pyproject.toml -o dist/channels_zmq_operator-$(VERSION).cdx.json requirements/operator.txt
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) .venv-lowest .venv-audit dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: help setup demo demo-embedded test test-all test-slow screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

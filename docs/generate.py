@@ -362,7 +362,7 @@ PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
         "ports": ports,
     },
     ROOT / "docs" / "configuration.md": {"embedded": keys(EmbeddedConfig), "dedicated": keys(DedicatedConfig)},
-    ROOT / "docs" / "operations.md": {"metrics": library_metrics},
+    ROOT / "docs" / "monitoring.md": {"metrics": library_metrics},
     ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
     chart.CHART / "README.md": {"values": chart.table},
 }

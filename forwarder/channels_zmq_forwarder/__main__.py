@@ -1,6 +1,5 @@
 """`channels-zmq-forwarder`: the daemon, for which the extra `daemon` has to be installed; and other commands."""
 
-import os
 import sys
 from collections.abc import Sequence
 

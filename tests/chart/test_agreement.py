@@ -448,13 +448,13 @@ def test_the_dashboard_is_laid_out() -> None:
 
 @needs_helm
 def test_every_alert_has_a_page() -> None:
-    """A heading in operations.md, and no heading is left without an alert."""
-    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    """A heading in monitoring.md, and no heading is left without an alert."""
+    text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### (.*)$", text.partition("\n## Alerts\n")[2].partition("\n## ")[0], re.MULTILINE)
     found = alerts()
     assert [alert["alert"] for alert in found] == headings
     for alert in found:
-        assert alert["annotations"]["runbook_url"] == f"docs/operations.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook_url"] == f"docs/monitoring.md#{alert['alert'].lower()}"
         assert alert["annotations"]["summary"].endswith(".")
         assert alert["labels"]["severity"] in ("warning", "critical")
         assert alert["labels"]["team"] == "a"

@@ -1,4 +1,4 @@
-{{/* The alerts: docs/operations.md has a heading for each. `{{ $labels }}` below is for Prometheus. */}}
+{{/* The alerts: docs/monitoring.md has a heading for each. `{{ $labels }}` below is for Prometheus. */}}
 {{- define "channels-zmq.alerts" -}}
 {{- $rule := .Values.monitoring.prometheusRule -}}
 - alert: ChannelsZmqForwarderDown
