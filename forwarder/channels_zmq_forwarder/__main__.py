@@ -7,7 +7,7 @@ from channels_zmq_forwarder import commands
 from channels_zmq_forwarder.sockets import AddressError
 
 BAD_USAGE = 2
-EXTRA = ("aiohttp", "prometheus_client", "pydantic", "pydantic_settings")
+EXTRA = ("aiohttp", "prometheus_client", "pydantic", "pydantic_settings", "pythonjsonlogger")
 """What the extra `daemon` installs, and the daemon cannot do without."""
 
 

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from channels_zmq_forwarder.server import JsonLines, serve
+from pythonjsonlogger.json import JsonFormatter
+
+from channels_zmq_forwarder.server import serve
 from channels_zmq_forwarder.settings import Settings, parse
 
 
@@ -45,6 +47,15 @@ async def _until_signal(settings: Settings) -> None:
 def _log(settings: Settings) -> None:
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
+    handler.setFormatter(json_lines() if settings.log_format == "json" else plain)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def json_lines() -> logging.Formatter:
+    """Return a formatter that makes a JSON object of each record, with the traceback if there is one."""
+    return JsonFormatter(
+        "%(asctime)s %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
+    )

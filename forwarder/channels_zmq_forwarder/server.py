@@ -9,7 +9,6 @@ unbound meanwhile: that would cut living connections.
 """
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -360,19 +359,3 @@ class Server:
 
 def _tcp_ports(addresses: Sequence[str]) -> set[int]:
     return {int(address.rpartition(":")[2]) for address in addresses if address.startswith("tcp:")}
-
-
-class JsonLines(logging.Formatter):
-    """Formats a record as one JSON object: time, level, logger, message, and the traceback if there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record as a line of JSON."""
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import logging
 import signal
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
+from pythonjsonlogger.json import JsonFormatter
 
 from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.models import KIND, Owner, SpecError, parse
@@ -90,27 +90,20 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> Non
     await work(stop)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a log line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
 def _log(settings: Settings) -> None:
     handler = logging.StreamHandler()
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    handler.setFormatter(JsonLines() if settings.log_format == "json" else plain)
+    handler.setFormatter(json_lines() if settings.log_format == "json" else plain)
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+
+
+def json_lines() -> logging.Formatter:
+    """Return a formatter that makes a JSON object of each record, with the traceback if there is one."""
+    return JsonFormatter(
+        "%(asctime)s %(levelname)s %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
+    )
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from channels_zmq_forwarder import connections, wire
 from channels_zmq_forwarder import server as server_module
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
 from channels_zmq_forwarder.curve import new_pair
+from channels_zmq_forwarder.daemon import json_lines
 from channels_zmq_forwarder.memory import Refusal
 from channels_zmq_forwarder.process import ResidentMemory
 from channels_zmq_forwarder.server import (
     BESIDE_OTHERS,
-    JsonLines,
     Server,
     serve,
 )
@@ -370,7 +370,7 @@ def test_a_json_line_is_one_object():
         raise ValueError("broken\nin two")
     except ValueError:
         record = logging.LogRecord("name", logging.ERROR, "", 1, "it %s", ("failed",), sys.exc_info())
-    line = JsonLines().format(record)
+    line = json_lines().format(record)
     assert "\n" not in line
     parsed = json.loads(line)
     assert (parsed["level"], parsed["logger"], parsed["message"]) == ("ERROR", "name", "it failed")

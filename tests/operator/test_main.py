@@ -17,7 +17,7 @@ from manifests import NEWEST, NoSchema, load, problems
 
 from channels_zmq_operator import __main__ as module
 from channels_zmq_operator import __version__, crd, webhook
-from channels_zmq_operator.__main__ import BAD_USAGE, FAILED, JsonLines, main
+from channels_zmq_operator.__main__ import BAD_USAGE, FAILED, json_lines, main
 from channels_zmq_operator.settings import PREFIX
 
 LAYER = "apiVersion: channels-zmq.io/v1alpha1\nkind: ZmqChannelLayer\nmetadata: {name: chat}\n"
@@ -169,7 +169,7 @@ def test_a_log_line_is_one_json_object() -> None:
         raise ValueError("a\nb")
     except ValueError:
         record = logging.LogRecord("name", logging.ERROR, "", 1, "x %s", ("y\n\ud800",), sys.exc_info())
-    text = JsonLines().format(record)
+    text = json_lines().format(record)
     assert "\n" not in text
     line = json.loads(text)
     assert line["message"] == "x y\n\ud800"
