@@ -115,7 +115,7 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-LOCKS := runtime forwarder operator chat dev docs audit
+LOCKS := runtime forwarder operator chat dev tests docs audit
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS)
 

@@ -34,10 +34,11 @@ def daemon(arguments: Sequence[str]) -> int:
         from channels_zmq_forwarder.daemon import run_daemon
         from channels_zmq_forwarder.settings import SettingsError
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
             raise
         return _refuse(
-            f"the daemon needs the package {error.name}: install channels-zmq-forwarder with its extra daemon, "
+            f"the daemon needs the package {package}: install channels-zmq-forwarder with its extra daemon, "
             "in a clone by pip install './forwarder[daemon]'"
         )
     try:

@@ -201,3 +201,16 @@ def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
     (job,) = WORKFLOWS["audit"]["jobs"].values()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.13"]
     assert job["steps"][-1]["run"] == "make audit UV="
+
+
+def test_versions_and_systems_that_are_promised_are_tested() -> None:
+    """By the workflow: each classifier of the library stands for a job."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    jobs = WORKFLOWS["ci"]["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    for prefix, tested in (("Framework :: Django :: ", matrix["django"]), ("Python :: 3.", matrix["python"])):
+        promised = {one.rpartition(" :: ")[2] for one in classifiers if prefix in one}
+        assert promised == set(tested)
+    systems = {one.rpartition(" :: ")[2].lower() for one in classifiers if one.startswith("Operating System")}
+    machines = [jobs["test"]["runs-on"].replace("ubuntu", "linux"), *jobs["systems"]["strategy"]["matrix"]["system"]]
+    assert {one.partition("-")[0] for one in machines} == systems
