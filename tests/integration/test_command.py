@@ -1,10 +1,12 @@
 """`manage.py channels_zmq` of a real project, beside real forwarders."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from forwarders import PATIENCE, Forwarder, free_ports
 from projects import Project
 
-from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
 DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
 EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
@@ -27,11 +29,17 @@ def project(tmp_path: Path, forwarder: Forwarder) -> Project:
 
 
 @pytest.fixture
-def listener(project: Project) -> Iterator[Any]:
-    """Start `listen`, and wait until it has joined; it is killed if it does not end."""
+def listener(project: Project, listener_of: Any) -> Any:
+    """Start `listen` in the project, and wait until it has joined."""
+    return partial(listener_of, project)
+
+
+@pytest.fixture
+def listener_of() -> Iterator[Any]:
+    """Start `listen` in a project, and wait until it has joined; it is killed if it does not end."""
     started: list[subprocess.Popen[str]] = []
 
-    def listen(*arguments: str) -> "subprocess.Popen[str]":
+    def listen(project: Project, *arguments: str) -> "subprocess.Popen[str]":
         process = project.start("channels_zmq", "listen", *arguments)
         started.append(process)
         assert process.stderr is not None
@@ -120,6 +128,23 @@ def test_a_message_waits_in_a_normal_channel_for_listen(project: Project) -> Non
     done = project.manage("channels_zmq", "listen", "--channel", "jobs", "--json", "--count", "1")
     assert json.loads(done.stdout) == {"type": "job", "n": 1}
     assert "taken away from workers" in done.stderr
+
+
+async def test_a_shared_embedded_layer_can_be_heard_and_not_sent_to(tmp_path: Path, listener_of: Any) -> None:
+    """Its one producer is the application; the command is told so, and does not take its place."""
+    config = {"pub_socket_address": f"ipc://{tmp_path}/pub"}
+    project = Project(tmp_path, {"default": {"BACKEND": EMBEDDED, "CONFIG": config}})
+    async with EmbeddedZmqChannelLayer(**config) as layer:
+        await layer.group_send("room", {"type": "first"})
+        process = await asyncio.to_thread(listener_of, project, "--group", "room", "--json", "--count", "1")
+        await layer.group_send("room", {"type": "second"})
+        out, error = await asyncio.to_thread(process.communicate, timeout=PATIENCE)
+        assert json.loads(out) == {"type": "second"}, error
+        done = await asyncio.to_thread(project.manage, "channels_zmq", "send", "--group", "room", '{"type": "a"}')
+        assert done.returncode == 1
+        assert "use DedicatedZmqChannelLayer" in done.stderr
+        done = await asyncio.to_thread(project.manage, "channels_zmq", "doctor")
+        assert (done.returncode, f"ok     ipc://{tmp_path}/pub: serving" in done.stdout) == (0, True), done.stdout
 
 
 def test_listen_ends_cleanly_at_ctrl_c(project: Project, listener: Any) -> None:
