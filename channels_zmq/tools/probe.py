@@ -21,6 +21,7 @@ from channels_zmq.tools.layers import Layer
 from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
 from channels_zmq.transports.subscriber import REFUSALS, connect
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.sockets import EVERYWHERE
 from channels_zmq_forwarder.wire import State
 
 Socket = zmq.Socket[bytes]
@@ -109,7 +110,7 @@ def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[
 def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Finding]]:
     """Return the exchanges to reach, and what is known of those whose name cannot be resolved."""
     if not isinstance(layer, DedicatedZmqChannelLayer):
-        return [Forwarder("", layer.address)], []
+        return [Forwarder("", layer.address.replace(EVERYWHERE, "tcp://127.0.0.1:"))], []
     found, unresolved = [], []
     waiting: list[tuple[Forwarder, Bootstrap, threading.Thread]] = []
     for pair in layer.config.forwarders:
@@ -231,6 +232,9 @@ class _Probe:
             self._reach()
         except _Problem as found:
             finding.problem, finding.advice, finding.is_lasting = found.problem, found.advice, found.is_lasting
+        except wire.FrameError as error:
+            finding.problem = f"{finding.pub} answers what is no frame of a forwarder: {error}"
+            finding.advice = "Correct pub_socket_address: another ZeroMQ program has this port."
         except zmq.ZMQError as error:
             finding.problem = f"{finding.where}: {error.strerror}"
             finding.advice = "Are there too many open files, or is memory short?"

@@ -133,6 +133,18 @@ def answering(frames: Callable[[wire.Hello], list[bytes]]) -> "tuple[str, Callab
     return address, end
 
 
+def test_an_answer_that_is_no_frame_of_ours_is_a_problem() -> None:
+    """Another program may publish at that address."""
+    address, end = answering(lambda hello: [wire.inbox_topic(hello.inbox) + b"w?"])
+    try:
+        layer = DedicatedZmqChannelLayer(pull_socket_address="tcp://127.0.0.1:9", pub_socket_address=address)
+        finding = found(layer, 20.0)
+    finally:
+        end()
+    assert "no frame of a forwarder" in finding.problem
+    assert finding.advice
+
+
 @pytest.mark.parametrize(
     ("version", "state", "part", "is_lasting"),
     [
@@ -192,9 +204,10 @@ def test_an_address_that_does_not_answer_is_named(forwarder: Forwarder, pull: st
     assert (finding.is_lasting, bool(finding.advice)) == (False, True)
 
 
-async def test_the_producer_of_an_embedded_layer_is_reached(tmp_path: Path) -> None:
-    """Once there is one; a probe does not become it."""
-    layer = EmbeddedZmqChannelLayer(pub_socket_address=f"ipc://{tmp_path}/pub")
+@pytest.mark.parametrize("address", ["ipc://{folder}/pub", "tcp://127.0.0.1:{port}", "tcp://*:{port}"])
+async def test_the_producer_of_an_embedded_layer_is_reached(tmp_path: Path, address: str) -> None:
+    """Once there is one; a probe does not become it. That it binds all interfaces is no address to connect to."""
+    layer = EmbeddedZmqChannelLayer(pub_socket_address=address.format(folder=tmp_path, port=free_ports(1)[0]))
     assert not found(layer, 0.3).listens
     async with layer:
         await layer.group_send("room", {"type": "a"})
