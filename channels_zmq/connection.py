@@ -433,7 +433,10 @@ class Connection:
                 self.client.join_failed(join)
             raise
         with self._step:
-            self.client.join_synced(join, number)
+            if self._transport.is_alone:
+                self.client.memberships.completed(join)
+            else:
+                self.client.join_synced(join, number)
 
     def leave(self, topic: Topic, channel: str) -> None:
         """Remove a channel of this process from a group."""
@@ -489,10 +492,13 @@ class Connection:
             ForwarderUnavailable: If the forwarder did not answer in time.
             RequestRefused: If the forwarder does not permit it, or too many flushes are under way.
         """
+        if not self._transport.is_alone:
+            await self._flush_everybody()
         if self._transport.is_alone:
             with self._step:
                 self.client.empty()
-            return
+
+    async def _flush_everybody(self) -> None:
         number = next_number()
         flush = wire.Flush(self.inbox, number, wire.milliseconds(self._options.connect_timeout))
         status = await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False, to_all=True)

@@ -477,6 +477,11 @@ class Client:
         elif request.waiter is not None:
             self.out.wake.append(request.waiter)
 
+    def answer_for_nobody(self) -> None:
+        """Answer the requests to all exchanges by OK: there is none that could."""
+        for number, request in self.requests.answer_for_nobody(Status.OK):
+            self._complete(number, request)
+
     def fail_requests(self, error: Exception) -> None:
         """Answer every request of this process with an error."""
         self.out.wake += [request.waiter for request in self.requests.fail(error)]

@@ -118,6 +118,13 @@ class Requests(Generic[Waiter]):
         if request is not None and not request.to_all:
             request.asked = {exchange}
 
+    def answer_for_nobody(self, status: int) -> list[tuple[int, Request[Waiter]]]:
+        """Answer the requests to all by a status, since there is no exchange; return them."""
+        completed = [(number, one) for number, one in self._open.items() if one.to_all and one.answer is None]
+        for _, request in completed:
+            request.answer = status
+        return completed
+
     def reached(self, exchange: object) -> list[Request[Waiter]]:
         """Let requests to all wait for an exchange that was reached just now; return those that it must get."""
         open_to_all = [one for one in self._open.values() if one.to_all and one.answer is None]

@@ -11,15 +11,12 @@ from typing import Any
 
 from channels.exceptions import ChannelFull, StopConsumer
 
-from channels_zmq.core import EmbeddedZmqChannelLayer
 from channels_zmq.errors import ChannelsZmqError
 from channels_zmq.serializers import Message
 from channels_zmq.tools import ToolError
 from channels_zmq.tools.layers import Layer, is_alone
 from channels_zmq_forwarder.commands.text import as_json, printable
 
-REACH = 1.0
-"""Seconds that the producer of an embedded layer may take to answer; there may be none so far."""
 LOOK_EVERY = 0.01
 """Seconds between two looks at whether a forwarder has taken a message."""
 
@@ -99,7 +96,6 @@ async def listen(
         async with layer:
             if group:
                 name = await layer.new_channel("listen")
-                await _reached(layer)
                 await layer.group_add(group, name)
                 joined(f"listening to group {group!r}; Ctrl-C ends it")
             else:
@@ -113,15 +109,6 @@ async def listen(
         raise ToolError(str(error)) from error
     except StopConsumer:
         pass  # it was closed: there is nothing more to receive
-
-
-async def _reached(layer: Layer) -> None:
-    """Wait a moment for the producer of an embedded layer: a join that comes before it is reached confirms nothing."""
-    until = time.monotonic() + min(REACH, layer.config.connect_timeout)
-    while isinstance(layer, EmbeddedZmqChannelLayer) and not layer.stats()["connected"]:
-        if time.monotonic() > until:
-            return
-        await asyncio.sleep(LOOK_EVERY)
 
 
 def _refuse_alone(layer: Layer, what: str) -> None:

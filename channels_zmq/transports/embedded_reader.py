@@ -51,6 +51,7 @@ class EmbeddedReader:
         self._context: zmq.Context[Socket] = zmq.Context()
         self._keys = KeyWatch(options.keys)
         self.attachment = client.attach()
+        self._may_be_there = False
         self._is_up = False
         self._was_up = False
         self._is_retired = False
@@ -65,7 +66,7 @@ class EmbeddedReader:
             self._context, _reachable(self.address), self._options, self._client, self.attachment
         )
         try:
-            self._subscriber.connect_first(self._keys)
+            self._may_be_there = self._subscriber.connect_first(self._keys)
         except ConfigurationError:
             self._context.destroy(linger=0)
             raise
@@ -92,13 +93,17 @@ class EmbeddedReader:
 
     @property
     def is_alone(self) -> bool:
-        """Whether no producer has welcomed this process."""
-        return not self._is_up
+        """Whether there is no producer: the last attempt to connect has failed, and what waited for it is answered.
+
+        A process that has just started does not know yet. If it took that for alone, a message of a producer that
+        runs could be missed right after `group_add`.
+        """
+        return not self._may_be_there
 
     @property
     def must_confirm(self) -> bool:
-        """Whether there is a producer to ask; a reader without one just waits for it."""
-        return self._is_up
+        """Whether there may be a producer to ask; a reader without one just waits for it."""
+        return self._may_be_there
 
     @property
     def descriptor(self) -> int:
@@ -142,15 +147,23 @@ class EmbeddedReader:
         if event in REFUSALS:
             self.refusal = REFUSALS[event]
             self._keys.refused()
+            self._is_alone_now()
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._may_be_there = True
             while self._subscriber.read():  # what came by the former connection counts as received by it
                 pass
             self._went_down()
             self._subscriber.greet(self._client.before_hello(self.attachment))
             self._call_soon(self._subscriber.due)
-        elif event not in FAILURES:
+        elif event in FAILURES:
+            self._is_alone_now()
+        else:
             self._subscriber.lost()
             self._went_down()
+
+    def _is_alone_now(self) -> None:
+        self._may_be_there = False
+        self._client.answer_for_nobody()
 
     def _went_down(self) -> None:
         self._client.lose(self.attachment)
@@ -184,6 +197,7 @@ class EmbeddedReader:
         if not self._is_up and (self._keys.have_changed() or self._subscriber.endpoint.has_changed()):
             try:
                 self._subscriber.connect(self._keys.current)
+                self._may_be_there = True
             except ConfigurationError as error:
                 self._client.counters.report(logging.ERROR, "%s", error)
         return min(now + TICK_EVERY, self._subscriber.due)

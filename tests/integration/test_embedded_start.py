@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,31 @@ def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
             reader.ask("open", {"pub_socket_address": address})
         channels = [reader.ask("member", "chat") for reader in readers]
         run(scenario(address, number))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_reader_that_starts_beside_a_producer_misses_nothing_from_its_join_on(
+    run: Run, tmp_path: Path, open_peer: Make, transport: str
+) -> None:
+    """Also the first message, which its producer sends as soon as `group_add` has returned there."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}" if transport == "tcp" else f"ipc://{tmp_path}/pub"
+    reader = open_peer()
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+        await layer.group_send("nobody", {})
+        for number in range(30):
+            await asyncio.to_thread(reader.ask, "open", {"pub_socket_address": address})
+            channel = await asyncio.to_thread(reader.ask, "member", "chat")
+            await layer.group_send("chat", {"from": "0", "n": number})
+            assert await asyncio.to_thread(reader.ask, "receive", channel, 1) == [["0", number]]
+            await asyncio.to_thread(reader.ask, "close")
+
+    try:
+        run(scenario())
+    finally:
+        close_all()
 
 
 @pytest.mark.slow
