@@ -109,8 +109,8 @@ class Connections:
         self.peers: dict[int, Peer] = {}
         self.keys: dict[int, bytes] = {}
         """The CURVE keys of the connections that have sent a frame; `Admission` records them."""
-        self.accepted: Callable[[int], None] = lambda descriptor: None
-        """Called with the descriptor of each new connection."""
+        self.accepted: list[Callable[[int], None]] = []
+        """Each is called with the descriptor of each new connection."""
         self.gone: Callable[[int], None] = lambda descriptor: None
         """Called with the descriptor of each connection that has ended."""
         self._socket, self._refused = socket, refused
@@ -143,7 +143,8 @@ class Connections:
         # and follow it (disconnected).
         if peer is not None:
             self.peers[descriptor] = peer
-            self.accepted(descriptor)
+            for accepted in self.accepted:
+                accepted(descriptor)
         elif event == zmq.Event.LISTENING:
             self._listeners.append(descriptor)
         elif event in _FAILED:

@@ -8,6 +8,9 @@
 - The end of a connection may be known before its last frames are read. What a client sends when it leaves counts for a
   while longer: it hands back what it has not read. Nobody else can use that, even by a connection with the same
   descriptor: the client's session is over, and who hands back a job must know what it contains.
+- Nor is it known which frames are the last ones of a connection if the next one has its descriptor: a claim or a
+  subscription that is read late looks as if the new connection had sent it. So a new connection may name another
+  inbox than its descriptor seems to have, once by a claim.
 """
 
 from enum import Enum
@@ -43,6 +46,7 @@ class Inboxes:
     def __init__(self) -> None:
         self._claimed: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
+        self._may_change: set[int] = set()  # new connections, which have not claimed in place of a former one
         self._keys: dict[bytes, dict[int, bytes]] = {}  # of the connections that have claimed or wait, by inbox
         self._left: dict[int, bytes] = {}  # claims of connections that have ended since the last but one `forget`
         self._left_before: dict[int, bytes] = {}
@@ -55,8 +59,10 @@ class Inboxes:
             return Verdict.WAITS
         users = self._keys.get(inbox, {})
         owners = {other for user, other in users.items() if self._claimed.get(user) == inbox}
-        if descriptor in self._waiting or descriptor in self._claimed or (owners and key not in owners):
+        has_another = descriptor in self._waiting or descriptor in self._claimed
+        if (has_another and descriptor not in self._may_change) or (owners and key not in owners):
             return Verdict.REFUSED
+        self._forget_user(self._waiting.pop(descriptor, None), descriptor)
         self._waiting[descriptor] = inbox
         self._keys.setdefault(inbox, {})[descriptor] = key
         return Verdict.WAITS
@@ -64,8 +70,14 @@ class Inboxes:
     def claim(self, claim: wire.Claim, descriptor: int, key: bytes) -> Claimed | None:
         """Take the claim of a connection with this CURVE key; return None if it is refused."""
         inbox = claim.inbox
-        if self._claimed.get(descriptor, inbox) != inbox or wire.claimable(claim.secret) != inbox:
+        if wire.claimable(claim.secret) != inbox:
             return None
+        former = self._claimed.get(descriptor, inbox)
+        if former != inbox:
+            if descriptor not in self._may_change:
+                return None
+            self._may_change.discard(descriptor)
+            self._forget_user(former, descriptor)
         self._claimed[descriptor] = inbox
         subscribes = self._waiting.get(descriptor) == inbox
         if subscribes:
@@ -86,16 +98,24 @@ class Inboxes:
         """Return whether a connection may end the subscription to an inbox."""
         return self._claimed.get(descriptor) == inbox
 
+    def came(self, descriptor: int) -> None:
+        """Note that a connection was made."""
+        self._may_change.add(descriptor)
+
     def gone(self, descriptor: int) -> None:
         """Note that a connection has ended; its descriptor may name another one from now on."""
         if descriptor in self._claimed:
             self._left[descriptor] = self._claimed[descriptor]
+        self._may_change.discard(descriptor)
         for table in (self._claimed, self._waiting):
-            inbox = table.pop(descriptor, None)
-            users = self._keys.get(inbox, {}) if inbox is not None else {}
+            self._forget_user(table.pop(descriptor, None), descriptor)
+
+    def _forget_user(self, inbox: bytes | None, descriptor: int) -> None:
+        users = self._keys.get(inbox) if inbox is not None else None
+        if inbox is not None and users is not None:
             users.pop(descriptor, None)
-            if inbox is not None and not users:
-                self._keys.pop(inbox, None)
+            if not users:
+                del self._keys[inbox]
 
     def forget(self) -> None:
         """Forget the connections that had ended before the last call. To be called every second or so."""

@@ -58,7 +58,7 @@ class Newcomers:
         self._heard: deque[Newcomer] = deque()
         """Those whose peers have sent more than a greeting."""
         for one in self._connections:
-            one.accepted = partial(self._accepted, one)
+            one.accepted.append(partial(self._accepted, one))
 
     def _accepted(self, connections: Connections, descriptor: int) -> None:
         now = self._clock()

@@ -70,6 +70,7 @@ class Subscribers:
         self._forget_hellos_at = 0.0
         self._ended: list[Ended] = []
         self._ending: set[int] = set()  # their frames that were taken in already are dropped
+        connections.accepted.append(self._inboxes.came)
         connections.gone = self._gone
 
     @property
@@ -167,6 +168,7 @@ class Subscribers:
     def _gone(self, descriptor: int) -> None:
         self._topics.gone(descriptor)
         self._inboxes.gone(descriptor)
+        self._hellos.pop(descriptor, None)
         self._ending.discard(descriptor)
 
     def end_revoked(self) -> int:

@@ -58,6 +58,33 @@ def test_a_connection_uses_one_inbox(inboxes):
     assert inboxes.subscribe(INBOX, TWO, KEY) is Verdict.REFUSED
 
 
+@pytest.mark.parametrize("is_known", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("last", ["subscription", "claim", "both"])
+def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_descriptor(inboxes, is_known, last):
+    """Whether the new connection is known before they are read, or after."""
+    inboxes.came(ONE)
+    inboxes.claim(CLAIM, ONE, KEY)
+    inboxes.gone(ONE)
+    if is_known:
+        inboxes.came(ONE)
+    if last != "claim":
+        assert inboxes.subscribe(INBOX, ONE, KEY) is Verdict.WAITS
+    if last != "subscription":
+        assert inboxes.claim(CLAIM, ONE, KEY) is not None
+    if not is_known:
+        inboxes.came(ONE)
+    assert inboxes.subscribe(OTHER, ONE, OTHER_KEY) is Verdict.WAITS
+    assert inboxes.claim(OTHER_CLAIM, ONE, OTHER_KEY) == Claimed(True, [])
+    assert inboxes.may_use(OTHER_HELLO, ONE)
+    assert not inboxes.may_use(HELLO, ONE)
+    if last != "subscription":
+        assert inboxes.claim(CLAIM, ONE, KEY) is None
+    inboxes.gone(ONE)
+    for _ in range(2):
+        inboxes.forget()
+    assert vars(inboxes) == vars(Inboxes())
+
+
 def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes):
     """The subscription waits on."""
     inboxes.subscribe(OTHER, ONE, KEY)

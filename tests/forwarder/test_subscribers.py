@@ -286,3 +286,15 @@ def test_a_subscriber_that_says_hello_too_often_is_disconnected(make):
     assert publisher.drop(1).count(HELLO) == HELLOS
     publisher.keep(0)
     assert publisher.drops == ["too_many_hellos"]
+
+
+def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_the_same_descriptor(make):
+    """Clients that come and go get the same one, and each says hello."""
+    publisher = make()
+    for _ in range(HELLOS + 5):
+        subscriber = claimed(publisher)
+        subscriber.send(HELLO)
+        publisher.receives(HELLO)
+        subscriber.close()
+        publisher.keep(0)
+    assert publisher.drops == []
