@@ -5,6 +5,6 @@ from fakes import Clock
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     """Time that a test moves."""
     return Clock()

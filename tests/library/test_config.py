@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -13,13 +15,13 @@ from channels_zmq.errors import ConfigurationError
 ADDRESSES = {"pull_socket_address": "tcp://f:7001", "pub_socket_address": "tcp://f:7002"}
 
 
-def refusal(model, config):
+def refusal(model: type[DedicatedConfig | EmbeddedConfig], config: dict[str, Any]) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         parse(model, config)
     return caught.value
 
 
-def test_the_embedded_layer_needs_no_key():
+def test_the_embedded_layer_needs_no_key() -> None:
     """Its values are then those of Channels."""
     config = parse(EmbeddedConfig, {})
     assert (config.capacity, config.expiry, config.group_expiry) == (100, 60.0, 86400.0)
@@ -27,15 +29,15 @@ def test_the_embedded_layer_needs_no_key():
 
 
 @pytest.mark.parametrize("missing", list(ADDRESSES))
-def test_the_dedicated_layer_needs_both_addresses(missing):
+def test_the_dedicated_layer_needs_both_addresses(missing: str) -> None:
     """The error names the one that is missing."""
     config = {key: value for key, value in ADDRESSES.items() if key != missing}
     assert refusal(DedicatedConfig, config).setting == f"CONFIG[{missing!r}]"
 
 
-def test_settings_do_not_change():
+def test_settings_do_not_change() -> None:
     """They are parsed once."""
-    config = parse(EmbeddedConfig, {})
+    config: Any = parse(EmbeddedConfig, {})
     with pytest.raises(ValidationError):
         config.capacity = 5
 
@@ -49,19 +51,19 @@ def test_settings_do_not_change():
         (DedicatedConfig, "outbox_capacty", "outbox_capacity"),
     ],
 )
-def test_an_unknown_key_is_told_the_nearest(model, key, near):
+def test_an_unknown_key_is_told_the_nearest(model: type[DedicatedConfig | EmbeddedConfig], key: str, near: str) -> None:
     """A misspelt option is never swallowed."""
     error = refusal(model, {key: 1})
     assert error.setting == f"CONFIG[{key!r}]"
     assert str(error).endswith(f"unknown key; did you mean {near!r}?")
 
 
-def test_a_key_that_is_near_to_none_is_told_all():
+def test_a_key_that_is_near_to_none_is_told_all() -> None:
     """There is always something to choose from."""
     assert "the keys are capacity, channel_capacity, " in str(refusal(EmbeddedConfig, {"zzzzzz": 1}))
 
 
-def test_a_configuration_error_is_djangos_own():
+def test_a_configuration_error_is_djangos_own() -> None:
     """`manage.py` shows it without a traceback."""
     assert isinstance(refusal(EmbeddedConfig, {"zzzzzz": 1}), ImproperlyConfigured)
 
@@ -95,7 +97,7 @@ def test_a_configuration_error_is_djangos_own():
         ("pub_socket_address", 5),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused(key, value):
+def test_a_value_that_cannot_be_used_is_refused(key: str, value: str | float | None) -> None:
     """The error names the key and shows the value."""
     error = refusal(EmbeddedConfig, {key: value})
     assert error.setting == f"CONFIG[{key!r}]"
@@ -105,42 +107,42 @@ def test_a_value_that_cannot_be_used_is_refused(key, value):
 @pytest.mark.parametrize(
     "key, value", [("capacity", 2**31 - 1), ("expiry", 0.001), ("connect_timeout", 0.001), ("group_expiry", 0.001)]
 )
-def test_the_bounds_themselves_are_allowed(key, value):
+def test_the_bounds_themselves_are_allowed(key: str, value: float) -> None:
     """A capacity travels as a 32-bit number, a duration as whole milliseconds."""
     assert getattr(parse(EmbeddedConfig, {key: value}), key) == value
 
 
-def test_no_group_expiry_is_allowed():
+def test_no_group_expiry_is_allowed() -> None:
     """None means that members never leave by themselves."""
     assert parse(EmbeddedConfig, {"group_expiry": None}).group_expiry is None
 
 
 @pytest.mark.parametrize("value", [float("inf"), 1e17])
-def test_a_group_expiry_that_no_frame_can_carry_is_refused(value):
+def test_a_group_expiry_that_no_frame_can_carry_is_refused(value: float) -> None:
     """Memberships travel as 64-bit milliseconds."""
     assert refusal(EmbeddedConfig, {"group_expiry": value}).setting == "CONFIG['group_expiry']"
 
 
 @pytest.mark.parametrize("pattern", ["websocket.*", re.compile("^websocket")])
-def test_capacities_go_by_glob_or_compiled_pattern(pattern):
+def test_capacities_go_by_glob_or_compiled_pattern(pattern: str | re.Pattern[str]) -> None:
     """As Channels allows."""
     assert parse(EmbeddedConfig, {"channel_capacity": {pattern: 5}}).channel_capacity == {pattern: 5}
 
 
-def test_capacities_may_be_pairs():
+def test_capacities_may_be_pairs() -> None:
     """They keep their order, for the first match counts."""
     pairs = [("b*", 1), ("a*", 2)]
     assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
 
 
 @pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
-def test_capacities_of_another_form_are_refused(value):
+def test_capacities_of_another_form_are_refused(value: str | int | list[str] | dict[str | int, str | int]) -> None:
     """The error names the key."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
 
 
 @pytest.mark.parametrize("value", [[1, 2], [None]])
-def test_capacities_in_a_list_of_no_pairs_are_refused(value):
+def test_capacities_in_a_list_of_no_pairs_are_refused(value: list[int | None]) -> None:
     """With the layer's own error."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
 
@@ -160,7 +162,7 @@ def test_capacities_in_a_list_of_no_pairs_are_refused(value):
         "ipc://@f",
     ],
 )
-def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
+def test_a_tcp_or_ipc_address_is_taken_as_it_is(address: str) -> None:
     """By both layers."""
     assert parse(EmbeddedConfig, {"pub_socket_address": address}).pub_socket_address == address
     assert parse(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address}).pub_socket_address == (address,)
@@ -197,7 +199,7 @@ def test_a_tcp_or_ipc_address_is_taken_as_it_is(address):
     ],
 )
 @pytest.mark.parametrize("key", list(ADDRESSES))
-def test_an_address_that_cannot_be_used_is_refused(key, address):
+def test_an_address_that_cannot_be_used_is_refused(key: str, address: str) -> None:
     """The error names the key and shows the address."""
     error = refusal(DedicatedConfig, {**ADDRESSES, key: address})
     assert error.setting == f"CONFIG[{key!r}]"
@@ -205,20 +207,20 @@ def test_an_address_that_cannot_be_used_is_refused(key, address):
 
 
 @pytest.mark.parametrize("address", ["tcp://::1:5555", "tcp://[::1:5555", "tcp://::1]:5555"])
-def test_an_ipv6_address_without_its_brackets_is_shown_with_them(address):
+def test_an_ipv6_address_without_its_brackets_is_shown_with_them(address: str) -> None:
     """The error holds the address to write instead."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address})
     assert str(error).endswith("put brackets around an IPv6 address: tcp://[::1]:5555")
 
 
-def test_brackets_around_a_host_name_are_explained():
+def test_brackets_around_a_host_name_are_explained() -> None:
     """They are only for IPv6 addresses."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": "tcp://[f]:5555"})
     assert str(error).endswith("'f' is not an IPv6 address, and brackets are only for these")
 
 
 @pytest.mark.parametrize("key", list(ADDRESSES))
-def test_the_dedicated_layer_refuses_inproc(key):
+def test_the_dedicated_layer_refuses_inproc(key: str) -> None:
     """The error says which layer to use instead."""
     error = refusal(DedicatedConfig, {**ADDRESSES, key: "inproc://x"})
     assert error.setting == f"CONFIG[{key!r}]"
@@ -226,20 +228,20 @@ def test_the_dedicated_layer_refuses_inproc(key):
 
 
 @pytest.mark.parametrize("listed", [list, tuple])
-def test_a_list_of_one_address_is_an_address(listed):
+def test_a_list_of_one_address_is_an_address(listed: Callable[[list[Any]], Any]) -> None:
     """So that settings written for several forwarders need no other form."""
     config = parse(DedicatedConfig, {key: listed([value]) for key, value in ADDRESSES.items()})
     assert config == parse(DedicatedConfig, ADDRESSES)
 
 
-def test_lists_of_unequal_length_are_refused():
+def test_lists_of_unequal_length_are_refused() -> None:
     """The error names both keys and both lengths."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": ["tcp://a:1", "tcp://b:1"]})
     assert "pull_socket_address has 2 addresses and pub_socket_address 1" in str(error)
 
 
 @pytest.mark.parametrize("form", [list, tuple, ", ".join, ",".join])
-def test_several_forwarders_are_pairs_of_addresses(form):
+def test_several_forwarders_are_pairs_of_addresses(form: Callable[[list[str]], Any]) -> None:
     """In lists, or with commas between them."""
     config = parse(
         DedicatedConfig,
@@ -252,14 +254,14 @@ def test_several_forwarders_are_pairs_of_addresses(form):
 
 
 @pytest.mark.parametrize("value", [[], ["tcp://a:1", ""], "tcp://a:1,", ["tcp://a:1", 5]])
-def test_a_list_without_an_address_in_each_place_is_refused(value):
+def test_a_list_without_an_address_in_each_place_is_refused(value: str | list[str | int]) -> None:
     """The error names the key."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": value})
     assert error.setting.startswith("CONFIG['pull_socket_address']")
 
 
 @pytest.mark.parametrize("pull", [["tcp://a:2"], ["tcp://a:1", "tcp://a:1"], ["tcp://b:2", "tcp://a:1"]])
-def test_an_address_that_is_given_twice_is_refused(pull):
+def test_an_address_that_is_given_twice_is_refused(pull: list[str]) -> None:
     """A forwarder has two ports, and no other forwarder has the same."""
     pub = ["tcp://a:2", "tcp://b:2"][: len(pull)]
     error = refusal(DedicatedConfig, {"pull_socket_address": pull, "pub_socket_address": pub})
@@ -280,7 +282,9 @@ TCP = {"pub_socket_address": "tcp://127.0.0.1:5556"}
         (EmbeddedConfig, {**TCP, "curve_server_key": KEY, "curve_allowed_keys": KEY}, "needs curve_server_secret_key"),
     ],
 )
-def test_keys_that_do_not_fit_together_are_refused(model, given, said):
+def test_keys_that_do_not_fit_together_are_refused(
+    model: type[DedicatedConfig | EmbeddedConfig], given: dict[str, str], said: str
+) -> None:
     """Naming what is missing or too much, and never a key."""
     needed = {"pull_socket_address": "tcp://127.0.0.1:5555", **TCP} if model is DedicatedConfig else {}
     with pytest.raises(ValidationError, match=said) as caught:
@@ -288,7 +292,7 @@ def test_keys_that_do_not_fit_together_are_refused(model, given, said):
     assert KEY not in str(caught.value)
 
 
-def test_allowed_keys_may_be_one_text_with_commas():
+def test_allowed_keys_may_be_one_text_with_commas() -> None:
     """As a variable gives them."""
     whole = EmbeddedConfig(
         **TCP, curve_server_key=KEY, curve_server_secret_key=KEY, curve_allowed_keys=f"{KEY}, {'j' * 40},"
@@ -297,7 +301,7 @@ def test_allowed_keys_may_be_one_text_with_commas():
 
 
 @pytest.mark.parametrize("keys", [[KEY], (KEY,), [KEY.encode()]])
-def test_encryption_keys_are_a_list_of_text_or_bytes(keys):
+def test_encryption_keys_are_a_list_of_text_or_bytes(keys: list[str | bytes] | tuple[str]) -> None:
     """As `Fernet.generate_key()` returns them, or as a variable holds them."""
     config = EmbeddedConfig(symmetric_encryption_keys=keys)
     assert [key.get_secret_value() for key in config.symmetric_encryption_keys] == [KEY.encode()]
@@ -305,7 +309,7 @@ def test_encryption_keys_are_a_list_of_text_or_bytes(keys):
     assert KEY not in repr(config)
 
 
-def test_without_encryption_keys_nothing_is_encrypted():
+def test_without_encryption_keys_nothing_is_encrypted() -> None:
     """An empty list is none."""
     assert not EmbeddedConfig().encrypts
     assert not EmbeddedConfig(symmetric_encryption_keys=[]).encrypts
@@ -323,7 +327,9 @@ def test_without_encryption_keys_nothing_is_encrypted():
         ({"symmetric_encryption_keys": [KEY], "symmetric_encryption_keys_file": "f"}, "are both given"),
     ],
 )
-def test_an_error_about_encryption_keys_never_contains_one(given, said):
+def test_an_error_about_encryption_keys_never_contains_one(
+    given: dict[str, str | list[str | int] | dict[str, str]], said: str
+) -> None:
     """Nor one that is too short."""
     error = refusal(EmbeddedConfig, given)
     assert said in str(error)

@@ -2,6 +2,8 @@
 
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ class Layer:
     """A layer, which a connection knows weakly."""
 
 
-def announcer(change):
+def announcer(change: Any) -> None:
     """Announce nothing."""
 
 
@@ -26,54 +28,54 @@ class Connection:
 
     inbox = b"0123456789abcdef"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.closed = False
-        self.done = []
-        self.users = weakref.WeakSet()
-        self.used_with = []
-        self.threads = {}
+        self.done: list[str] = []
+        self.users: weakref.WeakSet[Layer] = weakref.WeakSet()
+        self.used_with: list[tuple[Defaults, Callable[..., Any]]] = []
+        self.threads: dict[str, threading.Thread] = {}
         self.finished = threading.Event()
         self.on_unused = lambda: None
         self.is_bound = False
 
-    def note(self, what):
+    def note(self, what: str) -> None:
         self.done.append(what)
         self.threads[what] = threading.current_thread()
 
-    def start(self):
+    def start(self) -> None:
         self.note("start")
 
-    def use(self, layer, defaults, announcer):
+    def use(self, layer: Layer, defaults: Defaults, announcer: Callable[..., Any]) -> None:
         self.users.add(layer)
         self.used_with.append((defaults, announcer))
 
-    def deliver_held(self):
+    def deliver_held(self) -> None:
         self.note("deliver")
 
-    def stop(self):
+    def stop(self) -> bool:
         self.note("stop")
         was_open, self.closed = not self.closed, True
         return was_open
 
-    def finish(self):
+    def finish(self) -> None:
         self.note("finish")
         self.finished.set()
 
-    def abandon(self):
+    def abandon(self) -> None:
         self.note("abandon")
         self.closed = True
 
 
 @pytest.fixture
-def on_exit(monkeypatch):
+def on_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """What is called when a worker ends."""
-    registered = []
+    registered: list[Callable[[], None]] = []
     monkeypatch.setattr(workers, "on_worker_exit", registered.append)
     return registered
 
 
 @pytest.fixture(autouse=True)
-def _empty(monkeypatch, on_exit):
+def _empty(monkeypatch: pytest.MonkeyPatch, on_exit: list[Callable[[], None]]) -> None:
     """Connections, a housekeeper and a reporter of this test alone."""
     for name, value in (("_connections", {}), ("_before_fork", []), ("_ended", set()), ("_lock", threading.Lock())):
         monkeypatch.setattr(connections, name, value)
@@ -82,21 +84,21 @@ def _empty(monkeypatch, on_exit):
 
 
 @pytest.fixture
-def layer():
+def layer() -> Layer:
     return Layer()
 
 
 @pytest.fixture
-def open_one(layer):
-    """Open connections for a layer that stays."""
+def open_one(layer: Layer) -> Callable[..., Any]:
+    """Open connections for a layer that stays; a stand-in may be used as a connection."""
 
-    def open_one(key=KEY, make=Connection, layer=layer):
+    def open_one(key: tuple[str, ...] = KEY, make: Callable[[], Any] = Connection, layer: Layer = layer) -> Any:
         return connections.connection(key, make, layer, DEFAULTS, announcer)
 
     return open_one
 
 
-def test_an_address_has_one_connection(open_one):
+def test_an_address_has_one_connection(open_one: Callable[..., Any]) -> None:
     """It is started once; another address has another."""
     first = open_one()
     assert open_one() is first
@@ -105,7 +107,7 @@ def test_an_address_has_one_connection(open_one):
     assert connections.connections() == [first, second]
 
 
-def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one, layer):
+def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one: Callable[..., Any], layer: Layer) -> None:
     """The connection is not closed while one of them is there."""
     other = Layer()
     known = open_one()
@@ -114,7 +116,7 @@ def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one, layer):
     assert known.used_with == [(DEFAULTS, announcer)] * 2
 
 
-def test_a_closed_connection_is_replaced(open_one):
+def test_a_closed_connection_is_replaced(open_one: Callable[..., Any]) -> None:
     """A layer that is used again opens its sockets again."""
     first = open_one()
     first.closed = True
@@ -123,11 +125,11 @@ def test_a_closed_connection_is_replaced(open_one):
     assert connections.connections() == [second]
 
 
-def test_a_connection_that_cannot_start_is_not_kept(open_one):
+def test_a_connection_that_cannot_start_is_not_kept(open_one: Callable[..., Any]) -> None:
     """The next use tries again."""
 
     class Failing(Connection):
-        def start(self):
+        def start(self) -> None:
             raise ValueError("invalid address")
 
     with pytest.raises(ValueError, match="invalid address"):
@@ -136,10 +138,12 @@ def test_a_connection_that_cannot_start_is_not_kept(open_one):
     open_one()
 
 
-def test_gevent_is_refused_before_a_connection_is_made(open_one, monkeypatch):
+def test_gevent_is_refused_before_a_connection_is_made(
+    open_one: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sockets would block its hub."""
 
-    def refuse():
+    def refuse() -> None:
         raise RuntimeError("gevent")
 
     monkeypatch.setattr(connections, "refuse_gevent", refuse)
@@ -147,7 +151,7 @@ def test_gevent_is_refused_before_a_connection_is_made(open_one, monkeypatch):
         open_one(make=lambda: pytest.fail("made"))
 
 
-def test_closing_delivers_stops_and_finishes_in_this_order(open_one):
+def test_closing_delivers_stops_and_finishes_in_this_order(open_one: Callable[..., Any]) -> None:
     """The connection is forgotten before, so that nobody gets it any more."""
     other, known = open_one(("other",)), open_one()
     connections.close(known)
@@ -156,14 +160,14 @@ def test_closing_delivers_stops_and_finishes_in_this_order(open_one):
     assert connections.has_ended(known.inbox)
 
 
-def test_an_inbox_has_ended_only_once_its_connection_is_closed(open_one):
+def test_an_inbox_has_ended_only_once_its_connection_is_closed(open_one: Callable[..., Any]) -> None:
     """Another process has another inbox."""
     open_one()
     assert not connections.has_ended(Connection.inbox)
 
 
 @pytest.mark.parametrize("closes_first", ["this thread", "another thread"])
-async def test_closing_twice_is_closing_once(open_one, closes_first):
+async def test_closing_twice_is_closing_once(open_one: Callable[..., Any], closes_first: str) -> None:
     """The second call finds nothing left to do, also if it has begun before the first one ended."""
     known = open_one()
     if closes_first == "this thread":
@@ -175,7 +179,7 @@ async def test_closing_twice_is_closing_once(open_one, closes_first):
     assert known.done.count("finish") == (closes_first == "this thread")
 
 
-async def test_closing_from_a_loop_does_not_hold_it_up(open_one):
+async def test_closing_from_a_loop_does_not_hold_it_up(open_one: Callable[..., Any]) -> None:
     """What blocks is done on other threads; what belongs to the loop is done here."""
     known = open_one()
     await connections.close_from_loop(known)
@@ -190,7 +194,7 @@ async def test_closing_from_a_loop_does_not_hold_it_up(open_one):
     assert connections.connections() == []
 
 
-def test_a_connection_without_layers_is_closed_on_another_thread(open_one):
+def test_a_connection_without_layers_is_closed_on_another_thread(open_one: Callable[..., Any]) -> None:
     """The housekeeper, which notices it, may not block."""
     known = open_one(layer=Layer())
     known.on_unused()
@@ -199,7 +203,7 @@ def test_a_connection_without_layers_is_closed_on_another_thread(open_one):
     assert connections.connections() == []
 
 
-def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one):
+def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one: Callable[..., Any]) -> None:
     """It had none when the housekeeper looked."""
     known = open_one()
     known.on_unused()
@@ -210,12 +214,14 @@ def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one):
     assert known.done == ["start", "deliver"]
 
 
-def test_at_exit_everything_is_closed_and_the_housekeeper_ends(open_one, on_exit, monkeypatch):
+def test_at_exit_everything_is_closed_and_the_housekeeper_ends(
+    open_one: Callable[..., Any], on_exit: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sent messages are delivered first, and log lines written last; a worker's end is an exit too."""
-    order = []
+    order: list[object] = []
 
     class Ending:
-        def end(self):
+        def end(self) -> None:
             order.append([known.done[-1] for known in both])
 
     monkeypatch.setattr(housekeeper, "_housekeeper", Ending())
@@ -227,7 +233,7 @@ def test_at_exit_everything_is_closed_and_the_housekeeper_ends(open_one, on_exit
     assert connections.connections() == []
 
 
-def test_a_forked_child_begins_without_connections(open_one):
+def test_a_forked_child_begins_without_connections(open_one: Callable[..., Any]) -> None:
     """It abandons the parent's connections, keeps them from the garbage collector, and has fresh locks."""
     known, ended = open_one(), open_one(("other",))
     connections.close(ended)

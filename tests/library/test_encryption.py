@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,25 +25,25 @@ CHANNEL = "specific.0123456789abcdef!x"
 TEXT = b"a message that nobody else may read"
 
 
-def keyring(*keys):
+def keyring(*keys: bytes) -> Keyring:
     return Keyring([SecretBytes(key) for key in keys or (OLD,)], None)
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     path = tmp_path / "keys"
     path.write_bytes(OLD + b"\n")
     return path
 
 
-def replace(file, content):
+def replace(file: Path, content: bytes) -> None:
     """Replace a file in one step, as a mounted volume does."""
     fresh = file.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.replace(file)
 
 
-def places(ring, sealed):
+def places(ring: Keyring, sealed: bytes) -> set[str]:
     """Return where a payload opens: the group, the channel, the normal channel `jobs`."""
     opened = {
         "g": ring.open_from_group(G, sealed),
@@ -58,24 +59,24 @@ def places(ring, sealed):
 # Places
 
 
-def test_a_group_message_opens_in_its_group_and_in_normal_channels():
+def test_a_group_message_opens_in_its_group_and_in_normal_channels() -> None:
     """Copies for normal members of a group keep its name; their readers cannot know which groups these belong to."""
     assert places(keyring(), keyring().seal_for_group(G, TEXT)) == {"g", "jobs"}
 
 
-def test_a_direct_message_opens_in_its_channel_only():
+def test_a_direct_message_opens_in_its_channel_only() -> None:
     """Not in another one, not in a group, and not as a job."""
     assert places(keyring(), keyring().seal_for_channel(CHANNEL, TEXT)) == {"channel"}
 
 
-def test_a_job_opens_in_its_normal_channel_only():
+def test_a_job_opens_in_its_normal_channel_only() -> None:
     """Not in another normal channel."""
     sealed = keyring().seal_for_channel("jobs", TEXT)
     assert places(keyring(), sealed) == {"jobs"}
     assert keyring().open_job("others", sealed) is None
 
 
-def test_a_channel_with_the_name_of_a_group_is_another_place():
+def test_a_channel_with_the_name_of_a_group_is_another_place() -> None:
     """Even one whose name is the topic."""
     ring = keyring()
     sealed = ring.seal_for_channel("g", TEXT)
@@ -85,13 +86,13 @@ def test_a_channel_with_the_name_of_a_group_is_another_place():
     assert ring.open_from_channel(G.decode(), sealed) is None
 
 
-def test_the_longest_name_of_a_group_fits():
+def test_the_longest_name_of_a_group_fits() -> None:
     """Channels allows 99 characters, which may take four bytes each."""
     topic = wire.group_topic("\U0001d7d8" * 99)
     assert keyring().open_from_group(topic, keyring().seal_for_group(topic, TEXT)) == TEXT
 
 
-def test_an_empty_payload_and_a_large_one_can_be_sealed():
+def test_an_empty_payload_and_a_large_one_can_be_sealed() -> None:
     """A payload is any bytes."""
     for payload in (b"", os.urandom(2**20)):
         assert keyring().open_from_group(G, keyring().seal_for_group(G, payload)) == payload
@@ -100,7 +101,7 @@ def test_an_empty_payload_and_a_large_one_can_be_sealed():
 # Secrecy
 
 
-def test_a_sealed_payload_shows_nothing_of_the_message_but_its_length():
+def test_a_sealed_payload_shows_nothing_of_the_message_but_its_length() -> None:
     """Two messages with one content differ."""
     ring = keyring()
     one, other = (ring.seal_for_channel(CHANNEL, TEXT) for _ in range(2))
@@ -109,7 +110,7 @@ def test_a_sealed_payload_shows_nothing_of_the_message_but_its_length():
     assert len(one) == len(TEXT) + 39
 
 
-def test_only_the_keys_of_the_list_open():
+def test_only_the_keys_of_the_list_open() -> None:
     """The first one seals."""
     sealed = keyring(NEW, OLD).seal_for_group(G, TEXT)
     assert places(keyring(OLD), sealed) == set()
@@ -117,7 +118,7 @@ def test_only_the_keys_of_the_list_open():
     assert places(keyring(OLD, NEW), sealed) == {"g", "jobs"}
 
 
-def test_the_format_is_that_of_the_design():
+def test_the_format_is_that_of_the_design() -> None:
     """HKDF with SHA-256 and AES-256-GCM, computed by other code."""
     sealed = keyring().seal_for_group(G, TEXT)
     salt, counter, size = sealed[1:17], sealed[17:21], len(G)
@@ -129,7 +130,7 @@ def test_the_format_is_that_of_the_design():
     assert AESGCM(key).decrypt(bytes(12), sealed[23:], sealed[:23] + b"Cjobs") == TEXT
 
 
-def test_threads_never_use_a_counter_twice():
+def test_threads_never_use_a_counter_twice() -> None:
     """It would reveal both messages."""
     ring = keyring()
     with ThreadPoolExecutor(8) as pool:
@@ -137,12 +138,12 @@ def test_threads_never_use_a_counter_twice():
     assert len({one[1:21] for one in sealed}) == 4_000
 
 
-def test_two_keyrings_have_different_salts():
+def test_two_keyrings_have_different_salts() -> None:
     """Each process, and each child of a fork, counts for itself."""
     assert keyring().seal_for_group(G, TEXT)[1:17] != keyring().seal_for_group(G, TEXT)[1:17]
 
 
-def test_a_salt_is_replaced_before_its_counter_repeats(monkeypatch):
+def test_a_salt_is_replaced_before_its_counter_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was sealed with either can be opened."""
     monkeypatch.setattr(encryption, "MESSAGES", 3)
     ring, reader = keyring(), keyring()
@@ -156,7 +157,7 @@ def test_a_salt_is_replaced_before_its_counter_repeats(monkeypatch):
 
 
 @pytest.mark.parametrize("seal", ["group", "channel", "job"])
-def test_whatever_byte_is_changed_or_missing_nothing_opens(seal):
+def test_whatever_byte_is_changed_or_missing_nothing_opens(seal: str) -> None:
     """Head, topic, ciphertext and tag are authenticated, at a reader that knows the sender and at one that does not."""
     ring = keyring()
     sealed = {
@@ -177,7 +178,7 @@ def test_whatever_byte_is_changed_or_missing_nothing_opens(seal):
 
 
 @given(st.binary(max_size=200))
-def test_strangers_bytes_open_nowhere(stranger):
+def test_strangers_bytes_open_nowhere(stranger: bytes) -> None:
     """And raise nothing."""
     assert not places(READER, stranger)
     assert not places(READER, b"\1" + stranger)
@@ -186,7 +187,7 @@ def test_strangers_bytes_open_nowhere(stranger):
 READER = keyring(OLD, NEW)
 
 
-def test_strangers_do_not_displace_known_senders(monkeypatch):
+def test_strangers_do_not_displace_known_senders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only senders with a key get a place among these, and their number is bounded."""
     monkeypatch.setattr(encryption, "KNOWN_SENDERS", 2)
     reader, senders = keyring(), [keyring() for _ in range(4)]
@@ -200,7 +201,7 @@ def test_strangers_do_not_displace_known_senders(monkeypatch):
 
 
 @pytest.mark.parametrize("key", [b"", b"short", b" " * 40, b"x" * (MIN_KEY - 1)])
-def test_a_short_key_is_an_error_that_does_not_contain_it(file, key):
+def test_a_short_key_is_an_error_that_does_not_contain_it(file: Path, key: bytes) -> None:
     """By value or in a file."""
     with pytest.raises(ValueError, match="at least 16 random characters") as caught:
         keyring(key)
@@ -212,18 +213,18 @@ def test_a_short_key_is_an_error_that_does_not_contain_it(file, key):
     assert OLD.decode() not in str(caught.value)
 
 
-def test_a_key_has_any_length_and_white_space_around_it_is_ignored():
+def test_a_key_has_any_length_and_white_space_around_it_is_ignored() -> None:
     """A file ends with a line break, and an option may have a blank."""
     sealed = keyring(b" " + NEW * 50 + b"\n").seal_for_group(G, TEXT)
     assert keyring(NEW * 50).open_from_group(G, sealed) == TEXT
 
 
-def test_no_representation_shows_a_key():
+def test_no_representation_shows_a_key() -> None:
     """Of a keyring."""
     assert OLD.decode() not in repr(keyring()) + str(keyring())
 
 
-def test_a_file_has_one_key_a_line(file):
+def test_a_file_has_one_key_a_line(file: Path) -> None:
     """The first seals; comments and empty lines are ignored."""
     replace(file, b"# from the vault\n\n  " + NEW + b"\n" + OLD + b"\r\n#\n")
     ring = Keyring([], str(file))
@@ -232,7 +233,7 @@ def test_a_file_has_one_key_a_line(file):
 
 
 @pytest.mark.parametrize("content, problem", [(b"", "no key"), (b"# none\n", "no key"), (None, "No such file")])
-def test_a_file_without_keys_is_an_error(file, content, problem):
+def test_a_file_without_keys_is_an_error(file: Path, content: bytes | None, problem: str) -> None:
     """The error names the setting and the file."""
     if content is None:
         file.unlink()
@@ -244,43 +245,50 @@ def test_a_file_without_keys_is_an_error(file, content, problem):
     assert str(file) in str(caught.value)
 
 
-def test_a_changed_file_is_read_again(file):
+def refreshed(ring: Keyring) -> str:
+    """Read the file again; return the line that reports the change."""
+    report = ring.refresh()
+    assert report is not None
+    return report[1]
+
+
+def test_a_changed_file_is_read_again(file: Path) -> None:
     """A key that is gone opens nothing any more, also for senders that were known."""
     ring, sender = Keyring([], str(file)), keyring(OLD)
     assert ring.refresh() is None
     assert ring.open_from_group(G, sender.seal_for_group(G, TEXT)) == TEXT
     replace(file, NEW + b"\n")
-    assert "1" in ring.refresh()[1]
+    assert "1" in refreshed(ring)
     assert ring.refresh() is None
     assert ring.open_from_group(G, sender.seal_for_group(G, TEXT)) is None
     assert keyring(NEW).open_from_group(G, ring.seal_for_group(G, TEXT)) == TEXT
 
 
 @pytest.mark.parametrize("content", [b"", b"short\n", None])
-def test_a_changed_file_without_valid_keys_changes_nothing(file, content):
+def test_a_changed_file_without_valid_keys_changes_nothing(file: Path, content: bytes | None) -> None:
     """It is reported once, without its content."""
     ring = Keyring([], str(file))
     if content is None:
         file.unlink()
     else:
         replace(file, content)
-    _, line = ring.refresh()
+    line = refreshed(ring)
     assert line.startswith("keeping the former encryption keys: ")
     assert "short" not in line
     assert ring.refresh() is None
     assert keyring(OLD).open_from_group(G, ring.seal_for_group(G, TEXT)) == TEXT
     replace(file, NEW + b"\n")
-    assert ring.refresh()[1] == "encryption keys were read again: 1"
+    assert refreshed(ring) == "encryption keys were read again: 1"
 
 
 # The package
 
 
-def python(program):
+def python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
 
-def test_without_the_package_keys_are_an_error_that_names_what_to_install():
+def test_without_the_package_keys_are_an_error_that_names_what_to_install() -> None:
     """When the layer is made, not with the first message."""
     done = python(
         "import sys; sys.modules['cryptography'] = None\n"
@@ -293,7 +301,7 @@ def test_without_the_package_keys_are_an_error_that_names_what_to_install():
     assert "k" * 40 not in done.stderr.splitlines()[-1]
 
 
-def test_without_keys_the_package_is_not_imported():
+def test_without_keys_the_package_is_not_imported() -> None:
     """It takes time and memory."""
     done = python(
         "import asyncio, sys\n"

@@ -1,5 +1,7 @@
 """`CHANNEL_LAYERS` from environment variables."""
 
+from typing import Any
+
 import pytest
 
 from channels_zmq.config import DedicatedConfig, parse
@@ -12,28 +14,29 @@ VARIABLES = {PULL: "tcp://f:7001", PUB: "tcp://f:7002"}
 KEY = "k" * 40
 
 
-def env_refusal(environ):
+def env_refusal(environ: dict[str, str]) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         channel_layers_from_env(environ)
     return caught.value
 
 
-def default_config(environ):
-    return channel_layers_from_env(environ)["default"]["CONFIG"]
+def default_config(environ: dict[str, str]) -> dict[str, Any]:
+    config: dict[str, Any] = channel_layers_from_env(environ)["default"]["CONFIG"]
+    return config
 
 
 @pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"CHANNELS_ZMQ_CAPACITY": ""}])
-def test_no_variable_gives_an_embedded_layer_for_one_process(environ):
+def test_no_variable_gives_an_embedded_layer_for_one_process(environ: dict[str, str]) -> None:
     """An empty value counts as not set."""
     assert channel_layers_from_env(environ) == {"default": {"BACKEND": EMBEDDED, "CONFIG": {}}}
 
 
-def test_a_pull_address_gives_a_dedicated_layer():
+def test_a_pull_address_gives_a_dedicated_layer() -> None:
     """With the addresses in its CONFIG."""
     assert channel_layers_from_env(VARIABLES) == {"default": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES}}
 
 
-def test_an_alias_has_variables_of_its_own():
+def test_an_alias_has_variables_of_its_own() -> None:
     """The layers may be of different kinds."""
     environ = {
         "CHANNELS_ZMQ_CAPACITY": "5",
@@ -46,7 +49,7 @@ def test_an_alias_has_variables_of_its_own():
     }
 
 
-def test_an_alias_may_hold_an_underscore():
+def test_an_alias_may_hold_an_underscore() -> None:
     """Two in a row end it."""
     assert channel_layers_from_env({"CHANNELS_ZMQ__MY_JOBS__MAX_MESSAGE_SIZE": "9"})["my_jobs"]["CONFIG"] == {
         "max_message_size": 9
@@ -54,7 +57,7 @@ def test_an_alias_may_hold_an_underscore():
 
 
 @pytest.mark.parametrize("variable", ["CHANNELS_ZMQ__JOBS", "CHANNELS_ZMQ__JOBS__", "CHANNELS_ZMQ___CAPACITY"])
-def test_a_variable_without_alias_or_key_is_refused(variable):
+def test_a_variable_without_alias_or_key_is_refused(variable: str) -> None:
     """The error names it and shows the form."""
     error = env_refusal({variable: "5"})
     assert error.setting == variable
@@ -68,32 +71,32 @@ def test_a_variable_without_alias_or_key_is_refused(variable):
         ("CHANNELS_ZMQ__JOBS__EXPIRE", "CHANNELS_ZMQ__JOBS__EXPIRY"),
     ],
 )
-def test_a_misspelt_variable_is_told_the_nearest(variable, near):
+def test_a_misspelt_variable_is_told_the_nearest(variable: str, near: str) -> None:
     """It is never swallowed."""
     error = env_refusal({variable: "5"})
     assert error.setting == variable
     assert str(error).endswith(f"did you mean {near}?")
 
 
-def test_a_variable_of_the_dedicated_layer_alone_is_refused():
+def test_a_variable_of_the_dedicated_layer_alone_is_refused() -> None:
     """The error names the layer that does not know it."""
     error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
     assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
     assert "EmbeddedZmqChannelLayer" in str(error)
 
 
-def test_a_misspelt_pull_address_is_told_the_pull_address():
+def test_a_misspelt_pull_address_is_told_the_pull_address() -> None:
     """Also though it would have made the layer a dedicated one."""
     error = env_refusal({"CHANNELS_ZMQ_PULL_SOCKET_ADRESS": "tcp://f:7001", PUB: "tcp://f:7002"})
     assert str(error).endswith(f"did you mean {PULL}?")
 
 
-def test_a_missing_variable_is_named():
+def test_a_missing_variable_is_named() -> None:
     """Whoever sets one address learns what the other one is called."""
     assert PUB in str(env_refusal({PULL: "tcp://f:7001"}))
 
 
-def test_the_forwarders_variables_are_its_own():
+def test_the_forwarders_variables_are_its_own() -> None:
     """Both may stand in one environment."""
     assert default_config({"CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS": "tcp://*:7001"}) == {}
 
@@ -119,7 +122,7 @@ def test_the_forwarders_variables_are_its_own():
         ("channel_capacity", '{"b*": 5, "a*": 6}', {"b*": 5, "a*": 6}),
     ],
 )
-def test_a_value_becomes_what_its_key_holds(key, text, value):
+def test_a_value_becomes_what_its_key_holds(key: str, text: str, value: str | float | dict[str, int] | None) -> None:
     """Whole numbers, numbers, text, none and a JSON object."""
     config = default_config({**VARIABLES, f"CHANNELS_ZMQ_{key.upper()}": text})
     assert config == {**ADDRESSES, key: value}
@@ -144,36 +147,36 @@ def test_a_value_becomes_what_its_key_holds(key, text, value):
         (PUB, "f:7002"),
     ],
 )
-def test_a_value_that_cannot_be_used_names_its_variable(variable, text):
+def test_a_value_that_cannot_be_used_names_its_variable(variable: str, text: str) -> None:
     """Not the key of CONFIG, which whoever sets variables has not written."""
     assert env_refusal({**VARIABLES, variable: text}).setting == variable
 
 
-def test_capacities_in_a_json_list_name_their_variable():
+def test_capacities_in_a_json_list_name_their_variable() -> None:
     """A JSON object is asked for."""
     assert env_refusal({"CHANNELS_ZMQ_CHANNEL_CAPACITY": "[1]"}).setting == "CHANNELS_ZMQ_CHANNEL_CAPACITY"
 
 
-def test_a_layer_made_from_variables_is_valid():
+def test_a_layer_made_from_variables_is_valid() -> None:
     """Its CONFIG passes the check of its layer."""
     layer = channel_layers_from_env({**VARIABLES, "CHANNELS_ZMQ_CHANNEL_CAPACITY": '{"a*": 5}'})["default"]
     assert parse(DedicatedConfig, layer["CONFIG"]).channel_capacity == {"a*": 5}
 
 
-def test_the_variables_of_the_process_are_read_by_default(monkeypatch):
+def test_the_variables_of_the_process_are_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that settings need one call and no argument."""
     monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
     assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5
 
 
-def test_an_invalid_number_is_explained_beside_its_variable():
+def test_an_invalid_number_is_explained_beside_its_variable() -> None:
     """The message shows what the variable holds and what it should hold."""
     error = env_refusal({"CHANNELS_ZMQ_CAPACITY": "1.5"})
     assert str(error).startswith("CHANNELS_ZMQ_CAPACITY: Input should be a valid integer")
     assert str(error).endswith("(it is '1.5')")
 
 
-def test_a_secret_is_plain_text_in_config_and_hidden_in_errors():
+def test_a_secret_is_plain_text_in_config_and_hidden_in_errors() -> None:
     """CONFIG holds what people would write into it; an error never shows a key."""
     variables = {**VARIABLES, "CHANNELS_ZMQ_CURVE_SECRET_KEY": KEY}
     assert default_config({**variables, "CHANNELS_ZMQ_CURVE_SERVER_KEY": KEY})["curve_secret_key"] == KEY
@@ -182,7 +185,7 @@ def test_a_secret_is_plain_text_in_config_and_hidden_in_errors():
     assert KEY not in str(error)
 
 
-def test_allowed_keys_become_a_tuple():
+def test_allowed_keys_become_a_tuple() -> None:
     """A comma separates them."""
     environ = {
         PUB: "tcp://127.0.0.1:5556",
@@ -193,7 +196,7 @@ def test_allowed_keys_become_a_tuple():
     assert default_config(environ)["curve_allowed_keys"] == (KEY, "j" * 40)
 
 
-def test_encryption_keys_are_a_list():
+def test_encryption_keys_are_a_list() -> None:
     """A comma separates them; the first encrypts. One key is a list, too."""
     for value, keys in ((f"{KEY}, {'j' * 40}", [KEY, "j" * 40]), (KEY, [KEY])):
         assert default_config({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": value})["symmetric_encryption_keys"] == keys
@@ -201,7 +204,7 @@ def test_encryption_keys_are_a_list():
     assert config["symmetric_encryption_keys_file"] == "/run/secrets/keys"
 
 
-def test_an_error_about_encryption_keys_names_the_variable_and_no_key():
+def test_an_error_about_encryption_keys_names_the_variable_and_no_key() -> None:
     """Not even the part of one that is too short."""
     error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": f"{KEY},too-short"})
     assert error.setting == "CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS"
@@ -213,7 +216,7 @@ def test_an_error_about_encryption_keys_names_the_variable_and_no_key():
 OPTIONS = "CHANNELS_ZMQ_OPTIONS"
 
 
-def test_options_are_further_keys_of_config():
+def test_options_are_further_keys_of_config() -> None:
     """With a variable in place of one of them, and for each alias its own."""
     config = default_config(
         {**VARIABLES, OPTIONS: '{"capacity": 7, "group_expiry": null, "channel_capacity": {"a*": 5}}'}
@@ -225,7 +228,7 @@ def test_options_are_further_keys_of_config():
     assert layers["default"]["CONFIG"] == {}
 
 
-def test_options_of_a_newer_operator_are_ignored(caplog):
+def test_options_of_a_newer_operator_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """And named in the log."""
     assert default_config({OPTIONS: '{"capacity": 7, "colour": "red"}'}) == {"capacity": 7}
     assert f"{OPTIONS}['colour'] is unknown" in caplog.text
@@ -243,7 +246,7 @@ def test_options_of_a_newer_operator_are_ignored(caplog):
         ('{"pull_socket_address": "tcp://f:1"}', f"{OPTIONS}['pull_socket_address']", "variables of their own"),
     ],
 )
-def test_bad_options_are_named(text, setting, said):
+def test_bad_options_are_named(text: str, setting: str, said: str) -> None:
     error = env_refusal({OPTIONS: text})
     assert error.setting == setting
     assert said in str(error)

@@ -5,6 +5,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import zmq
@@ -20,48 +22,54 @@ LATER = 1000.0
 class Connection:
     """Remembers what the housekeeper does to it, and on which thread."""
 
-    def __init__(self):
-        self.monitors, self.descriptor, self.sockets = {}, None, {}
+    def __init__(self) -> None:
+        self.monitors: dict[zmq.Socket[bytes], Callable[[int], None]] = {}
+        self.descriptor: int | None = None
+        self.sockets: dict[Any, Callable[[], None]] = {}
+        self.address = ""
         self.again = LATER
         self.ticks = threading.Semaphore(0)
         self.drained, self.happened = threading.Event(), threading.Event()
-        self.threads, self.events = set(), []
-        self.on_watched = self.on_tick = lambda: None
+        self.threads: set[threading.Thread] = set()
+        self.events: list[int] = []
+        self.on_watched: Callable[[], None] = lambda: None
+        self.on_tick: Callable[[], None] = lambda: None
 
-    def watched(self):
+    def watched(self) -> Watched:
         self.on_watched()
         descriptors = () if self.descriptor is None else (self.descriptor,)
         return Watched(self.monitors, descriptors, self.sockets)
 
-    def tick(self, now):
+    def tick(self, now: float) -> float:
         self.threads.add(threading.current_thread())
         self.on_tick()
         self.ticks.release()
         return now + self.again
 
-    def read_unattended(self):
+    def read_unattended(self) -> None:
+        assert self.descriptor is not None
         os.read(self.descriptor, 1)
         self.drained.set()
 
-    def event(self, number):
+    def event(self, number: int) -> None:
         self.events.append(number)
         self.happened.set()
 
 
 @pytest.fixture
-def housekeeper():
+def housekeeper() -> Iterator[Housekeeper]:
     housekeeper = Housekeeper()
     yield housekeeper
     housekeeper.end()
 
 
 @pytest.fixture
-def connection():
+def connection() -> Connection:
     return Connection()
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     reads, writes = os.pipe()
     yield reads, writes
     os.close(reads)
@@ -69,7 +77,7 @@ def pipe():
 
 
 @pytest.fixture
-def pair():
+def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
     """Two connected sockets."""
     with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
         one.bind("inproc://pair")
@@ -77,27 +85,29 @@ def pair():
         yield one, other
 
 
-def failing(*errors):
+def failing(*errors: ValueError) -> Callable[..., None]:
     """Return a function that raises these errors, then nothing."""
     left = list(errors)
 
-    def fail():
+    def fail() -> None:
         if left:
             raise left.pop(0)
 
     return fail
 
 
-def await_tick(connection):
+def await_tick(connection: Connection) -> None:
     assert connection.ticks.acquire(timeout=PATIENCE)
 
 
-def logged(caplog):
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     reports.flush(PATIENCE)
     return caplog.messages
 
 
-def test_a_connection_is_ticked_at_once_on_a_thread_of_the_housekeeper(housekeeper, connection):
+def test_a_connection_is_ticked_at_once_on_a_thread_of_the_housekeeper(
+    housekeeper: Housekeeper, connection: Connection
+) -> None:
     """A daemon holds up no exit; all connections share it."""
     other = Connection()
     for one in (connection, other):
@@ -108,7 +118,7 @@ def test_a_connection_is_ticked_at_once_on_a_thread_of_the_housekeeper(housekeep
     assert thread.daemon
 
 
-def test_a_tick_returns_when_the_next_one_is_due(housekeeper, connection):
+def test_a_tick_returns_when_the_next_one_is_due(housekeeper: Housekeeper, connection: Connection) -> None:
     """At the latest."""
     connection.again = 0.01
     housekeeper.watch(connection)
@@ -116,7 +126,7 @@ def test_a_tick_returns_when_the_next_one_is_due(housekeeper, connection):
         await_tick(connection)
 
 
-def test_a_call_brings_the_next_tick_forward(housekeeper, connection):
+def test_a_call_brings_the_next_tick_forward(housekeeper: Housekeeper, connection: Connection) -> None:
     """Also while the housekeeper sleeps."""
     housekeeper.watch(connection)
     await_tick(connection)
@@ -124,7 +134,7 @@ def test_a_call_brings_the_next_tick_forward(housekeeper, connection):
     await_tick(connection)
 
 
-def test_a_call_during_a_tick_is_not_forgotten(housekeeper, connection):
+def test_a_call_during_a_tick_is_not_forgotten(housekeeper: Housekeeper, connection: Connection) -> None:
     """The earlier of the two times counts."""
     asked = iter([True])
     connection.on_tick = lambda: housekeeper.call(connection, 0.0) if next(asked, False) else None
@@ -133,7 +143,7 @@ def test_a_call_during_a_tick_is_not_forgotten(housekeeper, connection):
     await_tick(connection)
 
 
-def test_a_call_for_a_later_time_changes_nothing(housekeeper, connection):
+def test_a_call_for_a_later_time_changes_nothing(housekeeper: Housekeeper, connection: Connection) -> None:
     """The earlier time stays; a connection that is not watched is not called."""
     connection.again = 0.05
     housekeeper.watch(connection)
@@ -143,14 +153,16 @@ def test_a_call_for_a_later_time_changes_nothing(housekeeper, connection):
     housekeeper.call(Connection(), 0.0)
 
 
-def test_of_two_calls_at_once_the_earlier_one_counts(housekeeper, connection, monkeypatch):
+def test_of_two_calls_at_once_the_earlier_one_counts(
+    housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another thread has brought the tick forward between the look without the lock and the one with it."""
 
-    class Due(dict):
-        def __init__(self):
+    class Due(dict[Connection, float]):
+        def __init__(self) -> None:
             self.answers = iter([LATER, 1.0])
 
-        def get(self, key, default=None):
+        def get(self, key: Connection, default: Any = None) -> float:
             return next(self.answers)
 
     monkeypatch.setattr(housekeeper, "_due", due := Due())
@@ -158,7 +170,9 @@ def test_of_two_calls_at_once_the_earlier_one_counts(housekeeper, connection, mo
     assert not due
 
 
-def test_a_call_before_the_housekeeper_sleeps_needs_no_wake_up(housekeeper, connection, monkeypatch):
+def test_a_call_before_the_housekeeper_sleeps_needs_no_wake_up(
+    housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It will see the time before it goes to sleep."""
     housekeeper._due[connection] = LATER
     monkeypatch.setattr(housekeeper, "_wake", lambda: pytest.fail("woken"))
@@ -166,7 +180,9 @@ def test_a_call_before_the_housekeeper_sleeps_needs_no_wake_up(housekeeper, conn
     assert housekeeper._due[connection] == 1.0
 
 
-def test_a_descriptor_that_no_loop_reads_is_drained(housekeeper, connection, pipe):
+def test_a_descriptor_that_no_loop_reads_is_drained(
+    housekeeper: Housekeeper, connection: Connection, pipe: tuple[int, int]
+) -> None:
     """As soon as something is there."""
     connection.descriptor, writes = pipe
     housekeeper.watch(connection)
@@ -176,7 +192,9 @@ def test_a_descriptor_that_no_loop_reads_is_drained(housekeeper, connection, pip
     housekeeper.forget(connection)
 
 
-def test_events_of_monitors_are_handed_over(housekeeper, connection, pair):
+def test_events_of_monitors_are_handed_over(
+    housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
     """By their number, all that are there."""
     monitor, monitored = pair
     for event in (zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED):
@@ -188,13 +206,15 @@ def test_events_of_monitors_are_handed_over(housekeeper, connection, pair):
     assert connection.events == [zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED]
 
 
-def test_a_monitor_that_its_own_handler_closes_is_not_read_on(housekeeper, connection, pair):
+def test_a_monitor_that_its_own_handler_closes_is_not_read_on(
+    housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
     """A connection may replace the monitored socket."""
     monitor, monitored = pair
     for _ in range(2):
         monitored.send_multipart([struct.pack("=hi", zmq.Event.DISCONNECTED, 0), b"tcp://x"])
 
-    def close(event):
+    def close(event: int) -> None:
         monitor.close()
         connection.monitors = {}
         connection.event(event)
@@ -206,11 +226,13 @@ def test_a_monitor_that_its_own_handler_closes_is_not_read_on(housekeeper, conne
     assert connection.events == [zmq.Event.DISCONNECTED]
 
 
-def test_other_sockets_have_callbacks(housekeeper, connection, pair):
+def test_other_sockets_have_callbacks(
+    housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
+) -> None:
     """They are called while something can be read."""
     here, there = pair
 
-    def read():
+    def read() -> None:
         here.recv()
         connection.happened.set()
 
@@ -222,7 +244,9 @@ def test_other_sockets_have_callbacks(housekeeper, connection, pair):
     housekeeper.forget(connection)
 
 
-def test_a_forgotten_connection_is_touched_no_more(housekeeper, connection, pipe):
+def test_a_forgotten_connection_is_touched_no_more(
+    housekeeper: Housekeeper, connection: Connection, pipe: tuple[int, int]
+) -> None:
     """Once `forget` has returned its sockets may be closed; a second time is no error."""
     connection.descriptor, writes = pipe
     housekeeper.watch(connection)
@@ -238,7 +262,9 @@ def test_a_forgotten_connection_is_touched_no_more(housekeeper, connection, pipe
     assert not connection.drained.is_set()
 
 
-def test_a_connection_may_be_forgotten_by_the_housekeeper_itself(housekeeper, connection):
+def test_a_connection_may_be_forgotten_by_the_housekeeper_itself(
+    housekeeper: Housekeeper, connection: Connection
+) -> None:
     """It does not wait for itself."""
     connection.on_tick = lambda: housekeeper.forget(connection)
     housekeeper.watch(connection)
@@ -249,8 +275,8 @@ def test_a_connection_may_be_forgotten_by_the_housekeeper_itself(housekeeper, co
 
 
 def test_an_error_of_one_connection_is_logged_and_the_housekeeper_continues(
-    housekeeper, connection, monkeypatch, caplog
-):
+    housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It looks after the others and, a little later, after that one."""
     monkeypatch.setattr(housekeeping, "AFTER_ERROR", 0.01)
     connection.address = "tcp://odd"
@@ -264,11 +290,16 @@ def test_an_error_of_one_connection_is_logged_and_the_housekeeper_continues(
     assert message.endswith("ValueError: odd\n")
 
 
-def test_an_error_of_a_socket_is_logged(housekeeper, connection, pair, caplog):
+def test_an_error_of_a_socket_is_logged(
+    housekeeper: Housekeeper,
+    connection: Connection,
+    pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Whose it is, the traceback shows."""
     here, there = pair
 
-    def fail():
+    def fail() -> None:
         here.recv()
         connection.happened.set()
         raise ValueError("odd")
@@ -282,12 +313,14 @@ def test_an_error_of_a_socket_is_logged(housekeeper, connection, pair, caplog):
     assert message.startswith("the housekeeper continues after an error at a socket:")
 
 
-def test_an_error_of_the_housekeeper_itself_is_logged(housekeeper, connection, monkeypatch, caplog):
+def test_an_error_of_the_housekeeper_itself_is_logged(
+    housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It goes on after a pause, so that an error which stays does not take a processor."""
     monkeypatch.setattr(housekeeping, "AFTER_ERROR", 0.01)
     fail, tick = failing(ValueError("odd")), housekeeper._tick
 
-    def tick_or_fail(connections):
+    def tick_or_fail(connections: list[housekeeping.Kept]) -> None:
         fail()
         tick(connections)
 
@@ -298,7 +331,7 @@ def test_an_error_of_the_housekeeper_itself_is_logged(housekeeper, connection, m
     assert message.startswith("the housekeeper continues after an error at its own:")
 
 
-def test_an_ended_housekeeper_has_no_thread_and_starts_none(housekeeper, connection):
+def test_an_ended_housekeeper_has_no_thread_and_starts_none(housekeeper: Housekeeper, connection: Connection) -> None:
     """The interpreter exits: connections that come later are neither looked after nor waited for."""
     housekeeper.watch(connection)
     await_tick(connection)
@@ -310,7 +343,9 @@ def test_an_ended_housekeeper_has_no_thread_and_starts_none(housekeeper, connect
     assert not thread.is_alive()
 
 
-def test_a_housekeeper_that_ends_before_it_began_starts_no_thread(housekeeper, connection):
+def test_a_housekeeper_that_ends_before_it_began_starts_no_thread(
+    housekeeper: Housekeeper, connection: Connection
+) -> None:
     """Nothing was ever watched."""
     housekeeper.end()
     housekeeper.watch(connection)
@@ -318,7 +353,7 @@ def test_a_housekeeper_that_ends_before_it_began_starts_no_thread(housekeeper, c
     housekeeper.forget(connection)
 
 
-def test_a_housekeeper_may_be_ended_by_itself(housekeeper, connection):
+def test_a_housekeeper_may_be_ended_by_itself(housekeeper: Housekeeper, connection: Connection) -> None:
     """It does not wait for itself."""
     connection.on_tick = housekeeper.end
     housekeeper.watch(connection)
@@ -328,11 +363,11 @@ def test_a_housekeeper_may_be_ended_by_itself(housekeeper, connection):
     assert not thread.is_alive()
 
 
-def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper, connection):
+def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper: Housekeeper, connection: Connection) -> None:
     """One is under way then."""
     ticking, go_on = threading.Event(), threading.Event()
 
-    def tick():
+    def tick() -> None:
         ticking.set()
         go_on.wait(PATIENCE)
 
@@ -341,12 +376,13 @@ def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper, connectio
     assert ticking.wait(PATIENCE)
     for _ in range(70_000):
         housekeeper._wake()
+    assert housekeeper._wakes is not None
     with pytest.raises(BlockingIOError):  # else there was room for all of them
         housekeeper._wakes[0].send(b"x")
     go_on.set()
 
 
-def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch):
+def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The child has none of its parent's threads."""
     monkeypatch.setattr(housekeeping, "_housekeeper", before := Housekeeper())
     assert housekeeping.housekeeper() is before
@@ -354,7 +390,7 @@ def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch):
     assert housekeeping.housekeeper() is not before
 
 
-def test_a_forked_child_closes_its_copies_of_what_wakes_the_parents_thread(monkeypatch):
+def test_a_forked_child_closes_its_copies_of_what_wakes_the_parents_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no such thread in the child."""
     former = Housekeeper()
     former._wakes = copies = socket.socketpair()

@@ -1,5 +1,8 @@
 """The CURVE keys that CONFIG gives, and when to connect with changed ones."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import zmq
 from pydantic import SecretStr
@@ -11,18 +14,18 @@ SERVER, SECRET = zmq.curve_keypair()
 OTHER, OTHER_SECRET = zmq.curve_keypair()
 
 
-def setting(name, value=None, path=None):
+def setting(name: str, value: str | None = None, path: str | Path | None = None) -> KeySetting:
     return KeySetting(name, None if value is None else SecretStr(value), None if path is None else str(path))
 
 
-def by_value(server=SERVER, secret=SECRET):
+def by_value(server: bytes = SERVER, secret: bytes | None = SECRET) -> ClientKeySource:
     return ClientKeySource(
-        setting("curve_server_key", server.decode()), setting("curve_secret_key", secret and secret.decode())
+        setting("curve_server_key", server.decode()), setting("curve_secret_key", secret.decode() if secret else None)
     )
 
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path: Path) -> Path:
     """A file with the server's key."""
     path = tmp_path / "server.key"
     path.write_text(f"{SERVER.decode()}\n")
@@ -30,7 +33,7 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def watch(file):
+def watch(file: Path) -> KeyWatch:
     """Keys of which one is in the file, as they were read first."""
     source = ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key", SECRET.decode()))
     watch = KeyWatch(source)
@@ -42,19 +45,21 @@ def watch(file):
 
 
 @pytest.mark.parametrize("given, is_set", [({}, False), ({"value": "x"}, True), ({"path": "x"}, True)])
-def test_a_setting_is_set_by_a_value_or_a_file(given, is_set):
+def test_a_setting_is_set_by_a_value_or_a_file(given: dict[str, str], is_set: bool) -> None:
     """Or by neither."""
     assert setting("k", **given).is_set == is_set
 
 
-def test_a_key_is_read_from_its_value_or_its_file(file):
+def test_a_key_is_read_from_its_value_or_its_file(file: Path) -> None:
     """White space around it is ignored."""
     assert setting("k", f" {SERVER.decode()} ").read() == setting("k", path=file).read() == SERVER
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 39, " " * 40, "é" * 40])
 @pytest.mark.parametrize("is_file", [False, True])
-def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(file, text, is_file):
+def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(
+    file: Path, text: str, is_file: bool
+) -> None:
     """By value or by file."""
     file.write_text(text)
     bad = setting("curve_secret_key", path=file) if is_file else setting("curve_secret_key", text)
@@ -64,7 +69,7 @@ def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(file,
     assert not text.strip() or text not in str(caught.value)
 
 
-def test_a_missing_file_is_noticed(tmp_path, file):
+def test_a_missing_file_is_noticed(tmp_path: Path, file: Path) -> None:
     """A value needs no file."""
     missing = setting("curve_server_key", path=tmp_path / "none")
     assert [one.is_missing for one in (missing, setting("k", path=file), setting("k", "x"))] == [True, False, False]
@@ -75,14 +80,14 @@ def test_a_missing_file_is_noticed(tmp_path, file):
         source.read()
 
 
-def test_no_representation_has_the_secret_key():
+def test_no_representation_has_the_secret_key() -> None:
     """Neither of the keys nor of a setting."""
     keys = by_value().read()
     assert keys == ClientKeys(SERVER, SECRET)
     assert SECRET.decode() not in repr(keys) + repr(setting("k", SECRET.decode()))
 
 
-def test_without_a_secret_key_a_process_makes_itself_one():
+def test_without_a_secret_key_a_process_makes_itself_one() -> None:
     """It keeps it; another process has another one."""
     source = by_value(secret=None)
     assert source.read() == source.read()
@@ -92,13 +97,13 @@ def test_without_a_secret_key_a_process_makes_itself_one():
 # The watch
 
 
-def changed(watch):
+def changed(watch: KeyWatch) -> bool:
     """Look again, and return whether there are keys to connect with."""
     watch.look()
     return watch.have_changed()
 
 
-def test_without_curve_there_is_nothing_to_watch():
+def test_without_curve_there_is_nothing_to_watch() -> None:
     """The transport connects at once and for good."""
     watch = KeyWatch(None)
     assert watch.may_connect()
@@ -106,14 +111,14 @@ def test_without_curve_there_is_nothing_to_watch():
     assert watch.current is None
 
 
-def test_a_process_without_keys_that_was_refused_tries_again():
+def test_a_process_without_keys_that_was_refused_tries_again() -> None:
     """The other side may drop CURVE; it takes one look for each attempt."""
     watch = KeyWatch(None)
     watch.refused()
     assert [watch.have_changed(), changed(watch), changed(watch)] == [False, True, False]
 
 
-def test_keys_by_value_never_change():
+def test_keys_by_value_never_change() -> None:
     """They are read once to connect."""
     watch = KeyWatch(by_value())
     assert watch.may_connect()
@@ -121,7 +126,7 @@ def test_keys_by_value_never_change():
     assert not changed(watch)
 
 
-def test_a_file_that_does_not_exist_yet_is_waited_for(file):
+def test_a_file_that_does_not_exist_yet_is_waited_for(file: Path) -> None:
     """In a container it may be mounted a moment after the start."""
     file.unlink()
     watch = KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key")))
@@ -130,19 +135,20 @@ def test_a_file_that_does_not_exist_yet_is_waited_for(file):
     assert not changed(watch)
     file.write_text(SERVER.decode())
     assert changed(watch)
+    assert watch.current is not None
     assert watch.current.server == SERVER
     assert watch.problem == ""
     assert not changed(watch)
 
 
-def test_an_invalid_key_at_the_start_is_an_error(file):
+def test_an_invalid_key_at_the_start_is_an_error(file: Path) -> None:
     """Waiting would not help."""
     file.write_text("x")
     with pytest.raises(ConfigurationError, match="curve_server_key_file"):
         KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key"))).may_connect()
 
 
-def test_a_changed_file_is_noticed_once(watch, file):
+def test_a_changed_file_is_noticed_once(watch: KeyWatch, file: Path) -> None:
     """The transport connects with the new key."""
     assert not changed(watch)
     file.write_text(OTHER.decode())
@@ -151,7 +157,7 @@ def test_a_changed_file_is_noticed_once(watch, file):
     assert not changed(watch)
 
 
-def test_refused_keys_are_tried_again_once_for_each_refusal(watch):
+def test_refused_keys_are_tried_again_once_for_each_refusal(watch: KeyWatch) -> None:
     """The other side may accept them later, but ZeroMQ does not try again."""
     for _ in range(2):
         watch.refused()
@@ -161,7 +167,9 @@ def test_refused_keys_are_tried_again_once_for_each_refusal(watch):
 
 
 @pytest.mark.parametrize("break_it", [lambda file: file.write_text("x"), lambda file: file.unlink()])
-def test_a_file_that_becomes_invalid_keeps_the_former_keys(watch, file, break_it):
+def test_a_file_that_becomes_invalid_keeps_the_former_keys(
+    watch: KeyWatch, file: Path, break_it: Callable[..., int | None]
+) -> None:
     """A refusal is not forgotten meanwhile."""
     watch.refused()
     break_it(file)
@@ -176,17 +184,19 @@ def test_a_file_that_becomes_invalid_keeps_the_former_keys(watch, file, break_it
 # The side that binds
 
 
-def server_source(allowed=None, file=None, secret=SECRET):
+def server_source(
+    allowed: tuple[str, ...] | None = None, file: str | None = None, secret: bytes = SECRET
+) -> ServerKeySource:
     return ServerKeySource(setting("curve_secret_key", secret.decode()), allowed, file)
 
 
-def test_without_a_list_everybody_with_the_public_key_may_connect():
+def test_without_a_list_everybody_with_the_public_key_may_connect() -> None:
     """The secret key is all that it takes."""
     assert server_source().read() == (SECRET, None)
 
 
 @pytest.mark.parametrize("allowed", [(), (OTHER.decode(),)])
-def test_a_list_may_be_empty_and_may_have_a_file(file, allowed):
+def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str, ...]) -> None:
     """An empty list allows nobody."""
     secret, keys = server_source(allowed).read()
     assert secret == SECRET
@@ -197,7 +207,9 @@ def test_a_list_may_be_empty_and_may_have_a_file(file, allowed):
 @pytest.mark.parametrize(
     "allowed, text, named", [(("x",), None, "curve_allowed_keys"), (None, "x", "curve_allowed_keys_file")]
 )
-def test_an_invalid_list_is_an_error_that_names_the_setting(file, allowed, text, named):
+def test_an_invalid_list_is_an_error_that_names_the_setting(
+    file: Path, allowed: tuple[str] | None, text: str | None, named: str
+) -> None:
     """The list itself or its file."""
     if text is not None:
         file.write_text(text)

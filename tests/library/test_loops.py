@@ -4,7 +4,9 @@ import asyncio
 import gc
 import os
 import threading
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import pytest
 from event_loops import ReaderlessLoop
@@ -13,19 +15,20 @@ from channels_zmq import loops as loops_module
 from channels_zmq.loops import Loops, Waiter, running_here, wake
 
 PATIENCE = 10.0
+Result = TypeVar("Result")
 
 
 class Pipe:
     """A descriptor to watch; `drain` empties it and remembers on which loops it was called."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reads, self.writes = os.pipe()
         os.set_blocking(self.reads, False)
-        self.drained = []
+        self.drained: list[tuple[asyncio.AbstractEventLoop | None, bytes]] = []
         self.asked = 0
         self.called = threading.Event()
 
-    def drain(self):
+    def drain(self) -> None:
         try:
             data = os.read(self.reads, 99)
         except BlockingIOError:
@@ -33,27 +36,27 @@ class Pipe:
         self.drained.append((running_here(), data))
         self.called.set()
 
-    def ask_housekeeper(self):
+    def ask_housekeeper(self) -> None:
         self.asked += 1
 
-    def write(self):
+    def write(self) -> None:
         self.called.clear()
         os.write(self.writes, b"x")
 
-    def close(self):
+    def close(self) -> None:
         os.close(self.reads)
         os.close(self.writes)
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[Pipe]:
     pipe = Pipe()
     yield pipe
     pipe.close()
 
 
 @pytest.fixture
-def loops(pipe):
+def loops(pipe: Pipe) -> Iterator[Loops]:
     """Loops that watch the pipe; in the end none of their descriptors is open."""
     before = open_descriptors()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
@@ -66,7 +69,7 @@ def loops(pipe):
 
 
 @pytest.fixture
-def other():
+def other() -> Iterator[asyncio.AbstractEventLoop]:
     """A loop that runs in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -78,14 +81,14 @@ def other():
 
 
 @pytest.fixture
-def idle():
+def idle() -> Iterator[asyncio.AbstractEventLoop]:
     """A loop that does not run."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
 
-def open_descriptors():
+def open_descriptors() -> set[int]:
     """Return the descriptors of this process that are duplicates of a pipe's end."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
@@ -97,22 +100,22 @@ def open_descriptors():
     return found
 
 
-def watches(loops, loop):
+def watches(loops: Loops, loop: asyncio.AbstractEventLoop) -> bool:
     """Return whether a loop watches: it has a duplicate of the descriptor."""
     watch = loops._watches.get(loop)
     return watch is not None and watch.descriptor is not None
 
 
-def on(loop, action):
+def on(loop: asyncio.AbstractEventLoop, action: Callable[[], Result]) -> Result:
     """Do something on a loop that runs in another thread; return its result."""
 
-    async def act():
+    async def act() -> Result:
         return action()
 
     return asyncio.run_coroutine_threadsafe(act(), loop).result(PATIENCE)
 
 
-async def turns():
+async def turns() -> None:
     """Let this loop look at its descriptors more than once."""
     for _ in range(3):
         await asyncio.sleep(0)
@@ -121,36 +124,36 @@ async def turns():
 class ClosedMeanwhile:
     """A loop that is closed between the question and the call."""
 
-    def is_closed(self):
+    def is_closed(self) -> bool:
         return False
 
-    def is_running(self):
+    def is_running(self) -> bool:
         return True
 
-    def create_future(self):
+    def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=asyncio.new_event_loop())
 
-    def call_soon_threadsafe(self, *arguments):
+    def call_soon_threadsafe(self, *arguments: "ClosedMeanwhile | asyncio.Future[Any] | Callable[..., Any]") -> None:
         raise RuntimeError("Event loop is closed")
 
 
 class NotingLock:
     """A lock that remembers which threads have taken it."""
 
-    def __init__(self):
-        self.taken_by = []
+    def __init__(self) -> None:
+        self.taken_by: list[threading.Thread] = []
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.taken_by.append(threading.current_thread())
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         pass
 
 
 # Waiters
 
 
-async def test_readers_of_the_running_loop_are_woken_at_once():
+async def test_readers_of_the_running_loop_are_woken_at_once() -> None:
     """Those that have given up are passed over, and a second call changes nothing."""
     loop = asyncio.get_running_loop()
     one, gone = Waiter(loop), Waiter(loop)
@@ -159,33 +162,33 @@ async def test_readers_of_the_running_loop_are_woken_at_once():
     for _ in range(2):
         wake([gone, one])
     assert one.future.done()
-    assert await one.future is None
+    await one.future
     assert gone.future.cancelled()
     assert not one.usable
 
 
-async def test_a_waiter_is_woken_from_another_thread():
+async def test_a_waiter_is_woken_from_another_thread() -> None:
     """A second time too, without an error."""
     waiter = Waiter(asyncio.get_running_loop())
     for _ in range(2):
         await asyncio.to_thread(wake, [waiter])
     await turns()
-    assert await waiter.future is None
+    await waiter.future
 
 
-async def test_a_waiter_of_another_loop_is_woken_there(other):
+async def test_a_waiter_of_another_loop_is_woken_there(other: asyncio.AbstractEventLoop) -> None:
     """Not on the loop that runs here."""
     waiter = on(other, lambda: Waiter(other))
     wake([waiter])
 
-    async def wait():
+    async def wait() -> asyncio.AbstractEventLoop | None:
         await waiter.future
         return running_here()
 
     assert asyncio.run_coroutine_threadsafe(wait(), other).result(PATIENCE) is other
 
 
-def test_a_waiter_whose_loop_has_closed_is_passed_over():
+def test_a_waiter_whose_loop_has_closed_is_passed_over() -> None:
     """It is not usable, and waking it is no error."""
     loop = asyncio.new_event_loop()
     waiter = Waiter(loop)
@@ -194,7 +197,7 @@ def test_a_waiter_whose_loop_has_closed_is_passed_over():
     wake([waiter])
 
 
-def test_no_loop_runs_in_a_thread_without_one():
+def test_no_loop_runs_in_a_thread_without_one() -> None:
     """The answer is None."""
     assert running_here() is None
 
@@ -202,7 +205,7 @@ def test_no_loop_runs_in_a_thread_without_one():
 # Watching
 
 
-async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe, loops):
+async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe: Pipe, loops: Loops) -> None:
     """Input may be there of which ZeroMQ's descriptor has shown the beginning to another loop."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=False)
@@ -211,7 +214,7 @@ async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe, loops):
     assert pipe.drained == [(here, b"")]
 
 
-async def test_a_loop_with_a_waiter_watches(pipe, loops):
+async def test_a_loop_with_a_waiter_watches(pipe: Pipe, loops: Loops) -> None:
     """Until its last waiter leaves."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=False)
@@ -229,7 +232,9 @@ async def test_a_loop_with_a_waiter_watches(pipe, loops):
 
 
 @pytest.fixture(params=["readerless", "no-descriptor", "windows"])
-def unable(request, pipe, monkeypatch):
+def unable(
+    request: pytest.FixtureRequest, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Loops, asyncio.Runner]]:
     """A loop that cannot watch a descriptor, because of its kind, of the transport, or of the system."""
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.watch(None if request.param == "no-descriptor" else pipe.reads)
@@ -244,11 +249,13 @@ def unable(request, pipe, monkeypatch):
     assert open_descriptors() == before
 
 
-def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_long(pipe, unable):
+def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_long(
+    pipe: Pipe, unable: tuple[Loops, asyncio.Runner]
+) -> None:
     """It is asked when the loop's first waiter comes, and may stop when the last one has gone."""
     loops, runner = unable
 
-    async def wait_attached():
+    async def wait_attached() -> tuple[int, list[Any], bool]:
         here = asyncio.get_running_loop()
         loops.enter(here, attach=True)
         loops.enter(here, attach=True)
@@ -259,7 +266,9 @@ def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_l
     assert loops.unattended()
 
 
-def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(pipe, unable, other, monkeypatch):
+def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(
+    pipe: Pipe, unable: tuple[Loops, asyncio.Runner], other: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may stop at any moment. The housekeeper reads beside it until the other one's last waiter has gone."""
     loops, runner = unable
     monkeypatch.undo()
@@ -267,7 +276,7 @@ def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(pipe, 
     on(other, lambda: loops.enter(other, attach=True))
     assert not loops.unattended()
 
-    async def wait_in_vain():
+    async def wait_in_vain() -> tuple[bool, bool, bool]:
         here = asyncio.get_running_loop()
         before = loops.unattended()
         loops.enter(here, attach=False)
@@ -281,7 +290,7 @@ def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(pipe, 
     on(other, loops.release)
 
 
-async def test_the_attached_loop_watches_on(pipe, loops):
+async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
     """Without a waiter: the consumer whose handler runs comes back."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=True)
@@ -293,7 +302,7 @@ async def test_the_attached_loop_watches_on(pipe, loops):
     assert pipe.drained[before:] == [(here, b"x")]
 
 
-async def test_attaching_ends_the_watch_of_the_former_loop(loops, other):
+async def test_attaching_ends_the_watch_of_the_former_loop(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """If nobody waits there; its own thread ends it."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, attach=True))
@@ -304,7 +313,7 @@ async def test_attaching_ends_the_watch_of_the_former_loop(loops, other):
     assert (watches(loops, other), watches(loops, here)) == (False, True)
 
 
-async def test_a_former_loop_with_a_waiter_watches_on(loops, other):
+async def test_a_former_loop_with_a_waiter_watches_on(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """Another loop that would do it in its place can stop at any moment."""
     on(other, lambda: loops.enter(other, attach=True))
     loops.enter(asyncio.get_running_loop(), attach=True)
@@ -314,7 +323,9 @@ async def test_a_former_loop_with_a_waiter_watches_on(loops, other):
     assert not watches(loops, other)
 
 
-async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(loops, idle):
+async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(
+    loops: Loops, idle: asyncio.AbstractEventLoop
+) -> None:
     """As after each call of `async_to_sync`."""
     loops.enter(idle, attach=True)
     loops.leave(idle)
@@ -322,7 +333,7 @@ async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(loops, 
     assert not watches(loops, idle)
 
 
-async def test_a_former_loop_that_has_closed_is_forgotten(loops):
+async def test_a_former_loop_that_has_closed_is_forgotten(loops: Loops) -> None:
     """Its duplicate of the descriptor is closed, without a call of the loop."""
     former = asyncio.new_event_loop()
     loops.enter(former, attach=True)
@@ -333,7 +344,7 @@ async def test_a_former_loop_that_has_closed_is_forgotten(loops):
     assert list(loops._watches) == [asyncio.get_running_loop()]
 
 
-async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_error(loops):
+async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_error(loops: Loops) -> None:
     """The descriptor went before it."""
     former = asyncio.new_event_loop()
     loops.enter(former, attach=True)
@@ -343,13 +354,13 @@ async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_
     assert loops.attached is asyncio.get_running_loop()
 
 
-def test_leaving_a_loop_that_never_entered_is_no_error(loops, idle):
+def test_leaving_a_loop_that_never_entered_is_no_error(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
     """It was forgotten meanwhile."""
     loops.leave(idle)
     assert loops.unattended()
 
 
-async def test_without_a_descriptor_nothing_is_watched(pipe):
+async def test_without_a_descriptor_nothing_is_watched(pipe: Pipe) -> None:
     """An embedded layer on an address of its own process has none; waiters count all the same."""
     here = asyncio.get_running_loop()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
@@ -361,7 +372,7 @@ async def test_without_a_descriptor_nothing_is_watched(pipe):
     assert loops._watches == {}
 
 
-async def test_waiting_loops_change_over_to_a_new_descriptor(pipe):
+async def test_waiting_loops_change_over_to_a_new_descriptor(pipe: Pipe) -> None:
     """They read what is there already; a loop that has closed is forgotten."""
     here = asyncio.get_running_loop()
     closed = asyncio.new_event_loop()
@@ -377,7 +388,7 @@ async def test_waiting_loops_change_over_to_a_new_descriptor(pipe):
     loops.release()
 
 
-async def test_a_loop_stops_watching_the_former_descriptor(pipe, loops):
+async def test_a_loop_stops_watching_the_former_descriptor(pipe: Pipe, loops: Loops) -> None:
     """Input there is no business of the new one's."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=False)
@@ -398,7 +409,9 @@ async def test_a_loop_stops_watching_the_former_descriptor(pipe, loops):
         os.close(writes)
 
 
-async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes_nothing(loops, other):
+async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes_nothing(
+    loops: Loops, other: asyncio.AbstractEventLoop
+) -> None:
     """The loop was asked to change over, and is forgotten when it comes to it."""
     on(other, lambda: loops.enter(other, attach=False))
     with loops._lock:
@@ -408,7 +421,7 @@ async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes
     assert not watches(loops, other)
 
 
-async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe, loops):
+async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe: Pipe, loops: Loops) -> None:
     """The loop has a duplicate: its number belongs to no other file until the loop itself closes it."""
     here = asyncio.get_running_loop()
     reads, writes = os.pipe()
@@ -416,7 +429,7 @@ async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe, loops):
     loops.enter(here, attach=False)
     os.close(reads)
     own = loops._watches[here].descriptor
-    assert own != reads
+    assert own not in (None, reads)
     os.fstat(own)
     loops.leave(here)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -427,7 +440,7 @@ async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe, loops):
 # Who reads otherwise
 
 
-def test_without_an_attached_loop_the_housekeeper_reads(loops, idle):
+def test_without_an_attached_loop_the_housekeeper_reads(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
     """A loop that only waits for an answer can end at any moment."""
     assert loops.unattended()
     loops.enter(idle, attach=False)
@@ -435,7 +448,9 @@ def test_without_an_attached_loop_the_housekeeper_reads(loops, idle):
     loops.leave(idle)
 
 
-def test_an_attached_loop_reads_while_it_runs(loops, other, idle):
+def test_an_attached_loop_reads_while_it_runs(
+    loops: Loops, other: asyncio.AbstractEventLoop, idle: asyncio.AbstractEventLoop
+) -> None:
     """A loop that does not run, or is closed, does not."""
     on(other, lambda: loops.enter(other, attach=True))
     assert not loops.unattended()
@@ -445,12 +460,12 @@ def test_an_attached_loop_reads_while_it_runs(loops, other, idle):
     on(other, lambda: None)
 
 
-def test_closed_loops_are_forgotten(loops):
+def test_closed_loops_are_forgotten(loops: Loops) -> None:
     """Attached or waiting; their duplicates of the descriptor are closed."""
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     loops.enter(first, attach=True)
     loops.enter(second, attach=False)
-    own = [loops._watches[loop].descriptor for loop in (first, second)]
+    own = [loops._watches[loop].descriptor or 0 for loop in (first, second)]
     first.close()
     second.close()
     assert loops.unattended()
@@ -460,7 +475,9 @@ def test_closed_loops_are_forgotten(loops):
             os.fstat(descriptor)
 
 
-def test_a_running_loop_drains_soon(pipe, loops, other, idle):
+def test_a_running_loop_drains_soon(
+    pipe: Pipe, loops: Loops, other: asyncio.AbstractEventLoop, idle: asyncio.AbstractEventLoop
+) -> None:
     """One that only waits will do; one that does not run is passed over."""
     assert not loops.drain_soon()
     loops.enter(idle, attach=True)
@@ -475,9 +492,9 @@ def test_a_running_loop_drains_soon(pipe, loops, other, idle):
     on(other, lambda: None)
 
 
-def test_a_loop_that_closes_meanwhile_is_no_error(loops):
+def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
     """Nobody drains there, nobody waits there, and nothing is watched there."""
-    closing = ClosedMeanwhile()
+    closing = cast(asyncio.AbstractEventLoop, ClosedMeanwhile())
     loops.attached = closing
     assert not loops.drain_soon()
     loops._on(closing, lambda loop: None)
@@ -489,7 +506,7 @@ def test_a_loop_that_closes_meanwhile_is_no_error(loops):
 # Before a descriptor is closed
 
 
-async def test_releasing_ends_every_watch(loops, other):
+async def test_releasing_ends_every_watch(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """Here at once, on another loop as soon as it comes to it."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, attach=True))
@@ -500,7 +517,9 @@ async def test_releasing_ends_every_watch(loops, other):
     assert (loops._watches, loops.attached, loops.descriptor) == ({}, None, None)
 
 
-async def test_another_loop_takes_the_lock_before_it_changes_its_watch(pipe, other):
+async def test_another_loop_takes_the_lock_before_it_changes_its_watch(
+    pipe: Pipe, other: asyncio.AbstractEventLoop
+) -> None:
     """The watches belong to the connection."""
     lock = NotingLock()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, lock)
@@ -513,7 +532,7 @@ async def test_another_loop_takes_the_lock_before_it_changes_its_watch(pipe, oth
     assert not watches(loops, other)
 
 
-def test_releasing_forgets_a_loop_that_has_closed(loops):
+def test_releasing_forgets_a_loop_that_has_closed(loops: Loops) -> None:
     """There is nothing to wait for."""
     closed = asyncio.new_event_loop()
     loops.enter(closed, attach=False)
@@ -522,7 +541,7 @@ def test_releasing_forgets_a_loop_that_has_closed(loops):
     assert loops._watches == {}
 
 
-async def test_after_releasing_a_waiter_may_still_leave(loops):
+async def test_after_releasing_a_waiter_may_still_leave(loops: Loops) -> None:
     """Its loop watches nothing any more."""
     here = asyncio.get_running_loop()
     loops.enter(here, attach=False)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,12 +16,13 @@ PATIENCE = 10.0
 class Handler(logging.Handler):
     """Remembers what it was given, and on which thread; `on_line` is code of the application."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.lines, self.threads = [], set()
-        self.on_line = lambda line: None
+        self.lines: list[tuple[int, str]] = []
+        self.threads: set[threading.Thread] = set()
+        self.on_line: Callable[[str], object] = lambda line: None
 
-    def handle(self, record):
+    def handle(self, record: logging.LogRecord) -> bool:
         self.lines.append((record.levelno, record.getMessage()))
         self.threads.add(threading.current_thread())
         self.on_line(record.getMessage())
@@ -28,7 +30,7 @@ class Handler(logging.Handler):
 
 
 @pytest.fixture
-def handler(monkeypatch):
+def handler(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handler]:
     handler = Handler()
     monkeypatch.setattr(reports.logger, "propagate", False)
     reports.logger.addHandler(handler)
@@ -37,19 +39,19 @@ def handler(monkeypatch):
 
 
 @pytest.fixture
-def reporter():
+def reporter() -> Reporter:
     return Reporter()
 
 
-def lines(*texts):
+def lines(*texts: int) -> list[Report]:
     return [Report(logging.WARNING, "line %s", (text,)) for text in texts]
 
 
-def messages(handler):
+def messages(handler: Handler) -> list[str]:
     return [message for _, message in handler.lines]
 
 
-def test_lines_are_written_in_order_on_another_thread(reporter, handler):
+def test_lines_are_written_in_order_on_another_thread(reporter: Reporter, handler: Handler) -> None:
     """With their levels; the thread is a daemon and holds up no exit."""
     reporter.write([*lines(1, 2), Report(logging.ERROR, "plain", ())])
     reporter.flush(PATIENCE)
@@ -59,14 +61,14 @@ def test_lines_are_written_in_order_on_another_thread(reporter, handler):
     assert thread.daemon
 
 
-def test_without_lines_there_is_no_thread(reporter):
+def test_without_lines_there_is_no_thread(reporter: Reporter) -> None:
     """Nothing is to be waited for either."""
     reporter.write([])
     reporter.flush()
     assert reporter._thread is None
 
 
-def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter, handler):
+def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter: Reporter, handler: Handler) -> None:
     """An idle process has none."""
     for text in (1, 2):
         reporter.write(lines(text))
@@ -76,7 +78,7 @@ def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter, h
     assert reporter._thread is None
 
 
-def test_a_slow_handler_holds_up_nobody(reporter, handler):
+def test_a_slow_handler_holds_up_nobody(reporter: Reporter, handler: Handler) -> None:
     """Further lines are written by the same thread once the handler has returned."""
     goes_on = threading.Event()
     handler.on_line = lambda line: goes_on.wait(PATIENCE)
@@ -90,10 +92,10 @@ def test_a_slow_handler_holds_up_nobody(reporter, handler):
     assert len(handler.threads) == 1
 
 
-def test_a_handler_may_report_and_flush(reporter, handler):
+def test_a_handler_may_report_and_flush(reporter: Reporter, handler: Handler) -> None:
     """It may send its record through the layer, which may lose it; it does not wait for itself."""
 
-    def report(line):
+    def report(line: str) -> None:
         if line == "line 1":
             reporter.write(lines(2))
             reporter.flush(PATIENCE)
@@ -105,11 +107,17 @@ def test_a_handler_may_report_and_flush(reporter, handler):
 
 
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_handler_that_raises_does_not_keep_the_next_lines(reporter, handler, monkeypatch, capsys, raises):
+def test_a_handler_that_raises_does_not_keep_the_next_lines(
+    reporter: Reporter,
+    handler: Handler,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raises: bool,
+) -> None:
     """Its error is printed, as `logging.raiseExceptions` asks for."""
     monkeypatch.setattr(logging, "raiseExceptions", raises)
 
-    def fail(line):
+    def fail(line: str) -> None:
         if line == "line 1":
             raise ValueError("odd")
 
@@ -122,10 +130,12 @@ def test_a_handler_that_raises_does_not_keep_the_next_lines(reporter, handler, m
     assert ("ValueError: odd" in capsys.readouterr().err) == raises
 
 
-def test_at_the_end_of_the_interpreter_lines_are_written_at_once(reporter, handler, monkeypatch):
+def test_at_the_end_of_the_interpreter_lines_are_written_at_once(
+    reporter: Reporter, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No thread starts any more."""
 
-    def start(thread):
+    def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", start)
@@ -135,7 +145,7 @@ def test_at_the_end_of_the_interpreter_lines_are_written_at_once(reporter, handl
     assert handler.threads == {threading.current_thread()}
 
 
-def test_a_process_has_one_reporter_until_it_is_forked(handler, monkeypatch):
+def test_a_process_has_one_reporter_until_it_is_forked(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child has none of its parent's threads, and its lock may be held for ever."""
     monkeypatch.setattr(reports, "_reporter", former := Reporter())
     former._lock.acquire()

@@ -39,7 +39,7 @@ def said_after(patch: str) -> str:
         ("patch_select()", "select"),
     ],
 )
-def test_a_process_that_gevent_has_patched_is_refused(patch, modules):
+def test_a_process_that_gevent_has_patched_is_refused(patch: str, modules: str) -> None:
     """The error names the modules; with real gevent, since what it tells about itself is its own affair."""
     said = said_after(patch)
     assert said.startswith(f"gevent: it has monkey-patched {modules}, ")
@@ -47,19 +47,19 @@ def test_a_process_that_gevent_has_patched_is_refused(patch, modules):
 
 
 @pytest.mark.parametrize("patch", ["", "patch_time()"])
-def test_gevent_that_has_patched_nothing_we_need_is_fine(patch):
+def test_gevent_that_has_patched_nothing_we_need_is_fine(patch: str) -> None:
     """Some libraries import gevent without patching anything."""
     assert said_after(patch) == "fine"
 
 
-def test_this_process_is_fine():
+def test_this_process_is_fine() -> None:
     """Neither library is imported for the check."""
     refuse_gevent()
     assert "gevent" not in sys.modules
     assert "eventlet" not in sys.modules
 
 
-def test_a_process_that_eventlet_has_patched_is_refused():
+def test_a_process_that_eventlet_has_patched_is_refused() -> None:
     """It calls threading by another name."""
     patcher = SimpleNamespace(is_monkey_patched={"thread", "socket"}.__contains__)
     with pytest.raises(ConfigurationError, match="monkey-patched threading, socket, so") as caught:

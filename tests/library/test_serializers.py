@@ -5,6 +5,7 @@ import tracemalloc
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import Enum
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -25,11 +26,11 @@ class Colour(Enum):
     RED = 1
 
 
-def there_and_back(name, message):
+def there_and_back(name: str, message: dict[str, Any]) -> dict[str, Any] | None:
     return unpack(named(name), pack(named(name), message))
 
 
-def refusal(name, message):
+def refusal(name: str, message: Any) -> SerializationError:
     with pytest.raises(SerializationError) as caught:
         pack(named(name), message)
     return caught.value
@@ -40,20 +41,22 @@ def refusal(name, message):
     "value",
     [None, True, False, 0, -(2**63), 2**63 - 1, 1.5, "", "\u00e9\u20ac\U0001f600", [], [1, [2]], {}, {"b": {"c": 1}}],
 )
-def test_a_plain_value_comes_back_as_it_was(name, value):
+def test_a_plain_value_comes_back_as_it_was(
+    name: str, value: str | float | list[int | list[int]] | dict[str, dict[str, int]] | None
+) -> None:
     """What Channels asks of a layer."""
     back = there_and_back(name, {"type": "t", "a": value})
     assert back == {"type": "t", "a": value}
     assert type(back["a"]) is type(value)
 
 
-def test_bytes_come_back_as_bytes():
+def test_bytes_come_back_as_bytes() -> None:
     """Of any content."""
     assert there_and_back("msgpack", {"a": bytes(range(256))}) == {"a": bytes(range(256))}
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_tuple_comes_back_as_a_list(name):
+def test_a_tuple_comes_back_as_a_list(name: str) -> None:
     """Neither format knows tuples."""
     assert there_and_back(name, {"a": (1, (2,))}) == {"a": [1, [2]]}
 
@@ -68,13 +71,13 @@ def test_a_tuple_comes_back_as_a_list(name):
         (Decimal("1.10"), "1.10"),
     ],
 )
-def test_msgpack_brings_times_uuids_and_decimals_back_as_text(value, text):
+def test_msgpack_brings_times_uuids_and_decimals_back_as_text(value: UUID | Decimal | time | date, text: str) -> None:
     """Their ISO text, and every digit of a Decimal."""
     assert there_and_back("msgpack", {"a": value}) == {"a": text}
 
 
 @pytest.mark.parametrize("value", [MOMENT, MOMENT.date(), MOMENT.time(), UUID(int=1), Decimal("1.10"), b"x"])
-def test_json_refuses_what_it_has_no_form_for(value):
+def test_json_refuses_what_it_has_no_form_for(value: Any) -> None:
     """The path tells where it stands, the error what it is."""
     error = refusal("json", {"a": {"b": [0, value]}})
     assert error.path == "message['a']['b'][1]"
@@ -83,7 +86,7 @@ def test_json_refuses_what_it_has_no_form_for(value):
 
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("key", [1, None, True, 1.5, (1, 2)])
-def test_a_key_that_is_no_text_is_refused(name, key):
+def test_a_key_that_is_no_text_is_refused(name: str, key: float | tuple[int, int] | None) -> None:
     """Rather than to come back as text, or not at all."""
     error = refusal(name, {"a": [{key: 2}]})
     assert error.path == "message['a'][0]"
@@ -92,21 +95,21 @@ def test_a_key_that_is_no_text_is_refused(name, key):
 
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("value", [{1, 2}, object(), "\ud800", 1j])
-def test_what_no_serializer_can_carry_is_refused(name, value):
+def test_what_no_serializer_can_carry_is_refused(name: str, value: Any) -> None:
     """At `send`, naming the path, and never deep inside a reader."""
     assert refusal(name, {"fine": {"b": [1]}, "a": [0, value]}).path == "message['a'][1]"
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
-def test_a_number_beyond_64_bits_is_refused(number):
+def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
     """By msgpack, which has no room for it."""
     assert refusal("msgpack", {"a": number}).path == "message['a']"
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_message_inside_itself_is_refused(name):
+def test_a_message_inside_itself_is_refused(name: str) -> None:
     """With the layer's own error, not a RecursionError."""
-    message = {}
+    message: dict[str, Any] = {}
     message["a"] = [message]
     problem = refusal(name, message)
     assert "contains itself" in str(problem)
@@ -114,9 +117,9 @@ def test_a_message_inside_itself_is_refused(name):
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_message_that_is_nested_too_deep_is_refused(name):
+def test_a_message_that_is_nested_too_deep_is_refused(name: str) -> None:
     """With the layer's own error."""
-    value = []
+    value: list[Any] = []
     for _ in range(20_000):
         value = [value]
     assert "too deep" in str(refusal(name, {"a": value}))
@@ -124,18 +127,18 @@ def test_a_message_that_is_nested_too_deep_is_refused(name):
 
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("message", [None, "text", [1], 5, b"x"])
-def test_a_message_is_a_dict(name, message):
+def test_a_message_is_a_dict(name: str, message: int | bytes | str | list[int] | None) -> None:
     """The error names the type that it got."""
     error = refusal(name, message)
     assert str(error) == f"message: a message is a dict, not {type(message).__name__}"
 
 
-def test_a_long_value_is_shortened_in_the_error():
+def test_a_long_value_is_shortened_in_the_error() -> None:
     """A log line stays readable."""
     assert len(str(refusal("msgpack", {"a": set(range(1000))}))) < 200
 
 
-def test_a_refusal_is_an_error_of_the_usual_kinds():
+def test_a_refusal_is_an_error_of_the_usual_kinds() -> None:
     """Code that caught what other layers raise goes on to work."""
     error = refusal("msgpack", {"a": object()})
     assert isinstance(error, MessageError)
@@ -159,32 +162,35 @@ def test_a_refusal_is_an_error_of_the_usual_kinds():
         b"\x91" * 100_000,
     ],
 )
-def test_the_bytes_of_a_stranger_give_none(name, payload):
+def test_the_bytes_of_a_stranger_give_none(name: str, payload: bytes) -> None:
     """Whatever they are, no reader ends on them."""
     assert unpack(named(name), payload) is None
 
 
 @pytest.mark.parametrize("name, other", [("msgpack", "json"), ("json", "msgpack")])
-def test_the_bytes_of_another_serializer_give_none(name, other):
+def test_the_bytes_of_another_serializer_give_none(name: str, other: str) -> None:
     """Then the processes are not configured alike."""
     assert unpack(named(other), pack(named(name), {"type": "t", "a": 1})) is None
 
 
-def test_every_reader_decodes_a_copy_of_its_own():
+def test_every_reader_decodes_a_copy_of_its_own() -> None:
     """What one changes, the other does not see."""
     payload = pack(named("msgpack"), {"a": []})
-    unpack(named("msgpack"), payload)["a"].append(1)
+    message = unpack(named("msgpack"), payload)
+    assert message is not None
+    message["a"].append(1)
     assert unpack(named("msgpack"), payload) == {"a": []}
 
 
 @pytest.mark.parametrize("value", [1, "text", b"bytes", None, [1, [2]], {"b": {"c": 1}}])
-def test_readers_of_a_shared_payload_get_messages_of_their_own(value):
+def test_readers_of_a_shared_payload_get_messages_of_their_own(value: Any) -> None:
     """What one changes, at any depth, no other sees, also those who read before."""
     message = {"type": "t", "a": value}
     shared = Shared(pack(named("msgpack"), message))
     readers = [unpack(named("msgpack"), shared) for _ in range(4)]
     assert readers == [message] * 4
     for number, own in enumerate(readers):
+        assert own is not None
         own["type"] = number
         if isinstance(value, list):
             own["a"][1].append(number)
@@ -194,7 +200,7 @@ def test_readers_of_a_shared_payload_get_messages_of_their_own(value):
     assert unpack(named("msgpack"), shared) == message
 
 
-def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer():
+def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer() -> None:
     """Two layers of a process may differ in theirs; what only one of them understands is none for the other."""
     shared = Shared(pack(named("msgpack"), {"a": 1}))
     assert unpack(named("msgpack"), shared) == {"a": 1}
@@ -202,7 +208,7 @@ def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer():
     assert unpack(named("msgpack"), shared) == {"a": 1}
 
 
-def test_a_registered_serializer_is_found_by_its_name(monkeypatch):
+def test_a_registered_serializer_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """And used as the others are."""
     monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
     register("mine", Serializer(lambda message: b"!" + json.dumps(message).encode(), lambda data: json.loads(data[1:])))
@@ -210,7 +216,7 @@ def test_a_registered_serializer_is_found_by_its_name(monkeypatch):
     assert there_and_back("mine", {"a": 1}) == {"a": 1}
 
 
-def test_an_unknown_serializer_is_told_the_known_ones():
+def test_an_unknown_serializer_is_told_the_known_ones() -> None:
     """The error names the setting to change."""
     with pytest.raises(ConfigurationError, match="'pickle' is not registered; known are json, msgpack") as caught:
         named("pickle")
@@ -218,7 +224,7 @@ def test_an_unknown_serializer_is_told_the_known_ones():
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_the_reserved_key_is_refused(name):
+def test_the_reserved_key_is_refused(name: str) -> None:
     """Other layers refuse it too, so a message that passes here passes there."""
     error = refusal(name, {"type": "t", "__asgi_channel__": "a"})
     assert error.path == "message['__asgi_channel__']"
@@ -231,7 +237,7 @@ class Tagged(bytes):
 
 
 @pytest.mark.parametrize("kind", [Tagged, bytearray, memoryview])
-def test_what_a_serializer_returns_becomes_exact_bytes(kind):
+def test_what_a_serializer_returns_becomes_exact_bytes(kind: type[bytearray | memoryview | Tagged]) -> None:
     """Nothing it still holds can change the message later."""
     payload = pack(Serializer(lambda message: kind(b"{}"), json.loads), {"a": 1})
     assert payload == b"{}"
@@ -239,7 +245,7 @@ def test_what_a_serializer_returns_becomes_exact_bytes(kind):
 
 
 @pytest.mark.parametrize("result", [None, "{}", 5, [1]])
-def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch, result):
+def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
     """The message is fine then; whoever reads the error has to look at the serializer."""
     monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
     register("mine", Serializer(lambda message: result, json.loads))
@@ -251,7 +257,7 @@ def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch, result):
     ("kind", "payload"),
     [("msgpack", b"\x81\xa1a" + b"\x91" * MEBIBYTE), ("json", b'{"a":' + b"[" * MEBIBYTE)],
 )
-def test_a_message_that_is_nested_too_deeply_is_dropped(kind, payload):
+def test_a_message_that_is_nested_too_deeply_is_dropped(kind: str, payload: bytes) -> None:
     """It neither ends the process nor raises in a consumer."""
     assert unpack(named(kind), payload) is None
 
@@ -263,7 +269,7 @@ def test_a_message_that_is_nested_too_deeply_is_dropped(kind, payload):
         ("json", b'{"a":[{}' + b",{}" * (MEBIBYTE // 3 - 4) + b"]}"),
     ],
 )
-def test_a_message_takes_a_bounded_multiple_of_its_size(kind, payload):
+def test_a_message_takes_a_bounded_multiple_of_its_size(kind: str, payload: bytes) -> None:
     """Empty maps are the worst case: 64 bytes for one, and 8 for the list that holds it."""
     tracemalloc.start()
     try:

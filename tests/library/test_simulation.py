@@ -5,10 +5,16 @@ happens in it. `SIMULATION_WITHOUT=freeze,stall_push` leaves out faults, to find
 """
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from simulated_ledger import Member
+from simulated_process import Process
 from simulated_schedule import Schedule
 from simulation import Simulation, address
+
+from channels_zmq.transports.discovery import Forwarder
 
 SEEDS = 20
 """As many as fit into a few seconds."""
@@ -20,7 +26,7 @@ TOPICS = tuple(f"topic{number}" for number in range(8))
 """So many that each of two forwarders is the home of some."""
 
 
-def run_random(monkeypatch, seed):
+def run_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     schedule = Schedule(monkeypatch, seed, print if REPLAY else None, without=WITHOUT)
     try:
         schedule.go()
@@ -29,14 +35,14 @@ def run_random(monkeypatch, seed):
 
 
 @pytest.mark.parametrize("seed", [int(REPLAY)] if REPLAY else range(SEEDS))
-def test_a_random_schedule_keeps_all_promises(monkeypatch, seed):
+def test_a_random_schedule_keeps_all_promises(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Whatever happens to forwarders and connections, nothing is doubled, overtaken, or lost without being counted."""
     run_random(monkeypatch, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SEEDS, SEEDS + MANY, 50))
-def test_many_random_schedules_keep_all_promises(monkeypatch, first):
+def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
     """The same with many more seeds; the one that fails is named."""
     for seed in range(first, first + 50):
         try:
@@ -48,7 +54,7 @@ def test_many_random_schedules_keep_all_promises(monkeypatch, first):
 
 
 @pytest.fixture
-def simulation(monkeypatch):
+def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
     """A simulation without faults of its own, and with one forwarder."""
     simulation = Simulation(monkeypatch, seed=1)
     simulation.network.delays = (0.001, 0.002)
@@ -58,7 +64,9 @@ def simulation(monkeypatch):
     simulation.close()
 
 
-def sender_and_receiver(simulation, *forwarders, **settings):
+def sender_and_receiver(
+    simulation: Simulation, *forwarders: Forwarder, **settings: Any
+) -> tuple[Process, list[Member]]:
     """Return a process that sends, and the memberships of one that receives, in all groups."""
     sender = simulation.start_process(forwarders, is_steady=True, **settings)
     receiver = simulation.start_process(forwarders, is_steady=True)
@@ -67,11 +75,11 @@ def sender_and_receiver(simulation, *forwarders, **settings):
     return sender, members
 
 
-def lost(simulation, members):
+def lost(simulation: Simulation, members: list[Member]) -> list[Any]:
     return [message.order for member in members for message in simulation.ledger.lost(member)]
 
 
-def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation):
+def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Simulation) -> None:
     """A silent topic got a new home while its last message was under way: the newer message overtook that one."""
     sender, members = sender_and_receiver(simulation, A, B)
     (line,) = sender.lines("pull")
@@ -86,7 +94,7 @@ def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation):
     assert lost(simulation, members) == []
 
 
-def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation):
+def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Simulation) -> None:
     """A topic of which only a held message was known got a new home as soon as a second forwarder was there."""
     sender, members = sender_and_receiver(simulation, A, B, window=20)
     (line,) = sender.lines("pull")
@@ -103,7 +111,7 @@ def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation):
     assert lost(simulation, members) == []
 
 
-def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulation):
+def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulation: Simulation) -> None:
     """A message that had arrived before a join was delivered after it, to the new member too."""
     simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
@@ -130,7 +138,7 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
     assert all(member.joined is not None for member in late)
 
 
-def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends(simulation):
+def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
     """A forwarder that drained dropped jobs without a count if their client was cut off."""
     forwarder = simulation.forwarders[A]
     sender, _ = sender_and_receiver(simulation, A)
@@ -151,7 +159,7 @@ def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends
     assert forwarder.exchange.drops["lost_delivery"] == 1
 
 
-def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder_ends(simulation):
+def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
     """A forwarder whose time was over did not count what it had returned without an answer, and returned more."""
     forwarder = simulation.forwarders[A]
     sender, _ = sender_and_receiver(simulation, A)
@@ -169,7 +177,7 @@ def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder
     assert forwarder.exchange.drops["lost_delivery"] == len(jobs)
 
 
-def test_a_client_with_a_short_list_learns_of_a_forwarder_that_comes(simulation):
+def test_a_client_with_a_short_list_learns_of_a_forwarder_that_comes(simulation: Simulation) -> None:
     """Others listed a forwarder before they knew its instance, and welcomes were not repeated when they did."""
     short = simulation.start_process([A], is_steady=True)
     simulation.start_process([A, B], delays=(0.2, 0.3))
@@ -179,7 +187,7 @@ def test_a_client_with_a_short_list_learns_of_a_forwarder_that_comes(simulation)
     assert short.client.inbox in forwarder.exchange.clients
 
 
-def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stands_still(simulation):
+def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stands_still(simulation: Simulation) -> None:
     """The system of a frozen forwarder accepts a first connection, and `group_add` waited until it timed out."""
     simulation.start_forwarder(B)
     simulation.run(2.0)
@@ -190,7 +198,7 @@ def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stand
     assert member.joined is not None
 
 
-def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation):
+def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation: Simulation) -> None:
     """The answer to an echo by a PUSH that was lost meanwhile let the link go up for ever without a PUSH."""
     process = simulation.start_process([A])
     member = simulation.join(process, TOPICS[0], "reader")
@@ -211,7 +219,7 @@ def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation):
     assert lost(simulation, [member]) == []
 
 
-def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_of_it(simulation):
+def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_of_it(simulation: Simulation) -> None:
     """A client that knows it sends by it at once; the others learn of it a moment later and miss the first messages."""
     simulation.start_forwarder(B)
     receiver = simulation.start_process([A], is_steady=True)
@@ -226,7 +234,7 @@ def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_o
     assert lost(simulation, members) == []
 
 
-def test_a_message_that_is_sent_again_reaches_who_joined_a_moment_before(simulation):
+def test_a_message_that_is_sent_again_reaches_who_joined_a_moment_before(simulation: Simulation) -> None:
     """Its age was counted from the first message before the same marker, which was older than the join."""
     process = simulation.start_process([A])
     simulation.run(2.0)
@@ -243,7 +251,7 @@ def test_a_message_that_is_sent_again_reaches_who_joined_a_moment_before(simulat
     assert lost(simulation, [member]) == []
 
 
-def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_beginning(simulation):
+def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_beginning(simulation: Simulation) -> None:
     """What a process that has not read for a while finds at the first of two links turns the rest into a repetition."""
     forwarder = simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)

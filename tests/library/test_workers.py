@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from multiprocessing import util
 from types import SimpleNamespace
 
 import pytest
@@ -11,30 +13,32 @@ from channels_zmq import workers
 
 
 @pytest.fixture(autouse=True)
-def finalizers(monkeypatch):
+def finalizers(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """Return the callbacks of the finalizers that a test registers, instead of registering them."""
-    found = []
+    found: list[Callable[[], None]] = []
     monkeypatch.setattr(workers, "_registered", {})
-    monkeypatch.setattr(workers.util, "Finalize", lambda owner, callback, exitpriority: found.append(callback))
+    monkeypatch.setattr(util, "Finalize", lambda owner, callback, exitpriority: found.append(callback))
     monkeypatch.delitem(sys.modules, "celery.signals", raising=False)
     return found
 
 
 @pytest.fixture
-def shutdown(monkeypatch):
+def shutdown(monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
     """Import Celery's signals now, and return the one that a process of its pool sends before it ends."""
     signal = Signal(name="worker_process_shutdown", providing_args={"pid", "exitcode"})
     monkeypatch.setitem(sys.modules, "celery.signals", SimpleNamespace(worker_process_shutdown=signal))
     return lambda: signal.send(sender=None, pid=os.getpid(), exitcode=0)
 
 
-def callback(calls):
+def callback(calls: list[str]) -> Callable[[], None]:
     return lambda: calls.append("called")
 
 
-def test_a_process_registers_a_callback_once(finalizers, shutdown):
+def test_a_process_registers_a_callback_once(
+    finalizers: list[Callable[[], None]], shutdown: Callable[[], object]
+) -> None:
     """However often it is asked to: one finalizer, and one call at the signal."""
-    calls = []
+    calls: list[str] = []
     one = callback(calls)
     for _ in range(3):
         workers.on_worker_exit(one)
@@ -43,16 +47,16 @@ def test_a_process_registers_a_callback_once(finalizers, shutdown):
     assert calls == ["called"]
 
 
-def test_without_celery_there_is_only_a_finalizer(finalizers):
+def test_without_celery_there_is_only_a_finalizer(finalizers: list[Callable[[], None]]) -> None:
     """And nothing imports Celery."""
     workers.on_worker_exit(one := callback([]))
     assert finalizers == [one]
     assert "celery.signals" not in sys.modules
 
 
-def test_celery_may_be_imported_later(finalizers, request):
+def test_celery_may_be_imported_later(finalizers: list[Callable[[], None]], request: pytest.FixtureRequest) -> None:
     """The next call connects the signal, and registers no second finalizer."""
-    calls = []
+    calls: list[str] = []
     workers.on_worker_exit(one := callback(calls))
     shutdown = request.getfixturevalue("shutdown")
     workers.on_worker_exit(one)
@@ -61,9 +65,13 @@ def test_celery_may_be_imported_later(finalizers, request):
     assert finalizers == [one]
 
 
-def test_a_child_runs_only_what_it_has_registered_itself(finalizers, shutdown, monkeypatch):
+def test_a_child_runs_only_what_it_has_registered_itself(
+    finalizers: list[Callable[[], None]],
+    shutdown: Callable[[], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It inherits the receiver of the signal, but has neither the parent's connections nor its finalizers."""
-    calls = []
+    calls: list[str] = []
     workers.on_worker_exit(one := callback(calls))
     monkeypatch.setattr(os, "getpid", lambda: -1)
     shutdown()

@@ -10,7 +10,7 @@ import copy
 import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from channels_zmq_operator.cluster import ClusterError
 from channels_zmq_operator.known import layer_of, pod_layer
@@ -20,6 +20,7 @@ from channels_zmq_operator.reconcile import PRUNED, Reconciler
 
 Name = tuple[str, str, str]
 """Kind, namespace and name."""
+Answer = TypeVar("Answer")
 Request = tuple[str, str, str]
 """Verb, kind (with its subresource) and name."""
 Refusal = Callable[[Request], ClusterError | None]
@@ -114,7 +115,7 @@ class FakeCluster:
     async def serves(self, kind: str) -> bool:
         return await self._served(("serves", kind, ""), lambda: kind in self.served)
 
-    async def _served(self, request: Request, act: Callable[[], Any]) -> Any:
+    async def _served(self, request: Request, act: Callable[[], Answer]) -> Answer:
         await asyncio.sleep(0)
         self.log.append(request)
         dies = self.kill_at == len(self.log)

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, TypeVarTuple
+
+Arguments = TypeVarTuple("Arguments")
 
 
 class ReaderlessLoop(asyncio.SelectorEventLoop):
     """A loop that watches no descriptor for anybody else, as that of Windows (`ProactorEventLoop`)."""
 
-    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> NoReturn:
+    def add_reader(self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
         raise NotImplementedError
 
-    def remove_reader(self, fd: Any) -> NoReturn:
+    def remove_reader(self, fd: Any) -> bool:
         raise NotImplementedError
 
 

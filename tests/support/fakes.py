@@ -1,15 +1,18 @@
 """Stand-ins that a test moves by hand: time, and a reader that waits."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from channels_zmq.names import OwnNames
 
 
 class Clock:
     """A clock that stands still until a test moves it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> Any:
         return self.now
 
 
@@ -20,8 +23,11 @@ class Reader:
     usable: bool = True
 
 
-class AnyName:
+class AnyName(OwnNames):
     """Takes every name for one that this process has made."""
+
+    def __init__(self) -> None:
+        super().__init__(b"")
 
     def __contains__(self, name: str) -> bool:
         return True

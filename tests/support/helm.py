@@ -29,7 +29,7 @@ class RenderError(Exception):
 def helms() -> dict[str, str]:
     """Return the paths of the Helms that are found, by their major version."""
     home = Path(os.environ.get("CLUSTER_HOME") or Path.home() / ".cache" / "channels-zmq-cluster") / "bin"
-    found = {}
+    found: dict[str, str] = {}
     for name in ("helm", "helm3"):
         path = shutil.which(name) or shutil.which(name, path=home)
         if path:

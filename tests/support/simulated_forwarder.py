@@ -1,7 +1,13 @@
 """A forwarder of a simulation: the real exchange, driven as `server` and `pump` drive it, behind simulated ports."""
 
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
+from simulated_network import Line, Network
+from simulated_time import World
+
+from channels_zmq.transports.discovery import Forwarder as Addresses
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.inboxes import Inboxes, Verdict
@@ -15,6 +21,11 @@ FRAMES_A_TURN = 50
 _OF_INBOXES = {layout.kind for layout in wire.UPSTREAM_LAYOUTS}
 
 
+def _descriptor(line: Line) -> int:
+    """A line stands for the descriptor of its connection: it is compared and hashed."""
+    return cast(int, line)
+
+
 class Forwarder:
     """One run of a forwarder.
 
@@ -25,35 +36,37 @@ class Forwarder:
         instance: 8 bytes that no other run has.
     """
 
-    def __init__(self, world, network, addresses, instance):
+    def __init__(self, world: World, network: Network, addresses: Sequence[Addresses], instance: bytes) -> None:
         self.world, self.network, self.addresses = world, network, addresses
         self.exchange = Exchange(instance, clock=world)
         self.is_alive, self.is_frozen, self.is_ending = True, False, False
-        self.serves_since = None
-        self.on_thaw = []
-        self.returned = []
+        self.serves_since: float | None = None
+        self.on_thaw: list[Callable[[], None]] = []
+        self.returned: list[bytes] = []
         self._freezes = 0
-        self.lines = []
+        self.lines: list[Line] = []
         self._begun = world.now
-        self._pull, self._up = {}, deque()
-        self._subscribers, self._turn_is_due = {}, False
-        self._topics = Counter()
+        self._pull: dict[Line, deque[bytes]] = {}
+        self._up: deque[tuple[Line, bytes | None]] = deque()
+        self._subscribers: dict[bytes, dict[Line, None]] = {}
+        self._turn_is_due = False
+        self._topics: Counter[bytes] = Counter()
         self._inboxes = Inboxes()
         for _, pub in addresses:
             network.listen(pub, self)
         world.after(BEAT, self._beat)
 
     @property
-    def is_well(self):
+    def is_well(self) -> bool:
         """Whether it serves, and goes on to."""
         return self.is_alive and self.serves_since is not None and not (self.is_frozen or self.is_ending)
 
     # Connections
 
-    def accepted(self, line):
+    def accepted(self, line: Line) -> None:
         self.lines.append(line)
 
-    def arrived(self, line, frame):
+    def arrived(self, line: Line, frame: bytes) -> None:
         if not self.is_alive:
             self.network.lost(frame)
             return
@@ -63,7 +76,7 @@ class Forwarder:
             self._up.append((line, frame))
         self._turn_soon()
 
-    def closed(self, line):
+    def closed(self, line: Line) -> None:
         """Notice the end of a connection; what has arrived by it is read before."""
         if self.is_alive and line.port == "pub":
             self._up.append((line, None))
@@ -72,12 +85,12 @@ class Forwarder:
 
     # Turns
 
-    def _turn_soon(self):
+    def _turn_soon(self) -> None:
         if not (self._turn_is_due or self.is_frozen) and self.is_alive:
             self._turn_is_due = True
             self.world.after(self.world.random.uniform(0, 0.001), self._turn)
 
-    def _turn(self):
+    def _turn(self) -> None:
         self._turn_is_due = False
         if self.is_frozen or not self.is_alive:
             return
@@ -88,7 +101,7 @@ class Forwarder:
             self._turn_soon()
         self._notice_end()
 
-    def _read_producers(self):
+    def _read_producers(self) -> None:
         exchange, choose = self.exchange, self.world.random.choice
         for _ in range(FRAMES_A_TURN):
             if not self._pull:
@@ -103,12 +116,12 @@ class Forwarder:
             else:
                 self._publish(exchange.inbound(frame))
 
-    def _take_up(self, line, frame):
+    def _take_up(self, line: Line, frame: bytes | None) -> None:
         """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""
         if frame is None:
             for topic in sorted(line.topics):
                 self._unsubscribe(line, topic)
-            self._inboxes.gone(line)
+            self._inboxes.gone(_descriptor(line))
         elif frame[:1] == wire.SUBSCRIBE:
             self._subscribe(line, frame[1:])
         elif frame[:1] == wire.UNSUBSCRIBE:
@@ -116,37 +129,39 @@ class Forwarder:
                 self._unsubscribe(line, frame[1:])
         elif frame[:1] == wire.CLAIM_BYTE:
             claim = wire.CLAIM.decode(frame)
-            if self._inboxes.claim(claim, line, b"").subscribes:
+            claimed = self._inboxes.claim(claim, _descriptor(line), b"")
+            assert claimed is not None
+            if claimed.subscribes:
                 self._publish(self.exchange.upstream(wire.subscription(wire.inbox_topic(claim.inbox))))
-        elif frame[0] in _OF_INBOXES and not self._inboxes.may_use(frame, line):
+        elif frame[0] in _OF_INBOXES and not self._inboxes.may_use(frame, _descriptor(line)):
             self.exchange.drops["foreign_inbox"] += 1
         else:
             self._publish(self.exchange.upstream(frame))
 
-    def _subscribe(self, line, topic):
+    def _subscribe(self, line: Line, topic: bytes) -> None:
         if topic not in line.topics:
             line.topics.add(topic)
             self._subscribers.setdefault(topic, {})[line] = None
             inbox = wire.inbox_of(topic)
-            counts = not inbox or self._inboxes.subscribe(inbox, line, b"") is Verdict.COUNTS
+            counts = not inbox or self._inboxes.subscribe(inbox, _descriptor(line), b"") is Verdict.COUNTS
             if counts and len(self._subscribers[topic]) == 1:
                 self._publish(self.exchange.upstream(wire.subscription(topic)))
 
-    def _unsubscribe(self, line, topic):
+    def _unsubscribe(self, line: Line, topic: bytes) -> None:
         line.topics.discard(topic)
         del self._subscribers[topic][line]
         if not self._subscribers[topic]:
             del self._subscribers[topic]
             self._publish(self.exchange.upstream(wire.unsubscription(topic)))
 
-    def _publish(self, frames):
+    def _publish(self, frames: Iterable[bytes]) -> None:
         for frame in frames:
             if wire.sub_kind(frame) == wire.RETURNED.kind:
                 self.returned.append(frame)
             for line in self._subscribers.get(frame[: frame.find(b"\0", 1) + 1], ()):
                 line.down.send(frame)
 
-    def _beat(self):
+    def _beat(self) -> None:
         if not self.is_alive:
             return
         if not self.is_frozen:
@@ -158,7 +173,7 @@ class Forwarder:
             self._notice_end()
         self.world.after(BEAT, self._beat)
 
-    def _settle(self):
+    def _settle(self) -> None:
         waited = self.world.now - self._begun
         at_most = BESIDE_OTHERS if self.exchange.directory.serves else SETTLE_AT_MOST
         is_back = len(self.exchange.clients) >= self.exchange.peers_expected
@@ -170,7 +185,7 @@ class Forwarder:
 
     # The end
 
-    def drain(self):
+    def drain(self) -> None:
         if self.is_ending:
             return
         self.is_ending = True
@@ -180,11 +195,11 @@ class Forwarder:
             self._publish(self.exchange.drain(self.world.now + DRAIN_AT_MOST))
             self._notice_end()
 
-    def _notice_end(self):
+    def _notice_end(self) -> None:
         if self.is_alive and self.is_ending and self.exchange.is_drained:
             self._end()
 
-    def _end(self):
+    def _end(self) -> None:
         """Close the sockets; what was published still arrives."""
         self.exchange.end()
         self._die()
@@ -192,13 +207,13 @@ class Forwarder:
             line.up.cut(0)
             line.down.at_end(line.near_notices)
 
-    def kill(self):
+    def kill(self) -> None:
         """End at once: what was under way is lost."""
         self._die()
         for line in self.lines:
             line.cut(self.world.random.uniform(0.0005, 0.03), None)
 
-    def _die(self):
+    def _die(self) -> None:
         self.is_alive = False
         for pull, pub in self.addresses:
             self.network.stop_listening(pull)
@@ -207,14 +222,14 @@ class Forwarder:
         for action in thawing:
             self.world.after(0.001, action)
 
-    def frames_inside(self):
+    def frames_inside(self) -> list[bytes]:
         """Return what has arrived and was not taken yet."""
         return [
             *(frame for frames in self._pull.values() for frame in frames),
             *(frame for _, frame in self._up if frame),
         ]
 
-    def freeze(self, seconds):
+    def freeze(self, seconds: float) -> None:
         """Stand still; what was published still arrives, and after a while subscribers notice."""
         self.is_frozen = True
         self._freezes += 1
@@ -224,13 +239,13 @@ class Forwarder:
                 heartbeat = self.world.random.uniform(*HEARTBEATS)
                 self.world.after(heartbeat, self._missed_heartbeat, line, self._freezes)
 
-    def _missed_heartbeat(self, line, freeze):
+    def _missed_heartbeat(self, line: Line, freeze: int) -> None:
         if self.is_frozen and self._freezes == freeze and self.is_alive and line.is_open:
             line.up.cut(self.world.random.randint(0, len(line.up.under_way)))
             line.near_notices()
             self.on_thaw.append(line.far_notices)
 
-    def thaw(self):
+    def thaw(self) -> None:
         if not self.is_frozen:
             return
         self.is_frozen = False

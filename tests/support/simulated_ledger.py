@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from simulated_network import ID_SIZE
+from simulated_process import Process
+from simulated_time import World
 
 from channels_zmq_forwarder import wire
 
@@ -16,18 +18,18 @@ class Message:
     """A message that was sent; `order` is its place among those of its sender on its topic."""
 
     number: int
-    sender: object
-    topic: object
+    sender: Process
+    topic: bytes | str
     published: float
     order: int
     is_accepted: bool = True
     is_confirmed: bool = False
-    read_by: list = field(default_factory=list)
-    unknown_to: set = field(default_factory=set)
+    read_by: list[tuple[Process, str]] = field(default_factory=list)
+    unknown_to: set[Process] = field(default_factory=set)
     """Steady processes that had no link yet to a forwarder by which it was sent."""
 
     @property
-    def payload(self):
+    def payload(self) -> bytes:
         return self.number.to_bytes(ID_SIZE)
 
 
@@ -35,9 +37,9 @@ class Message:
 class Member:
     """A channel in a group: when `group_add` was called and had returned, and when it left."""
 
-    process: object
+    process: Process
     channel: str
-    topic: object
+    topic: wire.Topic
     called: float
     is_first: bool
     """Whether no other channel of the process belonged to the group."""
@@ -52,29 +54,29 @@ class Ledger:
         world: The time.
     """
 
-    def __init__(self, world):
+    def __init__(self, world: World) -> None:
         self.world = world
-        self.messages = []
-        self.members = []
+        self.messages: list[Message] = []
+        self.members: list[Member] = []
         self.flushed = -1.0
         """When the last flush was called that has returned."""
-        self.excused = set()
+        self.excused: set[int] = set()
         """Jobs of which nothing is known any more, and need not be: they died with a process, or on the way back."""
-        self._orders = Counter()
-        self._last = {}
-        self.arrived = defaultdict(list)
+        self._orders: Counter[tuple[Process, bytes | str]] = Counter()
+        self._last: dict[tuple[tuple[Process, str], Process, bytes | str], int] = {}
+        self.arrived: defaultdict[tuple[Process, bytes | str, Process], list[int]] = defaultdict(list)
         """What each process got: orders by the process, the topic and the sender."""
 
-    def new(self, sender, topic):
+    def new(self, sender: Process, topic: str | bytes) -> Message:
         self._orders[sender, topic] += 1
         message = Message(len(self.messages), sender, topic, self.world.now, self._orders[sender, topic])
         self.messages.append(message)
         return message
 
-    def of(self, payload):
+    def of(self, payload: bytes) -> Message:
         return self.messages[int.from_bytes(payload[-ID_SIZE:])]
 
-    def member(self, process, channel, topic):
+    def member(self, process: Process, channel: str, topic: wire.Topic) -> Member:
         is_first = topic not in process.client.memberships.groups
         member = Member(process, channel, topic, self.world.now, is_first)
         self.members.append(member)
@@ -82,11 +84,11 @@ class Ledger:
 
     # What is checked as it happens
 
-    def received(self, process, channel, payload, member=None):
+    def received(self, process: Process, channel: str, payload: bytes, member: Member | None = None) -> None:
         """Check a group or direct message that a consumer has got."""
         message = self.of(bytes(payload))
         receiver = process, channel
-        what = f"message {message.number} of {message.sender.number} on {message.topic} to {channel}"
+        what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
         assert receiver not in message.read_by, f"twice: {what}"
         message.read_by.append(receiver)
         last = self._last.get((receiver, message.sender, message.topic), 0)
@@ -100,7 +102,7 @@ class Ledger:
             self._check_old(process, member, message, what)
 
     @staticmethod
-    def _is_early(process, message, member):
+    def _is_early(process: Process, message: Message, member: Member | None) -> bool:
         """Return whether a message says nothing about gaps: it is older than a join, or came before that had returned.
 
         Of several members of a process only the one that has been there from the beginning counts.
@@ -112,7 +114,7 @@ class Ledger:
         arrival, _ = process.read[message.payload][0]
         return arrival < member.joined or message.published < member.called
 
-    def _check_old(self, process, member, message, what):
+    def _check_old(self, process: Process, member: Member, message: Message, what: str) -> None:
         """Check a message from before a join: it was on its way, and its age says nothing else."""
         if message.sender is process:
             assert not member.is_first, f"an own message of before the join: {what}"
@@ -123,7 +125,7 @@ class Ledger:
                 return
         raise AssertionError(f"of before the join: {what}")
 
-    def took_job(self, process, payload):
+    def took_job(self, process: Process, payload: bytes) -> None:
         """Check a job that a reader has got."""
         message = self.of(bytes(payload))
         assert not message.read_by, f"a job is read twice: {message.number} of {message.sender.number}"
@@ -131,7 +133,7 @@ class Ledger:
 
     # What is checked in the end
 
-    def lost(self, member):
+    def lost(self, member: Member) -> list[Message]:
         """Return the messages that a member should have got and has not."""
         receiver = member.process, member.channel
         return [
@@ -145,9 +147,9 @@ class Ledger:
             and receiver not in message.read_by
         ]
 
-    def missed(self, process):
+    def missed(self, process: Process) -> int:
         """Return how many messages are missing between those that a process got, over all runs."""
-        orders = defaultdict(set)
+        orders: defaultdict[tuple[bytes | str, Process], set[int]] = defaultdict(set)
         for message in self.messages:
             if message.is_accepted:
                 orders[message.topic, message.sender].add(message.order)

@@ -6,10 +6,17 @@ and subscribes again when it is used next; a PUSH connects once. The library's o
 """
 
 from collections import Counter, deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import zmq
+from simulated_time import World
 
 from channels_zmq_forwarder import wire
+
+if TYPE_CHECKING:
+    from simulated_forwarder import Forwarder
+    from simulated_process import Process
 
 RETRY = 0.1
 """Seconds between two attempts of an XSUB to connect."""
@@ -32,15 +39,17 @@ class Way:
         lost: Called with each frame that does not.
     """
 
-    def __init__(self, world, delays, arrived, lost):
+    def __init__(
+        self, world: World, delays: tuple[float, float], arrived: Callable[[bytes], None], lost: Callable[[bytes], None]
+    ) -> None:
         self._world, self._delays, self._arrived, self._lost = world, delays, arrived, lost
-        self.under_way = deque()
+        self.under_way: deque[tuple[float, bytes]] = deque()
         self.is_cut = self.is_closed = False
         self._last = self._stalled_until = 0.0
         self._is_due = False
-        self._at_end = None
+        self._at_end: Callable[[], None] | None = None
 
-    def send(self, frame):
+    def send(self, frame: bytes) -> None:
         if self.is_cut:
             self._lost(frame)
             return
@@ -48,36 +57,36 @@ class Way:
         self.under_way.append((self._last, frame))
         self._arrange()
 
-    def stall(self, seconds):
+    def stall(self, seconds: float) -> None:
         self._stalled_until = max(self._stalled_until, self._world.now + seconds)
 
     @property
-    def stalled_for(self):
+    def stalled_for(self) -> float:
         return max(0.0, self._stalled_until - self._world.now)
 
-    def cut(self, kept):
+    def cut(self, kept: int) -> None:
         """Lose what is under way, but for the first frames, which may still arrive."""
         self.is_cut = True
         while len(self.under_way) > kept:
             self._lost(self.under_way.pop()[1])
 
-    def close(self):
+    def close(self) -> None:
         """Let nothing arrive any more: its far end has noticed the cut."""
         self.is_closed = True
         self.cut(0)
 
-    def at_end(self, action):
+    def at_end(self, action: Callable[[], None]) -> None:
         """Call once everything that is under way has arrived; nothing follows."""
         self.is_cut, self._at_end = True, action
         self._arrange()
 
-    def _arrange(self):
+    def _arrange(self) -> None:
         if not self._is_due and (self.under_way or self._at_end):
             at = self.under_way[0][0] if self.under_way else self._world.now + self._delays[0]
             self._is_due = True
             self._world.after(max(0.0, at - self._world.now, self._stalled_until - self._world.now), self._arrive)
 
-    def _arrive(self):
+    def _arrive(self) -> None:
         self._is_due, now = False, self._world.now
         if now >= self._stalled_until:
             while self.under_way and self.under_way[0][0] <= now:
@@ -97,10 +106,10 @@ class Line:
         forwarder: Accepts it at one of its ports.
     """
 
-    def __init__(self, world, socket, forwarder):
+    def __init__(self, world: World, socket: "_Socket", forwarder: "Forwarder") -> None:
         self._world, self.socket, self.forwarder = world, socket, forwarder
         self.port = socket.port
-        self.topics = set()
+        self.topics: set[bytes] = set()
         self.is_open = True
         """Whether the client takes it for open."""
         self.is_known = True
@@ -110,11 +119,11 @@ class Line:
         self.up = Way(world, delays, lambda frame: forwarder.arrived(self, frame), lost)
         self.down = Way(world, delays, socket.arrived, lost)
 
-    def stall(self, seconds):
+    def stall(self, seconds: float) -> None:
         self.up.stall(seconds)
         self.down.stall(seconds)
 
-    def cut(self, near_after, far_after):
+    def cut(self, near_after: float | None, far_after: float | None) -> None:
         """Cut it; each end notices later, and may read until then what has come so far."""
         choose = self._world.random.randint
         self.up.cut(choose(0, len(self.up.under_way)))
@@ -124,7 +133,7 @@ class Line:
         if far_after is not None:
             self._world.after(far_after, self.far_notices)
 
-    def close(self, *, discards):
+    def close(self, *, discards: bool) -> None:
         """Close it from the client's end: what it has sent arrives before the forwarder notices, or a part of it."""
         self.is_open = False
         self.down.close()
@@ -132,13 +141,13 @@ class Line:
             self.up.cut(self._world.random.randint(0, len(self.up.under_way)))
         self.up.at_end(self.far_notices)
 
-    def near_notices(self):
+    def near_notices(self) -> None:
         if self.is_open:
             self.is_open = False
             self.down.close()
             self.socket.disconnected()
 
-    def far_notices(self):
+    def far_notices(self) -> None:
         if self.is_known:
             self.is_known = False
             self.up.close()
@@ -148,79 +157,89 @@ class Line:
 class Monitor:
     """Reports events of a socket to the housekeeper of its process."""
 
-    def __init__(self, process):
-        self._process, self.events, self.closed = process, deque(), False
+    def __init__(self, process: "Process") -> None:
+        self._process, self.closed = process, False
+        self.events: deque[zmq.Event] = deque()
 
-    def report(self, event):
+    def report(self, event: zmq.Event) -> None:
         if not self.closed:
             self.events.append(event)
             self._process.look_at_monitors()
 
-    def close(self, linger):
+    def close(self, linger: int) -> None:
         self.closed = True
 
 
 class _Socket:
-    failure = None
+    port: Literal["pub", "pull"]
+    failure: zmq.Event
+    monitor: Monitor
 
-    def __init__(self, network, process):
+    def __init__(self, network: "Network", process: "Process") -> None:
         self.network, self.process = network, process
-        self.line, self.address, self.is_closed = None, "", False
-        self._pipe = deque()
+        self.line: Line | None = None
+        self.address, self.is_closed = "", False
+        self._pipe: deque[bytes] = deque()
         """What was sent before there was a connection."""
 
-    def set(self, option, value):
+    def set(self, option: zmq.SocketOption, value: int) -> None:
         pass
 
-    def get_monitor_socket(self, events):
+    def get_monitor_socket(self, events: zmq.Event) -> Monitor:
         self.monitor = Monitor(self.process)
         return self.monitor
 
-    def disable_monitor(self):
+    def disable_monitor(self) -> None:
         pass
 
-    def connect(self, address):
+    def connect(self, address: str) -> None:
         self.address = address
         self.network.connect(self)
 
-    def connected(self, line):
+    def connected(self, line: Line) -> None:
         self.line = line
         while self._pipe:
             line.up.send(self._pipe.popleft())
         self.monitor.report(zmq.Event.HANDSHAKE_SUCCEEDED)
 
-    def failed(self):
+    def failed(self) -> None:
         self.monitor.report(self.failure)
 
-    def _out(self, frame):
+    def _out(self, frame: bytes) -> None:
         if self.line is not None:
             self.line.up.send(frame)
         else:
             self._pipe.append(frame)
 
-    def arrived(self, frame):
+    def arrived(self, frame: bytes) -> None:
         raise AssertionError("nothing comes down to a PUSH")
+
+    def disconnected(self) -> None:
+        raise NotImplementedError
 
 
 class XSub(_Socket):
     """An XSUB: it connects again and again."""
 
-    port, failure = "pub", zmq.Event.CONNECT_RETRIED
+    port = "pub"
+    failure = zmq.Event.CONNECT_RETRIED
 
-    def __init__(self, network, process):
+    def __init__(self, network: "Network", process: "Process") -> None:
         super().__init__(network, process)
-        self._topics, self._inbox, self._must_subscribe = Counter(), deque(), False
+        self._topics: Counter[bytes] = Counter()
+        self._inbox: deque[bytes] = deque()
+        self._must_subscribe = False
 
-    def get(self, option):
+    def get(self, option: zmq.SocketOption) -> "int | XSub":
         if option == zmq.FD:
             return self
         self._use()
         return int(zmq.POLLIN) if self._inbox else 0
 
-    def disconnect(self, address):
+    def disconnect(self, address: str) -> None:
         raise zmq.ZMQError(zmq.EINVAL)
 
-    def send(self, frame, flags):
+    def send(self, frame: bytes, flags: zmq.Flag) -> None:
         assert not self.is_closed
         self._use()
         topic = frame[1:]
@@ -235,7 +254,7 @@ class XSub(_Socket):
             del self._topics[topic]
         self._out(frame)
 
-    def recv(self, flags):
+    def recv(self, flags: zmq.Flag) -> bytes:
         assert not self.is_closed
         self._use()
         if not self._inbox:
@@ -245,11 +264,11 @@ class XSub(_Socket):
             self.process.has_read(frame)
         return frame
 
-    def arrived(self, frame):
+    def arrived(self, frame: bytes) -> None:
         self._inbox.append(frame)
         self.process.input_arrived()
 
-    def disconnected(self):
+    def disconnected(self) -> None:
         # libzmq begins with an empty pipe, and fills it with the subscriptions when the socket is used next.
         self.line, self._must_subscribe = None, True
         self._pipe.clear()
@@ -257,13 +276,13 @@ class XSub(_Socket):
         if not self.is_closed:
             self.network.connect(self, RETRY)
 
-    def _use(self):
+    def _use(self) -> None:
         if self._must_subscribe:
             self._must_subscribe = False
             for topic in self._topics:
                 self._out(wire.subscription(topic))
 
-    def close(self, linger):
+    def close(self, linger: int | None) -> None:
         self.is_closed = True
         line, self.line = self.line, None
         if line is not None:
@@ -273,31 +292,32 @@ class XSub(_Socket):
 class Push(_Socket):
     """A PUSH that connects once."""
 
-    port, failure = "pull", zmq.Event.CLOSED
+    port = "pull"
+    failure = zmq.Event.CLOSED
 
-    def __init__(self, network, process):
+    def __init__(self, network: "Network", process: "Process") -> None:
         super().__init__(network, process)
         self._is_lost = False
 
-    def send(self, frame, flags):
+    def send(self, frame: bytes, flags: zmq.Flag) -> None:
         assert not self.is_closed
-        waiting = self._pipe if self.line is None else self.line.up.under_way
-        if self._is_lost or len(waiting) >= self.network.push_mark:
+        waiting = len(self._pipe if self.line is None else self.line.up.under_way)
+        if self._is_lost or waiting >= self.network.push_mark:
             raise zmq.Again
         if frame[:1] == wire.GROUP_BYTE or wire.sub_kind(frame) == wire.DIRECT:
             frame = Copy(frame)
             self.network.copied(frame, self.address)
         self._out(frame)
 
-    def failed(self):
+    def failed(self) -> None:
         self._is_lost = True
         super().failed()
 
-    def disconnected(self):
+    def disconnected(self) -> None:
         self.line, self._is_lost = None, True
         self.monitor.report(zmq.Event.DISCONNECTED)
 
-    def close(self, linger):
+    def close(self, linger: int) -> None:
         self.is_closed = True
         line, self.line = self.line, None
         for frame in self._pipe:
@@ -310,15 +330,15 @@ class Push(_Socket):
 class Context:
     """Makes the sockets of one process."""
 
-    def __init__(self, network, process):
+    def __init__(self, network: "Network", process: "Process") -> None:
         self._network, self._process = network, process
-        self.sockets = []
+        self.sockets: list[XSub | Push] = []
 
-    def socket(self, kind):
+    def socket(self, kind: zmq.SocketType) -> XSub | Push:
         self.sockets.append((XSub if kind == zmq.XSUB else Push)(self._network, self._process))
         return self.sockets[-1]
 
-    def term(self):
+    def term(self) -> None:
         pass
 
 
@@ -332,39 +352,43 @@ class Network:
         copied: Called with each group or direct message that is handed to a PUSH, and its address.
     """
 
-    def __init__(self, world, push_mark, lost, copied):
+    def __init__(
+        self, world: World, push_mark: int, lost: Callable[[bytes], None], copied: Callable[[Copy, str], None]
+    ) -> None:
         self.world, self.push_mark, self.lost, self.copied = world, push_mark, lost, copied
-        self.lines = []
-        self.black_holes = set()
+        self.lines: list[Line] = []
+        self.black_holes: set[str] = set()
         """Addresses that do not refuse connections, but never answer."""
-        self.making = None
+        self.making: Process | None = None
         """The process that is being made."""
         self.delays = (0.0002, 0.01)
-        self._listening, self._waiting = {}, {}
+        self._listening: dict[str, Forwarder] = {}
+        self._waiting: dict[str, list[_Socket]] = {}
 
-    def context(self):
-        context = self.making.context = Context(self, self.making)
-        return context
+    def context(self) -> Context:
+        assert self.making is not None
+        self.making.context = Context(self, self.making)
+        return self.making.context
 
-    def delays_of(self, process):
+    def delays_of(self, process: "Process") -> tuple[float, float]:
         return process.delays or self.delays
 
-    def listen(self, address, forwarder):
+    def listen(self, address: str, forwarder: "Forwarder") -> None:
         self._listening[address] = forwarder
         for socket in self._waiting.pop(address, ()):
             self.world.after(self.world.random.uniform(0, RETRY), self._try, socket)
 
-    def is_same(self, one, another):
+    def is_same(self, one: str, another: str) -> bool:
         """Return whether two addresses lead to the same forwarder."""
         return one == another or self._listening.get(one, one) is self._listening.get(another, another)
 
-    def stop_listening(self, address):
+    def stop_listening(self, address: str) -> None:
         self._listening.pop(address, None)
 
-    def connect(self, socket, after=0.0):
+    def connect(self, socket: _Socket, after: float = 0.0) -> None:
         self.world.after(after + self.world.random.uniform(0.0002, 0.005), self._try, socket)
 
-    def _try(self, socket):
+    def _try(self, socket: _Socket) -> None:
         if socket.is_closed or socket.process.is_gone:
             return
         forwarder = self._listening.get(socket.address)
@@ -375,7 +399,7 @@ class Network:
         else:
             self._fail(socket)
 
-    def _shake_hands(self, socket, forwarder):
+    def _shake_hands(self, socket: _Socket, forwarder: "Forwarder") -> None:
         if socket.is_closed or socket.process.is_gone:
             return
         if self._listening.get(socket.address) is not forwarder:
@@ -391,7 +415,7 @@ class Network:
             forwarder.accepted(line)
             socket.connected(line)
 
-    def _fail(self, socket):
+    def _fail(self, socket: _Socket) -> None:
         if socket.is_closed:
             return
         socket.failed()

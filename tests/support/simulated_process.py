@@ -4,15 +4,20 @@ What a process runs on is replaced: its event loop, the housekeeper's thread, th
 the library's own.
 """
 
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from fakes import AnyName
-from simulated_time import Asyncio, Loop, Task
+from simulated_network import Context, Copy, Line, Monitor, Network, XSub
+from simulated_time import Asyncio, Done, Entry, Future, Loop, Task, World
 
 from channels_zmq import connection as connection_module
 from channels_zmq.client import requests as requests_module
 from channels_zmq.client.client import Client
+from channels_zmq.client.counters import Report
 from channels_zmq.client.sequences import Numbers
 from channels_zmq.connection import HELD_EVERY, Connection
 from channels_zmq.options import Options
@@ -20,44 +25,45 @@ from channels_zmq.transports import link as link_module
 from channels_zmq.transports import links as links_module
 from channels_zmq.transports import push as push_module
 from channels_zmq.transports import subscriber as subscriber_module
+from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.links import Links
 
 
 class Lock:
     """The lock of a connection; only one thread runs, so whoever finds it taken would wait for ever."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._is_taken = False
 
-    def acquire(self):
+    def acquire(self) -> None:
         assert not self._is_taken, "a step begins inside another one"
         self._is_taken = True
 
-    def release(self):
+    def release(self) -> None:
         self._is_taken = False
 
     __enter__ = acquire
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.release()
 
 
 class Selector:
     """Stands for the descriptors of all subscribers."""
 
-    def __init__(self):
-        self.watched = set()
+    def __init__(self) -> None:
+        self.watched: set[XSub] = set()
 
-    def register(self, descriptor, events):
+    def register(self, descriptor: XSub, events: int) -> None:
         self.watched.add(descriptor)
 
-    def unregister(self, descriptor):
+    def unregister(self, descriptor: XSub) -> None:
         self.watched.remove(descriptor)
 
-    def fileno(self):
+    def fileno(self) -> int:
         return 1
 
-    def close(self):
+    def close(self) -> None:
         assert not self.watched, "a closed subscriber is watched"
 
 
@@ -65,26 +71,28 @@ class Loops:
     """The event loop that reads."""
 
     attached = None
+    process: "Process"
 
-    def __init__(self, drain, drain_by_housekeeper, lock):
-        self.drain, self.process, self.descriptor = drain, None, None
+    def __init__(self, drain: Callable[..., Any], drain_by_housekeeper: Callable[..., Any], lock: Lock) -> None:
+        self.drain = drain
+        self.descriptor: int | None = None
 
-    def watch(self, descriptor):
+    def watch(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def release(self):
+    def release(self) -> None:
         self.descriptor = None
 
-    def enter(self, loop, *, attach):
+    def enter(self, loop: Loop, *, attach: bool) -> None:
         pass
 
-    def leave(self, loop):
+    def leave(self, loop: Loop) -> None:
         pass
 
-    def unattended(self):
+    def unattended(self) -> bool:
         return False
 
-    def drain_soon(self):
+    def drain_soon(self) -> bool:
         self.process.input_arrived()
         return True
 
@@ -92,24 +100,26 @@ class Loops:
 class Housekeeper:
     """The housekeepers of all processes."""
 
-    def __init__(self):
-        self.processes = {}
+    def __init__(self) -> None:
+        self.processes: dict[Connection, Process] = {}
 
-    def watch(self, connection):
+    def watch(self, connection: Connection) -> None:
         self.call(connection, 0.0)
 
-    def call(self, connection, when):
+    def call(self, connection: Connection, when: float) -> None:
         process = self.processes.get(connection)
         if process is not None:
             process.tick_at(when)
 
-    def forget(self, connection):
+    def forget(self, connection: Connection) -> None:
         process = self.processes.pop(connection, None)
         if process is not None:
             process.tick_at(None)
 
 
-def replace_surroundings(monkeypatch, world, network, write):
+def replace_surroundings(
+    monkeypatch: pytest.MonkeyPatch, world: World, network: Network, write: Callable[[list[Report]], None]
+) -> Housekeeper:
     """Let connections run on simulated time and sockets.
 
     Args:
@@ -147,17 +157,31 @@ class Process:
         settings: `outbox_capacity`, `window` and `prefetch`.
     """
 
-    def __init__(self, world, network, housekeeper, number, forwarders, *, delays=None, settings):
+    context: Context
+    inbox_channel: str
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        housekeeper: Housekeeper,
+        number: int,
+        forwarders: Sequence[Forwarder],
+        *,
+        delays: tuple[float, float] | None = None,
+        settings: SimpleNamespace,
+    ) -> None:
         self.world, self.number, self.delays = world, number, delays
         self.is_gone = self.is_frozen = self.is_blocked = False
         self.is_closing = self.has_delivered = False
         self.closed_at = 0.0
-        self.on_thaw = []
-        self.read = {}
+        self.on_thaw: list[Callable[[], None]] = []
+        self.read: dict[bytes, list[tuple[float, Copy]]] = {}
         """The copies of each message that were read from a socket: when, and the frame."""
         self.loop = Loop(world, self)
         self._drain_is_due = self._looks = False
-        self._tick, self._tick_at = None, float("inf")
+        self._tick: Entry | None = None
+        self._tick_at = float("inf")
         self.options = Options(
             connect_timeout=5.0,
             expiry=60.0,
@@ -179,23 +203,23 @@ class Process:
         network.making = self
         self.client = client
         self.connection = Connection(self.options, client, partial(Links, forwarders, self.options, client))
-        self.links = self.connection._transport
-        self.connection._loops.process = self
+        self.links = cast(Links, self.connection._transport)
+        cast(Loops, self.connection._loops).process = self
         self.connection.users.add(self)
         housekeeper.processes[self.connection] = self
         self.connection.start()
 
     # The event loop
 
-    def run(self, coroutine, done=lambda result, error: None):
+    def run(self, coroutine: Coroutine[Future, None, Any], done: Done = lambda result, error: None) -> Task:
         """Run a coroutine on the loop of this process."""
         return Task(self.loop, coroutine, done)
 
-    def when_running(self, action, *args):
+    def when_running(self, action: Callable[..., Any], *args: Any) -> None:
         """Let the event loop call back."""
         self.world.after(self.world.random.uniform(0, 0.0005), self._on_loop, action, args)
 
-    def _on_loop(self, action, args):
+    def _on_loop(self, action: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if self.is_gone:
             return
         if self.is_frozen or self.is_blocked:
@@ -203,14 +227,14 @@ class Process:
         else:
             action(*args)
 
-    def input_arrived(self):
+    def input_arrived(self) -> None:
         if not self._drain_is_due:
             self._drain_is_due = True
             self.when_running(self._drain)
         if self.connection._loop_is_blocked:
             self.tick_at(0.0)
 
-    def _drain(self):
+    def _drain(self) -> None:
         self._drain_is_due = False
         if not self.connection.closed:
             self.connection._drain_on_loop()
@@ -219,23 +243,24 @@ class Process:
 
     # The housekeeper
 
-    def look_at_monitors(self):
+    def look_at_monitors(self) -> None:
         if not self._looks:
             self._looks = True
             self.world.after(self.world.random.uniform(0, 0.002), self._look)
 
-    def _look(self):
+    def _look(self) -> None:
         if self.is_gone or self.connection.closed:
             return
         if self.is_frozen:
             self.on_thaw.append(self._look)
             return
         self._looks = False
-        for monitor, handle in self.connection.watched().monitors.items():
+        for socket, handle in self.connection.watched().monitors.items():
+            monitor = cast(Monitor, socket)
             while monitor.events and not monitor.closed:
                 handle(monitor.events.popleft())
 
-    def tick_at(self, when):
+    def tick_at(self, when: float | None) -> None:
         if when is not None and when >= self._tick_at:
             return
         if self._tick is not None:
@@ -245,7 +270,7 @@ class Process:
             self._tick_at = when
             self._tick = self.world.after(max(0.0, when - self.world.now) + 0.0001, self._call_tick)
 
-    def _call_tick(self):
+    def _call_tick(self) -> None:
         self._tick, self._tick_at = None, float("inf")
         if self.is_gone or self.connection.closed:
             return
@@ -256,26 +281,26 @@ class Process:
 
     # What befalls it
 
-    def has_read(self, copy):
+    def has_read(self, copy: Copy) -> None:
         self.read.setdefault(bytes(copy[-8:]), []).append((self.world.now, copy))
 
-    def freeze(self, seconds):
+    def freeze(self, seconds: float) -> None:
         """Let the whole process stand still."""
         self.is_frozen = True
         self.world.after(seconds, self.thaw)
 
-    def block(self, seconds):
+    def block(self, seconds: float) -> None:
         """Let only the event loop stand still."""
         self.is_blocked = True
         self.world.after(seconds, self.thaw)
 
-    def thaw(self):
+    def thaw(self) -> None:
         self.is_frozen = self.is_blocked = False
         thawing, self.on_thaw = self.on_thaw, []
         for action in thawing:
             action()
 
-    def close(self, then):
+    def close(self, then: Callable[[], None]) -> None:
         """Close the connection, as `connections.close` does."""
         self.is_closing = True
         producer, until = self.connection._producer, self.world.now + self.options.linger
@@ -284,7 +309,7 @@ class Process:
                 producer.mark_now()
         self._close_when_delivered(until, then)
 
-    def _close_when_delivered(self, until, then):
+    def _close_when_delivered(self, until: float, then: Callable[[], None]) -> None:
         producer = self.connection._producer
         if self.is_gone:
             return
@@ -299,12 +324,12 @@ class Process:
         self.is_gone = True
         then()
 
-    def lines(self, port=None):
+    def lines(self, port: str | None = None) -> list[Line]:
         """Return its open connections."""
         open_lines = (socket.line for socket in self.context.sockets if socket.line is not None)
         return [line for line in open_lines if port in (None, line.port)]
 
-    def kill(self):
+    def kill(self) -> None:
         """End it at once."""
         self.is_gone = True
         for line in self.lines():

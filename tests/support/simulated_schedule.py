@@ -1,8 +1,16 @@
 """Random schedules: traffic and faults for a while, then quiet, and the promises that hold after it."""
 
+from collections.abc import Callable, Sequence
+
+import pytest
+from simulated_forwarder import Forwarder
+from simulated_ledger import Member, Message
+from simulated_network import Line
+from simulated_process import Process
 from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
 
 from channels_zmq.errors import ForwarderUnavailable
+from channels_zmq.transports.discovery import Forwarder as Address
 from channels_zmq.transports.states import State
 from channels_zmq_forwarder import wire
 
@@ -23,7 +31,15 @@ class Schedule(Simulation):
         seconds: For how long there are faults.
     """
 
-    def __init__(self, monkeypatch, seed, write=None, *, without=(), seconds=None):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        seed: int,
+        write: Callable[[str], object] | None = None,
+        *,
+        without: Sequence[str] = (),
+        seconds: float | None = None,
+    ) -> None:
         super().__init__(monkeypatch, seed, write)
         choose = self.random.choice
         self.count = choose((1, 2, 2, 3, 3))
@@ -39,11 +55,12 @@ class Schedule(Simulation):
         self.addresses = [address(number) for number in range(1, self.count + 1)]
         self.has_two_nets = self.random.random() < 0.2
         """Whether each forwarder has two pairs of addresses, of which each process lists one."""
-        self.members, self.churning = {}, []
+        self.members: dict[Process, list[Member]] = {}
+        self.churning: list[Member] = []
         self.flush_calls = 0
         self.begun = self.world.now
 
-    def go(self):
+    def go(self) -> None:
         """Run the schedule, and check it."""
         for one in self.addresses:
             self._start_at(one)
@@ -60,18 +77,18 @@ class Schedule(Simulation):
         self.run(QUIET)
         self._check_end()
 
-    def _start_at(self, one):
+    def _start_at(self, one: Address) -> None:
         number = self.addresses.index(one) + 1
         self.start_forwarder(one, *([address(number, net=1)] if self.has_two_nets else []))
 
-    def _in_some_net(self, addresses):
+    def _in_some_net(self, addresses: list[Address]) -> list[Address]:
         if not self.has_two_nets:
             return addresses
         return [self.random.choice((one, address(self.addresses.index(one) + 1, net=1))) for one in addresses]
 
     # Processes
 
-    def new_process(self, *, is_steady=False, lists_all=False):
+    def new_process(self, *, is_steady: bool = False, lists_all: bool = False) -> Process:
         choose = self.random.choice
         lists_all |= is_steady or self.random.random() < 0.7
         some = self.random.sample(self.addresses, self.random.randint(1, len(self.addresses)))
@@ -92,7 +109,7 @@ class Schedule(Simulation):
 
     # Traffic
 
-    def _traffic(self):
+    def _traffic(self) -> None:
         if self.is_quiet:
             return
         self.world.after(self.random.expovariate(1 / self.traffic_every), self._traffic)
@@ -111,7 +128,7 @@ class Schedule(Simulation):
         else:
             self._churn(process)
 
-    def _churn(self, process):
+    def _churn(self, process: Process) -> None:
         """Let a consumer join for a while, at a process that is not steady or in a group that it belongs to."""
         groups = [group for group in GROUPS if process not in self.steady or self._is_member(process, group)]
         if groups and len(self.churning) < 40:
@@ -128,12 +145,12 @@ class Schedule(Simulation):
 
     _open = 0
 
-    def _is_member(self, process, group):
+    def _is_member(self, process: Process, group: str) -> bool:
         return any(one.topic == wire.group_topic(group) for one in self.members[process])
 
     # Faults
 
-    def _fault(self):
+    def _fault(self) -> None:
         if self.is_healing:
             return
         self.world.after(self.random.expovariate(1 / self.faults_every), self._fault)
@@ -161,24 +178,24 @@ class Schedule(Simulation):
 
     is_healing = False
 
-    def _alive(self):
+    def _alive(self) -> list[Forwarder]:
         return [one for one in dict.fromkeys(self.forwarders.values()) if one.is_alive]
 
-    def _kill(self):
+    def _kill(self) -> None:
         alive = self._alive()
         if alive and not any(one.is_frozen for one in self.processes if not one.is_gone):
             if any(one.closed_at + 1.0 > self.world.now for one in self.processes):
                 return  # nobody would send again what it has just delivered
             self.kill_forwarder(self.random.choice(alive))
 
-    def _drain(self):
+    def _drain(self) -> None:
         well = [one for one in self._alive() if not one.is_frozen and not one.is_ending]
         if well:
             forwarder = self.random.choice(well)
             self.note(f"drain {self._name(forwarder)}")
             forwarder.drain()
 
-    def _start(self):
+    def _start(self) -> None:
         dead = [one for one in self.addresses if not self.forwarders[one].is_alive]
         if dead:
             one = self.random.choice(dead)
@@ -186,7 +203,7 @@ class Schedule(Simulation):
             self.note(f"start {one.pub}")
             self._start_at(one)
 
-    def _freeze(self):
+    def _freeze(self) -> None:
         alive = [one for one in self._alive() if not one.is_frozen]
         if alive:
             forwarder, lengths = self.random.choice(alive), self.random.choice(self.freezes)
@@ -195,7 +212,7 @@ class Schedule(Simulation):
             self.note(f"freeze {self._name(forwarder)} for {seconds:.3f}")
             forwarder.freeze(seconds)
 
-    def _add(self):
+    def _add(self) -> None:
         """Start a forwarder at an address that only one process knows, a new one."""
         if len(self.addresses) < 4:
             one = address(len(self.addresses) + 1)
@@ -204,36 +221,36 @@ class Schedule(Simulation):
             self._start_at(one)
             self.new_process(lists_all=True)
 
-    def _a_line(self, port, processes):
+    def _a_line(self, port: str, processes: list[Process]) -> Line | None:
         lines = [line for process in processes for line in process.lines(port) if not line.up.is_cut]
         return self.random.choice(lines) if lines else None
 
-    def _cut(self, line, what):
+    def _cut(self, line: Line, what: str) -> None:
         near, far = self.random.choice(((0.001, 0.001), (0.001, 0.5), (0.3, 0.001), (0.05, 3.0), (2.0, 3.5)))
         self.note(f"cut {what} of {line.socket.process.number} to {line.socket.address}: {near} {far}")
         line.cut(near, far)
 
-    def _cut_push(self):
+    def _cut_push(self) -> None:
         line = self._a_line("pull", self.living())
         if line is not None:
             self._cut(line, "push")
 
-    def _stall_push(self):
+    def _stall_push(self) -> None:
         line = self._a_line("pull", self.living())
         if line is not None:
             seconds = self.random.uniform(*self.random.choice((SHORT, LONG)))
             self.note(f"stall push of {line.socket.process.number} to {line.socket.address} for {seconds:.3f}")
             line.stall(seconds)
 
-    def _fickle(self):
+    def _fickle(self) -> list[Process]:
         return [one for one in self.living() if one not in self.steady]
 
-    def _cut_sub(self):
+    def _cut_sub(self) -> None:
         line = self._a_line("pub", self._fickle())
         if line is not None:
             self._cut(line, "sub")
 
-    def _stall_sub(self):
+    def _stall_sub(self) -> None:
         line = self._a_line("pub", self._fickle())
         if line is not None:
             seconds = self.random.uniform(*SHORT)
@@ -241,7 +258,7 @@ class Schedule(Simulation):
             line.stall(seconds)
             self.fault_at = max(self.fault_at, self.world.now + seconds)
 
-    def _block(self):
+    def _block(self) -> None:
         process = self.random.choice(self.living())
         # Who does not read for longer than senders keep what was acknowledged may miss the beginning of a run.
         seconds = self.random.uniform(*((0.05, 0.4) if process in self.steady else SHORT))
@@ -249,7 +266,7 @@ class Schedule(Simulation):
         process.block(seconds)
         self.fault_at = max(self.fault_at, self.world.now + seconds)
 
-    def _freeze_process(self):
+    def _freeze_process(self) -> None:
         fickle = self._fickle()
         if fickle:
             process, seconds = self.random.choice(fickle), self.random.uniform(*SHORT)
@@ -257,31 +274,31 @@ class Schedule(Simulation):
             process.freeze(seconds)
             self.fault_at = max(self.fault_at, self.world.now + seconds)
 
-    def _kill_process(self):
+    def _kill_process(self) -> None:
         fickle = self._fickle()
         if fickle:
             self.kill_process(self.random.choice(fickle))
 
-    def _close_process(self):
+    def _close_process(self) -> None:
         fickle = [one for one in self._fickle() if not (one.is_frozen or one.is_blocked)]
         if fickle:
             process = self.random.choice(fickle)
             self.note(f"close process {process.number}")
             self.close_process(process)
 
-    def _new_process(self):
+    def _new_process(self) -> None:
         if len(self.living()) < 7:
             process = self.new_process()
             self.note(f"new process {process.number}")
 
-    def _flush(self):
+    def _flush(self) -> None:
         process = self.random.choice(self.living())
         if not (process.is_frozen or process.is_blocked):
             self.note(f"flush by {process.number}")
             self.flush_calls += 1
             process.run(self._flush_all(process), self._ended)
 
-    async def _flush_all(self, process):
+    async def _flush_all(self, process: Process) -> None:
         called, was_up = self.world.now, self._all_up()
         try:
             await process.connection.flush()
@@ -291,40 +308,40 @@ class Schedule(Simulation):
         if was_up and self._all_up() and self.fault_at <= called - LONG[1]:  # a stalled copy may still come
             self.ledger.flushed = max(called, self.ledger.flushed)
 
-    def _all_up(self):
+    def _all_up(self) -> bool:
         """Return whether every process reaches every forwarder: a flush does not wait for those that are cut off."""
         return all(link.state is State.UP for one in self.living() for link in one.links._links.values())
 
-    def _join_failed(self, process, member):
+    def _join_failed(self, process: Process, member: Member) -> None:
         """Check that a join has failed for a reason: a fault after it was called, or no forwarder that is well."""
         super()._join_failed(process, member)
         links = process.links._links.values()
         up = {link.instance for link in links if link.state is State.UP and link._greeted_at < self.world.now - 1.0}
         well = [one for one in self._alive() if one.is_well and one.exchange.instance in up]
-        assert not any(one.serves_since < member.called for one in well) or self.fault_at > member.called + 1.0, (
-            "a join has failed although a forwarder was there"
-        )
+        assert (
+            not any((one.serves_since or 0.0) < member.called for one in well) or self.fault_at > member.called + 1.0
+        ), "a join has failed although a forwarder was there"
 
     fault_at = 0.0
     """When the last fault has begun, or a stall has ended."""
 
     # The end
 
-    def _heal(self):
+    def _heal(self) -> None:
         self.note("heal")
         self.is_healing = True
         self.traffic_every = 0.5
         self._start_all()
         self.world.after(12.0, self._start_all)  # those that drain now end before
 
-    def _heal_all(self):
+    def _heal_all(self) -> None:
         """Let time pass until every link is up, or should be."""
         until = self.world.now + HEALING
         self.run(15.0)
         while self.world.now < until and not self._is_healed():
             self.run(1.0)
 
-    def _is_healed(self):
+    def _is_healed(self) -> bool:
         alive, living = self._known(), self.living()
         return (
             all(one.is_well for one in alive)
@@ -332,18 +349,18 @@ class Schedule(Simulation):
             and sum(one.links.held for one in living) < 20
         )
 
-    def _known(self):
+    def _known(self) -> list[Forwarder]:
         """Return the forwarders that live and that any process knows."""
         known = {forwarder for process in self.living() for forwarder in process.links._links}
         return [one for one in self._alive() if not known.isdisjoint(one.addresses)]
 
-    def _start_all(self):
+    def _start_all(self) -> None:
         for one in list(self.addresses):
             if not self.forwarders[one].is_alive:
                 self._count_drops(self.forwarders[one])
                 self._start_at(one)
 
-    def _last_messages(self):
+    def _last_messages(self) -> None:
         """Send to everybody, so that all gaps show; and read what waits."""
         self.note("quiet")
         for process in self.living():
@@ -354,7 +371,7 @@ class Schedule(Simulation):
         for channel in JOBS:
             self.read_jobs(self.living()[0], channel)
 
-    def _check_end(self):
+    def _check_end(self) -> None:
         living = self.living()
         assert not any(process in living for process in self._open_calls.values()), "a call has not returned"
         for process in living:
@@ -366,7 +383,7 @@ class Schedule(Simulation):
             for process in living:
                 self._check_received(process)
 
-    def _check_at_rest(self, process):
+    def _check_at_rest(self, process: Process) -> None:
         client, links = process.client, process.links
         reached = {one.instance for one in links._links.values() if one.state is State.UP}
         alive = {one.exchange.instance for one in self._known()}
@@ -378,7 +395,7 @@ class Schedule(Simulation):
         assert not any(one.credit.due < self.world.now - 0.1 for one in client.attachments)
         assert links._ledger.count == links._ledger.size == 0
 
-    def _check_exchange(self, forwarder, living):
+    def _check_exchange(self, forwarder: Forwarder, living: list[Process]) -> None:
         exchange = forwarder.exchange
         topics = {wire.inbox_topic(one.client.inbox) for one in living}
         for process in living:
@@ -388,7 +405,7 @@ class Schedule(Simulation):
         assert exchange.state is wire.State.SERVING
         assert all(not queue.waiting and not queue.unsettled for queue in exchange.queues.by_channel.values())
 
-    def _check_jobs(self):
+    def _check_jobs(self) -> None:
         for one in self._alive():
             self._count_drops(one)
             for queue in one.exchange.queues.by_channel.values():  # of one that nobody knows any more
@@ -403,7 +420,7 @@ class Schedule(Simulation):
         if self.flush_calls == 0:
             assert len(missing) <= counted, f"jobs are lost and not counted: {missing}, {counted} are"
 
-    def _check_received(self, process):
+    def _check_received(self, process: Process) -> None:
         counters = process.client.counters
         for cause in ("mailbox_full", "expired", "malformed"):
             assert not counters.dropped[cause], f"{cause} at {process.number}"
@@ -426,7 +443,7 @@ class Schedule(Simulation):
                 f"{process.number} has missed {missed} and counted {counters.dropped['missed']}"
             )
 
-    def _must_arrive(self, message, process, member=None):
+    def _must_arrive(self, message: Message, process: Process, member: Member | None = None) -> bool:
         if member is not None and member.left is not None and message.published > member.left - 20:
             return False  # it may have been under way
         # What a process could not deliver before it was closed, or killed, is gone with it.

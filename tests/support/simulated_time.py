@@ -3,9 +3,19 @@
 Everything that happens at one moment happens in the order in which it was arranged, so a run depends on its seed alone.
 """
 
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from heapq import heappop, heappush
 from random import Random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulated_process import Process
+
+Entry = list[Any]
+"""A call to come: when, its place among those of that moment, what is called, with which arguments."""
+Done = Callable[[Any, BaseException | None], None]
+"""Called with the result of a coroutine, and the exception by which it ended instead."""
 
 
 class World:
@@ -15,24 +25,24 @@ class World:
         seed: Of the random choices.
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.now = 1000.0
         self.steps = 0
-        self.on_loop = None
+        self.on_loop: Loop | None = None
         """The loop of the coroutine that runs at the moment."""
-        self.tasks = {}
+        self.tasks: dict[Task, None] = {}
         """The tasks that have not ended."""
-        self._heap = []
+        self._heap: list[Entry] = []
         self._order = 0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
-    def nanoseconds(self):
+    def nanoseconds(self) -> int:
         return round(self.now * 1e9)
 
-    def after(self, seconds, action, *args):
+    def after(self, seconds: float, action: Callable[..., object], *args: Any) -> Entry:
         """Arrange for a call; return what `cancel` takes."""
         self._order += 1
         entry = [self.now + seconds, self._order, action, args]
@@ -40,10 +50,10 @@ class World:
         return entry
 
     @staticmethod
-    def cancel(entry):
+    def cancel(entry: Entry) -> None:
         entry[2] = None
 
-    def run(self, seconds):
+    def run(self, seconds: float) -> None:
         """Let time pass."""
         end, heap = self.now + seconds, self._heap
         while heap and heap[0][0] <= end:
@@ -58,51 +68,52 @@ class World:
 class Future:
     """What a coroutine awaits; the part of asyncio's that the library uses."""
 
-    def __init__(self):
-        self._is_done, self._task = False, None
+    def __init__(self) -> None:
+        self._is_done = False
+        self._task: Task | None = None
 
-    def done(self):
+    def done(self) -> bool:
         return self._is_done
 
-    def set_result(self, result):
+    def set_result(self, result: Any) -> None:
         self._is_done = True
         if self._task is not None:
             self._task.go_on_soon()
 
-    def __await__(self):
+    def __await__(self) -> "Generator[Future, None, None]":
         if not self._is_done:
             yield self
 
-    def wait(self, task):
+    def wait(self, task: "Task") -> None:
         self._task = task
 
 
 class Loop:
     """The event loop of one process."""
 
-    def __init__(self, world, process):
+    def __init__(self, world: World, process: "Process") -> None:
         self.world, self.process = world, process
 
-    def create_future(self):
+    def create_future(self) -> Future:
         return Future()
 
-    def is_closed(self):
+    def is_closed(self) -> bool:
         return self.process.is_gone
 
-    def call_soon_threadsafe(self, action, *args):
+    def call_soon_threadsafe(self, action: Callable[..., Any], *args: Any) -> None:
         self.process.when_running(action, *args)
 
-    def call_later(self, seconds, action, *args):
+    def call_later(self, seconds: float, action: Callable[..., Any], *args: Any) -> "Timer":
         return Timer(self.world, self.world.after(seconds, self.process.when_running, action, *args))
 
 
 class Timer:
     """A call that is due later."""
 
-    def __init__(self, world, entry):
+    def __init__(self, world: World, entry: Entry) -> None:
         self._world, self._entry = world, entry
 
-    def cancel(self):
+    def cancel(self) -> None:
         self._world.cancel(self._entry)
 
 
@@ -119,28 +130,30 @@ class Task:
         done: Called with the result, and the exception by which it ended instead.
     """
 
-    def __init__(self, loop, coroutine, done=lambda result, error: None):
+    def __init__(
+        self, loop: Loop, coroutine: Coroutine[Future, None, Any], done: Done = lambda result, error: None
+    ) -> None:
         self.world, self._loop, self._coroutine, self._done = loop.world, loop, coroutine, done
         self._is_due = False
         self.is_over = False
         self.world.tasks[self] = None
         self._step(None)
 
-    def go_on_soon(self):
+    def go_on_soon(self) -> None:
         if not self._is_due and not self.is_over:
             self._is_due = True
             self._loop.process.when_running(self._go_on)
 
-    def _go_on(self):
+    def _go_on(self) -> None:
         if self._is_due:
             self._step(None)
 
-    def throw(self, error):
+    def throw(self, error: BaseException) -> None:
         """End what the coroutine waits for by an exception."""
         if not self.is_over:
             self._step(error)
 
-    def _step(self, error):
+    def _step(self, error: BaseException | None) -> None:
         self._is_due = False
         if self._loop.process.is_gone:
             return
@@ -150,7 +163,8 @@ class Task:
             future = self._coroutine.send(None) if error is None else self._coroutine.throw(error)
         except StopIteration as end:
             self._end()
-            result, failure = end.value, None
+            result: Any = end.value
+            failure: BaseException | None = None
         except (Exception, Cancelled) as raised:
             self._end()
             result, failure = None, raised
@@ -161,11 +175,11 @@ class Task:
             world.on_loop = former
         self._done(result, failure)
 
-    def _end(self):
+    def _end(self) -> None:
         self.is_over = True
         self.world.tasks.pop(self, None)
 
-    def close(self):
+    def close(self) -> None:
         """End the coroutine at the end of the simulation, whatever its process is about to do."""
         self._end()
         with suppress(Exception):
@@ -179,17 +193,18 @@ class Asyncio:
         world: Whose time counts.
     """
 
-    def __init__(self, world):
+    def __init__(self, world: World) -> None:
         self._world = world
 
-    def get_running_loop(self):
+    def get_running_loop(self) -> Loop:
+        assert self._world.on_loop is not None
         return self._world.on_loop
 
-    async def sleep(self, seconds):
-        await sleep(self._world.on_loop, seconds)
+    async def sleep(self, seconds: float) -> None:
+        await sleep(self.get_running_loop(), seconds)
 
 
-async def sleep(loop, seconds):
+async def sleep(loop: Loop, seconds: float) -> None:
     """Let a coroutine wait."""
     future = loop.create_future()
     loop.world.after(seconds, future.set_result, None)

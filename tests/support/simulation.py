@@ -1,14 +1,19 @@
 """A random schedule: clients and forwarders, traffic, faults, and what has to hold in the end."""
 
 import logging
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from simulated_forwarder import Forwarder
-from simulated_ledger import Ledger
-from simulated_network import Network
+from simulated_ledger import Ledger, Member, Message
+from simulated_network import Copy, Network
 from simulated_process import Process, replace_surroundings
-from simulated_time import Cancelled, World, sleep
+from simulated_time import Cancelled, Task, World, sleep
 
+from channels_zmq.client.counters import Report
+from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.errors import ConnectionLost, ForwarderUnavailable, OutboxFull
 from channels_zmq.transports import discovery
 from channels_zmq.transports.states import State
@@ -23,9 +28,13 @@ SHORT, LONG = (0.1, 2.5), (3.8, 7.0)
 """For how long something stands still: subscribers notice the longer times, and never the shorter ones."""
 
 
-def address(number, net=0):
+def address(number: int, net: int = 0) -> discovery.Forwarder:
     """Return the addresses of a forwarder; in another net it has other ones."""
     return discovery.Forwarder(f"tcp://10.{net}.0.{number}:5555", f"tcp://10.{net}.0.{number}:5556")
+
+
+def bytes_of(payload: Payload) -> bytes:
+    return payload.payload if isinstance(payload, Shared) else payload
 
 
 class Simulation:
@@ -37,7 +46,9 @@ class Simulation:
         write: Called with a line for each fault, to find out what happened; None for nobody.
     """
 
-    def __init__(self, monkeypatch, seed, write=None):
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, seed: int, write: Callable[[str], object] | None = None
+    ) -> None:
         self.world = World(seed)
         self.random = self.world.random
         self._write = write
@@ -45,26 +56,36 @@ class Simulation:
         push_mark = self.random.choice((20, 200, 10_000, 10_000))
         self.network = Network(self.world, push_mark, self._frame_was_lost, self._copy_was_sent)
         self.housekeeper = replace_surroundings(monkeypatch, self.world, self.network, self._log)
-        self.forwarders = {}
+        self.forwarders: dict[discovery.Forwarder, Forwarder] = {}
         """The last run at each address."""
-        self.processes, self.steady = [], set()
+        self.processes: list[Process] = []
+        self.steady: set[Process] = set()
         self._numbers = 0
         self.drops = 0
         """Jobs that are counted as lost, by forwarders that are gone."""
         self.is_quiet = False
-        self._open_calls = {}
+        self._open_calls: dict[Hashable, Process] = {}
         self.reads_jobs = True
 
     # Making
 
-    def start_forwarder(self, *addresses):
+    def start_forwarder(self, *addresses: discovery.Forwarder) -> Forwarder:
         forwarder = Forwarder(self.world, self.network, addresses, self.random.randbytes(8))
         for one in addresses:
             self.forwarders[one] = forwarder
             self.network.black_holes -= set(one)
         return forwarder
 
-    def start_process(self, forwarders, *, is_steady=False, delays=None, outbox=10_000, window=4096, prefetch=4):
+    def start_process(
+        self,
+        forwarders: Sequence[discovery.Forwarder],
+        *,
+        is_steady: bool = False,
+        delays: tuple[float, float] | None = None,
+        outbox: int = 10_000,
+        window: int = 4096,
+        prefetch: int = 4,
+    ) -> Process:
         self._numbers += 1
         settings = SimpleNamespace(outbox_capacity=outbox, window=window, prefetch=prefetch)
         process = Process(
@@ -83,18 +104,17 @@ class Simulation:
         process.run(self._read(process, process.inbox_channel), self._ended)
         return process
 
-    def living(self):
+    def living(self) -> list[Process]:
         return [one for one in self.processes if not (one.is_gone or one.is_closing)]
 
     # Consumers
 
-    async def _read(self, process, channel, member=None):
+    async def _read(self, process: Process, channel: str, member: Member | None = None) -> None:
         while True:
             payload = await process.connection.receive(channel, CAPACITY, normal=False)
-            payload = payload if isinstance(payload, bytes) else payload.payload
-            self.ledger.received(process, channel, payload, member)
+            self.ledger.received(process, channel, bytes_of(payload), member)
 
-    def join(self, process, group, name):
+    def join(self, process: Process, group: str, name: str) -> Member:
         """Let a new consumer join a group and read; return its membership."""
         channel = f"specific.{process.client.inbox.decode()}!{name}"
         member = self.ledger.member(process, channel, wire.group_topic(group))
@@ -102,7 +122,7 @@ class Simulation:
         process.run(self._join(process, group, channel, member), self._ended)
         return member
 
-    async def _join(self, process, group, channel, member):
+    async def _join(self, process: Process, group: str, channel: str, member: Member) -> None:
         try:
             await process.connection.join(member.topic, group, channel, CAPACITY, None)
         except ForwarderUnavailable:
@@ -116,32 +136,32 @@ class Simulation:
         if member.left is None:
             await self._read(process, channel, member)
 
-    def _join_failed(self, process, member):
+    def _join_failed(self, process: Process, member: Member) -> None:
         assert not self.is_quiet, "no join can fail without a fault"
 
-    def leave(self, member):
+    def leave(self, member: Member) -> None:
         if member.left is None and member.joined is not None:
             member.left = self.world.now
             member.process.connection.leave(member.topic, member.channel)
 
-    async def _work(self, process, channel, pause):
+    async def _work(self, process: Process, channel: str, pause: float) -> None:
         """Read jobs, now and then with a pause."""
         while True:
             payload = await process.connection.receive(channel, JOB_CAPACITY, normal=True)
-            self.ledger.took_job(process, payload)
+            self.ledger.took_job(process, bytes_of(payload))
             if pause and self.random.random() < 0.5:
                 await sleep(process.loop, self.random.uniform(0, pause))
 
-    def read_jobs(self, process, channel, *, pause=0.0):
+    def read_jobs(self, process: Process, channel: str, *, pause: float = 0.0) -> Task:
         return process.run(self._work(process, channel, pause), self._ended)
 
-    def _ended(self, result, error):
+    def _ended(self, result: Any, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Cancelled) and type(error).__name__ != "StopConsumer":
             raise error
 
     # Sending
 
-    def send_group(self, process, group):
+    def send_group(self, process: Process, group: str) -> Message:
         topic = wire.group_topic(group)
         message = self.ledger.new(process, topic)
         full = process.client.counters.dropped["outbox_full"]
@@ -149,7 +169,7 @@ class Simulation:
         message.is_accepted = process.client.counters.dropped["outbox_full"] == full
         return message
 
-    def send_direct(self, process, to):
+    def send_direct(self, process: Process, to: Process) -> Message:
         message = self.ledger.new(process, to.inbox_channel)
         try:
             sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, TTL, CAPACITY)
@@ -158,14 +178,14 @@ class Simulation:
         message.is_accepted = bool(sent)
         return message
 
-    def send_job(self, process, channel):
+    def send_job(self, process: Process, channel: str) -> Message:
         message = self.ledger.new(process, channel)
         message.is_accepted = False
         self._open_calls[message] = process
         process.run(self._send_job(process, channel, message), self._ended)
         return message
 
-    async def _send_job(self, process, channel, message):
+    async def _send_job(self, process: Process, channel: str, message: Message) -> None:
         try:
             message.is_confirmed = await process.connection.send_normal(channel, message.payload, TTL, JOB_CAPACITY)
         except (ConnectionLost, OutboxFull):
@@ -177,7 +197,7 @@ class Simulation:
 
     # What happens on the way
 
-    def _copy_was_sent(self, copy, address):
+    def _copy_was_sent(self, copy: Copy, address: str) -> None:
         """Note which steady processes cannot get a message, since they do not know its forwarder yet."""
         message = self.ledger.of(copy)
         for process in self.steady:
@@ -185,17 +205,17 @@ class Simulation:
             if not any(self.network.is_same(address, way) for way in ways):
                 message.unknown_to.add(process)
 
-    def _frame_was_lost(self, frame):
+    def _frame_was_lost(self, frame: bytes) -> None:
         """Excuse jobs that were being handed back: nobody can know whether they have arrived."""
         if frame[:1] == b"B":
             self.ledger.excused.add(self.ledger.of(frame).number)
 
-    def _excuse(self, frames):
+    def _excuse(self, frames: Iterable[bytes]) -> None:
         for frame in frames:
             if frame[:1] in (b"B", b"Q") or wire.sub_kind(frame) in (wire.JOB.kind, wire.RETURNED.kind):
                 self.ledger.excused.add(self.ledger.of(frame).number)
 
-    def kill_forwarder(self, forwarder):
+    def kill_forwarder(self, forwarder: Forwarder) -> None:
         self.note(f"kill {self._name(forwarder)}")
         exchange = forwarder.exchange
         self._count_drops(forwarder)
@@ -208,31 +228,31 @@ class Simulation:
             self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
         forwarder.kill()
 
-    def _excuse_payloads(self, payloads):
+    def _excuse_payloads(self, payloads: Iterable[bytes]) -> None:
         self.ledger.excused.update(self.ledger.of(payload).number for payload in payloads)
 
-    def _count_drops(self, forwarder):
+    def _count_drops(self, forwarder: Forwarder) -> None:
         drops = forwarder.exchange.drops
         self.drops += sum(drops[cause] for cause in ("lost_delivery", "expired", "not_returned", "queue_bytes"))
         forwarder.exchange.drops = type(drops)()
 
-    def kill_process(self, process):
+    def kill_process(self, process: Process) -> None:
         self.note(f"kill process {process.number}")
         self._excuse_held(process)
         for line in process.lines():
             self._excuse(frame for way in (line.up, line.down) for _, frame in way.under_way)
         process.kill()
 
-    def close_process(self, process):
+    def close_process(self, process: Process) -> None:
         """Close a process in order; what it could not hand back is excused."""
         process.close(lambda: self._excuse_held(process))
 
-    def _excuse_held(self, process):
+    def _excuse_held(self, process: Process) -> None:
         """Excuse the jobs that a process had received."""
         for channel in JOBS:
             box = process.client.mailboxes.boxes.get(channel)
             if box is not None:
-                self._excuse_payloads(mail[1] for mail in box.mail)
+                self._excuse_payloads(bytes_of(mail[1]) for mail in box.mail)
         outboxes = [process.links._lobby, *(link._outbox for link in process.links._links.values())]
         self._excuse(held.body for outbox in outboxes for held in outbox._held.values())
         for socket in process.context.sockets:
@@ -240,32 +260,32 @@ class Simulation:
 
     # Looking on
 
-    def note(self, line):
+    def note(self, line: str) -> None:
         if self._write is not None:
             self._write(f"{self.world.now - 1000:8.3f} {line}")
 
-    def _name(self, forwarder):
+    def _name(self, forwarder: Forwarder) -> str:
         return f"forwarder {forwarder.addresses[0].pub} {forwarder.exchange.instance.hex()}"
 
-    def _log(self, lines):
+    def _log(self, lines: list[Report]) -> None:
         for line in lines:
             text = line.message % line.arguments
             self.note(f"log: {text}")
             assert line.level < logging.ERROR, text
 
-    def check(self):
+    def check(self) -> None:
         """Check what holds at any time."""
         for process in self.living():
             check_process(process)
 
-    def close(self):
+    def close(self) -> None:
         """End all coroutines, so that none is left to the garbage collector."""
         for process in self.processes:
             process.is_gone = True
         for task in list(self.world.tasks):
             task.close()
 
-    def run(self, seconds):
+    def run(self, seconds: float) -> None:
         """Let time pass, with a look at everything now and then."""
         end = self.world.now + seconds
         while self.world.now < end:
@@ -273,7 +293,7 @@ class Simulation:
             self.check()
 
 
-def check_process(process):
+def check_process(process: Process) -> None:
     """Check that the books of a process agree with each other."""
     links = process.links
     up = [link for link in links._links.values() if link.state is State.UP and link.forwarder not in links._ignored]

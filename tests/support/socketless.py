@@ -1,11 +1,18 @@
 """Stand-ins for the sockets of a link: a test plays the network and the forwarder, and moves the time."""
 
+from collections.abc import Callable
 from math import inf
 from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 import zmq
+from fakes import Clock
 
+from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
+from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import push as push_module
@@ -19,7 +26,7 @@ INVALID = "nonsense"
 """An address without a transport: no socket can be connected to it."""
 
 
-def options(**changes):
+def options(**changes: Any) -> Options:
     """Return the options of a link or of a set of links."""
     settings = {
         "connect_timeout": 5.0,
@@ -36,35 +43,38 @@ class Push:
     """The producers' side: what was sent, or no room for it."""
 
     is_full = False
+    curve_serverkey: bytes
 
-    def __init__(self):
-        self.frames = []
-        self.address, self.linger, self.options = "", None, {}
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.address = ""
+        self.linger: int | None = None
+        self.options: dict[int, object] = {}
 
-    def set(self, option, value):
+    def set(self, option: zmq.SocketOption, value: int) -> None:
         self.options[option] = value
 
-    def get_monitor_socket(self, events):
+    def get_monitor_socket(self, events: zmq.Event) -> "Monitor":
         return Monitor()
 
-    def disable_monitor(self):
+    def disable_monitor(self) -> None:
         pass
 
-    def connect(self, address):
+    def connect(self, address: str) -> None:
         if address == INVALID:
             raise zmq.ZMQError(zmq.EINVAL)
         self.address = address
 
-    def send(self, frame, flags):
+    def send(self, frame: bytes, flags: zmq.Flag) -> None:
         assert self.linger is None, "closed"
         if self.is_full:
             raise zmq.Again
         self.frames.append(frame)
 
-    def close(self, linger):
+    def close(self, linger: int) -> None:
         self.linger = linger
 
-    def take(self):
+    def take(self) -> list[bytes]:
         frames, self.frames = self.frames, []
         return frames
 
@@ -72,109 +82,124 @@ class Push:
 class Monitor:
     """Reports nothing: a test calls the link with events."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.is_closed = False
 
-    def close(self, linger):
+    def close(self, linger: int) -> None:
         self.is_closed = True
 
 
 class Context:
     """Makes stand-ins, and keeps them."""
 
-    def __init__(self):
-        self.pushes, self.subscribers = [], []
+    def __init__(self) -> None:
+        self.pushes: list[Push] = []
+        self.subscribers: list[Subscriber] = []
         self.is_destroyed, self.is_terminated = False, False
 
-    def socket(self, kind):
+    def socket(self, kind: zmq.SocketType) -> Push:
         assert kind == zmq.PUSH
         self.pushes.append(Push())
         return self.pushes[-1]
 
-    def destroy(self, linger):
+    def destroy(self, linger: int) -> None:
         self.is_destroyed = True
 
-    def term(self):
+    def term(self) -> None:
         self.is_terminated = True
 
 
 class Subscriber:
     """The subscribers' side, as a link sees it."""
 
-    def __init__(self, context, address, options, client, attachment, known):
+    def __init__(
+        self,
+        context: Context,
+        address: str,
+        options: Options,
+        client: Client,
+        attachment: Attachment,
+        known: Callable[[], bytes],
+    ) -> None:
         self.address, self.client, self.attachment, self.known = address, client, attachment, known
-        self.session, self.welcome, self.is_connected, self.due = 0, None, False, inf
+        self.session, self.is_connected, self.due = 0, False, inf
+        self.welcome: wire.Welcome | None = None
         self.endpoint, self.monitor, self.descriptor = SimpleNamespace(address=address), Monitor(), object()
-        self.sent, self.arriving = [], []
-        self.greeted, self.lists, self.connected_with, self.ticked = [], [], [], []
-        self.is_closed, self.keys = False, None
+        self.sent: list[bytes] = []
+        self.arriving: list[bytes] = []
+        self.greeted: list[list[bytes]] = []
+        self.lists: list[bytes] = []
+        self.connected_with: list[ClientKeys | None] = []
+        self.ticked: list[float] = []
+        self.is_closed = False
+        self.keys: ClientKeys | None = None
         context.subscribers.append(self)
 
-    def connect_first(self, keys):
+    def connect_first(self, keys: KeyWatch) -> bool:
         if not keys.may_connect():
             return False
         return self.connect(keys.current)
 
-    def connect(self, keys):
+    def connect(self, keys: ClientKeys | None) -> bool:
         if self.address == INVALID:
             raise ConfigurationError("pub_socket_address", f"cannot connect to {self.address!r}")
         self.connected_with.append(keys)
         self.keys = keys
         return False
 
-    def subscribe_inbox(self):
+    def subscribe_inbox(self) -> None:
         self.sent.append(wire.subscription(wire.inbox_topic(self.client.inbox)))
 
-    def send(self, frame):
+    def send(self, frame: bytes) -> bool:
         self.sent.append(frame)
         return False
 
-    def take_sent(self):
+    def take_sent(self) -> list[bytes]:
         sent, self.sent = self.sent, []
         return sent
 
-    def has_input(self):
+    def has_input(self) -> bool:
         return bool(self.arriving)
 
-    def read(self):
+    def read(self) -> bool:
         if self.arriving:
             self.client.feed(self.arriving.pop(0), self.attachment)
         return bool(self.arriving)
 
-    def greet(self, before):
+    def greet(self, before: list[bytes]) -> None:
         self.sent += before
         self.session = self.client.new_session()
         self.welcome, self.is_connected = None, True
         self.greeted.append(list(before))
         self.say_hello()
 
-    def say_hello(self):
+    def say_hello(self) -> None:
         self.lists.append(self.known())
 
-    def lost(self):
+    def lost(self) -> None:
         self.welcome, self.is_connected = None, False
 
-    def take(self, welcome):
+    def take(self, welcome: wire.Welcome) -> bool:
         if welcome.session != self.session or not self.is_connected:
             return False
         first, self.welcome = self.welcome is None, welcome
         return first
 
-    def tick(self, now):
+    def tick(self, now: float) -> None:
         self.ticked.append(now)
 
-    def close(self):
+    def close(self) -> None:
         self.is_closed = True
 
 
-def replace_sockets(monkeypatch, clock):
+def replace_sockets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Let links be made of stand-ins, at the time of a clock."""
     monkeypatch.setattr(link_module, "Subscriber", Subscriber)
     monkeypatch.setattr(push_module, "plain_send", lambda push: push.send)
     monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=clock))
 
 
-def perform(client, transport):
+def perform(client: Client, transport: Any) -> None:
     """Do what the steps of a client want done, as its connection does."""
     while client.out.busy:
         todo = client.out.take()
@@ -199,45 +224,52 @@ class Exchange:
         instance: Of the forwarder.
     """
 
-    def __init__(self, link, client, instance=ONE):
+    def __init__(self, link: link_module.Link, client: Client, instance: bytes = ONE) -> None:
         self.link, self.client, self.instance = link, client, instance
 
     @property
-    def subscriber(self):
-        return self.link._subscriber
+    def subscriber(self) -> Subscriber:
+        return cast(Subscriber, self.link._subscriber)
 
     @property
-    def push(self):
-        """The PUSH that is open, None for none."""
-        return None if self.link._push is None else self.link._push._socket
+    def push(self) -> Push:
+        """The PUSH that is open; None for none, which few tests ask for."""
+        return cast(Push, None if self.link._push is None else self.link._push._socket)
 
-    def connected(self):
+    def connected(self) -> None:
         self.link._subscriber_event(CONNECTED)
 
-    def disconnected(self):
+    def disconnected(self) -> None:
         self.link._subscriber_event(DISCONNECTED)
 
-    def push_disconnected(self):
+    def push_disconnected(self) -> None:
         self.link._push_event(DISCONNECTED)
 
-    def publish(self, frame):
+    def publish(self, frame: bytes) -> None:
         """Let a frame arrive, and be read."""
         self.client.feed(frame, self.link.attachment)
 
-    def welcome(self, state=wire.State.SERVING, *, version=wire.VERSION, session=None, forwarders=b""):
+    def welcome(
+        self,
+        state: wire.State = wire.State.SERVING,
+        *,
+        version: int = wire.VERSION,
+        session: int | None = None,
+        forwarders: bytes = b"",
+    ) -> None:
         session = self.subscriber.session if session is None else session
         inbox = self.client.inbox
         self.publish(wire.WELCOME.encode(wire.Welcome(inbox, version, state, self.instance, session, 1, forwarders)))
 
-    def confirm(self, number, instance=None):
+    def confirm(self, number: int, instance: bytes | None = None) -> None:
         """Answer an echo or a marker."""
         instance = instance or self.instance
         self.publish(wire.CONFIRM.encode(wire.Confirm(self.client.inbox, number, Status.OK, instance)))
 
-    def echoes(self):
+    def echoes(self) -> list[int]:
         """Return the numbers of the echoes and markers that were sent to this PUSH."""
         return [wire.ECHO.decode(frame).n for frame in self.push.frames if frame[:1] == b"E"]
 
-    def payloads(self):
+    def payloads(self) -> list[bytes]:
         """Remove what was sent; return the payloads of the group messages, in order."""
         return [wire.read_group(frame)[5] for frame in self.push.take() if frame[:1] == b"G"]

@@ -4,7 +4,9 @@ import itertools
 import secrets
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import zmq
 
@@ -19,10 +21,10 @@ class StandIn:
     Every client is subscribed to everything, so that nothing is held back for want of a topic.
     """
 
-    def __init__(self, context, pull, pub):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str) -> None:
         self.client, self.session = b"", 0
         self._instance, self._inbox = secrets.token_bytes(8), secrets.token_hex(8).encode()
-        self.confirmed = []
+        self.confirmed: list[int] = []
         self._numbers = itertools.count(1)
         self._pull, self._xpub = context.socket(zmq.PULL), context.socket(zmq.XPUB)
         for option in (zmq.LINGER, zmq.SNDHWM, zmq.RCVHWM):
@@ -33,24 +35,24 @@ class StandIn:
         _bind(self._xpub, pub)
         self.holds_syncs = False
         """Whether syncs are kept instead of being answered, oldest first."""
-        self.held = []
+        self.held: list[bytes] = []
         self._poller = zmq.Poller()
         self._poller.register(self._pull, zmq.POLLIN)
         self._poller.register(self._xpub, zmq.POLLIN)
 
-    def close(self):
+    def close(self) -> None:
         self._pull.close()
         self._xpub.close()
 
-    def publish(self, frame):
+    def publish(self, frame: bytes) -> None:
         self._xpub.send(frame)
 
-    def answer_sync(self, frame):
+    def answer_sync(self, frame: bytes) -> None:
         sync = wire.SYNC.decode(frame)
         self.publish(wire.SYNCED.encode(wire.Synced(sync.inbox, sync.n)))
 
     @contextmanager
-    def serving(self):
+    def serving(self) -> Iterator[None]:
         """Answer in a thread meanwhile."""
         done = threading.Event()
         thread = threading.Thread(target=self._serve, args=(done.is_set,))
@@ -61,29 +63,29 @@ class StandIn:
             done.set()
             thread.join()
 
-    def await_client(self):
+    def await_client(self) -> None:
         """Wait until the client has read everything that was published."""
         number = self.ask(0, b"none", b"none")
         self.serve_until(lambda: number in self.confirmed)
 
-    def ask(self, add, group, channel):
+    def ask(self, add: int, group: bytes, channel: bytes) -> int:
         """Ask the client to add a channel to a group or take it out; its answer will be in `confirmed`."""
         number = next(self._numbers)
         self.publish(wire.ASK.encode(wire.Ask(self.client, number, add, self._inbox, group, channel)))
         return number
 
-    def serve_until(self, condition):
+    def serve_until(self, condition: Callable[..., Any]) -> None:
         """Answer until a condition holds."""
         end = time.monotonic() + PATIENCE
         self._serve(lambda: condition() or time.monotonic() > end)
         assert condition(), "the client is silent"
 
-    def _serve(self, done):
+    def _serve(self, done: Callable[..., Any]) -> None:
         while not done():
             for one, _ in self._poller.poll(5):
                 self._take(one.recv())
 
-    def _take(self, frame):
+    def _take(self, frame: bytes) -> None:
         inbox = frame[1 : 1 + wire.INBOX_SIZE]
         if frame[:1] == b"\1":
             self._xpub.set(zmq.SUBSCRIBE, b"")
@@ -105,7 +107,7 @@ class StandIn:
             self.publish(frame)
 
 
-def _bind(socket, address):
+def _bind(socket: zmq.Socket[bytes], address: str) -> Any:
     """Bind an address that another socket may have left a moment ago; ZeroMQ closes on its own time."""
     end = time.monotonic() + PATIENCE
     while True:

@@ -2,7 +2,10 @@
 
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
+from random import Random
+from typing import Any
 
 import zmq
 
@@ -14,7 +17,7 @@ PATIENCE = 20_000
 class Peer:
     """Raw sockets of one client process; at an embedded producer, which has no producers' port, only one."""
 
-    def __init__(self, context, pull, pub, secret=None):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], pull: str | None, pub: str, secret: Any = None) -> None:
         self.secret = secret or secrets.token_bytes(wire.SECRET_SIZE)
         self.inbox = wire.claimable(self.secret)
         self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
@@ -27,7 +30,7 @@ class Peer:
         self.xsub.connect(pub)
         self.number = 0
 
-    def __enter__(self):
+    def __enter__(self) -> "Peer":
         for frame in opening(self.secret):
             self.say(frame)
         self.say(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, 1, 0)))
@@ -38,39 +41,39 @@ class Peer:
             raise
         return self
 
-    def say(self, frame):
+    def say(self, frame: bytes) -> None:
         self.xsub.send(frame)
 
-    def await_kind(self, layout):
+    def await_kind(self, layout: wire.Layout[Any]) -> bytes:
         """Read until a frame of this kind comes to the inbox."""
         while True:
             frame = self.xsub.recv()
             if frame.startswith(wire.inbox_topic(self.inbox)) and frame[wire.SUB_KIND] == layout.kind:
                 return frame
 
-    def sync(self):
+    def sync(self) -> None:
         """Wait until everything sent upstream was read."""
         self.number += 1
         self.say(wire.SYNC.encode(wire.Sync(self.inbox, 2**63 + self.number)))
         while wire.SYNCED.decode(self.await_kind(wire.SYNCED)).n != 2**63 + self.number:
             pass
 
-    def echo(self):
+    def echo(self) -> None:
         """Wait until everything pushed was read."""
         self.number += 1
         self.push.send(wire.ECHO.encode(wire.Echo(self.inbox, 2**63 + self.number)))
         while wire.CONFIRM.decode(self.await_kind(wire.CONFIRM)).n != 2**63 + self.number:
             pass
 
-    def close(self):
+    def close(self) -> None:
         self.push.close()
         self.xsub.close()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.close()
 
 
-def opening(secret):
+def opening(secret: bytes) -> list[bytes]:
     """Return the frames by which a client begins, on a new socket: it claims its inbox and subscribes to it."""
     inbox = wire.claimable(secret)
     return [wire.CLAIM.encode(wire.Claim(inbox, secret)), wire.subscription(wire.inbox_topic(inbox))]
@@ -79,20 +82,20 @@ def opening(secret):
 class RawPeer:
     """A peer without ZeroMQ: it sends whatever it is asked to, and nothing else. It receives nothing."""
 
-    def __init__(self, port, kind="XSUB"):
+    def __init__(self, port: int, kind: str = "XSUB") -> None:
         """Connect; raises OSError if the connection is ended meanwhile."""
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE / 1000)
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-        kind = b"\x0bSocket-Type" + (4).to_bytes(4) + kind.encode()
+        metadata = b"\x0bSocket-Type" + (4).to_bytes(4) + kind.encode()
         try:
-            self.socket.sendall(greeting + b"\x04%c\x05READY%b" % (6 + len(kind), kind))
+            self.socket.sendall(greeting + b"\x04%c\x05READY%b" % (6 + len(metadata), metadata))
             self._receive(len(greeting))  # frames must not precede the end of the other side's handshake
             self._receive(self._receive(2)[1])
         except OSError:
             self.close()
             raise
 
-    def _receive(self, size):
+    def _receive(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
             data += (more := self.socket.recv(size - len(data)))
@@ -100,24 +103,24 @@ class RawPeer:
                 raise ConnectionResetError
         return data
 
-    def send(self, *frames):
+    def send(self, *frames: bytes) -> None:
         """Send frames; raises OSError once the connection has ended."""
         self.socket.sendall(on_the_wire(*frames))
 
-    def subscribe(self, topic):
+    def subscribe(self, topic: Any) -> None:
         self.send(wire.subscription(topic))
 
-    def close(self):
+    def close(self) -> None:
         self.socket.close()
 
 
-def on_the_wire(*frames):
+def on_the_wire(*frames: bytes) -> bytes:
     """Return the bytes of frames behind the handshake."""
     heads = (b"\0%c" % len(frame) if len(frame) < 256 else b"\2" + len(frame).to_bytes(8) for frame in frames)
     return b"".join(part for both in zip(heads, frames, strict=True) for part in both)
 
 
-def well_formed(inbox, session=1):
+def well_formed(inbox: bytes, session: int = 1) -> list[bytes]:
     """One frame of each kind, for a client that is there."""
     return [
         wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 3)),
@@ -145,7 +148,7 @@ def well_formed(inbox, session=1):
     ]
 
 
-def mutated(rng, frames, flushing):
+def mutated(rng: Random, frames: list[bytes], flushing: bool) -> Iterator[bytes]:
     """Yield frames without end: broken in one of several ways, and now and then whole.
 
     A flush empties everything and drops messages until it is over, so there are times without. Frames for which an
@@ -178,7 +181,7 @@ def mutated(rng, frames, flushing):
             yield frame
 
 
-def oversized(context, kind, address, size):
+def oversized(context: zmq.Context[zmq.Socket[bytes]], kind: zmq.SocketType, address: str, size: int) -> None:
     """Send what is too large, on a connection of its own, for it is cut."""
     with context.socket(kind) as one:
         one.connect(address)
@@ -186,7 +189,7 @@ def oversized(context, kind, address, size):
         one.close(linger=1_000)
 
 
-def no_zeromq(ports, rng):
+def no_zeromq(ports: list[int], rng: Random) -> None:
     """Speak to both ports what is not even ZeroMQ."""
     for port in ports:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, suppress(OSError):

@@ -1,6 +1,7 @@
 """What a client knows of one exchange."""
 
 import pytest
+from fakes import Clock
 
 from channels_zmq.client.attachment import Attachment
 
@@ -8,16 +9,16 @@ INBOX = b"0123456789abcdef"
 
 
 @pytest.fixture
-def attachment(clock):
+def attachment(clock: Clock) -> Attachment:
     return Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
 
 
-def test_an_exchange_is_waited_for_from_the_beginning(attachment):
+def test_an_exchange_is_waited_for_from_the_beginning(attachment: Attachment) -> None:
     """It may be one that others use already: a join that did not wait for it could miss their messages."""
     assert attachment.is_reachable
 
 
-def test_each_exchange_has_a_window_and_credit_of_its_own(attachment, clock):
+def test_each_exchange_has_a_window_and_credit_of_its_own(attachment: Attachment, clock: Clock) -> None:
     """With the bounds of its client."""
     other = Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
     for _ in range(2):
@@ -38,13 +39,15 @@ def test_each_exchange_has_a_window_and_credit_of_its_own(attachment, clock):
         ([0], [-1], 0),
     ],
 )
-def test_returned_messages_are_taken_over_once_and_gaps_are_known(attachment, ordinals, lost, count):
+def test_returned_messages_are_taken_over_once_and_gaps_are_known(
+    attachment: Attachment, ordinals: list[int], lost: list[int], count: int
+) -> None:
     """The exchange sends them once and in order by one connection: what is missing before one does not come."""
     assert [attachment.take_over(ordinal) for ordinal in ordinals] == lost
     assert attachment.taken_over == count
 
 
-def test_a_new_session_counts_returned_messages_anew(attachment):
+def test_a_new_session_counts_returned_messages_anew(attachment: Attachment) -> None:
     """The exchange counts from 1 in each."""
     for ordinal in (1, 2):
         attachment.take_over(ordinal)

@@ -1,13 +1,18 @@
 """One client process: a frame comes in; frames to send and readers to wake come out."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
-from fakes import AnyName, Reader
+from fakes import AnyName, Clock, Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
+from channels_zmq.client.memberships import Join
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
@@ -23,7 +28,7 @@ TTL = 60_000
 
 
 @pytest.fixture
-def client(clock):
+def client(clock: Clock) -> Client:
     """At one exchange, whose session has begun."""
     client = Client(SECRET, SENDER, clock=clock)
     client.own_names = AnyName()
@@ -32,53 +37,57 @@ def client(clock):
 
 
 @pytest.fixture
-def pair(client):
+def pair(client: Client) -> Client:
     """At two exchanges, whose sessions have begun."""
     client.begin_session(client.attach(), SESSION + 1, b"instance")
     return client
 
 
-def feed(client, frame, exchange=0):
+def feed(client: Client, frame: bytes, exchange: int = 0) -> None:
     """Let an exchange send a frame, the first one unless a test says otherwise; nothing else is there to be read."""
     client.feed(frame, client.attachments[exchange])
     client.gaps.all_is_read()
 
 
-def lose(client, exchange=0):
+def lose(client: Client, exchange: int = 0) -> None:
     client.lose(client.attachments[exchange])
 
 
-def begin(client, number, request):
+def begin(client: Client, number: int, request: Request[Reader]) -> Request[Reader]:
     """Begin a request, which is sent now."""
     client.begin_request(number, request)
     return request
 
 
-def group_frame(number, payload=b"x", *, topic=G, sender=OTHER, flags=0, ttl=TTL):
+def group_frame(
+    number: int, payload: bytes = b"x", *, topic: bytes = G, sender: bytes = OTHER, flags: int = 0, ttl: int = TTL
+) -> bytes:
     return wire.ordered(topic, sender, number, flags, ttl, payload)
 
 
-def direct_frame(number, payload=b"x", *, channel="a", sender=OTHER, flags=0, ttl=TTL):
+def direct_frame(
+    number: int, payload: bytes = b"x", *, channel: str = "a", sender: bytes = OTHER, flags: int = 0, ttl: int = TTL
+) -> bytes:
     return wire.ordered(wire.direct_prefix(INBOX), sender, number, flags, ttl, wire.direct_body(channel, payload))
 
 
-def ask(add=1, *, channel=b"a", n=3, group=b"g"):
+def ask(add: int = 1, *, channel: bytes = b"a", n: int = 3, group: bytes = b"g") -> bytes:
     return wire.ASK.encode(wire.Ask(INBOX, n, add, FOREIGN, group, channel))
 
 
-def job(number=1, payload=b"x", *, session=SESSION, channel=b"jobs"):
+def job(number: int = 1, payload: bytes = b"x", *, session: int = SESSION, channel: bytes = b"jobs") -> bytes:
     return wire.JOB.encode(wire.Job(INBOX, session, number, number, TTL, channel, payload))
 
 
-def confirm(n, status=Status.OK):
+def confirm(n: int, status: Status = Status.OK) -> bytes:
     return wire.CONFIRM.encode(wire.Confirm(INBOX, n, status, INSTANCE))
 
 
-def synced(n):
+def synced(n: int) -> bytes:
     return wire.SYNCED.encode(wire.Synced(INBOX, n))
 
 
-def add(client, channel="a", topic=G, *, life=None):
+def add(client: Client, channel: str = "a", topic: wire.Topic = G, *, life: float | None = None) -> Join:
     """Add a member whose subscription is in force."""
     join = client.join(topic, channel, 9, life)
     client.join_synced(join, next_number())
@@ -86,7 +95,7 @@ def add(client, channel="a", topic=G, *, life=None):
     return join
 
 
-def wait(client, channel="a", *, normal=False):
+def wait(client: Client, channel: str = "a", *, normal: bool = False) -> Reader:
     """Let a reader wait for a message that is not there."""
     box, reader = client.mailboxes.open(channel, 9), Reader()
     assert client.mailboxes.begin_read(box) is None
@@ -96,28 +105,28 @@ def wait(client, channel="a", *, normal=False):
     return reader
 
 
-def payloads(client, channel="a"):
+def payloads(client: Client, channel: str = "a") -> list[bytes]:
     box = client.mailboxes.boxes.get(channel)
     waiting = [] if box is None else [payload for _, payload, _ in box.mail]
     return [one.payload if isinstance(one, Shared) else one for one in waiting]
 
 
-def woken(client):
+def woken(client: Client) -> list[Reader]:
     waiters, client.out.wake = client.out.wake, []
     return waiters
 
 
-def upstream(client):
+def upstream(client: Client) -> list[bytes]:
     return [frame for frame, _ in client.out.take().upstream]
 
 
-def by_exchange(client):
+def by_exchange(client: Client) -> list[tuple[bytes, int | None]]:
     """Return the kinds of the frames upstream, and the exchanges that get them: their index, None for all."""
     indexes = {one: index for index, one in enumerate(client.attachments)}
     return [(frame[:1], None if to is None else indexes[to]) for frame, to in client.out.take().upstream]
 
 
-def foreign_reply(n=3):
+def foreign_reply(n: int = 3) -> Reply:
     """Return the confirmation that another process gets for what it has asked for, by the home of its inbox."""
     confirm = wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
     return Reply(confirm, wire.direct_prefix(FOREIGN))
@@ -126,20 +135,25 @@ def foreign_reply(n=3):
 # What is to be done
 
 
-def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock():
+def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock() -> None:
     """Waking readers is done once the lock is released, and empty lists are nothing to do."""
     out = Output()
     out.send_upstream([])
     out.wake.append(Reader())
     assert not out.busy
-    for act in (lambda: out.send_upstream([b"1"]), lambda: out.reply(Reply(b"2")), lambda: out.change(LinkLost())):
+    acts: list[Callable[[], None]] = [
+        lambda: out.send_upstream([b"1"]),
+        lambda: out.reply(Reply(b"2")),
+        lambda: out.change(LinkLost()),
+    ]
+    for act in acts:
         act()
         assert out.busy
         out.take()
         assert not out.busy
 
 
-def test_input_that_was_found_is_something_to_do():
+def test_input_that_was_found_is_something_to_do() -> None:
     """Until the output is taken."""
     out = Output()
     out.input_found()
@@ -148,14 +162,15 @@ def test_input_that_was_found_is_something_to_do():
     assert (out.has_input, out.busy) == (False, False)
 
 
-def test_taking_an_output_begins_anew_with_it():
+def test_taking_an_output_begins_anew_with_it() -> None:
     """Frames are taken in their order; changes and readers are not done under the lock, and stay."""
     out = Output()
     reader, change, exchange = Reader(), LinkRestored(3), Client(SECRET, SENDER).attach()
     out.send_upstream([b"1", b"2"])
     out.send_upstream([b"3"], exchange)
     out.reply(Reply(b"4"))
-    out.session.append((exchange, b"welcome"))
+    welcome = wire.Confirm(INBOX, 1, Status.OK, INSTANCE)
+    out.session.append((exchange, welcome))
     out.emptied = True
     out.change(change)
     out.wake.append(reader)
@@ -163,7 +178,7 @@ def test_taking_an_output_begins_anew_with_it():
     assert (taken.upstream, taken.replies, taken.session, taken.emptied) == (
         [Upstream(b"1"), Upstream(b"2"), Upstream(b"3", exchange)],
         [Reply(b"4")],
-        [(exchange, b"welcome")],
+        [(exchange, welcome)],
         True,
     )
     again = out.take()
@@ -174,7 +189,7 @@ def test_taking_an_output_begins_anew_with_it():
 # Group messages
 
 
-def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client):
+def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client: Client) -> None:
     """It is one message received."""
     for channel in "ab":
         add(client, channel)
@@ -185,13 +200,13 @@ def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client)
     assert client.counters.received == 1
 
 
-def test_a_group_message_without_members_here_is_ignored(client):
+def test_a_group_message_without_members_here_is_ignored(client: Client) -> None:
     """It arrives after the last member has left; nothing is lost."""
     feed(client, group_frame(1))
     assert (client.counters.received, client.counters.dropped) == (0, {})
 
 
-def test_a_discarded_member_gets_nothing_sent_after_the_discard(client):
+def test_a_discarded_member_gets_nothing_sent_after_the_discard(client: Client) -> None:
     """Earlier messages can still be read."""
     add(client)
     feed(client, group_frame(1, b"1"))
@@ -211,7 +226,14 @@ def test_a_discarded_member_gets_nothing_sent_after_the_discard(client):
     ],
 )
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_sequence_numbers_show_repeated_and_missed_messages(client, frame, numbers, received, dropped, repeated):
+def test_sequence_numbers_show_repeated_and_missed_messages(
+    client: Client,
+    frame: Callable[..., bytes],
+    numbers: list[int],
+    received: int,
+    dropped: dict[str, int],
+    repeated: int,
+) -> None:
     """A repeated message is ignored; a gap is counted and the message delivered. Groups and direct messages alike."""
     add(client)
     for number in numbers:
@@ -221,7 +243,7 @@ def test_sequence_numbers_show_repeated_and_missed_messages(client, frame, numbe
     assert client.counters.repeated == repeated
 
 
-def test_each_topic_has_numbers_of_its_own(client):
+def test_each_topic_has_numbers_of_its_own(client: Client) -> None:
     """The same numbers on two topics are two messages."""
     for topic in (G, H):
         add(client, topic=topic)
@@ -229,7 +251,7 @@ def test_each_topic_has_numbers_of_its_own(client):
     assert client.counters.received == 2
 
 
-def test_a_membership_that_is_over_gets_no_message(client, clock):
+def test_a_membership_that_is_over_gets_no_message(client: Client, clock: Clock) -> None:
     """It ends before the message is delivered, also if the housekeeping is late."""
     add(client, life=5.0)
     add(client, "b", H, life=5.0)
@@ -242,7 +264,7 @@ def test_a_membership_that_is_over_gets_no_message(client, clock):
     assert client.counters.received == 1
 
 
-def test_own_messages_older_than_the_subscription_are_ignored(client):
+def test_own_messages_older_than_the_subscription_are_ignored(client: Client) -> None:
     """They were sent before the join, and are not counted as repeated or missed."""
     sent = [client.numbers.next(G)[0] for _ in range(3)]
     add(client)
@@ -254,7 +276,9 @@ def test_own_messages_older_than_the_subscription_are_ignored(client):
 
 
 @pytest.mark.parametrize("is_synced", [False, True])
-def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscription(client, is_synced):
+def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscription(
+    client: Client, is_synced: bool
+) -> None:
     """They get their number later than the subscription; the others of this process are delivered."""
     join = client.join(G, "a", 9, None)
     if is_synced:
@@ -268,7 +292,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
     assert (client.counters.dropped, client.counters.repeated) == ({}, 0)
 
 
-def test_a_held_message_of_a_group_that_was_left_changes_nothing(client):
+def test_a_held_message_of_a_group_that_was_left_changes_nothing(client: Client) -> None:
     """There is no subscription that it could be older than."""
     client.older_than_subscription(G, 50)
     add(client)
@@ -280,7 +304,9 @@ def test_a_held_message_of_a_group_that_was_left_changes_nothing(client):
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(pair, frame):
+def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(
+    pair: Client, frame: Callable[..., bytes]
+) -> None:
     """An earlier one may have come by another exchange, where it was not read yet."""
     add(pair)
     for number, exchange in ((7, 0), (6, 1)):
@@ -292,7 +318,7 @@ def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(pair, 
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair, frame):
+def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair: Client, frame: Callable[..., bytes]) -> None:
     """It may bring what is missing; then all are delivered in order, and nothing was missed."""
     add(pair)
     for number, exchange in ((1, 0), (3, 1), (4, 1), (2, 0), (5, 1)):
@@ -303,7 +329,7 @@ def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair, frame):
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_a_gap_that_stays_is_counted_after_a_moment(pair, frame, clock):
+def test_a_gap_that_stays_is_counted_after_a_moment(pair: Client, frame: Callable[..., bytes], clock: Clock) -> None:
     """The housekeeping does it, which is due then; readers are woken for what had waited."""
     add(pair)
     feed(pair, frame(1, b"1"))
@@ -318,14 +344,16 @@ def test_a_gap_that_stays_is_counted_after_a_moment(pair, frame, clock):
     assert pair.counters.dropped == {"missed": 2}
 
 
-def wait_behind(client, payload):
+def wait_behind(client: Client, payload: bytes) -> Reader:
     """Let a reader take a message, and wait for the next one."""
     assert client.mailboxes.begin_read(client.mailboxes.boxes["a"]) == payload
     return wait(client)
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(pair, frame):
+def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(
+    pair: Client, frame: Callable[..., bytes]
+) -> None:
     """It was delivered, or waits behind a gap; each repetition is counted."""
     add(pair)
     for number in (1, 1, 3, 3, 2, 2):
@@ -334,7 +362,7 @@ def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(pair, fra
     assert pair.counters.repeated == 3
 
 
-def test_with_one_exchange_a_gap_is_counted_at_once(pair):
+def test_with_one_exchange_a_gap_is_counted_at_once(pair: Client) -> None:
     """Nothing else could bring what is missing."""
     add(pair)
     feed(pair, group_frame(1))
@@ -345,7 +373,9 @@ def test_with_one_exchange_a_gap_is_counted_at_once(pair):
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
-def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(client, frame):
+def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(
+    client: Client, frame: Callable[..., bytes]
+) -> None:
     """While its connection is changed, the former one may bring what is missing; later on a gap counts at once."""
     add(client)
     (exchange,) = client.attachments
@@ -359,7 +389,7 @@ def test_a_message_behind_a_gap_waits_for_the_other_way_of_one_exchange(client, 
     assert (payloads(client)[4:], client.counters.dropped) == ([b"6"], {"missed": 1})
 
 
-def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(client):
+def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(client: Client) -> None:
     """A direct message that was sent after a group message must not overtake it; a session has just begun, too."""
     add(client)
     client.begin_session(client.attachments[0], SESSION + 1, b"instance")
@@ -368,7 +398,7 @@ def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(clien
     assert payloads(client) == [b"1", b"2"]
 
 
-def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair):
+def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair: Client) -> None:
     """A later message must not be delivered before the held one."""
     add(pair)
     pair.feed(group_frame(7, b"1"), pair.attachments[0])
@@ -378,7 +408,7 @@ def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair):
     assert payloads(pair) == [b"1", b"2"]
 
 
-def test_a_gap_holds_up_no_other_run(pair):
+def test_a_gap_holds_up_no_other_run(pair: Client) -> None:
     """Neither another topic nor another sender nor direct messages."""
     for topic in (G, H):
         add(pair, topic=topic)
@@ -393,7 +423,7 @@ def test_a_gap_holds_up_no_other_run(pair):
     assert payloads(pair) == [b"1", b"2", b"3", b"4"]
 
 
-def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair, clock):
+def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair: Client, clock: Clock) -> None:
     """Nobody here wants it any more."""
     add(pair)
     feed(pair, group_frame(1))
@@ -403,7 +433,7 @@ def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair, clock):
     assert (payloads(pair), pair.counters.received, pair.gaps.frames) == ([b"x"], 1, 0)
 
 
-def test_a_flush_drops_what_waits_behind_a_gap(pair, clock):
+def test_a_flush_drops_what_waits_behind_a_gap(pair: Client, clock: Clock) -> None:
     """It was sent before."""
     feed(pair, direct_frame(1))
     feed(pair, direct_frame(3))
@@ -412,14 +442,14 @@ def test_a_flush_drops_what_waits_behind_a_gap(pair, clock):
     assert (payloads(pair), pair.counters.dropped) == ([], {})
 
 
-def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair):
+def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair: Client) -> None:
     """It cannot be read before."""
     box = pair.mailboxes.open("a", 9)
     for _ in range(3):
         pair.sent_to_own(box)
     feed(pair, direct_frame(1, sender=SENDER))
     feed(pair, direct_frame(3, sender=SENDER))
-    assert list(box.in_flight) == [2, 3]
+    assert list(box.in_flight or ()) == [2, 3]
     feed(pair, direct_frame(2, sender=SENDER), 1)
     assert not box.in_flight
 
@@ -427,7 +457,7 @@ def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair)
 # Direct messages
 
 
-def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client, clock):
+def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client: Client, clock: Clock) -> None:
     """The time of the last message is known without asking the clock again."""
     reader = wait(client)
     clock.now += 1
@@ -437,7 +467,7 @@ def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client, clock
     assert (client.counters.received, client.now) == (1, clock.now)
 
 
-def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client):
+def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client: Client) -> None:
     """The layer made last decides."""
     client.defaults = Defaults(capacity=lambda channel: 2 if channel == "a" else 0)
     for number in range(3):
@@ -446,7 +476,7 @@ def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client):
     assert client.counters.dropped == {"mailbox_full": 1}
 
 
-def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client):
+def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client: Client) -> None:
     """A reader has brought it along."""
     wait(client)
     client.defaults = Defaults(capacity=lambda channel: 0)
@@ -454,30 +484,30 @@ def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client):
     assert payloads(client) == [b"x"]
 
 
-def test_an_own_direct_message_is_in_flight_until_it_arrives(client):
+def test_an_own_direct_message_is_in_flight_until_it_arrives(client: Client) -> None:
     """Messages of other processes settle nothing."""
     box = client.mailboxes.open("a", 9)
     for _ in range(3):
         client.sent_to_own(box)
-    assert (client.own_order, list(box.in_flight)) == (3, [1, 2, 3])
+    assert (client.own_order, list(box.in_flight or ())) == (3, [1, 2, 3])
     feed(client, direct_frame(1, sender=OTHER))
-    assert list(box.in_flight) == [1, 2, 3]
+    assert list(box.in_flight or ()) == [1, 2, 3]
     feed(client, direct_frame(1, sender=SENDER))
-    assert list(box.in_flight) == [2, 3]
+    assert list(box.in_flight or ()) == [2, 3]
 
 
-def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client):
+def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client: Client) -> None:
     """One of two messages was lost; the other one has arrived."""
     box = client.mailboxes.open("a", 9)
     for _ in range(2):
         client.sent_to_own(box)
     feed(client, direct_frame(2, sender=SENDER))
-    assert len(box.in_flight) == 1
+    assert len(box.in_flight or ()) == 1
     client.mailboxes.passed(box, client.own_order)
     assert not box.in_flight
 
 
-def test_a_message_of_this_process_is_delivered_or_refused_at_once(client):
+def test_a_message_of_this_process_is_delivered_or_refused_at_once(client: Client) -> None:
     """The sender learns whether the channel is full; nothing is counted as lost then."""
     reader = wait(client)
     assert [client.deliver_own("a", TTL, b"%d" % number, 2) for number in range(3)] == [True, True, False]
@@ -486,14 +516,14 @@ def test_a_message_of_this_process_is_delivered_or_refused_at_once(client):
     assert (client.counters.received, client.counters.dropped) == (2, {})
 
 
-def test_a_message_of_this_process_may_be_the_first_of_its_channel(client):
+def test_a_message_of_this_process_may_be_the_first_of_its_channel(client: Client) -> None:
     """It makes the mailbox, with the capacity that the call brings along."""
     assert [client.deliver_own("a", TTL, b"%d" % number, 1) for number in range(2)] == [True, False]
     assert payloads(client) == [b"0"]
     assert client.counters.received == 1
 
 
-def test_expired_messages_do_not_refuse_one_of_this_process(client, clock):
+def test_expired_messages_do_not_refuse_one_of_this_process(client: Client, clock: Clock) -> None:
     """They do not count for the capacity."""
     assert client.deliver_own("a", 1000, b"old", 1)
     clock.now += 1
@@ -504,7 +534,7 @@ def test_expired_messages_do_not_refuse_one_of_this_process(client, clock):
 # Joining
 
 
-def test_a_join_subscribes_and_a_failed_join_unsubscribes(client):
+def test_a_join_subscribes_and_a_failed_join_unsubscribes(client: Client) -> None:
     """Both frames are to be sent upstream."""
     join = client.join(G, "a", 9, None)
     assert join.group.in_force_after
@@ -513,7 +543,7 @@ def test_a_join_subscribes_and_a_failed_join_unsubscribes(client):
     assert upstream(client) == [wire.unsubscription(G)]
 
 
-def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(client):
+def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(client: Client) -> None:
     """Nothing is to be waited for."""
     client.is_exchange = True
     join = client.join(G, "a", 9, None)
@@ -521,7 +551,7 @@ def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(clien
 
 
 @pytest.mark.parametrize("whose", ["own", "foreign"])
-def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client, whose):
+def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client: Client, whose: str) -> None:
     """The channel was a member before."""
     add(client, "b")
     if whose == "own":
@@ -532,13 +562,13 @@ def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client, who
     assert [box.name for box in client.memberships.groups[G].members] == ["b", "a"]
 
 
-def test_a_join_subscribes_at_every_exchange(pair):
+def test_a_join_subscribes_at_every_exchange(pair: Client) -> None:
     """Messages may come by any of them."""
     pair.join(G, "a", 9, None)
     assert pair.out.take().upstream == [Upstream(wire.subscription(G))]
 
 
-def test_numbers_begin_anew_when_a_join_is_in_force(client):
+def test_numbers_begin_anew_when_a_join_is_in_force(client: Client) -> None:
     """What is missing since an earlier membership was not for this process; what was received stays a repetition."""
     add(client)
     for number in (1, 2):
@@ -551,7 +581,7 @@ def test_numbers_begin_anew_when_a_join_is_in_force(client):
     assert (client.counters.repeated, client.counters.dropped) == (1, {"missed": 1})
 
 
-def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_delivered_twice(pair):
+def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_delivered_twice(pair: Client) -> None:
     """The other exchange brings it; the numbers of a topic outlive its last member for a while."""
     add(pair)
     feed(pair, group_frame(1, b"1"), 0)
@@ -565,15 +595,15 @@ def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_deliv
 # Messages that are sent again
 
 
-def again(frame, age, *, ttl=TTL, elsewhere=False, acknowledged=False):
+def again(frame: bytes, age: int, *, ttl: int = TTL, elsewhere: bool = False, acknowledged: bool = False) -> bytes:
     return wire.again(frame, ttl, age, elsewhere=elsewhere, acknowledged=acknowledged)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("age, is_for_new", [(1, True), (1000, True), (1001, False), (2000, False)])
 def test_a_message_that_is_sent_again_reaches_members_of_the_time_it_was_sent_first(
-    client, clock, age, is_for_new, elsewhere
-):
+    client: Client, clock: Clock, age: int, is_for_new: bool, elsewhere: bool
+) -> None:
     """One that joined later must not get what was published before."""
     add(client, "old")
     clock.now += 1
@@ -584,7 +614,7 @@ def test_a_message_that_is_sent_again_reaches_members_of_the_time_it_was_sent_fi
     assert payloads(client, "new") == [b"x"] * is_for_new
 
 
-def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client):
+def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client: Client) -> None:
     """A millisecond has not passed since it was published."""
     for channel in ("a", "b"):
         add(client, channel)
@@ -592,7 +622,7 @@ def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client)
     assert [payloads(client, channel) for channel in ("a", "b")] == [[b"x"], [b"x"]]
 
 
-def test_a_renewed_membership_is_as_old_as_its_first_addition(client, clock):
+def test_a_renewed_membership_is_as_old_as_its_first_addition(client: Client, clock: Clock) -> None:
     """Adding a channel again takes nothing from it."""
     add(client)
     clock.now += 1
@@ -601,7 +631,7 @@ def test_a_renewed_membership_is_as_old_as_its_first_addition(client, clock):
     assert payloads(client) == [b"x"]
 
 
-def test_a_channel_that_has_left_and_come_back_is_a_new_member(client, clock):
+def test_a_channel_that_has_left_and_come_back_is_a_new_member(client: Client, clock: Clock) -> None:
     """What was published before it came back is not for it."""
     add(client)
     client.leave(G, "a")
@@ -611,7 +641,7 @@ def test_a_channel_that_has_left_and_come_back_is_a_new_member(client, clock):
     assert payloads(client) == []
 
 
-def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(client):
+def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(client: Client) -> None:
     """A repetition is dropped, and the next message follows."""
     add(client)
     feed(client, group_frame(1, b"1"))
@@ -623,7 +653,7 @@ def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(clien
     assert (client.counters.received, client.counters.repeated, client.counters.dropped) == (3, 2, {})
 
 
-def test_a_message_that_is_sent_again_closes_a_gap(pair):
+def test_a_message_that_is_sent_again_closes_a_gap(pair: Client) -> None:
     """What waits behind it follows at once."""
     add(pair)
     feed(pair, group_frame(1, b"1"))
@@ -633,7 +663,9 @@ def test_a_message_that_is_sent_again_closes_a_gap(pair):
     assert pair.gaps.frames == 0
 
 
-def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was_sent_first(pair, clock):
+def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was_sent_first(
+    pair: Client, clock: Clock
+) -> None:
     """Its age counts from when it arrived, not from when it is delivered."""
     add(pair, "old")
     feed(pair, group_frame(1, b"1"))
@@ -645,7 +677,7 @@ def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was
     assert (payloads(pair, "old"), payloads(pair, "new")) == ([b"1", b"2", b"3"], [b"2"])
 
 
-def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(client, clock):
+def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(client: Client, clock: Clock) -> None:
     """The others go on waiting."""
     add(client, "old")
     clock.now += 1
@@ -656,14 +688,14 @@ def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(clie
     assert woken(client) == [old]
 
 
-def test_a_message_that_is_sent_again_without_its_age_is_malformed(client):
+def test_a_message_that_is_sent_again_without_its_age_is_malformed(client: Client) -> None:
     """It says that it has one."""
     add(client)
     feed(client, group_frame(1, b"", flags=wire.FLAG_AGAIN))
     assert (payloads(client), client.counters.dropped) == ([], {"malformed": 1})
 
 
-def test_a_direct_message_that_is_sent_again_arrives_once(pair):
+def test_a_direct_message_that_is_sent_again_arrives_once(pair: Client) -> None:
     """Whatever its age is."""
     feed(pair, direct_frame(1, b"1"), 0)
     feed(pair, again(direct_frame(1, b"1"), 500), 1)
@@ -675,7 +707,7 @@ def test_a_direct_message_that_is_sent_again_arrives_once(pair):
 # Joins for other processes
 
 
-def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client):
+def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client: Client) -> None:
     """With the defaults of the layer, since the other process brings none along."""
     client.defaults = Defaults(capacity=lambda channel: 5, group_expiry=20.0)
     add(client, "b")
@@ -686,7 +718,7 @@ def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client):
     assert (box.capacity, client.memberships.groups[G].members[box].life) == (5, 20.0)
 
 
-def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(client, clock):
+def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(client: Client, clock: Clock) -> None:
     """The sync follows the subscription and is repeated until it is answered."""
     feed(client, ask())
     subscription, sync = upstream(client)
@@ -702,7 +734,7 @@ def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(clie
     assert not client.out.busy
 
 
-def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair):
+def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair: Client) -> None:
     """The subscription and the sync go to all; one that is lost is not waited for."""
     feed(pair, ask())
     out = pair.out.take()
@@ -715,7 +747,7 @@ def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair):
     assert not pair.memberships.groups[G].in_force_after
 
 
-def test_a_foreign_join_stays_when_an_own_one_fails(client):
+def test_a_foreign_join_stays_when_an_own_one_fails(client: Client) -> None:
     """Both asked for the same membership."""
     own = client.join(G, "a", 9, None)
     feed(client, ask())
@@ -723,7 +755,7 @@ def test_a_foreign_join_stays_when_an_own_one_fails(client):
     assert G in client.memberships.groups
 
 
-def test_a_foreign_join_survives_the_failure_of_own_requests(client):
+def test_a_foreign_join_survives_the_failure_of_own_requests(client: Client) -> None:
     """Nobody here waits for it."""
     feed(client, ask())
     number = wire.SYNC.decode(upstream(client)[1]).n
@@ -733,7 +765,7 @@ def test_a_foreign_join_survives_the_failure_of_own_requests(client):
 
 
 @pytest.mark.parametrize("is_member", [True, False])
-def test_a_foreign_discard_is_confirmed_at_once(client, is_member):
+def test_a_foreign_discard_is_confirmed_at_once(client: Client, is_member: bool) -> None:
     """Whether the channel was a member or not."""
     if is_member:
         add(client)
@@ -743,7 +775,7 @@ def test_a_foreign_discard_is_confirmed_at_once(client, is_member):
     assert out.replies == [foreign_reply()]
 
 
-def test_a_normal_member_that_another_process_removed_is_not_repeated(client):
+def test_a_normal_member_that_another_process_removed_is_not_repeated(client: Client) -> None:
     """Otherwise the next session would add it again."""
     client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     feed(client, wire.REMOVED.encode(wire.Removed(INBOX, b"g", b"jobs")))
@@ -756,7 +788,7 @@ def test_a_normal_member_that_another_process_removed_is_not_repeated(client):
 @pytest.mark.parametrize(
     "frame, answer", [(confirm, Status.OK), (lambda n: confirm(n, Status.FULL), Status.FULL), (synced, 0)]
 )
-def test_an_answer_wakes_its_caller_once(client, frame, answer):
+def test_an_answer_wakes_its_caller_once(client: Client, frame: Callable[..., bytes], answer: int) -> None:
     """Whichever frame it is; a second one is not for a caller."""
     request = begin(client, 5, Request(b"frame", waiter=Reader()))
     feed(client, frame(5))
@@ -765,21 +797,21 @@ def test_an_answer_wakes_its_caller_once(client, frame, answer):
     assert woken(client) == []
 
 
-def test_an_answer_to_a_request_without_a_waiter_wakes_nobody(client):
+def test_an_answer_to_a_request_without_a_waiter_wakes_nobody(client: Client) -> None:
     """It is noted all the same."""
     request = begin(client, 5, Request(b"frame"))
     feed(client, synced(5))
     assert (request.answer, woken(client)) == (0, [])
 
 
-def test_a_confirmation_that_no_caller_waits_for_is_for_the_transport(pair):
+def test_a_confirmation_that_no_caller_waits_for_is_for_the_transport(pair: Client) -> None:
     """It may be the answer to an echo; the exchange that has sent it goes along."""
     feed(pair, confirm(5), 1)
     assert pair.out.busy
     assert pair.out.take().session == [(pair.attachments[1], wire.Confirm(INBOX, 5, Status.OK, INSTANCE))]
 
 
-def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair):
+def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair: Client) -> None:
     """To the exchange that answers, not to the other one."""
     for attachment in pair.attachments:
         attachment.window.append(group_frame(1))
@@ -788,7 +820,7 @@ def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair):
     assert [len(attachment.window) for attachment in pair.attachments] == [1, 0]
 
 
-def test_the_answer_to_a_request_acknowledges_nothing(client):
+def test_the_answer_to_a_request_acknowledges_nothing(client: Client) -> None:
     """Its number is no marker's, however high it is."""
     client.attachments[0].window.append(group_frame(1))
     client.attachments[0].window.marked(5)
@@ -798,7 +830,7 @@ def test_the_answer_to_a_request_acknowledges_nothing(client):
     assert client.out.session == []
 
 
-def test_all_callers_learn_that_their_requests_have_failed(client):
+def test_all_callers_learn_that_their_requests_have_failed(client: Client) -> None:
     """Each is woken once."""
     requests = [Request(b"", waiter=Reader()) for _ in range(3)]
     for number, request in enumerate(requests):
@@ -812,11 +844,11 @@ def test_all_callers_learn_that_their_requests_have_failed(client):
 # Requests to all exchanges
 
 
-def sync_request(**changes):
+def sync_request(**changes: Any) -> Request[Reader]:
     return Request(b"Ysync", to_all=True, waiter=Reader(), **changes)
 
 
-def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair):
+def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair: Client) -> None:
     """A second answer of the same one counts once; the highest status is the answer."""
     request = begin(pair, 5, Request(b"frame", to_all=True, waiter=Reader()))
     for status in (Status.FULL, Status.OK):
@@ -829,7 +861,7 @@ def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair
 
 
 @pytest.mark.parametrize("how", ["lost", "detached"])
-def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair, how):
+def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair: Client, how: str) -> None:
     """The others have answered already."""
     request = begin(pair, 5, sync_request())
     feed(pair, synced(5), 1)
@@ -840,7 +872,7 @@ def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair, how):
     assert (request.answer, woken(pair)) == (0, [request.waiter])
 
 
-def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair):
+def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair: Client) -> None:
     """All are lost: it waits for whichever comes back, and is sent to it again."""
     request = begin(pair, 5, sync_request())
     for exchange in (0, 1):
@@ -852,7 +884,7 @@ def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair):
     assert (request.answer, woken(pair)) == (0, [request.waiter])
 
 
-def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair):
+def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair: Client) -> None:
     """A request that begins meanwhile does not wait for it; one that begins behind its welcome does."""
     lose(pair, 0)
     request = begin(pair, 5, sync_request())
@@ -867,7 +899,7 @@ def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair):
 
 
 @pytest.mark.parametrize("how", ["attached", "session begun"])
-def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair, how):
+def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair: Client, how: str) -> None:
     """Otherwise messages by that exchange could be missed after a join."""
     if how == "session begun":
         lose(pair, 1)
@@ -882,7 +914,7 @@ def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair, how):
     assert (request.answer, woken(pair)) == (0, [request.waiter])
 
 
-def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribers_way(pair):
+def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribers_way(pair: Client) -> None:
     """Whatever they are. Requests to one have a home."""
     begin(pair, 5, Request(b"Mmember", to_all=True, waiter=Reader()))
     begin(pair, 6, sync_request())
@@ -894,7 +926,7 @@ def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribe
 
 
 @pytest.mark.parametrize("answer", [synced(5), confirm(5)])
-def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_session(pair, answer):
+def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_session(pair: Client, answer: bytes) -> None:
     """Only a new session asks again: what it had confirmed may be forgotten."""
     request = begin(pair, 5, sync_request())
     feed(pair, answer, 0)
@@ -909,7 +941,9 @@ def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_sessi
 
 @pytest.mark.parametrize("repeats, answer", [(False, LOST), (True, None)])
 @pytest.mark.parametrize("how", ["lost", "unsure"])
-def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(pair, how, repeats, answer):
+def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(
+    pair: Client, how: str, repeats: bool, answer: int | None
+) -> None:
     """The outcome is unknown, and its caller learns that at once; another exchange settles nothing."""
     request = begin(pair, 5, Request(b"Qone", repeats=repeats, waiter=Reader()))
     pair.requests.sent_by(5, pair.attachments[1])
@@ -921,7 +955,7 @@ def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeate
     assert woken(pair) == ([request.waiter] if answer is not None else [])
 
 
-def test_a_request_that_was_not_sent_yet_does_not_fail(pair):
+def test_a_request_that_was_not_sent_yet_does_not_fail(pair: Client) -> None:
     """It is held, and goes to whichever exchange can be reached next."""
     request = begin(pair, 5, Request(b"Qone", repeats=False, waiter=Reader()))
     for exchange in (0, 1):
@@ -932,7 +966,7 @@ def test_a_request_that_was_not_sent_yet_does_not_fail(pair):
 # Normal channels
 
 
-def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client):
+def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client: Client) -> None:
     """The job wakes it and is counted."""
     reader = wait(client, "jobs", normal=True)
     (ready,) = upstream(client)
@@ -944,21 +978,21 @@ def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client):
     assert client.counters.received == 1
 
 
-def test_a_job_that_nobody_waits_for_goes_back(client):
+def test_a_job_that_nobody_waits_for_goes_back(client: Client) -> None:
     """It is for a channel that was forgotten here."""
     feed(client, job(4))
     (frame,) = upstream(client)
     assert wire.BACK.decode(frame).number == 4
 
 
-def test_a_job_of_an_earlier_session_is_not_counted(client):
+def test_a_job_of_an_earlier_session_is_not_counted(client: Client) -> None:
     """The exchange hands it over again."""
     wait(client, "jobs", normal=True)
     feed(client, job(session=SESSION - 1))
     assert (payloads(client, "jobs"), client.counters.received) == ([], 0)
 
 
-def test_a_job_of_a_session_that_was_left_is_ignored(client):
+def test_a_job_of_a_session_that_was_left_is_ignored(client: Client) -> None:
     """Before the hello the exchange is told that it has not arrived: it puts it back, and it is read once."""
     wait(client, "jobs", normal=True)
     (report,) = client.before_hello(client.attachments[0])
@@ -970,7 +1004,7 @@ def test_a_job_of_a_session_that_was_left_is_ignored(client):
     assert payloads(client, "jobs") == [b"x"]
 
 
-def test_a_gap_between_jobs_is_counted_at_once(client, clock):
+def test_a_gap_between_jobs_is_counted_at_once(client: Client, clock: Clock) -> None:
     """And the time of the last message is known, as with any other."""
     wait(client, "jobs", normal=True)
     clock.now += 1
@@ -979,7 +1013,7 @@ def test_a_gap_between_jobs_is_counted_at_once(client, clock):
     assert (payloads(client, "jobs"), client.now) == ([b"x"], clock.now)
 
 
-def test_lost_jobs_are_counted(client):
+def test_lost_jobs_are_counted(client: Client) -> None:
     """The total shows that some are lost, the count of a channel how many."""
     wait(client, "jobs", normal=True)
     upstream(client)
@@ -991,7 +1025,7 @@ def test_lost_jobs_are_counted(client):
     assert len(upstream(client)) == 1
 
 
-def test_a_query_is_answered_upstream(client):
+def test_a_query_is_answered_upstream(client: Client) -> None:
     """With the number of the question."""
     wait(client, "jobs", normal=True)
     upstream(client)
@@ -1003,13 +1037,13 @@ def test_a_query_is_answered_upstream(client):
 # Jobs of several exchanges
 
 
-def job_of(client, exchange, number, payload=b"x"):
+def job_of(client: Client, exchange: int, number: int, payload: bytes = b"x") -> bytes:
     """Return the next job that an exchange hands over on a channel; its ordinal is 1."""
     session = client.attachments[exchange].credit.session
     return wire.JOB.encode(wire.Job(INBOX, session, 1, number, TTL, b"jobs", payload))
 
 
-def test_a_reader_opens_a_window_at_every_exchange(pair):
+def test_a_reader_opens_a_window_at_every_exchange(pair: Client) -> None:
     """It takes from whichever has a job first; each exchange is told its own session."""
     wait(pair, "jobs", normal=True)
     sent = pair.out.take().upstream
@@ -1018,7 +1052,7 @@ def test_a_reader_opens_a_window_at_every_exchange(pair):
     assert pair.mailboxes.boxes["jobs"].windows == 2
 
 
-def test_a_reader_may_be_handed_a_job_by_each_exchange(pair):
+def test_a_reader_may_be_handed_a_job_by_each_exchange(pair: Client) -> None:
     """It is woken for the first one; the surplus waits for its next call."""
     reader = wait(pair, "jobs", normal=True)
     for exchange, number in ((0, 3), (1, 4)):
@@ -1033,7 +1067,7 @@ def test_a_reader_may_be_handed_a_job_by_each_exchange(pair):
     assert pair.counters.received == 2
 
 
-def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair, clock):
+def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair: Client, clock: Clock) -> None:
     """Behind the frame that closes the window there; numbers of two exchanges say nothing about each other."""
     reader = wait(pair, "jobs", normal=True)
     for exchange in (0, 1):
@@ -1043,7 +1077,7 @@ def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair, clock)
     clock.now += 0.1
     pair.keep(clock.now, 100)
     sent = pair.out.take().upstream
-    assert [(frame[:1], pair.attachments.index(to)) for frame, to in sent] == [
+    assert [(frame[:1], to and pair.attachments.index(to)) for frame, to in sent] == [
         (b"R", 0),
         (b"B", 0),
         (b"R", 1),
@@ -1054,7 +1088,7 @@ def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair, clock)
     assert payloads(pair, "jobs") == []
 
 
-def test_every_window_closes_after_the_last_reader_has_given_up(pair, clock):
+def test_every_window_closes_after_the_last_reader_has_given_up(pair: Client, clock: Clock) -> None:
     """However long it had waited; the grace time counts from then."""
     reader = wait(pair, "jobs", normal=True)
     clock.now += 1
@@ -1067,7 +1101,7 @@ def test_every_window_closes_after_the_last_reader_has_given_up(pair, clock):
     assert [one for one in by_exchange(pair) if one[0] == b"R"] == [(b"R", 0), (b"R", 1)]
 
 
-def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair):
+def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair: Client) -> None:
     """Those of the other exchange can still be read."""
     wait(pair, "jobs", normal=True)
     for exchange in (0, 1):
@@ -1078,7 +1112,7 @@ def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair):
     assert payloads(pair, "jobs") == [b"1"]
 
 
-def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair):
+def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair: Client) -> None:
     """To that exchange alone."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 0, 7), 0)
@@ -1089,7 +1123,7 @@ def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair):
     assert (to, answer.answers, answer.settled) == (pair.attachments[1], 9, 0)
 
 
-def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair):
+def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair: Client) -> None:
     """What it has handed over can still be read."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 0, 7, b"0"), 0)
@@ -1102,7 +1136,7 @@ def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair):
     assert {to for _, to in by_exchange(pair)} == {1}
 
 
-def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair):
+def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair: Client) -> None:
     """The other one knows them; what has arrived in the former session is reported before the hello."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 1, 7), 1)
@@ -1119,7 +1153,7 @@ def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair):
     assert by_exchange(pair) == [(b"R", 1)]
 
 
-def test_an_exchange_that_is_detached_leaves_no_window(pair):
+def test_an_exchange_that_is_detached_leaves_no_window(pair: Client) -> None:
     """The channel is a normal one as long as any exchange has a window; the others go on."""
     wait(pair, "jobs", normal=True)
     pair.out.take()
@@ -1136,11 +1170,11 @@ def test_an_exchange_that_is_detached_leaves_no_window(pair):
 # Messages that an exchange returns
 
 
-def returned(ordinal, number=5, *, ttl=1500, session=SESSION, payload=b"x"):
+def returned(ordinal: int, number: int = 5, *, ttl: int = 1500, session: int = SESSION, payload: bytes = b"x") -> bytes:
     return wire.RETURNED.encode(wire.Returned(INBOX, session, ordinal, number, ttl, b"jobs", payload))
 
 
-def took_over(client):
+def took_over(client: Client) -> tuple[list[tuple[wire.Back, Reply]], list[tuple[wire.Taken, Attachment | None]]]:
     """Return the messages that are sent elsewhere, and how many have been taken over by which exchange's count."""
     out = client.out.take()
     back = [(wire.BACK.decode(one.frame), one) for one in out.replies]
@@ -1148,7 +1182,7 @@ def took_over(client):
     return back, taken
 
 
-def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair):
+def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair: Client) -> None:
     """With its number and the time that it has left, which it may also wait for a connection."""
     feed(pair, returned(1, 9, session=SESSION + 1), 1)
     ((back, reply),), ((taken, to),) = took_over(pair)
@@ -1157,7 +1191,7 @@ def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair):
     assert (taken, to) == (wire.Taken(INBOX, SESSION + 1, 1), pair.attachments[1])
 
 
-def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twice(client):
+def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twice(client: Client) -> None:
     """The acknowledgement may have been lost."""
     for _ in range(2):
         feed(client, returned(1))
@@ -1166,7 +1200,7 @@ def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twi
     assert [one.ordinal for one, _ in taken] == [1, 1]
 
 
-def test_returned_messages_that_are_missing_are_counted(client):
+def test_returned_messages_that_are_missing_are_counted(client: Client) -> None:
     """The exchange sends each once: what did not arrive before a later one is lost."""
     for ordinal, number in ((1, 5), (4, 8), (4, 8), (5, 9)):
         feed(client, returned(ordinal, number))
@@ -1177,7 +1211,7 @@ def test_returned_messages_that_are_missing_are_counted(client):
 
 
 @pytest.mark.parametrize("session", [SESSION - 1, SESSION + 1])
-def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client, session):
+def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client: Client, session: int) -> None:
     """It would take the place of one of this session, and the exchange has counted it as lost."""
     feed(client, returned(1, session=session, payload=b"old"))
     assert took_over(client) == ([], [])
@@ -1186,14 +1220,14 @@ def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client
     assert (back.payload, client.counters.dropped) == (b"new", {})
 
 
-def test_a_message_that_was_returned_in_a_session_that_was_left_is_not_taken_over(client):
+def test_a_message_that_was_returned_in_a_session_that_was_left_is_not_taken_over(client: Client) -> None:
     """There is none to acknowledge it in."""
     client.before_hello(client.attachments[0])
     feed(client, returned(1))
     assert took_over(client) == ([], [])
 
 
-def test_each_exchange_and_each_session_counts_what_it_returns(pair):
+def test_each_exchange_and_each_session_counts_what_it_returns(pair: Client) -> None:
     """A session begins at 1."""
     feed(pair, returned(1), 0)
     feed(pair, returned(1, session=SESSION + 1), 1)
@@ -1207,7 +1241,7 @@ def test_each_exchange_and_each_session_counts_what_it_returns(pair):
 # Readers
 
 
-def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client):
+def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client: Client) -> None:
     """The next one is woken for the message."""
     first, second = wait(client), wait(client)
     feed(client, direct_frame(1))
@@ -1216,7 +1250,7 @@ def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client):
     assert woken(client) == [second]
 
 
-def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock):
+def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client: Client, clock: Clock) -> None:
     """The housekeeping does it, after a grace time."""
     reader = wait(client, "jobs", normal=True)
     feed(client, job())
@@ -1230,7 +1264,7 @@ def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client, clock
 # Sessions
 
 
-def test_a_welcome_is_for_the_transport(client):
+def test_a_welcome_is_for_the_transport(client: Client) -> None:
     """The client waits until it is told to begin the session."""
     welcome = wire.Welcome(INBOX, wire.VERSION, wire.State.SERVING, INSTANCE, SESSION, 1)
     feed(client, wire.WELCOME.encode(welcome))
@@ -1238,13 +1272,15 @@ def test_a_welcome_is_for_the_transport(client):
     assert client.out.take().session == [(client.attachments[0], welcome)]
 
 
-def test_each_session_has_a_number_of_its_own(client):
+def test_each_session_has_a_number_of_its_own(client: Client) -> None:
     """At whichever exchange; a later one has a higher number."""
     assert [client.new_session() for _ in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("is_lost, peers", [(False, 9), (True, 5)])
-def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(pair, is_lost, peers):
+def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(
+    pair: Client, is_lost: bool, peers: int
+) -> None:
     """A new exchange waits for as many. What one that is lost has reported is old, unless it is the one that asks."""
     pair.attach()
     for exchange, clients in zip(pair.attachments, (5, 9, 0), strict=True):
@@ -1254,7 +1290,7 @@ def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(pair
     assert [pair.peers(one) for one in pair.attachments] == [peers, 9, peers]
 
 
-def test_a_new_session_repeats_what_the_exchange_cannot_know(client):
+def test_a_new_session_repeats_what_the_exchange_cannot_know(client: Client) -> None:
     """Normal members and arrived jobs go before the hello; requests and windows follow the welcome."""
     for _ in range(2):
         wait(client, "jobs", normal=True)
@@ -1270,7 +1306,7 @@ def test_a_new_session_repeats_what_the_exchange_cannot_know(client):
 # Emptying
 
 
-def test_an_exchange_that_is_flushed_empties_its_clients(client):
+def test_an_exchange_that_is_flushed_empties_its_clients(client: Client) -> None:
     """Messages, memberships and notes are gone, and the answer carries the same number; who waits stays."""
     add(client)
     reader = wait(client, "b")
@@ -1287,7 +1323,7 @@ def test_an_exchange_that_is_flushed_empties_its_clients(client):
     assert client.before_hello(client.attachments[0]) == []
 
 
-def test_messages_that_were_dropped_by_a_flush_are_not_missed(client):
+def test_messages_that_were_dropped_by_a_flush_are_not_missed(client: Client) -> None:
     """The exchange drops messages until all clients have answered."""
     feed(client, direct_frame(1))
     client.empty()
@@ -1296,7 +1332,7 @@ def test_messages_that_were_dropped_by_a_flush_are_not_missed(client):
     assert payloads(client) == [b"x"]
 
 
-def test_emptying_sends_each_unsubscription_once(client):
+def test_emptying_sends_each_unsubscription_once(client: Client) -> None:
     """A second flush finds no group."""
     add(client)
     client.empty()
@@ -1336,7 +1372,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_a_malformed_frame_is_counted_and_changes_nothing(client, what):
+def test_a_malformed_frame_is_counted_and_changes_nothing(client: Client, what: str) -> None:
     """Once; it never raises, and nothing is to be sent."""
     add(client)
     feed(client, MALFORMED[what])
@@ -1356,7 +1392,7 @@ HEADS = [b"", b"G", b"Gg\0", b"P", wire.inbox_topic(INBOX)] + [
 
 @settings(max_examples=300, deadline=None)
 @given(frames=st.lists(st.builds(bytes.__add__, st.sampled_from(HEADS), st.binary(max_size=60)), max_size=5))
-def test_no_bytes_make_a_client_fail(frames):
+def test_no_bytes_make_a_client_fail(frames: list[bytes]) -> None:
     """Each frame is taken, or counted as malformed; what comes out can be sent."""
     client = Client(SECRET, SENDER)
     for _ in range(2):
@@ -1372,7 +1408,7 @@ def test_no_bytes_make_a_client_fail(frames):
 # Housekeeping
 
 
-def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client, clock):
+def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client: Client, clock: Clock) -> None:
     """Memberships, mailboxes and windows, whichever is due first."""
     start = clock.now
     add(client, life=5.0)
@@ -1386,7 +1422,7 @@ def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client, cl
     assert client.keep(start + 5, 100) < start + 10
 
 
-def test_housekeeping_is_done_in_slices(client, clock):
+def test_housekeeping_is_done_in_slices(client: Client, clock: Clock) -> None:
     """The result says that more is due."""
     for number in range(25):
         add(client, str(number), life=5.0)
@@ -1395,16 +1431,16 @@ def test_housekeeping_is_done_in_slices(client, clock):
     assert client.memberships.groups == {}
 
 
-def test_nothing_due_costs_nothing(client, clock):
+def test_nothing_due_costs_nothing(client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """With 100,000 channels in groups only deadlines are compared: nothing can be looked at."""
     for number in range(100_000):
         client.memberships.join(G, str(number), 9, 100.0, 0)
     for deadlines in (client.memberships.ends, client.mailboxes._looks):
-        deadlines._is_current = None
+        monkeypatch.setattr(deadlines, "_is_current", None)
     assert client.keep(clock.now + 59, 1000) == clock.now + 60
 
 
-def test_a_client_without_anything_has_nothing_due(client, clock):
+def test_a_client_without_anything_has_nothing_due(client: Client, clock: Clock) -> None:
     """Its connection decides how long it sleeps."""
     assert client.keep(clock.now, 100) == float("inf")
     assert not client.out.busy
@@ -1414,14 +1450,14 @@ def test_a_client_without_anything_has_nothing_due(client, clock):
 
 
 @pytest.fixture
-def strict(client):
+def strict(client: Client) -> Client:
     """A client that knows which names it has made."""
     client.own_names = OwnNames(INBOX)
     client.use(Defaults(max_ttl=5_000))
     return client
 
 
-def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict):
+def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict: Client) -> None:
     """Otherwise a peer could fill the process."""
     made = strict.own_names.new("a")
     for number, channel in enumerate(("a", f"a.{INBOX.decode()}!0123456789abcdef012345", made)):
@@ -1430,14 +1466,14 @@ def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict):
     assert strict.counters.dropped == {"unroutable": 2}
 
 
-def test_a_channel_that_is_read_or_in_a_group_needs_no_name_of_ours(strict):
+def test_a_channel_that_is_read_or_in_a_group_needs_no_name_of_ours(strict: Client) -> None:
     """It has a mailbox already."""
     strict.mailboxes.open("jobs", 9)
     feed(strict, direct_frame(1, channel="jobs"))
     assert payloads(strict, "jobs") == [b"x"]
 
 
-def test_a_channel_that_this_process_never_had_joins_no_group(strict):
+def test_a_channel_that_this_process_never_had_joins_no_group(strict: Client) -> None:
     """The process that asks gets the same answer as if the channel's process were gone."""
     feed(strict, ask())
     assert not strict.memberships.groups
@@ -1447,7 +1483,7 @@ def test_a_channel_that_this_process_never_had_joins_no_group(strict):
     assert list(strict.memberships.groups) == [G]
 
 
-def test_no_message_waits_longer_than_the_expiry(strict, clock):
+def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -> None:
     """Whatever its sender says; a member of a group and a reader of a channel are treated alike."""
     made = strict.own_names.new("a")
     add(strict, made)

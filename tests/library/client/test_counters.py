@@ -5,21 +5,22 @@ import logging
 from pathlib import Path
 
 import pytest
+from fakes import Clock
 
 import channels_zmq
 from channels_zmq.client.counters import ADVICE, REPORT_EVERY, SILENT, Counters, Report
 
 
 @pytest.fixture
-def counters(clock):
+def counters(clock: Clock) -> Counters:
     return Counters(clock)
 
 
-def lines(counters):
+def lines(counters: Counters) -> list[str]:
     return [report.message % report.arguments for report in counters.reports]
 
 
-def test_every_loss_is_counted_by_its_cause(counters):
+def test_every_loss_is_counted_by_its_cause(counters: Counters) -> None:
     """Whether or not it is reported."""
     counters.drop("mailbox_full")
     counters.drop("mailbox_full", 4)
@@ -27,13 +28,13 @@ def test_every_loss_is_counted_by_its_cause(counters):
     assert counters.dropped == {"mailbox_full": 5, "expired": 2}
 
 
-def test_no_loss_leaves_no_trace(counters):
+def test_no_loss_leaves_no_trace(counters: Counters) -> None:
     """Neither a report nor a cause."""
     counters.drop("mailbox_full", 0)
     assert (counters.dropped, counters.reports) == ({}, [])
 
 
-def test_the_first_loss_is_reported_at_once(counters):
+def test_the_first_loss_is_reported_at_once(counters: Counters) -> None:
     """With its number, its cause and what to do; the line is formatted where it is written."""
     counters.drop("mailbox_full", 2)
     (report,) = counters.reports
@@ -41,7 +42,7 @@ def test_the_first_loss_is_reported_at_once(counters):
     assert lines(counters) == [f"2 messages lost (mailbox_full), 2 in total: {ADVICE['mailbox_full']}"]
 
 
-def test_a_flood_of_losses_is_one_report_a_minute(counters, clock):
+def test_a_flood_of_losses_is_one_report_a_minute(counters: Counters, clock: Clock) -> None:
     """The next report has all that was lost since."""
     for _ in range(100):
         counters.drop("mailbox_full")
@@ -53,7 +54,7 @@ def test_a_flood_of_losses_is_one_report_a_minute(counters, clock):
     assert lines(counters)[1].startswith("101 messages lost (mailbox_full), 102 in total")
 
 
-def test_each_cause_has_reports_of_its_own(counters):
+def test_each_cause_has_reports_of_its_own(counters: Counters) -> None:
     """A frequent loss does not hide a rare one."""
     for cause in ADVICE:
         counters.drop(cause)
@@ -61,7 +62,7 @@ def test_each_cause_has_reports_of_its_own(counters):
 
 
 @pytest.mark.parametrize("cause", sorted(SILENT))
-def test_a_silent_cause_is_counted_only(counters, cause):
+def test_a_silent_cause_is_counted_only(counters: Counters, cause: str) -> None:
     """It is neither reported nor counted as lost."""
     counters.drop(cause, 3)
     assert counters.dropped == {cause: 3}
@@ -69,25 +70,26 @@ def test_a_silent_cause_is_counted_only(counters, cause):
     assert counters.lost() == 0
 
 
-def test_what_was_lost_is_the_sum_of_all_causes_but_the_silent_ones(counters):
+def test_what_was_lost_is_the_sum_of_all_causes_but_the_silent_ones(counters: Counters) -> None:
     """An outage reports how much was lost meanwhile."""
     for cause in (*ADVICE, *SILENT):
         counters.drop(cause, 2)
     assert counters.lost() == 2 * len(ADVICE)
 
 
-def test_any_line_can_be_reported(counters):
+def test_any_line_can_be_reported(counters: Counters) -> None:
     """Its arguments are kept apart from the format."""
     counters.report(logging.ERROR, "%s is %d", "a", 1)
     assert counters.reports == [Report(logging.ERROR, "%s is %d", ("a", 1))]
 
 
-def test_every_cause_in_the_code_has_advice_or_is_silent():
+def test_every_cause_in_the_code_has_advice_or_is_silent() -> None:
     """A cause without either would fail where a loss is counted."""
     causes = set()
     for path in Path(channels_zmq.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-            if is_call and node.func.attr in ("drop", "_drop") and node.args:
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in ("drop", "_drop") and node.args:
                 causes |= {text.value for text in ast.walk(node.args[0]) if isinstance(text, ast.Constant)}
     assert {cause for cause in causes if isinstance(cause, str)} == set(ADVICE) | SILENT

@@ -3,10 +3,10 @@
 from math import inf
 
 import pytest
-from fakes import Reader
+from fakes import Clock, Reader
 
 from channels_zmq.client.credit import ASK_EVERY, FORGET_AFTER, GRACE, REPEAT_EVERY, Credit
-from channels_zmq.client.mailboxes import Delivery, Mailboxes
+from channels_zmq.client.mailboxes import Delivery, Mailbox, Mailboxes, Payload
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
 
@@ -16,82 +16,84 @@ PREFETCH = 4
 
 
 @pytest.fixture
-def credit(clock):
+def credit(clock: Clock) -> Credit:
     credit = Credit(INBOX, PREFETCH, clock)
     credit.begin_session(SESSION, is_same=False)
     return credit
 
 
 @pytest.fixture
-def mailboxes(clock):
+def mailboxes(clock: Clock) -> Mailboxes[Reader]:
     return Mailboxes(lambda cause, count: None, clock=clock)
 
 
 @pytest.fixture
-def box(mailboxes):
+def box(mailboxes: Mailboxes[Reader]) -> Mailbox[Reader]:
     return mailboxes.open("jobs", 100)
 
 
-def wait(credit, box):
+def wait(credit: Credit, box: Mailbox[Reader]) -> list[bytes]:
     """Let one more reader wait; return the frames to send."""
     box.waiters.append(Reader())
     return credit.touched(box)
 
 
-def leave(credit, box):
+def leave(credit: Credit, box: Mailbox[Reader]) -> None:
     """Let all readers give up."""
     box.waiters.clear()
     credit.gave_up(box)
 
 
-def job(number=1, *, payload=b"x", ttl=60_000, session=SESSION, channel=b"jobs"):
+def job(
+    number: int = 1, *, payload: bytes = b"x", ttl: int = 60_000, session: int = SESSION, channel: bytes = b"jobs"
+) -> wire.Job:
     """Return a job whose ordinal is its number too."""
     return wire.Job(INBOX, session, number, number, ttl, channel, payload)
 
 
-def take(box, now=0.0):
+def take(box: Mailbox[Reader], now: float = 0.0) -> Payload | None:
     return box.take(now)[0]
 
 
-def handed(count, *, session=SESSION, channel=b"jobs"):
+def handed(count: int, *, session: int = SESSION, channel: bytes = b"jobs") -> wire.Handed:
     return wire.Handed(INBOX, session, count, channel)
 
 
-def total(count, *, session=SESSION):
+def total(count: int, *, session: int = SESSION) -> wire.HandedTotal:
     return wire.HandedTotal(INBOX, session, count)
 
 
-def query(number=9, *, session=SESSION, channel=b"jobs"):
+def query(number: int = 9, *, session: int = SESSION, channel: bytes = b"jobs") -> wire.Query:
     return wire.Query(INBOX, number, session, channel)
 
 
-def ready(frames):
+def ready(frames: list[bytes]) -> list[wire.Ready]:
     return [wire.READY.decode(frame) for frame in frames if frame[:1] == b"R"]
 
 
-def limits(frames):
+def limits(frames: list[bytes]) -> list[int]:
     return [frame.limit for frame in ready(frames)]
 
 
-def back(frames):
+def back(frames: list[bytes]) -> list[wire.Back]:
     return [wire.BACK.decode(frame) for frame in frames if frame[:1] == b"B"]
 
 
-def questions(frames):
+def questions(frames: list[bytes]) -> list[wire.Total]:
     return [wire.TOTAL.decode(frame) for frame in frames if frame[:1] == b"T"]
 
 
 # The window
 
 
-def test_the_first_reader_opens_the_window(credit, box):
+def test_the_first_reader_opens_the_window(credit: Credit, box: Mailbox[Reader]) -> None:
     """It has room for that reader, and `prefetch` more, for this inbox, session and channel."""
     (sent,) = ready(wait(credit, box))
     assert sent == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, 0, 0, b"jobs")
     assert box.is_normal
 
 
-def test_each_waiting_reader_has_room(credit, box):
+def test_each_waiting_reader_has_room(credit: Credit, box: Mailbox[Reader]) -> None:
     """However many they are."""
     sent = 0
     for count in range(1, 20):
@@ -99,14 +101,14 @@ def test_each_waiting_reader_has_room(credit, box):
         assert sent >= count
 
 
-def test_without_prefetch_no_job_comes_before_its_reader(clock, box):
+def test_without_prefetch_no_job_comes_before_its_reader(clock: Clock, box: Mailbox[Reader]) -> None:
     """The window is as wide as the readers are many."""
     credit = Credit(INBOX, 0, clock)
     credit.begin_session(SESSION, is_same=False)
     assert [limits(wait(credit, box)) for _ in range(3)] == [[1], [2], [3]]
 
 
-def test_jobs_that_wait_here_take_the_room_of_others(credit, box):
+def test_jobs_that_wait_here_take_the_room_of_others(credit: Credit, box: Mailbox[Reader]) -> None:
     """A slow reader is not sent ever more."""
     wait(credit, box)
     for number in range(1 + PREFETCH):
@@ -116,7 +118,7 @@ def test_jobs_that_wait_here_take_the_room_of_others(credit, box):
     assert credit.touched(box) == []
 
 
-def test_the_window_moves_on_as_jobs_are_taken(credit, box):
+def test_the_window_moves_on_as_jobs_are_taken(credit: Credit, box: Mailbox[Reader]) -> None:
     """It never closes on a reader that keeps coming, and not every job costs a frame."""
     limit, frames = limits(wait(credit, box))[-1], 0
     box.waiters.clear()
@@ -130,7 +132,7 @@ def test_the_window_moves_on_as_jobs_are_taken(credit, box):
     assert frames <= 34
 
 
-def test_the_limit_does_not_fall_while_readers_keep_coming(credit, box):
+def test_the_limit_does_not_fall_while_readers_keep_coming(credit: Credit, box: Mailbox[Reader]) -> None:
     """Otherwise a frame on its way would undo a later one."""
     sent = limits(wait(credit, box))
     for number in range(20):
@@ -144,7 +146,7 @@ def test_the_limit_does_not_fall_while_readers_keep_coming(credit, box):
 # Jobs
 
 
-def test_a_job_wakes_the_reader_whose_turn_it_is(credit, box):
+def test_a_job_wakes_the_reader_whose_turn_it_is(credit: Credit, box: Mailbox[Reader]) -> None:
     """It waits in the mailbox until it is taken."""
     wait(credit, box)
     first = box.waiters[0]
@@ -153,7 +155,7 @@ def test_a_job_wakes_the_reader_whose_turn_it_is(credit, box):
     assert take(box) == b"1"
 
 
-def test_a_job_that_arrives_twice_is_taken_once(credit, box):
+def test_a_job_that_arrives_twice_is_taken_once(credit: Credit, box: Mailbox[Reader]) -> None:
     """By its ordinal, which counts from 1 in each session."""
     wait(credit, box)
     for payload in (b"1", b"again"):
@@ -161,7 +163,7 @@ def test_a_job_that_arrives_twice_is_taken_once(credit, box):
     assert [take(box), take(box)] == [b"1", None]
 
 
-def test_a_gap_between_jobs_shows_that_some_are_lost(credit, box):
+def test_a_gap_between_jobs_shows_that_some_are_lost(credit: Credit, box: Mailbox[Reader]) -> None:
     """They count as received: the total agrees afterwards."""
     wait(credit, box)
     waiter = box.waiters[0]
@@ -170,7 +172,7 @@ def test_a_gap_between_jobs_shows_that_some_are_lost(credit, box):
     assert credit.counted(handed(4)) == (0, [])
 
 
-def test_a_job_passes_over_a_reader_that_is_not_usable(credit, box):
+def test_a_job_passes_over_a_reader_that_is_not_usable(credit: Credit, box: Mailbox[Reader]) -> None:
     """A cancelled reader takes nobody's job."""
     for _ in range(2):
         wait(credit, box)
@@ -179,7 +181,7 @@ def test_a_job_passes_over_a_reader_that_is_not_usable(credit, box):
     assert credit.arrived(job())[0] is second
 
 
-def test_a_job_expires_when_its_time_is_over(credit, box, clock):
+def test_a_job_expires_when_its_time_is_over(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Its milliseconds count from its arrival."""
     wait(credit, box)
     credit.arrived(job(ttl=1500))
@@ -187,14 +189,14 @@ def test_a_job_expires_when_its_time_is_over(credit, box, clock):
     assert take(box, clock.now + 1.5) == b"2"
 
 
-def test_a_job_of_a_channel_that_nobody_read_goes_back(credit):
+def test_a_job_of_a_channel_that_nobody_read_goes_back(credit: Credit) -> None:
     """It returns to its old place, with the time that it has left."""
     waiter, _, frames = credit.arrived(job(5, payload=b"1", ttl=1500, channel=b"other"))
     assert waiter is None
     assert back(frames) == [wire.Back(INBOX, 5, 1500, b"other", b"1")]
 
 
-def test_a_job_of_an_earlier_session_is_ignored(credit, box):
+def test_a_job_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
     """The exchange has learned that it did not arrive, and puts it back: it would be read twice."""
     wait(credit, box)
     assert credit.arrived(job(payload=b"1", session=SESSION - 1)) == (None, 0, [])
@@ -206,7 +208,7 @@ def test_a_job_of_an_earlier_session_is_ignored(credit, box):
 # Back
 
 
-def test_a_job_that_no_reader_takes_goes_back(credit, box, clock):
+def test_a_job_that_no_reader_takes_goes_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """After the grace time, not before, in order, and the window closes with it."""
     wait(credit, box)
     for number in (1, 2):
@@ -220,7 +222,7 @@ def test_a_job_that_no_reader_takes_goes_back(credit, box, clock):
     assert not box.mail
 
 
-def test_the_window_closes_before_its_jobs_go_back(credit, box, clock):
+def test_the_window_closes_before_its_jobs_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Otherwise the exchange would hand them to this process again at once."""
     wait(credit, box)
     credit.arrived(job())
@@ -228,7 +230,7 @@ def test_the_window_closes_before_its_jobs_go_back(credit, box, clock):
     assert [frame[:1] for frame in credit.keep(clock.now)] == [b"R", b"B"]
 
 
-def test_the_grace_time_counts_from_the_last_reader(credit, box, clock):
+def test_the_grace_time_counts_from_the_last_reader(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """However long it had waited before it went."""
     wait(credit, box)
     credit.keep(clock.now + GRACE)
@@ -238,7 +240,7 @@ def test_the_grace_time_counts_from_the_last_reader(credit, box, clock):
     assert limits(credit.keep(clock.now + GRACE)) == [0]
 
 
-def test_an_expired_job_does_not_go_back(credit, box, clock):
+def test_an_expired_job_does_not_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Nobody could read it."""
     wait(credit, box)
     credit.arrived(job(ttl=round(GRACE * 1000)))
@@ -247,7 +249,9 @@ def test_an_expired_job_does_not_go_back(credit, box, clock):
     assert not box.mail
 
 
-def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(credit, box, clock):
+def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """Only jobs came from the exchange."""
     wait(credit, box)
     announcement = (clock.now + 60, b"announcement", None)
@@ -257,7 +261,7 @@ def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(credit, box, cloc
     assert list(box.mail) == [announcement]
 
 
-def test_an_open_window_without_readers_is_closed(credit, box, clock):
+def test_an_open_window_without_readers_is_closed(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Otherwise the exchange would hand over to a process where nobody reads. It is closed once."""
     wait(credit, box)
     leave(credit, box)
@@ -266,7 +270,7 @@ def test_an_open_window_without_readers_is_closed(credit, box, clock):
     assert limits(credit.keep(clock.now + FORGET_AFTER / 2)) == []
 
 
-def test_a_job_that_crossed_the_closing_goes_back_at_once(credit, box, clock):
+def test_a_job_that_crossed_the_closing_goes_back_at_once(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """It was on its way when the last reader went."""
     wait(credit, box)
     leave(credit, box)
@@ -279,7 +283,7 @@ def test_a_job_that_crossed_the_closing_goes_back_at_once(credit, box, clock):
     assert limits(frames) == [1]
 
 
-def test_a_reader_that_comes_back_in_time_keeps_the_window(credit, box, clock):
+def test_a_reader_that_comes_back_in_time_keeps_the_window(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """A worker that handles a job comes again at once."""
     wait(credit, box)
     credit.arrived(job())
@@ -292,7 +296,7 @@ def test_a_reader_that_comes_back_in_time_keeps_the_window(credit, box, clock):
     assert limits(credit.keep(clock.now + GRACE)) == [1]
 
 
-def test_a_reader_after_the_closing_opens_the_window_again(credit, box, clock):
+def test_a_reader_after_the_closing_opens_the_window_again(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Limits are absolute: received jobs stay counted."""
     wait(credit, box)
     credit.arrived(job())
@@ -301,7 +305,7 @@ def test_a_reader_after_the_closing_opens_the_window_again(credit, box, clock):
     assert limits(wait(credit, box)) == [1 + 1 + PREFETCH]
 
 
-def test_stopping_hands_everything_back(credit, box, mailboxes):
+def test_stopping_hands_everything_back(credit: Credit, box: Mailbox[Reader], mailboxes: Mailboxes[Reader]) -> None:
     """At once, for every channel."""
     other = mailboxes.open("other", 9)
     for one in (box, other):
@@ -315,7 +319,7 @@ def test_stopping_hands_everything_back(credit, box, mailboxes):
     assert not box.mail
 
 
-def test_giving_up_on_another_channel_changes_nothing(credit, mailboxes):
+def test_giving_up_on_another_channel_changes_nothing(credit: Credit, mailboxes: Mailboxes[Reader]) -> None:
     """The reader of a process-specific channel needs no window."""
     credit.gave_up(mailboxes.open("other", 9))
     assert credit.due == inf
@@ -325,25 +329,27 @@ def test_giving_up_on_another_channel_changes_nothing(credit, mailboxes):
 
 
 @pytest.fixture
-def other(clock):
+def other(clock: Clock) -> Credit:
     """The credit of another exchange, whose readers are the same."""
     other = Credit(INBOX, PREFETCH, clock)
     other.begin_session(SESSION, is_same=False)
     return other
 
 
-def wait_at_both(credit, other, box):
+def wait_at_both(credit: Credit, other: Credit, box: Mailbox[Reader]) -> tuple[list[bytes], list[bytes]]:
     """Let one more reader wait; return the frames for each exchange."""
     return wait(credit, box), other.touched(box)
 
 
-def test_a_reader_has_room_at_every_exchange(credit, other, box):
+def test_a_reader_has_room_at_every_exchange(credit: Credit, other: Credit, box: Mailbox[Reader]) -> None:
     """Whichever has a job first may hand it over."""
     assert [limits(frames) for frames in wait_at_both(credit, other, box)] == [[1 + PREFETCH]] * 2
     assert box.windows == 2
 
 
-def test_jobs_of_another_exchange_take_the_room_of_others_too(credit, other, box):
+def test_jobs_of_another_exchange_take_the_room_of_others_too(
+    credit: Credit, other: Credit, box: Mailbox[Reader]
+) -> None:
     """A slow reader is not sent ever more by all of them together."""
     wait(credit, box)
     box.waiters.clear()
@@ -352,7 +358,9 @@ def test_jobs_of_another_exchange_take_the_room_of_others_too(credit, other, box
     assert limits(wait(other, box)) == [1]
 
 
-def test_each_exchange_gets_back_what_it_has_handed_over(credit, other, box, clock):
+def test_each_exchange_gets_back_what_it_has_handed_over(
+    credit: Credit, other: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """The same number at two exchanges is two jobs. What is not its own stays, in order."""
     wait_at_both(credit, other, box)
     for number in (1, 2):
@@ -367,7 +375,9 @@ def test_each_exchange_gets_back_what_it_has_handed_over(credit, other, box, clo
     assert not box.mail
 
 
-def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(credit, other, box):
+def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(
+    credit: Credit, other: Credit, box: Mailbox[Reader]
+) -> None:
     """Each exchange counts its own."""
     wait_at_both(credit, other, box)
     credit.arrived(job())
@@ -376,7 +386,9 @@ def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(credit, other
     assert [ready(one.queried(query()))[0].settled for one in (credit, other)] == [1, 0]
 
 
-def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(credit, other, box):
+def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(
+    credit: Credit, other: Credit, box: Mailbox[Reader]
+) -> None:
     """Leaving one exchange leaves the other alone."""
     wait_at_both(credit, other, box)
     credit.detach()
@@ -387,7 +399,7 @@ def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(credit, other, 
     assert credit.due == inf
 
 
-def test_a_reader_may_come_back_after_an_exchange_was_left(credit, box):
+def test_a_reader_may_come_back_after_an_exchange_was_left(credit: Credit, box: Mailbox[Reader]) -> None:
     """It counts from nothing."""
     wait(credit, box)
     credit.arrived(job())
@@ -400,7 +412,9 @@ def test_a_reader_may_come_back_after_an_exchange_was_left(credit, box):
 # Questions
 
 
-def test_one_question_a_second_is_asked_for_all_channels(credit, mailboxes, clock):
+def test_one_question_a_second_is_asked_for_all_channels(
+    credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
+) -> None:
     """However many windows there are."""
     for number in range(100):
         wait(credit, mailboxes.open(str(number), 9))
@@ -411,7 +425,7 @@ def test_one_question_a_second_is_asked_for_all_channels(credit, mailboxes, cloc
     assert asked == [wire.Total(INBOX, SESSION)] * 3
 
 
-def test_further_readers_do_not_put_the_question_off(credit, box, clock):
+def test_further_readers_do_not_put_the_question_off(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """It is due a second after the first one."""
     wait(credit, box)
     clock.now += ASK_EVERY / 2
@@ -421,7 +435,7 @@ def test_further_readers_do_not_put_the_question_off(credit, box, clock):
     assert len(questions(credit.keep(clock.now))) == 1
 
 
-def test_without_windows_nothing_is_asked(credit, box, clock):
+def test_without_windows_nothing_is_asked(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """The questions end with the last window, and begin again with the next."""
     assert credit.due == inf
     wait(credit, box)
@@ -434,7 +448,7 @@ def test_without_windows_nothing_is_asked(credit, box, clock):
     assert credit.due <= clock.now + ASK_EVERY
 
 
-def test_without_a_session_nothing_is_asked(clock, box):
+def test_without_a_session_nothing_is_asked(clock: Clock, box: Mailbox[Reader]) -> None:
     """There is no exchange to answer so far."""
     credit = Credit(INBOX, PREFETCH, clock)
     wait(credit, box)
@@ -443,7 +457,7 @@ def test_without_a_session_nothing_is_asked(clock, box):
     assert credit.due > clock.now
 
 
-def test_a_waiting_reader_repeats_its_limit_now_and_then(credit, box, clock):
+def test_a_waiting_reader_repeats_its_limit_now_and_then(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """The exchange may have had no room for the channel."""
     wait(credit, box)
     times = [GRACE, GRACE + REPEAT_EVERY - 1, GRACE + REPEAT_EVERY]
@@ -451,14 +465,16 @@ def test_a_waiting_reader_repeats_its_limit_now_and_then(credit, box, clock):
 
 
 @pytest.mark.parametrize("answer", [total(1), total(0), total(9, session=SESSION - 1)])
-def test_a_total_that_matches_asks_nothing(credit, box, answer):
+def test_a_total_that_matches_asks_nothing(credit: Credit, box: Mailbox[Reader], answer: wire.HandedTotal) -> None:
     """As many have arrived, or it is that of an earlier session."""
     wait(credit, box)
     credit.arrived(job())
     assert credit.counted_in_total(answer) == []
 
 
-def test_a_total_that_shows_a_loss_asks_about_each_open_window(credit, mailboxes, clock):
+def test_a_total_that_shows_a_loss_asks_about_each_open_window(
+    credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
+) -> None:
     """A closed one cannot have lost a job unnoticed."""
     for name in ("jobs", "other", "closed"):
         wait(credit, mailboxes.open(name, 9))
@@ -469,7 +485,7 @@ def test_a_total_that_shows_a_loss_asks_about_each_open_window(credit, mailboxes
     assert [(frame.channel, frame.ask) for frame in asked] == [(b"jobs", Question.HANDED), (b"other", Question.HANDED)]
 
 
-def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit, box):
+def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit: Credit, box: Mailbox[Reader]) -> None:
     """Once; the total agrees afterwards."""
     wait(credit, box)
     credit.arrived(job())
@@ -481,20 +497,20 @@ def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit, box):
 
 
 @pytest.mark.parametrize("answer", [handed(0), handed(2, session=SESSION - 1), handed(2, channel=b"other")])
-def test_a_count_without_news_is_ignored(credit, box, answer):
+def test_a_count_without_news_is_ignored(credit: Credit, box: Mailbox[Reader], answer: wire.Handed) -> None:
     """It came late, from an earlier session, or for a channel that nobody read."""
     wait(credit, box)
     assert credit.counted(answer) == (0, [])
 
 
-def test_an_impossible_count_is_ignored(credit, box):
+def test_an_impossible_count_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
     """More than was ever allowed was not handed over, nor could a later limit be sent."""
     wait(credit, box)
     assert credit.counted(handed(2**64 - 1)) == (0, [])
     assert limits(wait(credit, box)) in ([], [2 + PREFETCH])
 
 
-def test_jobs_up_to_the_largest_limit_can_be_lost(credit, box, clock):
+def test_jobs_up_to_the_largest_limit_can_be_lost(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """The window was closed while they were on their way."""
     wait(credit, box)
     leave(credit, box)
@@ -504,7 +520,9 @@ def test_jobs_up_to_the_largest_limit_can_be_lost(credit, box, clock):
 
 
 @pytest.mark.parametrize("taken, settled", [(0, 0), (1, 1), (2, 2)])
-def test_a_query_is_answered_by_the_number_of_settled_jobs(credit, box, taken, settled):
+def test_a_query_is_answered_by_the_number_of_settled_jobs(
+    credit: Credit, box: Mailbox[Reader], taken: int, settled: int
+) -> None:
     """Those that no longer wait here; with the number of the question."""
     wait(credit, box)
     for number in (1, 2):
@@ -515,7 +533,7 @@ def test_a_query_is_answered_by_the_number_of_settled_jobs(credit, box, taken, s
     assert (answer.settled, answer.answers, answer.limit) == (settled, 9, 1 + PREFETCH)
 
 
-def test_jobs_that_went_back_are_settled(credit, box):
+def test_jobs_that_went_back_are_settled(credit: Credit, box: Mailbox[Reader]) -> None:
     """The exchange has them again."""
     wait(credit, box)
     credit.arrived(job())
@@ -525,14 +543,14 @@ def test_jobs_that_went_back_are_settled(credit, box):
     assert closing.limit == 1
 
 
-def test_a_forgotten_channel_is_settled_altogether(credit):
+def test_a_forgotten_channel_is_settled_altogether(credit: Credit) -> None:
     """The exchange takes the number for all that it has handed over."""
     (answer,) = ready(credit.queried(query(9, channel=b"other")))
     assert answer == wire.Ready(INBOX, SESSION, 0, 2**64 - 1, 9, Question.FORGET, b"other")
 
 
 @pytest.mark.parametrize("channel", [b"jobs", b"other"])
-def test_a_query_of_an_earlier_session_is_ignored(credit, box, channel):
+def test_a_query_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader], channel: bytes) -> None:
     """Whoever asked is gone."""
     wait(credit, box)
     assert credit.queried(query(session=SESSION - 1, channel=channel)) == []
@@ -541,12 +559,14 @@ def test_a_query_of_an_earlier_session_is_ignored(credit, box, channel):
 # Sessions
 
 
-def reported(credit):
+def reported(credit: Credit) -> list[wire.Received]:
     """Leave the session; return what the exchange learns of it."""
     return [wire.RECEIVED.decode(frame) for frame in credit.leave_session()]
 
 
-def test_before_a_new_session_the_exchange_learns_what_has_arrived(credit, mailboxes):
+def test_before_a_new_session_the_exchange_learns_what_has_arrived(
+    credit: Credit, mailboxes: Mailboxes[Reader]
+) -> None:
     """Of each channel whose window was open in the last session: the jobs that were read."""
     for name in ("jobs", "other"):
         wait(credit, mailboxes.open(name, 9))
@@ -559,7 +579,7 @@ def test_before_a_new_session_the_exchange_learns_what_has_arrived(credit, mailb
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_a_job_of_a_session_that_was_left_is_ignored(credit, box, is_open):
+def test_a_job_of_a_session_that_was_left_is_ignored(credit: Credit, box: Mailbox[Reader], is_open: bool) -> None:
     """The exchange has been told that it has not arrived, puts it back, and hands it over again."""
     wait(credit, box)
     if not is_open:
@@ -570,7 +590,7 @@ def test_a_job_of_a_session_that_was_left_is_ignored(credit, box, is_open):
     assert [one.received for one in reported(credit)] == [0]
 
 
-def test_what_has_arrived_is_reported_until_a_session_begins(credit, box):
+def test_what_has_arrived_is_reported_until_a_session_begins(credit: Credit, box: Mailbox[Reader]) -> None:
     """The exchange may not have received it: the connection may be lost before its welcome, any number of times."""
     wait(credit, box)
     credit.arrived(job())
@@ -582,7 +602,7 @@ def test_what_has_arrived_is_reported_until_a_session_begins(credit, box):
     assert reported(credit) == [wire.Received(INBOX, SESSION + 1, 0, b"jobs")]
 
 
-def went_back(credit, box, clock, *jobs):
+def went_back(credit: Credit, box: Mailbox[Reader], clock: Clock, *jobs: wire.Job) -> None:
     """Let jobs arrive and go back unread."""
     for one in jobs:
         credit.arrived(one)
@@ -592,7 +612,9 @@ def went_back(credit, box, clock, *jobs):
 
 
 @pytest.mark.parametrize(("loses_frames", "received"), [(True, 1), (False, 3)])
-def test_jobs_that_went_back_last_are_not_reported_as_received(credit, box, clock, loses_frames, received):
+def test_jobs_that_went_back_last_are_not_reported_as_received(
+    credit: Credit, box: Mailbox[Reader], clock: Clock, loses_frames: bool, received: int
+) -> None:
     """The connection may have broken before they were there. The exchange puts back those that it still misses."""
     wait(credit, box)
     credit.arrived(job(1))
@@ -603,7 +625,9 @@ def test_jobs_that_went_back_last_are_not_reported_as_received(credit, box, cloc
     assert wire.RECEIVED.decode(frame).received == received
 
 
-def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(credit, box, clock):
+def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """Otherwise that one would be read twice."""
     wait(credit, box)
     went_back(credit, box, clock, job(1))
@@ -613,7 +637,9 @@ def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(credit
     assert [one.received for one in reported(credit)] == [2]
 
 
-def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(credit, box, clock):
+def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """The ordinals begin anew."""
     wait(credit, box)
     went_back(credit, box, clock, job(1), job(2))
@@ -625,7 +651,7 @@ def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(credit, box,
     assert [one.received for one in reported(credit)] == [1]
 
 
-def test_a_large_job_that_went_back_is_reported_as_received(credit, box, clock):
+def test_a_large_job_that_went_back_is_reported_as_received(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """It went by the producers' way, where it is not lost."""
     wait(credit, box)
     went_back(credit, box, clock, job(1), job(2, payload=bytes(wire.MAX_UPSTREAM)))
@@ -633,7 +659,9 @@ def test_a_large_job_that_went_back_is_reported_as_received(credit, box, clock):
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_an_unread_job_of_a_session_that_was_left_is_read_once(credit, box, is_same):
+def test_an_unread_job_of_a_session_that_was_left_is_read_once(
+    credit: Credit, box: Mailbox[Reader], is_same: bool
+) -> None:
     """The instance that has handed it over puts it back; any other one does not know it, so it is read here."""
     wait(credit, box)
     credit.arrived(job(1, payload=b"read"))
@@ -646,7 +674,9 @@ def test_an_unread_job_of_a_session_that_was_left_is_read_once(credit, box, is_s
     assert credit.readable() == ([] if is_same or not box.waiters else [box])
 
 
-def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(credit, box, clock):
+def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """To the one that there is now, by the number that it has."""
     wait(credit, box)
     credit.arrived(job(1))
@@ -658,7 +688,9 @@ def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(credit, 
     assert (backs, list(box.mail)) == ([1], [])
 
 
-def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(credit, box):
+def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(
+    credit: Credit, box: Mailbox[Reader]
+) -> None:
     """That one was received, or the session would not have begun."""
     wait(credit, box)
     box.waiters.clear()
@@ -668,7 +700,9 @@ def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(
 
 
 @pytest.mark.parametrize("frame", ["handed", "total", "query"])
-def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(credit, box, frame):
+def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(
+    credit: Credit, box: Mailbox[Reader], frame: str
+) -> None:
     """Its counts are settled by the report."""
     wait(credit, box)
     reported(credit)
@@ -681,7 +715,7 @@ def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(credit, bo
             assert credit.queried(query()) == []
 
 
-def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit, box):
+def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit: Credit, box: Mailbox[Reader]) -> None:
     """The next session opens it."""
     wait(credit, box)
     reported(credit)
@@ -689,14 +723,16 @@ def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit, box):
     assert limits(credit.begin_session(SESSION + 1, is_same=False)) == [2 + PREFETCH]
 
 
-def test_before_the_first_session_nothing_has_arrived(clock, box):
+def test_before_the_first_session_nothing_has_arrived(clock: Clock, box: Mailbox[Reader]) -> None:
     """A reader may wait already."""
     credit = Credit(INBOX, PREFETCH, clock)
     wait(credit, box)
     assert credit.leave_session() == []
 
 
-def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(credit, box):
+def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(
+    credit: Credit, box: Mailbox[Reader]
+) -> None:
     """No job of it can be on its way."""
     wait(credit, box)
     leave(credit, box)
@@ -704,7 +740,7 @@ def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(cr
     assert credit.leave_session() == []
 
 
-def test_a_new_session_counts_anew(credit, box):
+def test_a_new_session_counts_anew(credit: Credit, box: Mailbox[Reader]) -> None:
     """The window opens for the readers that wait."""
     wait(credit, box)
     credit.arrived(job())
@@ -715,7 +751,9 @@ def test_a_new_session_counts_anew(credit, box):
     assert credit.counted_in_total(total(0, session=SESSION + 1)) == []
 
 
-def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(credit, box):
+def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(
+    credit: Credit, box: Mailbox[Reader]
+) -> None:
     """They take room, and are not settled in it."""
     wait(credit, box)
     credit.arrived(job())
@@ -724,7 +762,7 @@ def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(
     assert (sent.limit, sent.settled) == (1 + PREFETCH - 1, 0)
 
 
-def test_a_new_session_opens_no_window_without_readers(credit, box):
+def test_a_new_session_opens_no_window_without_readers(credit: Credit, box: Mailbox[Reader]) -> None:
     """It opens with the next reader."""
     wait(credit, box)
     box.waiters.clear()
@@ -732,7 +770,7 @@ def test_a_new_session_opens_no_window_without_readers(credit, box):
     assert limits(wait(credit, box)) == [1 + PREFETCH]
 
 
-def test_jobs_of_the_last_session_go_back_in_the_new_one(credit, box, clock):
+def test_jobs_of_the_last_session_go_back_in_the_new_one(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Nobody has read them; they have their old numbers, and do not count for the new window."""
     wait(credit, box)
     credit.arrived(job(payload=b"1"))
@@ -748,7 +786,7 @@ def test_jobs_of_the_last_session_go_back_in_the_new_one(credit, box, clock):
 
 
 @pytest.mark.parametrize("what", ["touched", "kept", "handed back", "forgotten"])
-def test_nothing_is_sent_between_two_sessions(credit, box, clock, what):
+def test_nothing_is_sent_between_two_sessions(credit: Credit, box: Mailbox[Reader], clock: Clock, what: str) -> None:
     """There is no connection, or the exchange is about to end and has all its jobs."""
     wait(credit, box)
     credit.arrived(job())
@@ -772,7 +810,7 @@ def test_nothing_is_sent_between_two_sessions(credit, box, clock, what):
     assert frames == []
 
 
-def test_jobs_that_have_arrived_can_be_read_after_the_session(credit, box):
+def test_jobs_that_have_arrived_can_be_read_after_the_session(credit: Credit, box: Mailbox[Reader]) -> None:
     """The exchange learns at the next one that they have."""
     wait(credit, box)
     credit.arrived(job(payload=b"1"))
@@ -781,7 +819,7 @@ def test_jobs_that_have_arrived_can_be_read_after_the_session(credit, box):
     assert [one.received for one in reported(credit)] == [1]
 
 
-def test_no_total_is_asked_for_after_the_session(credit, box, clock):
+def test_no_total_is_asked_for_after_the_session(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Until the next one begins; it is due a second later then."""
     wait(credit, box)
     credit.end_session()
@@ -796,7 +834,9 @@ def test_no_total_is_asked_for_after_the_session(credit, box, clock):
 # Forgetting
 
 
-def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(credit, box, clock):
+def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
     """Until then its count must outlive its readers; a reader that comes later counts from nothing."""
     wait(credit, box)
     credit.arrived(job())
@@ -812,7 +852,7 @@ def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(cred
     assert limits(wait(credit, box)) == [1 + PREFETCH]
 
 
-def test_a_channel_whose_reader_waits_is_not_forgotten(credit, box, clock):
+def test_a_channel_whose_reader_waits_is_not_forgotten(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """However long it waits."""
     wait(credit, box)
     clock.now += 2 * FORGET_AFTER
@@ -820,7 +860,9 @@ def test_a_channel_whose_reader_waits_is_not_forgotten(credit, box, clock):
     assert box.is_normal
 
 
-def test_nothing_due_costs_nothing(credit, mailboxes, clock, monkeypatch):
+def test_nothing_due_costs_nothing(
+    credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 100,000 windows none is looked at; the question is one frame."""
     for number in range(100_000):
         wait(credit, mailboxes.open(str(number), 9))
@@ -835,7 +877,9 @@ def test_nothing_due_costs_nothing(credit, mailboxes, clock, monkeypatch):
     assert looked == []
 
 
-def test_channels_that_come_and_go_leave_a_small_heap(credit, mailboxes, clock):
+def test_channels_that_come_and_go_leave_a_small_heap(
+    credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
+) -> None:
     """Each reader brings several looks forward."""
     box = mailboxes.open("jobs", 9)
     for _ in range(10_000):

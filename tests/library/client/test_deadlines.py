@@ -10,42 +10,42 @@ from channels_zmq.client.deadlines import Deadlines
 class Current:
     """The deadline of each item that counts, and how often that was asked."""
 
-    def __init__(self):
-        self.of = {}
+    def __init__(self) -> None:
+        self.of: dict[object, float] = {}
         self.asked = 0
 
-    def __call__(self, at, item):
+    def __call__(self, at: float, item: object) -> bool:
         self.asked += 1
         return self.of.get(item) == at
 
 
 @pytest.fixture
-def current():
+def current() -> Current:
     return Current()
 
 
 @pytest.fixture
-def deadlines(current):
+def deadlines(current: Current) -> Deadlines[object]:
     return Deadlines(current)
 
 
-def add(deadlines, current, at, item):
+def add(deadlines: Deadlines[object], current: Current, at: float, item: object) -> None:
     current.of[item] = at
     deadlines.add(at, item)
 
 
-def popped(deadlines, now):
+def popped(deadlines: Deadlines[object], now: float) -> list[object]:
     return list(iter(lambda: deadlines.pop(now), None))
 
 
-def test_items_are_returned_in_the_order_of_their_deadlines(deadlines, current):
+def test_items_are_returned_in_the_order_of_their_deadlines(deadlines: Deadlines[object], current: Current) -> None:
     """An item is due at its deadline, not before; equal deadlines keep the order of addition."""
     for at, item in ((3, "c"), (1, "a"), (2, "b"), (2, "b2")):
         add(deadlines, current, at, item)
     assert [popped(deadlines, now) for now in (0.9, 2, 2, 3)] == [[], ["a", "b", "b2"], [], ["c"]]
 
 
-def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines, current):
+def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines: Deadlines[object], current: Current) -> None:
     """Only the deadline and the order of addition decide."""
     one, other = object(), object()
     add(deadlines, current, 1, one)
@@ -53,7 +53,7 @@ def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines, curre
     assert popped(deadlines, 1) == [one, other]
 
 
-def test_the_next_deadline_is_known_without_a_search(deadlines, current):
+def test_the_next_deadline_is_known_without_a_search(deadlines: Deadlines[object], current: Current) -> None:
     """It follows additions, removals and clearing; without items it is infinite."""
     seen = [deadlines.next]
     for at in (5, 3, 7):
@@ -68,7 +68,7 @@ def test_the_next_deadline_is_known_without_a_search(deadlines, current):
     assert len(deadlines) == 0
 
 
-def test_an_entry_that_is_no_longer_current_is_skipped(deadlines, current):
+def test_an_entry_that_is_no_longer_current_is_skipped(deadlines: Deadlines[object], current: Current) -> None:
     """An item that was put off is returned at its new deadline alone."""
     add(deadlines, current, 1, "a")
     add(deadlines, current, 5, "a")
@@ -76,7 +76,7 @@ def test_an_entry_that_is_no_longer_current_is_skipped(deadlines, current):
     assert [popped(deadlines, now) for now in (2, 5)] == [["b"], ["a"]]
 
 
-def test_outdated_entries_alone_return_nothing(deadlines, current):
+def test_outdated_entries_alone_return_nothing(deadlines: Deadlines[object], current: Current) -> None:
     """They are discarded on the way."""
     add(deadlines, current, 1, "a")
     current.of.clear()
@@ -84,7 +84,7 @@ def test_outdated_entries_alone_return_nothing(deadlines, current):
     assert (len(deadlines), deadlines.next) == (0, inf)
 
 
-def test_churn_leaves_a_small_heap(deadlines, current):
+def test_churn_leaves_a_small_heap(deadlines: Deadlines[object], current: Current) -> None:
     """Outdated entries are discarded once they are the majority."""
     for at in range(100_000):
         add(deadlines, current, at, "a")
@@ -92,7 +92,7 @@ def test_churn_leaves_a_small_heap(deadlines, current):
     assert popped(deadlines, inf) == ["a"]
 
 
-def test_compaction_keeps_every_current_entry(deadlines, current):
+def test_compaction_keeps_every_current_entry(deadlines: Deadlines[object], current: Current) -> None:
     """The heap is bounded by twice what exists; compacting costs a constant for each addition."""
     for turn in range(20):
         for item in range(1000):
@@ -102,7 +102,7 @@ def test_compaction_keeps_every_current_entry(deadlines, current):
     assert popped(deadlines, inf) == list(range(1000))
 
 
-def test_nothing_due_costs_nothing(deadlines, current):
+def test_nothing_due_costs_nothing(deadlines: Deadlines[object], current: Current) -> None:
     """Not a single one of 100,000 entries is looked at."""
     for item in range(100_000):
         add(deadlines, current, 10, item)
@@ -111,7 +111,7 @@ def test_nothing_due_costs_nothing(deadlines, current):
     assert current.asked == 0
 
 
-def test_clearing_begins_the_bound_anew(deadlines, current):
+def test_clearing_begins_the_bound_anew(deadlines: Deadlines[object], current: Current) -> None:
     """A heap that was large once is compacted early again."""
     for item in range(1000):
         add(deadlines, current, 1, item)

@@ -3,6 +3,7 @@
 from math import inf
 
 import pytest
+from fakes import Clock
 
 from channels_zmq.client.gaps import HOLD, MAX_BYTES, MAX_FRAMES, Gaps
 from channels_zmq.client.sequences import BEGINS, Runs
@@ -13,15 +14,16 @@ SENDER, OTHER = b"s" * 8, b"o" * 8
 class Rig:
     """One run, and what is delivered or given up of it."""
 
-    def __init__(self, clock):
+    def __init__(self, clock: Clock) -> None:
         self.clock, self.runs = clock, Runs()
-        self.delivered, self.missed = [], 0
+        self.delivered: list[int] = []
+        self.missed = 0
         self.gaps = Gaps(self.miss, clock)
 
-    def miss(self, count):
+    def miss(self, count: int) -> None:
         self.missed += count
 
-    def arrives(self, number, sender=SENDER, size=10):
+    def arrives(self, number: int, sender: bytes = SENDER, size: int = 10) -> bool:
         """Let a number arrive as the client does; return whether it was held."""
         missing = self.runs.see(sender, number, 0)
         if missing == 0:
@@ -31,18 +33,18 @@ class Rig:
         begins = missing == BEGINS
         return self.gaps.hold(self.runs, sender, number, size, lambda: self.delivered.append(number), begins=begins)
 
-    def begins(self, number, sender=SENDER):
+    def begins(self, number: int, sender: bytes = SENDER) -> None:
         """Let the first number arrive when nothing else is there."""
         self.arrives(number, sender)
         self.gaps.all_is_read()
 
 
 @pytest.fixture
-def rig(clock):
+def rig(clock: Clock) -> Rig:
     return Rig(clock)
 
 
-def test_a_gap_that_closes_delivers_everything_in_order(rig):
+def test_a_gap_that_closes_delivers_everything_in_order(rig: Rig) -> None:
     """The missing messages come by another way."""
     rig.begins(1)
     for number in (4, 3, 6, 2):
@@ -52,7 +54,7 @@ def test_a_gap_that_closes_delivers_everything_in_order(rig):
     assert (rig.delivered, rig.missed, rig.gaps.frames, rig.gaps.due) == ([1, 2, 3, 4, 5, 6], 0, 0, inf)
 
 
-def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
+def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -> None:
     """After `HOLD`, not before."""
     rig.begins(1)
     for number in (7, 4):
@@ -66,7 +68,7 @@ def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig):
     assert rig.delivered == [1, 4, 7, 8]
 
 
-def test_a_forged_number_does_not_hold_back_what_follows(rig):
+def test_a_forged_number_does_not_hold_back_what_follows(rig: Rig) -> None:
     """Whether that comes before the forged one is delivered or behind it."""
     rig.begins(1)
     rig.begins(2**64 - 1)
@@ -75,7 +77,7 @@ def test_a_forged_number_does_not_hold_back_what_follows(rig):
     assert (rig.delivered, rig.missed) == ([1, 2**64 - 1, 2, 3], 0)
 
 
-def test_other_runs_do_not_wait(rig):
+def test_other_runs_do_not_wait(rig: Rig) -> None:
     """Neither of another sender, nor is their time the same."""
     rig.begins(1)
     rig.arrives(3)
@@ -86,7 +88,7 @@ def test_other_runs_do_not_wait(rig):
     assert rig.delivered == [1, 1, 2, 3]
 
 
-def test_a_message_that_waits_already_is_not_held_twice(rig):
+def test_a_message_that_waits_already_is_not_held_twice(rig: Rig) -> None:
     """It was sent again."""
     rig.begins(1)
     assert rig.arrives(3)
@@ -96,7 +98,7 @@ def test_a_message_that_waits_already_is_not_held_twice(rig):
 
 
 @pytest.mark.parametrize(("size", "most"), [(1, MAX_FRAMES), (MAX_BYTES // 4, 4)])
-def test_what_waits_is_bounded(rig, size, most):
+def test_what_waits_is_bounded(rig: Rig, size: int, most: int) -> None:
     """In number and in bytes: the run that has waited longest is given up."""
     rig.begins(1)
     rig.begins(1, OTHER)
@@ -108,7 +110,7 @@ def test_what_waits_is_bounded(rig, size, most):
     assert rig.gaps.frames <= most
 
 
-def test_a_run_that_has_begun_anew_forgets_what_waited(rig):
+def test_a_run_that_has_begun_anew_forgets_what_waited(rig: Rig) -> None:
     """The sender numbers higher now: what waited is older than what was delivered."""
     rig.begins(1)
     rig.arrives(3)
@@ -119,7 +121,7 @@ def test_a_run_that_has_begun_anew_forgets_what_waited(rig):
     assert rig.delivered == [1, 101]
 
 
-def test_the_first_message_of_a_run_waits_until_everything_is_read(rig):
+def test_the_first_message_of_a_run_waits_until_everything_is_read(rig: Rig) -> None:
     """What the other way brings goes first; what then is missing in between stays so."""
     for number in (6, 7, 3):
         rig.arrives(number)
@@ -130,7 +132,7 @@ def test_the_first_message_of_a_run_waits_until_everything_is_read(rig):
     assert rig.delivered == [3, 6, 7, 8]
 
 
-def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig):
+def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig: Rig) -> None:
     """There may always be something more to read."""
     rig.arrives(6)
     rig.gaps.expire(rig.clock.now + HOLD)
@@ -138,7 +140,7 @@ def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig):
     assert (rig.delivered, rig.missed) == ([6], 0)
 
 
-def test_a_gap_waits_although_everything_is_read(rig):
+def test_a_gap_waits_although_everything_is_read(rig: Rig) -> None:
     """What is missing may still be under way."""
     rig.begins(1)
     rig.arrives(3)
@@ -146,7 +148,7 @@ def test_a_gap_waits_although_everything_is_read(rig):
     assert rig.delivered == [1]
 
 
-def test_everything_can_be_dropped(rig):
+def test_everything_can_be_dropped(rig: Rig) -> None:
     """A flush empties the process."""
     rig.begins(1)
     rig.arrives(3)

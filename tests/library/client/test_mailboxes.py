@@ -4,7 +4,7 @@ from collections import Counter
 from math import inf
 
 import pytest
-from fakes import Reader
+from fakes import Clock, Reader
 
 from channels_zmq.client import mailboxes
 from channels_zmq.client.mailboxes import Mailboxes, Shared
@@ -14,13 +14,13 @@ LATE = 1e9
 
 
 @pytest.fixture
-def dropped():
+def dropped() -> Counter[str]:
     return Counter()
 
 
 @pytest.fixture
-def boxes(clock, dropped):
-    def drop(cause, count):
+def boxes(clock: Clock, dropped: Counter[str]) -> Mailboxes[Reader]:
+    def drop(cause: str, count: int) -> None:
         if count:
             dropped[cause] += count
 
@@ -28,17 +28,17 @@ def boxes(clock, dropped):
 
 
 @pytest.fixture
-def few(monkeypatch):
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
     """Let mailboxes without a reader be few."""
     monkeypatch.setattr(mailboxes, "MAX_UNCLAIMED", 3)
     return 3
 
 
-def mail(payload, deadline=LATE):
+def mail(payload: bytes, deadline: float = LATE) -> tuple[float, bytes, None]:
     return deadline, payload, None
 
 
-def wait(boxes, box, count=1):
+def wait(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader], count: int = 1) -> list[Reader]:
     """Let readers wait for a message that is not there."""
     readers = [Reader() for _ in range(count)]
     for reader in readers:
@@ -47,18 +47,22 @@ def wait(boxes, box, count=1):
     return readers
 
 
-def payloads(boxes, box):
-    taken = iter(lambda: boxes.take(box), None)
-    return [payload.payload if isinstance(payload, Shared) else payload for payload in taken]
+def payloads(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader]) -> list[bytes]:
+    found = []
+    while (payload := boxes.take(box)) is not None:
+        found.append(payload.payload if isinstance(payload, Shared) else payload)
+    return found
 
 
-def deliver_group(boxes, channels, payload, deadline=LATE):
-    woken = []
+def deliver_group(
+    boxes: Mailboxes[Reader], channels: str | list[str], payload: bytes, deadline: float = LATE
+) -> list[Reader]:
+    woken: list[Reader] = []
     boxes.deliver_group([boxes.boxes[channel] for channel in channels], deadline, payload, woken)
     return woken
 
 
-def look(boxes, now):
+def look(boxes: Mailboxes[Reader], now: float) -> float:
     """Do all that is due."""
     while (due := boxes.look(now, 100)) <= now:
         pass
@@ -68,28 +72,30 @@ def look(boxes, now):
 # Reading
 
 
-def test_messages_are_taken_in_the_order_of_their_arrival(boxes):
+def test_messages_are_taken_in_the_order_of_their_arrival(boxes: Mailboxes[Reader]) -> None:
     """First in, first out."""
     for payload in (b"1", b"2", b"3"):
         boxes.deliver("a", mail(payload), 9)
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2", b"3"]
 
 
-def test_an_empty_payload_is_a_message(boxes):
+def test_an_empty_payload_is_a_message(boxes: Mailboxes[Reader]) -> None:
     """An empty mailbox returns None."""
     boxes.deliver("a", mail(b""), 9)
     assert boxes.take(boxes.boxes["a"]) == b""
     assert boxes.take(boxes.boxes["a"]) is None
 
 
-def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes):
+def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes: Mailboxes[Reader]) -> None:
     """Only a reader that finds none has to wait."""
     box = boxes.open("a", 9)
     boxes.deliver("a", mail(b"1"), 9)
     assert [boxes.begin_read(box), boxes.begin_read(box)] == [b"1", None]
 
 
-def test_a_reader_that_finds_expired_messages_only_has_to_wait(boxes, clock, dropped):
+def test_a_reader_that_finds_expired_messages_only_has_to_wait(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """What it dropped is counted."""
     for _ in range(2):
         boxes.deliver("a", mail(b"1", clock.now + 1), 9)
@@ -98,7 +104,7 @@ def test_a_reader_that_finds_expired_messages_only_has_to_wait(boxes, clock, dro
     assert dropped == {"expired": 2}
 
 
-def test_expired_messages_are_not_read(boxes, clock, dropped):
+def test_expired_messages_are_not_read(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
     """A reader gets the first message that has not expired."""
     boxes.deliver("a", mail(b"1", clock.now + 5), 9)
     boxes.deliver("a", mail(b"2"), 9)
@@ -107,7 +113,7 @@ def test_expired_messages_are_not_read(boxes, clock, dropped):
     assert dropped == {"expired": 1}
 
 
-def test_a_woken_and_cancelled_reader_loses_no_message(boxes):
+def test_a_woken_and_cancelled_reader_loses_no_message(boxes: Mailboxes[Reader]) -> None:
     """A message stays in its mailbox until a reader takes it."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
@@ -116,7 +122,7 @@ def test_a_woken_and_cancelled_reader_loses_no_message(boxes):
     assert boxes.take(box) == b"1"
 
 
-def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes):
+def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes: Mailboxes[Reader]) -> None:
     """The next reader is woken for the message that the first one was woken for."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
@@ -124,7 +130,7 @@ def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes):
     assert boxes.stop_waiting(box, first) is second
 
 
-def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes):
+def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
     """It has taken nobody's turn."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
@@ -133,7 +139,7 @@ def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes):
     assert boxes.stop_waiting(box, first) is None
 
 
-def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes):
+def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
     """Without a message there is no turn to pass on."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
@@ -143,13 +149,13 @@ def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes):
     assert box.waiters == [second]
 
 
-def test_waiters_are_woken_in_their_order(boxes):
+def test_waiters_are_woken_in_their_order(boxes: Mailboxes[Reader]) -> None:
     """One for each message, and nobody once all are woken."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     assert [boxes.deliver("a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
 
 
-def test_a_waiter_that_is_not_usable_is_passed_over(boxes):
+def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) -> None:
     """A reader that was cancelled, or whose loop has closed, takes nobody's turn."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     first.usable = False
@@ -159,7 +165,7 @@ def test_a_waiter_that_is_not_usable_is_passed_over(boxes):
 # Capacity
 
 
-def test_a_full_mailbox_refuses_the_newest(boxes, dropped):
+def test_a_full_mailbox_refuses_the_newest(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
     """At most `capacity` messages wait, the oldest are kept, and refused ones are counted."""
     for payload in (b"1", b"2", b"3"):
         boxes.deliver("a", mail(payload), 2)
@@ -167,7 +173,9 @@ def test_a_full_mailbox_refuses_the_newest(boxes, dropped):
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
 
 
-def test_expired_messages_do_not_count_for_the_capacity(boxes, clock, dropped):
+def test_expired_messages_do_not_count_for_the_capacity(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """An expired message makes room, wherever it stands."""
     boxes.begin_read(boxes.open("a", 2))
     boxes.deliver("a", mail(b"1"), 2)
@@ -179,7 +187,7 @@ def test_expired_messages_do_not_count_for_the_capacity(boxes, clock, dropped):
     assert dropped == {"expired": 1}
 
 
-def test_a_changed_capacity_takes_effect_at_once(boxes, dropped):
+def test_a_changed_capacity_takes_effect_at_once(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
     """It is that of the last `open`."""
     boxes.deliver("a", mail(b"1"), 1)
     boxes.open("a", 2)
@@ -188,7 +196,9 @@ def test_a_changed_capacity_takes_effect_at_once(boxes, dropped):
     assert boxes.is_full(boxes.boxes["a"])
 
 
-def test_a_mailbox_without_capacity_takes_nothing(boxes, dropped, clock):
+def test_a_mailbox_without_capacity_takes_nothing(
+    boxes: Mailboxes[Reader], dropped: Counter[str], clock: Clock
+) -> None:
     """It is forgotten like any other."""
     boxes.deliver("a", mail(b"1"), 0)
     assert dropped == {"mailbox_full": 1}
@@ -196,7 +206,7 @@ def test_a_mailbox_without_capacity_takes_nothing(boxes, dropped, clock):
     assert boxes.boxes == {}
 
 
-def test_a_refused_message_wakes_nobody(boxes):
+def test_a_refused_message_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
     """A reader is woken only for a message that is there."""
     box = boxes.open("a", 1)
     (reader,) = wait(boxes, box)
@@ -205,7 +215,7 @@ def test_a_refused_message_wakes_nobody(boxes):
     assert box.waiters == [reader]
 
 
-def test_all_waiting_messages_are_counted(boxes):
+def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
     """Over all channels."""
     for channel in ("a", "a", "b"):
         boxes.deliver(channel, mail(b"1"), 9)
@@ -216,7 +226,9 @@ def test_all_waiting_messages_are_counted(boxes):
 
 
 @pytest.mark.parametrize("channels, shares", [(["a"], False), (["a", "b"], True)])
-def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(boxes, channels, shares):
+def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(
+    boxes: Mailboxes[Reader], channels: list[str], shares: bool
+) -> None:
     """A sole member has nobody to share it with."""
     for channel in channels:
         boxes.open(channel, 9)
@@ -226,7 +238,7 @@ def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(boxes, ch
     assert taken[0] is taken[-1]
 
 
-def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes):
+def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes: Mailboxes[Reader]) -> None:
     """A member whose readers have all gone has its message, and nobody is woken."""
     expected = []
     for channel in ("a", "b"):
@@ -239,7 +251,7 @@ def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes):
     assert payloads(boxes, boxes.boxes["c"]) == [b"1"]
 
 
-def test_a_full_member_does_not_keep_the_others_from_a_message(boxes, dropped):
+def test_a_full_member_does_not_keep_the_others_from_a_message(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
     """It alone misses the message, which is counted."""
     for channel in ("a", "b", "c"):
         boxes.open(channel, 1)
@@ -250,7 +262,9 @@ def test_a_full_member_does_not_keep_the_others_from_a_message(boxes, dropped):
     assert [payloads(boxes, boxes.boxes[channel]) for channel in "abc"] == [[b"1"], [b"2"], [b"1"]]
 
 
-def test_a_member_full_of_expired_messages_gets_the_next_one(boxes, clock, dropped):
+def test_a_member_full_of_expired_messages_gets_the_next_one(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """Expired messages do not count."""
     boxes.begin_read(boxes.open("a", 1))
     for payload in (b"old", b"refused"):
@@ -261,13 +275,13 @@ def test_a_member_full_of_expired_messages_gets_the_next_one(boxes, clock, dropp
     assert dropped == {"mailbox_full": 1, "expired": 1}
 
 
-def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxes):
+def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxes: Mailboxes[Reader]) -> None:
     """It exceeds the capacity if need be, wakes readers, and costs no normal channel a credit."""
     boxes.deliver("a", mail(b"1"), 1)
     normal = boxes.open("jobs", 9)
     normal.windows = 2
     (reader,) = wait(boxes, boxes.open("b", 9))
-    woken = []
+    woken: list[Reader] = []
     boxes.announce(list(boxes.boxes.values()), mail(b"2"), woken)
     assert woken == [reader]
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
@@ -277,21 +291,21 @@ def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxe
 # Messages in flight
 
 
-def test_settled_messages_are_not_in_flight_any_more(boxes):
+def test_settled_messages_are_not_in_flight_any_more(boxes: Mailboxes[Reader]) -> None:
     """A loss leaves ghosts, which settling clears; newer messages stay."""
     box = boxes.open("a", 9)
     boxes.passed(box, 9)
     for order in (1, 2, 5):
         boxes.sent(box, order)
     boxes.passed(box, 2)
-    assert list(box.in_flight) == [5]
+    assert list(box.in_flight or ()) == [5]
     boxes.passed(box, 4)
-    assert list(box.in_flight) == [5]
+    assert list(box.in_flight or ()) == [5]
     boxes.passed(box, 5)
     assert not box.in_flight
 
 
-def test_a_message_in_flight_keeps_its_mailbox(boxes, clock):
+def test_a_message_in_flight_keeps_its_mailbox(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """For one idle time at least."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
@@ -301,7 +315,7 @@ def test_a_message_in_flight_keeps_its_mailbox(boxes, clock):
     assert boxes.boxes == {"a": box}
 
 
-def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes, clock):
+def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """A message that did not arrive between two looks never will."""
     for number in range(1000):
         boxes.sent(boxes.open(str(number), 9), number + 1)
@@ -311,7 +325,7 @@ def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes, cloc
     assert boxes.boxes == {}
 
 
-def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes, clock):
+def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """Only what was in flight at the last look is lost; what has arrived was not."""
     box = boxes.open("a", 9)
     for order in (1, 2, 3):
@@ -328,7 +342,7 @@ def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes, clock):
 # Housekeeping
 
 
-def test_an_idle_mailbox_is_forgotten(boxes, clock):
+def test_an_idle_mailbox_is_forgotten(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """It is empty, was not read for a while, and belongs to no group."""
     boxes.open("a", 9)
     assert look(boxes, clock.now + IDLE - 0.1) == clock.now + IDLE
@@ -338,7 +352,7 @@ def test_an_idle_mailbox_is_forgotten(boxes, clock):
 
 
 @pytest.mark.parametrize("reason", ["mail", "reader", "group", "normal", "recently read"])
-def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
+def test_a_mailbox_in_use_is_kept(boxes: Mailboxes[Reader], clock: Clock, reason: str) -> None:
     """A message, a reader, a membership, a window of one exchange or a recent read each keep it."""
     box = boxes.open("a", 9)
     clock.now += 1000
@@ -357,7 +371,7 @@ def test_a_mailbox_in_use_is_kept(boxes, clock, reason):
     assert boxes.boxes == {"a": box}
 
 
-def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes):
+def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes: Mailboxes[Reader]) -> None:
     """A consumer that ends needs no housekeeping."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
@@ -365,7 +379,9 @@ def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes):
     assert boxes.boxes == {}
 
 
-def test_unread_messages_are_dropped_when_they_expire(boxes, clock, dropped):
+def test_unread_messages_are_dropped_when_they_expire(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """Without any reader; the others stay."""
     boxes.deliver("a", mail(b"1", clock.now + 1), 9)
     boxes.deliver("a", mail(b"2"), 9)
@@ -375,7 +391,9 @@ def test_unread_messages_are_dropped_when_they_expire(boxes, clock, dropped):
     assert [box.mail[0][1] for box in boxes.boxes.values()] == [b"2", b"3"]
 
 
-def test_a_group_message_is_dropped_when_it_expires(boxes, clock, dropped):
+def test_a_group_message_is_dropped_when_it_expires(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """Also one that expires later than another."""
     boxes.open("a", 9)
     deliver_group(boxes, "a", b"1", clock.now + 2)
@@ -385,7 +403,7 @@ def test_a_group_message_is_dropped_when_it_expires(boxes, clock, dropped):
     assert dropped == {"abandoned": 2}
 
 
-def test_expired_messages_are_counted_once(boxes, clock, dropped):
+def test_expired_messages_are_counted_once(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
     """Also if their mailbox is forgotten at the same time."""
     boxes.deliver("a", mail(b"1", clock.now + 1), 9)
     clock.now += IDLE
@@ -395,7 +413,7 @@ def test_expired_messages_are_counted_once(boxes, clock, dropped):
     assert dropped == {"abandoned": 1}
 
 
-def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes, clock):
+def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """An empty deque takes 0.6 kB; a reader that waits will need it soon."""
     box, read = boxes.open("a", 9), boxes.open("b", 9)
     for one in (box, read):
@@ -408,7 +426,7 @@ def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes, clock):
     assert read.mail != ()
 
 
-def test_nothing_due_costs_nothing(boxes, clock, monkeypatch):
+def test_nothing_due_costs_nothing(boxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100,000 mailboxes none is looked at."""
     for number in range(100_000):
         boxes.open(str(number), 9)
@@ -419,7 +437,7 @@ def test_nothing_due_costs_nothing(boxes, clock, monkeypatch):
     assert looked == []
 
 
-def test_one_look_handles_a_bounded_number_of_mailboxes(boxes, clock):
+def test_one_look_handles_a_bounded_number_of_mailboxes(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """The result says that more is due."""
     for number in range(25):
         boxes.open(str(number), 9)
@@ -427,7 +445,7 @@ def test_one_look_handles_a_bounded_number_of_mailboxes(boxes, clock):
     assert [(boxes.look(now, 10) <= now, len(boxes.boxes)) for _ in range(3)] == [(True, 15), (True, 5), (False, 0)]
 
 
-def test_many_messages_leave_a_small_heap(boxes, clock):
+def test_many_messages_leave_a_small_heap(boxes: Mailboxes[Reader], clock: Clock) -> None:
     """Each message that expires earlier brings the next look forward."""
     boxes.open("a", 9)
     for number in range(10_000):
@@ -439,7 +457,9 @@ def test_many_messages_leave_a_small_heap(boxes, clock):
 # Channels without a reader
 
 
-def test_messages_for_a_reader_that_has_ended_are_abandoned(boxes, clock, dropped):
+def test_messages_for_a_reader_that_has_ended_are_abandoned(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """They are not reported as expired: nobody will ever read them, and nothing is to be done about it."""
     box = boxes.open("a", 9)
     box.memberships = 1
@@ -450,7 +470,9 @@ def test_messages_for_a_reader_that_has_ended_are_abandoned(boxes, clock, droppe
     assert dropped == {"abandoned": 1}
 
 
-def test_messages_that_a_slow_reader_did_not_take_have_expired(boxes, clock, dropped):
+def test_messages_that_a_slow_reader_did_not_take_have_expired(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """It has taken one, and is expected back."""
     boxes.deliver("a", mail(b"1"), 9)
     boxes.begin_read(boxes.boxes["a"])
@@ -460,7 +482,9 @@ def test_messages_that_a_slow_reader_did_not_take_have_expired(boxes, clock, dro
 
 
 @pytest.mark.parametrize("is_open", [False, True])
-def test_only_some_channels_that_nobody_reads_keep_their_messages(boxes, dropped, few, is_open):
+def test_only_some_channels_that_nobody_reads_keep_their_messages(
+    boxes: Mailboxes[Reader], dropped: Counter[str], few: int, is_open: bool
+) -> None:
     """The oldest channels lose theirs; it does not matter whether the mailbox was made by the message."""
     for number in range(few + 2):
         if is_open:
@@ -471,7 +495,9 @@ def test_only_some_channels_that_nobody_reads_keep_their_messages(boxes, dropped
     assert dropped == {"abandoned": 4}
 
 
-def test_channels_whose_readers_have_ended_are_bounded_too(boxes, dropped, few):
+def test_channels_whose_readers_have_ended_are_bounded_too(
+    boxes: Mailboxes[Reader], dropped: Counter[str], few: int
+) -> None:
     """Each had a message waiting."""
     for number in range(few + 2):
         box = boxes.open(str(number), 9)
@@ -482,7 +508,9 @@ def test_channels_whose_readers_have_ended_are_bounded_too(boxes, dropped, few):
     assert dropped == {"abandoned": 2}
 
 
-def test_a_reader_that_never_has_to_wait_is_a_reader(boxes, clock, dropped, few):
+def test_a_reader_that_never_has_to_wait_is_a_reader(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], few: int
+) -> None:
     """It takes what is there: its messages are kept, and those that it does not take in time have expired."""
     for _ in range(2):
         boxes.deliver("a", mail(b"1"), 9)
@@ -495,7 +523,9 @@ def test_a_reader_that_never_has_to_wait_is_a_reader(boxes, clock, dropped, few)
     assert boxes.take(boxes.boxes["a"]) == b"1"
 
 
-def test_a_reader_that_does_not_come_back_has_ended(boxes, clock, dropped, few):
+def test_a_reader_that_does_not_come_back_has_ended(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], few: int
+) -> None:
     """After an idle time. A consumer whose handler raised was not waiting, so it could not give up."""
     for payload in (b"1", b"2"):
         boxes.deliver("a", mail(payload), 9)
@@ -511,7 +541,9 @@ def test_a_reader_that_does_not_come_back_has_ended(boxes, clock, dropped, few):
 
 
 @pytest.mark.parametrize("reason", ["waits", "member"])
-def test_a_reader_that_waits_for_long_has_not_ended(boxes, clock, dropped, reason):
+def test_a_reader_that_waits_for_long_has_not_ended(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], reason: str
+) -> None:
     """Nor does a group lose a member: only what it does not take in time is abandoned from then on."""
     box = boxes.open("a", 9)
     if reason == "waits":
@@ -526,7 +558,9 @@ def test_a_reader_that_waits_for_long_has_not_ended(boxes, clock, dropped, reaso
 
 
 @pytest.mark.parametrize("reason", ["read", "member"])
-def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(boxes, dropped, few, reason):
+def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(
+    boxes: Mailboxes[Reader], dropped: Counter[str], few: int, reason: str
+) -> None:
     """Whatever arrives for others."""
     box = boxes.open("a", 9)
     if reason == "read":
@@ -541,7 +575,7 @@ def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(boxes, 
     assert dropped == {"abandoned": 2}
 
 
-def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes, few):
+def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes: Mailboxes[Reader], few: int) -> None:
     """Its messages may still be read."""
     box = boxes.open("a", 9)
     box.memberships = 1
@@ -554,7 +588,9 @@ def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes,
     assert "a" not in boxes.boxes
 
 
-def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(boxes, few):
+def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
+    boxes: Mailboxes[Reader], few: int
+) -> None:
     """A message is in flight to it."""
     boxes.deliver("a", mail(b"1"), 9)
     boxes.sent(boxes.boxes["a"], 1)
@@ -563,7 +599,7 @@ def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
     assert not boxes.boxes["a"].mail
 
 
-def test_very_many_channels_without_readers_are_bounded(boxes):
+def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]) -> None:
     """By `MAX_UNCLAIMED` itself."""
     for number in range(2 * mailboxes.MAX_UNCLAIMED):
         boxes.deliver(str(number), mail(b"1"), 9)
@@ -573,7 +609,7 @@ def test_very_many_channels_without_readers_are_bounded(boxes):
 # Clearing
 
 
-def test_clearing_keeps_only_who_waits(boxes):
+def test_clearing_keeps_only_who_waits(boxes: Mailboxes[Reader]) -> None:
     """Messages are dropped, also those in flight, and unused mailboxes forgotten."""
     boxes.deliver("a", mail(b"1"), 9)
     boxes.sent(boxes.open("b", 9), 1)
@@ -583,7 +619,7 @@ def test_clearing_keeps_only_who_waits(boxes):
     assert boxes.waiting() == 0
 
 
-def test_a_late_reader_leaves_a_new_mailbox_alone(boxes):
+def test_a_late_reader_leaves_a_new_mailbox_alone(boxes: Mailboxes[Reader]) -> None:
     """It was woken before all was cleared, and gives up when its channel has a new mailbox."""
     former = boxes.open("a", 9)
     (reader,) = wait(boxes, former)

@@ -12,7 +12,7 @@ from channels_zmq.client import memberships as module
 from channels_zmq.client.mailboxes import Mailboxes
 from channels_zmq.client.memberships import REMEMBERED, Memberships
 from channels_zmq.client.requests import next_number
-from channels_zmq.client.sequences import BEGINS, REPEATED
+from channels_zmq.client.sequences import BEGINS, REPEATED, Runs
 from channels_zmq_forwarder import wire
 
 SENDER, OTHER = b"s" * 8, b"o" * 8
@@ -21,27 +21,31 @@ SUBSCRIBE, UNSUBSCRIBE = [wire.subscription(G)], [wire.unsubscription(G)]
 
 
 @pytest.fixture
-def mailboxes(clock):
+def mailboxes(clock: Clock) -> Mailboxes[Reader]:
     return Mailboxes(lambda cause, count: None, idle=1e9, clock=clock)
 
 
 @pytest.fixture
-def memberships(mailboxes, clock):
+def memberships(mailboxes: Mailboxes[Reader], clock: Clock) -> Memberships:
     return Memberships(mailboxes, SENDER, clock)
 
 
-def join(memberships, channel="a", topic=G, life=None, floor=0):
+def join(
+    memberships: Memberships, channel: str = "a", topic: wire.Topic = G, life: float | None = None, floor: int = 0
+) -> tuple[module.Join, list[bytes]]:
     return memberships.join(topic, channel, 9, life, floor)
 
 
-def added(memberships, channel="a", topic=G, life=None):
+def added(
+    memberships: Memberships, channel: str = "a", topic: wire.Topic = G, life: float | None = None
+) -> list[bytes]:
     """Add a member for good; return the frames that this took."""
     entry, frames = join(memberships, channel, topic, life)
     memberships.completed(entry)
     return frames
 
 
-def members(memberships, topic=G):
+def members(memberships: Memberships, topic: wire.Topic = G) -> list[str]:
     group = memberships.groups.get(topic)
     return [box.name for box in group.members] if group else []
 
@@ -49,7 +53,7 @@ def members(memberships, topic=G):
 # Joining and leaving
 
 
-def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(memberships):
+def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(memberships: Memberships) -> None:
     """Exactly one frame each."""
     assert added(memberships, "a") == SUBSCRIBE
     assert added(memberships, "b") == []
@@ -58,7 +62,7 @@ def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(mem
     assert memberships.groups == {}
 
 
-def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(memberships):
+def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(memberships: Memberships) -> None:
     """A renewal neither adds a second membership nor ends the first."""
     assert [added(memberships) for _ in range(3)] == [SUBSCRIBE, [], []]
     assert members(memberships) == ["a"]
@@ -67,7 +71,9 @@ def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(membersh
 
 
 @pytest.mark.parametrize("topic, channel", [(G, "b"), (H, "a"), (G, "c")])
-def test_leaving_a_group_without_being_a_member_changes_nothing(memberships, mailboxes, topic, channel):
+def test_leaving_a_group_without_being_a_member_changes_nothing(
+    memberships: Memberships, mailboxes: Mailboxes[Reader], topic: wire.Topic, channel: str
+) -> None:
     """Neither an unknown group nor an unknown channel is an error."""
     added(memberships)
     mailboxes.open("c", 9)
@@ -75,7 +81,7 @@ def test_leaving_a_group_without_being_a_member_changes_nothing(memberships, mai
     assert members(memberships) == ["a"]
 
 
-def test_a_membership_keeps_its_mailbox(memberships, mailboxes):
+def test_a_membership_keeps_its_mailbox(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
     """Once it has ended, an unused mailbox is forgotten."""
     for topic in (G, H):
         added(memberships, topic=topic)
@@ -88,14 +94,14 @@ def test_a_membership_keeps_its_mailbox(memberships, mailboxes):
 # Joins that fail
 
 
-def test_a_failed_join_of_the_first_member_unsubscribes(memberships, mailboxes):
+def test_a_failed_join_of_the_first_member_unsubscribes(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
     """Nothing is left of it."""
     entry, frames = join(memberships)
     assert (frames, memberships.failed(entry)) == (SUBSCRIBE, UNSUBSCRIBE)
     assert (memberships.groups, mailboxes.boxes) == ({}, {})
 
 
-def test_a_failed_renewal_leaves_the_membership(memberships):
+def test_a_failed_renewal_leaves_the_membership(memberships: Memberships) -> None:
     """The channel was a member before."""
     added(memberships)
     renewal, _ = join(memberships)
@@ -104,7 +110,7 @@ def test_a_failed_renewal_leaves_the_membership(memberships):
 
 
 @pytest.mark.parametrize("fails_first", [True, False])
-def test_of_two_concurrent_joins_one_may_fail(memberships, fails_first):
+def test_of_two_concurrent_joins_one_may_fail(memberships: Memberships, fails_first: bool) -> None:
     """The channel is a member, whichever ends first."""
     (one, _), (other, frames) = join(memberships), join(memberships)
     assert frames == []
@@ -117,14 +123,14 @@ def test_of_two_concurrent_joins_one_may_fail(memberships, fails_first):
     assert members(memberships) == ["a"]
 
 
-def test_if_two_concurrent_joins_fail_nothing_is_left(memberships):
+def test_if_two_concurrent_joins_fail_nothing_is_left(memberships: Memberships) -> None:
     """The second failure unsubscribes."""
     (one, _), (other, _) = join(memberships), join(memberships)
     assert [memberships.failed(one), memberships.failed(other)] == [[], UNSUBSCRIBE]
     assert memberships.groups == {}
 
 
-def test_a_failed_join_leaves_other_channels_alone(memberships):
+def test_a_failed_join_leaves_other_channels_alone(memberships: Memberships) -> None:
     """Each channel's join is its own."""
     entry, _ = join(memberships, "a")
     join(memberships, "b")
@@ -133,7 +139,7 @@ def test_a_failed_join_leaves_other_channels_alone(memberships):
 
 
 @pytest.mark.parametrize("is_added_again", [False, True])
-def test_a_failed_join_after_a_discard_undoes_nothing(memberships, is_added_again):
+def test_a_failed_join_after_a_discard_undoes_nothing(memberships: Memberships, is_added_again: bool) -> None:
     """The discard has removed what the join did; a later join is another one."""
     entry, _ = join(memberships)
     assert memberships.leave(G, "a") == UNSUBSCRIBE
@@ -143,7 +149,7 @@ def test_a_failed_join_after_a_discard_undoes_nothing(memberships, is_added_agai
     assert members(memberships) == ["a"] * is_added_again
 
 
-def test_a_completed_join_after_a_discard_adds_nothing(memberships):
+def test_a_completed_join_after_a_discard_adds_nothing(memberships: Memberships) -> None:
     """The discard came later."""
     entry, _ = join(memberships)
     memberships.leave(G, "a")
@@ -151,7 +157,7 @@ def test_a_completed_join_after_a_discard_adds_nothing(memberships):
     assert memberships.groups == {}
 
 
-def test_a_failed_join_after_clearing_undoes_nothing(memberships):
+def test_a_failed_join_after_clearing_undoes_nothing(memberships: Memberships) -> None:
     """A flush has ended all memberships."""
     entry, _ = join(memberships)
     assert memberships.clear() == UNSUBSCRIBE
@@ -162,7 +168,7 @@ def test_a_failed_join_after_clearing_undoes_nothing(memberships):
 # Subscriptions in force
 
 
-def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships):
+def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships: Memberships) -> None:
     """An answer to a sync that was sent before the subscription proves nothing."""
     before = next_number()
     group = join(memberships)[0].group
@@ -172,7 +178,7 @@ def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships):
     assert not group.in_force_after
 
 
-def test_a_join_beside_a_pending_one_has_to_wait_too(memberships):
+def test_a_join_beside_a_pending_one_has_to_wait_too(memberships: Memberships) -> None:
     """Its subscription is the same, and not in force yet; any later answer puts it in force for both."""
     first, second = join(memberships, "a")[0], join(memberships, "b")[0]
     assert second.group.in_force_after
@@ -180,7 +186,7 @@ def test_a_join_beside_a_pending_one_has_to_wait_too(memberships):
     assert not first.group.in_force_after
 
 
-def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing(memberships):
+def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing(memberships: Memberships) -> None:
     """They belong to an earlier subscription; what came between was not for this process."""
     group = join(memberships)[0].group
     group.runs.skip_to(OTHER, 5)
@@ -188,7 +194,7 @@ def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing
     assert group.runs.see(OTHER, 99, 0) == BEGINS
 
 
-def test_numbers_count_once_the_subscription_is_in_force(memberships):
+def test_numbers_count_once_the_subscription_is_in_force(memberships: Memberships) -> None:
     """A second answer does not forget them."""
     group = join(memberships)[0].group
     for _ in range(2):
@@ -198,7 +204,9 @@ def test_numbers_count_once_the_subscription_is_in_force(memberships):
 
 
 @pytest.mark.parametrize("is_in_force", [False, True])
-def test_own_messages_older_than_the_subscription_are_taken_for_seen(memberships, is_in_force):
+def test_own_messages_older_than_the_subscription_are_taken_for_seen(
+    memberships: Memberships, is_in_force: bool
+) -> None:
     """`floor` is the last number that this process had given on the topic."""
     group = join(memberships, floor=7)[0].group
     if is_in_force:
@@ -209,14 +217,14 @@ def test_own_messages_older_than_the_subscription_are_taken_for_seen(memberships
 # Numbers of a topic that was left
 
 
-def rejoined(memberships, topic=G):
+def rejoined(memberships: Memberships, topic: wire.Topic = G) -> Runs:
     """Return the runs of a group that a channel has left and joined again; the subscription is in force."""
     entry, _ = join(memberships, topic=topic)
     memberships.in_force(entry.group, next_number())
     return entry.group.runs
 
 
-def left(memberships, topic=G, numbers=(5,), channel="a"):
+def left(memberships: Memberships, topic: wire.Topic = G, numbers: tuple[int, ...] = (5,), channel: str = "a") -> None:
     """Let a channel leave a group after messages with these numbers."""
     entry, _ = join(memberships, channel, topic)
     for number in numbers:
@@ -226,7 +234,9 @@ def left(memberships, topic=G, numbers=(5,), channel="a"):
 
 @pytest.mark.parametrize("number, seen", [(4, REPEATED), (5, REPEATED), (6, BEGINS), (99, BEGINS)])
 @pytest.mark.parametrize("is_in_force", [False, True])
-def test_what_was_received_before_a_group_was_left_is_a_repetition(memberships, number, seen, is_in_force):
+def test_what_was_received_before_a_group_was_left_is_a_repetition(
+    memberships: Memberships, number: int, seen: int, is_in_force: bool
+) -> None:
     """A message that is sent again may arrive late. What is missing in between was not for this process."""
     left(memberships)
     runs = rejoined(memberships) if is_in_force else join(memberships)[0].group.runs
@@ -234,14 +244,16 @@ def test_what_was_received_before_a_group_was_left_is_a_repetition(memberships, 
 
 
 @pytest.mark.parametrize("after, seen", [(REMEMBERED - 0.1, REPEATED), (REMEMBERED, BEGINS)])
-def test_the_numbers_of_a_topic_are_forgotten_after_a_while(memberships, clock, after, seen):
+def test_the_numbers_of_a_topic_are_forgotten_after_a_while(
+    memberships: Memberships, clock: Clock, after: float, seen: int
+) -> None:
     """Nothing is sent again as late as that."""
     left(memberships)
     clock.now += after
     assert rejoined(memberships).see(OTHER, 5, 0) == seen
 
 
-def test_the_time_counts_from_the_last_leave(memberships, clock):
+def test_the_time_counts_from_the_last_leave(memberships: Memberships, clock: Clock) -> None:
     """A channel that comes and goes renews it."""
     left(memberships)
     clock.now += REMEMBERED - 1
@@ -250,14 +262,14 @@ def test_the_time_counts_from_the_last_leave(memberships, clock):
     assert rejoined(memberships).see(OTHER, 5, 0) == REPEATED
 
 
-def test_each_topic_remembers_its_own_numbers(memberships):
+def test_each_topic_remembers_its_own_numbers(memberships: Memberships) -> None:
     """The same number on another topic is another message."""
     left(memberships)
     assert rejoined(memberships, H).see(OTHER, 5, 0) == BEGINS
     assert rejoined(memberships, G).see(OTHER, 5, 0) == REPEATED
 
 
-def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships):
+def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships: Memberships) -> None:
     """The numbers count from the first message behind it."""
     left(memberships)
     runs = rejoined(memberships)
@@ -265,7 +277,9 @@ def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships):
     assert runs.see(OTHER, 10, 0) == 1
 
 
-def test_only_some_topics_that_were_left_are_remembered(memberships, monkeypatch):
+def test_only_some_topics_that_were_left_are_remembered(
+    memberships: Memberships, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that were left last; one without messages takes no place."""
     monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     topics = [wire.group_topic(str(number)) for number in range(3)]
@@ -275,7 +289,7 @@ def test_only_some_topics_that_were_left_are_remembered(memberships, monkeypatch
     assert [rejoined(memberships, topic).see(OTHER, 5, 0) for topic in topics] == [BEGINS, REPEATED, REPEATED]
 
 
-def test_topics_that_are_forgotten_take_no_memory(memberships, clock):
+def test_topics_that_are_forgotten_take_no_memory(memberships: Memberships, clock: Clock) -> None:
     """However few are left later."""
     for number in range(100):
         left(memberships, wire.group_topic(str(number)))
@@ -284,7 +298,7 @@ def test_topics_that_are_forgotten_take_no_memory(memberships, clock):
     assert list(memberships._left) == [G]
 
 
-def test_a_membership_that_ends_by_itself_is_remembered_too(memberships, clock):
+def test_a_membership_that_ends_by_itself_is_remembered_too(memberships: Memberships, clock: Clock) -> None:
     """As if it had been left."""
     added(memberships, life=10.0)
     memberships.groups[G].runs.skip_to(OTHER, 5)
@@ -293,14 +307,14 @@ def test_a_membership_that_ends_by_itself_is_remembered_too(memberships, clock):
     assert rejoined(memberships).see(OTHER, 5, 0) == REPEATED
 
 
-def test_clearing_forgets_the_numbers_of_topics_that_were_left(memberships):
+def test_clearing_forgets_the_numbers_of_topics_that_were_left(memberships: Memberships) -> None:
     """A flush has dropped what they were for."""
     left(memberships)
     memberships.clear()
     assert rejoined(memberships).see(OTHER, 5, 0) == BEGINS
 
 
-def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships):
+def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships: Memberships) -> None:
     """Also those that were sent between the two memberships and never came here."""
     entry, _ = join(memberships, floor=7)
     entry.group.runs.skip_to(SENDER, 9)
@@ -312,7 +326,7 @@ def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships):
 # The end of memberships
 
 
-def test_a_membership_ends_when_its_time_is_over(memberships, clock):
+def test_a_membership_ends_when_its_time_is_over(memberships: Memberships, clock: Clock) -> None:
     """Not before; afterwards there is nothing to look at."""
     added(memberships, life=10.0)
     assert memberships.end_due(clock.now + 9.9) == []
@@ -321,14 +335,14 @@ def test_a_membership_ends_when_its_time_is_over(memberships, clock):
     assert (memberships.groups, memberships.ends.next) == ({}, inf)
 
 
-def test_a_membership_without_a_life_stays(memberships, clock):
+def test_a_membership_without_a_life_stays(memberships: Memberships, clock: Clock) -> None:
     """It needs no entry in the heap."""
     added(memberships)
     assert memberships.end_due(1e12) == []
     assert len(memberships.ends) == 0
 
 
-def test_each_membership_ends_in_its_own_time(memberships, clock):
+def test_each_membership_ends_in_its_own_time(memberships: Memberships, clock: Clock) -> None:
     """A group goes on while it has one member."""
     for channel, life in (("a", 20.0), ("b", 30.0), ("c", 5.0)):
         added(memberships, channel, life=life)
@@ -340,7 +354,7 @@ def test_each_membership_ends_in_its_own_time(memberships, clock):
 
 
 @pytest.mark.parametrize("life", [10.0, 30.0, 1.0, None])
-def test_a_renewal_decides_when_a_membership_ends(memberships, clock, life):
+def test_a_renewal_decides_when_a_membership_ends(memberships: Memberships, clock: Clock, life: float | None) -> None:
     """Its life counts from the last addition, longer or shorter than before."""
     added(memberships, life=10.0)
     clock.now += 5
@@ -350,7 +364,7 @@ def test_a_renewal_decides_when_a_membership_ends(memberships, clock, life):
     assert memberships.end_due(end) == (UNSUBSCRIBE if life else [])
 
 
-def test_reading_renews_a_membership(memberships, mailboxes, clock):
+def test_reading_renews_a_membership(memberships: Memberships, mailboxes: Mailboxes[Reader], clock: Clock) -> None:
     """The time counts from the last read."""
     added(memberships, life=10.0)
     clock.now += 9
@@ -359,7 +373,9 @@ def test_reading_renews_a_membership(memberships, mailboxes, clock):
     assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
 
 
-def test_a_waiting_reader_keeps_a_membership(memberships, mailboxes, clock):
+def test_a_waiting_reader_keeps_a_membership(
+    memberships: Memberships, mailboxes: Mailboxes[Reader], clock: Clock
+) -> None:
     """A quiet group does not end for those who listen; the time counts from when they stop."""
     added(memberships, life=10.0)
     box, reader = mailboxes.boxes["a"], Reader()
@@ -372,7 +388,7 @@ def test_a_waiting_reader_keeps_a_membership(memberships, mailboxes, clock):
     assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
 
 
-def test_a_membership_that_was_left_does_not_end_a_later_one(memberships, clock):
+def test_a_membership_that_was_left_does_not_end_a_later_one(memberships: Memberships, clock: Clock) -> None:
     """Its entry in the heap does not count any more."""
     added(memberships, life=10.0)
     memberships.leave(G, "a")
@@ -381,7 +397,7 @@ def test_a_membership_that_was_left_does_not_end_a_later_one(memberships, clock)
     assert members(memberships) == ["a"]
 
 
-def test_one_call_ends_a_bounded_number_of_memberships(memberships, clock):
+def test_one_call_ends_a_bounded_number_of_memberships(memberships: Memberships, clock: Clock) -> None:
     """The next deadline says that more is due."""
     for number in range(25):
         added(memberships, str(number), life=10.0)
@@ -393,7 +409,7 @@ def test_one_call_ends_a_bounded_number_of_memberships(memberships, clock):
     assert left == [(15, True), (5, True), (0, False)]
 
 
-def test_nothing_due_costs_nothing(memberships, clock, monkeypatch):
+def test_nothing_due_costs_nothing(memberships: Memberships, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100,000 memberships none is looked at."""
     for number in range(100_000):
         added(memberships, str(number), life=10.0)
@@ -403,7 +419,7 @@ def test_nothing_due_costs_nothing(memberships, clock, monkeypatch):
     assert looked == []
 
 
-def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships, clock):
+def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships: Memberships, clock: Clock) -> None:
     """Consumers that come and go for a day take no memory."""
     for number in range(100_000):
         clock.now += 0.001
@@ -412,7 +428,7 @@ def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships, clock):
     assert len(memberships.ends) <= 64 + 1
 
 
-def test_renewing_very_often_adds_nothing(memberships, clock):
+def test_renewing_very_often_adds_nothing(memberships: Memberships, clock: Clock) -> None:
     """One entry is enough until it is due."""
     for _ in range(1000):
         clock.now += 0.001
@@ -420,7 +436,7 @@ def test_renewing_very_often_adds_nothing(memberships, clock):
     assert len(memberships.ends) == 1
 
 
-def test_clearing_unsubscribes_from_every_topic_once(memberships, mailboxes):
+def test_clearing_unsubscribes_from_every_topic_once(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
     """No mailbox is kept by a membership any more."""
     for channel, topic in (("a", G), ("b", G), ("a", H)):
         added(memberships, channel, topic, life=10.0)
@@ -438,17 +454,17 @@ class Machine(RuleBasedStateMachine):
 
     joins = Bundle("joins")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.mailboxes = Mailboxes(lambda cause, count: None, idle=1e9, clock=self.clock)
+        self.mailboxes: Mailboxes[Reader] = Mailboxes(lambda cause, count: None, idle=1e9, clock=self.clock)
         self.memberships = Memberships(self.mailboxes, SENDER, self.clock)
-        self.subscribed = set()
-        self.members = {}
+        self.subscribed: set[wire.Topic] = set()
+        self.members: dict[tuple[wire.Topic, str], dict[str, float]] = {}
 
-    def apply(self, frames):
+    def apply(self, frames: list[bytes]) -> None:
         for frame in frames:
-            topic = wire.subscribed_topic(frame)
+            topic = wire.Topic(wire.subscribed_topic(frame))
             if frame == wire.subscription(topic):
                 assert topic not in self.subscribed, "subscribed twice"
                 self.subscribed.add(topic)
@@ -461,7 +477,9 @@ class Machine(RuleBasedStateMachine):
         channel=st.sampled_from("abc"),
         life=st.sampled_from([None, 1.0, 5.0, 20.0]),
     )
-    def join(self, topic, channel, life):
+    def join(
+        self, topic: wire.Topic, channel: str, life: float | None
+    ) -> tuple[module.Join, tuple[wire.Topic, str], dict[str, float]]:
         entry, frames = self.memberships.join(topic, channel, 9, life, 0)
         self.apply(frames)
         member = self.members.setdefault((topic, channel), {"joins": 0, "is_confirmed": False})
@@ -470,14 +488,14 @@ class Machine(RuleBasedStateMachine):
         return entry, (topic, channel), member
 
     @rule(join=consumes(joins))
-    def complete(self, join):
+    def complete(self, join: tuple[module.Join, tuple[wire.Topic, str], dict[str, float]]) -> None:
         entry, _, member = join
         self.memberships.completed(entry)
         member["joins"] -= 1
         member["is_confirmed"] = True
 
     @rule(join=consumes(joins))
-    def fail(self, join):
+    def fail(self, join: tuple[module.Join, tuple[wire.Topic, str], dict[str, float]]) -> None:
         entry, key, member = join
         self.apply(self.memberships.failed(entry))
         member["joins"] -= 1
@@ -485,32 +503,32 @@ class Machine(RuleBasedStateMachine):
             del self.members[key]
 
     @rule(topic=st.sampled_from([G, H]), channel=st.sampled_from("abc"))
-    def leave(self, topic, channel):
+    def leave(self, topic: wire.Topic, channel: str) -> None:
         self.apply(self.memberships.leave(topic, channel))
         self.members.pop((topic, channel), None)
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 4.0, 30.0]))
-    def end(self, seconds):
+    def end(self, seconds: float) -> None:
         self.clock.now += seconds
         self.apply(self.memberships.end_due(self.clock.now))
         self.members = {key: member for key, member in self.members.items() if member["end"] > self.clock.now}
 
     @rule()
-    def clear(self):
+    def clear(self) -> None:
         self.apply(self.memberships.clear())
         self.members.clear()
 
     @invariant()
-    def exactly_the_groups_with_members_are_subscribed(self):
+    def exactly_the_groups_with_members_are_subscribed(self) -> None:
         assert self.subscribed == set(self.memberships.groups) == {topic for topic, _ in self.members}
 
     @invariant()
-    def the_members_are_those_of_the_model(self):
+    def the_members_are_those_of_the_model(self) -> None:
         found = {(topic, box.name) for topic, group in self.memberships.groups.items() for box in group.members}
         assert found == set(self.members)
 
     @invariant()
-    def each_mailbox_knows_how_many_memberships_it_has(self):
+    def each_mailbox_knows_how_many_memberships_it_has(self) -> None:
         for name, box in self.mailboxes.boxes.items():
             assert box.memberships == sum(channel == name for _, channel in self.members)
 

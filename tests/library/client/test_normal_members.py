@@ -1,6 +1,7 @@
 """Normal channels that a process has added to groups or removed from them."""
 
 import pytest
+from fakes import Clock
 
 from channels_zmq.client.normal_members import REMOVALS_KEPT, NormalMembers
 from channels_zmq_forwarder import wire
@@ -9,27 +10,27 @@ INBOX = b"0123456789abcdef"
 
 
 @pytest.fixture
-def members(clock):
+def members(clock: Clock) -> NormalMembers:
     return NormalMembers(clock)
 
 
-def member(channel=b"jobs", *, add=1, life=0, n=5, group=b"g"):
+def member(channel: bytes = b"jobs", *, add: int = 1, life: int = 0, n: int = 5, group: bytes = b"g") -> wire.Member:
     return wire.Member(INBOX, n, add, 0, life, 9, group, channel)
 
 
-def repeated(members):
+def repeated(members: NormalMembers) -> list[wire.Member]:
     return [wire.MEMBER.decode(frame) for frame in members.repeat()]
 
 
 @pytest.mark.parametrize("add", [1, 0])
-def test_a_note_is_repeated_with_its_age(members, clock, add):
+def test_a_note_is_repeated_with_its_age(members: NormalMembers, clock: Clock, add: int) -> None:
     """An addition, or a removal; nobody waits for an answer."""
     members.changed(member(add=add))
     clock.now += 1.5
     assert repeated(members) == [member(add=add, n=0)._replace(age=1500)]
 
 
-def test_the_last_note_on_a_pair_counts(members, clock):
+def test_the_last_note_on_a_pair_counts(members: NormalMembers, clock: Clock) -> None:
     """A removed channel is not added again by a reconnect."""
     members.changed(member())
     clock.now += 1
@@ -40,7 +41,7 @@ def test_the_last_note_on_a_pair_counts(members, clock):
 
 
 @pytest.mark.parametrize("add, left", [(1, 0), (0, 1)])
-def test_a_removal_by_another_process_ends_an_addition_only(members, add, left):
+def test_a_removal_by_another_process_ends_an_addition_only(members: NormalMembers, add: int, left: int) -> None:
     """An own removal is still repeated; an unknown pair is not an error."""
     members.changed(member(add=add))
     members.removed(b"g", b"jobs")
@@ -52,7 +53,9 @@ def test_a_removal_by_another_process_ends_an_addition_only(members, add, left):
     "note, seconds",
     [(member(life=10_000), 10.0), (member(add=0), REMOVALS_KEPT), (member(add=0, life=1), REMOVALS_KEPT)],
 )
-def test_a_note_is_forgotten_when_its_time_is_over(members, clock, note, seconds):
+def test_a_note_is_forgotten_when_its_time_is_over(
+    members: NormalMembers, clock: Clock, note: wire.Member, seconds: float
+) -> None:
     """An addition when its membership ends, a removal when nobody can believe otherwise any more."""
     members.changed(note)
     clock.now += seconds - 0.1
@@ -61,14 +64,14 @@ def test_a_note_is_forgotten_when_its_time_is_over(members, clock, note, seconds
     assert repeated(members) == []
 
 
-def test_an_addition_without_a_life_is_kept(members, clock):
+def test_an_addition_without_a_life_is_kept(members: NormalMembers, clock: Clock) -> None:
     """It is repeated for ever."""
     members.changed(member())
     clock.now += 1e6
     assert len(repeated(members)) == 1
 
 
-def test_a_renewed_addition_lives_anew(members, clock):
+def test_a_renewed_addition_lives_anew(members: NormalMembers, clock: Clock) -> None:
     """Its former end does not count any more."""
     members.changed(member(life=10_000))
     clock.now += 9
@@ -77,7 +80,7 @@ def test_a_renewed_addition_lives_anew(members, clock):
     assert len(repeated(members)) == 1
 
 
-def test_what_comes_and_goes_leaves_nothing(members, clock):
+def test_what_comes_and_goes_leaves_nothing(members: NormalMembers, clock: Clock) -> None:
     """Ended notes are forgotten by later ones, without a reconnect."""
     for number in range(10_000):
         clock.now += 1
@@ -85,7 +88,7 @@ def test_what_comes_and_goes_leaves_nothing(members, clock):
     assert len(members) == 1
 
 
-def test_clearing_leaves_nothing(members, clock):
+def test_clearing_leaves_nothing(members: NormalMembers, clock: Clock) -> None:
     """A flush has ended all memberships."""
     members.changed(member(life=1000))
     members.clear()

@@ -1,6 +1,7 @@
 """Requests that wait for an answer."""
 
 import itertools
+from typing import Any
 
 import pytest
 from fakes import Reader
@@ -9,26 +10,26 @@ from channels_zmq.client.requests import LOST, NEVER, REPEAT_EVERY, Request, Req
 
 
 @pytest.fixture
-def requests():
+def requests() -> Requests[Reader]:
     return Requests()
 
 
-def request(frame=b"frame", **fields):
-    return Request(frame, waiter=Reader(), **fields)
+def request(frame: bytes = b"frame", **fields: Any) -> Request[Reader]:
+    return Request(frame, **{"waiter": Reader()} | fields)
 
 
-def numbers(due):
+def numbers(due: list[tuple[int, Request[Reader]]]) -> list[int]:
     return [number for number, _ in due]
 
 
-def test_no_number_is_given_twice():
+def test_no_number_is_given_twice() -> None:
     """Numbers are positive: 0 stands for no request."""
     given = [next_number() for _ in range(1000)]
     assert given == sorted(set(given))
     assert min(given) > 0
 
 
-def test_nobody_can_predict_a_number():
+def test_nobody_can_predict_a_number() -> None:
     """Whoever has seen one could otherwise confirm the next request in the name of the exchange."""
     given = [next_number() for _ in range(1000)]
     steps = {after - before for before, after in itertools.pairwise(given)}
@@ -36,7 +37,7 @@ def test_nobody_can_predict_a_number():
 
 
 @pytest.mark.parametrize("answer", [0, 3, ConnectionError()])
-def test_an_answer_is_noted_at_its_request(requests, answer):
+def test_an_answer_is_noted_at_its_request(requests: Requests[Reader], answer: ConnectionError | int) -> None:
     """A status, also 0, or an error; other requests are left alone."""
     mine, other = request(), request()
     requests.begin(1, mine, 0.0)
@@ -46,7 +47,7 @@ def test_an_answer_is_noted_at_its_request(requests, answer):
 
 
 @pytest.mark.parametrize("is_late", ["twice", "after the end", "unknown"])
-def test_a_late_answer_changes_nothing(requests, is_late):
+def test_a_late_answer_changes_nothing(requests: Requests[Reader], is_late: str) -> None:
     """The first answer counts, and a caller that has given up gets none."""
     mine = request()
     requests.begin(1, mine, 0.0)
@@ -59,7 +60,7 @@ def test_a_late_answer_changes_nothing(requests, is_late):
     assert mine.answer == first
 
 
-def test_a_request_may_be_ended_twice(requests):
+def test_a_request_may_be_ended_twice(requests: Requests[Reader]) -> None:
     """By its answer, and by its caller."""
     requests.begin(1, request(), 0.0)
     requests.end(1)
@@ -67,9 +68,9 @@ def test_a_request_may_be_ended_twice(requests):
     assert len(requests) == 0
 
 
-def test_a_failure_reaches_every_waiter_without_an_answer(requests):
+def test_a_failure_reaches_every_waiter_without_an_answer(requests: Requests[Reader]) -> None:
     """An answer that is there already is not replaced, and requests of other processes go on."""
-    open_one, answered, foreign = request(), request(), Request(b"sync")
+    open_one, answered, foreign = request(), request(), request(b"sync", waiter=None)
     for number, one in enumerate((open_one, answered, foreign)):
         requests.begin(number, one, 0.0)
     requests.answered(1, 0)
@@ -78,7 +79,7 @@ def test_a_failure_reaches_every_waiter_without_an_answer(requests):
     assert [one.answer for one in (open_one, answered, foreign)] == [error, 0, None]
 
 
-def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests):
+def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests: Requests[Reader]) -> None:
     """First after `REPEAT_EVERY`; its caller may take the answer later."""
     requests.begin(1, request(), 10.0)
     times = [10.9, 10.0 + REPEAT_EVERY, 11.9, 11.0 + REPEAT_EVERY]
@@ -88,21 +89,21 @@ def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests):
     assert requests.due(99.0) == 99.0 + NEVER
 
 
-def test_a_request_that_has_ended_is_not_repeated(requests):
+def test_a_request_that_has_ended_is_not_repeated(requests: Requests[Reader]) -> None:
     """Its caller has given up."""
     requests.begin(1, request(), 0.0)
     requests.end(1)
     assert requests.to_repeat(99.0) == []
 
 
-def test_requests_are_repeated_in_the_order_in_which_they_began(requests):
+def test_requests_are_repeated_in_the_order_in_which_they_began(requests: Requests[Reader]) -> None:
     """Each at its own time."""
     for number, now in ((3, 0.0), (1, 0.0), (2, 1.0)):
         requests.begin(number, request(), now)
     assert [numbers(requests.to_repeat(now)) for now in (1.0, 2.0)] == [[3, 1], [2, 3, 1]]
 
 
-def test_a_message_for_a_normal_channel_is_never_repeated(requests):
+def test_a_message_for_a_normal_channel_is_never_repeated(requests: Requests[Reader]) -> None:
     """It is sent once, whatever is lost."""
     requests.begin(1, request(repeats=False), 0.0)
     assert requests.to_repeat(99.0) == []
@@ -112,11 +113,11 @@ def test_a_message_for_a_normal_channel_is_never_repeated(requests):
 A, B, C = "abc"  # exchanges
 
 
-def to_all(*asked, **fields):
+def to_all(*asked: str, **fields: Any) -> Request[Reader]:
     return request(to_all=True, asked=set(asked), **fields)
 
 
-def test_a_request_to_all_is_answered_by_the_last_one(requests):
+def test_a_request_to_all_is_answered_by_the_last_one(requests: Requests[Reader]) -> None:
     """With the highest status, whoever has given it."""
     mine = to_all(A, B, C)
     requests.begin(1, mine, 0.0)
@@ -125,7 +126,7 @@ def test_a_request_to_all_is_answered_by_the_last_one(requests):
     assert mine.answer == 2
 
 
-def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests):
+def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests: Requests[Reader]) -> None:
     """The loss of the last one that has not answered completes it."""
     mine = to_all(A, B)
     requests.begin(1, mine, 0.0)
@@ -134,7 +135,7 @@ def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests):
     assert mine.answer == 0
 
 
-def test_a_request_to_all_needs_one_answer(requests):
+def test_a_request_to_all_needs_one_answer(requests: Requests[Reader]) -> None:
     """While no exchange can be reached it waits for the next one."""
     mine = to_all(A)
     requests.begin(1, mine, 0.0)
@@ -143,7 +144,7 @@ def test_a_request_to_all_needs_one_answer(requests):
     assert requests.answered(1, 0, B) is mine
 
 
-def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests):
+def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests: Requests[Reader]) -> None:
     """An answered one does not, nor does a request to one exchange."""
     mine, answered, single = to_all(A), to_all(A), request()
     for number, one in enumerate((mine, answered, single)):
@@ -154,7 +155,7 @@ def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests):
     assert requests.answered(0, 0, B) is mine
 
 
-def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(requests):
+def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(requests: Requests[Reader]) -> None:
     """Nobody knows what became of it; one that may be repeated goes on, and so does one that was not sent yet."""
     sent, repeats, held, elsewhere = (request(repeats=number == 1) for number in range(4))
     for number, one in enumerate((sent, repeats, held, elsewhere)):
@@ -166,7 +167,7 @@ def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(reques
     assert [one.answer for one in (sent, repeats, held, elsewhere)] == [LOST, None, None, None]
 
 
-def test_the_next_repetition_is_known(requests):
+def test_the_next_repetition_is_known(requests: Requests[Reader]) -> None:
     """Without a request it is far away."""
     assert requests.due(5.0) == 5.0 + NEVER
     requests.begin(1, request(), 6.0)
@@ -174,14 +175,14 @@ def test_the_next_repetition_is_known(requests):
     assert requests.due(6.5) == 6.0 + REPEAT_EVERY
 
 
-def test_an_overdue_request_is_looked_at_again_later(requests):
+def test_an_overdue_request_is_looked_at_again_later(requests: Requests[Reader]) -> None:
     """Without a connection nothing is repeated: a deadline that has passed would let the housekeeping spin."""
     requests.begin(1, request(), 6.0)
     assert requests.due(6.0 + REPEAT_EVERY) == 6.0 + 2 * REPEAT_EVERY
     assert numbers(requests.to_repeat(9.0)) == [1]
 
 
-def test_requests_that_have_ended_during_an_outage_leave_nothing(requests):
+def test_requests_that_have_ended_during_an_outage_leave_nothing(requests: Requests[Reader]) -> None:
     """Their repetitions are forgotten, although none was due to be sent."""
     for number in range(1000):
         requests.begin(number, request(), number / 100)
@@ -191,9 +192,9 @@ def test_requests_that_have_ended_during_an_outage_leave_nothing(requests):
     assert len(requests._due) == 0
 
 
-def test_nothing_due_looks_at_no_request(requests):
+def test_nothing_due_looks_at_no_request(requests: Requests[Reader]) -> None:
     """However many are open: only the first entry is compared."""
     for number in range(100_000):
         requests.begin(number, request(), 0.0)
-    requests._open = None  # any look would fail
+    del requests._open  # any look would fail
     assert requests.to_repeat(REPEAT_EVERY - 0.1) == []

@@ -1,10 +1,11 @@
 """A client with encryption keys: what arrives is opened, or dropped and counted."""
 
 import pytest
-from fakes import AnyName
+from fakes import AnyName, Clock
 from pydantic import SecretBytes
 
 from channels_zmq.client.counters import REPORT_EVERY
+from channels_zmq.client.mailboxes import Shared
 from channels_zmq.client.requests import next_number
 from channels_zmq.client.sealed import SealedClient
 from channels_zmq.encryption import Keyring
@@ -17,17 +18,17 @@ G, H = wire.group_topic("g"), wire.group_topic("h")
 TTL = 60_000
 
 
-def keyring(key=b"k" * 32):
+def keyring(key: bytes = b"k" * 32) -> Keyring:
     return Keyring([SecretBytes(key)], None)
 
 
 @pytest.fixture
-def ours():
+def ours() -> Keyring:
     return keyring()
 
 
 @pytest.fixture
-def client(clock):
+def client(clock: Clock) -> SealedClient:
     """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
     client = SealedClient(SECRET, SENDER, keyring(), clock=clock)
     client.own_names = AnyName()
@@ -38,26 +39,26 @@ def client(clock):
     return client
 
 
-def feed_group(client, number, payload, *, topic=G):
+def feed_group(client: SealedClient, number: int, payload: bytes, *, topic: bytes = G) -> None:
     client.feed(wire.ordered(topic, OTHER, number, 0, TTL, payload), client.attachments[0])
     client.gaps.all_is_read()
 
 
-def feed_direct(client, number, payload, channel="a", sender=OTHER):
+def feed_direct(client: SealedClient, number: int, payload: bytes, channel: str = "a", sender: bytes = OTHER) -> None:
     body = wire.direct_body(channel, payload)
     client.feed(wire.ordered(wire.direct_prefix(INBOX), sender, number, 0, TTL, body), client.attachments[0])
     client.gaps.all_is_read()
 
 
-def read(client, channel):
+def read(client: SealedClient, channel: str) -> list[bytes]:
     """Return the payloads that wait on a channel."""
     box, found = client.mailboxes.open(channel, 9), []
     while (payload := client.mailboxes.begin_read(box)) is not None:
-        found.append(getattr(payload, "payload", payload))
+        found.append(payload.payload if isinstance(payload, Shared) else payload)
     return found
 
 
-def test_group_and_direct_messages_arrive_opened(client, ours):
+def test_group_and_direct_messages_arrive_opened(client: SealedClient, ours: Keyring) -> None:
     """In the order in which they came."""
     feed_group(client, 1, ours.seal_for_group(G, b"to all"))
     feed_direct(client, 1, ours.seal_for_channel("a", b"to one"))
@@ -65,16 +66,23 @@ def test_group_and_direct_messages_arrive_opened(client, ours):
     assert client.counters.dropped == {}
 
 
-def test_a_message_is_opened_once_for_all_members(client, ours):
+def test_a_message_is_opened_once_for_all_members(client: SealedClient, ours: Keyring) -> None:
     """They share it."""
-    opened = []
-    client._opener.open_from_group = lambda topic, sealed: opened.append(topic) or b"x"
+    opened: list[bytes] = []
+
+    def open_one(topic: bytes, sealed: bytes) -> bytes:
+        opened.append(topic)
+        return b"x"
+
+    client._opener.open_from_group = open_one
     feed_group(client, 1, ours.seal_for_group(G, b"x"))
     assert opened == [G]
 
 
 @pytest.mark.parametrize("flags", [0, wire.FLAG_FIRST, wire.FLAG_AGAIN])
-def test_what_was_sealed_with_another_key_is_dropped_and_counted(client, flags, clock):
+def test_what_was_sealed_with_another_key_is_dropped_and_counted(
+    client: SealedClient, flags: int, clock: Clock
+) -> None:
     """In order, behind a gap, or sent again; a log line is written at most once a minute."""
     strange = keyring(b"x" * 32)
     for number in (1, 2, 9):
@@ -95,7 +103,7 @@ def test_what_was_sealed_with_another_key_is_dropped_and_counted(client, flags, 
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x80", b"\x81\xa4type\xa1x", b"\1" + bytes(60)])
-def test_a_message_that_was_not_sealed_is_dropped(client, payload):
+def test_a_message_that_was_not_sealed_is_dropped(client: SealedClient, payload: bytes) -> None:
     """By group and direct, from another process or as if it was from this one."""
     feed_group(client, 1, payload)
     feed_direct(client, 1, payload)
@@ -105,7 +113,7 @@ def test_a_message_that_was_not_sealed_is_dropped(client, payload):
     assert client.counters.dropped == {"undecryptable": 4}
 
 
-def test_a_sealed_message_cannot_be_moved_to_another_place(client, ours):
+def test_a_sealed_message_cannot_be_moved_to_another_place(client: SealedClient, ours: Keyring) -> None:
     """To another group, from a group to a channel, from a channel to another one or to a group."""
     for_group, for_channel = ours.seal_for_group(G, b"x"), ours.seal_for_channel("a", b"x")
     feed_group(client, 1, for_group, topic=H)
@@ -116,20 +124,22 @@ def test_a_sealed_message_cannot_be_moved_to_another_place(client, ours):
     assert client.counters.dropped == {"undecryptable": 4}
 
 
-def test_own_direct_messages_are_opened(client, ours):
+def test_own_direct_messages_are_opened(client: SealedClient, ours: Keyring) -> None:
     """To a mailbox that exists and to one that does not yet."""
     assert client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 9)
     assert client.deliver_own("new", TTL, ours.seal_for_channel("new", b"y"), 9)
     assert (read(client, "a"), read(client, "new")) == ([b"x"], [b"y"])
 
 
-def test_a_full_mailbox_still_refuses(client, ours):
+def test_a_full_mailbox_still_refuses(client: SealedClient, ours: Keyring) -> None:
     """Capacity counts opened messages."""
     accepted = [client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 2) for _ in range(3)]
     assert accepted == [True, True, False]
 
 
-def test_a_group_message_without_a_member_here_is_not_opened(client, ours):
+def test_a_group_message_without_a_member_here_is_not_opened(
+    client: SealedClient, ours: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process that sends, at an embedded address, mostly has none."""
-    client._opener.open_from_group = None
+    monkeypatch.setattr(client._opener, "open_from_group", None)
     client.deliver_group(wire.group_topic("nobody"), TTL, ours.seal_for_group(G, b"x"))

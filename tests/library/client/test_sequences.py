@@ -12,7 +12,7 @@ G, H, OLD, NEW = b"Gg\0", b"Gh\0", b"Gi\0", b"Gj\0"
 
 
 @pytest.fixture
-def numbers():
+def numbers() -> Numbers:
     clock = itertools.count(1000, 1000)
     return Numbers(clock=lambda: next(clock), size=2)
 
@@ -20,19 +20,19 @@ def numbers():
 # Given
 
 
-def test_a_run_begins_at_the_clock_and_is_flagged(numbers):
+def test_a_run_begins_at_the_clock_and_is_flagged(numbers: Numbers) -> None:
     """The following numbers count up."""
     assert [numbers.next(G) for _ in range(3)] == [(1000, FLAG_FIRST), (1001, 0), (1002, 0)]
 
 
-def test_each_prefix_has_a_run_of_its_own(numbers):
+def test_each_prefix_has_a_run_of_its_own(numbers: Numbers) -> None:
     """A message to one topic is no gap in another."""
     assert numbers.next(G) == (1000, FLAG_FIRST)
     assert numbers.next(H) == (2000, FLAG_FIRST)
     assert numbers.next(G) == (1001, 0)
 
 
-def test_a_forgotten_run_begins_again_higher(numbers):
+def test_a_forgotten_run_begins_again_higher(numbers: Numbers) -> None:
     """Otherwise a receiver would drop its messages as repeated."""
     last, _ = numbers.next(G)
     for prefix in (H, OLD, NEW, b"Gk\0"):
@@ -42,7 +42,7 @@ def test_a_forgotten_run_begins_again_higher(numbers):
     assert flags == FLAG_FIRST
 
 
-def test_a_topic_in_use_is_never_forgotten(numbers):
+def test_a_topic_in_use_is_never_forgotten(numbers: Numbers) -> None:
     """However many other topics are used meanwhile, as long as fewer than a generation lie between two uses."""
     numbers.next(G)
     for other in range(1000):
@@ -50,7 +50,7 @@ def test_a_topic_in_use_is_never_forgotten(numbers):
         assert numbers.next(G) == (1001 + other, 0)
 
 
-def test_a_topic_that_was_not_used_for_two_generations_is_forgotten(numbers):
+def test_a_topic_that_was_not_used_for_two_generations_is_forgotten(numbers: Numbers) -> None:
     """At most twice the size of a generation is held."""
     for other in range(1000):
         numbers.next(b"G%d\0" % other)
@@ -59,7 +59,7 @@ def test_a_topic_that_was_not_used_for_two_generations_is_forgotten(numbers):
 
 
 @pytest.mark.parametrize("between", [0, 1, 2, 3])
-def test_a_run_goes_on_from_either_generation(numbers, between):
+def test_a_run_goes_on_from_either_generation(numbers: Numbers, between: int) -> None:
     """The last number is known without using it up."""
     numbers.next(G)
     for other in range(between):
@@ -69,12 +69,12 @@ def test_a_run_goes_on_from_either_generation(numbers, between):
     assert numbers.last(G) == 1001
 
 
-def test_a_prefix_without_a_number_has_0_as_its_last(numbers):
+def test_a_prefix_without_a_number_has_0_as_its_last(numbers: Numbers) -> None:
     """No message was sent to it."""
     assert numbers.last(G) == 0
 
 
-def test_a_number_that_was_taken_back_is_given_again(numbers):
+def test_a_number_that_was_taken_back_is_given_again(numbers: Numbers) -> None:
     """A frame that the socket did not take leaves no gap."""
     numbers.next(G)
     taken = numbers.next(G)
@@ -83,7 +83,7 @@ def test_a_number_that_was_taken_back_is_given_again(numbers):
     assert numbers.next(G) == taken
 
 
-def test_a_number_of_an_old_run_can_be_taken_back(numbers):
+def test_a_number_of_an_old_run_can_be_taken_back(numbers: Numbers) -> None:
     """The topic is young by then."""
     for prefix in (G, H, NEW):
         numbers.next(prefix)
@@ -92,7 +92,7 @@ def test_a_number_of_an_old_run_can_be_taken_back(numbers):
     assert numbers.next(G) == taken == (1001, 0)
 
 
-def test_a_first_number_that_was_taken_back_leaves_the_next_one_first(numbers):
+def test_a_first_number_that_was_taken_back_leaves_the_next_one_first(numbers: Numbers) -> None:
     """The run begins with the first frame that is sent."""
     numbers.take_back(G, *numbers.next(G))
     assert numbers.last(G) == 0
@@ -102,13 +102,13 @@ def test_a_first_number_that_was_taken_back_leaves_the_next_one_first(numbers):
 # Seen
 
 
-def test_numbers_in_order_miss_nothing():
+def test_numbers_in_order_miss_nothing() -> None:
     """The first one says that it is the first."""
     runs = Runs()
     assert [runs.see(SENDER, number, flags) for number, flags in ((41, FLAG_FIRST), (42, 0), (43, 0))] == [0, 0, 0]
 
 
-def test_others_may_have_preceded_the_first_frame_of_an_unknown_sender():
+def test_others_may_have_preceded_the_first_frame_of_an_unknown_sender() -> None:
     """Until it is skipped to; nothing is missing then."""
     runs = Runs()
     assert [runs.see(SENDER, 41, 0) for _ in range(2)] == [BEGINS, BEGINS]
@@ -116,7 +116,7 @@ def test_others_may_have_preceded_the_first_frame_of_an_unknown_sender():
     assert runs.see(SENDER, 42, 0) == 0
 
 
-def test_a_gap_shows_how_many_are_missing():
+def test_a_gap_shows_how_many_are_missing() -> None:
     """Until it is skipped, since another exchange may close it."""
     runs = Runs()
     runs.see(SENDER, 5, FLAG_FIRST)
@@ -126,7 +126,7 @@ def test_a_gap_shows_how_many_are_missing():
 
 
 @pytest.mark.parametrize("senders", [1, 2, 3])
-def test_a_run_that_was_restarted_goes_on_anywhere_above_its_last_number(senders):
+def test_a_run_that_was_restarted_goes_on_anywhere_above_its_last_number(senders: int) -> None:
     """What lies between was not for this process, but what it has received is a repetition: in either generation."""
     runs = Runs(size=2)
     for sender in range(senders):
@@ -140,7 +140,7 @@ def test_a_run_that_was_restarted_goes_on_anywhere_above_its_last_number(senders
         assert runs.see(b"%d" % sender, 11, 0) == 1
 
 
-def test_nothing_is_missing_before_a_run_that_was_restarted():
+def test_nothing_is_missing_before_a_run_that_was_restarted() -> None:
     """Nor before the first number of an unknown sender."""
     runs = Runs()
     assert runs.skip_to(SENDER, 9) == 0
@@ -150,7 +150,7 @@ def test_nothing_is_missing_before_a_run_that_was_restarted():
 
 
 @pytest.mark.parametrize("number, flags", [(5, 0), (4, 0), (5, FLAG_FIRST), (1, FLAG_FIRST)])
-def test_a_number_that_is_not_higher_is_repeated(number, flags):
+def test_a_number_that_is_not_higher_is_repeated(number: int, flags: int) -> None:
     """Flagged or not."""
     runs = Runs()
     runs.skip_to(SENDER, 5)
@@ -158,7 +158,7 @@ def test_a_number_that_is_not_higher_is_repeated(number, flags):
     assert runs.see(SENDER, 6, 0) == 0
 
 
-def test_a_run_that_begins_anew_is_no_loss():
+def test_a_run_that_begins_anew_is_no_loss() -> None:
     """A sender that forgot its run begins higher and flags that nothing is missing."""
     runs = Runs()
     runs.skip_to(SENDER, 5)
@@ -168,7 +168,7 @@ def test_a_run_that_begins_anew_is_no_loss():
 
 @pytest.mark.parametrize("flags", [0, FLAG_FIRST])
 @pytest.mark.parametrize("forged", [2**64 - 1, 5 + MAX_JUMP + 1])
-def test_a_forged_number_makes_nothing_a_repetition(forged, flags):
+def test_a_forged_number_makes_nothing_a_repetition(forged: int, flags: int) -> None:
     """What no sender skips or sends again begins the run anew, and nothing counts as lost."""
     runs = Runs()
     runs.skip_to(SENDER, 5)
@@ -180,7 +180,7 @@ def test_a_forged_number_makes_nothing_a_repetition(forged, flags):
 
 
 @pytest.mark.parametrize("distance", [1, MAX_JUMP - 1])
-def test_a_number_that_a_sender_may_skip_shows_what_is_missing(distance):
+def test_a_number_that_a_sender_may_skip_shows_what_is_missing(distance: int) -> None:
     """And what it may send again is a repetition."""
     runs = Runs()
     runs.skip_to(SENDER, 5)
@@ -189,7 +189,7 @@ def test_a_number_that_a_sender_may_skip_shows_what_is_missing(distance):
     assert runs.see(SENDER, 6, 0) == REPEATED
 
 
-def test_each_sender_has_a_run_of_its_own():
+def test_each_sender_has_a_run_of_its_own() -> None:
     """Equal numbers of two senders are not repeated."""
     runs = Runs()
     runs.skip_to(SENDER, 5)
@@ -198,14 +198,14 @@ def test_each_sender_has_a_run_of_its_own():
 
 
 @pytest.mark.parametrize("number, missing", [(7, REPEATED), (8, 0), (10, 2)])
-def test_frames_up_to_the_start_are_taken_for_older_ones(number, missing):
+def test_frames_up_to_the_start_are_taken_for_older_ones(number: int, missing: int) -> None:
     """What comes behind the start is judged by it."""
     runs = Runs()
     runs.start_after(SENDER, 7)
     assert runs.see(SENDER, number, 0) == missing
 
 
-def test_starting_after_0_accepts_any_number():
+def test_starting_after_0_accepts_any_number() -> None:
     """The sender had sent nothing on the topic."""
     runs = Runs()
     runs.start_after(SENDER, 0)
@@ -213,7 +213,7 @@ def test_starting_after_0_accepts_any_number():
     assert runs.see(SENDER, 1, 0) == BEGINS
 
 
-def test_a_start_never_goes_back():
+def test_a_start_never_goes_back() -> None:
     """A higher number was seen already."""
     runs = Runs()
     runs.skip_to(SENDER, 9)
@@ -221,7 +221,7 @@ def test_a_start_never_goes_back():
     assert runs.see(SENDER, 9, 0) == REPEATED
 
 
-def test_a_receiver_remembers_a_bounded_number_of_senders():
+def test_a_receiver_remembers_a_bounded_number_of_senders() -> None:
     """A sender in use is never forgotten; one that was not seen for two generations is accepted as a new one."""
     runs = Runs(size=2)
     runs.skip_to(SENDER, 5)
@@ -233,7 +233,7 @@ def test_a_receiver_remembers_a_bounded_number_of_senders():
     assert runs.see(OTHER, 5, 0) == BEGINS
 
 
-def test_a_sender_of_the_old_generation_is_still_judged():
+def test_a_sender_of_the_old_generation_is_still_judged() -> None:
     """It becomes young again and is counted once."""
     runs = Runs(size=2)
     for sender in (SENDER, OTHER, b"t" * 8):
@@ -243,7 +243,7 @@ def test_a_sender_of_the_old_generation_is_still_judged():
     assert len(runs) == 3
 
 
-def test_after_clearing_no_number_is_known():
+def test_after_clearing_no_number_is_known() -> None:
     """What the exchange dropped meanwhile is no gap."""
     runs = Runs(size=1)
     for sender in (SENDER, OTHER):

@@ -1,8 +1,11 @@
 """What was sent and has not been acknowledged."""
 
+from collections.abc import Callable
 from math import inf
+from typing import Any
 
 import pytest
+from fakes import Clock
 
 from channels_zmq.client.window import (
     BLOCK_BYTES,
@@ -14,20 +17,21 @@ from channels_zmq.client.window import (
     LARGE,
     LEAST_BYTES,
     NOW,
+    Unsettled,
     Window,
 )
 
 
 @pytest.fixture
-def window(clock):
+def window(clock: Clock) -> Window:
     return Window(1000, 2**20, clock)
 
 
-def frames(taken):
+def frames(taken: list[Unsettled]) -> list[bytes]:
     return [one.frame for one in taken]
 
 
-def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window, clock):
+def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window: Window, clock: Clock) -> None:
     """The following ones change nothing; without a frame nothing is due."""
     assert window.marker_due == inf
     assert window.append(b"a") == clock.now + BLOCK_SECONDS
@@ -36,21 +40,21 @@ def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window, clock):
 
 
 @pytest.mark.parametrize(("frame", "count"), [(b"x", BLOCK_FRAMES), (bytes(BLOCK_BYTES // 2), 2)])
-def test_a_full_block_asks_for_a_marker_at_once(window, frame, count):
+def test_a_full_block_asks_for_a_marker_at_once(window: Window, frame: bytes, count: int) -> None:
     """Full in frames, or in bytes."""
     due = [window.append(frame) for _ in range(count)]
     assert due[-1] == window.marker_due == NOW
     assert NOW not in due[:-1]
 
 
-def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock):
+def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock: Clock) -> None:
     """Or no acknowledgement would ever make room again."""
     window = Window(3, 2**20, clock)
     assert [window.append(b"x") == NOW for _ in range(3)] == [False, False, True]
     assert window.is_full
 
 
-def test_an_answer_acknowledges_everything_before_its_marker(window):
+def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> None:
     """And nothing behind it; an answer to a later marker covers the earlier ones."""
     for number in (1, 2, 3):
         window.append(b"%d" % number)
@@ -61,7 +65,7 @@ def test_an_answer_acknowledges_everything_before_its_marker(window):
 
 
 @pytest.mark.parametrize("number", [0, 4])
-def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window, number):
+def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window: Window, number: int) -> None:
     """Of the echo that verified the link, or one that was acknowledged already."""
     window.append(b"a")
     window.marked(5)
@@ -71,7 +75,7 @@ def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window, numb
     assert not window.acknowledge(5)
 
 
-def test_an_answer_between_two_markers_acknowledges_nothing(window):
+def test_an_answer_between_two_markers_acknowledges_nothing(window: Window) -> None:
     """Its number is that of a request, which went by another connection."""
     for number in (5, 9):
         window.append(b"%d" % number)
@@ -83,7 +87,9 @@ def test_an_answer_between_two_markers_acknowledges_nothing(window):
 
 
 @pytest.mark.parametrize("forget", [Window.take, Window.clear])
-def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(window, forget):
+def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(
+    window: Window, forget: Callable[..., Any]
+) -> None:
     """They were sent by another connection, too."""
     window.append(b"a")
     window.marked(5)
@@ -94,7 +100,7 @@ def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(wind
     assert len(window) == 1
 
 
-def test_a_full_window_has_room_again_after_an_acknowledgement(clock):
+def test_a_full_window_has_room_again_after_an_acknowledgement(clock: Clock) -> None:
     """It is bounded in frames."""
     window = Window(4, 2**20, clock)
     for number in (1, 2):
@@ -106,7 +112,7 @@ def test_a_full_window_has_room_again_after_an_acknowledgement(clock):
     assert not window.is_full
 
 
-def test_a_window_is_bounded_in_bytes(clock):
+def test_a_window_is_bounded_in_bytes(clock: Clock) -> None:
     """But takes a certain amount, however few bytes are configured."""
     window = Window(1000, 10, clock)
     window.append(bytes(LEAST_BYTES - 100))
@@ -118,7 +124,7 @@ def test_a_window_is_bounded_in_bytes(clock):
 
 
 @pytest.mark.parametrize("size", [LARGE, LARGE + 1])
-def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock, size):
+def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int) -> None:
     """The number bounds small ones, their sum the others."""
     window = Window(10**6, 10**9, clock)
     count = next(number for number in range(1, 1000) if window.append(bytes(size)) == NOW)
@@ -127,7 +133,7 @@ def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock,
     assert window.size == count * size
 
 
-def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window, clock):
+def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window: Window, clock: Clock) -> None:
     """Acknowledged a moment ago, marked, and not marked yet; each with the times of its block."""
     begin = clock.now
     for number in (1, 2):
@@ -145,7 +151,7 @@ def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window, clock):
     assert [one.until - begin for one in taken] == pytest.approx([0.01, 0.11, 0.205])
 
 
-def test_nothing_is_taken_twice(window):
+def test_nothing_is_taken_twice(window: Window) -> None:
     """The window is empty afterwards."""
     window.append(b"a")
     window.marked(1)
@@ -155,7 +161,7 @@ def test_nothing_is_taken_twice(window):
     assert not window.acknowledge(1)
 
 
-def test_acknowledged_frames_are_kept_for_a_moment_only(window, clock):
+def test_acknowledged_frames_are_kept_for_a_moment_only(window: Window, clock: Clock) -> None:
     """Whatever was sent since."""
     window.append(b"a")
     window.marked(1)
@@ -166,7 +172,7 @@ def test_acknowledged_frames_are_kept_for_a_moment_only(window, clock):
 
 
 @pytest.mark.parametrize(("frame", "most"), [(b"x", KEEP_FRAMES), (bytes(BLOCK_BYTES), KEEP_BYTES // BLOCK_BYTES)])
-def test_few_acknowledged_frames_are_kept(clock, frame, most):
+def test_few_acknowledged_frames_are_kept(clock: Clock, frame: bytes, most: int) -> None:
     """Bounded in frames and in bytes: the oldest go first."""
     window = Window(10**6, 10**9, clock)
     number = 0

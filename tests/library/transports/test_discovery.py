@@ -1,7 +1,10 @@
 """What addresses and names stand for, with a resolver that a test plays."""
 
+from typing import Any, cast
+
 import pytest
 import zmq
+from fakes import Clock
 
 from channels_zmq.transports import discovery
 from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
@@ -13,19 +16,19 @@ IPV4, IPV6 = "tcp://10.0.0.1:1", "tcp://[fd00::1]:1"
 class Socket:
     """Remembers its options."""
 
-    def __init__(self):
-        self.options = {}
+    def __init__(self) -> None:
+        self.options: dict[int, bool] = {}
 
-    def set(self, option, value):
+    def set(self, option: zmq.SocketOption, value: bool) -> None:
         self.options[option] = value
 
 
-def looked(monkeypatch, address, *answers):
+def looked(monkeypatch: pytest.MonkeyPatch, address: str, *answers: list[str] | None) -> tuple[Endpoint, list[bool]]:
     """Return an endpoint after one look for each answer of the resolver, and whether each has changed it."""
     endpoint, changed = Endpoint(address), []
     for answer in answers:
 
-        def resolve(address, answer=answer):
+        def resolve(address: str, answer: list[str] | None = answer) -> list[str]:
             if answer is None:
                 raise OSError("no such name")
             return answer
@@ -36,7 +39,7 @@ def looked(monkeypatch, address, *answers):
     return endpoint, changed
 
 
-def forwarder(pull, pub=None):
+def forwarder(pull: str, pub: str | None = None) -> Forwarder:
     """Return the forwarder at a host, or with its two sides at two hosts."""
     return Forwarder(f"tcp://{pull}:5555", f"tcp://{pub or pull}:5556")
 
@@ -49,10 +52,11 @@ EVERY = 5.0
 class Resolver:
     """What each host resolves to, and how often that was asked."""
 
-    def __init__(self):
-        self.answers, self.asked = {}, []
+    def __init__(self) -> None:
+        self.answers: dict[str, list[str] | OSError] = {}
+        self.asked: list[str] = []
 
-    def __call__(self, address):
+    def __call__(self, address: str) -> list[str]:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         self.asked.append(host)
         answer = self.answers[host]
@@ -62,7 +66,7 @@ class Resolver:
 
 
 @pytest.fixture
-def resolver(monkeypatch):
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
     resolver = Resolver()
     for module in (discovery, sockets):
         monkeypatch.setattr(module, "resolve", resolver)
@@ -70,12 +74,12 @@ def resolver(monkeypatch):
 
 
 @pytest.fixture
-def bootstrap(resolver, clock):
+def bootstrap(resolver: Resolver, clock: Clock) -> Bootstrap:
     """A name, looked at for the first time when a test says so."""
     return Bootstrap([NAMED], EVERY, clock)
 
 
-def found(bootstrap, resolver, *hosts):
+def found(bootstrap: Bootstrap, resolver: Resolver, *hosts: str) -> list[Forwarder]:
     """Return the forwarders that are known after a look which is answered by these hosts."""
     resolver.answers["zmq"] = list(hosts)
     bootstrap.hurry()
@@ -83,16 +87,16 @@ def found(bootstrap, resolver, *hosts):
     return bootstrap.known
 
 
-def family(endpoint):
+def family(endpoint: Endpoint) -> bool:
     socket = Socket()
-    endpoint.apply(socket)
+    endpoint.apply(cast(Any, socket))
     return socket.options[zmq.IPV6]
 
 
 @pytest.mark.parametrize(
     "address, is_ipv6", [(IPV4, False), (IPV6, True), ("tcp://name:1", False), ("ipc:///x", False)]
 )
-def test_a_literal_decides_about_its_family(address, is_ipv6):
+def test_a_literal_decides_about_its_family(address: str, is_ipv6: bool) -> None:
     """A name is taken for IPv4 until it was resolved."""
     endpoint = Endpoint(address)
     assert family(endpoint) == is_ipv6
@@ -100,7 +104,9 @@ def test_a_literal_decides_about_its_family(address, is_ipv6):
 
 
 @pytest.mark.parametrize("answer, is_ipv6", [([IPV4], False), ([IPV6], True), ([IPV6, IPV4], False), (None, False)])
-def test_a_name_takes_ipv6_only_if_it_has_no_other_address(monkeypatch, answer, is_ipv6):
+def test_a_name_takes_ipv6_only_if_it_has_no_other_address(
+    monkeypatch: pytest.MonkeyPatch, answer: list[str] | None, is_ipv6: bool
+) -> None:
     """A name that does not resolve so far changes nothing."""
     endpoint, changed = looked(monkeypatch, "tcp://name:1", answer)
     assert changed == [is_ipv6]
@@ -108,13 +114,13 @@ def test_a_name_takes_ipv6_only_if_it_has_no_other_address(monkeypatch, answer, 
     assert not endpoint.has_changed()
 
 
-def test_a_change_stays_until_it_is_applied(monkeypatch):
+def test_a_change_stays_until_it_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed look in between does not undo it; a name that changes back has not changed."""
     _, changed = looked(monkeypatch, "tcp://name:1", [IPV6], None, [IPV4])
     assert changed == [True, True, False]
 
 
-def test_an_ipv6_literal_is_not_resolved(monkeypatch):
+def test_an_ipv6_literal_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot change."""
     monkeypatch.setattr(discovery, "resolve", lambda address: pytest.fail("resolved"))
     Endpoint(IPV6).look()
@@ -132,7 +138,9 @@ def test_an_ipv6_literal_is_not_resolved(monkeypatch):
         [Forwarder("ipc:///pull", "ipc:///pub")],
     ],
 )
-def test_literals_are_known_at_once_and_never_resolved(resolver, clock, configured):
+def test_literals_are_known_at_once_and_never_resolved(
+    resolver: Resolver, clock: Clock, configured: list[Forwarder]
+) -> None:
     """A process may connect to them on its event loop."""
     bootstrap = Bootstrap(configured, EVERY, clock)
     assert bootstrap.known == bootstrap.literal == configured
@@ -140,25 +148,25 @@ def test_literals_are_known_at_once_and_never_resolved(resolver, clock, configur
     assert (resolver.asked, bootstrap.known) == ([], configured)
 
 
-def test_a_name_stands_for_nothing_before_it_is_resolved(bootstrap, resolver):
+def test_a_name_stands_for_nothing_before_it_is_resolved(bootstrap: Bootstrap, resolver: Resolver) -> None:
     """Making a bootstrap asks nobody: it may be on an event loop."""
     assert (bootstrap.known, bootstrap.literal, resolver.asked) == ([], [], [])
 
 
-def test_a_name_stands_for_a_forwarder_at_each_of_its_addresses(bootstrap, resolver):
+def test_a_name_stands_for_a_forwarder_at_each_of_its_addresses(bootstrap: Bootstrap, resolver: Resolver) -> None:
     """Whose two sides are at the same host, whatever the order of the answers; the order of the result is steady."""
     assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.1") == [A, B]
     assert found(bootstrap, resolver, "10.0.0.1", "10.0.0.2") == [A, B]
 
 
-def test_the_answer_of_today_replaces_that_of_yesterday(bootstrap, resolver):
+def test_the_answer_of_today_replaces_that_of_yesterday(bootstrap: Bootstrap, resolver: Resolver) -> None:
     """A forwarder that is gone is not known any more."""
     found(bootstrap, resolver, "10.0.0.1", "10.0.0.2")
     assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.3") == [B, C]
     assert found(bootstrap, resolver) == []
 
 
-def test_two_names_of_one_forwarder_are_paired(clock, resolver):
+def test_two_names_of_one_forwarder_are_paired(clock: Clock, resolver: Resolver) -> None:
     """A Service for each side leads to the same hosts; where it does not, addresses are paired in order."""
     bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
     resolver.answers = {"in": ["10.0.0.2", "10.0.0.1"], "out": ["10.0.0.1", "10.0.0.2"]}
@@ -171,7 +179,9 @@ def test_two_names_of_one_forwarder_are_paired(clock, resolver):
 
 
 @pytest.mark.parametrize("sides", [("zmq", "10.0.0.1"), ("10.0.0.1", "zmq")])
-def test_one_side_may_be_a_name_and_the_other_a_literal(clock, resolver, sides):
+def test_one_side_may_be_a_name_and_the_other_a_literal(
+    clock: Clock, resolver: Resolver, sides: tuple[str, str]
+) -> None:
     """It is resolved like a name."""
     bootstrap = Bootstrap([forwarder(*sides)], EVERY, clock)
     assert bootstrap.known == []
@@ -180,7 +190,7 @@ def test_one_side_may_be_a_name_and_the_other_a_literal(clock, resolver, sides):
     assert bootstrap.known == [A]
 
 
-def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock, resolver):
+def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock: Clock, resolver: Resolver) -> None:
     """A forwarder of which only one side is found cannot be used."""
     bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
     resolver.answers = {"in": ["10.0.0.1", "10.0.0.2"], "out": ["10.0.0.2"]}
@@ -195,13 +205,15 @@ def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock,
         (["fd00::1", "fd00::2"], ["[fd00::1]", "[fd00::2]"]),
     ],
 )
-def test_of_both_families_only_ipv4_counts(bootstrap, resolver, hosts, known):
+def test_of_both_families_only_ipv4_counts(
+    bootstrap: Bootstrap, resolver: Resolver, hosts: list[str], known: list[str]
+) -> None:
     """Both lead to the same forwarders: each would be used twice."""
     hosts = [f"[{host}]" if ":" in host else host for host in hosts]
     assert found(bootstrap, resolver, *hosts) == [forwarder(host) for host in known]
 
 
-def test_names_and_literals_can_be_mixed(resolver, clock):
+def test_names_and_literals_can_be_mixed(resolver: Resolver, clock: Clock) -> None:
     """Each forwarder is known once; the literals come first."""
     bootstrap = Bootstrap([NAMED, B, OTHER], EVERY, clock)
     resolver.answers = {"zmq": ["10.0.0.1", "10.0.0.2"], "other": ["10.0.0.3", "10.0.0.1"]}
@@ -210,7 +222,7 @@ def test_names_and_literals_can_be_mixed(resolver, clock):
     assert bootstrap.known == [B, A, C]
 
 
-def test_names_are_resolved_now_and_then(bootstrap, resolver, clock):
+def test_names_are_resolved_now_and_then(bootstrap: Bootstrap, resolver: Resolver, clock: Clock) -> None:
     """Not at every look, which is once a second."""
     resolver.answers["zmq"] = ["10.0.0.1"]
     counts = []
@@ -221,7 +233,9 @@ def test_names_are_resolved_now_and_then(bootstrap, resolver, clock):
     assert counts == [1] * 5 + [2] * 5 + [3]
 
 
-def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_look(bootstrap, resolver, clock):
+def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_look(
+    bootstrap: Bootstrap, resolver: Resolver, clock: Clock
+) -> None:
     """Once; then as often as before."""
     resolver.answers["zmq"] = ["10.0.0.1"]
     bootstrap.look()
@@ -235,7 +249,9 @@ def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_l
     assert len(resolver.asked) == 6
 
 
-def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(bootstrap, resolver, clock):
+def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(
+    bootstrap: Bootstrap, resolver: Resolver, clock: Clock
+) -> None:
     """The reason is known until it resolves again."""
     found(bootstrap, resolver, "10.0.0.1")
     resolver.answers["zmq"] = OSError(-2, "no such name")
@@ -246,7 +262,7 @@ def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(bootstrap, resolve
     assert bootstrap.problem == ""
 
 
-def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver, clock):
+def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver: Resolver, clock: Clock) -> None:
     """Nor is the reason forgotten over the others."""
     bootstrap = Bootstrap([NAMED, OTHER], EVERY, clock)
     resolver.answers = {"zmq": OSError(-2, "no such name"), "other": ["10.0.0.1"]}
@@ -254,6 +270,6 @@ def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver, clock):
     assert (bootstrap.known, bootstrap.problem) == ([A], "cannot resolve zmq: no such name")
 
 
-def test_a_forwarder_is_printed_as_its_addresses():
+def test_a_forwarder_is_printed_as_its_addresses() -> None:
     """For messages to people."""
     assert str(A) == "tcp://10.0.0.1:5555 and tcp://10.0.0.1:5556"

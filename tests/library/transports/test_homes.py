@@ -21,28 +21,28 @@ A, B, C = (Home(f"tcp://10.0.0.{number}:5556") for number in (1, 2, 3))
 
 
 @pytest.fixture
-def used():
+def used() -> set[bytes]:
     return set()
 
 
 @pytest.fixture
-def homes(used):
+def homes(used: set[bytes]) -> Homes[Home]:
     return Homes(used.__contains__)
 
 
-def test_nothing_serves_at_first(homes):
+def test_nothing_serves_at_first(homes: Homes[Home]) -> None:
     """What is sent has to wait."""
     assert (homes.of(TOPICS[0]), homes.serving, homes.only) == (None, [], None)
 
 
-def test_with_one_home_there_is_nothing_to_choose(homes):
+def test_with_one_home_there_is_nothing_to_choose(homes: Homes[Home]) -> None:
     """Every topic is sent by it, and nothing is noted."""
     homes.serve([A])
     assert homes.only is A
     assert {homes.of(topic) for topic in TOPICS} == {A}
 
 
-def test_topics_are_spread_over_all_homes(homes):
+def test_topics_are_spread_over_all_homes(homes: Homes[Home]) -> None:
     """A third each, within a tenth."""
     homes.serve([A, B, C])
     spread = Counter(homes.of(topic) for topic in TOPICS)
@@ -50,15 +50,15 @@ def test_topics_are_spread_over_all_homes(homes):
     assert len(spread) == 3
 
 
-def test_every_process_chooses_alike(homes):
+def test_every_process_chooses_alike(homes: Homes[Home]) -> None:
     """Whatever the order in which it knows them."""
-    other = Homes(lambda key: False)
+    other: Homes[Home] = Homes(lambda key: False)
     homes.serve([A, B, C])
     other.serve([C, A, B])
     assert [homes.of(topic) for topic in TOPICS] == [other.of(topic) for topic in TOPICS]
 
 
-def test_a_topic_in_use_stays_when_a_home_comes(homes):
+def test_a_topic_in_use_stays_when_a_home_comes(homes: Homes[Home]) -> None:
     """Or its next message might overtake its last one."""
     homes.serve([A, B])
     before = [homes.of(topic) for topic in TOPICS]
@@ -68,7 +68,7 @@ def test_a_topic_in_use_stays_when_a_home_comes(homes):
         homes.rotate()
 
 
-def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes):
+def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes: Homes[Home]) -> None:
     """So the new home takes its share."""
     homes.serve([A, B])
     for topic in TOPICS:
@@ -79,7 +79,7 @@ def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes):
     assert Counter(homes.of(topic) for topic in TOPICS)[C] > 900
 
 
-def test_topics_of_the_only_home_stay_for_a_while(homes, used):
+def test_topics_of_the_only_home_stay_for_a_while(homes: Homes[Home], used: set[bytes]) -> None:
     """Nothing was noted while there was one; what it has carried may be in use. Other topics are spread at once."""
     homes.serve([A])
     used.update(TOPICS[:1500])
@@ -92,7 +92,7 @@ def test_topics_of_the_only_home_stay_for_a_while(homes, used):
     assert Counter(homes.of(topic) for topic in TOPICS[:1500])[B] > 600
 
 
-def test_only_the_topics_of_a_home_that_goes_move(homes):
+def test_only_the_topics_of_a_home_that_goes_move(homes: Homes[Home]) -> None:
     """The others keep theirs."""
     homes.serve([A, B, C])
     before = {topic: homes.of(topic) for topic in TOPICS}
@@ -103,7 +103,7 @@ def test_only_the_topics_of_a_home_that_goes_move(homes):
     }
 
 
-def test_what_is_noted_is_bounded_by_what_is_in_use(homes):
+def test_what_is_noted_is_bounded_by_what_is_in_use(homes: Homes[Home]) -> None:
     """However many topics there were."""
     homes.serve([A, B])
     for topic in TOPICS:

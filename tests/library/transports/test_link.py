@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from math import inf
+from typing import Any, cast
 
 import pytest
 import zmq
-from fakes import AnyName, Reader
+from fakes import AnyName, Clock, Reader
 from socketless import (
     CONNECTED,
     DISCONNECTED,
@@ -15,12 +16,15 @@ from socketless import (
     Context,
     Exchange,
     Push,
+    Subscriber,
     options,
     perform,
     replace_sockets,
 )
 
+from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
+from channels_zmq.client.mailboxes import Mailbox, Payload
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS, KEEP_SECONDS
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
@@ -37,6 +41,7 @@ from channels_zmq.transports.link import (
     Link,
 )
 from channels_zmq.transports.outbox import Held, Kind, Ledger
+from channels_zmq.transports.push import Push as OpenPush
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 from channels_zmq.transports.subscriber import REFUSALS
 from channels_zmq_forwarder import wire
@@ -56,143 +61,161 @@ SETTLING, SERVING, DRAINING = wire.State.SETTLING, wire.State.SERVING, wire.Stat
 class Keys:
     """Key files that a test changes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.missing, self.keys, self.reads = "", ClientKeys(new_pair()[0], new_pair()[1]), 0
 
-    def read(self):
+    def read(self) -> ClientKeys:
         self.reads += 1
         return self.keys
 
-    def missing_file(self):
+    def missing_file(self) -> str:
         return self.missing
 
-    def change(self):
+    def change(self) -> None:
         self.keys = ClientKeys(new_pair()[0], new_pair()[1])
 
 
 class Rig:
     """A link between stand-ins, at a time that a test moves. It is the owner of the link, too."""
 
-    def __init__(self, clock, forwarder=FORWARDER, keys=None, capacity=1000, context=None):
-        self.clock, self.calls = clock, []
+    def __init__(
+        self,
+        clock: Clock,
+        forwarder: Forwarder = FORWARDER,
+        keys: Keys | None = None,
+        capacity: int = 1000,
+        context: Context | None = None,
+    ) -> None:
+        self.clock = clock
+        self.calls: list[float] = []
         chosen = options(outbox_capacity=capacity, keys=keys)
         self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
         self.client.own_names = AnyName()
         self.context = context or Context()
         self.ledger = Ledger(chosen.outbox_capacity, chosen.outbox_bytes)
-        self.told, self.taken, self.welcomes = [], [], []
-        self.holds_back, self.watched = False, []
+        self.told: list[str] = []
+        self.taken: list[Held] = []
+        self.welcomes: list[wire.Welcome] = []
+        self.holds_back = False
+        self.watched: list[Subscriber] = []
         self.link = Link(
-            forwarder, self.context, chosen, self.client, self.ledger, self, self.calls.append, lambda: b"list"
+            forwarder,
+            cast(Any, self.context),
+            chosen,
+            self.client,
+            self.ledger,
+            self,
+            self.calls.append,
+            lambda: b"list",
         )
         self.link.start()
         self.exchange = Exchange(self.link, self.client)
 
     # The owner of a link
 
-    def came_up(self, link):
+    def came_up(self, link: Link) -> None:
         assert link is self.link
         self.told.append("up")
         link.flush()
 
-    def went_down(self, link):
+    def went_down(self, link: Link) -> None:
         assert link is self.link
         self.told.append("down")
         self.taken += link.take()
 
-    def welcomed(self, link, welcome):
+    def welcomed(self, link: Link, welcome: wire.Welcome) -> None:
         self.welcomes.append(welcome)
 
-    def watch(self, subscriber):
+    def watch(self, subscriber: Any) -> None:
         self.watched.append(subscriber)
 
-    def unwatch(self, subscriber):
+    def unwatch(self, subscriber: Any) -> None:
         self.watched.remove(subscriber)
 
     # The transport of a client
 
-    def take_session(self, frames):
+    def take_session(self, frames: list[tuple[Attachment, wire.Confirm | wire.Welcome]]) -> None:
         for attachment, frame in frames:
             assert attachment is self.link.attachment
             self.link.take_session(frame)
 
-    def send_upstream(self, frame, to):
+    def send_upstream(self, frame: bytes, to: Attachment | None) -> None:
         self.link.send_upstream(frame)
 
-    def send_to(self, to, frame):
+    def send_to(self, to: Any, frame: Any) -> None:
         self.link.send(frame) or self.link.send_upstream(frame)
 
-    def drop_held(self):
+    def drop_held(self) -> None:
         self.link.drop_held()
 
-    def perform(self):
+    def perform(self) -> None:
         perform(self.client, self)
 
     # What a test does
 
-    def welcome(self, *args, **changes):
+    def welcome(self, *args: wire.State, **changes: Any) -> None:
         self.exchange.welcome(*args, **changes)
         self.perform()
 
-    def confirm(self, number=None, instance=None):
+    def confirm(self, number: int | None = None, instance: bytes | None = None) -> None:
         """Answer the last echo or marker, unless a test says which."""
         self.exchange.confirm(self.exchange.echoes()[-1] if number is None else number, instance)
         self.perform()
 
-    def tick(self, after=0.0):
+    def tick(self, after: float = 0.0) -> float:
         self.clock.now += after
         due = self.link.tick(self.clock.now)
         self.perform()
         return due
 
-    def verify(self):
+    def verify(self) -> None:
         """Connect and be welcomed; PUSH is open then, and has sent an echo."""
         self.exchange.connected()
         self.welcome()
         self.tick(PUSH_EVERY)
 
-    def come_up(self):
+    def come_up(self) -> None:
         self.verify()
         self.confirm()
         assert self.link.state is State.UP
         self.exchange.push.take()
         self.lines()
 
-    def publish(self, payload=b"x", topic=G, ttl=TTL):
+    def publish(self, payload: bytes = b"x", topic: wire.Topic = G, ttl: int = TTL) -> int:
         """Send a message, or hold it, as the set of links does; return its number."""
         number = self.link.publish(topic, payload, ttl) if self.link.passes else 0
         if not number:
             self.hold(payload, topic, ttl)
         return number
 
-    def hold(self, payload=b"x", topic=G, ttl=TTL):
+    def hold(self, payload: bytes = b"x", topic: wire.Topic = G, ttl: int = TTL) -> bool:
         return self.link.hold(Held(self.clock.now + ttl / 1000, topic, payload), self.clock.now)
 
-    def payloads(self):
+    def payloads(self) -> list[bytes]:
         return self.exchange.payloads()
 
-    def fill(self):
+    def fill(self) -> None:
         """Fill the window."""
         for number in range(WINDOW):
             self.publish(b"%d" % number)
 
-    def lines(self):
+    def lines(self) -> list[str]:
         reports, self.client.counters.reports = self.client.counters.reports, []
         return [report.message % report.arguments for report in reports]
 
-    def kinds(self):
+    def kinds(self) -> list[bytes]:
         """Remove what was sent upstream; return the kinds of the frames."""
         return [frame[:1] for frame in self.exchange.subscriber.take_sent()]
 
 
 @pytest.fixture
-def make(clock, monkeypatch) -> Callable[..., Rig]:
+def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Rig]:
     replace_sockets(monkeypatch, clock)
     return lambda **how: Rig(clock, **how)
 
 
 @pytest.fixture
-def rig(make):
+def rig(make: Callable[..., Rig]) -> Rig:
     return make()
 
 
@@ -201,7 +224,7 @@ def rig(make):
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
-def test_an_event_changes_the_state_as_the_table_says(rig, state, event):
+def test_an_event_changes_the_state_as_the_table_says(rig: Rig, state: State, event: Event) -> None:
     """An event that a state does not list changes nothing. Only leaving `UP` is reported, once, to owner and log.
 
     Requests wait no longer for a link that is down. No message passes before what is held.
@@ -218,7 +241,7 @@ def test_an_event_changes_the_state_as_the_table_says(rig, state, event):
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_link_is_connected_once_its_subscribers_side_is(rig, state):
+def test_a_link_is_connected_once_its_subscribers_side_is(rig: Rig, state: State) -> None:
     """Whatever the producers' side is."""
     rig.link.state = state
     assert rig.link.is_connected == (state not in (State.CONNECTING, State.DOWN))
@@ -228,17 +251,22 @@ def test_a_link_is_connected_once_its_subscribers_side_is(rig, state):
 # Starting
 
 
-def test_a_link_subscribes_to_its_inbox_and_to_all_groups_when_it_starts(rig):
+def test_a_link_subscribes_to_its_inbox_and_to_all_groups_when_it_starts(rig: Rig) -> None:
     """A forwarder that is learned of later delivers to members that were there before."""
     join = rig.client.join(G, "a", 9, None)
-    link = Link(FORWARDER, rig.context, rig.link._options, rig.client, rig.ledger, rig, rig.calls.append, bytes)
+    link = Link(
+        FORWARDER, cast(Any, rig.context), rig.link._options, rig.client, rig.ledger, rig, rig.calls.append, bytes
+    )
     link.start()
     assert rig.watched == [rig.exchange.subscriber, link._subscriber]
-    assert link._subscriber.sent == [wire.subscription(wire.inbox_topic(INBOX)), wire.subscription(join.group.topic)]
+    assert cast(Subscriber, link._subscriber).sent == [
+        wire.subscription(wire.inbox_topic(INBOX)),
+        wire.subscription(join.group.topic),
+    ]
     assert rig.context.pushes == []
 
 
-def test_an_invalid_address_is_an_error(make):
+def test_an_invalid_address_is_an_error(make: Callable[..., Rig]) -> None:
     """It names the setting, and leaves no socket behind."""
     context = Context()
     with pytest.raises(ConfigurationError, match="pub_socket_address"):
@@ -249,7 +277,7 @@ def test_an_invalid_address_is_an_error(make):
 # Coming up
 
 
-def test_a_link_comes_up_step_by_step(rig):
+def test_a_link_comes_up_step_by_step(rig: Rig) -> None:
     """A handshake, a welcome, a PUSH that only `tick` opens, an echo, and its answer by the same instance."""
     states = [rig.link.state]
     rig.exchange.connected()
@@ -271,7 +299,7 @@ def test_a_link_comes_up_step_by_step(rig):
     assert rig.lines() == []
 
 
-def test_a_session_begins_with_what_the_exchange_cannot_know(rig):
+def test_a_session_begins_with_what_the_exchange_cannot_know(rig: Rig) -> None:
     """Before the hello, which carries the list of forwarders; requests and windows follow the welcome."""
     rig.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     rig.client.begin_request(5, Request(b"Ysync", to_all=True))
@@ -285,7 +313,7 @@ def test_a_session_begins_with_what_the_exchange_cannot_know(rig):
     assert rig.link.attachment.credit.session == 1
 
 
-def test_ticks_repeat_the_hello_as_often_as_it_needs(rig):
+def test_ticks_repeat_the_hello_as_often_as_it_needs(rig: Rig) -> None:
     """Until it is answered."""
     rig.exchange.connected()
     rig.exchange.subscriber.due = rig.clock.now + 0.3
@@ -293,7 +321,7 @@ def test_ticks_repeat_the_hello_as_often_as_it_needs(rig):
     assert rig.exchange.subscriber.ticked == [rig.clock.now]
 
 
-def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig):
+def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig: Rig) -> None:
     """It counts as received by it."""
     rig.come_up()
     seen = []
@@ -304,7 +332,7 @@ def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig)
     assert rig.exchange.subscriber.session == 2
 
 
-def test_no_push_is_opened_before_the_exchange_serves(rig):
+def test_no_push_is_opened_before_the_exchange_serves(rig: Rig) -> None:
     """It could not answer an echo. Who waits for the answer of an exchange waits for this one, too."""
     rig.exchange.connected()
     rig.welcome(SETTLING)
@@ -321,14 +349,14 @@ def test_no_push_is_opened_before_the_exchange_serves(rig):
 
 
 @pytest.mark.parametrize("answer", [{"instance": TWO}, {"number": 10**9}])
-def test_another_answer_than_that_of_the_welcoming_instance_does_not_verify(rig, answer):
+def test_another_answer_than_that_of_the_welcoming_instance_does_not_verify(rig: Rig, answer: dict[str, Any]) -> None:
     """The two sides reach different instances, or it answers an earlier echo."""
     rig.verify()
     rig.confirm(**answer)
     assert (rig.link.state, rig.told) == (State.VERIFYING, [])
 
 
-def test_an_echo_without_a_welcome_verifies_nothing(rig):
+def test_an_echo_without_a_welcome_verifies_nothing(rig: Rig) -> None:
     """The connection was lost after it was sent."""
     rig.verify()
     (number,) = rig.exchange.echoes()
@@ -338,21 +366,21 @@ def test_an_echo_without_a_welcome_verifies_nothing(rig):
 
 
 @pytest.mark.parametrize("state", State)
-def test_a_confirmation_without_an_echo_is_ignored(rig, state):
+def test_a_confirmation_without_an_echo_is_ignored(rig: Rig, state: State) -> None:
     """It is late."""
     rig.link.state = state
     rig.confirm(number=1)
     assert (rig.link.state, rig.told) == (state, [])
 
 
-def test_a_welcome_of_an_earlier_session_is_ignored(rig):
+def test_a_welcome_of_an_earlier_session_is_ignored(rig: Rig) -> None:
     """Neither the link nor its owner learns anything by it."""
     rig.exchange.connected()
     rig.welcome(session=0)
     assert (rig.link.state, rig.welcomes) == (State.GREETING, [])
 
 
-def test_the_owner_learns_of_every_welcome_of_the_session(rig):
+def test_the_owner_learns_of_every_welcome_of_the_session(rig: Rig) -> None:
     """A later one may list more forwarders; the session does not begin again."""
     rig.exchange.connected()
     for forwarders in (b"", b"0tcp://a\0tcp://b"):
@@ -363,7 +391,7 @@ def test_the_owner_learns_of_every_welcome_of_the_session(rig):
 
 
 @pytest.mark.parametrize("layout", [wire.SYNC, wire.MEMBER, wire.FLUSH])
-def test_a_request_to_all_is_not_sent_ahead_of_the_hello(rig, layout):
+def test_a_request_to_all_is_not_sent_ahead_of_the_hello(rig: Rig, layout: wire.Layout[Any]) -> None:
     """The forwarder would answer a client that it does not know yet. Everything else may wait in the socket."""
     request = bytes((layout.kind,)) + b"request"
     rig.kinds()
@@ -376,7 +404,7 @@ def test_a_request_to_all_is_not_sent_ahead_of_the_hello(rig, layout):
     assert rig.exchange.subscriber.take_sent() == [request]
 
 
-def test_requests_for_all_exchanges_follow_the_welcome(rig):
+def test_requests_for_all_exchanges_follow_the_welcome(rig: Rig) -> None:
     """By the subscribers' way, whatever they are: the producers' way may not be open for long."""
     rig.client.begin_request(5, Request(b"Mmember", to_all=True))
     rig.client.begin_request(6, Request(b"Lflush", to_all=True))
@@ -389,7 +417,7 @@ def test_requests_for_all_exchanges_follow_the_welcome(rig):
 # Verifying
 
 
-def test_an_unanswered_echo_is_repeated(rig):
+def test_an_unanswered_echo_is_repeated(rig: Rig) -> None:
     """The last number counts."""
     rig.verify()
     (first,) = rig.exchange.echoes()
@@ -403,7 +431,7 @@ def test_an_unanswered_echo_is_repeated(rig):
     assert rig.link.state is State.UP
 
 
-def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig):
+def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig: Rig) -> None:
     """What it holds is thrown away; the next one gets as much time."""
     rig.verify()
     rig.tick(PATIENCE - PUSH_EVERY - 0.1)
@@ -419,7 +447,7 @@ def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig):
     assert rig.lines() == []
 
 
-def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig):
+def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig: Rig) -> None:
     """A forwarder sends one whenever the number of its clients changes."""
     rig.verify()
     for _ in range(round(PATIENCE)):
@@ -429,7 +457,7 @@ def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig):
     assert rig.lines() == ["no echo from tcp://pull: connecting anew"]
 
 
-def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make):
+def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make: Callable[..., Rig]) -> None:
     """Once, however often it is tried. It may have come from another process; the link stays as it is."""
     rig = make(forwarder=Forwarder(INVALID, "tcp://pub"))
     rig.verify()
@@ -443,7 +471,7 @@ def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make):
 # Losing a connection
 
 
-def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig):
+def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig: Rig) -> None:
     """It never connects twice: what it still holds is sent again, so it is thrown away."""
     rig.come_up()
     opened_at = rig.clock.now
@@ -461,7 +489,7 @@ def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig):
     assert rig.exchange.subscriber.session == 1
 
 
-def test_a_push_is_not_opened_more_often_than_is_useful(rig):
+def test_a_push_is_not_opened_more_often_than_is_useful(rig: Rig) -> None:
     """A forwarder that ends refuses at once."""
     rig.verify()
     rig.exchange.push_disconnected()
@@ -472,7 +500,7 @@ def test_a_push_is_not_opened_more_often_than_is_useful(rig):
     assert len(rig.context.pushes) == 2
 
 
-def test_the_handshake_of_a_push_changes_nothing(rig):
+def test_the_handshake_of_a_push_changes_nothing(rig: Rig) -> None:
     """Only the answer to an echo does."""
     rig.verify()
     rig.link._push_event(CONNECTED)
@@ -482,7 +510,7 @@ def test_the_handshake_of_a_push_changes_nothing(rig):
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-def test_a_new_session_needs_a_new_push(rig, noticed):
+def test_a_new_session_needs_a_new_push(rig: Rig, noticed: bool) -> None:
     """An echo by the connection of the former session would prove nothing. The loss may have gone unnoticed."""
     rig.come_up()
     if noticed:
@@ -499,7 +527,7 @@ def test_a_new_session_needs_a_new_push(rig, noticed):
     assert (rig.link.state, rig.link.instance, rig.exchange.push) == (State.UP, TWO, second)
 
 
-def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig):
+def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig: Rig) -> None:
     """What the PUSH still holds is thrown away by the next tick, which is due at once."""
     rig.come_up()
     rig.calls.clear()
@@ -513,7 +541,7 @@ def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig):
 
 
 @pytest.mark.parametrize("event", ["lost", "push lost"])
-def test_an_outage_and_its_end_are_logged(rig, event):
+def test_an_outage_and_its_end_are_logged(rig: Rig, event: str) -> None:
     """With how long it took."""
     rig.come_up()
     if event == "lost":
@@ -534,10 +562,13 @@ def test_an_outage_and_its_end_are_logged(rig, event):
     "event, to_one, to_all",
     [("lost", LOST, 0), ("push lost", LOST, None), ("reconnected", LOST, None), ("drains", None, None)],
 )
-def test_requests_learn_that_their_exchange_may_never_answer(rig, event, to_one, to_all):
+def test_requests_learn_that_their_exchange_may_never_answer(
+    rig: Rig, event: str, to_one: int | None, to_all: int | None
+) -> None:
     """A message for a normal channel fails at once; all others go on as long as the link may come back."""
     rig.come_up()
-    plain, everybody = Request(b"Qplain", repeats=False, waiter=Reader()), Request(b"Ysync", to_all=True)
+    plain = Request(b"Qplain", repeats=False, waiter=Reader())
+    everybody: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.begin_request(5, plain)
     rig.client.attach()
     rig.client.begin_request(6, everybody)
@@ -556,16 +587,16 @@ def test_requests_learn_that_their_exchange_may_never_answer(rig, event, to_one,
 
 
 @pytest.mark.parametrize("lost", ["push", "subscriber"])
-def test_what_is_lost_while_the_link_is_down_changes_nothing(rig, lost):
+def test_what_is_lost_while_the_link_is_down_changes_nothing(rig: Rig, lost: str) -> None:
     """The subscribers' side leads."""
     rig.link._enter(Event.FAILED)
     (rig.exchange.push_disconnected if lost == "push" else rig.exchange.disconnected)()
     assert (rig.link.state, rig.told) == (State.DOWN, [])
 
 
-def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig):
+def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig: Rig) -> None:
     """A process that starts while a forwarder is down can join groups at the others."""
-    request = Request(b"Ysync", to_all=True)
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.attach()
     rig.client.begin_request(5, request)
     rig.client.feed(wire.SYNCED.encode(wire.Synced(INBOX, 5)), rig.client.attachments[1])
@@ -577,7 +608,7 @@ def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig):
 # The window
 
 
-def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig):
+def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig: Rig) -> None:
     """The marker follows after a moment, and asks for nothing while nothing is unacknowledged."""
     rig.come_up()
     rig.tick()
@@ -596,7 +627,7 @@ def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig)
     assert len(rig.exchange.echoes()) == 1
 
 
-def test_a_marker_follows_every_full_block(rig):
+def test_a_marker_follows_every_full_block(rig: Rig) -> None:
     """Without a tick."""
     rig.come_up()
     for _ in range(BLOCK_FRAMES):
@@ -605,7 +636,7 @@ def test_a_marker_follows_every_full_block(rig):
     assert frames == [b"G"] * BLOCK_FRAMES + [b"E"]
 
 
-def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig):
+def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig: Rig) -> None:
     """They are sent in order then, and new ones pass again."""
     rig.come_up()
     rig.fill()
@@ -622,7 +653,7 @@ def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig):
     assert rig.payloads() == [b"next"]
 
 
-def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig):
+def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig: Rig) -> None:
     """The event loop may not have come to it."""
     rig.come_up()
     rig.fill()
@@ -634,7 +665,7 @@ def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig)
     assert len(rig.exchange.subscriber.arriving) == 1, "no more is read than is needed"
 
 
-def test_a_window_without_answers_has_no_room(rig):
+def test_a_window_without_answers_has_no_room(rig: Rig) -> None:
     """Whatever else has arrived; some turns of reading are enough to look for one."""
     rig.come_up()
     rig.fill()
@@ -644,14 +675,14 @@ def test_a_window_without_answers_has_no_room(rig):
     assert 0 < len(rig.exchange.subscriber.arriving) < 100
 
 
-def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig):
+def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig: Rig) -> None:
     """There is no window to be emptied."""
     rig.exchange.subscriber.arriving = [b"?"]
     rig.link.make_room()
     assert rig.exchange.subscriber.arriving == [b"?"]
 
 
-def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig):
+def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig: Rig) -> None:
     """It stands behind all messages then."""
     rig.come_up()
     rig.publish()
@@ -664,7 +695,7 @@ def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig):
     assert rig.link.held == 0
 
 
-def test_an_acknowledgement_can_be_asked_for_at_once(rig):
+def test_an_acknowledgement_can_be_asked_for_at_once(rig: Rig) -> None:
     """As when a process ends; without a message there is nothing to ask for, and a link that is down asks nobody."""
     rig.come_up()
     rig.link.mark_now()
@@ -681,13 +712,13 @@ def test_an_acknowledgement_can_be_asked_for_at_once(rig):
 # Silence
 
 
-def silent(rig, seconds, every=WATCH_EVERY):
+def silent(rig: Rig, seconds: float, every: float = WATCH_EVERY) -> None:
     """Let time pass in ticks."""
     for _ in range(round(seconds / every)):
         rig.tick(every)
 
 
-def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig):
+def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig: Rig) -> None:
     """After three seconds, whatever its sockets say; an echo by a new PUSH has to prove it again."""
     rig.come_up()
     rig.tick()
@@ -705,7 +736,7 @@ def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig):
     assert rig.lines() == [f"the forwarder at {NAME} is unreachable"]
 
 
-def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig):
+def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig: Rig) -> None:
     """The time counts from the last one."""
     rig.come_up()
     rig.tick()
@@ -719,7 +750,7 @@ def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig):
     assert rig.link.state is State.VERIFYING
 
 
-def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig):
+def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig: Rig) -> None:
     """And rarely otherwise."""
     rig.come_up()
     assert rig.tick() == rig.clock.now + TICK_EVERY
@@ -728,7 +759,7 @@ def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig):
 
 
 @pytest.mark.parametrize("why", ["nothing sent", "answers", "stood still", "unread input"])
-def test_some_silence_is_none(rig, why):
+def test_some_silence_is_none(rig: Rig, why: str) -> None:
     """Nothing was asked, answers come, this process itself stood still, or it has not read what has arrived."""
     rig.come_up()
     if why != "nothing sent":
@@ -750,7 +781,7 @@ def test_some_silence_is_none(rig, why):
     assert (rig.link.state, rig.told) == (State.UP, ["up"])
 
 
-def test_silence_before_an_outage_does_not_count_behind_it(rig):
+def test_silence_before_an_outage_does_not_count_behind_it(rig: Rig) -> None:
     """A link that has come up begins anew."""
     rig.come_up()
     rig.tick()
@@ -767,11 +798,11 @@ def test_silence_before_an_outage_does_not_count_behind_it(rig):
 # Handing over to other links
 
 
-def numbers(taken):
+def numbers(taken: list[Held]) -> list[int]:
     return [wire.read_group(held.body)[2] for held in taken]
 
 
-def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig):
+def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig: Rig) -> None:
     """Acknowledged a moment ago, marked, unmarked; then what is held behind it, which has no number yet."""
     rig.come_up()
     sent = [rig.publish(b"acknowledged")]
@@ -790,7 +821,7 @@ def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig):
     assert (rig.link.held, rig.ledger.count) == (0, 0)
 
 
-def test_what_is_handed_over_keeps_its_deadline(rig):
+def test_what_is_handed_over_keeps_its_deadline(rig: Rig) -> None:
     """It counts from when it was sent."""
     rig.come_up()
     rig.publish(ttl=1000)
@@ -801,7 +832,7 @@ def test_what_is_handed_over_keeps_its_deadline(rig):
     assert [held.deadline for held in rig.taken] == [until, until + 1.4]
 
 
-def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig):
+def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig: Rig) -> None:
     """It has reached its subscribers."""
     rig.come_up()
     rig.publish()
@@ -812,7 +843,7 @@ def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig):
     assert rig.taken == []
 
 
-def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_between(rig):
+def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_between(rig: Rig) -> None:
     """It is unacknowledged once more, and counted."""
     rig.come_up()
     number = rig.publish(b"1", ttl=1000)
@@ -831,7 +862,7 @@ def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_bet
     assert rig.publish() == number + 1
 
 
-def send_again(rig, after, instance=ONE):
+def send_again(rig: Rig, after: float, instance: bytes = ONE) -> list[bytes]:
     """Lose the link, and send what it has held by the next connection; return the frames."""
     rig.exchange.disconnected()
     rig.exchange.instance = instance
@@ -844,12 +875,14 @@ def send_again(rig, after, instance=ONE):
     return [frame for frame in rig.exchange.push.take() if frame[:1] == b"G"]
 
 
-def flags_of(frame):
+def flags_of(frame: bytes) -> int:
     return wire.read_group(frame)[3]
 
 
 @pytest.mark.parametrize("instance, is_elsewhere", [(ONE, False), (TWO, True)])
-def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(rig, instance, is_elsewhere):
+def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(
+    rig: Rig, instance: bytes, is_elsewhere: bool
+) -> None:
     """It may have handed the message to members that are at normal channels, of which this one knows nothing."""
     rig.come_up()
     rig.publish(b"1")
@@ -858,7 +891,7 @@ def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(
     assert bool(flags_of(frame) & wire.FLAG_ELSEWHERE) == is_elsewhere
 
 
-def test_a_message_that_was_elsewhere_says_so_for_ever(rig):
+def test_a_message_that_was_elsewhere_says_so_for_ever(rig: Rig) -> None:
     """Whichever instance gets it next."""
     rig.come_up()
     rig.publish(b"1")
@@ -867,7 +900,7 @@ def test_a_message_that_was_elsewhere_says_so_for_ever(rig):
     assert flags_of(frame) & wire.FLAG_ELSEWHERE
 
 
-def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig):
+def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig: Rig) -> None:
     """However often it is sent again; a new message has none."""
     rig.come_up()
     rig.publish(b"1")
@@ -879,7 +912,9 @@ def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig):
 
 
 @pytest.mark.parametrize(("is_acknowledged", "age"), [(False, 500), (True, 550)])
-def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(rig, is_acknowledged, age):
+def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(
+    rig: Rig, is_acknowledged: bool, age: int
+) -> None:
     """From the marker on, lest a member that had joined misses it; if it was acknowledged, from the first message on.
 
     The time of each single message is not recorded.
@@ -895,7 +930,7 @@ def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(rig, is
     assert wire.age_of(frame) == pytest.approx(age, abs=1)
 
 
-def test_markers_follow_what_is_sent_again(rig):
+def test_markers_follow_what_is_sent_again(rig: Rig) -> None:
     """A block at a time, as behind new messages; the last one after a moment."""
     rig.come_up()
     for _ in range(BLOCK_FRAMES + 1):
@@ -921,7 +956,7 @@ def test_markers_follow_what_is_sent_again(rig):
 
 
 @pytest.mark.parametrize("state", [one for one in State if one is not State.UP])
-def test_nothing_is_sent_by_a_link_that_is_not_up(rig, state):
+def test_nothing_is_sent_by_a_link_that_is_not_up(rig: Rig, state: State) -> None:
     """Neither by a tick nor by a marker; it is held."""
     rig.come_up()
     rig.link.state, rig.link.passes = state, False
@@ -933,7 +968,7 @@ def test_nothing_is_sent_by_a_link_that_is_not_up(rig, state):
     assert not rig.link.send_request(b"Q", 5)
 
 
-def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig):
+def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig: Rig) -> None:
     """The owner says when; new ones go behind them."""
     for payload in (b"1", b"2"):
         rig.publish(payload)
@@ -945,7 +980,7 @@ def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig):
     assert rig.payloads() == [b"1", b"2", b"3"]
 
 
-def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig):
+def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig: Rig) -> None:
     """It is tried again soon, in order."""
     rig.come_up()
     rig.publish(b"1")
@@ -962,7 +997,7 @@ def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig):
     assert rig.link.passes
 
 
-def test_a_socket_that_stays_full_is_tried_again_and_again(rig):
+def test_a_socket_that_stays_full_is_tried_again_and_again(rig: Rig) -> None:
     """Whoever has found out; a link that is not up needs no such attempt."""
     rig.publish()
     assert rig.calls == []
@@ -977,7 +1012,7 @@ def test_a_socket_that_stays_full_is_tried_again_and_again(rig):
 
 
 @pytest.mark.parametrize("why", ["down", "held", "full"])
-def test_no_message_passes_as_long_as_there_is_a_reason(rig, why):
+def test_no_message_passes_as_long_as_there_is_a_reason(rig: Rig, why: str) -> None:
     """The link is not up, a message is held, or the window has no room, each by itself."""
     if why != "down":
         rig.come_up()
@@ -991,7 +1026,7 @@ def test_no_message_passes_as_long_as_there_is_a_reason(rig, why):
         assert not rig.link.passes
 
 
-def test_a_marker_lets_no_message_overtake_a_held_one(rig):
+def test_a_marker_lets_no_message_overtake_a_held_one(rig: Rig) -> None:
     """The socket has room again, and takes the marker first."""
     rig.come_up()
     rig.publish(b"1")
@@ -1004,7 +1039,7 @@ def test_a_marker_lets_no_message_overtake_a_held_one(rig):
     assert rig.payloads() == [b"1", b"2", b"3"]
 
 
-def test_a_held_message_loses_the_time_that_it_was_held(rig):
+def test_a_held_message_loses_the_time_that_it_was_held(rig: Rig) -> None:
     """An expired one is counted, and takes no number."""
     rig.publish(b"1", ttl=1000)
     rig.publish(b"2", ttl=5000)
@@ -1016,7 +1051,7 @@ def test_a_held_message_loses_the_time_that_it_was_held(rig):
     assert rig.client.counters.dropped == {"outbox_expired": 1}
 
 
-def test_a_message_that_was_acknowledged_expires_without_being_counted(rig):
+def test_a_message_that_was_acknowledged_expires_without_being_counted(rig: Rig) -> None:
     """Most likely it has arrived."""
     rig.come_up()
     rig.publish(ttl=1000)
@@ -1032,16 +1067,16 @@ def test_a_message_that_was_acknowledged_expires_without_being_counted(rig):
     assert (rig.client.counters.dropped, rig.link.held) == ({"outbox_expired": 1}, 0)
 
 
-def test_a_full_outbox_refuses_messages(make):
+def test_a_full_outbox_refuses_messages(make: Callable[..., Rig]) -> None:
     """Those that were accepted before are held all the same."""
     rig = make(capacity=2)
     assert [rig.hold() for _ in range(3)] == [True, True, False]
     assert rig.link.hold(Held(inf, G, b"x"), rig.clock.now, must=True)
 
 
-def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig):
+def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig: Rig) -> None:
     """If this link is lost its caller learns that; a request never overtakes what is held."""
-    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     rig.client.begin_request(5, request)
     rig.publish(b"1")
     rig.link.hold(Held(inf, b"jobs", request.frame, Kind.REQUEST, 5), rig.clock.now)
@@ -1052,7 +1087,7 @@ def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig):
     assert request.answer == LOST
 
 
-def test_a_request_does_not_overtake_held_messages(rig):
+def test_a_request_does_not_overtake_held_messages(rig: Rig) -> None:
     """Frames with the same key keep their order."""
     rig.come_up()
     rig.exchange.push.is_full = True
@@ -1062,10 +1097,10 @@ def test_a_request_does_not_overtake_held_messages(rig):
     assert rig.exchange.push.frames == []
 
 
-def test_a_full_socket_takes_no_request(rig):
+def test_a_full_socket_takes_no_request(rig: Rig) -> None:
     """It has to be held; no exchange is noted for it."""
     rig.come_up()
-    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     rig.client.begin_request(5, request)
     rig.exchange.push.is_full = True
     assert not rig.link.send_request(b"Qplain", 5)
@@ -1076,7 +1111,7 @@ def test_a_full_socket_takes_no_request(rig):
     assert [held.number for held in rig.taken] == [5]
 
 
-def test_a_withdrawn_request_is_not_sent(rig):
+def test_a_withdrawn_request_is_not_sent(rig: Rig) -> None:
     """Nobody waits for its answer any more; an unknown number changes nothing."""
     rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
     rig.publish(b"1")
@@ -1087,7 +1122,7 @@ def test_a_withdrawn_request_is_not_sent(rig):
     assert rig.payloads() == [b"1"]
 
 
-def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig):
+def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig: Rig) -> None:
     """They need not wait for the next tick."""
     rig.come_up()
     rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
@@ -1096,7 +1131,7 @@ def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig):
     assert rig.link.passes
 
 
-def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_process(rig):
+def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_process(rig: Rig) -> None:
     """They get their numbers after the join, and are published after it."""
     rig.publish(b"older")
     join = rig.client.join(G, "a", 9, None)
@@ -1112,7 +1147,7 @@ def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_proce
     assert (rig.client.counters.repeated, rig.client.counters.dropped) == (0, {})
 
 
-def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig):
+def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig: Rig) -> None:
     """Nothing of it is sent again, and new messages pass."""
     rig.come_up()
     rig.fill()
@@ -1128,7 +1163,7 @@ def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig):
 # Draining
 
 
-def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig):
+def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig: Rig) -> None:
     """What it has not acknowledged goes by others; it still delivers, and still answers."""
     rig.come_up()
     rig.publish(b"1")
@@ -1140,7 +1175,7 @@ def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig):
     assert rig.link.is_connected
 
 
-def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig):
+def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig: Rig) -> None:
     """Behind the jobs that go back and behind the messages: nothing more is under way there. Once."""
     box = rig.client.mailboxes.open("jobs", 9)
     box.waiters.append(Reader())
@@ -1160,7 +1195,7 @@ def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig):
     assert not box.mail
 
 
-def test_a_draining_forwarder_is_sent_no_window_any_more(rig):
+def test_a_draining_forwarder_is_sent_no_window_any_more(rig: Rig) -> None:
     """Readers open theirs elsewhere."""
     rig.come_up()
     rig.welcome(DRAINING)
@@ -1173,7 +1208,7 @@ def test_a_draining_forwarder_is_sent_no_window_any_more(rig):
 
 
 @pytest.mark.parametrize("has_push", [True, False])
-def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig, has_push):
+def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig: Rig, has_push: bool) -> None:
     """It is welcomed with that state, or its PUSH was lost a moment ago."""
     if has_push:
         rig.come_up()
@@ -1190,7 +1225,7 @@ def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig, 
     assert len(rig.exchange.push.frames) == 1, "no echo, no marker"
 
 
-def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(rig):
+def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(rig: Rig) -> None:
     """As after any other loss."""
     rig.come_up()
     rig.welcome(DRAINING)
@@ -1202,7 +1237,7 @@ def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(ri
 
 
 @pytest.mark.parametrize("state", [SERVING, SETTLING])
-def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig, state):
+def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig: Rig, state: wire.State) -> None:
     """This process has left its session: the next one begins, and the link comes up by a new PUSH."""
     rig.come_up()
     rig.welcome(DRAINING)
@@ -1217,7 +1252,7 @@ def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig, state):
     assert (rig.link.state, rig.told) == (State.UP, ["up", "down", "up"])
 
 
-def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(rig):
+def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(rig: Rig) -> None:
     """As when another link to the same instance was given up, whose hello came later."""
     rig.come_up()
     rig.publish(b"1")
@@ -1233,9 +1268,9 @@ def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(r
 # Another version
 
 
-def test_another_version_is_reported_once_and_fails_every_request(rig):
+def test_another_version_is_reported_once_and_fails_every_request(rig: Rig) -> None:
     """The link does not come up; a welcome of the own version ends it."""
-    request = Request(b"frame", waiter=Reader())
+    request: Request[Reader] = Request(b"frame", waiter=Reader())
     rig.client.begin_request(1, request)
     rig.exchange.connected()
     for _ in range(2):
@@ -1251,7 +1286,7 @@ def test_another_version_is_reported_once_and_fails_every_request(rig):
 # Keys
 
 
-def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig):
+def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig: Rig) -> None:
     """By either side; it tells a caller why there is no answer."""
     for event in (rig.link._subscriber_event, rig.link._push_event):
         rig.link.refusal = ""
@@ -1262,7 +1297,7 @@ def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig):
     assert rig.link.refusal == ""
 
 
-def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make):
+def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make: Callable[..., Rig]) -> None:
     """ZeroMQ gives up after a refusal. PUSH uses the keys of the subscribers' side."""
     keys = Keys()
     rig = make(keys=keys)
@@ -1278,7 +1313,7 @@ def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make):
     assert rig.exchange.push.curve_serverkey == keys.keys.server
 
 
-def test_a_refused_link_connects_anew_with_the_same_keys(make):
+def test_a_refused_link_connects_anew_with_the_same_keys(make: Callable[..., Rig]) -> None:
     """The forwarder may allow them by now. Keys that nobody has refused are no reason to connect anew."""
     keys = Keys()
     rig = make(keys=keys)
@@ -1293,7 +1328,7 @@ def test_a_refused_link_connects_anew_with_the_same_keys(make):
     assert counts == [1, 2, 2]
 
 
-def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make):
+def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make: Callable[..., Rig]) -> None:
     """Whatever has become of the attempt to take them up before."""
     keys = Keys()
     rig = make(keys=keys)
@@ -1305,7 +1340,7 @@ def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make)
     assert rig.exchange.subscriber.connected_with[1:] == [keys.keys]
 
 
-def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make):
+def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make: Callable[..., Rig]) -> None:
     """They were read just before."""
     keys = Keys()
     rig = make(keys=keys)
@@ -1317,7 +1352,7 @@ def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make):
     assert (rig.link.state, len(rig.exchange.subscriber.connected_with)) == (State.UP, 1)
 
 
-def test_a_link_that_cannot_connect_with_other_keys_says_so(make):
+def test_a_link_that_cannot_connect_with_other_keys_says_so(make: Callable[..., Rig]) -> None:
     """The log names the setting."""
     keys = Keys()
     rig = make(keys=keys)
@@ -1329,7 +1364,7 @@ def test_a_link_that_cannot_connect_with_other_keys_says_so(make):
     assert "pub_socket_address" in line
 
 
-def test_a_link_waits_for_a_key_file(make):
+def test_a_link_waits_for_a_key_file(make: Callable[..., Rig]) -> None:
     """In a container it may be mounted a moment after the start. The subscriptions wait in the socket."""
     keys = Keys()
     keys.missing = "/keys/secret"
@@ -1352,44 +1387,49 @@ STEPS = ["connecting", "connected", "welcomed", "renewed"]
 class Renewal(Rig):
     """A link that is up by its first keys, and the steps by which it takes up others."""
 
-    def __init__(self, clock, **how):
+    def __init__(self, clock: Clock, **how: Any) -> None:
         self.keys = Keys()
         super().__init__(clock, keys=self.keys, **how)
         self.come_up()
         self.kinds()
         self.first = self.exchange.subscriber
 
-    def begin(self):
+    @property
+    def open_push(self) -> OpenPush:
+        assert self.link._push is not None
+        return self.link._push
+
+    def begin(self) -> Subscriber:
         """Find other keys; return the subscriber that connects by them."""
         self.keys.change()
         return self.look()
 
-    def look(self):
+    def look(self) -> Subscriber:
         self.link.look_around()
         self.tick()
-        return self.link._next_subscriber
+        return cast(Subscriber, self.link._next_subscriber)
 
-    def event(self, socket, event):
+    def event(self, socket: Any, event: zmq.Event) -> None:
         """Let the monitor of a subscriber or of a PUSH report an event."""
         self.link.monitors()[socket.monitor](event)
         self.perform()
 
-    def change_subscriber(self):
+    def change_subscriber(self) -> Subscriber:
         """Begin the next session by a new subscriber; it is not welcomed yet."""
         subscriber = self.begin()
         self.event(subscriber, CONNECTED)
         return subscriber
 
-    def change_push(self):
+    def change_push(self) -> None:
         """Be welcomed in the next session, and change over to a new PUSH."""
         self.welcome()
         self.tick(PUSH_EVERY)
 
-    def renew(self):
+    def renew(self) -> None:
         self.change_subscriber()
         self.change_push()
 
-    def go(self, step):
+    def go(self, step: str) -> Subscriber:
         """Find other keys, and take them up as far as a step; return the subscriber that connects by them."""
         subscriber = self.begin()
         if step != "connecting":
@@ -1400,13 +1440,13 @@ class Renewal(Rig):
             self.change_push()
         return subscriber
 
-    def hold_taken(self):
+    def hold_taken(self) -> None:
         """Hold what the link has handed over, as the owner does if there is no other link."""
         taken, self.taken = self.taken, []
         for held in taken:
             self.link.hold(held, self.clock.now, must=True)
 
-    def arrive(self, subscriber, *frames):
+    def arrive(self, subscriber: Subscriber, *frames: bytes) -> None:
         """Let frames arrive by a subscriber, and be read."""
         subscriber.arriving += frames
         while self.link.read():
@@ -1414,30 +1454,30 @@ class Renewal(Rig):
         self.client.gaps.all_is_read()
         self.perform()
 
-    def delivered(self, channel="a"):
+    def delivered(self, channel: str = "a") -> list[Payload]:
         return [payload for _, payload, _ in self.client.mailboxes.boxes[channel].mail]
 
 
 @pytest.fixture
-def renewal(clock, monkeypatch):
+def renewal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Renewal:
     """A link that is up, and may find other keys."""
     replace_sockets(monkeypatch, clock)
     return Renewal(clock)
 
 
-def group_frame(number, payload=None, flags=0):
+def group_frame(number: int, payload: Any = None, flags: int = 0) -> bytes:
     """A message of another process, which has its number for its payload."""
     return wire.ordered(G, b"o" * 8, number, flags, TTL, b"%d" % number if payload is None else payload)
 
 
-def member(rig):
+def member(rig: Renewal) -> None:
     """Add a member whose subscription is in force."""
     join = rig.client.join(G, "a", 99, None)
     rig.perform()
     rig.client.join_synced(join, 10**9)
 
 
-def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal):
+def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal: Renewal) -> None:
     """A second subscriber, the next session, a second PUSH; the owner learns of none of it."""
     first, (old,) = renewal.first, renewal.context.pushes
     second = renewal.begin()
@@ -1457,7 +1497,7 @@ def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal):
     assert (renewal.link.state, renewal.told, renewal.link.passes, renewal.lines()) == (State.UP, ["up"], True, [])
 
 
-def test_the_former_connections_are_closed_a_moment_later(renewal):
+def test_the_former_connections_are_closed_a_moment_later(renewal: Renewal) -> None:
     """What they carry is on its way: the subscriber is read until then, and PUSH lingers."""
     first, (old,) = renewal.first, renewal.context.pushes
     renewal.renew()
@@ -1476,7 +1516,7 @@ def test_the_former_connections_are_closed_a_moment_later(renewal):
     assert list(renewal.link.monitors()) == [renewal.exchange.subscriber.monitor, renewal.link._push.monitor]
 
 
-def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal):
+def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal: Renewal) -> None:
     """Until then messages are sent by the former one."""
     old = renewal.exchange.push
     renewal.change_subscriber()
@@ -1487,7 +1527,7 @@ def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal):
     assert (renewal.exchange.push is old, renewal.payloads()) == (False, [b"1"])
 
 
-def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal):
+def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal: Renewal) -> None:
     """The forwarder may be busy; the former PUSH lingers as long as usual behind that."""
     old = renewal.exchange.push
     renewal.change_subscriber()
@@ -1499,7 +1539,7 @@ def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal):
     assert (old.linger, renewal.first.is_closed, renewal.link.state) == (2000, True, State.UP)
 
 
-def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal):
+def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal: Renewal) -> None:
     """One is opened every `PUSH_EVERY` at most."""
     old = renewal.exchange.push
     renewal.change_subscriber()
@@ -1510,7 +1550,7 @@ def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal):
     assert renewal.exchange.push is not old
 
 
-def test_further_welcomes_of_the_session_change_nothing(renewal):
+def test_further_welcomes_of_the_session_change_nothing(renewal: Renewal) -> None:
     """Both connections bring each of them."""
     renewal.renew()
     for _ in range(2):
@@ -1518,29 +1558,29 @@ def test_further_welcomes_of_the_session_change_nothing(renewal):
     assert (len(renewal.context.pushes), renewal.told) == (2, ["up"])
 
 
-def test_keys_that_have_not_changed_open_nothing(renewal):
+def test_keys_that_have_not_changed_open_nothing(renewal: Renewal) -> None:
     """They are looked at every second."""
     for _ in range(3):
         assert renewal.look() is None
     assert (len(renewal.context.pushes), renewal.watched) == (1, [renewal.first])
 
 
-def test_each_step_has_its_monitor(renewal):
+def test_each_step_has_its_monitor(renewal: Renewal) -> None:
     """The housekeeper polls those of all sockets that are connecting."""
-    push = renewal.link._push
+    push = renewal.open_push
     second = renewal.begin()
     assert list(renewal.link.monitors()) == [renewal.first.monitor, push.monitor, second.monitor]
     renewal.event(second, CONNECTED)
     assert list(renewal.link.monitors()) == [second.monitor, push.monitor]
     renewal.change_push()
-    assert renewal.link._push is not push
-    assert list(renewal.link.monitors()) == [second.monitor, renewal.link._push.monitor]
+    assert renewal.open_push is not push
+    assert list(renewal.link.monitors()) == [second.monitor, renewal.open_push.monitor]
 
 
 # ... what is received
 
 
-def test_the_second_subscriber_subscribes_to_the_same(renewal):
+def test_the_second_subscriber_subscribes_to_the_same(renewal: Renewal) -> None:
     """Before it connects; its session begins with what the exchange cannot know, and a hello."""
     member(renewal)
     renewal.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
@@ -1553,7 +1593,7 @@ def test_the_second_subscriber_subscribes_to_the_same(renewal):
 
 
 @pytest.mark.parametrize("step", ["connecting", "connected"])
-def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal, step):
+def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal: Renewal, step: str) -> None:
     """Both subscribers until the second one leads, then that one; requests go by the one that leads."""
     second = renewal.begin()
     if step == "connected":
@@ -1571,7 +1611,7 @@ def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal, ste
         assert (by_first, by_second) == ([], [*frames, b"Ysync"])
 
 
-def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal):
+def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal: Renewal) -> None:
     """The former one goes on for a moment; what the new one repeats is dropped."""
     member(renewal)
     renewal.arrive(renewal.first, group_frame(1))
@@ -1584,7 +1624,7 @@ def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal
     assert renewal.client.counters.dropped == {}
 
 
-def test_what_the_next_connection_brings_first_waits_for_the_former_one(renewal):
+def test_what_the_next_connection_brings_first_waits_for_the_former_one(renewal: Renewal) -> None:
     """Two connections do not keep an order. Once there is only one again, a gap counts at once."""
     member(renewal)
     renewal.arrive(renewal.first, group_frame(1))
@@ -1599,7 +1639,7 @@ def test_what_the_next_connection_brings_first_waits_for_the_former_one(renewal)
     assert (renewal.delivered()[4:], renewal.client.counters.dropped) == ([b"6"], {"missed": 1})
 
 
-def test_input_of_either_connection_is_input(renewal):
+def test_input_of_either_connection_is_input(renewal: Renewal) -> None:
     """Until the former one is closed."""
     second = renewal.change_subscriber()
     assert not renewal.link.has_input()
@@ -1614,7 +1654,7 @@ def test_input_of_either_connection_is_input(renewal):
     assert renewal.link.has_input()
 
 
-def test_what_has_arrived_by_the_former_connection_is_read_before_the_change(renewal):
+def test_what_has_arrived_by_the_former_connection_is_read_before_the_change(renewal: Renewal) -> None:
     """It belongs to the former session."""
     seen = []
     second = renewal.begin()
@@ -1626,10 +1666,10 @@ def test_what_has_arrived_by_the_former_connection_is_read_before_the_change(ren
     assert seen[2:] == [(b"3", 2)]
 
 
-def test_a_join_during_the_change_waits_for_the_next_welcome(renewal):
+def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -> None:
     """Its sync is not sent ahead of it, and follows it."""
     second = renewal.change_subscriber()
-    request = Request(b"Ysync", to_all=True)
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
     renewal.link.send_upstream(request.frame)
     assert b"Ysync" not in second.sent
@@ -1639,9 +1679,9 @@ def test_a_join_during_the_change_waits_for_the_next_welcome(renewal):
     assert request.answer == 0
 
 
-def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renewal):
+def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renewal: Renewal) -> None:
     """The answer may have been lost with it; one that arrives by the former connection counts."""
-    request = Request(b"Ysync", to_all=True)
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
     second = renewal.change_subscriber()
     renewal.welcome()
@@ -1653,7 +1693,7 @@ def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renew
 # ... jobs
 
 
-def read_jobs(rig):
+def read_jobs(rig: Renewal) -> Mailbox[Reader]:
     box = rig.client.mailboxes.open("jobs", 9)
     box.waiters.append(Reader())
     rig.client.read_normal(box)
@@ -1661,11 +1701,11 @@ def read_jobs(rig):
     return box
 
 
-def job(session, ordinal=1, payload=b"x"):
+def job(session: int, ordinal: int = 1, payload: bytes = b"x") -> bytes:
     return wire.JOB.encode(wire.Job(INBOX, session, ordinal, ordinal, TTL, b"jobs", payload))
 
 
-def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal):
+def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal: Renewal) -> None:
     """The exchange has learned that it did not arrive, puts it back, and hands it over in the next session."""
     box = read_jobs(renewal)
     renewal.arrive(renewal.first, job(1, 1, b"1"))
@@ -1682,7 +1722,7 @@ def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal):
     assert [payload for _, payload, _ in box.mail] == [b"2"]
 
 
-def test_a_job_that_has_arrived_unread_is_put_back(renewal):
+def test_a_job_that_has_arrived_unread_is_put_back(renewal: Renewal) -> None:
     """Whatever has arrived is taken in before the exchange is told which jobs were read."""
     box = read_jobs(renewal)
     second = renewal.begin()
@@ -1694,7 +1734,7 @@ def test_a_job_that_has_arrived_unread_is_put_back(renewal):
     assert not box.mail
 
 
-def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_it(renewal):
+def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_it(renewal: Renewal) -> None:
     """Both are subscribed to the inbox."""
     box = read_jobs(renewal)
     second = renewal.change_subscriber()
@@ -1704,7 +1744,7 @@ def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_i
     assert (len(box.mail), renewal.client.counters.dropped) == (1, {})
 
 
-def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal):
+def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal: Renewal) -> None:
     """Not before: the exchange would not know of it."""
     read_jobs(renewal)
     second = renewal.change_subscriber()
@@ -1720,7 +1760,7 @@ def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal):
 # ... what is sent
 
 
-def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal):
+def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal: Renewal) -> None:
     """With the same numbers: a forwarder reads two connections in turns."""
     old = renewal.exchange.push
     sent = [renewal.publish(b"1")]
@@ -1743,7 +1783,7 @@ def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal)
     assert renewal.link.stats()["sent_again"] == 3
 
 
-def test_the_new_push_acknowledges_what_it_was_sent(renewal):
+def test_the_new_push_acknowledges_what_it_was_sent(renewal: Renewal) -> None:
     """An answer to a marker of the former one says nothing about it."""
     renewal.publish(b"1")
     renewal.tick(BLOCK_SECONDS)
@@ -1756,7 +1796,7 @@ def test_the_new_push_acknowledges_what_it_was_sent(renewal):
     assert renewal.link.held == 0
 
 
-def test_a_full_window_is_taken_over_by_the_new_push(renewal):
+def test_a_full_window_is_taken_over_by_the_new_push(renewal: Renewal) -> None:
     """The former one is not answered any more; new messages wait until the new one is."""
     renewal.fill()
     renewal.publish(b"held")
@@ -1769,7 +1809,9 @@ def test_a_full_window_is_taken_over_by_the_new_push(renewal):
     assert (renewal.payloads(), renewal.link.passes) == ([b"held"], True)
 
 
-def test_a_new_push_without_room_holds_messages_in_their_order(renewal, monkeypatch):
+def test_a_new_push_without_room_holds_messages_in_their_order(
+    renewal: Renewal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until it has."""
     renewal.publish(b"1")
     renewal.change_subscriber()
@@ -1783,7 +1825,7 @@ def test_a_new_push_without_room_holds_messages_in_their_order(renewal, monkeypa
     assert (renewal.exchange.push, renewal.payloads()) == (new, [b"1", b"2"])
 
 
-def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal):
+def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal: Renewal) -> None:
     """Its bound is for what is held because there is no room."""
     rig = Renewal(renewal.clock, capacity=1)
     for number in range(3):
@@ -1792,7 +1834,7 @@ def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal):
     assert rig.payloads() == [b"0", b"1", b"2"]
 
 
-def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal):
+def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal: Renewal) -> None:
     """The tick of the owner sends them, by the new PUSH."""
     renewal.publish(b"1")
     renewal.change_subscriber()
@@ -1804,9 +1846,9 @@ def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal):
     assert renewal.payloads() == [b"1"]
 
 
-def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal):
+def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal: Renewal) -> None:
     """It lingers; the answer comes by either connection."""
-    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     renewal.client.begin_request(5, request)
     assert renewal.link.send_request(request.frame, 5)
     renewal.renew()
@@ -1817,7 +1859,7 @@ def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal):
     assert request.answer == 0
 
 
-def test_a_next_session_with_another_instance_is_verified(renewal):
+def test_a_next_session_with_another_instance_is_verified(renewal: Renewal) -> None:
     """A successor has the address by now: what the former one may have is sent again as that which was elsewhere."""
     old = renewal.exchange.push
     renewal.publish(b"1")
@@ -1838,7 +1880,7 @@ def test_a_next_session_with_another_instance_is_verified(renewal):
     assert (renewal.first.is_closed, renewal.exchange.push, len(renewal.context.pushes)) == (True, new, 2)
 
 
-def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renewal):
+def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renewal: Renewal) -> None:
     """By a PUSH of its own: the former one leads to the former instance."""
     old = renewal.exchange.push
     second = renewal.change_subscriber()
@@ -1853,7 +1895,7 @@ def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renew
 @pytest.mark.parametrize(
     "events", [[zmq.Event.CLOSED], [DISCONNECTED], [zmq.Event.HANDSHAKE_FAILED_AUTH, DISCONNECTED]]
 )
-def test_a_new_push_that_fails_is_replaced_and_verified(renewal, events):
+def test_a_new_push_that_fails_is_replaced_and_verified(renewal: Renewal, events: list[zmq.Event]) -> None:
     """As any other: what it was sent is sent again."""
     renewal.publish(b"1")
     renewal.renew()
@@ -1871,7 +1913,7 @@ def test_a_new_push_that_fails_is_replaced_and_verified(renewal, events):
 
 
 @pytest.mark.parametrize("event", sorted(REFUSALS))
-def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal, event):
+def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal: Renewal, event: zmq.Event) -> None:
     """It is logged with the reason, and nothing of the attempt is left."""
     second = renewal.begin()
     renewal.event(second, event)
@@ -1881,12 +1923,12 @@ def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal, event):
     assert "refuses the new key" in line
     assert REFUSALS[event] in line
     assert second.is_closed
-    assert list(renewal.link.monitors()) == [renewal.first.monitor, renewal.link._push.monitor]
+    assert list(renewal.link.monitors()) == [renewal.first.monitor, renewal.open_push.monitor]
     renewal.publish(b"1")
     assert (renewal.payloads(), renewal.exchange.subscriber) == ([b"1"], renewal.first)
 
 
-def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal):
+def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal: Renewal) -> None:
     """The forwarder may allow it a moment later. One that is refused after it had worked is reported again."""
     for attempt in (renewal.begin, renewal.look, renewal.look):
         second = attempt()
@@ -1905,7 +1947,7 @@ def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal):
     assert len(renewal.lines()) == 1
 
 
-def test_another_key_is_taken_up_after_one_that_was_refused(renewal):
+def test_another_key_is_taken_up_after_one_that_was_refused(renewal: Renewal) -> None:
     """The reason is that of the last attempt."""
     renewal.event(renewal.begin(), zmq.Event.HANDSHAKE_FAILED_AUTH)
     renewal.tick()
@@ -1918,7 +1960,7 @@ def test_another_key_is_taken_up_after_one_that_was_refused(renewal):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_keys_that_change_during_the_change_wait_for_its_end(renewal, step):
+def test_keys_that_change_during_the_change_wait_for_its_end(renewal: Renewal, step: str) -> None:
     """Then only the last ones count. Every socket is closed once."""
     second = renewal.go(step)
     for _ in range(2):
@@ -1931,7 +1973,7 @@ def test_keys_that_change_during_the_change_wait_for_its_end(renewal, step):
     renewal.tick(RETIRE_AFTER - 0.01)
     assert renewal.link._next_subscriber is None
     renewal.tick(0.02)
-    third = renewal.link._next_subscriber
+    third = cast(Subscriber, renewal.link._next_subscriber)
     assert (third.connected_with, renewal.exchange.subscriber) == ([renewal.keys.keys], second)
     renewal.event(third, CONNECTED)
     renewal.change_push()
@@ -1944,17 +1986,17 @@ def test_keys_that_change_during_the_change_wait_for_its_end(renewal, step):
     assert (renewal.watched, renewal.told) == ([third], ["up"])
 
 
-def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal):
+def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal: Renewal) -> None:
     """There is nothing to wait for any more."""
     second = renewal.begin()
     renewal.begin()
     renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
     renewal.tick()
-    third = renewal.link._next_subscriber
+    third = cast(Subscriber, renewal.link._next_subscriber)
     assert (second.is_closed, third is second, third.connected_with) == (True, False, [renewal.keys.keys])
 
 
-def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(renewal):
+def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(renewal: Renewal) -> None:
     """There is nothing to keep beside it."""
     second = renewal.change_subscriber()
     renewal.begin()
@@ -1966,7 +2008,7 @@ def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(re
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("loss", ["subscriber", "push", "silent"])
-def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal, step, loss):
+def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, step: str, loss: str) -> None:
     """A subscriber that has not connected is given up, and no message is lost. PUSH has the new keys."""
     renewal.publish(b"1")
     second = renewal.go(step)
@@ -1998,7 +2040,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal, step, los
     assert not renewal.link.attachment.has_two_ways
 
 
-def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(renewal):
+def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(renewal: Renewal) -> None:
     """A forwarder that drops a key cuts its connections at once: the handshake may be reported behind that."""
     second = renewal.begin()
     renewal.exchange.disconnected()
@@ -2013,7 +2055,7 @@ def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(re
     assert renewal.link.state is State.UP
 
 
-def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(renewal):
+def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(renewal: Renewal) -> None:
     """There is no connection to keep; the former ones are closed when that is due."""
     renewal.renew()
     second = renewal.exchange.subscriber
@@ -2022,7 +2064,7 @@ def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(rene
     assert second.connected_with[1:] == [renewal.keys.keys]
 
 
-def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(renewal):
+def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(renewal: Renewal) -> None:
     """It still delivers."""
     renewal.welcome(DRAINING)
     assert renewal.begin() is None
@@ -2030,7 +2072,7 @@ def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(rene
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_forwarder_that_drains_during_the_change_is_left(renewal, step):
+def test_a_forwarder_that_drains_during_the_change_is_left(renewal: Renewal, step: str) -> None:
     """By the session and the PUSH that it has; what was not changed yet is not."""
     second = renewal.go(step)
     push = renewal.exchange.push
@@ -2046,7 +2088,7 @@ def test_a_forwarder_that_drains_during_the_change_is_left(renewal, step):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_link_that_is_closed_during_the_change_closes_everything(renewal, step):
+def test_a_link_that_is_closed_during_the_change_closes_everything(renewal: Renewal, step: str) -> None:
     """A socket that is left would hold up the end of the process."""
     renewal.go(step)
     renewal.link.close()
@@ -2055,7 +2097,7 @@ def test_a_link_that_is_closed_during_the_change_closes_everything(renewal, step
     assert renewal.watched == []
 
 
-def test_a_push_that_cannot_be_opened_is_tried_again(renewal):
+def test_a_push_that_cannot_be_opened_is_tried_again(renewal: Renewal) -> None:
     """The reason is reported; the former connections go on until then."""
     old, forwarder = renewal.exchange.push, renewal.link.forwarder
     renewal.link.forwarder = Forwarder(INVALID, forwarder.pub)
@@ -2075,7 +2117,7 @@ def test_a_push_that_cannot_be_opened_is_tried_again(renewal):
 # The end
 
 
-def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig):
+def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig: Rig) -> None:
     """What its socket has taken is still delivered."""
     rig.come_up()
     rig.exchange.push.is_full = True
@@ -2088,17 +2130,19 @@ def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig):
     assert rig.watched == []
 
 
-def test_monitors_are_those_of_the_sockets_that_are_open(rig):
+def test_monitors_are_those_of_the_sockets_that_are_open(rig: Rig) -> None:
     """Each with the side that it concerns."""
     rig.exchange.connected()
     assert list(rig.link.monitors()) == [rig.exchange.subscriber.monitor]
     rig.welcome()
     rig.tick(PUSH_EVERY)
     rig.confirm()
-    _, push_monitor = rig.link.monitors()
-    rig.link.monitors()[push_monitor](DISCONNECTED)
+    monitors: Any = rig.link.monitors()
+    _, push_monitor = monitors
+    monitors[push_monitor](DISCONNECTED)
     assert rig.link.state is State.VERIFYING
-    rig.link.monitors()[rig.exchange.subscriber.monitor](DISCONNECTED)
+    monitors = rig.link.monitors()
+    monitors[rig.exchange.subscriber.monitor](DISCONNECTED)
     assert rig.link.state is State.DOWN
     rig.tick()
     assert push_monitor.is_closed

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from fakes import AnyName, Reader
+from fakes import AnyName, Clock, Reader
 from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
 
 from channels_zmq.client.client import Client, LinkLost, LinkRestored
@@ -18,7 +19,7 @@ from channels_zmq.transports import discovery
 from channels_zmq.transports import links as module
 from channels_zmq.transports.discovery import Bootstrap, Forwarder
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
-from channels_zmq.transports.link import CONNECTS_WITHIN, PATIENCE, PUSH_EVERY
+from channels_zmq.transports.link import CONNECTS_WITHIN, PATIENCE, PUSH_EVERY, Link
 from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
 from channels_zmq.transports.states import Event, State
 from channels_zmq_forwarder import sockets, wire
@@ -39,12 +40,17 @@ EVERY = 5.0
 """Seconds between two looks at a name."""
 
 
-def topics_of(home, *others, count=3):
+def is_of(homes: Homes[Any], key: bytes, forwarder: Forwarder) -> bool:
+    home = homes.of(key)
+    return home is not None and bool(home.name == forwarder.pub)
+
+
+def topics_of(home: Forwarder, *others: Forwarder, count: int = 3) -> list[wire.Topic]:
     """Return topics that hashing gives to one of several forwarders."""
-    homes = Homes(lambda key: False)
+    homes: Homes[Any] = Homes(lambda key: False)
     homes.serve([SimpleNamespace(name=one.pub) for one in (home, *others)])
     topics = (wire.group_topic(str(number)) for number in range(1000))
-    return [topic for topic in topics if homes.of(topic).name == home.pub][:count]
+    return [topic for topic in topics if is_of(homes, topic, home)][:count]
 
 
 G = topics_of(A, B)[0]
@@ -52,7 +58,7 @@ G = topics_of(A, B)[0]
 H = topics_of(B, A)[0]
 
 
-def encoded(*forwarders, serves=True, instances=INSTANCES):
+def encoded(*forwarders: Forwarder, serves: bool = True, instances: dict[Forwarder, bytes] = INSTANCES) -> bytes:
     """Return a list of forwarders as a welcome carries it."""
     return wire.encode_forwarders(
         KnownForwarder(one.pull.encode(), one.pub.encode(), serves, instances.get(one, b"").hex().encode())
@@ -63,71 +69,73 @@ def encoded(*forwarders, serves=True, instances=INSTANCES):
 class Selector:
     """Watches descriptors, and remembers which."""
 
-    def __init__(self):
-        self.watched, self.is_closed = [], False
+    def __init__(self) -> None:
+        self.watched: list[object] = []
+        self.is_closed = False
 
-    def register(self, descriptor, events):
+    def register(self, descriptor: Any, events: int) -> None:
         self.watched.append(descriptor)
 
-    def unregister(self, descriptor):
+    def unregister(self, descriptor: Any) -> None:
         self.watched.remove(descriptor)
 
-    def fileno(self):
+    def fileno(self) -> int:
         return 42
 
-    def close(self):
+    def close(self) -> None:
         self.is_closed = True
 
 
 class Rig:
     """Links between stand-ins, at a time that a test moves."""
 
-    def __init__(self, clock, *forwarders, capacity=1000):
-        self.clock, self.calls = clock, []
+    def __init__(self, clock: Clock, *forwarders: Forwarder, capacity: int = 1000) -> None:
+        self.clock = clock
+        self.calls: list[float] = []
         chosen = options(outbox_capacity=capacity, resolve_every=EVERY)
         self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
         self.client.own_names = AnyName()
         self.links = Links(forwarders or (A, B), chosen, self.client, self.calls.append)
         self.links.start()
-        self._exchanges = {}
+        self._exchanges: dict[Forwarder, Exchange] = {}
 
-    def link(self, forwarder):
+    def link(self, forwarder: Forwarder) -> Link:
         return self.links._links[forwarder]
 
-    def exchange(self, forwarder):
+    def exchange(self, forwarder: Forwarder) -> Exchange:
         exchange = self._exchanges.get(forwarder)
         if exchange is None or exchange.link is not self.link(forwarder):
             instance = INSTANCES.get(forwarder, TWO)
             exchange = self._exchanges[forwarder] = Exchange(self.link(forwarder), self.client, instance)
         return exchange
 
-    def perform(self):
+    def perform(self) -> None:
         perform(self.client, self.links)
 
-    def tick(self, after=0.0):
+    def tick(self, after: float = 0.0) -> float:
         self.clock.now += after
         due = self.links.tick(self.clock.now)
         self.perform()
         return due
 
-    def look_around(self):
+    def look_around(self) -> float:
         self.links.look_around()
         return self.tick()
 
-    def welcome(self, forwarder, *args, forwarders=None, **changes):
+    def welcome(self, forwarder: Forwarder, *args: wire.State, forwarders: bytes | None = None, **changes: Any) -> None:
         """Let a forwarder send a welcome; it lists what the last hello did, unless a test says otherwise."""
         exchange = self.exchange(forwarder)
         lists = exchange.subscriber.lists
         exchange.welcome(*args, forwarders=lists[-1] if forwarders is None else forwarders, **changes)
         self.perform()
 
-    def confirm(self, forwarder, number=None):
+    def confirm(self, forwarder: Forwarder, number: int | None = None) -> None:
         """Answer the last echo or marker, unless a test says which."""
         exchange = self.exchange(forwarder)
         exchange.confirm(exchange.echoes()[-1] if number is None else number)
         self.perform()
 
-    def verify(self, *forwarders, **changes):
+    def verify(self, *forwarders: Forwarder, **changes: Any) -> None:
         """Connect all, then welcome all, then send all an echo."""
         for forwarder in forwarders:
             self.exchange(forwarder).connected()
@@ -135,7 +143,7 @@ class Rig:
             self.welcome(forwarder, **changes)
         self.tick(PUSH_EVERY)
 
-    def come_up(self, *forwarders, **changes):
+    def come_up(self, *forwarders: Forwarder, **changes: Any) -> None:
         """Let links come up; each forwarder that is up lists all."""
         self.verify(*forwarders, **changes)
         for forwarder in forwarders:
@@ -145,42 +153,42 @@ class Rig:
         for forwarder in self.up():
             self.welcome(forwarder)
 
-    def go_down(self, forwarder):
+    def go_down(self, forwarder: Forwarder) -> None:
         self.exchange(forwarder).disconnected()
         self.perform()
 
-    def publish(self, payload=b"x", topic=G, ttl=TTL):
+    def publish(self, payload: bytes = b"x", topic: wire.Topic = G, ttl: int = TTL) -> None:
         self.links.publish_group(topic, payload, ttl)
 
-    def sent(self, forwarder):
+    def sent(self, forwarder: Forwarder) -> list[bytes]:
         """Remove what was sent by a link; return the payloads of the group messages, in order."""
         return self.exchange(forwarder).payloads()
 
-    def up(self):
+    def up(self) -> list[Forwarder]:
         return [one for one, link in self.links._links.items() if link.state is State.UP]
 
-    def carried(self, forwarder):
+    def carried(self, forwarder: Forwarder) -> bool:
         """Remove what was sent by a link; return whether that was more than echoes and markers."""
         return any(frame[:1] != b"E" for frame in self.exchange(forwarder).push.take())
 
-    def frames(self, forwarder):
+    def frames(self, forwarder: Forwarder) -> list[tuple[bytes, bytes, int, int, int, bytes]]:
         return [wire.read_group(frame) for frame in self.exchange(forwarder).push.take() if frame[:1] == b"G"]
 
-    def changes(self):
+    def changes(self) -> list[LinkLost | LinkRestored]:
         changes, self.client.out.changes = self.client.out.changes, []
         return changes
 
-    def lines(self):
+    def lines(self) -> list[str]:
         reports, self.client.counters.reports = self.client.counters.reports, []
         return [report.message % report.arguments for report in reports]
 
 
 @pytest.fixture
-def resolver(monkeypatch):
+def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What each address resolves to; an error is raised."""
-    answers = {}
+    answers: dict[str, Any] = {}
 
-    def resolve(address):
+    def resolve(address: str) -> list[str]:
         answer = answers[address.removeprefix("tcp://").rpartition(":")[0]]
         if isinstance(answer, OSError):
             raise answer
@@ -192,12 +200,12 @@ def resolver(monkeypatch):
 
 
 @pytest.fixture
-def context():
+def context() -> Context:
     return Context()
 
 
 @pytest.fixture
-def make(clock, monkeypatch, context) -> Callable[..., Rig]:
+def make(clock: Clock, monkeypatch: pytest.MonkeyPatch, context: Context) -> Callable[..., Rig]:
     replace_sockets(monkeypatch, clock)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     monkeypatch.setattr(module, "zmq", SimpleNamespace(Context=lambda: context))
@@ -207,13 +215,13 @@ def make(clock, monkeypatch, context) -> Callable[..., Rig]:
 
 
 @pytest.fixture
-def rig(make):
+def rig(make: Callable[..., Rig]) -> Rig:
     """At two forwarders that are not reached yet."""
     return make()
 
 
 @pytest.fixture
-def pair(rig):
+def pair(rig: Rig) -> Rig:
     """At two forwarders that both serve."""
     rig.come_up(A, B)
     for forwarder in (A, B):
@@ -224,14 +232,14 @@ def pair(rig):
 # Sending
 
 
-def test_each_topic_is_sent_by_its_home(pair):
+def test_each_topic_is_sent_by_its_home(pair: Rig) -> None:
     """And by no other link."""
     for topic in (G, H):
         pair.publish(topic, topic)
     assert (pair.sent(A), pair.sent(B)) == ([G], [H])
 
 
-def test_messages_wait_until_a_link_is_up(rig):
+def test_messages_wait_until_a_link_is_up(rig: Rig) -> None:
     """In the lobby, in order; each is sent by its home then. The first coming up is no end of an outage."""
     for number in range(3):
         rig.publish(b"g%d" % number, G)
@@ -246,7 +254,7 @@ def test_messages_wait_until_a_link_is_up(rig):
     assert (rig.changes(), rig.client.counters.reconnects, rig.links.is_connected) == ([], 0, True)
 
 
-def test_a_message_that_expires_in_the_lobby_is_counted(rig):
+def test_a_message_that_expires_in_the_lobby_is_counted(rig: Rig) -> None:
     """By the next tick; it takes no number."""
     rig.publish(ttl=1000)
     rig.tick(1.0)
@@ -255,7 +263,7 @@ def test_a_message_that_expires_in_the_lobby_is_counted(rig):
     assert rig.client.numbers.last(G) == 0
 
 
-def test_a_full_outbox_is_an_error(make):
+def test_a_full_outbox_is_an_error(make: Callable[..., Rig]) -> None:
     """It names all addresses, and how many messages are held, in the lobby and at links."""
     rig = make(capacity=2)
     for _ in range(2):
@@ -269,7 +277,7 @@ def test_a_full_outbox_is_an_error(make):
     rig.publish()
 
 
-def test_all_links_and_the_lobby_share_one_bound(make):
+def test_all_links_and_the_lobby_share_one_bound(make: Callable[..., Rig]) -> None:
     """What is held at a link leaves less for the others."""
     rig = make(capacity=3)
     rig.come_up(A, B)
@@ -281,7 +289,7 @@ def test_all_links_and_the_lobby_share_one_bound(make):
         rig.publish(topic=H)
 
 
-def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair):
+def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair: Rig) -> None:
     """The answers have arrived, and nobody has read them."""
     for _ in range(WINDOW):
         pair.publish()
@@ -294,7 +302,7 @@ def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair):
     assert pair.sent(A) == [b"next"]
 
 
-def test_a_message_for_which_the_window_has_no_room_is_held(pair):
+def test_a_message_for_which_the_window_has_no_room_is_held(pair: Rig) -> None:
     """Until an answer comes; the other link goes on."""
     pair.publish(b"0", H)
     assert pair.sent(B) == [b"0"]
@@ -309,7 +317,7 @@ def test_a_message_for_which_the_window_has_no_room_is_held(pair):
     assert pair.sent(A) == [b"1"]
 
 
-def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair):
+def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair: Rig) -> None:
     """Its socket has no room for a moment: what is published then goes before what is published later."""
     pair.publish(b"0", H)
     assert pair.sent(B) == [b"0"]
@@ -323,7 +331,7 @@ def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair):
     assert pair.sent(A) == [b"1", *topics_of(A, B)]
 
 
-def test_what_is_held_or_unacknowledged_is_counted(pair):
+def test_what_is_held_or_unacknowledged_is_counted(pair: Rig) -> None:
     """Over the lobby and all links; each link says how it is."""
     pair.publish(topic=G)
     pair.publish(topic=H)
@@ -336,7 +344,7 @@ def test_what_is_held_or_unacknowledged_is_counted(pair):
     assert pair.links.held == 0
 
 
-def test_a_flush_drops_what_is_held_everywhere(pair):
+def test_a_flush_drops_what_is_held_everywhere(pair: Rig) -> None:
     """In the lobby and at each link; nothing of it is sent again."""
     for topic in (G, H):
         pair.publish(topic=topic)
@@ -353,7 +361,7 @@ def test_a_flush_drops_what_is_held_everywhere(pair):
 # A link that goes down while another one is up
 
 
-def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_order(pair):
+def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_order(pair: Rig) -> None:
     """By the next home, with the same numbers; messages that were held or are published behind it follow."""
     for payload in (b"1", b"2"):
         pair.publish(payload)
@@ -372,7 +380,7 @@ def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_orde
     assert pair.changes() == []
 
 
-def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair):
+def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair: Rig) -> None:
     """A forwarder that dies takes along what it has read and not delivered; receivers drop repetitions."""
     pair.publish(b"1")
     pair.tick(BLOCK_SECONDS)
@@ -381,7 +389,7 @@ def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair):
     assert pair.sent(B) == [b"1"]
 
 
-def test_topics_of_other_links_do_not_move(pair):
+def test_topics_of_other_links_do_not_move(pair: Rig) -> None:
     """They are sent as before, by their home."""
     pair.publish(b"1", H)
     pair.go_down(A)
@@ -389,7 +397,7 @@ def test_topics_of_other_links_do_not_move(pair):
     assert pair.sent(B) == [b"1", b"2"]
 
 
-def test_what_goes_on_to_another_link_is_never_refused(make):
+def test_what_goes_on_to_another_link_is_never_refused(make: Callable[..., Rig]) -> None:
     """It was accepted before: the bound is for new messages."""
     rig = make(capacity=1)
     rig.come_up(A, B)
@@ -403,7 +411,7 @@ def test_what_goes_on_to_another_link_is_never_refused(make):
 
 
 @pytest.mark.parametrize("how", ["lost", "push lost", "silent", "drains", "reconnected"])
-def test_topics_move_however_a_link_ceases_to_serve(pair, how):
+def test_topics_move_however_a_link_ceases_to_serve(pair: Rig, how: str) -> None:
     """What it has not acknowledged goes first; only then is anything newer sent."""
     pair.publish(b"1")
     match how:
@@ -422,7 +430,7 @@ def test_topics_move_however_a_link_ceases_to_serve(pair, how):
     assert pair.changes() == []
 
 
-def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair):
+def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair: Rig) -> None:
     """Or its next message might overtake the last one. A silent topic moves to where it belongs."""
     pair.go_down(A)
     pair.publish(b"1")
@@ -439,9 +447,9 @@ def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair):
     assert pair.sent(A) == [b"moved"]
 
 
-def test_plain_messages_are_not_sent_again(pair):
+def test_plain_messages_are_not_sent_again(pair: Rig) -> None:
     """Their callers learn that the outcome is unknown."""
-    request = Request(b"Qplain", repeats=False, waiter=Reader())
+    request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     pair.client.begin_request(5, request)
     pair.links.send_downstream(b"Qplain", inf, 5, b"jobs")
     (sent_by,) = [one for one in (A, B) if b"Qplain" in pair.exchange(one).push.take()]
@@ -454,7 +462,7 @@ def test_plain_messages_are_not_sent_again(pair):
 # No link is up
 
 
-def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair):
+def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair: Rig) -> None:
     """And its end when no link is about to come back any more, with how many messages were lost."""
     pair.go_down(A)
     assert pair.changes() == []
@@ -471,7 +479,9 @@ def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair):
 
 
 @pytest.mark.parametrize("state", ["connecting", "greeting", "verifying"])
-def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(make, state):
+def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(
+    make: Callable[..., Rig], state: str
+) -> None:
     """Its forwarder may be the one that the other clients have reached. One that never comes holds nothing up."""
     rig = make(A, B)
     if state != "connecting":
@@ -485,7 +495,7 @@ def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(ma
     assert (rig.sent(A), rig.links.is_connected) == ([b"1"], True)
 
 
-def test_an_outage_without_a_known_loss_is_restored_without_a_number(make):
+def test_an_outage_without_a_known_loss_is_restored_without_a_number(make: Callable[..., Rig]) -> None:
     """None, rather than 0: a loss may show later."""
     rig = make(A)
     rig.come_up(A)
@@ -495,14 +505,14 @@ def test_an_outage_without_a_known_loss_is_restored_without_a_number(make):
     assert rig.changes() == [LinkLost(), LinkRestored(None)]
 
 
-def test_a_link_that_never_was_up_is_no_outage(rig):
+def test_a_link_that_never_was_up_is_no_outage(rig: Rig) -> None:
     """Nobody has been told that there was a connection."""
     rig.exchange(A).connected()
     rig.go_down(A)
     assert rig.changes() == []
 
 
-def test_held_messages_are_sent_behind_the_announcement(make):
+def test_held_messages_are_sent_behind_the_announcement(make: Callable[..., Rig]) -> None:
     """A tick sends them, which the housekeeper calls once it has announced the change."""
     rig = make(A)
     rig.come_up(A)
@@ -516,7 +526,7 @@ def test_held_messages_are_sent_behind_the_announcement(make):
     assert rig.sent(A) == [b"1"]
 
 
-def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make):
+def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make: Callable[..., Rig]) -> None:
     """It waits behind them until the tick; so does what a full window or a marker would let go."""
     rig = make(A)
     rig.come_up(A)
@@ -533,7 +543,7 @@ def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make):
     assert rig.sent(A) == [b"1", b"2", b"3"]
 
 
-def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair):
+def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair: Rig) -> None:
     """It comes up behind the first one, and before the tick."""
     for one in (A, B):
         pair.go_down(one)
@@ -543,13 +553,17 @@ def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair):
     for one in (A, B):
         pair.exchange(one).payloads()
     for one in (A, B):
-        pair.confirm(one, pair.link(one)._echo.number)
+        echo = pair.link(one)._echo
+        assert echo is not None
+        pair.confirm(one, echo.number)
     assert (pair.changes(), pair.sent(A) + pair.sent(B)) == ([LinkLost(), LinkRestored(None)], [])
     pair.tick()
     assert sorted(pair.sent(A) + pair.sent(B)) == [b"1", b"2"]
 
 
-def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_anything_newer(make):
+def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_anything_newer(
+    make: Callable[..., Rig],
+) -> None:
     """Two connections of one sender are read in turns: newer messages would overtake."""
     rig = make(A)
     rig.come_up(A)
@@ -567,7 +581,7 @@ def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_
     assert rig.link(A).stats()["sent_again"] == 1
 
 
-def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_one(make):
+def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_one(make: Callable[..., Rig]) -> None:
     """It gets all that was not acknowledged, too."""
     rig = make(A)
     rig.come_up(A)
@@ -580,7 +594,7 @@ def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_o
     assert rig.sent(A) == [b"1", b"2"]
 
 
-def test_an_expired_message_is_not_sent_again(make):
+def test_an_expired_message_is_not_sent_again(make: Callable[..., Rig]) -> None:
     """It is counted, since it was not acknowledged."""
     rig = make(A)
     rig.come_up(A)
@@ -592,7 +606,7 @@ def test_an_expired_message_is_not_sent_again(make):
     assert rig.client.counters.dropped == {"outbox_expired": 1}
 
 
-def test_messages_held_before_a_join_are_older_than_the_subscription(make):
+def test_messages_held_before_a_join_are_older_than_the_subscription(make: Callable[..., Rig]) -> None:
     """This process does not deliver them to itself, whichever way they take to be sent."""
     rig = make(A)
     rig.publish(b"older")
@@ -610,7 +624,7 @@ def test_messages_held_before_a_join_are_older_than_the_subscription(make):
 # Requests
 
 
-def test_requests_with_the_same_key_are_sent_by_one_link(pair):
+def test_requests_with_the_same_key_are_sent_by_one_link(pair: Rig) -> None:
     """They keep their order."""
     for number in range(5):
         assert not pair.links.send_downstream(b"Q%d" % number, inf, number, b"jobs")
@@ -618,7 +632,7 @@ def test_requests_with_the_same_key_are_sent_by_one_link(pair):
     assert sorted(frames) == [[], [b"Q0", b"Q1", b"Q2", b"Q3", b"Q4"]]
 
 
-def test_a_request_waits_until_a_link_is_up(rig):
+def test_a_request_waits_until_a_link_is_up(rig: Rig) -> None:
     """Unless it is withdrawn, or expires without being sent."""
     for number in (7, 8, 9):
         rig.links.send_downstream(b"Q%d" % number, rig.clock.now + (1 if number == 8 else 5), number, b"jobs")
@@ -629,7 +643,7 @@ def test_a_request_waits_until_a_link_is_up(rig):
     assert [frame for frame in rig.exchange(A).push.frames if frame[:1] == b"Q"] == [b"Q9"]
 
 
-def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair):
+def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair: Rig) -> None:
     """Wherever it is."""
     for forwarder in (A, B):
         pair.exchange(forwarder).push.is_full = True
@@ -640,7 +654,7 @@ def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair):
 
 
 @pytest.mark.parametrize("must", [False, True])
-def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make, must):
+def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make: Callable[..., Rig], must: bool) -> None:
     """This process answers for it; other frames are refused."""
     rig = make(capacity=0)
     send = partial(rig.links.send_downstream, b"B", inf, 0, b"jobs", must=must)
@@ -652,7 +666,7 @@ def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make, mus
             send()
 
 
-def test_a_frame_for_one_exchange_goes_to_it_alone(pair):
+def test_a_frame_for_one_exchange_goes_to_it_alone(pair: Rig) -> None:
     """By the producers' way and by the subscribers' way."""
     to = pair.link(B).attachment
     for forwarder in (A, B):
@@ -664,7 +678,7 @@ def test_a_frame_for_one_exchange_goes_to_it_alone(pair):
 
 
 @pytest.mark.parametrize("state", [wire.State.DRAINING, wire.State.SETTLING])
-def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig, state):
+def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig: Rig, state: wire.State) -> None:
     """It goes the subscribers' way: an exchange settles for a minute, and drains for ten seconds."""
     if state is wire.State.DRAINING:
         rig.come_up(A, B)
@@ -675,7 +689,7 @@ def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig,
         rig.welcome(B, state)
     for one in (A, B):
         rig.exchange(one).subscriber.take_sent()
-    request = Request(b"Mmember", to_all=True)
+    request: Request[Reader] = Request(b"Mmember", to_all=True)
     rig.client.begin_request(5, request)
     rig.links.send_upstream(request.frame)
     for one in (A, B):
@@ -684,7 +698,7 @@ def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig,
     assert request.answer == 0
 
 
-def test_a_frame_for_all_exchanges_goes_to_each(pair):
+def test_a_frame_for_all_exchanges_goes_to_each(pair: Rig) -> None:
     """Whether its PUSH can be relied on or not."""
     pair.exchange(A).push_disconnected()
     for forwarder in (A, B):
@@ -695,7 +709,7 @@ def test_a_frame_for_all_exchanges_goes_to_each(pair):
 
 
 @pytest.mark.parametrize("why", ["push lost", "push full", "draining"])
-def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_way(pair, why):
+def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_way(pair: Rig, why: str) -> None:
     """Nothing is on its way by PUSH that it could overtake, or the exchange would wait for it in vain."""
     match why:
         case "push lost":
@@ -712,7 +726,7 @@ def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_wa
     assert [pair.exchange(one).push.take() for one in (A, B)] == [[], []]
 
 
-def test_a_subscription_waits_in_the_socket_of_a_link_that_is_not_connected(rig):
+def test_a_subscription_waits_in_the_socket_of_a_link_that_is_not_connected(rig: Rig) -> None:
     """A frame about a session does not: there is none."""
     rig.exchange(A).subscriber.take_sent()
     rig.links.send_upstream(b"\1Gg\0")
@@ -720,7 +734,7 @@ def test_a_subscription_waits_in_the_socket_of_a_link_that_is_not_connected(rig)
     assert rig.exchange(A).subscriber.take_sent() == [b"\1Gg\0"]
 
 
-def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair):
+def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair: Rig) -> None:
     """A step may have left it behind."""
     to = pair.link(A).attachment
     pair.links._remove(pair.link(A))
@@ -732,7 +746,7 @@ def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair):
 
 
 @pytest.mark.parametrize("is_up", [False, True])
-def test_another_version_fails_requests_unless_another_forwarder_serves(rig, is_up):
+def test_another_version_fails_requests_unless_another_forwarder_serves(rig: Rig, is_up: bool) -> None:
     """What nobody waits for is held: the forwarder may be replaced."""
     rig.exchange(A).connected()
     rig.welcome(A, version=wire.VERSION + 1)
@@ -751,13 +765,13 @@ def test_another_version_fails_requests_unless_another_forwarder_serves(rig, is_
 # A flush of all
 
 
-def empty(rig, forwarder):
+def empty(rig: Rig, forwarder: Forwarder) -> None:
     rig.exchange(forwarder).publish(wire.EMPTY.encode(wire.Empty(INBOX, 6)))
     rig.perform()
 
 
 @pytest.mark.parametrize("why", ["verifying", "full"])
-def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make, why):
+def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make: Callable[..., Rig], why: str) -> None:
     """The exchange waits for the answer of every client, and nothing asks for it again."""
     rig = make(A)
     if why == "verifying":
@@ -770,7 +784,7 @@ def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make,
     assert wire.FLUSHED.encode(wire.Flushed(INBOX, 6)) in rig.exchange(A).subscriber.sent
 
 
-def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair):
+def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair: Rig) -> None:
     """They are part of what the flush drops."""
     pair.publish(b"1")
     empty(pair, A)
@@ -781,7 +795,7 @@ def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair):
 # Direct messages
 
 
-def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make):
+def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make: Callable[..., Rig]) -> None:
     """All channels of that process share a run, and so a home."""
     rig = make(A)
     rig.come_up(A)
@@ -793,7 +807,7 @@ def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make):
     assert read[1][1] == read[0][1] + 1
 
 
-def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make):
+def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make: Callable[..., Rig]) -> None:
     """Whether the channel is full is unknown until the messages in flight have arrived."""
     rig = make(A)
     rig.come_up(A)
@@ -804,7 +818,7 @@ def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make):
     assert rig.links.publish_own("a", b"x", TTL, 2) is False
 
 
-def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(rig):
+def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(rig: Rig) -> None:
     """Nothing can settle them."""
     assert [rig.links.publish_own("a", b"x", TTL, 2) for _ in range(3)] == [True, True, False]
 
@@ -812,7 +826,7 @@ def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(
 # Receiving
 
 
-def test_every_link_is_read(pair):
+def test_every_link_is_read(pair: Rig) -> None:
     """One turn each; more may be there if any says so."""
     seen = []
     pair.client.feed = lambda frame, attachment: seen.append((frame, attachment))
@@ -826,10 +840,10 @@ def test_every_link_is_read(pair):
     assert not pair.links.has_input()
 
 
-def test_one_descriptor_stands_for_all_links(pair):
+def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
     """It is the selector's; a link that is forgotten is not watched any more."""
     assert pair.links.descriptor == 42
-    selector = pair.links._selector
+    selector = cast(Selector, pair.links._selector)
     both = [pair.exchange(one).subscriber.descriptor for one in (A, B)]
     assert selector.watched == both
     assert set(pair.links.inputs) == set(both)
@@ -837,16 +851,18 @@ def test_one_descriptor_stands_for_all_links(pair):
     assert selector.watched == list(pair.links.inputs) == both[1:]
 
 
-def test_a_selector_without_a_descriptor_leaves_the_loops_none_to_watch(pair):
+def test_a_selector_without_a_descriptor_leaves_the_loops_none_to_watch(
+    pair: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on Windows: the housekeeper watches each link's own, unless no loop reads."""
-    pair.links._selector = selectors.SelectSelector()
+    monkeypatch.setattr(pair.links, "_selector", selectors.SelectSelector())
     assert pair.links.descriptor is None
     assert len(pair.links.inputs) == 2
 
 
-def test_the_monitors_of_all_sockets_are_watched(pair):
+def test_the_monitors_of_all_sockets_are_watched(pair: Rig) -> None:
     """Each calls the link that it belongs to."""
-    monitors = pair.links.watched().monitors
+    monitors: Any = pair.links.watched().monitors
     assert len(monitors) == 4
     monitors[pair.exchange(B).subscriber.monitor](CONNECTED)
     assert [pair.link(one).state for one in (A, B)] == [State.UP, State.GREETING]
@@ -855,7 +871,7 @@ def test_the_monitors_of_all_sockets_are_watched(pair):
 # Which links are homes
 
 
-def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make):
+def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make: Callable[..., Rig]) -> None:
     """A process that has just started may know only one of them: it learns of the others by its first welcome."""
     rig = make(A, B)
     rig.come_up(A)
@@ -872,22 +888,22 @@ def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make):
     assert (rig.sent(A), len(rig.sent(B))) == ([], 10)
 
 
-def key_of(home, other):
+def key_of(home: Forwarder, other: Forwarder) -> wire.Topic:
     """Return a key of normal channels that hashing gives to one of two forwarders."""
-    homes = Homes(lambda key: False)
+    homes: Homes[Any] = Homes(lambda key: False)
     homes.serve([SimpleNamespace(name=one.pub) for one in (home, other)])
-    return next(key for key in (b"jobs-%d" % number for number in range(100)) if homes.of(key).name == home.pub)
+    return next(key for key in (wire.Topic(b"jobs-%d" % number) for number in range(100)) if is_of(homes, key, home))
 
 
 @pytest.mark.parametrize("kind", ["topic", "normal channel"])
-def test_what_the_only_link_has_carried_stays_there_for_a_while(make, kind):
+def test_what_the_only_link_has_carried_stays_there_for_a_while(make: Callable[..., Rig], kind: str) -> None:
     """Nothing was noted as long as there was no choice. What was silent since moves to where it belongs."""
     rig = make(A, B)
     rig.come_up(A)
     rig.tick(CONNECTS_WITHIN)
     key = H if kind == "topic" else key_of(B, A)
 
-    def send():
+    def send() -> Forwarder:
         if kind == "topic":
             rig.publish(topic=key)
         else:
@@ -906,7 +922,7 @@ def test_what_the_only_link_has_carried_stays_there_for_a_while(make, kind):
     assert send() == B
 
 
-def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make):
+def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make: Callable[..., Rig]) -> None:
     """Nothing of it can be overtaken."""
     rig = make(A, B)
     rig.come_up(A)
@@ -915,7 +931,7 @@ def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make):
     assert rig.sent(B) == [b"1"]
 
 
-def test_a_forwarder_of_an_older_release_lists_none(make):
+def test_a_forwarder_of_an_older_release_lists_none(make: Callable[..., Rig]) -> None:
     """All that are up are homes then, as soon as they are."""
     rig = make(A, B)
     rig.verify(A, B, forwarders=b"")
@@ -926,7 +942,7 @@ def test_a_forwarder_of_an_older_release_lists_none(make):
     assert (rig.sent(A), rig.sent(B)) == ([G], [H])
 
 
-def verify_unlisted(rig):
+def verify_unlisted(rig: Rig) -> None:
     """Send both forwarders an echo; each lists itself alone."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
@@ -934,7 +950,7 @@ def verify_unlisted(rig):
     rig.tick(CONNECTS_WITHIN)
 
 
-def test_if_no_forwarder_lists_the_others_one_carries_all(rig):
+def test_if_no_forwarder_lists_the_others_one_carries_all(rig: Rig) -> None:
     """Otherwise nothing could be sent."""
     verify_unlisted(rig)
     for forwarder in (A, B):
@@ -944,7 +960,7 @@ def test_if_no_forwarder_lists_the_others_one_carries_all(rig):
     assert (rig.sent(A), rig.sent(B)) == ([G, H], [])
 
 
-def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig):
+def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig: Rig) -> None:
     """A message by that one would overtake what the former one still has to send."""
     verify_unlisted(rig)
     rig.confirm(B)
@@ -954,7 +970,7 @@ def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig):
     assert (rig.sent(A), rig.sent(B)) == ([], [b"1", b"2"])
 
 
-def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_sent_again(rig):
+def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_sent_again(rig: Rig) -> None:
     """It is up, but its forwarder is not reached by all clients; the other one is."""
     verify_unlisted(rig)
     rig.confirm(B)
@@ -969,7 +985,7 @@ def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_s
 # Learning of forwarders
 
 
-def test_a_forwarder_that_a_welcome_lists_is_connected_to(make):
+def test_a_forwarder_that_a_welcome_lists_is_connected_to(make: Callable[..., Rig]) -> None:
     """At once, and subscribed to everything: before the first `group_add` returns. It is learned of once."""
     rig = make(A)
     rig.client.join(G, "a", 9, None)
@@ -982,11 +998,11 @@ def test_a_forwarder_that_a_welcome_lists_is_connected_to(make):
     assert len(rig.client.attachments) == 2
 
 
-def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make):
+def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make: Callable[..., Rig]) -> None:
     """Others may send by it already."""
     rig = make(A)
     rig.exchange(A).connected()
-    request = Request(b"Ysync", to_all=True)
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.begin_request(5, request)
     rig.welcome(A, forwarders=encoded(A, B))
     synced = wire.SYNCED.encode(wire.Synced(INBOX, 5))
@@ -999,7 +1015,7 @@ def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make):
     assert request.answer == 0
 
 
-def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig):
+def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig: Rig) -> None:
     """Which of them are up, and which instances they are, as far as it is known; itself among them."""
     rig.exchange(A).connected()
     assert rig.exchange(A).subscriber.lists == [encoded(A, serves=False, instances={})]
@@ -1009,7 +1025,7 @@ def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig):
     assert rig.exchange(B).subscriber.lists == [encoded(A, B, serves=False, instances=known)]
 
 
-def test_the_hello_is_repeated_when_its_list_has_changed(pair):
+def test_the_hello_is_repeated_when_its_list_has_changed(pair: Rig) -> None:
     """At every forwarder that has welcomed this process, by the next tick, once."""
     lists = {one: pair.exchange(one).subscriber.lists for one in (A, B)}
     pair.tick()
@@ -1023,7 +1039,7 @@ def test_the_hello_is_repeated_when_its_list_has_changed(pair):
     assert lists == {A: [encoded(A)], B: []}
 
 
-def test_a_draining_forwarder_is_sent_no_changed_list(pair):
+def test_a_draining_forwarder_is_sent_no_changed_list(pair: Rig) -> None:
     """`Detach` is the last frame of its session."""
     pair.tick()
     pair.welcome(B, wire.State.DRAINING)
@@ -1032,7 +1048,7 @@ def test_a_draining_forwarder_is_sent_no_changed_list(pair):
     assert pair.exchange(B).subscriber.lists == []
 
 
-def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make):
+def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make: Callable[..., Rig]) -> None:
     """The one that CONFIG gives; the other is not learned of again."""
     rig = make(A)
     rig.come_up(A)
@@ -1049,7 +1065,7 @@ def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make):
     assert list(rig.links._links) == [A]
 
 
-def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig):
+def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: Rig) -> None:
     """The later hello has its session: the link that keeps it begins another one."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
@@ -1071,7 +1087,7 @@ def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig):
     assert rig.sent(kept) == [G, H]
 
 
-def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(make):
+def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(make: Callable[..., Rig]) -> None:
     """Nor one whose instance nobody has reported: it may be the same."""
     rig = make(A)
     rig.exchange(A).connected()
@@ -1079,7 +1095,9 @@ def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(m
     assert list(rig.links._links) == [A]
 
 
-def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instance_they_are(make):
+def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instance_they_are(
+    make: Callable[..., Rig],
+) -> None:
     """An address that it has may be another one of a forwarder that is greeted; the list of that one counts as well."""
     rig = make(A, C)
     rig.come_up(C)
@@ -1091,7 +1109,7 @@ def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instanc
     assert {*rig.links._links} == {A, B, C, D}
 
 
-def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address(make):
+def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address(make: Callable[..., Rig]) -> None:
     """After a reconnect, as at first."""
     rig = make(A, C)
     rig.come_up(A, C)
@@ -1103,7 +1121,7 @@ def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address
     assert list(rig.links._links) == [A, C]
 
 
-def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make):
+def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make: Callable[..., Rig]) -> None:
     """It may stay so: never reached, or lost."""
     rig = make(A, C)
     rig.come_up(C)
@@ -1115,7 +1133,7 @@ def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make):
     assert D in rig.links._links
 
 
-def test_an_address_that_was_a_double_is_tried_again_later(make):
+def test_an_address_that_was_a_double_is_tried_again_later(make: Callable[..., Rig]) -> None:
     """It may lead to another forwarder by then: an address of CONFIG that stands for two led to its own one."""
     rig = make(A)
     rig.exchange(A).instance = INSTANCES[C]
@@ -1137,7 +1155,7 @@ def test_an_address_that_was_a_double_is_tried_again_later(make):
     assert list(rig.links._links) == [A, B]
 
 
-def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make):
+def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make: Callable[..., Rig]) -> None:
     """Although that one carries messages: nothing more is sent by it, and what it has sent is sent again."""
     rig = make(A, C)
     rig.come_up(C)
@@ -1159,7 +1177,7 @@ def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make):
     assert sorted(rig.sent(C)) == [b"1", b"2"]
 
 
-def test_a_double_that_was_up_loses_no_message(make):
+def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None:
     """What it has not seen acknowledged goes by the link that is kept, before anything newer."""
     rig = make(A)
     rig.come_up(A)
@@ -1185,7 +1203,7 @@ def test_a_double_that_was_up_loses_no_message(make):
 
 
 @pytest.mark.parametrize("forwarders", [b"nonsense", b"0tcp://\xff\0tcp://b"])
-def test_a_malformed_list_is_counted(make, forwarders):
+def test_a_malformed_list_is_counted(make: Callable[..., Rig], forwarders: bytes) -> None:
     """The welcome counts all the same."""
     rig = make(A)
     rig.exchange(A).connected()
@@ -1195,7 +1213,7 @@ def test_a_malformed_list_is_counted(make, forwarders):
     assert rig.link(A).state is State.VERIFYING
 
 
-def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig):
+def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig: Rig) -> None:
     """It counts as the list of an older release: the link carries messages."""
     rig.verify(A, B, forwarders=b"nonsense")
     for one in (A, B):
@@ -1205,18 +1223,18 @@ def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig):
     assert (rig.sent(A), rig.sent(B)) == ([G], [H])
 
 
-def test_an_invalid_address_that_a_welcome_lists_is_waited_for_by_nobody(make):
+def test_an_invalid_address_that_a_welcome_lists_is_waited_for_by_nobody(make: Callable[..., Rig]) -> None:
     """Else each join would wait for an exchange that does not exist."""
     rig = make(A)
     rig.exchange(A).connected()
     rig.welcome(A, forwarders=encoded(A, UNUSABLE, instances={UNUSABLE: TWO}))
-    request = Request(b"Ysync", to_all=True)
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.begin_request(5, request)
     rig.exchange(A).publish(wire.SYNCED.encode(wire.Synced(INBOX, 5)))
     assert (request.answer, len(rig.client.attachments)) == (0, 1)
 
 
-def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make, context):
+def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make: Callable[..., Rig], context: Context) -> None:
     """It is not tried again for a while, and leaves no socket behind."""
     rig = make(A)
     rig.come_up(A)
@@ -1231,7 +1249,7 @@ def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make, context)
         rig.tick(ROTATE_EVERY + 0.01)
 
 
-def test_an_invalid_address_of_config_is_an_error(make, context):
+def test_an_invalid_address_of_config_is_an_error(make: Callable[..., Rig], context: Context) -> None:
     """No socket is left behind."""
     with pytest.raises(ConfigurationError, match="pub_socket_address"):
         make(A, Forwarder(B.pull, INVALID))
@@ -1248,7 +1266,13 @@ def test_an_invalid_address_of_config_is_an_error(make, context):
         ((NAMED,), (A, B), False),
     ],
 )
-def test_processes_that_list_different_forwarders_are_reported_once(make, resolver, configured, listed, is_reported):
+def test_processes_that_list_different_forwarders_are_reported_once(
+    make: Callable[..., Rig],
+    resolver: dict[str, Any],
+    configured: tuple[Forwarder, ...],
+    listed: tuple[Forwarder, ...],
+    is_reported: bool,
+) -> None:
     """Only where CONFIG lists several: one address or name is a way to find the others."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(*configured)
@@ -1265,14 +1289,14 @@ def test_processes_that_list_different_forwarders_are_reported_once(make, resolv
 # Forgetting
 
 
-def learn(rig, forwarder):
+def learn(rig: Rig, forwarder: Forwarder) -> None:
     """Learn of a forwarder from another one, and reach it."""
     rig.come_up(A)
     rig.welcome(A, forwarders=encoded(A, forwarder))
     rig.come_up(forwarder)
 
 
-def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make):
+def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make: Callable[..., Rig]) -> None:
     """After a while. Its sockets are closed, and no request waits for it."""
     rig = make(A)
     learn(rig, B)
@@ -1290,7 +1314,7 @@ def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make):
     assert rig.sent(A) == [b"1"]
 
 
-def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make):
+def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Callable[..., Rig]) -> None:
     """It had been handed to the link, and was not acknowledged."""
     rig = make(A)
     learn(rig, B)
@@ -1303,7 +1327,7 @@ def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make):
     assert rig.sent(A) == [b"1", b"2"]
 
 
-def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(make):
+def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(make: Callable[..., Rig]) -> None:
     """Although another one is down that nobody has listed yet. A welcome that lists it brings it back."""
     rig = make(A, C)
     learn(rig, B)
@@ -1322,7 +1346,7 @@ def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(
 
 
 @pytest.mark.parametrize("why", ["listed", "unreached", "up", "configured", "verifying"])
-def test_a_forwarder_is_not_forgotten_for_less(make, why):
+def test_a_forwarder_is_not_forgotten_for_less(make: Callable[..., Rig], why: str) -> None:
     """Others list it, though they may not reach it either, or it answers, or CONFIG has it."""
     rig = make(*((A, B) if why == "configured" else (A,)))
     if why == "configured":
@@ -1350,7 +1374,9 @@ def test_a_forwarder_is_not_forgotten_for_less(make, why):
 # Names
 
 
-def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(make, resolver):
+def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(
+    make: Callable[..., Rig], resolver: dict[str, Any]
+) -> None:
     """Not at the start, which may be on an event loop: `look_around` resolves it, and the next tick connects."""
     resolver["zmq"] = ["10.0.0.2", "10.0.0.1"]
     rig = make(NAMED)
@@ -1365,7 +1391,9 @@ def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(make, res
     assert (rig.links.is_connected, rig.lines()) == (True, [])
 
 
-def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(make, resolver):
+def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(
+    make: Callable[..., Rig], resolver: dict[str, Any]
+) -> None:
     """Answers of DNS are partial and late. Once it is down it is forgotten; one that is new is connected to."""
     resolver["zmq"] = ["10.0.0.1", "10.0.0.2"]
     rig = make(NAMED)
@@ -1389,7 +1417,9 @@ def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(make
     assert list(rig.links._links) == [B, C]
 
 
-def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(make, resolver):
+def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(
+    make: Callable[..., Rig], resolver: dict[str, Any]
+) -> None:
     """Its successor may have another address already."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(NAMED)
@@ -1403,7 +1433,9 @@ def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(make, resolver):
     assert B in rig.links._links
 
 
-def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(make, resolver):
+def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(
+    make: Callable[..., Rig], resolver: dict[str, Any]
+) -> None:
     """A successor may be there at any moment; with one forwarder there is time."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(NAMED)
@@ -1422,7 +1454,9 @@ def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(make, resol
     assert rig.links._links.keys() == {A, B, C}
 
 
-def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(make, resolver):
+def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(
+    make: Callable[..., Rig], resolver: dict[str, Any]
+) -> None:
     """It is also the reason why there is no answer."""
     resolver["zmq"] = OSError(-2, "no such name")
     rig = make(NAMED)
@@ -1442,16 +1476,16 @@ def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(make, resol
     assert list(rig.links._links) == [A]
 
 
-def test_the_reason_of_any_link_is_the_reason_of_all(rig):
+def test_the_reason_of_any_link_is_the_reason_of_all(rig: Rig) -> None:
     """Whichever has one; it tells a caller why there is no answer."""
     assert rig.links.refusal == ""
     rig.link(B).refusal = "key"
     assert rig.links.refusal == "key"
 
 
-def test_every_link_looks_at_its_keys(pair):
+def test_every_link_looks_at_its_keys(pair: Rig) -> None:
     """Once a second, without the lock."""
-    looked = []
+    looked: list[Forwarder] = []
     for forwarder in (A, B):
         pair.link(forwarder).look_around = partial(looked.append, forwarder)
     pair.links.look_around()
@@ -1461,21 +1495,21 @@ def test_every_link_looks_at_its_keys(pair):
 # Housekeeping
 
 
-def test_a_tick_is_due_when_the_first_link_needs_one(pair):
+def test_a_tick_is_due_when_the_first_link_needs_one(pair: Rig) -> None:
     """At the latest when homes are to be rotated."""
     assert pair.tick() <= pair.clock.now + ROTATE_EVERY
     pair.publish()
     assert pair.tick() == pair.clock.now + BLOCK_SECONDS
 
 
-def test_without_any_link_a_tick_comes_back(make, resolver):
+def test_without_any_link_a_tick_comes_back(make: Callable[..., Rig], resolver: dict[str, Any]) -> None:
     """A name may resolve later."""
     resolver["zmq"] = []
     rig = make(NAMED)
     assert rig.clock.now < rig.tick() <= rig.clock.now + ROTATE_EVERY
 
 
-def test_a_silent_link_is_noticed_by_ticks(pair):
+def test_a_silent_link_is_noticed_by_ticks(pair: Rig) -> None:
     """Its messages go by the other one."""
     pair.publish(b"1")
     for _ in range(20):
@@ -1487,7 +1521,7 @@ def test_a_silent_link_is_noticed_by_ticks(pair):
 # The end
 
 
-def test_closing_sends_what_is_held_and_closes_everything(pair, context):
+def test_closing_sends_what_is_held_and_closes_everything(pair: Rig, context: Context) -> None:
     """What the sockets have taken is delivered within the linger time."""
     pair.exchange(A).push.is_full = True
     pair.publish(b"1")
@@ -1498,4 +1532,4 @@ def test_closing_sends_what_is_held_and_closes_everything(pair, context):
     assert [frame[:1] for frame in push.frames] == [b"G"]
     assert all(one.linger is not None for one in context.pushes)
     assert context.is_terminated
-    assert pair.links._selector.is_closed
+    assert cast(Selector, pair.links._selector).is_closed

@@ -20,17 +20,17 @@ TABLE = {
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
-def test_each_event_leads_where_the_table_says(state, event):
+def test_each_event_leads_where_the_table_says(state: State, event: Event) -> None:
     """Every state and every event."""
     assert TRANSITIONS[state].get(event) is TABLE[state][EVENTS.index(event)]
 
 
-def test_every_state_with_a_connection_can_be_left_by_a_loss():
+def test_every_state_with_a_connection_can_be_left_by_a_loss() -> None:
     """A lost connection of the subscriber's side is always noticed."""
     assert {state for state in State if TRANSITIONS[state].get(Event.LOST) is DOWN} == set(State) - {CONNECTING, DOWN}
 
 
-def test_a_link_is_up_only_after_a_welcome_and_an_echo():
+def test_a_link_is_up_only_after_a_welcome_and_an_echo() -> None:
     """There is no other way to `UP`."""
     into = {(state, event) for state in State for event, target in TRANSITIONS[state].items() if target is UP}
     assert into == {(VERIFYING, Event.ECHOED)}
@@ -39,7 +39,7 @@ def test_a_link_is_up_only_after_a_welcome_and_an_echo():
     assert VERIFYING not in TRANSITIONS[DOWN].values()
 
 
-def test_every_state_can_be_reached():
+def test_every_state_can_be_reached() -> None:
     """From `CONNECTING`."""
     reached = {CONNECTING}
     for _ in State:
