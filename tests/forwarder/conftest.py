@@ -1,28 +1,16 @@
 """What the tests of the forwarder share."""
 
+from collections.abc import Iterator
+
 import pytest
 import zmq
 import zmq.asyncio
 from fakes import Clock
-
-
-class Sockets:
-    """Opens sockets and closes them when the test is over."""
-
-    def __init__(self, context):
-        self.context = context
-        self._opened = []
-
-    def open(self, kind, address=None):
-        socket = self.context.socket(kind)
-        self._opened.append(socket)
-        if address is not None:
-            socket.connect(address)
-        return socket
+from open_sockets import Sockets
 
 
 @pytest.fixture
-def sockets():
+def sockets() -> Iterator[Sockets[zmq.Socket[bytes]]]:
     """Sockets without a loop."""
     with zmq.Context() as context:
         yield Sockets(context)
@@ -30,7 +18,7 @@ def sockets():
 
 
 @pytest.fixture
-def async_sockets():
+def async_sockets() -> Iterator[Sockets[zmq.asyncio.Socket]]:
     """Sockets of the running loop."""
     with zmq.asyncio.Context() as context:
         yield Sockets(context)
@@ -38,6 +26,6 @@ def async_sockets():
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     """Time that a test moves."""
     return Clock()

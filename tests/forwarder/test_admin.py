@@ -5,11 +5,14 @@ import re
 import socket
 import time
 from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
+from fakes import Clock
 from prometheus_client.parser import text_string_to_metric_families
 
 from channels_zmq_forwarder import __version__, wire
@@ -27,17 +30,17 @@ A = b"a" * 16
 class Page:
     """An admin page and what it shows."""
 
-    def __init__(self, port, clock):
+    def __init__(self, port: int, clock: Clock | Callable[..., Any]) -> None:
         self.exchange, self.traffic = Exchange(b"instance"), Traffic()
         self.memory = MemoryGuard(1000, clock)
         self.admin = Admin(self.exchange, self.traffic, memory=self.memory)
         self.address = f"127.0.0.1:{port}"
 
-    async def get(self, path):
+    async def get(self, path: str) -> tuple[int, str, str]:
         async with aiohttp.ClientSession() as session, session.get(f"http://{self.address}{path}") as response:
             return response.status, response.content_type, await response.text()
 
-    async def metrics(self):
+    async def metrics(self) -> dict[tuple[str, ...], float]:
         _, content_type, text = await self.get("/metrics")
         assert content_type == "text/plain"
         return {
@@ -46,23 +49,24 @@ class Page:
             for sample in family.samples
         }
 
-    async def status(self):
+    async def status(self) -> dict[str, Any]:
         async with aiohttp.ClientSession() as session, session.get(f"http://{self.address}/status.json") as response:
-            return await response.json()
+            status: dict[str, Any] = await response.json()
+            return status
 
 
 @pytest.fixture
-async def page(unused_tcp_port, clock):
+async def page(unused_tcp_port: int, clock: Clock) -> AsyncIterator[Page]:
     page = Page(unused_tcp_port, clock)
     async with page.admin.serving(page.address):
         yield page
 
 
-def enqueue(channel, *, n=1):
+def enqueue(channel: bytes, *, n: int = 1) -> bytes:
     return wire.ENQUEUE.encode(wire.Enqueue(A, n, 60_000, 100, channel, b"payload"))
 
 
-async def test_it_is_alive_before_it_is_ready(page):
+async def test_it_is_alive_before_it_is_ready(page: Page) -> None:
     """A settling forwarder is not ready, but it must not be restarted."""
     assert (await page.get("/livez"))[0] == 200
     assert (await page.get("/readyz"))[::2] == (503, "settling\n")
@@ -70,7 +74,7 @@ async def test_it_is_alive_before_it_is_ready(page):
     assert (await page.get("/readyz"))[::2] == (200, "serving\n")
 
 
-async def test_it_is_not_ready_while_it_drains(page):
+async def test_it_is_not_ready_while_it_drains(page: Page) -> None:
     """A load balancer, or a rollout, must not count on it any more."""
     page.exchange.enter(State.SERVING)
     page.exchange.drain(float("inf"))
@@ -78,7 +82,7 @@ async def test_it_is_not_ready_while_it_drains(page):
     assert (await page.status())["state"] == "draining"
 
 
-async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page, clock):
+async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page: Page, clock: Clock) -> None:
     """The status and a gauge show at once what is refused."""
     page.exchange.enter(State.SERVING)
     page.memory.decide(950, 0)
@@ -89,7 +93,9 @@ async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page
     assert (await page.get("/readyz"))[::2] == (503, "short of memory\n")
 
 
-async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(page, monkeypatch):
+async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They expire messages, read keys and watch memory; a restart helps."""
     page.admin.beat(0.0)
     assert (await page.get("/livez"))[0] == 200
@@ -100,7 +106,7 @@ async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(page, monkey
     assert (await page.get("/livez"))[0] == 200
 
 
-async def test_metrics_count_frames_and_bytes(page):
+async def test_metrics_count_frames_and_bytes(page: Page) -> None:
     """The metrics contain counters of frames and bytes, drops by cause, and gauges."""
     page.exchange.enter(State.SERVING)
     page.traffic.frames_in, page.traffic.bytes_in, page.traffic.frames_out, page.traffic.bytes_out = 4, 30, 2, 10
@@ -134,7 +140,7 @@ async def test_metrics_count_frames_and_bytes(page):
     assert metrics["process_resident_memory_bytes",] > 0
 
 
-async def test_the_wait_of_jobs_is_a_histogram(page):
+async def test_the_wait_of_jobs_is_a_histogram(page: Page) -> None:
     """The exchange observes the time in the queue."""
     page.exchange.queues.observe_wait(0.02)
     metrics = await page.metrics()
@@ -142,13 +148,13 @@ async def test_the_wait_of_jobs_is_a_histogram(page):
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.005"] == 0
 
 
-async def test_a_timer_that_ran_early_has_no_lag(page):
+async def test_a_timer_that_ran_early_has_no_lag(page: Page) -> None:
     """Clocks are not exact, so a lag may be negative."""
     page.admin.beat(-0.001)
     assert (await page.metrics())["channels_zmq_forwarder_loop_lag_seconds_sum",] == 0
 
 
-async def test_status_shows_the_longest_queues_first(page):
+async def test_status_shows_the_longest_queues_first(page: Page) -> None:
     """The status contains the number of readers of each queue."""
     for channel, count in ((b"short", 1), (b"long", 3), ("lang-é".encode(), 2)):
         for _ in range(count):
@@ -165,7 +171,7 @@ async def test_status_shows_the_longest_queues_first(page):
     assert (status["waiting"], status["queue_count"], status["clients"]) == (5, 3, 1)
 
 
-async def test_status_lists_only_some_of_many(page):
+async def test_status_lists_only_some_of_many(page: Page) -> None:
     """A page of 100,000 groups would be useless."""
     for number in range(LISTED + 5):
         page.exchange.upstream(b"\1" + wire.group_topic(f"room{number:03}"))
@@ -177,14 +183,14 @@ async def test_status_lists_only_some_of_many(page):
     assert status["queue_count"] == LISTED + 5
 
 
-async def test_status_survives_names_that_are_not_utf_8(page):
+async def test_status_survives_names_that_are_not_utf_8(page: Page) -> None:
     """A subscription may contain any bytes."""
     page.exchange.upstream(b"\1G\xff\xfe\0")
     page.exchange.inbound(enqueue(b"\xff"))
     assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
 
 
-async def test_status_shows_only_the_beginning_of_a_long_name(page):
+async def test_status_shows_only_the_beginning_of_a_long_name(page: Page) -> None:
     """A client may subscribe to a name of megabytes, and every poll of the page would carry it."""
     page.exchange.upstream(b"\1G" + b"g" * 2_000_000 + b"\0")
     _, _, text = await page.get("/status.json")
@@ -193,7 +199,7 @@ async def test_status_shows_only_the_beginning_of_a_long_name(page):
     assert status["some_groups"] == ["g" * NAME_BYTES + "…"]
 
 
-async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory):
+async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory: Callable[..., Any]) -> None:
     """Health and metrics may be public; names of groups and channels stay at an address of their own."""
     page = Page(unused_tcp_port_factory(), lambda: 0.0)
     page.exchange.upstream(b"\1" + wire.group_topic("secret-room"))
@@ -210,7 +216,7 @@ async def test_names_are_served_only_at_the_status_address(unused_tcp_port_facto
             assert (await page.get(path))[0] in (200, 503), "the page links to it"
 
 
-async def test_an_empty_status_address_serves_no_names(unused_tcp_port):
+async def test_an_empty_status_address_serves_no_names(unused_tcp_port: int) -> None:
     """Health and metrics are served all the same."""
     other = Page(unused_tcp_port, lambda: 0.0)
     async with other.admin.serving(other.address, ""):
@@ -218,7 +224,7 @@ async def test_an_empty_status_address_serves_no_names(unused_tcp_port):
         assert (await other.get("/livez"))[0] == 200
 
 
-async def test_the_status_contains_version_and_uptime(page):
+async def test_the_status_contains_version_and_uptime(page: Page) -> None:
     """The status contains version, instance, state and uptime, and every cause of drops, also at 0."""
     status = await page.status()
     assert status["version"] == __version__
@@ -228,7 +234,7 @@ async def test_the_status_contains_version_and_uptime(page):
     assert status["drops"] == dict.fromkeys(DROP_CAUSES, 0)
 
 
-async def test_the_page_needs_nothing_from_elsewhere(page):
+async def test_the_page_needs_nothing_from_elsewhere(page: Page) -> None:
     """The page works offline and behind a proxy with a strict content security policy."""
     status, content_type, text = await page.get("/")
     assert (status, content_type) == (200, "text/html")
@@ -237,7 +243,7 @@ async def test_the_page_needs_nothing_from_elsewhere(page):
         assert outside not in text
 
 
-async def test_the_policy_of_the_page_names_its_script_and_style(page):
+async def test_the_policy_of_the_page_names_its_script_and_style(page: Page) -> None:
     """A browser runs what has these hashes, and nothing else."""
     async with aiohttp.ClientSession() as session, session.get(f"http://{page.address}/") as response:
         policy, text = response.headers["Content-Security-Policy"], await response.text()
@@ -249,14 +255,14 @@ async def test_the_policy_of_the_page_names_its_script_and_style(page):
     assert "unsafe" not in policy
 
 
-async def test_an_empty_address_serves_nothing():
+async def test_an_empty_address_serves_nothing() -> None:
     """An empty address disables the endpoints."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(""):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_an_address_in_use_is_named(host, unused_tcp_port):
+async def test_an_address_in_use_is_named(host: str, unused_tcp_port: int) -> None:
     """The error names an IPv6 address too."""
     one, other = (Admin(Exchange(b"instance"), Traffic()) for _ in range(2))
     async with one.serving(f"{host}:{unused_tcp_port}"):
@@ -265,7 +271,7 @@ async def test_an_address_in_use_is_named(host, unused_tcp_port):
                 raise AssertionError("it was bound twice")
 
 
-async def test_all_interfaces_of_both_families_are_served(unused_tcp_port):
+async def test_all_interfaces_of_both_families_are_served(unused_tcp_port: int) -> None:
     """Probes reach a pod by an address of either family."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(f"*:{unused_tcp_port}"):
         for host in ["127.0.0.1", *(["::1"] if socket.has_ipv6 else [])]:

@@ -10,18 +10,18 @@ A, B = b"a" * 16, b"b" * 16
 FOREVER = 1e9
 
 
-def entry(number, payload=b""):
+def entry(number: int, payload: bytes = b"") -> Entry:
     return Entry(number, FOREVER, 0.0, payload)
 
 
-def filled(*numbers):
+def filled(*numbers: int) -> ChannelQueue:
     queue = ChannelQueue()
     for number in numbers:
         queue.put(entry(number))
     return queue
 
 
-def handed(queue):
+def handed(queue: ChannelQueue) -> list[tuple[bytes, int]]:
     """Hand messages to readers; return the pairs of inbox and number."""
     out = []
     while queue.readers and queue.waiting:
@@ -30,14 +30,14 @@ def handed(queue):
     return out
 
 
-def test_messages_leave_in_order():
+def test_messages_leave_in_order() -> None:
     """The queue is first in, first out."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
     assert handed(queue) == [(A, 1), (A, 2), (A, 3)]
 
 
-def test_a_message_put_back_returns_to_its_place():
+def test_a_message_put_back_returns_to_its_place() -> None:
     """The order of the hand-backs does not matter."""
     queue = filled(1, 2, 3, 4, 5)
     queue.open_window(A, 1, 4)
@@ -49,7 +49,7 @@ def test_a_message_put_back_returns_to_its_place():
     assert [number for _, number in handed(queue)] == [1, 2, 3, 4, 5]
 
 
-def test_a_message_that_is_removed_leaves_the_order():
+def test_a_message_that_is_removed_leaves_the_order() -> None:
     """Removed messages leave no numbers behind, whatever their place."""
     queue = filled(*range(100))
     for number in range(1, 100):
@@ -60,7 +60,7 @@ def test_a_message_that_is_removed_leaves_the_order():
     assert handed(queue) == [(A, 0)]
 
 
-def test_readers_take_turns():
+def test_readers_take_turns() -> None:
     """Each reader gets one message in turn, in the order in which they opened their windows."""
     queue = filled(1, 2, 3, 4, 5)
     queue.open_window(A, 1, 9)
@@ -68,7 +68,7 @@ def test_readers_take_turns():
     assert handed(queue) == [(A, 1), (B, 2), (A, 3), (B, 4), (A, 5)]
 
 
-def test_a_window_is_absolute():
+def test_a_window_is_absolute() -> None:
     """The same limit again opens nothing, so that a repeated frame does no harm."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 1)
@@ -79,7 +79,7 @@ def test_a_window_is_absolute():
     assert handed(queue) == [(A, 2)]
 
 
-def test_a_window_can_be_closed():
+def test_a_window_can_be_closed() -> None:
     """A limit that goes down takes the reader out of the turns."""
     queue = filled(1)
     queue.open_window(A, 1, 5)
@@ -88,7 +88,7 @@ def test_a_window_can_be_closed():
     assert queue.readers == 0
 
 
-def test_a_window_that_was_never_used_is_not_remembered():
+def test_a_window_that_was_never_used_is_not_remembered() -> None:
     """A reader that left without a message leaves nothing behind."""
     queue = ChannelQueue()
     queue.open_window(A, 1, 5)
@@ -96,7 +96,7 @@ def test_a_window_that_was_never_used_is_not_remembered():
     assert queue.idle
 
 
-def test_a_used_window_is_remembered():
+def test_a_used_window_is_remembered() -> None:
     """The jobs that were handed over count until the session ends."""
     queue = filled(1, 2)
     queue.open_window(A, 1, 1)
@@ -106,7 +106,7 @@ def test_a_used_window_is_remembered():
     assert handed(queue) == []
 
 
-def test_a_reader_that_is_forgotten_gets_nothing():
+def test_a_reader_that_is_forgotten_gets_nothing() -> None:
     """Other readers get the messages."""
     queue = filled(1)
     queue.open_window(A, 1, 5)
@@ -116,7 +116,7 @@ def test_a_reader_that_is_forgotten_gets_nothing():
     assert handed(queue) == [(B, 1)]
 
 
-def test_jobs_count_until_they_are_settled():
+def test_jobs_count_until_they_are_settled() -> None:
     """Jobs settle in the order of their hand-over. A lower count is late; a count beyond what was handed is capped."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
@@ -130,7 +130,7 @@ def test_jobs_count_until_they_are_settled():
     assert queue.size == 0
 
 
-def test_a_job_that_is_handed_back_is_settled_at_once():
+def test_a_job_that_is_handed_back_is_settled_at_once() -> None:
     """The next report includes it and settles no other job."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 3)
@@ -144,19 +144,21 @@ def test_a_job_that_is_handed_back_is_settled_at_once():
     assert list(queue.credits[A].unsettled) == [3]
 
 
-def test_a_queue_is_idle_when_nothing_depends_on_it():
+def test_a_queue_is_idle_when_nothing_depends_on_it() -> None:
     """Messages, readers and jobs of ended sessions keep a queue."""
     queue = filled(1)
     assert not queue.idle
     queue.open_window(A, 1, 1)
     handed(queue)
-    queue.orphans[A, 1] = queue.forget(A).unsettled
+    credit = queue.forget(A)
+    assert credit is not None
+    queue.orphans[A, 1] = credit.unsettled
     assert not queue.idle
     assert queue.reclaim(A, 1, entry(1).payload) == entry(1)
     assert queue.idle
 
 
-def test_clearing_keeps_the_readers():
+def test_clearing_keeps_the_readers() -> None:
     """A flush drops messages and jobs and keeps the windows."""
     queue = filled(1, 2)
     queue.open_window(A, 1, 1)
@@ -168,7 +170,7 @@ def test_clearing_keeps_the_readers():
     assert handed(queue) == [(A, 3)]
 
 
-def test_size_counts_payloads_and_entries():
+def test_size_counts_payloads_and_entries() -> None:
     """Empty messages take memory, and so do jobs until they are settled, even without their payload."""
     queue = ChannelQueue()
     queue.put(entry(1, b"x" * 10))
@@ -185,19 +187,21 @@ def test_size_counts_payloads_and_entries():
 class QueueAgainstModel(RuleBasedStateMachine):
     """The queue beside a list of messages and a window for each reader."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.queue, self.number = ChannelQueue(), 0
-        self.waiting, self.held, self.windows = set(), {}, {}
+        self.waiting: set[int] = set()
+        self.held: dict[int, bytes] = {}
+        self.windows: dict[bytes, list[int]] = {}
 
     @rule(size=st.integers(0, 9))
-    def put(self, size):
+    def put(self, size: int) -> None:
         self.number += 1
         self.queue.put(entry(self.number, bytes(size)))
         self.waiting.add(self.number)
 
     @rule(who=st.sampled_from([A, B]), room=st.integers(0, 4))
-    def open_window(self, who, room):
+    def open_window(self, who: bytes, room: int) -> None:
         handed = self.windows.get(who, [0])[0]
         self.queue.open_window(who, 1, handed + room)
         self.windows[who] = [handed, handed + room]
@@ -205,7 +209,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
             del self.windows[who]
 
     @rule(who=st.sampled_from([A, B]))
-    def forget(self, who):
+    def forget(self, who: bytes) -> None:
         credit = self.queue.forget(who)
         for job in credit.unsettled.values() if credit else ():
             self.queue.release(job)
@@ -213,7 +217,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.held = {number: owner for number, owner in self.held.items() if owner != who}
 
     @rule()
-    def hand_over(self):
+    def hand_over(self) -> None:
         for inbox, number in handed(self.queue):
             self.windows[inbox][0] += 1
             assert self.windows[inbox][0] <= self.windows[inbox][1], "beyond the window"
@@ -225,16 +229,19 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def put_back(self, data):
+    def put_back(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.held)))
         inbox = self.held.pop(number)
-        payload = self.queue.credits[inbox].unsettled[number].entry.payload
-        self.queue.put(self.queue.reclaim(inbox, number, payload))
+        handed_over = self.queue.credits[inbox].unsettled[number].entry
+        assert handed_over is not None
+        reclaimed = self.queue.reclaim(inbox, number, handed_over.payload)
+        assert reclaimed is not None
+        self.queue.put(reclaimed)
         self.waiting.add(number)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
-    def settle(self, data):
+    def settle(self, data: st.DataObject) -> None:
         owner = data.draw(st.sampled_from(sorted(set(self.held.values()))))
         credit = self.queue.credits[owner]
         first = next(iter(credit.unsettled))
@@ -243,22 +250,24 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
-    def remove(self, data):
+    def remove(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.waiting)))
-        assert self.queue.remove(number).number == number
+        removed = self.queue.remove(number)
+        assert removed is not None
+        assert removed.number == number
         self.waiting.remove(number)
 
     @rule()
-    def clear(self):
+    def clear(self) -> None:
         self.queue.clear()
         self.waiting.clear()
         self.held.clear()
 
     @invariant()
-    def books_balance(self):
+    def books_balance(self) -> None:
         jobs = [job for credit in self.queue.credits.values() for job in credit.unsettled.values()]
         assert self.queue.waiting.keys() == self.waiting
-        assert self.queue.size == sum(item.size for item in [*self.queue.waiting.values(), *jobs])
+        assert self.queue.size == sum(item.size for item in self.queue.waiting.values()) + sum(job.size for job in jobs)
         assert self.queue.used == len(self.waiting) + len(self.held)
         assert self.queue.unsettled == len(self.held)
         assert self.queue.credits.keys() == self.windows.keys()

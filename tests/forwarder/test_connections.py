@@ -2,12 +2,16 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import zmq
 from descriptors import none_left
+from open_sockets import Sockets
 
 from channels_zmq_forwarder import connections
 from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscribers
@@ -17,11 +21,13 @@ BEHIND = 8 * 2**20
 FAR = 8 * BEHIND
 """More than a subscriber may be behind, and the system holds for a connection."""
 
+LOCAL = "tcp://127.0.0.1:*"
+
 
 class Publisher:
     """A publishing socket and its subscribers."""
 
-    def __init__(self, sockets, address="tcp://127.0.0.1:*", behind=BEHIND):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], address: str = LOCAL, behind: int = BEHIND) -> None:
         self._sockets = sockets
         self.xpub = sockets.open(zmq.XPUB)
         self.xpub.set(zmq.XPUB_VERBOSER, 1)
@@ -29,10 +35,10 @@ class Publisher:
         self.connections = Connections(self.xpub)
         self.slow = SlowSubscribers(self.connections, behind)
         self.xpub.bind(address)
-        self.address = self.xpub.last_endpoint
+        self.address = self.xpub.get_string(zmq.LAST_ENDPOINT)
         self.published = 0
 
-    def subscribe(self, topic=b""):
+    def subscribe(self, topic: bytes = b"") -> zmq.Socket[bytes]:
         """Return a subscriber; libzmq reads no more than one frame ahead of it."""
         subscriber = self._sockets.open(zmq.SUB)
         subscriber.set(zmq.RCVHWM, 1)
@@ -44,27 +50,27 @@ class Publisher:
         self.connections.turn()
         return subscriber
 
-    def connect(self):
+    def connect(self) -> socket.socket:
         """Return a connection to it that speaks no ZeroMQ."""
-        port = int(self.address.rpartition(b":")[2])
+        port = int(self.address.rpartition(":")[2])
         return socket.create_connection(("127.0.0.1", port), timeout=10)
 
-    def publish(self, count=1):
+    def publish(self, count: int = 1) -> None:
         for _ in range(count):
             self.xpub.send(FRAME)
             self.published += len(FRAME)
 
-    def look(self):
+    def look(self) -> list[Any]:
         return self.slow.look(self.published)
 
 
 @pytest.fixture
-def make(sockets):
+def make(sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Callable[..., Publisher]]:
     """Return a function that makes a publisher."""
     made = []
 
-    def make(*args, **settings):
-        made.append(Publisher(sockets, *args, **settings))
+    def make(address: str = LOCAL, **settings: Any) -> Publisher:
+        made.append(Publisher(sockets, address, **settings))
         return made[-1]
 
     yield make
@@ -72,17 +78,17 @@ def make(sockets):
         publisher.connections.close()
 
 
-def read(subscriber):
+def read(subscriber: zmq.Socket[bytes]) -> None:
     assert subscriber.poll(5000)
     assert subscriber.recv() == FRAME
 
 
-def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make):
+def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make: Callable[..., Publisher]) -> None:
     """Once it is further behind than it may be; one that reads everything gets everything."""
     publisher = make()
     fast, _ = publisher.subscribe(), publisher.subscribe()
     slow_peer = list(publisher.connections.peers.values())[-1]
-    ended = []
+    ended: list[Any] = []
     while not ended:
         assert publisher.published < FAR
         publisher.publish()
@@ -97,7 +103,7 @@ def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make):
         read(fast)
 
 
-def test_it_may_connect_anew(make):
+def test_it_may_connect_anew(make: Callable[..., Publisher]) -> None:
     """What waited for it is lost."""
     publisher = make()
     slow = publisher.subscribe()
@@ -112,7 +118,7 @@ def test_it_may_connect_anew(make):
     read(slow)
 
 
-def test_a_subscriber_that_reads_late_is_not_behind(make):
+def test_a_subscriber_that_reads_late_is_not_behind(make: Callable[..., Publisher]) -> None:
     """What it has taken does not count, whatever was published."""
     publisher = make()
     late = publisher.subscribe()
@@ -123,7 +129,7 @@ def test_a_subscriber_that_reads_late_is_not_behind(make):
             read(late)
 
 
-def test_a_subscriber_of_other_topics_is_not_behind(make):
+def test_a_subscriber_of_other_topics_is_not_behind(make: Callable[..., Publisher]) -> None:
     """Nothing waits for it, although it reads nothing."""
     publisher = make()
     publisher.subscribe(b"other")
@@ -133,7 +139,9 @@ def test_a_subscriber_of_other_topics_is_not_behind(make):
 
 
 @pytest.mark.parametrize("case", ["no bound", "ipc"])
-def test_a_connection_that_cannot_or_need_not_be_judged_stays(make, tmp_path, case):
+def test_a_connection_that_cannot_or_need_not_be_judged_stays(
+    make: Callable[..., Publisher], tmp_path: Path, case: str
+) -> None:
     """The system does not tell what the peer of a local socket has taken."""
     publisher = make(behind=0) if case == "no bound" else make(f"ipc://{tmp_path}/pub")
     publisher.subscribe()
@@ -142,7 +150,7 @@ def test_a_connection_that_cannot_or_need_not_be_judged_stays(make, tmp_path, ca
         assert publisher.look() == []
 
 
-def test_a_look_is_due_when_enough_was_published(make):
+def test_a_look_is_due_when_enough_was_published(make: Callable[..., Publisher]) -> None:
     """A look at a thousand connections takes a millisecond."""
     publisher = make()
     assert [publisher.slow.is_due(published) for published in (0, BEHIND // 16 - 1, BEHIND // 16)] == [0, 0, 1]
@@ -150,7 +158,9 @@ def test_a_look_is_due_when_enough_was_published(make):
     assert [publisher.slow.is_due(BEHIND + more) for more in (0, BEHIND // 16)] == [False, True]
 
 
-def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone(make):
+def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone(
+    make: Callable[..., Publisher],
+) -> None:
     """The system gives the number of a closed file to the next one."""
     publisher = make()
     subscriber = publisher.subscribe()
@@ -161,7 +171,7 @@ def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone
     read(subscriber)
 
 
-def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make):
+def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make: Callable[..., Publisher]) -> None:
     """Nothing fails."""
     publisher = make()
     publisher.connections.peers[2**20] = Peer("127.0.0.1", 1)
@@ -170,7 +180,9 @@ def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make):
     assert publisher.look() == []
 
 
-def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(make, tmp_path):
+def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(
+    make: Callable[..., Publisher], tmp_path: Path
+) -> None:
     """And none is left open."""
     publisher = make()
     with open(tmp_path / "file", "w") as file:
@@ -181,7 +193,9 @@ def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(make, tmp_p
         file.write("still open")
 
 
-def test_where_sockets_are_no_descriptors_no_connection_is_ended(make, monkeypatch):
+def test_where_sockets_are_no_descriptors_no_connection_is_ended(
+    make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On Windows: the number of one may be that of a file."""
     publisher = make()
     publisher.subscribe()
@@ -193,7 +207,7 @@ def test_where_sockets_are_no_descriptors_no_connection_is_ended(make, monkeypat
     assert publisher.connections.end(descriptor)
 
 
-def test_a_connection_is_ended_when_no_descriptor_is_left(make):
+def test_a_connection_is_ended_when_no_descriptor_is_left(make: Callable[..., Publisher]) -> None:
     """A revoked key, say: whoever uses up the descriptors must not keep it in."""
     publisher = make()
     publisher.subscribe()
@@ -204,7 +218,9 @@ def test_a_connection_is_ended_when_no_descriptor_is_left(make):
         publisher.connections.turn()
 
 
-def test_a_step_processes_a_bounded_number_of_events(make, monkeypatch):
+def test_a_step_processes_a_bounded_number_of_events(
+    make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that a flood of connections lets the rest of the program run."""
     publisher = make()
     publisher.subscribe()
@@ -219,10 +235,10 @@ def test_a_step_processes_a_bounded_number_of_events(make, monkeypatch):
         assert not publisher.connections.step()
 
 
-def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets):
+def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """A number is free as soon as a connection has ended. Better no address is logged than that of somebody else."""
     server = sockets.open(zmq.PULL)
-    refused = []
+    refused: list[Peer] = []
     watched = Connections(server, refused.append)
     port = server.bind_to_random_port("tcp://127.0.0.1")
     with socket.create_connection(("127.0.0.1", port), timeout=10) as stranger:
@@ -242,6 +258,6 @@ def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets):
     ("peer", "shown"),
     [(Peer("10.0.0.1", 5), "10.0.0.1:5"), (Peer("::1", 5), "[::1]:5"), (Peer("a local socket"), "a local socket")],
 )
-def test_a_peer_is_shown_as_people_write_it(peer, shown):
+def test_a_peer_is_shown_as_people_write_it(peer: Peer, shown: str) -> None:
     """In log lines."""
     assert str(peer) == shown

@@ -3,6 +3,7 @@
 import logging
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -14,37 +15,37 @@ ONE, TWO = (new_pair()[0] for _ in range(2))
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "allowed"
 
 
-def write(path, *keys):
+def write(path: Path, *keys: bytes) -> None:
     """Replace the file in one step."""
     fresh = path.with_suffix(".new")
     fresh.write_bytes(b"\n".join(keys) + b"\n")
     fresh.replace(path)
 
 
-def test_a_key_may_have_space_around_it():
+def test_a_key_may_have_space_around_it() -> None:
     """A file that contains a key ends with a new line."""
     assert curve.key(f" {ONE.decode()}\n") == ONE
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 41, "~" * 40, "é" * 40, " " * 40])
-def test_an_invalid_key_is_refused_without_being_shown(text):
+def test_an_invalid_key_is_refused_without_being_shown(text: str) -> None:
     """A mistyped key still contains most of the key."""
     with pytest.raises(CurveKeyError, match="40 characters of Z85") as caught:
         curve.key(text)
     assert not text.strip() or text not in str(caught.value)
 
 
-def test_a_public_key_follows_from_its_secret_key():
+def test_a_public_key_follows_from_its_secret_key() -> None:
     """Only the secret key has to be configured."""
     public, secret = new_pair()
     assert curve.public_key(secret) == public
 
 
-def test_a_file_without_a_key_is_named(path):
+def test_a_file_without_a_key_is_named(path: Path) -> None:
     """The error names the file and the reason."""
     with pytest.raises(CurveKeyError, match=f"{path}: No such file"):
         curve.key_in(path)
@@ -53,13 +54,13 @@ def test_a_file_without_a_key_is_named(path):
         curve.key_in(path)
 
 
-def test_a_list_holds_values_and_the_lines_of_a_file(path):
+def test_a_list_holds_values_and_the_lines_of_a_file(path: Path) -> None:
     """Comments and empty lines are ignored."""
     write(path, b"# the web servers", TWO, b"", b"#")
     assert AllowedKeys([ONE], path).keys == {ONE, TWO}
 
 
-def test_a_broken_line_is_named_but_not_shown(path):
+def test_a_broken_line_is_named_but_not_shown(path: Path) -> None:
     """At the start an unreadable list is an error."""
     write(path, ONE, TWO[:-1])
     with pytest.raises(CurveKeyError, match=f"{path}, line 2") as caught:
@@ -67,7 +68,7 @@ def test_a_broken_line_is_named_but_not_shown(path):
     assert TWO[:-1].decode() not in str(caught.value)
 
 
-def test_a_changed_file_is_read_again(path):
+def test_a_changed_file_is_read_again(path: Path) -> None:
     """A refresh returns the revoked keys; configured keys stay."""
     write(path, ONE, TWO)
     allowed = AllowedKeys([ONE], path)
@@ -79,7 +80,9 @@ def test_a_changed_file_is_read_again(path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken", "empty"])
-def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damage):
+def test_a_file_that_cannot_be_used_any_more_changes_nothing(
+    path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     """The error is logged once, and the file is read again when it is valid."""
     write(path, ONE)
     allowed = AllowedKeys([], path)
@@ -97,12 +100,12 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(path, caplog, damag
     assert allowed.keys == {ONE, TWO}
 
 
-def test_a_list_without_a_file_never_changes():
+def test_a_list_without_a_file_never_changes() -> None:
     """There is no file that could change."""
     assert AllowedKeys([ONE]).refresh() == set()
 
 
-def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
+def test_keygen_writes_a_pair_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the owner can read the secret key; existing files are not overwritten."""
     name = str(tmp_path / "web")
     assert main(["keygen", name]) == 0
@@ -113,7 +116,7 @@ def test_keygen_writes_a_pair_of_files(tmp_path, capsys):
     assert "File exists" in capsys.readouterr().err
 
 
-def test_keygen_prints_a_pair(capsys):
+def test_keygen_prints_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a name the keys are printed."""
     assert main(["keygen"]) == 0
     words = capsys.readouterr().out.split()

@@ -11,20 +11,20 @@ from channels_zmq_forwarder.wire import KnownForwarder
 A, B = b"a" * 16, b"b" * 16
 
 
-def forwarder(number, *, serves=True):
+def forwarder(number: int, *, serves: bool = True) -> KnownForwarder:
     return KnownForwarder(b"pull%d" % number, b"pub%d" % number, serves)
 
 
-def address(number):
+def address(number: int) -> tuple[bytes, bytes]:
     return forwarder(number)[:2]
 
 
 @pytest.fixture
-def directory():
+def directory() -> Directory:
     return Directory(Counter())
 
 
-def test_the_union_contains_what_any_client_lists(directory):
+def test_the_union_contains_what_any_client_lists(directory: Directory) -> None:
     """Each client learns of what the others know."""
     directory.update(A, (forwarder(1), forwarder(2)))
     directory.update(B, (forwarder(2), forwarder(3)))
@@ -32,7 +32,7 @@ def test_the_union_contains_what_any_client_lists(directory):
     assert wire.decode_forwarders(directory.encoded) == (forwarder(1), forwarder(2), forwarder(3))
 
 
-def test_a_client_that_is_gone_takes_its_list_along(directory):
+def test_a_client_that_is_gone_takes_its_list_along(directory: Directory) -> None:
     """What others list as well stays."""
     directory.update(A, (forwarder(1), forwarder(2)))
     directory.update(B, (forwarder(2),))
@@ -43,7 +43,7 @@ def test_a_client_that_is_gone_takes_its_list_along(directory):
     assert B in directory
 
 
-def test_a_list_replaces_the_last_one_of_its_client(directory):
+def test_a_list_replaces_the_last_one_of_its_client(directory: Directory) -> None:
     """A client forgets a forwarder by not listing it any more."""
     directory.update(A, (forwarder(1),))
     directory.update(A, (forwarder(2),))
@@ -52,7 +52,7 @@ def test_a_list_replaces_the_last_one_of_its_client(directory):
     assert (directory.union, directory.encoded, A in directory) == (frozenset(), b"", False)
 
 
-def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory):
+def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory: Directory) -> None:
     """A client that has lost its link does not hide that others use theirs."""
     directory.update(A, (forwarder(1, serves=False), forwarder(2, serves=False)))
     assert not directory.serves
@@ -63,7 +63,7 @@ def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory):
     assert not directory.serves
 
 
-def test_the_links_of_all_clients_are_counted(directory):
+def test_the_links_of_all_clients_are_counted(directory: Directory) -> None:
     """By forwarder: how many clients are connected, and how many send by it."""
     assert directory.links() == []
     directory.update(A, (forwarder(1), forwarder(2)))
@@ -73,9 +73,9 @@ def test_the_links_of_all_clients_are_counted(directory):
     assert directory.links() == [(address(1), 1, 0)]
 
 
-def test_the_union_is_bounded_and_what_exceeds_it_is_counted():
+def test_the_union_is_bounded_and_what_exceeds_it_is_counted() -> None:
     """Clients cannot make welcomes grow without a bound; a place that is given up is taken."""
-    drops = Counter()
+    drops: Counter[str] = Counter()
     directory = Directory(drops)
     full = tuple(map(forwarder, range(wire.MAX_FORWARDERS)))
     directory.update(A, full)
@@ -88,7 +88,7 @@ def test_the_union_is_bounded_and_what_exceeds_it_is_counted():
     assert len(directory.union) == wire.MAX_FORWARDERS
 
 
-def test_the_union_has_the_instance_that_was_reported_last(directory):
+def test_the_union_has_the_instance_that_was_reported_last(directory: Directory) -> None:
     """One that does not know it yet hides nothing; a restart is known once a client reports it."""
     one, two = (forwarder(1)._replace(instance=digit * wire.INSTANCE_DIGITS) for digit in (b"1", b"2"))
     directory.update(A, (one,))

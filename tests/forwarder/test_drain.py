@@ -2,12 +2,14 @@
 
 import random
 from collections import Counter, deque
+from collections.abc import Iterable
 
 import pytest
+from fakes import Clock
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.drain import WINDOW, Outcome
-from channels_zmq_forwarder.exchange import ANNOUNCE_EVERY, Exchange
+from channels_zmq_forwarder.exchange import ANNOUNCE_EVERY, Exchange, Frames
 from channels_zmq_forwarder.wire import KnownForwarder, State, Status
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -18,50 +20,54 @@ SECONDS = 10.0
 class Draining(Exchange):
     """An exchange as its clients see it."""
 
-    def __init__(self, clock, instance=b"instance"):
+    def __init__(self, clock: Clock, instance: bytes = b"instance") -> None:
         super().__init__(instance, clock=clock)
         self.clock = clock
         self.enter(State.SERVING)
 
-    def connect(self, inbox, session=1, forwarders=LIST):
+    def connect(self, inbox: bytes, session: int = 1, forwarders: bytes = LIST) -> Frames:
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
         return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 0, forwarders)))
 
-    def disconnect(self, inbox):
+    def disconnect(self, inbox: bytes) -> Frames:
         return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
 
-    def send(self, *payloads, channel=b"jobs", ttl=60_000):
+    def send(self, *payloads: bytes, channel: bytes = b"jobs", ttl: int = 60_000) -> None:
         for payload in payloads:
             self.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, ttl, 10**6, channel, payload)))
 
-    def begin(self):
+    def begin(self) -> Frames:
         return self.drain(self.clock() + SECONDS)
 
-    def detach(self, inbox, session=1):
+    def detach(self, inbox: bytes, session: int = 1) -> list[bytes]:
         frame = wire.DETACH.encode(wire.Detach(inbox, session))
         return [*self.inbound(frame), *self.upstream(frame)]
 
-    def taken(self, inbox, ordinal, session=1):
+    def taken(self, inbox: bytes, ordinal: int, session: int = 1) -> Frames:
         return self.upstream(wire.TAKEN.encode(wire.Taken(inbox, session, ordinal)))
 
 
 @pytest.fixture
-def exchange(clock):
+def exchange(clock: Clock) -> Draining:
     return Draining(clock)
 
 
 class Process:
     """A client of two exchanges, of which the first drains: what it sends is on its way until `deliver` takes it."""
 
-    def __init__(self, inbox, one, other):
+    def __init__(self, inbox: bytes, one: Draining, other: Draining) -> None:
         self.inbox, self.one, self.other = inbox, one, other
-        self.push, self.xsub, self.down, self.elsewhere = deque(), deque(), deque(), deque()
-        self.jobs, self.has_detached = [], False
+        self.push: deque[bytes] = deque()
+        self.xsub: deque[bytes] = deque()
+        self.down: deque[bytes] = deque()
+        self.elsewhere: deque[bytes] = deque()
+        self.jobs: list[wire.Job] = []
+        self.has_detached = False
         self.sends = iter(range(100))
         one.connect(inbox)
         self.xsub.append(wire.READY.encode(wire.Ready(inbox, 1, 2, 0, 0, 0, b"0")))
 
-    def send(self):
+    def send(self) -> None:
         """Send a message for a normal channel: by the first exchange until that drains."""
         number = next(self.sends, None)
         if number is not None:
@@ -69,7 +75,7 @@ class Process:
             frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, 1, 60_000, 10**6, b"%d" % (number % 7), payload))
             (self.elsewhere if self.has_detached else self.push).append(frame)
 
-    def receive(self):
+    def receive(self) -> None:
         if not self.down:
             return
         frame = self.down.popleft()
@@ -88,7 +94,7 @@ class Process:
             self.elsewhere.append(wire.BACK.encode(back))
             self.xsub.append(wire.TAKEN.encode(wire.Taken(self.inbox, 1, message.ordinal)))
 
-    def deliver(self, way):
+    def deliver(self, way: deque[bytes]) -> Frames:
         """Let a frame arrive; return what the first exchange publishes."""
         if not way:
             return ()
@@ -98,27 +104,27 @@ class Process:
         return (self.one.upstream if way is self.xsub else self.one.inbound)(way.popleft())
 
     @property
-    def is_quiet(self):
+    def is_quiet(self) -> bool:
         return not (self.push or self.xsub or self.down or self.elsewhere)
 
 
-def returned(frames):
+def returned(frames: Iterable[bytes]) -> list[wire.Returned]:
     """Return the returned messages among frames."""
     return [wire.RETURNED.decode(frame) for frame in frames if wire.sub_kind(frame) == wire.RETURNED.kind]
 
 
-def payloads(frames, inbox=A):
+def payloads(frames: Iterable[bytes], inbox: bytes = A) -> list[bytes]:
     return [message.payload for message in returned(frames) if message.inbox == inbox]
 
 
-def test_draining_is_reported_to_all_clients(exchange):
+def test_draining_is_reported_to_all_clients(exchange: Draining) -> None:
     """A client that connects later learns of it by its welcome."""
     exchange.connect(A)
     assert [wire.WELCOME.decode(frame).state for frame in exchange.begin()] == [State.DRAINING]
     assert wire.WELCOME.decode(exchange.connect(B)[0]).state == State.DRAINING
 
 
-def test_draining_is_reported_again_while_a_client_has_not_detached(exchange, clock):
+def test_draining_is_reported_again_while_a_client_has_not_detached(exchange: Draining, clock: Clock) -> None:
     """A welcome may have been lost at XPUB's mark."""
     exchange.connect(A)
     exchange.announce()
@@ -131,7 +137,7 @@ def test_draining_is_reported_again_while_a_client_has_not_detached(exchange, cl
     assert exchange.announce() == []
 
 
-def test_without_a_client_that_takes_part_it_is_over_at_once(exchange):
+def test_without_a_client_that_takes_part_it_is_over_at_once(exchange: Draining) -> None:
     """A client that lists no forwarders would never detach."""
     exchange.connect(A, forwarders=b"")
     exchange.send(b"1")
@@ -142,7 +148,7 @@ def test_without_a_client_that_takes_part_it_is_over_at_once(exchange):
     assert exchange.drops == {"not_returned": 1}
 
 
-def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange):
+def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange: Draining) -> None:
     """Until then messages and jobs may arrive that belong before others."""
     exchange.connect(A)
     exchange.connect(B)
@@ -153,7 +159,7 @@ def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange
     assert len(returned(exchange.upstream(wire.DETACH.encode(wire.Detach(B, 1))))) == 1
 
 
-def test_a_client_that_ends_is_not_waited_for(exchange):
+def test_a_client_that_ends_is_not_waited_for(exchange: Draining) -> None:
     """A client that dies meanwhile never detaches."""
     exchange.connect(A)
     exchange.connect(B)
@@ -163,7 +169,7 @@ def test_a_client_that_ends_is_not_waited_for(exchange):
     assert payloads(exchange.disconnect(B)) == [b"1"]
 
 
-def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange, clock):
+def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange: Draining, clock: Clock) -> None:
     """One process with a broken connection must not cost all messages that wait."""
     exchange.connect(A)
     exchange.connect(B)
@@ -177,7 +183,7 @@ def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange
     assert not exchange.is_drained
 
 
-def test_it_is_over_when_everything_has_been_taken(exchange):
+def test_it_is_over_when_everything_has_been_taken(exchange: Draining) -> None:
     """The last frame of the last client ends it."""
     exchange.connect(A)
     exchange.send(b"1", b"2")
@@ -194,7 +200,7 @@ def test_it_is_over_when_everything_has_been_taken(exchange):
     assert exchange.end() == Outcome(2, 0, 0)
 
 
-def test_it_is_over_when_its_time_is_over(exchange, clock):
+def test_it_is_over_when_its_time_is_over(exchange: Draining, clock: Clock) -> None:
     """What still waits is counted."""
     exchange.connect(A)
     exchange.send(b"1")
@@ -205,7 +211,7 @@ def test_it_is_over_when_its_time_is_over(exchange, clock):
     assert exchange.drops == {"not_returned": 1}
 
 
-def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(exchange):
+def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(exchange: Draining) -> None:
     """The messages of a channel stay in order, and no client gets all."""
     for inbox in (A, B):
         exchange.connect(inbox)
@@ -217,7 +223,7 @@ def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(e
     assert payloads(frames, B) == [b"two1", b"two2"]
 
 
-def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken(exchange):
+def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken(exchange: Draining) -> None:
     """What it takes makes room at once; the channel stays with it."""
     for inbox in (A, B):
         exchange.connect(inbox)
@@ -231,7 +237,7 @@ def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken
     assert exchange.is_drained
 
 
-def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange):
+def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange: Draining) -> None:
     """Channels that nobody has been returned yet go to the clients that have room."""
     for inbox in (A, B):
         exchange.connect(inbox)
@@ -244,7 +250,7 @@ def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange):
     assert payloads(frames, B) == [b"1", b"2"]
 
 
-def test_who_does_not_know_its_session_cannot_detach_a_client(exchange):
+def test_who_does_not_know_its_session_cannot_detach_a_client(exchange: Draining) -> None:
     """By PULL anybody could name its inbox."""
     exchange.connect(A)
     exchange.send(b"1")
@@ -254,7 +260,7 @@ def test_who_does_not_know_its_session_cannot_detach_a_client(exchange):
 
 
 @pytest.mark.parametrize("ordinal, session", [(2, 1), (0, 1), (1, 2)])
-def test_what_was_not_returned_cannot_be_taken(exchange, ordinal, session):
+def test_what_was_not_returned_cannot_be_taken(exchange: Draining, ordinal: int, session: int) -> None:
     """A late report, and one of another session, change nothing."""
     exchange.connect(A)
     exchange.send(b"1")
@@ -264,7 +270,7 @@ def test_what_was_not_returned_cannot_be_taken(exchange, ordinal, session):
     assert not exchange.is_drained
 
 
-def test_taking_again_does_no_harm(exchange):
+def test_taking_again_does_no_harm(exchange: Draining) -> None:
     """The report is cumulative, so that a client may repeat it."""
     exchange.connect(A)
     exchange.send(b"1", b"2")
@@ -276,7 +282,7 @@ def test_taking_again_does_no_harm(exchange):
 
 
 @pytest.mark.parametrize("event", ["end", "new session"])
-def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange, event):
+def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange: Draining, event: str) -> None:
     """Nobody knows whether it has them, and nobody may get a message twice. The others go to another client."""
     for inbox in (A, B):
         exchange.connect(inbox)
@@ -296,7 +302,7 @@ def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange
     assert exchange.is_drained
 
 
-def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchange):
+def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchange: Draining) -> None:
     """In order, behind what is lost."""
     for inbox in (A, B):
         exchange.connect(inbox)
@@ -308,7 +314,7 @@ def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchang
     assert exchange.drops == {"lost_delivery": WINDOW}
 
 
-def test_what_is_put_into_a_queue_late_is_returned_too(exchange):
+def test_what_is_put_into_a_queue_late_is_returned_too(exchange: Draining) -> None:
     """A job that is handed back, and a message of a client that does not know better."""
     exchange.connect(A)
     exchange.begin()
@@ -321,7 +327,7 @@ def test_what_is_put_into_a_queue_late_is_returned_too(exchange):
     assert wire.CONFIRM.decode(frames[0]).status == Status.OK
 
 
-def test_a_message_that_has_expired_is_not_returned(exchange, clock):
+def test_a_message_that_has_expired_is_not_returned(exchange: Draining, clock: Clock) -> None:
     """It is counted as it always is."""
     exchange.connect(A)
     exchange.send(b"1", ttl=1_000)
@@ -332,7 +338,7 @@ def test_a_message_that_has_expired_is_not_returned(exchange, clock):
     assert exchange.drops == {"expired": 1}
 
 
-def test_all_jobs_precede_the_welcome(exchange):
+def test_all_jobs_precede_the_welcome(exchange: Draining) -> None:
     """A client that hands them back and then detaches has none left. What it does not get waits to be returned."""
     exchange.connect(A)
     for limit in (1, 10):
@@ -347,7 +353,7 @@ def test_all_jobs_precede_the_welcome(exchange):
     assert payloads(exchange.detach(A)) == [b"3"]
 
 
-def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange):
+def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange: Draining) -> None:
     """It would wait for them."""
     exchange.connect(A)
     exchange.connect(B, forwarders=b"")
@@ -359,7 +365,7 @@ def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange):
     assert exchange.queues.by_channel[b"jobs"].holders == {B}
 
 
-def test_messages_are_relayed_and_queued_as_always(exchange):
+def test_messages_are_relayed_and_queued_as_always(exchange: Draining) -> None:
     """Clients change to other forwarders one after the other."""
     exchange.connect(A)
     exchange.begin()
@@ -369,7 +375,7 @@ def test_messages_are_relayed_and_queued_as_always(exchange):
     assert exchange.queues.depth() == 1
 
 
-def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange):
+def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange: Draining) -> None:
     """It may have sent something before it was welcomed."""
     exchange.connect(A)
     exchange.begin()
@@ -380,7 +386,7 @@ def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange):
     assert exchange.is_drained
 
 
-def test_a_repeated_hello_changes_nothing(exchange):
+def test_a_repeated_hello_changes_nothing(exchange: Draining) -> None:
     """A client that has detached reports another list."""
     exchange.connect(A)
     exchange.begin()
@@ -389,7 +395,7 @@ def test_a_repeated_hello_changes_nothing(exchange):
     assert exchange.is_drained
 
 
-def test_a_client_may_detach_before_draining_begins(exchange):
+def test_a_client_may_detach_before_draining_begins(exchange: Draining) -> None:
     """It ends, and its last frames are on their way."""
     exchange.connect(A)
     exchange.detach(A)
@@ -397,10 +403,10 @@ def test_a_client_may_detach_before_draining_begins(exchange):
     assert exchange.is_drained
 
 
-def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange, clock):
+def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange: Draining, clock: Clock) -> None:
     """Many channels and clients, and windows that fill up."""
     inboxes = [b"%016x" % number for number in range(5)]
-    sent = Counter()
+    sent: Counter[bytes] = Counter()
     for inbox in inboxes:
         exchange.connect(inbox)
     for number in range(4_000):
@@ -409,7 +415,8 @@ def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange, c
         sent[channel] += 1
     exchange.begin()
     frames = [frame for inbox in inboxes for frame in exchange.detach(inbox)]
-    got, owners = [], {}
+    got = []
+    owners: dict[bytes, bytes] = {}
     while frames:
         messages, frames = returned(frames), []
         for message in messages:
@@ -426,13 +433,13 @@ def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange, c
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock, seed):
+def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock: Clock, seed: int) -> None:
     """Frames of several clients are under way while the exchange drains, unread jobs among them."""
     chance = random.Random(seed)
     one, other = Draining(clock), Draining(clock, b"another!")
     processes = {inbox: Process(inbox, one, other) for inbox in (A, B, C)}
 
-    def publish(frames):
+    def publish(frames: Iterable[bytes]) -> None:
         for frame in frames:
             if frame[:1] == wire.INBOX_BYTE:
                 processes[wire.inbox_in(frame)].down.append(frame)
@@ -447,8 +454,8 @@ def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock,
                 process.send()
             case 1:
                 process.receive()
-            case way:
-                publish(process.deliver((process.push, process.xsub, process.elsewhere)[way - 2]))
+            case number:
+                publish(process.deliver((process.push, process.xsub, process.elsewhere)[number - 2]))
     while not one.is_drained or not all(process.is_quiet for process in processes.values()):
         for process in processes.values():
             process.send()
@@ -456,7 +463,7 @@ def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock,
             for way in (process.push, process.xsub, process.elsewhere):
                 publish(process.deliver(way))
     assert one.end().left == one.queues.unsettled == 0
-    got = Counter()
+    got: Counter[bytes] = Counter()
     while other.queues.waiting:
         entries, _ = other.queues.withdraw(next(iter(other.queues.waiting)), 10**6)
         got.update(entry.payload for entry in entries)

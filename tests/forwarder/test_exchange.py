@@ -1,12 +1,21 @@
 """What happens to a frame."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
-from channels_zmq_forwarder.exchange import ANNOUNCE_AT_ONCE, ANNOUNCE_EVERY, COPIES_A_STEP, ENDED_SESSIONS, Exchange
+from channels_zmq_forwarder.exchange import (
+    ANNOUNCE_AT_ONCE,
+    ANNOUNCE_EVERY,
+    COPIES_A_STEP,
+    ENDED_SESSIONS,
+    Exchange,
+    Frames,
+)
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
 from channels_zmq_forwarder.members import KEPT_FOR
 from channels_zmq_forwarder.queues import Limits
@@ -20,87 +29,117 @@ JOBS = b"jobs"
 class Clock:
     """A clock that a test moves."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 class Forwarder(Exchange):
     """An exchange as its clients see it."""
 
-    def __init__(self, may_be_flushed=True, **limits):
+    def __init__(self, may_be_flushed: bool = True, **limits: int) -> None:
         self.clock = Clock()
         super().__init__(INSTANCE, limits=Limits(**limits), may_be_flushed=may_be_flushed, clock=self.clock)
         self.enter(State.SERVING)
 
-    def connect(self, inbox, session=1, peers=0, forwarders=b""):
+    def connect(self, inbox: bytes, session: int = 1, peers: int = 0, forwarders: bytes = b"") -> Frames:
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
         return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers, forwarders)))
 
-    def disconnect(self, inbox):
+    def disconnect(self, inbox: bytes) -> Frames:
         return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
 
-    def send(self, payload=b"", *, inbox=A, n=1, ttl=60_000, capacity=100, channel=JOBS):
+    def send(
+        self,
+        payload: bytes = b"",
+        *,
+        inbox: bytes = A,
+        n: int = 1,
+        ttl: int = 60_000,
+        capacity: int = 100,
+        channel: bytes = JOBS,
+    ) -> Frames:
         return self.inbound(wire.ENQUEUE.encode(wire.Enqueue(inbox, n, ttl, capacity, channel, payload)))
 
-    def ready(self, limit, settled=0, *, inbox=A, session=1, answers=0, ask=Question.NOTHING, channel=JOBS):
+    def ready(
+        self,
+        limit: int,
+        settled: int = 0,
+        *,
+        inbox: bytes = A,
+        session: int = 1,
+        answers: int = 0,
+        ask: Question = Question.NOTHING,
+        channel: bytes = JOBS,
+    ) -> Frames:
         ready = wire.Ready(inbox, session, limit, settled, answers, ask, channel)
         return self.upstream(wire.READY.encode(ready))
 
-    def back(self, job):
+    def back(self, job: wire.Job) -> Frames:
         return self.upstream(wire.BACK.encode(wire.Back(job.inbox, job.number, job.ttl, job.channel, job.payload)))
 
-    def received(self, received, *, inbox=A, session=1, channel=JOBS):
+    def received(self, received: int, *, inbox: bytes = A, session: int = 1, channel: bytes = JOBS) -> Frames:
         return self.upstream(wire.RECEIVED.encode(wire.Received(inbox, session, received, channel)))
 
-    def total(self, *, inbox=A, session=1):
+    def total(self, *, inbox: bytes = A, session: int = 1) -> Frames:
         return self.upstream(wire.TOTAL.encode(wire.Total(inbox, session)))
 
-    def join(self, group=b"room", *, inbox=A, n=1, add=1, age=0, life=0, capacity=100, channel=JOBS):
+    def join(
+        self,
+        group: bytes = b"room",
+        *,
+        inbox: bytes = A,
+        n: int = 1,
+        add: int = 1,
+        age: int = 0,
+        life: int = 0,
+        capacity: int = 100,
+        channel: bytes = JOBS,
+    ) -> Frames:
         member = wire.Member(inbox, n, add, age, life, capacity, group, channel)
         return self.upstream(wire.MEMBER.encode(member))
 
-    def flush(self, inbox=A, n=1, ttl=5_000):
+    def flush(self, inbox: bytes = A, n: int = 1, ttl: int = 5_000) -> Frames:
         return self.upstream(wire.FLUSH.encode(wire.Flush(inbox, n, ttl)))
 
-    def flushed(self, frame):
+    def flushed(self, frame: bytes) -> Frames:
         """Answer as the client that an `Empty` is for."""
         empty = wire.EMPTY.decode(frame)
         return self.inbound(wire.FLUSHED.encode(wire.Flushed(empty.inbox, empty.n)))
 
 
 @pytest.fixture
-def forwarder():
+def forwarder() -> Forwarder:
     return Forwarder()
 
 
-def statuses(frames):
+def statuses(frames: Iterable[bytes]) -> list[Status]:
     """Return the statuses of the confirmations among frames."""
     return [Status(wire.CONFIRM.decode(f).status) for f in frames if f[wire.SUB_KIND] == wire.CONFIRM.kind]
 
 
-def jobs(frames):
+def jobs(frames: Iterable[bytes]) -> list[wire.Job]:
     return [wire.JOB.decode(f) for f in frames if f[:1] == b"P" and f[wire.SUB_KIND] == wire.JOB.kind]
 
 
-def payloads(frames):
+def payloads(frames: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
     return [(job.inbox, job.payload) for job in jobs(frames)]
 
 
-def listed(*names, serves=True):
+def listed(*names: str, serves: bool = True) -> bytes:
     """Return the list of forwarders of a hello."""
     return wire.encode_forwarders(
         wire.KnownForwarder(f"{name}:1".encode(), f"{name}:2".encode(), serves) for name in names
     )
 
 
-def group_frame(payload=b"hello", group="room", ttl=60_000, number=1):
+def group_frame(payload: bytes = b"hello", group: str = "room", ttl: int = 60_000, number: int = 1) -> bytes:
     return wire.ordered(wire.group_topic(group), b"sender..", number, wire.FLAG_FIRST, ttl, payload)
 
 
-def direct_frame(inbox, payload=b"hello"):
+def direct_frame(inbox: bytes, payload: bytes = b"hello") -> bytes:
     body = wire.direct_body("specific.x!1", payload)
     return wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, wire.FLAG_FIRST, 60_000, body)
 
@@ -108,14 +147,14 @@ def direct_frame(inbox, payload=b"hello"):
 # Sessions
 
 
-def test_a_hello_is_welcomed(forwarder):
+def test_a_hello_is_welcomed(forwarder: Forwarder) -> None:
     """The welcome says which run this is, for which session, and how many clients there are."""
     forwarder.connect(B)
     (frame,) = forwarder.connect(A, session=7)
     assert wire.WELCOME.decode(frame) == wire.Welcome(A, wire.VERSION, State.SERVING, INSTANCE, 7, 2)
 
 
-def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(forwarder):
+def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(forwarder: Forwarder) -> None:
     """The next connection delivers it first. Nothing is handed over by it, and what it gives back is not lost."""
     forwarder.connect(A)
     forwarder.ready(2)
@@ -129,7 +168,7 @@ def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(fo
     assert payloads(forwarder.ready(9, session=2)) == [(A, b"2"), (A, b"3")]
 
 
-def test_only_the_last_sessions_that_ended_are_remembered(forwarder):
+def test_only_the_last_sessions_that_ended_are_remembered(forwarder: Forwarder) -> None:
     """So that clients that come and go take no memory for ever."""
     for number in range(ENDED_SESSIONS + 2):
         inbox = b"%016x" % number
@@ -138,14 +177,14 @@ def test_only_the_last_sessions_that_ended_are_remembered(forwarder):
     assert [len(forwarder.connect(b"%016x" % number)) for number in (0, 1, 2)] == [1, 1, 0]
 
 
-def test_a_hello_without_a_subscription_is_stray(forwarder):
+def test_a_hello_without_a_subscription_is_stray(forwarder: Forwarder) -> None:
     """XPUB reports a subscription before the hello, so nobody would receive the welcome."""
     assert list(forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))) == []
     assert forwarder.drops == {"stray": 1}
     assert forwarder.clients == {}
 
 
-def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder):
+def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder: Forwarder) -> None:
     """It would not understand what clients are sent, and a flush would wait for it."""
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     (frame,) = forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION + 1, 1, 0)))
@@ -154,7 +193,7 @@ def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder):
     assert forwarder.drops == {"version_mismatch": 1}
 
 
-def test_a_change_of_state_is_sent_to_all_clients(forwarder):
+def test_a_change_of_state_is_sent_to_all_clients(forwarder: Forwarder) -> None:
     """Each welcome contains the session of its client."""
     forwarder.connect(A, session=3)
     forwarder.connect(B, session=4)
@@ -162,7 +201,7 @@ def test_a_change_of_state_is_sent_to_all_clients(forwarder):
     assert {(w.inbox, w.session, w.state) for w in welcomes} == {(A, 3, State.SETTLING), (B, 4, State.SETTLING)}
 
 
-def test_a_change_of_the_number_of_clients_is_announced_once(forwarder):
+def test_a_change_of_the_number_of_clients_is_announced_once(forwarder: Forwarder) -> None:
     """The first client that connects to a successor reports how many to wait for."""
     assert forwarder.announce() == []
     forwarder.connect(A)
@@ -176,7 +215,7 @@ def test_a_change_of_the_number_of_clients_is_announced_once(forwarder):
     assert [wire.WELCOME.decode(frame).clients for frame in forwarder.announce()] == [1]
 
 
-def test_welcomes_are_announced_in_portions(forwarder):
+def test_welcomes_are_announced_in_portions(forwarder: Forwarder) -> None:
     """A thousand processes that connect one after the other must not cost a million frames."""
     inboxes = {b"%016x" % number for number in range(2 * ANNOUNCE_AT_ONCE + 1)}
     for inbox in inboxes:
@@ -190,28 +229,28 @@ def test_welcomes_are_announced_in_portions(forwarder):
 # Forwarders that clients know
 
 
-def test_a_welcome_contains_the_forwarders_that_any_client_knows(forwarder):
+def test_a_welcome_contains_the_forwarders_that_any_client_knows(forwarder: Forwarder) -> None:
     """A client that knows one of them learns of the others before its first join returns."""
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(B, forwarders=listed("two"))
     assert wire.WELCOME.decode(frame).forwarders == listed("one", "two")
 
 
-def test_a_client_of_the_first_release_is_sent_no_list(forwarder):
+def test_a_client_of_the_first_release_is_sent_no_list(forwarder: Forwarder) -> None:
     """The list might be longer than the frames that it accepts."""
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(B)
     assert wire.WELCOME.decode(frame).forwarders == b""
 
 
-def test_a_repeated_hello_replaces_the_list_and_is_answered_at_once(forwarder):
+def test_a_repeated_hello_replaces_the_list_and_is_answered_at_once(forwarder: Forwarder) -> None:
     """The client may send by a new forwarder as soon as the others know of it."""
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(A, forwarders=listed("two"))
     assert wire.WELCOME.decode(frame).forwarders == listed("two")
 
 
-def test_a_list_ends_with_its_client(forwarder):
+def test_a_list_ends_with_its_client(forwarder: Forwarder) -> None:
     """A forwarder that nobody knows any more is not passed on."""
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("two"))
@@ -219,7 +258,7 @@ def test_a_list_ends_with_its_client(forwarder):
     assert forwarder.directory.union == {(b"two:1", b"two:2")}
 
 
-def test_a_hello_with_a_malformed_list_is_dropped(forwarder):
+def test_a_hello_with_a_malformed_list_is_dropped(forwarder: Forwarder) -> None:
     """It begins no session. A hello of another version is answered, whatever it ends with."""
     assert list(forwarder.connect(A, forwarders=b"?")) == []
     assert forwarder.drops == {"malformed": 1}
@@ -229,7 +268,7 @@ def test_a_hello_with_a_malformed_list_is_dropped(forwarder):
     assert wire.WELCOME.decode(frame).version == wire.VERSION
 
 
-def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder):
+def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder: Forwarder) -> None:
     """Without a delay if it is the first news for a while; a list that shrinks is no news."""
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("one"))
@@ -245,7 +284,7 @@ def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder):
     assert len(forwarder.announce()) == 2
 
 
-def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(forwarder):
+def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(forwarder: Forwarder) -> None:
     """A thousand clients that list others must not cost a million frames."""
     for inbox in (A, B):
         forwarder.connect(inbox, forwarders=listed("one"))
@@ -257,7 +296,7 @@ def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(
     assert len(forwarder.announce()) == 2
 
 
-def test_the_last_unsubscription_ends_a_client(forwarder):
+def test_the_last_unsubscription_ends_a_client(forwarder: Forwarder) -> None:
     """ZeroMQ reports an unsubscription when a process dies."""
     forwarder.connect(A)
     forwarder.ready(5)
@@ -267,7 +306,7 @@ def test_the_last_unsubscription_ends_a_client(forwarder):
     assert payloads(forwarder.send(b"1")) == []
 
 
-def test_the_end_of_another_topic_ends_no_client(forwarder):
+def test_the_end_of_another_topic_ends_no_client(forwarder: Forwarder) -> None:
     """This holds for the topic of a group and for topics that are similar to the inbox's."""
     forwarder.connect(A)
     for topic in (b"", b"P", b"P" + A, b"P" + A + b"x", b"G" + A + b"\0"):
@@ -276,7 +315,7 @@ def test_the_end_of_another_topic_ends_no_client(forwarder):
     assert forwarder.clients.keys() == {A}
 
 
-def test_a_repeated_hello_changes_nothing(forwarder):
+def test_a_repeated_hello_changes_nothing(forwarder: Forwarder) -> None:
     """A client repeats it until it is welcomed; what was handed over in the session still counts."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -286,7 +325,7 @@ def test_a_repeated_hello_changes_nothing(forwarder):
     assert payloads(forwarder.send(b"2")) == []
 
 
-def test_a_new_session_ends_the_credit_of_the_old_one(forwarder):
+def test_a_new_session_ends_the_credit_of_the_old_one(forwarder: Forwarder) -> None:
     """ZeroMQ does not report a reconnect that overtakes the death of the old connection."""
     forwarder.connect(A, session=1)
     forwarder.ready(5, session=1)
@@ -296,26 +335,26 @@ def test_a_new_session_ends_the_credit_of_the_old_one(forwarder):
     assert payloads(forwarder.ready(1, session=2)) == [(A, b"1")]
 
 
-def test_a_hello_of_an_older_session_is_late(forwarder):
+def test_a_hello_of_an_older_session_is_late(forwarder: Forwarder) -> None:
     """XPUB may read a frame of the dead connection after a frame of its successor."""
     forwarder.connect(A, session=2)
     assert list(forwarder.connect(A, session=1)) == []
     assert forwarder.clients[A] == 2
 
 
-def test_the_largest_number_of_peers_is_remembered(forwarder):
+def test_the_largest_number_of_peers_is_remembered(forwarder: Forwarder) -> None:
     """The exchange settles until that many clients have connected."""
     forwarder.connect(A, peers=5)
     forwarder.connect(B, peers=2)
     assert forwarder.peers_expected == 5
 
 
-def test_a_sync_is_answered(forwarder):
+def test_a_sync_is_answered(forwarder: Forwarder) -> None:
     """The sync follows the subscriptions, so they are in force."""
     assert list(forwarder.upstream(wire.SYNC.encode(wire.Sync(A, 9)))) == [wire.SYNCED.encode(wire.Synced(A, 9))]
 
 
-def test_an_echo_is_answered_with_the_instance(forwarder):
+def test_an_echo_is_answered_with_the_instance(forwarder: Forwarder) -> None:
     """The client compares it with the instance that welcomed it."""
     (frame,) = forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 4, Status.OK, INSTANCE)
@@ -327,7 +366,7 @@ def test_an_echo_is_answered_with_the_instance(forwarder):
 @pytest.mark.parametrize(
     "frame", [b"", b"?", b"\xff" * 40, b"H", b"Q" + A, b"P" + A + b"\0", b"G\0", b"Gname", b"Gname\0x"]
 )
-def test_malformed_frames_are_counted(forwarder, frame):
+def test_malformed_frames_are_counted(forwarder: Forwarder, frame: bytes) -> None:
     """Both ports count malformed frames and drop them."""
     for take in (forwarder.upstream, forwarder.inbound):
         assert list(take(frame)) == []
@@ -337,7 +376,7 @@ def test_malformed_frames_are_counted(forwarder, frame):
 @pytest.mark.parametrize(
     "layout", [layout for layout in wire.INBOX_LAYOUTS if layout.kind not in wire.RELAYED], ids=lambda x: chr(x.kind)
 )
-def test_clients_cannot_speak_for_the_exchange(forwarder, layout):
+def test_clients_cannot_speak_for_the_exchange(forwarder: Forwarder, layout: wire.Layout[Any]) -> None:
     """The exchange does not relay a forged welcome, job or synced."""
     forwarder.connect(B)
     head = b"P" + B + b"\0" + bytes([layout.kind])
@@ -346,14 +385,14 @@ def test_clients_cannot_speak_for_the_exchange(forwarder, layout):
     assert forwarder.drops == {"malformed": 2}
 
 
-def test_a_topic_that_is_no_inbox_is_not_relayed(forwarder):
+def test_a_topic_that_is_no_inbox_is_not_relayed(forwarder: Forwarder) -> None:
     """Without the NUL behind the inbox the frame could match other topics."""
     assert list(forwarder.inbound(b"P" + A[:-1] + b"\0\0d" + bytes(40))) == []
     assert list(forwarder.inbound(b"P" + A + b"xd" + bytes(40))) == []
     assert forwarder.drops == {"malformed": 2}
 
 
-def test_some_requests_are_only_for_clients(forwarder):
+def test_some_requests_are_only_for_clients(forwarder: Forwarder) -> None:
     """A process without a subscription or a hello cannot flush or add members."""
     assert list(forwarder.flush(A)) == []
     assert list(forwarder.join(inbox=A)) == []
@@ -363,26 +402,26 @@ def test_some_requests_are_only_for_clients(forwarder):
 # Messages that are relayed
 
 
-def test_a_group_message_is_relayed_unchanged(forwarder):
+def test_a_group_message_is_relayed_unchanged(forwarder: Forwarder) -> None:
     """The exchange does not read the payload."""
     frame = group_frame(b"\0\xff")
     assert list(forwarder.inbound(frame)) == [frame]
 
 
-def test_messages_are_accepted_at_the_producers_port_only(forwarder):
+def test_messages_are_accepted_at_the_producers_port_only(forwarder: Forwarder) -> None:
     """Upstream frames may be lost silently, so messages are not accepted there."""
     forwarder.connect(A)
     assert list(forwarder.upstream(group_frame())) == []
     assert list(forwarder.upstream(direct_frame(A))) == []
 
 
-def test_a_direct_message_reaches_its_process(forwarder):
+def test_a_direct_message_reaches_its_process(forwarder: Forwarder) -> None:
     """The topic of a direct message is the inbox of the process."""
     forwarder.connect(A)
     assert list(forwarder.inbound(direct_frame(A))) == [direct_frame(A)]
 
 
-def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder):
+def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder: Forwarder) -> None:
     """A driver may skip `inbound` only for frames that it would return unchanged."""
     forwarder.connect(A)
     forwarder.upstream(b"\1X" + A + b"\0")
@@ -402,13 +441,13 @@ def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder):
         assert not forwarder.is_direct(other)
 
 
-def test_a_direct_message_without_a_subscriber_is_counted(forwarder):
+def test_a_direct_message_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
     """The process has died or never existed."""
     assert list(forwarder.inbound(direct_frame(A))) == []
     assert forwarder.drops == {"unroutable": 1}
 
 
-def test_a_truncated_frame_is_not_relayed(forwarder):
+def test_a_truncated_frame_is_not_relayed(forwarder: Forwarder) -> None:
     """A receiver could not decode a truncated message."""
     forwarder.connect(A)
     assert list(forwarder.inbound(wire.direct_prefix(A) + bytes(20))) == []
@@ -418,7 +457,7 @@ def test_a_truncated_frame_is_not_relayed(forwarder):
 
 
 @pytest.mark.parametrize("way", ["upstream", "inbound"])
-def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forwarder, way):
+def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forwarder: Forwarder, way: str) -> None:
     """A client of an embedded producer has no PUSH."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -429,13 +468,13 @@ def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forw
     assert list(take(answer)) == [answer]
 
 
-def test_a_request_to_a_disconnected_owner_is_answered(forwarder):
+def test_a_request_to_a_disconnected_owner_is_answered(forwarder: Forwarder) -> None:
     """The exchange answers in its place."""
     (frame,) = forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
-def test_an_answer_without_a_subscriber_is_counted(forwarder):
+def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
     """The process that asked has disconnected meanwhile."""
     forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))
     assert forwarder.drops == {"unroutable": 1}
@@ -444,7 +483,7 @@ def test_an_answer_without_a_subscriber_is_counted(forwarder):
 # Normal channels
 
 
-def test_a_job_waits_for_its_reader(forwarder):
+def test_a_job_waits_for_its_reader(forwarder: Forwarder) -> None:
     """A job contains the number of the message and the time that it has left to live."""
     assert statuses(forwarder.send(b"hi", ttl=60_000)) == [Status.OK]
     forwarder.connect(A)
@@ -453,7 +492,7 @@ def test_a_job_waits_for_its_reader(forwarder):
     assert job == wire.Job(A, 1, 1, job.number, 50_000, JOBS, b"hi")
 
 
-def test_a_message_is_confirmed_before_it_is_handed_over(forwarder):
+def test_a_message_is_confirmed_before_it_is_handed_over(forwarder: Forwarder) -> None:
     """A process that sends to itself learns first that the send was accepted."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -462,7 +501,7 @@ def test_a_message_is_confirmed_before_it_is_handed_over(forwarder):
     assert wire.JOB.decode(job).payload == b"hi"
 
 
-def test_each_message_goes_to_exactly_one_reader(forwarder):
+def test_each_message_goes_to_exactly_one_reader(forwarder: Forwarder) -> None:
     """Processes with an open window take turns."""
     for inbox in (A, B):
         forwarder.connect(inbox)
@@ -471,7 +510,7 @@ def test_each_message_goes_to_exactly_one_reader(forwarder):
     assert got == [[(A, b"0")], [(B, b"1")], [(A, b"2")], [(B, b"3")], []]
 
 
-def test_a_full_queue_answers_full(forwarder):
+def test_a_full_queue_answers_full(forwarder: Forwarder) -> None:
     """Each send contains the capacity in its sender's configuration."""
     assert statuses(forwarder.send(capacity=1)) == [Status.OK]
     assert statuses(forwarder.send(capacity=1)) == [Status.FULL]
@@ -479,13 +518,13 @@ def test_a_full_queue_answers_full(forwarder):
     assert forwarder.drops == {"queue_full": 1}
 
 
-def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder):
+def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder: Forwarder) -> None:
     """No queue is kept for a message that was refused."""
     assert statuses(forwarder.send(capacity=0)) == [Status.FULL]
     assert forwarder.queues.by_channel == {}
 
 
-def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
+def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder: Forwarder) -> None:
     """No reader has read it, so delivery is still at most once."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -496,7 +535,7 @@ def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder):
     assert payloads(forwarder.ready(5, inbox=B)) == [(B, b"first"), (B, b"second")]
 
 
-def test_jobs_of_another_instance_precede_waiting_messages(forwarder):
+def test_jobs_of_another_instance_precede_waiting_messages(forwarder: Forwarder) -> None:
     """They are older than all messages of this instance; among themselves they keep their order."""
     forwarder.send(b"third")
     for number, payload in ((900, b"first"), (901, b"second")):
@@ -506,7 +545,7 @@ def test_jobs_of_another_instance_precede_waiting_messages(forwarder):
     assert [payload for _, payload in payloads(forwarder.ready(9))] == [b"first", b"second", b"third", b"fourth"]
 
 
-def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder):
+def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder: Forwarder) -> None:
     """The answer follows every job, so a reader finds out which hand-overs were lost."""
     forwarder.connect(A)
     forwarder.send(b"1")
@@ -515,7 +554,7 @@ def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder):
     assert wire.HANDED.decode(answer) == wire.Handed(A, 1, 1, JOBS)
 
 
-def test_a_client_can_be_forgotten_by_a_channel(forwarder):
+def test_a_client_can_be_forgotten_by_a_channel(forwarder: Forwarder) -> None:
     """A process that reads from ever new channels leaves nothing behind; it counts from zero afterwards."""
     forwarder.connect(A)
     for number in range(5):
@@ -528,7 +567,7 @@ def test_a_client_can_be_forgotten_by_a_channel(forwarder):
     assert len(jobs(forwarder.send(channel=b"reply-0"))) == 1
 
 
-def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder):
+def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder: Forwarder) -> None:
     """The reader gave up before a message came."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -537,7 +576,7 @@ def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder):
     forwarder.disconnect(A)
 
 
-def test_expired_messages_are_swept_and_counted(forwarder):
+def test_expired_messages_are_swept_and_counted(forwarder: Forwarder) -> None:
     """A sweep drops expired messages without a send or a reader."""
     forwarder.send(ttl=1_000)
     forwarder.clock.now += 1
@@ -548,7 +587,7 @@ def test_expired_messages_are_swept_and_counted(forwarder):
     assert forwarder.queues.size == 0
 
 
-def test_all_queues_together_hold_so_many_bytes(forwarder):
+def test_all_queues_together_hold_so_many_bytes(forwarder: Forwarder) -> None:
     """Beyond the limit the exchange refuses a message for any channel."""
     forwarder = Forwarder(queue_bytes=2 * ENTRY_SIZE + 10)
     assert statuses(forwarder.send(bytes(5))) == [Status.OK]
@@ -559,7 +598,7 @@ def test_all_queues_together_hold_so_many_bytes(forwarder):
     assert forwarder.drops == {"queue_bytes": 2}
 
 
-def test_full_queues_do_not_stop_a_channel_whose_reader_waits():
+def test_full_queues_do_not_stop_a_channel_whose_reader_waits() -> None:
     """Its messages pass through and are not kept."""
     forwarder = Forwarder(queue_bytes=ENTRY_SIZE)
     forwarder.send(channel=b"nobody-reads-this")
@@ -569,7 +608,7 @@ def test_full_queues_do_not_stop_a_channel_whose_reader_waits():
     assert statuses(forwarder.send(b"hi")) == [Status.FULL]
 
 
-def test_there_are_at_most_so_many_queues():
+def test_there_are_at_most_so_many_queues() -> None:
     """Channel names cannot exhaust the memory; existing queues still work."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
@@ -581,7 +620,7 @@ def test_there_are_at_most_so_many_queues():
     assert forwarder.drops == {"queue_names": 3}
 
 
-def test_ready_counts_only_in_the_session_that_is_on(forwarder):
+def test_ready_counts_only_in_the_session_that_is_on(forwarder: Forwarder) -> None:
     """A client repeats its reports after the welcome."""
     forwarder.send()
     assert list(forwarder.ready(1)) == []
@@ -589,9 +628,9 @@ def test_ready_counts_only_in_the_session_that_is_on(forwarder):
     assert list(forwarder.ready(1, session=1)) == []
 
 
-def test_the_wait_of_each_message_is_observed(forwarder):
+def test_the_wait_of_each_message_is_observed(forwarder: Forwarder) -> None:
     """The observed time is the time in the queue."""
-    waits = []
+    waits: list[float] = []
     forwarder.queues.observe_wait = waits.append
     forwarder.connect(A)
     forwarder.send()
@@ -601,7 +640,7 @@ def test_the_wait_of_each_message_is_observed(forwarder):
     Exchange(INSTANCE).queues.observe_wait(1.0)
 
 
-def test_the_oldest_wait_is_known(forwarder):
+def test_the_oldest_wait_is_known(forwarder: Forwarder) -> None:
     """It is 0 if no message waits."""
     assert forwarder.queues.oldest_wait() == 0
     forwarder.send()
@@ -611,7 +650,7 @@ def test_the_oldest_wait_is_known(forwarder):
     assert forwarder.queues.depth() == 2
 
 
-def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder):
+def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder: Forwarder) -> None:
     """The client reports the number of received jobs behind its subscription and before its hello."""
     forwarder.connect(A)
     forwarder.ready(2)
@@ -622,7 +661,7 @@ def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder):
     assert payloads(forwarder.ready(1, session=2)) == [(A, b"lost")]
 
 
-def test_one_question_covers_all_channels_of_a_client(forwarder):
+def test_one_question_covers_all_channels_of_a_client(forwarder: Forwarder) -> None:
     """Ten thousand idle readers cost one frame a second; an ended session gets no answer."""
     forwarder.connect(A)
     for channel in (b"one", b"two", b"three"):
@@ -632,15 +671,16 @@ def test_one_question_covers_all_channels_of_a_client(forwarder):
     assert list(forwarder.total(session=2)) == list(forwarder.total(inbox=B)) == []
 
 
-def test_a_query_may_be_answered_while_its_frames_are_published(forwarder):
+def test_a_query_may_be_answered_while_its_frames_are_published(forwarder: Forwarder) -> None:
     """An embedded producer is the exchange's driver and its client at once; the order is kept."""
     forwarder.connect(A)
     forwarder.connect(B)
     for inbox in (A, B):
         forwarder.ready(5, inbox=inbox)
-    settled, published = Counter(), []
+    settled: Counter[bytes] = Counter()
+    published: list[bytes] = []
 
-    def publish(frames):
+    def publish(frames: Iterable[bytes]) -> None:
         for frame in frames:
             published.append(frame)
             if wire.sub_kind(frame) == wire.JOB.kind:
@@ -655,7 +695,7 @@ def test_a_query_may_be_answered_while_its_frames_are_published(forwarder):
     assert [payload for _, payload in payloads(published)] == [b"%d" % number for number in range(20)]
 
 
-def test_pending_messages_are_decided_when_a_client_disconnects(forwarder):
+def test_pending_messages_are_decided_when_a_client_disconnects(forwarder: Forwarder) -> None:
     """The same happens after a second without an answer."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -674,7 +714,7 @@ def test_pending_messages_are_decided_when_a_client_disconnects(forwarder):
 # Normal channels as members of groups
 
 
-def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder):
+def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder: Forwarder) -> None:
     """Each queue takes one copy, and subscribers receive the message too."""
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
@@ -686,7 +726,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder):
     assert list(forwarder.inbound(group_frame(group="elsewhere"))) == [group_frame(group="elsewhere")]
 
 
-def test_a_full_normal_member_misses_the_message(forwarder):
+def test_a_full_normal_member_misses_the_message(forwarder: Forwarder) -> None:
     """The drop is counted, and the other members receive the message."""
     forwarder.connect(A)
     forwarder.join(capacity=1)
@@ -696,7 +736,7 @@ def test_a_full_normal_member_misses_the_message(forwarder):
     assert forwarder.drops == {"queue_full": 1}
 
 
-def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarder):
+def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarder: Forwarder) -> None:
     """It is relayed as ever, since another subscriber may have missed it; one that was never here is copied."""
     forwarder.connect(A)
     forwarder.join()
@@ -710,7 +750,9 @@ def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarde
 
 
 @pytest.mark.parametrize(("elsewhere", "acknowledged"), [(True, False), (False, True)])
-def test_a_message_that_an_instance_may_have_copied_is_not_copied(forwarder, elsewhere, acknowledged):
+def test_a_message_that_an_instance_may_have_copied_is_not_copied(
+    forwarder: Forwarder, elsewhere: bool, acknowledged: bool
+) -> None:
     """Whatever became of those copies: a job is never done twice. One that was acknowledged was copied for sure."""
     forwarder.connect(A)
     forwarder.join()
@@ -721,7 +763,7 @@ def test_a_message_that_an_instance_may_have_copied_is_not_copied(forwarder, els
     assert forwarder.queues.depth() == 0
 
 
-def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder):
+def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder: Forwarder) -> None:
     """The sender goes on with its own numbers."""
     forwarder.connect(A)
     forwarder.join()
@@ -730,7 +772,7 @@ def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder):
     assert forwarder.queues.depth() == 3
 
 
-def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(forwarder):
+def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(forwarder: Forwarder) -> None:
     """It was published before, as its age shows."""
     forwarder.connect(A)
     forwarder.join()
@@ -741,7 +783,7 @@ def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(for
     assert forwarder.queues.depth() == 1
 
 
-def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(forwarder):
+def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(forwarder: Forwarder) -> None:
     """Otherwise it would add the member again to the next instance. The confirmation comes last."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -755,7 +797,7 @@ def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(fo
     assert forwarder.relays_unchanged
 
 
-def test_a_normal_member_outlives_the_process_that_added_it(forwarder):
+def test_a_normal_member_outlives_the_process_that_added_it(forwarder: Forwarder) -> None:
     """Only a discard or the end of its life removes it."""
     forwarder.connect(A)
     forwarder.join(life=10_000)
@@ -769,7 +811,7 @@ def test_a_normal_member_outlives_the_process_that_added_it(forwarder):
     assert forwarder.relays_unchanged
 
 
-def test_there_are_at_most_so_many_normal_members():
+def test_there_are_at_most_so_many_normal_members() -> None:
     """The limit of queue names applies."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
@@ -777,7 +819,7 @@ def test_there_are_at_most_so_many_normal_members():
     assert statuses(forwarder.join(group=b"other")) == [Status.REFUSED]
 
 
-def test_members_are_repeated_before_the_hello(forwarder):
+def test_members_are_repeated_before_the_hello(forwarder: Forwarder) -> None:
     """This works while the exchange settles. A repetition is not confirmed, but a later discard is reported."""
     forwarder.enter(State.SETTLING)
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
@@ -798,7 +840,7 @@ def test_members_are_repeated_before_the_hello(forwarder):
 # Flush
 
 
-def test_a_flush_ends_when_every_client_has_answered(forwarder):
+def test_a_flush_ends_when_every_client_has_answered(forwarder: Forwarder) -> None:
     """Queues and members are emptied at once; the request is confirmed at the end."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -813,7 +855,7 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder):
     assert forwarder.relays_unchanged
 
 
-def test_messages_that_arrive_during_a_flush_are_dropped(forwarder):
+def test_messages_that_arrive_during_a_flush_are_dropped(forwarder: Forwarder) -> None:
     """The sender of a message to a normal channel learns of it, and may send it again."""
     forwarder.connect(A)
     forwarder.ready(1)
@@ -829,7 +871,7 @@ def test_messages_that_arrive_during_a_flush_are_dropped(forwarder):
     assert len(forwarder.inbound(group_frame())) == 1
 
 
-def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder):
+def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder: Forwarder) -> None:
     """This holds for the last client that has not answered and for the one that requested the flush."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -841,7 +883,7 @@ def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder):
     assert forwarder.relays_unchanged
 
 
-def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
+def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder: Forwarder) -> None:
     """The request may have been lost with the connection."""
     forwarder.connect(A)
     forwarder.flush(A)
@@ -851,7 +893,7 @@ def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder):
     assert len(forwarder.connect(A, session=3)) == 1
 
 
-def test_two_flushes_are_distinguished(forwarder):
+def test_two_flushes_are_distinguished(forwarder: Forwarder) -> None:
     """Two clients may use the same request numbers; the answer to one flush does not answer the other."""
     forwarder.connect(A)
     forwarder.connect(B)
@@ -866,7 +908,7 @@ def test_two_flushes_are_distinguished(forwarder):
 
 
 @pytest.mark.parametrize("ttl, seconds", [(500, 0.5), (2**32 - 1, MAX_FLUSH)])
-def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
+def test_a_flush_that_is_not_answered_ends(forwarder: Forwarder, ttl: int, seconds: float) -> None:
     """A client that hangs must not stop all others for longer; the one that asked for the flush learns of it."""
     forwarder.connect(A)
     forwarder.flush(ttl=ttl)
@@ -878,7 +920,7 @@ def test_a_flush_that_is_not_answered_ends(forwarder, ttl, seconds):
     assert forwarder.relays_unchanged
 
 
-def test_flushes_can_be_forbidden():
+def test_flushes_can_be_forbidden() -> None:
     """Whoever may send may otherwise drop the messages of everybody else."""
     forwarder = Forwarder(may_be_flushed=False)
     forwarder.connect(A)
@@ -887,7 +929,7 @@ def test_flushes_can_be_forbidden():
     assert forwarder.queues.depth() == 1
 
 
-def test_there_are_at_most_so_many_flushes(forwarder):
+def test_there_are_at_most_so_many_flushes(forwarder: Forwarder) -> None:
     """The exchange refuses others, so that memory stays bounded."""
     forwarder.connect(A)
     for number in range(MAX_FLUSHES):
@@ -898,7 +940,7 @@ def test_there_are_at_most_so_many_flushes(forwarder):
 # Memory
 
 
-def test_large_messages_are_refused_when_memory_runs_short(forwarder):
+def test_large_messages_are_refused_when_memory_runs_short(forwarder: Forwarder) -> None:
     """Small messages and requests still pass."""
     forwarder.connect(A)
     forwarder.refuse_above(1_000)
@@ -911,7 +953,7 @@ def test_large_messages_are_refused_when_memory_runs_short(forwarder):
     assert forwarder.drops == {"memory": 3}
 
 
-def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
+def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder: Forwarder) -> None:
     """Requests still pass, and everything does when the limit is lifted."""
     forwarder.connect(A)
     forwarder.refuse_above(0)
@@ -922,7 +964,7 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder):
     assert len(forwarder.inbound(group_frame())) == 1
 
 
-def test_groups_are_listed(forwarder):
+def test_groups_are_listed(forwarder: Forwarder) -> None:
     """A group is listed while it has a subscriber."""
     forwarder.connect(A)
     forwarder.upstream(wire.subscription(wire.group_topic("Zürich")))
@@ -935,7 +977,7 @@ def test_groups_are_listed(forwarder):
 
 
 @pytest.fixture
-def crowd(forwarder):
+def crowd(forwarder: Forwarder) -> Forwarder:
     """An exchange with a group of more normal members than are served at once."""
     forwarder.connect(A)
     for number in range(2 * COPIES_A_STEP + 1):
@@ -943,7 +985,7 @@ def crowd(forwarder):
     return forwarder
 
 
-def test_copies_for_many_members_are_made_in_steps(crowd):
+def test_copies_for_many_members_are_made_in_steps(crowd: Forwarder) -> None:
     """One message must not stop the exchange for long; meanwhile its driver serves no producer."""
     assert list(crowd.inbound(group_frame())) == [group_frame()]
     depths = [crowd.queues.depth()]
@@ -953,7 +995,7 @@ def test_copies_for_many_members_are_made_in_steps(crowd):
     assert depths == [COPIES_A_STEP, 2 * COPIES_A_STEP, 2 * COPIES_A_STEP + 1]
 
 
-def test_a_flush_drops_the_copies_that_are_left(crowd):
+def test_a_flush_drops_the_copies_that_are_left(crowd: Forwarder) -> None:
     """They belong to a message that was sent before."""
     crowd.inbound(group_frame())
     crowd.flush()
@@ -961,7 +1003,7 @@ def test_a_flush_drops_the_copies_that_are_left(crowd):
     assert crowd.queues.depth() == 0
 
 
-def test_members_without_end_are_forgotten_with_their_client(forwarder):
+def test_members_without_end_are_forgotten_with_their_client(forwarder: Forwarder) -> None:
     """Nobody else would discard them."""
     forwarder.connect(A)
     forwarder.join()

@@ -6,6 +6,8 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from descriptors import none_left
@@ -19,19 +21,19 @@ WAIT = 10.0
 class Port:
     """A port of this process, and connections to it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.number = self.listener.getsockname()[1]
         self.opened = [self.listener]
 
-    def connect(self):
+    def connect(self) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a new connection: the peer's and ours."""
         peer = socket.create_connection(("127.0.0.1", self.number), timeout=WAIT)
         ours, _ = self.listener.accept()
         self.opened += [peer, ours]
         return peer, ours
 
-    def attempt(self):
+    def attempt(self) -> socket.socket:
         """Return a socket that connects on its own time."""
         peer = socket.socket()
         peer.setblocking(False)
@@ -39,7 +41,7 @@ class Port:
         self.opened.append(peer)
         return peer
 
-    def send(self, pair, count):
+    def send(self, pair: tuple[socket.socket, socket.socket], count: int) -> None:
         """Let bytes arrive."""
         peer, ours = pair
         for _ in range(count // 1024):
@@ -48,7 +50,7 @@ class Port:
 
 
 @pytest.fixture
-def port():
+def port() -> Iterator[Port]:
     port = Port()
     yield port
     for one in port.opened:
@@ -56,17 +58,17 @@ def port():
 
 
 @pytest.fixture
-def senders(port):
+def senders(port: Port) -> Iterator[Senders]:
     senders = Senders({port.number})
     yield senders
     senders.close()
 
 
-def is_connected(peer, seconds):
+def is_connected(peer: socket.socket, seconds: float) -> bool:
     return bool(select.select([], [peer], [], seconds)[1])
 
 
-def is_ended(peer):
+def is_ended(peer: socket.socket) -> bool:
     peer.settimeout(0)
     try:
         return peer.recv(1) == b""
@@ -76,7 +78,7 @@ def is_ended(peer):
         return True
 
 
-def test_what_each_peer_has_sent_is_measured(port):
+def test_what_each_peer_has_sent_is_measured(port: Port) -> None:
     """Of connections to the port alone, not of those that this process has made to it."""
     pair, other = port.connect(), port.connect()
     port.send(pair, 3 * 1024)
@@ -88,7 +90,7 @@ def test_what_each_peer_has_sent_is_measured(port):
     assert TcpSockets({port.number + 1}).received() == {}
 
 
-def test_nobody_can_connect_while_the_port_refuses(port):
+def test_nobody_can_connect_while_the_port_refuses(port: Port) -> None:
     """Attempts are repeated by the peer's system, so they succeed afterwards. Connections stay."""
     pair, sockets = port.connect(), TcpSockets({port.number})
     sockets.refuse()
@@ -99,7 +101,7 @@ def test_nobody_can_connect_while_the_port_refuses(port):
     assert is_connected(peer, WAIT)
 
 
-def test_the_fastest_senders_are_ended(port, senders):
+def test_the_fastest_senders_are_ended(port: Port, senders: Senders) -> None:
     """Those that send a quarter of what the fastest one does; the others go on."""
     fast, half, slow = (port.connect() for _ in range(3))
     assert senders.look(0.0, is_harmful=True, is_behind=True) == 0
@@ -110,7 +112,7 @@ def test_the_fastest_senders_are_ended(port, senders):
     assert [is_ended(pair[0]) for pair in (fast, half, slow)] == [True, True, False]
 
 
-def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port, senders):
+def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port: Port, senders: Senders) -> None:
     """A flood of connections may come beside it."""
     pair = port.connect()
     with none_left():
@@ -124,7 +126,7 @@ def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port, senders):
 @pytest.mark.parametrize(
     ("is_harmful", "count"), [(False, FLOOD), (True, FLOOD // 2)], ids=["much without harm", "little"]
 )
-def test_nobody_is_ended_without_need(port, senders, is_harmful, count):
+def test_nobody_is_ended_without_need(port: Port, senders: Senders, is_harmful: bool, count: int) -> None:
     """A client may send much, and a loop may be held up by something else."""
     pair = port.connect()
     for moment in range(3):
@@ -134,7 +136,7 @@ def test_nobody_is_ended_without_need(port, senders, is_harmful, count):
     assert is_connected(port.attempt(), WAIT)
 
 
-def test_what_was_sent_before_the_first_look_does_not_count(port, senders):
+def test_what_was_sent_before_the_first_look_does_not_count(port: Port, senders: Senders) -> None:
     """A client that comes back with many groups sends them at once."""
     pair = port.connect()
     port.send(pair, FLOOD)
@@ -142,7 +144,7 @@ def test_what_was_sent_before_the_first_look_does_not_count(port, senders):
 
 
 @pytest.mark.parametrize(("is_behind", "seconds"), [(False, 1.0), (True, REFUSES_AT_MOST)])
-def test_the_port_refuses_until_all_is_read(port, senders, is_behind, seconds):
+def test_the_port_refuses_until_all_is_read(port: Port, senders: Senders, is_behind: bool, seconds: float) -> None:
     """For a while at most."""
     pair = port.connect()
     senders.look(0.0, is_harmful=True, is_behind=True)
@@ -159,29 +161,29 @@ def test_the_port_refuses_until_all_is_read(port, senders, is_behind, seconds):
 class Sending:
     """A peer that sends without end, from a thread, until it is ended."""
 
-    def __init__(self, port):
+    def __init__(self, port: Port) -> None:
         self.was_ended = threading.Event()
         self._port, self._pair, self._is_over = port, port.connect(), threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def _run(self):
+    def _run(self) -> None:
         try:
             while not self._is_over.is_set():
                 self._port.send(self._pair, FLOOD)
         except OSError:
             self.was_ended.set()
 
-    def __enter__(self):
+    def __enter__(self) -> "Sending":
         self._thread.start()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self._is_over.set()
         self._thread.join()
 
 
 @pytest.mark.parametrize("does", ["holds up the loop", "fills the memory"])
-async def test_a_sender_that_does_harm_is_ended(port, senders, does):
+async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, does: str) -> None:
     """The former harms everybody else, the latter the forwarder."""
     resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
     with Sending(port) as peer, ending_floods(senders, lambda: True, resident.__next__):
@@ -194,11 +196,11 @@ async def test_a_sender_that_does_harm_is_ended(port, senders, does):
 
 
 @pytest.mark.parametrize("is_behind", [True, False], ids=["the memory grows little", "all is read"])
-async def test_a_sender_that_does_no_harm_goes_on(port, senders, is_behind):
+async def test_a_sender_that_does_no_harm_goes_on(port: Port, senders: Senders, is_behind: bool) -> None:
     """It keeps the forwarder behind, which answers, and whose memory grows little; or something else fills that."""
     looks = 0
 
-    def resident():
+    def resident() -> int:
         nonlocal looks
         looks += 1
         return min(looks - 1, 1) * (GROWTH - 1) if is_behind else looks * GROWTH

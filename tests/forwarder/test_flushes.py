@@ -10,26 +10,27 @@ A, B = b"a" * 16, b"b" * 16
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def flushes(clock):
+def flushes(clock: Clock) -> Flushes:
     return Flushes(clock)
 
 
-def asked(n, ttl=5_000):
+def asked(n: int, ttl: int = 5_000) -> wire.Flush:
     return wire.Flush(A, n, ttl)
 
 
-def answers(frames):
+def answers(frames: list[bytes] | None) -> list[wire.Flushed]:
     """Return the answers to these requests."""
+    assert frames is not None, "refused"
     empties = map(wire.EMPTY.decode, frames)
     return [wire.Flushed(empty.inbox, empty.n) for empty in empties]
 
 
-def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes):
+def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes: Flushes) -> None:
     """A second answer of the same client is ignored."""
     of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
     assert (of_a.inbox, of_b.inbox) == (A, B)
@@ -40,7 +41,7 @@ def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes):
     assert len(flushes) == 0
 
 
-def test_no_client_can_answer_for_another_one(flushes):
+def test_no_client_can_answer_for_another_one(flushes: Flushes) -> None:
     """It is asked by another number."""
     of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
     assert flushes.answered(of_b._replace(inbox=A)) == []
@@ -48,7 +49,7 @@ def test_no_client_can_answer_for_another_one(flushes):
     assert flushes.answered(of_a) == [asked(7)]
 
 
-def test_an_answer_counts_for_its_own_flush_only(flushes):
+def test_an_answer_counts_for_its_own_flush_only(flushes: Flushes) -> None:
     """An answer to an unknown flush is ignored."""
     (one,), (other,) = (answers(flushes.begin(asked(number), [A])) for number in (7, 8))
     assert flushes.answered(wire.Flushed(A, one.n ^ other.n ^ 1)) == []
@@ -56,7 +57,7 @@ def test_an_answer_counts_for_its_own_flush_only(flushes):
     assert flushes.answered(one) == [asked(7)]
 
 
-def test_a_disconnected_client_is_not_waited_for(flushes):
+def test_a_disconnected_client_is_not_waited_for(flushes: Flushes) -> None:
     """A client that has disconnected completes every flush that waited for it alone."""
     flushes.begin(asked(7), [A, B])
     flushes.begin(asked(8), [B])
@@ -64,16 +65,18 @@ def test_a_disconnected_client_is_not_waited_for(flushes):
     assert flushes.gone(A) == [asked(7)]
 
 
-def test_a_client_that_reconnects_is_asked_again(flushes):
+def test_a_client_that_reconnects_is_asked_again(flushes: Flushes) -> None:
     """It may have missed the request."""
     first, second = flushes.begin(asked(7), [A, B]), flushes.begin(asked(8), [A, B])
+    assert first is not None
+    assert second is not None
     flushes.answered(answers(first)[0])
     assert flushes.again(A) == second[:1]
     assert flushes.again(B) == [first[1], second[1]]
 
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(500, 0.5), (2**32 - 1, MAX_FLUSH)])
-def test_it_is_over_when_its_time_is_up(flushes, clock, ttl, seconds):
+def test_it_is_over_when_its_time_is_up(flushes: Flushes, clock: Clock, ttl: int, seconds: float) -> None:
     """The sender's `ttl` counts, up to the limit."""
     flushes.begin(asked(7, ttl), [A])
     clock.now += seconds - 0.1
@@ -84,7 +87,7 @@ def test_it_is_over_when_its_time_is_up(flushes, clock, ttl, seconds):
     assert len(flushes) == 0
 
 
-def test_too_many_are_refused(flushes):
+def test_too_many_are_refused(flushes: Flushes) -> None:
     """Each flush holds up the messages of all clients."""
     for number in range(MAX_FLUSHES):
         assert flushes.begin(asked(number), [A]) is not None

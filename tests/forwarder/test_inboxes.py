@@ -14,18 +14,18 @@ KEY, OTHER_KEY = b"key", b"other key"
 
 
 @pytest.fixture
-def inboxes():
+def inboxes() -> Inboxes:
     return Inboxes()
 
 
-def test_a_secret_has_one_inbox():
+def test_a_secret_has_one_inbox() -> None:
     """All sides must make the same one of it."""
     assert INBOX == b"0c0beacef8877bbf"
     assert wire.claimable(SECRET) != wire.claimable(b"a" * 15 + b"b")
 
 
 @pytest.mark.parametrize("key", [b"", KEY])
-def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes, key):
+def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes: Inboxes, key: bytes) -> None:
     """However often it is repeated before that. Behind it, it counts at once."""
     assert [inboxes.subscribe(INBOX, ONE, key) for _ in range(2)] == [Verdict.WAITS] * 2
     assert not inboxes.may_use(HELLO, ONE)
@@ -35,13 +35,13 @@ def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes, key):
     assert inboxes.subscribe(INBOX, ONE, key) is Verdict.COUNTS
 
 
-def test_a_claim_may_come_first(inboxes):
+def test_a_claim_may_come_first(inboxes: Inboxes) -> None:
     """As on a new socket."""
     assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
     assert inboxes.subscribe(INBOX, ONE, KEY) is Verdict.COUNTS
 
 
-def test_without_the_secret_there_is_no_claim(inboxes):
+def test_without_the_secret_there_is_no_claim(inboxes: Inboxes) -> None:
     """Nor does one that fails end another one."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.claim(wire.Claim(INBOX, OTHER_SECRET), TWO, OTHER_KEY) is None
@@ -49,7 +49,7 @@ def test_without_the_secret_there_is_no_claim(inboxes):
     assert inboxes.may_use(HELLO, ONE)
 
 
-def test_a_connection_uses_one_inbox(inboxes):
+def test_a_connection_uses_one_inbox(inboxes: Inboxes) -> None:
     """A client has one."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.claim(OTHER_CLAIM, ONE, KEY) is None
@@ -60,7 +60,9 @@ def test_a_connection_uses_one_inbox(inboxes):
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("last", ["subscription", "claim", "both"])
-def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_descriptor(inboxes, is_known, last):
+def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_descriptor(
+    inboxes: Inboxes, is_known: bool, last: str
+) -> None:
     """Whether the new connection is known before they are read, or after."""
     inboxes.came(ONE)
     inboxes.claim(CLAIM, ONE, KEY)
@@ -85,7 +87,7 @@ def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_de
     assert vars(inboxes) == vars(Inboxes())
 
 
-def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes):
+def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes: Inboxes) -> None:
     """The subscription waits on."""
     inboxes.subscribe(OTHER, ONE, KEY)
     assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
@@ -93,13 +95,13 @@ def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes):
 
 
 @pytest.mark.parametrize(("key", "verdict"), [(KEY, Verdict.WAITS), (OTHER_KEY, Verdict.REFUSED)])
-def test_an_inbox_that_is_in_use_is_only_for_its_key(inboxes, key, verdict):
+def test_an_inbox_that_is_in_use_is_only_for_its_key(inboxes: Inboxes, key: bytes, verdict: Verdict) -> None:
     """The same key may belong to the same client, whose former connection has broken."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.subscribe(INBOX, TWO, key) is verdict
 
 
-def test_a_claim_by_a_new_key_adds_it(inboxes):
+def test_a_claim_by_a_new_key_adds_it(inboxes: Inboxes) -> None:
     """While a client changes its key both connections are in use."""
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.claim(CLAIM, TWO, OTHER_KEY)
@@ -108,14 +110,14 @@ def test_a_claim_by_a_new_key_adds_it(inboxes):
     assert [inboxes.subscribe(INBOX, THREE, key) for key in (b"third", OTHER_KEY)] == [Verdict.REFUSED, Verdict.WAITS]
 
 
-def test_a_claim_names_the_connections_with_other_keys_that_wait(inboxes):
+def test_a_claim_names_the_connections_with_other_keys_that_wait(inboxes: Inboxes) -> None:
     """They subscribed while the client was away."""
     inboxes.subscribe(INBOX, ONE, OTHER_KEY)
     inboxes.subscribe(INBOX, TWO, KEY)
     assert inboxes.claim(CLAIM, THREE, KEY) == Claimed(False, [ONE])
 
 
-def test_nothing_is_left_of_connections_that_have_ended(inboxes):
+def test_nothing_is_left_of_connections_that_have_ended(inboxes: Inboxes) -> None:
     """Their descriptors name others from then on."""
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.subscribe(INBOX, TWO, KEY)
@@ -131,7 +133,7 @@ def test_nothing_is_left_of_connections_that_have_ended(inboxes):
 
 
 @pytest.mark.parametrize("kind", ["R", "B", "K", "X"])
-def test_a_client_that_leaves_is_heard_for_a_while(inboxes, kind):
+def test_a_client_that_leaves_is_heard_for_a_while(inboxes: Inboxes, kind: str) -> None:
     """Its last frames may be read when the end of its connection is known; that of others never counts."""
     frame = kind.encode() + INBOX
     inboxes.claim(CLAIM, ONE, KEY)

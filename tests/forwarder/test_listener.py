@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
 import aiohttp
 import pytest
@@ -14,7 +16,7 @@ PATIENCE = 10
 HALF = b"GET /livez HTTP/1.1\r\nHost: local"
 
 
-async def alive(request):
+async def alive(request: web.Request) -> web.Response:
     return web.Response(text="alive")
 
 
@@ -22,17 +24,17 @@ ROUTES = [web.get("/livez", alive)]
 
 
 @pytest.fixture
-async def port(unused_tcp_port):
+async def port(unused_tcp_port: int) -> AsyncIterator[int]:
     async with listening(f"127.0.0.1:{unused_tcp_port}", ROUTES):
         yield unused_tcp_port
 
 
 @pytest.fixture
-async def open_peers(port):
+async def open_peers(port: int) -> AsyncIterator[Callable[..., Awaitable[list[asyncio.StreamReader]]]]:
     """Opens connections that send something and then wait; returns their readers, the oldest first."""
     writers = []
 
-    async def connect(count, sent):
+    async def connect(count: int, sent: bytes) -> list[asyncio.StreamReader]:
         readers = []
         for _ in range(count):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -46,12 +48,12 @@ async def open_peers(port):
         writer.transport.abort()
 
 
-async def get(port, path="/livez", **options):
+async def get(port: int, path: str = "/livez", **options: Any) -> tuple[int, Mapping[str, str]]:
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}", **options) as response:
         return response.status, response.headers
 
 
-async def until_closed(reader):
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
     """Return what arrives before the connection ends."""
     received = b""
     try:
@@ -64,7 +66,9 @@ async def until_closed(reader):
 
 
 @pytest.mark.parametrize("sent", [b"", HALF, b"POST /livez HTTP/1.1\r\nContent-Length: 9\r\n\r\n1"])
-async def test_hundreds_of_half_requests_leave_room_for_a_probe(port, open_peers, sent):
+async def test_hundreds_of_half_requests_leave_room_for_a_probe(
+    port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]], sent: bytes
+) -> None:
     """The oldest connections end, so that their descriptors are free again, and `/livez` answers at once."""
     readers = await open_peers(3 * CONNECTIONS, sent)
     async with asyncio.timeout(PATIENCE):
@@ -74,7 +78,9 @@ async def test_hundreds_of_half_requests_leave_room_for_a_probe(port, open_peers
 
 
 @pytest.mark.parametrize("sent", [b"", HALF])
-async def test_a_connection_that_does_not_complete_its_request_ends(unused_tcp_port, monkeypatch, sent):
+async def test_a_connection_that_does_not_complete_its_request_ends(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
     """After a fixed time, whether its peer sends a byte now and then or none."""
     monkeypatch.setattr(listener, "AT_MOST", 0.05)
     async with listening(f"127.0.0.1:{unused_tcp_port}", ROUTES):
@@ -84,7 +90,9 @@ async def test_a_connection_that_does_not_complete_its_request_ends(unused_tcp_p
         writer.close()
 
 
-async def test_a_connection_serves_one_request(port, open_peers):
+async def test_a_connection_serves_one_request(
+    port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]]
+) -> None:
     """So an idle keep-alive holds no descriptor; the client is told."""
     (reader,) = await open_peers(1, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n" * 2)
     received = await until_closed(reader)
@@ -93,31 +101,33 @@ async def test_a_connection_serves_one_request(port, open_peers):
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8001", "127.0.0.1", "127.0.0.1:1", "[::1]:9600"])
-async def test_a_loopback_listener_serves_requests_for_the_loopback(port, host):
+async def test_a_loopback_listener_serves_requests_for_the_loopback(port: int, host: str) -> None:
     """By any port: `kubectl port-forward` and `docker -p` have ports of their own."""
     assert (await get(port, headers={"Host": host}))[0] == 200
 
 
 @pytest.mark.parametrize("host", ["attacker.example", "localhost.example:9600", "127.0.0.1.example", "", "[::1"])
-async def test_a_loopback_listener_refuses_other_hosts(port, host):
+async def test_a_loopback_listener_refuses_other_hosts(port: int, host: str) -> None:
     """A page of the attacker, whose name it points at 127.0.0.1, cannot read a response (DNS rebinding)."""
     assert (await get(port, headers={"Host": host}))[0] == 421
     assert (await get(port, "/absent", headers={"Host": host}))[0] == 421
 
 
-async def test_a_probe_without_a_host_is_served(port, open_peers):
+async def test_a_probe_without_a_host_is_served(
+    port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]]
+) -> None:
     """HTTP/1.0 has none; browsers always send one."""
     (reader,) = await open_peers(1, b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await until_closed(reader)).startswith(b"HTTP/1.0 200 OK")
 
 
-async def test_a_public_listener_serves_every_host(unused_tcp_port):
+async def test_a_public_listener_serves_every_host(unused_tcp_port: int) -> None:
     """Probes and Prometheus use addresses and names of the network."""
     async with listening(f"*:{unused_tcp_port}", ROUTES):
         assert (await get(unused_tcp_port, headers={"Host": "forwarder.example"}))[0] == 200
 
 
-async def test_its_own_loopback_address_is_a_host(unused_tcp_port):
+async def test_its_own_loopback_address_is_a_host(unused_tcp_port: int) -> None:
     """All of 127.0.0.0/8 is the loopback."""
     address = f"127.0.0.2:{unused_tcp_port}"
     async with (
@@ -131,21 +141,21 @@ async def test_its_own_loopback_address_is_a_host(unused_tcp_port):
 @pytest.mark.parametrize(
     "path, host, status", [("/livez", "localhost", 200), ("/absent", "localhost", 404), ("/livez", "x", 421)]
 )
-async def test_every_response_has_the_headers_of_security(port, path, host, status):
+async def test_every_response_has_the_headers_of_security(port: int, path: str, host: str, status: int) -> None:
     """Errors too: no sniffing, no frame, no referrer, no cache, nothing loaded."""
     found, headers = await get(port, path, headers={"Host": host})
     assert found == status
     assert {name: headers.get(name) for name in HEADERS} == HEADERS
 
 
-async def test_another_method_is_refused_with_the_same_headers(port):
+async def test_another_method_is_refused_with_the_same_headers(port: int) -> None:
     """The endpoints change nothing."""
     async with aiohttp.ClientSession() as session, session.post(f"http://127.0.0.1:{port}/livez") as response:
         assert response.status == 405
         assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
 
 
-async def test_a_closed_listener_accepts_nobody(unused_tcp_port):
+async def test_a_closed_listener_accepts_nobody(unused_tcp_port: int) -> None:
     """Its port is free again, although a peer still waits."""
     async with listening(f"127.0.0.1:{unused_tcp_port}", ROUTES):
         reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)

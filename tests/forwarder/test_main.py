@@ -8,7 +8,7 @@ import pytest
 from channels_zmq_forwarder.__main__ import BAD_USAGE, EXTRA, main
 
 
-def without(package, *arguments):
+def without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Return what the command does in an interpreter that lacks a package."""
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
@@ -19,7 +19,7 @@ def without(package, *arguments):
 
 
 @pytest.mark.parametrize("package", EXTRA)
-def test_without_its_packages_the_daemon_names_the_extra_to_install(package):
+def test_without_its_packages_the_daemon_names_the_extra_to_install(package: str) -> None:
     """In one line, without a traceback."""
     done = without(package, "--pull-address", "tcp://127.0.0.1:5555")
     assert done.returncode == BAD_USAGE
@@ -30,14 +30,14 @@ def test_without_its_packages_the_daemon_names_the_extra_to_install(package):
 
 @pytest.mark.parametrize("package", EXTRA)
 @pytest.mark.parametrize("command", ["keygen", "selftest"])
-def test_the_other_commands_need_no_extra(package, command):
+def test_the_other_commands_need_no_extra(package: str, command: str) -> None:
     """They run where an application does."""
     done = without(package, command, "--help")
     assert done.returncode == 0, done.stderr
     assert f"channels-zmq-forwarder {command}" in done.stdout
 
 
-def test_without_uvloop_the_daemon_runs_by_asyncio():
+def test_without_uvloop_the_daemon_runs_by_asyncio() -> None:
     """Not each system has a wheel of it."""
     done = without("uvloop", "--settle", "9")
     assert done.returncode == BAD_USAGE
@@ -45,14 +45,18 @@ def test_without_uvloop_the_daemon_runs_by_asyncio():
 
 
 @pytest.mark.parametrize("system", ["win32", "darwin"])
-def test_on_other_systems_the_daemon_says_where_it_runs(system, monkeypatch, capsys):
+def test_on_other_systems_the_daemon_says_where_it_runs(
+    system: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And what runs here."""
     monkeypatch.setattr(sys, "platform", system)
     assert main(["--log-level", "INFO"]) == BAD_USAGE
     assert "the daemon runs on Linux only: use WSL or a container" in capsys.readouterr().err
 
 
-def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra(monkeypatch):
+def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A broken installation shows its traceback."""
     monkeypatch.setitem(sys.modules, "channels_zmq_forwarder.daemon", None)
     with pytest.raises(ModuleNotFoundError, match=r"channels_zmq_forwarder\.daemon"):

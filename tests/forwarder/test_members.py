@@ -10,15 +10,23 @@ from channels_zmq_forwarder.wire import Member, Status
 A, B = b"a" * 16, b"b" * 16
 
 
-def member(inbox=A, *, age=0, life=0, capacity=10, group=b"room", channel=b"jobs"):
+def member(
+    inbox: bytes = A,
+    *,
+    age: int = 0,
+    life: int = 0,
+    capacity: int = 10,
+    group: bytes = b"room",
+    channel: bytes = b"jobs",
+) -> Member:
     return Member(inbox, 1, 1, age, life, capacity, group, channel)
 
 
-def channels(members, now=0.0, group=b"room"):
+def channels(members: NormalMembers, now: float = 0.0, group: bytes = b"room") -> list[bytes]:
     return [name for name, _ in members.of(group, now)]
 
 
-def test_a_member_belongs_to_its_group_until_it_leaves():
+def test_a_member_belongs_to_its_group_until_it_leaves() -> None:
     """Other groups are not affected."""
     members = NormalMembers(10, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
@@ -30,7 +38,7 @@ def test_a_member_belongs_to_its_group_until_it_leaves():
     assert members._groups == {}, "an empty group would stay in memory for ever"
 
 
-def test_leaving_a_group_twice_does_nothing():
+def test_leaving_a_group_twice_does_nothing() -> None:
     """A repeated discard notifies nobody."""
     members = NormalMembers(10, per_client=100)
     members.join(member(channel=b"other"), 0, {A}.__contains__)
@@ -39,7 +47,7 @@ def test_leaving_a_group_twice_does_nothing():
     assert members.count == 1
 
 
-def test_a_member_ends_with_its_life():
+def test_a_member_ends_with_its_life() -> None:
     """The age counts: the member may have been added to another instance long ago."""
     members = NormalMembers(10, per_client=100)
     members.join(member(age=4_000, life=10_000), 0, {A}.__contains__)
@@ -51,14 +59,14 @@ def test_a_member_ends_with_its_life():
     assert members.count == 0
 
 
-def test_without_an_end_of_life_a_member_stays():
+def test_without_an_end_of_life_a_member_stays() -> None:
     """A life of 0 is for ever."""
     members = NormalMembers(10, per_client=100)
     members.join(member(life=0), 0, {A}.__contains__)
     assert channels(members, now=1e12) == [b"jobs"]
 
 
-def test_adding_again_lengthens_the_life_and_never_shortens_it():
+def test_adding_again_lengthens_the_life_and_never_shortens_it() -> None:
     """A process that repeats an old add does not undo a later one."""
     members = NormalMembers(10, per_client=100)
     members.join(member(life=10_000), 0, {A}.__contains__)
@@ -68,7 +76,7 @@ def test_adding_again_lengthens_the_life_and_never_shortens_it():
     assert members.of(b"room", 24)[0][1].capacity == 3
 
 
-def test_living_adders_are_remembered():
+def test_living_adders_are_remembered() -> None:
     """A process that has died is not notified."""
     members = NormalMembers(10, per_client=100)
     members.join(member(A), 0, {A}.__contains__)
@@ -79,7 +87,7 @@ def test_living_adders_are_remembered():
     assert members.leave(member(), 0) == {B}
 
 
-def test_there_is_a_limit():
+def test_there_is_a_limit() -> None:
     """Other channels are refused; existing members can be added again."""
     members = NormalMembers(2, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
@@ -102,7 +110,9 @@ def test_there_is_a_limit():
         (4_000, 4_000, "discard add", True),
     ],
 )
-def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order, is_member):
+def test_of_an_add_and_a_discard_the_later_one_wins(
+    add_age: int, discard_age: int, order: str, is_member: bool
+) -> None:
     """The order of arrival does not matter, since every client repeats its own to a new instance."""
     members = NormalMembers(10, per_client=100)
     for step in order.split():
@@ -114,7 +124,7 @@ def test_of_an_add_and_a_discard_the_later_one_wins(add_age, discard_age, order,
     assert members.count == is_member
 
 
-def test_an_add_older_than_a_known_discard_is_reported():
+def test_an_add_older_than_a_known_discard_is_reported() -> None:
     """Its sender should not repeat it again, even if another process has added the channel since."""
     members = NormalMembers(10, per_client=100)
     members.leave(member(age=1_000), 100)
@@ -125,7 +135,7 @@ def test_an_add_older_than_a_known_discard_is_reported():
     assert channels(members, 105) == []
 
 
-def test_an_older_add_does_not_change_the_capacity():
+def test_an_older_add_does_not_change_the_capacity() -> None:
     """The capacity of the latest add counts."""
     members = NormalMembers(10, per_client=100)
     members.join(member(capacity=3), 100, {A}.__contains__)
@@ -134,7 +144,7 @@ def test_an_older_add_does_not_change_the_capacity():
     assert members.leave(member(), 100) == {A, B}
 
 
-def test_discards_are_remembered_up_to_the_limit():
+def test_discards_are_remembered_up_to_the_limit() -> None:
     """The latest discards are kept; a flush forgets all."""
     members = NormalMembers(2, per_client=100)
     for channel in (b"one", b"two", b"one", b"three"):
@@ -145,7 +155,7 @@ def test_discards_are_remembered_up_to_the_limit():
     assert members.join(member(age=1_000, channel=b"one"), 100, {A}.__contains__) is Status.OK
 
 
-def test_expiry_touches_only_what_is_due():
+def test_expiry_touches_only_what_is_due() -> None:
     """Lengthening a life many times leaves no stale deadlines behind."""
     members = NormalMembers(10, per_client=100)
     for second in range(5_000):
@@ -159,7 +169,7 @@ def test_expiry_touches_only_what_is_due():
     assert members.due() == inf
 
 
-def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile():
+def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile() -> None:
     """What counts is since when the channel belongs to the group without a break."""
     members = NormalMembers(10, per_client=100)
     for now in (1, 3):
@@ -168,7 +178,7 @@ def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile():
     assert members.of(b"room", 4, published=0.5) == []
 
 
-def test_one_client_adds_so_many_members_and_no_more():
+def test_one_client_adds_so_many_members_and_no_more() -> None:
     """Others still can, and so can the client once some have left."""
     members = NormalMembers(10, per_client=2)
     for name in (b"one", b"two"):
@@ -180,7 +190,7 @@ def test_one_client_adds_so_many_members_and_no_more():
     assert members.join(member(channel=b"four"), 2, {A, B}.__contains__) is Status.OK
 
 
-def test_a_member_without_end_ends_with_the_last_client_that_added_it():
+def test_a_member_without_end_ends_with_the_last_client_that_added_it() -> None:
     """In a while: the client may come back, and adds it again then."""
     members, living = NormalMembers(10, per_client=100), {A, B}
     for inbox in (A, B):
@@ -200,7 +210,7 @@ def test_a_member_without_end_ends_with_the_last_client_that_added_it():
     assert (members.count, members._added) == (0, {})
 
 
-def test_a_member_with_an_end_outlives_its_client():
+def test_a_member_with_an_end_outlives_its_client() -> None:
     """Its life is known, so nothing is kept for ever."""
     members = NormalMembers(10, per_client=100)
     members.join(member(life=1_000_000), 0, {A}.__contains__)

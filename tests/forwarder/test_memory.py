@@ -1,6 +1,7 @@
 """What is refused when memory is short."""
 
 import pytest
+from fakes import Clock
 
 from channels_zmq_forwarder.memory import NOT_READY_AFTER, TRIM_EVERY, MemoryGuard, Refusal
 
@@ -8,7 +9,7 @@ NOTHING, LARGE, ALL = Refusal
 
 
 @pytest.fixture
-def guard(clock):
+def guard(clock: Clock) -> MemoryGuard:
     return MemoryGuard(1000, clock)
 
 
@@ -20,18 +21,20 @@ def guard(clock):
         [(950, ALL), (600, NOTHING)],
     ],
 )
-def test_a_refusal_begins_above_one_mark_and_ends_below_a_lower_one(guard, resident):
+def test_a_refusal_begins_above_one_mark_and_ends_below_a_lower_one(
+    guard: MemoryGuard, resident: list[tuple[int, Refusal]]
+) -> None:
     """Otherwise each message would change the decision."""
     assert [guard.decide(used, 0) for used, _ in resident] == [refusal for _, refusal in resident]
 
 
-def test_what_is_known_to_be_held_counts_whatever_the_system_reports(guard):
+def test_what_is_known_to_be_held_counts_whatever_the_system_reports(guard: MemoryGuard) -> None:
     """Resident memory is not known everywhere."""
     assert guard.decide(0, 950) is ALL
     assert guard.decide(0, 100) is NOTHING
 
 
-def test_without_a_limit_nothing_is_refused(clock):
+def test_without_a_limit_nothing_is_refused(clock: Clock) -> None:
     """Queues may hold what the settings want, and the heap is never trimmed."""
     guard = MemoryGuard(0, clock)
     assert guard.queue_bytes(2**40, 100) == 2**40
@@ -40,21 +43,21 @@ def test_without_a_limit_nothing_is_refused(clock):
     assert guard.is_ready
 
 
-def test_queues_get_a_share_of_the_limit(guard):
+def test_queues_get_a_share_of_the_limit(guard: MemoryGuard) -> None:
     """A channel that nobody reads leaves memory for all other messages."""
     assert guard.queue_bytes(10_000, 0) == 400
     assert guard.queue_bytes(10_000, 100) == 400
     assert guard.queue_bytes(100, 200) == 100
 
 
-def test_full_queues_alone_never_lead_to_a_refusal(guard):
+def test_full_queues_alone_never_lead_to_a_refusal(guard: MemoryGuard) -> None:
     """Python keeps the memory of small messages, so that it would last for ever."""
     assert guard.queue_bytes(10_000, 350) == 250
     assert guard.decide(350 + 250, 250) is NOTHING
     assert guard.queue_bytes(10_000, 700) == 50
 
 
-def test_the_heap_is_trimmed_before_anything_is_refused(guard, clock):
+def test_the_heap_is_trimmed_before_anything_is_refused(guard: MemoryGuard, clock: Clock) -> None:
     """The C library keeps freed memory; a trim looks at all of it, so it is not done all the time."""
     assert not guard.should_trim(700)
     assert guard.should_trim(701)
@@ -63,7 +66,7 @@ def test_the_heap_is_trimmed_before_anything_is_refused(guard, clock):
     assert guard.should_trim(701)
 
 
-def test_the_heap_is_trimmed_until_a_refusal_ends(guard, clock):
+def test_the_heap_is_trimmed_until_a_refusal_ends(guard: MemoryGuard, clock: Clock) -> None:
     """Memory that became free in the meantime must not keep a refusal up."""
     guard.decide(701, 0)
     assert guard.should_trim(660)
@@ -71,7 +74,7 @@ def test_the_heap_is_trimmed_until_a_refusal_ends(guard, clock):
     assert not guard.should_trim(650)
 
 
-def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard, clock):
+def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard: MemoryGuard, clock: Clock) -> None:
     """It is useless then; while it refuses only large ones it is not."""
     guard.decide(750, 0)
     clock.now += NOT_READY_AFTER
@@ -89,6 +92,8 @@ def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard, cloc
 @pytest.mark.parametrize(
     ("limit", "wanted", "bytes_behind"), [(0, 0, 0), (0, 10, 10), (1000, 0, 250), (1000, 90, 90), (1000, 500, 250)]
 )
-def test_a_subscriber_may_be_behind_by_a_share_of_the_limit(clock, limit, wanted, bytes_behind):
+def test_a_subscriber_may_be_behind_by_a_share_of_the_limit(
+    clock: Clock, limit: int, wanted: int, bytes_behind: int
+) -> None:
     """Where there is no limit, as configured; 0 is any number."""
     assert MemoryGuard(limit, clock).subscriber_bytes(wanted) == bytes_behind

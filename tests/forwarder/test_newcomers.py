@@ -2,10 +2,14 @@
 
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import pytest
 import zmq
+from fakes import Clock
+from open_sockets import Sockets
 from strangers import RawPeer
 
 from channels_zmq_forwarder.connections import Connections
@@ -17,25 +21,27 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobod
 AT_MOST = 6
 USABLE = 8
 
+Peer = TypeVar("Peer")
+
 
 class Server:
     """Two sockets that share a small number of descriptors."""
 
-    def __init__(self, sockets, clock):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], clock: Clock) -> None:
         self.sockets = [sockets.open(zmq.PULL) for _ in range(2)]
         self.connections = [Connections(one) for one in self.sockets]
         self.newcomers = Newcomers(self.connections, USABLE, clock)
         self.ports = [one.bind_to_random_port("tcp://127.0.0.1") for one in self.sockets]
-        self.peers = []
+        self.peers: list[Any] = []
 
-    def turn(self):
+    def turn(self) -> None:
         for one in self.connections:
             one.turn()
 
-    def count(self):
+    def count(self) -> int:
         return sum(len(one.peers) for one in self.connections)
 
-    def accept(self, connect):
+    def accept(self, connect: Callable[[], Peer]) -> Peer:
         """Let a peer connect, and wait until it has been accepted; return it."""
         before = {peer for one in self.connections for peer in one.peers.values()}
         peer = connect()
@@ -44,15 +50,15 @@ class Server:
             self.turn()
         return peer
 
-    def idle(self, port=0):
+    def idle(self, port: int = 0) -> socket.socket:
         return self.accept(lambda: socket.create_connection(("127.0.0.1", self.ports[port]), timeout=10))
 
-    def client(self, port=0):
+    def client(self, port: int = 0) -> socket.socket:
         """A peer that has completed its handshake."""
         return self.accept(lambda: RawPeer(self.ports[port], "PUSH")).socket
 
 
-def has_ended(peer):
+def has_ended(peer: socket.socket) -> bool:
     """Wait for the end of a connection that the other side has broken."""
     with suppress(ConnectionResetError):
         while peer.recv(1000):
@@ -60,14 +66,14 @@ def has_ended(peer):
     return True
 
 
-def passes(server, peer, port=0):
+def passes(server: Server, peer: socket.socket, port: int = 0) -> bool:
     """Send a frame by a connection, and receive it."""
     peer.sendall(b"\0\5hello")
-    return server.sockets[port].poll(10_000) and server.sockets[port].recv() == b"hello"
+    return bool(server.sockets[port].poll(10_000)) and server.sockets[port].recv() == b"hello"
 
 
 @pytest.fixture
-def server(sockets, clock):
+def server(sockets: Sockets[zmq.Socket[bytes]], clock: Clock) -> Iterator[Server]:
     server = Server(sockets, clock)
     yield server
     for peer in server.peers:
@@ -76,7 +82,7 @@ def server(sockets, clock):
         one.close()
 
 
-def test_silent_peers_are_ended_the_oldest_first(server):
+def test_silent_peers_are_ended_the_oldest_first(server: Server) -> None:
     """Clients stay, although they are older; and as long as there is room, everybody does."""
     client = server.client()
     idle = [server.idle() for _ in range(AT_MOST - 1)]
@@ -90,14 +96,14 @@ def test_silent_peers_are_ended_the_oldest_first(server):
         server.turn()
 
 
-def test_peers_at_one_port_leave_room_at_the_other(server):
+def test_peers_at_one_port_leave_room_at_the_other(server: Server) -> None:
     """They share the descriptors of one process."""
     idle = [server.idle(0) for _ in range(AT_MOST)]
     assert passes(server, server.client(1), port=1)
     assert has_ended(idle[0])
 
 
-def test_who_has_been_connected_for_long_stays(server, clock):
+def test_who_has_been_connected_for_long_stays(server: Server, clock: Clock) -> None:
     """Its handshake is complete, or libzmq has disconnected it. The new connection is ended instead."""
     clients = [server.client() for _ in range(AT_MOST)]
     clock.now += HANDSHAKE / 1000 + 1
@@ -105,14 +111,14 @@ def test_who_has_been_connected_for_long_stays(server, clock):
     assert all(passes(server, client) for client in clients)
 
 
-def test_of_peers_that_have_sent_something_the_youngest_is_ended(server):
+def test_of_peers_that_have_sent_something_the_youngest_is_ended(server: Server) -> None:
     """All may have completed their handshake. Those that were there before go on with their work."""
     clients = [server.client() for _ in range(AT_MOST)]
     assert has_ended(server.client())
     assert all(passes(server, client) for client in clients)
 
 
-def test_silent_peers_take_no_descriptor_once_there_have_been_too_many(server):
+def test_silent_peers_take_no_descriptor_once_there_have_been_too_many(server: Server) -> None:
     """The system keeps them until they send something, as every ZeroMQ peer does at once."""
     for _ in range(AT_MOST + 1):
         server.idle()

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from channels_zmq_forwarder.process import ResidentMemory, cgroup_memory_limit, 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
-def run(code, *arguments):
+def run(code: str, *arguments: Path) -> str:
     """Run a program in a process of its own, and return what it prints and logs."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
@@ -27,7 +28,7 @@ assert raise_descriptor_limit() == 300 - SPARE_DESCRIPTORS == resource.getrlimit
 """
 
 
-def test_as_many_files_may_be_opened_as_the_system_permits():
+def test_as_many_files_may_be_opened_as_the_system_permits() -> None:
     """Each connection is one; the usual limit is 1,024. A few are spared, and the log shows the number."""
     assert run(LIMITS) == f"raised the limit of open files from 100 to {300 - process.SPARE_DESCRIPTORS}\n"
 
@@ -65,7 +66,7 @@ except OSError:
 
 
 @needs_proc
-def test_memory_and_lists_of_keys_are_read_when_no_descriptor_is_left(tmp_path):
+def test_memory_and_lists_of_keys_are_read_when_no_descriptor_is_left(tmp_path: Path) -> None:
     """Without spare descriptors the list stays in force, and the log shows why, once."""
     path = tmp_path / "allowed"
     assert sorted(run(EXHAUSTED, path).splitlines()) == [
@@ -76,7 +77,7 @@ def test_memory_and_lists_of_keys_are_read_when_no_descriptor_is_left(tmp_path):
 
 
 @needs_proc
-def test_the_last_known_memory_is_used_if_the_system_stops_reporting_it(caplog):
+def test_the_last_known_memory_is_used_if_the_system_stops_reporting_it(caplog: pytest.LogCaptureFixture) -> None:
     """Or the guard would take it for none. The error is logged once."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         memory = ResidentMemory(f"/proc/{child.pid}/statm")
@@ -90,24 +91,24 @@ def test_the_last_known_memory_is_used_if_the_system_stops_reporting_it(caplog):
 
 
 @needs_proc
-def test_the_memory_of_this_process_is_known():
+def test_the_memory_of_this_process_is_known() -> None:
     """In bytes."""
     memory = ResidentMemory()
     assert 10**6 < memory.read() < 10**11
     memory.close()
 
 
-def test_where_there_is_no_proc_memory_is_not_known(tmp_path):
+def test_where_there_is_no_proc_memory_is_not_known(tmp_path: Path) -> None:
     """Memory is then not watched."""
     memory = ResidentMemory(str(tmp_path / "statm"))
     assert memory.read() == 0
     memory.close()
 
 
-def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch):
+def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere nothing happens."""
     trim_heap()
-    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     trim_heap()
 
 
@@ -121,7 +122,7 @@ def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch):
         ({}, 0),
     ],
 )
-def test_the_limit_of_the_container_is_read(monkeypatch, files, limit):
+def test_the_limit_of_the_container_is_read(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int) -> None:
     """Both versions of cgroups are read; a huge number means no limit."""
     monkeypatch.setattr(process, "Path", FakeFiles(files))
     assert cgroup_memory_limit() == limit
@@ -130,14 +131,14 @@ def test_the_limit_of_the_container_is_read(monkeypatch, files, limit):
 class FakeFiles:
     """Files by path; other files do not exist."""
 
-    def __init__(self, files):
+    def __init__(self, files: dict[str, str]) -> None:
         self.files, self.path = files, ""
 
-    def __call__(self, path):
+    def __call__(self, path: str) -> "FakeFiles":
         self.path = path
         return self
 
-    def read_text(self):
+    def read_text(self) -> str:
         if self.path not in self.files:
             raise FileNotFoundError(self.path)
         return self.files[self.path]

@@ -1,9 +1,13 @@
 """Moving frames between sockets and the exchange."""
 
+from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
+from open_sockets import Sockets
 from strangers import opening
 
 from channels_zmq_forwarder import wire
@@ -20,7 +24,7 @@ WAIT = 5_000
 class Rig:
     """A pump whose turns a test makes, with a producer and a subscriber."""
 
-    def __init__(self, sockets, address, **options):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], address: str, **options: Any) -> None:
         self.exchange = Exchange(b"instance")
         self.exchange.enter(State.SERVING)
         self.pump = Pump(sockets.context, self.exchange, Marks(), **options)
@@ -30,7 +34,7 @@ class Rig:
         self.push.set(zmq.SNDHWM, 0)
         self.push.connect(self.pull)
 
-    def turn_until(self, condition):
+    def turn_until(self, condition: Callable[..., Any]) -> None:
         """Make turns until a condition holds; libzmq delivers in its own threads."""
         for _ in range(WAIT // 5):
             self.pump.turn()
@@ -39,14 +43,14 @@ class Rig:
             self.push.poll(5, zmq.POLLIN)
         raise AssertionError("it did not happen")
 
-    def connect(self):
+    def connect(self) -> None:
         for frame in opening(SECRET):
             self.xsub.send(frame)
         self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
         self.turn_until(lambda: A in self.exchange.clients)
         assert wire.WELCOME.decode(self.receive()).session == 1
 
-    def add(self, *channels):
+    def add(self, *channels: bytes) -> None:
         """Add normal channels to a group."""
         for channel in channels:
             self.xsub.send(wire.MEMBER.encode(wire.Member(A, 0, 1, 0, 0, 10, b"room", channel)))
@@ -54,23 +58,23 @@ class Rig:
         self.turn_until(lambda: self.xsub.poll(0))
         assert wire.CONFIRM.decode(self.xsub.recv()).n == 1
 
-    def receive(self):
+    def receive(self) -> bytes:
         self.turn_until(lambda: self.xsub.poll(0))
         return self.xsub.recv()
 
 
 @pytest.fixture(params=["inproc://{}", "tcp://127.0.0.1:*"])
-def rig(request, sockets):
+def rig(request: pytest.FixtureRequest, sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Rig]:
     rig = Rig(sockets, request.param)
     yield rig
     rig.pump.close()
 
 
-def frame(payload, group="room"):
+def frame(payload: bytes, group: str = "room") -> bytes:
     return wire.ordered(wire.group_topic(group), b"sender..", 1, 0, 0, payload)
 
 
-def test_a_group_message_passes(rig):
+def test_a_group_message_passes(rig: Rig) -> None:
     """Subscribers receive the frame unchanged."""
     rig.connect()
     rig.xsub.send(wire.subscription(wire.group_topic("room")))
@@ -80,14 +84,14 @@ def test_a_group_message_passes(rig):
     assert rig.receive() == frame(b"hi")
 
 
-def test_a_request_is_answered(rig):
+def test_a_request_is_answered(rig: Rig) -> None:
     """The answer is published to the inbox of the client."""
     rig.connect()
     rig.push.send(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(rig.receive()).n == 4
 
 
-def test_a_group_with_a_normal_member_reaches_its_queue(rig):
+def test_a_group_with_a_normal_member_reaches_its_queue(rig: Rig) -> None:
     """Group messages pass through `inbound` from the frame on that adds the first normal member."""
     rig.connect()
     rig.push.send(frame(b"before"))
@@ -98,7 +102,7 @@ def test_a_group_with_a_normal_member_reaches_its_queue(rig):
     assert [entry.payload for entry in rig.exchange.queues.by_channel[b"jobs"].waiting.values()] == [b"after"]
 
 
-def test_traffic_is_counted(rig):
+def test_traffic_is_counted(rig: Rig) -> None:
     """The pump counts frames and bytes in both directions."""
     rig.connect()
     out = rig.pump.traffic.frames_out, rig.pump.traffic.bytes_out
@@ -111,7 +115,7 @@ def test_traffic_is_counted(rig):
     assert (traffic.frames_out - out[0], traffic.bytes_out - out[1]) == (2, len(frame(b"hi")) + len(answer))
 
 
-def test_every_part_of_a_multipart_message_is_a_frame(rig):
+def test_every_part_of_a_multipart_message_is_a_frame(rig: Rig) -> None:
     """Our messages have one part; others do no harm."""
     rig.connect()
     rig.push.send_multipart([b"?", b"", wire.ECHO.encode(wire.Echo(A, 4))])
@@ -119,7 +123,7 @@ def test_every_part_of_a_multipart_message_is_a_frame(rig):
     assert rig.exchange.drops == {"malformed": 2}
 
 
-def test_a_turn_takes_a_bounded_number_of_frames(sockets):
+def test_a_turn_takes_a_bounded_number_of_frames(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """Health checks and subscriptions are served between two turns, however little time these take."""
     rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)
     for _ in range(FRAMES_A_TURN + 1):
@@ -135,7 +139,7 @@ def test_a_turn_takes_a_bounded_number_of_frames(sockets):
     rig.pump.close()
 
 
-def test_a_large_frame_ends_a_turn(sockets):
+def test_a_large_frame_ends_a_turn(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """Other producers are served between two large messages of one producer."""
     rig = Rig(sockets, "inproc://{}")
     for _ in range(3):
@@ -152,13 +156,13 @@ def test_a_large_frame_ends_a_turn(sockets):
     rig.pump.close()
 
 
-def test_a_turn_ends_when_its_time_is_over(sockets):
+def test_a_turn_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """Each direction has half of the time, and ends with the frame that exceeds it."""
     now = [0.0]
     rig = Rig(sockets, "inproc://{}", clock=lambda: now[0])
     taken = []
 
-    def slow(frame):
+    def slow(frame: bytes) -> tuple[Any, ...]:
         taken.append(frame)
         now[0] += SECONDS_A_TURN / 4
         return ()
@@ -173,7 +177,7 @@ def test_a_turn_ends_when_its_time_is_over(sockets):
     rig.pump.close()
 
 
-def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
+def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """The clock is read once in `LOOK_AT_CLOCK` frames, because reading it for each would cost too much."""
     ticks = count(step=SECONDS_A_TURN)
     rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
@@ -184,13 +188,13 @@ def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets):
     rig.pump.close()
 
 
-def test_a_turn_without_input_is_not_followed_by_another(rig):
+def test_a_turn_without_input_is_not_followed_by_another(rig: Rig) -> None:
     """A turn checks both sockets, because their descriptors are edge-triggered."""
     assert not rig.pump.turn()
     assert all(descriptor >= 0 for descriptor in rig.pump.descriptors())
 
 
-def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
+def test_an_ipc_address_is_bound_only_once(sockets: Sockets[zmq.Socket[bytes]], tmp_path: Path) -> None:
     """ZeroMQ would let the second pump steal it silently."""
     address = f"ipc://{tmp_path}/pub"
     one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
@@ -202,7 +206,7 @@ def test_an_ipc_address_is_bound_only_once(sockets, tmp_path):
     other.close()
 
 
-def test_producers_wait_while_copies_for_many_members_are_made(rig):
+def test_producers_wait_while_copies_for_many_members_are_made(rig: Rig) -> None:
     """Subscribers and health checks do not; the order of each queue is that of the messages."""
     rig.connect()
     rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))

@@ -1,8 +1,11 @@
 """All queues of an exchange: exact capacity, orphans, and what is due."""
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
+from fakes import Clock
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.channel_queue import ENTRY_SIZE
@@ -11,65 +14,79 @@ from channels_zmq_forwarder.wire import Question, Status
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 JOBS = b"jobs"
+Seen = list[Any]
+"""Decoded frames of any kind, for one client or for several."""
 
 
 class Queues(ChannelQueues):
     """Queues of normal channels with decoded frames."""
 
-    def __init__(self, clock, **limits):
-        self.drops = Counter()
+    def __init__(self, clock: "CountingClock | Clock", **limits: int) -> None:
+        self.drops: Counter[str] = Counter()
         self.clock = clock
         super().__init__(b"instance", Limits(**limits), clock, self.drops)
         for inbox in (A, B, C):
             self.begin(inbox, 1)
 
-    def send(self, payload=b"", *, n=1, capacity=2, channel=JOBS, ttl=60_000):
+    def send(
+        self, payload: bytes = b"", *, n: int = 1, capacity: int = 2, channel: bytes = JOBS, ttl: int = 60_000
+    ) -> Seen:
         return seen(self.put(wire.Enqueue(C, n, ttl, capacity, channel, payload)))
 
-    def report(self, limit, settled=0, *, inbox=A, session=1, answers=0, ask=Question.NOTHING, channel=JOBS):
+    def report(
+        self,
+        limit: int,
+        settled: int = 0,
+        *,
+        inbox: bytes = A,
+        session: int = 1,
+        answers: int = 0,
+        ask: Question = Question.NOTHING,
+        channel: bytes = JOBS,
+    ) -> Seen:
         return seen(self.ready(wire.Ready(inbox, session, limit, settled, answers, ask, channel)))
 
-    def report_received(self, received, *, inbox=A, session=1, channel=JOBS):
+    def report_received(self, received: int, *, inbox: bytes = A, session: int = 1, channel: bytes = JOBS) -> Seen:
         return seen(self.received(wire.Received(inbox, session, received, channel)))
 
-    def hand_back(self, job, inbox=A):
+    def hand_back(self, job: wire.Job, inbox: bytes = A) -> Seen:
         return seen(self.put_back(wire.Back(inbox, job.number, job.ttl, job.channel, job.payload)))
 
-    def swept(self, seconds=0.0):
+    def swept(self, seconds: float = 0.0) -> Seen:
         self.clock.now += seconds
         return seen(self.sweep())
 
-    def used(self, channel=JOBS):
+    def used(self, channel: bytes = JOBS) -> tuple[int, int]:
         queue = self.by_channel.get(channel)
         return (len(queue.waiting), queue.unsettled) if queue else (0, 0)
 
 
-def seen(frames):
-    layouts = {layout.kind: layout for layout in wire.INBOX_LAYOUTS}
+def seen(frames: Iterable[bytes]) -> Seen:
+    layouts: dict[int, wire.Layout[Any]] = {layout.kind: layout for layout in wire.INBOX_LAYOUTS}
     return [layouts[wire.sub_kind(frame)].decode(frame) for frame in frames]
 
 
-def statuses(frames):
+def statuses(frames: Seen) -> list[tuple[int, Status]]:
     return [(frame.n, Status(frame.status)) for frame in frames if isinstance(frame, wire.Confirm)]
 
 
-def payloads(frames):
+def payloads(frames: Seen) -> list[tuple[bytes, bytes]]:
     return [(frame.inbox, frame.payload) for frame in frames if isinstance(frame, wire.Job)]
 
 
-def queries(frames):
+def queries(frames: Seen) -> list[wire.Query]:
     return [frame for frame in frames if isinstance(frame, wire.Query)]
 
 
 @pytest.fixture
-def queues(clock):
+def queues(clock: Clock) -> Queues:
     return Queues(clock)
 
 
 # Capacity
 
 
-def test_unsettled_jobs_count_for_the_capacity(queues):
+def test_unsettled_jobs_count_for_the_capacity(queues: Queues) -> None:
     """A message that fits only once they are settled is pending: it has no answer yet, and the client is queried."""
     queues.report(5)
     for n in (1, 2):
@@ -79,7 +96,7 @@ def test_unsettled_jobs_count_for_the_capacity(queues):
     assert queues.used() == (0, 2)
 
 
-def test_a_pending_message_is_accepted_when_a_client_has_settled(queues):
+def test_a_pending_message_is_accepted_when_a_client_has_settled(queues: Queues) -> None:
     """The answer to the query makes room; the message is confirmed and handed over at once."""
     queues.report(5)
     queues.send(), queues.send()
@@ -90,7 +107,7 @@ def test_a_pending_message_is_accepted_when_a_client_has_settled(queues):
     assert queues.used() == (0, 2)
 
 
-def test_a_pending_message_is_refused_when_nothing_was_settled(queues):
+def test_a_pending_message_is_refused_when_nothing_was_settled(queues: Queues) -> None:
     """All clients have answered, so the channel is full."""
     queues.report(1), queues.report(1, inbox=B)
     queues.send(), queues.send()
@@ -100,7 +117,7 @@ def test_a_pending_message_is_refused_when_nothing_was_settled(queues):
     assert queues.drops == {"queue_full": 1}
 
 
-def test_a_report_that_answers_no_query_decides_nothing_but_room(queues):
+def test_a_report_that_answers_no_query_decides_nothing_but_room(queues: Queues) -> None:
     """It may precede the query; its number of settled jobs counts nevertheless."""
     queues.report(2)
     queues.send(), queues.send()
@@ -110,7 +127,7 @@ def test_a_report_that_answers_no_query_decides_nothing_but_room(queues):
     assert statuses(queues.report(2, 1)) == [(3, Status.OK)]
 
 
-def test_a_silent_client_is_waited_for_only_so_long(queues):
+def test_a_silent_client_is_waited_for_only_so_long(queues: Queues) -> None:
     """The message is refused after that."""
     queues.report(2)
     queues.send(), queues.send()
@@ -121,7 +138,7 @@ def test_a_silent_client_is_waited_for_only_so_long(queues):
     assert queues.swept(100) == []
 
 
-def test_a_client_that_ends_is_not_waited_for(queues):
+def test_a_client_that_ends_is_not_waited_for(queues: Queues) -> None:
     """Its jobs still count, since it may reconnect and report that it never received them."""
     queues.report(2)
     queues.send(), queues.send()
@@ -132,7 +149,7 @@ def test_a_client_that_ends_is_not_waited_for(queues):
     assert statuses(queues.send(n=5)) == [(5, Status.OK)]
 
 
-def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues):
+def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues: Queues) -> None:
     """No answer of a client could make room."""
     queues.send(), queues.send()
     assert statuses(queues.send(n=3)) == [(3, Status.FULL)]
@@ -142,7 +159,7 @@ def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues):
     assert statuses(queues.send(n=5)) == [(5, Status.FULL)]  # the waiting message and the pending one fill it
 
 
-def test_pending_messages_keep_their_order(queues):
+def test_pending_messages_keep_their_order(queues: Queues) -> None:
     """A later message does not overtake one that is pending, even if it would fit by its own capacity."""
     queues.report(9)
     queues.send(), queues.send()
@@ -153,7 +170,7 @@ def test_pending_messages_keep_their_order(queues):
     assert statuses(out) == [(3, Status.OK), (4, Status.OK)]
 
 
-def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues):
+def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues: Queues) -> None:
     """A client may have settled a job between its answer and this message."""
     queues.report(1), queues.report(1, inbox=B)
     queues.send(capacity=3), queues.send(capacity=3)
@@ -169,7 +186,7 @@ def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues):
     assert statuses(out) == [(5, Status.OK)]
 
 
-def test_there_is_one_query_for_each_round(queues):
+def test_there_is_one_query_for_each_round(queues: Queues) -> None:
     """Other messages wait for the answers that are under way."""
     queues.report(5)
     for _ in range(3):
@@ -178,7 +195,7 @@ def test_there_is_one_query_for_each_round(queues):
     assert queues.send(capacity=3) == []
 
 
-def test_reports_in_time_make_queries_unnecessary(queues):
+def test_reports_in_time_make_queries_unnecessary(queues: Queues) -> None:
     """A client that reports with each window stays below the capacity."""
     queues.report(2)
     for n in range(100):
@@ -188,7 +205,7 @@ def test_reports_in_time_make_queries_unnecessary(queues):
         queues.report(n + 3, n + 1)
 
 
-def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues):
+def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues: Queues) -> None:
     """A copy is never confirmed; the drop is counted."""
     queues.report(1)
     queues.send(n=0, capacity=1)
@@ -197,7 +214,7 @@ def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues):
     assert queues.drops == {"queue_full": 1}
 
 
-def test_a_message_that_expires_makes_room_for_a_pending_one(queues):
+def test_a_message_that_expires_makes_room_for_a_pending_one(queues: Queues) -> None:
     """The sweep finds it by its deadline."""
     queues.report(1)
     queues.send(), queues.send(ttl=500)
@@ -206,7 +223,7 @@ def test_a_message_that_expires_makes_room_for_a_pending_one(queues):
     assert queues.drops == {"expired": 1}
 
 
-def test_an_expired_message_makes_room(queues):
+def test_an_expired_message_makes_room(queues: Queues) -> None:
     """The place of the expired message does not matter."""
     queues.send(), queues.send(ttl=500)
     queues.clock.now += 0.4
@@ -216,7 +233,7 @@ def test_an_expired_message_makes_room(queues):
     assert queues.used() == (2, 0)
 
 
-def test_pending_messages_take_memory(queues, clock):
+def test_pending_messages_take_memory(queues: Queues, clock: Clock) -> None:
     """They are refused like others beyond the limit."""
     queues = Queues(clock, queue_bytes=3 * ENTRY_SIZE)
     queues.report(2)
@@ -229,7 +246,7 @@ def test_pending_messages_take_memory(queues, clock):
     assert queues.drops == {"queue_bytes": 1, "queue_full": 1}
 
 
-def test_a_flush_drops_what_is_pending_and_answers_so(queues):
+def test_a_flush_drops_what_is_pending_and_answers_so(queues: Queues) -> None:
     """Its sender may send it again. Clients flush the jobs that they hold."""
     queues.report(2)
     queues.send(), queues.send()
@@ -243,7 +260,7 @@ def test_a_flush_drops_what_is_pending_and_answers_so(queues):
 # Jobs that were lost with a connection
 
 
-def test_jobs_that_never_arrived_are_put_back(queues):
+def test_jobs_that_never_arrived_are_put_back(queues: Queues) -> None:
     """They return to their old places for the next reader."""
     queues.report(3)
     for number in range(4):
@@ -255,7 +272,7 @@ def test_jobs_that_never_arrived_are_put_back(queues):
     assert payloads(out) == [(A, b"1"), (A, b"2"), (A, b"3")]
 
 
-def test_the_exchange_may_have_noticed_the_death_first(queues):
+def test_the_exchange_may_have_noticed_the_death_first(queues: Queues) -> None:
     """The jobs are kept for the report, and received jobs are not handed over again."""
     queues.report(2), queues.report(5, inbox=B)
     queues.send(b"0", capacity=9), queues.send(b"1", capacity=9), queues.send(b"2", capacity=9)
@@ -266,7 +283,7 @@ def test_the_exchange_may_have_noticed_the_death_first(queues):
     assert queues.drops == {}
 
 
-def test_a_new_session_may_begin_before_the_report(queues):
+def test_a_new_session_may_begin_before_the_report(queues: Queues) -> None:
     """A hello of a new session ends the old one."""
     queues.report(2)
     queues.send(b"0")
@@ -275,7 +292,7 @@ def test_a_new_session_may_begin_before_the_report(queues):
     assert payloads(queues.report(1, session=2)) == [(A, b"0")]
 
 
-def test_a_report_of_a_dead_session_closes_its_window(queues):
+def test_a_report_of_a_dead_session_closes_its_window(queues: Queues) -> None:
     """A late Ready from the old connection hands nothing over."""
     queues.report(1)
     queues.report_received(0)
@@ -284,7 +301,7 @@ def test_a_report_of_a_dead_session_closes_its_window(queues):
     assert queues.used() == (1, 0)
 
 
-def test_a_report_of_an_unknown_session_is_ignored(queues):
+def test_a_report_of_an_unknown_session_is_ignored(queues: Queues) -> None:
     """It may be repeated or meant for another instance."""
     queues.report(1)
     queues.send()
@@ -293,7 +310,7 @@ def test_a_report_of_an_unknown_session_is_ignored(queues):
     assert queues.used() == (0, 1)
 
 
-def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues):
+def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues: Queues) -> None:
     """The count is the number of jobs that were handed over and not settled."""
     queues.report(3)
     for _ in range(3):
@@ -308,7 +325,7 @@ def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues):
     assert len(queues) == 0
 
 
-def test_orphans_are_bounded_in_number(clock):
+def test_orphans_are_bounded_in_number(clock: Clock) -> None:
     """The oldest are counted as lost first."""
     queues = Queues(clock, queue_names=2)
     for session in (1, 2, 3):
@@ -319,7 +336,7 @@ def test_orphans_are_bounded_in_number(clock):
     assert queues.drops == {"lost_delivery": 1}
 
 
-def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock):
+def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock: Clock) -> None:
     """It reaches its reader, but its payload is not kept."""
     queues = Queues(clock, queue_bytes=ENTRY_SIZE)
     queues.send(channel=b"nobody-reads-this")
@@ -330,7 +347,7 @@ def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock):
     assert queues.drops == {"queue_bytes": 1, "lost_delivery": 1}
 
 
-def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
+def test_a_job_that_is_handed_back_late_is_put_back_once(queues: Queues) -> None:
     """Its session has ended, and the report about that session does not put it back again."""
     queues.report(2)
     (job,) = [frame for frame in queues.send(b"0") if isinstance(frame, wire.Job)]
@@ -342,7 +359,7 @@ def test_a_job_that_is_handed_back_late_is_put_back_once(queues):
 
 
 @pytest.mark.parametrize("has_ended", [True, False])
-def test_nobody_can_hand_back_a_job_of_another_client(queues, has_ended):
+def test_nobody_can_hand_back_a_job_of_another_client(queues: Queues, has_ended: bool) -> None:
     """It would be read twice. Only its client knows what it contains."""
     queues.report(2)
     (job,) = [frame for frame in queues.send(b"secret") if isinstance(frame, wire.Job)]
@@ -355,7 +372,7 @@ def test_nobody_can_hand_back_a_job_of_another_client(queues, has_ended):
     assert queues.used()[0] == has_ended
 
 
-def test_forgetting_a_channel_gives_up_unsettled_jobs(queues):
+def test_forgetting_a_channel_gives_up_unsettled_jobs(queues: Queues) -> None:
     """Both sides count from zero afterwards, so a later report could not settle it."""
     queues.report(2)
     queues.send()
@@ -367,7 +384,7 @@ def test_forgetting_a_channel_gives_up_unsettled_jobs(queues):
 # Totals and numbers
 
 
-def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues):
+def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues: Queues) -> None:
     """The total covers all channels of the session."""
     for channel in (b"one", b"two"):
         queues.report(5, channel=channel)
@@ -378,7 +395,7 @@ def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues):
     assert queues.total(A, 2) == 0
 
 
-def test_numbers_of_two_instances_differ(clock):
+def test_numbers_of_two_instances_differ(clock: Clock) -> None:
     """A job that is handed back to another instance settles nothing there."""
     one, other = Queues(clock), ChannelQueues(b"another!", Limits(), clock, Counter())
     one.report(1)
@@ -399,27 +416,27 @@ class CountingClock:
 
     now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
-def test_a_sweep_with_nothing_due_costs_nothing():
+def test_a_sweep_with_nothing_due_costs_nothing() -> None:
     """The first deadline decides, whatever the number of queues."""
     queues = Queues(CountingClock())
     for number in range(20_000):
         queues.send(channel=b"%d" % number)
-    touched = []
+    touched: list[bytes] = []
 
-    class Watched(dict):
-        def __getitem__(self, key):
+    class Watched(dict[bytes, Any]):
+        def __getitem__(self, key: bytes) -> Any:
             touched.append(key)
             return super().__getitem__(key)
 
-        def get(self, key, default=None):
+        def get(self, key: bytes, default: Any = None) -> Any:
             touched.append(key)
             return super().get(key, default)
 
-        def values(self):
+        def values(self) -> Any:
             raise AssertionError("walks over all queues")
 
         __iter__ = items = keys = values
@@ -433,15 +450,15 @@ def test_a_sweep_with_nothing_due_costs_nothing():
     assert queues.due() == queues.clock.now + 60
 
 
-def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues):
+def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues: Queues) -> None:
     """Expired messages are found without a walk over the others."""
     for _ in range(1000):
         queues.send(capacity=1000)
     queue = queues.by_channel[JOBS]
     before = queue.waiting
 
-    class Watched(dict):
-        def __iter__(self):
+    class Watched(dict[Any, Any]):
+        def __iter__(self) -> Any:
             raise AssertionError("walks over the queue")
 
         items = values = keys = __iter__
@@ -450,7 +467,7 @@ def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues):
     assert statuses(queues.send(capacity=1000)) == [(1, Status.FULL)]
 
 
-def test_messages_that_have_left_leave_no_deadlines_behind(queues):
+def test_messages_that_have_left_leave_no_deadlines_behind(queues: Queues) -> None:
     """Stale deadlines are dropped when there are many of them."""
     for _ in range(10_000):
         queues.send()
@@ -461,7 +478,7 @@ def test_messages_that_have_left_leave_no_deadlines_behind(queues):
     assert len(queues) == 0
 
 
-def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues):
+def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues: Queues) -> None:
     """They would keep most of its memory until they are over."""
     for _ in range(10_000):
         queues.send(capacity=10_000)
@@ -469,7 +486,7 @@ def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues):
     assert len(queues._expiry) <= 1_000
 
 
-def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
+def test_a_message_that_returns_again_and_again_has_one_deadline(queues: Queues) -> None:
     """A reader that is cancelled all the time must not fill the memory."""
     queues.send(b"hi")
     for number in range(3_000):
@@ -483,7 +500,7 @@ def test_a_message_that_returns_again_and_again_has_one_deadline(queues):
 # Messages that are taken out for good
 
 
-def test_messages_are_withdrawn_in_order(queues):
+def test_messages_are_withdrawn_in_order(queues: Queues) -> None:
     """Their memory is free afterwards."""
     for payload in (b"1", b"2", b"3"):
         queues.send(payload, capacity=3)
@@ -494,7 +511,7 @@ def test_messages_are_withdrawn_in_order(queues):
     assert (queues.waiting, queues.depth(), len(queues)) == ({}, 0, 0)
 
 
-def test_channels_on_which_messages_wait_are_known(queues):
+def test_channels_on_which_messages_wait_are_known(queues: Queues) -> None:
     """Whatever takes the messages away: a reader, expiry or a flush."""
     for channel in (b"read", b"expired", b"flushed"):
         queues.send(channel=channel, ttl=10 if channel == b"expired" else 60_000)
@@ -507,7 +524,7 @@ def test_channels_on_which_messages_wait_are_known(queues):
     assert list(queues.waiting) == []
 
 
-def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues):
+def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues: Queues) -> None:
     """It is confirmed, and waits."""
     queues.send(b"1")
     (job,) = (frame for frame in queues.report(1) if isinstance(frame, wire.Job))
@@ -522,7 +539,7 @@ def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues):
 # Clients that want too much
 
 
-def test_one_client_begins_so_many_queues_and_no_more(clock):
+def test_one_client_begins_so_many_queues_and_no_more(clock: Clock) -> None:
     """Others still can, and so can the client once some of its queues are gone."""
     queues = Queues(clock, names_per_client=2)
     for name in (b"one", b"two"):
@@ -537,7 +554,7 @@ def test_one_client_begins_so_many_queues_and_no_more(clock):
 
 
 @pytest.mark.parametrize("way", ["sent", "handed back"])
-def test_no_message_waits_longer_than_permitted(clock, way):
+def test_no_message_waits_longer_than_permitted(clock: Clock, way: str) -> None:
     """Whatever its sender says."""
     queues = Queues(clock, max_ttl=5_000)
     if way == "sent":

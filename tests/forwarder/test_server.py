@@ -10,10 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import zmq
+import zmq.asyncio
+from open_sockets import Sockets
 from strangers import opening
 
 from channels_zmq_forwarder import connections, wire
@@ -21,6 +26,7 @@ from channels_zmq_forwarder import server as server_module
 from channels_zmq_forwarder.__main__ import BAD_USAGE, main
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.daemon import json_lines
+from channels_zmq_forwarder.exchange import Frames
 from channels_zmq_forwarder.memory import Refusal
 from channels_zmq_forwarder.process import ResidentMemory
 from channels_zmq_forwarder.server import (
@@ -35,27 +41,35 @@ SECRET, OTHER_SECRET = b"a" * 16, b"b" * 16
 A, B = wire.claimable(SECRET), wire.claimable(OTHER_SECRET)
 LOCAL = "tcp://127.0.0.1:*"
 
+Frame = TypeVar("Frame", bound=tuple[object, ...])
 
-def settings(**changes):
+
+def settings(**changes: Any) -> Settings:
     values = {"pull_address": [LOCAL], "pub_address": [LOCAL], "admin_address": "", "settle": 0.0, **changes}
     return Settings(**values)
 
 
 @asynccontextmanager
-async def running(changes):
+async def running(changes: Settings) -> AsyncIterator[Server]:
     """Run a forwarder until the block ends; it accepts producers."""
-    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    stop = asyncio.Event()
+    started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(changes, stop, ready=started.set_result))
     async with asyncio.timeout(10):
-        await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+        ways: list[asyncio.Future[Any]] = [task, started]
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         try:
-            yield started.result() if started.done() else await task
+            if not started.done():
+                await task
+            yield started.result()
         finally:
             stop.set()
             await task
 
 
-async def subscriber(sockets, address, secret=SECRET, peers=0, forwarders=b""):
+async def subscriber(
+    sockets: Sockets[zmq.asyncio.Socket], address: str, secret: bytes = SECRET, peers: int = 0, forwarders: bytes = b""
+) -> zmq.asyncio.Socket:
     xsub = sockets.open(zmq.XSUB, address)
     for frame in opening(secret):
         await xsub.send(frame)
@@ -63,12 +77,12 @@ async def subscriber(sockets, address, secret=SECRET, peers=0, forwarders=b""):
     return xsub
 
 
-def listed(*, serves):
+def listed(*, serves: bool) -> bytes:
     """Return the list of forwarders of a hello."""
     return wire.encode_forwarders([wire.KnownForwarder(b"tcp://other:1", b"tcp://other:2", serves)])
 
 
-async def receive(xsub, layout):
+async def receive(xsub: zmq.asyncio.Socket, layout: wire.Layout[Frame]) -> Frame:
     """Return the next frame of a kind."""
     async with asyncio.timeout(10):
         while wire.sub_kind(frame := await xsub.recv()) != layout.kind:
@@ -76,7 +90,7 @@ async def receive(xsub, layout):
     return layout.decode(frame)
 
 
-async def test_frames_pass_in_both_directions(async_sockets):
+async def test_frames_pass_in_both_directions(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
     """The frames pass through a whole forwarder."""
     async with running(settings()) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0])
@@ -87,7 +101,7 @@ async def test_frames_pass_in_both_directions(async_sockets):
 
 
 @pytest.mark.parametrize("address", ["tcp://[::1]:*", "tcp://*:*"])
-async def test_frames_pass_by_ipv6(async_sockets, address):
+async def test_frames_pass_by_ipv6(async_sockets: Sockets[zmq.asyncio.Socket], address: str) -> None:
     """The addresses that the forwarder reports can be connected to."""
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
@@ -101,7 +115,7 @@ async def test_frames_pass_by_ipv6(async_sockets, address):
         assert wire.CONFIRM.decode(await xsub.recv()).n == 4
 
 
-async def test_a_burst_is_taken_whole(async_sockets):
+async def test_a_burst_is_taken_whole(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
     """The descriptor reports a burst once, so turns continue by themselves, in one chain."""
     async with running(settings()) as server:
         push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
@@ -111,14 +125,16 @@ async def test_a_burst_is_taken_whole(async_sockets):
             await asyncio.sleep(0.001)
 
 
-async def test_a_turn_that_fails_is_followed_by_another(async_sockets, monkeypatch):
+async def test_a_turn_that_fails_is_followed_by_another(
+    async_sockets: Sockets[zmq.asyncio.Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A defect in the exchange costs one frame and is logged; the forwarder continues."""
     failures = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, about: failures.append(about["exception"]))
     async with running(settings()) as server:
         handle = server.exchange._inbound[wire.ECHO.kind]
 
-        def fail_once(frame):
+        def fail_once(frame: bytes) -> Frames:
             server.exchange._inbound[wire.ECHO.kind] = handle
             raise ZeroDivisionError
 
@@ -132,7 +148,9 @@ async def test_a_turn_that_fails_is_followed_by_another(async_sockets, monkeypat
     assert [type(failure) for failure in failures] == [ZeroDivisionError]
 
 
-async def test_producers_are_accepted_when_the_subscribers_have_reconnected(async_sockets):
+async def test_producers_are_accepted_when_the_subscribers_have_reconnected(
+    async_sockets: Sockets[zmq.asyncio.Socket],
+) -> None:
     """A hello reports how many clients the last instance had; the forwarder settles until they have connected."""
     server = Server(settings(settle_at_most=3600.0))
     stop = asyncio.Event()
@@ -153,7 +171,9 @@ async def test_producers_are_accepted_when_the_subscribers_have_reconnected(asyn
     server.close()
 
 
-async def test_input_that_arrives_while_news_are_published_is_read_at_once(async_sockets, monkeypatch):
+async def test_input_that_arrives_while_news_are_published_is_read_at_once(
+    async_sockets: Sockets[zmq.asyncio.Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ZeroMQ takes it in while it sends, and the descriptor does not report it afterwards."""
     monkeypatch.setattr(server_module, "BEAT", 3600.0)
     async with running(settings()) as server:
@@ -171,7 +191,9 @@ async def test_input_that_arrives_while_news_are_published_is_read_at_once(async
             assert wire.SYNCED.decode(frame).n == number
 
 
-async def test_producers_are_accepted_at_the_latest_after_a_while(async_sockets, unused_tcp_port):
+async def test_producers_are_accepted_at_the_latest_after_a_while(
+    async_sockets: Sockets[zmq.asyncio.Socket], unused_tcp_port: int
+) -> None:
     """Subscribers that do not reconnect must not stop all others."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     begun = time.monotonic()
@@ -185,7 +207,7 @@ async def test_producers_are_accepted_at_the_latest_after_a_while(async_sockets,
     await task
 
 
-async def test_beside_others_a_forwarder_takes_its_time_to_start(async_sockets):
+async def test_beside_others_a_forwarder_takes_its_time_to_start(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
     """Its clients send by another one meanwhile; if that is gone, the usual time counts again."""
     server = Server(settings())
     async with server.beating():
@@ -204,7 +226,9 @@ async def test_beside_others_a_forwarder_takes_its_time_to_start(async_sockets):
 # The end
 
 
-async def test_a_forwarder_returns_what_waits_before_it_ends(async_sockets, monkeypatch):
+async def test_a_forwarder_returns_what_waits_before_it_ends(
+    async_sockets: Sockets[zmq.asyncio.Socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By frames alone: it does not wait for a beat."""
     monkeypatch.setattr(server_module, "BEAT", 3600.0)
     stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
@@ -227,7 +251,9 @@ async def test_a_forwarder_returns_what_waits_before_it_ends(async_sockets, monk
     await asyncio.wait_for(task, 5)
 
 
-async def test_a_forwarder_drains_for_a_bounded_time(async_sockets, caplog):
+async def test_a_forwarder_drains_for_a_bounded_time(
+    async_sockets: Sockets[zmq.asyncio.Socket], caplog: pytest.LogCaptureFixture
+) -> None:
     """A client that does not respond loses what waits; the log counts it."""
     caplog.set_level(logging.INFO)
     async with running(settings(drain_at_most=0.2)) as server:
@@ -243,7 +269,9 @@ async def test_a_forwarder_drains_for_a_bounded_time(async_sockets, caplog):
 
 
 @pytest.mark.parametrize("drain_at_most, forwarders", [(0.0, listed(serves=False)), (3600.0, b"")])
-async def test_a_forwarder_ends_at_once_if_nobody_takes_part(async_sockets, drain_at_most, forwarders):
+async def test_a_forwarder_ends_at_once_if_nobody_takes_part(
+    async_sockets: Sockets[zmq.asyncio.Socket], drain_at_most: float, forwarders: bytes
+) -> None:
     """The setting may say so, and clients that list no forwarders do not detach."""
     async with running(settings(drain_at_most=drain_at_most)) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=forwarders)
@@ -252,9 +280,10 @@ async def test_a_forwarder_ends_at_once_if_nobody_takes_part(async_sockets, drai
     assert time.monotonic() - begun < 5
 
 
-async def test_a_forwarder_that_settles_can_be_stopped():
+async def test_a_forwarder_that_settles_can_be_stopped() -> None:
     """It stops at once and never accepts producers."""
-    stop, called = asyncio.Event(), []
+    stop = asyncio.Event()
+    called: list[Server] = []
     task = asyncio.create_task(serve(settings(settle=30.0, settle_at_most=30.0), stop, ready=called.append))
     asyncio.get_running_loop().call_later(0.05, stop.set)
     await asyncio.wait_for(task, 5)
@@ -270,7 +299,9 @@ async def test_a_forwarder_that_settles_can_be_stopped():
         (LOCAL, {}, ""),
     ],
 )
-async def test_a_forwarder_that_everybody_can_use_says_so(caplog, address, keys, warning):
+async def test_a_forwarder_that_everybody_can_use_says_so(
+    caplog: pytest.LogCaptureFixture, address: str, keys: dict[str, str | list[str]], warning: str
+) -> None:
     """Whoever reaches it from another machine needs a key that is on the list."""
     async with running(settings(pull_address=[address], pub_address=[address], **keys)):
         pass
@@ -278,7 +309,7 @@ async def test_a_forwarder_that_everybody_can_use_says_so(caplog, address, keys,
     assert [warning in line for line in lines] == [True] * bool(warning)
 
 
-async def test_events_of_connections_are_read_in_steps(monkeypatch):
+async def test_events_of_connections_are_read_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of them lets other work run; and all are read, although the descriptor reports them only once."""
     monkeypatch.setattr(connections, "EVENTS", 1)
     async with running(settings()) as server:
@@ -291,27 +322,29 @@ async def test_events_of_connections_are_read_in_steps(monkeypatch):
                 await asyncio.sleep(0)
 
 
-async def test_memory_is_watched():
+async def test_memory_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
     server = Server(settings(memory_limit=1000))
     for resident, largest in ((950, 0), (750, 65_536), (700, 65_536), (650, None)):
-        server.resident.read = lambda resident=resident: resident
+        monkeypatch.setattr(server.resident, "read", partial(int, resident))
         server._watch_memory()
         assert server.exchange._largest == largest
     server.close()
     server._turn()
 
 
-async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch):
+async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing could follow from it."""
     monkeypatch.setattr(server_module, "cgroup_memory_limit", lambda: 0)
     server = Server(settings())
-    server.resident.read = lambda: 1 / 0
+    monkeypatch.setattr(server.resident, "read", lambda: pytest.fail("read"))
     server._watch_memory()
     server.close()
 
 
-async def test_freed_memory_is_returned_before_anything_is_refused(monkeypatch, caplog):
+async def test_freed_memory_is_returned_before_anything_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The C library keeps it otherwise, and messages would be refused for ever."""
     resident = [950]
     monkeypatch.setattr(server_module, "trim_heap", lambda: resident.__setitem__(0, 100))
@@ -326,7 +359,9 @@ async def test_freed_memory_is_returned_before_anything_is_refused(monkeypatch, 
     server.close()
 
 
-async def test_queues_may_hold_a_share_of_the_memory_limit(monkeypatch, caplog):
+async def test_queues_may_hold_a_share_of_the_memory_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The log reports that the setting is not applied as it stands."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(ResidentMemory, "read", lambda self: 100_000)
@@ -336,16 +371,16 @@ async def test_queues_may_hold_a_share_of_the_memory_limit(monkeypatch, caplog):
     server.close()
 
 
-async def test_a_beat_that_fails_is_followed_by_another(caplog):
+async def test_a_beat_that_fails_is_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
     """A defect is logged and does not stop the periodic work."""
     server = Server(settings())
     calls = []
 
-    def fail_once():
+    def fail_once() -> list[bytes]:
         calls.append(1)
         if len(calls) == 1:
             raise ZeroDivisionError
-        return ()
+        return []
 
     server.exchange.announce = fail_once
     async with server.beating():
@@ -355,7 +390,7 @@ async def test_a_beat_that_fails_is_followed_by_another(caplog):
     assert "a periodic task failed" in caplog.text
 
 
-async def test_expired_messages_are_swept(async_sockets):
+async def test_expired_messages_are_swept(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
     """The sweep needs no frame from outside."""
     async with running(settings()) as server:
         server.exchange.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 0, 10, b"jobs", b"")))
@@ -364,7 +399,7 @@ async def test_expired_messages_are_swept(async_sockets):
             await asyncio.sleep(0.01)
 
 
-def test_a_json_line_is_one_object():
+def test_a_json_line_is_one_object() -> None:
     """The object contains the traceback if there is one."""
     try:
         raise ValueError("broken\nin two")
@@ -380,7 +415,7 @@ def test_a_json_line_is_one_object():
 # As a program
 
 
-def run(*arguments, **options):
+def run(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "channels_zmq_forwarder", *arguments],
         stderr=subprocess.PIPE,
@@ -394,9 +429,10 @@ LOCALLY = ("--pull-address", LOCAL, "--pub-address", LOCAL, "--admin-address", "
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_order(number):
+def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     """The exit code is 0; each log line is JSON with `--log-format json`."""
     with run(*LOCALLY, "--log-format", "json", "--settle", "0") as process:
+        assert process.stderr is not None
         lines = [json.loads(process.stderr.readline()) for _ in range(2)]
         process.send_signal(number)
         _, rest = process.communicate(timeout=10)
@@ -411,7 +447,9 @@ def test_a_signal_ends_it_in_order(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(sockets, number, unused_tcp_port):
+def test_a_second_signal_ends_it_at_once(
+    sockets: Sockets[zmq.Socket[bytes]], number: signal.Signals, unused_tcp_port: int
+) -> None:
     """Whoever operates it does not have to wait for clients that do not respond."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     flags = ("--pub-address", address, "--settle", "0", "--drain-at-most", "3600")
@@ -434,7 +472,7 @@ def test_a_second_signal_ends_it_at_once(sockets, number, unused_tcp_port):
 class Client:
     """A client of a forwarder that runs as a program with a memory limit."""
 
-    def __init__(self, sockets, ports):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], ports: list[int]) -> None:
         pull, pub = (f"tcp://127.0.0.1:{port}" for port in ports)
         limits = ("--memory-limit", "128MiB", "--queue-bytes", "1GiB", "--pub-high-water-mark", "100000")
         flags = ("--pull-address", pull, "--pub-address", pub, "--admin-address", "", "--settle", "0")
@@ -452,17 +490,17 @@ class Client:
         while self.receive(wire.WELCOME).state != State.SERVING:
             pass
 
-    def receive(self, layout):
+    def receive(self, layout: wire.Layout[Frame]) -> Frame:
         while wire.sub_kind(frame := self.xsub.recv()) != layout.kind:
             pass
         return layout.decode(frame)
 
-    def send(self, payload=bytes(60_000), ttl=600_000):
+    def send(self, payload: bytes = bytes(60_000), ttl: int = 600_000) -> Status:
         """Return the status of a message for a normal channel."""
         self.push.send(wire.ENQUEUE.encode(wire.Enqueue(A, 1, ttl, 10**6, b"jobs", payload)))
         return wire.Status(self.receive(wire.CONFIRM).status)
 
-    def read(self, count):
+    def read(self, count: int) -> None:
         """Read messages from the normal channel, a few at a time."""
         for number in range(1, count + 1):
             self.xsub.send(wire.READY.encode(wire.Ready(A, 1, number, number - 1, 0, 0, b"jobs")))
@@ -471,14 +509,14 @@ class Client:
 
 
 @pytest.fixture
-def client(sockets, unused_tcp_port_factory):
+def client(sockets: Sockets[zmq.Socket[bytes]], unused_tcp_port_factory: Callable[..., Any]) -> Iterator[Client]:
     client = Client(sockets, [unused_tcp_port_factory() for _ in range(2)])
     yield client
     client.process.terminate()
     client.process.communicate(timeout=10)
 
 
-def test_a_queue_that_nobody_reads_stops_no_other_message(client):
+def test_a_queue_that_nobody_reads_stops_no_other_message(client: Client) -> None:
     """It fills its share of the memory. Once it has been read, messages are accepted again."""
     sent = 0
     while (status := client.send()) == Status.OK:
@@ -495,7 +533,7 @@ def test_a_queue_that_nobody_reads_stops_no_other_message(client):
         assert client.send() == Status.OK
 
 
-def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client):
+def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client: Client) -> None:
     """What was buffered for it is freed, and the C library returns that memory only when it is asked to."""
     client.stuck.subscribe(wire.group_topic("room"))
     message = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_FIRST, 60_000, bytes(60_000))
@@ -515,11 +553,11 @@ def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client):
 
 
 @pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address", "--status-address"])
-def test_an_address_in_use_ends_it_with_one_line(flag):
+def test_an_address_in_use_ends_it_with_one_line(flag: str) -> None:
     """The line names the address and the reason."""
     with zmq.Context() as context, context.socket(zmq.PULL) as taken:
         taken.bind(LOCAL)
-        address = taken.get(zmq.LAST_ENDPOINT).decode()
+        address = taken.get_string(zmq.LAST_ENDPOINT)
         value = address if flag.startswith("--pu") else address.removeprefix("tcp://")
         with run(*LOCALLY, flag, value, "--settle", "0", "--log-level", "ERROR") as process:
             out, err = process.communicate(timeout=10)
@@ -531,17 +569,17 @@ def test_an_address_in_use_ends_it_with_one_line(flag):
     assert len(err.splitlines()) == 1
 
 
-def test_a_setting_that_cannot_be_used_ends_it_with_one_line(capsys):
+def test_a_setting_that_cannot_be_used_ends_it_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Invalid settings end the program before it opens a socket."""
     assert main(["--settle", "9"]) == BAD_USAGE
     assert capsys.readouterr().err == "channels-zmq-forwarder: settle-at-most (5.0) is less than settle (9.0)\n"
 
 
-def test_help_names_every_flag():
+def test_help_names_every_flag() -> None:
     """The help contains descriptions and defaults."""
     with run("--help", env={**os.environ, "COLUMNS": "200"}) as process:
         out, _ = process.communicate(timeout=10)
     assert process.returncode == 0
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in out
-        assert field.description.split()[0] in out
+        assert (field.description or "").split()[0] in out

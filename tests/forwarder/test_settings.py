@@ -1,25 +1,27 @@
 """Flags and environment variables."""
 
+from typing import Any
+
 import pytest
 
 from channels_zmq_forwarder.settings import PREFIX, Settings, SettingsError, parse
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's environment does not count."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
 
 
-def test_without_settings_a_forwarder_binds_loopback_addresses():
+def test_without_settings_a_forwarder_binds_loopback_addresses() -> None:
     """Binding other interfaces is a decision of the user."""
     settings = parse([])
     addresses = [*settings.pull_address, *settings.pub_address, f"tcp://{settings.admin_address}"]
     assert addresses == ["tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:9600"]
 
 
-def test_a_flag_wins_over_its_variable(monkeypatch):
+def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag overrides the variable of a deployment."""
     monkeypatch.setenv(f"{PREFIX}QUEUE_NAMES", "5")
     monkeypatch.setenv(f"{PREFIX}SETTLE", "0.1")
@@ -36,18 +38,18 @@ def test_a_flag_wins_over_its_variable(monkeypatch):
         ["--pull-address=tcp://*:1 , ipc:///tmp/a,"],
     ],
 )
-def test_there_may_be_several_addresses(arguments):
+def test_there_may_be_several_addresses(arguments: list[str]) -> None:
     """Commas and repeated flags are equivalent."""
     assert parse(arguments).pull_address == ["tcp://*:1", "ipc:///tmp/a"]
 
 
-def test_addresses_in_a_variable_are_separated_by_commas(monkeypatch):
+def test_addresses_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists in variables are separated by commas."""
     monkeypatch.setenv(f"{PREFIX}PUB_ADDRESS", "tcp://*:1, tcp://*:2")
     assert parse([]).pub_address == ["tcp://*:1", "tcp://*:2"]
 
 
-def test_sizes_have_units():
+def test_sizes_have_units() -> None:
     """Sizes have the usual units."""
     settings = parse(["--max-message-size", "2MiB", "--queue-bytes", "1GB", "--memory-limit", "512MiB"])
     assert (settings.max_message_size, settings.queue_bytes) == (2 * 2**20, 10**9)
@@ -55,12 +57,12 @@ def test_sizes_have_units():
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9600", "[::1]:9600", "*:9600", "localhost:0"])
-def test_the_admin_page_has_a_host_and_a_port(address):
+def test_the_admin_page_has_a_host_and_a_port(address: str) -> None:
     """IPv6 addresses stand in brackets; `*` is all interfaces."""
     assert parse(["--admin-address", address]).admin_address == address
 
 
-def test_the_admin_page_can_be_off():
+def test_the_admin_page_can_be_off() -> None:
     """An empty address disables it."""
     assert parse(["--admin-address", ""]).admin_address == ""
 
@@ -78,12 +80,12 @@ def test_the_admin_page_can_be_off():
         (["--status-address", ""], ""),
     ],
 )
-def test_names_leave_the_machine_only_if_that_is_asked_for(arguments, address):
+def test_names_leave_the_machine_only_if_that_is_asked_for(arguments: list[str], address: str) -> None:
     """The status page follows the admin address only as long as that is a loopback address."""
     assert parse(arguments).status_page_address == address
 
 
-def test_levels_are_read_in_any_case():
+def test_levels_are_read_in_any_case() -> None:
     """Users type `--log-level debug`."""
     assert parse(["--log-level", "debug"]).log_level == "DEBUG"
 
@@ -109,14 +111,14 @@ def test_levels_are_read_in_any_case():
         (["--log-level", "loud"], "--log-level "),
     ],
 )
-def test_invalid_settings_are_named(arguments, sentence):
+def test_invalid_settings_are_named(arguments: list[str], sentence: str) -> None:
     """The error names the flag, the variable and the reason."""
     with pytest.raises(SettingsError) as caught:
         parse(arguments)
     assert sentence in str(caught.value)
 
 
-def test_all_mistakes_are_named_at_once():
+def test_all_mistakes_are_named_at_once() -> None:
     """Users can correct all mistakes in one step."""
     with pytest.raises(SettingsError, match=r"--queue-names .*; --settle "):
         parse(["--queue-names", "0", "--settle", "-1"])
@@ -131,14 +133,14 @@ def test_all_mistakes_are_named_at_once():
         (["--settle", "1", "hidden"], "argument 3 is not a flag; flags and commands are listed by --help"),
     ],
 )
-def test_an_unknown_flag_is_named_without_its_value(arguments, error):
+def test_an_unknown_flag_is_named_without_its_value(arguments: list[str], error: str) -> None:
     """The value may be a secret key."""
     with pytest.raises(SettingsError) as caught:
         parse(arguments)
     assert str(caught.value) == error
 
 
-def test_help_lists_all_flags(capsys):
+def test_help_lists_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
     """It ends the program."""
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
@@ -147,12 +149,13 @@ def test_help_lists_all_flags(capsys):
     assert all(f"--{name.replace('_', '-')}" in text for name in Settings.model_fields)
 
 
-def test_every_setting_is_described():
+def test_every_setting_is_described() -> None:
     """`--help` and the README show the descriptions."""
     assert all(field.description for field in Settings.model_fields.values())
 
 
-def test_settings_do_not_change():
+def test_settings_do_not_change() -> None:
     """Settings are parsed once and frozen."""
+    settings: Any = parse([])
     with pytest.raises(ValueError, match="frozen"):
-        parse([]).queue_names = 1
+        settings.queue_names = 1

@@ -7,6 +7,7 @@ page promises.
 
 import random
 from collections import deque
+from collections.abc import Iterable
 
 import pytest
 from fakes import Clock
@@ -23,16 +24,16 @@ STEPS = 4_000
 class Window:
     """What a client knows of one channel."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = self.settled = self.limit = 0
         self.most = 0
-        self.box = deque()  # (job, whether it counts for this session)
+        self.box: deque[tuple[wire.Job, bool]] = deque()  # (job, whether it counts for this session)
 
-    def open(self, room):
+    def open(self, room: int) -> None:
         self.limit = self.received + room
         self.most = max(self.most, self.limit)
 
-    def take(self):
+    def take(self) -> wire.Job:
         job, counts = self.box.popleft()
         self.settled += counts
         return job
@@ -41,14 +42,16 @@ class Window:
 class Client:
     """A process: an inbox, a pipe up and one down, and its windows."""
 
-    def __init__(self, inbox):
-        self.inbox, self.session, self.up, self.down = inbox, 0, deque(), deque()
-        self.late = deque()  # up frames of an earlier connection that the exchange has not read yet
+    def __init__(self, inbox: bytes) -> None:
+        self.inbox, self.session = inbox, 0
+        self.up: deque[bytes] = deque()
+        self.down: deque[bytes] = deque()
+        self.late: deque[bytes] = deque()  # up frames of an earlier connection that the exchange has not read yet
         self.windows = {channel: Window() for channel in CHANNELS}
-        self.reports = []  # of earlier sessions, until a later one is welcomed
+        self.reports: list[wire.Received] = []  # of earlier sessions, until a later one is welcomed
         self.welcomed = False
 
-    def connect(self):
+    def connect(self) -> None:
         for channel, window in self.windows.items():
             if self.session and self.welcomed:
                 self.reports.append(wire.Received(self.inbox, self.session, window.received, channel))
@@ -60,7 +63,7 @@ class Client:
         self.up.extend(wire.RECEIVED.encode(report) for report in self.reports)
         self.up.append(wire.HELLO.encode(wire.Hello(self.inbox, wire.VERSION, self.session, 0)))
 
-    def ready(self, channel, answers=0, ask=Question.NOTHING):
+    def ready(self, channel: bytes, answers: int = 0, ask: Question = Question.NOTHING) -> None:
         window = self.windows[channel]
         ready = wire.Ready(self.inbox, self.session, window.limit, window.settled, answers, ask, channel)
         self.up.append(wire.READY.encode(ready))
@@ -74,20 +77,23 @@ class Run:
         deaths: Whether processes die for good, and connections are away for long.
     """
 
-    def __init__(self, seed, *, deaths):
+    def __init__(self, seed: int, *, deaths: bool) -> None:
         self.random = random.Random(seed)
         self.deaths = deaths
         self.clock = Clock()
         self.exchange = Exchange(b"instance", clock=self.clock)
         self.exchange.enter(State.SERVING)
-        self.clients, self.created, self.sent = {}, 0, 0
+        self.clients: dict[bytes, Client] = {}
+        self.created = self.sent = 0
         for _ in range(3):
             self.create()
-        self.open = {}  # sends without an answer: n -> when there must be one
-        self.accepted, self.read, self.lost = set(), set(), set()
-        self.statuses = set()
+        self.open: dict[int, float] = {}  # sends without an answer: n -> when there must be one
+        self.accepted: set[int] = set()
+        self.read: set[int] = set()
+        self.lost: set[int] = set()
+        self.statuses: set[Status] = set()
 
-    def create(self):
+    def create(self) -> None:
         self.created += 1
         client = Client(b"%016x" % self.created)
         self.clients[client.inbox] = client
@@ -95,7 +101,7 @@ class Run:
 
     # Frames
 
-    def publish(self, frames):
+    def publish(self, frames: Iterable[bytes]) -> None:
         for frame in frames:
             client = self.clients.get(wire.inbox_in(frame))
             if wire.sub_kind(frame) == wire.CONFIRM.kind:
@@ -103,26 +109,26 @@ class Run:
             elif client is not None and wire.inbox_topic(client.inbox) in self.exchange.topics:
                 client.down.append(frame)
 
-    def confirmed(self, confirm):
+    def confirmed(self, confirm: wire.Confirm) -> None:
         assert self.clock.now <= self.open.pop(confirm.n)
         self.statuses.add(Status(confirm.status))
         if confirm.status == Status.OK:
             self.accepted.add(confirm.n)
 
-    def from_client(self, frame):
+    def from_client(self, frame: bytes) -> None:
         before = self.used()
         self.publish(self.exchange.upstream(frame))
         if frame[:1] not in (b"B", b"D"):  # these put back, over the capacity if need be
             self.check_capacity(before)
 
-    def used(self):
+    def used(self) -> dict[bytes, int]:
         return {channel: queue.used for channel, queue in self.exchange.queues.by_channel.items()}
 
-    def check_capacity(self, before):
+    def check_capacity(self, before: dict[bytes, int]) -> None:
         for channel, used in self.used().items():
             assert used <= max(CAPACITY, before.get(channel, 0)), "accepted beyond the capacity"
 
-    def to_client(self, client, frame):
+    def to_client(self, client: Client, frame: bytes) -> None:
         kind = wire.sub_kind(frame)
         if kind == wire.WELCOME.kind:
             if wire.WELCOME.decode(frame).session == client.session:
@@ -145,7 +151,7 @@ class Run:
 
     # Steps
 
-    def step(self):
+    def step(self) -> None:
         steps = {
             self.send: 20, self.up: 40, self.down: 40, self.take: 25, self.room: 20, self.back: 3, self.cut: 1.5,
             self.late: 5, self.time: 5, self.die: 0.3 if self.deaths else 0,
@@ -160,7 +166,7 @@ class Run:
         assert queues.unsettled == sum(queue.unsettled for queue in queues.by_channel.values())
         assert queues.depth() == sum(len(queue.waiting) for queue in queues.by_channel.values())
 
-    def unsettled(self, channel):
+    def unsettled(self, channel: bytes) -> int:
         """Return how many jobs of their sessions clients have in their hands or on the way to them."""
         under_way = [
             (client, wire.JOB.decode(frame))
@@ -172,7 +178,7 @@ class Run:
             job.channel == channel and job.session == client.session for client, job in under_way
         )
 
-    def send(self, client):
+    def send(self, client: Client) -> None:
         self.sent += 1
         self.open[self.sent] = self.clock.now + 1.0
         channel, payload, before = self.random.choice(CHANNELS), self.sent.to_bytes(4), self.used()
@@ -180,25 +186,25 @@ class Run:
         self.publish(self.exchange.inbound(wire.ENQUEUE.encode(request)))
         self.check_capacity(before)
 
-    def up(self, client):
+    def up(self, client: Client) -> None:
         if client.up:
             self.from_client(client.up.popleft())
 
-    def down(self, client):
+    def down(self, client: Client) -> None:
         if client.down:
             self.to_client(client, client.down.popleft())
 
-    def late(self, client):
+    def late(self, client: Client) -> None:
         if client.late:
             self.from_client(client.late.popleft())
 
-    def room(self, client):
+    def room(self, client: Client) -> None:
         if client.welcomed:
             channel = self.random.choice(CHANNELS)
             client.windows[channel].open(self.random.randrange(4))
             client.ready(channel, ask=self.random.choice((Question.NOTHING, Question.HANDED)))
 
-    def take(self, client):
+    def take(self, client: Client) -> None:
         """Let a reader take a job; the exchange learns of it by the next report."""
         for window in client.windows.values():
             if window.box:
@@ -207,7 +213,7 @@ class Run:
                 assert number not in self.lost
                 self.read.add(number)
 
-    def back(self, client):
+    def back(self, client: Client) -> None:
         """Hand the whole buffer of a channel back, before the report that counts it as settled."""
         channel = self.random.choice(CHANNELS)
         window = client.windows[channel]
@@ -217,11 +223,11 @@ class Run:
                 client.up.append(wire.BACK.encode(wire.Back(client.inbox, job.number, job.ttl, channel, job.payload)))
             client.ready(channel)
 
-    def lose(self, frames):
+    def lose(self, frames: list[bytes]) -> None:
         """Jobs on their way back are lost with a connection, for nobody can know whether they arrived."""
         self.lost |= {int.from_bytes(wire.BACK.decode(frame).payload) for frame in frames if frame[:1] == b"B"}
 
-    def cut(self, client):
+    def cut(self, client: Client) -> None:
         """Cut a connection. The exchange notices before the client is back, or not at all."""
         topic = wire.inbox_topic(client.inbox)
         if self.random.random() < 0.5 and topic in self.exchange.topics:
@@ -237,7 +243,7 @@ class Run:
         client.down.clear()
         client.connect()
 
-    def die(self, client):
+    def die(self, client: Client) -> None:
         """End a process for good; another one takes its place."""
         del self.clients[client.inbox]
         self.lose([*client.late, *client.up])
@@ -245,7 +251,7 @@ class Run:
         self.from_client(wire.unsubscription(wire.inbox_topic(client.inbox)))
         self.create()
 
-    def time(self, client=None):
+    def time(self, client: Client | None = None) -> None:
         end = self.clock.now + (self.random.choice((0.01, 0.1, 0.5)) if self.deaths else 0.01)
         while self.exchange.due() <= end:
             self.clock.now = max(self.clock.now, self.exchange.due())
@@ -254,7 +260,7 @@ class Run:
             self.check_capacity(before)
         self.clock.now = end
 
-    def finish(self):
+    def finish(self) -> None:
         """Let everything arrive, and read until nothing is left."""
         for _ in range(100):
             for client in self.clients.values():
@@ -271,7 +277,7 @@ class Run:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_without_deaths_every_job_is_read_exactly_once(seed):
+def test_without_deaths_every_job_is_read_exactly_once(seed: int) -> None:
     """Cut connections lose nothing but jobs that were being handed back, and no send stays without an answer."""
     run = Run(seed, deaths=False)
     for _ in range(STEPS):
@@ -285,7 +291,7 @@ def test_without_deaths_every_job_is_read_exactly_once(seed):
 
 
 @pytest.mark.parametrize("seed", range(10, 20))
-def test_jobs_that_die_with_a_process_are_counted(seed):
+def test_jobs_that_die_with_a_process_are_counted(seed: int) -> None:
     """Jobs that are neither read nor lost on their way back are among the lost deliveries."""
     run = Run(seed, deaths=True)
     for _ in range(STEPS):

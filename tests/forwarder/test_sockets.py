@@ -3,9 +3,12 @@
 import errno
 import socket as addresses
 import sys
+from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 import zmq
+from open_sockets import Sockets
 
 from channels_zmq_forwarder import sockets as module
 from channels_zmq_forwarder.sockets import (
@@ -22,7 +25,7 @@ from channels_zmq_forwarder.sockets import (
 )
 
 
-def has_ipv6():
+def has_ipv6() -> bool:
     try:
         with addresses.create_server(("::1", 0), family=addresses.AF_INET6):
             return True
@@ -43,7 +46,9 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
         pytest.param("tcp://*:*", ["[::1]", "127.0.0.1"], marks=needs_ipv6),
     ],
 )
-def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
+def test_addresses_of_both_families_are_bound(
+    sockets: Sockets[zmq.Socket[bytes]], address: str, reached_by: list[str]
+) -> None:
     """`*` is all interfaces of both families, so that clients reach a pod by an address of either."""
     pull = sockets.open(zmq.PULL)
     port = bind(pull, address).rpartition(":")[2]
@@ -58,26 +63,26 @@ def test_addresses_of_both_families_are_bound(sockets, address, reached_by):
 
 
 @pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
-def test_all_interfaces_are_bound_without_ipv6_too(error):
+def test_all_interfaces_are_bound_without_ipv6_too(error: int) -> None:
     """The fallback is IPv4 alone; a literal of IPv6 is an error."""
 
     class Socket:
-        def __init__(self):
-            self.options = {}
+        def __init__(self) -> None:
+            self.options: dict[int, bool] = {}
 
-        def set(self, option, value):
+        def set(self, option: zmq.SocketOption, value: bool) -> None:
             self.options[option] = value
 
-        def bind(self, address):
+        def bind(self, address: str) -> None:
             if self.options[zmq.IPV6]:
                 raise zmq.ZMQError(error)
 
-        def get(self, option):
+        def get(self, option: zmq.SocketOption) -> bytes:
             return b"tcp://0.0.0.0:5555\0"
 
-    assert bind(Socket(), "tcp://*:5555") == "tcp://0.0.0.0:5555"
+    assert bind(cast(Any, Socket()), "tcp://*:5555") == "tcp://0.0.0.0:5555"
     with pytest.raises(AddressError):
-        bind(Socket(), "tcp://[::1]:5555")
+        bind(cast(Any, Socket()), "tcp://[::1]:5555")
 
 
 @pytest.mark.parametrize(
@@ -88,28 +93,30 @@ def test_all_interfaces_are_bound_without_ipv6_too(error):
         (["fd00::1", "10.0.0.1"], ["tcp://[fd00::1]:5555", "tcp://10.0.0.1:5555"]),
     ],
 )
-def test_a_name_stands_for_all_its_addresses(monkeypatch, found, resolved):
+def test_a_name_stands_for_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch, found: list[str], resolved: list[str]
+) -> None:
     """The addresses may all be IPv6, and keep the system's order."""
-    monkeypatch.setattr(module.addresses, "getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
     assert resolve("tcp://forwarder:5555") == resolved
 
 
 @pytest.mark.parametrize(
     "address", ["tcp://*:1", "tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://lo:1", "ipc:///run/f", "inproc://f"]
 )
-def test_other_addresses_are_not_resolved(address, monkeypatch):
+def test_other_addresses_are_not_resolved(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Literals, interfaces and other transports are returned unchanged."""
     monkeypatch.setattr(module, "_interfaces", lambda: {"lo"})
     assert resolve(address) == [address]
 
 
-def test_a_name_that_cannot_be_resolved_is_named(sockets):
+def test_a_name_that_cannot_be_resolved_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """The error contains the system's reason."""
     with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
         bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
 
 
-def test_an_address_in_use_is_named(sockets):
+def test_an_address_in_use_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """The error names the address and the reason."""
     one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
     address = bind(one, "tcp://127.0.0.1:*")
@@ -118,20 +125,26 @@ def test_an_address_in_use_is_named(sockets):
         bind(other, address)
 
 
-def test_an_ipc_address_without_a_folder_is_refused(tmp_path):
+def test_an_ipc_address_without_a_folder_is_refused(tmp_path: Path) -> None:
     """The lock file reports the reason before ZeroMQ does."""
     with pytest.raises(AddressError, match="No such file"):
         guard(f"ipc://{tmp_path}/none/pub")
 
 
-def test_without_file_locks_an_ipc_path_is_refused(tmp_path, monkeypatch):
+def test_without_file_locks_an_ipc_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows: two processes would take it from each other unnoticed."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(AddressError, match=r"cannot bind ipc://.*: this system cannot lock ipc paths, so use tcp://"):
         guard(f"ipc://{tmp_path}/pub")
 
 
-def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path):
+def guarded(address: str) -> IO[str]:
+    lock = guard(address)
+    assert lock is not None
+    return lock
+
+
+def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path: Path) -> None:
     """Who may write to the folder could have any file emptied that the forwarder may write to."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -141,17 +154,19 @@ def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path):
     assert victim.read_text() == "precious"
 
 
-def test_a_lock_file_is_for_its_owner_alone_and_keeps_what_it_holds(tmp_path):
+def test_a_lock_file_is_for_its_owner_alone_and_keeps_what_it_holds(tmp_path: Path) -> None:
     """It is empty as a rule."""
     lock = tmp_path / "pub.lock"
-    with guard(f"ipc://{tmp_path}/pub"):
+    with guarded(f"ipc://{tmp_path}/pub"):
         assert lock.stat().st_mode & 0o777 == 0o600
     lock.write_text("kept")
-    with guard(f"ipc://{tmp_path}/pub"):
+    with guarded(f"ipc://{tmp_path}/pub"):
         assert lock.read_text() == "kept"
 
 
-def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(sockets, monkeypatch):
+def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(
+    sockets: Sockets[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Idle connections would use up the descriptors."""
     monkeypatch.setattr(module, "HANDSHAKE", 100)
     pull = sockets.open(zmq.PULL)
@@ -163,7 +178,7 @@ def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(sockets, mo
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])
-def test_other_addresses_need_no_lock_file(address):
+def test_other_addresses_need_no_lock_file(address: str) -> None:
     """TCP refuses a second bind; an abstract address has no file."""
     assert guard(address) is None
 
@@ -183,12 +198,12 @@ def test_other_addresses_need_no_lock_file(address):
         ("tcp://eth0:1", False),
     ],
 )
-def test_a_local_address_is_told_from_others(address, expected):
+def test_a_local_address_is_told_from_others(address: str, expected: bool) -> None:
     """Without a question to DNS."""
     assert is_local(address) is expected
 
 
-def test_options_are_read(sockets):
+def test_options_are_read(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """Integer options are returned as ints."""
     socket = sockets.open(zmq.PULL)
     assert number(socket, zmq.RCVHWM) == 1_000
@@ -196,7 +211,9 @@ def test_options_are_read(sockets):
 
 
 @pytest.mark.parametrize("max_frame, timeout", [(0, 2000), (2**20, 2524), (64 * 2**20, 35_554)])
-def test_the_patience_of_heartbeats_grows_with_the_largest_frame(sockets, max_frame, timeout):
+def test_the_patience_of_heartbeats_grows_with_the_largest_frame(
+    sockets: Sockets[zmq.Socket[bytes]], max_frame: int, timeout: int
+) -> None:
     """A frame under way holds them up: on a link of 16 Mbit/s it takes half a second for each megabyte."""
     options = heartbeats(max_frame)
     assert options == {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: timeout}

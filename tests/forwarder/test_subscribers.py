@@ -1,7 +1,11 @@
 """What subscribers may send, and which connections are ended."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import zmq
+from open_sockets import Sockets
 from strangers import PATIENCE, RawPeer, opening, well_formed
 
 from channels_zmq_forwarder import wire
@@ -20,24 +24,24 @@ HELLO = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
 class Publisher:
     """A publishing socket, with CURVE keys if wanted, and the subscribers that connect to it."""
 
-    def __init__(self, sockets, marks, *, has_keys=False):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], marks: Marks, *, has_keys: bool = False) -> None:
         self._sockets = sockets
         self.xpub = sockets.open(zmq.XPUB)
         publish_options(self.xpub, marks)
-        self.drops = []
+        self.drops: list[str] = []
         self.public, secret = new_pair()
         self.gate = Gate(sockets.context, secret, None) if has_keys else None
-        self.connections = self.gate.guard(self.xpub) if has_keys else Connections(self.xpub)
+        self.connections = self.gate.guard(self.xpub) if self.gate else Connections(self.xpub)
         self.subscribers = Subscribers(self.xpub, self.connections, marks, self.gate, self.drops.append)
         self.port = self.xpub.bind_to_random_port("tcp://127.0.0.1")
 
-    def close(self):
+    def close(self) -> None:
         self.connections.close()
         if self.gate is not None:
             self.xpub.close()
             self.gate.close()
 
-    def connect(self, pair=None, **options):
+    def connect(self, pair: tuple[bytes, bytes] | None = None, **options: Any) -> zmq.Socket[bytes]:
         """Return a subscriber that does not come back once its connection was ended."""
         xsub = self._sockets.open(zmq.XSUB)
         xsub.set(zmq.RECONNECT_IVL, -1)
@@ -48,9 +52,9 @@ class Publisher:
         xsub.connect(f"tcp://127.0.0.1:{self.port}")
         return xsub
 
-    def receive(self, until):
+    def receive(self, until: Callable[..., bool]) -> list[bytes]:
         """Return the frames that arrive until a condition holds for them."""
-        frames = []
+        frames: list[bytes] = []
         while not until(frames):
             try:
                 frame = self.subscribers.recv(zmq.DONTWAIT)
@@ -62,25 +66,25 @@ class Publisher:
                 self.connections.turn()
         return frames
 
-    def receives(self, frame):
+    def receives(self, frame: bytes) -> list[bytes]:
         """Return the frames that arrive up to this one."""
         return self.receive(lambda frames: frame in frames)
 
-    def drop(self, count):
+    def drop(self, count: int) -> list[bytes]:
         """Return the frames that arrive until so many were dropped."""
         return self.receive(lambda frames: len(self.drops) >= count)
 
-    def keep(self, count):
+    def keep(self, count: int) -> list[bytes]:
         """Return the frames that arrive until there are so many connections."""
         return self.receive(lambda frames: len(self.connections.peers) == count)
 
 
 @pytest.fixture
-def make(sockets):
+def make(sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Callable[..., Publisher]]:
     """Return a function that makes a publisher."""
     made = []
 
-    def make(has_keys=False, **marks):
+    def make(has_keys: bool = False, **marks: int) -> Publisher:
         made.append(Publisher(sockets, Marks(**marks), has_keys=has_keys))
         return made[-1]
 
@@ -104,7 +108,9 @@ def make(sockets):
         b"x" * (wire.MAX_UPSTREAM - 1),
     ],
 )
-def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(make, topic):
+def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(
+    make: Callable[..., Publisher], topic: bytes
+) -> None:
     """A prefix would match the messages of many groups, and a long one takes 50 times its size in memory."""
     publisher = make()
     good, bad = publisher.connect(), publisher.connect()
@@ -119,7 +125,7 @@ def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(make, topi
     assert good.recv() == b"Groom\0hi"
 
 
-def test_the_longest_names_are_topics(make):
+def test_the_longest_names_are_topics(make: Callable[..., Publisher]) -> None:
     """Of a group and of an inbox."""
     publisher = make()
     subscriber = publisher.connect()
@@ -130,7 +136,7 @@ def test_the_longest_names_are_topics(make):
     assert not publisher.drops
 
 
-def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make):
+def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make: Callable[..., Publisher]) -> None:
     """Libzmq refuses it by its head, before it takes memory."""
     publisher = make()
     subscriber = publisher.connect()
@@ -140,7 +146,7 @@ def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make):
     publisher.keep(0)
 
 
-def test_a_subscriber_with_too_many_topics_is_disconnected(make):
+def test_a_subscriber_with_too_many_topics_is_disconnected(make: Callable[..., Publisher]) -> None:
     """Its topics end; those of others stay."""
     publisher = make(topics=2000)
     good, bad = publisher.connect(), publisher.connect()
@@ -161,7 +167,7 @@ def test_a_subscriber_with_too_many_topics_is_disconnected(make):
 CLAIM, SUBSCRIPTION = opening(SECRET)
 
 
-def claimed(publisher, **options):
+def claimed(publisher: Publisher, **options: tuple[bytes, bytes]) -> zmq.Socket[bytes]:
     """Return a subscriber that has claimed the inbox and subscribed to it."""
     subscriber = publisher.connect(**options)
     for frame in opening(SECRET):
@@ -171,7 +177,9 @@ def claimed(publisher, **options):
 
 
 @pytest.mark.parametrize("frames", [[CLAIM, SUBSCRIPTION], [SUBSCRIPTION, SUBSCRIPTION, CLAIM]])
-def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(make, frames):
+def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(
+    make: Callable[..., Publisher], frames: list[bytes]
+) -> None:
     """The claim comes first on a new socket; when libzmq connects again it sends the subscriptions first."""
     publisher = make()
     subscriber = publisher.connect()
@@ -186,7 +194,7 @@ def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(make, frames):
     [wire.unsubscription(wire.inbox_topic(INBOX)), *(frame for frame in well_formed(INBOX) if frame[:1] in UPSTREAM)],
     ids=lambda frame: chr(frame[0]),
 )
-def test_nobody_can_use_the_inbox_of_somebody_else(make, frame):
+def test_nobody_can_use_the_inbox_of_somebody_else(make: Callable[..., Publisher], frame: bytes) -> None:
     """A client that has claimed another inbox, or none; XPUB reports an unsubscription whether there was one or not."""
     publisher = make()
     owner, others = claimed(publisher), [RawPeer(publisher.port) for _ in range(2)]
@@ -204,7 +212,7 @@ def test_nobody_can_use_the_inbox_of_somebody_else(make, frame):
     "claim",
     [wire.CLAIM.encode(wire.Claim(INBOX, b"b" * 16)), wire.CLAIM.encode(wire.Claim(b"0" * 16, SECRET))],
 )
-def test_who_claims_an_inbox_without_its_secret_is_disconnected(make, claim):
+def test_who_claims_an_inbox_without_its_secret_is_disconnected(make: Callable[..., Publisher], claim: bytes) -> None:
     """It has no part in the inbox before that, either."""
     publisher = make()
     subscriber = publisher.connect()
@@ -215,7 +223,7 @@ def test_who_claims_an_inbox_without_its_secret_is_disconnected(make, claim):
     assert publisher.drops == ["foreign_inbox"]
 
 
-def test_a_claim_ends_with_its_connection(make):
+def test_a_claim_ends_with_its_connection(make: Callable[..., Publisher]) -> None:
     """The next connection may have the same file descriptor."""
     publisher = make()
     for _ in range(3):
@@ -231,7 +239,7 @@ def test_a_claim_ends_with_its_connection(make):
 
 
 @pytest.mark.parametrize("frame", [frame for frame in well_formed(INBOX) if frame[:1] in (b"R", b"B")])
-def test_what_a_client_sends_before_it_leaves_counts(make, frame):
+def test_what_a_client_sends_before_it_leaves_counts(make: Callable[..., Publisher], frame: bytes) -> None:
     """It hands its jobs back when it closes, and the end of its connection may be known before they are read."""
     publisher = make()
     owner = claimed(publisher)
@@ -244,7 +252,7 @@ def test_what_a_client_sends_before_it_leaves_counts(make, frame):
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make, is_first):
+def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make: Callable[..., Publisher], is_first: bool) -> None:
     """Whether it does before the client or behind it: its connection is ended."""
     publisher = make(has_keys=True)
     group = wire.subscription(wire.group_topic("room"))
@@ -264,7 +272,9 @@ def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make, is_first):
 
 
 @pytest.mark.parametrize("has_new_key", [True, False])
-def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(make, has_new_key):
+def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(
+    make: Callable[..., Publisher], has_new_key: bool
+) -> None:
     """By the same key; and by a new one on a new socket, where its claim comes first."""
     publisher, pair = make(has_keys=True), new_pair()
     first = claimed(publisher, pair=pair)
@@ -277,7 +287,7 @@ def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(
     assert not publisher.drops
 
 
-def test_a_subscriber_that_says_hello_too_often_is_disconnected(make):
+def test_a_subscriber_that_says_hello_too_often_is_disconnected(make: Callable[..., Publisher]) -> None:
     """Each hello may be answered by a list of forwarders, which is much longer."""
     publisher = make()
     subscriber = claimed(publisher)
@@ -288,7 +298,9 @@ def test_a_subscriber_that_says_hello_too_often_is_disconnected(make):
     assert publisher.drops == ["too_many_hellos"]
 
 
-def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_the_same_descriptor(make):
+def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_the_same_descriptor(
+    make: Callable[..., Publisher],
+) -> None:
     """Clients that come and go get the same one, and each says hello."""
     publisher = make()
     for _ in range(HELLOS + 5):
@@ -298,3 +310,21 @@ def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_
         subscriber.close()
         publisher.keep(0)
     assert publisher.drops == []
+
+
+def test_a_claim_that_is_read_after_the_end_of_its_connection_does_not_count(make: Callable[..., Publisher]) -> None:
+    """Else the next connection with the same file descriptor would be ended for a claim of its own."""
+    publisher = make()
+    hasty = publisher.connect()
+    publisher.keep(1)
+    hasty.send(CLAIM)
+    hasty.close(linger=PATIENCE)
+    while publisher.connections.peers:
+        publisher.connections.monitor.poll(5)
+        publisher.connections.turn()
+    claim, subscription = opening(b"b" * 16)
+    other = publisher.connect()
+    for frame in (claim, subscription):
+        other.send(frame)
+    assert publisher.receive(lambda frames: bool(frames or publisher.drops)) == [subscription]
+    assert not publisher.drops

@@ -9,7 +9,7 @@ ONE, TWO = 11, 12
 INBOX = wire.inbox_topic(b"a" * 16)
 
 
-def group(number):
+def group(number: int) -> bytes:
     return wire.group_topic(f"room{number:02}")
 
 
@@ -17,24 +17,24 @@ SIZE = len(group(0))
 
 
 @pytest.fixture
-def topics():
+def topics() -> Topics:
     return Topics(max_size=12 * SIZE)
 
 
-def test_a_connection_with_too_many_topics_is_the_one_to_end(topics):
+def test_a_connection_with_too_many_topics_is_the_one_to_end(topics: Topics) -> None:
     """It may have a quarter of all. Others may still subscribe."""
     assert [topics.subscribe(group(number), ONE) for number in range(4)] == [None, None, None, ONE]
     assert topics.subscribe(group(4), TWO) is None
 
 
-def test_if_there_are_too_many_in_all_the_connection_with_most_is_ended(topics):
+def test_if_there_are_too_many_in_all_the_connection_with_most_is_ended(topics: Topics) -> None:
     """Whichever subscribes next: nobody is kept out by somebody else."""
     for number in range(12):
         assert topics.subscribe(group(number), number // 3 if number < 9 else number) is None
     assert topics.subscribe(group(12), TWO) == 0
 
 
-def test_a_topic_counts_for_the_first_connection_only(topics):
+def test_a_topic_counts_for_the_first_connection_only(topics: Topics) -> None:
     """Another subscriber of the same topic takes next to no memory."""
     for number in range(3):
         topics.subscribe(group(number), ONE)
@@ -42,7 +42,7 @@ def test_a_topic_counts_for_the_first_connection_only(topics):
     assert len(topics) == 4
 
 
-def test_a_topic_that_has_ended_counts_no_more(topics):
+def test_a_topic_that_has_ended_counts_no_more(topics: Topics) -> None:
     """It may begin again."""
     for _ in range(10):
         assert topics.subscribe(group(0), ONE) is None
@@ -50,7 +50,7 @@ def test_a_topic_that_has_ended_counts_no_more(topics):
     assert (len(topics), topics.ended) == (0, 10)
 
 
-def test_a_connection_that_ends_takes_its_count_along(topics):
+def test_a_connection_that_ends_takes_its_count_along(topics: Topics) -> None:
     """Its descriptor may name another connection before its topics have ended."""
     for number in range(3):
         topics.subscribe(group(number), ONE)

@@ -1,18 +1,22 @@
 """Encoding and decoding of frames."""
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.wire import FrameError
+from channels_zmq_forwarder.wire import FrameError, KnownForwarder, Layout
 
 INBOX = b"0123456789abcdef"
-LAYOUTS = (*wire.CLIENT_LAYOUTS, *wire.INBOX_LAYOUTS)
-NUMBERS = {code: st.integers(0, 2**bits - 1) for code, bits in (("B", 8), ("I", 32), ("Q", 64))}
+LAYOUTS: tuple[Layout[Any], ...] = (*wire.CLIENT_LAYOUTS, *wire.INBOX_LAYOUTS)
+NUMBERS: dict[str, st.SearchStrategy[int] | st.SearchStrategy[bytes]] = {
+    code: st.integers(0, 2**bits - 1) for code, bits in (("B", 8), ("I", 32), ("Q", 64))
+}
 NUMBERS |= {f"{size}s": st.binary(min_size=size, max_size=size) for size in (8, 16)}
 
 inboxes = st.binary(min_size=8, max_size=8).map(lambda raw: raw.hex().encode())
@@ -25,9 +29,9 @@ addresses = st.binary(min_size=1, max_size=wire.MAX_ADDRESS).filter(lambda addre
 
 
 @st.composite
-def frames(draw):
+def frames(draw: Callable[..., Any]) -> tuple[Layout[Any], Any]:
     """A layout and a frame that fits it."""
-    layout = draw(st.sampled_from(LAYOUTS))
+    layout: Layout[Any] = draw(st.sampled_from(LAYOUTS))
     codes = re.findall(r"\d*\w", layout.numbers.format)
     numbers = [draw(NUMBERS[code]) for code in codes]
     texts = [draw(names) for _ in range(layout.names)]
@@ -36,14 +40,16 @@ def frames(draw):
 
 
 @given(frames())
-def test_what_is_encoded_is_decoded_again(case):
+def test_what_is_encoded_is_decoded_again(case: tuple[Layout[Any], Any]) -> None:
     """Decoding inverts encoding for every kind, with any payload and names."""
     layout, frame = case
     assert layout.decode(layout.encode(frame)) == frame
 
 
 @given(frames(), st.data())
-def test_mutated_frames_are_refused_or_read_and_never_anything_else(case, data):
+def test_mutated_frames_are_refused_or_read_and_never_anything_else(
+    case: tuple[Layout[Any], Any], data: st.DataObject
+) -> None:
     """Any bytes give a frame or FrameError, never another exception."""
     layout, frame = case
     raw = bytearray(layout.encode(frame))
@@ -58,7 +64,7 @@ def test_mutated_frames_are_refused_or_read_and_never_anything_else(case, data):
                 raw[at:at] = data.draw(st.binary(max_size=20))
             case _:
                 del raw[at:]
-    other = data.draw(st.sampled_from(LAYOUTS))
+    other: Layout[Any] = data.draw(st.sampled_from(LAYOUTS))
     for reader in (layout, other):
         try:
             again = reader.decode(bytes(raw))
@@ -68,7 +74,7 @@ def test_mutated_frames_are_refused_or_read_and_never_anything_else(case, data):
 
 
 @given(st.binary(max_size=80), st.integers(0, 90))
-def test_any_bytes_are_a_message_or_refused(raw, at):
+def test_any_bytes_are_a_message_or_refused(raw: bytes, at: int) -> None:
     """The head of a group or direct message is read from any bytes or refused."""
     for read in (wire.read_order, wire.channel_and_payload):
         try:
@@ -79,19 +85,19 @@ def test_any_bytes_are_a_message_or_refused(raw, at):
         assert raw[wire.topic_end(raw)] == 0
 
 
-def test_a_frame_begins_with_its_kind_and_inbox():
+def test_a_frame_begins_with_its_kind_and_inbox() -> None:
     """ZeroMQ matches subscriptions and the exchange routes by the first bytes."""
     assert wire.SYNC.encode(wire.Sync(INBOX, 7)) == b"Y" + INBOX + bytes(7) + b"\7"
     assert wire.SYNCED.encode(wire.Synced(INBOX, 7)) == b"P" + INBOX + b"\0y" + bytes(7) + b"\7"
 
 
-def test_every_kind_is_its_own():
+def test_every_kind_is_its_own() -> None:
     """No two frames of the same direction share a kind byte."""
     assert len({layout.kind for layout in wire.CLIENT_LAYOUTS}) == len(wire.CLIENT_LAYOUTS)
     assert len({layout.kind for layout in wire.INBOX_LAYOUTS} | {wire.DIRECT}) == len(wire.INBOX_LAYOUTS) + 1
 
 
-def test_a_frame_of_another_kind_is_refused():
+def test_a_frame_of_another_kind_is_refused() -> None:
     """A layout decodes only its own kind, even if another one has the same length."""
     with pytest.raises(FrameError, match="not of kind 'E'"):
         wire.ECHO.decode(wire.SYNC.encode(wire.Sync(INBOX, 1)))
@@ -100,14 +106,14 @@ def test_a_frame_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize("inbox", [b"0123456789ABCDEF", b"0123456789abcde\0", b"0123456789abcdeg", b"0123456789 abcde"])
-def test_an_inbox_is_sixteen_lowercase_hexadecimal_digits(inbox):
+def test_an_inbox_is_sixteen_lowercase_hexadecimal_digits(inbox: bytes) -> None:
     """Any other bytes behind the kind are invalid."""
     with pytest.raises(FrameError, match="invalid inbox"):
         wire.SYNC.decode(b"Y" + inbox + bytes(8))
     assert wire.inbox_of(b"P" + inbox + b"\0") == b""
 
 
-def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic():
+def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic() -> None:
     """A similar topic does not name a process."""
     assert wire.inbox_of(wire.inbox_topic(INBOX)) == INBOX
     for other in (b"", b"P", b"P" + INBOX, b"P" + INBOX + b"x", b"G" + INBOX + b"\0", b"P" + INBOX + b"\0\0"):
@@ -115,7 +121,7 @@ def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: chr(layout.kind))
-def test_a_frame_that_ends_within_its_numbers_is_refused(layout):
+def test_a_frame_that_ends_within_its_numbers_is_refused(layout: Layout[Any]) -> None:
     """The error names the kind and the least number of bytes."""
     with pytest.raises(FrameError, match=f"kind {chr(layout.kind)!r} has at least"):
         layout.decode(
@@ -124,25 +130,25 @@ def test_a_frame_that_ends_within_its_numbers_is_refused(layout):
 
 
 @pytest.mark.parametrize("tail", [b"", b"\0", b"jobs", b"\0payload", b"j" * 401 + b"\0payload"])
-def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail):
+def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail: bytes) -> None:
     """A job without a channel cannot be delivered."""
     with pytest.raises(FrameError, match="name"):
         wire.ENQUEUE.decode(b"Q" + INBOX + bytes(16) + tail)
 
 
-def test_a_name_never_holds_a_nul():
+def test_a_name_never_holds_a_nul() -> None:
     """A name that ends the frame contains no NUL either."""
     with pytest.raises(FrameError, match="no NUL"):
         wire.READY.decode(b"R" + INBOX + bytes(29) + b"jo\0bs")
 
 
-def test_the_longest_name_of_channels_fits():
+def test_the_longest_name_of_channels_fits() -> None:
     """Channels counts characters, frames count bytes: 99 digits of four bytes each."""
     longest = ("\U0001d7d8" * 99).encode()
     assert wire.REMOVED.decode(wire.REMOVED.encode(wire.Removed(INBOX, longest, longest))).channel == longest
 
 
-def test_a_hello_and_a_welcome_of_version_1_are_read():
+def test_a_hello_and_a_welcome_of_version_1_are_read() -> None:
     """So that the version is known. They end where the list of forwarders begins, which reads as an empty list."""
     hello = wire.HELLO.decode(b"H" + INBOX + b"\x01\0\0\0\x02\0\0\0\x03")
     assert hello == wire.Hello(INBOX, 1, 2, 3, b"")
@@ -151,7 +157,7 @@ def test_a_hello_and_a_welcome_of_version_1_are_read():
     assert wire.decode_forwarders(hello.forwarders) == ()
 
 
-def test_a_hello_of_a_later_version_is_read():
+def test_a_hello_of_a_later_version_is_read() -> None:
     """Bytes that a later version appends do not hide its version number."""
     hello = wire.Hello(INBOX, wire.VERSION + 1, 1, 0)
     assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello._replace(forwarders=b"and more")
@@ -159,7 +165,7 @@ def test_a_hello_of_a_later_version_is_read():
         wire.ECHO.decode(wire.ECHO.encode(wire.Echo(INBOX, 1)) + b"and more")
 
 
-def test_a_group_message_is_read_back():
+def test_a_group_message_is_read_back() -> None:
     """The head contains the key of the run, the number, flags and ttl."""
     topic = wire.group_topic("Zürich")
     frame = wire.ordered(topic, b"sender..", 5, wire.FLAG_FIRST, 60_000, b"\0\1payload")
@@ -170,7 +176,7 @@ def test_a_group_message_is_read_back():
     assert frame[start:] == b"\0\1payload"
 
 
-def test_a_direct_message_is_read_back():
+def test_a_direct_message_is_read_back() -> None:
     """It names its channel in full, because several channels of a process share an inbox."""
     body = wire.direct_body("specific.é!1", b"\0payload")
     frame = wire.ordered(wire.direct_prefix(INBOX), b"sender..", 1, 0, 0, body)
@@ -179,7 +185,7 @@ def test_a_direct_message_is_read_back():
     assert wire.channel_and_payload(frame, start) == ("specific.é!1", b"\0payload")
 
 
-def test_a_message_that_ends_within_its_head_is_refused():
+def test_a_message_that_ends_within_its_head_is_refused() -> None:
     """A truncated head is invalid; the head alone is a message without payload."""
     frame = wire.ordered(wire.group_topic("a"), b"sender..", 1, 0, 0, b"")
     assert wire.read_order(frame, 3)[-1] == len(frame)
@@ -192,7 +198,7 @@ known_forwarders = st.builds(wire.KnownForwarder, addresses, addresses, st.boole
 
 
 @given(st.lists(known_forwarders, max_size=wire.MAX_FORWARDERS + 1))
-def test_a_list_of_forwarders_is_read_back(known):
+def test_a_list_of_forwarders_is_read_back(known: list[KnownForwarder | wire.KnownForwarder]) -> None:
     """As many as may be listed. An address may contain anything but a NUL: a path of ipc may contain spaces."""
     listed = wire.listed(known)
     assert wire.decode_forwarders(wire.encode_forwarders(listed)) == tuple(listed) == tuple(known[: len(listed)])
@@ -202,27 +208,27 @@ def test_a_list_of_forwarders_is_read_back(known):
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_a_list_of_forwarders_or_refused(raw):
+def test_any_bytes_are_a_list_of_forwarders_or_refused(raw: bytes) -> None:
     """What is read encodes to the same bytes."""
     with suppress(FrameError):
         assert wire.encode_forwarders(wire.decode_forwarders(raw)) == raw
 
 
 @pytest.mark.parametrize("address", [b"", b"a\0b", b"x" * (wire.MAX_ADDRESS + 1)])
-def test_an_invalid_address_of_a_forwarder_is_never_sent(address):
+def test_an_invalid_address_of_a_forwarder_is_never_sent(address: bytes) -> None:
     """The hello that contains it would be dropped as malformed."""
     with pytest.raises(FrameError, match="forwarder"):
         wire.encode_forwarders([wire.KnownForwarder(b"pull", address, True)])
 
 
 @pytest.mark.parametrize("instance", [b"0", b"A" * 16, b"g" * 16, b"0" * 15, b"0" * 17])
-def test_an_invalid_instance_in_a_list_is_refused(instance):
+def test_an_invalid_instance_in_a_list_is_refused(instance: bytes) -> None:
     """It is the hexadecimal form of the eight bytes in a welcome."""
     with pytest.raises(FrameError, match="16 lowercase hexadecimal digits"):
         wire.encode_forwarders([wire.KnownForwarder(b"pull", b"pub", True, instance)])
 
 
-def test_the_longest_list_of_forwarders_fits_into_a_frame():
+def test_the_longest_list_of_forwarders_fits_into_a_frame() -> None:
     """A frame that is larger than the overhead beside the smallest payload would close its connection."""
     longest = b"x" * wire.MAX_ADDRESS
     known = [wire.KnownForwarder(longest, longest, True, b"0" * wire.INSTANCE_DIGITS)] * wire.MAX_FORWARDERS
@@ -235,14 +241,14 @@ def test_the_longest_list_of_forwarders_fits_into_a_frame():
 
 
 @pytest.mark.parametrize("frame", [b"", b"G", b"G\0", b"Gname", b"\0\0"])
-def test_a_topic_has_a_name_and_a_nul(frame):
+def test_a_topic_has_a_name_and_a_nul(frame: bytes) -> None:
     """Otherwise a prefix match would reach the wrong subscribers."""
     with pytest.raises(FrameError, match="NUL"):
         wire.topic_end(frame)
 
 
 @pytest.mark.parametrize("body, reason", [(b"", "lacks"), (b"\0p", "lacks"), (b"name", "lacks"), (b"\xff\0p", "UTF-8")])
-def test_a_direct_message_without_a_readable_channel_is_refused(body, reason):
+def test_a_direct_message_without_a_readable_channel_is_refused(body: bytes, reason: str) -> None:
     """Such a message could not be delivered."""
     with pytest.raises(FrameError, match=reason):
         wire.channel_and_payload(body, 0)
@@ -252,18 +258,18 @@ def test_a_direct_message_without_a_readable_channel_is_refused(body, reason):
     "seconds, expected",
     [(0, 0), (-1, 0), (0.0014, 1), (60, 60_000), (1e12, 2**32 - 1), (float("inf"), 2**32 - 1)],
 )
-def test_durations_are_bounded(seconds, expected):
+def test_durations_are_bounded(seconds: float, expected: int) -> None:
     """Durations have 32 bits of milliseconds and are clamped to 49 days."""
     assert wire.milliseconds(seconds) == expected
 
 
-def test_a_group_message_is_parsed_in_one_call():
+def test_a_group_message_is_parsed_in_one_call() -> None:
     """Topic, sender, number, flags, milliseconds to live and payload."""
     frame = wire.ordered(wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
     assert wire.read_group(frame) == (wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
 
 
-def test_a_direct_message_is_parsed_in_one_call():
+def test_a_direct_message_is_parsed_in_one_call() -> None:
     """Sender, number, flags, milliseconds to live, channel and payload."""
     inbox = b"0123456789abcdef"
     frame = wire.ordered(wire.direct_prefix(inbox), b"sender!!", 7, 0, 60_000, wire.direct_body("a!b", b"payload"))
@@ -273,13 +279,13 @@ def test_a_direct_message_is_parsed_in_one_call():
 @pytest.mark.parametrize(
     "frame", [b"G", b"Gchat", b"G\0", b"Gchat\0", b"Gchat\0sender!!", b"Gchat\0sender!!" + bytes(12)]
 )
-def test_a_group_message_that_ends_early_is_none(frame):
+def test_a_group_message_that_ends_early_is_none(frame: bytes) -> None:
     """A frame without a topic is invalid too."""
     with pytest.raises(wire.FrameError):
         wire.read_group(frame)
 
 
-def test_frames_are_distinguished_without_being_decoded():
+def test_frames_are_distinguished_without_being_decoded() -> None:
     """Loops that relay frames compare only their first bytes."""
     room, inbox = wire.group_topic("room"), wire.inbox_topic(INBOX)
     message, direct = wire.ordered(room, bytes(8), 1, 0, 0, b""), wire.direct_prefix(INBOX) + bytes(30)

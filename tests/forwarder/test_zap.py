@@ -1,9 +1,13 @@
 """The keys that may connect to a guarded socket."""
 
 import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import zmq
+from fakes import Clock
+from open_sockets import Sockets
 from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq_forwarder import zap
@@ -14,7 +18,7 @@ from channels_zmq_forwarder.zap import Admission, Gate
 class Peers:
     """A guarded socket, and clients that connect to it."""
 
-    def __init__(self, sockets, allowed, clock):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], allowed: AllowedKeys | None, clock: Clock) -> None:
         self.public, secret = new_pair()
         self.gate = Gate(sockets.context, secret, allowed, clock)
         self._sockets = sockets
@@ -22,10 +26,10 @@ class Peers:
         self.connections = self.gate.guard(self.socket)
         self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
 
-    def open(self):
+    def open(self) -> zmq.Socket[bytes]:
         return self._sockets.open(zmq.PULL)
 
-    def client(self, secret, *, public=None):
+    def client(self, secret: bytes, *, public: bytes | None = None) -> zmq.Socket[bytes]:
         """Connect and send a frame, which arrives only if the gate allows the key; return the socket."""
         client = self._sockets.open(zmq.PUSH)
         secure_client(client, public or self.public, secret)
@@ -33,20 +37,20 @@ class Peers:
         client.send(b"hello")
         return client
 
-    def refused(self, count):
+    def refused(self, count: int) -> None:
         """Make turns until that many connections were refused."""
         while self.gate.refused < count:
             self.turn()
 
-    def turn(self):
+    def turn(self) -> None:
         self.gate.turn()
         self.connections.turn()
 
 
 @pytest.fixture
-def closing():
+def closing() -> Iterator[list["Peers"]]:
     """A list of peers that are closed at the end."""
-    made = []
+    made: list[Peers] = []
     yield made
     for peers in made:
         peers.connections.close()
@@ -55,17 +59,17 @@ def closing():
 
 
 @pytest.fixture
-def guard(sockets, clock, closing):
+def guard(sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list["Peers"]) -> Callable[..., Peers]:
     """Return a function that guards a socket with a list of keys."""
 
-    def guard(allowed):
-        closing.append(Peers(sockets, allowed, clock))
-        return closing[-1]
+    def guard(allowed: AllowedKeys | None) -> Peers:
+        closing.append(peers := Peers(sockets, allowed, clock))
+        return peers
 
     return guard
 
 
-def test_any_key_may_connect_without_a_list(guard):
+def test_any_key_may_connect_without_a_list(guard: Callable[..., Peers]) -> None:
     """CURVE then encrypts the traffic and authenticates the server only."""
     peers = guard(None)
     peers.client(new_pair()[1])
@@ -75,7 +79,9 @@ def test_any_key_may_connect_without_a_list(guard):
 
 
 @pytest.mark.parametrize("wrong", ["own key", "server's key"])
-def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
+def test_refusals_are_logged_at_a_limited_rate(
+    guard: Callable[..., Peers], clock: Clock, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
     """The rate is limited for each address; the next line reports how many were not logged."""
     peers = guard(AllowedKeys([new_pair()[0]]))
     other = new_pair()[0] if wrong == "server's key" else None
@@ -91,7 +97,7 @@ def test_refusals_are_logged_at_a_limited_rate(guard, clock, caplog, wrong):
     assert not peers.socket.poll(0)
 
 
-def test_nobody_is_let_in_when_the_gate_is_gone(guard):
+def test_nobody_is_let_in_when_the_gate_is_gone(guard: Callable[..., Peers]) -> None:
     """ZeroMQ lets everybody in then unless it is told otherwise."""
     peers = guard(None)
     peers.gate.close()
@@ -108,65 +114,68 @@ def test_nobody_is_let_in_when_the_gate_is_gone(guard):
 class Admitted(Peers):
     """A guarded XPUB or PULL that admits frames of allowed keys only, and clients that are connected to it."""
 
-    def __init__(self, sockets, clock, path, kind):
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], clock: Clock, path: Path, kind: zmq.SocketType) -> None:
         self.path, self.pairs = path, {name: new_pair() for name in ("one", "two")}
         self.allow("one", "two")
-        self.dropped = []
+        self.dropped: list[str] = []
         self._kind = kind
-        super().__init__(sockets, AllowedKeys((), path), clock)
+        self.allowed = AllowedKeys((), path)
+        super().__init__(sockets, self.allowed, clock)
         self.admission = Admission(self.socket, self.connections, self.gate, self.dropped.append)
 
-    def open(self):
+    def open(self) -> zmq.Socket[bytes]:
         socket = self._sockets.open(self._kind)
         if self._kind == zmq.XPUB:
             socket.set(zmq.XPUB_VERBOSE, 1)
         return socket
 
-    def allow(self, *names):
+    def allow(self, *names: str) -> None:
         fresh = self.path.with_suffix(".new")
         fresh.write_bytes(b"\n".join(self.pairs[name][0] for name in names) + b"\n")
         fresh.replace(self.path)
 
-    def connect(self, name, kind):
+    def connect(self, name: str, kind: zmq.SocketType) -> zmq.Socket[bytes]:
         client = self._sockets.open(kind)
         secure_client(client, self.public, self.pairs[name][1])
         client.connect(f"tcp://127.0.0.1:{self.port}")
         return client
 
-    def subscribe(self, name):
+    def subscribe(self, name: str) -> zmq.Socket[bytes]:
         client = self.connect(name, zmq.XSUB)
         client.send(b"\1G")
         assert self.recv() == b"\1G"
         return client
 
-    def recv(self):
+    def recv(self) -> bytes | None:
         while not self.socket.poll(0):
             self.turn()
         arrival = self.admission.recv(zmq.DONTWAIT)
         return None if arrival is None else arrival.frame
 
-    def until_one_is_left(self):
+    def until_one_is_left(self) -> None:
         while len(self.connections.peers) > 1:
             self.turn()
 
 
 @pytest.fixture
-def admit(sockets, clock, closing, tmp_path):
+def admit(
+    sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list["Peers"], tmp_path: Path
+) -> Callable[..., Admitted]:
     """Return a function that makes a socket which admits two keys."""
 
-    def admit(kind):
-        closing.append(Admitted(sockets, clock, tmp_path / "allowed", kind))
-        return closing[-1]
+    def admit(kind: zmq.SocketType) -> Admitted:
+        closing.append(admitted := Admitted(sockets, clock, tmp_path / "allowed", kind))
+        return admitted
 
     return admit
 
 
-def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit):
+def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit: Callable[..., Admitted]) -> None:
     """Although it has subscribed to nothing but what another client had subscribed to before, and sends nothing."""
     admitted = admit(zmq.XPUB)
     one, two = admitted.subscribe("one"), admitted.subscribe("two")
     admitted.allow("one")
-    assert admitted.gate.allowed.refresh()
+    assert admitted.allowed.refresh()
     assert admitted.admission.end_revoked() == 1
     admitted.until_one_is_left()
     for number in range(20):
@@ -178,7 +187,7 @@ def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit):
     assert admitted.admission.end_revoked() == 0
 
 
-def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit):
+def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit: Callable[..., Admitted]) -> None:
     """What it sent before the list has changed is treated like that as well: the list decides when a frame is read."""
     admitted = admit(zmq.PULL)
     one, two = (admitted.connect(name, zmq.PUSH) for name in ("one", "two"))
@@ -186,7 +195,7 @@ def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit
         client.send(b"before")
         assert admitted.recv() == b"before"
     admitted.allow("one")
-    admitted.gate.allowed.refresh()
+    admitted.allowed.refresh()
     two.send(b"injected")
     assert admitted.recv() is None
     assert admitted.dropped == ["revoked_key"]
@@ -195,13 +204,13 @@ def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit
     assert admitted.recv() == b"after"
 
 
-def test_a_key_that_is_put_back_is_admitted_again(admit):
+def test_a_key_that_is_put_back_is_admitted_again(admit: Callable[..., Admitted]) -> None:
     """At once, without another key being revoked."""
     admitted = admit(zmq.PULL)
     client = admitted.connect("two", zmq.PUSH)
     for names in (("one",), ("one", "two")):
         admitted.allow(*names)
-        admitted.gate.allowed.refresh()
+        admitted.allowed.refresh()
         admitted.admission.end_revoked()
     client.send(b"again")
     assert admitted.recv() == b"again"

@@ -198,3 +198,14 @@ def test_nothing_due_looks_at_no_request(requests: Requests[Reader]) -> None:
         requests.begin(number, request(), 0.0)
     del requests._open  # any look would fail
     assert requests.to_repeat(REPEAT_EVERY - 0.1) == []
+
+
+def test_where_there_is_no_exchange_requests_to_all_are_answered_at_once(requests: Requests[Reader]) -> None:
+    """Whatever was to answer them; those to one exchange wait on."""
+    to_all, answered, to_one = request(to_all=True), request(to_all=True), request()
+    for number, one in enumerate((to_all, answered, to_one), 1):
+        requests.begin(number, one, 0.0)
+    to_all.asked = {"exchange"}
+    requests.answered(2, 3)
+    assert requests.answer_for_nobody(0) == [(1, to_all)]
+    assert [one.answer for one in (to_all, answered, to_one)] == [0, 3, None]
