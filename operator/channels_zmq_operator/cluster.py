@@ -108,7 +108,9 @@ class Cluster(Protocol):
 class CountingCluster(Cluster, Protocol):
     """One that counts what it is asked."""
 
-    requests: int
+    @property
+    def requests(self) -> int:
+        """How many requests there were so far."""
 
 
 class RealCluster:

@@ -21,10 +21,10 @@ from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.cluster import KINDS, ClusterError
-from channels_zmq_operator.injection import LAYER_LABEL, LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
+from channels_zmq_operator.injection import LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
 from channels_zmq_operator.manager import serving
 from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
-from channels_zmq_operator.naming import ENV_KEYS, MANAGED_BY, PATHS
+from channels_zmq_operator.naming import ENV_KEYS, LAYER_LABEL, MANAGED_BY, PATHS
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
@@ -180,7 +180,8 @@ class Recorder:
         self, kind: str, namespace: str, label: str = "", *, fields: str = ""
     ) -> AsyncIterator[Manifest]:
         self._note(kind, "list")
-        for nothing in ():
+        none: tuple[Manifest, ...] = ()
+        for nothing in none:
             yield nothing
 
     async def serves(self, kind: str) -> bool:

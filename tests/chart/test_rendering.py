@@ -24,6 +24,7 @@ from jsonschema import Draft202012Validator
 from manifests import NEWEST, OLDEST, Manifest, NoSchema, problems
 
 from channels_zmq_operator import crd
+from channels_zmq_operator.models import LONGEST_NAME
 
 pytestmark = needs_helm
 by_values = pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
@@ -80,7 +81,7 @@ def test_names_fit(values: Values, release: str) -> None:
             assert name[0].isalpha()
             assert "." not in name
         if manifest["kind"] == "ZmqChannelLayer":
-            assert len(name) <= crd.LONGEST_NAME
+            assert len(name) <= LONGEST_NAME
         assert all(len(value) <= 63 for value in manifest["metadata"].get("labels", {}).values())
     for manifest in manifests:  # the operator adds these for the authority
         if manifest["kind"] == "Deployment" and manifest["metadata"]["name"].endswith("-webhook"):

@@ -27,7 +27,7 @@ needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the h
 
 @pytest.mark.slow
 @pytest.mark.redis
-def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path):
+def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path: Path) -> None:
     """Every measure runs for every peer, finds nothing wrong, and lands in the JSON file."""
     path = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--json", str(path)]
@@ -47,7 +47,7 @@ def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path
 
 @pytest.mark.slow
 @needs_git
-def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path):
+def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path) -> None:
     """Every figure that both have, for both topologies; the other commit's tree is gone afterwards."""
     path, folder = tmp_path / "figures.json", tmp_path / "temporary"
     folder.mkdir()
@@ -68,7 +68,7 @@ def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path):
 @pytest.mark.slow
 @needs_git
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal.Signals):
+def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal.Signals) -> None:
     """A signal ends the processes of the run first and removes the other commit's tree then."""
     command = [sys.executable, "-m", "benchmarks", "--quick", "--base", "HEAD", "--no-peers", "--only", "throughput"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
@@ -83,7 +83,7 @@ def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal
 
 
 @needs_git
-def test_a_commit_that_does_not_exist_is_named():
+def test_a_commit_that_does_not_exist_is_named() -> None:
     """Status 2, before anything is measured."""
     command = [sys.executable, "-m", "benchmarks", "--base", "no-such-commit", "--no-peers", "--only", "jobs"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
@@ -92,7 +92,7 @@ def test_a_commit_that_does_not_exist_is_named():
     assert "round" not in ran.stderr
 
 
-def test_a_layer_of_another_tree_is_never_silently_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_layer_of_another_tree_is_never_silently_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder without the package gives an error instead of our own figures."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ImportError, match="which is not in"):
@@ -117,21 +117,21 @@ def rounds(*values: float) -> dict[int, float]:
         ("jobs_per_s", rounds(*[200] * 5), True, True),
     ],
 )
-def test_a_figure_may_be_worse_by_the_tolerance(figure: str, ours: dict[int, float], met: bool, clear: bool):
+def test_a_figure_may_be_worse_by_the_tolerance(figure: str, ours: dict[int, float], met: bool, clear: bool) -> None:
     """Worse is more for a time and less for a rate; few rounds, or an interval around the limit, are unclear."""
     (found,) = compare("m", "dedicated", {figure: ours}, {figure: rounds(*[100] * 5)}, 3)
     assert (found.met, found.clear) == (met, clear)
     assert found.low <= found.ratio <= found.high
 
 
-def test_only_rounds_of_both_are_compared():
+def test_only_rounds_of_both_are_compared() -> None:
     """A ratio has both sides from one round: a machine that became slower for a while says nothing about the code."""
     ours, base = {0: 100.0, 1: 300.0, 2: 100.0}, {1: 300.0, 2: 100.0, 3: 7.0}
     (found,) = compare("m", "dedicated", {"p50_us": ours, "p99_us": ours}, {"p50_us": base}, 3)
     assert (found.ours, found.base, found.ratio) == (200.0, 200.0, 1.0)
 
 
-def test_what_is_compared_is_measured_back_to_back_in_turns():
+def test_what_is_compared_is_measured_back_to_back_in_turns() -> None:
     """So that a change of the machine's speed meets both, and neither always comes second."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     pairs = [[Entry("a", "a", bench), Entry("base-a", "a", bench)], [Entry("b", "b", bench)]]
@@ -140,7 +140,7 @@ def test_what_is_compared_is_measured_back_to_back_in_turns():
 
 
 @pytest.mark.slow
-def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path):
+def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path) -> None:
     """One replica as a real process: every review is answered rightly, and the figures land in the JSON file."""
     path = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.webhook", "--seconds", "1", "--rate", "50", "--json", str(path)]
@@ -164,14 +164,14 @@ def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path):
         ({"uid": "00000000-0000-0000-0000-000000000007", "allowed": False, "status": {}}, "no patch"),
     ],
 )
-def test_a_wrong_answer_of_the_webhook_is_named(response: dict[str, object], said: str):
+def test_a_wrong_answer_of_the_webhook_is_named(response: dict[str, object], said: str) -> None:
     """Only the patch of the very pod that was asked for is right."""
     found = webhook.fault(7, {"response": response})
     assert said in found
     assert bool(found) is bool(said)
 
 
-def test_a_message_out_of_turn_or_changed_is_named():
+def test_a_message_out_of_turn_or_changed_is_named() -> None:
     """A receiver says which message came instead of which, or that one was changed."""
     check(message(7), 7, "somebody")
     with pytest.raises(WrongResultError, match="somebody: message 8 instead of 7"):
@@ -189,14 +189,14 @@ def test_a_message_out_of_turn_or_changed_is_named():
         ([[(0, 0), (0, 1), (0, 2), (0, 3)], []], "1 strange"),
     ],
 )
-def test_jobs_that_are_lost_repeated_or_out_of_order_are_wrong(seen: list[list[Job]], fault: str):
+def test_jobs_that_are_lost_repeated_or_out_of_order_are_wrong(seen: list[list[Job]], fault: str) -> None:
     """Each job of ours reaches exactly one worker, in order."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     with pytest.raises(WrongResultError, match=fault):
         check_jobs(bench, "dedicated", seen, {(0, 0), (0, 1), (0, 2)})
 
 
-def test_repeats_of_redis_core_are_noted_and_losses_are_wrong():
+def test_repeats_of_redis_core_are_noted_and_losses_are_wrong() -> None:
     """Its known defect does not end the run, any other fault does."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     check_jobs(bench, "redis-core", [[(0, 0), (0, 1)], [(0, 1)]], {(0, 0), (0, 1)})
@@ -213,7 +213,7 @@ def _vanish(line: Line) -> None:
     os._exit(3)
 
 
-def test_a_wrong_result_in_another_process_reaches_the_harness():
+def test_a_wrong_result_in_another_process_reaches_the_harness() -> None:
     """Also out of a task group; any other failure comes with its traceback."""
     for error in (WrongResultError("bad"), ExceptionGroup("tasks", [WrongResultError("bad")])):
         with pytest.raises(WrongResultError, match=r"^bad$"), Crew("asyncio") as crew:
@@ -222,13 +222,13 @@ def test_a_wrong_result_in_another_process_reaches_the_harness():
         crew.take(crew.start(_fail, KeyError("x")))
 
 
-def test_a_process_that_vanishes_is_noticed():
+def test_a_process_that_vanishes_is_noticed() -> None:
     """Nobody waits for a process that is gone."""
     with pytest.raises(CrewError, match="_vanish ended too early"), Crew("asyncio") as crew:
         crew.take(crew.start(_vanish))
 
 
-def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing():
+def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing() -> None:
     """Ours divided by the peer's; nothing is met that was not measured."""
     goal = Goal("p50_us", "raw", "<=", 1.25)
     assert judge("m", goal, {"dedicated": {"p50_us": 120.0}, "raw": {"p50_us": 100.0}}).met is True
@@ -236,7 +236,7 @@ def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing():
     assert judge("m", goal, {"raw": {"p50_us": 100.0}}).met is None
 
 
-def test_percentiles_are_nearest_ranks_in_microseconds():
+def test_percentiles_are_nearest_ranks_in_microseconds() -> None:
     """The 50th and 99th of 1..100."""
     times = [n * 1_000 for n in range(100, 0, -1)]
     assert (percentile(times, 50), percentile(times, 99), percentile(times[:1], 99)) == (50.0, 99.0, 100.0)

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 import pytest
 from forwarders import PATIENCE, free_ports
 from websockets.asyncio.client import connect
+from websockets.typing import Origin
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +90,7 @@ async def test_the_tutorial_makes_a_chat_that_works(project: Path) -> None:
         try:
             assert "<title>lobby</title>" in await until_served(f"http://127.0.0.1:{port}/chat/lobby/")
             sockets = f"ws://127.0.0.1:{port}/ws/chat"
-            origin = f"http://127.0.0.1:{port}"
+            origin = Origin(f"http://127.0.0.1:{port}")
             async with (
                 connect(f"{sockets}/lobby/", origin=origin, proxy=None) as ada,
                 connect(f"{sockets}/lobby/", origin=origin, proxy=None) as bo,

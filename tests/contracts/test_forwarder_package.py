@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "forwarder" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_forwarder_imports_neither_django_nor_channels():
+def test_the_forwarder_imports_neither_django_nor_channels() -> None:
     """Its image does not have them. Asked in a fresh interpreter, of every module."""
     code = (
         "import importlib, pkgutil, sys, channels_zmq_forwarder as package\n"
@@ -28,7 +28,7 @@ def test_the_forwarder_imports_neither_django_nor_channels():
     assert not {"django", "channels", "asgiref", "channels_zmq"} & loaded
 
 
-def test_the_wheel_holds_the_status_page(tmp_path):
+def test_the_wheel_holds_the_status_page(tmp_path: Path) -> None:
     """And the marker of type information; nothing of the tests."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT / "forwarder", check=True, capture_output=True)
@@ -39,14 +39,14 @@ def test_the_wheel_holds_the_status_page(tmp_path):
     assert all(name.startswith(("channels_zmq_forwarder/", "channels_zmq_forwarder-")) for name in names)
 
 
-def test_the_metrics_in_the_readme_are_those_that_there_are():
+def test_the_metrics_in_the_readme_are_those_that_there_are() -> None:
     """Dashboards and alerts are written from this table."""
     families = [f for f in Admin(Exchange(bytes(8)), Traffic()).registry.collect() if f.name.startswith("channels_zmq")]
     there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     assert set(re.findall(r"^\| `(channels_zmq_forwarder_\w+)", README, re.MULTILINE)) == there
 
 
-def test_every_cause_of_drops_is_explained():
+def test_every_cause_of_drops_is_explained() -> None:
     """In the README, as the metric spells it."""
     table = README[README.index("| cause |") :]
     assert set(re.findall(r"`([a-z_]+)`", table.partition("\n\n")[0])) == set(DROP_CAUSES)

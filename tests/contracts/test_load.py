@@ -17,7 +17,7 @@ def run_load(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_command_runs_several_times_beside_busy_processes():
+def test_a_command_runs_several_times_beside_busy_processes() -> None:
     """One line a run, with the last line of its output."""
     ran = run_load("--runs", "2", "--busy", "1", sys.executable, "-c", COUNT)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -28,7 +28,7 @@ def test_a_command_runs_several_times_beside_busy_processes():
         assert line.endswith("0 failed so far (1 busy)")
 
 
-def test_a_run_that_fails_shows_its_output_and_the_others_go_on():
+def test_a_run_that_fails_shows_its_output_and_the_others_go_on() -> None:
     """The status is 1 at the end."""
     ran = run_load("--runs", "2", "--busy", "0", sys.executable, "-c", "print('first'); raise SystemExit(3)")
     assert ran.returncode == 1
@@ -37,7 +37,7 @@ def test_a_run_that_fails_shows_its_output_and_the_others_go_on():
     assert ran.stdout.splitlines()[1] == "first"
 
 
-def test_busy_processes_end_with_the_block():
+def test_busy_processes_end_with_the_block() -> None:
     """Nothing stays behind."""
     with busy_cores(2) as processes:
         assert len(processes) == 2

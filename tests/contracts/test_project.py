@@ -80,7 +80,7 @@ def lower_bounds(*folders: str) -> dict[str, str]:
     for folder, _, extra in (one.rstrip("]").partition("[") for one in folders):
         project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
         lines += project["dependencies"] + (project["optional-dependencies"][extra] if extra else [])
-    return dict(found.groups() for line in lines if (found := BOUND.match(line)))
+    return {found[1]: found[2] for line in lines if (found := BOUND.match(line))}
 
 
 def test_what_is_tested_as_the_lowest_versions_is_what_users_may_install() -> None:

@@ -2,21 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from channels_zmq_forwarder import wire
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
+Vector = dict[str, Any]
 HEXADECIMAL = ("instance", "payload", "secret", "sender")
 LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
 
 
-def named(vectors):
+def named(vectors: list[Vector]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
 
 
-def value(field, shown):
+def value(field: str, shown: Any) -> Any:
     """Return what a field that the vectors show is in our code."""
     if field in HEXADECIMAL:
         return bytes.fromhex(shown)
@@ -24,7 +26,7 @@ def value(field, shown):
 
 
 @named(VECTORS["frames"])
-def test_a_frame_is_written_and_read_as_published(vector):
+def test_a_frame_is_written_and_read_as_published(vector: Vector) -> None:
     """Both ways, field by field."""
     layout, data = LAYOUTS[vector["kind"]], bytes.fromhex(vector["hex"])
     frame = layout.make(**{field: value(field, shown) for field, shown in vector["fields"].items()})
@@ -33,12 +35,13 @@ def test_a_frame_is_written_and_read_as_published(vector):
 
 
 @named(VECTORS["messages"])
-def test_a_message_is_written_and_read_as_published(vector):
+def test_a_message_is_written_and_read_as_published(vector: Vector) -> None:
     """Prefix, head and body, both ways."""
     data = bytes.fromhex(vector["hex"])
     fields = {field: value(field, shown) for field, shown in vector["fields"].items()}
     if vector["kind"] == "group":
-        prefix, body = wire.group_topic(vector["fields"]["group"]), fields["payload"]
+        prefix: bytes = wire.group_topic(vector["fields"]["group"])
+        body = fields["payload"]
     else:
         prefix = wire.direct_prefix(fields["inbox"])
         body = wire.direct_body(vector["fields"]["channel"], fields["payload"])
@@ -57,7 +60,7 @@ def test_a_message_is_written_and_read_as_published(vector):
 
 
 @named(VECTORS["forwarders"])
-def test_a_list_of_forwarders_is_written_and_read_as_published(vector):
+def test_a_list_of_forwarders_is_written_and_read_as_published(vector: Vector) -> None:
     """Both ways, entry by entry."""
     data = bytes.fromhex(vector["hex"])
     known = tuple(
@@ -69,14 +72,14 @@ def test_a_list_of_forwarders_is_written_and_read_as_published(vector):
 
 
 @named(VECTORS["malformed"])
-def test_what_is_published_as_malformed_is_refused(vector):
+def test_what_is_published_as_malformed_is_refused(vector: Vector) -> None:
     """By the decoder of the kind that it claims to be."""
     data = bytes.fromhex(vector["hex"])
     with pytest.raises(wire.FrameError):
         read(vector["kind"], data)
 
 
-def read(kind, data):
+def read(kind: str, data: bytes) -> None:
     """Read a frame of this kind to its end."""
     if kind == "group":
         wire.read_order(data, wire.topic_end(data) + 1)
@@ -89,7 +92,7 @@ def read(kind, data):
         LAYOUTS[kind].decode(data)
 
 
-def test_every_kind_of_frame_has_vectors():
+def test_every_kind_of_frame_has_vectors() -> None:
     """Several each, good and bad, in this version."""
     assert VECTORS["version"] == wire.VERSION
     for good in (VECTORS["frames"], VECTORS["malformed"]):

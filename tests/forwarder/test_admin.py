@@ -199,7 +199,7 @@ async def test_status_shows_only_the_beginning_of_a_long_name(page: Page) -> Non
     assert status["some_groups"] == ["g" * NAME_BYTES + "…"]
 
 
-async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory: Callable[..., Any]) -> None:
+async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory: Callable[[], int]) -> None:
     """Health and metrics may be public; names of groups and channels stay at an address of their own."""
     page = Page(unused_tcp_port_factory(), lambda: 0.0)
     page.exchange.upstream(b"\1" + wire.group_topic("secret-room"))

@@ -509,7 +509,7 @@ class Client:
 
 
 @pytest.fixture
-def client(sockets: Sockets[zmq.Socket[bytes]], unused_tcp_port_factory: Callable[..., Any]) -> Iterator[Client]:
+def client(sockets: Sockets[zmq.Socket[bytes]], unused_tcp_port_factory: Callable[[], int]) -> Iterator[Client]:
     client = Client(sockets, [unused_tcp_port_factory() for _ in range(2)])
     yield client
     client.process.terminate()

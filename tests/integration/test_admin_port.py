@@ -5,13 +5,13 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from forwarders import PATIENCE, port_of
+from forwarders import PATIENCE, Forwarder, port_of
 
 from channels_zmq_forwarder.listener import CONNECTIONS
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: local"])
-def test_half_requests_use_up_no_descriptors(forwarder, sent):
+def test_half_requests_use_up_no_descriptors(forwarder: Forwarder, sent: bytes) -> None:
     """`/readyz` answers at once beside five hundred of them, and the forwarder holds no more than its bound."""
     before = forwarder.descriptors()
     with ExitStack() as stack:

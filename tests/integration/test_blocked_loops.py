@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,10 +113,14 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
 
     thread = threading.Thread(target=lambda: asyncio.run(read_in_thread()), daemon=True)
     peer = run(first())
+
+    def has_read_more(than: int) -> bool:
+        return len(read) > than
+
     for _ in range(10):
         seen = len(read)
         peer.run(send_with_times, "other", 1, 1)
-        wait_until(lambda seen=seen: len(read) > seen)
+        wait_until(partial(has_read_more, seen))
     thread.join()
     print(f"longest way to the other loop: {max(read):.3f} s")
     assert max(read) < SOON

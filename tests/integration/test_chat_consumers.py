@@ -183,7 +183,7 @@ class Page:
         """Return the first message of a kind for which `wanted` holds; the others before it are dropped."""
         async with asyncio.timeout(5):
             while True:
-                message = await self.communicator.receive_json_from(timeout=5)
+                message: dict[str, Any] = await self.communicator.receive_json_from(timeout=5)
                 if message["type"] == kind and wanted(message):
                     return message
 
@@ -267,7 +267,8 @@ async def test_beats_keep_a_member_here() -> None:
 
 def last_member() -> str:
     """Return the channel of the one who came last into the lobby."""
-    return list(channel_layers["default"].groups[rooms.group_of("lobby")])[-1]
+    channels: list[str] = list(channel_layers["default"].groups[rooms.group_of("lobby")])
+    return channels[-1]
 
 
 async def test_typing_is_seen_by_the_others_only() -> None:
@@ -376,11 +377,12 @@ async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InM
 async def test_a_page_that_comes_during_an_outage_is_told_to_try_again() -> None:
     """Without the layer nobody can enter: the page learns why, and connects again by itself."""
 
-    class AwayLayer(InMemoryChannelLayer):
-        async def group_add(self, group: str, channel: str) -> None:
-            raise ConnectionError("nobody answers at tcp://127.0.0.1:1")
+    async def group_add(group: str, channel: str) -> None:
+        raise ConnectionError("nobody answers at tcp://127.0.0.1:1")
 
-    channel_layers.set("default", AwayLayer())
+    away = InMemoryChannelLayer()
+    away.group_add = group_add
+    channel_layers.set("default", away)
     async with page("Ada") as ada:
         assert (await ada.sees("layer"))["up"] is False
         closed = await ada.communicator.receive_output(timeout=5)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from browsers import CHROMIUM
 from forwarders import free_ports
-from playwright.async_api import Browser, Locator, Page, expect
+from playwright.async_api import Browser, Locator, Page, ViewportSize, expect
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
 PATIENCE = 20.0  # seconds
@@ -139,7 +139,7 @@ class Person:
 
 async def enter(browser: Browser, site: str, name: str, room: str, *, phone: bool = False) -> Person:
     """Come in by the landing page, and wait until the room is live."""
-    screen = {"width": 390, "height": 844} if phone else {"width": 1280, "height": 800}
+    screen = ViewportSize(width=390, height=844) if phone else ViewportSize(width=1280, height=800)
     context = await browser.new_context(viewport=screen, has_touch=phone, is_mobile=phone)
     page = await context.new_page()
     page.on("pageerror", lambda error: pytest.fail(f"{name}'s page: {error}"))

@@ -89,7 +89,7 @@ def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run:
             await asyncio.sleep(0)
             closing = threading.Thread(target=close_all)
             closing.start()
-            pipes = []
+            pipes: list[tuple[int, int]] = []
             while closing.is_alive() or len(pipes) < 20:
                 pipes.append(os.pipe())
                 if len(pipes) > 200:

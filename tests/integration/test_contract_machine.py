@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from actors import FRESH, LANES, PATIENCE, Actor, Outcome, RemoteActor
@@ -26,7 +26,7 @@ THOROUGH = settings(QUICK, max_examples=40, stateful_step_count=60)
 MAX_READERS = 3
 NORMAL = ["jobs", "a-b", ".a..b", "line\n", "d\u0663_1", "x.0123456789abcdef"]
 """Names of normal channels; Channels accepts each of them behind a prefix."""
-EDGES = [0, -1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, -(2**63), 0.0, -0.0, 5e-324, 1.7976931348623157e308]
+EDGES: list[Any] = [0, -1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, -(2**63), 0.0, -0.0, 5e-324, 1.7976931348623157e308]
 EDGES += ["", "\0", "\U0001f600\u0301", "a\0b", b"", b"\0\xff", b"x" * 300, [], {}, None, True, False]
 scalars = st.one_of(
     st.sampled_from(EDGES),
@@ -512,4 +512,4 @@ def world(request: pytest.FixtureRequest) -> Any:
 )
 def test_the_layer_keeps_the_contract(world: World, effort: settings) -> None:
     """Whatever is called in whatever order, on whatever loop, in whatever process."""
-    run_state_machine_as_test(partial(Contract, world), settings=effort)
+    run_state_machine_as_test(cast(type[Contract], partial(Contract, world)), settings=effort)

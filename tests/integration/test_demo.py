@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -87,7 +88,7 @@ def hosts() -> str:
 def test_a_page_of_another_site_opens_no_socket_of_the_chat_on_kubernetes() -> None:
     """Those of the hosts in its manifest do: the Service, by which its conversation comes, and a port-forward."""
     environment = {**os.environ, "CHAT_ALLOWED_HOSTS": hosts()}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command("embedded"), env=environment, text=True, **pipes) as demo:
         assert demo.stdout is not None
         site = next(found[1] for line in demo.stdout if (found := re.match(r"The chat is at (http://[^/]*)/", line)))

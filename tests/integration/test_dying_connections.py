@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,9 +40,12 @@ def test_every_job_that_was_confirmed_is_read_once_or_counted_as_lost(
         peer.ask("until_connected", True)
     reader.ask("collect", "jobs")
     sending = sender.begin("offer", "jobs", "0", JOBS)
+
+    def has_read(count: int) -> bool:
+        return len(reader.ask("collected", "jobs")) >= count
+
     for cut in range(1, CUTS + 1):
-        read_before = cut * JOBS // (2 * CUTS)
-        wait_until(lambda before=read_before: len(reader.ask("collected", "jobs")) >= before)
+        wait_until(partial(has_read, cut * JOBS // (2 * CUTS)))
         relay.cut()
         reader.ask("until_counted", "reconnects", cut)
     confirmed = sending.result(20)

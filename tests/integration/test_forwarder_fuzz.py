@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,7 +27,7 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
-def forwarder(log, ports):
+def forwarder(log: Path, ports: list[int]) -> Iterator[subprocess.Popen[bytes]]:
     """A forwarder of its own process that lets producers in."""
     pull, pub, admin = (f"127.0.0.1:{port}" for port in ports)
     command = [sys.executable, "-m", "channels_zmq_forwarder", "--settle", "0", "--admin-address", admin]
@@ -41,7 +43,9 @@ def forwarder(log, ports):
             process.terminate()
 
 
-def strike(context, pull, pub, count, rng, *, flushing):
+def strike(
+    context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str, count: int, rng: random.Random, *, flushing: bool
+) -> None:
     """Send `count` frames, half of them to each port, some in parts; no more ahead than the forwarder reads."""
     with Peer(context, pull, pub) as peer:
         frames = mutated(rng, well_formed(peer.inbox), flushing)
@@ -59,7 +63,7 @@ def strike(context, pull, pub, count, rng, *, flushing):
             peer.echo()
 
 
-def metrics(admin):
+def metrics(admin: int) -> dict[tuple[str, ...], float]:
     with DIRECTLY.open(f"http://127.0.0.1:{admin}/metrics", timeout=5) as response:
         text = response.read().decode()
     return {
@@ -69,7 +73,7 @@ def metrics(admin):
     }
 
 
-def is_served(context, pull, pub):
+def is_served(context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str) -> None:
     """Do once everything that clients do, and check every answer."""
     with Peer(context, pull, pub) as peer:
         peer.say(b"\1" + wire.group_topic("fresh"))
@@ -88,7 +92,12 @@ def is_served(context, pull, pub):
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_a_flood_of_broken_frames_harms_nobody(count, tmp_path, unused_tcp_port_factory, record_property):
+def test_a_flood_of_broken_frames_harms_nobody(
+    count: int,
+    tmp_path: Path,
+    unused_tcp_port_factory: Callable[[], int],
+    record_property: Callable[[str, object], None],
+) -> None:
     """Alive, ready, answering correctly, no larger than its bounds, nothing logged as an error, everything counted."""
     rng = random.Random(count)
     ports = pull_port, pub_port, admin = [unused_tcp_port_factory() for _ in range(3)]

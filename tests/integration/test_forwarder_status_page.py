@@ -1,10 +1,11 @@
 """The status page as people see it, in Chromium."""
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from playwright.async_api import async_playwright, expect
+from playwright.async_api import Page, async_playwright, expect
 
 from channels_zmq_forwarder import __version__, wire
 from channels_zmq_forwarder.admin import Admin
@@ -24,13 +25,13 @@ pytestmark = [
 
 
 @pytest.fixture
-async def open_page():
+async def open_page() -> AsyncIterator[Callable[[str], Awaitable[Page]]]:
     """Opens a page as wide as a phone and fails if a script of it does."""
     errors = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
 
-        async def go(address):
+        async def go(address: str) -> Page:
             page = await browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
             page.on("pageerror", lambda error: errors.append(error))  # noqa: PLW0108 - playwright marks the handler
             await page.goto(address)
@@ -41,7 +42,9 @@ async def open_page():
     assert errors == []
 
 
-async def test_the_page_shows_what_happens_and_when_nothing_answers(open_page, unused_tcp_port):
+async def test_the_page_shows_what_happens_and_when_nothing_answers(
+    open_page: Callable[[str], Awaitable[Page]], unused_tcp_port: int
+) -> None:
     """State, numbers, queues, groups and drops, all by itself; names of strangers are text and nothing else."""
     exchange, traffic = Exchange(b"instance"), Traffic()
     admin = Admin(exchange, traffic)

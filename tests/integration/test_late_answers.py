@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,13 +35,16 @@ def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 ) -> None:
     """It is in its queue once."""
 
+    def waits(count: int) -> bool:
+        return bool(forwarder.status()["waiting"] == count)
+
     async def scenario() -> None:
         await layer.new_channel()
         while not layer.stats()["connected"]:
             await asyncio.sleep(0.005)
         for number in range(3):
             send = asyncio.create_task(layer.send("jobs", {"n": number}))
-            await block_until(lambda expected=number + 1: forwarder.status()["waiting"] == expected)
+            await block_until(partial(waits, number + 1))
             await send
         assert [(await layer.receive("jobs"))["n"] for _ in range(3)] == [0, 1, 2]
         assert forwarder.status()["waiting"] == 0

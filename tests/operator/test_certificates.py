@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.x509.verification import DNSName, PolicyBuilder, Store
+from cryptography.x509 import DNSName
+from cryptography.x509.verification import PolicyBuilder, Store
 from manifests import NEWEST, OLDEST, Manifest, problems
 
 from channels_zmq_operator import certificates

@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import kopf
 import pytest
@@ -62,9 +62,9 @@ class World:
         for handler in self.handlers:
             selector: Any = handler.selector
             if (selector.group, selector.version, selector.any_name) == (group, version, where.plural):
-                outcome = await handler.fn(  # type: ignore[call-arg]
-                    event={"type": event, "object": found}, body=kopf.Body(found), logger=logging.getLogger()
-                )
+                handle: Any = handler.fn
+                body = kopf.Body(cast(Any, found))
+                outcome = await handle(event={"type": event, "object": found}, body=body, logger=logging.getLogger())
                 assert outcome is None
 
 
@@ -156,7 +156,7 @@ def test_only_what_is_ours_is_watched() -> None:
 
 def test_with_namespaces_nothing_is_scanned() -> None:
     """There is no right to."""
-    found = handlers.settings(Settings(watch_namespaces="a,b"))  # type: ignore[arg-type]
+    found = handlers.settings(Settings(watch_namespaces="a,b"))
     assert found.scanning.disabled
 
 
@@ -183,7 +183,7 @@ async def test_kopf_is_run_as_this_operator_alone(namespaces: list[str], monkeyp
 
     monkeypatch.setattr(kopf, "operator", operator)
     stop, registry = asyncio.Event(), World().registry
-    own = Settings(identity="pod-1", watch_namespaces=",".join(namespaces))  # type: ignore[arg-type]
+    own = Settings(identity="pod-1", watch_namespaces=",".join(namespaces))
     await handlers.watch(own, registry, stop)
     assert given.standalone
     assert given.identity == "pod-1"
@@ -312,7 +312,7 @@ async def test_large_objects_with_our_label_take_little_memory(big_server: BigSe
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        settings = Settings(watch_namespaces="home")  # type: ignore[arg-type]
+        settings = Settings(watch_namespaces="home")
         watching = asyncio.create_task(handlers.watch(settings, handled, stop))
         async with asyncio.timeout(60):
             await big_server.all_listed.wait()

@@ -13,7 +13,6 @@ from manifests import NEWEST, OLDEST, Manifest, problems
 from channels_zmq_operator.injection import (
     ALIAS_ANNOTATION,
     CONTAINERS_ANNOTATION,
-    INJECTED_ANNOTATION,
     LAYERS_ANNOTATION,
     LONGEST_ALIAS,
     MOST_CONTAINERS,
@@ -23,7 +22,7 @@ from channels_zmq_operator.injection import (
     wish,
 )
 from channels_zmq_operator.models import LONGEST_NAME
-from channels_zmq_operator.naming import ENV, ENV_KEYS, LAYER_LABEL, PATHS
+from channels_zmq_operator.naming import ENV, ENV_KEYS, INJECTED_ANNOTATION, LAYER_LABEL, PATHS
 
 VARIABLES = {ENV + key for key in (*ENV_KEYS, *PATHS)}
 FOLDER = "/var/run/secrets/channels-zmq.io"
@@ -300,7 +299,7 @@ def test_more_containers_are_refused() -> None:
     """Of both kinds together; a pod that wants nothing may have any number."""
     containers = [{"name": f"c{number}"} for number in range(MOST_CONTAINERS)]
     patch(pod(containers=containers))
-    too_many = {"containers": containers, "initContainers": [{"name": "init"}]}
+    too_many: dict[str, Any] = {"containers": containers, "initContainers": [{"name": "init"}]}
     with pytest.raises(InjectionError, match=f"at most {MOST_CONTAINERS} containers, not {MOST_CONTAINERS + 1}"):
         patch(pod(**too_many))
     assert patch(pod(None, **too_many)) is None

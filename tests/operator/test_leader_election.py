@@ -183,7 +183,7 @@ async def test_of_two_that_take_it_at_once_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_there_are_never_two_leaders(seed: int) -> None:
+async def test_there_are_never_two_leaders(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three replicas that look at random times, by clocks of their own, of a cluster that is slow and fails.
 
     Requests take up to 8 s, are refused, or have their effect and no reply. When all is well again, somebody leads.
@@ -215,7 +215,7 @@ async def test_there_are_never_two_leaders(seed: int) -> None:
         return answer
 
     cluster.refusal = slow
-    cluster._served = lossy  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster, "_served", lossy)
     leaders = set()
     for _ in range(400):
         one = chance.choice(replicas)
@@ -229,7 +229,8 @@ async def test_there_are_never_two_leaders(seed: int) -> None:
         begun += one.leads
     assert begun
     assert len(leaders) > 1
-    cluster.refusal, cluster._served = lambda request: None, served  # type: ignore[method-assign]
+    cluster.refusal = lambda request: None
+    monkeypatch.setattr(cluster, "_served", served)
     for _ in range(3):
         for one in replicas:
             await one.attempt()
@@ -260,7 +261,7 @@ async def test_it_waits_for_its_turn_and_keeps_it() -> None:
     assert not two.leads
 
 
-async def test_a_request_that_hangs_does_not_keep_it_leading() -> None:
+async def test_a_request_that_hangs_does_not_keep_it_leading(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time ends while it waits."""
     cluster = FakeCluster()
     one = LeaderElection(cluster, HOME, "lease", "one", duration=0.3)
@@ -269,7 +270,7 @@ async def test_a_request_that_hangs_does_not_keep_it_leading() -> None:
     async def hang(*call: Any) -> Any:
         await asyncio.Event().wait()
 
-    cluster._served = hang  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster, "_served", hang)
     async with asyncio.timeout(5):
         await one.keep()
     assert not one.leads

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -149,6 +150,10 @@ async def test_it_can_be_stopped_while_it_waits(unused_tcp_port: int) -> None:
     assert run.watched == set()
 
 
+def has_looked(cluster: FakeCluster, than: int) -> bool:
+    return len(cluster.log) > than
+
+
 async def test_the_webhooks_certificate_is_kept_where_there_is_a_webhook(unused_tcp_port: int) -> None:
     """And where the operator is the one who makes it."""
     for settings, kept in (
@@ -158,8 +163,8 @@ async def test_the_webhooks_certificate_is_kept_where_there_is_a_webhook(unused_
     ):
         cluster = FakeCluster()
         async with running(cluster, unused_tcp_port, **settings) as run:
-            await run.until(lambda run=run: run.watching)
-            await run.until(lambda cluster=cluster, kept=kept: not kept or len(cluster.log) > 3)
+            await run.until(partial(getattr, run, "watching"))
+            await run.until(partial(has_looked, cluster, 3 if kept else -1))
             assert any(request[1] == "Secret" for request in cluster.log) is kept
             assert any("configuration" in name for name in run.watched) is kept
 

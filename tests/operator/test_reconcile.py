@@ -5,6 +5,7 @@ import copy
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -312,7 +313,7 @@ async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
             world.edit("Deployment", lambda found: found["spec"].update(replicas=7))
         return answer
 
-    world.cluster._apply = applied  # type: ignore[method-assign]
+    world.cluster._apply = applied
     world.set_spec({"layer": {"maxMessageSize": "2Mi"}})
     await world.settle()
     assert raced
@@ -667,6 +668,10 @@ async def test_children_that_are_seen_before_their_layer_cost_nothing() -> None:
     assert world.keys() == keys
 
 
+def scale(replicas: int, deployment: Manifest) -> None:
+    deployment["spec"]["replicas"] = replicas
+
+
 async def test_a_queue_of_layers_settles() -> None:
     """Twenty layers by four workers, with edits meanwhile: no layer is looked at twice at once."""
     cluster = FakeCluster()
@@ -687,13 +692,13 @@ async def test_a_queue_of_layers_settles() -> None:
     for number in range(20):
         metadata = {"name": f"l{number}", "namespace": "home"}
         cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
-    edits = iter(range(3, 53))
+    edits = list(range(52, 2, -1))
     async with asyncio.timeout(30):
-        while any(due <= queue._clock() for due in queue._due.values()) or queue._running or edits.__length_hint__():
+        while any(due <= queue._clock() for due in queue._due.values()) or queue._running or edits:
             deployments = [name for name in cluster.objects if name[0] == "Deployment"]
-            if deployments and (replicas := next(edits, 0)):
-                name = deployments[replicas % len(deployments)]
-                cluster.edit(*name, lambda found, replicas=replicas: found["spec"].update(replicas=replicas))
+            if deployments and edits:
+                replicas = edits.pop()
+                cluster.edit(*deployments[replicas % len(deployments)], partial(scale, replicas))
             await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,6 +48,10 @@ async def test_why_a_pod_does_not_start_is_told() -> None:
     assert [one["reason"] for one in world.events()] == ["ForwarderFailing", "RolledOut"]
 
 
+def fails(status: Manifest, found: Manifest) -> None:
+    found["status"] = status
+
+
 async def test_the_same_problems_are_told_once() -> None:
     """Whichever of the pods was seen last, and if those of an image come in turns."""
     world = World({})
@@ -57,7 +62,7 @@ async def test_the_same_problems_are_told_once() -> None:
     for turn in range(6):
         reason = ("ImagePullBackOff", "ErrImagePull")[turn % 2]
         for name in names:
-            world.edit("Pod", lambda found, reason=reason: found.update(status=pod(reason=reason)["status"]), name)
+            world.edit("Pod", partial(fails, pod(reason=reason)["status"]), name)
             await world.settle()
     assert len(world.events()) == len({one["note"] for one in world.events()}) <= 4
 
@@ -215,11 +220,12 @@ async def test_a_layer_that_is_deleted_during_its_turn_gives_it_back(world: Upgr
         if request[:2] == ("apply", f"{KIND}/status"):
             return refused(404, "NotFound")
         if request[:2] == ("apply", "Deployment") and request[2] == "a-forwarder":
-            world.reconciler.layer_seen(layer, gone=True)
+            world.reconciler.layer_seen(before, gone=True)
         return None
 
     layer = world.cluster.look(KIND, "home", "a")
     assert layer is not None
+    before: Manifest = layer
     world.start()
     world.reconciler.choices = replace(CHOICES, forwarder_image="image:2")
     world.cluster.refusal = deleted

@@ -574,7 +574,8 @@ async def test_metrics_count_reviews_by_outcome(tmp_path: Path, ports: list[int]
     async with serving(tmp_path, ports) as (service, _):
         await until(service.is_ready)
         denied = review({"metadata": {"labels": {LAYER_LABEL: "A"}}})
-        for body in (review(), review(), review({}), review(None), denied, [], LARGE.decode()):
+        bodies: list[Any] = [review(), review(), review({}), review(None), denied, [], LARGE.decode()]
+        for body in bodies:
             await service.call(first, body.encode() if isinstance(body, str) else json.dumps(body).encode())
         samples = await service.samples()
     total = "channels_zmq_webhook_reviews_total"

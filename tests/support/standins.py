@@ -22,6 +22,7 @@ class StandIn:
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str) -> None:
+        self.config = {"pull_socket_address": pull, "pub_socket_address": pub}
         self.client, self.session = b"", 0
         self._instance, self._inbox = secrets.token_bytes(8), secrets.token_hex(8).encode()
         self.confirmed: list[int] = []
