@@ -35,7 +35,8 @@ def sites(namespace: str) -> Iterator[Sites]:
 
 def test_people_on_two_pods_talk_and_a_worker_rolls_their_dice(sites: Sites) -> None:
     """Group messages, direct sends and a job by a normal channel, and how long a message takes."""
-    print(asyncio.run(converse(*sites, messages=100)))
+    first, second = sites
+    print(asyncio.run(converse(first, second, messages=100)))
 
 
 def kill_a_forwarder(namespace: str) -> None:

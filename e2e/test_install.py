@@ -94,6 +94,11 @@ def test_without_keeping_its_definition_nothing_is_left(program_name: str, relea
 
 def test_an_operator_without_a_definition_says_so_and_begins_when_it_is_there(release: Release, namespace: str) -> None:
     """And when it is deleted and made again: at once, or after a restart where kopf looked a moment too early."""
+
+    def is_applied() -> bool:
+        apply(layer("chat"), namespace=namespace)
+        return True
+
     release.remove()
     try:
         helm("install", NAME, CHART, values={"crds": {"enabled": False}})
@@ -104,7 +109,7 @@ def test_an_operator_without_a_definition_says_so_and_begins_when_it_is_there(re
         for turn in ("first", "second"):
             kubectl("apply", "--server-side", "-f", "-", given=definition)
             kubectl("wait", f"crd/{CRD}", "--for=condition=Established")
-            until(lambda: apply(layer("chat"), namespace=namespace) is None, "the kind is known")
+            until(is_applied, "the kind is known")
             kubectl("wait", "zcl/chat", "-n", namespace, "--for=condition=Ready", "--timeout=180s", patience=200)
             if turn == "first":
                 assert restarts() == 0

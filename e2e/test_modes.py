@@ -1,5 +1,7 @@
 """The chart's modes: some namespaces only, injection by the API server itself, and none."""
 
+from typing import Any
+
 import pytest
 from kube import (
     LAYER_LABEL,
@@ -22,7 +24,7 @@ MAP, VOLUME = programs()
 LABELS = {LAYER_LABEL: "chat"}
 
 
-def asks(**rest: object) -> Manifest:
+def asks(**rest: Any) -> Manifest:
     """Return a pod that uses the layer once."""
     return pod("asks", program("ask"), labels=LABELS, volumes=[VOLUME], **rest)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from kube import apply, get, kubectl, layer, until, wait_ready
@@ -103,6 +104,9 @@ def test_the_operator_that_leads_loses_its_node(machines: Nodes, release: Releas
         holder = str((lease["spec"].get("holderIdentity") or "") if lease else "")
         return holder.partition("_")[0]  # the pod; what follows tells one process from the next
 
+    def another_leads(than: str) -> bool:
+        return leader() not in ("", than)
+
     def where() -> str:
         return homes("app.kubernetes.io/component=operator", NAMESPACE).get(leader(), "")
 
@@ -112,7 +116,7 @@ def test_the_operator_that_leads_loses_its_node(machines: Nodes, release: Releas
             break
         before = leader()
         kubectl("delete", "pod", before, "-n", NAMESPACE)
-        until(lambda before=before: leader() not in ("", before), "another one leads")  # type: ignore[misc]
+        until(partial(another_leads, before), "another one leads")
     victim, before = where(), leader()
     assert victim != first
     kubectl("rollout", "status", f"deployment/{OPERATOR}", "-n", NAMESPACE, "--timeout=120s")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from kube import (
@@ -134,7 +135,9 @@ def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(releas
     apply(layer("chat", image={"repository": "channels-zmq-chat"}), namespace=namespace)
     degraded = until(
         lambda: (
-            (found := conditions("chat", namespace=namespace).get("Degraded", {})).get("status") == "True" and found
+            found
+            if (found := conditions("chat", namespace=namespace).get("Degraded", {})).get("status") == "True"
+            else None
         ),
         "the layer is degraded",
     )
@@ -205,6 +208,9 @@ def test_keys_rotated_twice_under_load_lose_nothing(chat: str) -> None:
     def current() -> str:
         return str(get("secret", "chat-client", namespace=chat)["data"]["CHANNELS_ZMQ_CURVE_SECRET_KEY"])
 
+    def has_changed(before: str) -> bool:
+        return current() != before
+
     for turn in ("first", "second"):
         before = current()
         with without_operator():  # which would put the time back
@@ -213,7 +219,7 @@ def test_keys_rotated_twice_under_load_lose_nothing(chat: str) -> None:
         apply(pod(f"between-{turn}", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
         assert "ok default" in ended(f"between-{turn}", namespace=chat)
         assert current() == before
-        until(lambda before=before: current() != before, "the second step", patience=220)  # type: ignore[misc]
+        until(partial(has_changed, before), "the second step", patience=220)
         apply(pod(f"after-{turn}", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
         assert "ok default" in ended(f"after-{turn}", namespace=chat)
     assert {"KeysRotated"} <= {one["reason"] for one in events(chat, "chat")}
@@ -314,4 +320,5 @@ def test_one_forwarder_is_evicted_at_a_time(chat: str) -> None:
     apply(layer("chat", forwarders=1), namespace=chat)
     until(lambda: get("pdb", "chat-forwarder", namespace=chat) is None, "no budget")
     complete(chat)
-    assert "Success" in evict(*forwarders(chat), chat)
+    (only,) = forwarders(chat)
+    assert "Success" in evict(only, chat)

@@ -72,7 +72,7 @@ class Calls:
     """Pods with the label, made one after the other without end, but as a dry run."""
 
     def __init__(self, namespace: str) -> None:
-        config.load_kube_config()
+        config.load_kube_config()  # type: ignore[no-untyped-call] # the client's own stubs leave it out
         self._api = client.CoreV1Api()
         self._namespace = namespace
         self._stop = threading.Event()
@@ -89,7 +89,7 @@ class Calls:
         self._thread.join()
 
     def _run(self) -> None:
-        body = pod("calls", container(), labels=LABELS)
+        body: Any = pod("calls", container(), labels=LABELS)
         while not self._stop.wait(0.02):
             try:
                 found: Any = self._api.create_namespaced_pod(self._namespace, body, dry_run="All")

@@ -88,7 +88,7 @@ def get(kind: str, name: str = "", *, namespace: str = "", selector: str = "") -
 
 
 def until(
-    look: Callable[[], Found], what: str | Callable[[], str], patience: float = PATIENCE, every: float = 0.2
+    look: Callable[[], Found | None], what: str | Callable[[], str], patience: float = PATIENCE, every: float = 0.2
 ) -> Found:
     """Look until something true is there, and return it."""
     deadline = time.monotonic() + patience

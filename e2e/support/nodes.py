@@ -19,9 +19,9 @@ ROOM = {"cpu": "1000", "memory": "1000Gi", "pods": "1000"}
 @contextmanager
 def standin() -> Iterator[None]:
     """Have the node, and let its pods run and end."""
-    config.load_kube_config()
+    config.load_kube_config()  # type: ignore[no-untyped-call] # the client's own stubs leave it out
     api = client.CoreV1Api()
-    node = {"metadata": {"name": NAME, "labels": LABEL}, "spec": {"taints": [TAINT]}}
+    node: Any = {"metadata": {"name": NAME, "labels": LABEL}, "spec": {"taints": [TAINT]}}
     _quietly(api.delete_node, NAME)
     api.create_node(node)
     stop = threading.Event()
@@ -53,7 +53,8 @@ def _play(stop: threading.Event) -> None:
     api = client.CoreV1Api(client.ApiClient())
     number = 0
     while not stop.wait(0.2):
-        for pod in api.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={NAME}").items:
+        pods: list[Any] = api.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={NAME}").items
+        for pod in pods:
             where = pod.metadata.name, pod.metadata.namespace
             if pod.metadata.deletion_timestamp:
                 _quietly(api.delete_namespaced_pod, *where, grace_period_seconds=0)
