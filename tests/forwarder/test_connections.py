@@ -60,7 +60,7 @@ class Publisher:
             self.xpub.send(FRAME)
             self.published += len(FRAME)
 
-    def look(self) -> list[Any]:
+    def look(self) -> list[Peer]:
         return self.slow.look(self.published)
 
 
@@ -88,7 +88,7 @@ def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make: Callabl
     publisher = make()
     fast, _ = publisher.subscribe(), publisher.subscribe()
     slow_peer = list(publisher.connections.peers.values())[-1]
-    ended: list[Any] = []
+    ended: list[Peer] = []
     while not ended:
         assert publisher.published < FAR
         publisher.publish()

@@ -4,7 +4,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 import zmq
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobod
 AT_MOST = 6
 USABLE = 8
 
-Peer = TypeVar("Peer")
+Peer = TypeVar("Peer", bound=RawPeer | socket.socket)
 
 
 class Server:
@@ -32,7 +32,7 @@ class Server:
         self.connections = [Connections(one) for one in self.sockets]
         self.newcomers = Newcomers(self.connections, USABLE, clock)
         self.ports = [one.bind_to_random_port("tcp://127.0.0.1") for one in self.sockets]
-        self.peers: list[Any] = []
+        self.peers: list[RawPeer | socket.socket] = []
 
     def turn(self) -> None:
         for one in self.connections:

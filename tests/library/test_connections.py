@@ -19,7 +19,7 @@ class Layer:
     """A layer, which a connection knows weakly."""
 
 
-def announcer(change: Any) -> None:
+def announcer(change: object) -> None:
     """Announce nothing."""
 
 

@@ -255,7 +255,7 @@ def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_l
     """It is asked when the loop's first waiter comes, and may stop when the last one has gone."""
     loops, runner = unable
 
-    async def wait_attached() -> tuple[int, list[Any], bool]:
+    async def wait_attached() -> tuple[int, list[tuple[asyncio.AbstractEventLoop | None, bytes]], bool]:
         here = asyncio.get_running_loop()
         loops.enter(here, attach=True)
         loops.enter(here, attach=True)

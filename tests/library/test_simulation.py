@@ -42,7 +42,7 @@ def test_a_random_schedule_keeps_all_promises(monkeypatch: pytest.MonkeyPatch, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SEEDS, SEEDS + MANY, 50))
-def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch, first: Any) -> None:
+def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """The same with many more seeds; the one that fails is named."""
     for seed in range(first, first + 50):
         try:
@@ -75,7 +75,7 @@ def sender_and_receiver(
     return sender, members
 
 
-def lost(simulation: Simulation, members: list[Member]) -> list[Any]:
+def lost(simulation: Simulation, members: list[Member]) -> list[int]:
     return [message.order for member in members for message in simulation.ledger.lost(member)]
 
 

@@ -1,7 +1,6 @@
 """Stand-ins that a test moves by hand: time, and a reader that waits."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from channels_zmq.names import OwnNames
 
@@ -12,7 +11,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self) -> Any:
+    def __call__(self) -> float:
         return self.now
 
 

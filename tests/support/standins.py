@@ -108,12 +108,13 @@ class StandIn:
             self.publish(frame)
 
 
-def _bind(socket: zmq.Socket[bytes], address: str) -> Any:
+def _bind(socket: zmq.Socket[bytes], address: str) -> None:
     """Bind an address that another socket may have left a moment ago; ZeroMQ closes on its own time."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return socket.bind(address)
+            socket.bind(address)
+            return
         except zmq.ZMQError as error:
             if error.errno != zmq.EADDRINUSE or time.monotonic() > end:
                 raise

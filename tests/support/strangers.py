@@ -17,7 +17,9 @@ PATIENCE = 20_000
 class Peer:
     """Raw sockets of one client process; at an embedded producer, which has no producers' port, only one."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], pull: str | None, pub: str, secret: Any = None) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], pull: str | None, pub: str, secret: bytes | None = None
+    ) -> None:
         self.secret = secret or secrets.token_bytes(wire.SECRET_SIZE)
         self.inbox = wire.claimable(self.secret)
         self.push, self.xsub = context.socket(zmq.PUSH), context.socket(zmq.XSUB)
@@ -107,7 +109,7 @@ class RawPeer:
         """Send frames; raises OSError once the connection has ended."""
         self.socket.sendall(on_the_wire(*frames))
 
-    def subscribe(self, topic: Any) -> None:
+    def subscribe(self, topic: bytes) -> None:
         self.send(wire.subscription(topic))
 
     def close(self) -> None:

@@ -142,7 +142,7 @@ class Rig:
     def send_upstream(self, frame: bytes, to: Attachment | None) -> None:
         self.link.send_upstream(frame)
 
-    def send_to(self, to: Any, frame: Any) -> None:
+    def send_to(self, to: object, frame: bytes) -> None:
         self.link.send(frame) or self.link.send_upstream(frame)
 
     def drop_held(self) -> None:
@@ -1465,7 +1465,7 @@ def renewal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Renewal:
     return Renewal(clock)
 
 
-def group_frame(number: int, payload: Any = None, flags: int = 0) -> bytes:
+def group_frame(number: int, payload: bytes | None = None, flags: int = 0) -> bytes:
     """A message of another process, which has its number for its payload."""
     return wire.ordered(G, b"o" * 8, number, flags, TTL, b"%d" % number if payload is None else payload)
 
