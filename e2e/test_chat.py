@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from kube import forwarded, get, kubectl, rolled_out, until, wait_ready
 from releases import ROOT
+from streams import forwarders
 
 sys.path.insert(0, str(ROOT / "examples" / "chat"))
 
@@ -41,8 +42,7 @@ def test_people_on_two_pods_talk_and_a_worker_rolls_their_dice(sites: Sites) -> 
 
 def kill_a_forwarder(namespace: str) -> None:
     """Give it no time to drain."""
-    name = get("pods", namespace=namespace, selector="channels-zmq.io/owned-by=chat")[0]["metadata"]["name"]
-    kubectl("delete", "pod", name, "-n", namespace, "--grace-period=0", "--force")
+    kubectl("delete", "pod", forwarders(namespace)[0], "-n", namespace, "--grace-period=0", "--force")
 
 
 def test_the_chat_goes_on_when_a_forwarder_is_killed(sites: Sites, namespace: str) -> None:
