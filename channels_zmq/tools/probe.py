@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import zmq
@@ -99,11 +100,9 @@ def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[
     with zmq.Context() as context:
         context.linger = 0
         probes = [_Probe(context, exchange, keys, deadline, size) for exchange in found]
-        threads = [threading.Thread(target=one.run, name="channels-zmq probe", daemon=True) for one in probes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        # At Ctrl-C it waits for them, `timeout` at most: no other thread may close their sockets.
+        with ThreadPoolExecutor(len(probes) or 1, "channels-zmq probe") as threads:
+            list(threads.map(_Probe.run, probes))  # raises what one of them has not foreseen
     return [*findings, *(one.finding for one in probes)]
 
 
@@ -220,8 +219,9 @@ class _Probe:
     ) -> None:
         self.finding = Finding(*exchange, has_keys=keys is not None)
         self._context, self._keys, self._deadline, self._largest = context, keys, deadline, largest
-        self._secret = os.urandom(wire.SECRET_SIZE)
-        self._inbox = wire.claimable(self._secret)
+        secret = os.urandom(wire.SECRET_SIZE)
+        self._inbox = wire.claimable(secret)
+        self._claim = wire.CLAIM.encode(wire.Claim(self._inbox, secret))
         self._sides: list[_Side] = []
         self._number = 0
 
@@ -246,8 +246,7 @@ class _Probe:
         finding = self.finding
         sub = self._open(zmq.XSUB, finding.pub, "pub_socket_address")
         push = self._open(zmq.PUSH, finding.pull, "pull_socket_address") if finding.pull else None
-        for frame in (wire.CLAIM.encode(wire.Claim(self._inbox, self._secret)), self._subscription()):
-            sub.socket.send(frame)
+        sub.socket.send(wire.subscription(wire.inbox_topic(self._inbox)))
         self._greet(sub)
         self._measure(sub, lambda number: wire.SYNC.encode(wire.Sync(self._inbox, number)), b"y")
         if push is not None:
@@ -259,9 +258,6 @@ class _Probe:
         side = _Side(self._context, kind, address, setting, self._keys)
         self._sides.append(side)
         return side
-
-    def _subscription(self) -> bytes:
-        return wire.subscription(wire.inbox_topic(self._inbox))
 
     def _greet(self, sub: _Side) -> None:
         """Say hello until the exchange serves."""
@@ -334,6 +330,8 @@ class _Probe:
         poller.register(sub.socket, zmq.POLLIN)
         while (now := time.monotonic()) < self._deadline:
             if question and now >= asked_at + ASK_EVERY:
+                if side is sub:
+                    sub.socket.send(self._claim)  # each time: libzmq may have connected again, which claims nothing
                 side.socket.send(question)
                 asked_at = now
             poller.poll(1 + round(1000 * min(self._deadline - now, ASK_EVERY)))
@@ -356,7 +354,7 @@ class _Probe:
     def _is_answer(self, frame: bytes, kind: bytes, number: int) -> bool:
         if not wire.is_for(self._inbox, frame):
             return False
-        found = bytes([wire.sub_kind(frame)])
+        found = frame[wire.SUB_KIND : wire.SUB_KIND + 1]
         if found == b"f":  # a flush is under way, and waits for all clients
             answer = wire.Flushed(self._inbox, wire.EMPTY.decode(frame).n)
             self._sides[0].socket.send(wire.FLUSHED.encode(answer))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, close_all, free_ports, until
+from forwarders import Forwarder, close_all, free_ports, port_of, until
+from relays import Relay
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.tools.layers import Layer
@@ -133,9 +134,10 @@ def answering(frames: Callable[[wire.Hello], list[bytes]]) -> "tuple[str, Callab
     return address, end
 
 
-def test_an_answer_that_is_no_frame_of_ours_is_a_problem() -> None:
+@pytest.mark.parametrize("answer", [b"w?", b"w"])
+def test_an_answer_that_is_no_frame_of_ours_is_a_problem(answer: bytes) -> None:
     """Another program may publish at that address."""
-    address, end = answering(lambda hello: [wire.inbox_topic(hello.inbox) + b"w?"])
+    address, end = answering(lambda hello: [wire.inbox_topic(hello.inbox) + part for part in (b"", answer)])
     try:
         layer = DedicatedZmqChannelLayer(pull_socket_address="tcp://127.0.0.1:9", pub_socket_address=address)
         finding = found(layer, 20.0)
@@ -143,6 +145,38 @@ def test_an_answer_that_is_no_frame_of_ours_is_a_problem() -> None:
         end()
     assert "no frame of a forwarder" in finding.problem
     assert finding.advice
+
+
+def test_a_probe_whose_connection_was_cut_claims_its_inbox_again(forwarder: Forwarder) -> None:
+    """Else the forwarder would not answer it any more."""
+    relay: Relay
+
+    def cut(hello: wire.Hello) -> list[bytes]:
+        relay.target = port_of(forwarder.pub)
+        relay.cut()
+        return []
+
+    address, end = answering(cut)
+    relay = Relay(free_ports(1)[0], port_of(address))
+    relay.start()
+    try:
+        config = {**forwarder.config, "pub_socket_address": f"tcp://127.0.0.1:{relay.port}"}
+        finding = found(DedicatedZmqChannelLayer(**config), 20.0)
+    finally:
+        relay.end()
+        end()
+    assert (finding.problem, finding.state) == ("", "serving")
+
+
+def test_what_a_probe_has_not_foreseen_is_no_success(forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although a thread of its own raises it."""
+
+    def fail(self: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr("channels_zmq.tools.probe._Probe._reach", fail)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        probe(DedicatedZmqChannelLayer(**forwarder.config), 1.0)
 
 
 @pytest.mark.parametrize(
