@@ -8,16 +8,21 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import zmq
-from forwarders import Forwarder, free_ports
+from forwarders import Forwarder, free_ports, port_of
+from relays import Relay
 
 from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.client import Client
 
 
 def command(*arguments: str) -> list[str]:
@@ -277,7 +282,8 @@ def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
         (["pub", "chat", "[1]"], "a message is a JSON object"),
         (["pub", "specific.x!y", "{}", "--channel"], "is no channel that new_channel() made"),
         (["sub", "specific.x!y"], "only messages of groups"),
-        (["bench", "--messages=0"], "--messages is at least 1"),
+        (["pub", "chat", '{"a": 18446744073709551616}'], "does not fit into msgpack"),
+        (["pub", "chat", '{"a": "\\ud800"}', "--serializer=json"], "does not fit into json"),
         (["ping", "--pull-address=tcp://127.0.0.1:1,tcp://127.0.0.1:3"], "one address of each kind"),
         (["top", "127.0.0.1:1"], "127.0.0.1:1: "),
     ],
@@ -292,11 +298,110 @@ def test_bad_input_is_told(forwarders: list[Forwarder], arguments: list[str], pr
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["bench", "--messages=0"], "'0' is not a whole number from 1"),
+        (["bench", "--size=-1"], "'-1' is not a whole number from 0"),
+        (["ping", "--count=0"], "'0' is not a whole number from 1"),
+        (["selftest", "--messages=many"], "'many' is not a whole number from 1"),
+        (["sub", "chat", "--count=-1"], "'-1' is not a whole number from 0"),
+        (["sub", "chat", ""], "a name has from 1 to 400 bytes"),
+        (["pub", "x" * 401, "{}"], "a name has from 1 to 400 bytes"),
+        (["pub", "jobs", "{}", "--capacity=-1"], "'-1' is not a whole number from 1"),
+        (["pub", "chat", "{}", "--every=-1"], "'-1' is not a number of seconds"),
+        (["ping", "--timeout=nan"], "'nan' is not a number of seconds"),
+        (["top", "--interval=soon"], "'soon' is not a number of seconds"),
+    ],
+)
+def test_a_number_or_name_out_of_bounds_is_bad_usage(arguments: list[str], problem: str) -> None:
+    """Which names the flag, and the bound."""
+    done = call(variables(*addresses()), *arguments)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"channels-zmq-forwarder {arguments[0]}: error: argument ")
+    assert problem in done.stderr
+
+
 def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
     one = forwarders[0]
     done = call(variables(one.pull, one.pub), "pub", "full", "{}", "--channel", "--count=3", "--capacity=2")
     assert done.returncode == 1
     assert "as many messages as its capacity wait already" in done.stderr
+
+
+async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> None:
+    """It is no client while it shows messages: a flush needs an answer of each."""
+    one = forwarders[0]
+    async with DedicatedZmqChannelLayer(**one.config) as layer:
+        await layer.group_add("chat", await layer.new_channel())
+        shown = subprocess.Popen(
+            command("sub", "chat", "--count=1", "--json"),
+            env=environment(variables(one.pull, one.pub)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert shown.stderr is not None
+        assert "listening" in await asyncio.to_thread(shown.stderr.readline)
+        await layer.flush()
+        await layer.group_send("chat", {"type": "a"})
+        output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
+    assert json.loads(output)["message"] == {"type": "a"}
+
+
+def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> None:
+    """As with `| head -1`: no traceback."""
+    one = forwarders[0]
+    layer = variables(one.pull, one.pub)
+    shown = subprocess.Popen(
+        command("sub", "chat"), env=environment(layer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert shown.stderr is not None
+    assert shown.stdout is not None
+    assert "listening" in shown.stderr.readline()
+    shown.stdout.close()
+    assert call(layer, "pub", "chat", "{}").returncode == 0
+    problems = shown.stderr.read()
+    assert (shown.wait(20), problems) == (0, "")
+    shown.stderr.close()
+
+
+def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: list[Forwarder]) -> None:
+    """Else the forwarder would not answer it any more."""
+    one = forwarders[0]
+    with zmq.Context() as context, context.socket(zmq.XPUB) as other:
+        relay = Relay(free_ports(1)[0], other.bind_to_random_port("tcp://127.0.0.1"))
+        relay.start()
+        one_way = target.Target(one.pull, f"tcp://127.0.0.1:{relay.port}", None)
+        with Client(context, one_way) as client, ThreadPoolExecutor(1) as thread:
+            welcome = thread.submit(client.hello, time.monotonic() + 20)
+            assert other.poll(20_000)
+            while not other.recv().startswith(wire.HELLO_BYTE):
+                pass
+            relay.target = port_of(one.pub)
+            relay.cut()
+            assert welcome.result().state == wire.State.SERVING
+        relay.end()
+
+
+def test_another_program_on_a_port_is_told() -> None:
+    """In place of a traceback."""
+    with zmq.Context() as context, context.socket(zmq.XPUB) as other, ThreadPoolExecutor(1) as thread:
+        pull, pub = addresses()
+        other.bind(pub)
+        done = thread.submit(call, variables(pull, pub), "ping")
+        assert other.poll(20_000)
+        topic = other.recv()[1:]
+        other.send(topic)
+        other.send(topic + b"w")
+        assert done.result().returncode == 1
+    assert done.result().stderr.startswith("channels-zmq-forwarder ping: another program has this port?")
+
+
+def test_top_asks_no_proxy(forwarders: list[Forwarder]) -> None:
+    """It would take 127.0.0.1 for its own machine."""
+    done = call({"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}, "top", "--count=1", forwarders[0].admin)
+    assert done.returncode == 0, done.stderr
 
 
 def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:

@@ -1,5 +1,6 @@
 """Text for terminals."""
 
+import json
 from typing import Any
 
 import pytest
@@ -16,11 +17,13 @@ def test_durations_have_a_unit_that_fits(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\u009b2Jb", "a\u202eb", "\x07"])
+@pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\u009b2Jb", "a\u202eb", "\x07", "a\u00a0b", "\ud800"])
 def test_no_name_controls_the_terminal(text: str) -> None:
     """Neither alone nor inside a message: names come from anybody who may connect."""
     assert printable(text).isprintable()
-    assert as_json({text: [text, text.encode()]}).isprintable()
+    shown = as_json({text: [text, text.encode(errors="replace")]})
+    assert shown.isprintable()
+    assert json.loads(shown)[text][0] == text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -153,6 +154,21 @@ def test_listen_ends_cleanly_at_ctrl_c(project: Project, listener: Any) -> None:
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, error) == (0, "", "")
+
+
+def test_doctor_has_found_nothing_at_ctrl_c(tmp_path: Path) -> None:
+    """It is not the status of a project in order, and no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        config = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": address}
+        project = Project(tmp_path, {"default": {"BACKEND": DEDICATED, "CONFIG": config}})
+        process = project.start("channels_zmq", "doctor", "--timeout", "2")
+        accepted, _ = silent.accept()  # it is under way
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=PATIENCE)
+        accepted.close()
+    assert (process.returncode, out, error) == (130, "", "")
 
 
 def test_listen_ends_when_nobody_reads_its_output(project: Project, listener: Any) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,12 @@ from django.core.management.base import BaseCommand, CommandError
 
 from channels_zmq.serializers import Message
 from channels_zmq.tools import ToolError, doctor, from_redis, layers, messages, status
+from channels_zmq_forwarder.commands.arguments import seconds, whole
 from channels_zmq_forwarder.commands.text import as_json, counted
 from channels_zmq_forwarder.commands.top import show as show_pages
+
+ENDLESS = ("listen", "top")
+"""Subcommands that Ctrl-C ends in order; the others have not done then what they were asked for."""
 
 
 class Command(BaseCommand):  # type: ignore[misc] # Django has no type information
@@ -36,7 +40,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
 
         one = add("doctor", self.doctor, "Reach every forwarder; say what is wrong and what to do about it (status 1).")
         one.add_argument("--layer", metavar="ALIAS", help="only this alias of CHANNEL_LAYERS")
-        one.add_argument("--timeout", type=_seconds, default=5.0, help="seconds for the forwarders of a layer (5)")
+        one.add_argument("--timeout", type=seconds, default=5.0, help="seconds for the forwarders of a layer (5)")
 
         one = add("send", self.send, "Send one message to a group or a channel.")
         _add_target(one)
@@ -45,18 +49,18 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
         one = add("listen", self.listen, "Print the messages of a group or a normal channel, until Ctrl-C.")
         _add_target(one)
         one.add_argument("--json", action="store_true", help="print each message as one line of JSON and nothing else")
-        one.add_argument("--count", type=_whole, default=0, help="end after so many messages")
+        one.add_argument("--count", type=whole(1), default=0, help="end after so many messages")
 
         one = add("stats", self.stats, "Show what the forwarders of a layer tell of themselves.")
         _add_layer(one)
         _add_pages(one)
-        one.add_argument("--timeout", type=_seconds, default=5.0, help="seconds for the forwarders (5)")
+        one.add_argument("--timeout", type=seconds, default=5.0, help="seconds for the forwarders (5)")
 
         one = add("top", self.top, "Show the status pages of the forwarders of a layer, every second, until Ctrl-C.")
         _add_layer(one)
         _add_pages(one)
-        one.add_argument("--interval", type=_seconds, default=1.0, help="seconds between two looks (1)")
-        one.add_argument("--count", type=_whole, default=0, help="end after so many looks")
+        one.add_argument("--interval", type=seconds, default=1.0, help="seconds between two looks (1)")
+        one.add_argument("--count", type=whole(1), default=0, help="end after so many looks")
 
         one = add("from-redis", self.from_redis, "Translate CHANNEL_LAYERS of channels_redis, and print the settings.")
         one.add_argument(
@@ -72,7 +76,8 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
         except ToolError as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
-            pass  # how `listen` and `top` are ended
+            if options["subcommand"] not in ENDLESS:
+                sys.exit(130)
         except BrokenPipeError:  # `| head`: nobody reads any more, nor the rest that Python would flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -153,20 +158,6 @@ def _add_pages(parser: ArgumentParser) -> None:
         default=[],
         help="of a forwarder's status page; may be repeated (by default port 9600 of its host)",
     )
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 3600:
-        raise ArgumentTypeError(f"{text}: seconds above 0, at most 3600")
-    return number
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ArgumentTypeError(f"{text}: a whole number from 1 on")
-    return number
 
 
 def _read(path: str) -> dict[str, Any]:

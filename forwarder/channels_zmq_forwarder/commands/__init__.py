@@ -3,6 +3,7 @@
 `target` finds the forwarders and keys of a layer, `client` is the client, and each command is a module with a `main`.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 
 import zmq
 
+from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands.target import CommandError
 
 NAMES = {
@@ -41,6 +43,11 @@ def run(name: str, arguments: Sequence[str]) -> int:
     except (CommandError, zmq.ZMQError) as error:
         print(f"channels-zmq-forwarder {name}: {error}", file=sys.stderr)
         return 1
+    except wire.FrameError as error:
+        print(f"channels-zmq-forwarder {name}: another program has this port? {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head`: nobody reads any more, nor the rest that Python would flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
     return 0

@@ -10,6 +10,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.arguments import whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 from channels_zmq_forwarder.commands.text import progress
@@ -18,6 +19,8 @@ GROUP = "channels-zmq-bench"
 WINDOW = 1000
 """Messages under way at a time: far fewer than the forwarder's mark for each subscriber."""
 ROUND_TRIPS = 1000
+MAX_SIZE = 2**26
+"""Bytes; a thousand messages of it are under way at a time."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,12 +34,10 @@ def main(arguments: Sequence[str]) -> None:
         description="Measure messages a second, and the time of a message there and back, through each forwarder of a "
         "layer. One Python program sends and receives: applications with several processes get more through.",
     )
-    parser.add_argument("--messages", type=int, default=100_000, help="for each forwarder (100000)")
-    parser.add_argument("--size", type=int, default=200, help="bytes of a message (200)")
+    parser.add_argument("--messages", type=whole(1), default=100_000, help="for each forwarder (100000)")
+    parser.add_argument("--size", type=whole(0, MAX_SIZE), default=200, help="bytes of a message (200)")
     target.add_arguments(parser, timeout=10.0)
     given = parser.parse_args(arguments)
-    if given.messages < 1 or given.size < 0:
-        raise CommandError("--messages is at least 1, --size at least 0")
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)
     with zmq.Context() as context:
         for one in targets:

@@ -33,11 +33,11 @@ class Client:
         self.target = target
         secret = secrets.token_bytes(wire.SECRET_SIZE)
         self.inbox = wire.claimable(secret)
+        self._claim = wire.CLAIM.encode(wire.Claim(self.inbox, secret))
         self._sender = secrets.token_bytes(wire.SENDER_SIZE)
         self._numbers: dict[bytes, int] = {}
         self._asked = 0
         self.push, self.sub = self._connected(context, zmq.PUSH), self._connected(context, zmq.XSUB)
-        self.sub.send(wire.CLAIM.encode(wire.Claim(self.inbox, secret)))
         self.sub.send(wire.subscription(wire.inbox_topic(self.inbox)))
 
     def __enter__(self) -> Self:
@@ -88,6 +88,10 @@ class Client:
         """Receive the messages of a group, once `sync` has returned."""
         self.sub.send(wire.subscription(wire.group_topic(group)))
 
+    def leave(self) -> None:
+        """Be a client no longer: a flush would wait for its answer, and other clients for its arrival everywhere."""
+        self.sub.send(wire.unsubscription(wire.inbox_topic(self.inbox)))
+
     def group_send(self, group: str, payload: bytes) -> None:
         """Send a message to a group."""
         topic = wire.group_topic(group)
@@ -126,6 +130,8 @@ class Client:
         asked_at = float("-inf")
         while (now := time.monotonic()) < deadline:
             if now >= asked_at + ASK_AGAIN and (repeats or asked_at == float("-inf")):
+                if socket is self.sub:
+                    self.sub.send(self._claim)  # each time: libzmq may have connected again, which claims nothing
                 socket.send(question)
                 asked_at = now
             frame = self.receive(min(deadline, now + ASK_AGAIN))

@@ -17,7 +17,7 @@ def encode(text: str, serializer: Serializer) -> bytes:
     """Return the payload for a message that is typed as a JSON object.
 
     Raises:
-        CommandError: If it is none, or if `ormsgpack` is not installed.
+        CommandError: If it is none, if the serializer cannot carry it, or if `ormsgpack` is not installed.
     """
     try:
         message = json.loads(text)
@@ -25,9 +25,12 @@ def encode(text: str, serializer: Serializer) -> bytes:
         raise CommandError(f"the message is not JSON: {error}") from None
     if not isinstance(message, dict):
         raise CommandError('a message is a JSON object, such as {"type": "chat.message", "text": "hello"}')
-    if serializer == "json":
-        return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
-    return _msgpack().packb(message)  # type: ignore[no-any-return]
+    try:
+        if serializer == "json":
+            return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+        return _msgpack().packb(message)  # type: ignore[no-any-return]
+    except (TypeError, ValueError) as error:  # a number of more than 64 bits, half of a surrogate pair
+        raise CommandError(f"the message does not fit into {serializer}: {error}") from None
 
 
 def decode(payload: bytes, serializer: Serializer) -> Any:

@@ -10,6 +10,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.arguments import whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError, Target
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
         prog="channels-zmq-forwarder ping",
         description="Ask each forwarder whether it serves, and measure how long a frame takes there and back.",
     )
-    parser.add_argument("--count", type=int, default=5, help="round trips to measure (5)")
+    parser.add_argument("--count", type=whole(1), default=5, help="round trips to measure (5)")
     target.add_arguments(parser)
     given = parser.parse_args(arguments)
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)

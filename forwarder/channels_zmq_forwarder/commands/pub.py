@@ -9,6 +9,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import payloads, target
+from channels_zmq_forwarder.commands.arguments import name, seconds, whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 
@@ -30,12 +31,14 @@ def main(arguments: Sequence[str]) -> None:
         prog="channels-zmq-forwarder pub",
         description="Send a message to every member of a group, or with --channel to a channel.",
     )
-    parser.add_argument("name", help="of the group or channel, behind the layer's prefix if it has one: stage:chat")
+    parser.add_argument(
+        "name", type=name, help="of the group or channel, behind the layer's prefix if it has one: stage:chat"
+    )
     parser.add_argument("message", help='a JSON object: {"type": "chat.message", "text": "hello"}')
     parser.add_argument("--channel", action="store_true", help="the name is that of a channel")
-    parser.add_argument("--count", type=int, default=1, help="how often it is sent (1)")
-    parser.add_argument("--every", type=float, default=0.0, help="seconds between two of them (0)")
-    parser.add_argument("--capacity", type=int, default=100, help="of a normal channel (100)")
+    parser.add_argument("--count", type=whole(1), default=1, help="how often it is sent (1)")
+    parser.add_argument("--every", type=seconds, default=0.0, help="seconds between two of them (0)")
+    parser.add_argument("--capacity", type=whole(1), default=100, help="of a normal channel (100)")
     parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
     target.add_arguments(parser)
     given = parser.parse_args(arguments)

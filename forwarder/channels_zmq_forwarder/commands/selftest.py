@@ -9,6 +9,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
+from channels_zmq_forwarder.commands.arguments import whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
         description="Send messages through every forwarder of a layer, and check that all of them come back, once and "
         "in order.",
     )
-    parser.add_argument("--messages", type=int, default=100, help="for each forwarder (100)")
+    parser.add_argument("--messages", type=whole(1), default=100, help="for each forwarder (100)")
     target.add_arguments(parser, timeout=30.0)
     given = parser.parse_args(arguments)
     deadline = time.monotonic() + given.timeout

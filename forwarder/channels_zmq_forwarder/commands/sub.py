@@ -12,6 +12,7 @@ import zmq
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import payloads, target
+from channels_zmq_forwarder.commands.arguments import name, whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 from channels_zmq_forwarder.commands.text import as_json, printable
@@ -28,9 +29,9 @@ def main(arguments: Sequence[str]) -> None:
         description="Show the messages of groups as they come, until Ctrl-C. Takes nothing away from their members.",
     )
     parser.add_argument(
-        "groups", nargs="+", metavar="group", help="behind the layer's prefix if it has one: stage:chat"
+        "groups", nargs="+", type=name, metavar="group", help="behind the layer's prefix if it has one: stage:chat"
     )
-    parser.add_argument("--count", type=int, default=0, help="end after so many messages (0: never)")
+    parser.add_argument("--count", type=whole(0), default=0, help="end after so many messages (0: never)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: time, group, message")
     parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
     target.add_arguments(parser)
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
                 client.subscribe(group)
             client.hello(deadline)
             client.sync(deadline)
+            client.leave()
         print(f"listening at {len(clients)} forwarder{'s' if len(clients) > 1 else ''}", file=sys.stderr, flush=True)
         _show(clients, given.serializer, json_lines=given.json, count=given.count)
 

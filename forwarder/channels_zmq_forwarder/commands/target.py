@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from channels_zmq_forwarder.commands.arguments import seconds
 from channels_zmq_forwarder.curve import CurveKeyError, key_in, public_key
 from channels_zmq_forwarder.sockets import EVERYWHERE, resolve_pairs
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, timeout: float = 5.0) -> N
     parser.add_argument("--curve-server-key-file", help=f"the forwarder's public key (${APPLICATION}...)")
     parser.add_argument("--curve-secret-key-file", help=f"the secret key to connect by (${APPLICATION}...)")
     parser.add_argument(
-        "--timeout", type=float, default=timeout, help=f"seconds that a forwarder may take to answer ({timeout:g})"
+        "--timeout", type=seconds, default=timeout, help=f"seconds that a forwarder may take to answer ({timeout:g})"
     )
 
 

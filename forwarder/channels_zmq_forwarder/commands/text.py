@@ -15,7 +15,8 @@ def printable(text: str) -> str:
 
 def as_json(value: Any) -> str:
     """Return a message as one line of JSON; bytes become their text, with what is not UTF-8 escaped."""
-    return printable(json.dumps(value, ensure_ascii=False, default=_plain))
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)  # as JSON escapes it
 
 
 def _plain(value: Any) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
+from channels_zmq_forwarder.commands.arguments import seconds, whole
 from channels_zmq_forwarder.commands.target import CommandError
 from channels_zmq_forwarder.commands.text import counted, duration, printable, table
 
@@ -27,6 +28,8 @@ REACH = (
     "it is on a loopback address of the forwarder's machine unless its --status-address is another one: run this "
     "there, or use `kubectl port-forward` or `ssh -L`, and give HOST:PORT here"
 )
+_WEB = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks no proxy, which would take 127.0.0.1 for its own machine."""
 HEADS = ("FORWARDER", "STATE", "UP", "CLIENTS", "IN/s", "OUT/s", "MB/s", "GROUPS", "WAITING", "OLDEST", "DROPS")
 
 
@@ -46,13 +49,13 @@ def main(arguments: Sequence[str]) -> None:
         metavar="HOST:PORT",
         help=f"of status pages ({' or '.join(LOCAL)}), see --status-address",
     )
-    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks (1)")
-    parser.add_argument("--count", type=int, default=0, help="end after so many looks (0: never)")
+    parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two looks (1)")
+    parser.add_argument("--count", type=whole(0), default=0, help="end after so many looks (0: never)")
     given = parser.parse_args(arguments)
     places = [[one.removeprefix("http://").rstrip("/")] for one in given.addresses] or [[*LOCAL]]
     found = pages(places)
     if not any(page.data for page in found):
-        raise CommandError("; ".join(page.problem for page in found) + f": {REACH}")
+        raise CommandError("; ".join(printable(page.problem) for page in found) + f": {REACH}")
     show(places, print, interval=given.interval, count=given.count, on_terminal=sys.stdout.isatty())
 
 
@@ -81,14 +84,14 @@ class Page:
 def read(address: str) -> Page:
     """Read a status page."""
     try:
-        with urllib.request.urlopen(f"http://{address}/status.json", timeout=PATIENCE) as answer:
+        with _WEB.open(f"http://{address}/status.json", timeout=PATIENCE) as answer:
             data = json.loads(answer.read(MAX_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             return Page(address, {}, f"{address} answers {error.code} {error.reason}")
     except (OSError, ValueError, HTTPException) as error:
         return Page(address, {}, f"{address}: {getattr(error, 'reason', error)}")
-    if not isinstance(data, dict) or "frames_in" not in data:
+    if not isinstance(data, dict) or not {"instance", "frames_in"} <= data.keys():
         return Page(address, {}, f"{address} is not the status page of a forwarder")
     return Page(address, data, at=time.monotonic())
 
