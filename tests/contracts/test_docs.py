@@ -79,6 +79,14 @@ async def until_served(address: str) -> str:
             await asyncio.sleep(0.1)
 
 
+def test_the_tutorial_names_the_clone_from_where_its_reader_is() -> None:
+    """Beside the clone at first, and in the project from `cd mysite` on."""
+    shell = "".join(text for _, _, text in fences(ROOT / "docs" / "tutorial.md") if text.count("pip install"))
+    before, _, after = shell.partition("cd mysite")
+    assert re.findall(r"[./]+/channels-zmq", before) == ["./channels-zmq"] * 2
+    assert re.findall(r"[./]+/channels-zmq", after) == ["../channels-zmq"]
+
+
 async def test_the_tutorial_makes_a_chat_that_works(project: Path) -> None:
     """Under daphne: two browsers in one room hear each other, and nobody in another room does."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ_")}
