@@ -1,10 +1,12 @@
 """The forwarders of the demo: started, killed when a page asks for it, and started again."""
 
 import asyncio
+import os
 from typing import Any
 
 from children import Children
 
+from channels_zmq import channel_layers_from_env
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 ASKED, PAGES = "forwarders", "counting.pages"
@@ -49,9 +51,9 @@ class Forwarders:
 
     async def obey(self) -> None:
         """Do what pages ask for, and tell them of each change."""
-        variables = self.environment.values()
-        pull, pub = variables
-        async with DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=pub) as layer:
+        # As the web processes have it: a serializer or a prefix may be in the environment.
+        settings = channel_layers_from_env({**os.environ, **self.environment})["default"]
+        async with DedicatedZmqChannelLayer(**settings["CONFIG"]) as layer:
             while True:
                 wish = await layer.receive(ASKED)
                 if wish["type"] == "forwarders.kill" and all(state == "running" for state in self.states):

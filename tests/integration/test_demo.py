@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from forwarders import PATIENCE, Forwarder, port_of
 from websockets.exceptions import InvalidStatus
+
+from channels_zmq.core import DedicatedZmqChannelLayer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
 
+from children import Children
 from conversation import converse
+from demo_forwarders import Forwarders
 
 DEMO = Path(__file__).parents[2] / "examples" / "chat" / "demo.py"
 LATENCY = re.compile(r"^40 messages from page to page: p50 (\d+\.\d\d) ms, p99 (\d+\.\d\d) ms$", re.MULTILINE)
@@ -100,3 +105,27 @@ def test_a_page_of_another_site_opens_no_socket_of_the_chat_on_kubernetes() -> N
                 asyncio.run(converse(site, site, 5, page=page))
         demo.send_signal(signal.SIGTERM)
         demo.communicate(timeout=20)
+
+
+async def test_pages_reach_who_kills_forwarders_whatever_the_environment_sets(
+    forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer with another serializer or prefix than the web processes' would hear nothing."""
+    for key, value in (("SERIALIZER", "json"), ("PREFIX", "demo")):
+        monkeypatch.setenv(f"CHANNELS_ZMQ_{key}", value)
+    killed: asyncio.Queue[str] = asyncio.Queue()
+
+    class Killer(Children):
+        async def kill(self, name: str) -> None:
+            killed.put_nowait(name)
+
+    forwarders = Forwarders(Killer(Path()), [(port_of(forwarder.pull), port_of(forwarder.pub), 0)])
+    forwarders.states[0] = "running"
+    obeying = asyncio.create_task(forwarders.obey())
+    try:
+        async with DedicatedZmqChannelLayer(**forwarder.config, serializer="json", prefix="demo") as layer:
+            await layer.send("forwarders", {"type": "forwarders.kill"})
+            assert await asyncio.wait_for(killed.get(), PATIENCE) == "forwarder1"
+    finally:
+        obeying.cancel()
+        await asyncio.gather(obeying, return_exceptions=True)
