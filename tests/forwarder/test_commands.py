@@ -123,7 +123,7 @@ def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("server", "secret", "problem"),
     [
-        ("", "k" * 40, "are needed both"),
+        ("", "k" * 40, "CHANNELS_ZMQ_CURVE_SERVER_KEY_FILE is needed"),
         ("short", "k" * 40, "a key is 40 characters"),
         ("\x00" * 40, "k" * 40, "a key is 40 characters"),
     ],
@@ -192,6 +192,26 @@ def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> Non
     assert forwarders[0].pull in done.stdout
     assert f"{missing.pull} and {missing.pub}: no answer" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_keys_are_found_as_layers_find_them(tmp_path: Path) -> None:
+    """By value or by file; without a secret key there is a new one for each process."""
+    (server, _), (_, secret) = zmq.curve_keypair(), zmq.curve_keypair()
+    (tmp_path / "server").write_bytes(server)
+    by_value = {"CURVE_SERVER_KEY": server.decode(), "CURVE_SECRET_KEY": secret.decode()}
+    given = argparse.Namespace(
+        pull_address=None, pub_address=None, curve_server_key_file=None, curve_secret_key_file=None
+    )
+    assert target.find(given, variables(*addresses(), **by_value), 0.0)[0].keys == (server, secret)
+    by_file = variables(*addresses(), CURVE_SERVER_KEY_FILE=str(tmp_path / "server"))
+    first, second = (target.find(given, by_file, 0.0)[0].keys for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first[0] == second[0] == server
+    assert first[1] != second[1]
+    with pytest.raises(target.CommandError, match="CHANNELS_ZMQ_CURVE_SERVER_KEY: ") as caught:
+        target.find(given, variables(*addresses(), CURVE_SERVER_KEY="secret"), 0.0)
+    assert "'secret'" not in str(caught.value)
 
 
 def test_every_forwarder_of_a_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from channels_zmq_forwarder.commands.arguments import seconds
-from channels_zmq_forwarder.curve import CurveKeyError, key_in, public_key
+from channels_zmq_forwarder.curve import CurveKeyError, key, key_in, new_pair, public_key
 from channels_zmq_forwarder.sockets import EVERYWHERE, resolve_pairs
 
 APPLICATION, OWN = "CHANNELS_ZMQ_", "CHANNELS_ZMQ_FORWARDER_"
@@ -96,18 +96,28 @@ def _resolved(pull: str, pub: str, deadline: float) -> list[tuple[str, str]]:
 
 
 def _keys(given: argparse.Namespace, environment: Mapping[str, str], deadline: float) -> tuple[bytes, bytes] | None:
-    names = [f"{APPLICATION}CURVE_{side}_KEY_FILE" for side in ("SERVER", "SECRET")]
-    flags: list[str | None] = [given.curve_server_key_file, given.curve_secret_key_file]
-    files = [flag or environment.get(name, "") for flag, name in zip(flags, names, strict=True)]
-    if all(files):
-        server, secret = (_key(file, deadline) for file in files)
-        return server, secret
-    if any(files):
-        raise CommandError(f"{' and '.join(names)} are needed both, or none of them")
+    server, secret = (_applications_key(given, environment, side, deadline) for side in ("server", "secret"))
+    if server:
+        return server, secret or new_pair()[1]  # as a layer does
+    if secret:
+        raise CommandError(f"{APPLICATION}CURVE_SERVER_KEY_FILE is needed beside the secret key")
     if own := environment.get(f"{OWN}CURVE_SECRET_KEY_FILE"):
         secret = _key(own, deadline)
         return public_key(secret), secret
     return None
+
+
+def _applications_key(
+    given: argparse.Namespace, environment: Mapping[str, str], side: str, deadline: float
+) -> bytes | None:
+    variable = f"{APPLICATION}CURVE_{side.upper()}_KEY"
+    flag: str | None = getattr(given, f"curve_{side}_key_file")
+    if path := flag or environment.get(f"{variable}_FILE"):
+        return _key(path, deadline)
+    try:
+        return key(text) if (text := environment.get(variable)) else None
+    except CurveKeyError as error:
+        raise CommandError(f"{variable}: {error}") from None
 
 
 def _key(path: str, deadline: float) -> bytes:
