@@ -13,6 +13,7 @@ from channels_zmq.encryption import MIN_KEY
 from channels_zmq.environment import DEDICATED
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.tools import ToolError
+from channels_zmq_forwarder.commands.text import printable
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
@@ -187,10 +188,10 @@ def _only_here(given: Mapping[str, Any]) -> Iterator[Line]:
 def report(translations: list[Translation]) -> Iterator[str]:
     """Yield what became of each key, as comments for the settings."""
     for one in translations:
-        yield f"# {one.alias}: {one.backend}"
+        yield printable(f"# {one.alias}: {one.backend}")
         width = max(len(line.key) for line in one.lines)
         for line in one.lines:
-            yield f"#   {line.key.ljust(width)}  {line.fate}: {line.why}"
+            yield printable(f"#   {line.key.ljust(width)}  {line.fate}: {line.why}")
 
 
 def snippet(layers: Mapping[str, Any], translations: list[Translation]) -> Iterator[str]:

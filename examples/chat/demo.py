@@ -24,6 +24,7 @@ from demo_forwarders import Forwarders
 HERE = Path(__file__).resolve().parent
 READY_PATIENCE = 30.0  # seconds
 FORWARDERS = 2
+LOCAL = ("127.0.0.1", "localhost")
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -53,7 +54,7 @@ def prepare_environment(options: argparse.Namespace) -> None:
         "CHAT_JOBS_IN_PROCESS",
     ):
         os.environ.pop(key, None)
-    if options.host not in ("127.0.0.1", "localhost"):
+    if options.host not in LOCAL:
         # Under which name a phone comes is not known; the demo shows nothing that a stranger may not see.
         os.environ.setdefault("CHAT_ALLOWED_HOSTS", "*")
 
@@ -91,7 +92,8 @@ async def dedicated(options: argparse.Namespace) -> int:
         forwarders = Forwarders(children, list(zip(ports[::3], ports[1::3], ports[2::3], strict=True)))
         for index in range(FORWARDERS):
             await forwarders.start(index)
-        layer = {**forwarders.environment, "CHAT_FORWARDERS": str(FORWARDERS)}
+        is_private = options.host in LOCAL  # strangers kill nothing
+        layer = {**forwarders.environment, "CHAT_FORWARDERS": str(FORWARDERS if is_private else 0)}
         obeying = asyncio.create_task(forwarders.obey())
         await children.start("worker", "manage.py", "runworker", "jobs", environment=layer)
         await children.start("web1", *web, "--port", str(first), environment={**layer, "CHAT_PROCESS": "web1"})

@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder pub",
-        description="Send a message to every member of a group, or with --channel to a channel.",
+        description="Send a message to every member of a group, or with --channel to a channel. Without a member it is "
+        "lost, which is no error.",
     )
     parser.add_argument(
         "name", type=name, help="of the group or channel, behind the layer's prefix if it has one: stage:chat"

@@ -17,6 +17,9 @@ from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 from channels_zmq_forwarder.commands.text import as_json, printable
 
+MOST_SENDERS = 10_000
+"""Senders of groups whose last number is remembered; then it begins anew, and a message may be shown twice."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Show messages until there were as many as asked for, or until Ctrl-C.
@@ -26,7 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder sub",
-        description="Show the messages of groups as they come, until Ctrl-C. Takes nothing away from their members.",
+        description="Show the messages of groups as they come, until Ctrl-C. Takes nothing away from their members. "
+        "Listens at the forwarders that are there at the start.",
     )
     parser.add_argument(
         "groups", nargs="+", type=name, metavar="group", help="behind the layer's prefix if it has one: stage:chat"
@@ -67,6 +71,8 @@ def _show(clients: list[Client], serializer: payloads.Serializer, *, json_lines:
             topic, sender, number, flags, _, payload = wire.read_group(frame)
             if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
                 continue  # another forwarder has brought it already
+            if len(shown) >= MOST_SENDERS:
+                shown.clear()
             shown[topic, sender] = number
             print(_line(wire.group_of(topic).decode(), payload, serializer, json_lines=json_lines), flush=True)
             left -= 1

@@ -129,3 +129,9 @@ def test_what_cannot_be_translated_says_why(layers: Any, pull: str, parts: list[
         translate(layers, pull, PUB)
     for part in parts:
         assert part in str(raised.value)
+
+
+def test_nothing_in_a_key_leaves_its_comment() -> None:
+    """The report is pasted into settings."""
+    layers = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"a\nimport os": 1}}}
+    assert all(line.startswith("#") and "\n" not in line for line in report(translate(layers, PULL, PUB)))
