@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from browsers import CHROMIUM
-from forwarders import free_ports
+from forwarders import Forwarder, free_ports
 from playwright.async_api import Browser, Locator, Page, ViewportSize, expect
 
 CHAT = Path(__file__).parents[2] / "examples" / "chat"
@@ -35,10 +35,11 @@ class Stack:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-        pull, pub, self._admin, *self._ports = free_ports(5)
+        pull, pub, *self._ports = free_ports(4)
+        self.forwarder = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}", log=self.log("forwarder"))
         self._layer = {
-            "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": f"tcp://127.0.0.1:{pull}",
-            "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": f"tcp://127.0.0.1:{pub}",
+            "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": self.forwarder.pull,
+            "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": self.forwarder.pub,
             "CHAT_BEAT_SECONDS": str(BEAT),
             "CHAT_JOB_PAUSE": "0.1",
         }
@@ -47,17 +48,10 @@ class Stack:
         return f"http://127.0.0.1:{self._ports[number - 1]}"
 
     def start_all(self) -> None:
-        self.start_forwarder()
+        self.forwarder.start()
         self.start("worker", "manage.py", "runworker", "jobs")
         self.start_web(1)
         self.start_web(2)
-
-    def start_forwarder(self) -> None:
-        pull, pub = (self._layer[f"CHANNELS_ZMQ_{name}_SOCKET_ADDRESS"] for name in ("PULL", "PUB"))
-        admin = f"127.0.0.1:{self._admin}"
-        module = ("-m", "channels_zmq_forwarder")
-        self.start("forwarder", *module, "--pull-address", pull, "--pub-address", pub, "--admin-address", admin)
-        self.wait_until_ready("forwarder", f"http://{admin}/readyz")
 
     def start_web(self, number: int) -> None:
         name, port = f"web{number}", str(self._ports[number - 1])
@@ -75,19 +69,21 @@ class Stack:
                 stderr=subprocess.STDOUT,
             )
 
-    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         process = self._running.pop(name)
         process.send_signal(number)
         try:
-            return process.wait(PATIENCE)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             raise
 
-    def stop_all(self) -> dict[str, int]:
-        """Stop what runs, the last started first, and return the exit codes."""
-        return {name: self.stop(name) for name in reversed(list(self._running))}
+    def stop_all(self) -> None:
+        """Stop what runs, the last started first."""
+        for name in reversed(list(self._running)):
+            self.stop(name)
+        self.forwarder.end()
 
     def wait_until_ready(self, name: str, address: str) -> None:
         deadline = time.monotonic() + PATIENCE
@@ -212,12 +208,12 @@ async def test_a_closed_tab_leaves_the_room(browser: Browser, stack: Stack) -> N
 async def test_a_restarted_forwarder_is_seen_and_loses_nothing(browser: Browser, stack: Stack) -> None:
     """Both pages say that the layer is away; what is said meanwhile arrives when it is back, and the talk goes on."""
     ada, bo = await enter_both(browser, stack, "outage")
-    assert stack.stop("forwarder") == 0
+    assert stack.forwarder.end() == 0
     for person in (ada, bo):
         await expect(person.layer_banner).to_contain_text("away")
     await ada.says("said during the outage")
     await expect(ada.pending).to_contain_text("Waits for the channel layer")
-    stack.start_forwarder()
+    stack.forwarder.start()
     for person in (ada, bo):
         await expect(person.layer_banner).to_be_hidden()
         await person.sees("said during the outage")

@@ -85,8 +85,12 @@ class Forwarder:
             command = ["sh", "-c", f'ulimit -n {self._descriptors} && exec "$@"', "sh", *command]
         with open(self._log or os.devnull, "ab") as log:
             self._process = subprocess.Popen(command, stderr=log)
+        deadline = time.monotonic() + PATIENCE
         while wait and not self.is_ready():
-            assert self._process.poll() is None, "the forwarder has ended"
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(
+                    f"the forwarder did not start:\n{self.log_text() if self._log else '(not logged)'}"
+                )
             time.sleep(0.01)
 
     def is_ready(self) -> bool:
@@ -116,12 +120,13 @@ class Forwarder:
         assert self._log is not None, "given at its making"
         return self._log.read_text(encoding="utf-8")
 
-    def end(self, number: int = signal.SIGTERM) -> None:
-        """End it and wait until it is gone."""
-        if self._process is not None:
-            self._process.send_signal(number)
-            self._process.wait(PATIENCE)
-            self._process = None
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """End it and wait until it is gone; return its exit code, 0 if it was not running."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        return process.wait(PATIENCE)
 
     def freeze(self) -> None:
         """Let it stand still; it can be ended by `kill` only."""
