@@ -30,7 +30,7 @@ A = b"a" * 16
 class Page:
     """An admin page and what it shows."""
 
-    def __init__(self, port: int, clock: Clock | Callable[..., Any]) -> None:
+    def __init__(self, port: int, clock: Callable[[], float]) -> None:
         self.exchange, self.traffic = Exchange(b"instance"), Traffic()
         self.memory = MemoryGuard(1000, clock)
         self.admin = Admin(self.exchange, self.traffic, memory=self.memory)

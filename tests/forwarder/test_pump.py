@@ -34,7 +34,7 @@ class Rig:
         self.push.set(zmq.SNDHWM, 0)
         self.push.connect(self.pull)
 
-    def turn_until(self, condition: Callable[..., Any]) -> None:
+    def turn_until(self, condition: Callable[[], object]) -> None:
         """Make turns until a condition holds; libzmq delivers in its own threads."""
         for _ in range(WAIT // 5):
             self.pump.turn()

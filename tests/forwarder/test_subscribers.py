@@ -52,7 +52,7 @@ class Publisher:
         xsub.connect(f"tcp://127.0.0.1:{self.port}")
         return xsub
 
-    def receive(self, until: Callable[..., bool]) -> list[bytes]:
+    def receive(self, until: Callable[[list[bytes]], bool]) -> list[bytes]:
         """Return the frames that arrive until a condition holds for them."""
         frames: list[bytes] = []
         while not until(frames):

@@ -1,7 +1,6 @@
 """Encoding and decoding of frames."""
 
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +28,7 @@ addresses = st.binary(min_size=1, max_size=wire.MAX_ADDRESS).filter(lambda addre
 
 
 @st.composite
-def frames(draw: Callable[..., Any]) -> tuple[Layout[Any], Any]:
+def frames(draw: st.DrawFn) -> tuple[Layout[Any], Any]:
     """A layout and a frame that fits it."""
     layout: Layout[Any] = draw(st.sampled_from(LAYOUTS))
     codes = re.findall(r"\d*\w", layout.numbers.format)

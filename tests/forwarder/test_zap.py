@@ -48,7 +48,7 @@ class Peers:
 
 
 @pytest.fixture
-def closing() -> Iterator[list["Peers"]]:
+def closing() -> Iterator[list[Peers]]:
     """A list of peers that are closed at the end."""
     made: list[Peers] = []
     yield made
@@ -59,7 +59,7 @@ def closing() -> Iterator[list["Peers"]]:
 
 
 @pytest.fixture
-def guard(sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list["Peers"]) -> Callable[..., Peers]:
+def guard(sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list[Peers]) -> Callable[..., Peers]:
     """Return a function that guards a socket with a list of keys."""
 
     def guard(allowed: AllowedKeys | None) -> Peers:
@@ -159,7 +159,7 @@ class Admitted(Peers):
 
 @pytest.fixture
 def admit(
-    sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list["Peers"], tmp_path: Path
+    sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list[Peers], tmp_path: Path
 ) -> Callable[..., Admitted]:
     """Return a function that makes a socket which admits two keys."""
 

@@ -85,7 +85,7 @@ def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
         yield one, other
 
 
-def failing(*errors: ValueError) -> Callable[..., None]:
+def failing(*errors: ValueError) -> Callable[[], None]:
     """Return a function that raises these errors, then nothing."""
     left = list(errors)
 

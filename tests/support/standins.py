@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import zmq
 
@@ -75,13 +74,13 @@ class StandIn:
         self.publish(wire.ASK.encode(wire.Ask(self.client, number, add, self._inbox, group, channel)))
         return number
 
-    def serve_until(self, condition: Callable[..., Any]) -> None:
+    def serve_until(self, condition: Callable[[], object]) -> None:
         """Answer until a condition holds."""
         end = time.monotonic() + PATIENCE
         self._serve(lambda: condition() or time.monotonic() > end)
         assert condition(), "the client is silent"
 
-    def _serve(self, done: Callable[..., Any]) -> None:
+    def _serve(self, done: Callable[[], object]) -> None:
         while not done():
             for one, _ in self._poller.poll(5):
                 self._take(one.recv())
