@@ -46,6 +46,9 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 test-slow: $(STAMP) ## Run only the slow tests
 	$(PYTEST) -m slow
 
+coverage: $(STAMP) ## Measure how much of the three packages their own quick tests run; below the floor it fails
+	$(PYTEST) -q -n $(JOBS) -m "not slow" tests/library tests/forwarder tests/operator --cov --cov-report=term:skip-covered
+
 screenshots: $(STAMP) ## Renew the pictures in docs/images (needs chromium)
 	SCREENSHOTS=docs/images $(PYTEST) -q tests/integration/test_counting_in_a_browser.py
 
@@ -170,4 +173,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
