@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import zmq
@@ -97,13 +97,18 @@ def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[
     keys = source.read() if source is not None else None
     size = layer.config.max_message_size if sends_largest else 0
     found, findings = _exchanges(layer, deadline)
-    with zmq.Context() as context:
-        context.linger = 0
-        probes = [_Probe(context, exchange, keys, deadline, size) for exchange in found]
-        # At Ctrl-C it waits for them, `timeout` at most: no other thread may close their sockets.
-        with ThreadPoolExecutor(len(probes) or 1, "channels-zmq probe") as threads:
-            list(threads.map(_Probe.run, probes))  # raises what one of them has not foreseen
-    return [*findings, *(one.finding for one in probes)]
+    context: zmq.Context[Socket] = zmq.Context()
+    context.linger = 0
+    probes = [_Probe(context, exchange, keys, deadline, size) for exchange in found]
+    # At Ctrl-C threads and sockets are left alone: no other thread may close the sockets, and the process ends.
+    threads = ThreadPoolExecutor(len(probes) or 1, "channels-zmq probe")
+    running = [threads.submit(one.run) for one in probes]
+    wait(running)
+    threads.shutdown()
+    context.term()
+    for one in running:
+        one.result()  # raises what a probe has not foreseen
+    return [*findings, *(each.finding for each in probes)]
 
 
 def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Finding]]:

@@ -69,6 +69,7 @@ def test_messages_come_back() -> None:
     assert "without CURVE" in done.stdout
 
 
+@pytest.mark.slow
 def test_messages_come_back_with_curve(tmp_path: Path) -> None:
     """With the keys as the layer's ConfigMap and Secrets have them; a stranger's key gets no answer and says so."""
     (server_public, server_secret), (public, secret), (_, foreign) = (zmq.curve_keypair() for _ in range(3))
@@ -103,6 +104,7 @@ def test_messages_come_back_with_curve(tmp_path: Path) -> None:
     assert "no answer to b'H'" in stranger.stderr
 
 
+@pytest.mark.slow
 def test_nobody_there_is_a_failure() -> None:
     """With a sentence about what to look at."""
     done = run(variables(*addresses()), seconds=1)
@@ -110,6 +112,7 @@ def test_nobody_there_is_a_failure() -> None:
     assert "is it ready" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     """The volume is optional, so the pod starts without it."""
     missing, server = tmp_path / "secret-key", tmp_path / "server-key"
@@ -120,6 +123,7 @@ def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     assert f"there is no {missing}" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "secret", "problem"),
     [
@@ -141,6 +145,7 @@ def test_what_is_no_pair_of_keys_is_a_failure(tmp_path: Path, server: str, secre
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_variables_it_says_which_one_is_missing() -> None:
     """And what gives them to a pod."""
     done = call({}, "ping", "--timeout=0.1")
@@ -148,6 +153,7 @@ def test_without_the_variables_it_says_which_one_is_missing() -> None:
     assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS is not set (has the pod the label of a layer?)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_known_is_a_failure() -> None:
     """After it has waited for it."""
     done = run(variables("tcp://no.such.host.invalid:1", "tcp://no.such.host.invalid:2"), seconds=1)
@@ -179,6 +185,7 @@ def layer_of(forwarders: list[Forwarder]) -> dict[str, str]:
     return variables(*(",".join(each) for each in zip(*((one.pull, one.pub) for one in forwarders), strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["selftest", "ping", "bench"])
 def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> None:
     """By itself: a message that is sent by one does not come back by another. One that is not there is a failure."""
@@ -194,6 +201,7 @@ def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_keys_are_found_as_layers_find_them(tmp_path: Path) -> None:
     """By value or by file; without a secret key there is a new one for each process."""
     (server, _), (_, secret) = zmq.curve_keypair(), zmq.curve_keypair()
@@ -282,6 +290,7 @@ async def test_what_is_published_arrives_and_what_arrives_is_shown(
     await ours.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
     one = forwarders[0]
@@ -295,6 +304,7 @@ def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
     assert (shown.returncode, problems) == (130, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, problem",
     [
@@ -318,6 +328,7 @@ def test_bad_input_is_told(forwarders: list[Forwarder], arguments: list[str], pr
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, problem",
     [
@@ -349,6 +360,7 @@ def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
     assert "as many messages as its capacity wait already" in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> None:
     """It is no client while it shows messages: a flush needs an answer of each."""
     one = forwarders[0]
@@ -369,6 +381,7 @@ async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> Non
     assert json.loads(output)["message"] == {"type": "a"}
 
 
+@pytest.mark.slow
 def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> None:
     """As with `| head -1`: no traceback."""
     one = forwarders[0]
@@ -386,6 +399,7 @@ def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> N
     shown.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: list[Forwarder]) -> None:
     """Else the forwarder would not answer it any more."""
     one = forwarders[0]
@@ -404,6 +418,7 @@ def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: li
         relay.end()
 
 
+@pytest.mark.slow
 def test_another_program_on_a_port_is_told() -> None:
     """In place of a traceback."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as other, ThreadPoolExecutor(1) as thread:
@@ -418,6 +433,7 @@ def test_another_program_on_a_port_is_told() -> None:
     assert done.result().stderr.startswith("channels-zmq-forwarder ping: another program has this port?")
 
 
+@pytest.mark.slow
 def test_top_asks_no_proxy(forwarders: list[Forwarder]) -> None:
     """It would take 127.0.0.1 for its own machine."""
     done = call({"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}, "top", "--count=1", forwarders[0].admin)
@@ -435,6 +451,7 @@ def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:
     assert rows.count(["long", "7", "0", "0"]) == 2
 
 
+@pytest.mark.slow
 def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_path: Path) -> None:
     """Although its key is in no list of allowed ones."""
     secret = tmp_path / "server"

@@ -17,6 +17,8 @@ from projects import Project
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
+pytestmark = pytest.mark.slow
+
 DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
 EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
 MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
@@ -168,7 +170,7 @@ def test_doctor_has_found_nothing_at_ctrl_c(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=PATIENCE)
         accepted.close()
-    assert (process.returncode, out, error) == (130, "", "")
+    assert (process.returncode, out, error) == (130, "", ""), error
 
 
 def test_listen_ends_when_nobody_reads_its_output(project: Project, listener: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from forwarders import PATIENCE, config_of
 
+pytestmark = pytest.mark.slow
+
 DAEMONS = ("aiohttp", "prometheus_client", "pydantic_settings", "uvloop")
 """Packages of the forwarder's extra `daemon` that a web process does not have."""
 WINDOWS = "without-what-windows-lacks"

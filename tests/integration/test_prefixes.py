@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from channels.exceptions import ChannelFull
 
+from channels_zmq.core import EmbeddedZmqChannelLayer
 from channels_zmq.errors import ConfigurationError, RequestRefused
 
 Make = Callable[..., Any]
@@ -14,7 +15,9 @@ Run = Callable[..., Any]
 KEYS = ["an encryption key of some length"]
 
 
-@pytest.mark.parametrize("keys", [[], KEYS], ids=["plain", "encrypted"])
+@pytest.mark.parametrize(
+    "keys", [pytest.param([], id="plain"), pytest.param(KEYS, id="encrypted", marks=pytest.mark.slow)]
+)
 def test_layers_of_different_prefixes_do_not_meet(make_layer: Make, run: Run, keys: list[str]) -> None:
     """By groups, normal channels, and normal channels in groups; a prefix that begins like another is another."""
 
@@ -97,6 +100,6 @@ def test_a_layer_with_a_prefix_cannot_be_flushed(make_layer: Make, run: Run) -> 
 
 
 @pytest.mark.parametrize("prefix", ["with blank", "ümlaut", "x" * 51, "a!b", None])
-def test_bad_prefixes_are_refused(make_layer: Make, prefix: object) -> None:
+def test_bad_prefixes_are_refused(prefix: object) -> None:
     with pytest.raises(ConfigurationError, match="prefix"):
-        make_layer(prefix=prefix)
+        EmbeddedZmqChannelLayer(prefix=prefix)

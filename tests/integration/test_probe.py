@@ -18,6 +18,8 @@ from channels_zmq.tools.probe import Finding, probe
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import new_pair
 
+pytestmark = pytest.mark.slow
+
 SERVER, CLIENT, STRANGER = (tuple(key.decode() for key in new_pair()) for _ in range(3))
 
 

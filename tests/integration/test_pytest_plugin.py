@@ -7,6 +7,8 @@ import pytest
 
 from channels_zmq.testing import ForwarderProcess
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 SETTINGS = """

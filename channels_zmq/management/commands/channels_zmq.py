@@ -77,7 +77,8 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
             if options["subcommand"] not in ENDLESS:
-                sys.exit(130)
+                self.stdout.flush()
+                os._exit(130)  # nothing is cleaned up: threads may be using their sockets
         except BrokenPipeError:  # `| head`: nobody reads any more, nor the rest that Python would flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
