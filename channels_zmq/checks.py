@@ -47,7 +47,7 @@ def check_deployment(**given: Any) -> list[django.CheckMessage]:
             out += _alone(entry.alias, entry.layer.address)
         elif entry.layer is not None:
             # That nobody listens at an embedded address is no fault: nothing may have been sent so far.
-            findings = [one for one in probe(entry.layer, PATIENCE) if one.pull or one.listens]
+            findings = [one for one in probe(entry.layer, PATIENCE) if one.pull or one.listens or not one.is_resolved]
             out += [_finding(entry.alias, one) for one in findings if one.problem]
     return out
 

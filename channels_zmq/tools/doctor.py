@@ -87,7 +87,7 @@ def _settings(layer: Layer) -> Iterator[Line]:
 def _line(layer: Layer, finding: Finding) -> Line:
     where = finding.where
     if finding.problem:
-        if not isinstance(layer, DedicatedZmqChannelLayer) and not finding.listens:
+        if not isinstance(layer, DedicatedZmqChannelLayer) and finding.is_resolved and not finding.listens:
             text = f"{where}: no process sends at the moment; the first one that does binds the address"
             return Line(Mark.NOTE, text, "Start the application, or let it send; then examine again.")
         return Line(Mark.WRONG, f"{where}: {finding.problem}", finding.advice)

@@ -45,6 +45,7 @@ class Finding:
         problem: What is wrong with it; empty if nothing is.
         advice: What to do about that.
         is_lasting: Whether the problem stays until somebody changes a setting.
+        is_resolved: Whether its name is known.
         listens: Whether anything accepts connections at `pub`.
         version: Of its wire format; 0 if it did not answer.
         state: As it says.
@@ -59,6 +60,7 @@ class Finding:
     problem: str = ""
     advice: str = ""
     is_lasting: bool = False
+    is_resolved: bool = True
     listens: bool = False
     version: int = 0
     state: str = ""
@@ -113,11 +115,13 @@ def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[
 
 def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Finding]]:
     """Return the exchanges to reach, and what is known of those whose name cannot be resolved."""
-    if not isinstance(layer, DedicatedZmqChannelLayer):
-        return [Forwarder("", layer.address.replace(EVERYWHERE, "tcp://127.0.0.1:"))], []
+    if isinstance(layer, DedicatedZmqChannelLayer):
+        pairs, settings = layer.config.forwarders, "pull_socket_address and pub_socket_address"
+    else:
+        pairs, settings = [("", layer.address.replace(EVERYWHERE, "tcp://127.0.0.1:"))], "pub_socket_address"
     found, unresolved = [], []
     waiting: list[tuple[Forwarder, Bootstrap, threading.Thread]] = []
-    for pair in layer.config.forwarders:
+    for pair in pairs:
         forwarder = Forwarder(*pair)
         names = Bootstrap([forwarder], 1.0)
         thread = threading.Thread(target=names.look, name="channels-zmq resolving", daemon=True)
@@ -131,8 +135,8 @@ def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Fin
             found += names.known
         else:
             problem = names.problem or f"{forwarder.pub}: its name is not resolved in time"
-            advice = "Correct pull_socket_address and pub_socket_address, or the name service."
-            unresolved.append(Finding(*forwarder, problem, advice))
+            advice = f"Correct {settings}, or the name service."
+            unresolved.append(Finding(*forwarder, problem, advice, is_resolved=False))
     return list(dict.fromkeys(found)), unresolved
 
 

@@ -256,3 +256,11 @@ def test_every_address_of_a_name_is_probed(forwarder: Forwarder) -> None:
     config = {key: value.replace("127.0.0.1", "localhost") for key, value in forwarder.config.items()}
     finding = found(DedicatedZmqChannelLayer(**config))
     assert (finding.problem, finding.pull) == ("", forwarder.pull)
+
+
+def test_a_name_that_nobody_knows_is_a_problem_of_an_embedded_layer_too() -> None:
+    """Although nobody needs to listen there."""
+    (finding,) = probe(EmbeddedZmqChannelLayer(pub_socket_address="tcp://name.invalid:1"), 5.0)
+    assert not finding.is_resolved
+    assert "cannot resolve name.invalid" in finding.problem
+    assert finding.advice == "Correct pub_socket_address, or the name service."
