@@ -7,6 +7,7 @@ python demo.py dedicated    two forwarders, one of which a page can kill, two we
 import argparse
 import asyncio
 import os
+import random
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from demo_forwarders import Forwarders
 HERE = Path(__file__).resolve().parent
 READY_PATIENCE = 30.0  # seconds
 FORWARDERS = 2
+ANY = range(20_000, 32_000)
+"""Below the ports that systems give to connecting sockets, one of which could take a port that is free for a moment."""
 LOCAL = ("127.0.0.1", "localhost")
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -185,8 +188,8 @@ def answers(address: str) -> bool:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket on the first free port from this one on."""
-    for candidate in range(port, port + 100):
+    """Return a listening socket on the first free port from this one on; 0: on any."""
+    for candidate in range(port, port + 100) if port else random.sample(ANY, 100):
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -196,7 +199,8 @@ def bind(host: str, port: int) -> socket.socket:
             listener.close()
         else:
             return listener
-    raise SystemExit(f"No port from {port} to {port + 99} is free on {host}: choose others by --port.")
+    tried = f"from {port} to {port + 99}" if port else f"that was tried from {ANY.start} to {ANY.stop - 1}"
+    raise SystemExit(f"No port {tried} is free on {host}: choose others by --port.")
 
 
 def free_port_from(host: str, port: int) -> int:

@@ -65,6 +65,7 @@ async def test_what_arrives_stays_equal_to_what_is_sent_while_forwarders_are_kil
             await page.screenshot(path=Path(folder) / "counting.png")
         await expect(kill).to_be_enabled()
     await page.get_by_role("button", name="Pause").click()
+    await expect(page.locator("#state")).to_have_text("Paused")
     await expect(page.locator("#counts tr[data-equal=true]")).to_have_count(2)
     sent = await page.locator("#sent").inner_text()
     assert await counts(page) == {process: [sent, "0", "0"] for process in ("web1", "web2")}
@@ -84,6 +85,7 @@ async def test_without_forwarders_to_kill_there_is_no_button(browser: Browser) -
         await expect(page.locator("#counts tr")).to_have_count(1)
         await expect(page.get_by_role("button", name="Kill a forwarder")).to_be_hidden()
         await page.get_by_role("button", name="Pause").click()
+        await expect(page.locator("#state")).to_have_text("Paused")
         await expect(page.locator("#counts tr[data-equal=true]")).to_have_count(1)
         demo.send_signal(signal.SIGTERM)
         demo.communicate(timeout=30)

@@ -119,6 +119,7 @@ class CountingConsumer(AsyncWebsocketConsumer):
             await self._ask("forwarders.kill")
         elif wish == "pause":
             self._pause()
+            await self._give("paused", sent=self.sent)
         elif wish == "go" and self._sending is None:
             self._sending = asyncio.create_task(self._send_numbers())
 

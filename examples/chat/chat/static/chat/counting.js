@@ -27,7 +27,13 @@ const handlers = {
     const cells = rows.get(process) ?? addRow(process);
     at("sent").textContent = sent.toLocaleString("en");
     [arrived, lost, twice].forEach((count, index) => (cells[index].textContent = count.toLocaleString("en")));
-    cells[0].parentElement.dataset.equal = arrived === sent;
+    showEqual(cells[0]);
+  },
+
+  paused({ sent }) {
+    at("sent").textContent = sent.toLocaleString("en");
+    at("state").textContent = "Paused";
+    for (const [arrived] of rows.values()) showEqual(arrived);
   },
 
   forwarders({ states }) {
@@ -51,6 +57,10 @@ function addRow(process) {
   return cells;
 }
 
+function showEqual(arrived) {
+  arrived.parentElement.dataset.equal = arrived.textContent === at("sent").textContent;
+}
+
 function lamp(state, index) {
   const item = document.createElement("li");
   item.dataset.state = state;
@@ -67,4 +77,5 @@ at("kill").addEventListener("click", () => line.send({ type: "kill" }));
 at("pause").addEventListener("click", () => {
   line.send({ type: paused ? "go" : "pause" });
   showPaused(!paused);
+  at("state").textContent = "";
 });
