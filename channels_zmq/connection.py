@@ -494,7 +494,7 @@ class Connection:
         """
         if not self._transport.is_alone:
             await self._flush_everybody()
-        if self._transport.is_alone:
+        if self._transport.is_alone:  # as may have turned out just now
             with self._step:
                 self.client.empty()
 

@@ -33,10 +33,8 @@ def overview() -> str:
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run a command; return its exit code, 1 if it has failed."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # the latter is ignored otherwise by the first process of a container
+    # The first process of a container ignores SIGTERM otherwise.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         import_module(f"{__name__}.{name}").main(arguments)

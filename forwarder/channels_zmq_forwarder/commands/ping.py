@@ -13,6 +13,7 @@ from channels_zmq_forwarder.commands import target
 from channels_zmq_forwarder.commands.arguments import whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError, Target
+from channels_zmq_forwarder.commands.text import counted
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,6 +53,6 @@ def _asked(context: "zmq.Context[zmq.Socket[bytes]]", one: Target, count: int, t
             client.echo(time.monotonic() + timeout)
             trips.append((time.perf_counter() - begin) * 1000)
     security = "with CURVE" if one.keys else "without CURVE"
-    others = welcome.clients - 1  # this one
+    others = counted(welcome.clients - 1, "other client")  # without this one
     times = f"round trip {statistics.median(trips):.2f} ms (of {count}: {min(trips):.2f} to {max(trips):.2f})"
-    return f"serves {others} other client{'' if others == 1 else 's'}, {security}, wire format {wire.VERSION}; {times}"
+    return f"serves {others}, {security}, wire format {wire.VERSION}; {times}"

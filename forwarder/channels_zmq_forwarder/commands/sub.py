@@ -15,7 +15,7 @@ from channels_zmq_forwarder.commands import payloads, target
 from channels_zmq_forwarder.commands.arguments import name, whole
 from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
-from channels_zmq_forwarder.commands.text import as_json, printable
+from channels_zmq_forwarder.commands.text import as_json, counted, printable
 
 MOST_SENDERS = 10_000
 """Senders of groups whose last number is remembered; then it begins anew, and a message may be shown twice."""
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             client.hello(deadline)
             client.sync(deadline)
             client.leave()
-        print(f"listening at {len(clients)} forwarder{'s' if len(clients) > 1 else ''}", file=sys.stderr, flush=True)
+        print(f"listening at {counted(len(clients), 'forwarder')}", file=sys.stderr, flush=True)
         _show(clients, given.serializer, json_lines=given.json, count=given.count)
 
 
