@@ -126,7 +126,12 @@ class Forwarder:
         if process is None:
             return 0
         process.send_signal(number)
-        return process.wait(PATIENCE)
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # the test fails, and takes no other one along
+            process.kill()
+            process.wait()
+            raise
 
     def freeze(self) -> None:
         """Let it stand still; it can be ended by `kill` only."""
