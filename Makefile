@@ -138,8 +138,8 @@ audit: ## Look for known vulnerabilities of what the requirement files pin for P
 			-r requirements/$$name.txt || status=1; \
 	done; exit $$status
 
-bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); BASE=COMMIT: and that commit
-	$(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
+bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs redis-server); QUICK=1, BASE=COMMIT: see docs/performance.md
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(if $(BASE),--base $(BASE)) $(BENCHFLAGS)
 
 chaos: $(STAMP) ## Kill, freeze, cut and replace under load, and count exactly (CHAOSFLAGS="--short --only kill-only")
 	$(BIN)/python tests/chaos $(CHAOSFLAGS)

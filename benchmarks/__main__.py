@@ -25,13 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     if flags.what == "serializers":
         print(serializers.report(quick=flags.quick))
         return 0
-    measures = [one for one in MEASURES if flags.only in (None, one.name)]
-    settings = {"rounds": flags.rounds, "loop": flags.loop, "quick": flags.quick, "base": flags.base}
+    measures = [one for one in MEASURES if not flags.only or one.name in flags.only]
+    rounds = 1 if flags.quick and flags.rounds is None else flags.rounds
+    settings = {"rounds": rounds, "loop": flags.loop, "quick": flags.quick, "base": flags.base}
     skip = set(flags.skip)
     if flags.no_peers:
         skip |= {peer for one in measures for peer in one.peers} - set(OURS)
     try:
-        result = run(measures, flags.rounds, flags.loop, flags.quick, skip, flags.base)
+        result = run(measures, rounds, flags.loop, flags.quick, skip, flags.base)
     except ServerError as failure:
         print(failure, file=sys.stderr)
         return 2
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     comparisons = result.comparisons(flags.tolerance)
     write(path, result, measures, settings, comparisons)
     for measure in measures:
-        print(f"\n{measure.title}, medians of {flags.rounds} rounds\n")
+        print(f"\n{measure.title}, medians of {measure.rounds(rounds)} rounds\n")
         print(figures_table(measure, result.medians(measure.name)))
     if not flags.no_peers:
         print("\ngoals: ratio = ours / peer\n")
@@ -56,8 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ratios against peers, in one run.")
     parser.add_argument("what", nargs="?", choices=("layers", "serializers"), default="layers")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each peer is measured (default: 5)")
-    parser.add_argument("--only", choices=[one.name for one in MEASURES], help="measure only this")
+    parser.add_argument(
+        "--rounds", type=int, help="how often each peer is measured (default: 5, or fewer if it is long)"
+    )
+    names = [one.name for one in MEASURES]
+    parser.add_argument("--only", action="append", choices=names, help="measure only this (repeatable)")
     parser.add_argument("--skip", action="append", default=[], metavar="PEER", help="leave this peer out (repeatable)")
     parser.add_argument("--no-peers", action="store_true", help="measure only our layers, and those of --base")
     parser.add_argument("--base", metavar="COMMIT", help="also measure the library and the forwarder of this commit")

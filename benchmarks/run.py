@@ -79,13 +79,13 @@ class Entry:
 
 
 def run(
-    measures: list[Measure], rounds: int, loop: str, quick: bool, skip: set[str], base: str | None = None
+    measures: list[Measure], rounds: int | None, loop: str, quick: bool, skip: set[str], base: str | None = None
 ) -> Result:
     """Measure.
 
     Args:
         measures: What to measure.
-        rounds: How often.
+        rounds: How often; as often as each measure takes, if None.
         loop: `asyncio` or `uvloop`, for every process of every layer.
         quick: Small sizes, whose figures mean nothing.
         skip: Peers to leave out.
@@ -105,7 +105,7 @@ def run(
             base_bench = Bench(addresses, loop, quick, result.notes, tree.path)
         for measure in measures:
             pairs = [_entries(peer, bench, base_bench) for peer in measure.peers if peer not in skip]
-            for turn in range(rounds):
+            for turn in range(measure.rounds(rounds)):
                 for entry in _order(pairs, turn):
                     _measure_once(measure, entry, turn, result)
     return result

@@ -55,6 +55,7 @@ class Measure:
         peers: Whom it is measured for, ours first.
         run: Measures one peer once and returns figures by name; the end of a name is its unit.
         goals: What is asked of the figures.
+        at_most: The number of rounds, where one takes so long that few have to do.
     """
 
     name: str
@@ -62,6 +63,11 @@ class Measure:
     peers: tuple[str, ...]
     run: Callable[[Bench, str], Figures]
     goals: tuple[Goal, ...]
+    at_most: int = 5
+
+    def rounds(self, wanted: int | None) -> int:
+        """Return how many rounds to run, if the caller wants so many, or as many as it takes."""
+        return self.at_most if wanted is None else wanted
 
 
 def fresh(prefix: str) -> str:
