@@ -592,6 +592,8 @@ class Client:
         self.mailboxes.clear()
         self.normal_members.clear()
         self.gaps.clear()
+        for attachment in self.attachments:
+            attachment.credit.empty()
         self._direct_runs.restart()  # the exchange drops messages until all have answered: their gaps are no loss
         self.out.emptied = self.out.busy = True
 

@@ -272,6 +272,11 @@ class Credit:
         self._windows.clear()
         self._looks.clear()
 
+    def empty(self) -> None:
+        """Drop the jobs that are withheld; those in the mailboxes are dropped with the other messages there."""
+        for window in self._windows.values():
+            window.withheld.clear()
+
     # Housekeeping
 
     def keep(self, now: float, at_most: int = 1000) -> list[bytes]:

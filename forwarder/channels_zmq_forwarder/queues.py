@@ -81,6 +81,7 @@ class ChannelQueues:
         # A number names a message for ever: clients hand jobs back by it, also to another instance.
         self._base = self._foreign = int.from_bytes(instance[:3]) << 40
         self._first = self._number = self._base + _OURS
+        self._flushed = self._first, self._base  # the last numbers of either kind that a flush has dropped
         self._rounds = 0
         # What is due, and what has waited longest, without a look at every queue. Items of messages that have left are
         # skipped when their time comes; `_compact` bounds how many there are.
@@ -210,8 +211,13 @@ class ChannelQueues:
     def put_back(self, back: wire.Back) -> list[bytes]:
         """Return a message to its old place, because no reader took it; return the jobs that follow.
 
-        Who hands back a job of another client does not know what it contains, and is not heard.
+        Who hands back a job of another client does not know what it contains, and is not heard. A job that a flush has
+        dropped may come back after it: jobs and the answers to a flush come by different ways.
         """
+        own, foreign = self._flushed
+        if self._first < back.number <= own or self._base < back.number <= foreign:
+            self._drops["flushed"] += 1
+            return []
         queue = self.by_channel.get(back.channel)
         try:
             known = queue.reclaim(back.inbox, back.number, back.payload) if queue is not None else None
@@ -281,6 +287,7 @@ class ChannelQueues:
             self._account(channel, queue)
         for due in (self._expiry, self._since, self._pending, self._orphans):
             due.clear()
+        self._flushed = self._number, self._foreign
         return out
 
     # What is due

@@ -283,7 +283,7 @@ class Flush(NamedTuple):
 
 
 class Flushed(NamedTuple):
-    """A client has emptied itself; everything that it sent before precedes this frame."""
+    """A client has emptied itself; everything that it sent before by the same way precedes this frame."""
 
     inbox: bytes
     n: int

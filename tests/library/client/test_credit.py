@@ -688,6 +688,17 @@ def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(
     assert (backs, list(box.mail)) == ([1], [])
 
 
+def test_a_job_that_is_withheld_during_a_flush_is_dropped(credit: Credit, box: Mailbox[Reader]) -> None:
+    """It is in no mailbox then, and would return to one with the next session."""
+    wait(credit, box)
+    credit.arrived(job(1))
+    box.waiters.clear()
+    credit.leave_session()
+    credit.empty()
+    credit.begin_session(SESSION + 1, is_same=False)
+    assert list(box.mail) == []
+
+
 def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(
     credit: Credit, box: Mailbox[Reader]
 ) -> None:
