@@ -49,12 +49,20 @@ class Peer:
         Raises:
             ImportError: If the layer is not the one of `path`, whose figures would then be those of another.
         """
+        return cast(Layer, self.layer_class()(**self.config))
+
+    def layer_class(self) -> Any:
+        """Import the layer's class in the calling process.
+
+        Raises:
+            ImportError: If it is not the one of `path`.
+        """
         sys.path[:0] = self.path
         module, _, name = self.backend.rpartition(".")
         imported = importlib.import_module(module)
         if self.path and not (imported.__file__ or "").startswith(self.path):
             raise ImportError(f"{module} is {imported.__file__}, which is not in {', '.join(self.path)}")
-        return cast(Layer, getattr(imported, name)(**self.config))
+        return getattr(imported, name)
 
 
 async def close(layer: Layer) -> None:

@@ -22,10 +22,11 @@ from .measures.round_trip import ROUND_TRIP
 from .measures.sync_send import SYNC_SEND
 from .measures.throughput import THROUGHPUT
 from .measures.two_forwarders import TWO_FORWARDERS
+from .measures.websockets import WEBSOCKETS
 from .servers import servers
 from .trees import checked_out
 
-MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS, ENCRYPTION)
+MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS, ENCRYPTION, WEBSOCKETS)
 
 
 OURS = ("dedicated", "embedded", "embedded-local")

@@ -37,6 +37,7 @@ class Addresses:
     """Where the servers of this run listen; an empty string for one that was not asked for."""
 
     redis: str = ""
+    redis_pid: int = 0
     forwarder_pull: str = ""
     forwarder_pub: str = ""
     forwarder_pid: int = 0
@@ -54,6 +55,13 @@ class Running(NamedTuple):
     admin: str = ""
 
 
+class Redis(NamedTuple):
+    """A redis-server that runs."""
+
+    url: str = ""
+    pid: int = 0
+
+
 @contextmanager
 def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> Iterator[Addresses]:
     """Start the servers that these peers need, and stop them at the end.
@@ -66,12 +74,12 @@ def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> It
         ServerError: If one of them does not start.
     """
     with ExitStack() as stack:
-        redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else ""
+        redis = stack.enter_context(redis_server()) if peers & {"redis-pubsub", "redis-core"} else Redis()
         ours = Running()
         if peers & {"dedicated", "encrypted"}:
             ours = stack.enter_context(forwarder(environment or {}))
         raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
-        yield Addresses(redis, ours.pull, ours.pub, ours.pid, *raw)
+        yield Addresses(redis.url, redis.pid, ours.pull, ours.pub, ours.pid, *raw)
 
 
 def free_port() -> int:
@@ -83,8 +91,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
-    """A redis-server that keeps nothing on disk and drops no slow subscriber; yields its URL."""
+def redis_server() -> Iterator[Redis]:
+    """A redis-server that keeps nothing on disk and drops no slow subscriber."""
     program = shutil.which("redis-server")
     if program is None:
         raise ServerError("redis-server is not installed, and the Redis peers need it")
@@ -92,8 +100,8 @@ def redis_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder]
         command += ["--save", "", "--appendonly", "no", "--client-output-buffer-limit", "pubsub 0 0 0"]
-        with _process(command, Path(folder), lambda: _redis_answers(port)):
-            yield f"redis://127.0.0.1:{port}/0"
+        with _process(command, Path(folder), lambda: _redis_answers(port)) as pid:
+            yield Redis(f"redis://127.0.0.1:{port}/0", pid)
 
 
 @contextmanager

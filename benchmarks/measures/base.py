@@ -82,6 +82,11 @@ def percentile(values: list[int], percent: float) -> float:
     return ordered[rank] / 1_000
 
 
+def broker(bench: Bench, name: str) -> int:
+    """The pid of the process between the clients of a peer: the forwarder's, or that of Redis."""
+    return bench.addresses.redis_pid if name.startswith("redis") else bench.addresses.forwarder_pid
+
+
 def cpu_seconds(pid: int) -> float:
     """The CPU time of a process so far, in steps of 10 ms."""
     times = psutil.Process(pid).cpu_times()
