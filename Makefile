@@ -61,6 +61,11 @@ test-lowest: ## Run a quick subset with the lowest versions that the library and
 	.venv-lowest/bin/python -m pip check
 	.venv-lowest/bin/python -m pytest -m "not slow" tests/library tests/forwarder tests/integration/test_layers.py
 
+test-channels: ## Run Channels' own tests with our consumers in place of theirs (CHANNELS=a checkout of django/channels)
+	@test -d "$(CHANNELS)/tests" || { echo "CHANNELS=... has to be a checkout of Channels' repository"; exit 1; }
+	$(MAKE) setup VENV=.venv-channels LOCK=channels EDITABLE="-e forwarder -e ."
+	cd "$(CHANNELS)" && PYTHONPATH="$(CURDIR)/tests/support:." "$(CURDIR)/.venv-channels/bin/python" -m pytest -p lean_channels tests --ignore tests/sample_project
+
 lint: $(STAMP) ## Ruff, formatting, import contracts
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -118,7 +123,7 @@ format: $(STAMP) ## Format the code
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-LOCKS := runtime forwarder operator chat dev tests docs audit
+LOCKS := runtime forwarder operator chat dev tests docs audit channels
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-strip-extras --no-emit-index-url --no-emit-find-links $(LOCKFLAGS)
 
@@ -171,6 +176,6 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 	$(CYCLONEDX) --pyproject operator/pyproject.toml -o dist/channels_zmq_operator-$(VERSION).cdx.json requirements/operator.txt
 
 clean: ## Remove .venv, caches and build results
-	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
+	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs .venv-channels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

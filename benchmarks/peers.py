@@ -15,6 +15,8 @@ Message = dict[str, Any]
 
 # More than any measure has under way at once: a layer that drops is not faster.
 CAPACITY = 1_000_000
+LEAN = "-lean"
+"""What the name of a peer ends with if the consumers on it are those of `channels_zmq.consumers`."""
 
 
 class Layer(Protocol):
@@ -72,16 +74,17 @@ async def close(layer: Layer) -> None:
 
 
 def peer(name: str, addresses: Addresses) -> Peer:
-    """The channel layer of that name on the servers of this run.
+    """The channel layer of that name on the servers of this run, with or without `LEAN`.
 
     Args:
         name: `dedicated`, `encrypted` (the same with a key), `embedded` (reachable by TCP, on a fresh port),
             `embedded-local` (its default address), `redis-pubsub`, `redis-core` or `inmemory`.
         addresses: Where the servers listen.
     """
-    # redis-py 8 ends a blocking read after 5 s by default, which ends a consumer (channels_redis issue 422).
-    redis = {"address": addresses.redis, "socket_timeout": None}
-    match name:
+    # redis-py 8 ends a blocking read after 5 s by default, which ends a consumer (channels_redis issue 422), and it
+    # refuses a process that needs more than 100 connections at a time.
+    redis = {"address": addresses.redis, "socket_timeout": None, "max_connections": CAPACITY}
+    match name.removesuffix(LEAN):
         case "dedicated" | "encrypted":
             backend = "channels_zmq.core.DedicatedZmqChannelLayer"
             config: dict[str, object] = {

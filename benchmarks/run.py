@@ -23,6 +23,7 @@ from .measures.sync_send import SYNC_SEND
 from .measures.throughput import THROUGHPUT
 from .measures.two_forwarders import TWO_FORWARDERS
 from .measures.websockets import WEBSOCKETS
+from .peers import LEAN
 from .servers import servers
 from .trees import checked_out
 
@@ -96,7 +97,7 @@ def run(
         ServerError: If a server does not start, or if the commit cannot be run.
     """
     result = Result()
-    wanted = {peer for measure in measures for peer in measure.peers} - skip
+    wanted = {peer.removesuffix(LEAN) for measure in measures for peer in measure.peers if peer not in skip}
     with ExitStack() as stack:
         bench = Bench(stack.enter_context(servers(wanted)), loop, quick, result.notes)
         base_bench = None

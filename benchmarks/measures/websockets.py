@@ -1,7 +1,8 @@
 """A room of 1,000 WebSockets, served by two uvicorn processes with Channels consumers; one process sends to the room.
 
-The consumers do what Channels' tutorial does: they join the group, and pass on each of its messages as JSON text. The
-browsers are one process of plain TCP connections that read WebSocket frames (without compression) and check each.
+The consumers do what Channels' tutorial does: they join the group, and pass on each of its messages as JSON text; those
+of a peer with `-lean` are of `channels_zmq.consumers`, the others of Channels. The browsers are one process of TCP
+connections that read WebSocket frames (without compression) and check each.
 
 Figures. One message at a time, from before `group_send` until the last browser has it: `last_p50_us`, `last_p99_us`;
 `cpu_us_per_delivery` is the CPU time of the sender, the servers and the forwarder or Redis meanwhile, for each browser
@@ -23,11 +24,12 @@ import uvicorn
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 
-from benchmarks.crew import Crew, Line, Worker, WrongResultError
+from benchmarks.crew import Crew, Line, Reports, Worker, WrongResultError
 from benchmarks.goals import Goal
 from benchmarks.messages import TEXT
-from benchmarks.peers import Peer, close
+from benchmarks.peers import LEAN, Peer, close
 from benchmarks.servers import free_port
+from channels_zmq import consumers
 
 from .base import Bench, Figures, Measure, broker, cpu_seconds, fresh, percentile
 
@@ -39,6 +41,9 @@ UNDER_WAY = 4
 LOADS = (20, 50, 80)
 """Percent of the rate."""
 PACED_SECONDS = 3.0
+TEXT_FRAME, PING, PONG = 0x81, 0x89, 0x8A
+"""First bytes of WebSocket frames."""
+MASKED = 0x80
 LONG_FRAME, HUGE_FRAME = 126, 127
 """Lengths in the second byte of a WebSocket frame that say: the length follows in 2 bytes, or in 8."""
 
@@ -49,7 +54,7 @@ def run(bench: Bench, name: str) -> Figures:
     peer, room, ports = bench.peer(name), fresh("room"), [free_port() for _ in range(SERVERS)]
     with bench.crew() as crew:
         one, other = crew.link()
-        servers = [crew.start(serve, peer, room, port) for port in ports]
+        servers = [crew.start(serve, peer, room, port, name.endswith(LEAN)) for port in ports]
         for server in servers:
             crew.take(server)
         browsers = crew.start(browse, other, ports, sockets)
@@ -74,7 +79,8 @@ def run(bench: Bench, name: str) -> Figures:
             reached = _ask(crew, browsers, "times")
             late = [at - planned[number] for number, when in reached.items() if number in planned for at in when]
             figures[f"load_{load}_p99_us"] = percentile(late, 99)
-        for worker in (sender, browsers, *servers):
+        _ask(crew, browsers, "end")
+        for worker in (sender, *servers):
             worker.line.put("end")
     return figures
 
@@ -88,12 +94,12 @@ def _cpu(crew: Crew, workers: tuple[Worker, ...]) -> float:
     return sum(float(_ask(crew, worker, "cpu")) for worker in workers)
 
 
-async def serve(line: Line, peer: Peer, room: str, port: int) -> None:
-    """Serve the room by one process."""
+async def serve(line: Line, peer: Peer, room: str, port: int, lean: bool) -> None:
+    """Serve the room by one process, with our consumers or those of Channels."""
     peer.layer_class()
     settings.configure(CHANNEL_LAYERS={"default": {"BACKEND": peer.backend, "CONFIG": peer.config}})
 
-    class Room(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
+    class Room(consumers.AsyncWebsocketConsumer if lean else AsyncWebsocketConsumer):  # type: ignore[misc] # no type information
         groups = (room,)
 
         async def chat_message(self, event: dict[str, Any]) -> None:
@@ -108,7 +114,7 @@ async def serve(line: Line, peer: Peer, room: str, port: int) -> None:
     line.put("ready")
     while await line.aget() == "cpu":
         line.put(time.process_time())
-    server.should_exit = server.force_exit = True
+    server.should_exit = True
     await serving
 
 
@@ -157,9 +163,9 @@ async def _paced(link: Line, send_next: Any, count: int, interval: int) -> dict[
     return planned
 
 
-async def browse(line: Line, link: Line, ports: list[int], sockets: int) -> None:
+async def browse(line: Reports, link: Line, ports: list[int], sockets: int) -> None:
     """Be all browsers; report to the sender when the last one has a message."""
-    loop, room = asyncio.get_running_loop(), _Room(link, sockets)
+    loop, room = asyncio.get_running_loop(), _Room(line, link, sockets)
     browsers: list[_Browser] = []
     for number in range(sockets):
         _, browser = await loop.create_connection(lambda: _Browser(room), "127.0.0.1", ports[number % len(ports)])
@@ -172,13 +178,15 @@ async def browse(line: Line, link: Line, ports: list[int], sockets: int) -> None
     for browser in browsers:
         browser.is_ending = True
         browser.transport.close()
+    line.put("closed")
 
 
 class _Room:
     """When each message arrived, at any browser."""
 
-    def __init__(self, link: Line, sockets: int) -> None:
+    def __init__(self, line: Reports, link: Line, sockets: int) -> None:
         self.times: defaultdict[int, list[int]] = defaultdict(list)
+        self.fail = line.fail
         self._link, self._sockets = link, sockets
         self._texts: list[bytes] = []
 
@@ -213,7 +221,11 @@ class _Browser(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.is_ending:
-            raise WrongResultError(f"a browser was disconnected after {self._expected} messages: {error}")
+            self._fail(f"a browser was disconnected after {self._expected} messages: {error}")
+
+    def _fail(self, reason: str) -> None:
+        self.is_ending = True
+        self._room.fail(WrongResultError(reason))
 
     def data_received(self, data: bytes) -> None:
         self._data += data
@@ -222,18 +234,22 @@ class _Browser(asyncio.Protocol):
             if not separator:
                 return
             if not head.startswith(b"HTTP/1.1 101"):
-                self.is_open.set_exception(WrongResultError(f"the server answered {head[:64]!r}"))
+                self._fail(f"the server answered {head[:64]!r}")
                 return
             self._data = rest
             self.is_open.set_result(None)
         while (frame := self._next_frame()) is not None:
-            if frame != self._room.text(self._expected):
-                raise WrongResultError(f"a browser got {frame[:64]!r} instead of message {self._expected}")
-            self._room.arrived(self._expected)
-            self._expected += 1
+            kind, payload = frame
+            if kind == PING:
+                self.transport.write(bytes((PONG, MASKED | len(payload), 0, 0, 0, 0)) + payload)
+            elif kind == TEXT_FRAME and payload == self._room.text(self._expected):
+                self._room.arrived(self._expected)
+                self._expected += 1
+            else:
+                self._fail(f"a browser got {payload[:64]!r} instead of message {self._expected}")
 
-    def _next_frame(self) -> bytes | None:
-        """Return the payload of the next whole text frame; those of servers are not masked."""
+    def _next_frame(self) -> tuple[int, bytes] | None:
+        """Return the kind and the payload of the next whole frame; those of servers are not masked."""
         data, begin = self._data, 2
         if len(data) < begin:
             return None
@@ -244,13 +260,13 @@ class _Browser(asyncio.Protocol):
         if len(data) < begin + length:
             return None
         self._data = data[begin + length :]
-        return data[begin : begin + length]
+        return data[0], data[begin : begin + length]
 
 
 WEBSOCKETS = Measure(
     "websockets",
     "a room of 1,000 WebSockets on two uvicorn processes",
-    ("dedicated", "redis-pubsub", "redis-core"),
+    ("dedicated" + LEAN, "dedicated", "redis-pubsub" + LEAN, "redis-pubsub", "redis-core"),
     run,
     (
         *(

@@ -16,14 +16,19 @@ from channels.worker import Worker
 from django.conf import settings
 from forwarders import PATIENCE, until
 
+from channels_zmq import consumers
+
 Make = Callable[..., Any]
 Run = Callable[..., Any]
 
 
-class Room(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
-    """Sends what it hears to everybody in the room; a text after `/` is a job."""
+class Talk:
+    """Sends what it hears to everybody in the room; a text after `/` is a job. To be put before a consumer."""
 
     groups = ("room",)
+    channel_layer: Any
+    channel_name: str
+    send: Any
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         if text_data and text_data.startswith("/"):
@@ -36,7 +41,7 @@ class Room(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type
         await self.send(event["text"])
 
 
-class JsonRoom(JsonWebsocketConsumer):  # type: ignore[misc] # as above
+class JsonRoom(JsonWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
     """The same room for those who speak JSON, by handlers that run in threads."""
 
     groups = ("room",)
@@ -54,6 +59,12 @@ class Jobs(SyncConsumer):  # type: ignore[misc] # as above
     def work(self, event: dict[str, Any]) -> None:
         answer = {"type": "said", "text": event["text"].upper()}
         async_to_sync(self.channel_layer.send)(event["reply"], answer)
+
+
+@pytest.fixture(params=[AsyncWebsocketConsumer, consumers.AsyncWebsocketConsumer], ids=["channels", "lean"])
+def room(request: pytest.FixtureRequest) -> Any:
+    """The room by the consumers of Channels, and by ours."""
+    return type("Room", (Talk, request.param), {})
 
 
 @pytest.fixture
@@ -90,11 +101,11 @@ async def worker(layer: Any) -> AsyncIterator[None]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, run: Run) -> None:
+def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, room: Any, run: Run) -> None:
     """Asynchronous and synchronous consumers in one group, each of which gets each message once."""
 
     async def scenario() -> None:
-        async with visitor(Room) as ada, visitor(Room) as bo, visitor(JsonRoom) as cy:
+        async with visitor(room) as ada, visitor(room) as bo, visitor(JsonRoom) as cy:
             for speaker, text in ((ada, "one"), (bo, "two")):
                 await speaker.send_to(text)
                 assert [await hearer.receive_from(PATIENCE) for hearer in (ada, bo)] == [text, text]
@@ -108,11 +119,11 @@ def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, run:
     run(scenario())
 
 
-def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> None:
+def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, room: Any, run: Run) -> None:
     """A consumer that ended takes nothing along."""
 
     async def scenario() -> None:
-        async with visitor(Room) as ada:
+        async with visitor(room) as ada:
             async with visitor(JsonRoom):
                 await ada.send_to("before")
                 assert await ada.receive_from(PATIENCE) == "before"
@@ -125,11 +136,11 @@ def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> 
 
 
 @pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")  # by asgiref's own worker
-def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, run: Run) -> None:
+def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, room: Any, run: Run) -> None:
     """A normal channel there, a process-specific channel back; nobody else hears the answer."""
 
     async def scenario() -> None:
-        async with worker(layer), visitor(Room) as ada, visitor(Room) as bo:
+        async with worker(layer), visitor(room) as ada, visitor(room) as bo:
             for number in range(20):
                 await ada.send_to(f"/ada {number}")
                 await bo.send_to(f"/bo {number}")
@@ -143,13 +154,13 @@ def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: An
     run(scenario())
 
 
-def test_closing_the_layer_ends_consumers_without_an_error(layer: Any, run: Run) -> None:
+def test_closing_the_layer_ends_consumers_without_an_error(layer: Any, room: Any, run: Run) -> None:
     """Whether they wait for the layer or are busy in a handler when it happens: `StopConsumer` is their end."""
 
     async def scenario() -> None:
         goes_on = asyncio.Event()
 
-        class Busy(Room):
+        class Busy(room):  # type: ignore[misc] # made by a fixture
             async def said(self, event: dict[str, Any]) -> None:
                 await self.send("busy")
                 await goes_on.wait()  # until then nobody receives from its channel

@@ -1,0 +1,93 @@
+"""Consumers for WebSockets that cost less CPU for each message than Channels' own. They work with any channel layer.
+
+Replace the import, and nothing else:
+
+    from channels_zmq.consumers import AsyncWebsocketConsumer  # instead of channels.generic.websocket
+
+Theory of operation. For each message, Channels goes to another thread to close old database connections, makes a task
+that waits for the next message, and waits for the tasks of both sources. Here the other thread has nothing to do while
+no database connection is open, and one task for each source lives as long as the consumer does. What an application can
+see is the same: handlers run one at a time, in one context, and an exception of any of them ends the consumer.
+"""
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from channels.consumer import get_handler_name
+from channels.db import aclose_old_connections
+from channels.exceptions import StopConsumer
+from channels.generic import websocket
+from channels.layers import get_channel_layer
+
+from channels_zmq import databases
+
+Message = dict[str, Any]
+Source = Callable[[], Awaitable[Message]]
+
+
+class LeanDispatch:
+    """How a consumer gets its messages: to be put before the base class of an asynchronous consumer.
+
+    It does not fit `SyncConsumer`, whose handlers run in threads anyway.
+    """
+
+    channel_layer_alias: str
+    scope: Any
+    channel_layer: Any
+    channel_name: str
+    channel_receive: Source
+    base_send: Callable[[Message], Awaitable[None]]
+
+    async def __call__(self, scope: Any, receive: Source, send: Callable[[Message], Awaitable[None]]) -> None:
+        """Serve one connection, as an ASGI application."""
+        self.scope, self.base_send = scope, send
+        self.channel_layer = get_channel_layer(self.channel_layer_alias)
+        sources = [receive]
+        if self.channel_layer is not None:
+            self.channel_name = await self.channel_layer.new_channel()
+            self.channel_receive = functools.partial(self.channel_layer.receive, self.channel_name)
+            sources.append(self.channel_receive)
+        turn, context = asyncio.Lock(), contextvars.copy_context()
+        tasks = [asyncio.create_task(self._dispatch_all(source, turn), context=context) for source in sources]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = [task for task in tasks if task.done()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in ended:
+            try:
+                task.result()
+            except StopConsumer:
+                return
+
+    async def _dispatch_all(self, source: Source, turn: asyncio.Lock) -> None:
+        while True:
+            message = await source()
+            async with turn:
+                await self.dispatch(message)
+
+    async def dispatch(self, message: Message) -> None:
+        """Call the handler for a message.
+
+        Raises:
+            ValueError: If there is no handler for its type.
+        """
+        handler = getattr(self, get_handler_name(message), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {message['type']}")
+        if databases.has_open_connection():
+            await aclose_old_connections()
+        await handler(message)
+
+
+class AsyncWebsocketConsumer(LeanDispatch, websocket.AsyncWebsocketConsumer):  # type: ignore[misc] # no type information
+    """Channels' consumer of this name, with less CPU for each message."""
+
+
+class AsyncJsonWebsocketConsumer(LeanDispatch, websocket.AsyncJsonWebsocketConsumer):  # type: ignore[misc] # as above
+    """Channels' consumer of this name, with less CPU for each message."""
