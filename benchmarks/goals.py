@@ -1,10 +1,12 @@
 """What the project asks of its figures: a ratio to a figure of the same run, or a share that no machine changes."""
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Medians = Mapping[str, Mapping[str, float]]
+Figures = Mapping[str, Mapping[str, Mapping[int, float]]]
+"""peer -> figure -> round -> value"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Goal:
         factor: The limit.
         ours: Which of our layers.
         than: The name of the peer's figure, if it is another one.
+        headline: What the README calls it; without one it is in the table of all goals alone.
     """
 
     figure: str
@@ -26,26 +29,38 @@ class Goal:
     factor: float
     ours: str = "dedicated"
     than: str = ""
+    headline: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A goal and what was found; `met` is None when one of the two was not measured."""
+    """A goal and what was found: medians, their ratio, and the extremes of the ratios of the single rounds.
+
+    `met` is None when one of the two was not measured.
+    """
 
     measure: str
     goal: Goal
-    ours: float | None
-    peer: float | None
-    ratio: float | None
-    met: bool | None
+    ours: float | None = None
+    peer: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    met: bool | None = None
 
 
-def judge(measure: str, goal: Goal, medians: Medians) -> Verdict:
-    """Compare the medians of a measure with a goal."""
-    ours = medians.get(goal.ours, {}).get(goal.figure)
-    peer = medians.get(goal.peer, {}).get(goal.than or goal.figure) if goal.peer else 1.0
-    if ours is None or not peer:
-        return Verdict(measure, goal, ours, peer, None, None)
-    ratio = ours / peer
+def judge(measure: str, goal: Goal, figures: Figures) -> Verdict:
+    """Compare the figures of a measure with a goal."""
+    ours = figures.get(goal.ours, {}).get(goal.figure, {})
+    peer = figures.get(goal.peer, {}).get(goal.than or goal.figure, {}) if goal.peer else dict.fromkeys(ours, 1.0)
+    ours_median, peer_median = _median(ours), _median(peer)
+    if ours_median is None or not peer_median:
+        return Verdict(measure, goal, ours_median, peer_median)
+    ratio = ours_median / peer_median
+    ratios = [ratio, *(ours[turn] / peer[turn] for turn in ours.keys() & peer.keys() if peer[turn])]
     met = ratio <= goal.factor if goal.relation == "<=" else ratio >= goal.factor
-    return Verdict(measure, goal, ours, peer, ratio, met)
+    return Verdict(measure, goal, ours_median, peer_median, ratio, min(ratios), max(ratios), met)
+
+
+def _median(rounds: Mapping[int, float]) -> float | None:
+    return statistics.median(rounds.values()) if rounds else None

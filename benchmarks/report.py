@@ -38,12 +38,12 @@ def machine() -> dict[str, object]:
 
 
 def goals_table(verdicts: list[Verdict], titles: dict[str, str]) -> str:
-    """One line a goal: measure, ours, the peer's figure, the ratio, the goal, met or missed."""
+    """One line a goal: measure, ours, the peer's figure, the ratio with its extremes, the goal, met or missed."""
     rows = [("measure", "figure", "ours", "peer", "ratio", "goal", "")]
     for one in verdicts:
         goal = one.goal
         state = {True: "met", False: "MISSED", None: "not measured"}[one.met]
-        ratio = "-" if one.ratio is None else f"{one.ratio:.2f}"
+        ratio = "-" if one.ratio is None else f"{one.ratio:.2f} ({one.low:.2f}-{one.high:.2f})"
         rows.append(
             (
                 titles[one.measure],
@@ -102,6 +102,7 @@ def write(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "settings": settings,
+        "titles": {measure.name: measure.title for measure in measures},
         "measures": figures,
         "goals": [asdict(one) for one in result.verdicts(measures)],
         "comparisons": [asdict(one) for one in comparisons],

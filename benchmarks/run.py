@@ -58,7 +58,7 @@ class Result:
 
     def verdicts(self, measures: list[Measure]) -> list[Verdict]:
         """Every goal of these measures, judged."""
-        return [judge(one.name, goal, self.medians(one.name)) for one in measures for goal in one.goals]
+        return [judge(one.name, goal, self.figures.get(one.name, {})) for one in measures for goal in one.goals]
 
     def comparisons(self, tolerance: float) -> list[Comparison]:
         """Every figure of ours beside that of the base."""

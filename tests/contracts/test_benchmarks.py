@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import webhook
+from benchmarks import pages, webhook
 from benchmarks.comparison import compare
 from benchmarks.crew import Crew, CrewError, Line, WrongResultError
 from benchmarks.goals import Goal, judge
@@ -231,9 +232,63 @@ def test_a_process_that_vanishes_is_noticed() -> None:
 def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing() -> None:
     """Ours divided by the peer's; nothing is met that was not measured."""
     goal = Goal("p50_us", "raw", "<=", 1.25)
-    assert judge("m", goal, {"dedicated": {"p50_us": 120.0}, "raw": {"p50_us": 100.0}}).met is True
-    assert judge("m", goal, {"dedicated": {"p50_us": 126.0}, "raw": {"p50_us": 100.0}}).met is False
-    assert judge("m", goal, {"raw": {"p50_us": 100.0}}).met is None
+    raw = {"raw": {"p50_us": rounds(100, 120, 80)}}
+    found = judge("m", goal, {"dedicated": {"p50_us": rounds(120, 60, 200)}} | raw)
+    assert (found.met, found.ratio, found.low, found.high) == (True, 1.2, 0.5, 2.5)
+    assert judge("m", goal, {"dedicated": {"p50_us": rounds(126)}} | raw).met is False
+    assert judge("m", goal, raw).met is None
+
+
+def test_a_goal_may_name_another_figure_or_none() -> None:
+    """A figure of the peer with another name, or a share that no machine changes."""
+    figures = {"dedicated": {"late_us": rounds(50), "lost": rounds(0)}, "raw": {"p50_us": rounds(100)}}
+    assert judge("m", Goal("late_us", "raw", "<=", 1.0, than="p50_us"), figures).ratio == 0.5
+    found = judge("m", Goal("lost", "", "<=", 0), figures)
+    assert (found.ratio, found.met) == (0, True)
+
+
+def test_pages_show_what_a_run_found() -> None:
+    """Medians with units, the ratio, and the goal; only goals with a headline are in the README and in the plot."""
+    goals = [
+        Goal("p50_us", "redis-core", "<=", 0.5, headline="a round trip"),
+        Goal("messages_per_s", "redis-core", ">=", 2),
+    ]
+    figures = {
+        "dedicated": {"p50_us": rounds(1_200), "messages_per_s": rounds(3_000)},
+        "redis-core": {"p50_us": rounds(4_800), "messages_per_s": rounds(2_000)},
+    }
+    run = {
+        "titles": {"m": "the measure"},
+        "goals": [asdict(judge("m", goal, figures)) for goal in goals],
+        "measures": {
+            "m": {peer: {name: {"median": one[0]} for name, one in each.items()} for peer, each in figures.items()}
+        },
+    }
+    assert list(pages.headlines(run))[2:] == [
+        "| a round trip | dedicated 1.2 ms | Redis core 4.8 ms | 0.25 | at most 0.5, met |"
+    ]
+    assert list(pages.goals(run))[3] == (
+        "| the measure | `messages_per_s` | dedicated 3,000/s | Redis core 2,000/s | 1.5 (1.5-1.5) "
+        "| at least 2, missed |"
+    )
+    assert list(pages.figures(run, "m"))[2] == "| `p50_us` | 1.2 ms | 4.8 ms |"
+    texts = [one.text for one in ET.fromstring(pages.plot(run)).findall("{*}text")]
+    assert "a round trip / Redis core" in texts
+    assert "4" in texts
+    assert not any("messages" in str(text) for text in texts)
+
+
+def test_the_latency_plot_has_a_curve_for_each_peer() -> None:
+    """Three loads each, further right for a layer that carries more."""
+    loads = {f"load_{load}_p99_us": {"median": 1_000.0 * load} for load in (20, 50, 80)}
+    peers = {
+        "dedicated": loads | {"messages_per_s": {"median": 40}},
+        "redis-core": loads | {"messages_per_s": {"median": 20}},
+    }
+    lines = ET.fromstring(pages.latency_plot({"measures": {"websockets": peers}})).findall("{*}polyline")
+    ends = [float(line.attrib["points"].split()[-1].partition(",")[0]) for line in lines]
+    assert len(ends) == 2
+    assert ends[0] > ends[1]
 
 
 def test_percentiles_are_nearest_ranks_in_microseconds() -> None:
