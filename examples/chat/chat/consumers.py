@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from channels.exceptions import ChannelFull
-from channels.generic.websocket import AsyncWebsocketConsumer
 
+from channels_zmq.consumers import AsyncWebsocketConsumer
 from chat import jobs, rooms
 
 logger = logging.getLogger(__name__)
