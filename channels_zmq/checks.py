@@ -46,7 +46,7 @@ def check_deployment(**given: Any) -> list[django.CheckMessage]:
         elif entry.layer is not None and is_alone(entry.layer):
             out += _alone(entry.alias, entry.layer.address)
         elif entry.layer is not None:
-            # That nobody listens at an embedded address is no fault: nothing may have been sent so far.
+            # An embedded address without a listener is not a fault: the producer binds with its first message.
             findings = [one for one in probe(entry.layer, PATIENCE) if one.pull or one.listens or not one.is_resolved]
             out += [_finding(entry.alias, one) for one in findings if one.problem]
     return out

@@ -393,7 +393,7 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
 
 
 def _announce(serializer: Serializer, lost: str | None, restored: str | None, change: LinkChange) -> bytes | None:
-    """Return the message that announces a change of the link to consumers, None if nobody wants it."""
+    """Return the message that announces a change of the link to consumers, None if no hook is configured."""
     if isinstance(change, LinkLost):
         return serializers.pack(serializer, {"type": lost}) if lost else None
     return serializers.pack(serializer, {"type": restored, "missed": change.missed}) if restored else None

@@ -152,7 +152,7 @@ class Keyring:
         start = _HEAD.size + size
         topic, context = sealed[_HEAD.size : start], sealed[:start]
         if not topic:
-            context += place  # a topic, if it should name one: nobody seals that
+            context += place  # if it names a topic, the payload is not opened: no sender seals for one here
         elif topic != place and not may_be_a_copy:
             return None
         if version != _VERSION:

@@ -1,10 +1,9 @@
 """Which event loops watch a connection's descriptor, and how a waiter on any of them is woken.
 
 Theory of operation. ZeroMQ's descriptor is edge-triggered: it becomes readable when the state of its socket changes,
-and stays silent about input that was there before. So a loop that begins to watch drains once, and whoever operates
-on the socket looks for input afterwards. Every loop with a waiter watches by itself, since another loop that would
-watch in its place may stop at any moment. Beside these the *attached* loop watches: the one that last read from a
-channel.
+and stays silent about input that was there before. So a loop that begins to watch drains once, and every operation
+on the socket is followed by a check for input. Every loop with a waiter watches by itself, since another may stop
+at any moment. In addition, the *attached* loop watches: the one that last read from a channel.
 
 Some loops cannot watch: asyncio's Proactor, and on Windows any. The housekeeper reads for them, as it does while no
 loop runs at all, and wakes their waiters; `_watch_by` decides which ones these are.
@@ -68,7 +67,7 @@ def wake(waiters: Iterable[Waiter]) -> None:
     for waiter in waiters:
         future = waiter.future
         if waiter.loop is not here:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, and its waiters with it
                 waiter.loop.call_soon_threadsafe(_settle, future)
         elif not future.done():
             future.set_result(None)

@@ -83,7 +83,7 @@ def topic(name: object, prefix: str = "") -> Topic:
 class OwnNames:
     """Makes the names of the process-specific channels of one process, and recognizes them later.
 
-    A name ends with a random part and a code of it that only this process can make. So nobody else can make this
+    A name ends with a random part and a code of it that only this process can make. So no other process can make this
     process keep messages for a channel that it never had, and it need not remember the names.
 
     Args:

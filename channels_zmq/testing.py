@@ -39,7 +39,7 @@ class NoMessage(AssertionError):
 
 @contextmanager
 def embedded_layer(config: Mapping[str, Any] | None = None, *, alias: str = "default") -> Iterator[Layer]:
-    """Put an embedded layer of this process alone in the place of an alias, with an address that nobody else has.
+    """Put an embedded layer of this process alone in the place of an alias, with an address that no other process uses.
 
     Args:
         config: Keys of CONFIG.
@@ -58,7 +58,7 @@ def embedded_layer(config: Mapping[str, Any] | None = None, *, alias: str = "def
 def dedicated_layer(
     addresses: Mapping[str, Any], config: Mapping[str, Any] | None = None, *, alias: str = "default"
 ) -> Iterator[Layer]:
-    """Put a dedicated layer in the place of an alias, with a prefix that nobody else has.
+    """Put a dedicated layer in the place of an alias, with a prefix that no other process uses.
 
     A prefix keeps apart what shares a forwarder. `flush` is refused with one.
 
@@ -176,7 +176,7 @@ class GroupListener:
             timeout: Seconds to wait for it.
 
         Raises:
-            NoMessage: If there is none in time; an `AssertionError`.
+            NoMessage: If no message arrives in time; an `AssertionError`.
         """
         try:
             return dict(await asyncio.wait_for(self._layer.receive(self._channel), timeout))

@@ -50,7 +50,7 @@ class Upstream(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A frame for the producers' way that nobody waits for.
+    """A frame for the producers' way that is not answered.
 
     Attributes:
         frame: What is sent.
@@ -71,7 +71,7 @@ class Output:
 
     Attributes:
         upstream: Frames for the subscribers' way, in order.
-        replies: Frames for the producers' way that nobody waits for.
+        replies: Frames for the producers' way that are not answered.
         session: Frames about the session with an exchange, for the transport, and the exchange.
         emptied: Whether the transport must drop the messages that it holds, before anything else.
         changes: Of the link to the exchange, to announce to consumers once the lock is released.
@@ -145,7 +145,7 @@ class Client:
         idle: Seconds after which an unused mailbox is forgotten.
         window: Frames that each exchange may leave unacknowledged.
         window_bytes: Bytes that they may have together.
-        session: The number before that of the first session. Nobody else can guess a random one.
+        session: The number before that of the first session. Other processes cannot guess a random one.
         clock: Monotonic seconds.
     """
 
@@ -478,7 +478,7 @@ class Client:
             self.out.wake.append(request.waiter)
 
     def answer_for_nobody(self) -> None:
-        """Answer the requests to all exchanges by OK: there is none that could."""
+        """Answer the requests to all exchanges with OK, because no exchange exists."""
         for number, request in self.requests.answer_for_nobody(Status.OK):
             self._complete(number, request)
 

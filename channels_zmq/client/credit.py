@@ -6,7 +6,7 @@ number of jobs that it has handed over is below the absolute `limit` that we sen
 
 - The window is what was received, room for each waiting reader, and `prefetch` more while readers keep coming.
 - A job is *settled* once a reader has taken it or it went back; until then it counts against the channel's capacity.
-- A job that no reader takes within `GRACE` goes back to the exchange, to its old place.
+- A job that no reader takes within `GRACE` is returned to the exchange, to its old place.
 - When a connection dies, the exchange learns how many jobs have arrived. The others are put back and are read once.
 - Once a second the exchange is asked how many jobs it has handed over in total, which reveals lost ones.
 - A channel that was not read for a while is forgotten on both sides.
@@ -197,7 +197,7 @@ class Credit:
     def leave_session(self, *, loses_frames: bool = True) -> list[bytes]:
         """Take no more jobs of the session, and return the frames that say which ones were read or wait for a reader.
 
-        The last ones to arrive that nobody has read count as not arrived, and are withheld: the exchange puts them back
+        The last unread ones to arrive count as not arrived, and are withheld: the exchange puts them back
         with the others, so that the capacity of the channel stays exact. The frames are the same until the next session
         has begun, since the exchange may not have received them.
 

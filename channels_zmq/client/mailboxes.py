@@ -20,7 +20,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from channels_zmq.client.deadlines import Deadlines
 
 MAX_UNCLAIMED = 10_000
-"""Channels that nobody reads, or reads any more, whose messages are kept."""
+"""Channels without a reader whose messages are kept."""
 
 
 class Wakeable(Protocol):
@@ -134,7 +134,7 @@ class Mailbox(Generic[Waiter]):
 
     @property
     def is_unused(self) -> bool:
-        """Whether nothing is here, nobody waits here, and nobody counts on the mailbox."""
+        """Whether the mailbox holds nothing, has no reader, and is not needed by a membership or a window."""
         return not (self.mail or self.waiters or self.memberships or self.windows)
 
     @property

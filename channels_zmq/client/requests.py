@@ -89,7 +89,7 @@ class Requests(Generic[Waiter]):
         self._open.pop(number, None)
 
     def answered(self, number: int, answer: int | Exception, exchange: object = None) -> Request[Waiter] | None:
-        """Note an answer; return its request if that completes it, None if it does not or nobody waits for it.
+        """Note an answer; return its request if that completes it, None if it does not, or if the request has ended.
 
         Args:
             number: Of the request.

@@ -2,7 +2,7 @@
 
 In the data-flow diagram this stands between the client and the mailboxes. A payload is opened once, however many
 members of its group are here, and what waits in their mailboxes is plain. Messages of normal channels stay sealed until
-a reader takes them, since those that nobody takes go back to the exchange.
+a reader takes them, since the exchange gets back those that are not taken.
 """
 
 from typing import Any, Protocol

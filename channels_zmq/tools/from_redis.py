@@ -61,7 +61,7 @@ def translate(layers: Mapping[str, Any], pull: str, pub: str) -> list[Translatio
         pub: Its `pub_socket_address`.
 
     Raises:
-        ToolError: If there is none, if an entry is not a layer's, or if the addresses are invalid.
+        ToolError: If the settings contain no layer, if an entry is invalid, or if the addresses are.
     """
     found = [
         _translated(alias, given["BACKEND"], given.get("CONFIG") or {}, pull, pub)

@@ -45,7 +45,7 @@ class Entry:
     Attributes:
         alias: Of the layer.
         backend: Its class, as the settings name it.
-        layer: A layer of ours that nobody uses so far; None if it is not ours, or if it cannot be made.
+        layer: A layer of this package, not in use yet; None for another backend, or if it cannot be created.
         fault: Why it cannot be made, or why its keys cannot be used.
         missing_file: A file of keys that does not exist; it may be mounted later.
     """

@@ -25,14 +25,14 @@ def parsed(text: str) -> Message:
     """Return the message that a text of JSON describes.
 
     Raises:
-        ToolError: If it is no JSON, no object, or has no type; names the place.
+        ToolError: If it is not a JSON object with a type; names the place.
     """
     try:
         message = json.loads(text)
     except json.JSONDecodeError as error:
         shown = printable(text[max(0, error.pos - 20) : error.pos + 20])
         place = f"line {error.lineno} column {error.colno}"
-        raise ToolError(f"the message is no JSON: {error.msg} at {place}, near {shown!r}") from None
+        raise ToolError(f"the message is invalid JSON: {error.msg} at {place}, near {shown!r}") from None
     if not isinstance(message, dict):
         raise ToolError(f'a message is a JSON object such as {{"type": "chat.message"}}, not {printable(text)}')
     if not isinstance(message.get("type"), str):
@@ -64,7 +64,7 @@ async def _taken(layer: Layer) -> None:
     until = time.monotonic() + timeout
     while (stats := layer.stats())["held"] or not stats["connected"]:
         if time.monotonic() > until:
-            problem = f"nobody at {layer.address} has taken the message within {timeout:g} s (connect_timeout)"
+            problem = f"no process at {layer.address} has taken the message within {timeout:g} s (connect_timeout)"
             raise ToolError(f"{problem}: `manage.py channels_zmq doctor` says why")
         await asyncio.sleep(LOOK_EVERY)
 
@@ -114,8 +114,8 @@ async def listen(
 def _refuse_alone(layer: Layer, what: str) -> None:
     if is_alone(layer):
         raise ToolError(
-            f"the embedded layer at {layer.address} reaches only its own process, so there is nobody to {what} here: "
-            "give it a tcp:// or ipc:// address, or use DedicatedZmqChannelLayer"
+            f"the embedded layer at {layer.address} reaches only its own process, so there is no process to {what} "
+            "here: give it a tcp:// or ipc:// address, or use DedicatedZmqChannelLayer"
         )
 
 

@@ -242,7 +242,7 @@ class _Probe:
         except _Problem as found:
             finding.problem, finding.advice, finding.is_lasting = found.problem, found.advice, found.is_lasting
         except wire.FrameError as error:
-            finding.problem = f"{finding.pub} answers what is no frame of a forwarder: {error}"
+            finding.problem = f"{finding.pub} answers with an invalid frame: {error}"
             finding.advice = "Correct pub_socket_address: another ZeroMQ program has this port."
         except zmq.ZMQError as error:
             finding.problem = f"{finding.where}: {error.strerror}"

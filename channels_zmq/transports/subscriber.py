@@ -197,7 +197,7 @@ class Subscriber:
         """Close the socket and its monitor."""
         self._socket.disable_monitor()
         self.monitor.close(linger=0)
-        self._socket.close(linger=None if self.is_connected else 0)  # nobody would take what is left
+        self._socket.close(linger=None if self.is_connected else 0)  # no exchange would receive the rest
 
     def say_hello(self) -> None:
         """Send the hello of this session, again if need be."""

@@ -77,9 +77,9 @@ class Transport(Protocol):
         """Send a frame the producers' way to one exchange, or hold it; return whether input is there now.
 
         Args:
-            frame: A request, or a frame that nobody waits for.
+            frame: A request, or a frame that is not answered.
             deadline: Monotonic seconds until which it is held.
-            number: Of the request; 0 if nobody waits for an answer.
+            number: Of the request; 0 if the frame is not answered.
             key: Chooses the exchange: frames with the same key keep their order.
             must: Whether it is held even if the outbox is full.
 

@@ -188,7 +188,7 @@ class Connections:
 class TcpSockets:
     """The TCP connections of this process to some of its ports, and their listeners, on Linux.
 
-    Unlike `Connections` it sees those as well whose events nobody has read yet, and may be used by any thread.
+    Unlike `Connections` it sees those as well whose events have not been read yet, and may be used by any thread.
     """
 
     def __init__(self, ports: Collection[int]) -> None:

@@ -10,7 +10,7 @@ Pure: the exchange reports its clients and their frames, and publishes the messa
   detach delays this for half of the time at most, and gets none.
 - All messages of a channel are returned to one client, in the order of the queue; channels go to the clients in turns.
 - At most `WINDOW` messages are returned to a client that it has not taken. If it disconnects, or the time is over, it
-  is unknown whether it has these: they are counted as `lost_delivery`, since nobody may get a message twice.
+  is unknown whether it has these: they are counted as `lost_delivery`, since no message may be delivered twice.
 """
 
 from collections import Counter

@@ -231,7 +231,7 @@ class Exchange:
     def _hello(self, frame: bytes) -> Frames:
         hello = wire.HELLO.decode(frame)
         if wire.inbox_topic(hello.inbox) not in self.topics:
-            # XPUB reports subscriptions in the order of the pipe, so nobody would receive a welcome.
+            # XPUB reports subscriptions in the order of the pipe, so no client would receive a welcome.
             return self._dropped("stray")
         if hello.version != wire.VERSION:
             self.drops["version_mismatch"] += 1

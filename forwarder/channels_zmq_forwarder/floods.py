@@ -38,7 +38,7 @@ FLOOD = 128 * 1024
 """Bytes that are sent to the ports between two looks if a flood goes on. Clients send little upstream; one that comes
 back with thousands of groups has sent it before anybody looks."""
 REFUSES_AT_MOST = 10.0
-"""Seconds for which nobody can connect because of one flood."""
+"""Seconds for which no client can connect because of one flood."""
 
 Sender = tuple[int, Peer]
 """A connection: its descriptor, and its peer, since the descriptor may name another one later."""

@@ -1,12 +1,12 @@
 """Which connection of a publishing socket may use which inbox. Pure.
 
 - An inbox is the hash of a secret that only its client knows. A connection claims it by that secret, and uses no other.
-- A subscription to an inbox counts once its connection has claimed the inbox, so that nobody else can make a client
+- A subscription to an inbox counts once its connection has claimed the inbox, so that no other client can make one
   that is away seem to be there.
 - While a client is connected, only its own CURVE key may subscribe to its inbox. A client may have two connections: the
   exchange may notice late that one is broken, and a new key comes by a new connection, whose claim comes first.
 - The end of a connection may be known before its last frames are read. What a client sends when it leaves counts for a
-  while longer: it hands back what it has not read. Nobody else can use that, even by a connection with the same
+  while longer: it hands back what it has not read. No other client can use that, even by a connection with the same
   descriptor: the client's session is over, and who hands back a job must know what it contains.
 - Nor is it known which frames are the last ones of a connection if the next one has its descriptor: a claim or a
   subscription that is read late looks as if the new connection had sent it. So a new connection may name another

@@ -2,7 +2,7 @@
 
 Pure: the server measures and trims the heap, and passes the figures in.
 
-- Queues of normal channels get a share of the limit. A channel that nobody reads fills this share and no more, so that
+- Queues of normal channels get a share of the limit. A channel without a reader fills this share and no more, so that
   the messages of groups still pass. The share is bounded with the process itself, too: Python keeps most of the memory
   of many small messages after they have left, and that alone must never lead to a refusal.
 - A subscriber may be behind by a quarter of the limit, so that a slow one does not stop the others.

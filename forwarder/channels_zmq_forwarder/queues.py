@@ -98,7 +98,7 @@ class ChannelQueues:
         return len(self._since)
 
     def orphaned(self) -> int:
-        """Return how many jobs of ended sessions nobody has reported on yet; walks over all queues."""
+        """Return how many jobs of ended sessions on which no client has reported yet; walks over all queues."""
         return sum(len(jobs) for queue in self.by_channel.values() for jobs in queue.orphans.values())
 
     def oldest_wait(self) -> float:
@@ -165,7 +165,7 @@ class ChannelQueues:
         """Enqueue a message; return its confirmation, unless it is pending, and the jobs that follow.
 
         Args:
-            send: The message; one with `n` 0 is a copy of a group's message, which nobody wants to be confirmed.
+            send: The message; one with `n` 0 is a copy of a group's message, which is not confirmed.
         """
         channel, capacity = send.channel, send.capacity
         if send.ttl > self.limits.max_ttl:
@@ -415,7 +415,7 @@ class ChannelQueues:
     def _decide(self, queue: ChannelQueue, round_: Round, now: float) -> list[bytes]:
         # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
         # round that began after its arrival is over. Messages that arrived later go into the next round, unless there
-        # is nobody to query.
+        # is no client to query.
         out = []
         while round_.pending:
             if queue.used < round_.pending[0].send.capacity:

@@ -46,7 +46,7 @@ class Subscribers:
         socket: The XPUB.
         connections: Its connections.
         marks: Bounds of the socket.
-        gate: Whoever guards the socket; None if everybody may connect.
+        gate: Guards the socket; None if every client may connect.
         dropped: Called with the cause of each frame that is dropped.
     """
 

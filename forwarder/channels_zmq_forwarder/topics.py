@@ -1,6 +1,7 @@
 """Adds up the topics that the connections of a publishing socket subscribe to, and decides which are too many. Pure.
 
-- A topic is a group's or an inbox, in the form that `wire` defines. So nobody can subscribe to a prefix of many topics.
+- A topic is a group's or an inbox, in the form that `wire` defines. So no client can subscribe to a prefix
+  of many topics.
 - A topic counts for the connection that subscribed to it first, until its last subscriber has left. One that others
   have subscribed to before takes next to no memory.
 """

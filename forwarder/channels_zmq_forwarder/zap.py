@@ -133,7 +133,7 @@ class Admission:
         socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
             on receiving topics that others had subscribed to before.
         connections: Those of the socket.
-        gate: Whoever guards the socket; None if everybody may connect.
+        gate: Guards the socket; None if every client may connect.
         dropped: Called with the cause of each frame that is dropped.
     """
 

@@ -4,8 +4,8 @@ The authority lives for ten years and the leaf for ninety days. So nearly every 
 that the API server has known for long: nothing has to be agreed upon, and pods may take up the new leaf whenever the
 kubelet brings it. Once in six years there is a new authority. It stands in the bundle beside the old one, and signs
 nothing before the next leaf is due, which is `SETTLE` later at the least; the old one stays in the bundle until it
-expires. So at every moment what a pod serves, old or new, is signed by one in the bundle, and nobody has to wait until
-all pods serve the new leaf, as one would before dropping an authority. `trust` writes the bundle before the leaf.
+expires. So at every moment what a pod serves, old or new, is signed by one in the bundle: unlike before dropping an
+authority, no client has to wait until all pods serve the new leaf. `trust` writes the bundle before the leaf.
 """
 
 from base64 import b64decode, b64encode
@@ -72,7 +72,7 @@ def renewed(before: Certificates | None, names: list[str], now: datetime) -> Cer
         return Certificates(tuple(authorities), before.leaf, before.key)
     signing = authorities[0]
     if len(authorities) > 1 and not _is_settled(signing.certificate, now):
-        signing = authorities[1]  # nobody trusts the newest yet
+        signing = authorities[1]  # the newest is not trusted yet
     return Certificates(tuple(authorities), *_new_leaf(signing, names, now))
 
 

@@ -1,4 +1,4 @@
-"""Events: what happened to an object, for whoever describes it."""
+"""Kubernetes Events: what happened to an object, shown by `kubectl describe`."""
 
 import logging
 from datetime import datetime

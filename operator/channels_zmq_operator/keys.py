@@ -1,14 +1,14 @@
 """The CURVE keys of a layer: made once, kept in the cluster's Secrets, and rotated with an overlap.
 
-A rotation has two steps, as a mounted Secret reaches running pods only after a minute. First the next key is allowed
-and announced: it stands in the forwarders' list, and nobody has it yet. `SETTLE` later applications get it, and the key
-before it stays allowed until the next rotation, so that every pod has a whole period to take up the new one. The
-forwarders' Secret is written first in both steps: what applications have is allowed at every moment.
+A rotation has two steps, because a mounted Secret reaches running pods only after a minute. First the forwarders' list
+allows the next key, which no application has yet. `SETTLE` later applications get it, and the key before it stays
+allowed until the next rotation, so that every pod has a whole period to take up the new one. Both steps write the
+forwarders' Secret first: the key that applications have is allowed at every moment.
 
-Who has lost a key asks for a rotation by `rotateNow`. It has the same two steps, with a key that nobody has seen, and
+`rotateNow` requests a rotation after a key was lost. It has the same two steps, with a key never published before, and
 a third one: `SETTLE` after the second, all other keys are revoked. The forwarders' own key has no overlap in ZeroMQ.
-Where it is renewed, all clients are cut off until their files are new. So everything is done in one step: the
-forwarders' key, the applications' key, and a list with that one alone.
+Renewing it cuts off all clients until their files are new. So a single step writes the forwarders' key, the
+applications' key, and a list with that one alone.
 """
 
 import struct
@@ -68,7 +68,7 @@ def next_keys(
     if is_asked and (rotate_server_key or not present):
         server_secret = _new_secret() if rotate_server_key else server_secret
         present, upcoming, allowed, revoke_at, rotated_at = _new_secret(), "", [], "", timestamp(now)
-    elif not present:  # nobody can use what is lost: there is nothing to wait for
+    elif not present:  # a lost key is in use nowhere: do not wait
         present, upcoming, rotated_at = upcoming or _new_secret(), "", timestamp(now)
     elif is_asked and (not upcoming or announced_for != rotate_now):  # one that is announced may be lost as well
         allowed = [key for key in allowed if not upcoming or key != _public(upcoming)]

@@ -73,7 +73,7 @@ class Known:
     applied: dict[Child, str] = field(default_factory=dict)
     """Fingerprints of what the API server answered to our applies."""
     claimed: set[Child] = field(default_factory=set)
-    """Objects of which it was found, in this look, that nobody else has them."""
+    """Objects that this pass has found to belong to no other owner."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
     """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
     rotated_for: str = ""
@@ -90,7 +90,7 @@ class Known:
     settings: AppSettings | None = None
     """What its applications are told."""
     outdated: int | None = None
-    """How many pods of applications are older than their settings; None if nobody has looked."""
+    """How many pods of applications are older than their settings; None if they have not been counted."""
     count_at: datetime | None = None
     """When to look again, if there were some."""
 
@@ -132,7 +132,7 @@ def owners_of(child: Manifest) -> frozenset[str]:
 
 
 def kept(resource: Manifest) -> Manifest:
-    """Return what is kept of a layer: its spec is parsed, and its annotations are nobody's business."""
+    """Return what is kept of a layer: its spec is parsed, and its annotations are not used."""
     names = ("name", "namespace", "uid", "generation", "resourceVersion")
     metadata = {key: value for key, value in resource["metadata"].items() if key in names}
     return {"metadata": metadata, "status": resource.get("status") or {}}

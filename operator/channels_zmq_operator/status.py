@@ -36,7 +36,7 @@ class Seen:
         paused: Whether nothing is to be changed.
         waits: Whether the upgrade of another layer has to be complete first.
         settings: What applications are told, and since when.
-        outdated: How many of their pods are older than that; None if nobody has looked yet.
+        outdated: How many of their pods are older than that; None if they have not been counted yet.
         rotated_for: The `rotateNow` that is done.
     """
 

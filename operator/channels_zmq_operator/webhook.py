@@ -1,4 +1,4 @@
-"""The webhook's server: reviews of pods come in, patches go out. It asks nobody anything and holds no rights.
+"""The webhook's server: reviews of pods come in, patches go out. It sends no requests and has no permissions.
 
 The certificate's files are read again while it serves; a pair that cannot be used leaves the last good one in place.
 
@@ -149,7 +149,7 @@ def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
         return "denied", _review(found[1].decode() if found else "", allowed=False, message=str(error))
     except InjectionError as error:
         return "denied", _review(uid, allowed=False, message=str(error))
-    except Exception as error:  # nobody can be helped by an exception here
+    except Exception as error:  # an exception helps no one here
         logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
         message = f"no AdmissionReview of a pod: {type(error).__name__}: {error}"
         return "malformed", _review(uid, allowed=False, message=message)

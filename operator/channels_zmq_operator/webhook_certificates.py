@@ -117,7 +117,7 @@ class WebhookCertificates:
 
 
 def _reference(configuration: Manifest) -> Manifest:
-    """Return the configuration as an owner: what nobody trusts any more goes with it."""
+    """Return the configuration as an owner: it removes what is no longer trusted."""
     reference = {key: configuration[key] for key in ("apiVersion", "kind")}
     return reference | {key: configuration["metadata"][key] for key in ("name", "uid")}
 

@@ -90,7 +90,7 @@ def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forw
     [
         (("doctor", "--layer", "defualt"), ["no alias 'defualt'", "'alone', 'default', 'memory'"]),
         (("doctor", "--layer", "memory"), ["no layer of channels-zmq"]),
-        (("send", "--group", "room", '{"type": 1', "--layer", "default"), ["no JSON", "line 1 column 11"]),
+        (("send", "--group", "room", '{"type": 1', "--layer", "default"), ["invalid JSON", "line 1 column 11"]),
         (("send", "--group", "a room", '{"type": "a"}'), ["Group name"]),
         (("send", "--group", "room", '{"type": "a"}', "--layer", "memory"), ["'memory' is a channels.layers.InMemory"]),
         (("send", "--group", "room", '{"type": "a"}', "--layer", "alone"), ["reaches only its own process"]),
@@ -193,7 +193,7 @@ def test_a_message_that_no_forwarder_takes_is_an_error(tmp_path: Path) -> None:
     layers = {"default": {"BACKEND": DEDICATED, "CONFIG": {**config, "connect_timeout": 0.3, "linger": 0}}}
     done = Project(tmp_path, layers).manage("channels_zmq", "send", "--group", "room", '{"type": "a"}')
     assert done.returncode == 1
-    assert "nobody at" in done.stderr
+    assert "no process at" in done.stderr
     assert "doctor" in done.stderr
 
 

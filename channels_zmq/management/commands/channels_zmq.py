@@ -79,7 +79,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
             if options["subcommand"] not in ENDLESS:
                 self.stdout.flush()
                 os._exit(130)  # nothing is cleaned up: threads may be using their sockets
-        except BrokenPipeError:  # `| head`: nobody reads any more, nor the rest that Python would flush
+        except BrokenPipeError:  # `| head` has exited: discard the rest, which Python would flush
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def doctor(self, layer: str | None, timeout: float, **options: Any) -> None:
@@ -131,7 +131,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
         self._print(*from_redis.report(translations), "", *from_redis.snippet(found, translations))
 
     def _note(self, text: str) -> None:
-        self.stderr.write(text, lambda line: line)  # in the colour of the terminal: it is no error
+        self.stderr.write(text, lambda line: line)  # in the colour of the terminal: it is not an error
         self.stderr.flush()
 
     def _print(self, *lines: str) -> None:
@@ -165,7 +165,7 @@ def _read(path: str) -> dict[str, Any]:
     """Return the JSON object in a file, or in stdin.
 
     Raises:
-        ToolError: If there is none; names the place.
+        ToolError: If the place holds no message; names the place.
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")

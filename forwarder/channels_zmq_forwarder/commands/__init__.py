@@ -44,7 +44,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     except wire.FrameError as error:
         print(f"channels-zmq-forwarder {name}: another program has this port? {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head`: nobody reads any more, nor the rest that Python would flush
+    except BrokenPipeError:  # `| head` has exited: discard the rest, which Python would flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130

@@ -57,7 +57,7 @@ def find(given: argparse.Namespace, environment: Mapping[str, str], deadline: fl
 
     Args:
         given: What `add_arguments` has parsed.
-        environment: The variables, used where there is no flag.
+        environment: The variables, used for flags that are not given.
         deadline: Monotonic seconds.
 
     Raises:

@@ -16,7 +16,7 @@ from channels_zmq_forwarder.commands.target import CommandError
 from channels_zmq_forwarder.commands.text import counted, duration, printable, table
 
 ADMIN_PORT, STATUS_PORT = 9600, 9601
-"""Where a forwarder has its status page if nobody gives it an address."""
+"""Where a forwarder serves its status page by default."""
 LOCAL = (f"127.0.0.1:{ADMIN_PORT}", f"127.0.0.1:{STATUS_PORT}")
 PATIENCE = 2.0
 """Seconds that a status page may take."""

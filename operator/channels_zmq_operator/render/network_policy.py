@@ -27,6 +27,6 @@ def render(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
             {"from": [{"podSelector": clients}], "ports": ports(PULL_PORT, PUB_PORT)},
             {"from": metrics_from or [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
         ],
-        "egress": [],  # a forwarder is connected to, and connects to nobody
+        "egress": [],  # a forwarder accepts connections and opens none
     }
     return child(owner, "networking.k8s.io/v1", "NetworkPolicy", forwarder_name(owner), spec=spec)
