@@ -1,13 +1,13 @@
-"""Consumers for WebSockets that cost less CPU for each message than Channels' own. They work with any channel layer.
+"""WebSocket consumers that use less CPU time for each message than those of Channels. They work with any channel layer.
 
-Replace the import, and nothing else:
+Replace the import and nothing else:
 
     from channels_zmq.consumers import AsyncWebsocketConsumer  # instead of channels.generic.websocket
 
-Theory of operation. For each message, Channels goes to another thread to close old database connections, makes a task
-that waits for the next message, and waits for the tasks of both sources. Here the other thread has nothing to do while
-no database connection is open, and one task for each source lives as long as the consumer does. What an application can
-see is the same: handlers run one at a time, in one context, and an exception of any of them ends the consumer.
+Theory of operation. For each message, Channels closes old database connections in another thread, creates a task for
+the next message, and waits for the tasks of both sources. These consumers skip the thread while no database connection
+is open, and use one task per source for the lifetime of the consumer. Applications see the same behaviour: handlers run
+one at a time and in one context, and an exception in a handler ends the consumer.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ Source = Callable[[], Awaitable[Message]]
 
 
 class LeanDispatch:
-    """How a consumer gets its messages: to be put before the base class of an asynchronous consumer.
+    """A mixin that receives and dispatches messages; list it before an asynchronous consumer class.
 
-    It does not fit `SyncConsumer`, whose handlers run in threads anyway.
+    `SyncConsumer` cannot use it, and would gain nothing: its handlers run in threads.
     """
 
     channel_layer_alias: str
@@ -75,7 +75,7 @@ class LeanDispatch:
         """Call the handler for a message.
 
         Raises:
-            ValueError: If there is no handler for its type.
+            ValueError: If the consumer lacks a handler for its type.
         """
         handler = getattr(self, get_handler_name(message), None)
         if handler is None:
@@ -86,8 +86,8 @@ class LeanDispatch:
 
 
 class AsyncWebsocketConsumer(LeanDispatch, websocket.AsyncWebsocketConsumer):  # type: ignore[misc] # no type information
-    """Channels' consumer of this name, with less CPU for each message."""
+    """Channels' class of the same name, with `LeanDispatch`."""
 
 
 class AsyncJsonWebsocketConsumer(LeanDispatch, websocket.AsyncJsonWebsocketConsumer):  # type: ignore[misc] # as above
-    """Channels' consumer of this name, with less CPU for each message."""
+    """Channels' class of the same name, with `LeanDispatch`."""
