@@ -6,5 +6,6 @@ code. What *is* checked, and ends the run with an error, is that every receiver 
 the right order, with the right content.
 
 Reading order: `__main__` (flags), `run` (rounds), `peers`, `servers` and `trees` (who is measured), `crew` (the
-processes), `measures` (what is measured), `goals`, `comparison`, `report`.
+processes), `messages`, `measures` (what is measured, with `relays` and `first_message`), `goals`, `comparison`,
+`report`.
 """

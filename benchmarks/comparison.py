@@ -51,7 +51,7 @@ class Comparison:
 def compare(
     measure: str, layer: str, ours: Mapping[str, Rounds], base: Mapping[str, Rounds], tolerance: float
 ) -> list[Comparison]:
-    """Compare every figure that both have, by the rounds that both have.
+    """Compare every figure that both have, by the rounds that both have; there is no ratio to a zero.
 
     Args:
         measure: The name of the measure.
@@ -63,13 +63,13 @@ def compare(
     return [
         _compare(measure, layer, figure, rounds, base[figure], tolerance)
         for figure, rounds in ours.items()
-        if rounds.keys() & base.get(figure, {}).keys()
+        if _comparable(rounds, base.get(figure, {}))
     ]
 
 
 def more_is_better(figure: str) -> bool:
-    """Return whether a figure counts things a second; all others are times."""
-    return figure.endswith("_per_s")
+    """Return whether a figure counts things a second, or is a share of what should be; all others are costs."""
+    return figure.endswith(("_per_s", "_share"))
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def _compare(measure: str, layer: str, figure: str, ours: Rounds, base: Rounds, tolerance: float) -> Comparison:
-    common = sorted(ours.keys() & base.keys())
+    common = _comparable(ours, base)
     ratios = [ours[turn] / base[turn] for turn in common]
     ratio = statistics.median(ratios)
     low, high = interval(ratios)
@@ -94,3 +94,7 @@ def _compare(measure: str, layer: str, figure: str, ours: Rounds, base: Rounds, 
     ours_median, base_median = (statistics.median(one[turn] for turn in common) for one in (ours, base))
     clear = clear and len(common) >= CLEAR_FROM
     return Comparison(measure, figure, layer, ours_median, base_median, ratio, low, high, limit, met, clear)
+
+
+def _comparable(ours: Rounds, base: Rounds) -> list[int]:
+    return [turn for turn in sorted(ours.keys() & base.keys()) if base[turn]]

@@ -109,6 +109,11 @@ class Worker:
         self.line = line
         self.values: deque[object] = deque()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self.process.pid or 0
+
 
 class Crew:
     """The processes of one measure for one peer.

@@ -1,4 +1,9 @@
-"""The messages that go through the layers: 200 bytes as msgpack, numbered, and checked by whoever receives them."""
+"""The messages that go through the layers: 200 bytes as msgpack, numbered, and checked by whoever receives them.
+
+Where another size is measured, the text has another length (`text_for`).
+"""
+
+import ormsgpack
 
 from .crew import WrongResultError
 from .peers import Message
@@ -10,18 +15,24 @@ STOP = -2
 TEXT = "The quick brown fox jumps over the lazy dog. " * 3 + "0123456789" * 3 + "zmq"
 
 
-def message(number: int) -> Message:
+def message(number: int, text: str = TEXT) -> Message:
     """The message of that number; `PROBE` and `STOP` are numbers that are not counted."""
-    return {"type": KIND, "n": number, "text": TEXT}
+    return {"type": KIND, "n": number, "text": text}
 
 
-def check(got: Message, expected: int, receiver: str) -> None:
+def text_for(size: int) -> str:
+    """Return the text with which a message is of that size as msgpack, give or take a few bytes for its number."""
+    length = size - len(ormsgpack.packb(message(0, "")))
+    return (TEXT * (length // len(TEXT) + 1))[:length]
+
+
+def check(got: Message, expected: int, receiver: str, text: str = TEXT) -> None:
     """Compare a received message with the one that must come now.
 
     Raises:
         WrongResultError: It is another one, or its content was changed.
     """
-    if got != message(expected):
+    if got != message(expected, text):
         found = got.get("n")
         fault = f"message {found} instead of {expected}" if found != expected else f"wrong content in {expected}"
         raise WrongResultError(f"{receiver}: {fault}")

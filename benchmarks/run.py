@@ -14,11 +14,18 @@ from .comparison import Comparison, compare
 from .crew import CrewError, WrongResultError
 from .goals import Verdict, judge
 from .measures.base import Bench, Measure
+from .measures.cuts import CUTS
 from .measures.encryption import ENCRYPTION
 from .measures.fan_out import FAN_OUT
 from .measures.forwarder import FORWARDER
+from .measures.growth import GROWTH
 from .measures.jobs import JOBS
+from .measures.joins import JOINS
+from .measures.large_beside_small import LARGE_BESIDE_SMALL
+from .measures.memory import MEMORY
 from .measures.round_trip import ROUND_TRIP
+from .measures.start import START
+from .measures.stream import STREAM
 from .measures.sync_send import SYNC_SEND
 from .measures.throughput import THROUGHPUT
 from .measures.two_forwarders import TWO_FORWARDERS
@@ -27,7 +34,10 @@ from .peers import LEAN
 from .servers import servers
 from .trees import checked_out
 
-MEASURES = (ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS, ENCRYPTION, WEBSOCKETS)
+MEASURES = (
+    *(ROUND_TRIP, THROUGHPUT, FAN_OUT, SYNC_SEND, JOBS, FORWARDER, TWO_FORWARDERS, ENCRYPTION),
+    *(WEBSOCKETS, STREAM, JOINS, MEMORY, LARGE_BESIDE_SMALL, CUTS, START, GROWTH),
+)
 
 
 OURS = ("dedicated", "embedded", "embedded-local")

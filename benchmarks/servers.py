@@ -3,6 +3,7 @@
 All listen on the loopback interface only, on ports that were free a moment before, and all are ended by their pid.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -41,9 +42,17 @@ class Addresses:
     forwarder_pull: str = ""
     forwarder_pub: str = ""
     forwarder_pid: int = 0
+    forwarder_admin: str = ""
     proxy_pull: str = ""
     proxy_pub: str = ""
     proxy_pid: int = 0
+
+
+class Redis(NamedTuple):
+    """A redis-server that runs."""
+
+    url: str = ""
+    pid: int = 0
 
 
 class Running(NamedTuple):
@@ -53,13 +62,6 @@ class Running(NamedTuple):
     pub: str = ""
     pid: int = 0
     admin: str = ""
-
-
-class Redis(NamedTuple):
-    """A redis-server that runs."""
-
-    url: str = ""
-    pid: int = 0
 
 
 @contextmanager
@@ -79,7 +81,19 @@ def servers(peers: set[str], environment: Mapping[str, str] | None = None) -> It
         if peers & {"dedicated", "encrypted"}:
             ours = stack.enter_context(forwarder(environment or {}))
         raw = stack.enter_context(c_proxy()) if peers & {"raw", "raw-asyncio"} else ("", "", 0)
-        yield Addresses(redis.url, redis.pid, ours.pull, ours.pub, ours.pid, *raw)
+        yield Addresses(redis.url, redis.pid, ours.pull, ours.pub, ours.pid, ours.admin, *raw)
+
+
+def groups_at(addresses: Addresses, peer: str) -> int:
+    """Return the number of groups that the server of a peer has: subscriptions, or keys of Redis core."""
+    if not peer.startswith("redis"):
+        with urllib.request.urlopen(f"http://{addresses.forwarder_admin}/status.json", timeout=START_TIMEOUT) as answer:
+            return int(json.load(answer)["groups"])
+    import redis  # only here: most processes of a run need none
+
+    with redis.Redis.from_url(addresses.redis) as client:
+        names = client.keys("*group*") if peer == "redis-core" else client.pubsub_channels("*group*")
+        return len(names)
 
 
 def free_port() -> int:
@@ -91,23 +105,36 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server() -> Iterator[Redis]:
-    """A redis-server that keeps nothing on disk and drops no slow subscriber."""
+def redis_server(port: int = 0, keeps_in: str = "") -> Iterator[Redis]:
+    """A redis-server that drops no slow subscriber.
+
+    Args:
+        port: Where it listens; 0: anywhere.
+        keeps_in: The folder in which it keeps its data, as it does by default, so that a successor has them. Without
+            one it keeps nothing.
+    """
     program = shutil.which("redis-server")
     if program is None:
         raise ServerError("redis-server is not installed, and the Redis peers need it")
-    port = free_port()
+    port = port or free_port()
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder]
-        command += ["--save", "", "--appendonly", "no", "--client-output-buffer-limit", "pubsub 0 0 0"]
+        command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", keeps_in or folder]
+        command += ["--client-output-buffer-limit", "pubsub 0 0 0"]
+        if not keeps_in:
+            command += ["--save", "", "--appendonly", "no"]
         with _process(command, Path(folder), lambda: _redis_answers(port)) as pid:
             yield Redis(f"redis://127.0.0.1:{port}/0", pid)
 
 
 @contextmanager
-def forwarder(environment: Mapping[str, str]) -> Iterator[Running]:
-    """Our forwarder with its default settings, queues and metrics on."""
-    pull, pub = (f"tcp://127.0.0.1:{free_port()}" for _ in range(2))
+def forwarder(environment: Mapping[str, str], ports: tuple[int, int] = (0, 0)) -> Iterator[Running]:
+    """Our forwarder with its default settings, queues and metrics on.
+
+    Args:
+        environment: Further variables.
+        ports: Of producers and of subscribers; 0: any.
+    """
+    pull, pub = (f"tcp://127.0.0.1:{port or free_port()}" for port in ports)
     admin = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "channels_zmq_forwarder"]
     command += ["--pull-address", pull, "--pub-address", pub, "--admin-address", admin]

@@ -1,7 +1,9 @@
 """What a measure is, and what it is given."""
 
+import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import psutil
@@ -9,7 +11,7 @@ import psutil
 from benchmarks.crew import Crew
 from benchmarks.goals import Goal
 from benchmarks.peers import Peer, peer
-from benchmarks.servers import Addresses
+from benchmarks.servers import Addresses, servers
 
 Figures = dict[str, float]
 
@@ -32,9 +34,24 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     path: tuple[str, ...] = ()
 
-    def peer(self, name: str) -> Peer:
-        """The channel layer of that name on this run's servers."""
-        return replace(peer(name, self.addresses), path=self.path)
+    def peer(self, name: str, **config: object) -> Peer:
+        """The channel layer of that name on this run's servers, with further keyword arguments of its class."""
+        found = peer(name, self.addresses)
+        return replace(found, path=self.path, config={**found.config, **config})
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator["Bench"]:
+        """Servers for the peer of that name alone, whose memory no other measure has used."""
+        with servers({name}, self.environment()) as addresses:
+            yield replace(self, addresses=addresses)
+
+    def environment(self) -> dict[str, str]:
+        """What a program needs to run our layers."""
+        return {"PYTHONPATH": os.pathsep.join(self.path)} if self.path else {}
+
+    def server(self, name: str) -> int:
+        """The pid of the server that the peer of that name uses."""
+        return self.addresses.redis_pid if name.startswith("redis") else self.addresses.forwarder_pid
 
     def crew(self) -> Crew:
         """No processes yet."""
@@ -82,12 +99,12 @@ def percentile(values: list[int], percent: float) -> float:
     return ordered[rank] / 1_000
 
 
-def broker(bench: Bench, name: str) -> int:
-    """The pid of the process between the clients of a peer: the forwarder's, or that of Redis."""
-    return bench.addresses.redis_pid if name.startswith("redis") else bench.addresses.forwarder_pid
-
-
 def cpu_seconds(pid: int) -> float:
     """The CPU time of a process so far, in steps of 10 ms."""
     times = psutil.Process(pid).cpu_times()
     return times.user + times.system
+
+
+def private_bytes(pid: int) -> int:
+    """The memory that a process shares with no other."""
+    return int(psutil.Process(pid).memory_full_info().uss)

@@ -31,7 +31,7 @@ from benchmarks.peers import LEAN, Peer, close
 from benchmarks.servers import free_port
 from channels_zmq import consumers
 
-from .base import Bench, Figures, Measure, broker, cpu_seconds, fresh, percentile
+from .base import Bench, Figures, Measure, cpu_seconds, fresh, percentile
 
 SERVERS = 2
 WARM_UP = 3
@@ -63,9 +63,9 @@ def run(bench: Bench, name: str) -> Figures:
         _ask(crew, sender, ("single", WARM_UP))
 
         at_work = (*servers, sender)
-        before = _cpu(crew, at_work) + cpu_seconds(broker(bench, name))
+        before = _cpu(crew, at_work) + cpu_seconds(bench.server(name))
         times = _ask(crew, sender, ("single", single))
-        used = _cpu(crew, at_work) + cpu_seconds(broker(bench, name)) - before
+        used = _cpu(crew, at_work) + cpu_seconds(bench.server(name)) - before
         figures = {
             "last_p50_us": percentile(times, 50),
             "last_p99_us": percentile(times, 99),
