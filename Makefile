@@ -95,6 +95,11 @@ chart: generate ## Lint the chart and render it into dist/ (needs helm: HELM=...
 	@mkdir -p dist
 	$(HELM) template channels-zmq $(CHART) --kube-version $(or $(KUBERNETES),1.36.0) > dist/channels-zmq.yaml
 
+PROMTOOL := github.com/prometheus/prometheus/cmd/promtool@v0.316.0
+
+promtool: $(STAMP) ## Build promtool into .venv, by which tests evaluate the chart's alerts (needs go; minutes the first time)
+	GOBIN=$(abspath $(BIN)) go install -tags remove_all_sd $(PROMTOOL)
+
 chart-archive: ## Package the chart into dist/ (needs helm; DIGESTS="operator=sha256:... forwarder=sha256:..." pins its images)
 	@mkdir -p dist
 	$(PYTHON) charts/package.py $(HELM) $(DIGESTS)
@@ -178,4 +183,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs .venv-channels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

@@ -6,31 +6,22 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import aiohttp
 import pytest
 import yaml
+from exposed import exposed_samples
 from helm import CHART, EVERYTHING, ROOT, Values, needs_helm, one, render
 from manifests import NEWEST, OLDEST, Manifest
-from prometheus_client.parser import text_string_to_metric_families
 
-from channels_zmq.core import DedicatedZmqChannelLayer
-from channels_zmq.metrics import LayerCollector
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.admin import Admin
-from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.pump import Traffic
 from channels_zmq_operator import __version__, crd
 from channels_zmq_operator.cluster import KINDS, ClusterError
 from channels_zmq_operator.injection import LONGEST_ALIAS, MOST_CONTAINERS, MOST_LAYERS
-from channels_zmq_operator.manager import serving
 from channels_zmq_operator.models import GROUP, KIND, LONGEST_NAME, PLURAL
 from channels_zmq_operator.naming import ENV_KEYS, LAYER_LABEL, MANAGED_BY, PATHS
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
-from channels_zmq_operator.webhook import Webhook
 from channels_zmq_operator.webhook_certificates import WEBHOOK, WebhookCertificates
-from channels_zmq_operator.workqueue import WorkQueue
 
 Right = tuple[str, str, str]
 """Group, resource and verb."""
@@ -344,42 +335,8 @@ def test_every_binding_binds_a_role_to_the_operator() -> None:
 # Metrics
 
 
-async def known_metrics(port: int) -> dict[str, set[str]]:
-    """Return the samples that a Django process, forwarder, webhook and operator can have, with their labels."""
-
-    async def nothing(key: Any) -> float:
-        return 0.0
-
-    cluster = Recorder()
-    cluster.requests = 0  # type: ignore[attr-defined] # as a real one counts
-    reconciler = Reconciler(cluster, Choices("image"))
-    reconciler.layer_seen(
-        {**resource({}), "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "ForwardersReady"}]}},
-        gone=False,
-    )
-    out: dict[str, set[str]] = {}
-    async with (
-        serving(port, reconciler, WorkQueue(nothing), cluster),  # type: ignore[arg-type]
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
-    ):
-        families = list(text_string_to_metric_families(await answer.text()))
-    async with DedicatedZmqChannelLayer(
-        pull_socket_address=f"tcp://127.0.0.1:{port}", pub_socket_address="tcp://127.0.0.1:9"
-    ) as layer:
-        layer.stats()
-        families += LayerCollector(lambda: {"default": layer}).collect()
-    webhook = Webhook()
-    webhook._reviews.labels("injected")
-    families += [*Admin(Exchange(bytes(8)), Traffic()).registry.collect(), *webhook.registry.collect()]
-    for family in families:
-        for sample in family.samples:
-            out.setdefault(sample.name, set()).update(sample.labels)
-    return out
-
-
-TARGET = {"namespace", "service", "pod", "endpoint", "job", "instance"}
-"""Labels that Prometheus adds."""
+TARGET = {"namespace", "service", "pod", "endpoint", "job", "instance", "layer_namespace", "layer"}
+"""Labels that Prometheus adds; the last two only to what forwarders expose."""
 METRIC = re.compile(r"\b(channels_zmq_[a-z_]+|process_[a-z_]+)")
 GROUPED = re.compile(r"\b(?:by|on|group_left) \(([a-z_, ]*)\)")
 SELECTED = re.compile(r"([a-z_]+)\{([^}]*)\}")
@@ -403,7 +360,7 @@ def alerts(values: Values | None = None) -> list[dict[str, Any]]:
 @needs_helm
 async def test_every_metric_that_is_asked_for_exists(unused_tcp_port: int) -> None:
     """In the dashboard and in the alerts, with the labels that are asked for."""
-    known = await known_metrics(unused_tcp_port)
+    known = await exposed_samples(unused_tcp_port)
     asked = [*dashboard(), *((alert["alert"], alert["expr"]) for alert in alerts())]
     assert len(asked) > 30
     for title, expression in asked:
@@ -416,14 +373,14 @@ async def test_every_metric_that_is_asked_for_exists(unused_tcp_port: int) -> No
             assert {label.strip() for label in listed.split(",")} <= labels, title
         for name, selection in SELECTED.findall(expression):
             chosen = {part.partition("=")[0].strip().rstrip("!") for part in selection.split(",")}
-            assert chosen <= known[name] | TARGET, title
+            assert chosen <= known.get(name, set()) | TARGET, title
 
 
 async def test_the_dashboard_shows_every_metric(unused_tcp_port: int) -> None:
     """Of ours; but for what is there by the way."""
     text = " ".join(expression for _, expression in dashboard())
     by_the_way = {"channels_zmq_operator_info"}
-    for name in await known_metrics(unused_tcp_port):
+    for name in await exposed_samples(unused_tcp_port):
         base = re.sub(r"_(bucket|sum|count|created)$", "", name)
         if name.startswith("channels_zmq") and base not in by_the_way:
             assert base in text, name

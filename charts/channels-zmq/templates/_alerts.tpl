@@ -1,9 +1,13 @@
 {{/* The alerts: docs/monitoring.md has a heading for each. `{{ $labels }}` below is for Prometheus. */}}
 {{- define "channels-zmq.alerts" -}}
 {{- $rule := .Values.monitoring.prometheusRule -}}
+{{- $namespace := include "channels-zmq.namespace" . -}}
 - alert: ChannelsZmqForwarderDown
-  # A layer that was deleted has no target any more, so it is no alert.
-  expr: channels_zmq_forwarder_ready == 0 or (up == 0 and on (namespace, service) last_over_time(channels_zmq_forwarder_info[1h]))
+  # Only forwarders that the layer lacks: the pod of a lost node stays after it was replaced, and one that waits for its
+  # image has others beside it. If no operator says how the layer is, every one counts.
+  expr: >-
+    (channels_zmq_forwarder_ready == 0 or up{layer_namespace!=""} == 0)
+    unless on (layer_namespace, layer) channels_zmq_operator_layer_condition{condition="Ready"} == 1
   for: 1m
   severity: critical
   summary: A forwarder in {{ "{{ $labels.namespace }}" }} takes no messages.
@@ -33,12 +37,13 @@
   severity: warning
   summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} is degraded ({{ "{{ $labels.reason }}" }}).
 - alert: ChannelsZmqReconcileErrors
-  expr: sum(increase(channels_zmq_operator_reconcile_errors_total[10m])) > 0
+  # A layer that fails is tried again after a minute at most.
+  expr: sum by (namespace) (increase(channels_zmq_operator_reconcile_errors_total[5m])) > 0
   for: 10m
   severity: warning
   summary: The operator cannot make the cluster what a layer says.
 - alert: ChannelsZmqOperatorDown
-  expr: absent(channels_zmq_operator_info)
+  expr: absent(channels_zmq_operator_info{namespace="{{ $namespace }}"})
   for: 10m
   severity: warning
   summary: No operator looks after the layers; what runs goes on.
@@ -49,7 +54,8 @@
   summary: No replica of the operator works; what runs goes on.
 {{- if include "channels-zmq.webhook" . }}
 - alert: ChannelsZmqWebhookDown
-  expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds)
+  # One whose certificate has expired serves no reviews.
+  expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds{namespace="{{ $namespace }}"} > time())
   for: 5m
   severity: critical
   summary: No webhook answers; pods with the label channels-zmq.io/layer do not start.

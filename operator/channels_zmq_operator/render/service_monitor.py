@@ -8,10 +8,14 @@ from channels_zmq_operator.render.inputs import Monitors
 
 def render(owner: Owner, own: Monitoring, default: Monitors) -> Manifest:
     """Return the ServiceMonitor."""
-    spec = {
-        "selector": {"matchLabels": {OWNER_LABEL: owner.name}},
-        "endpoints": [{"port": "metrics", "interval": own.interval or default.interval}],
+    # As the operator's metrics name the layer: alerts join both, and find `up` of a forwarder that has never answered.
+    target_labels = {"layer_namespace": owner.namespace, "layer": owner.name}
+    endpoint = {
+        "port": "metrics",
+        "interval": own.interval or default.interval,
+        "relabelings": [{"targetLabel": name, "replacement": value} for name, value in target_labels.items()],
     }
+    spec = {"selector": {"matchLabels": {OWNER_LABEL: owner.name}}, "endpoints": [endpoint]}
     manifest = child(owner, "monitoring.coreos.com/v1", "ServiceMonitor", forwarder_name(owner), spec=spec)
     metadata = manifest["metadata"]
     metadata["labels"] = {**default.labels, **own.labels, **metadata["labels"]}
