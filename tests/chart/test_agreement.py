@@ -21,6 +21,7 @@ from channels_zmq_operator.naming import ENV_KEYS, LAYER_LABEL, MANAGED_BY, PATH
 from channels_zmq_operator.reconcile import PRUNED, Reconciler
 from channels_zmq_operator.render import Choices, Monitors
 from channels_zmq_operator.settings import PREFIX, Settings
+from channels_zmq_operator.status import REASONS
 from channels_zmq_operator.webhook_certificates import WEBHOOK, WebhookCertificates
 
 Right = tuple[str, str, str]
@@ -424,6 +425,17 @@ def test_without_a_webhook_nobody_misses_it() -> None:
     values = {**EVERYTHING, "injection": {"mode": "None"}}
     assert not [alert for alert in alerts(values) if "Webhook" in alert["alert"]]
     assert not [each for each in render(values) if each["metadata"]["name"].endswith("-webhook")]
+
+
+def test_argo_cd_looks_at_what_a_status_has() -> None:
+    """The example names conditions that there are, and a reason that there is."""
+    (check,) = yaml.safe_load((ROOT / "examples" / "kubernetes" / "argocd.yaml").read_text(encoding="utf-8"))[
+        "data"
+    ].values()
+    named = {name for name in re.findall(r'"(\w+)"', check) if name in REASONS or f'conditions["{name}"]' in check}
+    assert named == {"Ready", "Progressing", "Degraded", "Stalled"} <= REASONS.keys()
+    assert re.findall(r'reason == "(\w+)"', check) == ["Paused"]
+    assert "Paused" in REASONS["Progressing"]
 
 
 # Injection by the API server
