@@ -3,12 +3,16 @@
 import os
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import kube
 import pytest
 import releases
 from kube import kubectl
+from promtool import PROMTOOL
+from recorder import Alerts, Recorder, Unrecorded, start_scraper
+from streams import nodes
 
 _failed = pytest.StashKey[bool]()
 
@@ -58,6 +62,28 @@ def installed(release: releases.Release, values: releases.Values) -> releases.Re
     """The chart, installed and ready."""
     release.ensure(values)
     return release
+
+
+@pytest.fixture(scope="session")
+def scraper() -> Iterator[str]:
+    """The namespace of a pod from which metrics are read."""
+    name = f"e2e-scraper-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    kube.until(lambda: kube.get("serviceaccount", "default", namespace=name), "the namespace has its account")
+    start_scraper(name, nodes()[0])
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def alerts(request: pytest.FixtureRequest, namespace: str, tmp_path: Path) -> Iterator[Alerts]:
+    """What fires in the states that a scenario holds; nothing is evaluated without promtool."""
+    if PROMTOOL is None:
+        yield Unrecorded()
+        return
+    recorder = Recorder(request.getfixturevalue("scraper"), namespace, tmp_path)
+    yield recorder
+    recorder.close()
 
 
 @pytest.fixture

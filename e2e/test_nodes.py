@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 from kube import apply, get, kubectl, layer, until, wait_ready
+from recorder import Alerts
 from releases import NAMESPACE, OPERATOR, Release
 from streams import OWNED, PAUSE, Traffic, complete, homes, nodes
 
@@ -60,7 +61,7 @@ def ready(namespace: str) -> str:
 
 @pytest.mark.parametrize("how", ["power-off", "cut-network"])
 @pytest.mark.parametrize("number", [2, pytest.param(1, marks=pytest.mark.long)])
-def test_a_node_fails(machines: Nodes, release: Release, namespace: str, how: str, number: int) -> None:
+def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts: Alerts, how: str, number: int) -> None:
     """With two forwarders nothing is lost, and there is no outage that is worth the name; with one it is printed.
 
     The operator runs elsewhere: one alone would say nothing until it is replaced, too.
@@ -79,23 +80,30 @@ def test_a_node_fails(machines: Nodes, release: Release, namespace: str, how: st
     victim = max(there)
     traffic = Traffic(namespace)
     traffic.begin()
+    alerts.hold()
     began = time.monotonic()
     machines.stop(victim, how)
     until(lambda: ready(namespace) == f"{number - 1}/{number}", "the layer says that one is missing", patience=100)
     noticed = time.monotonic() - began
+    alerts.hold("ForwarderDown", "LayerNotReady")
     until(lambda: ready(namespace) == f"{number}/{number}", "the layer has all forwarders again", patience=100)
     took = time.monotonic() - began
+    alerts.hold()  # though the pod on the node that is off is still there
     machines.start()
     complete(namespace)
+    alerts.hold()
     found = traffic.end()
     print(f"{how}, {number} forwarders: said so after {noticed:.0f} s, ready again after {took:.0f} s")
     assert took < BACK_WITHIN + 10 * (number == 1)
     if number > 1:
         assert found.lost == [0, 0]
         assert found.silence < PAUSE
+    alerts.evaluate()
 
 
-def test_the_operator_that_leads_loses_its_node(machines: Nodes, release: Release, namespace: str) -> None:
+def test_the_operator_that_leads_loses_its_node(
+    machines: Nodes, release: Release, namespace: str, alerts: Alerts
+) -> None:
     """The other replica works on."""
     release.ensure({"operator": {"replicas": 2}})
 
@@ -120,9 +128,12 @@ def test_the_operator_that_leads_loses_its_node(machines: Nodes, release: Releas
     victim, before = where(), leader()
     assert victim != first
     kubectl("rollout", "status", f"deployment/{OPERATOR}", "-n", NAMESPACE, "--timeout=120s")
+    alerts.hold()
     machines.stop(victim, "power-off")
     began = time.monotonic()
     apply(layer("chat"), namespace=namespace)
     until(lambda: leader() not in ("", before), "another one leads")
     wait_ready(namespace=namespace)
     print(f"a layer that was made while the leader's node was off: ready after {time.monotonic() - began:.0f} s")
+    alerts.hold()
+    alerts.evaluate()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from kube import Manifest, apply, get, kubectl, layer, until, wait_ready
 from proxies import Proxy, Request, operator_process
+from recorder import Alerts
 from releases import NAMESPACE, OPERATOR, Release
 
 VALUES = {"operator": {"replicas": 2}}  # a Lease is needed then
@@ -55,6 +56,40 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
     release.remove()
     if not there:
         kubectl("delete", "crd", MONITORS["metadata"]["name"])
+
+
+def test_without_the_right_to_its_lease_no_replica_works(release: Release, namespace: str, alerts: Alerts) -> None:
+    """Both run, and wait until they may have it; the layers run on."""
+    release.ensure(VALUES)
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    alerts.hold()
+    role = get("role", f"{OPERATOR}-own", namespace=NAMESPACE)
+    metadata = {key: role["metadata"][key] for key in ("name", "namespace", "labels", "annotations")}
+    full = {**role, "metadata": metadata}
+    less = {**full, "rules": [rule for rule in role["rules"] if "leases" not in rule["resources"]]}
+
+    def states() -> list[Manifest]:
+        found = get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator")
+        return [state for one in found for state in one["status"]["containerStatuses"]]
+
+    def restarts() -> int:
+        return sum(state["restartCount"] for state in states())
+
+    before = restarts()
+    kubectl("replace", "-f", "-", given=less)
+    try:
+        until(
+            lambda: restarts() > before and all(state["ready"] for state in states()),
+            "the replica that led begins anew, and waits",
+        )
+        alerts.hold("NobodyLeads")
+    finally:
+        kubectl("replace", "-f", "-", given=full)
+    kubectl("delete", "configmap", "chat-channels", "-n", namespace)
+    until(lambda: get("configmap", "chat-channels", namespace=namespace), "one works again")
+    alerts.hold()
+    alerts.evaluate()
 
 
 def granted() -> set[tuple[str, str, str, str]]:

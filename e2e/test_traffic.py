@@ -22,6 +22,7 @@ from kube import (
     until,
     wait_ready,
 )
+from recorder import QUEUE_AGE, Alerts
 from releases import NAMESPACE, OPERATOR, ROOT, Release
 from streams import LABELS, MAP, OWNED, PAUSE, VOLUME, Traffic, complete, forwarders, nodes
 
@@ -105,13 +106,16 @@ def test_the_only_forwarder_is_killed(chat: str) -> None:
     assert traffic.end().lost == [0, 0]
 
 
-def test_an_image_that_is_not_there_stops_a_rollout_and_nothing_else(release: Release, namespace: str) -> None:
+def test_an_image_that_is_not_there_stops_a_rollout_and_nothing_else(
+    release: Release, namespace: str, alerts: Alerts
+) -> None:
     """The status says so at once, with the pod and its reason; mending the spec mends the layer. Nothing is lost."""
     release.ensure({"layers": {"imageOverrides": True}})
     apply(layer("chat"), namespace=namespace)
     complete(namespace)
     traffic = Traffic(namespace)
     traffic.begin()
+    alerts.hold()
     apply(layer("chat", image={"tag": "no-such-tag", "pullPolicy": "Never"}), namespace=namespace)
     degraded = until(
         lambda: (found := conditions("chat", namespace=namespace)["Degraded"])["status"] == "True" and found,
@@ -123,15 +127,21 @@ def test_an_image_that_is_not_there_stops_a_rollout_and_nothing_else(release: Re
     found = conditions("chat", namespace=namespace)
     assert (found["Ready"]["status"], found["Progressing"]["reason"]) == ("True", "RollingOut")
     assert "ForwarderFailing" in {one["reason"] for one in events(namespace, "chat")}
+    alerts.hold("LayerDegraded")
     apply(layer("chat"), namespace=namespace)
     complete(namespace)
     until(lambda: conditions("chat", namespace=namespace)["Degraded"]["status"] == "False", "it is mended")
+    alerts.hold()
     assert traffic.end().nothing_lost
+    alerts.evaluate()
 
 
-def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(release: Release, namespace: str) -> None:
+def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(
+    release: Release, namespace: str, alerts: Alerts
+) -> None:
     """With how it ended; a budget counts only those that are ready."""
     release.ensure({"layers": {"imageOverrides": True}})
+    alerts.hold()
     apply(layer("chat", image={"repository": "channels-zmq-chat"}), namespace=namespace)
     degraded = until(
         lambda: (
@@ -143,8 +153,25 @@ def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(releas
     )
     assert "it ended with" in degraded["message"]
     assert conditions("chat", namespace=namespace)["Ready"]["status"] == "False"
+    alerts.hold("ForwarderDown", "LayerDegraded", "LayerNotReady")
     for name in forwarders(namespace):
         assert "Success" in evict(name, namespace)
+    apply(layer("chat"), namespace=namespace)
+    complete(namespace)
+    alerts.hold()
+    alerts.evaluate()
+
+
+def test_a_queue_without_readers_is_told(chat: str, alerts: Alerts) -> None:
+    """As soon as it is full and its messages are old; no more when they are read."""
+    alerts.hold()
+    apply(MAP, pod("overfills", program("overfill", str(QUEUE_AGE)), labels=LABELS, volumes=[VOLUME]), namespace=chat)
+    until(lambda: "full" in logs("overfills", namespace=chat), "the queue is full")
+    alerts.hold("ForwarderDrops", "QueueAge")
+    kubectl("exec", "overfills", "-n", chat, "--", "sh", "-c", "kill 1")
+    ended("overfills", namespace=chat)
+    alerts.hold()
+    alerts.evaluate()
 
 
 def test_an_autoscaler_changes_the_number_of_forwarders(chat: str) -> None:
@@ -183,8 +210,9 @@ def without_operator() -> Iterator[None]:
         kubectl("scale", f"deploy/{OPERATOR}", "-n", NAMESPACE, "--replicas=1")
 
 
-def test_data_goes_on_without_an_operator_which_catches_up(chat: str) -> None:
+def test_data_goes_on_without_an_operator_which_catches_up(chat: str, alerts: Alerts) -> None:
     """It is no part of a message's way; a forwarder that dies meanwhile is replaced by Kubernetes itself."""
+    alerts.hold()
     with without_operator():
         traffic = Traffic(chat)
         traffic.begin()
@@ -194,8 +222,12 @@ def test_data_goes_on_without_an_operator_which_catches_up(chat: str) -> None:
         rolled_out("chat-forwarder", namespace=chat)
         assert traffic.end().nothing_lost
         assert get("deployment", "late-forwarder", namespace=chat) is None
+        until(lambda: len(get("pods", namespace=chat, selector=OWNED)) == 2, "nothing is left of the other forwarder")
+        alerts.hold("OperatorDown")
     wait_ready("late", namespace=chat)
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=chat), "the policy is back")
+    alerts.hold()
+    alerts.evaluate()
 
 
 @pytest.mark.long

@@ -24,9 +24,11 @@ from kube import (
     pod,
     pod_spec,
     until,
+    wait_ready,
 )
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from recorder import Alerts
 from releases import NAMESPACE, OPERATOR, WEBHOOK, Release
 from signers import signer
 
@@ -36,8 +38,9 @@ LABELS = {LAYER_LABEL: "chat"}
 WEBHOOKS = "app.kubernetes.io/component=webhook"
 
 
-def test_while_it_is_down_only_pods_with_the_label_wait(installed: Release, namespace: str) -> None:
+def test_while_it_is_down_only_pods_with_the_label_wait(installed: Release, namespace: str, alerts: Alerts) -> None:
     """Others start; a Deployment's pods say why they are not there, and come when it is back."""
+    alerts.hold()
     kubectl("scale", "deployment", WEBHOOK, "-n", NAMESPACE, "--replicas=0")
     try:
         until(lambda: not get("pods", namespace=NAMESPACE, selector=WEBHOOKS), "it is down")
@@ -60,12 +63,16 @@ def test_while_it_is_down_only_pods_with_the_label_wait(installed: Release, name
             )
 
         until(told, "an event that names the webhook")
+        alerts.hold("WebhookDown")
     finally:
         kubectl("scale", "deployment", WEBHOOK, "-n", NAMESPACE, "--replicas=2")
         installed.wait()
     apply(layer("chat"), namespace=namespace)
     kubectl("rollout", "restart", "deployment/waits", "-n", namespace)  # its next try may be minutes away
     kubectl("rollout", "status", "deployment/waits", "-n", namespace, "--timeout=120s")
+    wait_ready(namespace=namespace)
+    alerts.hold()
+    alerts.evaluate()
 
 
 class Calls:
