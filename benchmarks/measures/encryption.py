@@ -27,4 +27,5 @@ ENCRYPTION = Measure(
             Goal(f"{way}_p50_us", "dedicated", "<=", 1.3, ours="encrypted"),
         )
     ),
+    at_most=3,
 )

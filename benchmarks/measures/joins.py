@@ -210,8 +210,8 @@ JOINS = Measure(
     ("dedicated", "redis-pubsub", "redis-core"),
     run,
     (
-        Goal("own_group_p50_us", "redis-pubsub", "<=", 1 / 3),
-        Goal("room_p50_us", "redis-pubsub", "<=", 1 / 3),
+        Goal("own_group_p50_us", "redis-pubsub", "<=", 0.333),
+        Goal("room_p50_us", "redis-pubsub", "<=", 0.333, headline="`group_add` during 2,000 joins a second, p50"),
         Goal("groups_left", "", "<=", 0),
     ),
     at_most=1,

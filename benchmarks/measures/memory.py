@@ -90,6 +90,6 @@ MEMORY = Measure(
     "memory for consumers that wait, in bytes for each",
     ("dedicated", "redis-pubsub", "redis-core"),
     run,
-    tuple(Goal(f"{step}_bytes", "redis-core", "<=", 0.5) for step in STEPS),
+    tuple(Goal(f"{step}_bytes", "redis-core", "<=", 0.5, headline=f"memory for each {step}") for step in STEPS),
     at_most=1,
 )

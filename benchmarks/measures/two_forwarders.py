@@ -115,4 +115,5 @@ TWO_FORWARDERS = Measure(
     tuple(reversed(FORWARDERS)),
     run,
     (Goal("messages_per_cpu_s", "one-forwarder", ">=", 1.7, ours="two-forwarders"),),
+    at_most=3,
 )

@@ -40,7 +40,7 @@ UNDER_WAY = 4
 """Messages that may be under way while the rate is measured."""
 LOADS = (20, 50, 80)
 """Percent of the rate."""
-PACED_SECONDS = 3.0
+PACED_SECONDS = 2.5
 TEXT_FRAME, PING, PONG = 0x81, 0x89, 0x8A
 """First bytes of WebSocket frames."""
 MASKED = 0x80
@@ -50,7 +50,7 @@ LONG_FRAME, HUGE_FRAME = 126, 127
 
 def run(bench: Bench, name: str) -> Figures:
     """Measure one peer once."""
-    sockets, single, burst = bench.size(1_000, 20), bench.size(60, 5), bench.size(60, 8)
+    sockets, single, burst = bench.size(1_000, 20), bench.size(50, 5), bench.size(40, 8)
     peer, room, ports = bench.peer(name), fresh("room"), [free_port() for _ in range(SERVERS)]
     with bench.crew() as crew:
         one, other = crew.link()
@@ -285,5 +285,5 @@ WEBSOCKETS = Measure(
         ),
         Goal("load_80_p99_us", "redis-pubsub", "<=", 1.0, than="load_50_p99_us"),
     ),
-    at_most=3,
+    at_most=2,
 )
