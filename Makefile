@@ -154,6 +154,10 @@ bench: $(STAMP) ## Measure against Redis layers, InMemory and raw libzmq (needs 
 chaos: $(STAMP) ## Kill, freeze, cut and replace under load, and count exactly (CHAOSFLAGS="--short --only kill-only")
 	$(BIN)/python tests/chaos $(CHAOSFLAGS)
 
+bench-publish: $(STAMP) ## Let the pages show a run of the benchmarks (RESULT=its JSON file, LOOP=uvloop if it ran on that)
+	cp "$(RESULT)" benchmarks/published/$(or $(LOOP),asyncio).json
+	$(BIN)/python docs/generate.py
+
 bench-sequences: $(STAMP) ## Measure what sequence numbers cost, in time and memory
 	$(BIN)/python -m benchmarks.sequences
 
@@ -183,4 +187,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs .venv-channels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench bench-publish chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean

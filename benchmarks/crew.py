@@ -58,6 +58,7 @@ class Line:
                 await readable
             finally:
                 loop.remove_reader(self._end.fileno())
+                os.set_blocking(self._end.fileno(), True)  # uvloop has changed it, and `send` needs it
         return self._end.recv()
 
     async def arrives(self, seconds: float) -> bool:

@@ -24,7 +24,16 @@ PEERS = {
     "raw": "raw libzmq by its C proxy",
     "raw-asyncio": "raw libzmq on asyncio",
 }
-UNITS = (("_per_s", "/s"), ("_us", " us"), ("_ms", " ms"), ("_bytes", " B"), ("_mib", " MiB"), ("_percent", " %"))
+UNITS = (
+    ("_per_s", "/s"),
+    ("_us", " us"),
+    ("_us_per_delivery", " us"),
+    ("_us_per_event", " us"),
+    ("_ms", " ms"),
+    ("_bytes", " B"),
+    ("_mib", " MiB"),
+    ("_percent", " %"),
+)
 """What the name of a figure ends with, and what stands behind its number."""
 
 WIDTH, LABELS, ROW, TOP = 820, 390, 24, 34

@@ -13,6 +13,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prometheus_client.core import Metric
 from pydantic import BaseModel, ByteSize
 from pydantic_core import PydanticUndefined
 
+from benchmarks import pages
 from channels_zmq.client.counters import LinkStats, Stats
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig
 from channels_zmq.environment import ENV_PREFIX
@@ -33,6 +35,9 @@ from channels_zmq_forwarder.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = ROOT / "docs" / "wire-vectors.json"
+PERFORMANCE = ROOT / "benchmarks" / "published"
+"""Where the files of two runs of the benchmarks are, one for each event loop."""
+IMAGES = ROOT / "docs" / "images"
 Fields = dict[str, Any]
 AnyLayout = wire.Layout[Any]
 
@@ -49,6 +54,8 @@ def main() -> None:
     _write(VECTORS, json.dumps(vectors(), indent=2, ensure_ascii=False) + "\n")
     _write(chart.CHART / "templates" / "crd.yaml", chart.definition())
     _write(chart.CHART / "values.schema.json", chart.schema())
+    _write(IMAGES / "performance.svg", pages.plot(measured()))
+    _write(IMAGES / "latency.svg", pages.latency_plot(measured()))
     for page, tables in PAGES.items():
         text = page.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -355,6 +362,18 @@ def metrics_table(found: Iterable[Metric]) -> Iterator[str]:
             yield f"| `{name}` | {family.type} | {family.documentation} |"
 
 
+@cache
+def measured(loop: str = "asyncio") -> pages.Run:
+    """Return the run of the benchmarks on an event loop that the pages show."""
+    run: pages.Run = json.loads((PERFORMANCE / f"{loop}.json").read_text(encoding="utf-8"))
+    return run
+
+
+def figures_of(measure: str) -> Callable[[], Iterator[str]]:
+    """Return the table of all figures of one measure."""
+    return lambda: pages.figures(measured(), measure)
+
+
 PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
     ROOT / "docs" / "wire-protocol.md": {
         "frames of clients": frames(wire.CLIENT_LAYOUTS),
@@ -363,6 +382,14 @@ PAGES: dict[Path, dict[str, Callable[[], Iterator[str]]]] = {
     },
     ROOT / "docs" / "configuration.md": {"embedded": keys(EmbeddedConfig), "dedicated": keys(DedicatedConfig)},
     ROOT / "docs" / "monitoring.md": {"metrics": library_metrics},
+    ROOT / "docs" / "performance.md": {
+        "about": lambda: pages.about(measured()),
+        "goals": lambda: pages.goals(measured()),
+        "about uvloop": lambda: pages.about(measured("uvloop")),
+        "goals on uvloop": lambda: pages.goals(measured("uvloop")),
+        **{name: figures_of(name) for name in ("websockets", "memory", "joins", "growth", "cuts", "start")},
+    },
+    ROOT / "README.md": {"measured": lambda: pages.headlines(measured())},
     ROOT / "forwarder" / "README.md": {"settings": flags, "metrics": metrics},
     chart.CHART / "README.md": {"values": chart.table},
 }

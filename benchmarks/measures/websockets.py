@@ -264,6 +264,7 @@ class _Browser(asyncio.Protocol):
 
 
 OUR_CONSUMERS = "dedicated" + LEAN
+RATE = "messages to 1,000 WebSockets"
 COST = "CPU for a delivery to one of 1,000 WebSockets"
 WEBSOCKETS = Measure(
     "websockets",
@@ -278,9 +279,23 @@ WEBSOCKETS = Measure(
                 Goal("last_p50_us", peer, "<=", 1.0),
                 Goal("last_p99_us", peer, "<=", 1.0),
                 Goal("cpu_us_per_delivery", peer, "<=", 1.0),
-                Goal("cpu_us_per_delivery", peer, "<=", 0.6, ours=OUR_CONSUMERS, headline=COST),
+                Goal(
+                    "cpu_us_per_delivery",
+                    peer,
+                    "<=",
+                    0.6,
+                    ours=OUR_CONSUMERS,
+                    headline=COST if peer == "redis-pubsub" else "",
+                ),
                 Goal("messages_per_s", peer, ">=", 1.0),
-                Goal("messages_per_s", peer, ">=", 1.0, ours=OUR_CONSUMERS, headline="messages to 1,000 WebSockets"),
+                Goal(
+                    "messages_per_s",
+                    peer,
+                    ">=",
+                    1.0,
+                    ours=OUR_CONSUMERS,
+                    headline=RATE if peer == "redis-pubsub" else "",
+                ),
             )
         ),
         Goal("load_80_p99_us", "redis-pubsub", "<=", 1.0, than="load_50_p99_us"),
