@@ -117,7 +117,9 @@ def plot(run: Run) -> str:
         middle = TOP + ROW * row + ROW / 2
         left, right = sorted((at(1), at(ratio)))
         colour = "#2f7d4f" if ratio >= 1 else "#b4552d"
-        parts.append(_text(LABELS, middle + 4, f"{one['goal']['headline']} / {_plain(one['goal']['peer'])}", "end"))
+        parts.append(
+            _text(LABELS, middle + 4, _plain(f"{one['goal']['headline']} / {PEERS[one['goal']['peer']]}"), "end")
+        )
         parts.append(f'<path d="M{left:.1f} {middle:.1f}H{right:.1f}" stroke="{colour}" stroke-width="10"/>')
         parts.append(f'<path d="M{at(low):.1f} {middle:.1f}H{at(high):.1f}" stroke="#222" stroke-width="1.5"/>')
         parts.append(f'<path d="M{at(goal):.1f} {middle - 8:.1f}v16" stroke="#222" stroke-width="2"/>')
@@ -153,7 +155,7 @@ def latency_plot(run: Run) -> str:
         points = " ".join(f"{x(rate):.1f},{y(value):.1f}" for rate, value in curve)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [f'<circle cx="{x(rate):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>' for rate, value in curve]
-        parts.append(_text(right + 10, TOP + 14 + 18 * row, _plain(peer), "start", colour))
+        parts.append(_text(right + 10, TOP + 14 + 18 * row, _plain(PEERS[peer]), "start", colour))
     return _svg(bottom + 26, parts)
 
 
@@ -193,8 +195,8 @@ def _goal(one: Mapping[str, Any]) -> str:
     return f"{relation} {one['goal']['factor']:g}, {'met' if one['met'] else 'missed'}"
 
 
-def _plain(peer: str) -> str:
-    return PEERS[peer].replace("`", "")
+def _plain(text: str) -> str:
+    return text.replace("`", "")
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#222") -> str:
