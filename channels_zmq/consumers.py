@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from channels.consumer import get_handler_name
 from channels.db import aclose_old_connections
@@ -55,17 +55,14 @@ class LeanDispatch:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ended = [task for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-        for task in ended:
-            try:
-                task.result()
-            except StopConsumer:
-                return
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for end in ends:
+            if not isinstance(end, asyncio.CancelledError | StopConsumer):
+                raise end
 
-    async def _dispatch_all(self, source: Source, turn: asyncio.Lock) -> None:
+    async def _dispatch_all(self, source: Source, turn: asyncio.Lock) -> NoReturn:
         while True:
             message = await source()
             async with turn:
