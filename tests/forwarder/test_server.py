@@ -475,8 +475,9 @@ class Client:
     def __init__(self, sockets: Sockets[zmq.Socket[bytes]], ports: list[int]) -> None:
         pull, pub = (f"tcp://127.0.0.1:{port}" for port in ports)
         limits = ("--memory-limit", "128MiB", "--queue-bytes", "1GiB", "--pub-high-water-mark", "100000")
+        unbounded = ("--subscriber-bytes", "0")  # else a slow machine ends the stuck one before the memory is used up
         flags = ("--pull-address", pull, "--pub-address", pub, "--admin-address", "", "--settle", "0")
-        self.process = run(*flags, *limits)
+        self.process = run(*flags, *limits, *unbounded)
         self.stuck = sockets.open(zmq.SUB)
         self.stuck.set(zmq.RCVHWM, 1)
         self.stuck.connect(pub)
