@@ -44,6 +44,8 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
     (container,) = found["spec"]["template"]["spec"]["containers"]
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=0")
     until(lambda: not get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator"), "it is away")
+    # A namespace that ends refuses new objects by 403, as if a right were missing.
+    until(lambda: not kubectl("get", "zcl", "-A", "-o", "name").strip(), "the layers of other scenarios are gone")
     kubectl("delete", "secret", "channels-zmq-webhook", "channels-zmq-webhook-ca", "-n", NAMESPACE)
     kubectl("delete", "lease", OPERATOR, "-n", NAMESPACE)
     yield {
