@@ -13,7 +13,7 @@ import pytest
 from channels.layers import InMemoryChannelLayer, channel_layers
 from channels.routing import URLRouter
 from channels.testing import ApplicationCommunicator, WebsocketCommunicator
-from django.conf import settings
+from default_layers import as_default
 from django.urls import path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "chat"))
@@ -157,16 +157,10 @@ class TestJobs:
 @pytest.fixture(autouse=True)
 def layer() -> Iterator[InMemoryChannelLayer]:
     """A fresh in-memory layer as the default one, and an attic without a past."""
-    if not settings.configured:
-        settings.configure()
     layer = InMemoryChannelLayer()
-    before = channel_layers.set("default", layer)
     consumers.attic = rooms.Attic()
-    yield layer
-    if before is None:
-        del channel_layers.backends["default"]
-    else:
-        channel_layers.set("default", before)
+    with as_default(layer):
+        yield layer
 
 
 class Page:

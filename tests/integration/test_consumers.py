@@ -9,11 +9,10 @@ import pytest
 from asgiref.sync import async_to_sync
 from channels.consumer import SyncConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer, JsonWebsocketConsumer
-from channels.layers import channel_layers
 from channels.routing import ChannelNameRouter
 from channels.testing import WebsocketCommunicator
 from channels.worker import Worker
-from django.conf import settings
+from default_layers import as_default
 from forwarders import PATIENCE, until
 
 from channels_zmq import consumers
@@ -72,15 +71,9 @@ class LeanRoom(Talk, consumers.AsyncWebsocketConsumer):
 @pytest.fixture
 def layer(make_layer: Make) -> Iterator[Any]:
     """The default layer of Channels for one test."""
-    if not settings.configured:
-        settings.configure()
     layer = make_layer()
-    before = channel_layers.set("default", layer)
-    yield layer
-    if before is None:
-        del channel_layers.backends["default"]
-    else:
-        channel_layers.set("default", before)
+    with as_default(layer):
+        yield layer
 
 
 @asynccontextmanager

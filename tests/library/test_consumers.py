@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from asgiref.testing import ApplicationCommunicator
 from channels.generic import websocket
-from channels.layers import InMemoryChannelLayer, channel_layers
-from django.conf import settings
+from channels.layers import InMemoryChannelLayer
+from default_layers import as_default
 
 from channels_zmq import consumers
 
@@ -25,15 +25,9 @@ said_by: contextvars.ContextVar[str] = contextvars.ContextVar("said_by")
 @pytest.fixture
 def layer() -> Iterator[InMemoryChannelLayer]:
     """Channels' layer without a network: the consumers work with any."""
-    if not settings.configured:
-        settings.configure()
     layer = InMemoryChannelLayer()
-    before = channel_layers.set("default", layer)
-    yield layer
-    if before is None:
-        del channel_layers.backends["default"]
-    else:
-        channel_layers.set("default", before)
+    with as_default(layer):
+        yield layer
 
 
 @pytest.fixture(params=[websocket, consumers], ids=["channels", "lean"])
