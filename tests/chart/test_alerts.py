@@ -18,7 +18,7 @@ from scrapes import Labels, forwarders_monitor, series, target_labels
 
 from channels_zmq_operator.models import Layer
 
-pytestmark = needs_helm
+pytestmark = [needs_helm, pytest.mark.slow]  # promtool runs for each case
 
 NAMESPACE = "messaging"
 VALUES: Values = {
