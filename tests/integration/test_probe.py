@@ -137,7 +137,7 @@ def answering(frames: Callable[[wire.Hello], list[bytes]]) -> "tuple[str, Callab
 
 
 @pytest.mark.parametrize("answer", [b"w?", b"w"])
-def test_an_answer_that_is_no_frame_of_ours_is_a_problem(answer: bytes) -> None:
+def test_an_invalid_frame_as_the_answer_is_a_problem(answer: bytes) -> None:
     """Another program may publish at that address."""
     address, end = answering(lambda hello: [wire.inbox_topic(hello.inbox) + part for part in (b"", answer)])
     try:
@@ -145,7 +145,7 @@ def test_an_answer_that_is_no_frame_of_ours_is_a_problem(answer: bytes) -> None:
         finding = found(layer, 20.0)
     finally:
         end()
-    assert "no frame of a forwarder" in finding.problem
+    assert "answers with an invalid frame" in finding.problem
     assert finding.advice
 
 
