@@ -267,7 +267,10 @@ class DedicatedConfig(LayerConfig):
         description="Total bytes of these messages, and of those that one forwarder has not acknowledged.",
     )
     window: int = Field(
-        4096, ge=1, le=1_000_000, description="Messages that one forwarder may leave unacknowledged; others are held."
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Frames (a message or a batch each) that one forwarder may leave unacknowledged; others are held.",
     )
     resolve_every: Seconds = Field(5.0, description="Seconds after which names of forwarders are resolved again.")
 

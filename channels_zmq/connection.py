@@ -39,7 +39,7 @@ from channels_zmq.errors import (
     RequestRefused,
 )
 from channels_zmq.housekeeper import Watched, housekeeper
-from channels_zmq.loops import Loops, Waiter, wake
+from channels_zmq.loops import Loops, Waiter, running_here, wake
 from channels_zmq.options import Options
 from channels_zmq.transports.transport import Producer, Transport
 from channels_zmq_forwarder import wire
@@ -52,6 +52,8 @@ NOTICE_EVERY = 1.0
 """Seconds after which the housekeeper notices that an event loop is blocked, or that no layer is left."""
 UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
+BATCH_WITHIN = 0.01
+"""Seconds that messages of a busy sender wait at most, if its event loop does not come to the end of its turn."""
 HELD_EVERY = 0.002
 """Seconds between two looks at what is still to be sent when the connection is closed."""
 SLICE = 500
@@ -136,6 +138,7 @@ class Connection:
         self._producer: Producer | None = None
         """The transport, once it can send messages; None again when it is closed."""
         self._is_drain = False
+        self._batching_loop: asyncio.AbstractEventLoop | None = None  # that will call `_turn_is_over`
         self._changes: deque[LinkChange] = deque()
         self._loop_turns = self._loop_turns_noticed = 0
         self._loop_is_blocked = False
@@ -243,11 +246,13 @@ class Connection:
         with self._step:
             producer = self._producer or self._promote()
             try:
-                producer.publish_group(topic, payload, ttl)
+                begins = producer.publish_group(topic, payload, ttl)
             except OutboxFull:
                 self.client.counters.drop("outbox_full")
-            else:
-                self.client.counters.sent += 1
+                return
+            self.client.counters.sent += 1
+        if begins:
+            self._send_batch_soon()
 
     def send_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
         """Send a message to a process-specific channel.
@@ -262,13 +267,32 @@ class Connection:
         with self._step:
             producer = self._producer or self._promote()
             accepted: bool | None = True
+            begins = False
             if owner == self.inbox:
                 accepted = producer.publish_own(channel, payload, ttl, capacity)
             else:
-                producer.publish_direct(owner, channel, payload, ttl)
+                begins = producer.publish_direct(owner, channel, payload, ttl)
             if accepted:
                 self.client.counters.sent += 1
-            return accepted
+        if begins:
+            self._send_batch_soon()
+        return accepted
+
+    def _send_batch_soon(self) -> None:
+        """Let a batch leave when this turn of the event loop is over, or after `BATCH_WITHIN` if it takes longer."""
+        loop = running_here()
+        if loop is None:
+            self._turn_is_over()
+        elif loop is not self._batching_loop:
+            self._batching_loop = loop
+            loop.call_soon(self._turn_is_over)
+            self.call_soon(time.monotonic() + BATCH_WITHIN)
+
+    def _turn_is_over(self) -> None:
+        with self._step:
+            self._batching_loop = None
+            if self._producer is not None:
+                self._producer.send_batch()
 
     async def send_after_echo(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Send a message to a channel of this process that seems full because of messages in flight.
@@ -413,6 +437,8 @@ class Connection:
         client = self.client
         with self._step:
             self._check_open()
+            if self._producer is not None:
+                self._producer.send_batch()  # what was sent before is not for this member
             is_first = topic not in client.memberships.groups
             join = client.join(topic, channel, capacity, life)
             if is_first and self._producer is not None:
@@ -620,6 +646,8 @@ class Connection:
                 return now + NEVER
             if self._changes:
                 return now  # one that has just come: it is announced before held messages are sent
+            if self._producer is not None:
+                self._producer.send_batch()
             due = self.client.keep(now, SLICE)
             if self._transport.is_connected:
                 self._repeat_requests(now)

@@ -34,6 +34,8 @@ class Attachment:
         self.window = Window(window, window_bytes, clock)
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
+        self.batching_session = -1
+        """The last session in which it has accepted batches."""
         self._instance = b""
         self.has_two_ways = False
         """Whether its frames arrive by two connections, of which one may be ahead of the other."""

@@ -5,7 +5,7 @@ wants done, and the connection that owns the client does it.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -21,7 +21,7 @@ from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.wire import FLAG_AGAIN, Status, Topic
+from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Status, Topic
 
 SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
@@ -192,10 +192,10 @@ class Client:
         self._own_order = 0
         self._foreign_joins: dict[int, tuple[Join, Reply]] = {}
         self._on_inbox: dict[int, Callable[[bytes, Attachment], None]] = {
-            wire.DIRECT: self._direct,
             wire.ASK.kind: self._asked,
             wire.CONFIRM.kind: self._confirmed,
             wire.WELCOME.kind: self._welcomed,
+            wire.BATCHING_ACCEPTED.kind: self._batching_accepted,
             wire.SYNCED.kind: self._synced,
             wire.JOB.kind: self._job,
             wire.HANDED.kind: self._handed,
@@ -253,13 +253,19 @@ class Client:
 
     # Frames
 
-    def feed(self, frame: bytes, attachment: Attachment) -> None:
-        """Take one frame that an exchange has sent. Malformed frames are counted and ignored."""
+    def feed(self, frame: bytes, attachment: Attachment) -> Iterator[None] | None:
+        """Take one frame that an exchange has sent. Malformed frames are counted and ignored.
+
+        Returns:
+            Of a batch what takes its messages, one with each step; else None.
+        """
         try:
             if frame[:1] == wire.GROUP_BYTE:
                 topic, sender, number, flags, ttl, payload = wire.read_group(frame)
                 group = self.memberships.groups.get(topic)
                 if group is not None:
+                    if flags & FLAG_BATCH:
+                        return self._group_batch(frame, topic, sender, number, flags, ttl, wire.batch_bodies(payload))
                     missing = group.runs.see(sender, number, flags)
                     if missing or flags >= FLAG_AGAIN:
                         self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
@@ -267,12 +273,32 @@ class Client:
                         self.deliver_group(topic, ttl, payload)
                         if self.gaps.frames:
                             self.gaps.closed_up(group.runs, sender)
+            elif wire.sub_kind(frame) == wire.DIRECT:
+                return self._direct(frame)
             elif (take := self._on_inbox.get(wire.sub_kind(frame))) is not None:
                 take(frame, attachment)
             else:
                 self.counters.drop("malformed")
         except wire.FrameError:
             self.counters.drop("malformed")
+        return None
+
+    def _group_batch(
+        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payloads: Iterable[bytes]
+    ) -> Iterator[None]:
+        flags &= ~FLAG_BATCH
+        for each, payload in enumerate(payloads, number):
+            group = self.memberships.groups.get(topic)
+            if group is not None:
+                missing = group.runs.see(sender, each, flags)
+                if missing or flags >= FLAG_AGAIN:
+                    self._exceptional(frame, topic, sender, each, flags, missing, ttl, payload)
+                else:
+                    self.deliver_group(topic, ttl, payload)
+                    if self.gaps.frames:
+                        self.gaps.closed_up(group.runs, sender)
+            flags &= ~wire.FLAG_FIRST
+            yield
 
     def deliver_group(self, topic: Topic, ttl: int, payload: bytes) -> None:
         """Put a group message into the mailboxes of its members; `ttl` is in milliseconds."""
@@ -308,7 +334,7 @@ class Client:
         deliver = partial(self._deliver_to_former_members, topic, ttl, payload, published)
         runs = self.memberships.groups[topic].runs
         if missing:
-            self._out_of_order(runs, sender, number, missing, len(frame), deliver)
+            self._out_of_order(runs, sender, number, missing, len(payload), deliver)
         else:
             deliver()
             self.gaps.closed_up(runs, sender)
@@ -350,12 +376,30 @@ class Client:
         """The order number of the last message that this process has sent to itself."""
         return self._own_order
 
-    def _direct(self, frame: bytes, attachment: Attachment) -> None:
-        sender, number, flags, ttl, channel, payload = wire.read_direct(frame)
+    def _direct(self, frame: bytes) -> Iterator[None] | None:
+        sender, number, flags, ttl, body = wire.read_direct(frame)
+        if flags & FLAG_BATCH:
+            return self._direct_batch(sender, number, flags, ttl, wire.batch_bodies(body))
+        self._take_direct(sender, number, flags, ttl, body)
+        return None
+
+    def _direct_batch(
+        self, sender: bytes, number: int, flags: int, ttl: int, bodies: Iterable[bytes]
+    ) -> Iterator[None]:
+        for each, body in enumerate(bodies, number):
+            try:
+                self._take_direct(sender, each, flags, ttl, body)
+            except wire.FrameError:
+                self.counters.drop("malformed")
+            flags &= ~wire.FLAG_FIRST
+            yield
+
+    def _take_direct(self, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> None:
+        channel, payload = wire.channel_and_payload(body)
         missing = self._direct_runs.see(sender, number, flags)
         if missing:
             deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
-            self._out_of_order(self._direct_runs, sender, number, missing, len(frame), deliver)
+            self._out_of_order(self._direct_runs, sender, number, missing, len(payload), deliver)
             return
         self._deliver_direct(sender, channel, ttl, payload)
         if self.gaps.frames:
@@ -494,6 +538,9 @@ class Client:
         attachment.window.acknowledge(confirm.n)
         self.out.session.append((attachment, confirm))
         self.out.busy = True
+
+    def _batching_accepted(self, frame: bytes, attachment: Attachment) -> None:
+        attachment.batching_session = wire.BATCHING_ACCEPTED.decode(frame).session
 
     def _synced(self, frame: bytes, attachment: Attachment) -> None:
         self._answered(wire.SYNCED.decode(frame).n, Status.OK, attachment)

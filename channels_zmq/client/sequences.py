@@ -39,21 +39,21 @@ class Numbers:
         self._old: dict[bytes, int] = {}
         self._clock, self._size = clock, size
 
-    def next(self, prefix: bytes) -> tuple[int, int]:
-        """Return the next number of a prefix, and its flags."""
+    def next(self, prefix: bytes, count: int = 1) -> tuple[int, int]:
+        """Take the next numbers of a prefix; return the first of them, and its flags."""
         last = self._young.get(prefix)
         if last is not None:
-            self._young[prefix] = last + 1
+            self._young[prefix] = last + count
             return last + 1, 0
         last = self._old.get(prefix)
         if len(self._young) >= self._size:
             self._old, self._young = self._young, {}
         number, flags = (self._clock(), FLAG_FIRST) if last is None else (last + 1, 0)
-        self._young[prefix] = number
+        self._young[prefix] = number + count - 1
         return number, flags
 
     def take_back(self, prefix: bytes, number: int, flags: int) -> None:
-        """Undo `next`, for a frame that the socket did not take."""
+        """Undo `next`, which has returned this number and these flags, for a frame that the socket did not take."""
         if flags:
             del self._young[prefix]
         else:

@@ -285,6 +285,8 @@ class _Probe:
                 advice = "Install channels-zmq and channels-zmq-forwarder of one release."
                 raise _Problem(problem, advice, is_lasting=True)
             if welcome.state == State.SERVING:
+                # Else the forwarder would take batches of other processes apart meanwhile.
+                sub.socket.send(wire.BATCHING.encode(wire.Batching(self._inbox, 1)))
                 return
 
     def _measure(self, side: _Side, question: Callable[[int], bytes], kind: bytes) -> None:

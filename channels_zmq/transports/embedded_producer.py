@@ -21,6 +21,7 @@ from typing import IO, Protocol
 import zmq
 
 from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client, SessionFrame
 from channels_zmq.client.counters import LinkStats
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
@@ -111,6 +112,7 @@ class EmbeddedProducer:
         self._settled_at = inf
         self._unsettled: deque[tuple[float, bytes]] = deque()
         self._unsettled_size = 0
+        self._batch = Batch(options.max_message_size)
 
     def start(self) -> None:
         """Bind the address, unless it is of this process alone, and be the first client of the own exchange.
@@ -133,6 +135,7 @@ class EmbeddedProducer:
         for frame in client.normal_members.repeat():
             self._drive(self._exchange.upstream(frame))
         self._drive(self._exchange.upstream(wire.HELLO.encode(wire.Hello(client.inbox, wire.VERSION, session, 0))))
+        self._drive(self._exchange.upstream(wire.BATCHING.encode(wire.Batching(client.inbox, session))))
         client.begin_session(self._attachment, session, self._exchange.instance)
 
     def _bind(self) -> Socket:
@@ -211,32 +214,58 @@ class EmbeddedProducer:
 
     @property
     def held(self) -> int:
-        """How many messages wait for readers that are on their way back."""
-        return len(self._unsettled)
+        """How many messages wait for the end of the turn, or for readers that are on their way back."""
+        return len(self._batch.bodies) + len(self._unsettled)
 
     # Sending
 
-    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> None:
+    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> bool:
         """Deliver a message to the members here, and publish it if another process, or a queue, wants it."""
-        client, exchange = self._client, self._exchange
+        client, exchange, begins = self._client, self._exchange, False
         if self._settled_at < inf:
             client.deliver_group(topic, ttl, payload)
             self._hold(self._frame(topic, payload, ttl))
-        elif exchange.relays_unchanged and topic not in exchange.topics:
+        elif exchange.relays_unchanged:
             client.deliver_group(topic, ttl, payload)
+            if topic in exchange.topics:
+                begins = self._publish(topic, payload, ttl)
         else:
+            self.send_batch()
             frame = self._frame(topic, payload, ttl)
             frames = exchange.inbound(frame)
             if frames and frames[0] is frame:  # else it refused the message
                 client.deliver_group(topic, ttl, payload)
             self._drive(frames)
+        return begins
 
-    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> bool:
         """Publish a message to a channel of another process."""
-        frame = self._frame(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
-        if self._settled_at < inf:
-            self._hold(frame)
-        else:
+        prefix, body = wire.direct_prefix(owner), wire.direct_body(channel, payload)
+        if self._settled_at >= inf:
+            return self._publish(prefix, body, ttl)
+        self._hold(self._frame(prefix, body, ttl))
+        return False
+
+    def _publish(self, prefix: bytes, body: bytes, ttl: int) -> bool:
+        """Publish a message, or let it wait for others; return whether it is the first one that waits."""
+        batch = self._batch
+        if batch.bodies:
+            if batch.add(prefix, body, ttl):
+                return False
+            self.send_batch()
+        if self._exchange.relays_unchanged and batch.begin(prefix, body, ttl):
+            return True
+        self._drive(self._exchange.inbound(self._frame(prefix, body, ttl)))
+        return False
+
+    def send_batch(self) -> None:
+        """Publish the messages that wait for the end of the turn."""
+        batch = self._batch
+        if batch.bodies:
+            bodies = batch.take()
+            number, flags = self._client.numbers.next(batch.prefix, len(bodies))
+            flags |= wire.FLAG_BATCH
+            frame = wire.ordered(batch.prefix, self._client.sender, number, flags, batch.ttl, wire.batch(bodies))
             self._drive(self._exchange.inbound(frame))
 
     def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
@@ -257,7 +286,7 @@ class EmbeddedProducer:
                 self._send(frame, zmq.DONTWAIT)
                 self._published += len(frame)
                 sent = True
-        while self._exchange.copies:
+        while self._exchange.is_unfinished:
             self._drive(self._exchange.go_on())
         if sent and self._subscribers is not None and self._subscribers.is_due(self._published):
             self._call_soon(0.0)
@@ -282,13 +311,15 @@ class EmbeddedProducer:
         """Do nothing: local members are served before a message is held."""
 
     def mark_now(self) -> None:
-        """Do nothing: what is published needs no acknowledgement."""
+        """Publish what waits for the end of the turn: there is nothing to acknowledge."""
+        self.send_batch()
 
     def withdraw(self, number: int) -> None:
         """Do nothing: requests are never held."""
 
     def drop_held(self) -> None:
         """Drop all held messages."""
+        self._batch.take()
         self._unsettled.clear()
         self._unsettled_size = 0
 
@@ -298,6 +329,7 @@ class EmbeddedProducer:
         """Give the own exchange a frame; members here need no subscription. Return whether input is there now."""
         if frame[:1] in _SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
             return False
+        self.send_batch()
         has_input = self._drive(self._exchange.upstream(frame))
         self._call_soon(self._exchange.due())
         return has_input
@@ -310,6 +342,7 @@ class EmbeddedProducer:
 
     def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Give the own exchange a request; return whether input is there now."""
+        self.send_batch()
         has_input = self._drive(self._exchange.inbound(frame))
         self._call_soon(self._exchange.due())
         return has_input
@@ -325,6 +358,7 @@ class EmbeddedProducer:
         """Give the exchange frames of the readers, for one turn; return whether more may be there."""
         if self._subscribers is None:
             return False
+        self.send_batch()
         recv = self._subscribers.recv
         upstream, until = self._exchange.upstream, time.monotonic() + SECONDS_A_TURN
         try:
@@ -375,6 +409,7 @@ class EmbeddedProducer:
 
     def close(self) -> None:
         """Close the sockets; what was published is still delivered within the linger time."""
+        self.send_batch()
         if self._settled_at < inf:
             self._settle()
         if self._former is not None:

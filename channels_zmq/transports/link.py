@@ -193,6 +193,11 @@ class Link:
         """Whether the subscriber's side is connected."""
         return self.state not in (State.CONNECTING, State.DOWN)
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the forwarder has accepted batches in this session."""
+        return self.attachment.batching_session == self._subscriber.session
+
     def is_coming(self, now: float) -> bool:
         """Return whether it has begun to connect a moment ago and is not up yet."""
         if self.state is State.CONNECTING:
@@ -255,11 +260,19 @@ class Link:
     def publish(self, prefix: bytes, body: bytes, ttl: int) -> int:
         """Number a message and send it; return its number, or 0 if it has to be held."""
         number, flags = self._numbers.next(prefix)
+        return self._publish(prefix, number, flags, body, ttl)
+
+    def publish_batch(self, prefix: bytes, bodies: list[bytes], ttl: int) -> bool:
+        """Number several messages and send them as one frame; return False if they have to be held."""
+        number, flags = self._numbers.next(prefix, len(bodies))
+        return self._publish(prefix, number, flags | wire.FLAG_BATCH, wire.batch(bodies), ttl) > 0
+
+    def _publish(self, prefix: bytes, number: int, flags: int, body: bytes, ttl: int) -> int:
         frame = wire.ordered(prefix, self._sender, number, flags, ttl, body)
         try:
             self._send(frame, zmq.DONTWAIT)
         except zmq.Again:
-            self._numbers.take_back(prefix, number, flags)
+            self._numbers.take_back(prefix, number, flags & wire.FLAG_FIRST)
             return 0
         window = self._window
         if window.room and len(frame) <= LARGE:
@@ -365,12 +378,13 @@ class Link:
         age = int((now - held.published) * 1000)  # rounded down: a member that had joined must not miss it
         elsewhere = held.instance != self.instance
         frame = wire.again(held.body, left, age, elsewhere=elsewhere, acknowledged=not held.counts)
-        if not self.send(frame):
-            return False
-        self._sent_again += 1
-        due = self._window.append(frame)
-        if due:
-            self._mark(due)
+        for each in (frame,) if self.takes_batches else wire.split(frame):
+            if not self.send(each):
+                return False
+            self._sent_again += 1
+            due = self._window.append(each)
+            if due:
+                self._mark(due)
         return True
 
     def take(self) -> list[Held]:

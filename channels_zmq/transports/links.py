@@ -17,6 +17,7 @@ from math import inf
 import zmq
 
 from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
 from channels_zmq.client.counters import LinkStats
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
@@ -80,6 +81,7 @@ class Links:
         self._homes: Homes[Link] = Homes(self._was_used)
         self._ledger = Ledger(options.outbox_capacity, options.outbox_bytes)
         self._lobby = Outbox(self._ledger)
+        self._batch = Batch(options.max_message_size, time.monotonic)
         self._outage: _Outage | None = None
         self._own_prefix = wire.direct_prefix(client.inbox)
         self._rotate_at = 0.0
@@ -168,7 +170,7 @@ class Links:
     @property
     def held(self) -> int:
         """How many messages wait to be sent, or to be acknowledged."""
-        return len(self._lobby) + sum(link.held for link in self._links.values())
+        return len(self._batch.bodies) + len(self._lobby) + sum(link.held for link in self._links.values())
 
     def stats(self) -> list[LinkStats]:
         """Return the state of each link."""
@@ -189,6 +191,7 @@ class Links:
 
     def close(self) -> None:
         """Send held messages as far as possible, and close the sockets."""
+        self.send_batch()
         for link in self._links.values():
             link.close()
         self._selector.close()
@@ -202,25 +205,49 @@ class Links:
 
     # Sending
 
-    def publish_group(self, topic: bytes, payload: bytes, ttl: int) -> None:
-        """Number a message and send it, or hold it.
+    def publish_group(self, topic: bytes, payload: bytes, ttl: int) -> bool:
+        """Number a message and send it, or hold it, or let it wait for the end of the turn, which is returned.
 
         Raises:
             OutboxFull: If no more messages are held.
         """
+        batch = self._batch
+        if batch.bodies:
+            if batch.add(topic, payload, ttl):
+                return False
+            self.send_batch()
         link = self._homes.only or self._homes.of(topic)
-        if link is not None and (link.passes or link.make_room()) and link.publish(topic, payload, ttl):
-            return
+        if link is not None and (link.passes or link.make_room()):
+            if batch.begin(topic, payload, ttl):
+                if link.takes_batches:
+                    return True
+                batch.take()
+            if link.publish(topic, payload, ttl):
+                return False
         now = time.monotonic()
         self._hold(link, Held(now + ttl / 1000, topic, payload), now)
+        return False
 
-    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
-        """Number a message and send it, or hold it.
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> bool:
+        """Number a message and send it, or hold it, or let it wait for the end of the turn, which is returned.
 
         Raises:
             OutboxFull: If no more messages are held.
         """
-        self.publish_group(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
+        return self.publish_group(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
+
+    def send_batch(self) -> None:
+        """Send the messages that wait for the end of the turn. They were accepted, so they are held in any case."""
+        batch = self._batch
+        if not batch.bodies:
+            return
+        topic, bodies, ttl = batch.prefix, batch.take(), batch.ttl
+        link = self._homes.only or self._homes.of(topic)
+        is_sent = link is not None and (link.passes or link.make_room()) and link.publish_batch(topic, bodies, ttl)
+        if not is_sent:
+            now = time.monotonic()
+            for body in bodies:
+                self._hold(link, Held(now + ttl / 1000, topic, body), now, must=True)
 
     def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
         """Send a message to a channel of this process by a forwarder, so that it keeps its place among others.
@@ -238,11 +265,13 @@ class Links:
         if box.in_flight and len(box.mail) + len(box.in_flight) >= capacity:
             return None if self.is_connected else False
         self.publish_group(self._own_prefix, wire.direct_body(channel, payload), ttl)
+        self.send_batch()
         client.sent_to_own(box)
         return True
 
     def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Send a frame by the XSUB of one link, or of all; return whether input is there now."""
+        self.send_batch()
         if to is None:
             return sum([link.send_upstream(frame) for link in self._links.values()]) > 0
         link = self._by_attachment.get(to)
@@ -258,6 +287,7 @@ class Links:
         must: bool = False,
     ) -> bool:
         """Send a frame by the PUSH of the home of a key, or hold it; see `Transport`."""
+        self.send_batch()
         link = self._homes.of(key)
         if link is None and number:
             self._check_versions()
@@ -270,6 +300,7 @@ class Links:
 
         If PUSH has no connection, nothing is on its way by it any more.
         """
+        self.send_batch()
         link = self._by_attachment.get(to)
         if link is None or (link.state is State.UP and link.send(frame)):
             return False
@@ -303,12 +334,14 @@ class Links:
 
     def drop_held(self) -> None:
         """Drop all held messages."""
+        self._batch.take()
         self._lobby.clear()
         for link in self._links.values():
             link.drop_held()
 
     def mark_now(self) -> None:
         """Ask for the acknowledgement of everything at once."""
+        self.send_batch()
         for link in self._links.values():
             link.mark_now()
 
@@ -320,6 +353,7 @@ class Links:
 
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
+        self.send_batch()
         if len(self._links) == 1:  # mostly
             (link,) = self._links.values()
             has_more = link.read()

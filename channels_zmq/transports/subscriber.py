@@ -8,7 +8,7 @@ the exchange welcomes it.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import inf
 
 import zmq
@@ -80,6 +80,8 @@ class Subscriber:
         """Whether there is a connection, and so a session that was greeted."""
         self._client, self._attachment, self._known = client, attachment, known
         self.endpoint = Endpoint(address)
+        self._batch: Iterator[None] | None = None
+        """The messages of a frame that are left to be taken."""
         self._hello_at = 0.0
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
@@ -130,21 +132,28 @@ class Subscriber:
         return readable(self._socket)
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read."""
-        return readable(self._socket)
+        """Return whether a frame can be read, or is only read in part."""
+        return self._batch is not None or readable(self._socket)
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
         recv, client, wake = self._socket.recv, self._client, self._client.out.wake
         feed, attachment, until = client.feed, self._attachment, time.monotonic() + SECONDS_A_TURN
         try:
-            feed(recv(zmq.DONTWAIT), attachment)
-            if not readable(self._socket):  # it is mostly one frame: asking takes half the time of `zmq.Again`
-                return False
+            if self._batch is None:
+                self._batch = feed(recv(zmq.DONTWAIT), attachment)
+                # It is mostly one frame: asking takes half the time of `zmq.Again`.
+                if self._batch is None and not readable(self._socket):
+                    return False
             for _ in range(FRAMES_A_TURN - 1):
-                if client.now > until or len(wake) > WAKES_A_TURN:
+                if self._batch is not None:
+                    for _ in self._batch:
+                        if client.now > until or len(wake) > WAKES_A_TURN:
+                            return True
+                    self._batch = None
+                elif client.now > until or len(wake) > WAKES_A_TURN:
                     break
-                feed(recv(zmq.DONTWAIT), attachment)
+                self._batch = feed(recv(zmq.DONTWAIT), attachment)
         except zmq.Again:
             return False
         return True
@@ -204,7 +213,8 @@ class Subscriber:
         self._hello_at = time.monotonic()
         peers = self._client.peers(self._attachment)
         hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, self._known())
-        if self.send(wire.HELLO.encode(hello)):
+        self._socket.send(wire.HELLO.encode(hello), zmq.DONTWAIT)
+        if self.send(wire.BATCHING.encode(wire.Batching(self._client.inbox, self.session))):
             self._client.out.input_found()
 
 

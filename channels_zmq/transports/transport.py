@@ -132,19 +132,28 @@ class Producer(Transport, Protocol):
     def mark_now(self) -> None:
         """Ask for the acknowledgement of everything at once."""
 
-    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> None:
+    def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> bool:
         """Send or hold a group message; `ttl` is in milliseconds.
 
+        Returns:
+            Whether it is the first one that waits for `send_batch`.
+
         Raises:
             OutboxFull: If no more messages are held.
         """
 
-    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> None:
+    def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> bool:
         """Send or hold a message to a channel of another process.
 
+        Returns:
+            Whether it is the first one that waits for `send_batch`.
+
         Raises:
             OutboxFull: If no more messages are held.
         """
+
+    def send_batch(self) -> None:
+        """Send the messages that wait for others to the same destination. Every other method does that first."""
 
     def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
         """Send a message to a channel of this process.

@@ -4,7 +4,8 @@ In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets
 (`pump`, or the library's embedded connection) publishes the frames that it returns, in order. It may call back with an
 answer to one of them before it has published the others, since each call leaves the exchange in order.
 
-- Group and inbox frames are relayed unchanged; their payload is never decoded.
+- Group and inbox frames are relayed unchanged; their payload is never decoded. A batch is taken apart only while a
+  client is connected that cannot read it, or while something is to be done with each message.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
 - An exchange that ends drains first: clients send by others, and take back what waits here.
@@ -60,6 +61,7 @@ class Exchange:
         """The session of each client, by its inbox."""
         self._ended: OrderedDict[bytes, int] = OrderedDict()  # the last session of clients that are gone
         self.topics: set[bytes] = set()
+        self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
         """The largest `peers` of a hello: how many clients the last instance had."""
         self.drops: Counter[str] = Counter()
@@ -68,8 +70,8 @@ class Exchange:
         self.directory = Directory(self.drops)
         self._drain = Drain(self.queues, clock, self.drops)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
-        self.copies: list[wire.Enqueue] = []
-        """The copies of a group message that are left to be made, the last one first; see `go_on`."""
+        self._copies: list[wire.Enqueue] = []  # of a group message, that are left to be made; the last one first
+        self._messages: list[bytes] = []  # of a batch, that are left to be taken; the last one first
         self._announced = 0
         self._announced_news: frozenset[tuple[Address, bool]] = frozenset()
         self._to_inform: list[bytes] = []
@@ -83,6 +85,7 @@ class Exchange:
             1: self._subscribed,
             wire.CLAIM.kind: lambda frame: NOTHING,  # `Subscribers` has checked it
             wire.HELLO.kind: self._hello,
+            wire.BATCHING.kind: self._batching,
             wire.SYNC.kind: self._sync,
             wire.READY.kind: self._ready,
             wire.RECEIVED.kind: self._received,
@@ -219,7 +222,12 @@ class Exchange:
     # Subscribers
 
     def _subscribed(self, frame: bytes) -> Frames:
-        self.topics.add(wire.subscribed_topic(frame))
+        topic = wire.subscribed_topic(frame)
+        if topic not in self.topics:
+            self.topics.add(topic)
+            if inbox := wire.inbox_of(topic):
+                self._without_batches.add(inbox)
+                self._choose_path()
         return NOTHING
 
     def _unsubscribed(self, frame: bytes) -> Frames:
@@ -256,6 +264,14 @@ class Exchange:
             self._drain.leave(hello.inbox)
         return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
+    def _batching(self, frame: bytes) -> Frames:
+        batching = wire.BATCHING.decode(frame)
+        if self.clients.get(batching.inbox) != batching.session:
+            return self._dropped("stray")
+        self._without_batches.discard(batching.inbox)
+        self._choose_path()
+        return [wire.BATCHING_ACCEPTED.encode(wire.BatchingAccepted(batching.inbox, batching.session))]
+
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         forwarders = self.directory.encoded if inbox in self.directory else b""
         return wire.WELCOME.encode(
@@ -269,6 +285,8 @@ class Exchange:
             self._ended.move_to_end(inbox)
             if len(self._ended) > ENDED_SESSIONS:
                 self._ended.popitem(last=False)
+        self._without_batches.discard(inbox)
+        self._choose_path()
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
         self._drain.leave(inbox)
@@ -283,6 +301,8 @@ class Exchange:
     def _group(self, frame: bytes) -> Frames:
         end = wire.topic_end(frame)
         run, number, flags, ttl, start = wire.read_order(frame, end + 1)
+        if flags & wire.FLAG_BATCH and not self.relays_unchanged:
+            return self._batch(frame)
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
@@ -292,19 +312,34 @@ class Exchange:
         if not members or not self._members.is_new(run, number, flags):
             return (frame,)
         payload = frame[start:]
-        self.copies = [wire.Enqueue(b"", 0, ttl, member.capacity, channel, payload) for channel, member in members]
-        self.copies.reverse()
-        return [frame, *self.go_on()]
+        self._copies = [wire.Enqueue(b"", 0, ttl, member.capacity, channel, payload) for channel, member in members]
+        self._copies.reverse()
+        return [frame, *self._copy()]
 
-    def go_on(self) -> list[bytes]:
-        """Make some more copies of a group message for its normal members; return the frames to publish.
-
-        To be called while `copies` are left, and before a frame of another producer is taken.
-        """
-        out, copies = [], self.copies[-COPIES_A_STEP:]
-        del self.copies[-COPIES_A_STEP:]
+    def _copy(self) -> list[bytes]:
+        """Make some copies of a group message for its normal members."""
+        out, copies = [], self._copies[-COPIES_A_STEP:]
+        del self._copies[-COPIES_A_STEP:]
         for copy in reversed(copies):
             out += self.queues.put(copy)
+        return out
+
+    def _batch(self, frame: bytes) -> list[bytes]:
+        """Take the messages of a batch one by one."""
+        self._messages = wire.split(frame)
+        self._messages.reverse()
+        return self.go_on()
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether `go_on` is to be called before the next frame is taken."""
+        return bool(self._copies or self._messages)
+
+    def go_on(self) -> list[bytes]:
+        """Go on with the last frame of a producer, for a bounded time; return the frames to publish."""
+        out = self._copy() if self._copies else []
+        while self._messages and not self._copies:
+            out += self.inbound(self._messages.pop())
         return out
 
     def _relay_request(self, frame: bytes) -> Frames:
@@ -327,6 +362,8 @@ class Exchange:
         else:
             if len(frame) < len(head) + wire.ORDER_SIZE:
                 raise wire.FrameError("a message ends before its payload")
+            if wire.is_batch(frame) and not (self.relays_unchanged and head[:-1] in self.topics):
+                return self._batch(frame)
             cause = self._refused(frame)
             if cause:
                 return self._dropped(cause)
@@ -409,7 +446,8 @@ class Exchange:
         if out is None:
             return [self._confirm(request.inbox, request.n, wire.Status.REFUSED)]
         self._members.clear()
-        self.copies.clear()
+        self._copies.clear()
+        self._messages.clear()
         self._choose_path()
         return [*self.queues.clear(), *out]
 
@@ -422,8 +460,9 @@ class Exchange:
 
     def _choose_path(self) -> None:
         # Messages bypass `inbound` only while it would do nothing with them: no copies for normal members, no flush
-        # that drops them, no limit on their size.
-        self.relays_unchanged = not (self._members.count or self._flushes or self._largest is not None)
+        # that drops them, no limit on their size, no client that needs the messages of a batch one by one.
+        does_something = self._members.count or self._flushes or self._largest is not None or self._without_batches
+        self.relays_unchanged = not does_something
 
     def _refused(self, frame: bytes) -> str:
         if self._flushes:

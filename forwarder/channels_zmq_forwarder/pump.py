@@ -114,7 +114,7 @@ class Pump:
 
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
-        if self.exchange.copies:
+        if self.exchange.is_unfinished:
             self._publish(self.exchange.go_on())
             more = True
         else:
@@ -217,7 +217,7 @@ class Pump:
                     others += 1
                     others_size += len(frame)
                     self._publish(exchange.inbound(frame))
-                    if others_size > BYTES_A_TURN or exchange.copies or clock() > until:
+                    if others_size > BYTES_A_TURN or exchange.is_unfinished or clock() > until:
                         break
                     unchanged = exchange.relays_unchanged
         except zmq.Again:

@@ -10,7 +10,7 @@ Integers are unsigned and big-endian, durations are milliseconds, names are UTF-
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Generic, NamedTuple, NewType, TypeVar, cast
@@ -35,8 +35,13 @@ FLAG_ELSEWHERE = 4
 """Set beside it if another instance of an exchange may have received the frame."""
 FLAG_ACKNOWLEDGED = 8
 """Set beside it if an exchange has acknowledged the frame: it has most likely reached its receivers."""
+FLAG_BATCH = 16
+"""Set on a frame that carries several messages: its body is a list of bodies, which have consecutive numbers."""
+MAX_BATCH = 64
+"""Messages of the largest batch."""
 MAX_JUMP = 2**24
 """Numbers that a sender may skip in a run: more than it sends in minutes, and than it ever sends again."""
+MAX_NUMBER = 2**64 - 1
 MAX_MILLISECONDS = 2**32 - 1
 MAX_OVERHEAD = 5 * 1024
 """Bytes that a frame may have beyond its payload. The longest list of forwarders needs most of it."""
@@ -178,6 +183,13 @@ class Hello(NamedTuple):
     session: int
     peers: int
     forwarders: bytes = b""
+
+
+class Batching(NamedTuple):
+    """Reports that the client can read batches; follows each hello. An exchange of an older version drops it."""
+
+    inbox: bytes
+    session: int
 
 
 class Sync(NamedTuple):
@@ -324,6 +336,13 @@ class Welcome(NamedTuple):
     forwarders: bytes = b""
 
 
+class BatchingAccepted(NamedTuple):
+    """Answers `Batching`: in this session the client may send batches, too."""
+
+    inbox: bytes
+    session: int
+
+
 class Synced(NamedTuple):
     """Answers `Sync`."""
 
@@ -405,6 +424,7 @@ class Empty(NamedTuple):
 
 CLAIM = Layout(Claim, b"C", ">16s")
 HELLO = Layout(Hello, b"H", ">BII", tail=True)
+BATCHING = Layout(Batching, b"U", ">I")
 SYNC = Layout(Sync, b"Y", ">Q")
 READY = Layout(Ready, b"R", ">IQQQB", names=1)
 RECEIVED = Layout(Received, b"D", ">IQ", names=1)
@@ -420,6 +440,7 @@ FLUSHED = Layout(Flushed, b"f", ">Q")
 ASK = Layout(Ask, b"Pa", ">QB", names=3)
 CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
 WELCOME = Layout(Welcome, b"Pw", ">BB8sII", tail=True)
+BATCHING_ACCEPTED = Layout(BatchingAccepted, b"Pu", ">I")
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
 HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
@@ -429,10 +450,37 @@ RETURNED = Layout(Returned, b"Pb", ">IQQI", names=1, tail=True)
 REMOVED = Layout(Removed, b"Pm", ">", names=2)
 EMPTY = Layout(Empty, b"Pf", ">Q")
 
-UPSTREAM_LAYOUTS = (CLAIM, HELLO, SYNC, READY, RECEIVED, TOTAL, DETACH, TAKEN, BACK, MEMBER, FLUSH, FLUSHED)
+UPSTREAM_LAYOUTS = (
+    CLAIM,
+    HELLO,
+    BATCHING,
+    SYNC,
+    READY,
+    RECEIVED,
+    TOTAL,
+    DETACH,
+    TAKEN,
+    BACK,
+    MEMBER,
+    FLUSH,
+    FLUSHED,
+)
 """Frames of clients that come by the subscribers' way, some of them by the producers' way as well."""
 CLIENT_LAYOUTS = (*UPSTREAM_LAYOUTS, ENQUEUE, ECHO)
-INBOX_LAYOUTS = (ASK, CONFIRM, WELCOME, SYNCED, HANDED, HANDED_TOTAL, QUERY, JOB, RETURNED, REMOVED, EMPTY)
+INBOX_LAYOUTS = (
+    ASK,
+    CONFIRM,
+    WELCOME,
+    BATCHING_ACCEPTED,
+    SYNCED,
+    HANDED,
+    HANDED_TOTAL,
+    QUERY,
+    JOB,
+    RETURNED,
+    REMOVED,
+    EMPTY,
+)
 RELAYED = frozenset((DIRECT, ASK.kind, CONFIRM.kind))
 """Sub-kinds of inbox frames that clients may send to each other; only the exchange sends the others."""
 
@@ -543,6 +591,7 @@ def _label(channel: str) -> bytes:
 
 
 _ORDER = struct.Struct(">8sQBI")
+_FLAGS_AT = 16
 ORDER_SIZE = _ORDER.size
 """Bytes between the prefix of a group or direct message and its body."""
 _ORDER_NUMBERS = struct.Struct(">QBI")
@@ -556,11 +605,75 @@ def ordered(prefix: bytes, sender: bytes, number: int, flags: int, ttl: int, bod
         prefix: A group's topic, or `direct_prefix(...)`.
         sender: 8 bytes that name the sending process.
         number: Sequence number of this sender for this prefix.
-        flags: `FLAG_FIRST` or 0; `again` sets the others.
+        flags: `FLAG_FIRST`, `FLAG_BATCH`, or none; `again` sets the others.
         ttl: Milliseconds that the message has left to live.
-        body: The payload of a group message; of a direct one `direct_body(...)`.
+        body: The payload of a group message; of a direct one `direct_body(...)`; with `FLAG_BATCH` a `batch` of these.
     """
     return prefix + _ORDER.pack(sender, number, flags, ttl) + body
+
+
+_LENGTHS = tuple(struct.Struct(f">B{count}I") for count in range(MAX_BATCH + 1))
+
+
+def batch(bodies: Sequence[bytes]) -> bytes:
+    """Return the body of a frame with `FLAG_BATCH`: how many messages, the length of each, then their bodies.
+
+    Args:
+        bodies: 1 to `MAX_BATCH`; the first one has the number of the frame, each other one the next number.
+    """
+    count = len(bodies)
+    return _LENGTHS[count].pack(count, *map(len, bodies)) + b"".join(bodies)
+
+
+def batch_bodies(body: bytes) -> list[bytes]:
+    """Decode the body of a frame with `FLAG_BATCH`.
+
+    Raises:
+        FrameError: If the lengths do not add up, or if there are no messages or too many.
+    """
+    count = body[0] if body else 0
+    if not 0 < count <= MAX_BATCH:
+        raise FrameError(f"a batch has 1 to {MAX_BATCH} messages")
+    layout = _LENGTHS[count]
+    if len(body) < layout.size:
+        raise FrameError("a batch ends before its lengths")
+    _, *lengths = layout.unpack_from(body)
+    if layout.size + sum(lengths) != len(body):
+        raise FrameError("the lengths of a batch do not add up")
+    bodies, at = [], layout.size
+    for length in lengths:
+        bodies.append(body[at : at + length])
+        at += length
+    return bodies
+
+
+def is_batch(frame: bytes) -> bool:
+    """Return whether a group or direct message is a batch; False for one that ends before its flags."""
+    at = _head_at(frame)
+    return len(frame) > at + _FLAGS_AT and at > 0 and bool(frame[at + _FLAGS_AT] & FLAG_BATCH)
+
+
+def split(frame: bytes) -> list[bytes]:
+    """Return the messages of a batch as frames of their own, with all its other flags; any other message as it is.
+
+    Raises:
+        FrameError: If the batch is malformed.
+    """
+    if not is_batch(frame):
+        return [frame]
+    at = _head_at(frame)
+    if len(frame) < at + ORDER_SIZE:
+        raise FrameError("a message ends before its payload")
+    sender, number, flags, ttl = _ORDER.unpack_from(frame, at)
+    start = _body_at(at, flags)
+    prefix, age, bodies = frame[:at], frame[at + ORDER_SIZE : start], batch_bodies(frame[start:])
+    if number + len(bodies) > MAX_NUMBER:
+        raise FrameError("the numbers of a batch are too high")
+    frames, flags = [], flags & ~FLAG_BATCH
+    for each, body in enumerate(bodies, number):
+        frames.append(prefix + _ORDER.pack(sender, each, flags, ttl) + age + body)
+        flags &= ~FLAG_FIRST
+    return frames
 
 
 Order = tuple[bytes, int, int, int, int]
@@ -609,19 +722,18 @@ def read_group(frame: bytes) -> tuple[Topic, bytes, int, int, int, bytes]:
     return cast(Topic, frame[:behind]), sender, number, flags, ttl, frame[start:]
 
 
-def read_direct(frame: bytes) -> tuple[bytes, int, int, int, str, bytes]:
-    """Parse a direct message: sender, number, flags, milliseconds left to live, channel, payload.
+def read_direct(frame: bytes) -> tuple[bytes, int, int, int, bytes]:
+    """Parse a direct message: sender, number, flags, milliseconds left to live, body; see `channel_and_payload`.
 
     Raises:
-        FrameError: If the frame ends before its payload, or has no channel name.
+        FrameError: If the frame ends before its body.
     """
     try:
         sender, number, flags, ttl = _ORDER.unpack_from(frame, SUB_KIND + 1)
     except struct.error as error:
         raise FrameError("a message ends before its payload") from error
     start = SUB_KIND + 1 + ORDER_SIZE if flags < FLAG_AGAIN else _body_at(SUB_KIND + 1, flags)
-    channel, payload = channel_and_payload(frame, start)
-    return sender, number, flags, ttl, channel, payload
+    return sender, number, flags, ttl, frame[start:]
 
 
 def prefix_of(frame: bytes) -> bytes:
@@ -750,16 +862,16 @@ def topic_end(frame: bytes) -> int:
     return end
 
 
-def channel_and_payload(frame: bytes, start: int) -> tuple[str, bytes]:
+def channel_and_payload(body: bytes) -> tuple[str, bytes]:
     """Split the body of a direct message.
 
     Raises:
         FrameError: If there is no channel name, or if it is not UTF-8.
     """
-    end = frame.find(b"\0", start)
-    if end <= start:
+    end = body.find(b"\0")
+    if end < 1:
         raise FrameError("a direct message lacks its channel")
-    return name(frame[start:end]), frame[end + 1 :]
+    return name(body[:end]), body[end + 1 :]
 
 
 def name(data: bytes) -> str:

@@ -56,7 +56,21 @@ def test_a_message_is_written_and_read_as_published(vector: Vector) -> None:
     assert (key, number, flags, ttl) == (prefix + fields["sender"], fields["number"], fields["flags"], fields["ttl"])
     assert data[start:] == body
     if vector["kind"] == "direct":
-        assert wire.channel_and_payload(data, start) == (vector["fields"]["channel"], fields["payload"])
+        assert wire.channel_and_payload(data[start:]) == (vector["fields"]["channel"], fields["payload"])
+
+
+@named(VECTORS["batches"])
+def test_a_batch_is_written_and_split_as_published(vector: Vector) -> None:
+    """From bodies to the frame, and from that to the messages."""
+    data, fields = bytes.fromhex(vector["hex"]), vector["fields"]
+    prefix = wire.group_topic(fields["group"]) if "group" in fields else wire.direct_prefix(fields["inbox"].encode())
+    bodies = [bytes.fromhex(body) for body in fields["bodies"]]
+    sender, number, flags, ttl = bytes.fromhex(fields["sender"]), fields["number"], fields["flags"], fields["ttl"]
+    frame = wire.ordered(prefix, sender, number, flags & ~wire.FLAG_AGAIN, ttl, wire.batch(bodies))
+    if "age" in fields:
+        frame = wire.again(frame, ttl, fields["age"], elsewhere=False, acknowledged=False)
+    assert frame == data
+    assert [one.hex() for one in wire.split(data)] == vector["messages"]
 
 
 @named(VECTORS["forwarders"])
@@ -85,7 +99,9 @@ def read(kind: str, data: bytes) -> None:
         wire.read_order(data, wire.topic_end(data) + 1)
     elif kind == "direct":
         *_, start = wire.read_order(data, wire.SUB_KIND + 1)
-        wire.channel_and_payload(data, start)
+        wire.channel_and_payload(data[start:])
+    elif kind == "batch":
+        wire.split(data)
     elif kind == "forwarders":
         wire.decode_forwarders(data)
     else:
@@ -99,5 +115,9 @@ def test_every_kind_of_frame_has_vectors() -> None:
         kinds = [vector["kind"] for vector in good]
         assert all(kinds.count(name) >= 3 for name in LAYOUTS)
     assert {vector["kind"] for vector in VECTORS["messages"]} == {"group", "direct"}
-    names = [vector["name"] for part in ("frames", "messages", "forwarders", "malformed") for vector in VECTORS[part]]
+    names = [
+        vector["name"]
+        for part in ("frames", "messages", "batches", "forwarders", "malformed")
+        for vector in VECTORS[part]
+    ]
     assert len(names) == len(set(names))

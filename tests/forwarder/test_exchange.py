@@ -46,7 +46,13 @@ class Forwarder(Exchange):
 
     def connect(self, inbox: bytes, session: int = 1, peers: int = 0, forwarders: bytes = b"") -> Frames:
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
-        return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers, forwarders)))
+        answer = self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, peers, forwarders)))
+        if self.clients.get(inbox) == session:
+            self.batching(inbox, session)
+        return answer
+
+    def batching(self, inbox: bytes, session: int = 1) -> Frames:
+        return self.upstream(wire.BATCHING.encode(wire.Batching(inbox, session)))
 
     def disconnect(self, inbox: bytes) -> Frames:
         return self.upstream(wire.unsubscription(wire.inbox_topic(inbox)))
@@ -973,6 +979,110 @@ def test_groups_are_listed(forwarder: Forwarder) -> None:
     assert forwarder.groups() == []
 
 
+# Batches
+
+
+BODIES = [b"one", b"two", b"three"]
+
+
+def batch_frame(number: int = 5, flags: int = wire.FLAG_FIRST, prefix: bytes = wire.group_topic("room")) -> bytes:
+    return wire.ordered(prefix, b"sender..", number, flags | wire.FLAG_BATCH, 60_000, wire.batch(BODIES))
+
+
+def singles(prefix: bytes = wire.group_topic("room")) -> list[bytes]:
+    """Return the messages of `batch_frame` as frames of their own."""
+    flags = (wire.FLAG_FIRST, 0, 0)
+    return [
+        wire.ordered(prefix, b"sender..", number, flag, 60_000, body)
+        for number, (flag, body) in enumerate(zip(flags, BODIES, strict=True), 5)
+    ]
+
+
+def test_batches_pass_while_every_process_can_read_them(forwarder: Forwarder) -> None:
+    """One that has not reported that it can get the messages one by one, also before its hello."""
+    forwarder.connect(A)
+    assert list(forwarder.inbound(batch_frame())) == [batch_frame()]
+    forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
+    assert list(forwarder.inbound(batch_frame())) == singles()
+    forwarder.upstream(wire.HELLO.encode(wire.Hello(B, wire.VERSION, 1, 0)))
+    assert not forwarder.relays_unchanged
+    answer = forwarder.batching(B)
+    assert list(answer) == [wire.BATCHING_ACCEPTED.encode(wire.BatchingAccepted(B, 1))]
+    assert forwarder.relays_unchanged
+
+
+def test_a_process_that_cannot_read_batches_matters_no_longer_than_it_is_there(forwarder: Forwarder) -> None:
+    """The others get batches again."""
+    forwarder.connect(A)
+    forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
+    forwarder.disconnect(B)
+    assert forwarder.relays_unchanged
+
+
+def test_a_process_that_says_hello_again_can_still_read_batches(forwarder: Forwarder) -> None:
+    """An inbox belongs to one process."""
+    forwarder.connect(A)
+    forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 2, 0)))
+    forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
+    assert forwarder.relays_unchanged
+
+
+@pytest.mark.parametrize("session", [0, 2])
+def test_batching_counts_in_the_session_of_the_last_hello(forwarder: Forwarder, session: int) -> None:
+    """A late frame of another connection says nothing about this one."""
+    forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
+    forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+    assert not forwarder.batching(A, session)
+    assert not forwarder.relays_unchanged
+    assert forwarder.drops["stray"] == 1
+
+
+@pytest.mark.parametrize("reads_batches", [True, False])
+def test_a_batch_for_one_process_is_treated_like_any_other(forwarder: Forwarder, reads_batches: bool) -> None:
+    """Each message is dropped and counted if the process is gone."""
+    forwarder.connect(A)
+    if not reads_batches:
+        forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
+    prefix = wire.direct_prefix(A)
+    batch = batch_frame(prefix=prefix)
+    assert list(forwarder.inbound(batch)) == ([batch] if reads_batches else singles(prefix))
+    assert not forwarder.inbound(batch_frame(prefix=wire.direct_prefix(C)))
+    assert forwarder.drops["unroutable"] == len(BODIES)
+
+
+def test_the_messages_of_a_batch_are_copied_to_normal_members_once(forwarder: Forwarder) -> None:
+    """Also if some of them have come before by another way."""
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.inbound(singles()[0])
+    forwarder.inbound(batch_frame())
+    assert [entry.payload for entry in forwarder.queues.by_channel[JOBS].waiting.values()] == BODIES
+
+
+def test_messages_of_a_batch_are_refused_one_by_one_when_memory_runs_out(forwarder: Forwarder) -> None:
+    """The limit is that of a message."""
+    forwarder.connect(A)
+    forwarder.refuse_above(len(singles()[0]))
+    assert list(forwarder.inbound(batch_frame())) == singles()[:2]
+    assert forwarder.drops["memory"] == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"\0", b"\1", b"\1\0\0\0\2x", b"\1\0\0\0\1xy", bytes([wire.MAX_BATCH + 1])])
+def test_a_malformed_batch_that_is_taken_apart_is_counted(forwarder: Forwarder, body: bytes) -> None:
+    """Its lengths add up, or it is nothing."""
+    forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
+    frame = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_BATCH, 60_000, body)
+    assert not forwarder.inbound(frame)
+    assert forwarder.drops["malformed"] == 1
+
+
+def test_a_flush_drops_the_messages_of_a_batch_that_are_left(crowd: Forwarder) -> None:
+    """They were sent before."""
+    assert list(crowd.inbound(batch_frame())) == singles()[:1]
+    crowd.flush()
+    assert not crowd.is_unfinished
+
+
 # Groups with many normal members
 
 
@@ -989,7 +1099,7 @@ def test_copies_for_many_members_are_made_in_steps(crowd: Forwarder) -> None:
     """One message must not stop the exchange for long; meanwhile its driver serves no producer."""
     assert list(crowd.inbound(group_frame())) == [group_frame()]
     depths = [crowd.queues.depth()]
-    while crowd.copies:
+    while crowd.is_unfinished:
         crowd.go_on()
         depths.append(crowd.queues.depth())
     assert depths == [COPIES_A_STEP, 2 * COPIES_A_STEP, 2 * COPIES_A_STEP + 1]
@@ -999,7 +1109,7 @@ def test_a_flush_drops_the_copies_that_are_left(crowd: Forwarder) -> None:
     """They belong to a message that was sent before."""
     crowd.inbound(group_frame())
     crowd.flush()
-    assert not crowd.copies
+    assert not crowd.is_unfinished
     assert crowd.queues.depth() == 0
 
 

@@ -47,8 +47,10 @@ class Rig:
         for frame in opening(SECRET):
             self.xsub.send(frame)
         self.xsub.send(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
+        self.xsub.send(wire.BATCHING.encode(wire.Batching(A, 1)))
         self.turn_until(lambda: A in self.exchange.clients)
         assert wire.WELCOME.decode(self.receive()).session == 1
+        assert wire.BATCHING_ACCEPTED.decode(self.receive()).session == 1
 
     def add(self, *channels: bytes) -> None:
         """Add normal channels to a group."""
@@ -82,6 +84,30 @@ def test_a_group_message_passes(rig: Rig) -> None:
     rig.push.send(frame(b"to others", group="room2"))
     rig.push.send(frame(b"hi"))
     assert rig.receive() == frame(b"hi")
+
+
+def test_a_batch_passes_as_it_is(rig: Rig) -> None:
+    """If every client can read it."""
+    rig.connect()
+    rig.xsub.send(wire.subscription(wire.group_topic("room")))
+    rig.turn_until(rig.exchange.groups)
+    batch = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_BATCH, 0, wire.batch([b"hi", b"there"]))
+    rig.push.send(batch)
+    assert rig.receive() == batch
+
+
+def test_a_batch_is_taken_apart_for_normal_members(rig: Rig) -> None:
+    """Each message is copied, and producers wait until all copies are made."""
+    rig.connect()
+    rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))
+    bodies = [b"first", b"second", b"third"]
+    rig.push.send(wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_BATCH, 60_000, wire.batch(bodies)))
+    rig.turn_until(lambda: rig.exchange.is_unfinished)
+    assert rig.exchange.queues.depth() == COPIES_A_STEP
+    rig.turn_until(lambda: rig.exchange.queues.depth() == 6 * COPIES_A_STEP)
+    assert not rig.exchange.is_unfinished
+    for queue in rig.exchange.queues.by_channel.values():
+        assert [entry.payload for entry in queue.waiting.values()] == bodies
 
 
 def test_a_request_is_answered(rig: Rig) -> None:
@@ -212,9 +238,9 @@ def test_producers_wait_while_copies_for_many_members_are_made(rig: Rig) -> None
     rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))
     for number, payload in ((1, b"first"), (2, b"second")):
         rig.push.send(wire.ordered(wire.group_topic("room"), b"sender..", number, 0, 60_000, payload))
-    rig.turn_until(lambda: rig.exchange.copies)
+    rig.turn_until(lambda: rig.exchange.is_unfinished)
     assert rig.exchange.queues.depth() == COPIES_A_STEP
     rig.turn_until(lambda: rig.exchange.queues.depth() == 4 * COPIES_A_STEP)
-    assert not rig.exchange.copies
+    assert not rig.exchange.is_unfinished
     for queue in rig.exchange.queues.by_channel.values():
         assert [entry.payload for entry in queue.waiting.values()] == [b"first", b"second"]

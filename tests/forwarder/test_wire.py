@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,11 +76,9 @@ def test_mutated_frames_are_refused_or_read_and_never_anything_else(
 @given(st.binary(max_size=80), st.integers(0, 90))
 def test_any_bytes_are_a_message_or_refused(raw: bytes, at: int) -> None:
     """The head of a group or direct message is read from any bytes or refused."""
-    for read in (wire.read_order, wire.channel_and_payload):
-        try:
-            read(raw, at)
-        except FrameError:
-            continue
+    for read in (partial(wire.read_order, raw, at), partial(wire.channel_and_payload, raw), partial(wire.split, raw)):
+        with suppress(FrameError):
+            read()
     with suppress(FrameError):
         assert raw[wire.topic_end(raw)] == 0
 
@@ -181,7 +180,7 @@ def test_a_direct_message_is_read_back() -> None:
     frame = wire.ordered(wire.direct_prefix(INBOX), b"sender..", 1, 0, 0, body)
     *_, start = wire.read_order(frame, wire.SUB_KIND + 1)
     assert frame[wire.SUB_KIND] == wire.DIRECT
-    assert wire.channel_and_payload(frame, start) == ("specific.é!1", b"\0payload")
+    assert wire.channel_and_payload(frame[start:]) == ("specific.é!1", b"\0payload")
 
 
 def test_a_message_that_ends_within_its_head_is_refused() -> None:
@@ -250,7 +249,7 @@ def test_a_topic_has_a_name_and_a_nul(frame: bytes) -> None:
 def test_a_direct_message_without_a_readable_channel_is_refused(body: bytes, reason: str) -> None:
     """Such a message could not be delivered."""
     with pytest.raises(FrameError, match=reason):
-        wire.channel_and_payload(body, 0)
+        wire.channel_and_payload(body)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +268,10 @@ def test_a_group_message_is_parsed_in_one_call() -> None:
 
 
 def test_a_direct_message_is_parsed_in_one_call() -> None:
-    """Sender, number, flags, milliseconds to live, channel and payload."""
+    """Sender, number, flags, milliseconds to live, and the body: channel and payload."""
     inbox = b"0123456789abcdef"
     frame = wire.ordered(wire.direct_prefix(inbox), b"sender!!", 7, 0, 60_000, wire.direct_body("a!b", b"payload"))
-    assert wire.read_direct(frame) == (b"sender!!", 7, 0, 60_000, "a!b", b"payload")
+    assert wire.read_direct(frame) == (b"sender!!", 7, 0, 60_000, b"a!b\0payload")
 
 
 @pytest.mark.parametrize(
@@ -282,6 +281,44 @@ def test_a_group_message_that_ends_early_is_none(frame: bytes) -> None:
     """A frame without a topic is invalid too."""
     with pytest.raises(wire.FrameError):
         wire.read_group(frame)
+
+
+bodies = st.lists(st.binary(max_size=20), min_size=1, max_size=wire.MAX_BATCH)
+
+
+@given(bodies)
+def test_the_bodies_of_a_batch_are_read_back(bodies: list[bytes]) -> None:
+    """As many as a batch may have, of any length."""
+    assert wire.batch_bodies(wire.batch(bodies)) == bodies
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_bodies_of_a_batch_or_refused(raw: bytes) -> None:
+    """What is read encodes to the same bytes."""
+    with suppress(FrameError):
+        assert wire.batch(wire.batch_bodies(raw)) == raw
+
+
+@pytest.mark.parametrize("prefix", [wire.group_topic("room"), wire.direct_prefix(INBOX)])
+@pytest.mark.parametrize("is_again", [False, True])
+def test_a_batch_is_split_into_messages_with_consecutive_numbers(prefix: bytes, is_again: bool) -> None:
+    """They have all that the batch had; only the first one may begin a run."""
+    batch = wire.ordered(prefix, b"sender..", 7, wire.FLAG_FIRST | wire.FLAG_BATCH, 60_000, wire.batch([b"a", b"b"]))
+    alone = [wire.ordered(prefix, b"sender..", 7 + at, 1 - at, 60_000, body) for at, body in enumerate((b"a", b"b"))]
+    if is_again:
+        batch, *alone = (wire.again(one, 500, 30, elsewhere=True, acknowledged=False) for one in (batch, *alone))
+    assert wire.is_batch(batch)
+    assert not any(map(wire.is_batch, alone))
+    assert wire.split(batch) == alone
+    assert wire.split(alone[0]) == [alone[0]]
+    assert {wire.age_of(batch), *map(wire.age_of, alone)} == {30 if is_again else 0}
+
+
+def test_numbers_beyond_the_last_one_are_refused() -> None:
+    """A forged batch must not raise anything else."""
+    frame = wire.ordered(b"Ga\0", b"sender..", wire.MAX_NUMBER, wire.FLAG_BATCH, 0, wire.batch([b"a", b"b"]))
+    with pytest.raises(FrameError, match="too high"):
+        wire.split(frame)
 
 
 def test_frames_are_distinguished_without_being_decoded() -> None:

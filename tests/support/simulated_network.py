@@ -25,8 +25,10 @@ ID_SIZE = 8
 """Bytes at the end of a payload by which a message is recognised."""
 
 
-class Copy(bytes):
-    """A group or direct message on its way."""
+def messages(frame: bytes) -> list[bytes]:
+    """Return the group or direct messages that a frame carries."""
+    is_message = wire.is_group(frame) or wire.sub_kind(frame) == wire.DIRECT
+    return wire.split(frame) if is_message else []
 
 
 class Way:
@@ -260,8 +262,8 @@ class XSub(_Socket):
         if not self._inbox:
             raise zmq.Again
         frame = self._inbox.popleft()
-        if type(frame) is Copy:
-            self.process.has_read(frame)
+        for message in messages(frame):
+            self.process.has_read(message)
         return frame
 
     def arrived(self, frame: bytes) -> None:
@@ -304,9 +306,8 @@ class Push(_Socket):
         waiting = len(self._pipe if self.line is None else self.line.up.under_way)
         if self._is_lost or waiting >= self.network.push_mark:
             raise zmq.Again
-        if frame[:1] == wire.GROUP_BYTE or wire.sub_kind(frame) == wire.DIRECT:
-            frame = Copy(frame)
-            self.network.copied(frame, self.address)
+        for message in messages(frame):
+            self.network.copied(message, self.address)
         self._out(frame)
 
     def failed(self) -> None:
@@ -353,7 +354,7 @@ class Network:
     """
 
     def __init__(
-        self, world: World, push_mark: int, lost: Callable[[bytes], None], copied: Callable[[Copy, str], None]
+        self, world: World, push_mark: int, lost: Callable[[bytes], None], copied: Callable[[bytes, str], None]
     ) -> None:
         self.world, self.push_mark, self.lost, self.copied = world, push_mark, lost, copied
         self.lines: list[Line] = []

@@ -4,14 +4,15 @@ What a process runs on is replaced: its event loop, the housekeeper's thread, th
 the library's own.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from fakes import AnyName
-from simulated_network import Context, Copy, Line, Monitor, Network, XSub
+from simulated_network import ID_SIZE, Context, Line, Monitor, Network, XSub
 from simulated_time import Asyncio, Done, Entry, Future, Loop, Task, World
 
 from channels_zmq import connection as connection_module
@@ -135,6 +136,7 @@ def replace_surroundings(
     monkeypatch.setattr(connection_module, "asyncio", Asyncio(world))
     monkeypatch.setattr(connection_module, "threading", SimpleNamespace(Lock=Lock))
     monkeypatch.setattr(connection_module, "Loops", Loops)
+    monkeypatch.setattr(connection_module, "running_here", lambda: world.on_loop)
     monkeypatch.setattr(connection_module, "housekeeper", lambda: housekeeper)
     monkeypatch.setattr(connection_module, "reports", SimpleNamespace(write=write))
     monkeypatch.setattr(links_module, "zmq", SimpleNamespace(Context=network.context))
@@ -176,7 +178,7 @@ class Process:
         self.is_closing = self.has_delivered = False
         self.closed_at = 0.0
         self.on_thaw: list[Callable[[], None]] = []
-        self.read: dict[bytes, list[tuple[float, Copy]]] = {}
+        self.read: dict[bytes, list[tuple[float, bytes]]] = {}
         """The copies of each message that were read from a socket: when, and the frame."""
         self.loop = Loop(world, self)
         self._drain_is_due = self._looks = False
@@ -214,6 +216,13 @@ class Process:
     def run(self, coroutine: Coroutine[Future, None, Any], done: Done = lambda result, error: None) -> Task:
         """Run a coroutine on the loop of this process."""
         return Task(self.loop, coroutine, done)
+
+    @contextmanager
+    def on_loop(self) -> Iterator[None]:
+        """Act on the loop of this process."""
+        self.world.on_loop = self.loop
+        yield
+        self.world.on_loop = None
 
     def when_running(self, action: Callable[..., Any], *args: Any) -> None:
         """Let the event loop call back."""
@@ -281,8 +290,8 @@ class Process:
 
     # What befalls it
 
-    def has_read(self, copy: Copy) -> None:
-        self.read.setdefault(bytes(copy[-8:]), []).append((self.world.now, copy))
+    def has_read(self, message: bytes) -> None:
+        self.read.setdefault(message[-ID_SIZE:], []).append((self.world.now, message))
 
     def freeze(self, seconds: float) -> None:
         """Let the whole process stand still."""

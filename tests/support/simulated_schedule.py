@@ -9,6 +9,7 @@ from simulated_network import Line
 from simulated_process import Process
 from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
 
+from channels_zmq.client import batch
 from channels_zmq.errors import ForwarderUnavailable
 from channels_zmq.transports.discovery import Forwarder as Address
 from channels_zmq.transports.states import State
@@ -47,6 +48,9 @@ class Schedule(Simulation):
         self.faults_every = choose((0.3, 1.0, 2.0, 6.0))
         self.traffic_every = choose((0.02, 0.05, 0.2))
         self.flushes = self.random.random() < 0.1
+        if self.random.random() < 0.5:  # each message waits for those that follow in the same turn of its event loop
+            monkeypatch.setattr(batch, "RUN", 0)
+            monkeypatch.setattr(batch, "WITHIN", float("inf"))
         self.network.delays = choose(((0.0002, 0.002), (0.0005, 0.02), (0.001, 0.08)))
         self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
         self.cuts_all = False
@@ -91,7 +95,9 @@ class Schedule(Simulation):
     def new_process(self, *, is_steady: bool = False, lists_all: bool = False) -> Process:
         choose = self.random.choice
         lists_all |= is_steady or self.random.random() < 0.7
+        # A process that lists no forwarder which the first ones know may be a layer of its own.
         some = self.random.sample(self.addresses, self.random.randint(1, len(self.addresses)))
+        some = list(dict.fromkeys((choose(self.addresses[: self.count]), *some)))
         process = self.start_process(
             self._in_some_net(self.addresses if lists_all else some),
             is_steady=is_steady,

@@ -103,6 +103,8 @@ class Loop:
     def call_soon_threadsafe(self, action: Callable[..., Any], *args: Any) -> None:
         self.process.when_running(action, *args)
 
+    call_soon = call_soon_threadsafe
+
     def call_later(self, seconds: float, action: Callable[..., Any], *args: Any) -> "Timer":
         return Timer(self.world, self.world.after(seconds, self.process.when_running, action, *args))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from simulated_forwarder import Forwarder
 from simulated_ledger import Ledger, Member, Message
-from simulated_network import Copy, Network
+from simulated_network import Network
 from simulated_process import Process, replace_surroundings
 from simulated_time import Cancelled, Task, World, sleep
 
@@ -165,14 +165,16 @@ class Simulation:
         topic = wire.group_topic(group)
         message = self.ledger.new(process, topic)
         full = process.client.counters.dropped["outbox_full"]
-        process.connection.group_send(topic, message.payload, TTL)
+        with process.on_loop():
+            process.connection.group_send(topic, message.payload, TTL)
         message.is_accepted = process.client.counters.dropped["outbox_full"] == full
         return message
 
     def send_direct(self, process: Process, to: Process) -> Message:
         message = self.ledger.new(process, to.inbox_channel)
         try:
-            sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, TTL, CAPACITY)
+            with process.on_loop():
+                sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, TTL, CAPACITY)
         except OutboxFull:
             sent = False
         message.is_accepted = bool(sent)
@@ -197,7 +199,7 @@ class Simulation:
 
     # What happens on the way
 
-    def _copy_was_sent(self, copy: Copy, address: str) -> None:
+    def _copy_was_sent(self, copy: bytes, address: str) -> None:
         """Note which steady processes cannot get a message, since they do not know its forwarder yet."""
         message = self.ledger.of(copy)
         for process in self.steady:

@@ -163,7 +163,7 @@ class Subscriber:
 
     def read(self) -> bool:
         if self.arriving:
-            self.client.feed(self.arriving.pop(0), self.attachment)
+            feed(self.client, self.arriving.pop(0), self.attachment)
         return bool(self.arriving)
 
     def greet(self, before: list[bytes]) -> None:
@@ -190,6 +190,12 @@ class Subscriber:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+def feed(client: Client, frame: bytes, attachment: Attachment) -> None:
+    """Let a client take a frame, all of it."""
+    for _ in client.feed(frame, attachment) or ():
+        pass
 
 
 def replace_sockets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
@@ -247,7 +253,7 @@ class Exchange:
 
     def publish(self, frame: bytes) -> None:
         """Let a frame arrive, and be read."""
-        self.client.feed(frame, self.link.attachment)
+        feed(self.client, frame, self.link.attachment)
 
     def welcome(
         self,
@@ -261,6 +267,10 @@ class Exchange:
         inbox = self.client.inbox
         self.publish(wire.WELCOME.encode(wire.Welcome(inbox, version, state, self.instance, session, 1, forwarders)))
 
+    def accept_batches(self) -> None:
+        accepted = wire.BatchingAccepted(self.client.inbox, self.subscriber.session)
+        self.publish(wire.BATCHING_ACCEPTED.encode(accepted))
+
     def confirm(self, number: int, instance: bytes | None = None) -> None:
         """Answer an echo or a marker."""
         instance = instance or self.instance
@@ -271,5 +281,6 @@ class Exchange:
         return [wire.ECHO.decode(frame).n for frame in self.push.frames if frame[:1] == b"E"]
 
     def payloads(self) -> list[bytes]:
-        """Remove what was sent; return the payloads of the group messages, in order."""
-        return [wire.read_group(frame)[5] for frame in self.push.take() if frame[:1] == b"G"]
+        """Remove what was sent; return the payloads of the group messages, in order, also of those in batches."""
+        frames = [one for frame in self.push.take() if frame[:1] == b"G" for one in wire.split(frame)]
+        return [wire.read_group(frame)[5] for frame in frames]

@@ -126,6 +126,7 @@ def well_formed(inbox: bytes, session: int = 1) -> list[bytes]:
     """One frame of each kind, for a client that is there."""
     return [
         wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 3)),
+        wire.BATCHING.encode(wire.Batching(inbox, session)),
         wire.SYNC.encode(wire.Sync(inbox, 1)),
         wire.READY.encode(wire.Ready(inbox, session, 3, 0, 0, 1, b"jobs")),
         wire.BACK.encode(wire.Back(inbox, 7, 9_000, b"jobs", b"payload")),

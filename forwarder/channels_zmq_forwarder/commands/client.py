@@ -64,6 +64,8 @@ class Client:
             raise CommandError(
                 f"{self.target}: it speaks version {welcome.version} of the protocol, this program {wire.VERSION}"
             )
+        # Else the forwarder would take batches of other processes apart meanwhile.
+        self.sub.send(wire.BATCHING.encode(wire.Batching(self.inbox, 1)))
         return welcome
 
     def sync(self, deadline: float) -> None:
@@ -85,7 +87,7 @@ class Client:
         self._answer(self.push, wire.ECHO.encode(wire.Echo(self.inbox, self._asked)), wire.CONFIRM.kind, deadline)
 
     def subscribe(self, group: str) -> None:
-        """Receive the messages of a group, once `sync` has returned."""
+        """Receive the messages of a group, once `sync` has returned; some come in batches, which `wire.split` reads."""
         self.sub.send(wire.subscription(wire.group_topic(group)))
 
     def leave(self) -> None:

@@ -68,16 +68,17 @@ def _show(clients: list[Client], serializer: payloads.Serializer, *, json_lines:
             frame = socket.recv()
             if not wire.is_group(frame):
                 continue
-            topic, sender, number, flags, _, payload = wire.read_group(frame)
-            if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
-                continue  # another forwarder has brought it already
-            if len(shown) >= MOST_SENDERS:
-                shown.clear()
-            shown[topic, sender] = number
-            print(_line(wire.group_of(topic).decode(), payload, serializer, json_lines=json_lines), flush=True)
-            left -= 1
-            if not left:
-                return
+            for message in wire.split(frame):
+                topic, sender, number, flags, _, payload = wire.read_group(message)
+                if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
+                    continue  # another forwarder has brought it already
+                if len(shown) >= MOST_SENDERS:
+                    shown.clear()
+                shown[topic, sender] = number
+                print(_line(wire.group_of(topic).decode(), payload, serializer, json_lines=json_lines), flush=True)
+                left -= 1
+                if not left:
+                    return
 
 
 def _line(group: str, payload: bytes, serializer: payloads.Serializer, *, json_lines: bool) -> str:

@@ -45,7 +45,8 @@ def pair(client: Client) -> Client:
 
 def feed(client: Client, frame: bytes, exchange: int = 0) -> None:
     """Let an exchange send a frame, the first one unless a test says otherwise; nothing else is there to be read."""
-    client.feed(frame, client.attachments[exchange])
+    for _ in client.feed(frame, client.attachments[exchange]) or ():
+        pass
     client.gaps.all_is_read()
 
 
@@ -590,6 +591,139 @@ def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_deliv
     feed(pair, group_frame(1, b"1"), 1)
     assert payloads(pair) == [b"1"]
     assert pair.counters.repeated == 1
+
+
+# Batches
+
+
+def batch_frame(number: int, *bodies: bytes, flags: int = 0, prefix: bytes = G) -> bytes:
+    return wire.ordered(prefix, OTHER, number, flags | wire.FLAG_BATCH, TTL, wire.batch(bodies))
+
+
+def group_batch(number: int, *bodies: bytes, flags: int = 0) -> bytes:
+    return batch_frame(number, *bodies, flags=flags)
+
+
+def direct_batch(number: int, *bodies: bytes, flags: int = 0) -> bytes:
+    direct = [wire.direct_body("a", body) for body in bodies]
+    return batch_frame(number, *direct, flags=flags, prefix=wire.direct_prefix(INBOX))
+
+
+KINDS = [pytest.param(group_batch, group_frame, id="group"), pytest.param(direct_batch, direct_frame, id="direct")]
+
+
+@pytest.mark.parametrize("batch, frame", KINDS)
+def test_the_messages_of_a_batch_are_delivered_one_by_one(
+    client: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
+) -> None:
+    """Each step takes one, so that a turn of reading may end between them."""
+    add(client)
+    steps = client.feed(batch(1, b"1", b"2", b"3", flags=wire.FLAG_FIRST), client.attachments[0])
+    assert steps is not None
+    assert payloads(client) == []
+    for expected in ([b"1"], [b"1", b"2"], [b"1", b"2", b"3"]):
+        next(steps)
+        assert payloads(client) == expected
+    assert next(steps, "over") == "over"
+    feed(client, frame(4, b"4"))
+    assert payloads(client) == [b"1", b"2", b"3", b"4"]
+    assert not client.counters.dropped
+
+
+@pytest.mark.parametrize("batch, frame", KINDS)
+def test_a_batch_and_its_messages_are_repetitions_of_each_other(
+    pair: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
+) -> None:
+    """One way may bring a batch whole, and another one in parts, or parts of it."""
+    add(pair)
+    feed(pair, frame(1, b"1", flags=wire.FLAG_FIRST))
+    feed(pair, frame(2, b"2"))
+    feed(pair, batch(1, b"1", b"2", b"3", flags=wire.FLAG_FIRST), 1)
+    feed(pair, frame(3, b"3"))
+    assert payloads(pair) == [b"1", b"2", b"3"]
+    assert pair.counters.repeated == 3
+
+
+@pytest.mark.parametrize("batch, frame", KINDS)
+def test_a_batch_behind_a_gap_waits_for_the_other_exchange(
+    pair: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
+) -> None:
+    """And comes behind what was missing, in order."""
+    add(pair)
+    feed(pair, frame(1, b"1", flags=wire.FLAG_FIRST))
+    feed(pair, batch(4, b"4", b"5"))
+    assert payloads(pair) == [b"1"]
+    feed(pair, batch(2, b"2", b"3"), 1)
+    assert payloads(pair) == [b"1", b"2", b"3", b"4", b"5"]
+
+
+@pytest.mark.parametrize("batch, frame", KINDS)
+def test_each_missing_message_before_a_batch_is_counted(
+    client: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
+) -> None:
+    """The number of a batch is that of its first message."""
+    add(client)
+    feed(client, frame(1, b"1", flags=wire.FLAG_FIRST))
+    feed(client, batch(4, b"4", b"5"))
+    feed(client, frame(7, b"7"))
+    assert payloads(client) == [b"1", b"4", b"5", b"7"]
+    assert client.counters.dropped["missed"] == 3
+
+
+@pytest.mark.parametrize("age, is_for_new", [(1000, True), (1001, False)])
+def test_a_batch_that_is_sent_again_reaches_members_of_the_time_it_was_sent_first(
+    client: Client, clock: Clock, age: int, is_for_new: bool
+) -> None:
+    """All its messages have the same age."""
+    add(client, "old")
+    clock.now += 1
+    add(client, "new")
+    clock.now += 1
+    feed(client, again(group_batch(1, b"1", b"2"), age))
+    assert payloads(client, "old") == [b"1", b"2"]
+    assert payloads(client, "new") == [b"1", b"2"] * is_for_new
+
+
+def test_a_group_may_be_left_between_the_messages_of_a_batch(client: Client) -> None:
+    """The rest of it is for no member."""
+    add(client)
+    steps = client.feed(group_batch(1, b"1", b"2", flags=wire.FLAG_FIRST), client.attachments[0])
+    assert steps is not None
+    next(steps)
+    client.leave(G, "a")
+    assert list(steps) == [None]
+    assert payloads(client) == [b"1"]
+    assert not client.counters.dropped
+
+
+def test_a_batch_for_a_group_without_members_here_is_not_taken_apart(client: Client) -> None:
+    """As a message is ignored then."""
+    assert client.feed(group_batch(1, b"1", b"2"), client.attachments[0]) is None
+
+
+@pytest.mark.parametrize("prefix", [G, wire.direct_prefix(INBOX)])
+def test_a_batch_whose_lengths_do_not_add_up_is_malformed(client: Client, prefix: bytes) -> None:
+    """Nothing of it is delivered."""
+    add(client)
+    feed(client, wire.ordered(prefix, OTHER, 1, wire.FLAG_BATCH, TTL, wire.batch([b"a\0x"]) + b"y"))
+    assert payloads(client) == []
+    assert client.counters.dropped["malformed"] == 1
+
+
+def test_a_malformed_message_in_a_batch_does_not_spoil_the_others(client: Client) -> None:
+    """One direct message lacks its channel."""
+    add(client)
+    feed(client, batch_frame(1, b"a\x001", b"2", b"a\x003", flags=wire.FLAG_FIRST, prefix=wire.direct_prefix(INBOX)))
+    assert payloads(client) == [b"1", b"3"]
+    assert client.counters.dropped == {"malformed": 1, "missed": 1}
+
+
+def test_an_exchange_accepts_batches_for_a_session(client: Client) -> None:
+    """Its answer may be read before the welcome has taken effect."""
+    attachment = client.attachments[0]
+    assert attachment.batching_session != SESSION
+    feed(client, wire.BATCHING_ACCEPTED.encode(wire.BatchingAccepted(INBOX, SESSION)))
+    assert attachment.batching_session == SESSION
 
 
 # Messages that are sent again

@@ -25,6 +25,15 @@ def test_a_run_begins_at_the_clock_and_is_flagged(numbers: Numbers) -> None:
     assert [numbers.next(G) for _ in range(3)] == [(1000, FLAG_FIRST), (1001, 0), (1002, 0)]
 
 
+def test_several_numbers_are_taken_at_once(numbers: Numbers) -> None:
+    """A batch has consecutive ones, and gives them back if it was not sent."""
+    assert numbers.next(G, 3) == (1000, FLAG_FIRST)
+    assert numbers.next(G, 2) == (1003, 0)
+    assert numbers.last(G) == 1004
+    numbers.take_back(G, 1003, 0)
+    assert numbers.next(G) == (1003, 0)
+
+
 def test_each_prefix_has_a_run_of_its_own(numbers: Numbers) -> None:
     """A message to one topic is no gap in another."""
     assert numbers.next(G) == (1000, FLAG_FIRST)

@@ -11,6 +11,7 @@ import pytest
 from fakes import AnyName, Clock, Reader
 from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
 
+from channels_zmq.client import batch
 from channels_zmq.client.client import Client, LinkLost, LinkRestored
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS
@@ -792,6 +793,113 @@ def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair: 
     assert (frames[0][:1], frames[-1]) == (b"G", wire.FLUSHED.encode(wire.Flushed(INBOX, 6)))
 
 
+# Batches
+
+
+@pytest.fixture
+def busy(pair: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A sender so busy that each message waits for others, at two forwarders that accept batches."""
+    monkeypatch.setattr(batch, "RUN", 0)
+    monkeypatch.setattr(batch, "WITHIN", inf)
+    for forwarder in (A, B):
+        pair.exchange(forwarder).accept_batches()
+    return pair
+
+
+def test_messages_to_one_destination_leave_as_one_frame(busy: Rig) -> None:
+    """With consecutive numbers; what came before and what follows has those next to them."""
+    assert busy.links.publish_group(G, b"1", TTL)
+    busy.links.send_batch()
+    assert [busy.links.publish_group(G, payload, TTL) for payload in (b"2", b"3", b"4")] == [True, False, False]
+    assert busy.links.held == len(busy.exchange(A).push.frames) + 3
+    busy.links.send_batch()
+    busy.publish(b"5")
+    busy.links.send_batch()
+    alone, together, last = busy.exchange(A).push.take()
+    assert wire.is_batch(together)
+    read = [wire.read_group(frame) for frame in (*wire.split(alone), *wire.split(together), *wire.split(last))]
+    assert [payload for *_, payload in read] == [b"1", b"2", b"3", b"4", b"5"]
+    first = read[0][2]
+    assert [number for _, _, number, *_ in read] == list(range(first, first + 5))
+
+
+def test_a_batch_leaves_before_anything_else(busy: Rig) -> None:
+    """Order between groups, channels and requests is what it would be without batches."""
+    request = wire.ECHO.encode(wire.Echo(INBOX, 1))
+    attachment = busy.link(A).attachment
+    for action in (
+        lambda: busy.publish(b"other", H),
+        lambda: busy.links.publish_direct(FOREIGN, "a", b"x", TTL),
+        lambda: busy.links.send_upstream(request),
+        lambda: busy.links.send_downstream(request, inf, 1, G),
+        lambda: busy.links.send_to(attachment, request),
+        busy.links.mark_now,
+        busy.links.read,
+        busy.links.close,
+    ):
+        busy.links.send_batch()
+        busy.exchange(A).push.take()
+        push = busy.exchange(A).push
+        busy.publish(b"1")
+        assert push.frames == []
+        action()
+        assert wire.read_group(wire.split(push.frames[0])[0])[5] == b"1"
+
+
+def test_a_batch_that_a_socket_does_not_take_is_held_in_order(busy: Rig) -> None:
+    """Its messages get their numbers when they are sent; they were accepted, so there is room for them in any case."""
+    busy.publish(b"1")
+    busy.publish(b"2")
+    busy.exchange(A).push.is_full = True
+    busy.links.send_batch()
+    assert busy.link(A).stats()["held"] == 2
+    busy.publish(b"3")
+    busy.exchange(A).push.is_full = False
+    busy.tick()
+    assert busy.sent(A) == [b"1", b"2", b"3"]
+
+
+def test_a_batch_whose_link_goes_down_is_sent_by_the_next_one_behind_what_may_be_lost(busy: Rig) -> None:
+    """It goes to the home that its destination has when it leaves."""
+    busy.publish(b"1")
+    busy.links.send_batch()
+    busy.publish(b"2")
+    busy.publish(b"3")
+    busy.go_down(A)
+    busy.links.send_batch()
+    assert busy.sent(B) == [b"1", b"2", b"3"]
+
+
+def test_a_forwarder_that_has_not_accepted_batches_gets_single_messages(busy: Rig) -> None:
+    """Also when it takes over what another one was sent."""
+    busy.go_down(B)
+    busy.come_up(B)
+    for payload in (b"1", b"2", b"3"):
+        busy.publish(payload)
+    busy.links.send_batch()
+    busy.go_down(A)
+    busy.publish(b"4")
+    frames = [frame for frame in busy.exchange(B).push.frames if frame[:1] == b"G"]
+    assert not any(map(wire.is_batch, frames))
+    assert busy.sent(B) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_flush_drops_a_batch(busy: Rig) -> None:
+    """As it drops what is held."""
+    busy.publish(b"1")
+    busy.links.drop_held()
+    busy.links.send_batch()
+    assert busy.sent(A) == []
+
+
+def test_an_own_message_does_not_wait_for_others(busy: Rig) -> None:
+    """What is in flight counts for the capacity of the channel, from the moment of its order."""
+    busy.publish(b"1")
+    assert busy.links.publish_own("a", b"x", TTL, 10)
+    assert busy.sent(A) == [b"1"]
+    assert busy.links.held > 0
+
+
 # Direct messages
 
 
@@ -803,7 +911,7 @@ def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make: Call
     for channel in ("a", "b"):
         rig.links.publish_direct(FOREIGN, channel, b"x", TTL)
     read = [wire.read_direct(frame) for frame in rig.exchange(A).push.take()]
-    assert [(channel, payload) for *_, channel, payload in read] == [("a", b"x"), ("b", b"x")]
+    assert [body for *_, body in read] == [b"a\0x", b"b\0x"]
     assert read[1][1] == read[0][1] + 1
 
 

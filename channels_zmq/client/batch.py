@@ -1,0 +1,69 @@
+"""Messages of a busy sender that wait for the end of a turn of its event loop, to leave as one frame.
+
+Pure. Most of what a small message costs is the price of its frame: system calls, and the forwarder. A batch has
+messages to one destination that were sent one directly after the other, so their order to everything else of this
+process stays as it is: its owner sends the batch before anything else leaves.
+
+A message waits only while the sender is busy. Else a handler that sends twice, and then computes, would delay its
+second message.
+"""
+
+import time
+from collections.abc import Callable
+
+from channels_zmq_forwarder.wire import MAX_BATCH
+
+MESSAGES = 32
+assert MESSAGES <= MAX_BATCH
+BYTES = 16 * 1024
+"""Bounds of a batch: larger ones gain nothing."""
+RUN = 16
+WITHIN = 0.0005
+"""A sender is busy when it has sent `RUN` messages within so many seconds, and as long as batches follow as fast."""
+
+
+class Batch:
+    """The messages that wait.
+
+    Args:
+        max_bytes: Bytes that the bodies of a batch may have together; `BYTES` if that is less.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bodies: list[bytes] = []
+        self.prefix = b""
+        self.ttl = 0
+        self._max_bytes, self._clock = min(max_bytes, BYTES), clock
+        self._room = 0
+        self._run, self._since = 0, 0.0
+
+    def begin(self, prefix: bytes, body: bytes, ttl: int) -> bool:
+        """Begin a batch with a message if the sender is busy; else return False, for it to be sent now."""
+        self._run += 1
+        if self._run <= RUN:
+            return False
+        now = self._clock()
+        is_busy, self._since = now - self._since < WITHIN, now
+        room = self._max_bytes - len(body)
+        if not is_busy or room < 0:
+            self._run = 0
+            return False
+        self.prefix, self.ttl, self._room = prefix, ttl, room
+        self.bodies.append(body)
+        return True
+
+    def add(self, prefix: bytes, body: bytes, ttl: int) -> bool:
+        """Add a message to the batch that has begun; return False if that has to be sent before it."""
+        if prefix != self.prefix or ttl != self.ttl or len(body) > self._room or len(self.bodies) >= MESSAGES:
+            return False
+        self._room -= len(body)
+        self.bodies.append(body)
+        return True
+
+    def take(self) -> list[bytes]:
+        """Remove and return the messages that wait."""
+        bodies, self.bodies = self.bodies, []
+        if len(bodies) == 1:
+            self._run = 0  # other messages were sent between those to one destination: waiting gains nothing
+        return bodies

@@ -1,0 +1,96 @@
+"""Which messages wait for the end of the turn, and which leave at once."""
+
+import pytest
+from fakes import Clock
+
+from channels_zmq.client.batch import BYTES, MESSAGES, RUN, WITHIN, Batch
+
+G, H = b"Gg\0", b"Gh\0"
+TTL = 60_000
+
+
+@pytest.fixture
+def batch(clock: Clock) -> Batch:
+    return Batch(2**20, clock)
+
+
+def busy(batch: Batch) -> Batch:
+    """Let the sender have sent as many messages as make it a busy one."""
+    for _ in range(RUN):
+        batch.begin(G, b"x", TTL)
+    batch.take()
+    return batch
+
+
+def test_the_first_messages_leave_at_once(batch: Batch, clock: Clock) -> None:
+    """However fast they follow each other: a handler that sends a few, and then computes, delays none."""
+    assert not any(batch.begin(G, b"x", TTL) for _ in range(RUN + 1))  # since when the run lasts was unknown
+    assert not batch.bodies
+    assert not any(batch.begin(G, b"x", TTL) for _ in range(RUN))
+    assert batch.begin(G, b"y", TTL)
+    assert (batch.prefix, batch.ttl, batch.take()) == (G, TTL, [b"y"])
+
+
+@pytest.mark.parametrize("after, begins", [(0.0, True), (WITHIN / 2, True), (2 * WITHIN, False), (60.0, False)])
+def test_a_message_waits_only_right_behind_many_others(batch: Batch, clock: Clock, after: float, begins: bool) -> None:
+    """One that comes later leaves at once, and so do those behind it."""
+    busy(batch)
+    assert not batch.begin(G, b"x", TTL)
+    busy(batch)
+    clock.now += after
+    assert batch.begin(G, b"x", TTL) is begins
+    if not begins:
+        assert not any(batch.begin(G, b"x", TTL) for _ in range(RUN))
+
+
+def full(batch: Batch, *, size: int = 1) -> Batch:
+    """Begin a batch, and add what it has room for."""
+    busy(batch).begin(G, b"x", TTL)
+    busy(batch)
+    assert batch.begin(G, b"x" * size, TTL)
+    while batch.add(G, b"x" * size, TTL):
+        pass
+    return batch
+
+
+def test_a_batch_is_bounded_in_messages(batch: Batch) -> None:
+    """Beyond that there is nothing more to gain."""
+    assert len(full(batch).take()) == MESSAGES
+
+
+@pytest.mark.parametrize("max_bytes, size, count", [(2**20, BYTES // 3, 3), (100, 30, 3), (100, 100, 1)])
+def test_a_batch_is_bounded_in_bytes(clock: Clock, max_bytes: int, size: int, count: int) -> None:
+    """A forwarder that takes the largest message takes every batch."""
+    assert len(full(Batch(max_bytes, clock), size=size).take()) == count
+
+
+def test_a_message_that_is_larger_than_a_batch_never_waits(batch: Batch) -> None:
+    """It would be a batch of its own."""
+    busy(batch).begin(G, b"x", TTL)
+    busy(batch)
+    assert not batch.begin(G, b"x" * (BYTES + 1), TTL)
+
+
+@pytest.mark.parametrize("prefix, ttl", [(H, TTL), (G, TTL - 1)])
+def test_a_batch_has_one_destination_and_one_expiry(batch: Batch, prefix: bytes, ttl: int) -> None:
+    """Another message goes behind it."""
+    busy(batch).begin(G, b"x", TTL)
+    busy(batch)
+    assert batch.begin(G, b"x", TTL)
+    assert not batch.add(prefix, b"x", ttl)
+
+
+def test_batches_follow_each_other(batch: Batch, clock: Clock) -> None:
+    """As long as the sender stays busy."""
+    full(batch).take()
+    clock.now += WITHIN / 2
+    assert batch.begin(G, b"x", TTL)
+
+
+def test_a_sender_to_many_destinations_does_not_wait(batch: Batch) -> None:
+    """A batch of one message gains nothing, so the next ones leave at once."""
+    busy(batch).begin(G, b"x", TTL)
+    busy(batch)
+    assert batch.begin(G, b"x", TTL)
+    assert batch.take() == [b"x"]
+    assert not any(batch.begin(prefix, b"x", TTL) for prefix in (H, G) * (RUN // 2))
