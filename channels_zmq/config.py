@@ -99,7 +99,9 @@ GroupSeconds = Annotated[float, Field(ge=MIN_SECONDS, le=MAX_GROUP_SECONDS)]
 class LayerConfig(BaseModel):
     """The settings of both layers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True, defer_build=True
+    )
 
     capacity: Capacity = Field(100, description="Messages that may wait on one channel; further ones are refused.")
     channel_capacity: dict[str | re.Pattern[str], Capacity] = Field(

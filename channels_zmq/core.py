@@ -1,6 +1,8 @@
 """The two channel layers: validate names, serialize messages, delegate everything else to the connection.
 
 This is where the data-flow diagram begins and ends: `group_send` and `send` on one side, `receive` on the other.
+
+What only one of the layers needs is imported when its first connection is made: most projects use one of them.
 """
 
 import os
@@ -27,9 +29,6 @@ from channels_zmq.errors import ConnectionClosed, MessageTooLarge, RequestRefuse
 from channels_zmq.keys import client_keys, server_keys
 from channels_zmq.options import Options
 from channels_zmq.serializers import Message, Serializer
-from channels_zmq.transports.discovery import Forwarder
-from channels_zmq.transports.embedded_reader import embedded
-from channels_zmq.transports.links import Links
 from channels_zmq_forwarder import wire
 
 SESSION_BITS = 31
@@ -358,6 +357,8 @@ class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
         return ("embedded", self.address, *self._client_keys())
 
     def _make_connection(self) -> Connection:
+        from channels_zmq.transports.embedded_reader import embedded
+
         settings = self.config
         options = self._options(subscriber_bytes=settings.subscriber_bytes)
         client = self._client(options.keyring)
@@ -381,6 +382,9 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
         return ("dedicated", *self.config.forwarders, *self._client_keys())
 
     def _make_connection(self) -> Connection:
+        from channels_zmq.transports.discovery import Forwarder
+        from channels_zmq.transports.links import Links
+
         settings = self.config
         options = self._options(
             outbox_capacity=settings.outbox_capacity,

@@ -17,10 +17,10 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq import reports
 from channels_zmq.client.counters import Report
+from channels_zmq_forwarder.sockets import next_event
 
 IDLE = 3600.0
 AFTER_ERROR = 1.0
@@ -198,7 +198,8 @@ def _report_error(where: str) -> None:
 def _reader(monitor: "zmq.Socket[bytes]", handler: Callable[[int], None]) -> Callable[[], None]:
     def read() -> None:
         while not monitor.closed and monitor.poll(0):
-            handler(recv_monitor_message(monitor, zmq.DONTWAIT)["event"])
+            event, _ = next_event(monitor)
+            handler(event)
 
     return read
 

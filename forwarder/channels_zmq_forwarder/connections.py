@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import zmq
 
+from channels_zmq_forwarder.sockets import next_event
+
 try:  # not when they are needed: there may be no descriptor left to open a module by
     import fcntl
     import resource
@@ -32,8 +34,6 @@ _WATCHED = (
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 )
 _FAILED = (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL)
-_EVENT = struct.Struct("=HI")
-"""Of an event in `zmq_socket_monitor(3)`: its kind and its value, mostly the descriptor of a connection."""
 _UNSENT = 0x894B
 """SIOCOUTQNSD of linux/sockios.h: bytes in the send queue of a TCP connection that were not sent yet."""
 _BYTES = struct.Struct("=120xQQ")
@@ -130,8 +130,7 @@ class Connections:
         arrived: list[tuple[int, int, Peer | None]] = []
         with suppress(zmq.Again):
             while len(arrived) < EVENTS:
-                head, _ = self.monitor.recv_multipart(zmq.DONTWAIT)
-                event, descriptor = _EVENT.unpack(head)
+                event, descriptor = next_event(self.monitor)
                 # At once, because the peer of a connection that has ended can no longer be asked for.
                 arrived.append((event, descriptor, _peer(descriptor) if event == zmq.Event.ACCEPTED else None))
         for event, descriptor, peer in arrived:

@@ -7,6 +7,7 @@ are an `AddressError`: an address cannot be bound.
 import errno
 import os
 import socket as addresses
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -49,6 +50,21 @@ class Marks:
     max_upstream: int = wire.MAX_UPSTREAM
     behind: int = 64 * 2**20
     topics: int = 32 * 2**20
+
+
+_MONITOR_EVENT = struct.Struct("=HI")
+"""The head of an event in `zmq_socket_monitor(3)`: its kind, and its value, mostly the descriptor of a connection."""
+
+
+def next_event(monitor: "zmq.Socket[bytes]") -> tuple[int, int]:
+    """Return the next event of a monitor, its kind and value; `zmq.utils.monitor` would import pyzmq's asyncio part.
+
+    Raises:
+        zmq.Again: If there is none.
+    """
+    head, _ = monitor.recv_multipart(zmq.DONTWAIT)
+    event, value = _MONITOR_EVENT.unpack(head)
+    return event, value
 
 
 def use_ipv6(socket: "zmq.Socket[bytes]", address: str) -> None:
