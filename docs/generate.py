@@ -88,6 +88,7 @@ def vectors() -> dict[str, Any]:
         "encoding": f"frames and the fields {', '.join(HEXADECIMAL)} in hexadecimal; other bytes as text",
         "frames": [_vector(name, layout, *case) for name, layout in LAYOUTS.items() for case in _cases(layout)],
         "messages": [_message(*case) for case in _message_cases()],
+        "batches": [_batch(*case) for case in _batches()],
         "forwarders": [_list(*case) for case in _lists()],
         "malformed": list(_malformed()),
     }
@@ -173,6 +174,30 @@ def _message(title: str, fields: Fields) -> Fields:
     return {"name": f"{kind}: {title}", "kind": kind, "fields": shown, "hex": frame.hex()}
 
 
+def _batches() -> Iterator[tuple[str, Fields]]:
+    typical: Fields = {"group": "room", "sender": b"\x11" * 8, "number": 7, "flags": wire.FLAG_BATCH, "ttl": 60_000}
+    typical["bodies"] = [b"one", b"", b"\x00"]
+    direct = typical | {"inbox": INBOX, "bodies": [wire.direct_body(name, b"\x80") for name in ("a!b", "c!d")]}
+    del direct["group"]
+    yield "three messages of a group", typical
+    yield "the first one begins a run", typical | {"flags": wire.FLAG_BATCH | wire.FLAG_FIRST}
+    yield "sent again", typical | {"flags": wire.FLAG_BATCH | wire.FLAG_AGAIN, "age": 1234}
+    yield "one message", typical | {"bodies": [b"one"]}
+    yield "the most messages", typical | {"bodies": [b"x"] * wire.MAX_BATCH}
+    yield "direct messages to two channels", direct
+
+
+def _batch(title: str, fields: Fields) -> Fields:
+    prefix = wire.group_topic(fields["group"]) if "group" in fields else wire.direct_prefix(fields["inbox"])
+    flags, bodies = fields["flags"] & ~wire.FLAG_AGAIN, fields["bodies"]
+    frame = wire.ordered(prefix, fields["sender"], fields["number"], flags, fields["ttl"], wire.batch(bodies))
+    if "age" in fields:
+        frame = wire.again(frame, fields["ttl"], fields["age"], elsewhere=False, acknowledged=False)
+    shown = {name: _shown(name, value) for name, value in fields.items()} | {"bodies": [body.hex() for body in bodies]}
+    messages = [message.hex() for message in wire.split(frame)]
+    return {"name": f"batch: {title}", "fields": shown, "hex": frame.hex(), "messages": messages}
+
+
 def _lists() -> Iterator[tuple[str, list[wire.KnownForwarder]]]:
     yield "none", []
     yield "one", [wire.KnownForwarder(b"tcp://10.0.0.1:5555", b"tcp://10.0.0.1:5556", True, b"0123456789abcdef")]
@@ -231,6 +256,18 @@ def _malformed() -> Iterator[Fields]:
         ("a channel that is not UTF-8", "direct", direct[:-4] + b"\xff!b\0"),
     ):
         yield {"name": f"{kind}: {title}", "kind": kind, "hex": data.hex()}
+    batch = wire.ordered(wire.group_topic("room"), bytes(8), 1, wire.FLAG_BATCH, 0, b"")
+    last = wire.ordered(wire.group_topic("room"), bytes(8), wire.MAX_NUMBER, wire.FLAG_BATCH, 0, b"")
+    for title, data in (
+        ("no count", batch),
+        ("no messages", batch + b"\0"),
+        ("too many messages", batch + bytes([wire.MAX_BATCH + 1]) + bytes(4 * (wire.MAX_BATCH + 1))),
+        ("cut within the lengths", batch + b"\2\0\0\0\1\0\0"),
+        ("a body that is too short", batch + b"\1\0\0\0\2x"),
+        ("a byte too many", batch + b"\1\0\0\0\1xy"),
+        ("a number above the highest one", last + wire.batch([b"a", b"b"])),
+    ):
+        yield {"name": f"batch: {title}", "kind": "batch", "hex": data.hex()}
     too_long = b"x" * (wire.MAX_ADDRESS + 1)
     for title, data in (
         ("one address", b"1pull"),

@@ -667,7 +667,7 @@ def split(frame: bytes) -> list[bytes]:
     sender, number, flags, ttl = _ORDER.unpack_from(frame, at)
     start = _body_at(at, flags)
     prefix, age, bodies = frame[:at], frame[at + ORDER_SIZE : start], batch_bodies(frame[start:])
-    if number + len(bodies) > MAX_NUMBER:
+    if number + len(bodies) - 1 > MAX_NUMBER:
         raise FrameError("the numbers of a batch are too high")
     frames, flags = [], flags & ~FLAG_BATCH
     for each, body in enumerate(bodies, number):

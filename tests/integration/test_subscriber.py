@@ -94,9 +94,12 @@ def welcome(session: int, clients: int = 1, state: wire.State = wire.State.SERVI
 
 
 def hello(exchange: Socket) -> wire.Hello:
+    """Return the next hello; behind each one the process says that it can read batches."""
     while (frame := exchange.recv())[:1] == wire.CLAIM_BYTE:
         pass
-    return wire.HELLO.decode(frame)
+    said = wire.HELLO.decode(frame)
+    assert wire.BATCHING.decode(exchange.recv()) == wire.Batching(said.inbox, said.session)
+    return said
 
 
 # Frames
