@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         senders=flags.senders,
         receivers=flags.receivers,
         rate=flags.rate,
+        row=flags.row,
         job_rate=flags.job_rate,
         loop=flags.loop,
         seed=flags.seed,
@@ -87,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--rate", type=float, default=defaults.rate, help="group and direct messages per second in all (default: 5000)"
+    )
+    parser.add_argument(
+        "--row",
+        type=int,
+        default=defaults.row,
+        help="messages in a row to one topic; a busy sender makes batches of them (default: 1)",
     )
     parser.add_argument("--job-rate", type=float, default=defaults.job_rate, help="jobs per second (default: 200)")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default=defaults.loop, help="event loop of clients")

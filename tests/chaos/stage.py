@@ -34,6 +34,7 @@ class Options:
         senders: Number of sending processes.
         receivers: Number of receiving processes.
         rate: Group and direct messages per second, of all senders.
+        row: How many of these in a row go to one topic; a busy sender makes batches of them.
         job_rate: Jobs per second, of all senders.
         loop: `asyncio` or `uvloop`, for clients.
         seed: Of the choice of victims.
@@ -44,6 +45,7 @@ class Options:
     senders: int = 1
     receivers: int = 2
     rate: float = 5_000.0
+    row: int = 1
     job_rate: float = 200.0
     loop: str = "asyncio"
     seed: int = 1
@@ -54,7 +56,8 @@ class Options:
     def caption(self) -> str:
         """The caption of the table."""
         return (
-            f"Senders: {self.senders}; receivers: {self.receivers}; {self.rate:,.0f} messages/s and "
+            f"Senders: {self.senders}; receivers: {self.receivers}; {self.rate:,.0f} messages/s, "
+            f"{self.row} in a row, and "
             f"{self.job_rate:,.0f} jobs/s in all; {self.loop}; {len(os.sched_getaffinity(0))} cores; seed {self.seed}. "
             "A group message counts once for each receiver."
         )
@@ -173,6 +176,7 @@ class Stage:
         """Start the load, then start to measure silence."""
         load = Load(
             rate=self.options.rate / self.options.senders if self._setting.messages else 0,
+            row=self.options.row,
             job_rate=(self._setting.job_rate or self.options.job_rate) / self.options.senders,
             groups=self._groups,
             channels=self._channels if self._setting.messages else [],

@@ -36,6 +36,7 @@ class Load:
 
     Args:
         rate: Group and direct messages per second.
+        row: How many of these in a row go to one topic.
         job_rate: Jobs per second.
         groups: Groups; these are the first topics.
         channels: Process-specific channels of receivers; these are the other topics.
@@ -44,6 +45,7 @@ class Load:
     """
 
     rate: float
+    row: int
     job_rate: float
     groups: list[str]
     channels: list[str]
@@ -85,7 +87,8 @@ class Sender:
         return {"sent": self._sent, "jobs": self._sent_jobs, "unknown": self._unknown, "refused": self._refused}
 
     async def _send_messages(self) -> None:
-        topics = itertools.cycle(range(len(self._sent)))
+        each = itertools.cycle(range(len(self._sent)))
+        topics = (topic for first in each for topic in itertools.repeat(first, self._load.row))
         began, count = time.monotonic(), 0
         while not self._stopped.is_set():
             due = int((time.monotonic() - began) * self._load.rate)
