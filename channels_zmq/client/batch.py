@@ -11,12 +11,10 @@ second message.
 import time
 from collections.abc import Callable
 
-from channels_zmq_forwarder.wire import MAX_BATCH
-
 MESSAGES = 32
-assert MESSAGES <= MAX_BATCH
-BYTES = 16 * 1024
-"""Bounds of a batch: larger ones gain nothing."""
+BYTES = 4096
+"""Bounds of a batch, whose frame has to be smaller than `wire.MAX_OVERHEAD`: every socket of a layer takes so much,
+whatever `max_message_size` its process was given."""
 RUN = 16
 WITHIN = 0.0005
 """A sender is busy when it has sent `RUN` messages within so many seconds, and as long as batches follow as fast."""
@@ -26,15 +24,14 @@ class Batch:
     """The messages that wait.
 
     Args:
-        max_bytes: Bytes that the bodies of a batch may have together; `BYTES` if that is less.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bodies: list[bytes] = []
         self.prefix = b""
         self.ttl = 0
-        self._max_bytes, self._clock = min(max_bytes, BYTES), clock
+        self._clock = clock
         self._room = 0
         self._run, self._since = 0, 0.0
 
@@ -45,7 +42,7 @@ class Batch:
             return False
         now = self._clock()
         is_busy, self._since = now - self._since < WITHIN, now
-        room = self._max_bytes - len(body)
+        room = BYTES - len(body)
         if not is_busy or room < 0:
             self._run = 0
             return False

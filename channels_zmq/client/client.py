@@ -262,17 +262,9 @@ class Client:
         try:
             if frame[:1] == wire.GROUP_BYTE:
                 topic, sender, number, flags, ttl, payload = wire.read_group(frame)
-                group = self.memberships.groups.get(topic)
-                if group is not None:
-                    if flags & FLAG_BATCH:
-                        return self._group_batch(frame, topic, sender, number, flags, ttl, wire.batch_bodies(payload))
-                    missing = group.runs.see(sender, number, flags)
-                    if missing or flags >= FLAG_AGAIN:
-                        self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
-                    else:
-                        self.deliver_group(topic, ttl, payload)
-                        if self.gaps.frames:
-                            self.gaps.closed_up(group.runs, sender)
+                if flags & FLAG_BATCH:
+                    return self._group_batch(frame, topic, sender, number, flags, ttl, wire.batch_bodies(payload))
+                self._take_group(frame, topic, sender, number, flags, ttl, payload)
             elif wire.sub_kind(frame) == wire.DIRECT:
                 return self._direct(frame)
             elif (take := self._on_inbox.get(wire.sub_kind(frame))) is not None:
@@ -288,17 +280,23 @@ class Client:
     ) -> Iterator[None]:
         flags &= ~FLAG_BATCH
         for each, payload in enumerate(payloads, number):
-            group = self.memberships.groups.get(topic)
-            if group is not None:
-                missing = group.runs.see(sender, each, flags)
-                if missing or flags >= FLAG_AGAIN:
-                    self._exceptional(frame, topic, sender, each, flags, missing, ttl, payload)
-                else:
-                    self.deliver_group(topic, ttl, payload)
-                    if self.gaps.frames:
-                        self.gaps.closed_up(group.runs, sender)
+            self._take_group(frame, topic, sender, each, flags, ttl, payload)
             flags &= ~wire.FLAG_FIRST
             yield
+
+    def _take_group(
+        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payload: bytes
+    ) -> None:
+        group = self.memberships.groups.get(topic)
+        if group is None:
+            return
+        missing = group.runs.see(sender, number, flags)
+        if missing or flags >= FLAG_AGAIN:
+            self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
+        else:
+            self.deliver_group(topic, ttl, payload)
+            if self.gaps.frames:
+                self.gaps.closed_up(group.runs, sender)
 
     def deliver_group(self, topic: Topic, ttl: int, payload: bytes) -> None:
         """Put a group message into the mailboxes of its members; `ttl` is in milliseconds."""

@@ -112,7 +112,7 @@ class EmbeddedProducer:
         self._settled_at = inf
         self._unsettled: deque[tuple[float, bytes]] = deque()
         self._unsettled_size = 0
-        self._batch = Batch(options.max_message_size)
+        self._batch = Batch()
 
     def start(self) -> None:
         """Bind the address, unless it is of this process alone, and be the first client of the own exchange.

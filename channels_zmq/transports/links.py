@@ -81,7 +81,7 @@ class Links:
         self._homes: Homes[Link] = Homes(self._was_used)
         self._ledger = Ledger(options.outbox_capacity, options.outbox_bytes)
         self._lobby = Outbox(self._ledger)
-        self._batch = Batch(options.max_message_size, time.monotonic)
+        self._batch = Batch(time.monotonic)
         self._outage: _Outage | None = None
         self._own_prefix = wire.direct_prefix(client.inbox)
         self._rotate_at = 0.0

@@ -4,6 +4,7 @@ import pytest
 from fakes import Clock
 
 from channels_zmq.client.batch import BYTES, MESSAGES, RUN, WITHIN, Batch
+from channels_zmq_forwarder import wire
 
 G, H = b"Gg\0", b"Gh\0"
 TTL = 60_000
@@ -11,7 +12,7 @@ TTL = 60_000
 
 @pytest.fixture
 def batch(clock: Clock) -> Batch:
-    return Batch(2**20, clock)
+    return Batch(clock)
 
 
 def busy(batch: Batch) -> Batch:
@@ -58,10 +59,17 @@ def test_a_batch_is_bounded_in_messages(batch: Batch) -> None:
     assert len(full(batch).take()) == MESSAGES
 
 
-@pytest.mark.parametrize("max_bytes, size, count", [(2**20, BYTES // 3, 3), (100, 30, 3), (100, 100, 1)])
-def test_a_batch_is_bounded_in_bytes(clock: Clock, max_bytes: int, size: int, count: int) -> None:
-    """A forwarder that takes the largest message takes every batch."""
-    assert len(full(Batch(max_bytes, clock), size=size).take()) == count
+@pytest.mark.parametrize("size, count", [(BYTES // 3, 3), (BYTES // 2 + 1, 1), (BYTES, 1)])
+def test_a_batch_is_bounded_in_bytes(batch: Batch, size: int, count: int) -> None:
+    """All its bodies together."""
+    assert len(full(batch, size=size).take()) == count
+
+
+def test_every_socket_takes_every_batch() -> None:
+    """Also that of a process which permits smaller messages only."""
+    bodies = [b"x" * (BYTES // MESSAGES)] * MESSAGES
+    frame = wire.ordered(b"G%b\0" % (b"g" * wire.MAX_NAME), bytes(8), 1, wire.FLAG_BATCH, TTL, wire.batch(bodies))
+    assert len(wire.again(frame, TTL, 1, elsewhere=True, acknowledged=True)) < wire.MAX_OVERHEAD
 
 
 def test_a_message_that_is_larger_than_a_batch_never_waits(batch: Batch) -> None:
