@@ -19,6 +19,7 @@ import zmq
 from forwarders import Forwarder, free_ports, port_of
 from relays import Relay
 
+from channels_zmq.client import batch
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
@@ -379,6 +380,29 @@ async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> Non
         await layer.group_send("chat", {"type": "a"})
         output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
     assert json.loads(output)["message"] == {"type": "a"}
+
+
+@pytest.mark.slow
+async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy sender puts several into one frame; this one counts as busy from the first one on."""
+    monkeypatch.setattr(batch, "RUN", 0)
+    monkeypatch.setattr(batch, "WITHIN", float("inf"))
+    one = forwarders[0]
+    async with DedicatedZmqChannelLayer(**one.config) as layer:
+        await layer.group_add("chat", await layer.new_channel())
+        shown = subprocess.Popen(
+            command("sub", "chat", "--count=3", "--json"),
+            env=environment(variables(one.pull, one.pub)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert shown.stderr is not None
+        assert "listening" in await asyncio.to_thread(shown.stderr.readline)
+        for number in range(3):
+            await layer.group_send("chat", {"type": "a", "n": number})
+        output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
+    assert [json.loads(line)["message"]["n"] for line in output.splitlines()] == [0, 1, 2]
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def well_formed(inbox: bytes, session: int = 1) -> list[bytes]:
         wire.SYNCED.encode(wire.Synced(inbox, 1)),
         wire.REMOVED.encode(wire.Removed(inbox, b"room", b"jobs")),
         wire.ordered(wire.group_topic("room"), b"sender..", 1, 1, 9_000, b"payload"),
+        wire.ordered(wire.group_topic("room"), b"sender..", 2, wire.FLAG_BATCH, 9_000, wire.batch([b"one", b"two"])),
         wire.ordered(wire.direct_prefix(inbox), b"sender..", 1, 1, 9_000, wire.direct_body("specific.x!1", b"payload")),
         wire.subscription(wire.group_topic("room")),
         wire.unsubscription(wire.group_topic("room")),
