@@ -23,6 +23,7 @@ from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
 
 from channels_zmq import core
+from channels_zmq.client import batch
 
 PATIENCE = 10.0
 FRESH = 2
@@ -237,7 +238,11 @@ class RemoteActor:
 
 
 def serve() -> None:
-    """Do what comes by standard input until told to end; standard output is for answers alone."""
+    """Do what comes by standard input until told to end; standard output is for answers alone.
+
+    All messages of this process wait for the end of the turn, as those of a busy sender do.
+    """
+    batch.RUN, batch.WITHIN = 0, float("inf")
     actor, requests, answers = Actor(), sys.stdin.buffer, sys.stdout.buffer
     name = ""
     while name != "end":
