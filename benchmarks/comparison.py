@@ -51,7 +51,7 @@ class Comparison:
 def compare(
     measure: str, layer: str, ours: Mapping[str, Rounds], base: Mapping[str, Rounds], tolerance: float
 ) -> list[Comparison]:
-    """Compare every figure that both have, by the rounds that both have; there is no ratio to a zero.
+    """Compare every figure that both have, by the rounds that both have; a base of zero has no ratio.
 
     Args:
         measure: The name of the measure.

@@ -1,4 +1,4 @@
-"""The messages that go through the layers: 200 bytes as msgpack, numbered, and checked by whoever receives them.
+"""The messages that are sent through the layers: 200 bytes as msgpack, numbered, and checked by each receiver.
 
 Where another size is measured, the text has another length (`text_for`).
 """

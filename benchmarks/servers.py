@@ -97,7 +97,7 @@ def groups_at(addresses: Addresses, peer: str) -> int:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody has bound at the moment."""
+    """Return a TCP port of the loopback interface that is not bound at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -61,7 +61,7 @@ def checked_out(commit: str) -> Iterator[Tree]:
 
 
 def _check(tree: Tree) -> None:
-    """Import the packages once as the processes of the run will: a comparison of ours with ours helps nobody."""
+    """Import the packages once as the processes of the run will, so that a tree is not compared with itself."""
     code = f"import {', '.join(PACKAGES)}; print(*({'.__file__, '.join(PACKAGES)}.__file__,), sep='\\n')"
     ran = subprocess.run(
         [sys.executable, "-c", code],

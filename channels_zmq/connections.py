@@ -38,7 +38,7 @@ def connection(
     defaults: Defaults,
     announcer: Announcer,
 ) -> Connection:
-    """Return this process's connection for a key, a new one if there is none or it has been closed.
+    """Return this process's connection for a key; open it if it does not exist or has been closed.
 
     Args:
         key: What a connection is shared by.
@@ -78,7 +78,7 @@ def has_ended(inbox: bytes) -> bool:
 
 
 def close(known: Connection) -> None:
-    """Close a connection for everybody who uses it; blocks for `linger` at most."""
+    """Close a connection for all its users; blocks for at most `linger`."""
     _forget(known)
     if not known.closed:
         known.deliver_held()

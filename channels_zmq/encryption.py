@@ -127,7 +127,7 @@ class Keyring:
         head = _HEAD.pack(_VERSION, salt, counter, len(topic)) + topic
         return head + cipher.encrypt(_ZEROS + counter, payload, head + place)
 
-    # Opening; all return None if the payload was sealed with none of the keys, for another place, or not at all
+    # Opening; all return None if the payload was sealed with another key, for another place, or not sealed
 
     def open_from_group(self, topic: bytes, sealed: bytes) -> bytes | None:
         """Return the payload of a message that has arrived by this topic."""

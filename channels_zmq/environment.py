@@ -104,7 +104,7 @@ def _variable(alias: str, key: str) -> str:
 
 
 def _prepared(variable: str, key: str, value: str) -> Any:
-    """Return what the model takes for a variable's text; numbers it converts by itself."""
+    """Return the value for the model from a variable's text; the model converts numbers itself."""
     if key == "group_expiry" and value.lower() == "none":
         return None
     if key == "channel_capacity":

@@ -213,7 +213,7 @@ def housekeeper() -> Housekeeper:
 
 
 def renew() -> None:
-    """Start with a new housekeeper: after a fork there is no thread, and its sockets are the parent's."""
+    """Start with a new housekeeper: after a fork its thread does not run, and its sockets are the parent's."""
     global _housekeeper
     _housekeeper.abandon()
     _housekeeper = Housekeeper()

@@ -1,7 +1,7 @@
 """The CURVE keys that CONFIG gives, by value or by file.
 
-A file is read again while there is no connection, so that a key can change without a restart. No error, log line or
-repr holds a key.
+A file is read again while the connection is down, so that a key can change without a restart. Errors, log lines and
+reprs never contain a key.
 """
 
 from dataclasses import dataclass, field
@@ -151,7 +151,7 @@ class ServerKeySource:
 
     Args:
         secret: Its secret key.
-        allowed: Public keys that may connect, and the file with more of them; everybody with the public key if None.
+        allowed: Public keys that may connect, and the file with more of them. None allows all with the public key.
     """
 
     def __init__(self, secret: KeySetting, allowed: tuple[str, ...] | None, allowed_file: str | None) -> None:

@@ -2,7 +2,7 @@
 
 Theory of operation. ZeroMQ's descriptor is edge-triggered: it becomes readable when the state of its socket changes,
 and stays silent about input that was there before. So a loop that begins to watch drains once, and every operation
-on the socket is followed by a check for input. Every loop with a waiter watches by itself, since another may stop
+on the socket is followed by a check for input. Every loop with a waiter watches separately, since another may stop
 at any moment. In addition, the *attached* loop watches: the one that last read from a channel.
 
 Some loops cannot watch: asyncio's Proactor, and on Windows any. The housekeeper reads for them, as it does while no
@@ -140,7 +140,7 @@ class Loops:
         return any(watch.descriptor is None for watch in self._watches.values())
 
     def drain_soon(self) -> bool:
-        """Let a watching loop drain again; return False if there is none."""
+        """Let a watching loop drain again; return False if no loop watches."""
         for loop in (self.attached, *self._watches):
             if loop is not None and loop.is_running():
                 with contextlib.suppress(RuntimeError):  # closed meanwhile
@@ -202,7 +202,7 @@ class Loops:
 def _watch_by(loop: AbstractEventLoop, descriptor: int | None, drain: Callable[[], None]) -> int | None:
     """Let a loop watch a duplicate of a descriptor; return it, or None if the loop cannot watch.
 
-    On Windows a socket is no file descriptor, so it has no duplicate, and one of its loops can watch nothing at all.
+    On Windows a socket is not a file descriptor, so it cannot be duplicated, and one of its loops cannot watch at all.
     """
     if descriptor is None or os.name == "nt":
         return None

@@ -1,6 +1,6 @@
-"""Fixtures for tests of applications, which pytest finds by itself where this package is installed.
+"""Fixtures for tests of applications, which pytest finds automatically if this package is installed.
 
-pytest imports this module in every run, so everything of ours is imported by the fixture that needs it.
+pytest imports this module in every run, so each fixture imports the parts of this package that it needs.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Log lines of the library, written by a thread of their own.
+"""Writes the log lines of the library on a separate thread.
 
-A log handler is code of the application: it may be slow, hold locks of its own, or send its record through the layer.
-None of that may happen under a connection's lock, on an event loop, or on the housekeeper's thread. The thread starts
-with a line and ends when there is none left.
+A log handler is code of the application: it may be slow, hold locks, or send its record through the layer. So it must
+not run under a connection's lock, on an event loop, or on the housekeeper's thread. The thread starts with a line and
+ends when all lines are written.
 """
 
 import logging
@@ -73,6 +73,6 @@ def flush(timeout: float = FLUSH_TIMEOUT) -> None:
 
 
 def renew() -> None:
-    """Start with a new reporter: after a fork there is no thread, and the former lock may be held."""
+    """Start with a new reporter: after a fork its thread does not run, and the former lock may be held."""
     global _reporter
     _reporter = Reporter()

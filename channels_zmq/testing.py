@@ -86,7 +86,7 @@ def _replaced(alias: str, backend: str, config: dict[str, Any]) -> Iterator[Laye
 
 
 class ForwarderProcess:
-    """A forwarder in a process of its own, at `ipc://` paths in a new temporary folder.
+    """A forwarder in a separate process, at `ipc://` paths in a new temporary folder.
 
     Args:
         flags: Further flags of channels-zmq-forwarder.

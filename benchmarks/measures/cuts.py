@@ -145,7 +145,7 @@ def share(what: str, bench: Bench, name: str, seen: list[list[int]], sent: int) 
     """Return the share of what was sent to each receiver that they saw, one list for each.
 
     Raises:
-        WrongResultError: If messages of ours came twice, out of order, or were never sent.
+        WrongResultError: If messages of the run arrived twice, out of order, or were never sent.
     """
     strange = sum(not 0 <= number < sent for one in seen for number in one)
     repeats = sum(len(one) - len(set(one)) for one in seen)

@@ -6,7 +6,7 @@ number of jobs over the time from the first send to the last receive. Then one c
 
 Each job must reach exactly one worker, and each worker must see the jobs of a coroutine in their order. Redis core is
 known to hand a part of the jobs out twice as soon as two processes read; that is counted and noted instead of ending
-the run, and its jobs/s counts each job once. Redis pub/sub is no peer: it gives every job to every worker.
+the run, and its jobs/s counts each job once. Redis pub/sub is not measured: it delivers every job to every worker.
 """
 
 import asyncio

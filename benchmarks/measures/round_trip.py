@@ -1,7 +1,7 @@
 """Round trip between two processes: A sends to B, B answers, A has the answer. Figures: p50 and p99 in us.
 
 By a channel (`send` to the other's own channel) and by a group with one member. The limit is raw libzmq with plain
-blocking receives; `raw-asyncio` is printed for the reader's sake and is no goal (`raw_round_trip`).
+blocking receives; `raw-asyncio` is printed for information and is not a goal (`raw_round_trip`).
 """
 
 import asyncio

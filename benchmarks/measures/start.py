@@ -40,7 +40,7 @@ def _start(bench: Bench, name: str) -> Figures:
         "message": sent,
         "loop": bench.loop,
     }
-    # -P: its folder is not in front of `sys.path`, as the benchmarks' modules are none that a layer imports.
+    # -P: keeps the script's folder out of `sys.path`, as a layer does not import the benchmarks' modules.
     command = [sys.executable, "-P", str(Path(first_message.__file__)), json.dumps(order)]
     begin = time.perf_counter()
     with subprocess.Popen(command, env=os.environ | bench.environment(), stdout=subprocess.PIPE, text=True) as process:

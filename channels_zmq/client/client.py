@@ -34,7 +34,7 @@ class LinkLost(NamedTuple):
 
 
 class LinkRestored(NamedTuple):
-    """An exchange can be reached again; `missed` messages were lost, None if none is known to be."""
+    """An exchange can be reached again; `missed` messages were lost. It is None if no loss is known."""
 
     missed: int | None
 

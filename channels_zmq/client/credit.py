@@ -24,7 +24,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
 
 GRACE = 0.1
-"""Seconds after its last reader that a normal channel keeps its room, for a reader that comes back at once."""
+"""Seconds after its last reader that a normal channel keeps its credit, for a reader that returns at once."""
 ASK_EVERY = 1.0
 """Seconds between two questions for the total."""
 FORGET_AFTER = 30.0
@@ -260,7 +260,7 @@ class Credit:
         return [window.box for window in self._windows.values() if window.box.mail and window.box.waiters]
 
     def end_session(self) -> None:
-        """Send nothing more before the next session: there is no connection, or the exchange is about to end."""
+        """Send nothing more before the next session: the connection is down, or the exchange is about to end."""
         self._is_open = False
         self._ask_at = inf
 

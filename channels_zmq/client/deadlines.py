@@ -25,7 +25,7 @@ class Deadlines(Generic[Item]):
         self._order = count()  # so that items are never compared
         self._compact_at = _SMALL
         self.next = inf
-        """The earliest deadline, also of an entry that does not count any more; infinite if there is none."""
+        """The earliest deadline, also of an entry that does not count any more; infinite without entries."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -40,7 +40,7 @@ class Deadlines(Generic[Item]):
         self._look()
 
     def pop(self, now: float) -> Item | None:
-        """Remove and return the next item whose deadline has passed; None if there is none."""
+        """Remove and return the next item whose deadline has passed, or None."""
         while self._heap and self._heap[0][0] <= now:
             deadline, _, item = heappop(self._heap)
             if self._is_current(deadline, item):

@@ -74,7 +74,7 @@ class Mailbox(Generic[Waiter]):
         in_flight: Order numbers of the direct messages which this process has sent to the channel and which have not
             arrived yet; None for none.
         newest_seen: The newest of `in_flight` at the last housekeeping.
-        look_at: The next housekeeping of this mailbox; none of its messages expires before.
+        look_at: The next housekeeping of this mailbox; its messages do not expire before.
     """
 
     name: str
@@ -173,7 +173,7 @@ class Mailboxes(Generic[Waiter]):
         return sum(box.memberships for box in list(self.boxes.values()))
 
     def open(self, channel: str, capacity: int) -> Mailbox[Waiter]:
-        """Return the mailbox of a channel, a new one if there is none; a changed capacity takes effect at once."""
+        """Return the mailbox of a channel, and create it if necessary; a changed capacity takes effect at once."""
         box = self.boxes.get(channel)
         if box is None:
             now = self._clock()

@@ -119,7 +119,7 @@ class Requests(Generic[Waiter]):
             request.asked = {exchange}
 
     def answer_for_nobody(self, status: int) -> list[tuple[int, Request[Waiter]]]:
-        """Answer the requests to all by a status, since there is no exchange; return them."""
+        """Answer the requests to all with a status, since no exchange exists; return them."""
         completed = [(number, one) for number, one in self._open.items() if one.to_all and one.answer is None]
         for _, request in completed:
             request.answer = status

@@ -88,7 +88,7 @@ class Window:
 
     @property
     def oldest(self) -> float:
-        """When the first unacknowledged frame was sent, to the block; infinite if there is none."""
+        """When the first unacknowledged frame was sent, to the block; infinite if all frames are acknowledged."""
         first = self._marked[0] if self._marked else self._open
         return first.since if first.frames else inf
 

@@ -58,12 +58,12 @@ class Entry:
 
 
 def configured() -> dict[str, Any]:
-    """Return `CHANNEL_LAYERS` of the settings; empty if there is none."""
+    """Return `CHANNEL_LAYERS` of the settings, or an empty dict if it is not set."""
     return dict(getattr(settings, "CHANNEL_LAYERS", {}))
 
 
 def entries(layers: Mapping[str, Any]) -> list[Entry]:
-    """Return every alias, with a layer or with the fault for which there is none."""
+    """Return every alias, with its layer or with the fault that prevents the layer."""
     return [_entry(alias, layers[alias]) for alias in layers]
 
 
@@ -118,7 +118,7 @@ def _read_keys(layer: Layer) -> str:
 
 
 def layer(alias: str) -> Layer:
-    """Return a new layer of ours for an alias.
+    """Return a new layer of this package for an alias.
 
     Raises:
         ToolError: If there is no such alias, if its layer is another one's, or if its configuration is invalid.

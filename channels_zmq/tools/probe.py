@@ -1,4 +1,4 @@
-"""Reach every exchange of a layer as a client does, by sockets of its own, and report what comes of it.
+"""Connects to every exchange of a layer as a client does, with separate sockets, and reports the results.
 
 A probe never binds an address, joins no group and takes no message; the exchange counts it as a client while it lasts.
 It speaks docs/wire-protocol.md: claim, subscribe, hello, then questions the subscribers' way (sync) and the producers'
@@ -44,7 +44,7 @@ class Finding:
         pub: Where it publishes.
         problem: What is wrong with it; empty if nothing is.
         advice: What to do about that.
-        is_lasting: Whether the problem stays until somebody changes a setting.
+        is_lasting: Whether the problem stays until a setting is changed.
         is_resolved: Whether its name is known.
         listens: Whether anything accepts connections at `pub`.
         version: Of its wire format; 0 if it did not answer.
@@ -216,7 +216,7 @@ class _Side:
 
 
 class _Probe:
-    """One exchange, reached by a thread of its own."""
+    """One exchange, probed by a separate thread."""
 
     def __init__(
         self,
@@ -332,7 +332,7 @@ class _Probe:
             at_once: Whether not to wait before the first question.
 
         Returns:
-            The answer; None if there is none in time.
+            The answer, or None if it does not arrive in time.
         """
         sub, asked_at = self._sides[0], 0.0 if at_once else time.monotonic()
         poller = zmq.Poller()

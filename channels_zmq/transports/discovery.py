@@ -97,7 +97,7 @@ class Endpoint:
             return
         try:
             found = resolve(self.address)
-        except OSError:  # no such name so far: ZeroMQ tries again by itself
+        except OSError:  # no such name so far: ZeroMQ retries automatically
             return
         self._is_ipv6 = all(one.startswith(_IPV6_LITERAL) for one in found)
 

@@ -93,10 +93,10 @@ class EmbeddedReader:
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no producer: the last attempt to connect has failed, and what waited for it is answered.
+        """Whether no producer exists: the last attempt to connect has failed, and the requests to it are answered.
 
-        A process that has just started does not know yet. If it took that for alone, a message of a producer that
-        runs could be missed right after `group_add`.
+        A process that has just started does not know yet. If it assumed that no producer exists, it could miss a
+        message of a running producer right after `group_add`.
         """
         return not self._may_be_there
 

@@ -91,7 +91,7 @@ class Ledger:
 
 
 class Outbox:
-    """Messages held for one forwarder, or while there is none.
+    """Messages held for one forwarder, or while no forwarder is available.
 
     Args:
         ledger: Is shared with other outboxes.

@@ -107,7 +107,7 @@ class Subscriber:
     def connect(self, keys: ClientKeys | None) -> bool:
         """Connect, for the first time or anew with other keys; the subscriptions stay.
 
-        After a refused handshake ZeroMQ does not try again by itself.
+        After a refused handshake ZeroMQ does not retry automatically.
 
         Returns:
             Whether input is there.
@@ -230,7 +230,7 @@ def monitor(socket: Socket, failures: int) -> Socket:
 
 
 def connect(socket: Socket, endpoint: Endpoint, setting: str, keys: ClientKeys | None) -> None:
-    """Connect a socket, which succeeds whether anybody listens or not.
+    """Connect a socket, which succeeds whether a peer listens or not.
 
     Raises:
         ConfigurationError: If the address is invalid; names the setting.

@@ -33,7 +33,7 @@ class Transport(Protocol):
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is no exchange anywhere: a reader of an embedded layer whose producer has not started."""
+        """Whether no exchange exists: a reader of an embedded layer whose producer has not started."""
 
     @property
     def is_bound(self) -> bool:

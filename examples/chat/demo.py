@@ -136,7 +136,7 @@ def stop_by_signals() -> asyncio.Event:
 
 
 async def until_stopped(stop: asyncio.Event, show: Coroutine[Any, Any, None], trouble: Awaitable[str]) -> int:
-    """Run the show until it ends, somebody stops it, or there is trouble; return the exit code."""
+    """Run the demo until it ends, is stopped, or fails; return the exit code."""
     showing, stopping = asyncio.create_task(show), asyncio.create_task(stop.wait())
     troubled = asyncio.ensure_future(trouble)
     tasks: set[asyncio.Future[Any]] = {showing, stopping, troubled}

@@ -22,7 +22,7 @@ ENTRY_SIZE = 512
 
 
 class ForeignJob(Exception):
-    """A job was handed back by somebody who does not know what it contains."""
+    """A job was handed back by a client that does not know its content."""
 
 
 class Entry(NamedTuple):

@@ -78,7 +78,7 @@ class Breaker:
 
     def end(self, descriptor: int, peer: Peer | None) -> bool:
         """End the connection of a peer, whose frames that wait are lost; return whether it was open and could end."""
-        if os.name == "nt":  # its socket is no file descriptor there
+        if os.name == "nt":  # its socket is not a file descriptor there
             return False
         with suppress(OSError):  # closed; another file may have its number by now
             os.dup2(descriptor, self._copy, inheritable=False)
@@ -282,12 +282,12 @@ class SlowSubscribers:
 
 
 def _descriptors() -> Iterable[int]:
-    """Return the descriptors of this process that are open, and perhaps some that are not; none but on Linux."""
+    """Return the descriptors of this process that are open, and perhaps some that are not; empty except on Linux."""
     try:
         return map(int, os.listdir(_DESCRIPTORS))
     except FileNotFoundError:
         return ()
-    except OSError:  # there is none left to list them by, so all are open
+    except OSError:  # listing them needs a descriptor, and all are in use
         return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
@@ -331,7 +331,7 @@ def _break(connection: sockets.socket) -> None:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[sockets.socket]:
-    """Yield a socket of a descriptor that somebody else opens and closes."""
+    """Yield a socket of a descriptor that its owner opens and closes."""
     connection = sockets.socket(fileno=descriptor)
     try:
         yield connection

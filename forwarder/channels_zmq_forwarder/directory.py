@@ -2,8 +2,8 @@
 
 Pure: the exchange passes in the list of each hello, and sends the union in each welcome.
 
-- The union holds what the last hello of each living client lists; a client that is gone takes its list along.
-- An exchange adds nothing of its own: it does not know by which addresses clients reach it or others.
+- The union contains the list in the last hello of each connected client; the list is removed with its client.
+- An exchange adds no addresses itself: it does not know by which addresses clients reach it or others.
 - The union has as many entries as a list may have. Others are counted, and enter it when there is room.
 """
 

@@ -1,4 +1,4 @@
-"""Ends the connections of peers that send faster than the forwarder reads, before they harm anybody else.
+"""Ends the connections of peers that send faster than the forwarder reads, before they harm other clients.
 
 XPUB takes in all that a connection has sent in one call, which returns once nothing more is there. A subscriber that
 goes on sending small frames holds up the event loop for as long, and fills the memory. PULL takes in one frame at a
@@ -36,7 +36,7 @@ MEASURE = 0.03
 """Seconds between two looks while harm is done."""
 FLOOD = 128 * 1024
 """Bytes that are sent to the ports between two looks if a flood goes on. Clients send little upstream; one that comes
-back with thousands of groups has sent it before anybody looks."""
+back with thousands of groups has sent it before the first look."""
 REFUSES_AT_MOST = 10.0
 """Seconds for which no client can connect because of one flood."""
 

@@ -1,13 +1,14 @@
 """Ends connections that have not completed their handshake when few descriptors are left.
 
-libzmq accepts connections until the system refuses one. Then its thread tries again without a pause, and nobody else is
-let in: no client, no probe. It has no bound of its own (`ZMQ_MAX_SOCKETS` counts sockets, not connections), so room is
-made here, before the last descriptor is taken.
+libzmq accepts connections until the system refuses one. Then its thread retries without a pause, and neither clients
+nor probes can connect. libzmq does not bound connections (`ZMQ_MAX_SOCKETS` counts sockets), so this module frees
+descriptors before the last one is used.
 
-For each connection beyond a bound another one is ended. Only those qualify that are younger than a handshake may take:
-libzmq does not report which of them have completed it. Peers that have sent at most a greeting have not, so they are
-ended first, the oldest first. Of the others the youngest is ended first: clients stay connected, and new ones get in by
-and by. Besides, the system keeps back connections whose peers send nothing, once the bound has been reached.
+For each connection beyond a bound another one is ended. Only connections that are younger than the time limit of a
+handshake qualify: libzmq does not report which of them have completed it. Peers that have sent at most a greeting have
+not completed it, so they are ended first, the oldest first. Of the others the youngest is ended first: clients stay
+connected, and new clients can connect after a while. In addition, once the bound has been reached, the system does not
+hand over connections whose peers send nothing.
 """
 
 import time

@@ -34,7 +34,7 @@ from channels_zmq_forwarder.zap import Admission, Gate
 
 FRAMES_A_TURN = 1000
 BYTES_A_TURN = 2**20
-"""A frame that exceeds it ends the turn: large messages of one producer must not hold up everybody else."""
+"""A frame that exceeds it ends the turn: large messages of one producer must not delay other clients."""
 SECONDS_A_TURN = 0.005
 """Half of it for each direction, so that neither starves the other. One frame may take longer."""
 LOOK_AT_CLOCK = 32
@@ -59,7 +59,7 @@ class Pump:
         context: Makes the sockets.
         exchange: Decides what happens to each frame.
         marks: Bounds of the sockets.
-        gate: Lets in only who may connect; None for plain sockets that everybody may connect to.
+        gate: Accepts only clients that may connect; None for plain sockets, which accept every client.
         clock: Monotonic seconds, to bound a turn.
     """
 

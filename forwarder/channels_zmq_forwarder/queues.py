@@ -211,8 +211,8 @@ class ChannelQueues:
     def put_back(self, back: wire.Back) -> list[bytes]:
         """Return a message to its old place, because no reader took it; return the jobs that follow.
 
-        Who hands back a job of another client does not know what it contains, and is not heard. A job that a flush has
-        dropped may come back after it: jobs and the answers to a flush come by different ways.
+        A client that hands back a job of another client does not know its content, and is ignored. A job that a flush
+        has dropped may be handed back after it: jobs and the answers to a flush arrive on different connections.
         """
         own, foreign = self._flushed
         if self._first < back.number <= own or self._base < back.number <= foreign:
@@ -414,8 +414,8 @@ class ChannelQueues:
 
     def _decide(self, queue: ChannelQueue, round_: Round, now: float) -> list[bytes]:
         # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
-        # round that began after its arrival is over. Messages that arrived later go into the next round, unless there
-        # is no client to query.
+        # round that began after its arrival is over. Messages that arrived later go into the next round, unless no
+        # client has to be queried.
         out = []
         while round_.pending:
             if queue.used < round_.pending[0].send.capacity:

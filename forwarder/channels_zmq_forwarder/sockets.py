@@ -71,7 +71,7 @@ def use_ipv6(socket: "zmq.Socket[bytes]", address: str) -> None:
     """Prepare a socket for the address that it binds or connects to next: IPv6 literals, and all interfaces, need it.
 
     With the option an IPv4 literal would be bound as an IPv4-mapped address, and a name would be resolved to IPv6 even
-    where nobody listens on it: resolve names first, see `resolve`.
+    if no peer listens on it: resolve names first, see `resolve`.
     """
     socket.set(zmq.IPV6, address.startswith(("tcp://[", EVERYWHERE)))
 

@@ -58,7 +58,7 @@ class Subscribers:
         gate: Gate | None,
         dropped: Callable[[str], None],
     ) -> None:
-        # Else a subscription to a topic that somebody else has subscribed to before is not reported.
+        # Otherwise a subscription to a topic that another client has subscribed to before is not reported.
         socket.set(zmq.XPUB_VERBOSE, 1)
         self.connections = connections
         self._admission = Admission(socket, connections, gate, dropped)

@@ -43,7 +43,7 @@ class Certificates:
 
     Args:
         authorities: The newest first; the leaf is signed by one of them.
-        leaf: The serving certificate; empty if there is none that can be used.
+        leaf: The serving certificate; empty if it does not exist or cannot be used.
         key: Its key.
     """
 

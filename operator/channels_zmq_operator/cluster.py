@@ -71,7 +71,7 @@ class ClusterError(Exception):
 
 
 class NameTaken(ClusterError):
-    """An object of that name is there, and belongs to somebody else."""
+    """An object with that name exists, and belongs to another owner."""
 
     condition = "NameTaken"
 
@@ -84,7 +84,7 @@ class Cluster(Protocol):
     """What the operator asks of an API server; each call raises ClusterError."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """Return an object, or None if there is none."""
+        """Return an object, or None if it does not exist."""
 
     def metadata(self, kind: str, namespace: str, label: str = "", *, fields: str = "") -> AsyncIterator[Manifest]:
         """Yield the metadata of a kind's objects in a namespace, or in all if that is empty, by label and fields."""

@@ -122,7 +122,7 @@ def _time(text: str) -> datetime:
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
     except ValueError:
-        return datetime.fromtimestamp(0, UTC)  # somebody edited it: due
+        return datetime.fromtimestamp(0, UTC)  # a user edited it: due
 
 
 def _annotation(secret: Manifest | None, name: str) -> str:
@@ -133,7 +133,7 @@ def _read(secret: Manifest | None, key: str) -> str:
     try:
         return b64decode(((secret or {}).get("data") or {}).get(key, "")).decode("ascii").strip()
     except ValueError:
-        return ""  # somebody edited it
+        return ""  # a user edited it
 
 
 def _valid(secret: str) -> str:

@@ -80,7 +80,7 @@ class Known:
     """The `rotateNow` that is done: keys before it are revoked."""
     refusal: ClusterError | None = None
     told: set[str] = field(default_factory=set)
-    """The problems that events were made of, until there is none any more."""
+    """The problems for which events were recorded, until all problems are solved."""
     pods: dict[str, str] = field(default_factory=dict)
     """Its forwarders' pods by name, and what is wrong with each."""
     found: int = 0
@@ -107,7 +107,7 @@ def pod_layer(pod: Manifest) -> Key:
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Return what stays the same unless somebody changes the object: no status, no bookkeeping."""
+    """Return the parts that stay the same unless a user changes the object: neither status nor bookkeeping."""
     metadata = manifest["metadata"]
     stays = {key: metadata.get(key) for key in ("name", "labels", "annotations", "ownerReferences")}
     annotations = stays["annotations"] or {}

@@ -112,7 +112,7 @@ class LeaderElection:
         return self.leads
 
     def _is_anothers(self, spec: Manifest) -> bool:
-        """Note what the Lease says, and return whether somebody else may be working by it."""
+        """Note the content of the Lease, and return whether another replica may be the leader."""
         if spec != self._seen:
             self._seen, self._seen_at = spec, self._clock()
         if not spec.get("holderIdentity") or spec["holderIdentity"] == self.identity:

@@ -35,7 +35,7 @@ STUCK_AFTER = 300.0
 
 
 class ManagerError(Exception):
-    """The operator ended by itself, and is to be started again."""
+    """A part of the operator has failed; the process has to be restarted."""
 
 
 async def run(
@@ -184,11 +184,11 @@ async def _resync(
 async def _check_watches(
     settings: Settings, cluster: CountingCluster, reconciler: Reconciler, kinds: list[str]
 ) -> None:
-    """Compare what the watches have shown with lists: a watch that dies silently is told by nothing else (kopf 1276).
+    """Compare the state from the watches with lists: a watch can fail silently (kopf 1276).
 
     Raises:
-        ManagerError: A watch has not shown something for `SHOWN_WITHIN` seconds that has not changed meanwhile.
-        ClusterError: The cluster refused, or is away.
+        ManagerError: If a watch has not shown an unchanged object for `SHOWN_WITHIN` seconds.
+        ClusterError: If the cluster refuses a request, or is unavailable.
     """
 
     async def unseen() -> dict[tuple[str, str], str]:

@@ -109,7 +109,7 @@ class Reconciler:
                 return False
             known.children.pop(name, None)
             self._forget_if_empty(key)
-            # One of ours that is gone, or that somebody has taken from its owner
+            # A child that was deleted, or whose owner reference was removed
             return name in known.applied if not gone else known.applied.pop(name, None) is not None
         known = self.layers.setdefault(key, Known())
         before, seen = known.children.get(name), SeenChild.of(child)
@@ -135,7 +135,7 @@ class Reconciler:
         return known.resource is not None and before != now
 
     def _forget_if_empty(self, key: Key) -> None:
-        """Forget a layer of which there is nothing any more: anybody may have labelled something as its own."""
+        """Forget a layer of which nothing exists any more: any object may have its label."""
         known = self.layers.get(key)
         if known is not None and known.resource is None and not known.children and not known.pods:
             del self.layers[key]
@@ -225,7 +225,7 @@ class Reconciler:
         return min(again, COUNT_EVERY) if known.outdated else again
 
     async def _count_outdated(self, known: Known, owner: Owner, spec: Spec) -> None:
-        """Count the pods of applications that are older than what they are told now, until there is none."""
+        """Count the pods of applications that are older than their current settings, until the count is 0."""
         now, told = self._clock(), digest(spec.told_to_applications)
         if known.settings is None or told != known.settings.digest:
             since = naming.timestamp(now) if known.settings is not None else ""  # at first pods wait for them
@@ -257,7 +257,7 @@ class Reconciler:
                 known.waits = True
                 return
         manifest["metadata"].setdefault("annotations", {})[APPLIED] = wanted
-        known.claimed.discard(name)  # if this fails, somebody may be quicker before the next time
+        known.claimed.discard(name)  # if this fails, another owner may create it before the next attempt
         answer = SeenChild.of(await self._applied(manifest, seen))
         known.applied[name] = answer.fingerprint
         if manifest["kind"] == "Secret":

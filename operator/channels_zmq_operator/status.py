@@ -226,7 +226,7 @@ def _degraded(seen: Seen, rollout: Rollout) -> Said:
 
 
 def _stalled(seen: Seen, rollout: Rollout) -> Said:
-    """Return whether somebody has to do something: the condition that kstatus, and so Flux and others, look at."""
+    """Return whether intervention is necessary: the condition that kstatus, and so Flux and others, evaluate."""
     if seen.problem:
         return Said(True, "SpecInvalid", seen.problem)
     if seen.refusal and seen.refused_as == "NameTaken":

@@ -21,7 +21,7 @@ logger = logging.getLogger("channels_zmq_operator")
 
 WEBHOOKS = "MutatingWebhookConfiguration"
 LOOK_EVERY = 60.0
-"""Seconds between two looks. A Secret that somebody has deleted is back at the next: no pod starts without it."""
+"""Seconds between two checks. The next one restores a deleted Secret: pods cannot start without it."""
 FIRST_RETRY, LONGEST_RETRY = 1.0, 60.0
 
 
@@ -41,7 +41,7 @@ class WebhookCertificates:
         self._retry = FIRST_RETRY
 
     def configuration_seen(self, configuration: Manifest) -> None:
-        """Note the webhook's configuration as it is now: somebody may have emptied the field that is ours."""
+        """Note the webhook's current configuration: the field that the operator owns may have been emptied."""
         bundles = {(one.get("clientConfig") or {}).get("caBundle", "") for one in configuration.get("webhooks") or ()}
         if bundles != {self._bundle}:
             self._changed.set()

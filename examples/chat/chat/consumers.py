@@ -6,8 +6,8 @@
                                  v
                        normal channel "jobs" --> one worker --> room.entry with a higher revision
 
-Nothing is stored. A newcomer announces itself with a digest of what it knows; the members answer with theirs, and
-whoever lacks something asks for exactly that. The same happens when the channel layer was away, so gaps close.
+Nothing is stored. A new member announces itself with a digest of the entries that it has, and the members answer with
+theirs. A member that lacks entries requests exactly these. The same happens after an outage of the channel layer.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         if event["id"] == self.channel_name:
             return
         await self._note_member(event, notice=not event["again"])
-        # After an outage everybody announces itself again; only who has something to tell answers.
+        # After an outage all members announce themselves again; only members with entries that another lacks answer.
         if not event["again"] or self.history.exceeds(event["digest"]):
             await self._tell_one(event["id"], "member.here", **self._introduction())
         await self._ask_for_what_is_lacking(event)
@@ -212,7 +212,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         while True:
             await asyncio.sleep(self._interval())
             if not self.layer_up:
-                continue  # nobody can be heard: that tells nothing about them
+                continue  # no member can be heard now, so silence does not mean that one has left
             with contextlib.suppress(*UNDELIVERABLE):
                 await self._tell_room("member.alive", **self._presence())
             gone = self.roster.expire(time.monotonic())

@@ -21,7 +21,7 @@ from channels.layers import get_channel_layer
 NUMBERS, PAGES = "counting", "counting.pages"
 """Groups: of the tallies, and of the pages, which hear how the forwarders are."""
 FORWARDERS = "forwarders"
-"""The normal channel for whoever has started the forwarders."""
+"""The normal channel of the process that has started the forwarders."""
 RATE, BURSTS = 500, 50
 """Messages a second, and in how many bursts."""
 REPORT_EVERY = 0.1

@@ -1,6 +1,6 @@
 """Background jobs: a page's "/roll 2d6" travels to the normal channel "jobs", and one worker does it.
 
-A job is a generator of steps. The worker sends the room's entry again after each step, so everybody sees the progress.
+A job is a generator of steps. The worker sends the room's entry again after each step, so all members see the progress.
 """
 
 import asyncio
@@ -64,14 +64,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A job that somebody asked for."""
+    """A job that a member requested."""
 
     job: str
     argument: str
 
 
 class UnknownCommandError(ValueError):
-    """A message starts with a slash and is none of the commands; its text is for the one who wrote it."""
+    """A message starts with a slash but is not a command; the error's text is for its author."""
 
 
 def parse(text: str) -> Command | None:

@@ -31,7 +31,7 @@ def clean_room(text: str) -> str:
 
 
 def clean_text(text: object) -> str:
-    """Return what somebody said, without what no serializer takes (JSON lets half a surrogate pair through)."""
+    """Return a member's text without characters that serializers refuse (JSON permits half a surrogate pair)."""
     if not isinstance(text, str):
         return ""
     return text.encode("utf-8", "replace").decode().replace("\0", "").strip()[: LIMITS["text"]]
@@ -54,7 +54,7 @@ def _one_line(text: str) -> str:
 
 
 class Entry(TypedDict):
-    """One line of a room: what somebody said, or a job and how far it is.
+    """One line of a room: a member's message, or a job and its progress.
 
     `at` is when it was written, in ms since the epoch, by the clock of that host; it is shown. `order` is that
     time too, but always above every order seen before: an answer stands below its question whatever the hosts'
@@ -107,12 +107,12 @@ class History:
         return {entry["id"]: entry["revision"] for entry in self._entries.values()}
 
     def lacks(self, digest: Mapping[str, int]) -> list[str]:
-        """Return the ids that somebody with this digest knows, or knows better."""
+        """Return the ids of the entries that the sender of this digest has, or has in a newer revision."""
         mine = self.digest()
         return [key for key, revision in digest.items() if mine.get(key, -1) < revision]
 
     def exceeds(self, digest: Mapping[str, int]) -> bool:
-        """Tell whether somebody with this digest could learn something here."""
+        """Return whether the sender of this digest lacks entries of this room."""
         return any(digest.get(key, -1) < revision for key, revision in self.digest().items())
 
     def pick(self, keys: Iterable[str]) -> list[Entry]:
@@ -173,7 +173,7 @@ class Roster:
         return self._members.pop(channel, None)
 
     def extend(self, until: float) -> None:
-        """Keep everybody at least until then: nobody could be heard for a while."""
+        """Keep all members at least until then, because they could not be heard for a while."""
         for member in self._members.values():
             member.until = max(member.until, until)
 

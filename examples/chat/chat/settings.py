@@ -35,7 +35,7 @@ CHAT_PROCESS = os.environ.get("CHAT_PROCESS", f"process {os.getpid()}")
 # An embedded layer is one process, so the jobs run in it too. With a forwarder: `manage.py runworker jobs`.
 _embedded = "0" if os.environ.get("CHANNELS_ZMQ_PULL_SOCKET_ADDRESS") else "1"
 CHAT_JOBS_IN_PROCESS = os.environ.get("CHAT_JOBS_IN_PROCESS", _embedded) == "1"
-# Forwarders that the counting page may kill, by asking whoever has started them: `demo.py`.
+# Forwarders that the counting page may kill, by a request to the process that has started them: `demo.py`.
 CHAT_FORWARDERS = int(os.environ.get("CHAT_FORWARDERS", "0"))
 # Seconds between the steps of a job: long enough to see its progress.
 CHAT_JOB_PAUSE = float(os.environ.get("CHAT_JOB_PAUSE", "0.25"))

@@ -1,4 +1,4 @@
-"""The pages: choose a room, the room, the page that counts, and a health check for whoever starts the process."""
+"""The pages: choose a room, the room, the page that counts, and a health check for the orchestrator."""
 
 from collections.abc import Callable
 from urllib.parse import urlencode

@@ -27,7 +27,7 @@ def seconds(text: str) -> float:
     """Return a duration.
 
     Raises:
-        ArgumentTypeError: If it is no number of seconds, 0 or less, or above a day.
+        ArgumentTypeError: If it is not a number of seconds, 0 or less, or above a day.
     """
     try:
         if 0 < float(text) <= LONGEST:

@@ -78,7 +78,7 @@ class Client:
         self._answer(self.sub, wire.SYNC.encode(wire.Sync(self.inbox, self._asked)), wire.SYNCED.kind, deadline)
 
     def echo(self, deadline: float) -> None:
-        """Wait until a frame by the producers' way has come back.
+        """Wait until an echo that was sent to the producers' port has been answered.
 
         Raises:
             CommandError: If the forwarder does not answer by the deadline, in monotonic seconds.
@@ -115,7 +115,7 @@ class Client:
         return wire.Status(wire.CONFIRM.decode(answer).status)
 
     def receive(self, deadline: float) -> bytes | None:
-        """Return the next frame; None if there is none until the deadline, in monotonic seconds."""
+        """Return the next frame, or None if it does not arrive by the deadline, in monotonic seconds."""
         if self.sub.poll(max(0, round((deadline - time.monotonic()) * 1000))):
             return self.sub.recv()
         return None
@@ -128,7 +128,7 @@ class Client:
     def _answer(
         self, socket: "zmq.Socket[bytes]", question: bytes, kind: int, deadline: float, *, repeats: bool = True
     ) -> bytes:
-        """Ask until the answer comes; an answer to an earlier question of the same kind is no answer."""
+        """Repeat a request until its answer arrives; answers to earlier requests of the same kind do not count."""
         asked_at = float("-inf")
         while (now := time.monotonic()) < deadline:
             if now >= asked_at + ASK_AGAIN and (repeats or asked_at == float("-inf")):

@@ -17,7 +17,7 @@ def encode(text: str, serializer: Serializer) -> bytes:
     """Return the payload for a message that is typed as a JSON object.
 
     Raises:
-        CommandError: If it is none, if the serializer cannot carry it, or if `ormsgpack` is not installed.
+        CommandError: If the text is not a JSON object, the serializer refuses it, or `ormsgpack` is not installed.
     """
     try:
         message = json.loads(text)

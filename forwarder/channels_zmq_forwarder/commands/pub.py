@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     """Send a message.
 
     Raises:
-        CommandError: If it is no message, or if no forwarder takes it.
+        CommandError: If the message is invalid, or if no forwarder accepts it.
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder pub",

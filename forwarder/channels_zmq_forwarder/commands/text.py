@@ -9,7 +9,7 @@ from typing import Any
 
 
 def printable(text: str) -> str:
-    """Return a text with every character escaped that is not printable: it may come from anybody."""
+    """Return a text with every character escaped that is not printable: the text may come from any client."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A status page, or why there is none.
+    """A status page, or the reason why it could not be read.
 
     Attributes:
         address: HOST:PORT.

@@ -7,7 +7,7 @@ from channels_zmq_operator.models import Limits
 
 @dataclass(frozen=True, slots=True)
 class LayerKeys:
-    """The CURVE keys of one layer; none of them is ever shown.
+    """The CURVE keys of one layer, which are never shown.
 
     Args:
         server_public: What clients know of the forwarders.

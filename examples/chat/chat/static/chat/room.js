@@ -78,7 +78,7 @@ const handlers = {
     else at("socket-banner").hidden = true;
     everOpen = true;
     showState("open", `Live, by ${process}`);
-    // History is not news: nobody wants fifty messages read out.
+    // A screen reader should not read out the history, up to fifty messages.
     at("log").setAttribute("aria-busy", "true");
     log.add(entries);
     at("log").setAttribute("aria-busy", "false");
