@@ -18,7 +18,7 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a cluster nothing can be tested: an error. With one, whoever calls this may lose what is on it."""
+    """Without a cluster nothing can be tested: an error. With one, the tests may delete objects in it."""
     if not items:
         return
     context = kube.context()

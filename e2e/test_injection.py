@@ -1,4 +1,4 @@
-"""Pods get their layer by a label, whoever makes them."""
+"""Pods get their layer by a label, however they are created."""
 
 import copy
 import os
@@ -186,7 +186,7 @@ WRONG: list[tuple[str, dict[str, str], dict[str, str], str]] = [
 def test_a_wish_that_cannot_be_understood_is_refused(
     namespace: str, labels: dict[str, str], annotations: dict[str, Any], reason: str
 ) -> None:
-    """With the reason, to whoever makes the pod."""
+    """With the reason, to the client that creates the pod."""
     done = attempt(
         "apply", "-n", namespace, "-f", "-", given=pod("asks", container(), labels=labels, annotations=annotations)
     )

@@ -203,7 +203,7 @@ def test_a_child_that_somebody_edits_is_repaired(namespace: str) -> None:
 
 
 def test_a_child_that_somebody_deletes_comes_back(namespace: str) -> None:
-    """Each kind, and with the same keys, so that nobody is locked out but by the loss of a key itself."""
+    """Each kind, and with the same keys: clients are refused only after the loss of a key itself."""
     apply(layer("chat"), namespace=namespace)
     wait_ready(namespace=namespace)
     data = get("secret", "chat-client", namespace=namespace)["data"]

@@ -49,7 +49,7 @@ def away(installed: Release) -> Iterator[None]:
 
 @pytest.mark.usefixtures("away")
 def test_killed_at_random_moments_it_always_converges_to_the_same(namespace: str, tmp_path: Path) -> None:
-    """Twenty times, in the middle of making what somebody has deleted; also the keys stay as they are."""
+    """Twenty times, while it creates deleted objects again; the keys do not change."""
     environment = {"CHANNELS_ZMQ_OPERATOR_ADMIN_PORT": "18080", "CHANNELS_ZMQ_OPERATOR_WATCH_NAMESPACES": namespace}
     apply(*(layer(f"layer-{number}") for number in range(3)), namespace=namespace)
     moments = random.Random(4)

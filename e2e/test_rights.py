@@ -1,4 +1,4 @@
-"""The operator's rights are the least that works: each is used, and none is missing."""
+"""The operator's permissions are the minimum: each is used, and each that is needed is present."""
 
 import json
 from collections.abc import Iterator

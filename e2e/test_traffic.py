@@ -211,7 +211,7 @@ def without_operator() -> Iterator[None]:
 
 
 def test_data_goes_on_without_an_operator_which_catches_up(chat: str, alerts: Alerts) -> None:
-    """It is no part of a message's way; a forwarder that dies meanwhile is replaced by Kubernetes itself."""
+    """Messages do not pass through it; Kubernetes itself replaces a forwarder that fails meanwhile."""
     alerts.hold()
     with without_operator():
         traffic = Traffic(chat)

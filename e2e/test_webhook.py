@@ -150,7 +150,7 @@ def _expiry_of_the_secret(but: bytes) -> int:
 
 @pytest.mark.parametrize("review", ["", "{}", "[]", '{"request": {"uid": "1", "object": []}}'])
 def test_whatever_comes_gets_an_answer(installed: Release, review: str) -> None:
-    """Also what is no review, to the real server."""
+    """Also requests to the real server that are not reviews."""
     with forwarded(f"deployment/{WEBHOOK}", 10250, namespace=NAMESPACE) as port:
         context = create_default_context()
         context.check_hostname, context.verify_mode = False, CERT_NONE

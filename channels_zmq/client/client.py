@@ -639,7 +639,7 @@ class Client:
         self.gaps.clear()
         for attachment in self.attachments:
             attachment.credit.empty()
-        self._direct_runs.restart()  # the exchange drops messages until all have answered: their gaps are no loss
+        self._direct_runs.restart()  # the exchange drops messages until all have answered: these gaps are not losses
         self.out.emptied = self.out.busy = True
 
     def _emptied(self, frame: bytes, attachment: Attachment) -> None:

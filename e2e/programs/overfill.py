@@ -1,4 +1,4 @@
-"""Send to a normal channel that nobody reads, until it is full, and then on: run in a pod by the scenarios.
+"""Send to a normal channel without readers, until it is full, and then on: run in a pod by the scenarios.
 
     python overfill.py SECONDS
 

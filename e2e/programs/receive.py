@@ -16,7 +16,7 @@ import channels_zmq
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 QUIET = 2.0
-"""Seconds without a job after which there is none any more."""
+"""Seconds without a job after which all jobs have been received."""
 
 
 async def main(groups: str) -> None:
@@ -67,7 +67,7 @@ async def main(groups: str) -> None:
 
 
 async def _work(layer: DedicatedZmqChannelLayer, jobs: list[int], ended: asyncio.Event) -> None:
-    """Take jobs until the end, and until there is none any more."""
+    """Take jobs until the end, and until all jobs have been received."""
     while True:
         try:
             jobs.append((await asyncio.wait_for(layer.receive("jobs"), QUIET))["number"])

@@ -33,7 +33,7 @@ class KubectlError(AssertionError):
 
 
 def context() -> str:
-    """Return the name of the cluster of KUBECONFIG, or no text if there is none to test on."""
+    """Return the name of the cluster of KUBECONFIG, or an empty text without a cluster for tests."""
     if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
         return ""
     return kubectl("config", "current-context", check=False).strip()

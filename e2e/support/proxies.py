@@ -71,7 +71,7 @@ class Proxy:
         threading.Thread(target=self._httpd.serve_forever, daemon=True).start()
 
     def shut(self) -> None:
-        """Be away: nobody listens, and what is under way ends."""
+        """Stop listening, and end all open connections."""
         assert self._httpd is not None
         self._httpd.shutdown()
         self._httpd.server_close()

@@ -108,7 +108,7 @@ def leftovers() -> list[str]:
 
 
 def _adjusted(values: Values) -> Values:
-    """Return the values, with other images if E2E_REGISTRY says so; none is set for a cluster with the images on it."""
+    """Return the values, with the registry E2E_REGISTRY for images; it is not set if the nodes have the images."""
     registry = os.environ.get("E2E_REGISTRY")
     if not registry:
         return values

@@ -59,7 +59,7 @@ class Outcome:
 
     Attributes:
         lost: How many messages each receiver lacks.
-        lost_jobs: How many jobs that were taken nobody got.
+        lost_jobs: How many accepted jobs were not received.
         unknown: How many jobs failed when they were sent.
         silence: Seconds for which a receiver had no message of a group at most.
         reconnects: Of each receiver.

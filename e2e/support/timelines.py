@@ -94,7 +94,7 @@ def stretched(
 
 
 def _growth(name: str, before: Scrape, after: Scrape) -> float:
-    """Return by how much a counter grows in a second; 0 for what is none."""
+    """Return by how much a counter grows in a second; 0 for other metrics."""
     if not name.partition("{")[0].endswith("_total") or not before.samples.keys() & after.samples.keys() & {name}:
         return 0.0
     return max(0.0, after.samples[name] - before.samples[name]) / (after.time - before.time)

@@ -5,7 +5,7 @@ from channels_zmq_operator.naming import INJECTED_ANNOTATION, LAYER_LABEL, Manif
 LONGEST = 300
 """Characters that are kept of a problem."""
 WAITING_FOR_ITS_TURN = ("ContainerCreating", "PodInitializing")
-"""Reasons for which a container waits at first, and which are no problem."""
+"""Reasons for which a container waits at first, and which are not a problem."""
 
 
 def problem(pod: Manifest) -> str:

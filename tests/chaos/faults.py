@@ -250,7 +250,7 @@ class StallingRelay(Relay):
 
 
 class ProcessGroup:
-    """All processes of a scenario; after `kill` none is left."""
+    """All processes of a scenario; `kill` ends all of them."""
 
     def __init__(self) -> None:
         self.failures: list[str] = []

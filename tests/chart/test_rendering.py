@@ -97,7 +97,7 @@ def pods(manifests: list[Manifest]) -> list[Manifest]:
 
 @by_values
 def test_every_pod_is_restricted(values: Values) -> None:
-    """As the Pod Security Standard of that name asks, with a root that nobody can write to."""
+    """As the Pod Security Standard of that name requires, with a read-only root."""
     found = pods(render(values))
     assert found
     for pod in found:
@@ -250,6 +250,6 @@ def test_the_test_uses_injection_where_there_is_some() -> None:
 
 @pytest.mark.skipif("4" not in helms(), reason="needs Helm 4, which needs no cluster for this")
 def test_the_notes_warn_of_a_namespace_that_others_use() -> None:
-    """Whoever may create pods beside the operator can have its rights: it is not to be in `default`."""
+    """Users who may create pods in the operator's namespace can obtain its permissions: do not use `default`."""
     assert notes().startswith("WARNING: this release is in the namespace `default`.")
     assert notes(namespace="channels-zmq-system").startswith("The operator of channels-zmq watches all namespaces.")

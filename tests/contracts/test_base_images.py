@@ -21,7 +21,7 @@ SCOPE = "repository:library/python:pull"
 
 
 class Registry(ThreadingHTTPServer):
-    """Tags of one repository; whoever asks needs the token for it."""
+    """Tags of one repository; each request needs the repository's token."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Requests)

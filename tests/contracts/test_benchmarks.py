@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they receive, and write every figure. How quick anything is, is no matter here."""
+"""The benchmarks run, check what they receive, and write every figure. Speed is not tested here."""
 
 import json
 import os

@@ -28,7 +28,7 @@ def build(copy: Path, age: int) -> dict[str, bytes]:
 
 
 def test_two_builds_of_a_commit_give_the_same_distributions(tmp_path: Path) -> None:
-    """Wherever and whenever it was checked out: whoever has the commit can compare what a release has."""
+    """In any place and at any time: users can build a commit and compare it with the release."""
     first, second = build(tmp_path / "a", age=10**9), build(tmp_path / "b" / "c", age=2 * 10**9)
     assert {name.partition("-")[0] for name in first} == set(FOLDERS.values())
     assert len(first) == 2 * len(FOLDERS)
@@ -41,7 +41,7 @@ def test_two_builds_of_a_commit_give_the_same_distributions(tmp_path: Path) -> N
     ids=["library", "forwarder"],
 )
 def test_an_sdist_has_its_tests_and_all_that_they_import(folder: str, tests: list[str], tmp_path: Path) -> None:
-    """Whoever packages it can run them: each module of the tests can be collected from the unpacked sdist alone."""
+    """Packagers can run them: each test module can be collected from the unpacked sdist alone."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT / folder, capture_output=True, timeout=120, check=True)
     (sdist,) = tmp_path.glob("*.tar.gz")

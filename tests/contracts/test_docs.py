@@ -88,7 +88,7 @@ def test_the_tutorial_names_the_clone_from_where_its_reader_is() -> None:
 
 
 async def test_the_tutorial_makes_a_chat_that_works(project: Path) -> None:
-    """Under daphne: two browsers in one room hear each other, and nobody in another room does."""
+    """Under daphne: two browsers in one room get each other's messages; a browser in another room gets neither."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ_")}
     checked = [sys.executable, "manage.py", "check", "--fail-level", "WARNING"]
     subprocess.run(checked, cwd=project, env=environment, check=True)

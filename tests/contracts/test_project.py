@@ -105,7 +105,7 @@ def test_requirement_files_repeat_the_bounds_of_the_distributions() -> None:
 
 
 def test_the_operator_is_installed_into_a_namespace_of_its_own() -> None:
-    """Wherever a page installs, tests or asks it: it may read all Secrets, and so may whoever runs pods beside it."""
+    """In every command of the docs: it may read all Secrets, and so may users who create pods in its namespace."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "charts").rglob("*.md")]
     commands = [
         line

@@ -363,7 +363,7 @@ def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
 
 @pytest.mark.slow
 async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> None:
-    """It is no client while it shows messages: a flush needs an answer of each."""
+    """It is not a client while it shows messages: a flush needs an answer from each client."""
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())

@@ -183,7 +183,7 @@ def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make: Callable[...,
 def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(
     make: Callable[..., Publisher], tmp_path: Path
 ) -> None:
-    """And none is left open."""
+    """And all are closed."""
     publisher = make()
     with open(tmp_path / "file", "w") as file:
         publisher.connections.peers[file.fileno()] = Peer("127.0.0.1", 1)
@@ -208,7 +208,7 @@ def test_where_sockets_are_no_descriptors_no_connection_is_ended(
 
 
 def test_a_connection_is_ended_when_no_descriptor_is_left(make: Callable[..., Publisher]) -> None:
-    """A revoked key, say: whoever uses up the descriptors must not keep it in."""
+    """For example of a revoked key: a peer that uses up the descriptors must not keep it connected."""
     publisher = make()
     publisher.subscribe()
     (descriptor,) = publisher.connections.peers
@@ -236,7 +236,7 @@ def test_a_step_processes_a_bounded_number_of_events(
 
 
 def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """A number is free as soon as a connection has ended. Better no address is logged than that of somebody else."""
+    """A number is free as soon as a connection has ended. It is better to log no address than a wrong one."""
     server = sockets.open(zmq.PULL)
     refused: list[Peer] = []
     watched = Connections(server, refused.append)

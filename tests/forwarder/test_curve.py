@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(
 
 
 def test_a_list_without_a_file_never_changes() -> None:
-    """There is no file that could change."""
+    """Without a file, the list cannot change."""
     assert AllowedKeys([ONE]).refresh() == set()
 
 

@@ -238,7 +238,7 @@ def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken
 
 
 def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange: Draining) -> None:
-    """Channels that nobody has been returned yet go to the clients that have room."""
+    """Channels without returned messages so far go to the clients with free capacity."""
     for inbox in (A, B):
         exchange.connect(inbox)
     exchange.send(*[b"x"] * (WINDOW + 1), channel=b"long")
@@ -251,7 +251,7 @@ def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange: Dr
 
 
 def test_who_does_not_know_its_session_cannot_detach_a_client(exchange: Draining) -> None:
-    """By PULL anybody could name its inbox."""
+    """On the PULL port any client could name its inbox."""
     exchange.connect(A)
     exchange.send(b"1")
     exchange.begin()
@@ -283,7 +283,7 @@ def test_taking_again_does_no_harm(exchange: Draining) -> None:
 
 @pytest.mark.parametrize("event", ["end", "new session"])
 def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange: Draining, event: str) -> None:
-    """Nobody knows whether it has them, and nobody may get a message twice. The others go to another client."""
+    """It is unknown whether they arrived, and messages must not be delivered twice. The others go to another client."""
     for inbox in (A, B):
         exchange.connect(inbox)
     numbers = [b"%d" % number for number in range(WINDOW + 1)]

@@ -184,7 +184,7 @@ def test_only_the_last_sessions_that_ended_are_remembered(forwarder: Forwarder) 
 
 
 def test_a_hello_without_a_subscription_is_stray(forwarder: Forwarder) -> None:
-    """XPUB reports a subscription before the hello, so nobody would receive the welcome."""
+    """XPUB reports a subscription before the hello, so the welcome would not be received."""
     assert list(forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))) == []
     assert forwarder.drops == {"stray": 1}
     assert forwarder.clients == {}
@@ -257,7 +257,7 @@ def test_a_repeated_hello_replaces_the_list_and_is_answered_at_once(forwarder: F
 
 
 def test_a_list_ends_with_its_client(forwarder: Forwarder) -> None:
-    """A forwarder that nobody knows any more is not passed on."""
+    """A forwarder that is in no list any more is not passed on."""
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("two"))
     forwarder.disconnect(A)
@@ -275,7 +275,7 @@ def test_a_hello_with_a_malformed_list_is_dropped(forwarder: Forwarder) -> None:
 
 
 def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder: Forwarder) -> None:
-    """Without a delay if it is the first news for a while; a list that shrinks is no news."""
+    """Without a delay if it is the first news for a while; a list that shrinks is not news."""
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("one"))
     assert len(forwarder.announce()) == 2
@@ -927,7 +927,7 @@ def test_a_flush_that_is_not_answered_ends(forwarder: Forwarder, ttl: int, secon
 
 
 def test_flushes_can_be_forbidden() -> None:
-    """Whoever may send may otherwise drop the messages of everybody else."""
+    """Otherwise any client that may send could drop the messages of all others."""
     forwarder = Forwarder(may_be_flushed=False)
     forwarder.connect(A)
     forwarder.send()

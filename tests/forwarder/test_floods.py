@@ -184,7 +184,7 @@ class Sending:
 
 @pytest.mark.parametrize("does", ["holds up the loop", "fills the memory"])
 async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, does: str) -> None:
-    """The former harms everybody else, the latter the forwarder."""
+    """The former harms other clients, the latter the forwarder."""
     resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
     with Sending(port) as peer, ending_floods(senders, lambda: True, resident.__next__):
         end = time.monotonic() + WAIT

@@ -39,7 +39,7 @@ def test_a_member_belongs_to_its_group_until_it_leaves() -> None:
 
 
 def test_leaving_a_group_twice_does_nothing() -> None:
-    """A repeated discard notifies nobody."""
+    """A repeated discard sends no notification."""
     members = NormalMembers(10, per_client=100)
     members.join(member(channel=b"other"), 0, {A}.__contains__)
     assert members.leave(member(), 0) == frozenset()

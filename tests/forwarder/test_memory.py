@@ -44,7 +44,7 @@ def test_without_a_limit_nothing_is_refused(clock: Clock) -> None:
 
 
 def test_queues_get_a_share_of_the_limit(guard: MemoryGuard) -> None:
-    """A channel that nobody reads leaves memory for all other messages."""
+    """A channel without readers leaves memory for all other messages."""
     assert guard.queue_bytes(10_000, 0) == 400
     assert guard.queue_bytes(10_000, 100) == 400
     assert guard.queue_bytes(100, 200) == 100

@@ -83,7 +83,7 @@ def server(sockets: Sockets[zmq.Socket[bytes]], clock: Clock) -> Iterator[Server
 
 
 def test_silent_peers_are_ended_the_oldest_first(server: Server) -> None:
-    """Clients stay, although they are older; and as long as there is room, everybody does."""
+    """Clients stay connected, although they are older; while there are free descriptors, all peers do."""
     client = server.client()
     idle = [server.idle() for _ in range(AT_MOST - 1)]
     assert server.newcomers.ended == 0

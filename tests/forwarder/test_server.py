@@ -154,7 +154,7 @@ async def test_producers_are_accepted_when_the_subscribers_have_reconnected(
     """A hello reports how many clients the last instance had; the forwarder settles until they have connected."""
     server = Server(settings(settle_at_most=3600.0))
     stop = asyncio.Event()
-    server.exchange.peers_expected = 1  # without anybody to wait for it would let producers in at once
+    server.exchange.peers_expected = 1  # otherwise it would let producers in at once
     async with server.beating():
         start = asyncio.create_task(server.start(stop))
         while not server.pub_addresses:
@@ -302,7 +302,7 @@ async def test_a_forwarder_that_settles_can_be_stopped() -> None:
 async def test_a_forwarder_that_everybody_can_use_says_so(
     caplog: pytest.LogCaptureFixture, address: str, keys: dict[str, str | list[str]], warning: str
 ) -> None:
-    """Whoever reaches it from another machine needs a key that is on the list."""
+    """A client on another machine needs a key that is on the list."""
     async with running(settings(pull_address=[address], pub_address=[address], **keys)):
         pass
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -450,7 +450,7 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
 def test_a_second_signal_ends_it_at_once(
     sockets: Sockets[zmq.Socket[bytes]], number: signal.Signals, unused_tcp_port: int
 ) -> None:
-    """Whoever operates it does not have to wait for clients that do not respond."""
+    """The operator does not have to wait for clients that do not respond."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     flags = ("--pub-address", address, "--settle", "0", "--drain-at-most", "3600")
     with run(*LOCALLY, *flags) as process:

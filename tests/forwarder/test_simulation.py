@@ -224,7 +224,7 @@ class Run:
             client.ready(channel)
 
     def lose(self, frames: list[bytes]) -> None:
-        """Jobs on their way back are lost with a connection, for nobody can know whether they arrived."""
+        """Jobs that are being handed back are lost with a connection: it is unknown whether they arrived."""
         self.lost |= {int.from_bytes(wire.BACK.decode(frame).payload) for frame in frames if frame[:1] == b"B"}
 
     def cut(self, client: Client) -> None:

@@ -19,7 +19,7 @@ def test_durations_have_a_unit_that_fits(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\u009b2Jb", "a\u202eb", "\x07", "a\u00a0b", "\ud800"])
 def test_no_name_controls_the_terminal(text: str) -> None:
-    """Neither alone nor inside a message: names come from anybody who may connect."""
+    """Neither alone nor inside a message: names come from any client that may connect."""
     assert printable(text).isprintable()
     shown = as_json({text: [text, text.encode(errors="replace")]})
     assert shown.isprintable()

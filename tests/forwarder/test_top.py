@@ -12,7 +12,7 @@ def page(at: float, instance: str = "a", **numbers: Any) -> Page:
 
 
 def test_rates_are_of_the_time_between_two_pages() -> None:
-    """Frames and bytes a second; before the second page nobody knows them."""
+    """Frames and bytes a second; they are unknown before the second page."""
     first, second = page(10.0), page(12.0, frames_in=300, frames_out=50, bytes_in=3_000_000, bytes_out=1_000_000)
     assert drawn([first], [])[1].split()[4:7] == ["-", "-", "-"]
     assert drawn([second], [first])[1].split()[4:7] == ["150", "25", "2.00"]

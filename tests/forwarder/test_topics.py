@@ -28,7 +28,7 @@ def test_a_connection_with_too_many_topics_is_the_one_to_end(topics: Topics) -> 
 
 
 def test_if_there_are_too_many_in_all_the_connection_with_most_is_ended(topics: Topics) -> None:
-    """Whichever subscribes next: nobody is kept out by somebody else."""
+    """Whichever client subscribes next: clients cannot prevent others from subscribing."""
     for number in range(12):
         assert topics.subscribe(group(number), number // 3 if number < 9 else number) is None
     assert topics.subscribe(group(12), TWO) == 0

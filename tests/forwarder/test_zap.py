@@ -98,7 +98,7 @@ def test_refusals_are_logged_at_a_limited_rate(
 
 
 def test_nobody_is_let_in_when_the_gate_is_gone(guard: Callable[..., Peers]) -> None:
-    """ZeroMQ lets everybody in then unless it is told otherwise."""
+    """By default ZeroMQ then accepts every peer."""
     peers = guard(None)
     peers.gate.close()
     client = peers.client(new_pair()[1])

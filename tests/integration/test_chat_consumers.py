@@ -67,7 +67,7 @@ class TestNames:
 
 class TestHistory:
     def test_an_entry_is_news_once(self) -> None:
-        """The same entry again, by another way, is no news."""
+        """The same entry from another member is not news."""
         history = rooms.History()
         assert history.put(entry("a"))
         assert not history.put(entry("a"))
@@ -80,7 +80,7 @@ class TestHistory:
         assert [known["revision"] for known in history.entries()] == [3]
 
     def test_the_oldest_entries_leave_at_the_limit(self) -> None:
-        """A room remembers so many entries, and one that is older than all of them is no news."""
+        """A room keeps a fixed number of entries, and one that is older than all of them is not news."""
         history = rooms.History([entry(key, order) for order, key in enumerate("abc", start=2)], limit=3)
         assert history.put(entry("d", 9))
         assert not history.put(entry("z", 1))
@@ -119,7 +119,7 @@ class TestRoster:
         assert len(roster) == 0
 
     def test_nobody_expires_for_the_time_in_which_nobody_could_be_heard(self) -> None:
-        """After an outage everybody gets time for another sign of life."""
+        """After an outage all members get time for another heartbeat."""
         roster = rooms.Roster()
         roster.renew("channel", "Ada", "web1", until=10.0)
         roster.extend(until=50.0)
@@ -218,7 +218,7 @@ async def test_a_newcomer_asks_the_others_for_the_history() -> None:
 
 
 async def test_a_reloaded_page_finds_its_room_again() -> None:
-    """Alone in the room, nobody could be asked: the process still knows what was said."""
+    """Without other members, the process itself still has the room's entries."""
     async with page("Ada") as ada:
         await ada.says("note to self")
         await ada.sees("entries")
@@ -238,7 +238,7 @@ async def test_coming_and_leaving_is_seen() -> None:
 
 
 async def test_a_member_of_a_killed_process_vanishes(layer: InMemoryChannelLayer) -> None:
-    """Who gives no sign of life for three beats is gone, although nobody said goodbye."""
+    """A member that misses three heartbeats is removed, also without a message that it leaves."""
     ghost = {"id": "ghost", "name": "Gus", "process": "web2", "lease": 3 * BEAT, "digest": {}}
     async with page("Ada", beat=BEAT) as ada:
         await ada.sees("roster")
@@ -359,7 +359,7 @@ async def test_an_outage_is_shown_and_the_gap_it_left_closes(layer: InMemoryChan
 
 
 async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InMemoryChannelLayer) -> None:
-    """With a full channel everybody sees that this job is not done."""
+    """If the channel is full, all members see that this job is not done."""
     layer.channel_capacity = layer.compile_capacities({jobs.CHANNEL: 1})
     await layer.send(jobs.CHANNEL, {"type": "job.run"})
     async with page("Ada") as ada:
@@ -369,7 +369,7 @@ async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InM
 
 
 async def test_a_page_that_comes_during_an_outage_is_told_to_try_again() -> None:
-    """Without the layer nobody can enter: the page learns why, and connects again by itself."""
+    """Without the layer, members cannot join: the page gets the reason, and reconnects automatically."""
 
     async def group_add(group: str, channel: str) -> None:
         raise ConnectionError("nobody answers at tcp://127.0.0.1:1")

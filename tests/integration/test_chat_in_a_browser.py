@@ -115,7 +115,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 class Person:
-    """Somebody in front of a page in a context of its own, as another browser would be."""
+    """A user of a page in a separate browser context."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -226,7 +226,7 @@ async def test_a_restarted_forwarder_is_seen_and_loses_nothing(browser: Browser,
 
 
 async def test_a_killed_web_process_loses_its_people_and_gets_them_back(browser: Browser, stack: Stack) -> None:
-    """Its page says so and keeps what is written; the others see that somebody is gone; then all is well again."""
+    """Its page shows the outage and keeps the typed text; the others see that a member left; then it recovers."""
     ada, bo = await enter_both(browser, stack, "killed")
     await ada.says("before")
     await bo.sees("before")

@@ -22,7 +22,7 @@ Run = Callable[..., Any]
 
 
 class Talk:
-    """Sends what it hears to everybody in the room; a text after `/` is a job. To be put before a consumer."""
+    """Sends each message to all members of the room; a text after `/` is a job. A mixin for a consumer."""
 
     groups = ("room",)
     channel_layer: Any
@@ -132,7 +132,7 @@ def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> 
 
 @pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")  # by asgiref's own worker
 def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, run: Run) -> None:
-    """A normal channel there, a process-specific channel back; nobody else hears the answer."""
+    """A normal channel for the job, a process-specific channel for the answer; others do not get the answer."""
 
     async def scenario() -> None:
         async with worker(layer), visitor(Room) as ada, visitor(Room) as bo:
@@ -158,7 +158,7 @@ def test_closing_the_layer_ends_consumers_without_an_error(layer: Any, run: Run)
         class Busy(Room):
             async def said(self, event: dict[str, Any]) -> None:
                 await self.send("busy")
-                await goes_on.wait()  # until then nobody receives from its channel
+                await goes_on.wait()  # until then its channel is not read
 
         waits, busy = (WebsocketCommunicator(consumer.as_asgi(), "/") for consumer in (JsonRoom, Busy))
         for browser in (waits, busy):

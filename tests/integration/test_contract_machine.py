@@ -260,7 +260,7 @@ class Contract(RuleBasedStateMachine):
     def _will_arrive(self, sent: Sent, channel: Channel) -> None:
         """Note a message that is refused on its arrival if the channel is full then."""
         if channel.least >= self.capacity:
-            self._settle()  # so that it arrives, and is refused, before anybody makes room
+            self._settle()  # so that it arrives, and is refused, before a reader makes room
         else:
             channel.add(replace(sent, sure=len(channel.waiting) < self.capacity))
 
@@ -300,7 +300,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(channel=channels, by=actors, loop=loops)
     def begin_reading(self, channel: int, by: int, loop: int) -> None:
-        """A reader waits, or has its message before anybody asks it."""
+        """A reader waits, or has its message before it is queried."""
         target, by = self._readable(channel, by)
         if len(self.readers) < MAX_READERS:
             self.step += 1

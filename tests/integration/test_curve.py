@@ -1,4 +1,4 @@
-"""CURVE on real sockets, both topologies: who has the right keys is served, and nobody else."""
+"""CURVE on real sockets, both topologies: only clients with the right keys are served."""
 
 import asyncio
 import logging
@@ -166,7 +166,7 @@ def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, g
 def test_a_revoked_key_neither_reads_nor_writes_whatever_it_did_before(
     run: Any, guarded: Forwarder, keys: Keys
 ) -> None:
-    """It has subscribed to what others have, has said no hello, and was silent ever since; nobody else notices."""
+    """It has subscribed to others' topics, and sent neither a hello nor other frames; others are not affected."""
 
     async def scenario(reader: Any, writer: Any) -> None:
         one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
@@ -385,7 +385,7 @@ def test_keys_from_the_environment(run: Any, guarded: Forwarder, keys: Keys) -> 
 
 @pytest.mark.parametrize("setting", ["curve_server_key", "curve_secret_key"])
 def test_no_error_shows_a_key(run: Any, keys: Keys, setting: str) -> None:
-    """Neither one that is none, nor the others beside it; nor does a repr."""
+    """Neither an invalid key, nor the others beside it; nor does a repr."""
     broken = keys.secret("one")[:-1] + "~"
     config = {**keys.client("two"), setting: broken}
     addresses = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": "tcp://127.0.0.1:10"}

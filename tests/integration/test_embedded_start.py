@@ -27,7 +27,7 @@ def address() -> Iterator[str]:
 def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
     run: Run, open_peer: Make, loop: str
 ) -> None:
-    """Several times, each with readers that have joined while nobody has bound the address."""
+    """Several times, each with readers that have joined before the address was bound."""
     readers = [open_peer(loop) for _ in range(2)]
 
     async def scenario(address: str, number: int) -> None:
@@ -94,7 +94,7 @@ def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
 
 
 def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
-    """Without a producer it empties itself; beside one everybody."""
+    """Without a producer it empties only its own process; with one, all processes."""
     producer = open_peer()
 
     async def scenario() -> None:

@@ -100,7 +100,7 @@ def test_jobs_that_are_handed_back_can_be_read_by_others(forwarder: Forwarder, r
 
 
 def test_the_forwarder_sees_no_content(forwarder: Forwarder, run: Run) -> None:
-    """Of a group message, as everybody who subscribes receives it."""
+    """Of a group message, as every subscriber receives it."""
 
     async def scenario(subscriber: "zmq.Socket[bytes]") -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, symmetric_encryption_keys=[OLD])

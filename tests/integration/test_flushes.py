@@ -1,4 +1,4 @@
-"""A flush beside other traffic: it holds nobody up for long, and nothing that it drops was confirmed."""
+"""A flush beside other traffic: it does not delay others for long, and it drops only unconfirmed messages."""
 
 import asyncio
 from typing import Any

@@ -194,7 +194,7 @@ def test_a_handler_that_blocks_stops_no_event_loop(make_layer: Make, run: Run, a
 def test_a_handler_that_raises_gets_the_next_record_all_the_same(
     make_layer: Make, run: Run, add_handler: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its error is printed, as there is nobody to raise it to."""
+    """Its error is printed, as there is no caller to raise it to."""
     lines: list[str] = []
 
     class Raising(logging.Handler):

@@ -1,4 +1,4 @@
-"""Strangers' frames against a real forwarder: it neither falls, nor grows, nor serves anybody else worse."""
+"""Random frames against a real forwarder: it neither fails, nor grows, nor serves other clients worse."""
 
 import random
 import subprocess

@@ -63,7 +63,7 @@ def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer
 
 
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(make_layer: Make, run: Run) -> None:
-    """And discarding twice, or from a group that never was, is no error."""
+    """And discarding twice, or from a group that never existed, is not an error."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -145,7 +145,7 @@ def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, 
 
 
 def test_each_job_goes_to_one_reader(make_layer: Make, run: Run) -> None:
-    """Four readers share 200 jobs; none is done twice, none is lost."""
+    """Four readers share 200 jobs; each job is done exactly once."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=1000)

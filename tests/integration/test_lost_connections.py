@@ -72,7 +72,7 @@ def test_a_sending_socket_whose_echo_stays_unanswered_is_replaced(
         assert not layer.stats()["connected"]
         for number in range(101, 201):
             await layer.group_send("chat", {"n": number})
-        relay.target = port_of(forwarder.pull)  # for whoever connects anew
+        relay.target = port_of(forwarder.pull)  # for new connections
         got = [(await layer.receive(channel))["n"]]
         while got[-1] != 200:
             got.append((await layer.receive(channel))["n"])

@@ -65,7 +65,7 @@ def test_capacities_are_by_names_without_the_prefix(make_layer: Make, run: Run) 
 def test_other_processes_have_the_same_prefix_or_hear_nothing(
     make_shared_layer: Make, open_peer: Callable[..., Any], run: Run
 ) -> None:
-    """In groups; a direct message reaches whoever has told its name."""
+    """In groups; a direct message still reaches a channel whose name is known."""
 
     async def scenario() -> None:
         layer = make_shared_layer(prefix="stage")

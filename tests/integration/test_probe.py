@@ -242,7 +242,7 @@ def test_an_address_that_does_not_answer_is_named(forwarder: Forwarder, pull: st
 
 @pytest.mark.parametrize("address", ["ipc://{folder}/pub", "tcp://127.0.0.1:{port}", "tcp://*:{port}"])
 async def test_the_producer_of_an_embedded_layer_is_reached(tmp_path: Path, address: str) -> None:
-    """Once there is one; a probe does not become it. That it binds all interfaces is no address to connect to."""
+    """Once one exists; a probe does not become it. An address that binds all interfaces cannot be connected to."""
     layer = EmbeddedZmqChannelLayer(pub_socket_address=address.format(folder=tmp_path, port=free_ports(1)[0]))
     assert not found(layer, 0.3).listens
     async with layer:
@@ -259,7 +259,7 @@ def test_every_address_of_a_name_is_probed(forwarder: Forwarder) -> None:
 
 
 def test_a_name_that_nobody_knows_is_a_problem_of_an_embedded_layer_too() -> None:
-    """Although nobody needs to listen there."""
+    """Although a listener is not required there."""
     (finding,) = probe(EmbeddedZmqChannelLayer(pub_socket_address="tcp://name.invalid:1"), 5.0)
     assert not finding.is_resolved
     assert "cannot resolve name.invalid" in finding.problem

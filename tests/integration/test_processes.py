@@ -1,4 +1,4 @@
-"""Four processes on one forwarder: who gets what, how often, in which order, and how much of it when nobody reads."""
+"""Four processes on one forwarder: which messages each gets, how often, in which order; how many without a reader."""
 
 import os
 from collections import Counter

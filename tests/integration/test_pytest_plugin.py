@@ -32,7 +32,7 @@ filterwarnings = error
 
 @pytest.fixture(autouse=True)
 def project(pytester: pytest.Pytester) -> None:
-    """A project whose settings name a layer that nobody runs here."""
+    """A project whose settings name a layer without a running forwarder."""
     pytester.makeini(INI)
     pytester.makeconftest(SETTINGS)
 

@@ -1,4 +1,4 @@
-"""Many consumers, many groups, and processes that stand still: nothing is left behind and nobody is cut off."""
+"""Many consumers, many groups, and frozen processes: no state is left behind, and others stay connected."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -340,7 +340,7 @@ def test_a_monitor_reports_an_attempt_to_connect_that_has_failed(
     push.set(zmq.RECONNECT_IVL, interval)
     watched = monitor(push, failure)
     with sockets.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # and does not listen, so that nobody else does
+        unused.bind(("127.0.0.1", 0))  # and does not listen, so that no other process does
         push.connect(f"tcp://127.0.0.1:{unused.getsockname()[1]}")
         assert events(watched, failure) == [failure]
     push.disable_monitor()

@@ -123,7 +123,7 @@ def test_no_secret_is_shown() -> None:
     ],
 )
 def test_two_layers_by_default_address_are_one(first: Any, second: Any, warns: bool) -> None:
-    """A warning if nobody has written the address; who writes it twice means it."""
+    """A warning if the address is a default; an address that is written twice is intended."""
     layers = [{"BACKEND": EMBEDDED, "CONFIG": config} for config in (first, second)]
     codes = [(code, "'a', 'b'" in text) for code, text, _ in found(check_configuration, *layers)]
     assert codes == ([("channels_zmq.W003", True)] if warns else [])

@@ -310,7 +310,7 @@ def test_encryption_keys_are_a_list_of_text_or_bytes(keys: list[str | bytes] | t
 
 
 def test_without_encryption_keys_nothing_is_encrypted() -> None:
-    """An empty list is none."""
+    """An empty list means no keys."""
     assert not EmbeddedConfig().encrypts
     assert not EmbeddedConfig(symmetric_encryption_keys=[]).encrypts
     assert EmbeddedConfig(symmetric_encryption_keys_file="keys").encrypts

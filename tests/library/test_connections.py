@@ -152,7 +152,7 @@ def test_gevent_is_refused_before_a_connection_is_made(
 
 
 def test_closing_delivers_stops_and_finishes_in_this_order(open_one: Callable[..., Any]) -> None:
-    """The connection is forgotten before, so that nobody gets it any more."""
+    """The connection is forgotten first, so that new callers do not get it."""
     other, known = open_one(("other",)), open_one()
     connections.close(known)
     assert known.done == ["start", "deliver", "stop", "finish"]

@@ -92,7 +92,7 @@ def test_a_misspelt_pull_address_is_told_the_pull_address() -> None:
 
 
 def test_a_missing_variable_is_named() -> None:
-    """Whoever sets one address learns what the other one is called."""
+    """If only one address is set, the error names the variable of the other."""
     assert PUB in str(env_refusal({PULL: "tcp://f:7001"}))
 
 
@@ -148,7 +148,7 @@ def test_a_value_becomes_what_its_key_holds(key: str, text: str, value: str | fl
     ],
 )
 def test_a_value_that_cannot_be_used_names_its_variable(variable: str, text: str) -> None:
-    """Not the key of CONFIG, which whoever sets variables has not written."""
+    """Not the key of CONFIG, which does not appear in the environment."""
     assert env_refusal({**VARIABLES, variable: text}).setting == variable
 
 

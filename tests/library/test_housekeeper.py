@@ -247,7 +247,7 @@ def test_other_sockets_have_callbacks(
 def test_a_forgotten_connection_is_touched_no_more(
     housekeeper: Housekeeper, connection: Connection, pipe: tuple[int, int]
 ) -> None:
-    """Once `forget` has returned its sockets may be closed; a second time is no error."""
+    """Once `forget` has returned its sockets may be closed; a second call is not an error."""
     connection.descriptor, writes = pipe
     housekeeper.watch(connection)
     await_tick(connection)
@@ -391,7 +391,7 @@ def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch: pytest.Mo
 
 
 def test_a_forked_child_closes_its_copies_of_what_wakes_the_parents_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no such thread in the child."""
+    """The child has no such thread."""
     former = Housekeeper()
     former._wakes = copies = socket.socketpair()
     monkeypatch.setattr(housekeeping, "_housekeeper", former)

@@ -197,7 +197,7 @@ def test_without_a_list_everybody_with_the_public_key_may_connect() -> None:
 
 @pytest.mark.parametrize("allowed", [(), (OTHER.decode(),)])
 def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str, ...]) -> None:
-    """An empty list allows nobody."""
+    """An empty list allows no client."""
     secret, keys = server_source(allowed).read()
     assert secret == SECRET
     assert keys is not None

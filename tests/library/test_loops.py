@@ -189,7 +189,7 @@ async def test_a_waiter_of_another_loop_is_woken_there(other: asyncio.AbstractEv
 
 
 def test_a_waiter_whose_loop_has_closed_is_passed_over() -> None:
-    """It is not usable, and waking it is no error."""
+    """It is not usable, and waking it is not an error."""
     loop = asyncio.new_event_loop()
     waiter = Waiter(loop)
     loop.close()
@@ -303,7 +303,7 @@ async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
 
 
 async def test_attaching_ends_the_watch_of_the_former_loop(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
-    """If nobody waits there; its own thread ends it."""
+    """If no reader waits there; its own thread ends it."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, attach=True))
     on(other, lambda: loops.leave(other))
@@ -493,7 +493,7 @@ def test_a_running_loop_drains_soon(
 
 
 def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
-    """Nobody drains there, nobody waits there, and nothing is watched there."""
+    """Afterwards it neither drains nor watches, and has no waiters."""
     closing = cast(asyncio.AbstractEventLoop, ClosedMeanwhile())
     loops.attached = closing
     assert not loops.drain_soon()

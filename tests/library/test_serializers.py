@@ -199,7 +199,7 @@ def test_readers_of_a_shared_payload_get_messages_of_their_own(value: Any) -> No
 
 
 def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer() -> None:
-    """Two layers of a process may differ in theirs; what only one of them understands is none for the other."""
+    """Two layers of a process may have different serializers; a message of one may be invalid for the other."""
     shared = Shared(pack(named("msgpack"), {"a": 1}))
     assert unpack(named("msgpack"), shared) == {"a": 1}
     assert unpack(named("json"), shared) is None
@@ -244,7 +244,7 @@ def test_what_a_serializer_returns_becomes_exact_bytes(kind: type[bytearray | me
 
 @pytest.mark.parametrize("result", [None, "{}", 5, [1]])
 def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
-    """The message is fine then; whoever reads the error has to look at the serializer."""
+    """The message is valid then; the error has to name the serializer."""
     monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
     register("mine", Serializer(lambda message: result, json.loads))
     error = refusal("mine", {"a": 1})

@@ -201,7 +201,7 @@ def test_an_authority_that_was_tampered_with_is_none(key: str, value: bytes) -> 
 
 
 def test_an_own_leaf_without_names_is_replaced() -> None:
-    """Somebody's certificate in our Secret is no reason to fall over."""
+    """A foreign certificate in the operator's Secret does not cause a failure."""
     first = renewed(None, NAMES, START)
     authority = first.authorities[0]
     found = Certificates(first.authorities, authority.certificate, authority.key)

@@ -186,7 +186,7 @@ async def test_a_deletion_is_of_that_one_object(cluster: RealCluster, server: Se
 
 
 async def test_kinds_that_are_served(cluster: RealCluster, server: Server) -> None:
-    """Known, unknown in a known group, a group that is not there, or one that nobody may ask for."""
+    """Known, unknown in a known group, a group that does not exist, or one whose discovery is forbidden."""
     server.answer = {"resources": [{"name": "servicemonitors"}]}
     assert await cluster.serves("ServiceMonitor")
     assert server.last() == ("GET", "/apis/monitoring.coreos.com/v1")

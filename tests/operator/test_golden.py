@@ -128,7 +128,7 @@ def test_everything_belongs_to_the_layer(name: str) -> None:
 
 @by_name
 def test_the_forwarders_pod_is_restricted(name: str) -> None:
-    """As the Pod Security Standard of that name asks, without a token, and with a root that nobody can write to."""
+    """As the Pod Security Standard of that name requires, without a token, and with a read-only root."""
     (deployment,) = [each for each in rendered(name) if each["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False

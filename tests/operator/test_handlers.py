@@ -121,7 +121,7 @@ async def test_a_layer_is_looked_at_when_its_spec_is_new() -> None:
 
 @pytest.mark.parametrize("kind", PRUNED)
 async def test_a_child_that_changes_makes_its_layer_be_looked_at(kind: str) -> None:
-    """Found by its owner, also before the layer is seen. Only with our label it is somebody else's."""
+    """Found by its owner, also before the layer is seen. With only the label, it belongs to another owner."""
     world = World()
     owner = {"kind": KIND, "name": "chat", "uid": "u"}
     metadata = {"name": "x", "namespace": "home", "labels": {OWNER_LABEL: "other"}, "ownerReferences": [owner]}

@@ -1,4 +1,4 @@
-"""The keys of a layer: nobody who connects with the key he has is refused, whatever happens to whom when."""
+"""The keys of a layer: clients with the mounted key are never refused, whatever fails and when."""
 
 import itertools
 from base64 import b64decode, b64encode
@@ -169,7 +169,7 @@ def test_a_rotation_that_is_asked_for_revokes_what_was_before() -> None:
 
 
 def test_a_rotation_is_asked_for_by_a_new_text() -> None:
-    """The text of a new layer asks for nothing, the same one not twice, and none is no question either."""
+    """The text of a new layer does not request a rotation; nor does the same text again, or an empty one."""
     keys = asked((None, None), 0, "a")
     assert keys.rotated_for == "a"
     assert asked(secrets(keys), 1, "a") == keys
@@ -180,7 +180,7 @@ def test_a_rotation_is_asked_for_by_a_new_text() -> None:
 
 
 def test_a_key_that_was_announced_may_be_lost_as_well() -> None:
-    """It is replaced by one that nobody has seen, and leaves the list; so it is by a second question."""
+    """It is replaced by a new key, and removed from the list; a second request does the same."""
     keys = first()
     periodic = next_keys(*secrets(keys), HOUR, after(HOUR))
     first_asked = asked(secrets(periodic), HOUR + 1)
@@ -299,7 +299,7 @@ junk = st.none() | st.dictionaries(
 
 @given(junk, junk)
 def test_any_secrets_give_keys(server: Any, client: Any) -> None:
-    """Whatever somebody has written into them; and the keys that come out are stable."""
+    """Whatever their content; and the resulting keys are stable."""
     if server and server.get("metadata") is None:
         server.pop("metadata", None)
     if client and client.get("metadata") is None:

@@ -165,14 +165,14 @@ async def test_a_leader_outlives_a_short_outage(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("spec", [None, {}, {"holderIdentity": None}, {"holderIdentity": ""}])
 async def test_a_lease_of_nobody_is_taken(spec: Any) -> None:
-    """Also one that somebody made by hand."""
+    """Also one that was created manually."""
     cluster, clock = FakeCluster(), Clock()
     cluster.put({"kind": "Lease", "metadata": {"name": "lease", "namespace": HOME}, "spec": spec})
     assert await replica(cluster, "one", clock).attempt()
 
 
 async def test_of_two_that_take_it_at_once_one_is_refused() -> None:
-    """By the version of the Lease, or by its name where there is none yet."""
+    """By the version of the Lease, or by its name if it does not exist yet."""
     cluster, clock = FakeCluster(), Clock()
     for _ in range(3):
         replicas = [replica(cluster, str(number), clock) for number in range(5)]

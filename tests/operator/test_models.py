@@ -98,7 +98,7 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_durations() -> None:
-    """In seconds; what is none is refused by its name."""
+    """In seconds; an invalid duration is refused, and the error names its field."""
     assert [seconds(text) for text in ("5s", "2m", "1h", "720h")] == [5, 120, 3600, 2_592_000]
     for text in ("", "h", "1", "1.5h", "1h30m", "-1h", "1H"):
         with pytest.raises(ValueError, match="is not a duration"):

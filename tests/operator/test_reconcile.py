@@ -218,7 +218,7 @@ async def test_nothing_is_kept_of_what_no_layer_owns() -> None:
 
 
 async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
-    """Whatever somebody writes into a layer, into its objects or into their status."""
+    """Whatever a layer, its objects or their status contain."""
     world = World({})
     await world.settle()
     marks = "somebody's megabyte"
@@ -233,7 +233,7 @@ async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
 
 
 async def test_an_object_that_lost_its_owner_is_taken_back() -> None:
-    """Somebody removed the owner reference: the next look applies it again."""
+    """After the owner reference was removed, the next reconciliation applies it again."""
     world = World({})
     await world.settle()
     world.edit("ConfigMap", lambda found: found["metadata"].update(ownerReferences=[]), "chat-channels")
@@ -321,7 +321,7 @@ async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
 
 
 async def test_a_layer_that_goes_is_forgotten() -> None:
-    """Its children go with it by the cluster's garbage collection, and nobody makes them again."""
+    """The cluster's garbage collection deletes its children, and they are not created again."""
     world = World({})
     await world.settle()
     world.cluster.remove(KIND, *KEY)
@@ -478,7 +478,7 @@ async def test_a_refusal_is_told_and_tried_again(status: int, reason: str) -> No
 
 
 async def test_no_event_can_be_made() -> None:
-    """That is no failure of its own."""
+    """This is not a separate failure."""
     world = World({"layer": {"capacity": 0}})
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[0] == "create" else None
     await world.settle()

@@ -180,7 +180,7 @@ def template(**pod_template: Any) -> Manifest:
 
 
 def test_own_labels_of_pods_do_not_break_the_selector() -> None:
-    """Whatever somebody writes into the template, ours win."""
+    """Whatever the template contains, the operator's labels take precedence."""
     found = template(metadata={"labels": {OWNER_LABEL: "x", "app.kubernetes.io/name": "x", "team": "a"}})
     assert found["metadata"]["labels"]["team"] == "a"
 
@@ -208,7 +208,7 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
 
 
 def test_a_template_says_where_pods_run_and_for_how_long() -> None:
-    """In place of the defaults; a toleration of our own stays where there is none of its key."""
+    """They replace the defaults; a default toleration stays if the template has none with its key."""
     plain = template()["spec"]
     keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
     assert [(one["key"], one["tolerationSeconds"]) for one in plain["tolerations"]] == [(key, 25) for key in keys]

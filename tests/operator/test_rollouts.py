@@ -277,7 +277,7 @@ async def test_what_its_own_author_changes_waits_for_nobody(world: Upgraded) -> 
 
 
 async def test_a_restart_without_a_change_replaces_nothing(world: Upgraded) -> None:
-    """And so nobody waits."""
+    """So layers do not wait."""
     before = world.asked()
     await world.upgrade("image:1")
     assert before

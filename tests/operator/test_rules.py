@@ -85,7 +85,7 @@ def test_a_size_within_bounds_passes(value: Any) -> None:
     ],
 )
 def test_another_size_gets_one_message(value: Any, message: str) -> None:
-    """What is no quantity is not also said to be out of bounds."""
+    """An invalid quantity is not also reported as out of bounds."""
     assert refusals(crd.SIZE_RULES, value) == [message]
 
 

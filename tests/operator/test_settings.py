@@ -65,7 +65,7 @@ def test_layers_are_restricted_where_the_operator_watches_all_namespaces(
 
 
 def test_what_layers_may_choose_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefixes are separated by commas; an empty one would allow everything, and is none."""
+    """Prefixes are separated by commas; an empty one would allow everything, and is ignored."""
     monkeypatch.setenv(f"{PREFIX}IMAGE_OVERRIDES", "true")
     monkeypatch.setenv(f"{PREFIX}ALLOWED_LABELS", "a/, b.example/,")
     monkeypatch.setenv(f"{PREFIX}ALLOWED_ANNOTATIONS", "")

@@ -193,7 +193,7 @@ def test_messages_say_what_others_said() -> None:
 
 
 def test_times_are_kept_until_a_condition_turns() -> None:
-    """Another reason or message is no turn."""
+    """Another reason or message is not a transition."""
     starting = said(Seen())
     failing = said(Seen(deployment=STUCK), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(failing).items()}

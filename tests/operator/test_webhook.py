@@ -103,7 +103,7 @@ def test_a_wish_that_cannot_be_understood_is_refused_in_words() -> None:
 
 @pytest.mark.parametrize("request_", [review(None), review(kind={"kind": "Deployment"}), review("text"), review([])])
 def test_what_is_no_pod_is_let_through(request_: dict[str, Any]) -> None:
-    """A null object, another kind: it is none of our business."""
+    """A null object, or another kind: the webhook does not handle it."""
     assert answer(json.dumps(request_).encode()) == {"uid": "u-1", "allowed": True}
 
 
@@ -124,7 +124,7 @@ NASTY: dict[str, bytes] = {
     "deep nesting inside of a pod": b'{"request": {"uid": "u", "object": ' + b'{"a":' * 100_000,
     "half a character": b'{"request": {"uid": "\\ud800", "object": {"metadata": 5}}}',
 }
-"""What nobody should send, and somebody will."""
+"""Invalid bodies that may be sent all the same."""
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -458,7 +458,7 @@ async def test_a_long_review_that_does_not_arrive_loses_its_turn(
 
 
 async def test_an_answer_that_is_not_taken_is_given_up(tmp_path: Path, ports: list[int]) -> None:
-    """It is made while it is sent: what nobody takes holds little memory, and not for long."""
+    """It is produced while it is sent: an answer that is not read uses little memory, and not for long."""
     Mount(tmp_path).put(first := pair())
     async with serving(tmp_path, ports, patience=0.5) as (service, _):
         await until(service.is_ready)

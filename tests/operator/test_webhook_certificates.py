@@ -99,7 +99,7 @@ async def test_the_secrets_go_with_the_configuration() -> None:
 
 
 async def test_the_first_look_makes_everything() -> None:
-    """The authority, then the bundle, then the leaf: none is served that is not trusted; the chart's fields stay."""
+    """The authority, then the bundle, then the leaf: only a trusted leaf is served; the chart's fields stay."""
     world = World()
     await world.trust.look()
     assert world.asked() == FIRST
@@ -215,7 +215,7 @@ async def test_it_tries_again_until_the_configuration_is_there() -> None:
 
 
 async def test_whatever_goes_wrong_it_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """An error that nobody thought of is logged, and does not end the renewals."""
+    """An unexpected error is logged, and does not end the renewals."""
     world = World()
 
     def broken(request: Request) -> None:

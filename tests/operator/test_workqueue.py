@@ -202,7 +202,7 @@ async def test_it_is_stuck_while_there_is_something_to_do_and_nothing_ends() -> 
 
 
 async def test_it_is_not_stuck_while_others_end() -> None:
-    """A layer that takes long, or waits long because many do, is no reason for a restart."""
+    """A layer that takes long, or waits long behind others, does not cause a restart."""
     async with working(2) as (queue, work, clock):
         work.held = True
         queue.add(A)

@@ -8,7 +8,7 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class ReaderlessLoop(asyncio.SelectorEventLoop):
-    """A loop that watches no descriptor for anybody else, as that of Windows (`ProactorEventLoop`)."""
+    """A loop that cannot watch descriptors, as that of Windows (`ProactorEventLoop`)."""
 
     def add_reader(self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
         raise NotImplementedError
@@ -23,7 +23,7 @@ FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 try:
     import uvloop
-except ImportError:  # there is none for Windows
+except ImportError:  # not available for Windows
     pass
 else:
     FACTORIES["uvloop"] = uvloop.new_event_loop

@@ -30,7 +30,7 @@ def problems(manifest: Manifest, version: str) -> list[str]:
 
 
 def _nothings(value: Any, path: str = "$") -> Iterator[str]:
-    """Yield where nothing stands: the schemas accept it, but nobody means it."""
+    """Yield the paths of empty values: the schemas accept them, but they are never intended."""
     if value is None:
         yield f"{path}: null"
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):

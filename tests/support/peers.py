@@ -270,7 +270,7 @@ class Program:
         return await self._floods.pop(target).stop()
 
     async def until_counted(self, key: str, count: int) -> None:
-        """Return once a count of the layer is so high: `received`, say, which also counts what nobody has read yet."""
+        """Return once a count of the layer is so high: `received`, for example, also counts unread messages."""
         while self.layer.stats()[key] < count:  # type: ignore[literal-required] # the test knows which keys there are
             await asyncio.sleep(0.005)
 

@@ -45,7 +45,7 @@ class Relay:
             _close(self._open.pop())
 
     def end(self) -> None:
-        """Close everything; nobody can connect until the next `start`."""
+        """Close everything; peers cannot connect until the next `start`."""
         if self._server is not None:
             _close(self._server)
         self.cut()

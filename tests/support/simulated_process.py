@@ -31,7 +31,7 @@ from channels_zmq.transports.links import Links
 
 
 class Lock:
-    """The lock of a connection; only one thread runs, so whoever finds it taken would wait for ever."""
+    """The lock of a connection; only one thread runs, so waiting for a held lock would never end."""
 
     def __init__(self) -> None:
         self._is_taken = False

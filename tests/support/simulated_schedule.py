@@ -191,7 +191,7 @@ class Schedule(Simulation):
         alive = self._alive()
         if alive and not any(one.is_frozen for one in self.processes if not one.is_gone):
             if any(one.closed_at + 1.0 > self.world.now for one in self.processes):
-                return  # nobody would send again what it has just delivered
+                return  # no client would send again what it has just delivered
             self.kill_forwarder(self.random.choice(alive))
 
     def _drain(self) -> None:
@@ -367,7 +367,7 @@ class Schedule(Simulation):
                 self._start_at(one)
 
     def _last_messages(self) -> None:
-        """Send to everybody, so that all gaps show; and read what waits."""
+        """Send to all channels, so that all gaps are detected; and read the waiting messages."""
         self.note("quiet")
         for process in self.living():
             for group in GROUPS:
@@ -414,7 +414,7 @@ class Schedule(Simulation):
     def _check_jobs(self) -> None:
         for one in self._alive():
             self._count_drops(one)
-            for queue in one.exchange.queues.by_channel.values():  # of one that nobody knows any more
+            for queue in one.exchange.queues.by_channel.values():  # of one that has been forgotten
                 self._excuse_payloads(entry.payload for entry in queue.waiting.values())
         dropped = [one.client.counters.dropped for one in self.processes]
         counted = self.drops + sum(one["lost_delivery"] + one["outbox_expired"] for one in dropped)

@@ -43,7 +43,7 @@ class Simulation:
     Args:
         monkeypatch: Undoes what is replaced.
         seed: Of the random choices.
-        write: Called with a line for each fault, to find out what happened; None for nobody.
+        write: Called with a line for each fault, to find out what happened; None for no output.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Simulation:
                 message.unknown_to.add(process)
 
     def _frame_was_lost(self, frame: bytes) -> None:
-        """Excuse jobs that were being handed back: nobody can know whether they have arrived."""
+        """Excuse jobs that were being handed back: it is unknown whether they have arrived."""
         if frame[:1] == b"B":
             self.ledger.excused.add(self.ledger.of(frame).number)
 
@@ -281,7 +281,7 @@ class Simulation:
             check_process(process)
 
     def close(self) -> None:
-        """End all coroutines, so that none is left to the garbage collector."""
+        """End all coroutines before the garbage collector does."""
         for process in self.processes:
             process.is_gone = True
         for task in list(self.world.tasks):

@@ -294,7 +294,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
 
 
 def test_a_held_message_of_a_group_that_was_left_changes_nothing(client: Client) -> None:
-    """There is no subscription that it could be older than."""
+    """It cannot be older than a subscription that does not exist."""
     client.older_than_subscription(G, 50)
     add(client)
     feed(client, group_frame(49, sender=SENDER))
@@ -957,7 +957,7 @@ def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair: Cl
 
 
 def test_the_answer_to_a_request_acknowledges_nothing(client: Client) -> None:
-    """Its number is no marker's, however high it is."""
+    """Its number is not that of a marker, however high it is."""
     client.attachments[0].window.append(group_frame(1))
     client.attachments[0].window.marked(5)
     begin(client, 9, Request(b"frame", waiter=Reader()))
@@ -1357,7 +1357,7 @@ def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client
 
 
 def test_a_message_that_was_returned_in_a_session_that_was_left_is_not_taken_over(client: Client) -> None:
-    """There is none to acknowledge it in."""
+    """It cannot be acknowledged without a session."""
     client.before_hello(client.attachments[0])
     feed(client, returned(1))
     assert took_over(client) == ([], [])

@@ -173,7 +173,7 @@ def test_a_gap_between_jobs_shows_that_some_are_lost(credit: Credit, box: Mailbo
 
 
 def test_a_job_passes_over_a_reader_that_is_not_usable(credit: Credit, box: Mailbox[Reader]) -> None:
-    """A cancelled reader takes nobody's job."""
+    """A cancelled reader does not take a job from another reader."""
     for _ in range(2):
         wait(credit, box)
     first, second = box.waiters
@@ -262,7 +262,7 @@ def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
 
 
 def test_an_open_window_without_readers_is_closed(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Otherwise the exchange would hand over to a process where nobody reads. It is closed once."""
+    """Otherwise the exchange would hand jobs to a process without readers. It is closed once."""
     wait(credit, box)
     leave(credit, box)
     clock.now += GRACE
@@ -449,7 +449,7 @@ def test_without_windows_nothing_is_asked(credit: Credit, box: Mailbox[Reader], 
 
 
 def test_without_a_session_nothing_is_asked(clock: Clock, box: Mailbox[Reader]) -> None:
-    """There is no exchange to answer so far."""
+    """Without an exchange so far, no answer is possible."""
     credit = Credit(INBOX, PREFETCH, clock)
     wait(credit, box)
     clock.now += ASK_EVERY
@@ -498,7 +498,7 @@ def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit: Credit, 
 
 @pytest.mark.parametrize("answer", [handed(0), handed(2, session=SESSION - 1), handed(2, channel=b"other")])
 def test_a_count_without_news_is_ignored(credit: Credit, box: Mailbox[Reader], answer: wire.Handed) -> None:
-    """It came late, from an earlier session, or for a channel that nobody read."""
+    """It was late, from an earlier session, or for a channel without a reader."""
     wait(credit, box)
     assert credit.counted(answer) == (0, [])
 
@@ -551,7 +551,7 @@ def test_a_forgotten_channel_is_settled_altogether(credit: Credit) -> None:
 
 @pytest.mark.parametrize("channel", [b"jobs", b"other"])
 def test_a_query_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader], channel: bytes) -> None:
-    """Whoever asked is gone."""
+    """The exchange that sent it has ended the session."""
     wait(credit, box)
     assert credit.queried(query(session=SESSION - 1, channel=channel)) == []
 
@@ -798,7 +798,7 @@ def test_jobs_of_the_last_session_go_back_in_the_new_one(credit: Credit, box: Ma
 
 @pytest.mark.parametrize("what", ["touched", "kept", "handed back", "forgotten"])
 def test_nothing_is_sent_between_two_sessions(credit: Credit, box: Mailbox[Reader], clock: Clock, what: str) -> None:
-    """There is no connection, or the exchange is about to end and has all its jobs."""
+    """The connection is down, or the exchange is about to end and has all its jobs."""
     wait(credit, box)
     credit.arrived(job())
     credit.end_session()
@@ -874,7 +874,7 @@ def test_a_channel_whose_reader_waits_is_not_forgotten(credit: Credit, box: Mail
 def test_nothing_due_costs_nothing(
     credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 100,000 windows none is looked at; the question is one frame."""
+    """It visits none of 100,000 windows; the query is one frame."""
     for number in range(100_000):
         wait(credit, mailboxes.open(str(number), 9))
     while credit.due <= clock.now + GRACE:

@@ -131,7 +131,7 @@ def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes: Mailboxes[Reader
 
 
 def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
-    """It has taken nobody's turn."""
+    """It has not taken another reader's turn."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
     boxes.deliver("a", mail(b"1"), 9)
@@ -150,13 +150,13 @@ def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader])
 
 
 def test_waiters_are_woken_in_their_order(boxes: Mailboxes[Reader]) -> None:
-    """One for each message, and nobody once all are woken."""
+    """One for each message, and no further reader once all are woken."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     assert [boxes.deliver("a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
 
 
 def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) -> None:
-    """A reader that was cancelled, or whose loop has closed, takes nobody's turn."""
+    """A reader that was cancelled, or whose loop has closed, does not take another's turn."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     first.usable = False
     assert boxes.deliver("a", mail(b"1"), 9) is second
@@ -229,7 +229,7 @@ def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
 def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(
     boxes: Mailboxes[Reader], channels: list[str], shares: bool
 ) -> None:
-    """A sole member has nobody to share it with."""
+    """A sole member does not share it."""
     for channel in channels:
         boxes.open(channel, 9)
     deliver_group(boxes, channels, b"1")
@@ -239,7 +239,7 @@ def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(
 
 
 def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes: Mailboxes[Reader]) -> None:
-    """A member whose readers have all gone has its message, and nobody is woken."""
+    """A member without usable readers gets its message, and no reader is woken."""
     expected = []
     for channel in ("a", "b"):
         gone, here, _ = wait(boxes, boxes.open(channel, 9), 3)
@@ -427,7 +427,7 @@ def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes: Mailboxes[
 
 
 def test_nothing_due_costs_nothing(boxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100,000 mailboxes none is looked at."""
+    """It does not visit any of 100,000 mailboxes."""
     for number in range(100_000):
         boxes.open(str(number), 9)
     looked = []
@@ -460,7 +460,7 @@ def test_many_messages_leave_a_small_heap(boxes: Mailboxes[Reader], clock: Clock
 def test_messages_for_a_reader_that_has_ended_are_abandoned(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """They are not reported as expired: nobody will ever read them, and nothing is to be done about it."""
+    """They are not reported as expired: they can never be read, and no action is necessary."""
     box = boxes.open("a", 9)
     box.memberships = 1
     (reader,) = wait(boxes, box)

@@ -410,7 +410,7 @@ def test_one_call_ends_a_bounded_number_of_memberships(memberships: Memberships,
 
 
 def test_nothing_due_costs_nothing(memberships: Memberships, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100,000 memberships none is looked at."""
+    """It does not visit any of 100,000 memberships."""
     for number in range(100_000):
         added(memberships, str(number), life=10.0)
     looked = []

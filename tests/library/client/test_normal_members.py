@@ -24,7 +24,7 @@ def repeated(members: NormalMembers) -> list[wire.Member]:
 
 @pytest.mark.parametrize("add", [1, 0])
 def test_a_note_is_repeated_with_its_age(members: NormalMembers, clock: Clock, add: int) -> None:
-    """An addition, or a removal; nobody waits for an answer."""
+    """An addition, or a removal, without a caller that waits for an answer."""
     members.changed(member(add=add))
     clock.now += 1.5
     assert repeated(members) == [member(add=add, n=0)._replace(age=1500)]
@@ -56,7 +56,7 @@ def test_a_removal_by_another_process_ends_an_addition_only(members: NormalMembe
 def test_a_note_is_forgotten_when_its_time_is_over(
     members: NormalMembers, clock: Clock, note: wire.Member, seconds: float
 ) -> None:
-    """An addition when its membership ends, a removal when nobody can believe otherwise any more."""
+    """An addition when its membership ends, a removal when every exchange has forgotten the membership."""
     members.changed(note)
     clock.now += seconds - 0.1
     assert len(repeated(members)) == 1

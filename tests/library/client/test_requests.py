@@ -30,7 +30,7 @@ def test_no_number_is_given_twice() -> None:
 
 
 def test_nobody_can_predict_a_number() -> None:
-    """Whoever has seen one could otherwise confirm the next request in the name of the exchange."""
+    """Otherwise a peer that has seen one could confirm the next request in the name of the exchange."""
     given = [next_number() for _ in range(1000)]
     steps = {after - before for before, after in itertools.pairwise(given)}
     assert len(steps) > 900
@@ -118,7 +118,7 @@ def to_all(*asked: str, **fields: Any) -> Request[Reader]:
 
 
 def test_a_request_to_all_is_answered_by_the_last_one(requests: Requests[Reader]) -> None:
-    """With the highest status, whoever has given it."""
+    """With the highest status of all answers."""
     mine = to_all(A, B, C)
     requests.begin(1, mine, 0.0)
     assert [requests.answered(1, status, one) for one, status in ((A, 0), (A, 0), (C, 2))] == [None, None, None]

@@ -35,7 +35,7 @@ def test_several_numbers_are_taken_at_once(numbers: Numbers) -> None:
 
 
 def test_each_prefix_has_a_run_of_its_own(numbers: Numbers) -> None:
-    """A message to one topic is no gap in another."""
+    """A message to one topic does not cause a gap in another."""
     assert numbers.next(G) == (1000, FLAG_FIRST)
     assert numbers.next(H) == (2000, FLAG_FIRST)
     assert numbers.next(G) == (1001, 0)
@@ -253,7 +253,7 @@ def test_a_sender_of_the_old_generation_is_still_judged() -> None:
 
 
 def test_after_clearing_no_number_is_known() -> None:
-    """What the exchange dropped meanwhile is no gap."""
+    """Messages that the exchange dropped meanwhile do not cause a gap."""
     runs = Runs(size=1)
     for sender in (SENDER, OTHER):
         runs.skip_to(sender, 5)

@@ -107,7 +107,7 @@ def test_other_layers_stay_as_they_are() -> None:
 
 
 def test_what_the_pubsub_layer_did_not_do_is_said() -> None:
-    """It has no capacity, and hands a message of a normal channel to everybody."""
+    """It has no capacity, and delivers a message of a normal channel to every reader."""
     _, fates = translated({"hosts": ["redis://a"]}, PUBSUB)
     assert (fates["capacity"], fates["normal channels"]) == ("new", "new")
     assert "capacity" not in translated({"hosts": ["redis://a"]}, CORE)[1]

@@ -1,4 +1,4 @@
-"""The text of a message that somebody types."""
+"""The text of a message that a user types."""
 
 import pytest
 

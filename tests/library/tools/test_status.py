@@ -17,7 +17,7 @@ from channels_zmq.tools.status import addresses
     ],
 )
 def test_a_page_is_looked_for_where_a_forwarder_has_it(pull: str, places: list[str]) -> None:
-    """Unless somebody gives its address."""
+    """Unless its address is given."""
     layer = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address="tcp://forwarder:5556")
     assert addresses(layer, []) == [places]
     assert addresses(layer, ["http://a:1/", "b:2"]) == [["a:1"], ["b:2"]]

@@ -149,7 +149,7 @@ def test_literals_are_known_at_once_and_never_resolved(
 
 
 def test_a_name_stands_for_nothing_before_it_is_resolved(bootstrap: Bootstrap, resolver: Resolver) -> None:
-    """Making a bootstrap asks nobody: it may be on an event loop."""
+    """Creating a bootstrap does not resolve names: it may run on an event loop."""
     assert (bootstrap.known, bootstrap.literal, resolver.asked) == ([], [], [])
 
 

@@ -676,7 +676,7 @@ def test_a_window_without_answers_has_no_room(rig: Rig) -> None:
 
 
 def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig: Rig) -> None:
-    """There is no window to be emptied."""
+    """Its window is empty."""
     rig.exchange.subscriber.arriving = [b"?"]
     rig.link.make_room()
     assert rig.exchange.subscriber.arriving == [b"?"]
@@ -696,7 +696,7 @@ def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig: Rig) -> None:
 
 
 def test_an_acknowledgement_can_be_asked_for_at_once(rig: Rig) -> None:
-    """As when a process ends; without a message there is nothing to ask for, and a link that is down asks nobody."""
+    """As when a process ends. Without messages nothing is to be acknowledged, and a link that is down sends nothing."""
     rig.come_up()
     rig.link.mark_now()
     assert rig.exchange.echoes() == []
@@ -998,7 +998,7 @@ def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig: Rig) -
 
 
 def test_a_socket_that_stays_full_is_tried_again_and_again(rig: Rig) -> None:
-    """Whoever has found out; a link that is not up needs no such attempt."""
+    """However it was detected; a link that is not up needs no such attempt."""
     rig.publish()
     assert rig.calls == []
     rig.come_up()
@@ -1314,7 +1314,7 @@ def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make: Callab
 
 
 def test_a_refused_link_connects_anew_with_the_same_keys(make: Callable[..., Rig]) -> None:
-    """The forwarder may allow them by now. Keys that nobody has refused are no reason to connect anew."""
+    """The forwarder may allow them by now. Keys that were not refused do not cause a new connection."""
     keys = Keys()
     rig = make(keys=keys)
     rig.exchange.connected()
@@ -2056,7 +2056,7 @@ def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(re
 
 
 def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(renewal: Renewal) -> None:
-    """There is no connection to keep; the former ones are closed when that is due."""
+    """It has no connection to keep; the former ones are closed when that is due."""
     renewal.renew()
     second = renewal.exchange.subscriber
     renewal.exchange.disconnected()

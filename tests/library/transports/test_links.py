@@ -241,7 +241,7 @@ def test_each_topic_is_sent_by_its_home(pair: Rig) -> None:
 
 
 def test_messages_wait_until_a_link_is_up(rig: Rig) -> None:
-    """In the lobby, in order; each is sent by its home then. The first coming up is no end of an outage."""
+    """In the lobby, in order; each is sent by its home then. The first link that is up does not end an outage."""
     for number in range(3):
         rig.publish(b"g%d" % number, G)
         rig.publish(b"h%d" % number, H)
@@ -291,7 +291,7 @@ def test_all_links_and_the_lobby_share_one_bound(make: Callable[..., Rig]) -> No
 
 
 def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair: Rig) -> None:
-    """The answers have arrived, and nobody has read them."""
+    """The answers have arrived, but have not been read."""
     for _ in range(WINDOW):
         pair.publish()
     exchange = pair.exchange(A)
@@ -728,7 +728,7 @@ def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_wa
 
 
 def test_a_subscription_waits_in_the_socket_of_a_link_that_is_not_connected(rig: Rig) -> None:
-    """A frame about a session does not: there is none."""
+    """A frame about a session does not, because no session exists."""
     rig.exchange(A).subscriber.take_sent()
     rig.links.send_upstream(b"\1Gg\0")
     rig.links.send_upstream(b"R", rig.link(A).attachment)
@@ -748,7 +748,7 @@ def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair: Rig) -> Non
 
 @pytest.mark.parametrize("is_up", [False, True])
 def test_another_version_fails_requests_unless_another_forwarder_serves(rig: Rig, is_up: bool) -> None:
-    """What nobody waits for is held: the forwarder may be replaced."""
+    """Messages without a waiting caller are held: the forwarder may be replaced."""
     rig.exchange(A).connected()
     rig.welcome(A, version=wire.VERSION + 1)
     if is_up:
@@ -1196,7 +1196,7 @@ def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: 
 
 
 def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(make: Callable[..., Rig]) -> None:
-    """Nor one whose instance nobody has reported: it may be the same."""
+    """Nor one whose instance has not been reported: it may be the same."""
     rig = make(A)
     rig.exchange(A).connected()
     rig.welcome(A, forwarders=encoded(A, B, C, instances={A: INSTANCES[A], B: INSTANCES[A]}))
@@ -1436,7 +1436,7 @@ def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Ca
 
 
 def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(make: Callable[..., Rig]) -> None:
-    """Although another one is down that nobody has listed yet. A welcome that lists it brings it back."""
+    """Although another one is down that has not been listed yet. A welcome that lists it adds it again."""
     rig = make(A, C)
     learn(rig, B)
     rig.go_down(B)

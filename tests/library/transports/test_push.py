@@ -22,7 +22,7 @@ def forwarder_context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
 def test_frames_that_a_lost_connection_did_not_take_let_the_context_end(
     forwarder_context: "zmq.Context[zmq.Socket[bytes]]", linger: float
 ) -> None:
-    """The connection is ended by libzmq itself, which must not wait for somebody to take the frames."""
+    """The connection is ended by libzmq itself, which must not wait for a peer to take the frames."""
     pull = forwarder_context.socket(zmq.PULL)
     pull.set(zmq.RCVHWM, 1)
     port = pull.bind_to_random_port("tcp://127.0.0.1")

@@ -31,7 +31,7 @@ def test_every_state_with_a_connection_can_be_left_by_a_loss() -> None:
 
 
 def test_a_link_is_up_only_after_a_welcome_and_an_echo() -> None:
-    """There is no other way to `UP`."""
+    """No other event leads to `UP`."""
     into = {(state, event) for state in State for event, target in TRANSITIONS[state].items() if target is UP}
     assert into == {(VERIFYING, Event.ECHOED)}
     reached_by = {event for event, target in TRANSITIONS[GREETING].items() if target is VERIFYING}
