@@ -1,7 +1,8 @@
 """A channel layer for Django Channels on ZeroMQ.
 
-The layers are `channels_zmq.core.EmbeddedZmqChannelLayer` and `channels_zmq.core.DedicatedZmqChannelLayer`. Here
-belongs what a Django process runs; what a forwarder runs, and the wire format of both, is `channels_zmq_forwarder`'s.
+The layers are `channels_zmq.core.EmbeddedZmqChannelLayer` and `channels_zmq.core.DedicatedZmqChannelLayer`. This
+package contains the code of a Django process; `channels_zmq_forwarder` contains the code of a forwarder, and the wire
+format of both.
 """
 
 from typing import TYPE_CHECKING, Any

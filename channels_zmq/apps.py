@@ -1,4 +1,4 @@
-"""The application for `INSTALLED_APPS`: it brings the system checks and the management command.
+"""The application for `INSTALLED_APPS`: it adds the system checks and the management command.
 
 The layers work without it.
 """

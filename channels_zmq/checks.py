@@ -3,7 +3,7 @@
 The tag of all is `channels_zmq`.
 
 E001, E002    a CONFIG, or a BACKEND, that cannot be used; found without a connection
-W003          aliases that are one layer by accident
+W003          aliases that are accidentally one layer
 E004, W004    a forwarder that refuses this process, or that cannot be reached (only with --deploy)
 W005          a layer that reaches only its own process, without DEBUG (only with --deploy)
 W006          a file of keys that does not exist (only with --deploy)

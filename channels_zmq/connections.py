@@ -1,12 +1,12 @@
-"""The connections of this process, by address: layers come and go, sockets stay.
+"""The connections of this process, by address: they outlive layers and event loops.
 
-Channels drops a layer without closing it when settings change, and `async_to_sync` makes an event loop for every call;
-neither may cost a connection. At interpreter exit what was sent is flushed.
+Channels drops a layer without closing it when settings change, and `async_to_sync` creates an event loop for every
+call; neither may require a new connection. At interpreter exit, sent messages are flushed.
 
 Theory of operation. After a fork the child has copies of the parent's sockets but none of its threads, and locks may
-be held by threads that do not exist. So the child touches nothing of the parent's: it marks the connections as
-closed, gives them fresh locks, keeps them in `_before_fork` so that no finalizer closes a socket, and opens
-everything anew.
+be held by threads that do not exist. So the child does not use the parent's objects: it marks the connections as
+closed, gives them new locks, keeps them in `_before_fork` so that no finalizer closes a socket, and opens its own
+connections.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
-"""Payloads that only processes with a key can read or make: CONFIG's `symmetric_encryption_keys`.
+"""Encrypts payloads, so that only processes with a key can read or create them (`symmetric_encryption_keys`).
 
-In the data-flow diagram this stands behind the serializer on the way out, and on the way in before the mailboxes, or
-for messages of normal channels before the serializer. The design, and what it costs: docs/design/0008.
+In the data-flow diagram this is after the serializer for outgoing messages. For incoming messages it is before the
+mailboxes, or before the serializer for messages of normal channels. The design and its cost: docs/design/0008.
 
 - AES-256-GCM. The key of a sender is derived from the first of `symmetric_encryption_keys` and a random salt of its own
   (HKDF with SHA-256), so that a counter is a nonce which never repeats.
 - A sealed payload is `version | salt | counter | length of the group's topic | topic | ciphertext and tag`. All before
   the ciphertext is authenticated. A message to a channel has no topic: the channel's name is authenticated instead.
-- A process that is forked opens a connection of its own, and so has a keyring with another salt.
+- A forked process opens its own connection, and so has a keyring with another salt.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""One daemon thread for each process that looks after connections while no event loop does.
+"""One daemon thread for each process that serves connections while no event loop does.
 
 It sleeps on the sockets' monitors and on the connections' deadlines. It resubscribes after a reconnect while the loop
 is blocked, reads while no loop does, flushes the outbox, repeats unanswered requests and hands jobs back. Messages do

@@ -1,7 +1,7 @@
 """Which event loops watch a connection's descriptor, and how a waiter on any of them is woken.
 
 Theory of operation. ZeroMQ's descriptor is edge-triggered: it becomes readable when the state of its socket changes,
-and stays silent about input that was there before. So a loop that begins to watch drains once, and every operation
+and does not signal input that arrived before. So a loop that begins to watch drains once, and every operation
 on the socket is followed by a check for input. Every loop with a waiter watches separately, since another may stop
 at any moment. In addition, the *attached* loop watches: the one that last read from a channel.
 

@@ -1,10 +1,10 @@
-"""Prometheus metrics of this process's layers: what `layer.stats()` counts, at each scrape.
+"""Prometheus metrics of this process's layers: the counts of `layer.stats()` at each scrape.
 
-Needs the package prometheus_client, which nothing else of the library imports.
+Requires the package prometheus_client, which no other module of the library imports.
 
-- A layer that this process has not used yet has no metrics: a scrape opens no connection.
-- After a fork the child has those of the layers that it has used itself.
-- Counters begin at 0 again when a layer is closed and opened anew, as Prometheus expects of counters.
+- A layer that this process has not used yet has no metrics, because a scrape does not open connections.
+- After a fork the child exports only the layers that it has used itself.
+- Counters begin at 0 again when a layer is closed and opened again, as Prometheus expects of counters.
 """
 
 from collections.abc import Callable, Iterator, Mapping

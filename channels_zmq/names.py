@@ -2,8 +2,8 @@
 
 Pure. A *process-specific channel* is one that `new_channel` made; its name holds the inbox of the process that reads
 it. A *normal channel* has no `!` in its name; it is a queue in the exchange. A name with a `!` that `new_channel` did
-not make is valid, but no process reads it. The *prefix* of a layer stands before the names of its groups and normal
-channels, with a colon between, which no name contains. Names that `new_channel` made are unique without it.
+not make is valid, but no process reads it. The *prefix* of a layer is put before the names of its groups and normal
+channels, separated by a colon, which names never contain. Names that `new_channel` made are unique without it.
 """
 
 import hashlib

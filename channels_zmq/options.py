@@ -1,4 +1,4 @@
-"""What a connection needs to know from CONFIG, parsed and frozen."""
+"""The settings of CONFIG that a connection needs, parsed and frozen."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,10 @@
 """Messages to bytes and back.
 
-In the data-flow diagram this stands between the layer and the wire. `msgpack` is the default; `json` makes messages
-readable on the wire; `register` adds others. Which msgpack library, and why: docs/design/0002.
+In the data-flow diagram this is between the layer and the wire. `msgpack` is the default; `json` makes messages
+readable on the wire; `register` adds others. The choice of the msgpack library: docs/design/0002.
 
-What a reader gets: for a tuple a list. With `msgpack` a datetime, date, time or UUID as its ISO text, a Decimal as
-text, a member of an enum (Django's `TextChoices`, say) as its value; `json` refuses the former, and bytes.
+A reader gets a list for a tuple. With `msgpack` it gets a datetime, date, time or UUID as its ISO text, a Decimal as
+text, and a member of an enum (such as Django's `TextChoices`) as its value; `json` refuses the former, and bytes.
 """
 
 import json

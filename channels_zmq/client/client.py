@@ -1,7 +1,7 @@
-"""One client process, as a machine: a frame comes in; frames to send and readers to wake come out.
+"""One client process, as a state machine: it takes a frame, and returns frames to send and readers to wake.
 
-In the data-flow diagram this is what stands between the layer and the sockets. Pure: `Client.out` collects what a step
-wants done, and the connection that owns the client does it.
+In the data-flow diagram this is the part between the layer and the sockets. Pure: `Client.out` collects the actions of
+a step, and the connection that owns the client executes them.
 """
 
 import time

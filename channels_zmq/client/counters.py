@@ -1,4 +1,4 @@
-"""What a connection counts, and the rate at which losses are reported.
+"""The counters of a connection, and the rate at which losses are reported.
 
 Pure: a report is a log line that has not been written yet. The connection writes it once its lock is released, since a
 log handler is code of the application.

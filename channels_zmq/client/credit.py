@@ -1,14 +1,14 @@
 """Credit for normal channels: how many jobs one exchange may hand over to the readers of this process.
 
-Pure: the frames to send come back in lists. A *job* is a message of a normal channel. The exchange hands over while the
-number of jobs that it has handed over is below the absolute `limit` that we sent last, so that a repeated or lost
-`Ready` does no harm. Other rules strand jobs: docs/design/0004.
+Pure: methods return the frames to send in lists. A *job* is a message of a normal channel. The exchange hands jobs over
+while their number is below the absolute `limit` that the client sent last, so that a repeated or lost `Ready` does no
+harm. Other rules strand jobs: docs/design/0004.
 
-- The window is what was received, room for each waiting reader, and `prefetch` more while readers keep coming.
-- A job is *settled* once a reader has taken it or it went back; until then it counts against the channel's capacity.
-- A job that no reader takes within `GRACE` is returned to the exchange, to its old place.
-- When a connection dies, the exchange learns how many jobs have arrived. The others are put back and are read once.
-- Once a second the exchange is asked how many jobs it has handed over in total, which reveals lost ones.
+- The limit is the number of received jobs, one for each waiting reader, and `prefetch` more while the channel is read.
+- A job is *settled* once a reader has taken it or it was handed back; until then it counts towards the capacity.
+- A job that is not read within `GRACE` is returned to the exchange, to its old place.
+- When a connection is lost, the exchange learns which jobs have arrived. It returns the others to their queues.
+- Once a second the client queries how many jobs the exchange has handed over in total, which reveals lost jobs.
 - A channel that was not read for a while is forgotten on both sides.
 """
 

@@ -1,4 +1,4 @@
-"""Work that is due at some time, by a heap: its cost follows what is due, not what exists. Pure."""
+"""A heap of deadlines: its cost grows with the number of due items, not of all items. Pure."""
 
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush

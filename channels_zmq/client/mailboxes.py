@@ -1,14 +1,14 @@
 """Messages that have arrived for the channels of this process and wait to be read.
 
-In the data-flow diagram this is the last stop before `receive()`. Pure: no sockets, no event loop; a waiter is an
-opaque object that is returned to be woken. Payloads stay bytes here, so that every reader gets a message of its own;
-the members of a group share one.
+In the data-flow diagram this is the last stage before `receive()`. Pure: neither sockets nor an event loop; a waiter is
+an opaque object that is returned to be woken. Payloads stay bytes here, so that every reader gets a separate message;
+the members of a group share one payload.
 
 - A message stays in its mailbox until a reader takes it: a reader that is woken and then cancelled loses nothing.
 - At most `capacity` messages wait on a channel; the newest is refused. Expired messages do not count.
-- Waiters are woken in the order in which they came, one for each message.
+- Waiters are woken in the order of their arrival, one for each message.
 - A mailbox without messages, readers and memberships is forgotten, at the latest `idle` seconds after its last use.
-- Of channels without a reader at most `MAX_UNCLAIMED` keep their messages.
+- At most `MAX_UNCLAIMED` channels without a reader keep their messages.
 """
 
 import time

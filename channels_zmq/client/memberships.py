@@ -4,12 +4,11 @@ Pure. This is the only owner of the set of subscribed group topics: a topic is s
 member here, and the frames that subscribe and unsubscribe come from here alone.
 
 - A join that has to wait for its subscription holds a `Join`. `completed` makes the membership permanent; `failed`
-  takes back what this join did and nothing else: a membership that was there before, or that another join relies on,
-  stays.
+  undoes only the changes of this join: an earlier membership, or one that another join relies on, stays.
 - A member belongs to a group until it is discarded, or until it was neither added nor read for `group_expiry`.
-- Memberships end in the order of their deadlines, which a heap knows.
+- Memberships end in the order of their deadlines, which a heap keeps.
 - The numbers that were received on a topic are remembered for `REMEMBERED` after its last member has left: a message
-  that its sender sends again may arrive late, and must not be taken for a new one.
+  that its sender sends again may arrive late, and must not be treated as new.
 """
 
 import time

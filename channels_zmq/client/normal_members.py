@@ -1,9 +1,9 @@
-"""Normal channels that this process has added to groups, or removed from them, and what an exchange must learn of it.
+"""Normal channels that this process has added to groups or removed from them, and the notes to exchanges about it.
 
-Pure. A normal channel is a member at the exchange, which forgets its members when it ends. So each process repeats
-what it knows at the start of every session, before its hello: an exchange that settles knows the members before it
-serves. Each note has an age. Of an addition and a removal the exchange believes the younger, so that a channel which
-was removed stays removed, although another process still believes that it is a member.
+Pure. The exchange keeps the memberships of normal channels, and loses them when it ends. So each process repeats its
+notes at the start of every session, before its hello: an exchange that settles knows the members before it serves. Each
+note has an age. If an exchange gets an addition and a removal, the younger applies, so that a removed channel stays
+removed, although another process still treats it as a member.
 """
 
 import time

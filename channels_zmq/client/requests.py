@@ -1,10 +1,10 @@
-"""Requests that wait for an answer, by number, and what to repeat until it is there.
+"""Requests that wait for an answer, by number, and which of them to repeat until the answer arrives.
 
-Pure. Most requests may be repeated without harm, and are, since any frame may be lost when a connection dies. A message
-for a normal channel is never repeated: if its exchange is lost before it has answered, the outcome is unknown.
+Pure. Most requests are idempotent and are repeated, since any frame may be lost when a connection fails. A message for
+a normal channel is never repeated: if its exchange is lost before it has answered, the outcome is unknown.
 
-A request *to all* goes to every exchange. It is answered once all that could be reached have answered, at least one of
-them; an exchange that is lost is not waited for.
+A request *to all* is sent to every exchange. It is answered once all reachable exchanges have answered, and at least
+one; it does not wait for an exchange that is lost.
 """
 
 import itertools

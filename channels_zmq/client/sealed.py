@@ -1,8 +1,8 @@
-"""A client of a layer with encryption keys: group and direct messages are opened when they arrive.
+"""A client of a layer with encryption keys: it decrypts group and direct messages when they arrive.
 
-In the data-flow diagram this stands between the client and the mailboxes. A payload is opened once, however many
-members of its group are here, and what waits in their mailboxes is plain. Messages of normal channels stay sealed until
-a reader takes them, since the exchange gets back those that are not taken.
+In the data-flow diagram this is between the client and the mailboxes. A payload is decrypted once for all local members
+of its group, and waits in their mailboxes as plain bytes. Messages of normal channels stay encrypted until a reader
+takes them, since unread ones are handed back to the exchange.
 """
 
 from typing import Any, Protocol

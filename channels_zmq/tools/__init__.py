@@ -1,9 +1,9 @@
-"""What people use beside a running application: the parts of the management command and of the system checks.
+"""Tools beside a running application: the parts of the management command and of the system checks.
 
-Nothing on a message's way belongs here, and the layers never import it. A module here returns data or lines of text;
+Messages never pass through this package, and the layers never import it. Its modules return data or lines of text;
 `management/commands/channels_zmq.py` parses the arguments and prints.
 
-ToolError                       what a command cannot do, and what to change
+ToolError                       why a command failed, and what to change
 """
 
 

@@ -1,4 +1,4 @@
-"""`manage.py channels_zmq doctor`: is every layer of the project in order, and if not, what is to be done?"""
+"""`manage.py channels_zmq doctor`: finds the problems of all layers of the project, and how to correct them."""
 
 import asyncio
 import time

@@ -1,6 +1,6 @@
 """`manage.py channels_zmq from-redis`: `CHANNEL_LAYERS` of channels_redis, translated key by key.
 
-Pure: the settings are an argument, the result is text. No secret is in it.
+Pure: the settings are an argument, the result is text, which never contains secrets.
 """
 
 import re

@@ -1,6 +1,6 @@
-"""The layers of this project, as `CHANNEL_LAYERS` describes them: which of them are ours, and what is wrong with them.
+"""The layers of this project in `CHANNEL_LAYERS`: which of them are of this package, and their faults.
 
-Makes layers, which opens no connection.
+Creates layers, which does not open connections.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""`manage.py channels_zmq send` and `listen`: one message by hand, and all that arrive.
+"""`manage.py channels_zmq send` and `listen`: sends one message, and prints all that arrive.
 
 Both use a layer as an application does, and close it.
 """

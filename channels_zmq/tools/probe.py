@@ -1,8 +1,8 @@
 """Connects to every exchange of a layer as a client does, with separate sockets, and reports the results.
 
-A probe never binds an address, joins no group and takes no message; the exchange counts it as a client while it lasts.
-It speaks docs/wire-protocol.md: claim, subscribe, hello, then questions the subscribers' way (sync) and the producers'
-way (echo).
+A probe never binds an address, joins a group or takes a message; the exchange counts it as a client while it runs.
+It implements docs/wire-protocol.md: claim, subscribe, hello, then requests on the subscribers' connection (sync) and on
+the producers' connection (echo).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`manage.py channels_zmq stats` and `top`: what forwarders tell of themselves.
+"""`manage.py channels_zmq stats` and `top`: the state of the forwarders.
 
 A forwarder answers every client by the wire protocol (`probe`); more is in its status page, which is on a loopback
 address unless its `--status-address` is another one.

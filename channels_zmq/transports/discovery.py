@@ -1,4 +1,4 @@
-"""Which forwarders there are. A name is resolved by the housekeeper, never on an event loop or under the lock."""
+"""Finds the forwarders of a layer. The housekeeper resolves names, never on an event loop or under the lock."""
 
 import time
 from collections.abc import Callable, Sequence

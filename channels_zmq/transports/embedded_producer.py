@@ -1,10 +1,10 @@
-"""The exchange inside a process: for one producer, with no other process to start.
+"""The exchange inside a process: for one producer, without a separate forwarder.
 
-In the data-flow diagram this is the forwarder's box drawn inside process A. The producer binds the address and drives
-the exchange under the connection's lock. Local members are served in the same call, without a socket.
+In the data-flow diagram this is the forwarder's box inside process A. The producer binds the address and drives the
+exchange under the connection's lock. Messages to local members are delivered in the same call, without a socket.
 
-A producer that has just bound holds what it sends to other processes for a moment, since its readers are on their way
-back and would miss it.
+A producer that has just bound the address holds its messages to other processes for a moment, since its readers are
+still reconnecting and would miss them.
 """
 
 import logging

@@ -1,10 +1,10 @@
-"""By which forwarder each topic is sent. Pure.
+"""Chooses the forwarder through which each topic is sent. Pure.
 
-Any forwarder may carry anything, so the home of a topic is a preference of its sender: it spreads load and keeps the
-sender's order. Homes are *sticky*: while its forwarder serves, a topic in use stays there, so that no message overtakes
-another one. A topic that was silent for a second or two, and one whose forwarder is gone, gets the home that rendezvous
-hashing gives it among the forwarders which serve now. While its last messages are held or unacknowledged it is not
-silent: a stalled forwarder may not have seen them yet.
+Any forwarder can carry any topic, so the home of a topic is a preference of its sender: it spreads load and keeps the
+sender's order. Homes are *sticky*: while its forwarder serves, a topic in use stays there, so that messages are not
+reordered. A topic that was silent for a second or two, or whose forwarder is lost, gets a new home by rendezvous
+hashing among the forwarders that serve now. While its last messages are held or unacknowledged it is not silent: a
+stalled forwarder may not have read them yet.
 
 Two generations of a table record which topics are in use; `rotate` forgets the older one.
 """

@@ -1,4 +1,4 @@
-"""One forwarder as a client sees it: PUSH for messages, XSUB for what arrives and for requests, a window, and a state.
+"""One forwarder as a client sees it: PUSH to send messages, XSUB to receive and for requests, a window and a state.
 
 In the data-flow diagram these are the arrows into and out of one forwarder; `links` has the set of them. The rules,
 step by step: docs/wire-protocol.md, "Connecting" and "Sending".
@@ -9,12 +9,12 @@ serves, PUSH is connected, and an echo by it proves that both sides reach the sa
 and messages are sent. PUSH never connects twice: after a cut, the frames of its connection are still in the window and
 are sent again, so the frames that libzmq still holds are discarded with the socket.
 
-Keys that change while the link is up are taken up without a gap. A second subscriber connects by the new keys beside
-the first one, subscribes to the same, and begins the next session; then a second PUSH takes over, and the window is
-sent again by it. What arrives by both ways is dropped as repeated. The first ones are closed a moment later.
+Keys can change while the link is up, without an interruption. A second subscriber connects with the new keys beside the
+first one, subscribes to the same topics, and begins the next session. Then a second PUSH takes over, and sends the
+window again. Frames that arrive on both connections are dropped as repeated. The first ones are closed a moment later.
 
-Sockets are opened and closed by `tick` alone, which the housekeeper calls: it polls their monitors meanwhile. `states`
-has the table of transitions; `_enter` is the only place that changes the state.
+Only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets' monitors meanwhile. `states` has
+the table of transitions; `_enter` is the only method that changes the state.
 """
 
 import logging

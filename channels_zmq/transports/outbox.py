@@ -1,7 +1,7 @@
-"""Messages that wait until a forwarder takes them: bounded, in order, each with its deadline.
+"""Messages that wait until a forwarder accepts them: bounded, in order, each with its deadline.
 
-Pure. A new message is kept as the parts that it will be built from, since its sequence number and the time that it has
-left to live are only known when it is sent. A message that was sent before, and is to be sent again, has both.
+Pure. A new message is kept as the parts from which it is built, since its sequence number and its remaining time to
+live are only known when it is sent. A message that was sent before, and has to be sent again, has both.
 """
 
 from collections import OrderedDict

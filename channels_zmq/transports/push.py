@@ -1,7 +1,7 @@
-"""The PUSH of a process to one forwarder: one connection, made once.
+"""The PUSH socket of a process to one forwarder: it connects only once.
 
-In the data-flow diagram this is the arrow out of the process. When its connection is lost, or never comes about, the
-socket is useless: its owner opens another one, and sends the messages again that may be lost.
+In the data-flow diagram this is the arrow out of the process. When its connection is lost or cannot be established, the
+socket is not used any more: its owner opens another one, and sends the messages that may be lost again.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""The XSUB of a process and its session with an exchange: subscriptions and requests go up, frames come down.
+"""The XSUB socket of a process and its session with an exchange: sends subscriptions and requests, receives frames.
 
-Its high-water marks are 0: at a send mark subscriptions vanish silently, and a receive mark beside heartbeats aborts
-the process (libzmq issues 3937 and 4767). Every reconnect begins a new session with a hello, which is repeated until
-the exchange welcomes it.
+Its high-water marks are 0: at a send mark subscriptions are lost silently, and a receive mark together with heartbeats
+aborts the process (libzmq issues 3937 and 4767). Every reconnect begins a new session with a hello, which is repeated
+until the welcome arrives.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What a connection needs of a transport. Every method is called under the connection's lock, and none waits."""
+"""The interface of a connection to its transport. All methods run under the connection's lock, and never wait."""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol

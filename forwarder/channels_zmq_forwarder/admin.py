@@ -1,7 +1,7 @@
 """The admin endpoints of a forwarder: health, metrics and a status page.
 
 `/livez`, `/readyz`, `/metrics` (Prometheus), `/status.json`, and `/`, a page that shows the latter and updates itself.
-Only the last two name groups and channels; they may have an address of their own.
+Only the last two show names of groups and channels; they may have a separate address.
 """
 
 import re

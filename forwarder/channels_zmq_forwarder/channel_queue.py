@@ -1,13 +1,13 @@
-"""The queue of one normal channel: what waits for a reader, how far each reader may go, and what is not settled yet.
+"""The queue of one normal channel: waiting messages, the credit of each reader, and unsettled jobs.
 
 In the data-flow diagram this is one row of the box inside the exchange that a message for a channel without `!` passes.
 Pure: no clock, no frames; `queues` decides and counts.
 
-- Messages leave in the order of their numbers; one that is put back returns to its old place.
-- Each message is handed to exactly one reader, and only within the window that the reader has opened (credit).
+- Messages leave in the order of their numbers; one that is handed back returns to its old place.
+- Each message is handed to exactly one reader, and only within the credit of that reader.
 - Readers take turns.
-- A job that was handed over is remembered until its client has settled it: it takes part in the capacity, and it can
-  be put back if it is known never to have arrived.
+- A job that was handed over is kept until its client has settled it: it counts towards the capacity, and it can be
+  put back if it is known that it has not arrived.
 """
 
 from collections import OrderedDict, deque

@@ -1,8 +1,7 @@
 """The single connections of a bound socket: lists them, measures how far a peer is behind, ends one of them.
 
-libzmq offers none of this. Its monitor reports the file descriptor of each connection, and the system reports the
-unsent and the acknowledged bytes of a descriptor. libzmq cannot close a single connection, but it drops one that is
-broken.
+libzmq has no functions for this. Its monitor reports the file descriptor of each connection, and the system reports the
+unsent and the acknowledged bytes of a descriptor. libzmq cannot close a single connection, but it drops a broken one.
 """
 
 import array

@@ -1,8 +1,8 @@
 """CURVE keys: their form, the files that hold them, and the list of keys that may connect.
 
-A key is 40 characters of Z85, 32 bytes. The side that binds has a secret key. The side that connects knows the public
-key of that and has a key pair of its own; if the side that binds has a list, it must contain that pair's public key. No
-error and no log line contains a key.
+A key is 40 characters of Z85, 32 bytes. The side that binds has a secret key. The side that connects has the matching
+public key and its own key pair; if the side that binds has a list, it must contain the public key of that pair. Errors
+and log lines never contain a key.
 """
 
 import logging

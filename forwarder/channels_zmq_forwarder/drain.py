@@ -2,15 +2,15 @@
 
 Pure: the exchange reports its clients and their frames, and publishes the messages that `step` returns.
 
-- A client takes part if its hello lists forwarders. Others neither detach nor take
-  messages back, so nothing waits for them.
-- No more jobs are handed to these clients. So a client has received all of them when it learns of the drain, hands back
-  those that no reader has taken, and detaches.
-- Messages are returned once every client that takes part has detached both ways or is gone. A client that does not
-  detach delays this for half of the time at most, and gets none.
+- A client takes part if its hello lists forwarders. Others neither detach nor take messages back, so the drain does not
+  wait for them.
+- Further jobs are not handed to these clients. So a client has received all of its jobs when it learns of the drain,
+  hands back those that no reader has taken, and detaches.
+- Messages are returned once every client that takes part has detached on both connections or has disconnected. A
+  client that does not detach delays this for at most half of the time, and gets no messages.
 - All messages of a channel are returned to one client, in the order of the queue; channels go to the clients in turns.
-- At most `WINDOW` messages are returned to a client that it has not taken. If it disconnects, or the time is over, it
-  is unknown whether it has these: they are counted as `lost_delivery`, since no message may be delivered twice.
+- At most `WINDOW` returned messages of a client are not yet taken. If it disconnects, or the time is over, it is
+  unknown whether it has these: they are counted as `lost_delivery`, since messages must not be delivered twice.
 """
 
 from collections import Counter

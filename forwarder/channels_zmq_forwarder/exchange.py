@@ -8,7 +8,7 @@ answer to one of them before it has published the others, since each call leaves
   client is connected that cannot read it, or while something is to be done with each message.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
-- An exchange that ends drains first: clients send by others, and take back what waits here.
+- Before an exchange ends, it drains: clients send through others, and take back the waiting messages.
 - Every frame that does not reach its destination is counted, by cause.
 """
 

@@ -1,16 +1,16 @@
 """Ends the connections of peers that send faster than the forwarder reads, before they harm other clients.
 
-XPUB takes in all that a connection has sent in one call, which returns once nothing more is there. A subscriber that
-goes on sending small frames holds up the event loop for as long, and fills the memory. PULL takes in one frame at a
-time, but libzmq keeps all that has arrived. A receive mark would bound both, but by it any peer can abort the process
-(`accept_options`).
+One call on XPUB reads all frames that a connection has sent, and returns once no more frames are available. A
+subscriber that keeps sending small frames blocks the event loop for as long, and fills the memory. PULL reads one frame
+at a time, but libzmq buffers all that have arrived. A receive mark would bound both, but would let any peer abort the
+process (`accept_options`).
 
 So the fastest senders are ended: subscribers if the loop does not answer, or if memory grows while their frames wait,
 which a thread watches (`ending_floods`; pyzmq lets other threads run while libzmq receives); producers while memory
 runs out. A client that begins many queues at once sends about as fast as their frames are read, and is not ended.
 
-A peer that was ended would be back at once, and go on. So the system drops attempts to connect until all that was taken
-in has been read; it does so by a socket filter of the listeners. Connected clients go on.
+A peer whose connection was ended would reconnect at once, and continue. So a socket filter on the listeners drops
+attempts to connect until all buffered frames have been read. Connected clients are not affected.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""Flushes that are under way: the request of each, and the clients that have not answered yet. Pure.
+"""Flushes in progress: the request of each, and the clients that have not answered yet. Pure.
 
 During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline: a
-silent client must not keep the others from sending. It empties itself once it reads its `Empty` frame. Answers come by
-the producers' way, so each client is asked by a number that no other one can guess.
+silent client must not prevent others from sending. It empties itself once it reads its `Empty` frame. Answers arrive on
+the producers' port, so the request to each client has a number that other clients cannot guess.
 """
 
 import secrets

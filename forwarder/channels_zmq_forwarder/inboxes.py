@@ -1,14 +1,15 @@
 """Which connection of a publishing socket may use which inbox. Pure.
 
-- An inbox is the hash of a secret that only its client knows. A connection claims it by that secret, and uses no other.
-- A subscription to an inbox counts once its connection has claimed the inbox, so that no other client can make one
-  that is away seem to be there.
+- An inbox is the hash of a secret that only its client knows. A connection claims it with the secret, and can use only
+  that inbox.
+- A subscription to an inbox counts once its connection has claimed the inbox, so that another client cannot make a
+  disconnected client seem connected.
 - While a client is connected, only its own CURVE key may subscribe to its inbox. A client may have two connections: the
-  exchange may notice late that one is broken, and a new key comes by a new connection, whose claim comes first.
-- The end of a connection may be known before its last frames are read. What a client sends when it leaves counts for a
-  while longer: it hands back what it has not read. No other client can use that, even by a connection with the same
-  descriptor: the client's session is over, and who hands back a job must know what it contains.
-- Nor is it known which frames are the last ones of a connection if the next one has its descriptor: a claim or a
+  exchange may notice late that one is broken, and a new key requires a new connection, whose claim is sent first.
+- The end of a connection may be known before its last frames are read. Frames that a client sends when it leaves count
+  for a while longer: it hands back unread jobs. Other clients cannot exploit this, even with a connection that has the
+  same descriptor: the client's session is over, and handing back a job requires its content.
+- It is also unknown which frames are the last ones of a connection if the next one has its descriptor: a claim or a
   subscription that is read late looks as if the new connection had sent it. So a new connection may name another
   inbox than its descriptor seems to have, once by a claim.
 """

@@ -1,8 +1,8 @@
 """An HTTP listener of the forwarder: bounds of its connections, hosts that requests may name, headers of its responses.
 
-A connection serves one request, lasts `AT_MOST` seconds, and ends once `CONNECTIONS` newer ones have been accepted. So
-peers that open connections and send half a request, or nothing, use up no descriptors, and a probe is answered beside
-them.
+A connection serves one request, lasts at most `AT_MOST` seconds, and ends once `CONNECTIONS` newer ones have been
+accepted. So peers that open connections and send an incomplete request, or nothing, do not exhaust the descriptors, and
+probes are answered meanwhile.
 """
 
 import asyncio

@@ -1,15 +1,15 @@
 """Normal channels as members of groups: the exchange keeps them, since no process owns a normal channel.
 
-In the data-flow diagram this stands between a group message and the queues: each member's queue takes one copy. Pure:
-time is an argument.
+In the data-flow diagram this is between a group message and the queues: each member's queue gets one copy. Pure: time
+is an argument.
 
-- A member stays until it is discarded or its life ends, even if the process that added it has died. One that was to
-  stay for ever ends `KEPT_FOR` after the last process that added it is gone.
-- Adding again lengthens its life and never shortens it.
-- Of an add and a discard the later one wins, in whatever order they arrive: clients repeat both to every exchange that
-  they connect to. Discards are remembered for that.
-- Of a message that is sent again each queue takes one copy: the last number of each sender and group is remembered.
-- Every living process that added a member is notified when it is discarded.
+- A member stays until it is discarded or expires, even if the process that added it has ended. A member without an
+  expiry is removed `KEPT_FOR` after the last process that added it has disconnected.
+- Adding a member again extends its life and never shortens it.
+- The later of an add and a discard applies, in whatever order they arrive: clients repeat both to every exchange that
+  they connect to. Discards are remembered for this.
+- Each queue gets one copy of a message that is sent again: the last number of each sender and group is remembered.
+- Every connected process that added a member is notified when it is discarded.
 """
 
 from collections import OrderedDict

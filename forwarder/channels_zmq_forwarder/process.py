@@ -1,6 +1,6 @@
-"""This process as the system sees it: its resident memory and the limit of that, its heap, and its open files.
+"""This process as reported by the system: its resident memory and memory limit, its heap, and its open files.
 
-Peers can use up the descriptors of a forwarder. What it reads while it runs must be readable then, too.
+Peers can use up the descriptors of a forwarder. It must be able to read its sources then, too.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""All queues of an exchange: their bounds in common, hand-overs, and what becomes of jobs whose client dies.
+"""All queues of an exchange: their common bounds, hand-overs, and the jobs of clients that are lost.
 
 In the data-flow diagram this is the box inside the exchange that a message for a channel without `!` passes. Pure: time
 comes from a clock that is an argument, frames go out as lists.
@@ -6,9 +6,9 @@ comes from a clock that is an argument, frames go out as lists.
 - The messages that wait on a channel and the jobs that its clients have not settled never exceed its capacity.
 - A message that would exceed it only because of unsettled jobs is pending: the clients are queried how much they have
   settled, and once they have answered, or `ANSWER_WITHIN` is over, it is accepted or refused.
-- Jobs of a session that has ended are orphans for `ORPHANS_WAIT`: the client reports what it had received, and
-  the rest is put back. Jobs of which nothing is heard are counted as lost.
-- Nothing here walks over all queues: what is due is found by deadlines.
+- Jobs of a session that has ended are orphans for `ORPHANS_WAIT`: the client reports which jobs it had received, and
+  the others return to their queues. Jobs without a report are counted as lost.
+- No operation iterates over all queues: due work is found by deadlines.
 """
 
 from collections import Counter, OrderedDict, deque

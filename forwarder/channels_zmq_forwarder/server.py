@@ -1,11 +1,11 @@
 """One run of a forwarder: starts in order, pumps until it is stopped, drains, closes.
 
 Start: subscribers are accepted first, and producers once the subscribers of the last instance have reconnected, so that
-the messages that producers held meanwhile meet their subscriptions. The rule and what was lost without it:
+the messages that producers held meanwhile are received. The rule, and the losses without it:
 docs/design/0003.
 
 Stop: clients switch to other forwarders and take over what waits in queues of normal channels (`drain`). Nothing is
-unbound meanwhile: that would cut living connections.
+unbound meanwhile: that would end open connections.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The settings of a forwarder, from flags and environment variables; parsed once, at the edge.
 
-Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`; the flag wins.
+Every flag `--pull-address` has a variable `CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS`; the flag takes precedence.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The webhook's certificates, where the operator makes them: an authority, and a leaf that it signs.
+"""The webhook's certificates, if the operator creates them: an authority, and a leaf that it signs.
 
-The authority lives for ten years and the leaf for ninety days. So nearly every renewal is one of a leaf by an authority
-that the API server has known for long: nothing has to be agreed upon, and pods may take up the new leaf whenever the
-kubelet brings it. Once in six years there is a new authority. It stands in the bundle beside the old one, and signs
-nothing before the next leaf is due, which is `SETTLE` later at the least; the old one stays in the bundle until it
-expires. So at every moment what a pod serves, old or new, is signed by one in the bundle: unlike before dropping an
-authority, no client has to wait until all pods serve the new leaf. `trust` writes the bundle before the leaf.
+The authority is valid for ten years and the leaf for ninety days. So nearly every renewal replaces a leaf, signed by an
+authority that the API server already trusts: pods may load the new leaf whenever the kubelet has updated their files.
+Once in six years a new authority is created. It is added to the bundle beside the old one, and signs only from the next
+leaf on, which is due at least `SETTLE` later; the old authority stays in the bundle until it expires. So at any time an
+authority in the bundle has signed the leaf that a pod serves, old or new, and no client has to wait until all pods
+serve the new leaf. `webhook_certificates` writes the bundle before the leaf.
 """
 
 from base64 import b64decode, b64encode

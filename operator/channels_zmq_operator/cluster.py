@@ -1,6 +1,6 @@
 """The API server, as the rest of the operator sees it: a few calls on plain dicts.
 
-The one module that knows the Kubernetes client. Paths come from a table, so nothing is discovered and nothing cached.
+The only module that uses the Kubernetes client. Paths come from a table, so it neither discovers nor caches API kinds.
 """
 
 import json

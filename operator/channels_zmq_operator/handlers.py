@@ -1,4 +1,4 @@
-"""kopf's part: it watches layers and what belongs to them, and feeds the reconciler's queue. It writes nothing."""
+"""The kopf handlers: they watch layers and their objects, and feed the reconciler's queue. They do not write."""
 
 import asyncio
 import logging

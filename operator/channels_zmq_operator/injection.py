@@ -1,8 +1,8 @@
-"""What a pod needs to use a layer, as a JSON patch. Pure: it depends on the pod alone.
+"""The JSON patch that injects a layer into a pod. Pure: it depends only on the pod.
 
-Only references go in: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and a volume
-with the keys in that Secret, and with those that encrypt payloads, in a Secret of the layer's users. So a pod may be
-made before its layer, and then waits for it. What the pod's author has set stays.
+It injects only references: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and a
+volume with the keys in that Secret and with the encryption keys, in a Secret of the layer's users. So a pod may be
+created before its layer, and then waits for it. Values that the pod's author has set take precedence.
 
 The patch is text, in parts: sixteen layers in two hundred containers are three megabytes of nearly equal entries. Each
 entry becomes JSON once, and a part is made when the webhook is about to send it.

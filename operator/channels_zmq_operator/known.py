@@ -1,6 +1,6 @@
-"""What is kept of a layer and of its objects as the watches show them: fingerprints, and the fields that are used.
+"""The part of a layer and of its objects that is kept from the watches: fingerprints, and the fields that are used.
 
-Anybody who may make a ConfigMap can put our label on a megabyte.
+Objects are not kept whole, because any user who may create a ConfigMap can set the label on one of a megabyte.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Leader election: only the replica that holds the Lease reconciles.
 
 A replica takes the Lease when the Lease is free, or when it has seen no renewal for the Lease's whole duration, by its
-own clock: the times inside the Lease are only for people, as clocks differ. It leads for two thirds of the duration
+own clock: the times inside the Lease are informational, as clocks differ. It leads for two thirds of the duration
 after the beginning of its last renewal, and so has stopped long before another one may begin. Every write carries the
 version that was read, so that of two that take the Lease one is refused.
 """

@@ -1,4 +1,4 @@
-"""One run of the operator: kopf watches, workers reconcile, and a page tells whether they do."""
+"""One run of the operator: kopf watches, workers reconcile, and a server reports health and metrics."""
 
 import asyncio
 import logging

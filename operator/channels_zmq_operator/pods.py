@@ -1,4 +1,4 @@
-"""What is wrong with a forwarder's pod, in the words of the cluster. Pure."""
+"""Finds the problem of a forwarder's pod, in the terms of the cluster. Pure."""
 
 from channels_zmq_operator.naming import INJECTED_ANNOTATION, LAYER_LABEL, Manifest
 

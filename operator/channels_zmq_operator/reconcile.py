@@ -1,7 +1,7 @@
-"""One layer, brought to what its resource says: render, apply, prune, status.
+"""Reconciles one layer with its resource: render, apply, prune, status.
 
-Level-triggered: it does not matter what happened, and doing it again changes nothing. What the cluster holds is known
-from the watches that `handlers` feeds in here, so that a look costs no request.
+Level-triggered and idempotent. `handlers` passes in the state of the cluster from the watches, so that a reconciliation
+without a change costs no request.
 """
 
 import logging

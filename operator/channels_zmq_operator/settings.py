@@ -1,4 +1,4 @@
-"""What the operator can be told, by environment variables `CHANNELS_ZMQ_OPERATOR_...`; parsed once, at the edge."""
+"""The operator's settings, from environment variables `CHANNELS_ZMQ_OPERATOR_...`; parsed once, at the edge."""
 
 from typing import Annotated, Any, Literal
 

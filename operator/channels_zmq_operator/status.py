@@ -1,4 +1,4 @@
-"""What a layer's status says, from what the cluster shows. Pure."""
+"""Computes a layer's status from the state of the cluster. Pure."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,7 @@
-"""One layer at a time has its forwarders replaced because the operator has changed. Pure.
+"""Replaces the forwarders of one layer at a time after a change of the operator. Pure.
 
-A new version of the operator, or another default image, changes the pods of every layer. If they do not start, one
-layer shows it, with forwarders of before that serve on; the others stay as they are until that one is complete.
+A new version of the operator, or another default image, changes the pods of every layer. If the new pods do not start,
+only one layer is affected, and its former forwarders keep serving; the others do not change until it is complete.
 """
 
 from channels_zmq_operator.models import Key

@@ -1,10 +1,10 @@
-"""The webhook's server: reviews of pods come in, patches go out. It sends no requests and has no permissions.
+"""The webhook's server: it answers reviews of pods with patches. It sends no requests and has no permissions.
 
-The certificate's files are read again while it serves; a pair that cannot be used leaves the last good one in place.
+The certificate's files are read again while it serves; if a new pair cannot be used, the last valid one stays in use.
 
-Whatever a pod says, a review costs little: a body that is long or holds many values is refused before it is parsed,
-`injection` bounds what a pod may ask for, and the patch is made in parts while it is sent. Reviews with a long body
-take turns, so that memory holds one of them.
+The cost of a review is bounded: a body that is long or has many values is refused before it is parsed, `injection`
+bounds the requests of a pod, and the patch is created in parts while it is sent. Reviews with a long body take turns,
+so that only one of them is in memory.
 """
 
 import asyncio

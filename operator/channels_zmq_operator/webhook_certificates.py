@@ -1,7 +1,8 @@
 """Keeps the webhook's certificates valid, and the API server's trust in them.
 
-The trust is the `caBundle` in the webhook's configuration, which belongs to the chart but for this one field. It is
-written before the leaf that needs it: until the cluster has taken the bundle, pods serve what is trusted already.
+The trust is the `caBundle` in the webhook's configuration, whose other fields belong to the chart. The bundle is
+written before the leaf that needs it: until the cluster has accepted the bundle, pods serve the leaf that is already
+trusted.
 """
 
 import asyncio

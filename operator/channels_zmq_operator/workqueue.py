@@ -1,4 +1,4 @@
-"""Layers that wait to be looked at: who is next, one worker a layer, and a pause that grows after failures."""
+"""Layers that wait to be reconciled: their order, at most one worker for each layer, and backoff after failures."""
 
 import asyncio
 import logging

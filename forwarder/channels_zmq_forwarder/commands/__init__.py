@@ -1,4 +1,4 @@
-"""What `channels-zmq-forwarder` does beside running a forwarder: commands for people, who use a layer as a client does.
+"""The commands of `channels-zmq-forwarder` besides running a forwarder; they use a layer as a client does.
 
 `target` finds the forwarders and keys of a layer, `client` is the client, and each command is a module with a `main`.
 """

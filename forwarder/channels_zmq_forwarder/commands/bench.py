@@ -1,4 +1,4 @@
-"""`channels-zmq-forwarder bench`: how many messages pass each forwarder of a layer from here, and how fast."""
+"""`channels-zmq-forwarder bench`: measures the throughput and latency of each forwarder of a layer from this host."""
 
 import argparse
 import os

@@ -1,7 +1,7 @@
 """A client of one forwarder, as docs/wire-protocol.md describes one: PUSH to send, XSUB to subscribe.
 
-It blocks, has one question under way at a time, and leaves out what a library needs to lose nothing: windows, sending
-again, and other forwarders.
+It blocks, has one request in flight at a time, and omits the parts that prevent losses: windows, sending again, and
+other forwarders.
 """
 
 import secrets

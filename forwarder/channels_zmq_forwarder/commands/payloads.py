@@ -1,6 +1,6 @@
-"""Messages as people type and read them, to payloads and back.
+"""Converts messages as JSON text to payloads and back.
 
-The forwarder never looks into a payload. Its commands know the library's two serializers; `ormsgpack` is in the extra
+The forwarder never decodes a payload. Its commands support the library's two serializers; `ormsgpack` is in the extra
 `cli`.
 """
 

@@ -1,4 +1,4 @@
-"""`channels-zmq-forwarder selftest`: messages through every forwarder of a layer, which have to come back."""
+"""`channels-zmq-forwarder selftest`: sends messages through every forwarder of a layer, and checks that they arrive."""
 
 import argparse
 import os

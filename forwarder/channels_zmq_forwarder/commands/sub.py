@@ -1,4 +1,4 @@
-"""`channels-zmq-forwarder sub`: show the messages of groups as they come."""
+"""`channels-zmq-forwarder sub`: shows the messages of groups as they arrive."""
 
 import argparse
 import os

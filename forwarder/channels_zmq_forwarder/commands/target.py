@@ -1,4 +1,4 @@
-"""The forwarders that a command talks to: by flags, by the variables of applications, or by a forwarder's own.
+"""The forwarders that a command uses: from flags, from the variables of applications, or from those of a forwarder.
 
 The last is for `kubectl exec` into a forwarder: it connects to itself, and its own key may always connect.
 """

@@ -1,4 +1,4 @@
-"""Text for terminals: tables, durations, progress, and names of strangers that must not control the terminal."""
+"""Text for terminals: tables, durations, progress, and untrusted names, which must not control the terminal."""
 
 import json
 import sys

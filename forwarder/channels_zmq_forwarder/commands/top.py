@@ -1,4 +1,4 @@
-"""`channels-zmq-forwarder top`: what forwarders are doing, by their status pages, renewed every second."""
+"""`channels-zmq-forwarder top`: shows the activity of forwarders from their status pages, every second."""
 
 import argparse
 import json

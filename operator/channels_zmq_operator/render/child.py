@@ -1,4 +1,4 @@
-"""What all objects of a layer have in common."""
+"""The common parts of all objects of a layer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is rendered beside a spec: the keys of its layer, and what the operator was told for all layers."""
+"""The inputs of rendering besides a spec: the keys of its layer, and the operator's settings for all layers."""
 
 from dataclasses import dataclass, field
 

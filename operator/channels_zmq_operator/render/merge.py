@@ -1,4 +1,4 @@
-"""Two descriptions of a pod made one, as by a server-side apply: maps by keys, lists by what identifies an item."""
+"""Merges two descriptions of a pod, as a server-side apply does: maps by keys, lists by the key of their items."""
 
 from typing import Any
 
