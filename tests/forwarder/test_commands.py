@@ -361,21 +361,27 @@ def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
     assert "as many messages as its capacity wait already" in done.stderr
 
 
+def listening(forwarder: Forwarder, count: int) -> "subprocess.Popen[str]":
+    """Start a program that shows so many messages of a group as JSON; return it once it misses none."""
+    shown = subprocess.Popen(
+        command("sub", "chat", f"--count={count}", "--json"),
+        env=environment(variables(forwarder.pull, forwarder.pub)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert shown.stderr is not None
+    assert "listening" in shown.stderr.readline()
+    return shown
+
+
 @pytest.mark.slow
 async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> None:
     """It is not a client while it shows messages: a flush needs an answer from each client."""
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())
-        shown = subprocess.Popen(
-            command("sub", "chat", "--count=1", "--json"),
-            env=environment(variables(one.pull, one.pub)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert shown.stderr is not None
-        assert "listening" in await asyncio.to_thread(shown.stderr.readline)
+        shown = await asyncio.to_thread(listening, one, 1)
         await layer.flush()
         await layer.group_send("chat", {"type": "a"})
         output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
@@ -390,15 +396,7 @@ async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], mo
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())
-        shown = subprocess.Popen(
-            command("sub", "chat", "--count=3", "--json"),
-            env=environment(variables(one.pull, one.pub)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert shown.stderr is not None
-        assert "listening" in await asyncio.to_thread(shown.stderr.readline)
+        shown = await asyncio.to_thread(listening, one, 3)
         for number in range(3):
             await layer.group_send("chat", {"type": "a", "n": number})
         output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
