@@ -175,6 +175,13 @@ distributions: $(STAMP) ## Build sdists and wheels of all three distributions in
 		(cd $$folder && $(CURDIR)/$(BIN)/python -m hatchling build -t sdist -t wheel -d $(CURDIR)/dist) || exit 1; \
 	done
 
+project-url: ## Write the address of the project, PROJECT_URL, into its distributions and its chart, for a release
+	@case "$(PROJECT_URL)" in https://*) ;; *) echo "PROJECT_URL=https://... is missing" >&2; exit 1;; esac
+	for folder in . forwarder operator; do \
+		printf '\n[project.urls]\nSource = "%s"\n' "$(PROJECT_URL)" >> $$folder/pyproject.toml || exit 1; \
+	done
+	printf 'home: %s\nsources: [%s]\n' "$(PROJECT_URL)" "$(PROJECT_URL)" >> charts/channels-zmq/Chart.yaml
+
 CYCLONEDX := .venv-audit/bin/cyclonedx-py requirements --output-reproducible
 
 sbom: ## List the packages that each distribution is locked to, as CycloneDX, into dist/
@@ -187,4 +194,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs .venv-channels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench bench-publish chaos bench-sequences bench-floods bench-connections bench-webhook distributions sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench bench-publish chaos bench-sequences bench-floods bench-connections bench-webhook distributions project-url sbom clean

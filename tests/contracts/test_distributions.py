@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {".": "channels_zmq", "forwarder": "channels_zmq_forwarder", "operator": "channels_zmq_operator"}
@@ -33,6 +35,35 @@ def test_two_builds_of_a_commit_give_the_same_distributions(tmp_path: Path) -> N
     assert {name.partition("-")[0] for name in first} == set(FOLDERS.values())
     assert len(first) == 2 * len(FOLDERS)
     assert first == second
+
+
+def write_url(copy: Path, url: str) -> "subprocess.CompletedProcess[str]":
+    """Copy what has the address of the project, and let the Makefile write it."""
+    written = [f"{folder}/pyproject.toml" for folder in FOLDERS]
+    for name in ("Makefile", "charts/channels-zmq/Chart.yaml", *written):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    command = ["make", "project-url", f"PROJECT_URL={url}"]
+    return subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_release_names_the_address_that_it_was_built_at(tmp_path: Path) -> None:
+    """No address is in the repository: a fork names its own."""
+    url = "https://example.org/someone/channels-zmq"
+    assert write_url(tmp_path, url).returncode == 0
+    for folder in FOLDERS:
+        project = tomllib.loads((tmp_path / folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert project["urls"] == {"Source": url}
+    chart = yaml.safe_load((tmp_path / "charts" / "channels-zmq" / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["home"], chart["sources"]) == (url, [url])
+
+
+def test_a_release_without_an_address_says_what_is_missing(tmp_path: Path) -> None:
+    """Nothing is written."""
+    done = write_url(tmp_path, "")
+    assert done.returncode
+    assert "PROJECT_URL=https://... is missing" in done.stderr
+    assert (tmp_path / "pyproject.toml").read_bytes() == (ROOT / "pyproject.toml").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,9 @@ def test_a_release_has_what_is_built_and_attested_and_nothing_else() -> None:
     assert image["outputs"].startswith("type=oci,")
     assert image["platforms"] == "linux/amd64,linux/arm64"
     assert jobs["chart"]["needs"] == ["images"]
-    assert "make chart-archive DIGESTS=" in jobs["chart"]["steps"][2]["run"]
+    assert "make chart-archive DIGESTS=" in jobs["chart"]["steps"][3]["run"]
+    for name in ("distributions", "chart"):
+        assert any("make project-url " in step.get("run", "") for step in jobs[name]["steps"])
     assert set(jobs["attest"]["needs"]) == {"distributions", "images", "chart"}
     assert jobs["release"]["needs"] == ["attest"]
     (attested,) = uses(jobs["attest"], "actions/download-artifact")
