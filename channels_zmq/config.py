@@ -83,7 +83,7 @@ def _addresses(value: Any) -> Any:
     """Accept one address, several with commas between them, or a list."""
     parts = tuple(part.strip(" ") for part in value.split(",")) if isinstance(value, str) else value
     if isinstance(parts, (list, tuple)) and not all(parts):
-        raise ValueError(f"{value!r} lacks an address")
+        raise ValueError(f"{value!r} contains an empty address")
     if not parts:
         raise ValueError("at least one address is needed")
     return parts
@@ -103,7 +103,9 @@ class LayerConfig(BaseModel):
         frozen=True, extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True, defer_build=True
     )
 
-    capacity: Capacity = Field(100, description="Messages that may wait on one channel; further ones are refused.")
+    capacity: Capacity = Field(
+        100, description="Maximum number of messages that wait on one channel; a full channel refuses further messages."
+    )
     channel_capacity: dict[str | re.Pattern[str], Capacity] = Field(
         default_factory=dict,
         description="Capacities by glob or compiled pattern; the first pattern that matches applies.",
@@ -120,7 +122,7 @@ class LayerConfig(BaseModel):
         "",
         max_length=50,
         pattern=r"^[A-Za-z0-9._:-]*$",
-        description="Stands before names of groups and normal channels: layers of different prefixes do not meet.",
+        description="Prefix of the names of groups and normal channels: layers with different prefixes are separate.",
     )
     connect_timeout: Seconds = Field(
         5.0, description="Seconds that `group_add`, `flush` and `send` to a normal channel wait for an answer."
@@ -137,12 +139,13 @@ class LayerConfig(BaseModel):
     on_disconnect: str | None = Field(
         None,
         min_length=1,
-        description="Type of the message that every local consumer gets when the forwarder goes away.",
+        description="Type of the message that every local consumer gets when the layer becomes unreachable.",
     )
     on_reconnect: str | None = Field(
         None,
         min_length=1,
-        description="Type of the message that every local consumer gets when it is back, with `missed`.",
+        description="Type of the message that every local consumer gets when the layer is reachable again; it has "
+        "`missed`.",
     )
     drop_rate: float = Field(
         0.0, ge=0, le=1, description="Share of messages to drop at random, to test how an application handles loss."
@@ -160,10 +163,10 @@ class LayerConfig(BaseModel):
 
     symmetric_encryption_keys: tuple[SecretBytes, ...] = Field(
         (),
-        description="Keys that encrypt payloads from process to process: the first encrypts, all decrypt. Empty: none.",
+        description="Keys that encrypt payloads from process to process: the first encrypts, all decrypt.",
     )
     symmetric_encryption_keys_file: str | None = Field(
-        None, min_length=1, description="File that holds such keys, one a line; read again when it changes."
+        None, min_length=1, description="File that holds such keys, one per line; read again when it changes."
     )
 
     @field_validator("symmetric_encryption_keys", mode="before")
@@ -220,17 +223,18 @@ class EmbeddedConfig(LayerConfig):
     subscriber_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="Bytes that another process may be behind; beyond that its connection is ended. 0: any number.",
+        description="Bytes by which another process may be behind; beyond that its connection is ended. 0 means no "
+        "limit.",
     )
     curve_server_secret_key: SecretStr | None = Field(
         None, description="Secret key of `curve_server_key`; required in the sending process."
     )
     curve_server_secret_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
     curve_allowed_keys: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
-        None, description="Public keys that may connect; without a list, every client with `curve_server_key`."
+        None, description="Public keys that may connect; without a list, every client that has `curve_server_key` may."
     )
     curve_allowed_keys_file: str | None = Field(
-        None, min_length=1, description="File that holds such keys, one a line; read again when it changes."
+        None, min_length=1, description="File that holds such keys, one per line; read again when it changes."
     )
 
     @model_validator(mode="after")
@@ -262,17 +266,21 @@ class DedicatedConfig(LayerConfig):
     pub_socket_address: Addresses = Field(
         description="The `--pub-address` of each forwarder, from which messages are received, in the same order."
     )
-    outbox_capacity: int = Field(10_000, ge=0, description="Messages held while no forwarder takes them.")
+    outbox_capacity: int = Field(
+        10_000, ge=0, description="Maximum number of messages held while no forwarder accepts them."
+    )
     outbox_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="Total bytes of these messages, and of those that one forwarder has not acknowledged.",
+        description="Maximum total bytes of these messages and of those that one forwarder has not acknowledged.",
     )
     window: int = Field(
         4096,
         ge=1,
         le=1_000_000,
-        description="Frames (a message or a batch each) that one forwarder may leave unacknowledged; others are held.",
+        description="Maximum number of frames (one message or batch each) that one forwarder has not acknowledged; "
+        "further "
+        "ones are held.",
     )
     resolve_every: Seconds = Field(5.0, description="Seconds after which names of forwarders are resolved again.")
 

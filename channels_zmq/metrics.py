@@ -33,24 +33,24 @@ _COUNTERS = (
     _Number("messages_sent", "Messages that were sent.", lambda stats: stats["sent"]),
     _Number(
         "messages_received",
-        "Messages that arrived for channels of this process; one to a group counts once.",
+        "Messages that arrived for channels of this process; a message to a group counts once.",
         lambda stats: stats["received"],
     ),
     _Number(
         "messages_repeated", "Messages that arrived a second time and were ignored.", lambda stats: stats["repeated"]
     ),
-    _Number("reconnects", "Times that the layer was reached again after an outage.", lambda stats: stats["reconnects"]),
+    _Number("reconnects", "Reconnections after an outage.", lambda stats: stats["reconnects"]),
 )
 _GAUGES = (
     _Number(
         "connected",
-        "1 while a forwarder is reached, or the producer of an embedded layer.",
+        "1 while a forwarder, or the producer of an embedded layer, is connected.",
         lambda stats: stats["connected"],
     ),
     _Number("messages_waiting", "Messages that wait to be read.", lambda stats: stats["waiting"]),
     _Number("messages_held", "Messages that wait to be sent or acknowledged.", lambda stats: stats["held"]),
     _Number("channels", "Channels with a mailbox.", lambda stats: stats["channels"]),
-    _Number("groups", "Groups with a member here.", lambda stats: stats["groups"]),
+    _Number("groups", "Groups with a member in this process.", lambda stats: stats["groups"]),
     _Number("members", "Memberships of channels in groups.", lambda stats: stats["members"]),
 )
 

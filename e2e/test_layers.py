@@ -96,7 +96,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a size that is none", {"layer": {"maxMessageSize": "16 megabytes"}}, "a size is a number of bytes or a quantity"),
     ("a size of nothing", {"layer": {"maxMessageSize": 0}}, "a size is from 1 to 2Gi"),
     ("a size beyond", {"layer": {"maxMessageSize": "3Gi"}}, "a size is from 1 to 2Gi"),
-    ("keys for a minute", {"security": {"rotateEvery": "1m"}}, "keys are rotated every 1h at the most"),
+    ("keys for a minute", {"security": {"rotateEvery": "1m"}}, "rotateEvery is 1h or longer"),
     ("a capacity of nothing", {"layer": {"capacity": 0}}, "greater than or equal to 1"),
     ("too many forwarders", {"forwarders": 65}, "less than or equal to 64"),
     ("a word that is none", {"security": {"curve": "Maybe"}}, "Unsupported value"),
@@ -112,7 +112,7 @@ def test_a_mistake_is_refused_with_its_reason(namespace: str, spec: dict[str, An
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a" * 48, "47 characters at most"), ("1chat", "begins with a letter"), ("a.b", "only letters")],
+    [("a" * 48, "at most 47 characters"), ("1chat", "begins with a letter"), ("a.b", "only letters")],
 )
 def test_a_name_that_makes_no_service_is_refused(namespace: str, name: str, message: str) -> None:
     """Since its children would have none."""

@@ -124,7 +124,7 @@ class Admin:
 
     async def _livez(self, request: web.Request) -> web.Response:
         if time.monotonic() > self._beat_at + BEATS_WITHIN:
-            return web.Response(text="its periodic tasks have stopped\n", status=503)
+            return web.Response(text="periodic tasks have stopped\n", status=503)
         return web.Response(text="alive\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
@@ -192,7 +192,7 @@ class _State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         exchange, traffic = self._exchange, self._traffic
-        info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
+        info = GaugeMetricFamily(f"{PREFIX}_info", "Always 1; the label is the version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
         for name, text, value in (
@@ -220,7 +220,7 @@ class _State(Collector):
             ("ready", "1 while producers are accepted.", float(exchange.state is wire.State.SERVING)),
             (
                 "memory_refusing",
-                "Messages refused because memory is short: 0 none, 1 large ones, 2 all.",
+                "Whether messages are refused because memory is short: 0 no, 1 large ones, 2 all.",
                 self._memory.refuses,
             ),
             ("clients", "Connected client processes.", len(exchange.clients)),
@@ -234,7 +234,7 @@ class _State(Collector):
             ),
             (
                 "queue_bytes",
-                "Memory of messages in queues of normal channels, those included that readers have not settled.",
+                "Memory of messages in queues of normal channels, including those that readers have not settled.",
                 exchange.queues.size,
             ),
             (

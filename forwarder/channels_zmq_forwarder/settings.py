@@ -62,40 +62,44 @@ class Settings(BaseSettings):
         10_000,
         gt=0,
         lt=2**31,
-        description="Frames that are buffered for each subscriber; it misses others. Half of them is sure in a burst.",
+        description="Maximum number of frames buffered for each subscriber; further ones are dropped. Only half of it "
+        "is "
+        "guaranteed in a burst.",
     )
     max_message_size: ByteSize = Field(
         ByteSize(2**20),
         gt=0,
         le=2**40,
-        description="Largest payload, e.g. 4MiB; a larger frame disconnects its sender.",
+        description="Maximum size of a payload, e.g. 4MiB; a larger frame disconnects its sender.",
     )
     subscriber_bytes: ByteSize = Field(
         ByteSize(64 * 2**20),
         ge=0,
-        description="Bytes that a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
-        "connection is ended. 0 for any number.",
+        description="Bytes by which a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
+        "connection is ended. 0 means no limit.",
     )
     topic_bytes: ByteSize = Field(
         ByteSize(32 * 2**20),
         gt=0,
-        description="Bytes of the names of all groups that have members, each counted once; a quarter of it for one "
-        "process. They take up to 50 times as much memory. Beyond that the connection of the process with most of "
-        "them is ended.",
+        description="Maximum total bytes of the names of all groups with members, each counted once; one process may "
+        "use "
+        "a quarter of it. The names take up to 50 times as much memory. Beyond the limit, the connection of the "
+        "process with the most names is ended.",
     )
     queue_bytes: ByteSize = Field(
         ByteSize(256 * 2**20),
         gt=0,
-        description="Memory that all queues of normal channels may use together, at most 40 % of the memory limit.",
+        description="Maximum memory of all queues of normal channels together, at most 40 % of the memory limit.",
     )
     queue_names: int = Field(
         100_000,
         gt=0,
-        description="Number of queues of normal channels, and of normal members of groups; a quarter of it for one "
-        "process.",
+        description="Maximum number of queues of normal channels, and of normal members of groups; one process may use "
+        "a "
+        "quarter of it.",
     )
     max_ttl: float = Field(
-        86_400.0, gt=0, le=4_294_967, description="Seconds that a message waits in a queue of a normal channel at most."
+        86_400.0, gt=0, le=4_294_967, description="Maximum seconds that a message waits in a queue of a normal channel."
     )
     flush: bool = Field(True, description="Whether clients may flush the layer: drop all messages and memberships.")
     curve_secret_key: SecretStr | None = Field(
@@ -103,15 +107,18 @@ class Settings(BaseSettings):
     )
     curve_secret_key_file: str | None = Field(None, min_length=1, description="File with the secret key.")
     curve_allowed_keys: Addresses | None = Field(
-        None, description="Public keys that may connect, separated by commas; without a list, any key may."
+        None, description="Public keys that may connect, separated by commas; without a list, every key may."
     )
     curve_allowed_keys_file: str | None = Field(
-        None, min_length=1, description="File with public keys that may connect, one a line; reloaded when it changes."
+        None,
+        min_length=1,
+        description="File with public keys that may connect, one per line; reloaded when it changes.",
     )
     memory_limit: ByteSize = Field(
         ByteSize(0),
         ge=0,
-        description="Above 70 % of it large messages are refused, above 90 % all. 0 uses the cgroup's limit.",
+        description="Memory limit. Above 70 % of it large messages are refused, above 90 % all. 0 uses the cgroup's "
+        "limit.",
     )
     settle: float = Field(
         0.5, ge=0, le=3600, description="Minimum seconds between accepting subscribers and accepting producers."
@@ -156,7 +163,7 @@ class Settings(BaseSettings):
         host, colon, port = value.rpartition(":")
         is_ipv6 = host.startswith("[") and host.endswith("]")
         if value and not (host and colon and port.isdecimal() and int(port) < 65536 and (is_ipv6 or ":" not in host)):
-            raise ValueError(f"{value!r} is not HOST:PORT; an IPv6 address stands in brackets, as in [::1]:9600")
+            raise ValueError(f"{value!r} is not HOST:PORT; write an IPv6 address in brackets, as in [::1]:9600")
         return value
 
     @property

@@ -25,7 +25,7 @@ SCALE = {
 RULES = [
     {
         "rule": f"size(self.metadata.name) <= {LONGEST_NAME}",
-        "message": f"the name of a layer has {LONGEST_NAME} characters at most, for its children's names are longer",
+        "message": f"the name of a layer has at most {LONGEST_NAME} characters: the names of its children are longer",
         "fieldPath": ".metadata.name",
     },
     {
@@ -43,7 +43,7 @@ SIZE_RULES = [
         "message": "a size is from 1 to 2Gi",
     },
 ]
-DURATION_RULES = [{"rule": "duration(self) >= duration('1h')", "message": "keys are rotated every 1h at the most"}]
+DURATION_RULES = [{"rule": "duration(self) >= duration('1h')", "message": "rotateEvery is 1h or longer"}]
 
 
 def crd() -> dict[str, Any]:

@@ -211,7 +211,7 @@ async def _check_watches(
 
 DURATION = Histogram(
     f"{PREFIX}_reconcile_duration_seconds",
-    "How long a look at one layer took.",
+    "Duration of one reconciliation.",
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 5, 30),
     registry=None,
 )
@@ -224,15 +224,15 @@ class _State(Collector):
         self._reconciler, self._queue, self._cluster, self._election = reconciler, queue, cluster, election
 
     def collect(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(f"{PREFIX}_info", "1, with the version.", labels=["version"])
+        info = GaugeMetricFamily(f"{PREFIX}_info", "Always 1; the label is the version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
         leads = self._election is None or self._election.leads
-        yield GaugeMetricFamily(f"{PREFIX}_leads", "1 for the replica that works, 0 for one that waits.", value=leads)
-        yield CounterMetricFamily(f"{PREFIX}_reconciles", "Looks at a layer that went well.", value=self._queue.done)
-        yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Looks that failed.", value=self._queue.failed)
+        yield GaugeMetricFamily(f"{PREFIX}_leads", "1 if this replica is the leader, else 0.", value=leads)
+        yield CounterMetricFamily(f"{PREFIX}_reconciles", "Successful reconciliations.", value=self._queue.done)
+        yield CounterMetricFamily(f"{PREFIX}_reconcile_errors", "Failed reconciliations.", value=self._queue.failed)
         yield CounterMetricFamily(f"{PREFIX}_api_requests", "Requests to the API server.", value=self._cluster.requests)
-        yield GaugeMetricFamily(f"{PREFIX}_queue_length", "Layers that wait for a look.", value=len(self._queue))
+        yield GaugeMetricFamily(f"{PREFIX}_queue_length", "Layers in the work queue.", value=len(self._queue))
         conditions = GaugeMetricFamily(
             f"{PREFIX}_layer_condition",
             "Whether a condition of a layer holds: 1 or 0.",
@@ -260,7 +260,7 @@ async def serving(
 
     async def livez(request: web.Request) -> web.Response:
         if (stuck := queue.stuck_for()) > STUCK_AFTER:
-            return web.Response(status=500, text=f"no layer was looked at for {stuck:.0f} s\n")
+            return web.Response(status=500, text=f"no layer was reconciled for {stuck:.0f} s\n")
         return web.Response(text="ok\n")
 
     async def metrics(request: web.Request) -> web.Response:

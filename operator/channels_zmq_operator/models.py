@@ -66,7 +66,7 @@ def seconds(value: str) -> int:
 
 def _checked_size(value: Any) -> Any:
     if not 1 <= size(value) <= 2**31:
-        raise ValueError(f"{value!r} is not from 1 to 2Gi")
+        raise ValueError(f"{value!r} is outside 1 to 2Gi")
     return value
 
 
@@ -98,52 +98,67 @@ class Layer(Part):
     """What the applications' layers are told, as in their CONFIG."""
 
     capacity: int = Field(
-        100, ge=1, le=10**6, description="Messages that may wait on one channel; the newest is refused."
+        100,
+        ge=1,
+        le=10**6,
+        description="Maximum number of messages that wait on one channel; a full channel refuses further messages.",
     )
-    expiry: int = Field(60, ge=1, le=4_000_000, description="Seconds that a message lives.")
+    expiry: int = Field(60, ge=1, le=4_000_000, description="Seconds after which a waiting message expires.")
     group_expiry: int = Field(
-        86400, ge=1, le=10**10, description="Seconds without a sign of life after which a channel leaves its groups."
+        86400,
+        ge=1,
+        le=10**10,
+        description="Seconds without `group_add` or `receive` after which a channel is removed from its groups.",
     )
     channel_capacity: dict[str, Annotated[int, Field(ge=1, le=10**6)]] = Field(
-        default_factory=dict, max_length=100, description="Capacities of channels by glob, e.g. jobs.*: 10000."
+        default_factory=dict, max_length=100, description="Capacities by glob of channel names, e.g. jobs.*: 10000."
     )
-    max_message_size: Size = Field("1Mi", description="Largest message, e.g. 16Mi; also the forwarder's limit.")
+    max_message_size: Size = Field(
+        "1Mi", description="Maximum size of a message, e.g. 16Mi; also the forwarders' limit."
+    )
 
 
 class Security(Part):
     """Who may connect."""
 
     curve: Literal["Enabled", "Disabled"] = Field(
-        "Enabled", description="Encryption and keys on both ports (CURVE); the keys are made here."
+        "Enabled", description="CURVE encryption and authentication on both ports; the operator generates the keys."
     )
     encryption: Literal["Enabled", "Disabled"] = Field(
         "Disabled",
-        description="Encrypt payloads from application to application, with the keys in the Secret <layer>-encryption.",
+        description="Encrypt payloads from application to application with the keys in the Secret <layer>-encryption.",
     )
     rotate_every: Duration = Field(
         "720h",
-        description="When the applications get a new key. The one before it stays allowed until the next rotation.",
+        description="Interval after which the applications get a new key. The previous key stays valid until the next "
+        "rotation.",
     )
     rotate_now: str = Field(
         "",
         max_length=100,
-        description="Any text: a new one gives the applications a new key, and revokes all former ones minutes later.",
+        description="Any text. Changing it gives the applications a new key; all earlier keys are revoked minutes "
+        "later.",
     )
     rotate_server_key: bool = Field(
         False,
-        description="Whether rotateNow renews the forwarder's key too, and revokes at once: clients wait up to 80 s.",
+        description="Whether rotateNow also replaces the forwarders' key and revokes keys at once: clients may wait up "
+        "to 80 s.",
     )
 
 
 class Image(Part):
     """The forwarder's image, where it is not the operator's default."""
 
-    repository: str = Field("", max_length=300, description="Registry and name; empty for the operator's default.")
-    tag: str = Field("", max_length=128, description="Tag; empty for the operator's default.")
-    digest: str = Field("", max_length=100, description="Digest such as sha256:...; it wins over the tag.")
-    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field("IfNotPresent", description="When to pull it.")
+    repository: str = Field(
+        "", max_length=300, description="Registry and name of the image; empty for the operator's default."
+    )
+    tag: str = Field("", max_length=128, description="Tag of the image; empty for the operator's default.")
+    digest: str = Field("", max_length=100, description="Digest such as sha256:...; it takes precedence over the tag.")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="When the image is pulled."
+    )
     pull_secrets: list[Annotated[str, Field(max_length=253)]] = Field(
-        default_factory=list, max_length=10, description="Names of Secrets with credentials of the registry."
+        default_factory=list, max_length=10, description="Names of Secrets with credentials for the registry."
     )
 
 
@@ -151,13 +166,20 @@ class Forwarder(Part):
     """What the forwarders are told; the defaults are their own."""
 
     pub_high_water_mark: int = Field(
-        10_000, ge=1, le=2**31 - 1, description="Frames that are buffered for each subscriber, which misses others."
+        10_000,
+        ge=1,
+        le=2**31 - 1,
+        description="Maximum number of frames buffered for each subscriber; further ones are dropped.",
     )
-    subscriber_bytes: Size = Field("64Mi", description="Bytes that a subscriber may be behind.")
-    topic_bytes: Size = Field("32Mi", description="Bytes of the names of all groups that have members.")
-    queue_bytes: Size = Field("256Mi", description="Memory of the queues of normal channels in each forwarder.")
-    queue_names: int = Field(100_000, ge=1, le=2**31 - 1, description="Number of these queues.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that they log.")
+    subscriber_bytes: Size = Field(
+        "64Mi", description="Bytes by which a subscriber may be behind; beyond that its connection is ended."
+    )
+    topic_bytes: Size = Field("32Mi", description="Maximum total bytes of the names of all groups with members.")
+    queue_bytes: Size = Field("256Mi", description="Maximum memory of all queues of normal channels in each forwarder.")
+    queue_names: int = Field(
+        100_000, ge=1, le=2**31 - 1, description="Maximum number of queues of normal channels in each forwarder."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum level of log lines.")
 
 
 class Clients(Part):
@@ -166,23 +188,35 @@ class Clients(Part):
     prefetch: int = Field(
         4, ge=0, le=1000, description="Messages of a normal channel that a process fetches ahead of its readers."
     )
-    outbox_capacity: int = Field(10_000, ge=0, le=10**9, description="Messages held while no forwarder takes them.")
-    outbox_bytes: Size = Field("64Mi", description="Their bytes, and those of what is not acknowledged.")
-    connect_timeout: int = Field(5, ge=1, le=3600, description="Seconds that a call waits for an answer.")
-    linger: int = Field(1, ge=0, le=60, description="Seconds that the end of a process may spend on sent messages.")
+    outbox_capacity: int = Field(
+        10_000, ge=0, le=10**9, description="Maximum number of messages held while no forwarder accepts them."
+    )
+    outbox_bytes: Size = Field("64Mi", description="Maximum total bytes of held and of unacknowledged messages.")
+    connect_timeout: int = Field(
+        5, ge=1, le=3600, description="Seconds that a call waits for an answer of a forwarder."
+    )
+    linger: int = Field(
+        1, ge=0, le=60, description="Maximum seconds that an exiting process spends on delivering sent messages."
+    )
     on_disconnect: str = Field(
         "",
         max_length=100,
-        description="Type of the message to every consumer when all forwarders are gone; empty: none.",
+        description="Type of the message that every consumer gets when all forwarders are unreachable; empty for no "
+        "message.",
     )
-    on_reconnect: str = Field("", max_length=100, description="Type of that when one is back; empty: none.")
+    on_reconnect: str = Field(
+        "",
+        max_length=100,
+        description="Type of the message that every consumer gets when a forwarder is reachable again; empty for no "
+        "message.",
+    )
 
 
 class PodMetadata(Part):
     """Metadata of the forwarders' pods."""
 
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels beside the operator's.")
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations beside the operator's.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels in addition to the operator's.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations in addition to the operator's.")
 
 
 class PodTemplate(Part):
@@ -192,7 +226,8 @@ class PodTemplate(Part):
     spec: dict[str, Any] = Field(
         default_factory=dict,
         json_schema_extra=FREE_FORM,
-        description="As in a pod; the operator's own fields win. Its container is called forwarder.",
+        description="As the spec of a pod; fields that the operator sets take precedence. The container's name is "
+        "forwarder.",
     )
 
     @field_validator("spec")
@@ -200,20 +235,20 @@ class PodTemplate(Part):
     def _check_tolerations(cls, value: dict[str, Any]) -> dict[str, Any]:
         tolerations = value.get("tolerations", [])
         if not isinstance(tolerations, list) or not all(isinstance(one, dict) for one in tolerations):
-            raise ValueError("tolerations is not a list of objects")
+            raise ValueError("tolerations must be a list of objects")
         if not all(isinstance(one.get(name, ""), str) for one in tolerations for name in ("key", "effect")):
-            raise ValueError("a key or an effect of tolerations is not text")
+            raise ValueError("key and effect of a toleration must be strings")
         return value
 
 
 class NetworkPolicy(Part):
     """The network policy of the forwarders."""
 
-    enabled: bool = Field(True, description="Let only pods of the namespace with the label channels-zmq.io/layer in.")
+    enabled: bool = Field(True, description="Admit only pods of the namespace with the label channels-zmq.io/layer.")
     metrics_from: list[dict[str, Any]] = Field(
         default_factory=list,
         max_length=50,
-        description="Who reads the forwarders' metrics: `from` of a NetworkPolicy; empty for everybody.",
+        description="Peers that may read the forwarders' metrics, as `from` of a NetworkPolicy; empty for all.",
     )
 
 
@@ -221,14 +256,16 @@ class Monitoring(Part):
     """What collects the forwarders' metrics."""
 
     service_monitor: Literal["Auto", "Disabled"] = Field(
-        "Auto", description="Make a ServiceMonitor where the cluster knows that kind."
+        "Auto", description="Create a ServiceMonitor if the cluster has that kind."
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels of it, beside those of the operator.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the ServiceMonitor, in addition to the operator's."
+    )
     interval: str = Field(
         "",
         max_length=10,
         pattern="^([0-9]+(ms|s|m|h))?$",
-        description="How often metrics are read, such as 30s; empty for the operator's default.",
+        description="Scrape interval, such as 30s; empty for the operator's default.",
     )
 
 
@@ -236,10 +273,13 @@ class Spec(Part):
     """What a layer should be. Every field has a default: an empty spec is a working layer."""
 
     forwarders: int = Field(
-        2, ge=1, le=64, description="Forwarders, all equal: with two or more, one that fails loses no group messages."
+        2,
+        ge=1,
+        le=64,
+        description="Number of forwarders, all equal. With two or more, the failure of one loses no group messages.",
     )
-    layer: Layer = Field(default_factory=Layer, description="What the applications' layers are told.")
-    security: Security = Field(default_factory=Security, description="Who may connect.")
+    layer: Layer = Field(default_factory=Layer, description="Settings of the applications' layers, as in their CONFIG.")
+    security: Security = Field(default_factory=Security, description="Encryption, authentication and keys.")
     image: Image = Field(default_factory=Image, description="The forwarder's image.")
     resources: dict[str, Any] = Field(
         default_factory=lambda: {
@@ -249,16 +289,20 @@ class Spec(Part):
         json_schema_extra=FREE_FORM,
         description="Requests and limits of the forwarder's container, as in a pod.",
     )
-    forwarder: Forwarder = Field(default_factory=Forwarder, description="What the forwarders are told.")
+    forwarder: Forwarder = Field(default_factory=Forwarder, description="Settings of the forwarders.")
     clients: Clients = Field(
-        default_factory=Clients, description="What the applications are told of how they use forwarders."
+        default_factory=Clients,
+        description="Settings of the applications' connections to the forwarders, as in their CONFIG.",
     )
     pod_template: PodTemplate = Field(
-        default_factory=PodTemplate, description="Additions to the forwarders' pods, as the template of a Deployment."
+        default_factory=PodTemplate,
+        description="Additions to the forwarders' pods, as the pod template of a Deployment.",
     )
-    paused: bool = Field(False, description="Leave everything as it is, also after the operator was upgraded.")
-    network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy, description="Who may reach the forwarders.")
-    monitoring: Monitoring = Field(default_factory=Monitoring, description="What collects their metrics.")
+    paused: bool = Field(False, description="Change nothing, even after an upgrade of the operator.")
+    network_policy: NetworkPolicy = Field(
+        default_factory=NetworkPolicy, description="Network policy of the forwarders."
+    )
+    monitoring: Monitoring = Field(default_factory=Monitoring, description="Collection of the forwarders' metrics.")
 
     @property
     def told_to_applications(self) -> dict[str, Any]:
@@ -272,24 +316,28 @@ class Condition(Part):
     """One aspect of the state, in the shape that Kubernetes has for it."""
 
     type: str = Field(description="Accepted, Ready, Progressing, Degraded, Stalled or AppsOutdated.")
-    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
-    reason: str = Field(description="Why, in one word.")
-    message: str = Field(description="Why, for people.")
-    observed_generation: int = Field(0, json_schema_extra=INT64, description="Of which version of the spec.")
-    last_transition_time: str = Field(json_schema_extra={"format": "date-time"}, description="Since when.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
+    reason: str = Field(description="Reason in one word.")
+    message: str = Field(description="Reason as text.")
+    observed_generation: int = Field(
+        0, json_schema_extra=INT64, description="Generation of the resource that the condition describes."
+    )
+    last_transition_time: str = Field(
+        json_schema_extra={"format": "date-time"}, description="When the condition last changed."
+    )
 
 
 class Binding(Part):
-    """The Secret that tells other tools how to connect (servicebinding.io)."""
+    """Secret with the connection settings for other tools (servicebinding.io)."""
 
-    name: str = Field(description="Its name, in the layer's namespace.")
+    name: str = Field(description="Name of the Secret, in the layer's namespace.")
 
 
 class AppSettings(Part):
     """What pods of applications learn at their start."""
 
-    digest: str = Field(description="Changes with the settings.")
-    since: str = Field("", description="When they changed last: pods that are older have those of before.")
+    digest: str = Field(description="Digest of the settings.")
+    since: str = Field("", description="When the settings last changed; older pods have the previous settings.")
 
 
 class Status(Part):
@@ -297,26 +345,30 @@ class Status(Part):
 
     model_config = ConfigDict(frozen=False)
 
-    observed_generation: int = Field(json_schema_extra=INT64, description="The version of the spec that this tells of.")
+    observed_generation: int = Field(
+        json_schema_extra=INT64, description="Generation of the resource that this status describes."
+    )
     conditions: list[Condition] = Field(
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         description="Accepted, Ready, Progressing, Degraded, Stalled and AppsOutdated.",
     )
-    replicas: int = Field(description="How many pods of forwarders there are.")
-    forwarders: int = Field(description="How many forwarders there should be.")
-    ready_forwarders: int = Field(description="How many of them are ready.")
-    ready: str = Field(description="Ready forwarders of how many, for the table.")
-    selector: str = Field(description="Labels of the forwarders' pods.")
-    version: str | None = Field(None, description="Version of the operator that the forwarders' pods are made by.")
-    addresses: list[str] | None = Field(
-        None, description="Where the forwarders listen: for producers, and for consumers."
+    replicas: int = Field(description="Number of forwarder pods.")
+    forwarders: int = Field(description="Desired number of forwarders.")
+    ready_forwarders: int = Field(description="Number of ready forwarders.")
+    ready: str = Field(description="Ready and desired forwarders, such as 2/2, for the table of kubectl.")
+    selector: str = Field(description="Label selector of the forwarders' pods.")
+    version: str | None = Field(
+        None, description="Version of the operator that last applied the forwarders' Deployment."
     )
-    settings: AppSettings | None = Field(None, description="What pods of applications learn at their start.")
+    addresses: list[str] | None = Field(
+        None, description="Addresses of the forwarders: for producers, then for subscribers."
+    )
+    settings: AppSettings | None = Field(None, description="Settings that pods of applications read at their start.")
     keys_rotated_for: str | None = Field(
-        None, description="The rotateNow that is done: keys from before are on no list of allowed keys any more."
+        None, description="Last completed rotateNow: earlier keys are no longer on any list of allowed keys."
     )
     binding: Binding | None = Field(
-        None, description="The Secret that tells other tools how to connect (servicebinding.io)."
+        None, description="Secret with the connection settings for other tools (servicebinding.io)."
     )
 
 
@@ -370,7 +422,7 @@ def parse(resource: dict[str, Any], *, ignores_unknown: bool = False) -> Spec:
     """
     spec = resource.get("spec") or {}
     if len(json.dumps(spec)) > LARGEST_SPEC:
-        raise SpecError(f"spec: it has more than {LARGEST_SPEC} characters")
+        raise SpecError(f"spec: longer than {LARGEST_SPEC} characters")
     try:
         return Spec.model_validate(spec, extra="ignore" if ignores_unknown else "forbid")
     except ValidationError as error:
@@ -416,7 +468,8 @@ class Limits:
         if refused:
             said = "; ".join(f"spec.{one}" for one in refused)
             raise SpecError(
-                f"not allowed in this cluster: {said}. The names in brackets are values of the operator's chart"
+                f"not allowed in this cluster: {said}. The names in brackets are the values of the operator's chart "
+                "that allow it"
             )
 
 

@@ -20,45 +20,51 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    namespace: str = Field("default", description="Where the operator itself runs: its Lease and certificates.")
+    namespace: str = Field("default", description="Namespace of the operator, with its Lease and certificates.")
     watch_namespaces: Names = Field(
-        default_factory=list, description="Namespaces with layers, separated by commas; empty for all."
+        default_factory=list, description="Namespaces to watch for layers, separated by commas; empty for all."
     )
-    identity: str = Field("channels-zmq-operator", description="Name of this replica, that of its pod.")
-    forwarder_image: str = Field("channels-zmq-forwarder:0.1.0", description="The forwarders' default image.")
+    identity: str = Field("channels-zmq-operator", description="Name of this replica: the name of its pod.")
+    forwarder_image: str = Field("channels-zmq-forwarder:0.1.0", description="Default image of the forwarders.")
     cluster_domain: str = Field(
-        "cluster.local", description="DNS domain of the cluster's Services; empty for names that pods complete."
+        "cluster.local",
+        description="DNS domain of the cluster's Services; empty for names without it, which pods complete.",
     )
     restrict_layers: Literal["Auto", "Always", "Never"] = Field(
         "Auto",
-        description="Whether layers may choose only what the next four settings allow; Auto: with all namespaces.",
+        description="Whether layers may use only what the next four settings allow; Auto: if all namespaces are "
+        "watched.",
     )
-    image_overrides: bool = Field(False, description="Whether layers may name another image.")
-    allowed_labels: Names = Field(default_factory=list, description="Prefixes of labels for pods, separated by commas.")
+    image_overrides: bool = Field(False, description="Whether layers may use another image.")
+    allowed_labels: Names = Field(
+        default_factory=list, description="Prefixes of allowed pod labels, separated by commas."
+    )
     allowed_annotations: Names = Field(
-        default_factory=list, description="Prefixes of annotations for pods, separated by commas."
+        default_factory=list, description="Prefixes of allowed pod annotations, separated by commas."
     )
-    pod_overrides: bool = Field(False, description="Whether layers may change more of their pods than where they run.")
+    pod_overrides: bool = Field(False, description="Whether layers may change more of their pods than scheduling.")
     service_monitor_labels: Names = Field(
         default_factory=list,
         description="Labels of the forwarders' ServiceMonitors, such as `release=prometheus`, separated by commas.",
     )
-    service_monitor_interval: str = Field("30s", description="How often the forwarders' metrics are read.")
+    service_monitor_interval: str = Field("30s", description="Scrape interval of the forwarders' metrics.")
     webhook_name: str = Field("", description="Name of the MutatingWebhookConfiguration; empty for no webhook.")
     webhook_service: str = Field("channels-zmq-webhook", description="Name of the webhook's Service.")
-    webhook_secret: str = Field("channels-zmq-webhook", description="Name of the Secret with its certificate.")
-    certificates: Literal["Operator", "External"] = Field(
-        "Operator", description="Whether the operator makes the webhook's certificates, or somebody else does."
+    webhook_secret: str = Field(
+        "channels-zmq-webhook", description="Name of the Secret with the webhook's certificate."
     )
-    certificate_folder: str = Field("/certificates", description="Where the webhook finds its certificate.")
-    webhook_port: int = Field(10250, ge=1, le=65535, description="Where the webhook listens.")
-    admin_port: int = Field(8080, ge=1, le=65535, description="Health and metrics.")
-    resync: float = Field(600.0, gt=0, description="Seconds after which every layer is looked at again.")
-    workers: int = Field(8, ge=1, le=100, description="Layers that are worked on at once.")
-    leader_election: bool = Field(False, description="Several replicas, of which one works.")
-    lease_name: str = Field("channels-zmq-operator", description="Name of the Lease of the one that works.")
-    log_format: Literal["plain", "json"] = Field("plain", description="How log lines look.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
+    certificates: Literal["Operator", "External"] = Field(
+        "Operator", description="Whether the operator issues the webhook's certificates, or another program."
+    )
+    certificate_folder: str = Field("/certificates", description="Directory of the webhook's certificate.")
+    webhook_port: int = Field(10250, ge=1, le=65535, description="Port of the webhook.")
+    admin_port: int = Field(8080, ge=1, le=65535, description="Port of health checks and metrics.")
+    resync: float = Field(600.0, gt=0, description="Seconds after which every layer is reconciled again.")
+    workers: int = Field(8, ge=1, le=100, description="Number of layers that are reconciled concurrently.")
+    leader_election: bool = Field(False, description="Whether replicas elect a leader; only the leader reconciles.")
+    lease_name: str = Field("channels-zmq-operator", description="Name of the Lease that the leader holds.")
+    log_format: Literal["plain", "json"] = Field("plain", description="Format of log lines.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Minimum level of log lines.")
 
     @field_validator(
         "watch_namespaces", "allowed_labels", "allowed_annotations", "service_monitor_labels", mode="before"

@@ -60,15 +60,19 @@ class Webhook:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         prefix = "channels_zmq_webhook"
-        self._reviews = Counter(f"{prefix}_reviews", "Reviews, by outcome.", ["outcome"], registry=self.registry)
+        self._reviews = Counter(
+            f"{prefix}_reviews", "Admission reviews, by outcome.", ["outcome"], registry=self.registry
+        )
         self._duration = Histogram(
             f"{prefix}_review_duration_seconds",
-            "How long a review took.",
+            "Duration of an admission review.",
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25),
             registry=self.registry,
         )
         self.expires = Gauge(
-            f"{prefix}_certificate_expiry_timestamp_seconds", "When the certificate expires.", registry=self.registry
+            f"{prefix}_certificate_expiry_timestamp_seconds",
+            "Time at which the certificate expires.",
+            registry=self.registry,
         )
         self.serves = False
         """Whether there is a certificate to serve with."""

@@ -101,7 +101,7 @@ async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(
     assert (await page.get("/livez"))[0] == 200
     now = time.monotonic()
     monkeypatch.setattr(admin_module, "time", SimpleNamespace(monotonic=lambda: now + BEATS_WITHIN + 1))
-    assert (await page.get("/livez"))[::2] == (503, "its periodic tasks have stopped\n")
+    assert (await page.get("/livez"))[::2] == (503, "periodic tasks have stopped\n")
     page.admin.beat(0.0)
     assert (await page.get("/livez"))[0] == 200
 

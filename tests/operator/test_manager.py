@@ -334,7 +334,7 @@ async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:
         queue.add(("home", "chat"))
         assert (await livez())[0] == 200
         clock.now += STUCK_AFTER + 1
-        assert await livez() == (500, "no layer was looked at for 301 s\n")
+        assert await livez() == (500, "no layer was reconciled for 301 s\n")
 
 
 # Several replicas

@@ -11,7 +11,7 @@ from channels_zmq_operator.models import LARGEST_SPEC, PLACEMENT, Limits, Owner,
 def test_a_large_spec_is_refused() -> None:
     """The operator keeps those of all layers; some fields take anything."""
     parse({"spec": {"resources": {"x": "x" * (LARGEST_SPEC - 100)}}})
-    with pytest.raises(SpecError, match=f"spec: it has more than {LARGEST_SPEC} characters"):
+    with pytest.raises(SpecError, match=f"spec: longer than {LARGEST_SPEC} characters"):
         parse({"spec": {"resources": {"x": "x" * LARGEST_SPEC}}})
 
 
@@ -44,8 +44,8 @@ def test_names_outside_are_camel_case() -> None:
         ({"layer": {"capacity": 0}}, "spec.layer.capacity: Input should be greater than or equal to 1"),
         ({"layer": {"channelCapacity": {"a": 0}}}, "spec.layer.channelCapacity.a: Input should be greater"),
         ({"layer": {"maxMessageSize": "16MB"}}, "spec.layer.maxMessageSize: '16MB' is not a size such as 16Mi"),
-        ({"layer": {"maxMessageSize": 0}}, "spec.layer.maxMessageSize: 0 is not from 1 to 2Gi"),
-        ({"layer": {"maxMessageSize": "3Gi"}}, "spec.layer.maxMessageSize: '3Gi' is not from 1 to 2Gi"),
+        ({"layer": {"maxMessageSize": 0}}, "spec.layer.maxMessageSize: 0 is outside 1 to 2Gi"),
+        ({"layer": {"maxMessageSize": "3Gi"}}, "spec.layer.maxMessageSize: '3Gi' is outside 1 to 2Gi"),
         ({"layer": {"maxMessageSize": None}}, "spec.layer.maxMessageSize: None is not a size"),
         ({"layer": {"maxMessageSize": True}}, "spec.layer.maxMessageSize: True is not a size"),
         ({"security": {"curve": "Perhaps"}}, "spec.security.curve: Input should be 'Enabled' or 'Disabled'"),
@@ -54,11 +54,11 @@ def test_names_outside_are_camel_case() -> None:
         ({"security": {"rotateEvery": 5}}, "spec.security.rotateEvery: "),
         (
             {"podTemplate": {"spec": {"tolerations": ["x"]}}},
-            "spec.podTemplate.spec: tolerations is not a list of objects",
+            "spec.podTemplate.spec: tolerations must be a list of objects",
         ),
         (
             {"podTemplate": {"spec": {"tolerations": [{"key": {"a": "b"}}]}}},
-            "spec.podTemplate.spec: a key or an effect of tolerations is not text",
+            "spec.podTemplate.spec: key and effect of a toleration must be strings",
         ),
         ({"image": []}, "spec.image: "),
         ([], "spec: "),
@@ -146,7 +146,7 @@ def test_limits_name_every_field_that_is_not_allowed() -> None:
         "spec.podTemplate.metadata.annotations.identity (layers.allowedAnnotations); "
         "spec.podTemplate.spec.serviceAccountName (layers.podOverrides); "
         "spec.podTemplate.spec.hostNetwork (layers.podOverrides). "
-        "The names in brackets are values of the operator's chart"
+        "The names in brackets are the values of the operator's chart that allow it"
     )
 
 
