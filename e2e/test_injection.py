@@ -175,8 +175,8 @@ def test_a_pod_made_before_its_layer_waits_and_then_starts(namespace: str) -> No
 
 
 WRONG: list[tuple[str, dict[str, str], dict[str, str], str]] = [
-    ("no name", {LAYER_LABEL: "Chat"}, {}, "is not the name of a layer"),
-    ("no alias", LABELS, {"channels-zmq.io/alias": "a-b"}, "is not an alias"),
+    ("no name", {LAYER_LABEL: "Chat"}, {}, "is not a valid layer name"),
+    ("no alias", LABELS, {"channels-zmq.io/alias": "a-b"}, "is not a valid alias"),
     ("no pair", LABELS, {"channels-zmq.io/layers": "jobs"}, "is not ALIAS=LAYER"),
     ("no such container", LABELS, {"channels-zmq.io/containers": "web"}, "the pod has no container web"),
 ]

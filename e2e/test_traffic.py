@@ -151,7 +151,7 @@ def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(
         ),
         "the layer is degraded",
     )
-    assert "it ended with" in degraded["message"]
+    assert "a container ended with" in degraded["message"]
     assert conditions("chat", namespace=namespace)["Ready"]["status"] == "False"
     alerts.hold("ForwarderDown", "LayerDegraded", "LayerNotReady")
     for name in forwarders(namespace):

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="channels-zmq-operator", description="The operator of channels-zmq.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="watch layers and run their forwarders")
-    commands.add_parser("webhook", help="inject layers into pods")
+    commands.add_parser("run", help="run the operator")
+    commands.add_parser("webhook", help="run the webhook that injects layers into pods")
     commands.add_parser("crd", help="print the CustomResourceDefinition")
-    rendering = commands.add_parser("render", help="print what a layer is made of; keys are shown as zeros")
+    rendering = commands.add_parser("render", help="print the objects of a layer; keys are shown as zeros")
     rendering.add_argument("-f", "--file", required=True, help="YAML of a ZmqChannelLayer, - for standard input")
     given = parser.parse_args(arguments)
     if given.command == "crd":
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             _run(lambda stop: run(settings, stop))
     except Exception as error:
-        logging.getLogger("channels_zmq_operator").critical("ended by an error: %s", error, exc_info=True)
+        logging.getLogger("channels_zmq_operator").critical("stopped by an error: %s", error, exc_info=True)
         return FAILED
     return 0
 
@@ -59,10 +59,10 @@ def _render(path: str) -> int:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
         resource = yaml.safe_load(text)
         if not isinstance(resource, dict) or resource.get("kind") != KIND:
-            raise SpecError(f"there is no {KIND} in it")
+            raise SpecError(f"not a {KIND}")
         metadata = resource.get("metadata")
         if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
-            raise SpecError("it has no metadata.name")
+            raise SpecError("metadata.name is missing")
         owner, spec = Owner.of(resource), parse(resource)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, SpecError) as error:
         print(f"channels-zmq-operator render: {path}: {error}", file=sys.stderr)

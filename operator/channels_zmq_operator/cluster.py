@@ -77,7 +77,7 @@ class NameTaken(ClusterError):
 
     def __init__(self, kind: str, namespace: str, name: str) -> None:
         what = f"{kind} {namespace}/{name}"
-        super().__init__(what, 0, self.condition, "it was not made for this layer: rename or delete it")
+        super().__init__(what, 0, self.condition, "it exists and does not belong to this layer: rename or delete it")
 
 
 class Cluster(Protocol):
@@ -196,7 +196,7 @@ class RealCluster:
         except ValueError as error:
             raise ClusterError(what, 0, "NoJSON", str(error)) from error
         if not isinstance(found, dict):
-            raise ClusterError(what, 0, "NoJSON", "the answer is not an object")
+            raise ClusterError(what, 0, "NoJSON", "the response is not an object")
         return found
 
 

@@ -38,4 +38,4 @@ async def make_event(
     try:
         await cluster.create(event)
     except ClusterError as error:
-        logger.warning("no event could be made: %s", error)
+        logger.warning("the event could not be created: %s", error)

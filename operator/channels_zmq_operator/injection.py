@@ -62,21 +62,24 @@ def wish(pod: Manifest) -> Wish:
     parts = [part.strip() for part in annotations.get(LAYERS_ANNOTATION, "").split(",")]
     parts = [part for part in parts if part]
     if len(layers) + len(parts) > MOST_LAYERS:
-        raise InjectionError(f"{LAYERS_ANNOTATION}: a pod has at most {MOST_LAYERS} layers, not {len(parts)} more")
+        raise InjectionError(
+            f"{LAYERS_ANNOTATION}: a pod has at most {MOST_LAYERS} layers, this one has {len(layers) + len(parts)}"
+        )
     for part in parts:
         alias, equals, layer = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise InjectionError(f"{LAYERS_ANNOTATION}: {part!r} is not ALIAS=LAYER")
         if layers.setdefault(alias, layer) != layer:
-            raise InjectionError(f"{LAYERS_ANNOTATION}: {alias} is {layers[alias]!r} and {layer!r}")
+            raise InjectionError(f"{LAYERS_ANNOTATION}: alias {alias} has two layers, {layers[alias]!r} and {layer!r}")
     for alias, layer in layers.items():
         if not _ALIAS.fullmatch(alias) or len(alias) > LONGEST_ALIAS:
             raise InjectionError(
-                f"{alias!r} is not an alias: at most {LONGEST_ALIAS} lower-case letters, digits and single underscores"
+                f"{alias!r} is not a valid alias: at most {LONGEST_ALIAS} lower-case letters, digits and single "
+                "underscores"
             )
         if not _LAYER.fullmatch(layer) or len(layer) > LONGEST_NAME:
             raise InjectionError(
-                f"{layer!r} is not the name of a layer: at most {LONGEST_NAME} letters, digits and hyphens"
+                f"{layer!r} is not a valid layer name: at most {LONGEST_NAME} letters, digits and hyphens"
             )
     return Wish(layers, _named_containers(pod, annotations) if layers else None)
 
@@ -133,7 +136,7 @@ def _texts(pod: Manifest, field: str) -> dict[str, str]:
         raise InjectionError(f"metadata.{field} is not a map")
     for key, value in found.items():
         if str(key).startswith(f"{GROUP}/") and not isinstance(value, str):
-            raise InjectionError(f"metadata.{field}: {key} is not text")
+            raise InjectionError(f"metadata.{field}: {key} is not a string")
     return found
 
 

@@ -63,7 +63,7 @@ class LeaderElection:
         """Wait until this replica leads; return whether it does, or was told to stop meanwhile."""
         while not stop.is_set():
             if await self.attempt():
-                logger.info("%s leads", self.identity)
+                logger.info("%s is the leader", self.identity)
                 return True
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._duration * RENEWS)
@@ -88,7 +88,7 @@ class LeaderElection:
             if lease is not None and spec.get("holderIdentity") == self.identity:
                 await self._cluster.replace({**lease, "spec": {**spec, "holderIdentity": ""}})
         except ClusterError as error:
-            logger.warning("the lease could not be given up: %s", error)
+            logger.warning("the Lease could not be released: %s", error)
 
     async def attempt(self) -> bool:
         """Take the Lease if that is possible, or renew it; return whether this replica leads."""
@@ -105,7 +105,7 @@ class LeaderElection:
         except ClusterError as error:
             if str(error) != self._told:
                 self._told = str(error)
-                logger.warning("the lease could not be renewed: %s", error)
+                logger.warning("the Lease could not be renewed: %s", error)
             return self.leads
         self._told = ""
         self._until = begun + self._duration * LEADS

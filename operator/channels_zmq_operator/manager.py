@@ -122,7 +122,7 @@ async def _first(tasks: "list[asyncio.Task[Any]]", wanted: "asyncio.Task[Any]") 
     """Wait until the task that is wanted ends; any other that ends is a failure, and its error is the cause."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done - {wanted}:
-        raise ManagerError("another replica leads, or a part of the operator has ended") from task.exception()
+        raise ManagerError("another replica is the leader, or a task of the operator has ended") from task.exception()
     wanted.result()
 
 
@@ -143,7 +143,7 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> tuple
         try:
             if await cluster.serves(KIND):
                 return await cluster.serves("ServiceMonitor"), await cluster.serves("SecurityContextConstraints")
-            problem = f"the cluster does not know {KIND}: is its CustomResourceDefinition installed?"
+            problem = f"the cluster has no kind {KIND}: is its CustomResourceDefinition installed?"
         except ClusterError as error:
             problem = str(error)
         if problem != told:
@@ -206,7 +206,7 @@ async def _check_watches(
         await asyncio.sleep(SHOWN_WITHIN)
         after = await unseen()
         if still := sorted(name for version, name in after.items() if version in before):
-            raise ManagerError(f"a watch has died: it has not shown {still[0]} for {SHOWN_WITHIN:g} s")
+            raise ManagerError(f"a watch has stopped: it has not reported {still[0]} for {SHOWN_WITHIN:g} s")
 
 
 DURATION = Histogram(

@@ -44,7 +44,7 @@ def _of_container(container: Manifest) -> str:
     ended = before.get("terminated") or state.get("terminated") or {}
     reason = waiting.get("reason", "")
     if ended.get("exitCode"):  # the same whether it is running again, or waits for that
-        return f"it ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
+        return f"a container ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
     return "" if not reason or reason in WAITING_FOR_ITS_TURN else _said(reason, waiting.get("message"))
 
 

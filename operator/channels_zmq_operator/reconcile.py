@@ -218,7 +218,7 @@ class Reconciler:
         await self._prune(known, owner, manifests)
         known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         if keys is not None and rotated_at and keys.rotated_at != rotated_at:
-            await self._note(owner, "KeysRotated", "the applications have a new key")
+            await self._note(owner, "KeysRotated", "the applications' key was rotated")
         await self._count_outdated(known, owner, spec)
         if known.waits:
             again = min(again, WAIT)
@@ -346,7 +346,7 @@ class Reconciler:
         known.resource = {**known.resource, "status": answer.get("status", after)}
         if progress["reason"] == "Complete" and progress_before.get("reason") == "RollingOut":
             await self._note(
-                owner, "RolledOut", f"{status.condition(after, 'Ready')['message']}, of version {__version__}"
+                owner, "RolledOut", f"{status.condition(after, 'Ready')['message']}, version {__version__}"
             )
 
     async def _tell(self, known: Known, owner: Owner, reason: str, message: str) -> None:

@@ -205,16 +205,16 @@ def _ready(seen: Seen, rollout: Rollout) -> Said:
 
 def _progressing(seen: Seen, rollout: Rollout) -> Said:
     if seen.problem:
-        return Said(False, "SpecInvalid", "nothing is done until the spec is valid")
+        return Said(False, "SpecInvalid", "no changes are made until the spec is valid")
     if seen.paused:
-        return Said(False, "Paused", "nothing is changed as long as spec.paused is true")
+        return Said(False, "Paused", "no changes are made while spec.paused is true")
     if seen.waits:
-        return Said(True, "UpgradeWaits", "the forwarders are replaced when another layer's upgrade is complete")
+        return Said(True, "UpgradeWaits", "the forwarders are replaced after another layer's upgrade is complete")
     if seen.refusal:
         return Said(True, seen.refused_as, seen.refusal)
     if rollout.complete:
-        return Said(False, "Complete", "all forwarders are as the spec says")
-    return Said(True, "RollingOut", "forwarders are starting or ending")
+        return Said(False, "Complete", "all forwarders match the spec")
+    return Said(True, "RollingOut", "forwarders are starting or terminating")
 
 
 def _degraded(seen: Seen, rollout: Rollout) -> Said:
@@ -222,7 +222,7 @@ def _degraded(seen: Seen, rollout: Rollout) -> Said:
         return Said(True, seen.refused_as, seen.refusal)
     if rollout.failing:
         return Said(True, "ForwarderFailing", rollout.failing)
-    return Said(False, "AsExpected", "everything is as it should be")
+    return Said(False, "AsExpected", "no problem was found")
 
 
 def _stalled(seen: Seen, rollout: Rollout) -> Said:
@@ -233,7 +233,7 @@ def _stalled(seen: Seen, rollout: Rollout) -> Said:
         return Said(True, "NameTaken", seen.refusal)
     if rollout.given_up:
         return Said(True, "ForwarderFailing", rollout.failing)
-    return Said(False, "NotStalled", "nothing waits for anybody")
+    return Said(False, "NotStalled", "no intervention is necessary")
 
 
 def _apps_outdated(seen: Seen, before: dict[str, Any]) -> Said:
@@ -241,8 +241,10 @@ def _apps_outdated(seen: Seen, before: dict[str, Any]) -> Said:
         return Said(known["status"] == "True", known["reason"], known["message"])
     if seen.outdated:
         pods = "1 pod" if seen.outdated == 1 else f"{seen.outdated} pods"
-        return Said(True, "RestartNeeded", f"{pods} of applications began with settings of before: restart them")
-    return Said(False, "UpToDate", "no pod of an application is older than the settings")
+        return Said(
+            True, "RestartNeeded", f"{pods} of applications started before the settings changed: restart required"
+        )
+    return Said(False, "UpToDate", "all pods of applications have the current settings")
 
 
 def _condition(owner: Owner, before: dict[str, Any], now: str, kind: str, said: Said) -> Condition:

@@ -96,7 +96,7 @@ class Webhook:
             except TimeoutError:
                 outcome = "timeout"
                 logger.warning(
-                    "a review was given up: it was not sent, or its answer not taken, in %g s", self._patience
+                    "gave up an admission review: the request or the response took longer than %g s", self._patience
                 )
                 if request.transport is not None:
                     request.transport.abort()
@@ -154,8 +154,8 @@ def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
     except InjectionError as error:
         return "denied", _review(uid, allowed=False, message=str(error))
     except Exception as error:  # an exception helps no one here
-        logger.warning("a review that cannot be understood: %s: %s", type(error).__name__, error)
-        message = f"no AdmissionReview of a pod: {type(error).__name__}: {error}"
+        logger.warning("invalid admission review: %s: %s", type(error).__name__, error)
+        message = f"not an AdmissionReview of a pod: {type(error).__name__}: {error}"
         return "malformed", _review(uid, allowed=False, message=message)
     return "injected" if operations else "unchanged", _review(uid, allowed=True, operations=operations)
 
@@ -228,7 +228,7 @@ class Certificate:
         except (OSError, ValueError) as error:
             if str(error) != self._complained:
                 self._complained = str(error)
-                kept = "the last one stays" if self._state is not None else "waiting for one"
+                kept = "keeping the previous one" if self._state is not None else "waiting for one"
                 logger.warning("the certificate cannot be read, %s: %s", kept, error)
         return self._state is not None and self.expires > time.time()
 

@@ -60,9 +60,9 @@ class WebhookCertificates:
         try:
             await self.look()
         except ClusterError as error:
-            logger.warning("the webhook is not trusted yet, again in %g s: %s", self._retry, error)
+            logger.warning("the webhook is not trusted yet, retrying in %g s: %s", self._retry, error)
         except Exception:
-            logger.exception("the webhook's certificate could not be looked after, again in %g s", self._retry)
+            logger.exception("the webhook's certificate could not be checked, retrying in %g s", self._retry)
         else:
             self._retry = FIRST_RETRY
             return LOOK_EVERY

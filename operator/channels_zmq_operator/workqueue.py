@@ -65,7 +65,7 @@ class WorkQueue:
             except ClusterError as error:
                 again = self._after_failure(key, error)
             except Exception as error:
-                logger.exception("%s/%s: an unexpected error", *key)
+                logger.exception("%s/%s: unexpected error", *key)
                 again = self._after_failure(key, error)
             finally:
                 del self._running[key]
@@ -78,7 +78,7 @@ class WorkQueue:
         self.failed += 1
         count = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (count - 1))
-        logger.warning("%s/%s: again in %.1f s, after: %s", *key, delay, error)
+        logger.warning("%s/%s: retrying in %.1f s after: %s", *key, delay, error)
         return delay
 
     async def _next(self) -> Key:

@@ -100,7 +100,7 @@ class Case:
 
 LAYER: Labels = {"layer_namespace": "shop", "layer": "chat"}
 SERVICE: Labels = {"namespace": "shop", "service": "chat-forwarder"}
-TAKES_NONE = "A forwarder in shop takes no messages."
+TAKES_NONE = "A forwarder in shop accepts no messages."
 CASES = [
     Case(
         "ForwarderDown",
@@ -182,7 +182,7 @@ CASES = [
         {"forwarder-1": {"queue_age_seconds": "60", 'drops_total{cause="expired"}': "1+30x150"}},
         {},
         "forwarder-1",
-        "A message of a normal channel in shop waits for 60 s.",
+        "A message of a normal channel in shop has waited for 60 s.",
         {"ForwarderDrops"},
     ),
     Case(
@@ -200,7 +200,7 @@ CASES = [
         "a client has an old key, and connects again and again",
         {"forwarder-2": {"refused_handshakes_total": "4+1x150"}},
         SERVICE,
-        summary="The forwarder chat-forwarder in shop refuses clients for their key.",
+        summary="The forwarder chat-forwarder in shop refuses clients because of their key.",
     ),
     Case(
         "RefusedHandshakes",
@@ -212,7 +212,7 @@ CASES = [
         "a forwarder finds no node",
         {"operator-1": LACKS | FAILS},
         LAYER,
-        summary="The layer chat in shop has fewer forwarders than it should have.",
+        summary="The layer chat in shop has fewer ready forwarders than desired.",
         beside={"LayerDegraded"},
     ),
     Case(
@@ -245,7 +245,7 @@ CASES = [
             | {AS_EXPECTED: GONE, condition("Degraded", "ClusterRefused"): "1"},
         },
         {"namespace": NAMESPACE},
-        summary="The operator cannot make the cluster what a layer says.",
+        summary="The operator fails to reconcile layers.",
         beside={"LayerDegraded"},
     ),
     Case(
@@ -261,14 +261,14 @@ CASES = [
             "operator-1@another": {"up": "1", 'info{version="1"}': "1", "leads": "1"},
         },
         {"namespace": NAMESPACE},
-        summary="No operator looks after the layers; what runs goes on.",
+        summary="No operator is running; existing forwarders keep running.",
     ),
     Case(
         "OperatorDown",
         "the nodes of both replicas are off",
         pods(DOWN, "operator-1", "operator-2"),
         {"namespace": NAMESPACE},
-        summary="No operator looks after the layers; what runs goes on.",
+        summary="No operator is running; existing forwarders keep running.",
     ),
     Case(
         "OperatorDown",
@@ -291,7 +291,7 @@ CASES = [
         "both replicas wait for the Lease",
         {"operator-1": {"leads": "0", READY: GONE, AS_EXPECTED: GONE}},
         {"namespace": NAMESPACE},
-        summary="No replica of the operator works; what runs goes on.",
+        summary="No replica of the operator is the leader; existing forwarders keep running.",
     ),
     Case(
         "NobodyLeads",
@@ -303,14 +303,14 @@ CASES = [
         "there is no webhook",
         pods(NO_TARGET, "webhook-1", "webhook-2"),
         {},
-        summary="No webhook answers; pods with the label channels-zmq.io/layer do not start.",
+        summary="No webhook is available; pods with the label channels-zmq.io/layer are not created.",
     ),
     Case(
         "WebhookDown",
         "the certificate has expired",
         {pod: {"certificate_expiry_timestamp_seconds": str(START)} for pod in ("webhook-1", "webhook-2")},
         {},
-        summary="No webhook answers; pods with the label channels-zmq.io/layer do not start.",
+        summary="No webhook is available; pods with the label channels-zmq.io/layer are not created.",
         beside={"WebhookCertificate"},
     ),
     Case(

@@ -141,7 +141,7 @@ BAD: dict[str, tuple[Values, str]] = {
     "an empty image": ({"image": {"repository": ""}}, "repository"),
     "an existing certificate without a name": (
         {"certificates": {"mode": "ExistingSecret"}},
-        "certificates.secretName: name the Secret with tls.crt and tls.key",
+        "certificates.secretName: set the name of the Secret with tls.crt and tls.key",
     ),
 }
 

@@ -59,15 +59,15 @@ def test_render_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: py
     "text, said",
     [
         ("a: [", "while parsing"),
-        ("", "there is no ZmqChannelLayer in it"),
-        ("[]", "there is no ZmqChannelLayer in it"),
-        ("text", "there is no ZmqChannelLayer in it"),
-        ("kind: ConfigMap\nmetadata: {name: x}\n", "there is no ZmqChannelLayer in it"),
-        ("kind: ZmqChannelLayer\n", "it has no metadata.name"),
-        ("kind: ZmqChannelLayer\nmetadata: [a]\n", "it has no metadata.name"),
+        ("", "not a ZmqChannelLayer"),
+        ("[]", "not a ZmqChannelLayer"),
+        ("text", "not a ZmqChannelLayer"),
+        ("kind: ConfigMap\nmetadata: {name: x}\n", "not a ZmqChannelLayer"),
+        ("kind: ZmqChannelLayer\n", "metadata.name is missing"),
+        ("kind: ZmqChannelLayer\nmetadata: [a]\n", "metadata.name is missing"),
         (LAYER.replace("}", ", namespace: 5}"), "namespace"),
-        ("kind: ZmqChannelLayer\nmetadata: {}\n", "it has no metadata.name"),
-        ("kind: ZmqChannelLayer\nmetadata: {name: [1]}\n", "it has no metadata.name"),
+        ("kind: ZmqChannelLayer\nmetadata: {}\n", "metadata.name is missing"),
+        ("kind: ZmqChannelLayer\nmetadata: {name: [1]}\n", "metadata.name is missing"),
         (LAYER + "spec: {layer: {capacity: 0}}\n", "spec.layer.capacity: "),
         (LAYER + "spec: text\n", "spec: "),
         (LAYER + "---\n" + LAYER, "expected a single document"),
@@ -134,7 +134,7 @@ def test_a_process_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(module, "_run", lambda work: asyncio.run(work(asyncio.Event())))
     assert main(["webhook"]) == FAILED
     line = json.loads(capsys.readouterr().err.splitlines()[-1])
-    assert line["message"] == "ended by an error: port in use"
+    assert line["message"] == "stopped by an error: port in use"
     assert "Traceback" in line["exception"]
 
 

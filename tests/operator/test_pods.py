@@ -42,7 +42,7 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "it ends again and again": (
         waiting("CrashLoopBackOff", "back-off 20s", terminated={"exitCode": 2, "reason": "Error"}),
-        "pod a: it ended with Error, exit code 2",
+        "pod a: a container ended with Error, exit code 2",
     ),
     "it was out of memory, and runs again": (
         {
@@ -50,11 +50,11 @@ CASES: dict[str, tuple[Any, str]] = {
                 {"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
             ]
         },
-        "pod a: it ended with OOMKilled, exit code 137",
+        "pod a: a container ended with OOMKilled, exit code 137",
     ),
     "it has just ended": (
         {"containerStatuses": [{"state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]},
-        "pod a: it ended with Error, exit code 1",
+        "pod a: a container ended with Error, exit code 1",
     ),
     "an init container waits": (
         {"initContainerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]},

@@ -82,7 +82,7 @@ async def test_the_forwarder_that_becomes_ready_is_told() -> None:
     assert world.asked() == [STATUS, ("create", "Event", "")]
     (event,) = world.events()
     assert (event["type"], event["reason"]) == ("Normal", "RolledOut")
-    assert event["note"] == f"2 of 2 forwarders are ready, of version {__version__}"
+    assert event["note"] == f"2 of 2 forwarders are ready, version {__version__}"
     assert world.condition("Ready") == ("True", "ForwardersReady")
     assert world.layer()["status"]["ready"] == "2/2"
     world.check()
@@ -123,7 +123,7 @@ async def test_a_name_that_is_taken_between_two_attempts_is_left_alone() -> None
     mine = world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mine": "1"}})
     world.cluster.refusal = lambda request: None
     world.due.add(KEY)
-    with pytest.raises(ClusterError, match="it was not made for this layer"):
+    with pytest.raises(ClusterError, match="it exists and does not belong to this layer"):
         await world.settle()
     assert world.child("ConfigMap", "chat-channels") == mine
 
@@ -446,7 +446,7 @@ async def test_what_is_not_ours_is_left_alone(kind: str, name: str, labels: dict
     world.cluster.put({"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": {"mine": 1}})
     before = world.child(kind, name)
     world.make({})
-    with pytest.raises(ClusterError, match=f"{kind} home/{name}: it was not made for this layer"):
+    with pytest.raises(ClusterError, match=f"{kind} home/{name}: it exists and does not belong to this layer"):
         await world.settle()
     assert world.child(kind, name) == before
     assert world.condition("Degraded") == ("True", "NameTaken")

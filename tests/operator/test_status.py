@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Seen, str]] = {
         "T/SpecValid F/ClusterRefused T/ClusterRefused T/ClusterRefused F/NotStalled F/UpToDate",
     ),
     "a name is taken": (
-        Seen(refusal="it was not made for this layer", refused_as="NameTaken"),
+        Seen(refusal="it exists and does not belong to this layer", refused_as="NameTaken"),
         "T/SpecValid F/NameTaken T/NameTaken T/NameTaken T/NameTaken F/UpToDate",
     ),
     "the cluster refuses a change": (

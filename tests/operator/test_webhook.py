@@ -98,7 +98,7 @@ def test_a_wish_that_cannot_be_understood_is_refused_in_words() -> None:
     response = answer(json.dumps(review({"metadata": {"labels": {LAYER_LABEL: "A_B"}}})).encode())
     assert not response["allowed"]
     assert response["uid"] == "u-1"
-    assert response["status"]["message"].startswith("channels-zmq: 'A_B' is not the name of a layer")
+    assert response["status"]["message"].startswith("channels-zmq: 'A_B' is not a valid layer name")
 
 
 @pytest.mark.parametrize("request_", [review(None), review(kind={"kind": "Deployment"}), review("text"), review([])])
@@ -454,7 +454,7 @@ async def test_a_long_review_that_does_not_arrive_loses_its_turn(
         with suppress(ConnectionError):
             assert await reader.read() == b""
         assert (await service.samples())["channels_zmq_webhook_reviews_total", "timeout"] == 1
-    assert "a review was given up" in caplog.text
+    assert "gave up an admission review" in caplog.text
 
 
 async def test_an_answer_that_is_not_taken_is_given_up(tmp_path: Path, ports: list[int]) -> None:
@@ -502,7 +502,7 @@ async def test_a_broken_pair_leaves_the_last_good_one(
             service.mount.put(broken)
 
             async def has_complained() -> bool:
-                return "the last one stays" in caplog.text
+                return "keeping the previous one" in caplog.text
 
             await until(has_complained)
             for _ in range(5):
@@ -510,7 +510,7 @@ async def test_a_broken_pair_leaves_the_last_good_one(
                 assert await service.is_ready()
             service.mount.put(third := pair())
             await until(lambda: service.serves(third))
-    assert len([message for message in caplog.messages if "the last one stays" in message]) == 1
+    assert len([message for message in caplog.messages if "keeping the previous one" in message]) == 1
 
 
 async def test_no_call_fails_while_the_certificate_is_renewed(tmp_path: Path, ports: list[int]) -> None:

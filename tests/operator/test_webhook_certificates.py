@@ -223,7 +223,7 @@ async def test_whatever_goes_wrong_it_goes_on(caplog: pytest.LogCaptureFixture) 
 
     world.cluster.refusal = broken
     assert await world.trust.attempt() == 1.0
-    assert "could not be looked after" in caplog.text
+    assert "could not be checked" in caplog.text
 
 
 async def until(holds: Callable[[], bool]) -> None:

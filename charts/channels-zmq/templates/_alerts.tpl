@@ -3,14 +3,14 @@
 {{- $rule := .Values.monitoring.prometheusRule -}}
 {{- $namespace := include "channels-zmq.namespace" . -}}
 - alert: ChannelsZmqForwarderDown
-  # Only forwarders that the layer lacks: the pod of a lost node stays after it was replaced, and one that waits for its
-  # image has others beside it. If no operator says how the layer is, every one counts.
+  # Counts only while the layer lacks forwarders: the pod of a lost node remains after it was replaced, and other forwarders
+  # serve while a new pod waits for its image. Without the operator's metric, every forwarder counts.
   expr: >-
     (channels_zmq_forwarder_ready == 0 or up{layer_namespace!=""} == 0)
     unless on (layer_namespace, layer) channels_zmq_operator_layer_condition{condition="Ready"} == 1
   for: 1m
   severity: critical
-  summary: A forwarder in {{ "{{ $labels.namespace }}" }} takes no messages.
+  summary: A forwarder in {{ "{{ $labels.namespace }}" }} accepts no messages.
 - alert: ChannelsZmqForwarderDrops
   expr: sum by (namespace, service, cause) (increase(channels_zmq_forwarder_drops_total[5m])) > 0
   for: 5m
@@ -20,45 +20,45 @@
   expr: channels_zmq_forwarder_queue_age_seconds > {{ $rule.queueAgeSeconds }}
   for: 2m
   severity: warning
-  summary: A message of a normal channel in {{ "{{ $labels.namespace }}" }} waits for {{ "{{ $value }}" }} s.
+  summary: A message of a normal channel in {{ "{{ $labels.namespace }}" }} has waited for {{ "{{ $value }}" }} s.
 - alert: ChannelsZmqRefusedHandshakes
   expr: sum by (namespace, service) (increase(channels_zmq_forwarder_refused_handshakes_total[5m])) > 0
   for: 5m
   severity: warning
-  summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} refuses clients for their key.
+  summary: The forwarder {{ "{{ $labels.service }}" }} in {{ "{{ $labels.namespace }}" }} refuses clients because of their key.
 - alert: ChannelsZmqLayerNotReady
   expr: min by (layer_namespace, layer) (channels_zmq_operator_layer_condition{condition="Ready"}) == 0
   for: 5m
   severity: critical
-  summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} has fewer forwarders than it should have.
+  summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} has fewer ready forwarders than desired.
 - alert: ChannelsZmqLayerDegraded
   expr: max by (layer_namespace, layer, reason) (channels_zmq_operator_layer_condition{condition="Degraded"}) == 1
   for: 15m
   severity: warning
   summary: The layer {{ "{{ $labels.layer }}" }} in {{ "{{ $labels.layer_namespace }}" }} is degraded ({{ "{{ $labels.reason }}" }}).
 - alert: ChannelsZmqReconcileErrors
-  # A layer that fails is tried again after a minute at most.
+  # The operator retries a failed layer after at most a minute.
   expr: sum by (namespace) (increase(channels_zmq_operator_reconcile_errors_total[5m])) > 0
   for: 10m
   severity: warning
-  summary: The operator cannot make the cluster what a layer says.
+  summary: The operator fails to reconcile layers.
 - alert: ChannelsZmqOperatorDown
   expr: absent(channels_zmq_operator_info{namespace="{{ $namespace }}"})
   for: 10m
   severity: warning
-  summary: No operator looks after the layers; what runs goes on.
+  summary: No operator is running; existing forwarders keep running.
 - alert: ChannelsZmqNobodyLeads
   expr: sum by (namespace) (channels_zmq_operator_leads) == 0
   for: 5m
   severity: warning
-  summary: No replica of the operator works; what runs goes on.
+  summary: No replica of the operator is the leader; existing forwarders keep running.
 {{- if include "channels-zmq.webhook" . }}
 - alert: ChannelsZmqWebhookDown
-  # One whose certificate has expired serves no reviews.
+  # A webhook with an expired certificate serves no reviews.
   expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds{namespace="{{ $namespace }}"} > time())
   for: 5m
   severity: critical
-  summary: No webhook answers; pods with the label channels-zmq.io/layer do not start.
+  summary: No webhook is available; pods with the label channels-zmq.io/layer are not created.
 - alert: ChannelsZmqWebhookCertificate
   expr: channels_zmq_webhook_certificate_expiry_timestamp_seconds - time() < {{ mul $rule.certificateDays 86400 }}
   for: 1h

@@ -1,4 +1,4 @@
-{{/* The name of everything; a Service's name has no dots and begins with a letter. */}}
+{{/* The name of all objects; a Service's name has no dots and begins with a letter. */}}
 {{- define "channels-zmq.fullname" -}}
 {{- $name := .Values.fullnameOverride -}}
 {{- if not $name -}}
@@ -11,12 +11,12 @@
 {{- $name | trunc 63 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* The namespace of everything. */}}
+{{/* The namespace of all objects. */}}
 {{- define "channels-zmq.namespace" -}}
 {{- default .Release.Namespace .Values.namespaceOverride -}}
 {{- end }}
 
-{{/* The name of one object: list of the context, what follows the full name, and the longest that it may be. */}}
+{{/* The name of one object: list of the context, the suffix, and the maximum length. */}}
 {{- define "channels-zmq.name" -}}
 {{- $suffix := index . 1 -}}
 {{- $longest := 63 -}}
@@ -33,7 +33,7 @@ app.kubernetes.io/instance: {{ $context.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* Labels of an object: list of the context and the component; the chart's own win. */}}
+{{/* Labels of an object: list of the context and the component; the chart's own take precedence. */}}
 {{- define "channels-zmq.labels" -}}
 {{- $context := index . 0 -}}
 {{- $own := dict
@@ -76,21 +76,21 @@ annotations:
 {{- else }}default{{ end -}}
 {{- end }}
 
-{{/* Whether there is a webhook, as text that is empty if not. */}}
+{{/* Whether the chart installs the webhook; empty if not. */}}
 {{- define "channels-zmq.webhook" -}}
 {{- if eq .Values.injection.mode "Webhook" }}yes{{ end -}}
 {{- end }}
 
-{{/* The Secret with the webhook's certificate; the operator makes a second one with 3 characters more. */}}
+{{/* The Secret with the webhook's certificate; the operator creates a second one whose name is 3 characters longer. */}}
 {{- define "channels-zmq.secret" -}}
 {{- $certificates := .Values.certificates -}}
 {{- if and (eq $certificates.mode "ExistingSecret") (not $certificates.secretName) -}}
-{{- fail "certificates.secretName: name the Secret with tls.crt and tls.key, as certificates.mode is ExistingSecret" -}}
+{{- fail "certificates.secretName: set the name of the Secret with tls.crt and tls.key: certificates.mode is ExistingSecret" -}}
 {{- end -}}
 {{- default (include "channels-zmq.name" (list . "webhook" 60)) $certificates.secretName -}}
 {{- end }}
 
-{{/* Namespaces that injection looks at, as a selector: the one of the values, and watchNamespaces. */}}
+{{/* Selector of the namespaces with injection: namespaceSelector of the values, restricted to watchNamespaces. */}}
 {{- define "channels-zmq.namespaceSelector" -}}
 {{- $selector := deepCopy .Values.injection.namespaceSelector -}}
 {{- with .Values.watchNamespaces -}}
@@ -100,7 +100,7 @@ annotations:
 {{- toYaml $selector -}}
 {{- end }}
 
-{{/* Conditions under which injection looks at a pod: neither a mirror of a static pod, nor the operator's own. */}}
+{{/* Conditions for injection: the pod is not the mirror of a static pod, and not one of the operator's or this release's. */}}
 {{- define "channels-zmq.matchConditions" -}}
 - name: is-no-mirror
   expression: >-

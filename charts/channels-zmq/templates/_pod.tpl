@@ -83,7 +83,7 @@ spec:
   {{- include "channels-zmq.scheduling" . | nindent 2 }}
 {{- end }}
 
-{{/* Where pods run: arguments as above. */}}
+{{/* Scheduling of pods: arguments as above. */}}
 {{- define "channels-zmq.scheduling" -}}
 {{- $values := get (index . 0).Values (index . 1) -}}
 {{- $selector := dict "matchLabels" (include "channels-zmq.selector" . | fromYaml) -}}

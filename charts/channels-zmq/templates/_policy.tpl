@@ -1,4 +1,4 @@
-{{/* What the policy's expressions share. It does what the webhook does; tests compare both. */}}
+{{/* Variables of the policy's expressions. The policy does the same as the webhook; tests compare both. */}}
 {{- define "channels-zmq.policyVariables" -}}
 - name: annotations
   expression: "has(object.metadata.annotations) ? object.metadata.annotations : {}"
@@ -24,7 +24,7 @@
     'channels-zmq.io/containers' in variables.annotations
     ? variables.annotations['channels-zmq.io/containers'].split(',').map(name, name.trim())
     .filter(name, name != '') : variables.all
-# Why the pod is refused. What could be costly is looked at only within the bounds.
+# Reasons for which the pod is refused. Costly checks run only within the bounds.
 - name: refusals
   expression: >-
     size(variables.parts) > 16 ? ['a pod has at most 16 layers'] :
@@ -38,7 +38,7 @@
     && other.split('=')[0] == part.split('=')[0])).map(part, part + ' is not the only layer of its alias')
     + ('channels-zmq.io/containers' in variables.annotations ? variables.chosen.filter(name, !(name in variables.all))
     .map(name, 'the pod has no container ' + name) : [])
-# A pod that chooses no container wants nothing.
+# A pod that selects no container gets no layer.
 - name: wishes
   expression: "size(variables.chosen) == 0 || size(variables.refusals) > 0 ? [] : variables.parts.distinct()"
 - name: layers
@@ -68,12 +68,12 @@
     'mountPath': dyn('/var/run/secrets/channels-zmq.io/' + layer), 'readOnly': dyn(true)})
 {{- end }}
 
-{{/* Nothing, or what cannot be applied to any pod; its path is the message that the pod's author gets. */}}
+{{/* An empty patch, or one that cannot be applied to any pod: its path is the message that the pod's author gets. */}}
 {{- define "channels-zmq.policyRefusals" -}}
 variables.refusals.map(reason, JSONPatch{op: 'remove', path: '/' + jsonpatch.escapeKey(reason)})
 {{- end }}
 
-{{/* The patch. A list that is not there yet is added whole: one operation in place of one for each entry. */}}
+{{/* The patch. A missing list is added as a whole: one operation instead of one for each entry. */}}
 {{- define "channels-zmq.policyPatch" -}}
 size(variables.wishes) == 0 ? [] : (
 {{- range $kind := list "containers" "initContainers" }}

@@ -1,4 +1,4 @@
-{{/* What the operator does in a namespace with layers. */}}
+{{/* Permissions of the operator in namespaces with layers. */}}
 {{- define "channels-zmq.rules" -}}
 - apiGroups: [channels-zmq.io]
   resources: [zmqchannellayers]
@@ -12,7 +12,7 @@
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch, create, patch, delete]
-# Why forwarders do not start, and which pods of applications have settings of before.
+# For the reasons why forwarders do not start, and for application pods with previous settings.
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
@@ -33,31 +33,31 @@
   verbs: [create]
 {{- end }}
 
-{{/* Whether the operator makes the webhook's certificates, as text that is empty if not. */}}
+{{/* Whether the operator issues the webhook's certificates; empty if not. */}}
 {{- define "channels-zmq.makesCertificates" -}}
 {{- if and (include "channels-zmq.webhook" .) (eq .Values.certificates.mode "Operator") }}yes{{ end -}}
 {{- end }}
 
-{{/* What the operator does in its own namespace. */}}
+{{/* Permissions of the operator in its own namespace. */}}
 {{- define "channels-zmq.ownRules" -}}
 {{- if gt (int .Values.operator.replicas) 1 }}
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   resourceNames: [{{ include "channels-zmq.name" (list . "operator") }}]
   verbs: [get, update]
-# If the chart's own is not there: Argo CD makes no Leases. What is created has no name that a rule could give.
+# If the chart's Lease is missing: Argo CD creates no Leases. A rule for create cannot restrict names.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
 {{- if and .Values.watchNamespaces (not (has (include "channels-zmq.namespace" .) .Values.watchNamespaces)) }}
-# That it was renewed.
+# For the event of the renewal.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
 {{- end }}
-# The webhook's certificate, and the authority that signs it.
+# The webhook's certificate, and the CA that signs it.
 - apiGroups: [""]
   resources: [secrets]
   resourceNames: [{{ include "channels-zmq.secret" . }}, {{ include "channels-zmq.secret" . }}-ca]
@@ -65,18 +65,18 @@
 {{- end }}
 {{- end }}
 
-{{/* What the operator does outside of namespaces. */}}
+{{/* Permissions of the operator on cluster-scoped objects. */}}
 {{- define "channels-zmq.clusterRules" -}}
 {{- if not .Values.watchNamespaces }}
 {{ include "channels-zmq.rules" . }}
-# Its own kind may be defined later than it starts, or again.
+# The CustomResourceDefinition may be created after the operator starts, or created again.
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   resourceNames: [zmqchannellayers.channels-zmq.io]
   verbs: [list, watch]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
-# It writes the authority of the webhook's certificate into this one.
+# For the CA of the webhook's certificate in this configuration.
 - apiGroups: [admissionregistration.k8s.io]
   resources: [mutatingwebhookconfigurations]
   resourceNames: [{{ include "channels-zmq.fullname" . }}]

@@ -1,10 +1,10 @@
-{{/* The namespace of the test: that of the release, unless the operator does not look there. */}}
+{{/* The namespace of the test: that of the release if the operator watches it, else the first watched one. */}}
 {{- define "channels-zmq.testNamespace" -}}
 {{- $watched := .Values.watchNamespaces -}}
 {{- if or (not $watched) (has (include "channels-zmq.namespace" .) $watched) }}{{ include "channels-zmq.namespace" . }}{{ else }}{{ first $watched }}{{ end -}}
 {{- end }}
 
-{{/* Annotations of one of the test's objects: list of the context and its turn. */}}
+{{/* Annotations of one of the test's objects: list of the context and its weight. */}}
 {{- define "channels-zmq.testHook" -}}
 helm.sh/hook: test
 helm.sh/hook-weight: {{ index . 1 | quote }}
