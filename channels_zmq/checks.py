@@ -41,7 +41,7 @@ def check_deployment(**given: Any) -> list[django.CheckMessage]:
     out: list[django.CheckMessage] = []
     for entry in entries(configured()):
         if entry.missing_file:
-            hint = "It may be mounted later; until it is there, no connection is made."
+            hint = "It may be mounted later; no connection is made until it exists."
             out.append(_warning("W006", f"Layer {entry.alias!r}: {entry.missing_file} does not exist.", hint))
         elif entry.layer is not None and is_alone(entry.layer):
             out += _alone(entry.alias, entry.layer.address)
@@ -66,9 +66,10 @@ def _shared(found: Iterable[Entry]) -> list[django.CheckMessage]:
     return [
         _warning(
             "W003",
-            f"Layers {', '.join(map(repr, aliases))} have no pub_socket_address, so they are one layer: a group of one "
-            "gets the messages for the group of that name of the others.",
-            "Give each an address of its own, such as inproc://other, or a prefix.",
+            f"Layers {', '.join(map(repr, aliases))} have no pub_socket_address, so they share one address: a group of "
+            "one "
+            "gets the messages for groups of the same name in the others.",
+            "Give each a separate address, such as inproc://other, or a prefix.",
         )
         for aliases in alike.values()
         if len(aliases) > 1
@@ -79,8 +80,8 @@ def _alone(alias: str, address: str) -> list[django.CheckMessage]:
     if settings.DEBUG:
         return []
     text = (
-        f"Layer {alias!r}: an embedded layer at {address} reaches only its own process. With several, users of "
-        "one do not get the messages of the others."
+        f"Layer {alias!r}: an embedded layer at {address} reaches only its own process. With several processes, "
+        "users of one do not get the messages of the others."
     )
     hint = "Use DedicatedZmqChannelLayer and a forwarder. With one process, add channels_zmq.W005 to "
     return [_warning("W005", text, f"{hint}SILENCED_SYSTEM_CHECKS.")]

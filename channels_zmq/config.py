@@ -199,7 +199,7 @@ class LayerConfig(BaseModel):
                 raise ValueError(f"{name} and {name}_file are both given: one is enough")
         own = self.curve_secret_key or self.curve_secret_key_file
         if own and not (self.curve_server_key or self.curve_server_key_file):
-            raise ValueError("curve_secret_key needs curve_server_key or curve_server_key_file beside it")
+            raise ValueError("curve_secret_key also needs curve_server_key or curve_server_key_file")
         return self
 
     @field_validator("channel_capacity", mode="before")
@@ -245,7 +245,7 @@ class EmbeddedConfig(LayerConfig):
         if self.pub_socket_address.startswith("inproc://") and (server or server_secret or allowed):
             raise ValueError(f"{self.pub_socket_address!r} reaches only this process, so it takes no curve_ settings")
         if server_secret and not server:
-            raise ValueError("curve_server_secret_key needs curve_server_key or curve_server_key_file beside it")
+            raise ValueError("curve_server_secret_key also needs curve_server_key or curve_server_key_file")
         if allowed and not server_secret:
             raise ValueError("a list of allowed keys needs curve_server_secret_key or curve_server_secret_key_file")
         return self

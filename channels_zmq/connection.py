@@ -335,7 +335,7 @@ class Connection:
             if status != Status.FLUSHING:
                 break
             if time.monotonic() > tries_until:
-                raise RequestRefused(f"{what}: the layer at {self.address} is flushed again and again")
+                raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
             await asyncio.sleep(FLUSHING_PAUSE)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
@@ -529,7 +529,9 @@ class Connection:
         flush = wire.Flush(self.inbox, number, wire.milliseconds(self._options.connect_timeout))
         status = await self._ask(number, wire.FLUSH.encode(flush), "flush()", repeats=False, to_all=True)
         if status == Status.REFUSED:
-            raise RequestRefused(f"flush(): {self.address} refuses it (--no-flush), or many flushes are under way")
+            raise RequestRefused(
+                f"flush(): {self.address} does not allow it (--no-flush), or too many flushes are in progress"
+            )
         if status == Status.GONE:
             raise FlushIncomplete(self.address, MAX_FLUSH)
 

@@ -111,7 +111,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                 continue
             break
         if not accepted:
-            raise ChannelFull(f"{capacity} messages wait on {channel!r} already (capacity)")
+            raise ChannelFull(f"{channel!r} already has {capacity} waiting messages (capacity)")
 
     async def receive(self, channel: str) -> Message:
         """Wait for the next message of a channel and return it; each message is returned once.
@@ -146,7 +146,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             raise StopConsumer
         connection = self._connection()
         if not target.is_normal and target.owner != connection.inbox:
-            whose = "belongs to another process" if target.owner else "was not made by new_channel()"
+            whose = "belongs to another process" if target.owner else "was not returned by new_channel()"
             raise TypeError(f"{channel!r} {whose}: this process cannot receive from it")
         return connection.receive(target.name, self.get_capacity(channel), normal=target.is_normal)
 
@@ -216,7 +216,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             RequestRefused: If the layer has a prefix, or the forwarder does not permit it.
         """
         if self._prefix:
-            raise RequestRefused("flush(): a layer with a `prefix` shares its address, and would empty the others, too")
+            raise RequestRefused(
+                "flush(): not allowed with a `prefix`: it would also flush the other layers at this address"
+            )
         await self._connection().flush()
 
     def stats(self) -> Stats:

@@ -201,11 +201,11 @@ class Keyring:
             if problem == self._last_problem:
                 return None
             self._last_problem = problem
-            return logging.ERROR, f"keeping the former encryption keys: {problem}"
+            return logging.ERROR, f"keeping the previous encryption keys: {problem}"
         self._seen, self._last_problem = state, ""
         with self._lock:
             self._use(texts)
-        return logging.INFO, f"encryption keys were read again: {len(texts)}"
+        return logging.INFO, f"reloaded the encryption keys: {len(texts)}"
 
     def _use(self, texts: Sequence[bytes]) -> None:
         # What was derived from the former keys goes last: a reader that finds the new table finds the new keys, too.
@@ -250,5 +250,5 @@ def _keys_in(path: str) -> list[bytes]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not keys:
-        raise ValueError(f"{path}: no key")
+        raise ValueError(f"{path}: contains no key")
     return keys

@@ -57,7 +57,7 @@ def _alias_and_key(variable: str) -> tuple[str, str]:
         return "default", rest.lower()
     alias, _, key = rest[1:].partition("__")
     if not alias or not key:
-        raise ConfigurationError(variable, "variables for an alias are CHANNELS_ZMQ__<ALIAS>__<KEY>")
+        raise ConfigurationError(variable, "a variable for an alias has the form CHANNELS_ZMQ__<ALIAS>__<KEY>")
     return alias.lower(), key.lower()
 
 
@@ -89,12 +89,12 @@ def _options(variable: str, text: str, model: type[LayerConfig]) -> dict[str, An
     except ValueError as error:
         raise ConfigurationError(variable, f"invalid JSON object: {error}") from None
     if not isinstance(options, dict):
-        raise ConfigurationError(variable, f"a JSON object is needed, not {text}")
+        raise ConfigurationError(variable, f"must be a JSON object, not {text}")
     for key in options:
         if _NO_OPTION.search(key):
-            raise ConfigurationError(f"{variable}[{key!r}]", "addresses and keys need variables of their own")
+            raise ConfigurationError(f"{variable}[{key!r}]", "addresses and keys have separate variables")
         if key not in model.model_fields:
-            logger.warning("%s[%r] is unknown to this version, and ignored", variable, key)
+            logger.warning("ignoring %s[%r], which this version does not know", variable, key)
     return {key: value for key, value in options.items() if key in model.model_fields}
 
 

@@ -11,7 +11,7 @@ ChannelsZmqError
 │   ├── FlushIncomplete         a process of the layer did not answer in time
 │   └── WireVersionMismatch     the forwarder speaks another version of the wire format
 ├── RequestRefused              the forwarder is at one of its limits
-├── ConnectionClosed            the layer was closed while it was used
+├── ConnectionClosed            the layer was closed while it was in use
 └── AddressInUse                another process produces on this address (also OSError)
 """
 
@@ -61,7 +61,10 @@ class MessageTooLarge(MessageError, ChannelsMessageTooLarge):  # type: ignore[mi
     """
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"the message has {size} bytes, max_message_size allows {limit}: send less, or raise it")
+        super().__init__(
+            f"the message has {size} bytes, max_message_size is {limit}: send a smaller message or raise "
+            "max_message_size"
+        )
         self.size, self.limit = size, limit
 
 
@@ -70,7 +73,7 @@ class OutboxFull(ChannelsZmqError, ChannelFull):  # type: ignore[misc] # Channel
 
     def __init__(self, address: str, frames: int) -> None:
         super().__init__(
-            f"{address} is unreachable and {frames} messages are held already: raise outbox_capacity to hold more"
+            f"{address} is unreachable and the outbox holds {frames} messages: raise outbox_capacity to hold more"
         )
         self.address, self.frames = address, frames
 
@@ -86,7 +89,7 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
     def __init__(self, address: str, timeout: float, what: str, guess: str = "") -> None:
         super().__init__(
             f"{what}: no answer from the forwarder at {address} within {timeout:g} s (connect_timeout): "
-            f"{guess or 'is it running, and is that its address?'}"
+            f"{guess or 'is it running, and is the address correct?'}"
         )
         self.address, self.timeout = address, timeout
 
@@ -99,7 +102,8 @@ class ConnectionLost(ForwarderUnavailable):
 
     def __init__(self, address: str, what: str) -> None:
         ChannelsZmqError.__init__(
-            self, f"{what}: the connection to the forwarder at {address} was lost before it answered; outcome unknown"
+            self,
+            f"{what}: the connection to the forwarder at {address} was lost before it answered; the outcome is unknown",
         )
         self.address, self.timeout = address, 0.0
 
@@ -126,7 +130,7 @@ class WireVersionMismatch(ForwarderUnavailable):
     def __init__(self, address: str, theirs: int, ours: int) -> None:
         ChannelsZmqError.__init__(
             self,
-            f"the forwarder at {address} speaks version {theirs} of the wire format and this library version {ours}: "
+            f"the forwarder at {address} uses version {theirs} of the wire format, this library version {ours}: "
             "install channels-zmq and channels-zmq-forwarder of one release",
         )
         self.address, self.theirs, self.ours = address, theirs, ours
@@ -144,7 +148,7 @@ class ConnectionClosed(ChannelsZmqError):
     """
 
     def __init__(self, address: str) -> None:
-        super().__init__(f"the connection to {address} was closed while it was used")
+        super().__init__(f"the connection to {address} was closed while it was in use")
         self.address = address
 
 

@@ -51,7 +51,7 @@ class KeySetting:
         try:
             if self.value is not None:
                 return curve.key(self.value.get_secret_value())
-            assert self.path is not None, "asked only for what is set"
+            assert self.path is not None, "called only for keys that are set"
             return curve.key_in(self.path)
         except CurveKeyError as error:
             suffix = "_file" if self.value is None else ""

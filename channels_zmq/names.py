@@ -39,7 +39,9 @@ class Channel(NamedTuple):
 @lru_cache(maxsize=16_384)
 def _channel(name: str, prefix: str) -> Channel:
     if name.endswith("!"):
-        raise TypeError(f"{name!r} names all channels of a process; receive from a full name that new_channel() made")
+        raise TypeError(
+            f"{name!r} stands for all channels of a process; receive from a full name that new_channel() returned"
+        )
     _base.require_valid_channel_name(name)
     head, bang, _ = name.partition("!")
     inbox = head.rpartition(".")[2]
@@ -59,7 +61,7 @@ def channel(name: object, prefix: str = "") -> Channel:
         TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a channel name is a str, not {type(name).__name__}")
+        raise TypeError(f"a channel name must be a str, not {type(name).__name__}")
     return _channel(name, prefix)
 
 
@@ -76,7 +78,7 @@ def topic(name: object, prefix: str = "") -> Topic:
         TypeError: If the name is invalid; the message says what a valid one looks like.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a group name is a str, not {type(name).__name__}")
+        raise TypeError(f"a group name must be a str, not {type(name).__name__}")
     return _topic(name, prefix)
 
 
@@ -101,7 +103,7 @@ class OwnNames:
             TypeError: If the prefix does not make a valid name.
         """
         if not isinstance(prefix, str) or not 0 < len(prefix) <= MAX_PREFIX or "!" in prefix:
-            raise TypeError(f"the prefix {prefix!r} must have 1 to {MAX_PREFIX} characters and no exclamation mark")
+            raise TypeError(f"the prefix {prefix!r} must have 1 to {MAX_PREFIX} characters without an exclamation mark")
         head = f"{prefix}.{self._inbox}!{secrets.token_hex(_RANDOM_PART // 2)}"
         name = head + self._code(head)
         _base.require_valid_channel_name(name)

@@ -27,7 +27,7 @@ def refuse_gevent(modules: Mapping[str, Any] | None = None) -> None:
         if patched:
             raise ConfigurationError(
                 library,
-                f"it has monkey-patched {', '.join(patched)}, so the first use of channels-zmq would stop the whole "
+                f"it has monkey-patched {', '.join(patched)}, so the first use of channels-zmq would block the whole "
                 "process: run this process without it, for example by gunicorn's gthread workers or Celery's "
                 "prefork or threads pool",
             )

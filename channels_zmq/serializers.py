@@ -35,7 +35,7 @@ class Serializer(NamedTuple):
 def _text_of_decimal(value: object) -> str:
     if isinstance(value, Decimal):
         return str(value)
-    raise TypeError(f"{type(value).__name__} cannot be carried")
+    raise TypeError(f"{type(value).__name__} cannot be serialized")
 
 
 _OPTIONS = ormsgpack.OPT_PASSTHROUGH_DATACLASS
@@ -55,7 +55,7 @@ def _refuse_odd_keys(value: object) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise TypeError("keys are text")
+                raise TypeError("keys must be str")
             _refuse_odd_keys(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
@@ -83,7 +83,7 @@ def named(name: str) -> Serializer:
         return _registry[name]
     except KeyError:
         known = ", ".join(sorted(_registry))
-        raise ConfigurationError("serializer", f"{name!r} is not registered; known are {known}") from None
+        raise ConfigurationError("serializer", f"{name!r} is not registered; registered are {known}") from None
 
 
 def pack(serializer: Serializer, message: Message) -> bytes:
@@ -94,9 +94,9 @@ def pack(serializer: Serializer, message: Message) -> bytes:
             `__asgi_channel__`, or if the serializer returns anything but bytes (names the serializer).
     """
     if not isinstance(message, dict):
-        raise SerializationError("message", f"a message is a dict, not {type(message).__name__}")
+        raise SerializationError("message", f"a message must be a dict, not {type(message).__name__}")
     if RESERVED_KEY in message:
-        raise SerializationError(f"message[{RESERVED_KEY!r}]", "this key is reserved for channel layers: rename it")
+        raise SerializationError(f"message[{RESERVED_KEY!r}]", "reserved for channel layers: use another key")
     try:
         payload = serializer.dumps(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -126,7 +126,7 @@ def _problems(
     if id(value) in inside:
         yield path, "contains itself"
     elif len(inside) > MAX_DEPTH:
-        yield f"{path[:60]}...", "nested too deep to be carried"
+        yield f"{path[:60]}...", "nested too deep to be serialized"
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -139,7 +139,7 @@ def _problems(
         try:
             serializer.dumps({"value": value})
         except (TypeError, ValueError, OverflowError) as error:
-            yield path, f"{_short(value)} of type {type(value).__name__} cannot be carried ({error})"
+            yield path, f"{_short(value)} of type {type(value).__name__} cannot be serialized ({error})"
 
 
 def _short(value: object) -> str:

@@ -14,15 +14,15 @@ REPORT_EVERY = 60.0
 """Seconds between two reports of losses by one cause."""
 
 ADVICE = {
-    "mailbox_full": "the readers are slower than the senders; raise capacity for bursts",
-    "expired": "they were not read in time; raise expiry, or read sooner",
+    "mailbox_full": "readers are slower than senders; raise capacity for bursts",
+    "expired": "they were not read in time; raise expiry or read sooner",
     "missed": "the forwarder was replaced, or this process did not read for too long",
     "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
-    "malformed": "a foreign program sends to these addresses, or a process uses another serializer",
-    "undecryptable": "no key in symmetric_encryption_keys fits, or they were sealed for another group or channel",
+    "malformed": "another program sends to these addresses, or a process uses another serializer",
+    "undecryptable": "no key in symmetric_encryption_keys fits, or they were encrypted for another group or channel",
     "lost_delivery": "the connection was cut while the forwarder handed over messages of normal channels",
-    "unroutable": "their channel name has a '!' and was not made by new_channel(): no process reads it",
+    "unroutable": "their channel name has a '!' and was not returned by new_channel(): no process reads it",
 }
 """Causes that are reported, and what to do about each."""
 SILENT = frozenset(("abandoned", "drop_rate"))

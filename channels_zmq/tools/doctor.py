@@ -61,9 +61,11 @@ def _lines(entry: Entry, timeout: float) -> Iterator[Line]:
     if entry.fault is not None:
         yield Line(Mark.WRONG, entry.fault.problem, entry.fault.advice)
     elif entry.layer is None:
-        yield Line(Mark.NOTE, "not a layer of channels-zmq, and not examined")
+        yield Line(Mark.NOTE, "not a layer of channels-zmq; not checked")
     elif entry.missing_file:
-        yield Line(Mark.WRONG, f"{entry.missing_file} does not exist", "Mount it; no connection is made without it.")
+        yield Line(
+            Mark.WRONG, f"{entry.missing_file} does not exist", "Mount it; no connection is made until it exists."
+        )
     else:
         yield from _settings(entry.layer)
         if is_alone(entry.layer):
@@ -80,7 +82,7 @@ def _settings(layer: Layer) -> Iterator[Line]:
         share = f"{layer.config.drop_rate:.0%} of the messages"
         yield Line(Mark.NOTE, f"drop_rate: {share} are dropped on purpose", "Only for tests of an application.")
     if layer.config.encrypts:
-        advice = "All processes of the layer need the same keys, which no other process can compare."
+        advice = "All processes of the layer need the same keys; this command cannot compare them."
         yield Line(Mark.NOTE, "payloads are encrypted (symmetric_encryption_keys)", advice)
 
 
@@ -88,8 +90,8 @@ def _line(layer: Layer, finding: Finding) -> Line:
     where = finding.where
     if finding.problem:
         if not isinstance(layer, DedicatedZmqChannelLayer) and finding.is_resolved and not finding.listens:
-            text = f"{where}: no process sends at the moment; the first one that does binds the address"
-            return Line(Mark.NOTE, text, "Start the application, or let it send; then examine again.")
+            text = f"{where}: no process sends at the moment; the first process that sends binds the address"
+            return Line(Mark.NOTE, text, "Start the application or make it send, then check again.")
         return Line(Mark.WRONG, f"{where}: {finding.problem}", finding.advice)
     keys = "keys accepted" if finding.has_keys else "without keys"
     facts = [finding.state, f"wire version {finding.version}", keys, f"round trip {duration(finding.round_trip)}"]
@@ -101,7 +103,9 @@ def _together(findings: list[Finding]) -> Iterator[Line]:
     clients = {finding.clients for finding in findings if not finding.problem}
     if len(clients) > 1:
         text = f"the forwarders have from {min(clients)} to {max(clients)} clients: not all processes reach all of them"
-        yield Line(Mark.NOTE, text, "Clients that have just started may be on their way; else look at the network.")
+        yield Line(
+            Mark.NOTE, text, "Clients that have just started may still be connecting; otherwise check the network."
+        )
 
 
 def _alone(layer: Layer) -> Iterator[Line]:
@@ -109,7 +113,7 @@ def _alone(layer: Layer) -> Iterator[Line]:
     if not layer.config.drop_rate:
         seconds = asyncio.run(_round_trip(layer))
         yield Line(Mark.OK, f"{layer.address}: a message to a group of this process takes {duration(seconds)}")
-    text = f"{layer.address} reaches only its own process: each process of the application has a layer for itself"
+    text = f"{layer.address} reaches only its own process: each process of the application has a separate layer"
     advice = "With several processes, use DedicatedZmqChannelLayer and a forwarder."
     yield Line(Mark.NOTE, text, advice)
 

@@ -79,7 +79,7 @@ def translate(layers: Mapping[str, Any], pull: str, pub: str) -> list[Translatio
 
 def _translated(alias: str, backend: str, given: Any, pull: str, pub: str) -> Translation:
     if not isinstance(given, Mapping):
-        raise ToolError(f"layer {alias!r}: CONFIG is a dict of keys, not of type {type(given).__name__}")
+        raise ToolError(f"layer {alias!r}: CONFIG must be a dict, not {type(given).__name__}")
     config: dict[str, Any] = {"pull_socket_address": pull, "pub_socket_address": pub}
     try:
         parse(DedicatedConfig, config)
@@ -97,7 +97,7 @@ def _translated(alias: str, backend: str, given: Any, pull: str, pub: str) -> Tr
 
 def _hosts(value: Any, config: dict[str, Any]) -> Line:
     several = isinstance(value, list | tuple) and len(value) > 1
-    shards = " Several hosts shard the load there; here one forwarder is mostly enough, and a second one takes over."
+    shards = " Several Redis hosts share the load; one forwarder is usually enough, and a second one provides failover."
     return Line(
         "hosts",
         "replaced",
@@ -129,13 +129,13 @@ def _encryption(value: Any, config: dict[str, Any]) -> Line:
     key = "symmetric_encryption_keys"
     keys = [value] if isinstance(value, str | bytes) else list(value or ())
     if not keys:
-        return Line(key, "left out", "there are none.")
+        return Line(key, "left out", "the list is empty.")
     short = [one for one in keys if len(one if isinstance(one, bytes) else str(one).encode()) < MIN_KEY]
     variables = [f"CHANNELS_KEY_{number}" for number in range(1, len(keys) + 1)]
     config[key] = [Expression(f'os.environ["{variable}"]') for variable in variables]
-    why = f"values are not shown: put them into {', '.join(variables)}. It needs the package cryptography."
+    why = f"the values are not shown: put them into {', '.join(variables)}. It needs the package cryptography."
     if short:
-        why += f" {len(short)} of them are shorter than {MIN_KEY} bytes, which is refused: make new ones."
+        why += f" {len(short)} of them are shorter than {MIN_KEY} bytes and are refused: generate new ones."
     return Line(key, "taken over", why)
 
 
@@ -145,12 +145,14 @@ def _serializer(value: Any, config: dict[str, Any]) -> Line:
         config["serializer"] = value
         return Line(key, "renamed", "to serializer.")
     return Line(
-        key, "left out", f"{value!r}: register it by channels_zmq.serializers.register, and name it by serializer."
+        key, "left out", f"{value!r}: register it by channels_zmq.serializers.register and set serializer to its name."
     )
 
 
 def _random_prefix(value: Any, config: dict[str, Any]) -> Line:
-    return Line("random_prefix_length", "left out", "it keeps messages in Redis apart; here they have numbers.")
+    return Line(
+        "random_prefix_length", "left out", "it distinguishes messages in Redis; here messages have sequence numbers."
+    )
 
 
 def _channel_layer(value: Any, config: dict[str, Any]) -> Line:
@@ -158,22 +160,24 @@ def _channel_layer(value: Any, config: dict[str, Any]) -> Line:
 
 
 def _unknown(key: str) -> Line:
-    return Line(key, "left out", "channels_redis has no such key either.")
+    return Line(key, "left out", "channels_redis does not have this key either.")
 
 
-_EVENT = "it is the type of the message that every consumer gets, which needs a handler for it."
+_EVENT = "it is the type of a message to every consumer; each consumer needs a handler for it."
 _KEYS: dict[str, Callable[[Any, dict[str, Any]], Line]] = {
     "hosts": _hosts,
-    "prefix": _same("prefix", "layers of different prefixes share forwarders and do not meet."),
-    "expiry": _same("expiry", "seconds that a message waits at most."),
-    "group_expiry": _same("group_expiry", "it counts from the last group_add or receive, so it ends no living member."),
-    "capacity": _same("capacity", "it counts for each full channel name."),
+    "prefix": _same("prefix", "layers with different prefixes share forwarders and are separate."),
+    "expiry": _same("expiry", "seconds after which a waiting message expires."),
+    "group_expiry": _same(
+        "group_expiry", "it counts from the last group_add or receive, so active members do not expire."
+    ),
+    "capacity": _same("capacity", "it applies to each full channel name."),
     "channel_capacity": _same("channel_capacity", "the first pattern that matches applies."),
     "symmetric_encryption_keys": _encryption,
     "random_prefix_length": _random_prefix,
     "serializer_format": _serializer,
     "on_disconnect": _same("on_disconnect", _EVENT),
-    "on_reconnect": _same("on_reconnect", f"{_EVENT} It has `missed` too."),
+    "on_reconnect": _same("on_reconnect", f"{_EVENT} The message has `missed`."),
     "channel_layer": _channel_layer,
 }
 

@@ -78,8 +78,8 @@ def _entry(alias: str, given: Any) -> Entry:
         return Entry(alias, backend)
     config = given.get("CONFIG", {})
     if not isinstance(config, Mapping):
-        problem = f"CONFIG is a dict of keys, not of type {type(config).__name__}"
-        return Entry(alias, backend, fault=Fault(alias, problem, "Write a dict, or leave it out.", "CONFIG"))
+        problem = f"CONFIG must be a dict, not {type(config).__name__}"
+        return Entry(alias, backend, fault=Fault(alias, problem, "Use a dict, or omit CONFIG.", "CONFIG"))
     try:
         layer = made(**config)
         missing = _read_keys(layer)
@@ -90,7 +90,7 @@ def _entry(alias: str, given: Any) -> Entry:
 
 def _unknown_backend(alias: str, backend: str) -> Fault:
     near = difflib.get_close_matches(backend, (EMBEDDED, DEDICATED), n=1, cutoff=0.0)
-    return Fault(alias, f"there is no {backend}", f"Did you mean {near[0]!r}?", "BACKEND")
+    return Fault(alias, f"{backend} does not exist", f"Did you mean {near[0]!r}?", "BACKEND")
 
 
 def _advice(error: Exception) -> str:
@@ -126,12 +126,12 @@ def layer(alias: str) -> Layer:
     layers = configured()
     if alias not in layers:
         known = ", ".join(sorted(map(repr, layers))) or "none"
-        raise ToolError(f"CHANNEL_LAYERS has no alias {alias!r}; there is {known} (--layer)")
+        raise ToolError(f"CHANNEL_LAYERS has no alias {alias!r}; the aliases are {known} (--layer)")
     entry = _entry(alias, layers[alias])
     if entry.fault is not None:
         raise ToolError(f"layer {alias!r}: {entry.fault.problem}. {entry.fault.advice}")
     if entry.layer is None:
-        raise ToolError(f"layer {alias!r} is a {entry.backend or 'layer without BACKEND'}, not one of channels-zmq")
+        raise ToolError(f"layer {alias!r} is a {entry.backend or 'layer without BACKEND'}, not a layer of channels-zmq")
     return entry.layer
 
 

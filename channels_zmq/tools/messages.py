@@ -34,9 +34,9 @@ def parsed(text: str) -> Message:
         place = f"line {error.lineno} column {error.colno}"
         raise ToolError(f"the message is invalid JSON: {error.msg} at {place}, near {shown!r}") from None
     if not isinstance(message, dict):
-        raise ToolError(f'a message is a JSON object such as {{"type": "chat.message"}}, not {printable(text)}')
+        raise ToolError(f'a message must be a JSON object such as {{"type": "chat.message"}}, not {printable(text)}')
     if not isinstance(message.get("type"), str):
-        raise ToolError('the message has no "type": by it Channels finds the handler of a consumer')
+        raise ToolError('the message has no "type", which selects the handler of a consumer')
     return message
 
 
@@ -64,8 +64,8 @@ async def _taken(layer: Layer) -> None:
     until = time.monotonic() + timeout
     while (stats := layer.stats())["held"] or not stats["connected"]:
         if time.monotonic() > until:
-            problem = f"no process at {layer.address} has taken the message within {timeout:g} s (connect_timeout)"
-            raise ToolError(f"{problem}: `manage.py channels_zmq doctor` says why")
+            problem = f"no process at {layer.address} has accepted the message within {timeout:g} s (connect_timeout)"
+            raise ToolError(f"{problem}: run `manage.py channels_zmq doctor`")
         await asyncio.sleep(LOOK_EVERY)
 
 
@@ -97,9 +97,9 @@ async def listen(
             if group:
                 name = await layer.new_channel("listen")
                 await layer.group_add(group, name)
-                joined(f"listening to group {group!r}; Ctrl-C ends it")
+                joined(f"listening to group {group!r}; press Ctrl-C to stop")
             else:
-                name, note = channel, "its messages are taken away from workers; Ctrl-C ends it"
+                name, note = channel, "workers do not get these messages; press Ctrl-C to stop"
                 joined(f"reading channel {channel!r}: {note}")
             received = 0
             while not count or received < count:
@@ -114,8 +114,8 @@ async def listen(
 def _refuse_alone(layer: Layer, what: str) -> None:
     if is_alone(layer):
         raise ToolError(
-            f"the embedded layer at {layer.address} reaches only its own process, so there is no process to {what} "
-            "here: give it a tcp:// or ipc:// address, or use DedicatedZmqChannelLayer"
+            f"the embedded layer at {layer.address} reaches only its own process, so this command has no process to "
+            f"{what}: use a tcp:// or ipc:// address, or DedicatedZmqChannelLayer"
         )
 
 

@@ -134,8 +134,8 @@ def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Fin
         if names.known:
             found += names.known
         else:
-            problem = names.problem or f"{forwarder.pub}: its name is not resolved in time"
-            advice = f"Correct {settings}, or the name service."
+            problem = names.problem or f"{forwarder.pub}: the name was not resolved in time"
+            advice = f"Correct {settings} or the name service."
             unresolved.append(Finding(*forwarder, problem, advice, is_resolved=False))
     return list(dict.fromkeys(found)), unresolved
 
@@ -184,17 +184,17 @@ class _Side:
     def failed(self) -> _Problem | None:
         """Return why the other side refuses this process, if it does."""
         if self.failure == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # the other side has closed before it said why
-            problem = f"{self.address} breaks off the handshake: {REFUSALS[self.failure]}"
+            problem = f"{self.address} aborts the handshake: {REFUSALS[self.failure]}"
             advice = (
                 "Check the curve_ settings here and the keys there. Or are pull_socket_address and pub_socket_address "
-                "interchanged, or has another program this port?"
+                "swapped, or does another program use this port?"
             )
         elif self.failure is not None:
             problem = f"{self.address} refuses this process: {REFUSALS[self.failure]}"
             advice = "Check the curve_ settings here and the keys there."
         elif self.was_cut and not self.is_ready:  # what libzmq does if the kinds of two sockets do not fit
             problem = f"{self.address} is not the port for {self.setting}"
-            advice = "Are pull_socket_address and pub_socket_address interchanged?"
+            advice = "Are pull_socket_address and pub_socket_address swapped?"
         else:
             return None
         return _Problem(problem, advice, is_lasting=True)
@@ -202,17 +202,17 @@ class _Side:
     def silence(self) -> _Problem:
         """Return what it means that no answer came."""
         if not self.is_connected:
-            advice = f"Start the forwarder, or correct {self.setting}; a firewall may be between."
+            advice = f"Start the forwarder, or correct {self.setting}; a firewall may block the connection."
             return _Problem(f"nothing accepts connections at {self.address}", advice)
         if not self.is_ready:
-            advice = f"Correct {self.setting}: another program may have this port."
-            return _Problem(f"{self.address} accepts connections and does not speak ZeroMQ", advice)
+            advice = f"Correct {self.setting}: another program may use this port."
+            return _Problem(f"{self.address} accepts connections but does not use ZeroMQ", advice)
         if self.setting == "pull_socket_address":  # whose answers the forwarder sends to its own subscribers only
-            problem = f"what goes to {self.address} is not answered by the forwarder of pub_socket_address"
-            advice = "Give both addresses of each forwarder in the same order, with no load balancer between."
+            problem = f"frames to {self.address} are not answered by the forwarder at pub_socket_address"
+            advice = "List both addresses of each forwarder in the same order, without a load balancer."
             return _Problem(problem, advice)
-        advice = "Does it stand still, or is it not a forwarder? Look at its log."
-        return _Problem(f"{self.address} is connected and does not answer", advice)
+        advice = "Is it blocked, or is it not a forwarder? Check its log."
+        return _Problem(f"{self.address} is connected but does not answer", advice)
 
 
 class _Probe:
@@ -243,10 +243,10 @@ class _Probe:
             finding.problem, finding.advice, finding.is_lasting = found.problem, found.advice, found.is_lasting
         except wire.FrameError as error:
             finding.problem = f"{finding.pub} answers with an invalid frame: {error}"
-            finding.advice = "Correct pub_socket_address: another ZeroMQ program has this port."
+            finding.advice = "Correct pub_socket_address: another ZeroMQ program uses this port."
         except zmq.ZMQError as error:
             finding.problem = f"{finding.where}: {error.strerror}"
-            finding.advice = "Are there too many open files, or is memory short?"
+            finding.advice = "Check the limits of open files and memory."
         finally:
             for side in self._sides:
                 side.close()
@@ -275,13 +275,14 @@ class _Probe:
         while True:
             frame = self._ask(sub, hello, b"w", must=not finding.version, at_once=not finding.version)
             if frame is None:
-                advice = "It accepts messages soon after its start; one that is about to end has to be replaced."
+                advice = "It accepts messages soon after its start; a draining forwarder must be replaced."
                 raise _Problem(f"{finding.pub} is {finding.state} and accepts no messages", advice)
             welcome = wire.WELCOME.decode(frame)
             finding.listens, finding.version, finding.clients = True, welcome.version, max(0, welcome.clients - 1)
             finding.instance, finding.state = welcome.instance.hex(), _state(welcome.state)
             if welcome.version != wire.VERSION:
-                problem = f"{finding.pub} speaks version {welcome.version} of the wire format, and we {wire.VERSION}"
+                theirs = f"{finding.pub} uses version {welcome.version} of the wire format"
+                problem = f"{theirs}, this program version {wire.VERSION}"
                 advice = "Install channels-zmq and channels-zmq-forwarder of one release."
                 raise _Problem(problem, advice, is_lasting=True)
             if welcome.state == State.SERVING:
@@ -307,8 +308,8 @@ class _Probe:
         push.was_cut = False
         push.socket.send(frame)
         if self._ask(push, b"", b"d", must=False) is None:
-            problem = f"a message of {self._largest} bytes (max_message_size) does not pass {self.finding.pull}"
-            advice = "Make max_message_size and the --max-message-size of the forwarder equal."
+            problem = f"a message of {self._largest} bytes (max_message_size) is not accepted by {self.finding.pull}"
+            advice = "Set max_message_size and --max-message-size of the forwarder to the same value."
             raise _Problem(problem, advice, is_lasting=True)
 
     def _ask(

@@ -25,8 +25,8 @@ def addresses(layer: Layer, given: Sequence[str]) -> list[list[str]]:
         return [[one.removeprefix("http://").rstrip("/")] for one in given]
     if not isinstance(layer, DedicatedZmqChannelLayer):
         raise ToolError(
-            "an embedded layer has no forwarder and so no status page; `layer.stats()` and the metrics of the process "
-            "that uses it have its counts"
+            "an embedded layer has no forwarder and no status page; use `layer.stats()` or the metrics of the process "
+            "that uses the layer"
         )
     return [_guessed(pull) for pull, _ in layer.config.forwarders]
 
@@ -62,7 +62,7 @@ def _missing(found: Sequence[Page], finding: Finding) -> list[str]:
     """Return why there is nothing more to be said about a forwarder."""
     if finding.problem:
         return []
-    tried = "; ".join(page.problem or f"{page.address} is that of another forwarder" for page in found)
+    tried = "; ".join(page.problem or f"{page.address} is the page of another forwarder" for page in found)
     return [f"no status page ({printable(tried)}):", f"  {REACH}"]
 
 

@@ -168,7 +168,7 @@ class EmbeddedProducer:
         if self._options.server_keys is None:
             raise ConfigurationError(
                 "CONFIG['curve_server_secret_key']",
-                "the process that sends needs it; this one has only curve_server_key",
+                "required in the process that sends; only curve_server_key is set",
             )
         warn = partial(self._client.counters.report, logging.WARNING)
         return Gate(self._context, *self._options.server_keys.read(), warn=warn)

@@ -459,7 +459,7 @@ class Link:
 
     def _report_end(self, state: State) -> None:
         if state is State.DRAINING:
-            self._client.counters.report(logging.INFO, "the forwarder at %s is about to end", self.address)
+            self._client.counters.report(logging.INFO, "the forwarder at %s is draining", self.address)
         else:
             self._client.counters.report(logging.WARNING, "the forwarder at %s is unreachable", self.address)
 
@@ -664,7 +664,7 @@ class Link:
         welcome = self._subscriber.welcome
         serves = welcome is not None and welcome.state == wire.State.SERVING
         if serves and now - self._verifying_since > PATIENCE:
-            self._client.counters.report(logging.WARNING, "no echo from %s: connecting anew", self.forwarder.pull)
+            self._client.counters.report(logging.WARNING, "no echo from %s: reconnecting", self.forwarder.pull)
             self._verifying_since = now
             self._give_up_push()
             self._call_soon(0.0)
@@ -716,7 +716,7 @@ class Link:
         """Log once that the new key does not work; it is tried again every second."""
         if not self._has_reported_refusal:
             self._has_reported_refusal = True
-            line = "the forwarder at %s refuses the new key (%s): keeping the connection by the former one"
+            line = "the forwarder at %s refuses the new key (%s): keeping the connection with the previous key"
             self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
 
     def _change_subscriber(self, subscriber: Subscriber) -> None:

@@ -37,9 +37,9 @@ _CONNECTING: dict[SocketOption, int] = {
     zmq.RECONNECT_IVL_MAX: 0,
     zmq.CONNECT_TIMEOUT: 2000,
 }
-_NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is that of another server"
+_NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is the key of another server"
 REFUSALS: dict[int, str] = {
-    zmq.Event.HANDSHAKE_FAILED_AUTH: "it does not allow the key of this process (curve_secret_key)",
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "the key of this process (curve_secret_key) is not allowed",
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _NO_COMMON_KEY,
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_COMMON_KEY,  # which of the two it is depends on who is faster
 }
@@ -98,7 +98,7 @@ class Subscriber:
             ConfigurationError: If the address or a key is invalid.
         """
         if not keys.may_connect():
-            line = "not connecting to %s yet: %s"
+            line = "waiting to connect to %s: %s"
             self._client.counters.report(logging.WARNING, line, self.endpoint.address, keys.problem)
             return False
         self.connect(keys.current)

@@ -27,8 +27,8 @@ def daemon(arguments: Sequence[str]) -> int:
     """Run the daemon, whose modules need packages and a system that the library does without."""
     if sys.platform != "linux":
         return _refuse(
-            "the daemon runs on Linux only: use WSL or a container. Applications on other systems can connect to it, "
-            "and the embedded layer needs none"
+            "the daemon runs on Linux only: use WSL or a container. Applications on other systems can connect to it; "
+            "the embedded layer needs no daemon"
         )
     try:
         from channels_zmq_forwarder.daemon import run_daemon

@@ -34,7 +34,7 @@ def key(text: str) -> bytes:
             return text.encode("ascii")
     except (KeyError, ValueError, UnicodeError, OverflowError, zmq.ZMQError):
         pass
-    raise CurveKeyError(f"a key is {KEY_LENGTH} characters of Z85, this text has {len(text)} characters")
+    raise CurveKeyError(f"a key has {KEY_LENGTH} characters of Z85, this text has {len(text)} characters")
 
 
 def key_in(path: str | Path) -> bytes:
@@ -103,7 +103,7 @@ class AllowedKeys:
                 return frozenset()
             found = self._read(self._path)
             if not found and self.keys - self._fixed:
-                raise CurveKeyError(f"{self._path}: no key")
+                raise CurveKeyError(f"{self._path}: contains no key")
             keys = self._fixed | found
         except CurveKeyError as error:
             if str(error) != self._last_error:
@@ -113,7 +113,7 @@ class AllowedKeys:
         self._last_error = ""
         revoked, added = self.keys - keys, keys - self.keys
         self._state, self.keys = state, keys
-        logger.info("allowed keys: %d, of these %d new; %d revoked", len(keys), len(added), len(revoked))
+        logger.info("allowed keys: %d, %d added, %d revoked", len(keys), len(added), len(revoked))
         return revoked
 
     def _stat(self) -> tuple[int, int, int]:

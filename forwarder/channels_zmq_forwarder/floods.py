@@ -137,7 +137,7 @@ class _Watch:
             is_harmful = unanswered >= HELD_UP or resident >= before + GROWTH
             ended = self._subscribers.look(time.monotonic(), is_harmful=is_harmful, is_behind=is_behind)
             if ended:
-                line = "ended %d connections of subscribers: they sent faster than their frames are read"
+                line = "ended %d connections of subscribers: they sent faster than the forwarder reads"
                 logger.warning(line, ended)
 
     def _ask(self) -> bool:

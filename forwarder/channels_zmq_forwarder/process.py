@@ -74,7 +74,7 @@ class ResidentMemory:
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True
-                logger.error("the resident memory cannot be read, going on with %d bytes: %s", self._last, error)
+                logger.error("cannot read the resident memory, using the last value of %d bytes: %s", self._last, error)
         return self._last
 
     def close(self) -> None:

@@ -160,17 +160,19 @@ class Server:
         if not remote:
             return
         if self.gate is None:
-            line = "everybody who can reach %s can read and send messages: no CURVE key is set"
+            line = "every program that can reach %s can read and send messages: no CURVE key is set"
             logger.warning(line, ", ".join(remote))
         elif self.gate.allowed is None:
-            line = "everybody with the server's public key can read and send messages: no list of allowed keys is set"
+            line = (
+                "every program with the server's public key can read and send messages: no list of allowed keys is set"
+            )
             logger.warning(line)
 
     async def drain(self) -> None:
         """Let the clients take over what waits here; return when they have, or when it takes too long."""
         if self.pull_addresses and self.settings.drain_at_most:
             logger.info(
-                "draining: %d of %d clients take part, %d messages wait",
+                "draining: %d of %d clients take over messages, %d messages wait",
                 self.exchange.participants,
                 len(self.exchange.clients),
                 self.exchange.queues.depth(),
@@ -298,7 +300,7 @@ class Server:
         if revoked:
             ended = self.pump.end_revoked()
             if ended:
-                logger.warning("ended %d connections by keys that were revoked", ended)
+                logger.warning("ended %d connections with revoked keys", ended)
 
     def _log_newcomers(self, now: float) -> None:
         ended = self._newcomers.ended - self._logged_newcomers
@@ -323,7 +325,7 @@ class Server:
         is_behind = self.pump.was_behind_producers()
         ended = self._producers.look(now, is_harmful=is_behind and self.memory.is_filling, is_behind=is_behind)
         if ended:
-            logger.warning("ended %d connections of producers: they sent faster than their messages are read", ended)
+            logger.warning("ended %d connections of producers: they sent faster than the forwarder reads", ended)
 
     def _watch_memory(self) -> None:
         if not self.memory.limit:

@@ -210,7 +210,7 @@ def parse(arguments: Sequence[str], more_help: str = "") -> Settings:
     try:
         parser = argparse.ArgumentParser(
             prog=PROGRAM,
-            description=Settings.__doc__,
+            description="Run a forwarder, or another command.",
             epilog=more_help,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -216,12 +216,12 @@ def guard(address: str) -> IO[str] | None:
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         lock = open(descriptor, "r+", encoding="ascii")  # noqa: SIM115 - it stays open as long as the socket
     except OSError as error:
-        raise AddressError(f"cannot bind {address}: its lock file cannot be written: {error.strerror}") from error
+        raise AddressError(f"cannot bind {address}: cannot write its lock file: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
-        raise AddressError(f"cannot bind {address}: another process has it") from error
+        raise AddressError(f"cannot bind {address}: another process uses it") from error
     return lock
 
 

@@ -107,7 +107,7 @@ class Subscribers:
         if kind == wire.HELLO_BYTE:
             self._hellos[descriptor] += 1
             if self._hellos[descriptor] > HELLOS:
-                self._refused("too_many_hellos", descriptor, "it said hello too often")
+                self._refused("too_many_hellos", descriptor, "it sent hello too often")
                 return None
         return frame
 
@@ -128,7 +128,7 @@ class Subscribers:
     def _may_subscribe(self, arrival: Arrival, descriptor: int) -> bool:
         topic = wire.subscribed_topic(arrival.frame)
         if not wire.is_topic(topic):
-            self._refused("invalid_topic", descriptor, "it subscribed to what is neither a group nor an inbox")
+            self._refused("invalid_topic", descriptor, "it subscribed to a topic that is neither a group nor an inbox")
             return False
         excessive = self._topics.subscribe(topic, descriptor)
         if excessive is not None:

@@ -82,7 +82,7 @@ class Gate:
         self.socket.close()
 
     def _was_refused(self, peer: Peer) -> None:
-        self._log_refusal(peer.host, "it has no key, or the key of another server")
+        self._log_refusal(peer.host, "it has no key or the key of another server")
 
     def _answer(self) -> bool:
         try:

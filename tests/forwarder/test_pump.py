@@ -225,7 +225,7 @@ def test_an_ipc_address_is_bound_only_once(sockets: Sockets[zmq.Socket[bytes]], 
     address = f"ipc://{tmp_path}/pub"
     one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
     one.bind_publisher([address])
-    with pytest.raises(AddressError, match="another process has it"):
+    with pytest.raises(AddressError, match="another process uses it"):
         other.bind_publisher([address])
     one.close()
     assert other.bind_publisher([address]) == [address]

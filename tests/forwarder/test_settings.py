@@ -101,7 +101,7 @@ def test_levels_are_read_in_any_case() -> None:
         ),
         (["--status-address", "9601"], "--status-address (CHANNELS_ZMQ_FORWARDER_STATUS_ADDRESS): '9601' is not HOST"),
         (["--admin-address", "a:65536"], "'a:65536' is not HOST:PORT"),
-        (["--admin-address", "::1:9600"], "an IPv6 address stands in brackets"),
+        (["--admin-address", "::1:9600"], "write an IPv6 address in brackets"),
         (["--queue-bytes", "many"], "--queue-bytes (CHANNELS_ZMQ_FORWARDER_QUEUE_BYTES): "),
         (["--settle", "6"], "settle-at-most (5.0) is less than settle (6.0)"),
         (["--settle-at-most", "inf"], "--settle-at-most "),

@@ -46,7 +46,7 @@ def listener_of() -> Iterator[Any]:
         process = project.start("channels_zmq", "listen", *arguments)
         started.append(process)
         assert process.stderr is not None
-        assert "Ctrl-C ends it" in process.stderr.readline()
+        assert "press Ctrl-C to stop" in process.stderr.readline()
         return process
 
     yield listen
@@ -95,7 +95,7 @@ def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forw
         (("send", "--group", "room", '{"type": "a"}', "--layer", "memory"), ["'memory' is a channels.layers.InMemory"]),
         (("send", "--group", "room", '{"type": "a"}', "--layer", "alone"), ["reaches only its own process"]),
         (("send", '{"type": "a"}'), ["--group", "--channel"]),
-        (("listen", "--channel", "specific.abc!def"), ["was not made by new_channel"]),
+        (("listen", "--channel", "specific.abc!def"), ["was not returned by new_channel"]),
         (("listen", "--group", "room", "--layer", "alone"), ["reaches only its own process"]),
         (("stats", "--layer", "alone"), ["no forwarder"]),
         (("top", "--layer", "alone", "--count", "1"), ["no forwarder"]),
@@ -130,7 +130,7 @@ def test_a_message_waits_in_a_normal_channel_for_listen(project: Project) -> Non
     assert done.returncode == 0, done.stderr
     done = project.manage("channels_zmq", "listen", "--channel", "jobs", "--json", "--count", "1")
     assert json.loads(done.stdout) == {"type": "job", "n": 1}
-    assert "taken away from workers" in done.stderr
+    assert "workers do not get these messages" in done.stderr
 
 
 async def test_a_shared_embedded_layer_can_be_heard_and_not_sent_to(tmp_path: Path, listener_of: Any) -> None:

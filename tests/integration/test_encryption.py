@@ -207,7 +207,7 @@ def test_keys_are_rotated_under_load_without_a_loss(
     caplog.set_level(logging.INFO, "channels_zmq")
 
     def reads() -> int:
-        return sum("encryption keys were read again" in record.getMessage() for record in caplog.records)
+        return sum("reloaded the encryption keys" in record.getMessage() for record in caplog.records)
 
     async def scenario() -> None:
         sender, receiver = (

@@ -59,7 +59,7 @@ def test_a_forwarder_that_serves_is_described(forwarder: Forwarder) -> None:
     ("keys", "part"),
     [
         ({"curve_server_key": SERVER[0], "curve_secret_key": CLIENT[1]}, ""),
-        ({"curve_server_key": SERVER[0], "curve_secret_key": STRANGER[1]}, "does not allow the key"),
+        ({"curve_server_key": SERVER[0], "curve_secret_key": STRANGER[1]}, "is not allowed"),
         ({"curve_server_key": STRANGER[0], "curve_secret_key": CLIENT[1]}, "another server"),
         ({}, "only one side has CURVE keys"),
     ],
@@ -107,7 +107,7 @@ def test_a_message_that_does_not_fit_is_found(forwarder: Forwarder) -> None:
     """The forwarder would cut the connection of the first process that sends one."""
     layer = DedicatedZmqChannelLayer(**forwarder.config, max_message_size=3 * 2**20)
     finding = found(layer, 20.0, sends_largest=True)
-    assert "3145728 bytes (max_message_size) does not pass" in finding.problem
+    assert "3145728 bytes (max_message_size) is not accepted" in finding.problem
     assert "--max-message-size" in finding.advice
 
 
@@ -184,7 +184,7 @@ def test_what_a_probe_has_not_foreseen_is_no_success(forwarder: Forwarder, monke
 @pytest.mark.parametrize(
     ("version", "state", "part", "is_lasting"),
     [
-        (wire.VERSION + 1, wire.State.SERVING, f"speaks version {wire.VERSION + 1} of the wire format", True),
+        (wire.VERSION + 1, wire.State.SERVING, f"uses version {wire.VERSION + 1} of the wire format", True),
         (wire.VERSION, wire.State.SETTLING, "is settling and accepts no messages", False),
         (wire.VERSION, wire.State.DRAINING, "is draining and accepts no messages", False),
     ],
@@ -214,7 +214,7 @@ def test_addresses_of_two_forwarders_are_told_apart(forwarder: Forwarder) -> Non
         finding = found(DedicatedZmqChannelLayer(pull_socket_address=other.pull, pub_socket_address=forwarder.pub), 2.0)
     finally:
         other.end()
-    assert f"what goes to {other.pull} is not answered" in finding.problem
+    assert f"frames to {other.pull} are not answered" in finding.problem
     assert "load balancer" in finding.advice
 
 
@@ -224,8 +224,8 @@ def test_addresses_of_two_forwarders_are_told_apart(forwarder: Forwarder) -> Non
         ("tcp://127.0.0.1:9", "{pub}", "nothing accepts connections at tcp://127.0.0.1:9"),
         ("{pull}", "tcp://127.0.0.1:9", "nothing accepts connections at tcp://127.0.0.1:9"),
         ("ipc:///nowhere/pull", "ipc:///nowhere/pub", "nothing accepts connections at ipc:///nowhere/pub"),
-        ("{pull}", "{silent}", "does not speak ZeroMQ"),
-        ("{silent}", "{pub}", "does not speak ZeroMQ"),
+        ("{pull}", "{silent}", "does not use ZeroMQ"),
+        ("{silent}", "{pub}", "does not use ZeroMQ"),
         ("tcp://name.invalid:1", "tcp://name.invalid:2", "cannot resolve name.invalid"),
     ],
 )
@@ -263,4 +263,4 @@ def test_a_name_that_nobody_knows_is_a_problem_of_an_embedded_layer_too() -> Non
     (finding,) = probe(EmbeddedZmqChannelLayer(pub_socket_address="tcp://name.invalid:1"), 5.0)
     assert not finding.is_resolved
     assert "cannot resolve name.invalid" in finding.problem
-    assert finding.advice == "Correct pub_socket_address, or the name service."
+    assert finding.advice == "Correct pub_socket_address or the name service."

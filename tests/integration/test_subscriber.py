@@ -308,7 +308,7 @@ def test_a_missing_key_file_is_reported_and_waited_for(
     subscriber.send(wire.subscription(TOPIC))
     assert not subscriber.connect_first(KeyWatch(ClientKeySource(missing, missing)))
     ((_, message, arguments),) = client.counters.reports
-    assert message % arguments == f"not connecting to {address} yet: {tmp_path / 'key'} does not exist"
+    assert message % arguments == f"waiting to connect to {address}: {tmp_path / 'key'} does not exist"
     assert not exchange.poll(50)
     assert subscriber.connect_first(KeyWatch(None))
     assert exchange.recv() == wire.subscription(TOPIC)

@@ -46,7 +46,7 @@ def test_a_setting_that_cannot_become_right_is_an_error(tmp_path: Path, forwarde
     done = project.manage("check", "--deploy", "--tag", "channels_zmq")
     assert done.returncode == 1
     assert "channels_zmq.E004" in done.stderr
-    assert "interchanged" in done.stderr
+    assert "swapped" in done.stderr
 
 
 def test_reaching_forwarders_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_reaching_forwarders_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch)
     assert {one.id for one in found} == {"channels_zmq.W004"}
     texts = [one.msg for one in found]
     assert len(texts) == 10
-    assert "does not speak ZeroMQ" in texts[0]
+    assert "does not use ZeroMQ" in texts[0]
     assert all("nothing accepts connections" in text for text in texts[1:])
 
 

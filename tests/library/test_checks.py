@@ -44,7 +44,7 @@ OWN = f"{__name__}.OwnLayer"
         ({"BACKEND": DEDICATED, "CONFIG": {**ADDRESSES, "capacitty": 1}}, "E001", ["capacitty", "did you mean"]),
         ({"BACKEND": DEDICATED}, "E001", ["pull_socket_address"]),
         ({"BACKEND": DEDICATED, "CONFIG": {**ADDRESSES, "expiry": 0}}, "E001", ["CONFIG['expiry']", "0.001"]),
-        ({"BACKEND": DEDICATED, "CONFIG": "tcp://a:1"}, "E001", ["CONFIG is a dict"]),
+        ({"BACKEND": DEDICATED, "CONFIG": "tcp://a:1"}, "E001", ["CONFIG must be a dict"]),
         ({"BACKEND": EMBEDDED, "CONFIG": {"serializer": "pickle"}}, "E001", ["pickle", "msgpack"]),
         ({"BACKEND": EMBEDDED, "CONFIG": {"pub_socket_address": "a:1"}}, "E001", ["tcp://"]),
         (
@@ -65,8 +65,8 @@ OWN = f"{__name__}.OwnLayer"
             "E001",
             ["curve_allowed_keys"],
         ),
-        ({"BACKEND": "channels_zmq.core.EmbeddedChannelLayer"}, "E002", ["there is no", EMBEDDED]),
-        ({"BACKEND": "channels_zmq.DedicatedZmqChannelLayer"}, "E002", ["there is no", DEDICATED]),
+        ({"BACKEND": "channels_zmq.core.EmbeddedChannelLayer"}, "E002", ["does not exist", EMBEDDED]),
+        ({"BACKEND": "channels_zmq.DedicatedZmqChannelLayer"}, "E002", ["does not exist", DEDICATED]),
     ],
 )
 def test_a_mistake_is_found_without_a_connection(layer: Any, code: str, parts: list[str]) -> None:

@@ -273,12 +273,12 @@ def test_a_changed_file_without_valid_keys_changes_nothing(file: Path, content: 
     else:
         replace(file, content)
     line = refreshed(ring)
-    assert line.startswith("keeping the former encryption keys: ")
+    assert line.startswith("keeping the previous encryption keys: ")
     assert "short" not in line
     assert ring.refresh() is None
     assert keyring(OLD).open_from_group(G, ring.seal_for_group(G, TEXT)) == TEXT
     replace(file, NEW + b"\n")
-    assert refreshed(ring) == "encryption keys were read again: 1"
+    assert refreshed(ring) == "reloaded the encryption keys: 1"
 
 
 # The package

@@ -42,7 +42,7 @@ def test_a_name_that_channels_refuses_is_an_invalid_group(name: str) -> None:
 @pytest.mark.parametrize("name", [None, 5, b"a", ["a"]])
 def test_a_name_is_text(check: Callable[..., Any], what: str, name: int | bytes | list[str] | None) -> None:
     """The error names the type, also of a value that cannot be hashed."""
-    with pytest.raises(TypeError, match=f"a {what} name is a str, not {type(name).__name__}"):
+    with pytest.raises(TypeError, match=f"a {what} name must be a str, not {type(name).__name__}"):
         check(name)
 
 

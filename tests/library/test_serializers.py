@@ -79,7 +79,7 @@ def test_json_refuses_what_it_has_no_form_for(value: object) -> None:
     """The path tells where it stands, the error what it is."""
     error = refusal("json", {"a": {"b": [0, value]}})
     assert error.path == "message['a']['b'][1]"
-    assert f"of type {type(value).__name__} cannot be carried" in str(error)
+    assert f"of type {type(value).__name__} cannot be serialized" in str(error)
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -128,7 +128,7 @@ def test_a_message_that_is_nested_too_deep_is_refused(name: str) -> None:
 def test_a_message_is_a_dict(name: str, message: int | bytes | str | list[int] | None) -> None:
     """The error names the type that it got."""
     error = refusal(name, message)
-    assert str(error) == f"message: a message is a dict, not {type(message).__name__}"
+    assert str(error) == f"message: a message must be a dict, not {type(message).__name__}"
 
 
 def test_a_long_value_is_shortened_in_the_error() -> None:
@@ -216,7 +216,7 @@ def test_a_registered_serializer_is_found_by_its_name(monkeypatch: pytest.Monkey
 
 def test_an_unknown_serializer_is_told_the_known_ones() -> None:
     """The error names the setting to change."""
-    with pytest.raises(ConfigurationError, match="'pickle' is not registered; known are json, msgpack") as caught:
+    with pytest.raises(ConfigurationError, match="'pickle' is not registered; registered are json, msgpack") as caught:
         named("pickle")
     assert caught.value.setting == "serializer"
 

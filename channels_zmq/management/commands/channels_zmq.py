@@ -25,7 +25,7 @@ ENDLESS = ("listen", "top")
 class Command(BaseCommand):  # type: ignore[misc] # Django has no type information
     """`manage.py channels_zmq`; each method named after a subcommand runs it."""
 
-    help = "Examine, use and watch the channel layers of channels-zmq."
+    help = "Check, use and monitor the channel layers of channels-zmq."
     requires_system_checks: ClassVar[list[str]] = []
     """None: `doctor` reports what they find, and more."""
 
@@ -38,9 +38,13 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
             added.set_defaults(run=run)
             return added
 
-        one = add("doctor", self.doctor, "Reach every forwarder; say what is wrong and what to do about it (status 1).")
+        one = add(
+            "doctor", self.doctor, "Check every layer and forwarder; report problems and remedies (exit status 1)."
+        )
         one.add_argument("--layer", metavar="ALIAS", help="only this alias of CHANNEL_LAYERS")
-        one.add_argument("--timeout", type=seconds, default=5.0, help="seconds for the forwarders of a layer (5)")
+        one.add_argument(
+            "--timeout", type=seconds, default=5.0, help="seconds to wait for the forwarders of a layer (5)"
+        )
 
         one = add("send", self.send, "Send one message to a group or a channel.")
         _add_target(one)
@@ -48,26 +52,34 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
 
         one = add("listen", self.listen, "Print the messages of a group or a normal channel, until Ctrl-C.")
         _add_target(one)
-        one.add_argument("--json", action="store_true", help="print each message as one line of JSON and nothing else")
-        one.add_argument("--count", type=whole(1), default=0, help="end after so many messages")
+        one.add_argument("--json", action="store_true", help="print only the messages, each as one line of JSON")
+        one.add_argument("--count", type=whole(1), default=0, help="exit after this number of messages")
 
-        one = add("stats", self.stats, "Show what the forwarders of a layer tell of themselves.")
+        one = add("stats", self.stats, "Show the state of the forwarders of a layer.")
         _add_layer(one)
         _add_pages(one)
-        one.add_argument("--timeout", type=seconds, default=5.0, help="seconds for the forwarders (5)")
+        one.add_argument("--timeout", type=seconds, default=5.0, help="seconds to wait for the forwarders (5)")
 
-        one = add("top", self.top, "Show the status pages of the forwarders of a layer, every second, until Ctrl-C.")
+        one = add("top", self.top, "Show the activity of the forwarders of a layer, every second, until Ctrl-C.")
         _add_layer(one)
         _add_pages(one)
-        one.add_argument("--interval", type=seconds, default=1.0, help="seconds between two looks (1)")
-        one.add_argument("--count", type=whole(1), default=0, help="end after so many looks")
+        one.add_argument("--interval", type=seconds, default=1.0, help="seconds between two updates (1)")
+        one.add_argument("--count", type=whole(1), default=0, help="exit after this number of updates")
 
-        one = add("from-redis", self.from_redis, "Translate CHANNEL_LAYERS of channels_redis, and print the settings.")
-        one.add_argument(
-            "--settings-file", metavar="PATH", help="JSON of CHANNEL_LAYERS instead of this project's; - for stdin"
+        one = add(
+            "from-redis", self.from_redis, "Translate CHANNEL_LAYERS of channels_redis and print the new settings."
         )
-        one.add_argument("--pull-address", default="tcp://127.0.0.1:5555", help="of the forwarder (%(default)s)")
-        one.add_argument("--pub-address", default="tcp://127.0.0.1:5556", help="of the forwarder (%(default)s)")
+        one.add_argument(
+            "--settings-file",
+            metavar="PATH",
+            help="file with CHANNEL_LAYERS as JSON, instead of this project's settings; - for stdin",
+        )
+        one.add_argument(
+            "--pull-address", default="tcp://127.0.0.1:5555", help="pull address of the forwarder (%(default)s)"
+        )
+        one.add_argument(
+            "--pub-address", default="tcp://127.0.0.1:5556", help="pub address of the forwarder (%(default)s)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the subcommand."""
@@ -91,14 +103,14 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
             found = {layer: found[layer]}
         entries = layers.entries(found)
         if not any(entry.layer or entry.fault for entry in entries):
-            raise CommandError("CHANNEL_LAYERS has no layer of channels-zmq")
+            raise CommandError("CHANNEL_LAYERS contains no layer of channels-zmq")
         problems = 0
         for report in doctor.examine(entries, timeout):
             self._print(report.heading, *map(str, report.lines))
             problems += report.problems
         if problems:
             raise CommandError(f"{counted(problems, 'problem')} found")
-        self._print("all is well")
+        self._print("no problems found")
 
     def send(self, layer: str, group: str, channel: str, message: str, **options: Any) -> None:
         """Send one message."""
@@ -157,7 +169,7 @@ def _add_pages(parser: ArgumentParser) -> None:
         metavar="HOST:PORT",
         action="append",
         default=[],
-        help="of a forwarder's status page; may be repeated (by default port 9600 of its host)",
+        help="address of a forwarder's status page; may be repeated (default: port 9600 of its host)",
     )
 
 
@@ -173,7 +185,7 @@ def _read(path: str) -> dict[str, Any]:
     except OSError as error:
         raise ToolError(f"{path}: {error.strerror} (--settings-file)") from None
     except ValueError as error:
-        raise ToolError(f"{path} holds no JSON: {error} (--settings-file)") from None
+        raise ToolError(f"{path} is not valid JSON: {error} (--settings-file)") from None
     if not isinstance(found, dict):
-        raise ToolError(f"{path} holds no JSON object of layers by alias (--settings-file)")
+        raise ToolError(f"{path} must contain a JSON object of layers by alias (--settings-file)")
     return dict(found.get("CHANNEL_LAYERS", found))

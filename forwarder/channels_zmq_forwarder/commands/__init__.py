@@ -15,20 +15,20 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands.target import CommandError
 
 NAMES = {
-    "ping": "whether each forwarder of a layer answers, and how fast",
+    "ping": "check that each forwarder of a layer answers, and measure the round trip",
     "pub": "send a message to a group or a channel",
     "sub": "show the messages of groups",
-    "top": "what forwarders are doing, live",
-    "bench": "measure messages a second, and the time of one",
-    "selftest": "messages through every forwarder, which have to come back",
-    "keygen": "make a pair of CURVE keys",
+    "top": "show the activity of forwarders",
+    "bench": "measure throughput and latency",
+    "selftest": "send messages through every forwarder and check that they arrive",
+    "keygen": "generate a CURVE key pair",
 }
 
 
 def overview() -> str:
     """Return a line for each command, for `--help`."""
     lines = (f"  {name:10}{text}" for name, text in NAMES.items())
-    return "\n".join(("commands, each with a --help of its own:", *lines))
+    return "\n".join(("commands, each with its own --help:", *lines))
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
         print(f"channels-zmq-forwarder {name}: {error}", file=sys.stderr)
         return 1
     except wire.FrameError as error:
-        print(f"channels-zmq-forwarder {name}: another program has this port? {error}", file=sys.stderr)
+        print(f"channels-zmq-forwarder {name}: does another program use this port? {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # `| head` has exited: discard the rest, which Python would flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

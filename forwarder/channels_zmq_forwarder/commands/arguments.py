@@ -34,7 +34,7 @@ def seconds(text: str) -> float:
             return float(text)
     except ValueError:
         pass
-    raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0, {LONGEST:.0f} at most")
+    raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and at most {LONGEST:.0f}")
 
 
 def name(text: str) -> str:
@@ -44,5 +44,5 @@ def name(text: str) -> str:
         ArgumentTypeError: If the forwarder would not take it.
     """
     if not wire.is_topic(wire.group_topic(text)):
-        raise ArgumentTypeError(f"a name has from 1 to {wire.MAX_NAME} bytes")
+        raise ArgumentTypeError(f"a name has 1 to {wire.MAX_NAME} bytes")
     return text

@@ -31,11 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder bench",
-        description="Measure messages a second, and the time of a message there and back, through each forwarder of a "
-        "layer. One Python program sends and receives: applications with several processes get more through.",
+        description="Measure messages per second and the round trip of a message through each forwarder of a layer. "
+        "One Python process sends and receives: applications with several processes have a higher throughput.",
     )
-    parser.add_argument("--messages", type=whole(1), default=100_000, help="for each forwarder (100000)")
-    parser.add_argument("--size", type=whole(0, MAX_SIZE), default=200, help="bytes of a message (200)")
+    parser.add_argument(
+        "--messages", type=whole(1), default=100_000, help="number of messages for each forwarder (100000)"
+    )
+    parser.add_argument("--size", type=whole(0, MAX_SIZE), default=200, help="size of a message in bytes (200)")
     target.add_arguments(parser, timeout=10.0)
     given = parser.parse_args(arguments)
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             print(
                 f"{one}: {rate:,.0f} messages/s of {given.size} bytes, {rate * given.size / 2**20:,.1f} MiB/s;", end=" "
             )
-            print(f"there and back p50 {cuts[49] * 1e6:,.0f} us, p99 {cuts[98] * 1e6:,.0f} us", flush=True)
+            print(f"round trip p50 {cuts[49] * 1e6:,.0f} us, p99 {cuts[98] * 1e6:,.0f} us", flush=True)
 
 
 def _rate(client: Client, messages: int, payload: bytes, timeout: float, advance: Callable[[int], None]) -> float:
@@ -85,5 +87,5 @@ def _next(client: Client, timeout: float) -> bool:
     """Return whether the next frame is a message."""
     frame = client.receive(time.monotonic() + timeout)
     if frame is None:
-        raise CommandError(f"{client.target}: no message came back within {timeout:g} s")
+        raise CommandError(f"{client.target}: no message arrived within {timeout:g} s")
     return wire.is_group(frame)

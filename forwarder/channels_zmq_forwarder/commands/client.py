@@ -62,7 +62,8 @@ class Client:
         welcome = wire.WELCOME.decode(self._answer(self.sub, hello, wire.WELCOME.kind, deadline))
         if welcome.version != wire.VERSION:
             raise CommandError(
-                f"{self.target}: it speaks version {welcome.version} of the protocol, this program {wire.VERSION}"
+                f"{self.target}: it uses version {welcome.version} of the wire format, this program version "
+                f"{wire.VERSION}"
             )
         # Else the forwarder would take batches of other processes apart meanwhile.
         self.sub.send(wire.BATCHING.encode(wire.Batching(self.inbox, 1)))
@@ -139,7 +140,7 @@ class Client:
             frame = self.receive(min(deadline, now + ASK_AGAIN))
             if frame is not None and wire.sub_kind(frame) == kind and self._is_latest(frame, kind):
                 return frame
-        raise CommandError(f"{self.target}: no answer to {question[:1]!r}: is it ready, and may this process reach it?")
+        raise CommandError(f"{self.target}: no answer to {question[:1]!r}: is it ready, and can this process reach it?")
 
     def _is_latest(self, frame: bytes, kind: int) -> bool:
         if kind == wire.CONFIRM.kind:

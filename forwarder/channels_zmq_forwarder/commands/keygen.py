@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
         "key's file.",
     )
     parser.add_argument(
-        "name", nargs="?", help="path of the two files, without their endings; the keys are printed if it is omitted"
+        "name", nargs="?", help="path of the two files without their extensions; if it is omitted, the keys are printed"
     )
     name = parser.parse_args(arguments).name
     public, secret = (key.decode() for key in new_pair())

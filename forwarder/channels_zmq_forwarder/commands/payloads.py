@@ -22,15 +22,15 @@ def encode(text: str, serializer: Serializer) -> bytes:
     try:
         message = json.loads(text)
     except ValueError as error:
-        raise CommandError(f"the message is not JSON: {error}") from None
+        raise CommandError(f"the message is not valid JSON: {error}") from None
     if not isinstance(message, dict):
-        raise CommandError('a message is a JSON object, such as {"type": "chat.message", "text": "hello"}')
+        raise CommandError('a message must be a JSON object, such as {"type": "chat.message", "text": "hello"}')
     try:
         if serializer == "json":
             return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
         return _msgpack().packb(message)  # type: ignore[no-any-return]
     except (TypeError, ValueError) as error:  # a number of more than 64 bits, half of a surrogate pair
-        raise CommandError(f"the message does not fit into {serializer}: {error}") from None
+        raise CommandError(f"the message cannot be serialized by {serializer}: {error}") from None
 
 
 def decode(payload: bytes, serializer: Serializer) -> Any:
@@ -52,7 +52,7 @@ def _msgpack() -> Any:
         import ormsgpack  # only in the extra
     except ImportError:
         raise CommandError(
-            "msgpack needs the package ormsgpack, of the extra channels-zmq-forwarder[cli]; "
-            "layers with `serializer: json` need --serializer json"
+            "msgpack needs the package ormsgpack: install the extra channels-zmq-forwarder[cli]; "
+            "for layers with `serializer: json`, use --serializer json"
         ) from None
     return ormsgpack

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder ping",
-        description="Ask each forwarder whether it serves, and measure how long a frame takes there and back.",
+        description="Check that each forwarder of a layer answers, and measure the round trip.",
     )
     parser.add_argument("--count", type=whole(1), default=5, help="round trips to measure (5)")
     target.add_arguments(parser)
@@ -46,7 +46,7 @@ def _asked(context: "zmq.Context[zmq.Socket[bytes]]", one: Target, count: int, t
         welcome = client.hello(time.monotonic() + timeout)
         state = wire.State(welcome.state)
         if state is not wire.State.SERVING:
-            raise CommandError(f"{one}: it is {state.name.lower()}, and takes no messages")
+            raise CommandError(f"{one}: it is {state.name.lower()} and accepts no messages")
         trips = []
         for _ in range(count):
             begin = time.perf_counter()

@@ -14,8 +14,8 @@ from channels_zmq_forwarder.commands.client import Client
 from channels_zmq_forwarder.commands.target import CommandError
 
 _PROBLEMS = {
-    wire.Status.FULL: "as many messages as its capacity wait already (--capacity)",
-    wire.Status.REFUSED: "the forwarder has no room for one more queue (--queue-names)",
+    wire.Status.FULL: "the channel is full (--capacity)",
+    wire.Status.REFUSED: "the forwarder has no room for another queue (--queue-names)",
     wire.Status.MEMORY: "the forwarder is short of memory",
     wire.Status.FLUSHING: "the layer is being flushed",
 }
@@ -29,18 +29,20 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder pub",
-        description="Send a message to every member of a group, or with --channel to a channel. Without a member it is "
-        "lost, which is no error.",
+        description="Send a message to every member of a group, or with --channel to a channel. A message to a group "
+        "without members is dropped without an error.",
     )
     parser.add_argument(
-        "name", type=name, help="of the group or channel, behind the layer's prefix if it has one: stage:chat"
+        "name", type=name, help="name of the group or channel, with the layer's prefix if it has one: stage:chat"
     )
     parser.add_argument("message", help='a JSON object: {"type": "chat.message", "text": "hello"}')
-    parser.add_argument("--channel", action="store_true", help="the name is that of a channel")
-    parser.add_argument("--count", type=whole(1), default=1, help="how often it is sent (1)")
-    parser.add_argument("--every", type=seconds, default=0.0, help="seconds between two of them (0)")
-    parser.add_argument("--capacity", type=whole(1), default=100, help="of a normal channel (100)")
-    parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
+    parser.add_argument("--channel", action="store_true", help="send to a channel instead of a group")
+    parser.add_argument("--count", type=whole(1), default=1, help="number of times the message is sent (1)")
+    parser.add_argument("--every", type=seconds, default=0.0, help="seconds between two messages (0)")
+    parser.add_argument("--capacity", type=whole(1), default=100, help="capacity of the normal channel (100)")
+    parser.add_argument(
+        "--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="serializer of the layer (msgpack)"
+    )
     target.add_arguments(parser)
     given = parser.parse_args(arguments)
     payload = payloads.encode(given.message, given.serializer)
@@ -62,7 +64,7 @@ def _send(client: Client, given: argparse.Namespace, payload: bytes) -> None:
     if bang:
         inbox = head.rpartition(".")[2].encode()
         if not wire.inbox_of(b"P" + inbox + b"\0"):
-            raise CommandError(f"{given.name!r} is no channel that new_channel() made")
+            raise CommandError(f"{given.name!r} is not a channel name that new_channel() returned")
         client.send_direct(inbox, given.name, payload)
         return
     status = client.enqueue(given.name, payload, given.capacity, time.monotonic() + given.timeout)

@@ -26,10 +26,10 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder selftest",
-        description="Send messages through every forwarder of a layer, and check that all of them come back, once and "
+        description="Send messages through every forwarder of a layer, and check that each arrives once, unchanged and "
         "in order.",
     )
-    parser.add_argument("--messages", type=whole(1), default=100, help="for each forwarder (100)")
+    parser.add_argument("--messages", type=whole(1), default=100, help="number of messages for each forwarder (100)")
     target.add_arguments(parser, timeout=30.0)
     given = parser.parse_args(arguments)
     deadline = time.monotonic() + given.timeout
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
             with Client(context, one) as client:
                 _exchange(client, given.messages, deadline)
             security = "with CURVE" if one.keys else "without CURVE"
-            print(f"{given.messages} messages came back, unchanged and in order, {security}")
+            print(f"{given.messages} messages arrived, unchanged and in order, {security}")
 
 
 def _exchange(client: Client, messages: int, deadline: float) -> None:
@@ -55,12 +55,12 @@ def _exchange(client: Client, messages: int, deadline: float) -> None:
     while len(received) < messages:
         frame = client.receive(deadline)
         if frame is None:
-            raise CommandError(f"{client.target}: {len(received)} of {messages} messages came back")
+            raise CommandError(f"{client.target}: {len(received)} of {messages} messages arrived")
         if wire.is_group(frame):
             received.append(wire.read_group(frame)[-1])
     if received != payloads:
-        raise CommandError(f"{client.target}: messages came back changed or in another order")
+        raise CommandError(f"{client.target}: messages arrived changed or in another order")
     end = time.monotonic() + TWICE
     while (frame := client.receive(end)) is not None:
         if wire.is_group(frame):
-            raise CommandError(f"{client.target}: a message came back twice")
+            raise CommandError(f"{client.target}: a message arrived twice")

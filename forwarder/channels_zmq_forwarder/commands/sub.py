@@ -29,20 +29,26 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder sub",
-        description="Show the messages of groups as they come, until Ctrl-C. Takes nothing away from their members. "
-        "Listens at the forwarders that are there at the start.",
+        description="Show the messages of groups as they arrive, until Ctrl-C. The members of the groups still receive "
+        "them. Uses the forwarders that exist at the start.",
     )
     parser.add_argument(
-        "groups", nargs="+", type=name, metavar="group", help="behind the layer's prefix if it has one: stage:chat"
+        "groups",
+        nargs="+",
+        type=name,
+        metavar="group",
+        help="name of a group, with the layer's prefix if it has one: stage:chat",
     )
-    parser.add_argument("--count", type=whole(0), default=0, help="end after so many messages (0: never)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: time, group, message")
-    parser.add_argument("--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="of the layer (msgpack)")
+    parser.add_argument("--count", type=whole(0), default=0, help="exit after this number of messages (0: never)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line: time, group, message")
+    parser.add_argument(
+        "--serializer", choices=payloads.SERIALIZERS, default="msgpack", help="serializer of the layer (msgpack)"
+    )
     target.add_arguments(parser)
     given = parser.parse_args(arguments)
     payloads.decode(b"", given.serializer)  # a missing package is told now
     if any("!" in group for group in given.groups):
-        raise CommandError("only messages of groups can be shown: those of a channel go to its one reader")
+        raise CommandError("only messages of groups can be shown: a message of a channel goes to one reader")
     deadline = time.monotonic() + given.timeout
     targets = target.find(given, os.environ, deadline)
     with zmq.Context() as context, ExitStack() as stack:
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
             client.hello(deadline)
             client.sync(deadline)
             client.leave()
-        print(f"listening at {counted(len(clients), 'forwarder')}", file=sys.stderr, flush=True)
+        print(f"listening to {counted(len(clients), 'forwarder')}", file=sys.stderr, flush=True)
         _show(clients, given.serializer, json_lines=given.json, count=given.count)
 
 
@@ -85,6 +91,6 @@ def _line(group: str, payload: bytes, serializer: payloads.Serializer, *, json_l
     now, message = datetime.now().astimezone(), payloads.decode(payload, serializer)
     if json_lines:
         return as_json({"time": now.isoformat(), "group": group, "message": message})
-    unreadable = f"{len(payload)} bytes that are not {serializer}, or encrypted"
+    unreadable = f"{len(payload)} bytes, encrypted or not {serializer}"
     text = unreadable if message is None else as_json(message)
     return f"{now:%H:%M:%S.%f} {printable(group)} {text}"

@@ -43,13 +43,13 @@ class Target(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser, *, timeout: float = 5.0) -> None:
     """Add the flags that name a layer, and how long it may take to answer."""
-    parser.add_argument("--pull-address", help=f"where messages are sent (${APPLICATION}PULL_SOCKET_ADDRESS)")
-    parser.add_argument("--pub-address", help=f"where they come from (${APPLICATION}PUB_SOCKET_ADDRESS)")
-    parser.add_argument("--curve-server-key-file", help=f"the forwarder's public key (${APPLICATION}...)")
-    parser.add_argument("--curve-secret-key-file", help=f"the secret key to connect by (${APPLICATION}...)")
     parser.add_argument(
-        "--timeout", type=seconds, default=timeout, help=f"seconds that a forwarder may take to answer ({timeout:g})"
+        "--pull-address", help=f"address of the forwarder's pull port (${APPLICATION}PULL_SOCKET_ADDRESS)"
     )
+    parser.add_argument("--pub-address", help=f"address of the forwarder's pub port (${APPLICATION}PUB_SOCKET_ADDRESS)")
+    parser.add_argument("--curve-server-key-file", help=f"the forwarder's public key (${APPLICATION}...)")
+    parser.add_argument("--curve-secret-key-file", help=f"the secret key of this client (${APPLICATION}...)")
+    parser.add_argument("--timeout", type=seconds, default=timeout, help=f"seconds to wait for an answer ({timeout:g})")
 
 
 def find(given: argparse.Namespace, environment: Mapping[str, str], deadline: float) -> list[Target]:
@@ -67,7 +67,7 @@ def find(given: argparse.Namespace, environment: Mapping[str, str], deadline: fl
     keys = _keys(given, environment, deadline)
     pulls, pubs = pull.split(","), pub.split(",")
     if len(pulls) != len(pubs):
-        raise CommandError(f"{pull} and {pub}: each forwarder has one address of each kind")
+        raise CommandError(f"{pull} and {pub}: give one address of each kind for each forwarder")
     pairs = [pair for one in zip(pulls, pubs, strict=True) for pair in _resolved(*one, deadline)]
     return [Target(*pair, keys) for pair in pairs]
 
@@ -78,7 +78,7 @@ def _address(given: argparse.Namespace, environment: Mapping[str, str], way: str
     variable = f"{APPLICATION}{way.upper()}_SOCKET_ADDRESS"
     if address := flag or environment.get(variable) or own:
         return address
-    print(f"{variable} is not set (has the pod the label of a layer?): {DEFAULTS[way]} is taken", file=sys.stderr)
+    print(f"{variable} is not set (does the pod have the label of a layer?): using {DEFAULTS[way]}", file=sys.stderr)
     return DEFAULTS[way]
 
 
@@ -87,7 +87,7 @@ def _resolved(pull: str, pub: str, deadline: float) -> list[tuple[str, str]]:
         try:
             if pairs := resolve_pairs(pull, pub):
                 return pairs
-            problem = "no address"
+            problem = "it has no address"
         except OSError as error:
             problem = str(error.strerror)
         if time.monotonic() > deadline:
@@ -100,7 +100,7 @@ def _keys(given: argparse.Namespace, environment: Mapping[str, str], deadline: f
     if server:
         return server, secret or new_pair()[1]  # as a layer does
     if secret:
-        raise CommandError(f"{APPLICATION}CURVE_SERVER_KEY_FILE is needed beside the secret key")
+        raise CommandError(f"{APPLICATION}CURVE_SERVER_KEY_FILE is required with a secret key")
     if own := environment.get(f"{OWN}CURVE_SECRET_KEY_FILE"):
         secret = _key(own, deadline)
         return public_key(secret), secret
@@ -124,7 +124,7 @@ def _key(path: str, deadline: float) -> bytes:
     """Return the key in a file, which may come a moment after the start."""
     while not Path(path).exists():
         if time.monotonic() > deadline:
-            raise CommandError(f"there is no {path}")
+            raise CommandError(f"{path} does not exist")
         time.sleep(RETRY)
     try:
         return key_in(path)

@@ -25,8 +25,8 @@ MAX_BYTES = 2**20
 LISTED = 15
 """Normal channels that `top` lists, those with the most messages first."""
 REACH = (
-    "it is on a loopback address of the forwarder's machine unless its --status-address is another one: run this "
-    "there, or use `kubectl port-forward` or `ssh -L`, and give HOST:PORT here"
+    "the status page is on a loopback address of the forwarder's host unless --status-address sets another one: "
+    "run this command there, or use `kubectl port-forward` or `ssh -L` and give HOST:PORT"
 )
 _WEB = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks no proxy, which would take 127.0.0.1 for its own machine."""
@@ -41,16 +41,16 @@ def main(arguments: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder top",
-        description="Show rates, drops, queues and clients of forwarders, renewed until Ctrl-C.",
+        description="Show rates, drops, queues and clients of forwarders, every second until Ctrl-C.",
     )
     parser.add_argument(
         "addresses",
         nargs="*",
         metavar="HOST:PORT",
-        help=f"of status pages ({' or '.join(LOCAL)}), see --status-address",
+        help=f"address of a status page ({' or '.join(LOCAL)}), see --status-address",
     )
-    parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two looks (1)")
-    parser.add_argument("--count", type=whole(0), default=0, help="end after so many looks (0: never)")
+    parser.add_argument("--interval", type=seconds, default=1.0, help="seconds between two updates (1)")
+    parser.add_argument("--count", type=whole(0), default=0, help="exit after this number of updates (0: never)")
     given = parser.parse_args(arguments)
     places = [[one.removeprefix("http://").rstrip("/")] for one in given.addresses] or [[*LOCAL]]
     found = pages(places)
@@ -196,7 +196,7 @@ def show(
         now = pages(places)
         lines = drawn(now, before)
         if on_terminal:
-            title = f"{counted(len(now), 'forwarder')} at {time.strftime('%H:%M:%S')}, Ctrl-C ends it"
+            title = f"{counted(len(now), 'forwarder')} at {time.strftime('%H:%M:%S')}, press Ctrl-C to stop"
             write(f"{CLEAR}{title}\n\n" + "\n".join(lines))
         else:
             write(f"{time.strftime('%H:%M:%S')}\n" + "\n".join(lines))

@@ -118,7 +118,7 @@ def test_what_the_pubsub_layer_did_not_do_is_said() -> None:
     [
         ({}, PULL, ["no layer of channels_redis", "is empty"]),
         ({"a": {"BACKEND": "other.Layer"}}, PULL, ["'a' is other.Layer"]),
-        ({"a": {"BACKEND": CORE, "CONFIG": ["x"]}}, PULL, ["layer 'a'", "dict of keys"]),
+        ({"a": {"BACKEND": CORE, "CONFIG": ["x"]}}, PULL, ["layer 'a'", "must be a dict"]),
         ({"a": {"BACKEND": CORE}}, "localhost:1", ["--pull-address", "tcp://"]),
         ({"a": {"BACKEND": CORE}}, PUB, ["given twice"]),
     ],

@@ -438,7 +438,7 @@ def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig: Rig) -> N
     assert rig.lines() == []
     rig.calls.clear()
     rig.tick(0.2)
-    assert rig.lines() == ["no echo from tcp://pull: connecting anew"]
+    assert rig.lines() == ["no echo from tcp://pull: reconnecting"]
     assert rig.calls == [0.0]
     rig.tick()
     first, second = rig.context.pushes
@@ -454,7 +454,7 @@ def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig: Rig) -> No
         rig.tick(1.0)
         rig.welcome()
     rig.tick()
-    assert rig.lines() == ["no echo from tcp://pull: connecting anew"]
+    assert rig.lines() == ["no echo from tcp://pull: reconnecting"]
 
 
 def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make: Callable[..., Rig]) -> None:
@@ -1170,7 +1170,7 @@ def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig: Rig) -> None
     rig.welcome(DRAINING)
     assert (rig.link.state, rig.told, rig.link.passes) == (State.DRAINING, ["up", "down"], False)
     assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"1"]
-    assert rig.lines() == [f"the forwarder at {NAME} is about to end"]
+    assert rig.lines() == [f"the forwarder at {NAME} is draining"]
     assert rig.link.attachment.is_reachable
     assert rig.link.is_connected
 
