@@ -12,7 +12,7 @@ Make = Callable[..., Any]
 Run = Callable[..., Any]
 
 MEMBERS = 10_000
-BURST = 200
+BURST = 50
 SOME = 5
 SHORT = 0.02
 """Seconds of CPU time: no pause below this is worth a comparison."""
