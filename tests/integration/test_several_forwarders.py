@@ -183,7 +183,7 @@ def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(run: Run, forwar
         sending = asyncio.create_task(layer.send("jobs", {"n": 1}))
         await asyncio.sleep(0)
         await asyncio.to_thread(forwarders[0].kill)
-        with pytest.raises(ConnectionLost, match=r"send\('jobs'\).*outcome unknown"):
+        with pytest.raises(ConnectionLost, match=r"send\('jobs'\).*outcome is unknown"):
             await sending
 
     run(scenario())
