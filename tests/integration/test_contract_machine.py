@@ -214,11 +214,7 @@ class Contract(RuleBasedStateMachine):
         target, then = self.channels[index], then % len(self.world.senders)
         members = [self.channels[other] for other in sorted(self.members[group] | {index})]
         self._see_how_full(members)
-        if index not in self.members[group]:
-            self.members[group].add(index)
-            for sent in self.under_way:
-                if sent.group == group and index not in sent.members:
-                    target.add(replace(sent, sure=False))
+        self._joins(group, index)
         sent = self._new(None, then, lane, group)
         calls = [
             ("group_add", self.groups[group], target.name),
@@ -387,11 +383,7 @@ class Contract(RuleBasedStateMachine):
         owner = by if target.owner is None else target.owner
         self._see_how_full([target])
         assert self._call(owner, loop, "join_twice", self.groups[group], target.name, turns) is None
-        if index not in self.members[group]:
-            self.members[group].add(index)
-            for sent in self.under_way:
-                if sent.group == group and index not in sent.members:
-                    target.add(replace(sent, sure=False))
+        self._joins(group, index)
         self.group_send(group, None, owner, loop)
 
     @rule(by=actors, loop=loops, value=values, group=groups)
@@ -432,6 +424,18 @@ class Contract(RuleBasedStateMachine):
 
     def _message(self, sent: Sent, value: Any) -> dict[str, Any]:
         return {"n": sent.number, "value": value}
+
+    def _joins(self, group: int, index: int) -> None:
+        """Note a member: what is under way to its group may come, and fill it before something that was sent later."""
+        if index in self.members[group]:
+            return
+        self.members[group].add(index)
+        channel = self.channels[index]
+        for sent in self.under_way:
+            if sent.group == group and index not in sent.members:
+                channel.add(replace(sent, sure=False))
+        for sent in channel.waiting[self.capacity :]:
+            sent.sure = sent.sure and sent.arrived
 
     def _readable(self, channel: int, by: int) -> tuple[Channel, int]:
         """Return a channel, and an actor that may read it."""
