@@ -265,9 +265,9 @@ class Client:
                 if flags & FLAG_BATCH:
                     return self._group_batch(frame, topic, sender, number, flags, ttl, wire.batch_bodies(payload))
                 self._take_group(frame, topic, sender, number, flags, ttl, payload)
-            elif wire.sub_kind(frame) == wire.DIRECT:
+            elif (kind := wire.sub_kind(frame)) == wire.DIRECT:
                 return self._direct(frame)
-            elif (take := self._on_inbox.get(wire.sub_kind(frame))) is not None:
+            elif (take := self._on_inbox.get(kind)) is not None:
                 take(frame, attachment)
             else:
                 self.counters.drop("malformed")

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConfigurationError
@@ -22,7 +21,7 @@ from channels_zmq.tools.layers import Layer
 from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
 from channels_zmq.transports.subscriber import REFUSALS, connect
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.sockets import EVERYWHERE
+from channels_zmq_forwarder.sockets import EVERYWHERE, next_event
 from channels_zmq_forwarder.wire import State
 
 Socket = zmq.Socket[bytes]
@@ -170,8 +169,7 @@ class _Side:
     def note(self) -> None:
         """Take what the monitor reports."""
         while self.monitor.poll(0):
-            report = recv_monitor_message(self.monitor)
-            event = int(report["event"])
+            event, _ = next_event(self.monitor)
             if event == zmq.Event.CONNECTED:
                 self.is_connected = True
             elif event == zmq.Event.HANDSHAKE_SUCCEEDED:

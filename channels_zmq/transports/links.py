@@ -218,10 +218,8 @@ class Links:
             self.send_batch()
         link = self._homes.only or self._homes.of(topic)
         if link is not None and (link.passes or link.make_room()):
-            if batch.begin(topic, payload, ttl):
-                if link.takes_batches:
-                    return True
-                batch.take()
+            if link.takes_batches and batch.begin(topic, payload, ttl):
+                return True
             if link.publish(topic, payload, ttl):
                 return False
         now = time.monotonic()

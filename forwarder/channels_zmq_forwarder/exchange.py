@@ -286,7 +286,6 @@ class Exchange:
             if len(self._ended) > ENDED_SESSIONS:
                 self._ended.popitem(last=False)
         self._without_batches.discard(inbox)
-        self._choose_path()
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
         self._drain.leave(inbox)

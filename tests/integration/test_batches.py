@@ -48,6 +48,13 @@ async def connected(layer: Any) -> None:
     await until(lambda: layer.stats()["connected"] and not layer.stats()["held"])
 
 
+async def peer_in_room(layer: Any, open_peer: Make) -> tuple[Any, str]:
+    """Return another process, and its channel in the group that this one sends to."""
+    await connected(layer)
+    peer = open_peer(**config_of(layer), capacity=2 * COUNT)
+    return peer, await asyncio.to_thread(peer.ask, "member", "room")
+
+
 @pytest.mark.parametrize("reads_batches", [True, False])
 def test_all_messages_arrive_in_order_by_fewer_frames(
     make_shared_layer: Make,
@@ -61,9 +68,7 @@ def test_all_messages_arrive_in_order_by_fewer_frames(
     async def scenario() -> None:
         layer = make_shared_layer(capacity=2 * COUNT)
         config = config_of(layer)
-        await connected(layer)
-        peer = open_peer(**config, capacity=2 * COUNT)
-        channel = await asyncio.to_thread(peer.ask, "member", "room")
+        peer, channel = await peer_in_room(layer, open_peer)
         with RawPeer(context, only(config.get("pull_socket_address")), only(config["pub_socket_address"])) as raw:
             if reads_batches:
                 raw.say(wire.BATCHING.encode(wire.Batching(raw.inbox, 1)))
@@ -105,9 +110,7 @@ def test_a_handler_that_goes_on_to_compute_does_not_keep_its_messages_back(
 
     async def scenario() -> None:
         layer = make_shared_layer()
-        await connected(layer)
-        peer = open_peer(**config_of(layer))
-        channel = await asyncio.to_thread(peer.ask, "member", "room")
+        peer, channel = await peer_in_room(layer, open_peer)
         for number in range(3):
             await layer.group_send("room", numbered(number))
         assert peer.ask("receive", channel, 3) == [["me", number] for number in range(3)]
@@ -121,9 +124,7 @@ def test_a_handler_that_goes_on_to_compute_does_not_keep_its_messages_back(
 def test_messages_of_synchronous_code_arrive_in_order(make_shared_layer: Make, run: Run, open_peer: Make) -> None:
     """Each call has an event loop of its own, which ends with it."""
     layer = make_shared_layer()
-    run(connected(layer))
-    peer = open_peer(**config_of(layer))
-    channel = peer.ask("member", "room")
+    peer, channel = run(peer_in_room(layer, open_peer))
     for number in range(20):
         async_to_sync(layer.group_send)("room", numbered(number))
     assert peer.ask("receive", channel, 20) == [["me", number] for number in range(20)]
@@ -134,9 +135,7 @@ def test_the_last_messages_of_a_layer_that_is_closed_arrive(make_shared_layer: M
 
     async def scenario() -> None:
         layer = make_shared_layer()
-        await connected(layer)
-        peer = open_peer(**config_of(layer))
-        channel = await asyncio.to_thread(peer.ask, "member", "room")
+        peer, channel = await peer_in_room(layer, open_peer)
         for number in range(3):
             await layer.group_send("room", numbered(number))
         await layer.close()
