@@ -23,7 +23,6 @@ from channels_zmq_forwarder.sockets import (
     accept_options,
     bind,
     guard,
-    has_input,
     number,
     plain_send,
     publish_options,
@@ -123,7 +122,7 @@ class Pump:
         self._has_caught_up |= not more
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
-        self.is_behind_subscribers = has_input(self._xpub) and self._read_subscribers()
+        self.is_behind_subscribers = readable(self._xpub) and self._read_subscribers()
         return self.is_behind_subscribers or more
 
     def was_behind_producers(self) -> bool:
@@ -137,7 +136,7 @@ class Pump:
         libzmq may take input in while it sends, and then the descriptor does not report it.
         """
         self._publish(frames)
-        return has_input(self._xpub)
+        return readable(self._xpub)
 
     def _publish(self, frames: Sequence[bytes]) -> None:
         """Send frames to their subscribers. Never blocks: a subscriber whose pipe is full misses them."""

@@ -230,11 +230,10 @@ def number(socket: "zmq.Socket[bytes]", option: int) -> int:
     return cast(int, socket.get(option))
 
 
-def has_input(socket: "zmq.Socket[bytes]") -> bool:
-    """Return what `readable` does, but let other threads run meanwhile: it takes long while a peer floods an XPUB."""
-    return bool(zmq_poll([(socket, _POLLIN)], 0))
-
-
 def readable(socket: "zmq.Socket[bytes]") -> bool:
-    """Return whether a frame can be received now. The call also makes libzmq process pending commands of the socket."""
-    return socket.get(zmq.EVENTS) & _POLLIN != 0  # type: ignore[operator] # a number; `number` would be two more calls
+    """Return whether a frame can be received now. The call also makes libzmq process pending commands of the socket.
+
+    Other threads run meanwhile, unlike with `zmq.EVENTS`: an XPUB takes in all that its peers have sent, which lasts as
+    long as a flood does, and the thread that ends floods must run then.
+    """
+    return bool(zmq_poll([(socket, _POLLIN)], 0))

@@ -1,5 +1,9 @@
 """Moving frames between sockets and the exchange."""
 
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -11,6 +15,7 @@ from open_sockets import Sockets
 from strangers import opening
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.connections import TcpSockets
 from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
 from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
@@ -244,3 +249,51 @@ def test_producers_wait_while_copies_for_many_members_are_made(rig: Rig) -> None
     assert not rig.exchange.is_unfinished
     for queue in rig.exchange.queues.by_channel.values():
         assert [entry.payload for entry in queue.waiting.values()] == [b"first", b"second"]
+
+
+FLOOD = """
+import sys, threading, time
+from strangers import RawPeer, on_the_wire
+peers = [RawPeer(int(sys.argv[1])) for _ in range(4)]
+peers[0].send(b"?")
+input()
+end, frames = time.monotonic() + 10, on_the_wire(b"?" * 1000) * 500
+def flood(peer):
+    while time.monotonic() < end:
+        peer.socket.sendall(frames)
+for peer in peers:
+    threading.Thread(target=flood, args=[peer]).start()
+"""
+
+
+def test_other_threads_run_while_a_peer_floods_the_publisher(
+    sockets: Sockets[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libzmq takes all frames in at once, whichever function is called; the thread that ends floods must run then."""
+    rig = Rig(sockets, "tcp://127.0.0.1:*", clock=lambda: 0.0)
+    port = int(rig.pub.rpartition(":")[2])
+    environment = {"PYTHONPATH": str(Path(opening.__code__.co_filename).parent)}
+    flood = subprocess.Popen([sys.executable, "-c", FLOOD, str(port)], stdin=subprocess.PIPE, env=environment)
+    recv, stdin, has_begun = rig.pump.subscribers.recv, flood.stdin, threading.Event()
+    assert stdin is not None
+
+    def end() -> None:
+        has_begun.wait()
+        flood.terminate()
+
+    threading.Thread(target=end, daemon=True).start()
+
+    def begin_behind_the_first_frame(flags: int) -> bytes | None:
+        frame = recv(flags)
+        if not has_begun.is_set():
+            stdin.write(b"\n")
+            stdin.close()
+            while sum(TcpSockets({port}).received().values()) < 2**26:
+                assert flood.poll() is None
+            has_begun.set()
+        return frame
+
+    monkeypatch.setattr(rig.pump.subscribers, "recv", begin_behind_the_first_frame)
+    rig.turn_until(has_begun.is_set)
+    assert flood.wait(20) == -signal.SIGTERM
+    rig.pump.close()
