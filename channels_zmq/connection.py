@@ -763,10 +763,10 @@ class Connection:
             dropped=dict(counters.dropped),
             repeated=counters.repeated,
             reconnects=counters.reconnects,
-            waiting=self.client.mailboxes.waiting(),
+            waiting=self.client.mailboxes.waiting,
             held=producer.held if producer is not None else 0,
             channels=len(self.client.mailboxes.boxes),
             groups=len(self.client.memberships.groups),
-            members=self.client.mailboxes.memberships(),
+            members=self.client.memberships.count,
             links=self._transport.stats(),
         )

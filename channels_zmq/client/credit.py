@@ -213,15 +213,12 @@ class Credit:
 
     def _leave(self, window: Window, loses_frames: bool) -> bytes:
         box = window.box
-        window.withheld += [one for one in box.mail if self._is_unread(one)]
-        remaining = [one for one in box.mail if not self._is_unread(one)]
+        unread = box.remove(self._is_unread)
+        window.withheld += unread
         first, last = window.returned
-        received = window.received - (len(box.mail) - len(remaining))
+        received = window.received - len(unread)
         if loses_frames and received <= last:
             received = min(received, first)  # of those that went back it puts back what it has not received
-        if window.withheld:
-            box.mail.clear()
-            box.mail.extend(remaining)
         return wire.RECEIVED.encode(wire.Received(self._inbox, self.session, received, box.name.encode()))
 
     def begin_session(self, session: int, *, is_same: bool) -> list[bytes]:
@@ -336,13 +333,8 @@ class Credit:
         """
         window.limit = window.received
         closing = self._ready(window)
-        mail = window.box.mail
         settled = self._settled(window)
-        jobs = [one for one in mail if self._is_ours(one)]
-        if jobs:
-            others = [one for one in mail if not self._is_ours(one)]
-            mail.clear()
-            mail.extend(others)
+        jobs = window.box.remove(self._is_ours)
         frames = self._back(window.box.name, jobs)
         if sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames) < len(jobs):
             window.returned = window.received, window.received

@@ -65,6 +65,7 @@ class Mailbox(Generic[Waiter]):
     """One channel of this process.
 
     Attributes:
+        in_use: The mailboxes that have had a message: mostly few of very many. This one enters and leaves by itself.
         mail: Messages in the order of their arrival.
         waiters: Readers in the order of theirs.
         read_at: When a reader took a message, or gave up waiting.
@@ -80,6 +81,7 @@ class Mailbox(Generic[Waiter]):
     name: str
     capacity: int
     read_at: float
+    in_use: "set[Mailbox[Waiter]]"
     mail: deque[Mail] = field(default_factory=lambda: _NO_MAIL)
     waiters: list[Waiter] = field(default_factory=list)
     is_read: bool = False
@@ -89,16 +91,22 @@ class Mailbox(Generic[Waiter]):
     newest_seen: int = 0
     look_at: float = 0.0
 
+    def begin(self) -> deque[Mail]:
+        """Make room for the first message."""
+        self.in_use.add(self)
+        self.mail = deque()
+        return self.mail
+
     def append(self, mail: Mail) -> None:
         """Add a message, whatever the capacity."""
         if self.mail is _NO_MAIL:
-            self.mail = deque()
+            self.begin()
         self.mail.append(mail)
 
     def prepend(self, mail: Mail) -> None:
         """Put a message before all others."""
         if self.mail is _NO_MAIL:
-            self.mail = deque()
+            self.begin()
         self.mail.appendleft(mail)
 
     def take(self, now: float) -> tuple[Payload | None, int]:
@@ -114,10 +122,20 @@ class Mailbox(Generic[Waiter]):
 
     def drop_expired(self, now: float) -> int:
         """Drop the messages whose deadline has passed and return how many they were."""
-        before = len(self.mail)
-        if before:
-            self.mail = deque(mail for mail in self.mail if mail[0] > now)
-        return before - len(self.mail)
+        return len(self.remove(lambda mail: mail[0] <= now)) if self.mail else 0
+
+    def remove(self, is_chosen: Callable[[Mail], bool]) -> list[Mail]:
+        """Remove the messages for which a function returns true, and return them in their order."""
+        chosen = [mail for mail in self.mail if is_chosen(mail)]
+        if chosen:
+            self.mail = deque(mail for mail in self.mail if not is_chosen(mail))
+        return chosen
+
+    def clear(self) -> int:
+        """Remove all messages and return how many they were."""
+        waiting, self.mail = len(self.mail), _NO_MAIL
+        self.in_use.discard(self)
+        return waiting
 
     def next_waiter(self) -> Waiter | None:
         """Remove and return the waiter whose turn it is."""
@@ -156,6 +174,7 @@ class Mailboxes(Generic[Waiter]):
         self, drop: Callable[[str, int], None], *, idle: float = 60.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.boxes: dict[str, Mailbox[Waiter]] = {}
+        self._in_use: set[Mailbox[Waiter]] = set()
         self._drop = drop
         self._idle = idle
         self._clock = clock
@@ -164,20 +183,17 @@ class Mailboxes(Generic[Waiter]):
         )
         self._unclaimed: dict[str, Mailbox[Waiter]] = {}  # without reader and membership, oldest first
 
+    @property
     def waiting(self) -> int:
-        """Return how many messages wait to be read."""
-        return sum(len(box.mail) for box in list(self.boxes.values()))
-
-    def memberships(self) -> int:
-        """Return how many memberships in groups the channels have."""
-        return sum(box.memberships for box in list(self.boxes.values()))
+        """How many messages wait to be read."""
+        return sum(len(box.mail) for box in list(self._in_use))
 
     def open(self, channel: str, capacity: int) -> Mailbox[Waiter]:
         """Return the mailbox of a channel, and create it if necessary; a changed capacity takes effect at once."""
         box = self.boxes.get(channel)
         if box is None:
             now = self._clock()
-            box = self.boxes[channel] = Mailbox(channel, capacity, now)
+            box = self.boxes[channel] = Mailbox(channel, capacity, now, self._in_use)
             self._look(box, now + self._idle)
         box.capacity = capacity
         return box
@@ -225,7 +241,7 @@ class Mailboxes(Generic[Waiter]):
                     continue
                 waiting = box.mail  # without expired messages
             if waiting is _NO_MAIL:
-                waiting = box.mail = deque()
+                waiting = box.begin()
             waiting.append(mail)
             if deadline < box.look_at:
                 self._look(box, deadline)
@@ -320,7 +336,7 @@ class Mailboxes(Generic[Waiter]):
             self._count_expired(box, box.drop_expired(now))
             next_look = min((deadline for deadline, _, _ in box.mail), default=next_look)
         elif box.mail is not _NO_MAIL and not box.waiters:
-            box.mail = _NO_MAIL
+            box.clear()
         if box.is_read and not box.waiters and box.read_at + self._idle <= now:
             box.is_read = False  # the reader has ended without giving up: it was not waiting
             if box.mail and not (box.memberships or box.windows):
@@ -339,7 +355,7 @@ class Mailboxes(Generic[Waiter]):
     def clear(self) -> None:
         """Drop all messages, but keep who waits for one."""
         for box in list(self.boxes.values()):
-            box.mail = _NO_MAIL
+            box.clear()
             box.in_flight = None
             if box.is_idle:
                 self._forget(box)
@@ -361,11 +377,11 @@ class Mailboxes(Generic[Waiter]):
         self._unclaimed[box.name] = box
         if len(self._unclaimed) > MAX_UNCLAIMED:
             oldest = self._unclaimed.pop(next(iter(self._unclaimed)))
-            self._drop("abandoned", len(oldest.mail))
-            oldest.mail = _NO_MAIL
+            self._drop("abandoned", oldest.clear())
             self.release(oldest)
 
     def _forget(self, box: Mailbox[Waiter]) -> None:
         self._unclaimed.pop(box.name, None)
+        self._in_use.discard(box)
         if self.boxes.get(box.name) is box:  # a late reader may hold one that was forgotten and made anew
             del self.boxes[box.name]

@@ -90,6 +90,8 @@ class Memberships:
 
     def __init__(self, mailboxes: Mailboxes[Any], sender: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self.groups: dict[Topic, Group] = {}
+        self.count = 0
+        """How many memberships there are in all groups."""
         self._mailboxes = mailboxes
         self._sender = sender
         self._clock = clock
@@ -124,6 +126,7 @@ class Memberships:
         if membership is None:
             membership = group.members[box] = Membership(now, now, inf)
             box.memberships += 1
+            self.count += 1
         membership.since, membership.life = now, inf if life is None else life
         membership.joins += 1
         entry = Join(group, box, membership)
@@ -184,6 +187,7 @@ class Memberships:
                 box.memberships = 0
             group.members.clear()
         self.groups.clear()
+        self.count = 0
         self._left.clear()
         self.ends.clear()
         return frames
@@ -215,6 +219,7 @@ class Memberships:
     def _remove(self, group: Group, box: Box) -> list[bytes]:
         del group.members[box]
         box.memberships -= 1
+        self.count -= 1
         self._mailboxes.release(box)
         if group.members:
             return []

@@ -582,9 +582,8 @@ class Link:
         """Do what is due: sockets, keys, hellos, echoes, markers and the outbox; return when to be called again."""
         self._subscriber.tick(now)
         if self.state is State.CONNECTING and now - self._started_at > PATIENCE:
-            self._enter(
-                Event.FAILED
-            )  # a frozen forwarder: its system accepts connections, but the forwarder does not answer
+            # A frozen forwarder: its system accepts connections, but the forwarder does not answer.
+            self._enter(Event.FAILED)
         if self.state is not State.DRAINING and self._keys.have_changed():
             self._take_up_keys()
         due = min(now + TICK_EVERY, self._subscriber.due, self._keep_push(now))

@@ -232,11 +232,13 @@ class XSub(_Socket):
         self._inbox: deque[bytes] = deque()
         self._must_subscribe = False
 
-    def get(self, option: zmq.SocketOption) -> "int | XSub":
-        if option == zmq.FD:
-            return self
+    def get(self, option: zmq.SocketOption) -> "XSub":
+        assert option == zmq.FD
+        return self
+
+    def readable(self) -> bool:
         self._use()
-        return int(zmq.POLLIN) if self._inbox else 0
+        return bool(self._inbox)
 
     def disconnect(self, address: str) -> None:
         raise zmq.ZMQError(zmq.EINVAL)

@@ -142,6 +142,7 @@ def replace_surroundings(
     monkeypatch.setattr(links_module, "zmq", SimpleNamespace(Context=network.context))
     monkeypatch.setattr(links_module, "selectors", SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1))
     monkeypatch.setattr(push_module, "plain_send", lambda socket: socket.send)
+    monkeypatch.setattr(subscriber_module, "readable", lambda socket: socket.readable())
     monkeypatch.setattr(requests_module, "_numbers", iter(range(1, 2**62)))
     return housekeeper
 

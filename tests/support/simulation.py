@@ -247,6 +247,8 @@ class Simulation:
 
     def close_process(self, process: Process) -> None:
         """Close a process in order; what it could not hand back is excused."""
+        mailboxes = process.client.mailboxes
+        assert mailboxes.waiting == sum(len(box.mail) for box in mailboxes.boxes.values())
         process.close(lambda: self._excuse_held(process))
 
     def _excuse_held(self, process: Process) -> None:

@@ -1,5 +1,6 @@
 """How many jobs of a normal channel the exchange may hand over to this process."""
 
+from collections.abc import Iterator
 from math import inf
 
 import pytest
@@ -23,8 +24,11 @@ def credit(clock: Clock) -> Credit:
 
 
 @pytest.fixture
-def mailboxes(clock: Clock) -> Mailboxes[Reader]:
-    return Mailboxes(lambda cause, count: None, clock=clock)
+def mailboxes(clock: Clock) -> Iterator[Mailboxes[Reader]]:
+    """Make mailboxes; at the end of every test they count what waits as a look at each of them does."""
+    mailboxes: Mailboxes[Reader] = Mailboxes(lambda cause, count: None, clock=clock)
+    yield mailboxes
+    assert mailboxes.waiting == sum(len(box.mail) for box in mailboxes.boxes.values())
 
 
 @pytest.fixture
@@ -851,7 +855,7 @@ def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(
     """Until then its count must outlive its readers; a reader that comes later counts from nothing."""
     wait(credit, box)
     credit.arrived(job())
-    box.mail.clear()
+    box.clear()
     leave(credit, box)
     clock.now += GRACE
     assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]

@@ -1,6 +1,7 @@
 """Messages that wait to be read in one process."""
 
 from collections import Counter
+from collections.abc import Iterator
 from math import inf
 
 import pytest
@@ -19,12 +20,16 @@ def dropped() -> Counter[str]:
 
 
 @pytest.fixture
-def boxes(clock: Clock, dropped: Counter[str]) -> Mailboxes[Reader]:
+def boxes(clock: Clock, dropped: Counter[str]) -> Iterator[Mailboxes[Reader]]:
+    """Make mailboxes; at the end of every test they count what waits as a look at each of them does."""
+
     def drop(cause: str, count: int) -> None:
         if count:
             dropped[cause] += count
 
-    return Mailboxes(drop, idle=IDLE, clock=clock)
+    boxes: Mailboxes[Reader] = Mailboxes(drop, idle=IDLE, clock=clock)
+    yield boxes
+    assert boxes.waiting == sum(len(box.mail) for box in boxes.boxes.values())
 
 
 @pytest.fixture
@@ -219,7 +224,7 @@ def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
     """Over all channels."""
     for channel in ("a", "a", "b"):
         boxes.deliver(channel, mail(b"1"), 9)
-    assert boxes.waiting() == 3
+    assert boxes.waiting == 3
 
 
 # Groups
@@ -603,7 +608,7 @@ def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]
     """By `MAX_UNCLAIMED` itself."""
     for number in range(2 * mailboxes.MAX_UNCLAIMED):
         boxes.deliver(str(number), mail(b"1"), 9)
-    assert len(boxes.boxes) == boxes.waiting() == mailboxes.MAX_UNCLAIMED
+    assert len(boxes.boxes) == boxes.waiting == mailboxes.MAX_UNCLAIMED
 
 
 # Clearing
@@ -616,7 +621,7 @@ def test_clearing_keeps_only_who_waits(boxes: Mailboxes[Reader]) -> None:
     wait(boxes, boxes.open("c", 9))
     boxes.clear()
     assert list(boxes.boxes) == ["c"]
-    assert boxes.waiting() == 0
+    assert boxes.waiting == 0
 
 
 def test_a_late_reader_leaves_a_new_mailbox_alone(boxes: Mailboxes[Reader]) -> None:

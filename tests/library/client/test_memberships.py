@@ -528,7 +528,8 @@ class Machine(RuleBasedStateMachine):
         assert found == set(self.members)
 
     @invariant()
-    def each_mailbox_knows_how_many_memberships_it_has(self) -> None:
+    def memberships_are_counted(self) -> None:
+        assert self.memberships.count == len(self.members)
         for name, box in self.mailboxes.boxes.items():
             assert box.memberships == sum(channel == name for _, channel in self.members)
 
