@@ -10,37 +10,66 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from channels_zmq import connections
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 PATIENCE = 20.0
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
 
 
-def _candidates() -> Iterator[int]:
-    """Yield ports, each once in a long time; those of processes that test at the same time are others."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = list(PORTS[worker % 8 :: 8])
-    random.shuffle(ports)
-    return itertools.cycle(ports)
+CLAIMS = 500
+"""Ports that a process may have claimed at a time: far fewer are in use, and other processes need some."""
 
 
-_ports = _candidates()
+class _Ports:
+    """Yields ports, each once in a long time, that no other process claims which tests at the same time.
+
+    A claim is a lock on one byte of a file, which ends with its process; there is none on Windows.
+    """
+
+    def __init__(self) -> None:
+        self._candidates = itertools.cycle(random.sample(PORTS, len(PORTS)))
+        self._file = tempfile.gettempdir() + "/channels-zmq-tests-ports"
+        self._claimed: deque[int] = deque()
+        self._descriptor = self._process = -1
+
+    def __next__(self) -> int:
+        """Return the next port; raises OSError if another process claims it."""
+        port = next(self._candidates)
+        if fcntl is not None:
+            if self._process != os.getpid():  # the claims of a forked process's parent are not its own
+                self._descriptor, self._process = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666), os.getpid()
+                self._claimed.clear()
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            self._claimed.append(port)
+            if len(self._claimed) > CLAIMS:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, self._claimed.popleft())
+        return port
+
+
+_ports = _Ports()
 
 
 def free_ports(count: int) -> list[int]:
     """Return TCP ports of the loopback that are free now."""
     servers: list[socket.socket] = []
     while len(servers) < count:
-        with contextlib.suppress(OSError):  # it is in use
+        with contextlib.suppress(OSError):  # it is in use, or another process is about to use it
             servers.append(socket.create_server(("127.0.0.1", next(_ports))))
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
