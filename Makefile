@@ -53,7 +53,7 @@ screenshots: $(STAMP) ## Renew the pictures in docs/images (needs chromium)
 	SCREENSHOTS=docs/images $(PYTEST) -q tests/integration/test_counting_in_a_browser.py
 
 test-under-load: $(STAMP) ## Run the quick tests RUNS times (10) while two busy processes keep the cores busy
-	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -m "not slow"
+	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -n $(JOBS) -m "not slow"
 
 test-lowest: ## Run a quick subset with the lowest versions that the library and the forwarder allow (needs Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the lowest versions need Python 3.11: make test-lowest PYTHON=python3.11")'
