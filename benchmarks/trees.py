@@ -43,7 +43,7 @@ def checked_out(commit: str) -> Iterator[Tree]:
     """Unpack a commit and yield its tree.
 
     Raises:
-        ServerError: If there is no such commit, or if its packages cannot be imported from its tree.
+        ServerError: If the commit is unknown, or if its packages cannot be imported from its tree.
     """
     short = _git("rev-parse", "--verify", "--quiet", "--short", "--end-of-options", f"{commit}^{{commit}}")
     archive = _git("archive", "--format=tar", short.decode().strip())

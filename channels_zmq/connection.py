@@ -237,7 +237,7 @@ class Connection:
     # Sending; `ttl` is in milliseconds
 
     def group_send(self, topic: Topic, payload: bytes, ttl: int) -> None:
-        """Send a message to a group. A message for which there is no room is counted.
+        """Send a message to a group. A message that does not fit into the outbox is dropped and counted.
 
         Raises:
             AddressInUse: If another process is the producer at an embedded address.
@@ -321,7 +321,7 @@ class Connection:
         """Send a message to a normal channel and wait for the confirmation; return False if the queue is full.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time, or the forwarder was lost before it answered; whether
+            ForwarderUnavailable: If no answer arrives in time, or the forwarder was lost before it answered; whether
                 the message was delivered is unknown.
             RequestRefused: If the forwarder has no room for another queue, is short of memory, or is being
                 flushed again and again.
@@ -386,7 +386,7 @@ class Connection:
                     self.call_soon(self.client.due)
             if payload is not None:
                 return payload
-            assert waiter is not None, "there is one wherever there is no payload"
+            assert waiter is not None, "there is one unless there is a payload"
             try:
                 await waiter.future
             except BaseException:
@@ -432,7 +432,7 @@ class Connection:
         """Add a channel of this process to a group. It receives every message published after this has returned.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time; a membership that was there before stays.
+            ForwarderUnavailable: If no answer arrives in time; a membership that was there before stays.
         """
         client = self.client
         with self._step:
@@ -473,7 +473,7 @@ class Connection:
         """Add a normal channel to a group, at the exchange.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time.
+            ForwarderUnavailable: If no answer arrives in time.
             RequestRefused: If the forwarder has no room for more members.
         """
         lifetime = 0 if life is None else max(1, round(life * 1000))
@@ -490,7 +490,7 @@ class Connection:
         """Remove a normal channel from a group, at the exchange.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time.
+            ForwarderUnavailable: If no answer arrives in time.
         """
         member = wire.Member(self.inbox, next_number(), 0, 0, 0, 0, group.encode(), channel.encode())
         with self._step:
@@ -503,7 +503,7 @@ class Connection:
         """Ask another process to add its channel to a group or to remove it. A process that is gone is not an error.
 
         Raises:
-            ForwarderUnavailable: If there is no answer in time.
+            ForwarderUnavailable: If no answer arrives in time.
         """
         number = next_number()
         frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
@@ -560,7 +560,7 @@ class Connection:
             key: Chooses the exchange of a request to one.
 
         Raises:
-            ForwarderUnavailable: If there is no answer within `connect_timeout`.
+            ForwarderUnavailable: If no answer arrives within `connect_timeout`.
             ConnectionLost: If the connection was lost before a request was answered that may not be sent again.
         """
         loop = asyncio.get_running_loop()

@@ -156,7 +156,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Add a channel to a group. Once this returns, the channel receives every message published afterwards.
 
         Raises:
-            ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
+            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`.
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)
@@ -174,7 +174,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Remove a channel from a group; it is not an error if it does not belong to it.
 
         Raises:
-            ForwarderUnavailable: If there is no confirmation within `connect_timeout`.
+            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`.
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)

@@ -121,7 +121,7 @@ def layer(alias: str) -> Layer:
     """Return a new layer of this package for an alias.
 
     Raises:
-        ToolError: If there is no such alias, if its layer is another one's, or if its configuration is invalid.
+        ToolError: If the alias is unknown, if its layer is another one's, or if its configuration is invalid.
     """
     layers = configured()
     if alias not in layers:

@@ -342,7 +342,7 @@ class Link:
     # Holding
 
     def hold(self, held: Held, now: float, *, must: bool = False) -> bool:
-        """Hold a message until it can be sent; return False if there is no room for it."""
+        """Hold a message until it can be sent; return False if it does not fit."""
         if not self._outbox.hold(held, now, must=must):
             return False
         self.passes = False

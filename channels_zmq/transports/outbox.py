@@ -86,7 +86,7 @@ class Ledger:
         self.size -= len(body)
 
     def is_full(self, body: bytes) -> bool:
-        """Return whether there is no room for a message with this body."""
+        """Return whether a message with this body does not fit."""
         return self.count >= self.capacity or self.size + len(body) > self.max_bytes
 
 
@@ -108,7 +108,7 @@ class Outbox:
         return len(self._held)
 
     def hold(self, held: Held, now: float, *, must: bool = False) -> bool:
-        """Append a message, and give it its order unless it has one; return False if there is no room for it.
+        """Append a message, and give it its order unless it has one; return False if it does not fit.
 
         Args:
             held: The message.

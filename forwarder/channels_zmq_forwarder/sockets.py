@@ -59,7 +59,7 @@ def next_event(monitor: "zmq.Socket[bytes]") -> tuple[int, int]:
     """Return the next event of a monitor, its kind and value; `zmq.utils.monitor` would import pyzmq's asyncio part.
 
     Raises:
-        zmq.Again: If there is none.
+        zmq.Again: If none has arrived.
     """
     head, _ = monitor.recv_multipart(zmq.DONTWAIT)
     event, value = _MONITOR_EVENT.unpack(head)

@@ -854,7 +854,7 @@ def topic_end(frame: bytes) -> int:
     """Return the index of the NUL that ends a frame's topic.
 
     Raises:
-        FrameError: If there is no NUL, or no name before it.
+        FrameError: If the NUL or the name before it is missing.
     """
     end = frame.find(b"\0", 1)
     if end < 2:
@@ -866,7 +866,7 @@ def channel_and_payload(body: bytes) -> tuple[str, bytes]:
     """Split the body of a direct message.
 
     Raises:
-        FrameError: If there is no channel name, or if it is not UTF-8.
+        FrameError: If the channel name is missing or not UTF-8.
     """
     end = body.find(b"\0")
     if end < 1:

@@ -30,7 +30,7 @@ class Seen:
         problem: Why its spec cannot be served; empty if it can.
         refusal: What could not be done last; empty if everything was.
         refused_as: The word for it.
-        forwarders: How many there should be; counts if there is no Deployment yet.
+        forwarders: How many there should be; counts if the Deployment does not exist yet.
         deployment: That of the forwarders, as `kept` returns it.
         pods: What is wrong with their pods.
         paused: Whether nothing is to be changed.

@@ -128,7 +128,7 @@ class ClientProcess(Process):
         """Return the answer to a command.
 
         Raises:
-            FaultError: If the command fails, or if there is no answer in time.
+            FaultError: If the command fails, or if no answer arrives in time.
         """
         self.tell(verb, *arguments)
         return self.answer()

@@ -39,7 +39,7 @@ CLAIMS = 500
 class _Ports:
     """Yields ports, each once in a long time, that no other process claims which tests at the same time.
 
-    A claim is a lock on one byte of a file, which ends with its process; there is none on Windows.
+    A claim is a lock on one byte of a file, which ends with its process. On Windows nothing is claimed.
     """
 
     def __init__(self) -> None:

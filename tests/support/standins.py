@@ -94,7 +94,7 @@ class StandIn:
             welcome = wire.Welcome(inbox, wire.VERSION, wire.State.SERVING, self._instance, self.session, 1)
             self.publish(wire.WELCOME.encode(welcome))
         elif frame[:1] == b"Y" and self.holds_syncs:
-            if frame not in self.held:  # it is repeated while there is no answer
+            if frame not in self.held:  # it is repeated until it is answered
                 self.held.append(frame)
         elif frame[:1] == b"Y":
             self.answer_sync(frame)

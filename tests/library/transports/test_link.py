@@ -1287,7 +1287,7 @@ def test_another_version_is_reported_once_and_fails_every_request(rig: Rig) -> N
 
 
 def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig: Rig) -> None:
-    """By either side; it tells a caller why there is no answer."""
+    """By either side; a caller is told the reason."""
     for event in (rig.link._subscriber_event, rig.link._push_event):
         rig.link.refusal = ""
         event(zmq.Event.HANDSHAKE_FAILED_AUTH)
@@ -1826,7 +1826,7 @@ def test_a_new_push_without_room_holds_messages_in_their_order(
 
 
 def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal: Renewal) -> None:
-    """Its bound is for what is held because there is no room."""
+    """Its bound is for what is held because it does not fit."""
     rig = Renewal(renewal.clock, capacity=1)
     for number in range(3):
         rig.publish(b"%d" % number)

@@ -1565,7 +1565,7 @@ def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(
 def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """It is also the reason why there is no answer."""
+    """It is also the reason that a caller is told."""
     resolver["zmq"] = OSError(-2, "no such name")
     rig = make(NAMED)
     for _ in range(3):
@@ -1585,7 +1585,7 @@ def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(
 
 
 def test_the_reason_of_any_link_is_the_reason_of_all(rig: Rig) -> None:
-    """Whichever has one; it tells a caller why there is no answer."""
+    """A caller is told that of any forwarder."""
     assert rig.links.refusal == ""
     rig.link(B).refusal = "key"
     assert rig.links.refusal == "key"
