@@ -49,9 +49,13 @@ async def connected(layer: Any) -> None:
 
 
 async def peer_in_room(layer: Any, open_peer: Make) -> tuple[Any, str]:
-    """Return another process, and its channel in the group that this one sends to."""
+    """Return another process, and its channel in the group that this one sends to.
+
+    It has reported that it reads batches before it joins.
+    """
     await connected(layer)
     peer = open_peer(**config_of(layer), capacity=2 * COUNT)
+    await asyncio.to_thread(peer.ask, "until_connected", True)
     return peer, await asyncio.to_thread(peer.ask, "member", "room")
 
 
