@@ -44,17 +44,21 @@ class _Ports:
 
     def __init__(self) -> None:
         self._candidates = itertools.cycle(random.sample(PORTS, len(PORTS)))
-        self._file = tempfile.gettempdir() + "/channels-zmq-tests-ports"
         self._claimed: deque[int] = deque()
-        self._descriptor = self._process = -1
+        if fcntl is not None:
+            self._begin()
+
+    def _begin(self) -> None:
+        file = f"{tempfile.gettempdir()}/channels-zmq-tests-ports-{os.getuid()}"
+        self._descriptor, self._process = os.open(file, os.O_RDWR | os.O_CREAT, 0o600), os.getpid()
+        self._claimed.clear()
 
     def __next__(self) -> int:
         """Return the next port; raises OSError if another process claims it."""
         port = next(self._candidates)
         if fcntl is not None:
             if self._process != os.getpid():  # the claims of a forked process's parent are not its own
-                self._descriptor, self._process = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666), os.getpid()
-                self._claimed.clear()
+                self._begin()
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             self._claimed.append(port)
             if len(self._claimed) > CLAIMS:
