@@ -30,8 +30,6 @@ except ImportError:  # on Windows
 PATIENCE = 20.0
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
-
-
 CLAIMS = 500
 """Ports that a process may have claimed at a time: far fewer are in use, and other processes need some."""
 
@@ -46,19 +44,13 @@ class _Ports:
         self._candidates = itertools.cycle(random.sample(PORTS, len(PORTS)))
         self._claimed: deque[int] = deque()
         if fcntl is not None:
-            self._begin()
-
-    def _begin(self) -> None:
-        file = f"{tempfile.gettempdir()}/channels-zmq-tests-ports-{os.getuid()}"
-        self._descriptor, self._process = os.open(file, os.O_RDWR | os.O_CREAT, 0o600), os.getpid()
-        self._claimed.clear()
+            file = f"{tempfile.gettempdir()}/channels-zmq-tests-ports-{os.getuid()}"
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
     def __next__(self) -> int:
         """Return the next port; raises OSError if another process claims it."""
         port = next(self._candidates)
         if fcntl is not None:
-            if self._process != os.getpid():  # the claims of a forked process's parent are not its own
-                self._begin()
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             self._claimed.append(port)
             if len(self._claimed) > CLAIMS:
