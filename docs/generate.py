@@ -42,11 +42,13 @@ Fields = dict[str, Any]
 AnyLayout = wire.Layout[Any]
 
 INBOX = b"0123456789abcdef"
-HEXADECIMAL = ("instance", "payload", "secret", "sender")
+HEXADECIMAL = ("instance", "messages", "payload", "secret", "sender", "topics")
 """Fields whose bytes the vectors show in hexadecimal; all other bytes are text."""
 LAYOUTS: dict[str, AnyLayout] = {
     name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)
 }
+HASHED = ("room", "Zürich", "n" * 99)
+"""Groups whose topics' hashes the vectors show."""
 
 
 def main() -> None:
@@ -90,8 +92,22 @@ def vectors() -> dict[str, Any]:
         "messages": [_message(*case) for case in _message_cases()],
         "batches": [_batch(*case) for case in _batches()],
         "forwarders": [_list(*case) for case in _lists()],
+        "hashes": [
+            {"topic": wire.group_topic(one).hex(), "hash": wire.topic_hash(wire.group_topic(one))} for one in HASHED
+        ],
         "malformed": list(_malformed()),
     }
+
+
+def _tails(layout: AnyLayout) -> dict[str, bytes]:
+    """Return what may end a frame of a kind that has a list of its own there."""
+    message = wire.ordered(wire.group_topic("room"), b"\x11" * 8, 7, 0, 60_000, b"\x80")
+    again = wire.again(message, 59_000, 1000, elsewhere=False, acknowledged=False)
+    if layout is wire.RESUME:
+        return {"a group": wire.encode_hashes([wire.group_topic("room")]), "none": b""}
+    if layout is wire.REPLAYED:
+        return {"two messages": wire.encode_messages([again, again]), "none": b""}
+    return {}
 
 
 def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
@@ -103,6 +119,9 @@ def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
     payload = [b"\x81\xa4text\xa2hi"] if layout.parts > layout.names else []
     if _ends_with_list(layout):
         payload = [b""]
+    tails = _tails(layout)
+    if tails:
+        payload = [b""]
     yield "small numbers", [*small, *names, *payload]
     yield "zeros", [*zero, *names, *payload]
     yield "largest numbers", [*largest, *names, *payload]
@@ -110,6 +129,10 @@ def _cases(layout: AnyLayout) -> Iterator[tuple[str, list[Any]]]:
         known = wire.KnownForwarder(b"tcp://10.0.0.1:5555", b"tcp://10.0.0.1:5556", True)
         other = wire.KnownForwarder(b"tcp://10.0.0.2:5555", b"tcp://10.0.0.2:5556", False)
         yield "a list of forwarders", [*small, wire.encode_forwarders([known, other])]
+        return
+    if tails:
+        for title, tail in tails.items():
+            yield title, [*small, tail]
         return
     if names:
         foreign = [*names[:-1], "Zürich.\u0967\u0968\U0001d7d8".encode()]

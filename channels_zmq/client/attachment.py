@@ -39,6 +39,12 @@ class Attachment:
         self._instance = b""
         self.has_two_ways = False
         """Whether its frames arrive by two connections, of which one may be ahead of the other."""
+        self.missing_since: float | None = None
+        """Since when its connection may have lost frames that were not published again; None if it has lost none."""
+        self.resumes = 0
+        """The session in which it was asked for them."""
+        self.resumes_until = 0.0
+        """Until when its answer is waited for."""
         self.clients = 0
         """How many clients it had, as it has reported last."""
         self.taken_over = 0

@@ -27,6 +27,8 @@ SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
+REPLAYED_WITHIN = 1.0
+"""Seconds after which an exchange is not expected any more to publish again what was missed."""
 
 
 class LinkLost(NamedTuple):
@@ -191,11 +193,12 @@ class Client:
         self._direct_runs = Runs()
         self._own_order = 0
         self._foreign_joins: dict[int, tuple[Join, Reply]] = {}
-        self._on_inbox: dict[int, Callable[[bytes, Attachment], None]] = {
+        self._on_inbox: dict[int, Callable[[bytes, Attachment], Iterator[None] | None]] = {
             wire.ASK.kind: self._asked,
             wire.CONFIRM.kind: self._confirmed,
             wire.WELCOME.kind: self._welcomed,
             wire.BATCHING_ACCEPTED.kind: self._batching_accepted,
+            wire.REPLAYED.kind: self._replayed,
             wire.SYNCED.kind: self._synced,
             wire.JOB.kind: self._job,
             wire.HANDED.kind: self._handed,
@@ -257,7 +260,7 @@ class Client:
         """Take one frame that an exchange has sent. Malformed frames are counted and ignored.
 
         Returns:
-            Of a batch what takes its messages, one with each step; else None.
+            Of a frame with several messages what takes them, one with each step; else None.
         """
         try:
             if frame[:1] == wire.GROUP_BYTE:
@@ -268,7 +271,7 @@ class Client:
             elif (kind := wire.sub_kind(frame)) == wire.DIRECT:
                 return self._direct(frame)
             elif (take := self._on_inbox.get(kind)) is not None:
-                take(frame, attachment)
+                return take(frame, attachment)
             else:
                 self.counters.drop("malformed")
         except wire.FrameError:
@@ -430,12 +433,54 @@ class Client:
                 self.counters.repeated += 1
             return
         has_two_ways = len(self.attachments) > 1 or any(one.has_two_ways for one in self.attachments)
-        if has_two_ways or self.gaps.holds(runs, sender):
+        if has_two_ways or self.gaps.is_patient or self.gaps.holds(runs, sender):
             if not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
                 self.counters.repeated += 1
         else:
             self.counters.drop("missed", runs.skip_to(sender, number))
             deliver()
+
+    # Messages that were missed while a connection was cut
+
+    def lost_connection(self, attachment: Attachment, since: float) -> None:
+        """Note that frames of an exchange may be missing that were published since a time."""
+        if attachment.missing_since is None:
+            attachment.missing_since = since
+
+    def resume(self, attachment: Attachment, session: int) -> bytes | None:
+        """Return the request that an exchange publishes again what is missing; None if nothing can be."""
+        if attachment.missing_since is None:
+            return None
+        now, topics = self._clock(), self.memberships.groups
+        attachment.resumes, attachment.resumes_until = session, now + REPLAYED_WITHIN
+        self._be_patient()
+        age = wire.milliseconds(now - attachment.missing_since + ON_THE_WAY)
+        every = len(topics) > wire.MAX_HASHES
+        hashes = b"" if every else wire.encode_hashes(topics)
+        return wire.RESUME.encode(wire.Resume(self.inbox, session, age, every, hashes))
+
+    def _be_patient(self) -> None:
+        self.gaps.patient_until = max(one.resumes_until for one in self.attachments)
+
+    def _replayed(self, frame: bytes, attachment: Attachment) -> Iterator[None] | None:
+        replayed = wire.REPLAYED.decode(frame)
+        if replayed.session != attachment.resumes:
+            return None  # of a connection that is cut again
+        messages = wire.decode_messages(replayed.messages)
+        return self._take_replayed(messages, attachment, is_last=bool(replayed.last))
+
+    def _take_replayed(self, messages: list[bytes], attachment: Attachment, *, is_last: bool) -> Iterator[None]:
+        for message in messages:
+            if wire.is_group(message) or wire.sub_kind(message) == wire.DIRECT:
+                batch = self.feed(message, attachment)
+                if batch is not None:
+                    yield from batch
+            else:
+                self.counters.drop("malformed")
+            yield
+        if is_last:
+            attachment.missing_since, attachment.resumes_until = None, 0.0
+            self._be_patient()
 
     # Groups
 

@@ -83,6 +83,8 @@ class Subscriber:
         self._batch: Iterator[None] | None = None
         """The messages of a frame that are left to be taken."""
         self._hello_at = 0.0
+        self._all_read = self._all_read_before = 0.0
+        """When the last two turns of this connection began that have found something and left nothing."""
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
         max_frame = options.max_message_size + wire.MAX_OVERHEAD
@@ -144,7 +146,10 @@ class Subscriber:
                 self._batch = feed(recv(zmq.DONTWAIT), attachment)
                 # It is mostly one frame: asking takes half the time of `zmq.Again`.
                 if self._batch is None and not readable(self._socket):
-                    return False
+                    return self._emptied(until)
+        except zmq.Again:
+            return False
+        try:
             for _ in range(FRAMES_A_TURN - 1):
                 if self._batch is not None:
                     for _ in self._batch:
@@ -155,8 +160,13 @@ class Subscriber:
                     break
                 self._batch = feed(recv(zmq.DONTWAIT), attachment)
         except zmq.Again:
-            return False
+            return self._emptied(until)
         return True
+
+    def _emptied(self, until: float) -> bool:
+        """Note that a turn has found something and leaves nothing; return that there is no more."""
+        self._all_read, self._all_read_before = until - SECONDS_A_TURN, self._all_read
+        return False
 
     def greet(self, before: Iterable[bytes]) -> None:
         """Begin a new session, because a connection was made.
@@ -167,13 +177,19 @@ class Subscriber:
         self.is_connected = True
         self.welcome = None
         self.session = self._client.new_session()
+        self._all_read = self._all_read_before = time.monotonic()
         readable(self._socket)
         for frame in (self._client.claim, *before):
             self._socket.send(frame, zmq.DONTWAIT)
         self.say_hello()
 
     def lost(self) -> None:
-        """Note that the connection is gone."""
+        """Note that the connection is gone.
+
+        What the last turn has found arrived after the turn before it, so the connection was still there at that time.
+        """
+        if self.is_connected:
+            self._client.lost_connection(self._attachment, self._all_read_before)
         self.is_connected = False
         self.welcome = None
 
@@ -214,6 +230,8 @@ class Subscriber:
         peers = self._client.peers(self._attachment)
         hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, self._known())
         self._socket.send(wire.HELLO.encode(hello), zmq.DONTWAIT)
+        if self.welcome is None and (resume := self._client.resume(self._attachment, self.session)) is not None:
+            self._socket.send(resume, zmq.DONTWAIT)
         if self.send(wire.BATCHING.encode(wire.Batching(self._client.inbox, self.session))):
             self._client.out.input_found()
 

@@ -201,6 +201,11 @@ class _State(Collector):
             ("frames_published", "Frames published; each may reach any number of subscribers.", traffic.frames_out),
             ("published_bytes", "Bytes published.", traffic.bytes_out),
             (
+                "replayed_messages",
+                "Messages published once more, for a client whose connection was cut.",
+                exchange.replays.messages,
+            ),
+            (
                 "ended_subscribers",
                 "Connections ended because their subscriber was too far behind.",
                 traffic.ended_subscribers,
@@ -236,6 +241,11 @@ class _State(Collector):
                 "queue_bytes",
                 "Memory of messages in queues of normal channels, including those that readers have not settled.",
                 exchange.queues.size,
+            ),
+            (
+                "history_bytes",
+                "Memory of the messages of the last seconds, kept for clients whose connection is cut.",
+                exchange.history.size,
             ),
             (
                 "queue_age_seconds",

@@ -7,6 +7,7 @@ answer to one of them before it has published the others, since each call leaves
 - Group and inbox frames are relayed unchanged; their payload is never decoded. A batch is taken apart only while a
   client is connected that cannot read it, or while something is to be done with each message.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
+- Messages of the last seconds are kept for clients whose connection is cut (`replays.py`).
 - A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
 - Before an exchange ends, it drains: clients send through others, and take back the waiting messages.
 - Every frame that does not reach its destination is counted, by cause.
@@ -21,8 +22,10 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.directory import Address, Directory
 from channels_zmq_forwarder.drain import Drain, Outcome, Way
 from channels_zmq_forwarder.flushes import Flushes
+from channels_zmq_forwarder.history import History
 from channels_zmq_forwarder.members import NormalMembers
 from channels_zmq_forwarder.queues import ChannelQueues, Limits
+from channels_zmq_forwarder.replays import Replays
 
 Frames = list[bytes] | tuple[bytes, ...]
 NOTHING: Frames = ()
@@ -43,6 +46,7 @@ class Exchange:
         instance: 8 bytes that no other run has.
         limits: Bounds of the queues of normal channels; the defaults of `Limits` if None.
         may_be_flushed: Whether clients may flush.
+        history_bytes: Memory for the messages of the last seconds, which clients get again whose connection was cut.
         clock: Monotonic seconds.
     """
 
@@ -52,6 +56,7 @@ class Exchange:
         *,
         limits: Limits | None = None,
         may_be_flushed: bool = True,
+        history_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance = instance
@@ -69,6 +74,8 @@ class Exchange:
         self._clock = clock
         self.directory = Directory(self.drops)
         self._drain = Drain(self.queues, clock, self.drops)
+        self.history = History(history_bytes, clock)
+        self.replays = Replays(self.history, clock)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
         self._copies: list[wire.Enqueue] = []  # of a group message, that are left to be made; the last one first
         self._messages: list[bytes] = []  # of a batch, that are left to be taken; the last one first
@@ -86,6 +93,7 @@ class Exchange:
             wire.CLAIM.kind: lambda frame: NOTHING,  # `Subscribers` has checked it
             wire.HELLO.kind: self._hello,
             wire.BATCHING.kind: self._batching,
+            wire.RESUME.kind: self._resume,
             wire.SYNC.kind: self._sync,
             wire.READY.kind: self._ready,
             wire.RECEIVED.kind: self._received,
@@ -192,12 +200,14 @@ class Exchange:
 
     def due(self) -> float:
         """Return when `sweep` may have something to do."""
-        return min(self.queues.due(), self._members.due(), self._flushes.due(), self._drain.due())
+        parts = self.queues.due(), self._members.due(), self._flushes.due(), self._drain.due()
+        return min(*parts, self.history.due)
 
     def sweep(self) -> list[bytes]:
         """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
         out = self.queues.sweep()
         self._members.expire(self._clock())
+        self.history.forget()
         out += [self._confirm(late.inbox, late.n, wire.Status.GONE) for late in self._flushes.expire()]
         self._choose_path()
         return out + self._drain.step() if self._drain.has_begun else out
@@ -272,6 +282,15 @@ class Exchange:
         self._choose_path()
         return [wire.BATCHING_ACCEPTED.encode(wire.BatchingAccepted(batching.inbox, batching.session))]
 
+    def _resume(self, frame: bytes) -> Frames:
+        resume = wire.RESUME.decode(frame)
+        if self.clients.get(resume.inbox) != resume.session:
+            return self._dropped("stray")
+        if not self.history.is_kept:
+            return [wire.REPLAYED.encode(wire.Replayed(resume.inbox, resume.session, last=1))]
+        self.replays.ask(resume)
+        return NOTHING
+
     def _welcome(self, inbox: bytes, session: int) -> bytes:
         forwarders = self.directory.encoded if inbox in self.directory else b""
         return wire.WELCOME.encode(
@@ -305,6 +324,7 @@ class Exchange:
         cause = self._refused(frame)
         if cause:
             return self._dropped(cause)
+        self.history.record(frame)
         now = self._clock()
         published = now - wire.age_of(frame) / 1000 if flags & wire.FLAG_AGAIN else self._published
         members = self._members.of(frame[1:end], now, published)
@@ -366,6 +386,7 @@ class Exchange:
             cause = self._refused(frame)
             if cause:
                 return self._dropped(cause)
+            self.history.record(frame)
         if head[:-1] not in self.topics:
             return self._dropped("unroutable")
         return (frame,)
@@ -447,6 +468,7 @@ class Exchange:
         self._members.clear()
         self._copies.clear()
         self._messages.clear()
+        self.replays.clear()
         self._choose_path()
         return [*self.queues.clear(), *out]
 

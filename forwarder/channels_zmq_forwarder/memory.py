@@ -6,6 +6,7 @@ Pure: the server measures and trims the heap, and passes the figures in.
   the messages of groups still pass. The share is bounded with the process itself, too: Python keeps most of the memory
   of many small messages after they have left, and that alone must never lead to a refusal.
 - A subscriber may be behind by a quarter of the limit, so that a slow one does not stop the others.
+- The messages of the last seconds, kept for clients whose connection is cut, take a sixteenth of the limit at most.
 - Above 70 % of the limit large messages are refused, until less than 65 % is in use; above 90 % all, until less than
   80 % is. The gaps keep the decision from changing with every message.
 - Neither does the C library return memory that is scattered. So its heap is trimmed before anything is refused, at most
@@ -24,6 +25,8 @@ QUEUES_LEAST = 0.05
 """Share of the limit that queues may hold in any case."""
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
+HISTORY_SHARE = 1 / 16
+"""Share of the limit that the messages of the last seconds may take."""
 FILLS_ABOVE = 0.4
 """Share of the limit beside queues above which what producers send may be a flood."""
 TRIM_EVERY = 1.0
@@ -82,6 +85,10 @@ class MemoryGuard:
         """Return how many bytes a subscriber may be behind, of which 0 means any number."""
         share = int(self.limit * SUBSCRIBER_SHARE)
         return min(filter(None, (wanted, share)), default=0)
+
+    def history_bytes(self, wanted: int) -> int:
+        """Return how many bytes the messages of the last seconds may take."""
+        return min(wanted, int(self.limit * HISTORY_SHARE)) if self.limit else wanted
 
     def should_trim(self, resident: int) -> bool:
         """Return whether to trim the heap before a decision about this many resident bytes."""

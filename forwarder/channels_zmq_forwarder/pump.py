@@ -113,6 +113,9 @@ class Pump:
 
     def turn(self) -> bool:
         """Move frames both ways, within the bounds of a turn; return whether another turn is due."""
+        replays = self.exchange.replays
+        if replays.is_due:
+            self._publish(replays.step())
         if self.exchange.is_unfinished:
             self._publish(self.exchange.go_on())
             more = True
@@ -123,7 +126,7 @@ class Pump:
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         self.is_behind_subscribers = readable(self._xpub) and self._read_subscribers()
-        return self.is_behind_subscribers or more
+        return self.is_behind_subscribers or more or replays.is_due
 
     def was_behind_producers(self) -> bool:
         """Return whether every turn since the last call has left frames that were taken in."""
@@ -201,6 +204,7 @@ class Pump:
         clock = self._clock
         until = clock() + SECONDS_A_TURN / 2
         unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP_BYTE
+        record = exchange.history.record
         try:
             for count in range(FRAMES_A_TURN):
                 if count == 1 and not readable(self._pull):  # mostly there is one frame: half the time of `zmq.Again`
@@ -208,6 +212,7 @@ class Pump:
                 frame = recv(flag)
                 if unchanged and (frame[:1] == group or is_direct(frame)):
                     send(frame, flag)
+                    record(frame)
                     relayed += 1
                     relayed_size += len(frame)
                     if relayed_size > BYTES_A_TURN or (not relayed % LOOK_AT_CLOCK and clock() > until):
@@ -226,4 +231,5 @@ class Pump:
             self.traffic.bytes_in += relayed_size + others_size
             self.traffic.frames_out += relayed
             self.traffic.bytes_out += relayed_size
+            exchange.history.end_turn(relayed_size + others_size)
         return True

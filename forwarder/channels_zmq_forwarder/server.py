@@ -115,6 +115,7 @@ class Server:
                 max_ttl=wire.milliseconds(settings.max_ttl),
             ),
             may_be_flushed=settings.flush,
+            history_bytes=self.memory.history_bytes(settings.history_bytes),
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         marks = Marks(
@@ -334,7 +335,7 @@ class Server:
         if self.memory.should_trim(resident):
             trim_heap()
             resident = self.resident.read()
-        now = self.memory.decide(resident, self.exchange.queues.size)
+        now = self.memory.decide(resident, self.exchange.queues.size + self.exchange.history.size)
         if now is before:
             return
         self.exchange.refuse_above({Refusal.NOTHING: None, Refusal.LARGE: LARGE, Refusal.ALL: 0}[now])

@@ -10,6 +10,7 @@ Integers are unsigned and big-endian, durations are milliseconds, names are UTF-
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import lru_cache
@@ -47,6 +48,8 @@ MAX_OVERHEAD = 5 * 1024
 """Bytes that a frame may have beyond its payload. The longest list of forwarders needs most of it."""
 MAX_UPSTREAM = 4608
 """Bytes of the largest frame that a client sends to a forwarder by its XSUB. Larger ones are sent by PUSH."""
+MAX_HASHES = 1024
+"""Groups that a client names in `Resume`; one with more asks for all."""
 MAX_NAME = 400
 """Bytes of the longest name: Channels allows 99 characters, of up to four bytes each."""
 MAX_FORWARDERS = 64
@@ -190,6 +193,20 @@ class Batching(NamedTuple):
 
     inbox: bytes
     session: int
+
+
+class Resume(NamedTuple):
+    """Requests what was published in the last `age` milliseconds, which a broken connection may have lost.
+
+    Follows the hellos of a session that is not the first one; answered by `Replayed`, and dropped by an exchange of an
+    older version. `topics` are the hashes of this client's groups (`topic_hash`, 4 bytes each), `every` 1 means all.
+    """
+
+    inbox: bytes
+    session: int
+    age: int
+    every: int
+    topics: bytes = b""
 
 
 class Sync(NamedTuple):
@@ -343,6 +360,19 @@ class BatchingAccepted(NamedTuple):
     session: int
 
 
+class Replayed(NamedTuple):
+    """Answers `Resume`, in one frame or several, of which the last one has `last` 1.
+
+    `messages` are group and direct messages, in the order in which they were published and with the flag *again*, each
+    behind its length (4 bytes).
+    """
+
+    inbox: bytes
+    session: int
+    last: int
+    messages: bytes = b""
+
+
 class Synced(NamedTuple):
     """Answers `Sync`."""
 
@@ -425,6 +455,7 @@ class Empty(NamedTuple):
 CLAIM = Layout(Claim, b"C", ">16s")
 HELLO = Layout(Hello, b"H", ">BII", tail=True)
 BATCHING = Layout(Batching, b"U", ">I")
+RESUME = Layout(Resume, b"S", ">IIB", tail=True)
 SYNC = Layout(Sync, b"Y", ">Q")
 READY = Layout(Ready, b"R", ">IQQQB", names=1)
 RECEIVED = Layout(Received, b"D", ">IQ", names=1)
@@ -441,6 +472,7 @@ ASK = Layout(Ask, b"Pa", ">QB", names=3)
 CONFIRM = Layout(Confirm, b"Pk", ">QB8s")
 WELCOME = Layout(Welcome, b"Pw", ">BB8sII", tail=True)
 BATCHING_ACCEPTED = Layout(BatchingAccepted, b"Pu", ">I")
+REPLAYED = Layout(Replayed, b"Ps", ">IB", tail=True)
 SYNCED = Layout(Synced, b"Py", ">Q")
 HANDED = Layout(Handed, b"Pr", ">IQ", names=1)
 HANDED_TOTAL = Layout(HandedTotal, b"Pt", ">IQ")
@@ -454,6 +486,7 @@ UPSTREAM_LAYOUTS = (
     CLAIM,
     HELLO,
     BATCHING,
+    RESUME,
     SYNC,
     READY,
     RECEIVED,
@@ -472,6 +505,7 @@ INBOX_LAYOUTS = (
     CONFIRM,
     WELCOME,
     BATCHING_ACCEPTED,
+    REPLAYED,
     SYNCED,
     HANDED,
     HANDED_TOTAL,
@@ -737,7 +771,7 @@ def read_direct(frame: bytes) -> tuple[bytes, int, int, int, bytes]:
 
 
 def prefix_of(frame: bytes) -> bytes:
-    """Return the prefix of a group or direct message that this process has built itself."""
+    """Return the prefix of a group or direct message, no bytes if a group message has no topic."""
     return frame[: _head_at(frame)]
 
 
@@ -775,6 +809,70 @@ def again(frame: bytes, ttl: int, age: int, *, elsewhere: bool, acknowledged: bo
     body = frame[_body_at(at, flags) :]
     flags |= FLAG_AGAIN | (FLAG_ELSEWHERE if elsewhere else 0) | (FLAG_ACKNOWLEDGED if acknowledged else 0)
     return frame[:at] + _ORDER.pack(sender, number, flags, ttl) + _AGE.pack(min(age, MAX_MILLISECONDS)) + body
+
+
+def published_again(frame: bytes, waited: int) -> bytes | None:
+    """Return a group or direct message for `Replayed`; None if it has expired meanwhile, or is malformed.
+
+    Args:
+        frame: As the exchange has relayed it.
+        waited: Milliseconds since then.
+    """
+    at = _head_at(frame)
+    if not at or len(frame) < at + ORDER_SIZE:
+        return None
+    _, _, flags, ttl = _ORDER.unpack_from(frame, at)
+    if ttl <= waited or len(frame) < _body_at(at, flags):
+        return None
+    return again(frame, ttl - waited, age_of(frame) + waited, elsewhere=False, acknowledged=False)
+
+
+def topic_hash(topic: bytes) -> int:
+    """Return the hash by which `Resume` names the topic of a group: its CRC-32."""
+    return zlib.crc32(topic)
+
+
+def encode_hashes(topics: Iterable[bytes]) -> bytes:
+    """Return the hashes of topics as `Resume` carries them."""
+    hashes = [topic_hash(topic) for topic in topics]
+    return struct.pack(f">{len(hashes)}I", *hashes)
+
+
+def decode_hashes(data: bytes) -> frozenset[int]:
+    """Decode the hashes of a `Resume`.
+
+    Raises:
+        FrameError: If the last one is cut off.
+    """
+    if len(data) % _LENGTH.size:
+        raise FrameError("the hashes of topics have 4 bytes each")
+    return frozenset(struct.unpack(f">{len(data) // _LENGTH.size}I", data))
+
+
+_LENGTH = struct.Struct(">I")
+
+
+def encode_messages(frames: Iterable[bytes]) -> bytes:
+    """Return group and direct messages as `Replayed` carries them."""
+    return b"".join([part for frame in frames for part in (_LENGTH.pack(len(frame)), frame)])
+
+
+def decode_messages(data: bytes) -> list[bytes]:
+    """Decode the messages of a `Replayed`.
+
+    Raises:
+        FrameError: If the last one is cut off.
+    """
+    frames, at = [], 0
+    while at < len(data):
+        start = at + _LENGTH.size
+        if start > len(data):
+            raise FrameError("a list of messages ends within a length")
+        at = start + _LENGTH.unpack_from(data, start - _LENGTH.size)[0]
+        if at > len(data):
+            raise FrameError("a list of messages ends within a message")
+        frames.append(data[start:at])
+    return frames
 
 
 def _head_at(frame: bytes) -> int:

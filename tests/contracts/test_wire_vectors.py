@@ -10,7 +10,7 @@ from channels_zmq_forwarder import wire
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
 Vector = dict[str, Any]
-HEXADECIMAL = ("instance", "payload", "secret", "sender")
+HEXADECIMAL = ("instance", "messages", "payload", "secret", "sender", "topics")
 LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
 
 
@@ -121,3 +121,9 @@ def test_every_kind_of_frame_has_vectors() -> None:
         for vector in VECTORS[part]
     ]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("vector", VECTORS["hashes"], ids=[vector["topic"][:20] for vector in VECTORS["hashes"]])
+def test_a_topic_has_the_published_hash(vector: Vector) -> None:
+    """By it a client names its groups when it has connected again."""
+    assert wire.topic_hash(bytes.fromhex(vector["topic"])) == vector["hash"]

@@ -130,6 +130,8 @@ async def test_metrics_count_frames_and_bytes(page: Page) -> None:
         "queues": 1.0,
         "queue_depth": 1.0,
         "queue_unsettled": 0.0,
+        "history_bytes": 0.0,
+        "replayed_messages_total": 0.0,
         "loop_lag_seconds_count": 1.0,
     }.items():
         labels = (__version__,) if name == "info" else ()

@@ -17,6 +17,7 @@ from channels_zmq_forwarder.exchange import (
     Frames,
 )
 from channels_zmq_forwarder.flushes import MAX_FLUSH, MAX_FLUSHES
+from channels_zmq_forwarder.history import SECONDS
 from channels_zmq_forwarder.members import KEPT_FOR
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.wire import Question, State, Status
@@ -39,9 +40,15 @@ class Clock:
 class Forwarder(Exchange):
     """An exchange as its clients see it."""
 
-    def __init__(self, may_be_flushed: bool = True, **limits: int) -> None:
+    def __init__(self, may_be_flushed: bool = True, history_bytes: int = 2**20, **limits: int) -> None:
         self.clock = Clock()
-        super().__init__(INSTANCE, limits=Limits(**limits), may_be_flushed=may_be_flushed, clock=self.clock)
+        super().__init__(
+            INSTANCE,
+            limits=Limits(**limits),
+            may_be_flushed=may_be_flushed,
+            history_bytes=history_bytes,
+            clock=self.clock,
+        )
         self.enter(State.SERVING)
 
     def connect(self, inbox: bytes, session: int = 1, peers: int = 0, forwarders: bytes = b"") -> Frames:
@@ -1121,3 +1128,95 @@ def test_members_without_end_are_forgotten_with_their_client(forwarder: Forwarde
     forwarder.clock.now += KEPT_FOR
     forwarder.sweep()
     assert forwarder.relays_unchanged
+
+
+# Clients whose connection was cut
+
+
+def ask_again(forwarder: Forwarder, inbox: bytes = A, session: int = 2) -> list[bytes]:
+    """Let a client that has connected again ask for what it has missed; return the messages that it is sent."""
+    forwarder.history.end_turn(1)
+    hashes = wire.encode_hashes([wire.group_topic("room")])
+    out = [*forwarder.upstream(wire.RESUME.encode(wire.Resume(inbox, session, 1000, 0, hashes)))]
+    while forwarder.replays.is_due:
+        out += forwarder.replays.step()
+    answers = [wire.REPLAYED.decode(frame) for frame in out]
+    assert {(one.inbox, one.session) for one in answers} <= {(inbox, session)}
+    return [message for one in answers for message in wire.decode_messages(one.messages)]
+
+
+def message(prefix: bytes = wire.group_topic("room"), number: int = 1) -> bytes:
+    return wire.ordered(prefix, b"sender..", number, 0, 60_000, b"x\0y")
+
+
+def test_messages_are_kept_for_clients_whose_connection_is_cut(forwarder: Forwarder) -> None:
+    """Those that nobody receives at the moment, too."""
+    forwarder.connect(B)
+    forwarder.inbound(message())
+    forwarder.inbound(message(wire.direct_prefix(A)))
+    forwarder.inbound(message(wire.direct_prefix(B)))
+    forwarder.connect(A, session=2)
+    sent = ask_again(forwarder)
+    assert [wire.prefix_of(one) for one in sent] == [wire.group_topic("room"), wire.direct_prefix(A)]
+    assert forwarder.drops == {"unroutable": 1}
+
+
+def test_the_messages_of_a_batch_that_is_taken_apart_are_kept_one_by_one(forwarder: Forwarder) -> None:
+    """As they are published."""
+    forwarder.connect(A, session=2)
+    forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
+    forwarder.inbound(batch_frame())
+    assert [wire.read_group(one)[5] for one in ask_again(forwarder)] == BODIES
+
+
+def test_messages_that_are_refused_are_not_kept(forwarder: Forwarder) -> None:
+    """A client that was cut off gets no more than others."""
+    forwarder.connect(A, session=2)
+    forwarder.refuse_above(0)
+    forwarder.inbound(message())
+    forwarder.inbound(message(wire.direct_prefix(A)))
+    assert ask_again(forwarder) == []
+
+
+def test_a_flush_drops_the_messages_that_are_kept(forwarder: Forwarder) -> None:
+    """They are older than it."""
+    forwarder.connect(A, session=2)
+    forwarder.inbound(message())
+    forwarder.upstream(wire.FLUSH.encode(wire.Flush(A, 1, 1000)))
+    assert ask_again(forwarder) == []
+
+
+def test_messages_are_kept_for_a_while(forwarder: Forwarder) -> None:
+    """Sweeping forgets them, when it is due."""
+    forwarder.inbound(message())
+    forwarder.history.end_turn(1)
+    forwarder.history.since(0.0)
+    assert forwarder.due() == forwarder.clock.now + SECONDS
+    forwarder.clock.now += SECONDS
+    forwarder.sweep()
+    assert forwarder.history.size == 0
+
+
+@pytest.mark.parametrize("session", [1, 3])
+def test_a_request_of_another_session_is_stray(forwarder: Forwarder, session: int) -> None:
+    """It is from a dead connection, or its hello is missing."""
+    forwarder.connect(A, session=2)
+    assert ask_again(forwarder, session=session) == []
+    assert forwarder.drops["stray"] == 1
+
+
+def test_an_exchange_that_keeps_nothing_answers_at_once() -> None:
+    """An embedded producer does so."""
+    forwarder = Forwarder(history_bytes=0)
+    forwarder.connect(A, session=2)
+    forwarder.inbound(message())
+    request = wire.RESUME.encode(wire.Resume(A, 2, 1000, 1))
+    assert list(forwarder.upstream(request)) == [wire.REPLAYED.encode(wire.Replayed(A, 2, 1))]
+    assert not forwarder.replays.is_due
+
+
+def test_malformed_topics_are_dropped(forwarder: Forwarder) -> None:
+    """A hash has four bytes."""
+    forwarder.connect(A, session=2)
+    assert not forwarder.upstream(wire.RESUME.encode(wire.Resume(A, 2, 1000, 0, b"abc")))
+    assert (forwarder.drops["malformed"], forwarder.replays.is_due) == (1, False)

@@ -97,3 +97,11 @@ def test_a_subscriber_may_be_behind_by_a_share_of_the_limit(
 ) -> None:
     """Where there is no limit, as configured; 0 is any number."""
     assert MemoryGuard(limit, clock).subscriber_bytes(wanted) == bytes_behind
+
+
+@pytest.mark.parametrize("limit, wanted, expected", [(0, 1000, 1000), (16_000, 900, 900), (16_000, 1001, 1000)])
+def test_the_messages_of_the_last_seconds_take_a_sixteenth_of_the_limit(
+    clock: Clock, limit: int, wanted: int, expected: int
+) -> None:
+    """At most; or as much as the settings allow."""
+    assert MemoryGuard(limit, clock).history_bytes(wanted) == expected

@@ -30,7 +30,7 @@ class Rig:
     """A pump whose turns a test makes, with a producer and a subscriber."""
 
     def __init__(self, sockets: Sockets[zmq.Socket[bytes]], address: str, **options: Any) -> None:
-        self.exchange = Exchange(b"instance")
+        self.exchange = Exchange(b"instance", history_bytes=2**20)
         self.exchange.enter(State.SERVING)
         self.pump = Pump(sockets.context, self.exchange, Marks(), **options)
         (self.pub,) = self.pump.bind_publisher([address.format("pub")])
@@ -77,8 +77,8 @@ def rig(request: pytest.FixtureRequest, sockets: Sockets[zmq.Socket[bytes]]) -> 
     rig.pump.close()
 
 
-def frame(payload: bytes, group: str = "room") -> bytes:
-    return wire.ordered(wire.group_topic(group), b"sender..", 1, 0, 0, payload)
+def frame(payload: bytes, group: str = "room", ttl: int = 0) -> bytes:
+    return wire.ordered(wire.group_topic(group), b"sender..", 1, 0, ttl, payload)
 
 
 def test_a_group_message_passes(rig: Rig) -> None:
@@ -297,3 +297,20 @@ def test_other_threads_run_while_a_peer_floods_the_publisher(
     rig.turn_until(has_begun.is_set)
     assert flood.wait(20) == -signal.SIGTERM
     rig.pump.close()
+
+
+def test_a_client_whose_connection_was_cut_gets_what_it_has_missed(rig: Rig) -> None:
+    """Whether it was forwarded unchanged or looked at."""
+    rig.push.send(frame(b"forwarded", ttl=60_000))
+    rig.turn_until(lambda: rig.pump.traffic.frames_in == 1)
+    assert rig.exchange.relays_unchanged
+    rig.connect()
+    rig.add(b"jobs")
+    rig.push.send(frame(b"looked at", ttl=60_000))
+    rig.turn_until(lambda: rig.pump.traffic.frames_in == 2)
+    hashes = wire.encode_hashes([wire.group_topic("room")])
+    rig.xsub.send(wire.RESUME.encode(wire.Resume(A, 1, 60_000, 0, hashes)))
+    replayed = wire.REPLAYED.decode(rig.receive())
+    payloads = [wire.read_group(message)[5] for message in wire.decode_messages(replayed.messages)]
+    assert (payloads, replayed.last) == ([b"forwarded", b"looked at"], 1)
+    rig.turn_until(lambda: not rig.exchange.replays.is_due)

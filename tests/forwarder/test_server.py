@@ -371,6 +371,18 @@ async def test_queues_may_hold_a_share_of_the_memory_limit(
     server.close()
 
 
+async def test_the_history_has_a_share_of_the_memory_limit() -> None:
+    """What it holds counts as memory that is known to be in use."""
+    server = Server(settings(memory_limit=16 * 10_000, history_bytes=10**6))
+    server.exchange.history.record(b"x" * 9_000)
+    server.exchange.history.end_turn(9_000)
+    assert len(server.exchange.history.since(0.0)) == 1
+    server.exchange.history.record(b"x" * 9_000)
+    server.exchange.history.end_turn(9_000)
+    assert len(server.exchange.history.since(0.0)) == 1
+    server.close()
+
+
 async def test_a_beat_that_fails_is_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
     """A defect is logged and does not stop the periodic work."""
     server = Server(settings())

@@ -333,3 +333,37 @@ def test_frames_are_distinguished_without_being_decoded() -> None:
     assert [wire.sub_kind(frame) for frame in (direct, inbox, message + bytes(20))] == [wire.DIRECT, -1, -1]
     hello = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
     assert wire.inbox_in(hello) == wire.inbox_in(direct) == INBOX
+
+
+@given(st.lists(st.binary(max_size=50), max_size=20))
+def test_a_list_of_messages_is_read_back(messages: list[bytes]) -> None:
+    """Any bytes, also none."""
+    assert wire.decode_messages(wire.encode_messages(messages)) == messages
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_list_of_messages_or_refused(raw: bytes) -> None:
+    """What is read is written the same."""
+    try:
+        messages = wire.decode_messages(raw)
+    except wire.FrameError:
+        return
+    assert wire.encode_messages(messages) == raw
+
+
+def test_the_hashes_of_topics_are_read_back() -> None:
+    """In whatever order."""
+    topics = [wire.group_topic(f"g{number}") for number in range(wire.MAX_HASHES)]
+    assert wire.decode_hashes(wire.encode_hashes(topics)) == {wire.topic_hash(topic) for topic in topics}
+    with pytest.raises(wire.FrameError, match="4 bytes each"):
+        wire.decode_hashes(b"12345")
+
+
+def test_what_has_expired_is_not_published_again() -> None:
+    """It has waited for as long as it had left to live."""
+    frame = wire.ordered(wire.group_topic("room"), b"s" * 8, 7, wire.FLAG_FIRST, 1000, b"x")
+    again = wire.published_again(frame, 999)
+    assert again is not None
+    assert wire.read_group(again) == (wire.group_topic("room"), b"s" * 8, 7, wire.FLAG_FIRST | wire.FLAG_AGAIN, 1, b"x")
+    assert wire.age_of(again) == 999
+    assert wire.published_again(frame, 1000) is None

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import zmq
+from fakes import Clock
 from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import Client
+from channels_zmq.client.client import ON_THE_WAY, Client
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
@@ -362,3 +363,63 @@ def test_a_disconnected_socket_receives_nothing_any_more(
     subscriber.disconnect()
     assert (subscriber.is_connected, subscriber.welcome, subscriber.due) == (False, None, inf)
     subscriber.close()
+
+
+# What a cut connection has lost
+
+
+def requests(exchange: Socket) -> list[wire.Resume]:
+    """Return what the process asks for until it reports that it can read batches, which ends its hello."""
+    asked = []
+    while (frame := exchange.recv())[:1] != bytes([wire.BATCHING.kind]):
+        if frame[:1] == bytes([wire.RESUME.kind]):
+            asked.append(wire.RESUME.decode(frame))
+    return asked
+
+
+def receive(subscriber: Subscriber, exchange: Socket) -> None:
+    exchange.send(TOPIC + b"x")
+    await_input(subscriber)
+    assert not subscriber.read()
+
+
+def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
+    """Nothing can be missing."""
+    subscriber.greet([])
+    assert requests(exchange) == []
+
+
+def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, subscriber: Subscriber, exchange: Socket, client: Fed
+) -> None:
+    """Since the last turn of reading but one: what the last one has found may have been there for a while."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    client._clock = clock
+    subscriber.greet([])
+    assert requests(exchange) == []
+    for seconds in (1.0, 1.0, 2.0):
+        clock.now += seconds
+        receive(subscriber, exchange)
+    clock.now += 0.5
+    assert not subscriber.read()  # finds nothing, which proves nothing
+    subscriber.lost()
+    subscriber.lost()
+    clock.now += 0.5
+    subscriber.greet([])
+    (asked,) = requests(exchange)
+    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * ON_THE_WAY)
+    clock.now += 1.0
+    subscriber.tick(clock.now)
+    (asked,) = requests(exchange)
+    assert asked.age == 4000 + 1000 * ON_THE_WAY
+    assert subscriber.take(welcome(subscriber.session))
+    subscriber.say_hello()
+    assert requests(exchange) == []
+
+
+def test_a_session_without_a_cut_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
+    """The exchange may only have forgotten the last one."""
+    for _ in range(2):
+        subscriber.greet([])
+        assert requests(exchange) == []

@@ -124,6 +124,8 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
     for topic in TOPICS:
         simulation.send_group(sender, topic)
     simulation.run(0.01)
+    for forwarder in simulation.forwarders.values():
+        forwarder.exchange.history.clear()
     for line in receiver.lines("pub"):
         line.near_notices()
     simulation.run(1.0)
@@ -265,3 +267,45 @@ def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_be
         simulation.send_group(sender, topic)
     simulation.run(5.0)
     assert lost(simulation, members) == []
+
+
+@pytest.mark.parametrize("forwarders", [(A,), (A, B)], ids=["one", "two"])
+@pytest.mark.parametrize("notices", [(0.001, 0.001), (0.001, 3.0), (2.5, 0.001)], ids=["at once", "late", "later"])
+def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
+    simulation: Simulation, forwarders: tuple[Forwarder, ...], notices: tuple[float, float]
+) -> None:
+    """What a forwarder published while a receiver had no connection was lost to it."""
+    for one in forwarders[1:]:
+        simulation.start_forwarder(one)
+    sender, members = sender_and_receiver(simulation, *forwarders)
+    receiver = members[0].process
+    for round_ in range(400):
+        if round_ == 100:
+            for line in receiver.lines("pub"):
+                line.cut(*notices)
+        for topic in TOPICS:
+            simulation.send_group(sender, topic)
+        simulation.send_direct(sender, receiver)
+        simulation.run(0.01)
+    simulation.run(2.0)
+    assert lost(simulation, members) == []
+    assert all(message.read_by for message in simulation.ledger.messages)
+    assert receiver.client.counters.dropped["missed"] == 0
+    assert sender.client.counters.repeated == 0
+
+
+def test_what_is_missing_is_counted_if_the_forwarder_has_forgotten_it(simulation: Simulation) -> None:
+    """A receiver waits for what it has asked for, but not for ever."""
+    sender, members = sender_and_receiver(simulation, A)
+    simulation.send_group(sender, TOPICS[0])
+    simulation.run(0.1)
+    (line,) = members[0].process.lines("pub")
+    line.cut(0.001, 0.001)
+    simulation.send_group(sender, TOPICS[0])
+    simulation.run(0.05)
+    simulation.forwarders[A].exchange.history.clear()
+    simulation.run(1.0)
+    simulation.send_group(sender, TOPICS[0])
+    simulation.run(0.1)
+    assert lost(simulation, members) == [2]
+    assert members[0].process.client.counters.dropped["missed"] == 1

@@ -18,6 +18,7 @@ DRAIN_AT_MOST = 10.0
 HEARTBEATS = (3.0, 3.6)
 """Seconds after which the other end of a subscriber's connection notices that a process stands still."""
 FRAMES_A_TURN = 50
+HISTORY_BYTES = 2**22
 _OF_INBOXES = {layout.kind for layout in wire.UPSTREAM_LAYOUTS}
 
 
@@ -38,7 +39,7 @@ class Forwarder:
 
     def __init__(self, world: World, network: Network, addresses: Sequence[Addresses], instance: bytes) -> None:
         self.world, self.network, self.addresses = world, network, addresses
-        self.exchange = Exchange(instance, clock=world)
+        self.exchange = Exchange(instance, history_bytes=HISTORY_BYTES, clock=world)
         self.is_alive, self.is_frozen, self.is_ending = True, False, False
         self.serves_since: float | None = None
         self.on_thaw: list[Callable[[], None]] = []
@@ -94,10 +95,13 @@ class Forwarder:
         self._turn_is_due = False
         if self.is_frozen or not self.is_alive:
             return
+        replays = self.exchange.replays
+        if replays.is_due:
+            self._publish(replays.step())
         self._read_producers()
         for _ in range(min(FRAMES_A_TURN, len(self._up))):
             self._take_up(*self._up.popleft())
-        if self._up or self._pull:
+        if self._up or self._pull or replays.is_due:
             self._turn_soon()
         self._notice_end()
 
@@ -113,8 +117,10 @@ class Forwarder:
                 del self._pull[line]
             if exchange.relays_unchanged and (frame[:1] == wire.GROUP_BYTE or exchange.is_direct(frame)):
                 self._publish((frame,))
+                exchange.history.record(frame)
             else:
                 self._publish(exchange.inbound(frame))
+            exchange.history.end_turn(len(frame))
 
     def _take_up(self, line: Line, frame: bytes | None) -> None:
         """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""

@@ -27,6 +27,9 @@ ID_SIZE = 8
 
 def messages(frame: bytes) -> list[bytes]:
     """Return the group or direct messages that a frame carries."""
+    if wire.sub_kind(frame) == wire.REPLAYED.kind:
+        again = wire.decode_messages(wire.REPLAYED.decode(frame).messages)
+        return [message for one in again for message in wire.split(one)]
     is_message = wire.is_group(frame) or wire.sub_kind(frame) == wire.DIRECT
     return wire.split(frame) if is_message else []
 

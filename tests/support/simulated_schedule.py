@@ -10,6 +10,8 @@ from simulated_process import Process
 from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
 
 from channels_zmq.client import batch
+from channels_zmq.client.client import ON_THE_WAY
+from channels_zmq.client.window import BLOCK_SECONDS
 from channels_zmq.errors import ForwarderUnavailable
 from channels_zmq.transports.discovery import Forwarder as Address
 from channels_zmq.transports.states import State
@@ -19,6 +21,8 @@ WARM_UP = 6.0
 HEALING = 75.0
 """Seconds until all forwarders have settled, at most 60, and all links are up."""
 QUIET = 11.0
+JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
+"""Seconds after a join in which a message may be taken for one from before it, if it is sent again."""
 
 
 class Schedule(Simulation):
@@ -53,6 +57,8 @@ class Schedule(Simulation):
             monkeypatch.setattr(batch, "WITHIN", float("inf"))
         self.network.delays = choose(((0.0002, 0.002), (0.0005, 0.02), (0.001, 0.08)))
         self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
+        self.cuts_steady = self.random.random() < 0.3
+        """Whether steady processes are cut off, too. A forwarder that ends then takes along what they have missed."""
         self.cuts_all = False
         """Whether a forwarder has stood still for so long that all of its subscribers were cut off."""
         self.without = set(without)
@@ -177,6 +183,8 @@ class Schedule(Simulation):
             self._new_process: 1.5,
             self._flush: 0.5 if self.flushes else 0,
         }
+        if self.cuts_steady:
+            faults |= {self._kill: 0, self._drain: 0, self._freeze: 0}
         fault = self.random.choices(list(faults), list(faults.values()))[0]
         if fault.__name__.lstrip("_") not in self.without:
             self.fault_at = max(self.fault_at, self.world.now)
@@ -252,7 +260,7 @@ class Schedule(Simulation):
         return [one for one in self.living() if one not in self.steady]
 
     def _cut_sub(self) -> None:
-        line = self._a_line("pub", self._fickle())
+        line = self._a_line("pub", self.living() if self.cuts_steady else self._fickle())
         if line is not None:
             self._cut(line, "sub")
 
@@ -452,5 +460,9 @@ class Schedule(Simulation):
     def _must_arrive(self, message: Message, process: Process, member: Member | None = None) -> bool:
         if member is not None and member.left is not None and message.published > member.left - 20:
             return False  # it may have been under way
+        if member is not None and message.published < (member.joined or 0.0) + JUST_JOINED:
+            copies = process.read.get(message.payload, [])
+            if any(wire.read_group(copy)[3] & wire.FLAG_ACKNOWLEDGED for _, copy in copies):
+                return False  # its members of that time have most likely got it, and nobody knows exactly who they were
         # What a process could not deliver before it was closed, or killed, is gone with it.
         return (not message.sender.is_gone or message.sender.has_delivered) and process not in message.unknown_to

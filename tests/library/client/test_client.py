@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
+from channels_zmq.client.client import (
+    ON_THE_WAY,
+    REPLAYED_WITHIN,
+    Client,
+    Defaults,
+    LinkLost,
+    LinkRestored,
+    Output,
+    Reply,
+    Upstream,
+)
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
@@ -1626,3 +1636,162 @@ def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -
     feed(strict, group_frame(1, ttl=TTL))
     feed(strict, direct_frame(1, channel=made, ttl=TTL))
     assert {deadline for deadline, _, _ in strict.mailboxes.boxes[made].mail} == {clock.now + 5}
+
+
+# What was missed while a connection was cut
+
+
+def lose_connection(client: Client, clock: Clock, exchange: int = 0, seconds: float = 0.5) -> None:
+    """Let the connection to an exchange have been cut for so long."""
+    clock.now += seconds
+    client.lost_connection(client.attachments[exchange], clock.now - seconds)
+
+
+def resume(client: Client, exchange: int = 0, session: int = SESSION + 5) -> wire.Resume:
+    frame = client.resume(client.attachments[exchange], session)
+    assert frame is not None
+    return wire.RESUME.decode(frame)
+
+
+def replay(client: Client, *messages: bytes, last: int = 1, exchange: int = 0, session: int = SESSION + 5) -> None:
+    frame = wire.Replayed(INBOX, session, last, wire.encode_messages(messages))
+    for _ in client.feed(wire.REPLAYED.encode(frame), client.attachments[exchange]) or ():
+        pass
+
+
+def test_a_client_that_has_lost_nothing_asks_for_nothing(client: Client) -> None:
+    """When it connects for the first time, or by other keys."""
+    assert client.resume(client.attachments[0], 1) is None
+    assert not client.gaps.is_patient
+
+
+def test_a_client_asks_for_the_messages_of_its_groups_since_it_read_the_last_ones(client: Client, clock: Clock) -> None:
+    """And for those that were on their way by then."""
+    add(client, topic=G)
+    add(client, topic=H)
+    lose_connection(client, clock, seconds=2.0)
+    clock.now += 1.0
+    lose_connection(client, clock, seconds=0.1)  # it has not asked yet
+    asked = resume(client)
+    assert (asked.inbox, asked.session, asked.age, asked.every) == (INBOX, SESSION + 5, 3100 + 1000 * ON_THE_WAY, 0)
+    assert wire.decode_hashes(asked.topics) == {wire.topic_hash(G), wire.topic_hash(H)}
+
+
+@pytest.mark.parametrize("groups, every", [(wire.MAX_HASHES, 0), (wire.MAX_HASHES + 1, 1)])
+def test_a_client_with_many_groups_asks_for_everything(client: Client, clock: Clock, groups: int, every: int) -> None:
+    """The frame has to fit into what an exchange takes."""
+    for number in range(groups):
+        add(client, topic=wire.group_topic(f"g{number}"))
+    lose_connection(client, clock)
+    asked = resume(client)
+    assert (asked.every, len(asked.topics)) == (every, 0 if every else 4 * groups)
+    assert len(wire.RESUME.encode(asked)) <= wire.MAX_UPSTREAM
+
+
+@pytest.mark.parametrize("frame", [group_frame, direct_frame])
+def test_what_was_missed_goes_before_what_has_arrived_since(
+    client: Client, clock: Clock, frame: Callable[..., bytes]
+) -> None:
+    """Once and in order, with one exchange too."""
+    add(client)
+    feed(client, frame(1, b"1"))
+    lose_connection(client, clock)
+    resume(client)
+    feed(client, frame(4, b"4"))
+    assert payloads(client) == [b"1"]
+    replay(client, again(frame(1, b"1"), 400), again(frame(2, b"2"), 300), last=0)
+    assert payloads(client) == [b"1", b"2"]
+    replay(client, again(frame(3, b"3"), 200), again(frame(4, b"4"), 100))
+    assert payloads(client) == [b"1", b"2", b"3", b"4"]
+    assert (client.counters.repeated, client.counters.dropped) == (2, {})
+    assert not client.gaps.is_patient
+
+
+def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: Clock) -> None:
+    """The second one may arrive before the first one is published again."""
+    add(client)
+    lose_connection(client, clock)
+    resume(client)
+    feed(client, group_frame(2, b"2"))
+    assert payloads(client) == []
+    replay(client, again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 300))
+    assert payloads(client) == [b"1", b"2"]
+
+
+def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) -> None:
+    """As soon as the exchange has answered, and the usual time has passed."""
+    add(client)
+    feed(client, group_frame(1, b"1"))
+    lose_connection(client, clock)
+    resume(client)
+    feed(client, group_frame(4, b"4"))
+    clock.now += HOLD
+    client.keep(clock.now, 100)
+    assert payloads(client) == [b"1"]
+    replay(client, again(group_frame(3, b"3"), 200))
+    client.keep(clock.now, 100)
+    assert payloads(client) == [b"1", b"3", b"4"]
+    assert client.counters.dropped == {"missed": 1}
+
+
+def test_an_exchange_that_does_not_answer_is_waited_for_once(client: Client, clock: Clock) -> None:
+    """One of an older version drops the request."""
+    add(client)
+    feed(client, group_frame(1, b"1"))
+    lose_connection(client, clock)
+    resume(client)
+    feed(client, group_frame(3, b"3"))
+    clock.now += REPLAYED_WITHIN
+    client.keep(clock.now, 100)
+    assert payloads(client) == [b"1", b"3"]
+    feed(client, group_frame(5, b"5"))
+    assert payloads(client) == [b"1", b"3", b"5"]
+
+
+def test_two_exchanges_are_waited_for(pair: Client, clock: Clock) -> None:
+    """The answer of one says nothing about the other."""
+    for exchange in (0, 1):
+        lose_connection(pair, clock, exchange)
+        resume(pair, exchange, SESSION + 5 + exchange)
+    replay(pair)
+    assert pair.gaps.is_patient
+    replay(pair, exchange=1, session=SESSION + 6)
+    assert not pair.gaps.is_patient
+
+
+def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Clock) -> None:
+    """The connection was cut again meanwhile: the next answer has all that is missing."""
+    add(client)
+    lose_connection(client, clock)
+    resume(client, session=SESSION + 5)
+    lose_connection(client, clock, seconds=0.1)
+    assert resume(client, session=SESSION + 6).age == 600 + 1000 * ON_THE_WAY
+    replay(client, again(group_frame(2, b"2"), 100), session=SESSION + 5)
+    assert payloads(client) == []
+    assert client.gaps.is_patient
+    replay(client, again(group_frame(1, b"1"), 200), again(group_frame(2, b"2"), 100), session=SESSION + 6)
+    assert client.resume(client.attachments[0], SESSION + 7) is None
+
+
+def test_only_messages_are_published_again(client: Client, clock: Clock) -> None:
+    """Anything else is malformed, and so is a list that ends within a message."""
+    add(client)
+    lose_connection(client, clock)
+    resume(client)
+    nested = wire.REPLAYED.encode(wire.Replayed(INBOX, SESSION + 5, 1))
+    replay(client, nested, b"", job(), again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 100))
+    assert payloads(client) == [b"1"]
+    cut = wire.REPLAYED.encode(wire.Replayed(INBOX, SESSION + 5, 1, wire.encode_messages([b"x"])))[:-1]
+    feed(client, cut)
+    assert client.counters.dropped == {"malformed": 4}
+
+
+def test_a_batch_is_published_again_as_it_was(client: Client, clock: Clock) -> None:
+    """Any of its messages may have arrived."""
+    add(client)
+    feed(client, group_frame(1, b"1"))
+    lose_connection(client, clock)
+    resume(client)
+    replay(client, again(batch_frame(1, b"1", b"2", b"3"), 100))
+    assert payloads(client) == [b"1", b"2", b"3"]
+    assert client.counters.repeated == 1

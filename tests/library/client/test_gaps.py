@@ -155,3 +155,19 @@ def test_everything_can_be_dropped(rig: Rig) -> None:
     rig.gaps.clear()
     rig.arrives(2)
     assert (rig.delivered, rig.gaps.frames, rig.gaps.due) == ([1, 2], 0, inf)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first of a run", "behind a gap"])
+def test_nothing_is_given_up_while_what_is_missing_may_be_published_again(rig: Rig, first: bool) -> None:
+    """However long that takes; afterwards the usual time has passed."""
+    if not first:
+        rig.begins(1)
+    rig.gaps.patient_until = rig.clock.now + 5 * HOLD
+    rig.arrives(4)
+    rig.gaps.all_is_read()
+    rig.clock.now += 4 * HOLD
+    rig.gaps.expire(rig.clock.now)
+    assert (rig.gaps.is_patient, rig.gaps.frames, rig.gaps.due) == (True, 1, rig.gaps.patient_until)
+    rig.clock.now += HOLD
+    rig.gaps.expire(rig.clock.now)
+    assert (rig.gaps.is_patient, rig.delivered[-1], rig.gaps.frames) == (False, 4, 0)

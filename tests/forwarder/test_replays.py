@@ -1,0 +1,195 @@
+"""What is published once more for clients whose connection was cut."""
+
+from collections.abc import Iterable
+
+import pytest
+from fakes import Clock
+
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.history import History
+from channels_zmq_forwarder.replays import BYTES_A_SECOND, FRAME_BYTES, STEP_BYTES, Replays
+
+A, B = b"a" * 16, b"b" * 16
+SENDER = b"sender.."
+TTL = 60_000
+
+
+class Rig:
+    """A history, and what is replayed of it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.history = History(2**30, clock)
+        self.replays = Replays(self.history, clock)
+        self.numbers = 0
+
+    def relay(self, prefix: bytes, body: bytes = b"x", ttl: int = TTL) -> bytes:
+        self.numbers += 1
+        return self.record(wire.ordered(prefix, SENDER, self.numbers, 0, ttl, body))
+
+    def record(self, frame: bytes) -> bytes:
+        self.history.record(frame)
+        self.history.end_turn(len(frame))
+        return frame
+
+    def ask(self, inbox: bytes, *groups: str, age: int = 5000, every: int = 0, session: int = 2) -> None:
+        hashes = wire.encode_hashes(map(wire.group_topic, groups))
+        self.replays.ask(wire.Resume(inbox, session, age, every, hashes))
+
+    def step(self) -> list[wire.Replayed]:
+        return [wire.REPLAYED.decode(frame) for frame in self.replays.step()]
+
+    def answers(self) -> list[wire.Replayed]:
+        answers = []
+        while self.replays.is_due:
+            answers += self.step()
+        return answers
+
+    def messages(self, inbox: bytes = A) -> list[bytes]:
+        """Return what a client is sent, whose answer has to end once."""
+        answers = [one for one in self.answers() if one.inbox == inbox]
+        assert [one.last for one in answers] == [0] * (len(answers) - 1) + [1]
+        return list(contents(answers))
+
+
+def contents(answers: Iterable[wire.Replayed]) -> Iterable[bytes]:
+    for one in answers:
+        yield from wire.decode_messages(one.messages)
+
+
+def again(frame: bytes, age: int = 0, ttl: int = TTL) -> bytes:
+    return wire.again(frame, ttl - age, age, elsewhere=False, acknowledged=False)
+
+
+@pytest.fixture
+def rig(clock: Clock) -> Rig:
+    return Rig(clock)
+
+
+def test_a_client_is_sent_the_messages_of_its_groups_in_order(rig: Rig) -> None:
+    """Nobody else's, whatever the order in which they were published."""
+    one = rig.relay(wire.group_topic("one"))
+    rig.relay(wire.group_topic("two"))
+    direct = rig.relay(wire.direct_prefix(A))
+    rig.relay(wire.direct_prefix(B))
+    other = rig.relay(wire.group_topic("one"))
+    rig.ask(A, "one")
+    assert rig.messages() == [again(one), again(direct), again(other)]
+    assert rig.replays.messages == 3
+
+
+def test_a_client_with_many_groups_is_sent_all_messages(rig: Rig) -> None:
+    """But not those that are for other clients alone."""
+    one, other = rig.relay(wire.group_topic("one")), rig.relay(wire.group_topic("two"))
+    rig.relay(wire.direct_prefix(B))
+    rig.ask(A, every=1)
+    assert rig.messages() == [again(one), again(other)]
+
+
+def test_an_answer_comes_also_if_there_is_nothing(rig: Rig) -> None:
+    """So that the client waits for nothing."""
+    rig.ask(A, "one", session=9)
+    assert rig.answers() == [wire.Replayed(A, 9, 1)]
+
+
+def test_what_is_older_than_asked_for_is_not_sent(rig: Rig) -> None:
+    """The client has it already."""
+    rig.relay(wire.group_topic("one"))
+    rig.clock.now += 1.0
+    rig.relay(wire.group_topic("one"))
+    rig.clock.now += 1.0
+    late = rig.relay(wire.group_topic("one"))
+    rig.ask(A, "one", age=900)
+    assert rig.messages() == [again(late)]
+
+
+def test_a_message_has_its_age_and_what_it_has_left_to_live(rig: Rig) -> None:
+    """One that its sender has sent again is older."""
+    new = rig.relay(wire.group_topic("one"))
+    old = rig.record(wire.again(new, TTL - 500, 500, elsewhere=True, acknowledged=False))
+    rig.relay(wire.group_topic("one"), ttl=1200)
+    rig.history.since(0.0)
+    rig.clock.now += 1.2
+    rig.ask(A, "one")
+    assert rig.messages() == [again(new, 1200), wire.again(old, TTL - 1700, 1700, elsewhere=True, acknowledged=False)]
+
+
+@pytest.mark.parametrize("frame", [b"G", b"Gone", b"Gone\0", b"Gone\0" + bytes(20), b"G\0"])
+def test_what_is_malformed_is_not_sent_again(rig: Rig, frame: bytes) -> None:
+    """The hot loop looks at the first byte of a frame only."""
+    rig.record(frame)
+    rig.ask(A, every=1)
+    assert rig.messages() == []
+
+
+def test_messages_share_frames_that_every_client_can_take(rig: Rig) -> None:
+    """Whatever the largest payload is that it allows."""
+    frames = [rig.relay(wire.group_topic("one"), b"x" * 500) for _ in range(20)]
+    large = rig.relay(wire.group_topic("one"), b"x" * 2 * FRAME_BYTES)
+    rig.ask(A, "one")
+    answers = rig.answers()
+    assert list(contents(answers)) == [*map(again, frames), again(large)]
+    assert len(answers) == 4
+    for answer in answers:
+        assert len(wire.REPLAYED.encode(answer)) <= wire.MAX_OVERHEAD or len(wire.decode_messages(answer.messages)) == 1
+
+
+def test_whoever_asks_meanwhile_is_served_by_the_next_replay(rig: Rig) -> None:
+    """One goes through the history for all that have asked before."""
+    frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(2 * STEP_BYTES // 1000)]
+    rig.ask(A, "one")
+    first = rig.step()
+    rig.ask(B, "one")
+    rest = rig.answers()
+    for inbox in (A, B):
+        answers = [one for one in (*first, *rest) if one.inbox == inbox]
+        assert list(contents(answers)) == [*map(again, frames)]
+
+
+def test_a_replay_is_made_in_short_steps(rig: Rig) -> None:
+    """A forwarder has other things to do between them."""
+    for _ in range(2 * STEP_BYTES // 1000):
+        rig.relay(wire.group_topic("one"), b"x" * 1000)
+    for inbox in (A, B):
+        rig.ask(inbox, "one")
+    steps = []
+    while rig.replays.is_due:
+        steps.append(sum(map(len, contents(rig.step()))))
+    assert len([one for one in steps if one]) > 2
+    assert max(steps) < 2 * STEP_BYTES
+
+
+def test_replays_are_bounded_in_bytes(rig: Rig) -> None:
+    """When many clients come back at once, the last ones miss what they have missed, and are told."""
+    frame = rig.relay(wire.group_topic("one"), b"x" * 2**20)
+    for number in range(40):
+        rig.ask(b"%016d" % number, "one")
+    answers = rig.answers()
+    sent = list(contents(answers))
+    assert sum(map(len, sent)) <= BYTES_A_SECOND < sum(map(len, sent)) + len(frame) + 100
+    assert sum(one.last for one in answers) == 40
+    rig.clock.now += 0.5
+    rig.ask(A, "one")
+    assert rig.messages() == [again(frame, 500)]
+
+
+def test_one_client_leaves_something_to_the_next_one(rig: Rig) -> None:
+    """However much it asks for."""
+    for _ in range(32):
+        rig.relay(wire.group_topic("one"), b"x" * 2**20)
+    counts = []
+    for inbox in (A, B, A):
+        rig.ask(inbox, "one")
+        counts.append(len(rig.messages(inbox)))
+    assert counts == [15, 8, 4]
+
+
+def test_a_flush_ends_a_replay(rig: Rig) -> None:
+    """Nothing from before it is published any more; the clients are told."""
+    for _ in range(2 * STEP_BYTES // 1000):
+        rig.relay(wire.group_topic("one"), b"x" * 1000)
+    rig.ask(A, "one")
+    assert list(contents(rig.step()))
+    rig.ask(B, "one")
+    rig.replays.clear()
+    assert sorted(rig.answers()) == [wire.Replayed(A, 2, 1), wire.Replayed(B, 2, 1)]

@@ -1,0 +1,92 @@
+"""A receiver whose connection is cut gets what was published meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all, free_ports, port_of, until
+from relays import Relay
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq_forwarder.history import BLOCK_SECONDS
+
+MESSAGES = 1000
+
+
+@pytest.fixture
+def relay(forwarder: Forwarder) -> Iterator[Relay]:
+    """What the receiver takes for the forwarder's port for subscribers."""
+    relay = Relay(free_ports(1)[0], port_of(forwarder.pub))
+    relay.start()
+    yield relay
+    close_all()
+    relay.end()
+
+
+async def deliver(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> list[int]:
+    return [(await layer.receive(channel))["n"] for _ in range(count)]
+
+
+def layers(forwarder: Forwarder, relay: Relay) -> tuple[DedicatedZmqChannelLayer, DedicatedZmqChannelLayer]:
+    """Return a layer that sends, and one that receives by the relay: two connections of one process."""
+    sender = DedicatedZmqChannelLayer(pull_socket_address=forwarder.pull, pub_socket_address=forwarder.pub)
+    receiver = DedicatedZmqChannelLayer(
+        pull_socket_address=forwarder.pull, pub_socket_address=f"tcp://127.0.0.1:{relay.port}", capacity=2 * MESSAGES
+    )
+    return sender, receiver
+
+
+def test_what_is_published_while_a_receiver_is_cut_off_arrives(run: Any, forwarder: Forwarder, relay: Relay) -> None:
+    """In order and once, for groups and for single channels; the sender repeats nothing."""
+
+    async def scenario() -> None:
+        sender, receiver = layers(forwarder, relay)
+        member, own = await receiver.new_channel(), await receiver.new_channel()
+        await receiver.group_add("chat", member)
+        readers = [asyncio.ensure_future(deliver(receiver, channel, MESSAGES)) for channel in (member, own)]
+
+        async def send_some(numbers: range) -> None:
+            for number in numbers:
+                await sender.group_send("chat", {"n": number})
+                await sender.send(own, {"n": number})
+                await asyncio.sleep(0)
+
+        await send_some(range(100))
+        relay.end()
+        await until(lambda: not receiver.stats()["connected"])
+        await send_some(range(100, 900))
+        relay.start()
+        await until(lambda: receiver.stats()["connected"])
+        await send_some(range(900, MESSAGES))
+        assert await asyncio.gather(*readers) == [list(range(MESSAGES))] * 2
+        assert not receiver.stats()["dropped"]
+        assert [link["sent_again"] for link in sender.stats()["links"]] == [0]
+
+    run(scenario())
+
+
+def test_a_member_that_joins_when_the_connection_is_back_gets_nothing_older(
+    run: Any, forwarder: Forwarder, relay: Relay
+) -> None:
+    """What its process has missed is for the members of that time."""
+
+    async def scenario() -> None:
+        sender, receiver = layers(forwarder, relay)
+        old, new = await receiver.new_channel(), await receiver.new_channel()
+        await receiver.group_add("chat", old)
+        relay.end()
+        await until(lambda: not receiver.stats()["connected"])
+        for number in range(100):
+            await sender.group_send("chat", {"n": number})
+        await until(lambda: sender.stats()["connected"] and not sender.stats()["held"])
+        published = time.monotonic()
+        await until(lambda: time.monotonic() > published + 2 * BLOCK_SECONDS)  # ages are as exact as this
+        relay.start()
+        await receiver.group_add("chat", new)
+        await sender.group_send("chat", {"n": 100})
+        assert await deliver(receiver, old, 101) == list(range(101))
+        assert await deliver(receiver, new, 1) == [100]
+
+    run(scenario())
