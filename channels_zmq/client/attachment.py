@@ -1,4 +1,4 @@
-"""One exchange as the client sees it: its session, its credit and its send window.
+"""One exchange as the client sees it: its session, its credit, its send window, and what its connection has lost.
 
 Pure. A client is attached to several equal exchanges: it subscribes at all of them and reads from all. This is the
 state that it keeps for each.
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from channels_zmq.client.credit import Credit
+from channels_zmq.client.resumption import Resumption
 from channels_zmq.client.window import Window
 
 
@@ -32,6 +33,7 @@ class Attachment:
     ) -> None:
         self.credit = Credit(inbox, prefetch, clock)
         self.window = Window(window, window_bytes, clock)
+        self.resumption = Resumption(inbox, clock)
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
         self.batching_session = -1
@@ -39,12 +41,6 @@ class Attachment:
         self._instance = b""
         self.has_two_ways = False
         """Whether its frames arrive by two connections, of which one may be ahead of the other."""
-        self.missing_since: float | None = None
-        """Since when its connection may have lost frames that were not published again; None if it has lost none."""
-        self.resumes = 0
-        """The session in which it was asked for them."""
-        self.resumes_until = 0.0
-        """Until when its answer is waited for."""
         self.clients = 0
         """How many clients it had, as it has reported last."""
         self.taken_over = 0

@@ -18,6 +18,7 @@ from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
+from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
@@ -25,10 +26,6 @@ from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Status, Topic
 
 SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
-ON_THE_WAY = 0.25
-"""Seconds that a message may have been on its way."""
-REPLAYED_WITHIN = 1.0
-"""Seconds after which an exchange is not expected any more to publish again what was missed."""
 
 
 class LinkLost(NamedTuple):
@@ -442,44 +439,31 @@ class Client:
 
     # Messages that were missed while a connection was cut
 
-    def lost_connection(self, attachment: Attachment, since: float) -> None:
-        """Note that frames of an exchange may be missing that were published since a time."""
-        if attachment.missing_since is None:
-            attachment.missing_since = since
-
     def resume(self, attachment: Attachment, session: int) -> bytes | None:
         """Return the request that an exchange publishes again what is missing; None if nothing can be."""
-        if attachment.missing_since is None:
-            return None
-        now, topics = self._clock(), self.memberships.groups
-        attachment.resumes, attachment.resumes_until = session, now + REPLAYED_WITHIN
+        request = attachment.resumption.request(session, self.memberships.groups)
         self._be_patient()
-        age = wire.milliseconds(now - attachment.missing_since + ON_THE_WAY)
-        every = len(topics) > wire.MAX_HASHES
-        hashes = b"" if every else wire.encode_hashes(topics)
-        return wire.RESUME.encode(wire.Resume(self.inbox, session, age, every, hashes))
+        return request
 
     def _be_patient(self) -> None:
-        self.gaps.patient_until = max(one.resumes_until for one in self.attachments)
+        self.gaps.patient_until = max(one.resumption.until for one in self.attachments)
 
     def _replayed(self, frame: bytes, attachment: Attachment) -> Iterator[None] | None:
         replayed = wire.REPLAYED.decode(frame)
-        if replayed.session != attachment.resumes:
-            return None  # of a connection that is cut again
+        if not attachment.resumption.is_answered_by(replayed):
+            return None
         messages = wire.decode_messages(replayed.messages)
         return self._take_replayed(messages, attachment, is_last=bool(replayed.last))
 
     def _take_replayed(self, messages: list[bytes], attachment: Attachment, *, is_last: bool) -> Iterator[None]:
         for message in messages:
             if wire.is_group(message) or wire.sub_kind(message) == wire.DIRECT:
-                batch = self.feed(message, attachment)
-                if batch is not None:
-                    yield from batch
+                yield from self.feed(message, attachment) or ()
             else:
                 self.counters.drop("malformed")
             yield
         if is_last:
-            attachment.missing_since, attachment.resumes_until = None, 0.0
+            attachment.resumption.ended()
             self._be_patient()
 
     # Groups

@@ -189,7 +189,7 @@ class Subscriber:
         What the last turn has found arrived after the turn before it, so the connection was still there at that time.
         """
         if self.is_connected:
-            self._client.lost_connection(self._attachment, self._all_read_before)
+            self._attachment.resumption.lost(self._all_read_before)
         self.is_connected = False
         self.welcome = None
 

@@ -14,7 +14,8 @@ from fakes import Clock
 from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import ON_THE_WAY, Client
+from channels_zmq.client.client import Client
+from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
@@ -395,7 +396,7 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     """Since the last turn of reading but one: what the last one has found may have been there for a while."""
     clock = Clock()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
-    client._clock = clock
+    subscriber._attachment.resumption._clock = clock
     subscriber.greet([])
     assert requests(exchange) == []
     for seconds in (1.0, 1.0, 2.0):

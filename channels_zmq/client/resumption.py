@@ -1,0 +1,61 @@
+"""What the connection to one exchange may have lost, and the request that the exchange publishes it again.
+
+Pure. A connection that breaks loses what is on its way, and what is published before this process has subscribed again.
+The exchange keeps messages for some seconds, and is asked for them with each hello until it welcomes the session. What
+it does not publish again within `REPLAYED_WITHIN` counts as missed.
+"""
+
+import time
+from collections.abc import Callable, Collection
+
+from channels_zmq_forwarder import wire
+
+ON_THE_WAY = 0.25
+"""Seconds that a message may have been on its way."""
+REPLAYED_WITHIN = 1.0
+"""Seconds after which no answer is waited for any more."""
+
+
+class Resumption:
+    """The messages of one exchange that may be missing.
+
+    Args:
+        inbox: Of this process.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, inbox: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+        self.until = 0.0
+        """Until when the answer is waited for."""
+        self._inbox, self._clock = inbox, clock
+        self._missing_since: float | None = None
+        self._session = 0  # in which was asked
+
+    def lost(self, since: float) -> None:
+        """Note that the connection is gone, by which everything had arrived that was published until a time."""
+        if self._missing_since is None:
+            self._missing_since = since
+
+    def request(self, session: int, topics: Collection[bytes]) -> bytes | None:
+        """Return the request for what is missing, and wait for its answer; None if nothing can be missing.
+
+        Args:
+            session: The one that begins.
+            topics: Of the groups of this process.
+        """
+        if self._missing_since is None:
+            return None
+        now = self._clock()
+        self._session, self.until = session, now + REPLAYED_WITHIN
+        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
+        every = len(topics) > wire.MAX_HASHES
+        hashes = b"" if every else wire.encode_hashes(topics)
+        return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))
+
+    def is_answered_by(self, replayed: wire.Replayed) -> bool:
+        """Return whether this is an answer to the last request, rather than to one before another cut."""
+        return replayed.session == self._session
+
+    def ended(self) -> None:
+        """Note that the answer is complete: nothing is missing any more that the exchange still had."""
+        self._missing_since, self.until = None, 0.0

@@ -1,0 +1,69 @@
+"""What a connection that was cut may have lost, and the request for it."""
+
+import pytest
+from fakes import Clock
+
+from channels_zmq.client.resumption import ON_THE_WAY, REPLAYED_WITHIN, Resumption
+from channels_zmq_forwarder import wire
+
+INBOX = b"0123456789abcdef"
+TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
+MARGIN = 1000 * ON_THE_WAY
+
+
+@pytest.fixture
+def resumption(clock: Clock) -> Resumption:
+    return Resumption(INBOX, clock)
+
+
+def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] = TOPICS) -> wire.Resume | None:
+    frame = resumption.request(session, topics)
+    return None if frame is None else wire.RESUME.decode(frame)
+
+
+def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
+    """When a process connects for the first time, or by other keys."""
+    assert request(resumption) is None
+    assert resumption.until == 0.0
+
+
+def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption: Resumption, clock: Clock) -> None:
+    """And what was on its way by then."""
+    resumption.lost(clock.now - 2.0)
+    hashes = wire.encode_hashes(TOPICS)
+    assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN), 0, hashes)
+    assert resumption.until == clock.now + REPLAYED_WITHIN
+
+
+def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption, clock: Clock) -> None:
+    """The first one counts."""
+    resumption.lost(clock.now - 2.0)
+    request(resumption)
+    clock.now += 1.0
+    resumption.lost(clock.now - 0.1)
+    asked = request(resumption, 3)
+    assert asked is not None
+    assert asked.age == 3000 + MARGIN
+    assert [resumption.is_answered_by(wire.Replayed(INBOX, session, 1)) for session in (2, 3)] == [False, True]
+
+
+def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Clock) -> None:
+    """Until the next cut."""
+    resumption.lost(clock.now - 2.0)
+    request(resumption)
+    resumption.ended()
+    assert (resumption.until, request(resumption)) == (0.0, None)
+    resumption.lost(clock.now - 0.1)
+    asked = request(resumption)
+    assert asked is not None
+    assert asked.age == 100 + MARGIN
+
+
+@pytest.mark.parametrize("count, every", [(0, 0), (wire.MAX_HASHES, 0), (wire.MAX_HASHES + 1, 1)])
+def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: Clock, count: int, every: int) -> None:
+    """The request has to fit into what an exchange takes."""
+    resumption.lost(clock.now)
+    asked = request(resumption, topics=[wire.group_topic(f"g{number}") for number in range(count)])
+    assert asked is not None
+    assert (asked.every, len(asked.topics)) == (every, 0 if every else 4 * count)
+    assert len(wire.RESUME.encode(asked)) <= wire.MAX_UPSTREAM
