@@ -18,7 +18,6 @@ from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
-from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
@@ -26,6 +25,8 @@ from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Status, Topic
 
 SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
+ON_THE_WAY = 0.25
+"""Seconds that a message may have been on its way."""
 
 
 class LinkLost(NamedTuple):
@@ -177,7 +178,7 @@ class Client:
         self.memberships = Memberships(self.mailboxes, sender, clock)
         self.normal_members = NormalMembers(clock)
         self.attachments: list[Attachment] = []
-        self.gaps = Gaps(partial(self.counters.drop, "missed"), clock)
+        self.gaps = Gaps(self._missed, clock)
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self.now = clock()
@@ -393,8 +394,8 @@ class Client:
             yield
 
     def _take_direct(self, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> None:
-        channel, payload = wire.channel_and_payload(body)
         missing = self._direct_runs.see(sender, number, flags)
+        channel, payload = wire.channel_and_payload(body)
         if missing:
             deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
             self._out_of_order(self._direct_runs, sender, number, missing, len(payload), deliver)
@@ -424,18 +425,25 @@ class Client:
     def _out_of_order(
         self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
     ) -> None:
-        """Drop a repeated message. Hold one before which others may still come, else count the gap."""
+        """Drop a repeated message, and hold one before which others may still come.
+
+        What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
+        noticed yet: then it is published again. What is missing before the first message of a run can come only if
+        there is another way, or if it was asked for already.
+        """
         if missing == REPEATED:
             if sender != self.sender:  # else this process sent it before it joined
                 self.counters.repeated += 1
             return
         has_two_ways = len(self.attachments) > 1 or any(one.has_two_ways for one in self.attachments)
-        if has_two_ways or self.gaps.is_patient or self.gaps.holds(runs, sender):
-            if not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
-                self.counters.repeated += 1
-        else:
-            self.counters.drop("missed", runs.skip_to(sender, number))
+        if missing == BEGINS and not (has_two_ways or self.gaps.is_patient or self.gaps.holds(runs, sender)):
+            runs.skip_to(sender, number)
             deliver()
+        elif not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
+            self.counters.repeated += 1
+
+    def _missed(self, count: int) -> None:
+        self.counters.drop("missed", count)
 
     # Messages that were missed while a connection was cut
 

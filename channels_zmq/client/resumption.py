@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection
 
 from channels_zmq_forwarder import wire
 
-ON_THE_WAY = 0.25
-"""Seconds that a message may have been on its way."""
+MARGIN = 0.5
+"""Seconds by which this process may notice a cut late, or a message may have been on its way."""
 REPLAYED_WITHIN = 1.0
 """Seconds after which no answer is waited for any more."""
 
@@ -47,7 +47,7 @@ class Resumption:
             return None
         now = self._clock()
         self._session, self.until = session, now + REPLAYED_WITHIN
-        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
+        age = wire.milliseconds(now - self._missing_since + MARGIN)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))

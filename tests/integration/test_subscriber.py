@@ -15,7 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
-from channels_zmq.client.resumption import ON_THE_WAY
+from channels_zmq.client.resumption import MARGIN
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
@@ -409,11 +409,11 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     clock.now += 0.5
     subscriber.greet([])
     (asked,) = requests(exchange)
-    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * ON_THE_WAY)
+    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * MARGIN)
     clock.now += 1.0
     subscriber.tick(clock.now)
     (asked,) = requests(exchange)
-    assert asked.age == 4000 + 1000 * ON_THE_WAY
+    assert asked.age == 4000 + 1000 * MARGIN
     assert subscriber.take(welcome(subscriber.session))
     subscriber.say_hello()
     assert requests(exchange) == []

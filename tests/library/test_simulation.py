@@ -294,6 +294,23 @@ def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
     assert sender.client.counters.repeated == 0
 
 
+def test_a_receiver_that_notices_late_that_it_was_cut_off_gets_what_it_has_missed(simulation: Simulation) -> None:
+    """ZeroMQ connects and subscribes again by itself: messages arrive before anybody has asked for the missing ones."""
+    sender, members = sender_and_receiver(simulation, A)
+    receiver = members[0].process
+    receiver.housekeeper_lag = 0.4
+    for round_ in range(300):
+        if round_ == 100:
+            (line,) = receiver.lines("pub")
+            line.cut(0.001, 0.001)
+        for topic in TOPICS:
+            simulation.send_group(sender, topic)
+        simulation.run(0.01)
+    simulation.run(2.0)
+    assert lost(simulation, members) == []
+    assert receiver.client.counters.dropped["missed"] == 0
+
+
 def test_what_is_missing_is_counted_if_the_forwarder_has_forgotten_it(simulation: Simulation) -> None:
     """A receiver waits for what it has asked for, but not for ever."""
     sender, members = sender_and_receiver(simulation, A)
@@ -306,6 +323,6 @@ def test_what_is_missing_is_counted_if_the_forwarder_has_forgotten_it(simulation
     simulation.forwarders[A].exchange.history.clear()
     simulation.run(1.0)
     simulation.send_group(sender, TOPICS[0])
-    simulation.run(0.1)
+    simulation.run(0.5)
     assert lost(simulation, members) == [2]
     assert members[0].process.client.counters.dropped["missed"] == 1

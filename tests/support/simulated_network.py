@@ -276,12 +276,14 @@ class XSub(_Socket):
         self.process.input_arrived()
 
     def disconnected(self) -> None:
-        # libzmq begins with an empty pipe, and fills it with the subscriptions when the socket is used next.
+        # libzmq begins with an empty pipe, and fills it with the subscriptions when the socket is used next, which its
+        # descriptor asks for.
         self.line, self._must_subscribe = None, True
         self._pipe.clear()
         self.monitor.report(zmq.Event.DISCONNECTED)
         if not self.is_closed:
             self.network.connect(self, RETRY)
+            self.process.input_arrived()
 
     def _use(self) -> None:
         if self._must_subscribe:

@@ -178,6 +178,8 @@ class Process:
         self.is_gone = self.is_frozen = self.is_blocked = False
         self.is_closing = self.has_delivered = False
         self.closed_at = 0.0
+        self.housekeeper_lag = 0.0
+        """Seconds by which the housekeeper's thread is late, because others keep the interpreter busy."""
         self.on_thaw: list[Callable[[], None]] = []
         self.read: dict[bytes, list[tuple[float, bytes]]] = {}
         """The copies of each message that were read from a socket: when, and the frame."""
@@ -256,7 +258,7 @@ class Process:
     def look_at_monitors(self) -> None:
         if not self._looks:
             self._looks = True
-            self.world.after(self.world.random.uniform(0, 0.002), self._look)
+            self.world.after(self.housekeeper_lag + self.world.random.uniform(0, 0.002), self._look)
 
     def _look(self) -> None:
         if self.is_gone or self.connection.closed:
@@ -278,7 +280,8 @@ class Process:
         self._tick, self._tick_at = None, float("inf")
         if when is not None:
             self._tick_at = when
-            self._tick = self.world.after(max(0.0, when - self.world.now) + 0.0001, self._call_tick)
+            delay = max(0.0, when - self.world.now) + self.housekeeper_lag + 0.0001
+            self._tick = self.world.after(delay, self._call_tick)
 
     def _call_tick(self) -> None:
         self._tick, self._tick_at = None, float("inf")
@@ -287,6 +290,8 @@ class Process:
         if self.is_frozen:
             self.on_thaw.append(self._call_tick)
             return
+        if self._looks:  # events come first
+            self._look()
         self.tick_at(self.connection.tick(self.world.now))
 
     # What befalls it

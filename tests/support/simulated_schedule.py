@@ -10,7 +10,7 @@ from simulated_process import Process
 from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
 
 from channels_zmq.client import batch
-from channels_zmq.client.resumption import ON_THE_WAY
+from channels_zmq.client.client import ON_THE_WAY
 from channels_zmq.client.window import BLOCK_SECONDS
 from channels_zmq.errors import ForwarderUnavailable
 from channels_zmq.transports.discovery import Forwarder as Address
@@ -240,7 +240,10 @@ class Schedule(Simulation):
         return self.random.choice(lines) if lines else None
 
     def _cut(self, line: Line, what: str) -> None:
-        near, far = self.random.choice(((0.001, 0.001), (0.001, 0.5), (0.3, 0.001), (0.05, 3.0), (2.0, 3.5)))
+        at_once, late = ((0.001, 0.001), (0.001, 0.5), (0.05, 3.0)), ((0.3, 0.001), (2.0, 3.5))
+        # If a sender changes to another forwarder before a cut is noticed, the gap is given up too early.
+        must_notice = line.port == "pub" and line.socket.process in self.steady
+        near, far = self.random.choice(at_once if must_notice else at_once + late)
         self.note(f"cut {what} of {line.socket.process.number} to {line.socket.address}: {near} {far}")
         line.cut(near, far)
 

@@ -3,12 +3,12 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.resumption import ON_THE_WAY, REPLAYED_WITHIN, Resumption
+from channels_zmq.client.resumption import MARGIN, REPLAYED_WITHIN, Resumption
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
 TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
-MARGIN = 1000 * ON_THE_WAY
+MARGIN_MS = 1000 * MARGIN
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption
     """And what was on its way by then."""
     resumption.lost(clock.now - 2.0)
     hashes = wire.encode_hashes(TOPICS)
-    assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN), 0, hashes)
+    assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN_MS), 0, hashes)
     assert resumption.until == clock.now + REPLAYED_WITHIN
 
 
@@ -43,7 +43,7 @@ def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption,
     resumption.lost(clock.now - 0.1)
     asked = request(resumption, 3)
     assert asked is not None
-    assert asked.age == 3000 + MARGIN
+    assert asked.age == 3000 + MARGIN_MS
     assert [resumption.is_answered_by(wire.Replayed(INBOX, session, 1)) for session in (2, 3)] == [False, True]
 
 
@@ -56,7 +56,7 @@ def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Cloc
     resumption.lost(clock.now - 0.1)
     asked = request(resumption)
     assert asked is not None
-    assert asked.age == 100 + MARGIN
+    assert asked.age == 100 + MARGIN_MS
 
 
 @pytest.mark.parametrize("count, every", [(0, 0), (wire.MAX_HASHES, 0), (wire.MAX_HASHES + 1, 1)])
