@@ -211,9 +211,14 @@ def answered(body: bytes) -> int:
     return sum(map(len, webhook._blocks(webhook._answer(body)[1])))
 
 
-def processor_seconds(body: bytes) -> float:
+def processor_seconds(action: Callable[[bytes], object], body: bytes) -> float:
+    """Return the least processor time of several calls."""
+    return min(_processor_seconds(action, body) for _ in range(10))
+
+
+def _processor_seconds(action: Callable[[bytes], object], body: bytes) -> float:
     begin = time.process_time()
-    answered(body)
+    action(body)
     return time.process_time() - begin
 
 
@@ -232,7 +237,8 @@ def test_the_most_costly_review_costs_little() -> None:
     assert answer(body)["allowed"]
     assert answered(body) > 6 * 2**20
     assert peak_bytes(body) < 8 * 2**20  # measured: 2.7 MiB
-    assert min(processor_seconds(body) for _ in range(10)) < 0.02  # measured: 0.007 s
+    # Measured: 9 times as long, 7 ms or more.
+    assert processor_seconds(answered, body) < 25 * processor_seconds(json.loads, body)
 
 
 COSTLY: dict[str, tuple[bytes, str]] = {
@@ -252,7 +258,7 @@ def test_what_would_cost_more_is_refused_for_less(name: str) -> None:
     assert response["uid"] == "u-1"
     assert response["status"]["message"].startswith(f"channels-zmq: {said}")
     assert peak_bytes(body) < 2 * 2**20
-    assert min(processor_seconds(body) for _ in range(10)) < 0.02
+    assert processor_seconds(answered, body) < processor_seconds(answered, worst())
 
 
 # How it is served
