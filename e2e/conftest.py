@@ -1,6 +1,7 @@
 """What scenarios share: a cluster, the chart on it, a namespace of their own, and a diagnosis when they fail."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"e2e deletes all layers of a cluster: set E2E_CLUSTER={context} if that of KUBECONFIG is for tests"
         )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a scenario that would begin after E2E_UNTIL, in seconds since 1970: the whole has to end in time."""
+    if time.time() > float(os.environ.get("E2E_UNTIL", "inf")):
+        pytest.skip("no time is left for it")
 
 
 @pytest.hookimpl(wrapper=True)
