@@ -175,6 +175,10 @@ class Forwarder(Part):
         "64Mi", description="Bytes by which a subscriber may be behind; beyond that its connection is ended."
     )
     topic_bytes: Size = Field("32Mi", description="Maximum total bytes of the names of all groups with members.")
+    history_bytes: Size = Field(
+        "16Mi",
+        description="Memory for the messages of the last 5 seconds, replayed to clients whose connection was cut.",
+    )
     queue_bytes: Size = Field("256Mi", description="Maximum memory of all queues of normal channels in each forwarder.")
     queue_names: int = Field(
         100_000, ge=1, le=2**31 - 1, description="Maximum number of queues of normal channels in each forwarder."

@@ -254,7 +254,15 @@ def test_what_forwarders_are_told_by_default_is_their_own_default() -> None:
     """So that it makes no difference where one runs."""
     given = dict(argument.removeprefix("--").split("=") for argument in container()["args"])
     default = ForwarderSettings(_cli_parse_args=False)
-    for name in ("pub_high_water_mark", "subscriber_bytes", "topic_bytes", "queue_bytes", "queue_names", "log_level"):
+    for name in (
+        "pub_high_water_mark",
+        "subscriber_bytes",
+        "topic_bytes",
+        "history_bytes",
+        "queue_bytes",
+        "queue_names",
+        "log_level",
+    ):
         assert given[name.replace("_", "-")] == str(
             int(value) if isinstance(value := getattr(default, name), int) else value
         )

@@ -106,6 +106,7 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--pub-high-water-mark={spec.forwarder.pub_high_water_mark}",
         f"--subscriber-bytes={size(spec.forwarder.subscriber_bytes)}",
         f"--topic-bytes={size(spec.forwarder.topic_bytes)}",
+        f"--history-bytes={size(spec.forwarder.history_bytes)}",
         f"--queue-bytes={size(spec.forwarder.queue_bytes)}",
         f"--queue-names={spec.forwarder.queue_names}",
         "--log-format=json",
