@@ -18,6 +18,7 @@ from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.requests import Request, Requests, next_number
+from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
@@ -25,8 +26,6 @@ from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Status, Topic
 
 SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
-ON_THE_WAY = 0.25
-"""Seconds that a message may have been on its way."""
 
 
 class LinkLost(NamedTuple):
@@ -428,7 +427,7 @@ class Client:
         """Drop a repeated message, and hold one before which others may still come.
 
         What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
-        noticed yet: then it is published again. What is missing before the first message of a run can come only if
+        noticed yet: then it is replayed. What is missing before the first message of a run can come only if
         there is another way, or if it was asked for already.
         """
         if missing == REPEATED:
@@ -436,7 +435,7 @@ class Client:
                 self.counters.repeated += 1
             return
         has_two_ways = len(self.attachments) > 1 or any(one.has_two_ways for one in self.attachments)
-        if missing == BEGINS and not (has_two_ways or self.gaps.is_patient or self.gaps.holds(runs, sender)):
+        if missing == BEGINS and not (has_two_ways or self.gaps.awaits_replay or self.gaps.holds(runs, sender)):
             runs.skip_to(sender, number)
             deliver()
         elif not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
@@ -448,13 +447,13 @@ class Client:
     # Messages that were missed while a connection was cut
 
     def resume(self, attachment: Attachment, session: int) -> bytes | None:
-        """Return the request that an exchange publishes again what is missing; None if nothing can be."""
+        """Return the request that an exchange replays what is missing; None if nothing can be."""
         request = attachment.resumption.request(session, self.memberships.groups)
-        self._be_patient()
+        self._await_replays()
         return request
 
-    def _be_patient(self) -> None:
-        self.gaps.patient_until = max(one.resumption.until for one in self.attachments)
+    def _await_replays(self) -> None:
+        self.gaps.replays_until = max(one.resumption.until for one in self.attachments)
 
     def _replayed(self, frame: bytes, attachment: Attachment) -> Iterator[None] | None:
         replayed = wire.REPLAYED.decode(frame)
@@ -472,7 +471,7 @@ class Client:
             yield
         if is_last:
             attachment.resumption.ended()
-            self._be_patient()
+            self._await_replays()
 
     # Groups
 

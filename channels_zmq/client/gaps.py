@@ -2,8 +2,8 @@
 
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
 gap waits for the missing ones for `HOLD` at most. The first message of a run may or may not be behind a gap, so it
-waits only until all sockets have been read. Both wait longer while an exchange publishes again what its connection has
-lost. Runs of other senders and topics never wait.
+waits only until all sockets have been read. Both wait longer while an exchange replays what its connection has lost.
+Runs of other senders and topics never wait.
 """
 
 import time
@@ -43,7 +43,7 @@ class Gaps:
         """How many messages wait."""
         self.beginnings: list[tuple[Runs, bytes]] = []
         """Runs whose first messages wait until all sockets have been read."""
-        self.patient_until = 0.0
+        self.replays_until = 0.0
         """Nothing that is missing is given up before."""
         self._size = 0
         self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `until`
@@ -92,12 +92,12 @@ class Gaps:
     @property
     def due(self) -> float:
         """When `expire` has something to do."""
-        return max(next(iter(self._gaps.values())).until, self.patient_until) if self._gaps else inf
+        return max(next(iter(self._gaps.values())).until, self.replays_until) if self._gaps else inf
 
     @property
-    def is_patient(self) -> bool:
+    def awaits_replay(self) -> bool:
         """Whether everything that is missing may still come."""
-        return self._clock() < self.patient_until
+        return self._clock() < self.replays_until
 
     def expire(self, now: float) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""
@@ -106,7 +106,7 @@ class Gaps:
 
     def all_is_read(self) -> None:
         """Deliver the first messages of runs, since any earlier ones would have been read by now."""
-        if self.is_patient:
+        if self.awaits_replay:
             return
         beginnings, self.beginnings = self.beginnings, []
         for run in beginnings:

@@ -1,8 +1,8 @@
-"""What the connection to one exchange may have lost, and the request that the exchange publishes it again.
+"""What the connection to one exchange may have lost, and the request that the exchange replays it.
 
 Pure. A connection that breaks loses what is on its way, and what is published before this process has subscribed again.
 The exchange keeps messages for some seconds, and is asked for them with each hello until it welcomes the session. What
-it does not publish again within `REPLAYED_WITHIN` counts as missed.
+it does not replay within `REPLAYED_WITHIN` counts as missed.
 """
 
 import time
@@ -10,10 +10,12 @@ from collections.abc import Callable, Collection
 
 from channels_zmq_forwarder import wire
 
-MARGIN = 0.5
-"""Seconds by which this process may notice a cut late, or a message may have been on its way."""
+ON_THE_WAY = 0.25
+"""Seconds that a message may have been on its way."""
 REPLAYED_WITHIN = 1.0
-"""Seconds after which no answer is waited for any more."""
+"""How many seconds the answer is waited for."""
+ATTEMPTS = 3
+"""Requests for the same messages. If connections break while they are replayed, a replay may be what breaks them."""
 
 
 class Resumption:
@@ -30,11 +32,12 @@ class Resumption:
         self._inbox, self._clock = inbox, clock
         self._missing_since: float | None = None
         self._session = 0  # in which was asked
+        self._attempts = 0
 
     def lost(self, since: float) -> None:
         """Note that the connection is gone, by which everything had arrived that was published until a time."""
-        if self._missing_since is None:
-            self._missing_since = since
+        if self._missing_since is None or self._attempts >= ATTEMPTS:
+            self._missing_since, self._attempts = since, 0
 
     def request(self, session: int, topics: Collection[bytes]) -> bytes | None:
         """Return the request for what is missing, and wait for its answer; None if nothing can be missing.
@@ -46,8 +49,9 @@ class Resumption:
         if self._missing_since is None:
             return None
         now = self._clock()
+        self._attempts += 1
         self._session, self.until = session, now + REPLAYED_WITHIN
-        age = wire.milliseconds(now - self._missing_since + MARGIN)
+        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))
@@ -58,4 +62,4 @@ class Resumption:
 
     def ended(self) -> None:
         """Note that the answer is complete: nothing is missing any more that the exchange still had."""
-        self._missing_since, self.until = None, 0.0
+        self._missing_since, self._attempts, self.until = None, 0, 0.0

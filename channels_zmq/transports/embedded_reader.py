@@ -135,7 +135,10 @@ class EmbeddedReader:
 
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
-        return self._subscriber.read()
+        has_more = self._subscriber.read()
+        if self._client.gaps.beginnings and not has_more:
+            self._client.gaps.all_is_read()
+        return has_more
 
     def watched(self) -> Watched:
         """Return the monitor of the socket."""

@@ -29,6 +29,8 @@ Socket = zmq.Socket[bytes]
 HELLO_EVERY = 1.0
 """Seconds between two hellos of a session whose exchange does not serve yet, or any more."""
 FRAMES_A_TURN = 256
+CHECK_EVERY = 1.0
+"""Seconds between two times that are remembered at which everything was read."""
 WAKES_A_TURN = 1000
 SECONDS_A_TURN = 0.005
 """A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
@@ -84,7 +86,7 @@ class Subscriber:
         """The messages of a frame that are left to be taken."""
         self._hello_at = 0.0
         self._all_read = self._all_read_before = 0.0
-        """When the last two turns of this connection began that have found something and left nothing."""
+        """Two times at which everything was read: by the first one everything had arrived that was published before."""
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
         max_frame = options.max_message_size + wire.MAX_OVERHEAD
@@ -164,8 +166,14 @@ class Subscriber:
         return True
 
     def _emptied(self, until: float) -> bool:
-        """Note that a turn has found something and leaves nothing; return that there is no more."""
-        self._all_read, self._all_read_before = until - SECONDS_A_TURN, self._all_read
+        """Note that a turn has found something and leaves nothing; return that there is no more.
+
+        What it has found may have waited in the system's buffers for as long as this process stood still, and may not
+        be all. So only a time counts that the next one is `CHECK_EVERY` later than.
+        """
+        began = until - SECONDS_A_TURN
+        if began >= self._all_read + CHECK_EVERY:
+            self._all_read_before, self._all_read = self._all_read, began
         return False
 
     def greet(self, before: Iterable[bytes]) -> None:
@@ -184,10 +192,7 @@ class Subscriber:
         self.say_hello()
 
     def lost(self) -> None:
-        """Note that the connection is gone.
-
-        What the last turn has found arrived after the turn before it, so the connection was still there at that time.
-        """
+        """Note that the connection is gone, which was still there at the last time but one when everything was read."""
         if self.is_connected:
             self._attachment.resumption.lost(self._all_read_before)
         self.is_connected = False

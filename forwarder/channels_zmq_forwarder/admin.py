@@ -202,7 +202,7 @@ class _State(Collector):
             ("published_bytes", "Bytes published.", traffic.bytes_out),
             (
                 "replayed_messages",
-                "Messages published once more, for a client whose connection was cut.",
+                "Messages replayed to clients whose connection was cut.",
                 exchange.replays.messages,
             ),
             (

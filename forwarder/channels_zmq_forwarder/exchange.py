@@ -286,7 +286,7 @@ class Exchange:
         resume = wire.RESUME.decode(frame)
         if self.clients.get(resume.inbox) != resume.session:
             return self._dropped("stray")
-        if not self.history.is_kept:
+        if not self.history.max_bytes:
             return [wire.REPLAYED.encode(wire.Replayed(resume.inbox, resume.session, last=1))]
         self.replays.ask(resume)
         return NOTHING

@@ -1,7 +1,7 @@
-"""The messages that an exchange has relayed within the last seconds, so that it can publish them once more.
+"""The messages that an exchange has relayed within the last seconds, so that it can replay them.
 
 Pure. A connection that breaks loses what was published since, until the client has connected again (`replays`).
-Messages are kept in blocks: nothing but an `append` is done for each of them, the rest once a turn.
+Messages are kept in blocks: for each of them nothing is done but an `append`, the rest is done once a turn.
 """
 
 import time
@@ -14,18 +14,19 @@ SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
 BLOCK_FRAMES = 256
 BLOCK_BYTES = 64 * 1024
-BLOCK_SECONDS = 0.05
 """A block ends with the turn in which it reaches one of these bounds."""
+BLOCK_SECONDS = 0.05
+"""Between the first and the last turn of a block."""
 OVERHEAD = 64
 """Bytes of memory that a message takes beside its own."""
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Messages that were relayed one after the other, the first one at `since`, the last one at `until`."""
+    """Messages that were relayed one after the other, by the turns that have ended at `since` to `until`."""
 
-    since: float = inf
-    until: float = inf
+    since: float = 0.0
+    until: float = 0.0
     frames: list[bytes] = field(default_factory=list)
     size: int = 0
 
@@ -39,39 +40,44 @@ class History:
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.is_kept = max_bytes > 0
+        self.max_bytes = max_bytes
         self.size = 0
         """Bytes of memory that the closed blocks take."""
         self.record: Callable[[bytes], None]
         """Keeps a message that is relayed in this turn; `end_turn` may replace the function."""
-        self._max_bytes, self._clock = max_bytes, clock
+        self._clock = clock
         self._blocks: deque[Block] = deque()
         self._begin()
 
     def _begin(self) -> None:
         self._open = Block()
-        self.record = self._open.frames.append if self.is_kept else _ignore
+        self._dated = 0  # messages of the open block whose turn has ended
+        self.record = self._open.frames.append if self.max_bytes else _ignore
 
-    def end_turn(self, size: int) -> None:
-        """Note that a turn is over, in which messages of `size` bytes were relayed, or slightly fewer."""
-        block = self._open
-        if not block.frames:
+    def end_turn(self) -> None:
+        """Note that a turn is over, in which messages may have been relayed."""
+        if len(self._open.frames) == self._dated:
             return
         now = self._clock()
-        if block.since == inf:
+        new = self._open.frames[self._dated :]
+        if self._dated and now > self._open.since + BLOCK_SECONDS:
+            del self._open.frames[self._dated :]
+            self._close()
+            self._open.frames += new
+        block = self._open
+        if not self._dated:
             block.since = now
         block.until = now
-        block.size += size
-        if len(block.frames) >= BLOCK_FRAMES or block.size >= BLOCK_BYTES or now >= block.since + BLOCK_SECONDS:
+        block.size += sum(map(len, new)) + OVERHEAD * len(new)
+        self._dated = len(block.frames)
+        if self._dated >= BLOCK_FRAMES or block.size >= BLOCK_BYTES:
             self._close()
 
     def _close(self) -> None:
-        block = self._open
-        block.size += OVERHEAD * len(block.frames)
-        self._blocks.append(block)
-        self.size += block.size
+        self._blocks.append(self._open)
+        self.size += self._open.size
         self._begin()
-        while self.size > self._max_bytes:
+        while self.size > self.max_bytes:
             self._drop_first()
 
     def _drop_first(self) -> None:
@@ -90,6 +96,7 @@ class History:
 
     def since(self, when: float) -> list[Block]:
         """Return everything that was relayed since a time, as far as it is still there, in order."""
+        self.end_turn()
         if self._open.frames:
             self._close()
         return [block for block in self._blocks if block.until >= when]

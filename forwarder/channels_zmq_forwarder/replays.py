@@ -1,48 +1,52 @@
-"""Publishes once more what clients have missed whose connection was cut: for them alone, through their inboxes.
+"""Replays what clients have missed whose connection was cut: for them alone, through their inboxes.
 
-Pure. A client that has connected again asks by `Resume`. Whoever asks while a replay is under way is served by the next
-one, which goes through the history once for all of them. A replay is made in short steps, beside the traffic. Receivers
-recognise by their numbers what they have already, and put the rest into its place.
+Pure. A client that has connected again asks by `Resume`. A replay goes through the history once for all that have asked
+before it, in short steps beside the traffic. Receivers recognise by their numbers what they have already, and put the
+rest into its place.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.history import Block, History
 
+CLIENTS = 64
+"""Clients that one replay serves."""
+ANSWERED_WITHIN = 1.0
+"""Seconds after which a client does not wait for the rest any more."""
 FRAME_BYTES = 4096
 """Bytes of messages in one frame, unless a single one is larger: every socket takes so many, whatever its limit is."""
+FRAMES = 4000
+"""Frames for one client in one replay: XPUB's high-water mark guarantees no more in a burst."""
 STEP_BYTES = 256 * 1024
 STEP_SECONDS = 0.002
 """A step ends at either bound."""
-BYTES_A_SECOND = 32 * 2**20
-"""Bytes of all replays together; a client gets half of what is left. What would be more is not published once more."""
 
 
 @dataclass(slots=True, eq=False)
 class _Reader:
-    """A client that has asked: for what was published since a time, on topics with these hashes, or on all."""
+    """A client that has asked for what was published since a time."""
 
-    inbox: bytes
-    session: int
+    request: wire.Resume
     since: float
-    hashes: frozenset[int] | None
+    until: float
+    """When it does not wait any more."""
     allowance: float = 0.0
     """Bytes that it may still get."""
+    frames: int = 0
     messages: list[bytes] = field(default_factory=list)
     size: int = 0
-
-    def wants(self, topic: bytes) -> bool:
-        """Return whether it belongs to a group, as far as the hash tells."""
-        return self.hashes is None or wire.topic_hash(topic) in self.hashes
 
     def add(self, message: bytes) -> list[bytes]:
         """Add a message; return the frame that it does not fit into any more, if so."""
         full = [self.frame()] if self.messages and self.size + len(message) > FRAME_BYTES else []
         self.messages.append(message)
         self.size += len(message)
+        self.allowance -= len(message)
         return full
 
     def forget(self) -> None:
@@ -53,25 +57,28 @@ class _Reader:
         """Return a frame of the messages added since the last one."""
         messages = wire.encode_messages(self.messages)
         self.forget()
-        return wire.REPLAYED.encode(wire.Replayed(self.inbox, self.session, is_last, messages))
+        self.frames += 1
+        return wire.REPLAYED.encode(wire.Replayed(self.request.inbox, self.request.session, is_last, messages))
 
 
 class Replays:
     """The clients that have asked, and the replay that is under way.
 
     Args:
-        history: What can be published once more.
+        history: What can be replayed. Replays may have twice its bytes a second, one client half of what is left.
         clock: Monotonic seconds.
     """
 
     def __init__(self, history: History, clock: Callable[[], float] = time.monotonic) -> None:
         self.messages = 0
-        """How many messages were published once more, for each client that got them."""
+        """How many messages were replayed, for each client that got them."""
         self._history, self._clock = history, clock
         self._asked: dict[bytes, _Reader] = {}
-        self._served: list[_Reader] = []
+        self._served: dict[_Reader, None] = {}
         self._steps: Iterator[list[bytes]] | None = None
-        self._allowance, self._allowed_at = float(BYTES_A_SECOND), clock()
+        self._bytes_a_second = 2.0 * history.max_bytes
+        self._allowance, self._allowed_at = self._bytes_a_second, clock()
+        self._step_until, self._step_bytes = 0.0, 0
 
     @property
     def is_due(self) -> bool:
@@ -84,65 +91,102 @@ class Replays:
         Raises:
             FrameError: If its topics are malformed.
         """
-        hashes = None if resume.every else wire.decode_hashes(resume.topics)
-        since = self._clock() - resume.age / 1000
-        self._asked[resume.inbox] = _Reader(resume.inbox, resume.session, since, hashes)
+        wire.decode_hashes(resume.topics)
+        now = self._clock()
+        self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
 
     def clear(self) -> None:
-        """Let nothing that was published so far be published again, nor the rest of the replay under way."""
+        """Replay nothing that was published so far, nor the rest of the replay under way."""
         self._history.clear()
         for reader in self._served:
             reader.forget()
-        self._asked = {reader.inbox: reader for reader in self._served} | self._asked
-        self._served, self._steps = [], None
+        self._asked = {reader.request.inbox: reader for reader in self._served} | self._asked
+        self._served, self._steps = {}, None
 
     def step(self) -> list[bytes]:
         """Go on for a bounded time; return the frames to publish."""
         now = self._clock()
-        self._allowance = min(BYTES_A_SECOND, self._allowance + (now - self._allowed_at) * BYTES_A_SECOND)
-        self._allowed_at = now
+        self._allowance += (now - self._allowed_at) * self._bytes_a_second
+        self._allowance, self._allowed_at = min(self._bytes_a_second, self._allowance), now
+        self._step_until, self._step_bytes = now + STEP_SECONDS, 0
         if self._steps is None:
-            self._served, self._asked = list(self._asked.values()), {}
-            self._steps = self._replay(self._served)
+            self._served = {self._asked.pop(inbox): None for inbox in list(islice(self._asked, CLIENTS))}
+            self._steps = self._replay()
         out = next(self._steps, None)
         if out is None:
-            self._served, self._steps = [], None
+            self._steps = None
             return []
-        return out
+        # What was added leaves now, since its age is that of this moment.
+        return [*out, *(reader.frame() for reader in self._served if reader.messages)]
 
-    def _replay(self, readers: Sequence[_Reader]) -> Iterator[list[bytes]]:
-        by_inbox = {reader.inbox: [reader] for reader in readers}
-        by_topic: dict[bytes, list[_Reader]] = {}
-        out: list[bytes] = []
-        until, allowance = self._clock() + STEP_SECONDS, self._allowance
-        for reader in readers:
-            reader.allowance = allowance / 2
-        for block in self._history.since(min(reader.since for reader in readers)):
+    @property
+    def _is_step_over(self) -> bool:
+        return self._step_bytes > STEP_BYTES or self._clock() > self._step_until
+
+    def _replay(self) -> Iterator[list[bytes]]:
+        """Go through the history; each step yields frames. `_served` has those that have not got everything."""
+        wanted, out = _Wanted(list(self._served)), []
+        for reader in self._served:
+            reader.allowance = self._allowance / 2
+        for block in self._history.since(min(reader.since for reader in self._served)):
             for frame in block.frames:
-                if not wire.is_group(frame):
-                    wanted_by = by_inbox.get(wire.inbox_in(frame))
-                else:
-                    topic = wire.prefix_of(frame)
-                    wanted_by = by_topic.get(topic)
-                    if wanted_by is None:
-                        wanted_by = by_topic[topic] = [reader for reader in readers if reader.wants(topic)]
-                if wanted_by:
-                    out += self._again(frame, block, wanted_by)
-                if allowance - self._allowance > STEP_BYTES or self._clock() > until:
-                    yield out
-                    out, until, allowance = [], self._clock() + STEP_SECONDS, self._allowance
-        yield [*out, *(reader.frame(is_last=True) for reader in readers)]
+                for reader in wanted.by(frame):
+                    out += self._replay_to(reader, frame, block)
+                    if self._is_step_over:
+                        yield out
+                        out = self._end_late()
+            if self._is_step_over:
+                yield out
+                out = self._end_late()
+        for reader in list(self._served):
+            out.append(self._end(reader))
+            if self._is_step_over:
+                yield out
+                out = []
+        yield out
 
-    def _again(self, frame: bytes, block: Block, readers: list[_Reader]) -> list[bytes]:
+    def _replay_to(self, reader: _Reader, frame: bytes, block: Block) -> list[bytes]:
+        if reader not in self._served or reader.since > block.until:
+            return []
         # Rounded to the younger side: a member that has joined in between must not miss it.
-        message = wire.published_again(frame, int((self._clock() - block.until) * 1000))
+        message = wire.for_replay(frame, int((self._clock() - block.until) * 1000))
         if message is None:
             return []
-        out = []
+        if len(message) > min(reader.allowance, self._allowance) or reader.frames >= FRAMES:
+            return [self._end(reader)]
+        self._allowance -= len(message)
+        self._step_bytes += len(message)
+        self.messages += 1
+        return reader.add(message)
+
+    def _end(self, reader: _Reader) -> bytes:
+        del self._served[reader]
+        return reader.frame(is_last=True)
+
+    def _end_late(self) -> list[bytes]:
+        now = self._clock()
+        return [self._end(reader) for reader in list(self._served) if now > reader.until]
+
+
+class _Wanted:
+    """Which clients want a message.
+
+    Args:
+        readers: The clients that are served.
+    """
+
+    def __init__(self, readers: Collection[_Reader]) -> None:
+        self._by_inbox = {reader.request.inbox: (reader,) for reader in readers}
+        self._by_hash: defaultdict[int, list[_Reader]] = defaultdict(list)
+        self._every = [reader for reader in readers if reader.request.every]
         for reader in readers:
-            if reader.since <= block.until and min(reader.allowance, self._allowance) >= len(message):
-                reader.allowance -= len(message)
-                self._allowance -= len(message)
-                self.messages += 1
-                out += reader.add(message)
-        return out
+            if not reader.request.every:
+                for topic_hash in wire.decode_hashes(reader.request.topics):
+                    self._by_hash[topic_hash].append(reader)
+
+    def by(self, frame: bytes) -> Sequence[_Reader]:
+        """Return who belongs to its group, as far as the hash tells, or whose inbox it is for."""
+        if not wire.is_group(frame):
+            return self._by_inbox.get(wire.inbox_in(frame), ())
+        named = self._by_hash.get(wire.topic_hash(wire.prefix_of(frame)), ())
+        return [*named, *self._every] if self._every else named

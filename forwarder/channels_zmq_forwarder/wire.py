@@ -811,7 +811,7 @@ def again(frame: bytes, ttl: int, age: int, *, elsewhere: bool, acknowledged: bo
     return frame[:at] + _ORDER.pack(sender, number, flags, ttl) + _AGE.pack(min(age, MAX_MILLISECONDS)) + body
 
 
-def published_again(frame: bytes, waited: int) -> bytes | None:
+def for_replay(frame: bytes, waited: int) -> bytes | None:
     """Return a group or direct message for `Replayed`; None if it has expired meanwhile, or is malformed.
 
     Args:

@@ -7,7 +7,15 @@ from fakes import Clock
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.history import History
-from channels_zmq_forwarder.replays import BYTES_A_SECOND, FRAME_BYTES, STEP_BYTES, Replays
+from channels_zmq_forwarder.replays import (
+    ANSWERED_WITHIN,
+    CLIENTS,
+    FRAME_BYTES,
+    FRAMES,
+    STEP_BYTES,
+    STEP_SECONDS,
+    Replays,
+)
 
 A, B = b"a" * 16, b"b" * 16
 SENDER = b"sender.."
@@ -19,7 +27,7 @@ class Rig:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.history = History(2**30, clock)
+        self.history = History(16 * 2**20, clock)
         self.replays = Replays(self.history, clock)
         self.numbers = 0
 
@@ -29,7 +37,7 @@ class Rig:
 
     def record(self, frame: bytes) -> bytes:
         self.history.record(frame)
-        self.history.end_turn(len(frame))
+        self.history.end_turn()
         return frame
 
     def ask(self, inbox: bytes, *groups: str, age: int = 5000, every: int = 0, session: int = 2) -> None:
@@ -166,7 +174,7 @@ def test_replays_are_bounded_in_bytes(rig: Rig) -> None:
         rig.ask(b"%016d" % number, "one")
     answers = rig.answers()
     sent = list(contents(answers))
-    assert sum(map(len, sent)) <= BYTES_A_SECOND < sum(map(len, sent)) + len(frame) + 100
+    assert sum(map(len, sent)) <= 32 * 2**20 < sum(map(len, sent)) + len(frame) + 100
     assert sum(one.last for one in answers) == 40
     rig.clock.now += 0.5
     rig.ask(A, "one")
@@ -175,13 +183,70 @@ def test_replays_are_bounded_in_bytes(rig: Rig) -> None:
 
 def test_one_client_leaves_something_to_the_next_one(rig: Rig) -> None:
     """However much it asks for."""
-    for _ in range(32):
+    for _ in range(15):
         rig.relay(wire.group_topic("one"), b"x" * 2**20)
     counts = []
     for inbox in (A, B, A):
         rig.ask(inbox, "one")
         counts.append(len(rig.messages(inbox)))
     assert counts == [15, 8, 4]
+
+
+def test_large_messages_to_many_clients_leave_one_after_the_other(rig: Rig) -> None:
+    """Each client gets a copy of its own."""
+    rig.relay(wire.group_topic("one"), b"x" * 2**20)
+    for number in range(20):
+        rig.ask(b"%016d" % number, "one")
+    steps = []
+    while rig.replays.is_due:
+        steps.append(sum(map(len, contents(rig.step()))))
+    assert max(steps) < 2 * 2**20
+
+
+def test_a_replay_serves_so_many_clients(rig: Rig) -> None:
+    """The others are served by the next one."""
+    frame = rig.relay(wire.group_topic("one"))
+    inboxes = [b"%016d" % number for number in range(CLIENTS + 1)]
+    for inbox in inboxes:
+        rig.ask(inbox, "one")
+    assert [one.inbox for one in rig.step()] == inboxes[:CLIENTS]
+    assert [(one.inbox, list(contents([one]))) for one in rig.answers()] == [(inboxes[-1], [again(frame)])]
+
+
+def test_a_client_that_does_not_wait_any_more_gets_nothing_more(rig: Rig) -> None:
+    """But the end of its answer; another one that has asked later gets everything."""
+    frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(4 * STEP_BYTES // 1000)]
+    rig.ask(A, "one")
+    rig.clock.now += ANSWERED_WITHIN
+    rig.ask(B, "one")
+    first = rig.step()
+    rig.clock.now += 2 * STEP_SECONDS
+    answers = [*first, *rig.answers()]
+    sent = {inbox: len(list(contents(one for one in answers if one.inbox == inbox))) for inbox in (A, B)}
+    assert 0 < sent[A] < len(frames) == sent[B]
+    assert sum(one.last for one in answers) == 2
+
+
+def test_one_client_gets_so_many_frames(rig: Rig) -> None:
+    """XPUB would drop more of them, and others with them."""
+    for _ in range(FRAMES + 10):
+        rig.relay(wire.group_topic("one"), b"x" * (FRAME_BYTES // 2))
+    rig.ask(A, "one")
+    assert FRAMES <= len(rig.answers()) <= FRAMES + 1
+
+
+def test_the_age_of_a_message_is_that_of_its_step(rig: Rig) -> None:
+    """It does not wait for those of the next step."""
+    frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(2 * STEP_BYTES // 1000)]
+    rig.ask(A, "one")
+    sent = []
+    while rig.replays.is_due:
+        sent.append([wire.age_of(message) for message in contents(rig.step())])
+        rig.clock.now += 0.1
+    steps = [set(ages) for ages in sent if ages]
+    assert len(steps) > 1
+    assert steps == [{100 * number} for number in range(len(steps))]
+    assert sum(map(len, sent)) == len(frames)
 
 
 def test_a_flush_ends_a_replay(rig: Rig) -> None:

@@ -375,10 +375,10 @@ async def test_the_history_has_a_share_of_the_memory_limit() -> None:
     """What it holds counts as memory that is known to be in use."""
     server = Server(settings(memory_limit=16 * 10_000, history_bytes=10**6))
     server.exchange.history.record(b"x" * 9_000)
-    server.exchange.history.end_turn(9_000)
+    server.exchange.history.end_turn()
     assert len(server.exchange.history.since(0.0)) == 1
     server.exchange.history.record(b"x" * 9_000)
-    server.exchange.history.end_turn(9_000)
+    server.exchange.history.end_turn()
     assert len(server.exchange.history.since(0.0)) == 1
     server.close()
 

@@ -359,11 +359,11 @@ def test_the_hashes_of_topics_are_read_back() -> None:
         wire.decode_hashes(b"12345")
 
 
-def test_what_has_expired_is_not_published_again() -> None:
+def test_what_has_expired_is_not_replayed() -> None:
     """It has waited for as long as it had left to live."""
     frame = wire.ordered(wire.group_topic("room"), b"s" * 8, 7, wire.FLAG_FIRST, 1000, b"x")
-    again = wire.published_again(frame, 999)
+    again = wire.for_replay(frame, 999)
     assert again is not None
     assert wire.read_group(again) == (wire.group_topic("room"), b"s" * 8, 7, wire.FLAG_FIRST | wire.FLAG_AGAIN, 1, b"x")
     assert wire.age_of(again) == 999
-    assert wire.published_again(frame, 1000) is None
+    assert wire.for_replay(frame, 1000) is None

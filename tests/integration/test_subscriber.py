@@ -15,12 +15,20 @@ from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
-from channels_zmq.client.resumption import MARGIN
+from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import subscriber as module
-from channels_zmq.transports.subscriber import FRAMES_A_TURN, HELLO_EVERY, WAKES_A_TURN, Socket, Subscriber, monitor
+from channels_zmq.transports.subscriber import (
+    CHECK_EVERY,
+    FRAMES_A_TURN,
+    HELLO_EVERY,
+    WAKES_A_TURN,
+    Socket,
+    Subscriber,
+    monitor,
+)
 from channels_zmq_forwarder import wire
 
 SECRET = b"0123456789abcdef"
@@ -393,27 +401,27 @@ def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: So
 def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """Since the last turn of reading but one: what the last one has found may have been there for a while."""
+    """Since a time before the last turns of reading: what these have found may have been there for a while."""
     clock = Clock()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     subscriber._attachment.resumption._clock = clock
     subscriber.greet([])
     assert requests(exchange) == []
-    for seconds in (1.0, 1.0, 2.0):
+    for seconds in (CHECK_EVERY, CHECK_EVERY, 2.0, 0.1, 0.1):
         clock.now += seconds
         receive(subscriber, exchange)
-    clock.now += 0.5
+    clock.now += 0.3
     assert not subscriber.read()  # finds nothing, which proves nothing
     subscriber.lost()
     subscriber.lost()
     clock.now += 0.5
     subscriber.greet([])
     (asked,) = requests(exchange)
-    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * MARGIN)
+    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * ON_THE_WAY)
     clock.now += 1.0
     subscriber.tick(clock.now)
     (asked,) = requests(exchange)
-    assert asked.age == 4000 + 1000 * MARGIN
+    assert asked.age == 4000 + 1000 * ON_THE_WAY
     assert subscriber.take(welcome(subscriber.session))
     subscriber.say_hello()
     assert requests(exchange) == []

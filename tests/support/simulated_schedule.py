@@ -10,7 +10,7 @@ from simulated_process import Process
 from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
 
 from channels_zmq.client import batch
-from channels_zmq.client.client import ON_THE_WAY
+from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.window import BLOCK_SECONDS
 from channels_zmq.errors import ForwarderUnavailable
 from channels_zmq.transports.discovery import Forwarder as Address

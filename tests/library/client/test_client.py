@@ -1669,10 +1669,10 @@ def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clo
     add(client, topic=G)
     add(client, topic=H)
     assert client.resume(client.attachments[0], 1) is None
-    assert not client.gaps.is_patient
+    assert not client.gaps.awaits_replay
     lose_connection(client, clock)
     assert wire.decode_hashes(resume(client).topics) == {wire.topic_hash(G), wire.topic_hash(H)}
-    assert client.gaps.is_patient
+    assert client.gaps.awaits_replay
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
@@ -1691,7 +1691,7 @@ def test_what_was_missed_goes_before_what_has_arrived_since(
     replay(client, again(frame(3, b"3"), 200), again(frame(4, b"4"), 100))
     assert payloads(client) == [b"1", b"2", b"3", b"4"]
     assert (client.counters.repeated, client.counters.dropped) == (2, {})
-    assert not client.gaps.is_patient
+    assert not client.gaps.awaits_replay
 
 
 def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: Clock) -> None:
@@ -1742,9 +1742,9 @@ def test_two_exchanges_are_waited_for(pair: Client, clock: Clock) -> None:
         lose_connection(pair, clock, exchange)
         resume(pair, exchange, SESSION + 5 + exchange)
     replay(pair)
-    assert pair.gaps.is_patient
+    assert pair.gaps.awaits_replay
     replay(pair, exchange=1, session=SESSION + 6)
-    assert not pair.gaps.is_patient
+    assert not pair.gaps.awaits_replay
 
 
 def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Clock) -> None:
@@ -1756,7 +1756,7 @@ def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Cloc
     resume(client, session=SESSION + 6)
     replay(client, again(group_frame(2, b"2"), 100), session=SESSION + 5)
     assert payloads(client) == []
-    assert client.gaps.is_patient
+    assert client.gaps.awaits_replay
     replay(client, again(group_frame(1, b"1"), 200), again(group_frame(2, b"2"), 100), session=SESSION + 6)
     assert client.resume(client.attachments[0], SESSION + 7) is None
 

@@ -162,12 +162,12 @@ def test_nothing_is_given_up_while_what_is_missing_may_be_published_again(rig: R
     """However long that takes; afterwards the usual time has passed."""
     if not first:
         rig.begins(1)
-    rig.gaps.patient_until = rig.clock.now + 5 * HOLD
+    rig.gaps.replays_until = rig.clock.now + 5 * HOLD
     rig.arrives(4)
     rig.gaps.all_is_read()
     rig.clock.now += 4 * HOLD
     rig.gaps.expire(rig.clock.now)
-    assert (rig.gaps.is_patient, rig.gaps.frames, rig.gaps.due) == (True, 1, rig.gaps.patient_until)
+    assert (rig.gaps.awaits_replay, rig.gaps.frames, rig.gaps.due) == (True, 1, rig.gaps.replays_until)
     rig.clock.now += HOLD
     rig.gaps.expire(rig.clock.now)
-    assert (rig.gaps.is_patient, rig.delivered[-1], rig.gaps.frames) == (False, 4, 0)
+    assert (rig.gaps.awaits_replay, rig.delivered[-1], rig.gaps.frames) == (False, 4, 0)

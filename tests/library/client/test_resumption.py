@@ -3,12 +3,12 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.resumption import MARGIN, REPLAYED_WITHIN, Resumption
+from channels_zmq.client.resumption import ATTEMPTS, ON_THE_WAY, REPLAYED_WITHIN, Resumption
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
 TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
-MARGIN_MS = 1000 * MARGIN
+MARGIN_MS = 1000 * ON_THE_WAY
 
 
 @pytest.fixture
@@ -67,3 +67,16 @@ def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: 
     assert asked is not None
     assert (asked.every, len(asked.topics)) == (every, 0 if every else 4 * count)
     assert len(wire.RESUME.encode(asked)) <= wire.MAX_UPSTREAM
+
+
+def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
+    """By then the exchange has not answered, or what it sends has broken each connection."""
+    resumption.lost(clock.now - 2.0)
+    for session in range(2, 2 + ATTEMPTS):
+        asked = request(resumption, session)
+        assert asked is not None
+        assert asked.age == 2000 + MARGIN_MS
+    resumption.lost(clock.now)
+    asked = request(resumption, 9)
+    assert asked is not None
+    assert asked.age == MARGIN_MS
