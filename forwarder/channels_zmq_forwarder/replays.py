@@ -138,6 +138,8 @@ class Replays:
             if self._is_step_over:
                 yield out
                 out = self._end_late()
+            if not self._served:
+                break
         for reader in list(self._served):
             out.append(self._end(reader))
             if self._is_step_over:
