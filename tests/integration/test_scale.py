@@ -95,7 +95,10 @@ def test_a_process_that_does_not_read_for_ten_seconds_is_not_cut_off(start_peer:
 
 
 def test_a_frozen_process_goes_on_receiving_when_it_thaws(start_peer: StartPeer, forwarder: Forwarder) -> None:
-    """By SIGSTOP: the forwarder takes it for dead; awake again it begins a new session and counts what it missed."""
+    """By SIGSTOP: the forwarder takes it for dead. Awake again it begins a new session, and gets what it has missed.
+
+    That is what was published within the last seconds; what is older may be missing, and is counted.
+    """
     sender, beside, frozen = start_peer(), start_peer(), start_peer()
     chat = {peer: peer.ask("member", "chat") for peer in (beside, frozen)}
     for peer, channel in chat.items():
@@ -114,6 +117,6 @@ def test_a_frozen_process_goes_on_receiving_when_it_thaws(start_peer: StartPeer,
     sender.ask("send", "group:chat", "a", 300, 100)
     read = numbers_of(frozen.ask("until_collected", chat[frozen], "a", 399))
     assert read == sorted(set(read))
-    assert set(read) >= {*range(100), *range(300, 400)}
-    assert frozen.ask("stats")["dropped"] == {"missed": 400 - len(read)}
+    assert set(read) >= {*range(100), *range(200, 400)}
+    assert frozen.ask("stats")["dropped"].get("missed", 0) == 400 - len(read)
     assert numbers_of(beside.ask("until_collected", chat[beside], "a", 399)) == list(range(400))
