@@ -20,7 +20,8 @@ milliseconds at the pace of a flood."""
 @pytest.fixture(params=["asyncio", "uvloop"])
 def peers(request: pytest.FixtureRequest, forwarder: Forwarder) -> Iterator[list[Peer]]:
     """Two processes to send and two to receive, all connected."""
-    bounds = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": 2.0}
+    # A job that is held meanwhile must not expire, however slowly a forwarder starts.
+    bounds = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": PATIENCE}
     peers = [Peer(request.param, **forwarder.config, **bounds) for _ in range(4)]
     for peer in peers:
         peer.ask("until_connected", True)
