@@ -75,15 +75,14 @@ class Replays:
         self._history, self._clock = history, clock
         self._asked: dict[bytes, _Reader] = {}
         self._served: dict[_Reader, None] = {}
-        self._steps: Iterator[list[bytes]] | None = None
+        self._answers: Iterator[list[bytes]] | None = None
         self._bytes_a_second = 2.0 * history.max_bytes
         self._allowance, self._allowed_at = self._bytes_a_second, clock()
-        self._step_until, self._step_bytes = 0.0, 0
 
     @property
     def is_due(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._asked) or self._steps is not None
+        return bool(self._asked) or self._answers is not None
 
     def ask(self, resume: wire.Resume) -> None:
         """Let the next replay serve a client.
@@ -91,7 +90,9 @@ class Replays:
         Raises:
             FrameError: If its topics are malformed.
         """
-        wire.decode_hashes(resume.topics)
+        wire.decode_hashes(
+            resume.topics
+        )  # to refuse it now; as a set they would take 16 times as much memory until then
         now = self._clock()
         self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
 
@@ -101,51 +102,42 @@ class Replays:
         for reader in self._served:
             reader.forget()
         self._asked = {reader.request.inbox: reader for reader in self._served} | self._asked
-        self._served, self._steps = {}, None
+        self._served, self._answers = {}, None
 
     def step(self) -> list[bytes]:
         """Go on for a bounded time; return the frames to publish."""
         now = self._clock()
         self._allowance += (now - self._allowed_at) * self._bytes_a_second
         self._allowance, self._allowed_at = min(self._bytes_a_second, self._allowance), now
-        self._step_until, self._step_bytes = now + STEP_SECONDS, 0
-        if self._steps is None:
+        until, least = now + STEP_SECONDS, self._allowance - STEP_BYTES
+        if self._answers is None:
             self._served = {self._asked.pop(inbox): None for inbox in list(islice(self._asked, CLIENTS))}
-            self._steps = self._replay()
-        out = next(self._steps, None)
-        if out is None:
-            self._steps = None
-            return []
+            out, self._answers = [], self._replay()
+        else:
+            out = self._end_late()
+        for frames in self._answers:
+            out += frames
+            if self._allowance < least or self._clock() > until:
+                break
+        else:
+            self._answers = None
         # What was added leaves now, since its age is that of this moment.
         return [*out, *(reader.frame() for reader in self._served if reader.messages)]
 
-    @property
-    def _is_step_over(self) -> bool:
-        return self._step_bytes > STEP_BYTES or self._clock() > self._step_until
-
     def _replay(self) -> Iterator[list[bytes]]:
-        """Go through the history; each step yields frames. `_served` has those that have not got everything."""
-        wanted, out = _Wanted(list(self._served)), []
+        """Go through the history, in parts between which a step may end. `_served` has those that lack something."""
+        wanted = _Wanted(list(self._served))
         for reader in self._served:
             reader.allowance = self._allowance / 2
         for block in self._history.since(min(reader.since for reader in self._served)):
             for frame in block.frames:
                 for reader in wanted.by(frame):
-                    out += self._replay_to(reader, frame, block)
-                    if self._is_step_over:
-                        yield out
-                        out = self._end_late()
-            if self._is_step_over:
-                yield out
-                out = self._end_late()
+                    yield self._replay_to(reader, frame, block)
+            yield []
             if not self._served:
-                break
+                return
         for reader in list(self._served):
-            out.append(self._end(reader))
-            if self._is_step_over:
-                yield out
-                out = []
-        yield out
+            yield [self._end(reader)]
 
     def _replay_to(self, reader: _Reader, frame: bytes, block: Block) -> list[bytes]:
         if reader not in self._served or reader.since > block.until:
@@ -157,7 +149,6 @@ class Replays:
         if len(message) > min(reader.allowance, self._allowance) or reader.frames >= FRAMES:
             return [self._end(reader)]
         self._allowance -= len(message)
-        self._step_bytes += len(message)
         self.messages += 1
         return reader.add(message)
 

@@ -1658,6 +1658,12 @@ def resume(client: Client, exchange: int = 0, session: int = SESSION + 5) -> wir
     return wire.RESUME.decode(frame)
 
 
+def connect_again(client: Client, clock: Clock) -> None:
+    """Let the connection have been cut, and the client ask for what it has missed."""
+    lose_connection(client, clock)
+    resume(client)
+
+
 def replay(client: Client, *messages: bytes, last: int = 1, exchange: int = 0, session: int = SESSION + 5) -> None:
     frame = wire.Replayed(INBOX, session, last, wire.encode_messages(messages))
     for _ in client.feed(wire.REPLAYED.encode(frame), client.attachments[exchange]) or ():
@@ -1682,8 +1688,7 @@ def test_what_was_missed_goes_before_what_has_arrived_since(
     """Once and in order, with one exchange too."""
     add(client)
     feed(client, frame(1, b"1"))
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     feed(client, frame(4, b"4"))
     assert payloads(client) == [b"1"]
     replay(client, again(frame(1, b"1"), 400), again(frame(2, b"2"), 300), last=0)
@@ -1697,8 +1702,7 @@ def test_what_was_missed_goes_before_what_has_arrived_since(
 def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: Clock) -> None:
     """The second one may arrive before the first one is published again."""
     add(client)
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     feed(client, group_frame(2, b"2"))
     assert payloads(client) == []
     replay(client, again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 300))
@@ -1709,8 +1713,7 @@ def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) ->
     """As soon as the exchange has answered, and the usual time has passed."""
     add(client)
     feed(client, group_frame(1, b"1"))
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     feed(client, group_frame(4, b"4"))
     clock.now += HOLD
     client.keep(clock.now, 100)
@@ -1725,8 +1728,7 @@ def test_an_exchange_that_does_not_answer_is_waited_for_once(client: Client, clo
     """One of an older version drops the request."""
     add(client)
     feed(client, group_frame(1, b"1"))
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     feed(client, group_frame(3, b"3"))
     clock.now += REPLAYED_WITHIN
     client.keep(clock.now, 100)
@@ -1764,8 +1766,7 @@ def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Cloc
 def test_only_messages_are_published_again(client: Client, clock: Clock) -> None:
     """Anything else is malformed, and so is a list that ends within a message."""
     add(client)
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     nested = wire.REPLAYED.encode(wire.Replayed(INBOX, SESSION + 5, 1))
     replay(client, nested, b"", job(), again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 100))
     assert payloads(client) == [b"1"]
@@ -1778,8 +1779,7 @@ def test_a_batch_is_published_again_as_it_was(client: Client, clock: Clock) -> N
     """Any of its messages may have arrived."""
     add(client)
     feed(client, group_frame(1, b"1"))
-    lose_connection(client, clock)
-    resume(client)
+    connect_again(client, clock)
     replay(client, again(batch_frame(1, b"1", b"2", b"3"), 100))
     assert payloads(client) == [b"1", b"2", b"3"]
     assert client.counters.repeated == 1
