@@ -44,7 +44,7 @@ class Window:
         received: Jobs of this session that have arrived, or are known to be lost.
         limit: The limit that the exchange was sent last in this session.
         most: The largest one of this session: no more jobs can have been handed over.
-        touched_at: When a reader last came or went.
+        touched_at: When a reader last came, was woken, or went.
         look_at: The next housekeeping.
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
         returned: The jobs of this session that went back last: those after the first ordinal, up to the second one.
@@ -138,8 +138,8 @@ class Credit:
         window = self._windows.get(channel)
         if job.session != self.session or (window is not None and job.ordinal <= window.received):
             return None, 0, []
-        deadline = self._clock() + job.ttl / 1000
-        mail: Mail = (deadline, job.payload, Delivery(self, job.session, job.number))
+        now = self._clock()
+        mail: Mail = (now + job.ttl / 1000, job.payload, Delivery(self, job.session, job.number))
         if window is None:
             return None, 0, self._back(channel, [mail])
         lost = job.ordinal - window.received - 1
@@ -147,7 +147,9 @@ class Credit:
         window.received = job.ordinal
         window.box.append(mail)
         waiter = window.box.next_waiter()
-        if waiter is None:
+        if waiter is not None:
+            window.touched_at = now  # it has the grace time, too, to come for the job
+        if window.touched_at + GRACE < window.look_at:
             self._look(window, window.touched_at + GRACE)
         return waiter, lost, []
 

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, free_ports, port_of
+from forwarders import PATIENCE, Forwarder, free_ports, port_of
 from relays import Relay
 
 from channels_zmq.client import batch
 from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.errors import FlushIncomplete
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import target
 from channels_zmq_forwarder.commands.client import Client
@@ -38,6 +40,32 @@ def call(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(
         command(*arguments), env=environment(variables), capture_output=True, text=True, timeout=60, check=False
     )
+
+
+@contextmanager
+def listening(layer: dict[str, str], *arguments: str) -> "Iterator[subprocess.Popen[str]]":
+    """Show the messages of a group; go on once none is missed, and end the program if it still runs then."""
+    forwarders = len(layer["CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"].split(","))
+    with subprocess.Popen(
+        command("sub", "chat", *arguments),
+        env=environment(layer),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as shown:
+        try:
+            assert shown.stderr is not None
+            assert f"listening to {forwarders} forwarder" in shown.stderr.readline()
+            yield shown
+        finally:
+            shown.kill()
+
+
+async def lines(shown: "subprocess.Popen[str]") -> list[Any]:
+    """Return what a program has shown as JSON; it ends by itself."""
+    output, problems = await asyncio.to_thread(shown.communicate, timeout=60)
+    assert (shown.returncode, problems) == (0, "")
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def run(variables: dict[str, str], *, seconds: float = 20) -> subprocess.CompletedProcess[str]:
@@ -269,21 +297,11 @@ async def test_what_is_published_arrives_and_what_arrives_is_shown(
         assert done.returncode == 0, done.stderr
     assert [await ours.receive(name) for name in (channel, channel, jobs, jobs)] == [message] * 4
 
-    shown = subprocess.Popen(
-        command("sub", "chat", "news", "--json", "--count=3", flag),
-        env=environment(layer),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert shown.stderr is not None
-    assert "listening to 2 forwarders" in await asyncio.to_thread(shown.stderr.readline)
-    for group in ("chat", "other", "news", "chat"):
-        await ours.group_send(group, {"to": group})
-    output, problems = await asyncio.to_thread(shown.communicate, timeout=60)
-    assert (shown.returncode, problems) == (0, "")
-    lines = [json.loads(line) for line in output.splitlines()]
-    assert sorted((line["group"], line["message"]["to"]) for line in lines) == [
+    with listening(layer, "news", "--json", "--count=3", flag) as sub:
+        for group in ("chat", "other", "news", "chat"):
+            await ours.group_send(group, {"to": group})
+        shown = await lines(sub)
+    assert sorted((line["group"], line["message"]["to"]) for line in shown) == [
         ("chat", "chat"),
         ("chat", "chat"),
         ("news", "news"),
@@ -295,14 +313,10 @@ async def test_what_is_published_arrives_and_what_arrives_is_shown(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
     one = forwarders[0]
-    shown = subprocess.Popen(
-        command("sub", "chat"), env=environment(variables(one.pull, one.pub)), stderr=subprocess.PIPE, text=True
-    )
-    assert shown.stderr is not None
-    assert "listening to 1 forwarder" in shown.stderr.readline()
-    shown.send_signal(number)
-    _, problems = shown.communicate(timeout=20)
-    assert (shown.returncode, problems) == (130, "")
+    with listening(variables(one.pull, one.pub)) as sub:
+        sub.send_signal(number)
+        _, problems = sub.communicate(timeout=20)
+        assert (sub.returncode, problems) == (130, "")
 
 
 @pytest.mark.slow
@@ -361,18 +375,13 @@ def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
     assert "the channel is full" in done.stderr
 
 
-def listening(forwarder: Forwarder, count: int) -> "subprocess.Popen[str]":
-    """Start a program that shows so many messages of a group as JSON; return it once it misses none."""
-    shown = subprocess.Popen(
-        command("sub", "chat", f"--count={count}", "--json"),
-        env=environment(variables(forwarder.pull, forwarder.pub)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert shown.stderr is not None
-    assert "listening" in shown.stderr.readline()
-    return shown
+async def is_flushed(layer: DedicatedZmqChannelLayer) -> bool:
+    """Flush a layer; return whether all clients have answered in time."""
+    try:
+        await layer.flush()
+    except FlushIncomplete:
+        return False
+    return True
 
 
 @pytest.mark.slow
@@ -381,11 +390,12 @@ async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> Non
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())
-        shown = await asyncio.to_thread(listening, one, 1)
-        await layer.flush()
-        await layer.group_send("chat", {"type": "a"})
-        output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
-    assert json.loads(output)["message"] == {"type": "a"}
+        with listening(variables(one.pull, one.pub), "--count=1", "--json") as sub:
+            async with asyncio.timeout(PATIENCE):
+                while not await is_flushed(layer):  # the machine may stand still for longer than a flush waits
+                    pass
+            await layer.group_send("chat", {"type": "a"})
+            assert [line["message"] for line in await lines(sub)] == [{"type": "a"}]
 
 
 @pytest.mark.slow
@@ -396,11 +406,10 @@ async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], mo
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())
-        shown = await asyncio.to_thread(listening, one, 3)
-        for number in range(3):
-            await layer.group_send("chat", {"type": "a", "n": number})
-        output, _ = await asyncio.to_thread(shown.communicate, timeout=60)
-    assert [json.loads(line)["message"]["n"] for line in output.splitlines()] == [0, 1, 2]
+        with listening(variables(one.pull, one.pub), "--count=3", "--json") as sub:
+            for number in range(3):
+                await layer.group_send("chat", {"type": "a", "n": number})
+            assert [line["message"]["n"] for line in await lines(sub)] == [0, 1, 2]
 
 
 @pytest.mark.slow
@@ -408,17 +417,13 @@ def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> N
     """As with `| head -1`: no traceback."""
     one = forwarders[0]
     layer = variables(one.pull, one.pub)
-    shown = subprocess.Popen(
-        command("sub", "chat"), env=environment(layer), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert shown.stderr is not None
-    assert shown.stdout is not None
-    assert "listening" in shown.stderr.readline()
-    shown.stdout.close()
-    assert call(layer, "pub", "chat", "{}").returncode == 0
-    problems = shown.stderr.read()
-    assert (shown.wait(20), problems) == (0, "")
-    shown.stderr.close()
+    with listening(layer) as sub:
+        assert sub.stdout is not None
+        assert sub.stderr is not None
+        sub.stdout.close()
+        assert call(layer, "pub", "chat", "{}").returncode == 0
+        problems = sub.stderr.read()
+        assert (sub.wait(20), problems) == (0, "")
 
 
 @pytest.mark.slow

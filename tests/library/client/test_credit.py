@@ -226,6 +226,30 @@ def test_a_job_that_no_reader_takes_goes_back(credit: Credit, box: Mailbox[Reade
     assert not box.mail
 
 
+def test_the_grace_time_counts_from_when_a_reader_is_woken(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
+    """However long it had waited before: it has not had the time to take the jobs that came with the first one."""
+    wait(credit, box)
+    credit.keep(clock.now + GRACE)
+    clock.now += 10
+    for number in (1, 2):
+        credit.arrived(job(number))
+    assert back(credit.keep(clock.now + GRACE / 2)) == []
+    clock.now += GRACE
+    assert [item.number for item in back(credit.keep(clock.now))] == [1, 2]
+
+
+def test_the_only_job_of_a_reader_that_never_comes_goes_back(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
+    """As when its event loop is blocked."""
+    wait(credit, box)
+    credit.keep(clock.now + GRACE)
+    clock.now += 10
+    credit.arrived(job())
+    clock.now += GRACE
+    assert [item.number for item in back(credit.keep(clock.now))] == [1]
+
+
 def test_the_window_closes_before_its_jobs_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Otherwise the exchange would hand them to this process again at once."""
     wait(credit, box)
