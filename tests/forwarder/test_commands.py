@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 from forwarders import PATIENCE, Forwarder, free_ports, port_of
-from relays import Relay
+from relays import relay_to
 
 from channels_zmq.client import batch
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -430,19 +430,20 @@ def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> N
 def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: list[Forwarder]) -> None:
     """Else the forwarder would not answer it any more."""
     one = forwarders[0]
-    with zmq.Context() as context, context.socket(zmq.XPUB) as other:
-        relay = Relay(free_ports(1)[0], other.bind_to_random_port("tcp://127.0.0.1"))
-        relay.start()
-        one_way = target.Target(one.pull, f"tcp://127.0.0.1:{relay.port}", None)
-        with Client(context, one_way) as client, ThreadPoolExecutor(1) as thread:
-            welcome = thread.submit(client.hello, time.monotonic() + 20)
-            assert other.poll(20_000)
-            while not other.recv().startswith(wire.HELLO_BYTE):
-                pass
-            relay.target = port_of(one.pub)
-            relay.cut()
-            assert welcome.result().state == wire.State.SERVING
-        relay.end()
+    with ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        other = stack.enter_context(context.socket(zmq.XPUB))
+        other.bind("tcp://127.0.0.1:*")
+        relay = stack.enter_context(relay_to(other.get_string(zmq.LAST_ENDPOINT)))
+        client = stack.enter_context(Client(context, target.Target(one.pull, relay.address, None)))
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+        welcome = thread.submit(client.hello, time.monotonic() + 20)
+        assert other.poll(20_000)
+        while not other.recv().startswith(wire.HELLO_BYTE):
+            pass
+        relay.target = port_of(one.pub)
+        relay.cut()
+        assert welcome.result().state == wire.State.SERVING
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ class World:
         prefix = f"e{next(self.examples)}."
         if self.topology == "dedicated":
             settings = ("pull_socket_address", "pub_socket_address")
-            config |= dict(zip(settings, (f"tcp://127.0.0.1:{relay.port}" for relay in self.relays), strict=True))
+            config |= dict(zip(settings, (relay.address for relay in self.relays), strict=True))
         elif self.topology == "embedded-tcp":
             config["pub_socket_address"] = f"tcp://127.0.0.1:{free_ports(1)[0]}"
         else:

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import pytest
-from forwarders import Forwarder, free_ports, port_of
+from forwarders import Forwarder
 from peers import wait_until
-from relays import Relay
+from relays import Relay, relay_to
 
 pytestmark = pytest.mark.slow
 
@@ -21,10 +21,8 @@ CUTS = 6
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
     """What the consumer takes for the forwarder's port for subscribers."""
-    relay = Relay(free_ports(1)[0], port_of(forwarder.pub))
-    relay.start()
-    yield relay
-    relay.end()
+    with relay_to(forwarder.pub) as relay:
+        yield relay
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -34,7 +32,7 @@ def test_every_job_that_was_confirmed_is_read_once_or_counted_as_lost(
 ) -> None:
     """The connection is cut several times in the middle of the stream."""
     sender = open_peer(loop, **forwarder.config, capacity=JOBS)
-    by_relay = {**forwarder.config, "pub_socket_address": f"tcp://127.0.0.1:{relay.port}"}
+    by_relay = {**forwarder.config, "pub_socket_address": relay.address}
     reader = open_peer(loop, **by_relay, capacity=JOBS, prefetch=prefetch)
     for peer in (sender, reader):
         peer.ask("until_connected", True)

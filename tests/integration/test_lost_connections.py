@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, close_all, free_ports, port_of, until
-from relays import Relay
+from forwarders import Forwarder, close_all, port_of, until
+from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 
@@ -19,11 +19,9 @@ MEGABYTE = 1_000_000
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
     """What the layer takes for the forwarder's port for producers."""
-    relay = Relay(free_ports(1)[0], port_of(forwarder.pull))
-    relay.start()
-    yield relay
-    close_all()
-    relay.end()
+    with relay_to(forwarder.pull) as relay:
+        yield relay
+        close_all()
 
 
 @pytest.fixture
@@ -38,9 +36,7 @@ def swallower() -> Iterator[zmq.Socket[bytes]]:
 
 def layer_by(relay: Relay, forwarder: Forwarder, **config: Any) -> DedicatedZmqChannelLayer:
     """Return a layer that sends by the relay and receives from the forwarder itself."""
-    return DedicatedZmqChannelLayer(
-        pull_socket_address=f"tcp://127.0.0.1:{relay.port}", pub_socket_address=forwarder.pub, **config
-    )
+    return DedicatedZmqChannelLayer(pull_socket_address=relay.address, pub_socket_address=forwarder.pub, **config)
 
 
 def swallowed_messages(swallower: zmq.Socket[bytes]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import zmq
 from forwarders import Forwarder, close_all, free_ports, port_of, until
-from relays import Relay
+from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.tools.layers import Layer
@@ -159,13 +159,10 @@ def test_a_probe_whose_connection_was_cut_claims_its_inbox_again(forwarder: Forw
         return []
 
     address, end = answering(cut)
-    relay = Relay(free_ports(1)[0], port_of(address))
-    relay.start()
     try:
-        config = {**forwarder.config, "pub_socket_address": f"tcp://127.0.0.1:{relay.port}"}
-        finding = found(DedicatedZmqChannelLayer(**config), 20.0)
+        with relay_to(address) as relay:
+            finding = found(DedicatedZmqChannelLayer(**forwarder.config | {"pub_socket_address": relay.address}), 20.0)
     finally:
-        relay.end()
         end()
     assert (finding.problem, finding.state) == ("", "serving")
 

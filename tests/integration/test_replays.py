@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from forwarders import Forwarder, close_all, free_ports, port_of, until
-from relays import Relay
+from forwarders import Forwarder, close_all, until
+from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq_forwarder.history import BLOCK_SECONDS
@@ -18,11 +18,9 @@ MESSAGES = 1000
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
     """What the receiver takes for the forwarder's port for subscribers."""
-    relay = Relay(free_ports(1)[0], port_of(forwarder.pub))
-    relay.start()
-    yield relay
-    close_all()
-    relay.end()
+    with relay_to(forwarder.pub) as relay:
+        yield relay
+        close_all()
 
 
 async def deliver(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> list[int]:
@@ -33,7 +31,7 @@ def layers(forwarder: Forwarder, relay: Relay) -> tuple[DedicatedZmqChannelLayer
     """Return a layer that sends, and one that receives by the relay: two connections of one process."""
     sender = DedicatedZmqChannelLayer(pull_socket_address=forwarder.pull, pub_socket_address=forwarder.pub)
     receiver = DedicatedZmqChannelLayer(
-        pull_socket_address=forwarder.pull, pub_socket_address=f"tcp://127.0.0.1:{relay.port}", capacity=2 * MESSAGES
+        pull_socket_address=forwarder.pull, pub_socket_address=relay.address, capacity=2 * MESSAGES
     )
     return sender, receiver
 

@@ -5,8 +5,10 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+
+from forwarders import free_ports, port_of
 
 CHUNK = 65_536
 
@@ -28,6 +30,11 @@ class Relay:
         self._flows = threading.Event()
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+
+    @property
+    def address(self) -> str:
+        """Where it accepts connections."""
+        return f"tcp://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Accept connections."""
@@ -96,6 +103,17 @@ class Relay:
         under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
         self._run(partial(_send_late, under_way), target)
         return lambda data: under_way.put((time.monotonic() + self.delay, data))
+
+
+@contextlib.contextmanager
+def relay_to(address: str) -> Iterator[Relay]:
+    """Run a relay to a TCP address of the loopback, by a port that is free."""
+    relay = Relay(free_ports(1)[0], port_of(address))
+    relay.start()
+    try:
+        yield relay
+    finally:
+        relay.end()
 
 
 def _send(target: socket.socket, data: bytes) -> None:
