@@ -24,10 +24,12 @@ from types import TracebackType
 from channels.exceptions import StopConsumer
 
 from channels_zmq import reports
-from channels_zmq.client.client import Client, Defaults, LinkChange, Reply
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Report, Stats
 from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.client.memberships import Join
+from channels_zmq.client.output import LinkChange, Reply
+from channels_zmq.client.receiver import Defaults
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.errors import (
     ChannelsZmqError,
@@ -302,7 +304,7 @@ class Connection:
         Returns:
             False if the channel is full.
         """
-        order, number = self.client.own_order, next_number()
+        order, number = self.client.receiver.own_order, next_number()
         echo = wire.ECHO.encode(wire.Echo(self.inbox, number))
         try:
             await self._ask(number, echo, f"send({channel!r})", repeats=False, key=wire.direct_prefix(self.inbox))

@@ -18,10 +18,11 @@ from channels.layers import BaseChannelLayer
 
 from channels_zmq import config as configuration
 from channels_zmq import connections, names, serializers
-from channels_zmq.client.client import Client, Defaults, LinkChange, LinkLost
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Stats
 from channels_zmq.client.mailboxes import Payload
-from channels_zmq.client.sealed import SealedClient
+from channels_zmq.client.output import LinkChange, LinkLost
+from channels_zmq.client.receiver import Defaults
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
 from channels_zmq.encryption import Keyring, package
@@ -71,7 +72,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             TypeError: If the prefix does not make a valid name.
         """
-        return self._connection().client.own_names.new(prefix)
+        return self._connection().client.receiver.own_names.new(prefix)
 
     async def send(self, channel: str, message: Message) -> None:
         """Send a message to a channel. To a normal channel it returns once the message is in its queue.
@@ -305,8 +306,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         return True
 
     def _client(self, keyring: Keyring | None, window: int = 0, window_bytes: int = 0) -> Client:
-        make = Client if keyring is None else partial(SealedClient, opener=keyring)
-        return make(
+        return Client(
             os.urandom(wire.SECRET_SIZE),
             os.urandom(wire.SENDER_SIZE),
             prefetch=self.config.prefetch,
@@ -314,6 +314,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             window=window,
             window_bytes=window_bytes,
             session=secrets.randbits(SESSION_BITS),
+            opener=keyring,
         )
 
     def _options(

@@ -5,11 +5,10 @@ a step, and the connection that owns the client executes them.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.counters import Counters
@@ -17,121 +16,14 @@ from channels_zmq.client.gaps import Gaps
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
+from channels_zmq.client.output import Output, Reply
+from channels_zmq.client.receiver import Defaults, Opener, Receiver
 from channels_zmq.client.requests import Request, Requests, next_number
-from channels_zmq.client.resumption import ON_THE_WAY
-from channels_zmq.client.sequences import BEGINS, REPEATED, Numbers, Runs
-from channels_zmq.names import OwnNames
+from channels_zmq.client.sequences import Numbers
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Status, Topic
+from channels_zmq_forwarder.wire import FLAG_BATCH, Status, Topic
 
-SessionFrame = wire.Welcome | wire.Confirm
 MANY = 64
-
-
-class LinkLost(NamedTuple):
-    """No exchange can be reached any more; consumers are notified if they want to be."""
-
-
-class LinkRestored(NamedTuple):
-    """An exchange can be reached again; `missed` messages were lost. It is None if no loss is known."""
-
-    missed: int | None
-
-
-LinkChange = LinkLost | LinkRestored
-
-
-class Upstream(NamedTuple):
-    """A frame for the subscribers' way of one exchange, or of all."""
-
-    frame: bytes
-    to: Attachment | None = None
-
-
-class Reply(NamedTuple):
-    """A frame for the producers' way that is not answered.
-
-    Attributes:
-        frame: What is sent.
-        key: By which its exchange is chosen, unless it is for a certain one.
-        to: That exchange.
-        ttl: Seconds that it may wait for a connection; None for `connect_timeout`.
-    """
-
-    frame: bytes
-    key: bytes = b""
-    to: Attachment | None = None
-    ttl: float | None = None
-
-
-@dataclass(slots=True)
-class Output:
-    """What the steps of a client since the last `take` want done.
-
-    Attributes:
-        upstream: Frames for the subscribers' way, in order.
-        replies: Frames for the producers' way that are not answered.
-        session: Frames about the session with an exchange, for the transport, and the exchange.
-        emptied: Whether the transport must drop the messages that it holds, before anything else.
-        changes: Of the link to the exchange, to announce to consumers once the lock is released.
-        wake: Readers and callers to wake once the lock is released.
-        has_input: Whether an operation on a socket has found input, which its descriptor may not show.
-        busy: Whether anything is set that is to be done under the lock.
-    """
-
-    upstream: list[Upstream] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
-    session: list[tuple[Attachment, SessionFrame]] = field(default_factory=list)
-    emptied: bool = False
-    changes: list[LinkChange] = field(default_factory=list)
-    wake: list[Any] = field(default_factory=list)
-    has_input: bool = False
-    busy: bool = False
-
-    def input_found(self) -> None:
-        """Let the end of this step read input that an operation on a socket has found."""
-        self.has_input = self.busy = True
-
-    def send_upstream(self, frames: Iterable[bytes], to: Attachment | None = None) -> None:
-        """Add frames for the subscribers' way of one exchange, or of all.
-
-        That way is for small frames, so a large job goes back by the producers' way.
-        """
-        for frame in frames:
-            if len(frame) <= wire.MAX_UPSTREAM:
-                self.upstream.append(Upstream(frame, to))
-            else:
-                back = wire.BACK.decode(frame)
-                self.reply(Reply(frame, back.channel, ttl=back.ttl / 1000))
-        if self.upstream:
-            self.busy = True
-
-    def reply(self, reply: Reply) -> None:
-        """Add a frame for the producers' way."""
-        self.replies.append(reply)
-        self.busy = True
-
-    def change(self, change: LinkChange) -> None:
-        """Add a change of the link."""
-        self.changes.append(change)
-        self.busy = True
-
-    def take(self) -> "Output":
-        """Return what is to be done under the lock, and begin anew with that."""
-        taken = Output(self.upstream, self.replies, self.session, self.emptied)
-        self.upstream, self.replies, self.session, self.emptied = [], [], [], False
-        self.busy = self.has_input = False
-        return taken
-
-
-@dataclass(slots=True)
-class Defaults:
-    """What a client needs from a layer where no call brings it along; the layer made last decides."""
-
-    capacity: Callable[[str], int] = lambda channel: 100
-    group_expiry: float | None = None
-    max_ttl: int = wire.MAX_MILLISECONDS
-    """Milliseconds that a message waits to be read at most, whatever its sender says: the expiry."""
 
 
 class Client:
@@ -145,6 +37,7 @@ class Client:
         window: Frames that each exchange may leave unacknowledged.
         window_bytes: Bytes that they may have together.
         session: The number before that of the first session. Other processes cannot guess a random one.
+        opener: Opens the payloads of a layer with encryption keys.
         clock: Monotonic seconds.
     """
 
@@ -158,6 +51,7 @@ class Client:
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
         session: int = 0,
+        opener: Opener | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = inbox = wire.claimable(secret)
@@ -165,11 +59,8 @@ class Client:
         self.sender = sender
         self.claim = wire.CLAIM.encode(wire.Claim(inbox, secret))
         """The frame by which a connection may use the inbox."""
-        self.own_names = OwnNames(inbox)
-        """The names of the process-specific channels that this process has made."""
         self.out = Output()
         self.defaults = Defaults()
-        self._max_ttl = self.defaults.max_ttl
         self.counters = Counters(clock)
         self.numbers = Numbers()
         self.requests: Requests[Any] = Requests()
@@ -177,18 +68,26 @@ class Client:
         self.memberships = Memberships(self.mailboxes, sender, clock)
         self.normal_members = NormalMembers(clock)
         self.attachments: list[Attachment] = []
-        self.gaps = Gaps(self._missed, clock)
+        self.gaps = Gaps(lambda count: self.counters.drop("missed", count), clock)
+        self.receiver = Receiver(
+            inbox,
+            sender,
+            self.mailboxes,
+            self.memberships,
+            self.gaps,
+            self.attachments,
+            self.counters,
+            self.out,
+            clock,
+            opener,
+        )
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
-        self.now = clock()
-        """When the last message was taken."""
         self._clock = clock
         self._make_attachment = partial(Attachment, inbox, prefetch, window, window_bytes, clock)
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
-        self._direct_runs = Runs()
-        self._own_order = 0
         self._foreign_joins: dict[int, tuple[Join, Reply]] = {}
         self._on_inbox: dict[int, Callable[[bytes, Attachment], Iterator[None] | None]] = {
             wire.ASK.kind: self._asked,
@@ -209,7 +108,7 @@ class Client:
     def use(self, defaults: Defaults) -> None:
         """Take the defaults of a layer."""
         self.defaults = defaults
-        self._max_ttl = defaults.max_ttl
+        self.receiver.use(defaults)
 
     # Exchanges
 
@@ -263,10 +162,11 @@ class Client:
             if frame[:1] == wire.GROUP_BYTE:
                 topic, sender, number, flags, ttl, payload = wire.read_group(frame)
                 if flags & FLAG_BATCH:
-                    return self._group_batch(frame, topic, sender, number, flags, ttl, wire.batch_bodies(payload))
-                self._take_group(frame, topic, sender, number, flags, ttl, payload)
+                    payloads = wire.batch_bodies(payload)
+                    return self.receiver.take_group_batch(frame, topic, sender, number, flags, ttl, payloads)
+                self.receiver.take_group(frame, topic, sender, number, flags, ttl, payload)
             elif (kind := wire.sub_kind(frame)) == wire.DIRECT:
-                return self._direct(frame)
+                return self.receiver.take_direct(frame)
             elif (take := self._on_inbox.get(kind)) is not None:
                 return take(frame, attachment)
             else:
@@ -274,175 +174,6 @@ class Client:
         except wire.FrameError:
             self.counters.drop("malformed")
         return None
-
-    def _group_batch(
-        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payloads: Iterable[bytes]
-    ) -> Iterator[None]:
-        flags &= ~FLAG_BATCH
-        for each, payload in enumerate(payloads, number):
-            self._take_group(frame, topic, sender, each, flags, ttl, payload)
-            flags &= ~wire.FLAG_FIRST
-            yield
-
-    def _take_group(
-        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payload: bytes
-    ) -> None:
-        group = self.memberships.groups.get(topic)
-        if group is None:
-            return
-        missing = group.runs.see(sender, number, flags)
-        if missing or flags >= FLAG_AGAIN:
-            self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
-        else:
-            self.deliver_group(topic, ttl, payload)
-            if self.gaps.frames:
-                self.gaps.closed_up(group.runs, sender)
-
-    def deliver_group(self, topic: Topic, ttl: int, payload: bytes) -> None:
-        """Put a group message into the mailboxes of its members; `ttl` is in milliseconds."""
-        now = self.now = self._clock()
-        if now >= self.memberships.ends.next:
-            self.out.send_upstream(self.memberships.end_due(now))
-        group = self.memberships.groups.get(topic)
-        if group is not None:
-            if ttl > self._max_ttl:
-                ttl = self._max_ttl
-            self.mailboxes.deliver_group(group.members, now + ttl / 1000, payload, self.out.wake)
-            self.counters.received += 1
-
-    def _exceptional(
-        self,
-        frame: bytes,
-        topic: Topic,
-        sender: bytes,
-        number: int,
-        flags: int,
-        missing: int,
-        ttl: int,
-        payload: bytes,
-    ) -> None:
-        """Take a group message that is behind a gap, repeated, sent again, or the first one seen of its run.
-
-        It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
-        known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
-        """
-        published = self._clock() - wire.age_of(frame) / 1000
-        if flags & wire.FLAG_ACKNOWLEDGED:
-            published -= ON_THE_WAY
-        deliver = partial(self._deliver_to_former_members, topic, ttl, payload, published)
-        runs = self.memberships.groups[topic].runs
-        if missing:
-            self._out_of_order(runs, sender, number, missing, len(payload), deliver)
-        else:
-            deliver()
-            self.gaps.closed_up(runs, sender)
-
-    def _deliver_to_former_members(self, topic: Topic, ttl: int, payload: bytes, published: float) -> None:
-        """Deliver a group message to the members that had joined when it was sent first."""
-        now = self.now = self._clock()
-        if now >= self.memberships.ends.next:
-            self.out.send_upstream(self.memberships.end_due(now))
-        group = self.memberships.groups.get(topic)
-        if group is not None:
-            boxes = [box for box, membership in group.members.items() if membership.joined <= published]
-            ttl = min(ttl, self._max_ttl)
-            self.mailboxes.deliver_group(boxes, now + ttl / 1000, payload, self.out.wake)
-            self.counters.received += 1
-
-    def deliver_own(self, channel: str, ttl: int, payload: bytes, capacity: int) -> bool:
-        """Put a direct message of this process into a mailbox; return False if it is full."""
-        box = self.mailboxes.boxes.get(channel)
-        if box is None:
-            self._deliver(channel, ttl, payload, capacity)
-            return True
-        box.capacity = capacity
-        if len(box.mail) >= capacity and self.mailboxes.is_full(box):
-            return False
-        waiter = self.mailboxes.put(box, (self._clock() + ttl / 1000, payload, None))
-        if waiter is not None:
-            self.out.wake.append(waiter)
-        self.counters.received += 1
-        return True
-
-    def sent_to_own(self, box: Mailbox[Any]) -> None:
-        """Note that a direct message to a channel of this process is in flight."""
-        self._own_order += 1
-        self.mailboxes.sent(box, self._own_order)
-
-    @property
-    def own_order(self) -> int:
-        """The order number of the last message that this process has sent to itself."""
-        return self._own_order
-
-    def _direct(self, frame: bytes) -> Iterator[None] | None:
-        sender, number, flags, ttl, body = wire.read_direct(frame)
-        if flags & FLAG_BATCH:
-            return self._direct_batch(sender, number, flags, ttl, wire.batch_bodies(body))
-        self._take_direct(sender, number, flags, ttl, body)
-        return None
-
-    def _direct_batch(
-        self, sender: bytes, number: int, flags: int, ttl: int, bodies: Iterable[bytes]
-    ) -> Iterator[None]:
-        for each, body in enumerate(bodies, number):
-            try:
-                self._take_direct(sender, each, flags, ttl, body)
-            except wire.FrameError:
-                self.counters.drop("malformed")
-            flags &= ~wire.FLAG_FIRST
-            yield
-
-    def _take_direct(self, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> None:
-        missing = self._direct_runs.see(sender, number, flags)
-        channel, payload = wire.channel_and_payload(body)
-        if missing:
-            deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
-            self._out_of_order(self._direct_runs, sender, number, missing, len(payload), deliver)
-            return
-        self._deliver_direct(sender, channel, ttl, payload)
-        if self.gaps.frames:
-            self.gaps.closed_up(self._direct_runs, sender)
-
-    def _deliver_direct(self, sender: bytes, channel: str, ttl: int, payload: bytes) -> None:
-        box = self.mailboxes.boxes.get(channel)
-        if box is None and channel not in self.own_names:
-            self.counters.drop("unroutable")
-            return
-        if box is not None and box.in_flight and sender == self.sender:
-            box.in_flight.popleft()
-        if ttl > self._max_ttl:
-            ttl = self._max_ttl
-        self._deliver(channel, ttl, payload, box.capacity if box is not None else self.defaults.capacity(channel))
-
-    def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:
-        now = self.now = self._clock()
-        waiter = self.mailboxes.deliver(channel, (now + ttl / 1000, payload, None), capacity)
-        if waiter is not None:
-            self.out.wake.append(waiter)
-        self.counters.received += 1
-
-    def _out_of_order(
-        self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
-    ) -> None:
-        """Drop a repeated message, and hold one before which others may still come.
-
-        What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
-        noticed yet: then it is replayed. What is missing before the first message of a run can come only if
-        there is another way, or if it was asked for already.
-        """
-        if missing == REPEATED:
-            if sender != self.sender:  # else this process sent it before it joined
-                self.counters.repeated += 1
-            return
-        has_two_ways = len(self.attachments) > 1 or any(one.has_two_ways for one in self.attachments)
-        if missing == BEGINS and not (has_two_ways or self.gaps.awaits_replay or self.gaps.holds(runs, sender)):
-            runs.skip_to(sender, number)
-            deliver()
-        elif not self.gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
-            self.counters.repeated += 1
-
-    def _missed(self, count: int) -> None:
-        self.counters.drop("missed", count)
 
     # Messages that were missed while a connection was cut
 
@@ -496,13 +227,6 @@ class Client:
         """Remove a channel of this process from a group."""
         self.out.send_upstream(self.memberships.leave(topic, channel))
 
-    def older_than_subscription(self, topic: Topic, number: int) -> None:
-        """Ignore an own message that was sent before this process subscribed and is published only now."""
-        group = self.memberships.groups.get(topic)
-        if group is not None:
-            group.floor = number
-            group.runs.start_after(self.sender, number)
-
     def _asked(self, frame: bytes, attachment: Attachment) -> None:
         """Add a channel of this process to a group, or remove it, for another process."""
         ask = wire.ASK.decode(frame)
@@ -513,7 +237,7 @@ class Client:
             self.leave(topic, channel)
             self.out.reply(confirm)
             return
-        if channel not in self.mailboxes.boxes and channel not in self.own_names:
+        if channel not in self.mailboxes.boxes and channel not in self.receiver.own_names:
             gone = wire.Confirm(ask.reply, ask.n, Status.GONE, wire.NO_INSTANCE)
             self.out.reply(Reply(wire.CONFIRM.encode(gone), wire.direct_prefix(ask.reply)))
             return
@@ -585,7 +309,7 @@ class Client:
         job = wire.JOB.decode(frame)
         waiter, lost, frames = attachment.credit.arrived(job)
         self.counters.drop("lost_delivery", lost)
-        self.now = self._clock()
+        self.receiver.now = self._clock()
         self.counters.received += job.session == attachment.credit.session  # any other is handed over again
         self.out.send_upstream(frames, attachment)
         if waiter is not None:
@@ -672,10 +396,9 @@ class Client:
         self.out.send_upstream(self.memberships.clear())
         self.mailboxes.clear()
         self.normal_members.clear()
-        self.gaps.clear()
+        self.receiver.clear()
         for attachment in self.attachments:
             attachment.credit.empty()
-        self._direct_runs.restart()  # the exchange drops messages until all have answered: these gaps are not losses
         self.out.emptied = self.out.busy = True
 
     def _emptied(self, frame: bytes, attachment: Attachment) -> None:

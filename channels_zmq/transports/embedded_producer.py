@@ -22,8 +22,9 @@ import zmq
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
-from channels_zmq.client.client import Client, SessionFrame
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
+from channels_zmq.client.output import SessionFrame
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -223,10 +224,10 @@ class EmbeddedProducer:
         """Deliver a message to the members here, and publish it if another process, or a queue, wants it."""
         client, exchange, begins = self._client, self._exchange, False
         if self._settled_at < inf:
-            client.deliver_group(topic, ttl, payload)
+            client.receiver.deliver_group(topic, ttl, payload)
             self._hold(self._frame(topic, payload, ttl))
         elif exchange.relays_unchanged:
-            client.deliver_group(topic, ttl, payload)
+            client.receiver.deliver_group(topic, ttl, payload)
             if topic in exchange.topics:
                 begins = self._publish(topic, payload, ttl)
         else:
@@ -234,7 +235,7 @@ class EmbeddedProducer:
             frame = self._frame(topic, payload, ttl)
             frames = exchange.inbound(frame)
             if frames and frames[0] is frame:  # else it refused the message
-                client.deliver_group(topic, ttl, payload)
+                client.receiver.deliver_group(topic, ttl, payload)
             self._drive(frames)
         return begins
 
@@ -270,7 +271,7 @@ class EmbeddedProducer:
 
     def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Put a message into a mailbox of this process, which knows exactly whether it is full."""
-        return self._client.deliver_own(channel, ttl, payload, capacity)
+        return self._client.receiver.deliver_own(channel, ttl, payload, capacity)
 
     def _frame(self, prefix: bytes, body: bytes, ttl: int) -> bytes:
         sequence, flags = self._client.numbers.next(prefix)

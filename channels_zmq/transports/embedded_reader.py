@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 import zmq
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
+from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.keys import KeyWatch

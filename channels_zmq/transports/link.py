@@ -25,8 +25,9 @@ from typing import Protocol
 
 import zmq
 
-from channels_zmq.client.client import Client, SessionFrame
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
+from channels_zmq.client.output import SessionFrame
 from channels_zmq.client.requests import next_number
 from channels_zmq.client.window import LARGE, NOW
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
@@ -368,7 +369,7 @@ class Link:
         if held.kind is Kind.MESSAGE:
             number = self.publish(held.key, held.body, left)
             if number and self._ledger.is_older(held):
-                self._client.older_than_subscription(Topic(held.key), number)
+                self._client.receiver.older_than_subscription(Topic(held.key), number)
             return bool(number)
         if held.kind is Kind.REQUEST:
             sent = self.send(held.body)

@@ -18,8 +18,9 @@ import zmq
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
-from channels_zmq.client.client import Client, LinkLost, LinkRestored, SessionFrame
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
+from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
@@ -264,7 +265,7 @@ class Links:
             return None if self.is_connected else False
         self.publish_group(self._own_prefix, wire.direct_body(channel, payload), ttl)
         self.send_batch()
-        client.sent_to_own(box)
+        client.receiver.sent_to_own(box)
         return True
 
     def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:

@@ -141,8 +141,9 @@ class Subscriber:
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
-        recv, client, wake = self._socket.recv, self._client, self._client.out.wake
-        feed, attachment, until = client.feed, self._attachment, time.monotonic() + SECONDS_A_TURN
+        client, recv = self._client, self._socket.recv
+        feed, receiver, wake = client.feed, client.receiver, client.out.wake
+        attachment, until = self._attachment, time.monotonic() + SECONDS_A_TURN
         try:
             if self._batch is None:
                 self._batch = feed(recv(zmq.DONTWAIT), attachment)
@@ -155,10 +156,10 @@ class Subscriber:
             for _ in range(FRAMES_A_TURN - 1):
                 if self._batch is not None:
                     for _ in self._batch:
-                        if client.now > until or len(wake) > WAKES_A_TURN:
+                        if receiver.now > until or len(wake) > WAKES_A_TURN:
                             return True
                     self._batch = None
-                elif client.now > until or len(wake) > WAKES_A_TURN:
+                elif receiver.now > until or len(wake) > WAKES_A_TURN:
                     break
                 self._batch = feed(recv(zmq.DONTWAIT), attachment)
         except zmq.Again:

@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import SessionFrame
 from channels_zmq.client.counters import LinkStats
+from channels_zmq.client.output import SessionFrame
 from channels_zmq.housekeeper import Watched
 from channels_zmq_forwarder.wire import Topic
 

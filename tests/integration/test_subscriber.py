@@ -187,7 +187,7 @@ def test_a_turn_ends_early_when_it_has_woken_many_or_taken_long(
         if bound == "wakes":
             client.out.wake += [None] * (WAKES_A_TURN + 1)
         else:
-            client.now = inf
+            client.receiver.now = inf
 
     client.on_feed = reach
     end = time.monotonic() + PATIENCE
@@ -196,7 +196,7 @@ def test_a_turn_ends_early_when_it_has_woken_many_or_taken_long(
         assert len(client.fed) < 100, "a turn took all at once"
     assert more
     client.out.wake.clear()
-    client.now = 0.0
+    client.receiver.now = 0.0
     client.on_feed = lambda: None
     read_all(subscriber, client, 100)
 

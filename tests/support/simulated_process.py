@@ -204,7 +204,7 @@ class Process:
             clock=world,
         )
         client.numbers = Numbers(world.nanoseconds)
-        client.own_names = AnyName()
+        client.receiver.own_names = AnyName()
         network.making = self
         self.client = client
         self.connection = Connection(self.options, client, partial(Links, forwarders, self.options, client))

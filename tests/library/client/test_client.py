@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import Client, Defaults, LinkLost, LinkRestored, Output, Reply, Upstream
+from channels_zmq.client.client import Client
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
+from channels_zmq.client.output import LinkLost, LinkRestored, Output, Reply, Upstream
+from channels_zmq.client.receiver import Defaults
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.client.resumption import REPLAYED_WITHIN
 from channels_zmq.names import OwnNames
@@ -32,7 +34,7 @@ TTL = 60_000
 def client(clock: Clock) -> Client:
     """At one exchange, whose session has begun."""
     client = Client(SECRET, SENDER, clock=clock)
-    client.own_names = AnyName()
+    client.receiver.own_names = AnyName()
     client.begin_session(client.attach(), SESSION, b"instance")
     return client
 
@@ -293,7 +295,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
     join = client.join(G, "a", 9, None)
     if is_synced:
         client.join_synced(join, next_number())
-    client.older_than_subscription(G, 50)
+    client.receiver.older_than_subscription(G, 50)
     if not is_synced:
         client.join_synced(join, next_number())
     for number in (50, 51):
@@ -304,7 +306,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
 
 def test_a_held_message_of_a_group_that_was_left_changes_nothing(client: Client) -> None:
     """It cannot be older than a subscription that does not exist."""
-    client.older_than_subscription(G, 50)
+    client.receiver.older_than_subscription(G, 50)
     add(client)
     feed(client, group_frame(49, sender=SENDER))
     assert payloads(client) == [b"x"]
@@ -460,7 +462,7 @@ def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair:
     """It cannot be read before."""
     box = pair.mailboxes.open("a", 9)
     for _ in range(3):
-        pair.sent_to_own(box)
+        pair.receiver.sent_to_own(box)
     feed(pair, direct_frame(1, sender=SENDER))
     feed(pair, direct_frame(3, sender=SENDER))
     assert list(box.in_flight or ()) == [2, 3]
@@ -478,12 +480,12 @@ def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client: Clien
     feed(client, direct_frame(1, b"1"))
     assert payloads(client) == [b"1"]
     assert woken(client) == [reader]
-    assert (client.counters.received, client.now) == (1, clock.now)
+    assert (client.counters.received, client.receiver.now) == (1, clock.now)
 
 
 def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client: Client) -> None:
     """The layer made last decides."""
-    client.defaults = Defaults(capacity=lambda channel: 2 if channel == "a" else 0)
+    client.use(Defaults(capacity=lambda channel: 2 if channel == "a" else 0))
     for number in range(3):
         feed(client, direct_frame(number))
     assert payloads(client) == [b"x", b"x"]
@@ -493,7 +495,7 @@ def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client: Cl
 def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client: Client) -> None:
     """A reader has brought it along."""
     wait(client)
-    client.defaults = Defaults(capacity=lambda channel: 0)
+    client.use(Defaults(capacity=lambda channel: 0))
     feed(client, direct_frame(1))
     assert payloads(client) == [b"x"]
 
@@ -502,8 +504,8 @@ def test_an_own_direct_message_is_in_flight_until_it_arrives(client: Client) -> 
     """Messages of other processes settle nothing."""
     box = client.mailboxes.open("a", 9)
     for _ in range(3):
-        client.sent_to_own(box)
-    assert (client.own_order, list(box.in_flight or ())) == (3, [1, 2, 3])
+        client.receiver.sent_to_own(box)
+    assert (client.receiver.own_order, list(box.in_flight or ())) == (3, [1, 2, 3])
     feed(client, direct_frame(1, sender=OTHER))
     assert list(box.in_flight or ()) == [1, 2, 3]
     feed(client, direct_frame(1, sender=SENDER))
@@ -514,17 +516,17 @@ def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client: Client) -> 
     """One of two messages was lost; the other one has arrived."""
     box = client.mailboxes.open("a", 9)
     for _ in range(2):
-        client.sent_to_own(box)
+        client.receiver.sent_to_own(box)
     feed(client, direct_frame(2, sender=SENDER))
     assert len(box.in_flight or ()) == 1
-    client.mailboxes.passed(box, client.own_order)
+    client.mailboxes.passed(box, client.receiver.own_order)
     assert not box.in_flight
 
 
 def test_a_message_of_this_process_is_delivered_or_refused_at_once(client: Client) -> None:
     """The sender learns whether the channel is full; nothing is counted as lost then."""
     reader = wait(client)
-    assert [client.deliver_own("a", TTL, b"%d" % number, 2) for number in range(3)] == [True, True, False]
+    assert [client.receiver.deliver_own("a", TTL, b"%d" % number, 2) for number in range(3)] == [True, True, False]
     assert payloads(client) == [b"0", b"1"]
     assert woken(client) == [reader]
     assert (client.counters.received, client.counters.dropped) == (2, {})
@@ -532,16 +534,16 @@ def test_a_message_of_this_process_is_delivered_or_refused_at_once(client: Clien
 
 def test_a_message_of_this_process_may_be_the_first_of_its_channel(client: Client) -> None:
     """It makes the mailbox, with the capacity that the call brings along."""
-    assert [client.deliver_own("a", TTL, b"%d" % number, 1) for number in range(2)] == [True, False]
+    assert [client.receiver.deliver_own("a", TTL, b"%d" % number, 1) for number in range(2)] == [True, False]
     assert payloads(client) == [b"0"]
     assert client.counters.received == 1
 
 
 def test_expired_messages_do_not_refuse_one_of_this_process(client: Client, clock: Clock) -> None:
     """They do not count for the capacity."""
-    assert client.deliver_own("a", 1000, b"old", 1)
+    assert client.receiver.deliver_own("a", 1000, b"old", 1)
     clock.now += 1
-    assert client.deliver_own("a", TTL, b"new", 1)
+    assert client.receiver.deliver_own("a", TTL, b"new", 1)
     assert payloads(client) == [b"new"]
 
 
@@ -860,7 +862,7 @@ def test_a_direct_message_that_is_sent_again_arrives_once(pair: Client) -> None:
 
 def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client: Client) -> None:
     """With the defaults of the layer, since the other process brings none along."""
-    client.defaults = Defaults(capacity=lambda channel: 5, group_expiry=20.0)
+    client.use(Defaults(capacity=lambda channel: 5, group_expiry=20.0))
     add(client, "b")
     feed(client, ask())
     out = client.out.take()
@@ -1161,7 +1163,7 @@ def test_a_gap_between_jobs_is_counted_at_once(client: Client, clock: Clock) -> 
     clock.now += 1
     feed(client, job(3))
     assert client.counters.dropped == {"lost_delivery": 2}
-    assert (payloads(client, "jobs"), client.now) == ([b"x"], clock.now)
+    assert (payloads(client, "jobs"), client.receiver.now) == ([b"x"], clock.now)
 
 
 def test_lost_jobs_are_counted(client: Client) -> None:
@@ -1603,14 +1605,14 @@ def test_a_client_without_anything_has_nothing_due(client: Client, clock: Clock)
 @pytest.fixture
 def strict(client: Client) -> Client:
     """A client that knows which names it has made."""
-    client.own_names = OwnNames(INBOX)
+    client.receiver.own_names = OwnNames(INBOX)
     client.use(Defaults(max_ttl=5_000))
     return client
 
 
 def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict: Client) -> None:
     """Otherwise a peer could fill the process."""
-    made = strict.own_names.new("a")
+    made = strict.receiver.own_names.new("a")
     for number, channel in enumerate(("a", f"a.{INBOX.decode()}!0123456789abcdef012345", made)):
         feed(strict, direct_frame(number + 1, channel=channel))
     assert list(strict.mailboxes.boxes) == [made]
@@ -1630,13 +1632,13 @@ def test_a_channel_that_this_process_never_had_joins_no_group(strict: Client) ->
     assert not strict.memberships.groups
     (reply,) = strict.out.take().replies
     assert wire.CONFIRM.decode(reply.frame).status == Status.GONE
-    feed(strict, ask(channel=strict.own_names.new("a").encode()))
+    feed(strict, ask(channel=strict.receiver.own_names.new("a").encode()))
     assert list(strict.memberships.groups) == [G]
 
 
 def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -> None:
     """Whatever its sender says; a member of a group and a reader of a channel are treated alike."""
-    made = strict.own_names.new("a")
+    made = strict.receiver.own_names.new("a")
     add(strict, made)
     feed(strict, group_frame(1, ttl=TTL))
     feed(strict, direct_frame(1, channel=made, ttl=TTL))

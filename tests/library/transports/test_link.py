@@ -90,7 +90,7 @@ class Rig:
         self.calls: list[float] = []
         chosen = options(outbox_capacity=capacity, keys=keys)
         self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
-        self.client.own_names = AnyName()
+        self.client.receiver.own_names = AnyName()
         self.context = context or Context()
         self.ledger = Ledger(chosen.outbox_capacity, chosen.outbox_bytes)
         self.told: list[str] = []

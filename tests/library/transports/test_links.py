@@ -12,7 +12,8 @@ from fakes import AnyName, Clock, Reader
 from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
 
 from channels_zmq.client import batch
-from channels_zmq.client.client import Client, LinkLost, LinkRestored
+from channels_zmq.client.client import Client
+from channels_zmq.client.output import LinkLost, LinkRestored
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
@@ -95,7 +96,7 @@ class Rig:
         self.calls: list[float] = []
         chosen = options(outbox_capacity=capacity, resolve_every=EVERY)
         self.client = Client(SECRET, SENDER, window=WINDOW, clock=clock)
-        self.client.own_names = AnyName()
+        self.client.receiver.own_names = AnyName()
         self.links = Links(forwarders or (A, B), chosen, self.client, self.calls.append)
         self.links.start()
         self._exchanges: dict[Forwarder, Exchange] = {}

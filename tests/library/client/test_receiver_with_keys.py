@@ -4,10 +4,10 @@ import pytest
 from fakes import AnyName, Clock
 from pydantic import SecretBytes
 
+from channels_zmq.client.client import Client
 from channels_zmq.client.counters import REPORT_EVERY
 from channels_zmq.client.mailboxes import Shared
 from channels_zmq.client.requests import next_number
-from channels_zmq.client.sealed import SealedClient
 from channels_zmq.encryption import Keyring
 from channels_zmq_forwarder import wire
 
@@ -28,10 +28,10 @@ def ours() -> Keyring:
 
 
 @pytest.fixture
-def client(clock: Clock) -> SealedClient:
+def client(clock: Clock) -> Client:
     """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
-    client = SealedClient(SECRET, SENDER, keyring(), clock=clock)
-    client.own_names = AnyName()
+    client = Client(SECRET, SENDER, opener=keyring(), clock=clock)
+    client.receiver.own_names = AnyName()
     client.begin_session(client.attach(), 1, b"instance")
     for channel, topic in (("a", G), ("b", G), ("c", H)):
         join = client.join(topic, channel, 9, None)
@@ -39,18 +39,18 @@ def client(clock: Clock) -> SealedClient:
     return client
 
 
-def feed_group(client: SealedClient, number: int, payload: bytes, *, topic: bytes = G) -> None:
+def feed_group(client: Client, number: int, payload: bytes, *, topic: bytes = G) -> None:
     client.feed(wire.ordered(topic, OTHER, number, 0, TTL, payload), client.attachments[0])
     client.gaps.all_is_read()
 
 
-def feed_direct(client: SealedClient, number: int, payload: bytes, channel: str = "a", sender: bytes = OTHER) -> None:
+def feed_direct(client: Client, number: int, payload: bytes, channel: str = "a", sender: bytes = OTHER) -> None:
     body = wire.direct_body(channel, payload)
     client.feed(wire.ordered(wire.direct_prefix(INBOX), sender, number, 0, TTL, body), client.attachments[0])
     client.gaps.all_is_read()
 
 
-def read(client: SealedClient, channel: str) -> list[bytes]:
+def read(client: Client, channel: str) -> list[bytes]:
     """Return the payloads that wait on a channel."""
     box, found = client.mailboxes.open(channel, 9), []
     while (payload := client.mailboxes.begin_read(box)) is not None:
@@ -58,7 +58,7 @@ def read(client: SealedClient, channel: str) -> list[bytes]:
     return found
 
 
-def test_group_and_direct_messages_arrive_opened(client: SealedClient, ours: Keyring) -> None:
+def test_group_and_direct_messages_arrive_opened(client: Client, ours: Keyring) -> None:
     """In the order in which they came."""
     feed_group(client, 1, ours.seal_for_group(G, b"to all"))
     feed_direct(client, 1, ours.seal_for_channel("a", b"to one"))
@@ -66,7 +66,9 @@ def test_group_and_direct_messages_arrive_opened(client: SealedClient, ours: Key
     assert client.counters.dropped == {}
 
 
-def test_a_message_is_opened_once_for_all_members(client: SealedClient, ours: Keyring) -> None:
+def test_a_message_is_opened_once_for_all_members(
+    client: Client, ours: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They share it."""
     opened: list[bytes] = []
 
@@ -74,15 +76,13 @@ def test_a_message_is_opened_once_for_all_members(client: SealedClient, ours: Ke
         opened.append(topic)
         return b"x"
 
-    client._opener.open_from_group = open_one
+    monkeypatch.setattr(client.receiver._opener, "open_from_group", open_one)
     feed_group(client, 1, ours.seal_for_group(G, b"x"))
     assert opened == [G]
 
 
 @pytest.mark.parametrize("flags", [0, wire.FLAG_FIRST, wire.FLAG_AGAIN])
-def test_what_was_sealed_with_another_key_is_dropped_and_counted(
-    client: SealedClient, flags: int, clock: Clock
-) -> None:
+def test_what_was_sealed_with_another_key_is_dropped_and_counted(client: Client, flags: int, clock: Clock) -> None:
     """In order, behind a gap, or sent again; a log line is written at most once a minute."""
     strange = keyring(b"x" * 32)
     for number in (1, 2, 9):
@@ -103,7 +103,7 @@ def test_what_was_sealed_with_another_key_is_dropped_and_counted(
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x80", b"\x81\xa4type\xa1x", b"\1" + bytes(60)])
-def test_a_message_that_was_not_sealed_is_dropped(client: SealedClient, payload: bytes) -> None:
+def test_a_message_that_was_not_sealed_is_dropped(client: Client, payload: bytes) -> None:
     """By group and direct, from another process or as if it was from this one."""
     feed_group(client, 1, payload)
     feed_direct(client, 1, payload)
@@ -113,7 +113,7 @@ def test_a_message_that_was_not_sealed_is_dropped(client: SealedClient, payload:
     assert client.counters.dropped == {"undecryptable": 4}
 
 
-def test_a_sealed_message_cannot_be_moved_to_another_place(client: SealedClient, ours: Keyring) -> None:
+def test_a_sealed_message_cannot_be_moved_to_another_place(client: Client, ours: Keyring) -> None:
     """To another group, from a group to a channel, from a channel to another one or to a group."""
     for_group, for_channel = ours.seal_for_group(G, b"x"), ours.seal_for_channel("a", b"x")
     feed_group(client, 1, for_group, topic=H)
@@ -124,22 +124,22 @@ def test_a_sealed_message_cannot_be_moved_to_another_place(client: SealedClient,
     assert client.counters.dropped == {"undecryptable": 4}
 
 
-def test_own_direct_messages_are_opened(client: SealedClient, ours: Keyring) -> None:
+def test_own_direct_messages_are_opened(client: Client, ours: Keyring) -> None:
     """To a mailbox that exists and to one that does not yet."""
-    assert client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 9)
-    assert client.deliver_own("new", TTL, ours.seal_for_channel("new", b"y"), 9)
+    assert client.receiver.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 9)
+    assert client.receiver.deliver_own("new", TTL, ours.seal_for_channel("new", b"y"), 9)
     assert (read(client, "a"), read(client, "new")) == ([b"x"], [b"y"])
 
 
-def test_a_full_mailbox_still_refuses(client: SealedClient, ours: Keyring) -> None:
+def test_a_full_mailbox_still_refuses(client: Client, ours: Keyring) -> None:
     """Capacity counts opened messages."""
-    accepted = [client.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 2) for _ in range(3)]
+    accepted = [client.receiver.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 2) for _ in range(3)]
     assert accepted == [True, True, False]
 
 
 def test_a_group_message_without_a_member_here_is_not_opened(
-    client: SealedClient, ours: Keyring, monkeypatch: pytest.MonkeyPatch
+    client: Client, ours: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that sends, at an embedded address, mostly has none."""
-    monkeypatch.setattr(client._opener, "open_from_group", None)
-    client.deliver_group(wire.group_topic("nobody"), TTL, ours.seal_for_group(G, b"x"))
+    monkeypatch.setattr(client.receiver._opener, "open_from_group", None)
+    client.receiver.deliver_group(wire.group_topic("nobody"), TTL, ours.seal_for_group(G, b"x"))

@@ -1,0 +1,281 @@
+"""Group and direct messages that arrive, from the frame to the mailbox.
+
+In the data-flow diagram this is between the client and the mailboxes. A repeated message is dropped; one behind a gap
+waits for a moment, since others may still come before it. The payloads of a layer with encryption keys are opened here,
+once for all local members of a group, and wait as plain bytes. Pure.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.counters import Counters
+from channels_zmq.client.gaps import Gaps
+from channels_zmq.client.mailboxes import Mailbox, Mailboxes
+from channels_zmq.client.memberships import Memberships
+from channels_zmq.client.output import Output
+from channels_zmq.client.resumption import ON_THE_WAY
+from channels_zmq.client.sequences import BEGINS, REPEATED, Runs
+from channels_zmq.names import OwnNames
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Topic
+
+
+@dataclass(slots=True)
+class Defaults:
+    """What a client needs from a layer where no call brings it along; the layer made last decides."""
+
+    capacity: Callable[[str], int] = lambda channel: 100
+    group_expiry: float | None = None
+    max_ttl: int = wire.MAX_MILLISECONDS
+    """Milliseconds that a message waits to be read at most, whatever its sender says: the expiry."""
+
+
+class Opener(Protocol):
+    """Opens payloads; None for one that was not sealed with a known key, or for another place."""
+
+    def open_from_group(self, topic: bytes, sealed: bytes, /) -> bytes | None: ...  # noqa: D102
+
+    def open_from_channel(self, channel: str, sealed: bytes, /) -> bytes | None: ...  # noqa: D102
+
+
+class Receiver:
+    """Receives the group and direct messages of one process.
+
+    Args:
+        inbox: Of this process.
+        sender: 8 bytes that name it in sequence numbers.
+        mailboxes: Take the messages.
+        memberships: Of its channels in groups.
+        gaps: Hold what is behind a gap.
+        attachments: The exchanges that messages come from, as they are now.
+        counters: Count what arrives and what is dropped.
+        out: Takes whom to wake.
+        clock: Monotonic seconds.
+        opener: Opens payloads; None if they are not sealed.
+    """
+
+    def __init__(
+        self,
+        inbox: bytes,
+        sender: bytes,
+        mailboxes: Mailboxes[Any],
+        memberships: Memberships,
+        gaps: Gaps,
+        attachments: Sequence[Attachment],
+        counters: Counters,
+        out: Output,
+        clock: Callable[[], float],
+        opener: Opener | None,
+    ) -> None:
+        self.own_names = OwnNames(inbox)
+        """The names of the process-specific channels that this process has made."""
+        self.now = clock()
+        """When the last message was taken."""
+        self.own_order = 0
+        """The order number of the last message that this process has sent to itself."""
+        self._sender, self._mailboxes, self._memberships = sender, mailboxes, memberships
+        self._gaps, self._attachments, self._counters, self._out = gaps, attachments, counters, out
+        self._clock, self._opener = clock, opener
+        self._direct_runs = Runs()
+        self.use(Defaults())
+
+    def use(self, defaults: Defaults) -> None:
+        """Take the defaults of a layer."""
+        self._capacity, self._max_ttl = defaults.capacity, defaults.max_ttl
+
+    def clear(self) -> None:
+        """Drop the messages that are held."""
+        self._gaps.clear()
+        self._direct_runs.restart()  # the exchange drops messages until all have answered: these gaps are not losses
+
+    # Group messages
+
+    def take_group_batch(
+        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payloads: Iterable[bytes]
+    ) -> Iterator[None]:
+        """Take the group messages of one frame, one with each step."""
+        flags &= ~FLAG_BATCH
+        for each, payload in enumerate(payloads, number):
+            self.take_group(frame, topic, sender, each, flags, ttl, payload)
+            flags &= ~wire.FLAG_FIRST
+            yield
+
+    def take_group(
+        self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payload: bytes
+    ) -> None:
+        """Take a group message, which may be for nobody here."""
+        group = self._memberships.groups.get(topic)
+        if group is None:
+            return
+        missing = group.runs.see(sender, number, flags)
+        if missing or flags >= FLAG_AGAIN:
+            self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
+        else:
+            self.deliver_group(topic, ttl, payload)
+            if self._gaps.frames:
+                self._gaps.closed_up(group.runs, sender)
+
+    def deliver_group(self, topic: Topic, ttl: int, payload: bytes, published: float | None = None) -> None:
+        """Put a group message into the mailboxes of its members.
+
+        Args:
+            topic: Of the group.
+            ttl: Milliseconds that it may wait to be read.
+            payload: Sealed if the layer has encryption keys.
+            published: When it was sent first, if that was earlier: members that have joined since do not get it.
+        """
+        now = self.now = self._clock()
+        if now >= self._memberships.ends.next:
+            self._out.send_upstream(self._memberships.end_due(now))
+        group = self._memberships.groups.get(topic)
+        if group is None:
+            return
+        if self._opener is not None:
+            opened = self._opener.open_from_group(topic, payload)
+            if opened is None:
+                self._counters.drop("undecryptable")
+                return
+            payload = opened
+        boxes: Collection[Mailbox[Any]] = group.members
+        if published is not None:
+            boxes = [box for box, membership in group.members.items() if membership.joined <= published]
+        if ttl > self._max_ttl:
+            ttl = self._max_ttl
+        self._mailboxes.deliver_group(boxes, now + ttl / 1000, payload, self._out.wake)
+        self._counters.received += 1
+
+    def _exceptional(
+        self,
+        frame: bytes,
+        topic: Topic,
+        sender: bytes,
+        number: int,
+        flags: int,
+        missing: int,
+        ttl: int,
+        payload: bytes,
+    ) -> None:
+        """Take a group message that is behind a gap, repeated, sent again, or the first one seen of its run.
+
+        It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
+        known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
+        """
+        published = self._clock() - wire.age_of(frame) / 1000
+        if flags & wire.FLAG_ACKNOWLEDGED:
+            published -= ON_THE_WAY
+        deliver = partial(self.deliver_group, topic, ttl, payload, published)
+        runs = self._memberships.groups[topic].runs
+        if missing:
+            self._out_of_order(runs, sender, number, missing, len(payload), deliver)
+        else:
+            deliver()
+            self._gaps.closed_up(runs, sender)
+
+    def older_than_subscription(self, topic: Topic, number: int) -> None:
+        """Ignore an own message that was sent before this process subscribed and is published only now."""
+        group = self._memberships.groups.get(topic)
+        if group is not None:
+            group.floor = number
+            group.runs.start_after(self._sender, number)
+
+    # Direct messages
+
+    def take_direct(self, frame: bytes) -> Iterator[None] | None:
+        """Take a direct message, or return what takes those of a batch, one with each step.
+
+        Raises:
+            FrameError: If the frame is malformed.
+        """
+        sender, number, flags, ttl, body = wire.read_direct(frame)
+        if flags & FLAG_BATCH:
+            return self._take_direct_batch(sender, number, flags, ttl, wire.batch_bodies(body))
+        self._take_direct(sender, number, flags, ttl, body)
+        return None
+
+    def _take_direct_batch(
+        self, sender: bytes, number: int, flags: int, ttl: int, bodies: Iterable[bytes]
+    ) -> Iterator[None]:
+        for each, body in enumerate(bodies, number):
+            try:
+                self._take_direct(sender, each, flags, ttl, body)
+            except wire.FrameError:
+                self._counters.drop("malformed")
+            flags &= ~wire.FLAG_FIRST
+            yield
+
+    def _take_direct(self, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> None:
+        missing = self._direct_runs.see(sender, number, flags)
+        channel, payload = wire.channel_and_payload(body)
+        if missing:
+            deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
+            self._out_of_order(self._direct_runs, sender, number, missing, len(payload), deliver)
+            return
+        self._deliver_direct(sender, channel, ttl, payload)
+        if self._gaps.frames:
+            self._gaps.closed_up(self._direct_runs, sender)
+
+    def _deliver_direct(self, sender: bytes, channel: str, ttl: int, payload: bytes) -> None:
+        box = self._mailboxes.boxes.get(channel)
+        if box is None and channel not in self.own_names:
+            self._counters.drop("unroutable")
+            return
+        if box is not None and box.in_flight and sender == self._sender:
+            box.in_flight.popleft()
+        self._deliver(channel, ttl, payload, box.capacity if box is not None else self._capacity(channel))
+
+    def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:
+        if self._opener is not None:
+            opened = self._opener.open_from_channel(channel, payload)
+            if opened is None:
+                self._counters.drop("undecryptable")
+                return
+            payload = opened
+        now = self.now = self._clock()
+        if ttl > self._max_ttl:
+            ttl = self._max_ttl
+        waiter = self._mailboxes.deliver(channel, (now + ttl / 1000, payload, None), capacity)
+        if waiter is not None:
+            self._out.wake.append(waiter)
+        self._counters.received += 1
+
+    # Direct messages of this process
+
+    def deliver_own(self, channel: str, ttl: int, payload: bytes, capacity: int) -> bool:
+        """Put a direct message of this process into a mailbox; return False if it is full."""
+        box = self._mailboxes.boxes.get(channel)
+        if box is not None:
+            box.capacity = capacity
+            if self._mailboxes.is_full(box):
+                return False
+        self._deliver(channel, ttl, payload, capacity)
+        return True
+
+    def sent_to_own(self, box: Mailbox[Any]) -> None:
+        """Note that a direct message to a channel of this process is in flight."""
+        self.own_order += 1
+        self._mailboxes.sent(box, self.own_order)
+
+    # Gaps
+
+    def _out_of_order(
+        self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
+    ) -> None:
+        """Drop a repeated message, and hold one before which others may still come.
+
+        What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
+        noticed yet: then it is replayed. What is missing before the first message of a run can come only if
+        there is another way, or if it was asked for already.
+        """
+        if missing == REPEATED:
+            if sender != self._sender:  # else this process sent it before it joined
+                self._counters.repeated += 1
+            return
+        has_two_ways = len(self._attachments) > 1 or any(one.has_two_ways for one in self._attachments)
+        if missing == BEGINS and not (has_two_ways or self._gaps.awaits_replay or self._gaps.holds(runs, sender)):
+            runs.skip_to(sender, number)
+            deliver()
+        elif not self._gaps.hold(runs, sender, number, size, deliver, begins=missing == BEGINS):
+            self._counters.repeated += 1
