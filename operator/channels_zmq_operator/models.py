@@ -163,7 +163,7 @@ class Image(Part):
 
 
 class Forwarder(Part):
-    """What the forwarders are told; the defaults are their own."""
+    """What the forwarders are told where it is not their own default."""
 
     pub_high_water_mark: int = Field(
         10_000,
@@ -177,7 +177,8 @@ class Forwarder(Part):
     topic_bytes: Size = Field("32Mi", description="Maximum total bytes of the names of all groups with members.")
     history_bytes: Size = Field(
         "16Mi",
-        description="Memory for the messages of the last 5 seconds, replayed to clients whose connection was cut.",
+        description="Memory of each forwarder for the group and direct messages of the last 5 seconds, which it "
+        "replays to clients whose connection was cut; at most a sixteenth of its memory limit.",
     )
     queue_bytes: Size = Field("256Mi", description="Maximum memory of all queues of normal channels in each forwarder.")
     queue_names: int = Field(

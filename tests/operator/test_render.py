@@ -5,12 +5,14 @@ from base64 import b64decode, b64encode
 from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 
 from channels_zmq.config import DedicatedConfig
 from channels_zmq.environment import channel_layers_from_env
 from channels_zmq_forwarder.settings import Settings as ForwarderSettings
 from channels_zmq_operator.injection import patch
-from channels_zmq_operator.models import Owner, parse
+from channels_zmq_operator.models import Forwarder as ForwarderPart
+from channels_zmq_operator.models import Owner, parse, size
 from channels_zmq_operator.naming import (
     ENV,
     KEY_FILE,
@@ -250,22 +252,20 @@ def test_a_cluster_that_assigns_users_is_told_of_none() -> None:
     assert security == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def test_what_forwarders_are_told_by_default_is_their_own_default() -> None:
-    """So that it makes no difference where one runs."""
-    given = dict(argument.removeprefix("--").split("=") for argument in container()["args"])
-    default = ForwarderSettings(_cli_parse_args=False)
-    for name in (
-        "pub_high_water_mark",
-        "subscriber_bytes",
-        "topic_bytes",
-        "history_bytes",
-        "queue_bytes",
-        "queue_names",
-        "log_level",
-    ):
-        assert given[name.replace("_", "-")] == str(
-            int(value) if isinstance(value := getattr(default, name), int) else value
-        )
+def test_what_forwarders_are_not_told_is_their_own_default() -> None:
+    """A forwarder of another release may not know all flags, so it gets only those that the layer sets."""
+    own = ForwarderSettings(_cli_parse_args=False)
+    for name, value in ForwarderPart().model_dump().items():
+        assert getattr(own, name) == (size(value) if name.endswith("_bytes") else value)
+        assert not [one for one in container()["args"] if one.startswith(f"--{name.replace('_', '-')}=")]
+
+
+@pytest.mark.parametrize("name", sorted(ForwarderPart.model_fields))
+def test_forwarders_are_told_what_a_layer_sets(name: str) -> None:
+    """Sizes in bytes."""
+    value, told = {"log_level": ("DEBUG", "DEBUG")}.get(name, ("4Ki", "4096") if name.endswith("_bytes") else (4, "4"))
+    given = container(spec={"forwarder": {to_camel(name): value}})["args"]
+    assert set(given) - set(container()["args"]) == {f"--{name.replace('_', '-')}={told}"}
 
 
 def test_what_applications_are_told_by_default_is_their_own_default() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from channels_zmq_operator.models import GROUP, Owner, Spec, size
+from channels_zmq_operator.models import GROUP, Forwarder, Owner, Spec, size
 from channels_zmq_operator.naming import (
     ADMIN_PORT,
     ALLOWED_KEYS,
@@ -95,6 +95,14 @@ def _spread(owner: Owner) -> list[Manifest]:
     ]
 
 
+def _changed(forwarder: Forwarder) -> list[str]:
+    """Return the flags of what is not a forwarder's own default: an image of another release may not know others."""
+    return [
+        f"--{name.replace('_', '-')}={size(value) if name.endswith('_bytes') else value}"
+        for name, value in forwarder.model_dump(exclude_defaults=True).items()
+    ]
+
+
 def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest:
     arguments = [
         f"--pull-address=tcp://*:{PULL_PORT}",
@@ -103,14 +111,8 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--max-message-size={size(spec.layer.max_message_size)}",
         f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
         f"--drain-at-most={DRAIN_AT_MOST}",
-        f"--pub-high-water-mark={spec.forwarder.pub_high_water_mark}",
-        f"--subscriber-bytes={size(spec.forwarder.subscriber_bytes)}",
-        f"--topic-bytes={size(spec.forwarder.topic_bytes)}",
-        f"--history-bytes={size(spec.forwarder.history_bytes)}",
-        f"--queue-bytes={size(spec.forwarder.queue_bytes)}",
-        f"--queue-names={spec.forwarder.queue_names}",
         "--log-format=json",
-        f"--log-level={spec.forwarder.log_level}",
+        *_changed(spec.forwarder),
     ]
     if keys is not None:
         arguments += [f"--curve-secret-key-file=/keys/{KEY_FILE}", f"--curve-allowed-keys-file=/keys/{ALLOWED_KEYS}"]
