@@ -16,7 +16,7 @@ REPORT_EVERY = 60.0
 ADVICE = {
     "mailbox_full": "readers are slower than senders; raise capacity for bursts",
     "expired": "they were not read in time; raise expiry or read sooner",
-    "missed": "the forwarder was replaced, or this process did not read for too long",
+    "missed": "this process was cut off for longer than forwarders keep messages, or it did not read for too long",
     "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
     "malformed": "another program sends to these addresses, or a process uses another serializer",
