@@ -18,6 +18,7 @@ class Attachment:
     Args:
         inbox: Of this process.
         prefetch: Jobs that may come ahead of their readers, for each channel.
+        drop: Counts dropped jobs by cause.
         window: Frames that may be unacknowledged.
         window_bytes: Bytes that they may have together.
         clock: Monotonic seconds.
@@ -27,11 +28,12 @@ class Attachment:
         self,
         inbox: bytes,
         prefetch: int,
+        drop: Callable[[str, int], None],
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.credit = Credit(inbox, prefetch, clock)
+        self.credit = Credit(inbox, prefetch, drop, clock)
         self.window = Window(window, window_bytes, clock)
         self.resumption = Resumption(inbox, clock)
         self.is_reachable = True

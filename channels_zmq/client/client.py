@@ -84,7 +84,7 @@ class Client:
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self._clock = clock
-        self._make_attachment = partial(Attachment, inbox, prefetch, window, window_bytes, clock)
+        self._make_attachment = partial(Attachment, inbox, prefetch, self.counters.drop, window, window_bytes, clock)
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
@@ -307,8 +307,7 @@ class Client:
 
     def _job(self, frame: bytes, attachment: Attachment) -> None:
         job = wire.JOB.decode(frame)
-        waiter, lost, frames = attachment.credit.arrived(job)
-        self.counters.drop("lost_delivery", lost)
+        waiter, frames = attachment.credit.arrived(job)
         self.receiver.now = self._clock()
         self.counters.received += job.session == attachment.credit.session  # any other is handed over again
         self.out.send_upstream(frames, attachment)
@@ -316,9 +315,7 @@ class Client:
             self.out.wake.append(waiter)
 
     def _handed(self, frame: bytes, attachment: Attachment) -> None:
-        lost, frames = attachment.credit.counted(wire.HANDED.decode(frame))
-        self.counters.drop("lost_delivery", lost)
-        self.out.send_upstream(frames, attachment)
+        self.out.send_upstream(attachment.credit.counted(wire.HANDED.decode(frame)), attachment)
 
     def _handed_total(self, frame: bytes, attachment: Attachment) -> None:
         self.out.send_upstream(attachment.credit.counted_in_total(wire.HANDED_TOTAL.decode(frame)), attachment)
@@ -380,7 +377,6 @@ class Client:
         attachment.is_reachable = True
         requests = [one.frame for one in self.requests.reached(attachment)]
         self.out.send_upstream([*requests, *attachment.begin_session(session, instance)], attachment)
-        self.counters.drop("lost_delivery", attachment.credit.lost)
         for box in attachment.credit.readable():
             waiters = (box.next_waiter() for _ in range(len(box.mail)))
             self.out.wake += [waiter for waiter in waiters if waiter is not None]

@@ -6,7 +6,8 @@ harm. Other rules strand jobs: docs/design/0004.
 
 - The limit is the number of received jobs, one for each waiting reader, and `prefetch` more while the channel is read.
 - A job is *settled* once a reader has taken it or it was handed back; until then it counts towards the capacity.
-- A job that is not read within `GRACE` is returned to the exchange, to its old place.
+- Unless a reader comes within `GRACE`, unread jobs are returned to the exchange, to their old places. A reader that was
+  woken has `WOKEN_GRACE`: its event loop may be busy.
 - When a connection is lost, the exchange learns which jobs have arrived. It returns the others to their queues.
 - Once a second the client queries how many jobs the exchange has handed over in total, which reveals lost jobs.
 - A channel that was not read for a while is forgotten on both sides.
@@ -25,6 +26,8 @@ from channels_zmq_forwarder.wire import Question
 
 GRACE = 0.1
 """Seconds after its last reader that a normal channel keeps its credit, for a reader that returns at once."""
+WOKEN_GRACE = 1.0
+"""The same after a reader was woken: less than a turn of a busy event loop would starve the readers there."""
 ASK_EVERY = 1.0
 """Seconds between two questions for the total."""
 FORGET_AFTER = 30.0
@@ -44,7 +47,7 @@ class Window:
         received: Jobs of this session that have arrived, or are known to be lost.
         limit: The limit that the exchange was sent last in this session.
         most: The largest one of this session: no more jobs can have been handed over.
-        touched_at: When a reader last came, was woken, or went.
+        kept_until: Until when its jobs and its credit are kept without a reader that waits or takes a job.
         look_at: The next housekeeping.
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
         returned: The jobs of this session that went back last: those after the first ordinal, up to the second one.
@@ -55,7 +58,7 @@ class Window:
     received: int = 0
     limit: int = 0
     most: int = 0
-    touched_at: float = 0.0
+    kept_until: float = 0.0
     look_at: float = inf
     withheld: list[Mail] = field(default_factory=list)
     returned: tuple[int, int] = 0, 0
@@ -76,20 +79,20 @@ class Credit:
     Args:
         inbox: Of this process.
         prefetch: Jobs that may come ahead of their readers, for each channel.
+        drop: Counts dropped jobs by cause.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, inbox: bytes, prefetch: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, inbox: bytes, prefetch: int, drop: Callable[[str, int], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.prefetch = prefetch
         self.session = 0
-        self.lost = 0
-        """Jobs that were lost as the last session began."""
         self._hellos = 0  # since the session was left
         self._report: list[bytes] = []  # on the jobs that had arrived when this process left the last session
         self._is_open = False
         """Whether the exchange has welcomed this session, and it has not ended since."""
-        self._inbox = inbox
-        self._clock = clock
+        self._inbox, self._drop, self._clock = inbox, drop, clock
         self._windows: dict[str, Window] = {}
         self._looks: Deadlines[Window] = Deadlines(lambda at, window: window.look_at == at)
         self._total = 0
@@ -104,13 +107,13 @@ class Credit:
         if window is None:
             window = self._windows[box.name] = Window(box)
             box.windows += 1
-        window.touched_at = now = self._clock()
-        if now + GRACE < window.look_at:
-            self._look(window, now + GRACE)
+        window.kept_until = self._clock() + GRACE
+        if window.kept_until < window.look_at:
+            self._look(window, window.kept_until)
         if not self._is_open:
             return []  # `begin_session` will open the window
         if self._ask_at == inf:
-            self._ask_at = now + ASK_EVERY
+            self._ask_at = self._clock() + ASK_EVERY
         wanted = window.wanted(self.prefetch)
         if window.limit < window.received + len(box.waiters) or wanted - window.limit > self.prefetch // 2:
             window.limit = max(window.limit, wanted)  # jobs of readers that were woken are still in the mailbox
@@ -121,56 +124,54 @@ class Credit:
         """Note that a reader was cancelled."""
         window = self._windows.get(box.name)
         if window is not None:
-            window.touched_at = now = self._clock()
-            self._look(window, now + GRACE)
+            window.kept_until = self._clock() + GRACE
+            self._look(window, window.kept_until)
 
     # Frames of the exchange
 
-    def arrived(self, job: wire.Job) -> tuple[Any, int, list[bytes]]:
+    def arrived(self, job: wire.Job) -> tuple[Any, list[bytes]]:
         """Take a job.
 
         A job of an earlier session is ignored: the exchange has learned that it did not arrive, and puts it back.
 
         Returns:
-            The reader to wake, if one waits; how many jobs before this one are lost; and the frames to send.
+            The reader to wake, if one waits, and the frames to send.
         """
         channel = wire.name(job.channel)
         window = self._windows.get(channel)
         if job.session != self.session or (window is not None and job.ordinal <= window.received):
-            return None, 0, []
+            return None, []
         now = self._clock()
         mail: Mail = (now + job.ttl / 1000, job.payload, Delivery(self, job.session, job.number))
         if window is None:
-            return None, 0, self._back(channel, [mail])
-        lost = job.ordinal - window.received - 1
+            return None, self._back(channel, [mail])
+        self._drop("lost_delivery", job.ordinal - window.received - 1)
         self._total += job.ordinal - window.received
         window.received = job.ordinal
         window.box.append(mail)
         waiter = window.box.next_waiter()
         if waiter is not None:
-            window.touched_at = now  # it has the grace time, too, to come for the job
-        if window.touched_at + GRACE < window.look_at:
-            self._look(window, window.touched_at + GRACE)
-        return waiter, lost, []
+            window.kept_until = now + WOKEN_GRACE
+        if window.kept_until < window.look_at:
+            self._look(window, window.kept_until)
+        return waiter, []
 
-    def counted(self, handed: wire.Handed) -> tuple[int, list[bytes]]:
-        """Take the number of jobs that were handed over on one channel.
+    def counted(self, handed: wire.Handed) -> list[bytes]:
+        """Take the number of jobs that were handed over on one channel; return the frames that replace lost ones.
 
         Every job that was handed over has left the exchange before this frame, by the same connection.
-
-        Returns:
-            How many jobs are lost, and the frames that open the window for as many others.
         """
         window = self._windows.get(wire.name(handed.channel))
         if window is None or handed.session != self.session:
-            return 0, []
+            return []
         if not window.received < handed.handed <= window.most:
-            return 0, []
+            return []
         lost = handed.handed - window.received
         window.received = handed.handed
         self._total += lost
         window.limit = window.wanted(self.prefetch)
-        return lost, [self._ready(window)]
+        self._drop("lost_delivery", lost)
+        return [self._ready(window)]
 
     def counted_in_total(self, total: wire.HandedTotal) -> list[bytes]:
         """Take the number of jobs that were handed over on all channels; ask about each one if some are lost."""
@@ -232,19 +233,20 @@ class Credit:
                 other one knows nothing of them. If there were several hellos, an earlier one may have reached the
                 former instance: whether a job was handed to another reader is unknown, and so it is lost.
         """
-        self.lost = 0
+        now = self._clock()
         for window in self._windows.values():
             withheld, window.withheld = window.withheld, []
             if withheld and not is_same and self._hellos > 1:
-                self.lost += len(withheld)
+                self._drop("lost_delivery", len(withheld))
             elif withheld and not is_same:
                 for mail in reversed(withheld):
                     window.box.prepend(mail)
             if window.box.mail:
-                self._look(window, self._clock() + GRACE)
+                window.kept_until = max(window.kept_until, now + (WOKEN_GRACE if window.box.waiters else GRACE))
+                self._look(window, window.kept_until)
         self.session, self._is_open, self._report, self._hellos = session, True, [], 0
         self._total = 0
-        self._ask_at = self._clock() + ASK_EVERY if self._windows else inf
+        self._ask_at = now + ASK_EVERY if self._windows else inf
         frames = []
         for window in self._windows.values():
             window.received = window.limit = window.most = 0
@@ -268,6 +270,7 @@ class Credit:
         self.end_session()
         for window in self._windows.values():
             window.box.windows -= 1
+            self._drop("lost_delivery", len(window.withheld))
         self._windows.clear()
         self._looks.clear()
 
@@ -299,16 +302,25 @@ class Credit:
         return min(self._looks.next, self._ask_at)
 
     def _keep(self, window: Window, now: float) -> list[bytes]:
-        if window.box.waiters:
-            self._look(window, now + REPEAT_EVERY)
-            return [self._ready(window)] if self._is_open else []
-        if now < window.touched_at + GRACE:
-            self._look(window, window.touched_at + GRACE)
+        box = window.box
+        if now < window.kept_until:
+            self._look(window, window.kept_until)
             return []
-        if now >= window.touched_at + FORGET_AFTER and not window.box.mail:
+        if box.waiters:
+            self._look(window, now + REPEAT_EVERY)
+            return self._ready_again(window) if self._is_open else []
+        if now >= window.kept_until + FORGET_AFTER and not box.mail:
             return self._forget(window)
-        self._look(window, max(now + GRACE, window.touched_at + FORGET_AFTER))
-        return self._close(window) if self._is_open and (window.box.mail or window.is_open) else []
+        self._look(window, max(now + GRACE, window.kept_until + FORGET_AFTER))
+        return self._close(window) if self._is_open and (box.mail or window.is_open) else []
+
+    def _ready_again(self, window: Window) -> list[bytes]:
+        """Repeat the limit for the readers that wait. If a job is there, the one that was woken for it has not come."""
+        if not any(map(self._is_ours, window.box.mail)):
+            return [self._ready(window)]
+        frames = self._close(window)
+        window.limit = window.wanted(self.prefetch)
+        return [*frames, self._ready(window)]
 
     def hand_everything_back(self) -> list[bytes]:
         """Return the frames that give all unread jobs back, because this process stops reading."""
@@ -366,8 +378,10 @@ class Credit:
 
     def _back(self, channel: str, jobs: list[Mail]) -> list[bytes]:
         now, name = self._clock(), channel.encode()
-        return [
+        frames = [
             wire.BACK.encode(wire.Back(self._inbox, delivery.number, wire.milliseconds(deadline - now), name, payload))
             for deadline, payload, delivery in jobs
             if deadline > now and delivery is not None and isinstance(payload, bytes)
         ]
+        self._drop("expired", len(jobs) - len(frames))
+        return frames

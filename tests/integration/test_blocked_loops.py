@@ -11,6 +11,8 @@ import pytest
 from forwarders import close_all, config_of, until
 from peers import Peer, wait_until
 
+from channels_zmq.client.credit import GRACE
+
 Make = Callable[..., Any]
 Run = Callable[..., Any]
 
@@ -124,3 +126,29 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
     thread.join()
     print(f"longest way to the other loop: {max(read):.3f} s")
     assert max(read) < SOON
+
+
+@pytest.mark.slow
+def test_a_reader_in_a_busy_loop_gets_its_jobs(make_shared_layer: Make, run: Run, open_peer: Make) -> None:
+    """The loop comes round after its jobs would go back if nobody was on the way to them."""
+    busy = True
+
+    async def hold_up() -> None:
+        while busy:
+            time.sleep(1.5 * GRACE)  # a handler that blocks
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        nonlocal busy
+        layer, peer = await open_both(make_shared_layer, open_peer)
+        reading = asyncio.create_task(layer.receive("jobs"))
+        holding = asyncio.create_task(hold_up())
+        for number in range(5):
+            await asyncio.to_thread(peer.ask, "send", "jobs", "0", number, 1)
+            assert (await reading)["n"] == number
+            reading = asyncio.create_task(layer.receive("jobs"))
+        reading.cancel()
+        busy = False
+        await holding
+
+    run(scenario())

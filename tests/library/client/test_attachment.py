@@ -10,7 +10,7 @@ INBOX = b"0123456789abcdef"
 
 @pytest.fixture
 def attachment(clock: Clock) -> Attachment:
-    return Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
+    return Attachment(INBOX, 4, lambda cause, count: None, window=2, window_bytes=2**20, clock=clock)
 
 
 def test_an_exchange_is_waited_for_from_the_beginning(attachment: Attachment) -> None:
@@ -20,7 +20,7 @@ def test_an_exchange_is_waited_for_from_the_beginning(attachment: Attachment) ->
 
 def test_each_exchange_has_a_window_and_credit_of_its_own(attachment: Attachment, clock: Clock) -> None:
     """With the bounds of its client."""
-    other = Attachment(INBOX, 4, window=2, window_bytes=2**20, clock=clock)
+    other = Attachment(INBOX, 4, lambda cause, count: None, window=2, window_bytes=2**20, clock=clock)
     for _ in range(2):
         attachment.window.append(b"x")
     attachment.credit.begin_session(3, is_same=False)

@@ -1,12 +1,13 @@
 """How many jobs of a normal channel the exchange may hand over to this process."""
 
+from collections import Counter
 from collections.abc import Iterator
 from math import inf
 
 import pytest
 from fakes import Clock, Reader
 
-from channels_zmq.client.credit import ASK_EVERY, FORGET_AFTER, GRACE, REPEAT_EVERY, Credit
+from channels_zmq.client.credit import ASK_EVERY, FORGET_AFTER, GRACE, REPEAT_EVERY, WOKEN_GRACE, Credit
 from channels_zmq.client.mailboxes import Delivery, Mailbox, Mailboxes, Payload
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question
@@ -17,8 +18,14 @@ PREFETCH = 4
 
 
 @pytest.fixture
-def credit(clock: Clock) -> Credit:
-    credit = Credit(INBOX, PREFETCH, clock)
+def dropped() -> Counter[str]:
+    """What was dropped, by cause."""
+    return Counter()
+
+
+@pytest.fixture
+def credit(clock: Clock, dropped: Counter[str]) -> Credit:
+    credit = Credit(INBOX, PREFETCH, lambda cause, count: dropped.update({cause: count}), clock)
     credit.begin_session(SESSION, is_same=False)
     return credit
 
@@ -34,6 +41,10 @@ def mailboxes(clock: Clock) -> Iterator[Mailboxes[Reader]]:
 @pytest.fixture
 def box(mailboxes: Mailboxes[Reader]) -> Mailbox[Reader]:
     return mailboxes.open("jobs", 100)
+
+
+def ignore(cause: str, count: int) -> None:
+    """Count nothing."""
 
 
 def wait(credit: Credit, box: Mailbox[Reader]) -> list[bytes]:
@@ -107,7 +118,7 @@ def test_each_waiting_reader_has_room(credit: Credit, box: Mailbox[Reader]) -> N
 
 def test_without_prefetch_no_job_comes_before_its_reader(clock: Clock, box: Mailbox[Reader]) -> None:
     """The window is as wide as the readers are many."""
-    credit = Credit(INBOX, 0, clock)
+    credit = Credit(INBOX, 0, ignore, clock)
     credit.begin_session(SESSION, is_same=False)
     assert [limits(wait(credit, box)) for _ in range(3)] == [[1], [2], [3]]
 
@@ -154,7 +165,7 @@ def test_a_job_wakes_the_reader_whose_turn_it_is(credit: Credit, box: Mailbox[Re
     """It waits in the mailbox until it is taken."""
     wait(credit, box)
     first = box.waiters[0]
-    assert credit.arrived(job(payload=b"1")) == (first, 0, [])
+    assert credit.arrived(job(payload=b"1")) == (first, [])
     assert [delivery for _, _, delivery in box.mail] == [Delivery(credit, SESSION, 1)]
     assert take(box) == b"1"
 
@@ -167,13 +178,16 @@ def test_a_job_that_arrives_twice_is_taken_once(credit: Credit, box: Mailbox[Rea
     assert [take(box), take(box)] == [b"1", None]
 
 
-def test_a_gap_between_jobs_shows_that_some_are_lost(credit: Credit, box: Mailbox[Reader]) -> None:
+def test_a_gap_between_jobs_shows_that_some_are_lost(
+    credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
+) -> None:
     """They count as received: the total agrees afterwards."""
     wait(credit, box)
     waiter = box.waiters[0]
-    assert credit.arrived(job(4)) == (waiter, 3, [])
+    assert credit.arrived(job(4)) == (waiter, [])
     assert credit.counted_in_total(total(4)) == []
-    assert credit.counted(handed(4)) == (0, [])
+    assert credit.counted(handed(4)) == []
+    assert +dropped == {"lost_delivery": 3}
 
 
 def test_a_job_passes_over_a_reader_that_is_not_usable(credit: Credit, box: Mailbox[Reader]) -> None:
@@ -195,7 +209,7 @@ def test_a_job_expires_when_its_time_is_over(credit: Credit, box: Mailbox[Reader
 
 def test_a_job_of_a_channel_that_nobody_read_goes_back(credit: Credit) -> None:
     """It returns to its old place, with the time that it has left."""
-    waiter, _, frames = credit.arrived(job(5, payload=b"1", ttl=1500, channel=b"other"))
+    waiter, frames = credit.arrived(job(5, payload=b"1", ttl=1500, channel=b"other"))
     assert waiter is None
     assert back(frames) == [wire.Back(INBOX, 5, 1500, b"other", b"1")]
 
@@ -203,7 +217,7 @@ def test_a_job_of_a_channel_that_nobody_read_goes_back(credit: Credit) -> None:
 def test_a_job_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
     """The exchange has learned that it did not arrive, and puts it back: it would be read twice."""
     wait(credit, box)
-    assert credit.arrived(job(payload=b"1", session=SESSION - 1)) == (None, 0, [])
+    assert credit.arrived(job(payload=b"1", session=SESSION - 1)) == (None, [])
     credit.arrived(job(1, payload=b"2"))
     assert [take(box), take(box)] == [b"2", None]
     assert limits(credit.hand_everything_back()) == [1]
@@ -233,29 +247,44 @@ def test_the_grace_time_counts_from_when_a_reader_is_woken(credit: Credit, box: 
     clock.now += 10
     for number in (1, 2):
         credit.arrived(job(number))
-    assert back(credit.keep(clock.now + GRACE / 2)) == []
-    clock.now += GRACE
+    assert back(credit.keep(clock.now + WOKEN_GRACE - 0.01)) == []
+    clock.now += WOKEN_GRACE
     assert [item.number for item in back(credit.keep(clock.now))] == [1, 2]
 
 
-def test_the_only_job_of_a_reader_that_never_comes_goes_back(
+def test_a_woken_reader_that_gives_up_has_no_more_time_than_others(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """As when its event loop is blocked."""
+    """Nobody is on the way to the job."""
     wait(credit, box)
-    credit.keep(clock.now + GRACE)
-    clock.now += 10
     credit.arrived(job())
+    leave(credit, box)
     clock.now += GRACE
     assert [item.number for item in back(credit.keep(clock.now))] == [1]
+
+
+def test_a_job_whose_reader_never_comes_goes_back_although_others_wait(
+    credit: Credit, box: Mailbox[Reader], clock: Clock
+) -> None:
+    """As when the event loop of the one is blocked. The window opens again for the others, who may get the same job."""
+    wait(credit, box)
+    wait(credit, box)
+    credit.arrived(job())
+    assert len(box.waiters) == 1
+    clock.now += WOKEN_GRACE
+    frames = credit.keep(clock.now)
+    assert [frame[:1] for frame in frames[:3]] == [b"R", b"B", b"R"]
+    assert limits(frames) == [1, 1 + 1 + PREFETCH]
+    assert not box.mail
+    assert limits(credit.keep(clock.now + REPEAT_EVERY)) == [1 + 1 + PREFETCH]
 
 
 def test_the_window_closes_before_its_jobs_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
     """Otherwise the exchange would hand them to this process again at once."""
     wait(credit, box)
     credit.arrived(job())
-    clock.now += GRACE
-    assert [frame[:1] for frame in credit.keep(clock.now)] == [b"R", b"B"]
+    clock.now += WOKEN_GRACE
+    assert [frame[:1] for frame in credit.keep(clock.now)[:2]] == [b"R", b"B"]
 
 
 def test_the_grace_time_counts_from_the_last_reader(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
@@ -268,13 +297,16 @@ def test_the_grace_time_counts_from_the_last_reader(credit: Credit, box: Mailbox
     assert limits(credit.keep(clock.now + GRACE)) == [0]
 
 
-def test_an_expired_job_does_not_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Nobody could read it."""
+def test_an_expired_job_does_not_go_back(
+    credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
+    """Nobody could read it. It is counted."""
     wait(credit, box)
-    credit.arrived(job(ttl=round(GRACE * 1000)))
-    clock.now += GRACE
+    credit.arrived(job(ttl=round(WOKEN_GRACE * 1000)))
+    clock.now += WOKEN_GRACE
     assert back(credit.keep(clock.now)) == []
     assert not box.mail
+    assert +dropped == {"expired": 1}
 
 
 def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
@@ -328,7 +360,7 @@ def test_a_reader_after_the_closing_opens_the_window_again(credit: Credit, box: 
     """Limits are absolute: received jobs stay counted."""
     wait(credit, box)
     credit.arrived(job())
-    clock.now += GRACE
+    clock.now += WOKEN_GRACE
     credit.keep(clock.now)
     assert limits(wait(credit, box)) == [1 + 1 + PREFETCH]
 
@@ -359,7 +391,7 @@ def test_giving_up_on_another_channel_changes_nothing(credit: Credit, mailboxes:
 @pytest.fixture
 def other(clock: Clock) -> Credit:
     """The credit of another exchange, whose readers are the same."""
-    other = Credit(INBOX, PREFETCH, clock)
+    other = Credit(INBOX, PREFETCH, ignore, clock)
     other.begin_session(SESSION, is_same=False)
     return other
 
@@ -394,7 +426,7 @@ def test_each_exchange_gets_back_what_it_has_handed_over(
     for number in (1, 2):
         credit.arrived(job(number, payload=b"c%d" % number))
         other.arrived(job(number, payload=b"o%d" % number))
-    clock.now += GRACE
+    clock.now += WOKEN_GRACE
     frames = credit.keep(clock.now)
     assert [(item.number, item.payload) for item in back(frames)] == [(1, b"c1"), (2, b"c2")]
     assert [payload for _, payload, _ in box.mail] == [b"o1", b"o2"]
@@ -478,7 +510,7 @@ def test_without_windows_nothing_is_asked(credit: Credit, box: Mailbox[Reader], 
 
 def test_without_a_session_nothing_is_asked(clock: Clock, box: Mailbox[Reader]) -> None:
     """Without an exchange so far, no answer is possible."""
-    credit = Credit(INBOX, PREFETCH, clock)
+    credit = Credit(INBOX, PREFETCH, ignore, clock)
     wait(credit, box)
     clock.now += ASK_EVERY
     assert questions(credit.keep(clock.now)) == []
@@ -513,14 +545,16 @@ def test_a_total_that_shows_a_loss_asks_about_each_open_window(
     assert [(frame.channel, frame.ask) for frame in asked] == [(b"jobs", Question.HANDED), (b"other", Question.HANDED)]
 
 
-def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit: Credit, box: Mailbox[Reader]) -> None:
+def test_a_lost_job_is_counted_and_the_window_opens_for_another(
+    credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
+) -> None:
     """Once; the total agrees afterwards."""
     wait(credit, box)
     credit.arrived(job())
     take(box)
-    lost, frames = credit.counted(handed(3))
-    assert (lost, limits(frames)) == (2, [3 + PREFETCH])
-    assert credit.counted(handed(3)) == (0, [])
+    assert limits(credit.counted(handed(3))) == [3 + PREFETCH]
+    assert credit.counted(handed(3)) == []
+    assert +dropped == {"lost_delivery": 2}
     assert credit.counted_in_total(total(3)) == []
 
 
@@ -528,23 +562,26 @@ def test_a_lost_job_is_counted_and_the_window_opens_for_another(credit: Credit, 
 def test_a_count_without_news_is_ignored(credit: Credit, box: Mailbox[Reader], answer: wire.Handed) -> None:
     """It was late, from an earlier session, or for a channel without a reader."""
     wait(credit, box)
-    assert credit.counted(answer) == (0, [])
+    assert credit.counted(answer) == []
 
 
 def test_an_impossible_count_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
     """More than was ever allowed was not handed over, nor could a later limit be sent."""
     wait(credit, box)
-    assert credit.counted(handed(2**64 - 1)) == (0, [])
+    assert credit.counted(handed(2**64 - 1)) == []
     assert limits(wait(credit, box)) in ([], [2 + PREFETCH])
 
 
-def test_jobs_up_to_the_largest_limit_can_be_lost(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
+def test_jobs_up_to_the_largest_limit_can_be_lost(
+    credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str]
+) -> None:
     """The window was closed while they were on their way."""
     wait(credit, box)
     leave(credit, box)
     clock.now += GRACE
     credit.keep(clock.now)
-    assert credit.counted(handed(1 + PREFETCH))[0] == 1 + PREFETCH
+    credit.counted(handed(1 + PREFETCH))
+    assert +dropped == {"lost_delivery": 1 + PREFETCH}
 
 
 @pytest.mark.parametrize("taken, settled", [(0, 0), (1, 1), (2, 2)])
@@ -613,7 +650,7 @@ def test_a_job_of_a_session_that_was_left_is_ignored(credit: Credit, box: Mailbo
     if not is_open:
         credit.end_session()
     assert [one.received for one in reported(credit)] == [0]
-    assert credit.arrived(job()) == (None, 0, [])
+    assert credit.arrived(job()) == (None, [])
     assert not box.mail
     assert [one.received for one in reported(credit)] == [0]
 
@@ -711,9 +748,20 @@ def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(
     box.waiters.clear()
     credit.leave_session()
     credit.begin_session(SESSION + 1, is_same=False)
-    clock.now += GRACE
+    clock.now += WOKEN_GRACE
     backs = [wire.BACK.decode(frame).number for frame in credit.keep(clock.now) if frame[:1] == b"B"]
     assert (backs, list(box.mail)) == ([1], [])
+
+
+def test_an_unread_job_is_counted_if_its_exchange_is_forgotten(
+    credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
+) -> None:
+    """It was withheld for the next session, which never began."""
+    wait(credit, box)
+    credit.arrived(job(1))
+    credit.leave_session()
+    credit.detach()
+    assert +dropped == {"lost_delivery": 1}
 
 
 def test_a_job_that_is_withheld_during_a_flush_is_dropped(credit: Credit, box: Mailbox[Reader]) -> None:
@@ -747,7 +795,7 @@ def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(
     reported(credit)
     match frame:
         case "handed":
-            assert credit.counted(wire.Handed(INBOX, SESSION, 1, b"jobs")) == (0, [])
+            assert credit.counted(wire.Handed(INBOX, SESSION, 1, b"jobs")) == []
         case "total":
             assert credit.counted_in_total(total(1)) == []
         case "query":
@@ -764,7 +812,7 @@ def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit: Credit
 
 def test_before_the_first_session_nothing_has_arrived(clock: Clock, box: Mailbox[Reader]) -> None:
     """A reader may wait already."""
-    credit = Credit(INBOX, PREFETCH, clock)
+    credit = Credit(INBOX, PREFETCH, ignore, clock)
     wait(credit, box)
     assert credit.leave_session() == []
 
@@ -883,7 +931,7 @@ def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(
     leave(credit, box)
     clock.now += GRACE
     assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
-    clock.now += FORGET_AFTER - GRACE - 0.01
+    clock.now += FORGET_AFTER - 0.01
     assert (ready(credit.keep(clock.now)), box.is_normal) == ([], True)
     clock.now += 0.01
     assert [(frame.ask, frame.limit) for frame in ready(credit.keep(clock.now))] == [(Question.FORGET, 1)]
