@@ -41,7 +41,7 @@ class Gaps:
     def __init__(self, missed: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.frames = 0
         """How many messages wait."""
-        self.beginnings: list[tuple[Runs, bytes]] = []
+        self.beginnings: list[tuple[Runs, bytes, _Gap]] = []
         """Runs whose first messages wait until all sockets have been read."""
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
@@ -64,7 +64,7 @@ class Gaps:
         if gap is None:
             gap = self._gaps[runs, sender] = _Gap(self._clock() + HOLD)
             if begins:
-                self.beginnings.append((runs, sender))
+                self.beginnings.append((runs, sender, gap))
         if number in gap.held:
             return False
         gap.held[number] = deliver, size
@@ -109,15 +109,25 @@ class Gaps:
         if self.awaits_replay:
             return
         beginnings, self.beginnings = self.beginnings, []
-        for run in beginnings:
-            if run in self._gaps:
-                self._give_up(run)
+        for runs, sender, gap in beginnings:
+            if self._gaps.get((runs, sender)) is gap:
+                self._begin(runs, sender, gap)
 
     def clear(self) -> None:
         """Drop everything."""
         self._gaps.clear()
         self.beginnings.clear()
         self.frames = self._size = 0
+
+    def _begin(self, runs: Runs, sender: bytes, gap: _Gap) -> None:
+        """Deliver the first held message of a run, and those that directly follow it."""
+        first = min(gap.held)
+        if runs.is_repeated(sender, first):  # the sender has begun anew meanwhile
+            self._give_up((runs, sender))
+            return
+        self._missed(runs.skip_to(sender, first))
+        self._deliver(gap, first)
+        self.closed_up(runs, sender)
 
     def _give_up(self, run: tuple[Runs, bytes]) -> None:
         gap, (runs, sender) = self._gaps.pop(run), run

@@ -269,6 +269,7 @@ class Receiver:
         noticed yet: then it is replayed. What is missing before the first message of a run can come only if
         there is another way, or if it was asked for already.
         """
+        self.now = self._clock()  # a turn has to end, even if it delivers nothing
         if missing == REPEATED:
             if sender != self._sender:  # else this process sent it before it joined
                 self._counters.repeated += 1

@@ -15,7 +15,7 @@ ON_THE_WAY = 0.25
 REPLAYED_WITHIN = 1.0
 """How many seconds the answer is waited for."""
 ATTEMPTS = 3
-"""Requests for the same messages. If connections break while they are replayed, a replay may be what breaks them."""
+"""Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
 
 class Resumption:
@@ -33,9 +33,11 @@ class Resumption:
         self._missing_since: float | None = None
         self._session = 0  # in which was asked
         self._attempts = 0
+        self._is_asked = False
 
     def lost(self, since: float) -> None:
         """Note that the connection is gone, by which everything had arrived that was published until a time."""
+        self._is_asked = False
         if self._missing_since is None or self._attempts >= ATTEMPTS:
             self._missing_since, self._attempts = since, 0
 
@@ -49,8 +51,8 @@ class Resumption:
         if self._missing_since is None:
             return None
         now = self._clock()
-        self._attempts += 1
-        self._session, self.until = session, now + REPLAYED_WITHIN
+        self._attempts += session != self._session
+        self._session, self._is_asked, self.until = session, True, now + REPLAYED_WITHIN
         age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
@@ -61,5 +63,9 @@ class Resumption:
         return replayed.session == self._session
 
     def ended(self) -> None:
-        """Note that the answer is complete: nothing is missing any more that the exchange still had."""
-        self._missing_since, self._attempts, self.until = None, 0, 0.0
+        """Note that the answer is complete: nothing is missing any more that the exchange still had.
+
+        Unless the connection is gone again: the end of the answer may be read only then.
+        """
+        if self._is_asked:
+            self._missing_since, self._attempts, self.until = None, 0, 0.0

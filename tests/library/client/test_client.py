@@ -1765,6 +1765,26 @@ def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Cloc
     assert client.resume(client.attachments[0], SESSION + 7) is None
 
 
+def test_the_end_of_an_answer_may_be_read_after_another_cut(client: Client, clock: Clock) -> None:
+    """What it brings is new all the same, and the next answer is waited for."""
+    add(client)
+    connect_again(client, clock)
+    lose_connection(client, clock, seconds=0.1)
+    replay(client, again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 200))
+    assert payloads(client) == [b"1"]
+    assert resume(client, session=SESSION + 6).age > 100
+    assert client.gaps.awaits_replay
+
+
+def test_a_repeated_message_counts_for_the_length_of_a_turn(client: Client, clock: Clock) -> None:
+    """A replay consists mostly of these."""
+    add(client)
+    feed(client, group_frame(1))
+    clock.now += 1.0
+    feed(client, group_frame(1))
+    assert client.receiver.now == clock.now
+
+
 def test_only_messages_are_published_again(client: Client, clock: Clock) -> None:
     """Anything else is malformed, and so is a list that ends within a message."""
     add(client)

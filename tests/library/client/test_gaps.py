@@ -7,6 +7,7 @@ from fakes import Clock
 
 from channels_zmq.client.gaps import HOLD, MAX_BYTES, MAX_FRAMES, Gaps
 from channels_zmq.client.sequences import BEGINS, Runs
+from channels_zmq_forwarder import wire
 
 SENDER, OTHER = b"s" * 8, b"o" * 8
 
@@ -122,14 +123,25 @@ def test_a_run_that_has_begun_anew_forgets_what_waited(rig: Rig) -> None:
 
 
 def test_the_first_message_of_a_run_waits_until_everything_is_read(rig: Rig) -> None:
-    """What the other way brings goes first; what then is missing in between stays so."""
-    for number in (6, 7, 3):
+    """What the other way brings goes first; what then is missing in between may still be under way."""
+    for number in (6, 7, 4, 3):
         rig.arrives(number)
     assert rig.delivered == []
     rig.gaps.all_is_read()
-    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([3, 6, 7], 2, 0)
-    rig.arrives(8)
-    assert rig.delivered == [3, 6, 7, 8]
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([3, 4], 0, 2)
+    rig.gaps.expire(rig.clock.now + HOLD)
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([3, 4, 6, 7], 1, 0)
+
+
+def test_a_gap_after_a_beginning_that_closed_is_not_taken_for_it(rig: Rig) -> None:
+    """In the same round of reading."""
+    rig.arrives(2)
+    rig.runs.see(SENDER, 1, wire.FLAG_FIRST)
+    rig.gaps.closed_up(rig.runs, SENDER)
+    assert rig.delivered == [2]
+    rig.arrives(4)
+    rig.gaps.all_is_read()
+    assert rig.delivered == [2]
 
 
 def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig: Rig) -> None:

@@ -36,15 +36,31 @@ def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption
 
 
 def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption, clock: Clock) -> None:
-    """The first one counts."""
+    """The first one counts, however often the hello was repeated in that session."""
     resumption.lost(clock.now - 2.0)
-    request(resumption)
+    for _ in range(ATTEMPTS):
+        request(resumption)
     clock.now += 1.0
     resumption.lost(clock.now - 0.1)
     asked = request(resumption, 3)
     assert asked is not None
     assert asked.age == 3000 + MARGIN_MS
     assert [resumption.is_answered_by(wire.Replayed(INBOX, session, 1)) for session in (2, 3)] == [False, True]
+
+
+def test_the_end_of_an_answer_that_is_read_after_another_cut_leaves_something_missing(
+    resumption: Resumption, clock: Clock
+) -> None:
+    """It had waited in the socket; what the second cut has lost is not in it."""
+    resumption.lost(clock.now - 2.0)
+    request(resumption)
+    resumption.lost(clock.now - 0.1)
+    resumption.ended()
+    asked = request(resumption, 3)
+    assert asked is not None
+    assert asked.age == 2000 + MARGIN_MS
+    resumption.ended()
+    assert request(resumption, 4) is None
 
 
 def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Clock) -> None:
