@@ -26,10 +26,10 @@ from channels.exceptions import StopConsumer
 from channels_zmq import reports
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Report, Stats
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.output import LinkChange, Reply
-from channels_zmq.client.receiver import Defaults
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.errors import (
     ChannelsZmqError,

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 
 from channels_zmq import housekeeper, reports, workers
-from channels_zmq.client.receiver import Defaults
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.connection import Announcer, Connection
 from channels_zmq.runtime import refuse_gevent
 

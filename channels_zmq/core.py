@@ -20,9 +20,9 @@ from channels_zmq import config as configuration
 from channels_zmq import connections, names, serializers
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Stats
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.mailboxes import Payload
 from channels_zmq.client.output import LinkChange, LinkLost
-from channels_zmq.client.receiver import Defaults
 from channels_zmq.config import DedicatedConfig, EmbeddedConfig, LayerConfig
 from channels_zmq.connection import Connection
 from channels_zmq.encryption import Keyring, package

@@ -12,12 +12,13 @@ from typing import Any
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.counters import Counters
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import Gaps
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
 from channels_zmq.client.output import Output, Reply
-from channels_zmq.client.receiver import Defaults, Opener, Receiver
+from channels_zmq.client.receiver import Opener, Receiver
 from channels_zmq.client.requests import Request, Requests, next_number
 from channels_zmq.client.sequences import Numbers
 from channels_zmq_forwarder import wire
@@ -72,14 +73,14 @@ class Client:
         self.receiver = Receiver(
             inbox,
             sender,
-            self.mailboxes,
-            self.memberships,
-            self.gaps,
-            self.attachments,
-            self.counters,
-            self.out,
-            clock,
-            opener,
+            mailboxes=self.mailboxes,
+            memberships=self.memberships,
+            gaps=self.gaps,
+            attachments=self.attachments,
+            counters=self.counters,
+            out=self.out,
+            clock=clock,
+            opener=opener,
         )
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
@@ -306,6 +307,7 @@ class Client:
     # Normal channels
 
     def _job(self, frame: bytes, attachment: Attachment) -> None:
+        """Take a job. Its payload stays sealed until a reader takes it: it may have to go back."""
         job = wire.JOB.decode(frame)
         waiter, frames = attachment.credit.arrived(job)
         self.receiver.now = self._clock()

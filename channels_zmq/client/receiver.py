@@ -6,12 +6,12 @@ once for all local members of a group, and wait as plain bytes. Pure.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.counters import Counters
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import Gaps
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Memberships
@@ -21,16 +21,6 @@ from channels_zmq.client.sequences import BEGINS, REPEATED, Runs
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import FLAG_AGAIN, FLAG_BATCH, Topic
-
-
-@dataclass(slots=True)
-class Defaults:
-    """What a client needs from a layer where no call brings it along; the layer made last decides."""
-
-    capacity: Callable[[str], int] = lambda channel: 100
-    group_expiry: float | None = None
-    max_ttl: int = wire.MAX_MILLISECONDS
-    """Milliseconds that a message waits to be read at most, whatever its sender says: the expiry."""
 
 
 class Opener(Protocol):
@@ -48,11 +38,11 @@ class Receiver:
         inbox: Of this process.
         sender: 8 bytes that name it in sequence numbers.
         mailboxes: Take the messages.
-        memberships: Of its channels in groups.
+        memberships: The groups that its channels belong to.
         gaps: Hold what is behind a gap.
-        attachments: The exchanges that messages come from, as they are now.
+        attachments: The exchanges that messages come from: the client's own list, which it changes.
         counters: Count what arrives and what is dropped.
-        out: Takes whom to wake.
+        out: Takes whom to wake, and the frames that unsubscribe from groups whose last member has just ended.
         clock: Monotonic seconds.
         opener: Opens payloads; None if they are not sealed.
     """
@@ -61,6 +51,7 @@ class Receiver:
         self,
         inbox: bytes,
         sender: bytes,
+        *,
         mailboxes: Mailboxes[Any],
         memberships: Memberships,
         gaps: Gaps,
@@ -87,9 +78,9 @@ class Receiver:
         self._capacity, self._max_ttl = defaults.capacity, defaults.max_ttl
 
     def clear(self) -> None:
-        """Drop the messages that are held."""
+        """Drop the messages that are held, and take no gap for a loss that the exchange has made on purpose."""
         self._gaps.clear()
-        self._direct_runs.restart()  # the exchange drops messages until all have answered: these gaps are not losses
+        self._direct_runs.restart()  # the exchange drops messages until all clients have answered
 
     # Group messages
 
@@ -125,7 +116,8 @@ class Receiver:
             topic: Of the group.
             ttl: Milliseconds that it may wait to be read.
             payload: Sealed if the layer has encryption keys.
-            published: When it was sent first, if that was earlier: members that have joined since do not get it.
+            published: When a message was first sent that arrives late: members that joined after that do not get it.
+                None for one that was sent just now.
         """
         now = self.now = self._clock()
         if now >= self._memberships.ends.next:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from channels_zmq import connections, housekeeper, reports, workers
-from channels_zmq.client.receiver import Defaults
+from channels_zmq.client.defaults import Defaults
 
 PATIENCE = 10.0
 KEY = ("embedded", "inproc://x")

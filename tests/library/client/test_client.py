@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.output import LinkLost, LinkRestored, Output, Reply, Upstream
-from channels_zmq.client.receiver import Defaults
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.client.resumption import REPLAYED_WITHIN
 from channels_zmq.names import OwnNames
