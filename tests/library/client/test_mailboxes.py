@@ -408,6 +408,19 @@ def test_a_group_message_is_dropped_when_it_expires(
     assert dropped == {"abandoned": 2}
 
 
+def test_a_large_mailbox_is_looked_at_less_often(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
+    """Each look visits all its messages, and each of them expires at a time of its own."""
+    count = 10_000
+    for number in range(count):
+        boxes.deliver("a", mail(b"x", clock.now + number / count), count)
+    looks = 0
+    while boxes.waiting:
+        clock.now = max(clock.now, boxes.look(clock.now, 1))
+        looks += 1
+    assert looks < 100
+    assert dropped == {"abandoned": count}
+
+
 def test_expired_messages_are_counted_once(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
     """Also if their mailbox is forgotten at the same time."""
     boxes.deliver("a", mail(b"1", clock.now + 1), 9)
