@@ -140,6 +140,22 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
     assert all(member.joined is not None for member in late)
 
 
+def test_a_second_cut_before_the_end_of_a_replay_is_read_loses_nothing(simulation: Simulation) -> None:
+    """That end counted as the answer for both cuts, so what the second one had lost was not asked for."""
+    sender, members = sender_and_receiver(simulation, A)
+    receiver = members[0].process
+    receiver.block(0.9)
+    for _ in range(2):
+        (line,) = receiver.lines("pub")
+        line.cut(near_after=0.001, far_after=0.001)
+        simulation.run(0.01)
+        for topic in TOPICS:
+            simulation.send_group(sender, topic)
+        simulation.run(0.4)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+
+
 def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
     """A forwarder that drained dropped jobs without a count if their client was cut off."""
     forwarder = simulation.forwarders[A]
