@@ -15,8 +15,8 @@ SECONDS = 5.0
 BLOCK_FRAMES = 256
 BLOCK_BYTES = 64 * 1024
 """A block ends with the turn in which it reaches one of these bounds."""
-BLOCK_SECONDS = 0.05
-"""Between the first and the last turn of a block."""
+BLOCK_SECONDS = 0.005
+"""Between the first and the last turn of a block: how exactly the age of a message is known."""
 OVERHEAD = 64
 """Bytes of memory that a message takes beside its own."""
 

@@ -25,6 +25,8 @@ ANSWER_WITHIN = 1.0
 """Seconds that a message is pending at most."""
 ORPHANS_WAIT = 10.0
 """Seconds that unsettled jobs of an ended session are kept for the client to report what it had received."""
+MAX_UNDELIVERED = 10_000
+"""Jobs that were put back for a client that may yet hand them back itself."""
 _OURS = 2**39
 """Numbers of messages: 24 bits of the instance, 1 bit for messages that were sent here, 39 bits that count."""
 
@@ -89,6 +91,9 @@ class ChannelQueues:
         self._since: OrderedDict[int, float] = OrderedDict()
         self._pending: deque[tuple[float, bytes]] = deque()
         self._orphans: deque[tuple[float, bytes, bytes, int]] = deque()
+        # Which jobs were put back because a client had not received them. The frames by which it handed some of them
+        # back may come after its report, by the connection that it has given up.
+        self._undelivered: OrderedDict[tuple[bytes, int], None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.by_channel)
@@ -152,6 +157,9 @@ class ChannelQueues:
                     self._drops["lost_delivery"] += 1
                 else:
                     self._put_back(report.channel, queue, job.entry)
+                    self._undelivered[report.inbox, job.entry.number] = None
+        while len(self._undelivered) > MAX_UNDELIVERED:
+            self._undelivered.popitem(last=False)
         return out + self._go_on(report.channel, queue, self._clock())
 
     def total(self, inbox: bytes, session: int) -> int | None:
@@ -225,6 +233,9 @@ class ChannelQueues:
             self._drops["foreign_inbox"] += 1
             return []
         if known is None:
+            if (back.inbox, back.number) in self._undelivered or (queue is not None and back.number in queue.waiting):
+                self._drops["stray"] += 1  # it is in its place already, or was read since
+                return []
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
                 self._drops["queue_bytes"] += 1
                 return self._go_on(back.channel, queue, self._clock()) if queue is not None else []
@@ -287,6 +298,7 @@ class ChannelQueues:
             self._account(channel, queue)
         for due in (self._expiry, self._since, self._pending, self._orphans):
             due.clear()
+        self._undelivered.clear()
         self._flushed = self._number, self._foreign
         return out
 
@@ -400,6 +412,8 @@ class ChannelQueues:
     def _hand(self, channel: bytes, queue: ChannelQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
         inbox, session, ordinal = queue.hand(entry, keep=keep)
         self._readers[inbox].handed += 1
+        if self._undelivered:
+            self._undelivered.pop((inbox, entry.number), None)
         self.observe_wait(now - entry.since)
         left = wire.milliseconds(entry.deadline - now)
         return wire.JOB.encode(wire.Job(inbox, session, ordinal, entry.number, left, channel, entry.payload))

@@ -303,6 +303,42 @@ def test_the_exchange_may_have_noticed_the_death_first(queues: Queues) -> None:
     assert queues.drops == {}
 
 
+def test_a_job_that_was_put_back_is_not_put_back_again_by_a_late_frame_of_its_client(queues: Queues) -> None:
+    """It had handed the job back by the connection that it has given up, and somebody else has read it since."""
+    queues.report(2)
+    job = the_job(queues.send(b"0"))
+    queues.report_received(0)
+    queues.begin(A, 2)
+    assert payloads(queues.report(1, inbox=B)) == [(B, b"0")]
+    queues.report(1, 1, inbox=B)
+    assert queues.hand_back(job) == []
+    assert (queues.used(), queues.drops) == ((0, 0), {"stray": 1})
+
+
+def test_a_job_that_was_put_back_and_handed_over_again_may_be_handed_back(queues: Queues) -> None:
+    """A large one is settled by then, since it goes back by another way."""
+    queues.report(1)
+    queues.send(b"0")
+    queues.report_received(0)
+    queues.begin(A, 2)
+    job = the_job(queues.report(1, session=2))
+    queues.report(1, 1, session=2)
+    queues.hand_back(job)
+    assert queues.used() == (1, 0)
+
+
+def test_a_message_that_waits_is_not_put_back_a_second_time(queues: Queues) -> None:
+    """It would count twice for the memory, and one client could replace what waits for others."""
+    queues.report(1)
+    job = the_job(queues.send(b"0"))
+    queues.report(1, 1)
+    queues.hand_back(job)
+    size = queues.size
+    queues.hand_back(job._replace(payload=b"another"), B)
+    assert (queues.size, queues.drops) == (size, {"stray": 1})
+    assert payloads(queues.report(2, 1)) == [(A, b"0")]
+
+
 def test_a_new_session_may_begin_before_the_report(queues: Queues) -> None:
     """A hello of a new session ends the old one."""
     queues.report(2)

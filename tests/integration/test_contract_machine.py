@@ -7,7 +7,7 @@ process sent both one after the other, or if the exchange is known to have passe
 
 import itertools
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from typing import Any, cast
@@ -57,6 +57,10 @@ channels = st.integers(0, 4)
 turns = st.integers(0, 3)
 
 
+DOUBT = 1.0
+"""Seconds by which the age of a replayed message is known on a busy machine."""
+
+
 @dataclass
 class Sent:
     """A message that may wait on a channel."""
@@ -89,6 +93,8 @@ class Channel:
     owner: int | None
     waiting: list[Sent]
     readers: int = 0
+    doubtful: set[int] = field(default_factory=set)
+    """Messages from just before it joined. A replay may bring them: nobody knows exactly when they were published."""
 
     @property
     def least(self) -> int:
@@ -102,6 +108,9 @@ class Channel:
     def take(self, message: Any) -> None:
         """Check a message that was read and forget it."""
         found = next((sent for sent in self.waiting if sent.number == message["n"]), None)
+        if found is None and message["n"] in self.doubtful:
+            self.doubtful.remove(message["n"])
+            return
         assert found is not None, f"{message} was read before, or never sent to {self}"
         assert repr(message["value"]) == found.shown
         if self.owner is not None:
@@ -200,6 +209,7 @@ class Contract(RuleBasedStateMachine):
         self.groups = [prefix + "g", prefix + "g."]
         self.members: list[set[int]] = [set(), set()]
         self.under_way: list[Sent] = []
+        self.lately: list[tuple[float, Sent]] = []  # messages to groups, where connections are cut
         for owner, actor in enumerate(self.world.actors):
             self.channels += [Channel(actor.call(0, "new_channel"), owner, []) for _ in range(2 - owner)]
         self.channels += [Channel(prefix + name, None, []) for name in normal[:2]]
@@ -250,6 +260,8 @@ class Contract(RuleBasedStateMachine):
 
     def _sent_to_group(self, sent: Sent, members: list[Channel]) -> None:
         self.under_way.append(sent)
+        if self.world.relays:
+            self.lately.append((time.monotonic(), sent))
         for channel in members:
             self._will_arrive(sent, channel)
 
@@ -434,6 +446,10 @@ class Contract(RuleBasedStateMachine):
         for sent in self.under_way:
             if sent.group == group and index not in sent.members:
                 channel.add(replace(sent, sure=False))
+        self.lately = [(at, sent) for at, sent in self.lately if at > time.monotonic() - DOUBT]
+        channel.doubtful |= {
+            sent.number for _, sent in self.lately if sent.group == group and index not in sent.members
+        }
         for sent in channel.waiting[self.capacity :]:
             sent.sure = sent.sure and sent.arrived
 

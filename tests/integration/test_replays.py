@@ -10,9 +10,10 @@ from forwarders import Forwarder, close_all, until
 from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
-from channels_zmq_forwarder.history import BLOCK_SECONDS
 
 MESSAGES = 1000
+ON_THE_WAY = 0.5
+"""Seconds that messages take at most on a busy machine: members that join meanwhile may get them."""
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_a_member_that_joins_when_the_connection_is_back_gets_nothing_older(
             await sender.group_send("chat", {"n": number})
         await until(lambda: sender.stats()["connected"] and not sender.stats()["held"])
         published = time.monotonic()
-        await until(lambda: time.monotonic() > published + 2 * BLOCK_SECONDS)  # ages are as exact as this
+        await until(lambda: time.monotonic() > published + ON_THE_WAY)
         relay.start()
         await receiver.group_add("chat", new)
         await sender.group_send("chat", {"n": 100})

@@ -177,6 +177,26 @@ def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends
     assert forwarder.exchange.drops["lost_delivery"] == 1
 
 
+def test_a_job_that_went_back_by_a_connection_that_was_given_up_is_done_once(simulation: Simulation) -> None:
+    """The frame arrived after the forwarder had put the job back by itself, and another reader got it once more."""
+    sender, _ = sender_and_receiver(simulation, A)
+    reader, other = (simulation.start_process([A]) for _ in range(2))
+    simulation.run(1.0)
+    simulation.read_jobs(reader, "work", count=1)
+    simulation.run(0.05)
+    jobs = [simulation.send_job(sender, "work") for _ in range(4)]
+    simulation.run(0.03)
+    (line,) = reader.lines("pub")
+    line.stall(2.8)
+    simulation.run(2.6)
+    line.near_notices()
+    simulation.run(0.05)
+    simulation.read_jobs(other, "work")
+    simulation.run(3.0)
+    assert [[process for process, _ in job.read_by] for job in jobs] == [[reader], [other], [other], [other]]
+    assert simulation.forwarders[A].exchange.drops["stray"] == 3
+
+
 def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
     """A forwarder whose time was over did not count what it had returned without an answer, and returned more."""
     forwarder = simulation.forwarders[A]

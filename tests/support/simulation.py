@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,16 +145,17 @@ class Simulation:
             member.left = self.world.now
             member.process.connection.leave(member.topic, member.channel)
 
-    async def _work(self, process: Process, channel: str, pause: float) -> None:
-        """Read jobs, now and then with a pause."""
-        while True:
+    async def _work(self, process: Process, channel: str, pause: float, count: float) -> None:
+        """Read so many jobs, now and then with a pause."""
+        while count > 0:
+            count -= 1
             payload = await process.connection.receive(channel, JOB_CAPACITY, normal=True)
             self.ledger.took_job(process, bytes_of(payload))
             if pause and self.random.random() < 0.5:
                 await sleep(process.loop, self.random.uniform(0, pause))
 
-    def read_jobs(self, process: Process, channel: str, *, pause: float = 0.0) -> Task:
-        return process.run(self._work(process, channel, pause), self._ended)
+    def read_jobs(self, process: Process, channel: str, *, pause: float = 0.0, count: float = inf) -> Task:
+        return process.run(self._work(process, channel, pause, count), self._ended)
 
     def _ended(self, result: Any, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Cancelled) and type(error).__name__ != "StopConsumer":

@@ -21,7 +21,7 @@ from channels_zmq.transports import discovery
 from channels_zmq.transports import links as module
 from channels_zmq.transports.discovery import Bootstrap, Forwarder
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
-from channels_zmq.transports.link import CONNECTS_WITHIN, PATIENCE, PUSH_EVERY, Link
+from channels_zmq.transports.link import CONNECTS_WITHIN, FULL_RETRY, PATIENCE, PUSH_EVERY, Link
 from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
 from channels_zmq.transports.states import Event, State
 from channels_zmq_forwarder import sockets, wire
@@ -805,6 +805,21 @@ def busy(pair: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
     for forwarder in (A, B):
         pair.exchange(forwarder).accept_batches()
     return pair
+
+
+def test_messages_that_wait_are_taken_apart_for_a_forwarder_that_takes_no_batches(busy: Rig) -> None:
+    """The one that does has failed meanwhile."""
+    busy.go_down(B)
+    busy.come_up(B)
+    assert not busy.link(B).takes_batches
+    busy.publish(b"1")
+    busy.publish(b"2")
+    busy.go_down(A)
+    busy.links.send_batch()
+    busy.tick(FULL_RETRY)
+    frames = [frame for frame in busy.exchange(B).push.frames if frame[:1] == b"G"]
+    assert [wire.is_batch(frame) for frame in frames] == [False, False]
+    assert busy.sent(B) == [b"1", b"2"]
 
 
 def test_messages_to_one_destination_leave_as_one_frame(busy: Rig) -> None:
