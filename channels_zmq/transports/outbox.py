@@ -9,6 +9,9 @@ from enum import Enum
 from math import inf
 from typing import NamedTuple
 
+SCAN_SECONDS = 3e-6
+"""Seconds between two searches for expired messages, for each that is held: a search takes 5 % of that."""
+
 
 class Kind(Enum):
     """The kinds of held messages."""
@@ -50,6 +53,8 @@ class Held(NamedTuple):
 class Ledger:
     """The bounds shared by all outboxes of a process.
 
+    Messages that are sent again do not count for the bounds: those of the window, from which they come, hold for them.
+
     Args:
         capacity: How many messages.
         max_bytes: How many bytes they may have together.
@@ -58,6 +63,7 @@ class Ledger:
     def __init__(self, capacity: int, max_bytes: int) -> None:
         self.capacity, self.max_bytes = capacity, max_bytes
         self.count = self.size = 0
+        self._new_count = self._new_size = 0
         self.order = 0
         """The order of the last message that was held."""
         self._joined: dict[bytes, int] = {}  # topics subscribed to while messages were held: the last of these
@@ -73,21 +79,26 @@ class Ledger:
         """Return whether a message was held before this process subscribed to its topic."""
         return held.order <= self._joined.get(held.key, 0)
 
-    def add(self, body: bytes) -> int:
+    def add(self, held: Held) -> int:
         """Count a message; return its order."""
         self.order += 1
-        self.count += 1
-        self.size += len(body)
+        self._count(held, 1)
         return self.order
 
-    def remove(self, body: bytes) -> None:
+    def remove(self, held: Held) -> None:
         """Count a message no longer."""
-        self.count -= 1
-        self.size -= len(body)
+        self._count(held, -1)
+
+    def _count(self, held: Held, by: int) -> None:
+        self.count += by
+        self.size += by * len(held.body)
+        if held.kind is not Kind.REPEAT:
+            self._new_count += by
+            self._new_size += by * len(held.body)
 
     def is_full(self, body: bytes) -> bool:
-        """Return whether a message with this body does not fit."""
-        return self.count >= self.capacity or self.size + len(body) > self.max_bytes
+        """Return whether a new message with this body does not fit."""
+        return self._new_count >= self.capacity or self._new_size + len(body) > self.max_bytes
 
 
 class Outbox:
@@ -102,7 +113,7 @@ class Outbox:
         self._held: OrderedDict[int, Held] = OrderedDict()  # by order
         self._requests: dict[int, int] = {}  # number of a held request -> its order
         self._expired = 0
-        self._earliest = inf  # no message expires before this; spares a scan for each one that is refused
+        self._earliest = inf  # nothing is searched for expired messages before this
 
     def __len__(self) -> int:
         return len(self._held)
@@ -120,7 +131,7 @@ class Outbox:
             self._expired += self._drop_expired(now)
             if ledger.is_full(held.body):
                 return False
-        order = ledger.add(held.body)
+        order = ledger.add(held)
         self._held[order] = held if held.order else held._replace(order=order)
         if held.number:
             self._requests[held.number] = order
@@ -157,7 +168,7 @@ class Outbox:
     def clear(self) -> None:
         """Drop everything."""
         for held in self._held.values():
-            self._ledger.remove(held.body)
+            self._ledger.remove(held)
         self._held.clear()
         self._requests.clear()
         self._earliest = inf
@@ -168,10 +179,11 @@ class Outbox:
         expired = [(key, held) for key, held in self._held.items() if held.deadline <= now]
         for key, _ in expired:
             self._remove(key)
-        self._earliest = min((held.deadline for held in self._held.values()), default=inf)
+        earliest = min((held.deadline for held in self._held.values()), default=inf)
+        self._earliest = max(earliest, now + len(self._held) * SCAN_SECONDS)
         return sum(held.counts for _, held in expired)
 
     def _remove(self, key: int) -> None:
         held = self._held.pop(key)
         self._requests.pop(held.number, None)
-        self._ledger.remove(held.body)
+        self._ledger.remove(held)

@@ -248,7 +248,7 @@ class SlowSubscribers:
         self.max_bytes = max_bytes if sys.platform == "linux" else 0
         self._connections = connections
         self._looked_at = 0
-        self._behind: dict[int, _Behind] = {}
+        self._behind: dict[tuple[int, Peer], _Behind] = {}  # another peer's connection may get the same descriptor
 
     def is_due(self, published: int) -> bool:
         """Return whether so much was published since the last look that another one makes sense."""
@@ -266,16 +266,17 @@ class SlowSubscribers:
         if not self.is_due(published):
             return []
         self._connections.turn()
-        behind, ended = {}, []
+        behind: dict[tuple[int, Peer], _Behind] = {}
+        ended = []
         for descriptor, peer in list(self._connections.peers.items()):
             if not _has_unsent(descriptor) or (acknowledged := _acknowledged(descriptor)) is None:
                 continue
-            start = self._behind.get(descriptor) or _Behind(published, acknowledged)
+            start = self._behind.get((descriptor, peer)) or _Behind(published, acknowledged)
             if published - start.published - (acknowledged - start.acknowledged) > self.max_bytes:
                 self._connections.end(descriptor)
                 ended.append(peer)
             else:
-                behind[descriptor] = start
+                behind[descriptor, peer] = start
         self._behind, self._looked_at = behind, published
         return ended
 

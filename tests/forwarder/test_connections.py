@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zmq
@@ -127,6 +127,20 @@ def test_a_subscriber_that_reads_late_is_not_behind(make: Callable[..., Publishe
         assert publisher.look() == []
         for _ in range(64):
             read(late)
+
+
+def test_a_new_connection_is_not_behind_by_what_another_one_of_its_descriptor_has_received(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client was replaced between two looks, and both were busy at that moment."""
+    acknowledged = 500 * BEHIND
+    monkeypatch.setattr(connections, "_has_unsent", lambda descriptor: True)
+    monkeypatch.setattr(connections, "_acknowledged", lambda descriptor: acknowledged)
+    known = SimpleNamespace(peers={7: Peer("10.0.0.1", 1)}, turn=lambda: None)
+    slow = SlowSubscribers(cast(Connections, known), BEHIND)
+    assert slow.look(BEHIND) == []
+    known.peers, acknowledged = {7: Peer("10.0.0.2", 2)}, 0
+    assert slow.look(2 * BEHIND) == []
 
 
 def test_a_subscriber_of_other_topics_is_not_behind(make: Callable[..., Publisher]) -> None:

@@ -1,5 +1,6 @@
 """Messages that wait while the forwarder is unreachable."""
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -129,6 +130,28 @@ def test_nothing_due_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "_remove", None)
     assert [hold(outbox, now=4.9) for _ in range(10)] == [False] * 10
     assert outbox.expire(4.9) == 0
+
+
+def test_messages_that_expire_one_after_the_other_are_not_searched_for_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in an outage of longer than the expiry: each new message is held once another one has expired."""
+    count = 10_000
+    outbox = Outbox(Ledger(capacity=count, max_bytes=2**30))
+    for number in range(count):
+        hold(outbox, deadline=5.0 + number / count)
+    visited = 0
+
+    class Counted(OrderedDict[int, Held]):
+        def items(self) -> Any:
+            nonlocal visited
+            visited += len(self)
+            return super().items()
+
+    monkeypatch.setattr(outbox, "_held", Counted(outbox._held))
+    expired = sum(outbox.expire(5.0 + number / count) for number in range(2 * count))
+    assert expired == count
+    assert visited < 50 * count
 
 
 def test_a_withdrawn_request_is_not_sent(outbox: Outbox) -> None:
