@@ -78,6 +78,7 @@ class Exchange:
         self.replays = Replays(self.history, clock)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
         self._copies: list[wire.Enqueue] = []  # of a group message, that are left to be made; the last one first
+        self._copied = 0
         self._messages: list[bytes] = []  # of a batch, that are left to be taken; the last one first
         self._announced = 0
         self._announced_news: frozenset[tuple[Address, bool]] = frozenset()
@@ -339,6 +340,7 @@ class Exchange:
         """Make some copies of a group message for its normal members."""
         out, copies = [], self._copies[-COPIES_A_STEP:]
         del self._copies[-COPIES_A_STEP:]
+        self._copied += len(copies)
         for copy in reversed(copies):
             out += self.queues.put(copy)
         return out
@@ -356,8 +358,9 @@ class Exchange:
 
     def go_on(self) -> list[bytes]:
         """Go on with the last frame of a producer, for a bounded time; return the frames to publish."""
+        enough = self._copied + COPIES_A_STEP
         out = self._copy() if self._copies else []
-        while self._messages and not self._copies:
+        while self._messages and not self._copies and self._copied < enough:
             out += self.inbound(self._messages.pop())
         return out
 

@@ -1112,6 +1112,19 @@ def test_copies_for_many_members_are_made_in_steps(crowd: Forwarder) -> None:
     assert depths == [COPIES_A_STEP, 2 * COPIES_A_STEP, 2 * COPIES_A_STEP + 1]
 
 
+def test_copies_of_the_messages_of_a_batch_are_made_in_steps(forwarder: Forwarder) -> None:
+    """Each of them has so few that they are made at once."""
+    forwarder.connect(A)
+    for number in range(COPIES_A_STEP):
+        forwarder.join(channel=b"%d" % number)
+    forwarder.inbound(batch_frame())
+    assert forwarder.queues.depth() == COPIES_A_STEP
+    while forwarder.is_unfinished:
+        before = forwarder.queues.depth()
+        forwarder.go_on()
+        assert forwarder.queues.depth() == before + COPIES_A_STEP
+
+
 def test_a_flush_drops_the_copies_that_are_left(crowd: Forwarder) -> None:
     """They belong to a message that was sent before."""
     crowd.inbound(group_frame())
