@@ -13,7 +13,9 @@ from channels_zmq_forwarder import wire
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds the answer is waited for."""
+"""How many seconds the answer is waited for, after each hello."""
+AT_MOST = 3.0
+"""How many seconds it is waited for in a session: an exchange may never welcome it, and the hello is repeated."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -32,6 +34,7 @@ class Resumption:
         self._inbox, self._clock = inbox, clock
         self._missing_since: float | None = None
         self._session = 0  # in which was asked
+        self._asked_at = 0.0  # for the first time in it
         self._attempts = 0
         self._is_asked = False
 
@@ -51,8 +54,10 @@ class Resumption:
         if self._missing_since is None:
             return None
         now = self._clock()
-        self._attempts += session != self._session
-        self._session, self._is_asked, self.until = session, True, now + REPLAYED_WITHIN
+        if session != self._session:
+            self._session, self._asked_at = session, now
+            self._attempts += 1
+        self._is_asked, self.until = True, min(now + REPLAYED_WITHIN, self._asked_at + AT_MOST)
         age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)

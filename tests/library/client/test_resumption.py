@@ -3,7 +3,7 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.resumption import ATTEMPTS, ON_THE_WAY, REPLAYED_WITHIN, Resumption
+from channels_zmq.client.resumption import AT_MOST, ATTEMPTS, ON_THE_WAY, REPLAYED_WITHIN, Resumption
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
@@ -83,6 +83,16 @@ def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: 
     assert asked is not None
     assert (asked.every, len(asked.topics)) == (every, 0 if every else 4 * count)
     assert len(wire.RESUME.encode(asked)) <= wire.MAX_UPSTREAM
+
+
+def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption: Resumption, clock: Clock) -> None:
+    """It does not welcome the session, so the hello is repeated."""
+    resumption.lost(clock.now - 2.0)
+    begun = clock.now
+    for _ in range(10):
+        request(resumption)
+        clock.now += REPLAYED_WITHIN
+    assert resumption.until == begun + AT_MOST
 
 
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
