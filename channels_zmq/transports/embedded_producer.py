@@ -222,12 +222,12 @@ class EmbeddedProducer:
 
     def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> bool:
         """Deliver a message to the members here, and publish it if another process, or a queue, wants it."""
-        client, exchange, begins = self._client, self._exchange, False
+        receiver, exchange, begins = self._client.receiver, self._exchange, False
         if self._settled_at < inf:
-            client.receiver.deliver_group(topic, ttl, payload)
+            receiver.deliver_group(topic, ttl, payload)
             self._hold(self._frame(topic, payload, ttl))
         elif exchange.relays_unchanged:
-            client.receiver.deliver_group(topic, ttl, payload)
+            receiver.deliver_group(topic, ttl, payload)
             if topic in exchange.topics:
                 begins = self._publish(topic, payload, ttl)
         else:
@@ -235,7 +235,7 @@ class EmbeddedProducer:
             frame = self._frame(topic, payload, ttl)
             frames = exchange.inbound(frame)
             if frames and frames[0] is frame:  # else it refused the message
-                client.receiver.deliver_group(topic, ttl, payload)
+                receiver.deliver_group(topic, ttl, payload)
             self._drive(frames)
         return begins
 

@@ -242,8 +242,13 @@ class Links:
             return
         topic, bodies, ttl = batch.prefix, batch.take(), batch.ttl
         link = self._homes.only or self._homes.of(topic)
-        takes = link is not None and link.takes_batches and (link.passes or link.make_room())
-        if link is None or not takes or not link.publish_batch(topic, bodies, ttl):
+        is_sent = (
+            link is not None
+            and link.takes_batches
+            and (link.passes or link.make_room())
+            and link.publish_batch(topic, bodies, ttl)
+        )
+        if not is_sent:
             now = time.monotonic()
             for body in bodies:
                 self._hold(link, Held(now + ttl / 1000, topic, body), now, must=True)

@@ -78,7 +78,7 @@ class Exchange:
         self.replays = Replays(self.history, clock)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
         self._copies: list[wire.Enqueue] = []  # of a group message, that are left to be made; the last one first
-        self._copied = 0
+        self._copied = 0  # copies made so far
         self._messages: list[bytes] = []  # of a batch, that are left to be taken; the last one first
         self._announced = 0
         self._announced_news: frozenset[tuple[Address, bool]] = frozenset()

@@ -90,9 +90,8 @@ class Replays:
         Raises:
             FrameError: If its topics are malformed.
         """
-        wire.decode_hashes(
-            resume.topics
-        )  # to refuse it now; as a set they would take 16 times as much memory until then
+        # To refuse it now. The set itself is made when its turn comes: it takes 16 times as much memory.
+        wire.decode_hashes(resume.topics)
         now = self._clock()
         self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
 
