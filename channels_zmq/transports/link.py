@@ -197,7 +197,7 @@ class Link:
     @property
     def takes_batches(self) -> bool:
         """Whether the forwarder has accepted batches in this session."""
-        return self.attachment.batching_session == self._subscriber.session
+        return self.attachment.batching_session == self.session
 
     def is_coming(self, now: float) -> bool:
         """Return whether it has begun to connect a moment ago and is not up yet."""
@@ -215,6 +215,11 @@ class Link:
     def welcome(self) -> wire.Welcome | None:
         """The last welcome of the current session."""
         return self._subscriber.welcome
+
+    @property
+    def session(self) -> int:
+        """The current session, whose number no other link of this process has."""
+        return self._subscriber.session
 
     def say_hello(self) -> None:
         """Report which forwarders this process knows now."""
@@ -239,7 +244,7 @@ class Link:
         return LinkStats(
             forwarder=self.address,
             state=self.state.value,
-            session=self._subscriber.session,
+            session=self.session,
             carries=self.is_home,
             unacknowledged=len(self._window),
             held=len(self._outbox),
@@ -517,7 +522,7 @@ class Link:
         former = self._subscriber.welcome
         if self._subscriber.take(welcome):
             self.other_version = None
-            self._client.begin_session(self.attachment, self._subscriber.session, welcome.instance)
+            self._client.begin_session(self.attachment, self.session, welcome.instance)
             if self.state is State.UP:
                 self._renewed(welcome)
             self._enter(Event.WELCOMED)
@@ -552,7 +557,7 @@ class Link:
             self._call_soon(0.0)
 
     def _detach(self) -> bytes:
-        return wire.DETACH.encode(wire.Detach(self._client.inbox, self._subscriber.session))
+        return wire.DETACH.encode(wire.Detach(self._client.inbox, self.session))
 
     def _send_echo(self) -> None:
         now = time.monotonic()

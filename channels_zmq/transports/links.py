@@ -89,6 +89,7 @@ class Links:
         self._rotated = 0.0, 0  # when homes were forgotten last, and the order of the last message held until then
         self._listed: dict[Forwarder, float] = {}  # by other processes, and when they did so last
         self._ignored: dict[Forwarder, float] = {}  # known by another address already, or of no use: until when
+        self._doubles: list[tuple[Link, Link]] = []  # of two links to one forwarder the one to remove, and the other
         self._list_told = b""
         self._has_news = False  # whether the set of forwarders may have changed
         self._has_reported_lists = self._has_reported_problem = False
@@ -127,16 +128,12 @@ class Links:
         self._links[forwarder] = self._by_attachment[link.attachment] = link
 
     def _remove(self, link: Link) -> None:
-        instance = _instance(link)
         del self._links[link.forwarder], self._by_attachment[link.attachment]
         if link.state is State.UP:
             self.went_down(link)
         link.close()
         self._client.detach(link.attachment)
         self._has_news = True
-        for other in self._links.values():
-            if instance and _instance(other) == instance:
-                other.greet()
 
     def watch(self, subscriber: Subscriber) -> None:
         """Let event loops watch a subscriber."""
@@ -375,8 +372,11 @@ class Links:
         """Take welcomes, and the answers to echoes and markers."""
         for attachment, frame in frames:
             link = self._by_attachment.get(attachment)
-            if link is not None:
-                link.take_session(frame)
+            if link is None:
+                continue
+            if isinstance(frame, wire.Welcome) and frame.session != link.session:
+                self._drop_double(link, [one for one in self._links.values() if one.session == frame.session])
+            link.take_session(frame)
 
     def came_up(self, link: Link) -> None:
         """Send by a link from now on, unless other clients have yet to reach its forwarder."""
@@ -462,7 +462,8 @@ class Links:
             self._client.counters.drop("malformed")
             listed = {}
         link.listed = listed or None
-        self._drop_double(link, welcome.instance)
+        same = [one for one in self._links.values() if one is not link and _instance(one) == welcome.instance]
+        self._drop_double(link, same)
         self._look_at_lists(time.monotonic())
         self._learn()
         if link.state is State.UP:
@@ -483,18 +484,19 @@ class Links:
                     self._listed[forwarder] = now
         self._report_lists(list(self._listed))
 
-    def _drop_double(self, link: Link, instance: bytes) -> None:
-        """Ignore one of two links to one instance: another process knows the forwarder by other addresses.
+    def _drop_double(self, link: Link, same: list[Link]) -> None:
+        """Ignore a link or one of those to the same forwarder, which is known by several addresses.
 
-        The instance has one session for this process, that of the later hello. `tick` removes the link that is ignored
-        and begins a new session by the other one.
+        A forwarder has one session for this process, that of the later hello, and answers both links with its welcome.
+        `tick` removes the link that is ignored and begins a new session by the other one.
         """
-        for other in self._links.values():
-            if other is not link and other.forwarder not in self._ignored and _instance(other) == instance:
-                double = other if link.forwarder in self._bootstrap.known else link
+        for other in same:
+            if not {link.forwarder, other.forwarder} & self._ignored.keys():
+                double, kept = (other, link) if link.forwarder in self._bootstrap.known else (link, other)
                 is_configured = double.forwarder in self._bootstrap.known
                 self._ignored[double.forwarder] = inf if is_configured else time.monotonic() + IGNORE_FOR
                 self._listed.pop(double.forwarder, None)
+                self._doubles.append((double, kept))
                 self._serve()
                 self._call_soon(0.0)
                 return
@@ -547,20 +549,28 @@ class Links:
                     link.say_hello()
 
     def _forget(self, now: float) -> None:
-        """Remove second links to one forwarder, and links to unreachable forwarders that no process lists."""
+        """Remove links to unreachable forwarders that no process lists."""
         self._ignored = {one: until for one, until in self._ignored.items() if until > now}
         self._look_at_lists(now)
         self._listed = {one: at for one, at in self._listed.items() if at + FORGET_AFTER > now}
         known = {*self._bootstrap.known, *self._listed}
         for link in list(self._links.values()):
-            if link.forwarder in self._ignored or (link.state is State.DOWN and link.forwarder not in known):
+            if link.state is State.DOWN and link.forwarder not in known:
                 self._remove(link)
+
+    def _remove_doubles(self) -> None:
+        for double, kept in self._doubles:
+            self._remove(double)
+            if kept.is_connected:
+                kept.greet()
+        self._doubles.clear()
 
     # Housekeeping
 
     def tick(self, now: float) -> float:
         """Do what is due at every link; return when to be called again."""
         self.holds_back = False
+        self._remove_doubles()
         if now >= self._rotate_at:
             self._rotate_homes(now)
             self._forget(now)
@@ -568,8 +578,6 @@ class Links:
             self._has_news = True
         elif not self.is_connected:
             self._serve()
-        if any(one in self._links for one in self._ignored):
-            self._forget(now)
         if self._has_news:
             self._learn()
         due = min((link.tick(now) for link in list(self._links.values())), default=now + ROTATE_EVERY)

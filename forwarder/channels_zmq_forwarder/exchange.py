@@ -262,7 +262,9 @@ class Exchange:
             # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor. And
             # what a client sends while its connection breaks waits in its socket for the next one. If that began the
             # session anew, jobs would be handed over that the client has never seen, but reports as received.
-            return self._dropped("stray")
+            self.drops["stray"] += 1
+            # A client with two connections learns by this welcome that both lead here, by two addresses.
+            return NOTHING if known is None else [self._welcome(hello.inbox, known)]
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []
         if hello.session != known:

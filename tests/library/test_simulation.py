@@ -15,6 +15,7 @@ from simulated_schedule import Schedule
 from simulation import Simulation, address
 
 from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.states import State
 
 SEEDS = 20
 """As many as fit into a few seconds."""
@@ -92,6 +93,15 @@ def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Sim
         simulation.send_group(sender, topic)
     simulation.run(5.0)
     assert lost(simulation, members) == []
+
+
+def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) -> None:
+    """The second hello may be read first. The other one, of the lower session, was then repeated for ever."""
+    other = address(2, net=1)
+    simulation.start_forwarder(B, other)
+    processes = [simulation.start_process((B, other), is_steady=True) for _ in range(10)]
+    simulation.run(5.0)
+    assert [[link.state for link in one.links._links.values()] for one in processes] == [[State.UP]] * 10
 
 
 def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Simulation) -> None:

@@ -406,6 +406,8 @@ class Schedule(Simulation):
         alive = {one.exchange.instance for one in self._known()}
         assert reached == alive, "not every forwarder is reached"
         assert len(links._homes.serving) == len(alive), "not every forwarder is a home"
+        greeting = [one.address for one in links._links.values() if one.is_connected and one.welcome is None]
+        assert not greeting, "a hello is not answered"
         assert not links.held, "something waits or is unacknowledged"
         assert not client.gaps.frames
         assert not client.requests, "a request was not forgotten"

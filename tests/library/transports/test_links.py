@@ -1327,6 +1327,42 @@ def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None
     assert rig.sent(A)[-3:] == [b"1", b"2", b"3"]
 
 
+@pytest.mark.parametrize("order", [(B, A), (A, B)])
+@pytest.mark.parametrize("configured", [(A,), (A, B), (B, A), (C, A, B)])
+def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
+    make: Callable[..., Rig], configured: tuple[Forwarder, ...], order: tuple[Forwarder, ...]
+) -> None:
+    """The forwarder never welcomes the session of the hello that it reads last, if that is the lower one."""
+    rig = make(*configured)
+    if B not in configured:
+        rig.links._listed[B] = rig.clock.now
+        rig.links._learn()
+    for one in (A, B):
+        rig.exchange(one).instance = b"a" * 8
+        rig.exchange(one).connected()
+    session = rig.link(B).session
+    for one in order:
+        rig.welcome(one, session=session)
+    rig.tick()
+    (kept,) = {A, B} & rig.links._links.keys()
+    assert B in configured or kept == A
+    assert rig.link(kept).session > session
+    rig.welcome(kept)
+    rig.tick(PUSH_EVERY)
+    rig.confirm(kept)
+    assert rig.up() == [kept]
+
+
+def test_a_late_welcome_of_an_earlier_session_shows_no_double(rig: Rig) -> None:
+    """The link may have led to the instance where another link is now."""
+    rig.exchange(A).connected()
+    session = rig.link(A).session
+    rig.come_up(A, B)
+    rig.welcome(A, session=session)
+    rig.tick()
+    assert rig.up() == [A, B]
+
+
 @pytest.mark.parametrize("forwarders", [b"nonsense", b"0tcp://\xff\0tcp://b"])
 def test_a_malformed_list_is_counted(make: Callable[..., Rig], forwarders: bytes) -> None:
     """The welcome counts all the same."""
@@ -1446,7 +1482,8 @@ def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Ca
     rig.publish(b"1", H)
     rig.exchange(B).push.is_full = True
     rig.publish(b"2", H)
-    rig.links._ignored[B] = inf
+    rig.links._listed.clear()
+    rig.links._remove(rig.link(B))
     rig.tick()
     assert list(rig.links._links) == [A]
     assert rig.sent(A) == [b"1", b"2"]
