@@ -171,9 +171,8 @@ async def _resync(
         changed.clear()
         pause = settings.resync
         try:
+            await _check_kinds(cluster, reconciler)
             await _check_watches(settings, cluster, reconciler, kinds)
-            monitors = await cluster.serves("ServiceMonitor")  # it may be defined later than the operator starts
-            reconciler.choices = replace(reconciler.choices, service_monitors=monitors)
         except ClusterError as error:
             pause = min(pause, SHOWN_WITHIN)
             logger.warning("the watches could not be checked: %s", error)
@@ -181,26 +180,43 @@ async def _resync(
             queue.add(key)
 
 
+async def _check_kinds(cluster: CountingCluster, reconciler: Reconciler) -> None:
+    """Check that the cluster serves the kinds that were found at the start; only those are watched.
+
+    Raises:
+        ManagerError: If ServiceMonitors have been defined since, or are not any more.
+        ClusterError: If the cluster refuses the request, or is unavailable.
+    """
+    if await cluster.serves("ServiceMonitor") != reconciler.choices.service_monitors:
+        has = "no longer serves" if reconciler.choices.service_monitors else "serves"
+        raise ManagerError(f"the cluster {has} the kind ServiceMonitor, and watches begin with the process")
+
+
 async def _check_watches(
     settings: Settings, cluster: CountingCluster, reconciler: Reconciler, kinds: list[str]
 ) -> None:
-    """Compare the state from the watches with lists: a watch can fail silently (kopf 1276).
+    """Compare the state from the watches with lists.
+
+    A watch can fail silently (kopf 1276), and one that begins anew does not report what was deleted meanwhile.
 
     Raises:
-        ManagerError: If a watch has not shown an unchanged object for `SHOWN_WITHIN` seconds.
+        ManagerError: If for `SHOWN_WITHIN` seconds a watch has not shown an unchanged object, or its deletion.
         ClusterError: If the cluster refuses a request, or is unavailable.
     """
 
     async def unseen() -> dict[tuple[str, str], str]:
+        """Return what a watch has not reported, by uid and resource version, which is empty for a deletion."""
+        known = {uid: name for uid, kind, name in reconciler.objects() if kind in (KIND, *kinds)}
         missing = {}
         for kind in (KIND, *kinds):
             for namespace in settings.watch_namespaces or [""]:
                 async for found in cluster.metadata(kind, namespace, "" if kind == KIND else OWNER_LABEL):
+                    metadata = found["metadata"]
+                    known.pop(metadata["uid"], None)
                     if not reconciler.has_seen(found):
-                        metadata = found["metadata"]
                         name = f"{kind} {metadata['namespace']}/{metadata['name']}"
                         missing[metadata["uid"], metadata["resourceVersion"]] = name
-        return missing
+        return missing | {(uid, ""): f"the deletion of {name}" for uid, name in known.items()}
 
     if before := await unseen():
         await asyncio.sleep(SHOWN_WITHIN)

@@ -5,7 +5,7 @@ without a change costs no request.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from channels_zmq_operator import __version__, naming, status
@@ -83,7 +83,9 @@ class Reconciler:
         if before is None:  # its children may have been seen first
             found = resource.get("status") or {}
             known.found = owner.generation if found.get("observedGeneration", 0) == owner.generation else 0
-            known.settings = AppSettings.model_validate(found["settings"]) if "settings" in found else None
+            known.settings = (
+                AppSettings.model_validate(found["settings"], extra="ignore") if "settings" in found else None
+            )
             known.rotated_for = found.get("keysRotatedFor", "")
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
         elif before["metadata"]["generation"] == owner.generation:
@@ -158,6 +160,14 @@ class Reconciler:
         seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
         return seen is not None and seen.version >= version_of(found)
 
+    def objects(self) -> Iterator[tuple[str, str, str]]:
+        """Yield uid, kind and name of each object that is there as far as is known: layers and their children."""
+        for (namespace, layer), known in self.layers.items():
+            if known.resource is not None:
+                yield known.resource["metadata"]["uid"], KIND, f"{KIND} {namespace}/{layer}"
+            for (kind, name), child in known.children.items():
+                yield child.uid, kind, f"{kind} {namespace}/{name}"
+
     # The work
 
     async def reconcile(self, key: Key) -> float:
@@ -173,17 +183,13 @@ class Reconciler:
         if known is None or known.resource is None:
             return float("inf")
         owner = Owner.of(known.resource)
-        spec = known.spec
+        spec, again = known.spec, float("inf")
         if spec is None:
-            known.refusal = None
             await self._tell(known, owner, "SpecInvalid", known.problem)
-            await self._write_status(known, owner)
-            return float("inf")
-        if spec.paused:
-            await self._write_status(known, owner)
-            return float("inf")
         try:
-            again = await self._bring(known, owner, spec)
+            if spec is not None and not spec.paused:
+                again = await self._bring(known, owner, spec)
+            again = min(again, await self._count_outdated(known, owner))
             known.refusal = None
         except ClusterError as error:
             known.refusal = error
@@ -219,23 +225,30 @@ class Reconciler:
         known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         if keys is not None and rotated_at and keys.rotated_at != rotated_at:
             await self._note(owner, "KeysRotated", "the applications' key was rotated")
-        await self._count_outdated(known, owner, spec)
-        if known.waits:
-            again = min(again, WAIT)
-        return min(again, COUNT_EVERY) if known.outdated else again
+        self._note_settings(known, spec)
+        return min(again, WAIT) if known.waits else again
 
-    async def _count_outdated(self, known: Known, owner: Owner, spec: Spec) -> None:
-        """Count the pods of applications that are older than their current settings, until the count is 0."""
-        now, told = self._clock(), digest(spec.told_to_applications)
+    def _note_settings(self, known: Known, spec: Spec) -> None:
+        """Note what applications learn at their start, and when that has changed."""
+        told = digest(spec.told_to_applications)
         if known.settings is None or told != known.settings.digest:
-            since = naming.timestamp(now) if known.settings is not None else ""  # at first pods wait for them
+            since = naming.timestamp(self._clock()) if known.settings is not None else ""  # at first pods wait for them
             known.settings, known.outdated, known.count_at = AppSettings(digest=told, since=since), None, None
-        if not known.settings.since:
+
+    async def _count_outdated(self, known: Known, owner: Owner) -> float:
+        """Count the pods of applications that are older than their current settings, until the count is 0.
+
+        Returns:
+            Seconds until the next count at the latest.
+        """
+        now, settings = self._clock(), known.settings
+        if settings is None or not settings.since:
             known.outdated = 0
         elif known.outdated != 0 and (known.count_at is None or now >= known.count_at):
             known.count_at = now + timedelta(seconds=COUNT_EVERY)
             pods = self._cluster.metadata("Pod", owner.namespace, LAYER_LABEL, fields="status.phase=Running")
-            known.outdated = sum([is_outdated(pod, owner.name, known.settings.since) async for pod in pods])
+            known.outdated = sum([is_outdated(pod, owner.name, settings.since) async for pod in pods])
+        return COUNT_EVERY if known.outdated else float("inf")
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
         """Return a Secret; it is read once, and then known from our applies."""
@@ -339,10 +352,12 @@ class Reconciler:
         try:
             answer = await self._cluster.apply(manifest, subresource="status")
         except ClusterError as error:
-            if error.status == 404:  # deleted meanwhile
-                self._upgrades.end(owner.key)
-                return
-            raise
+            if error.status != 404:
+                raise
+            if self.layers.get(owner.key) is known:  # deleted, which its watch may never report
+                self.layer_seen(known.resource, gone=True)
+            self._upgrades.end(owner.key)
+            return
         known.resource = {**known.resource, "status": answer.get("status", after)}
         if progress["reason"] == "Complete" and progress_before.get("reason") == "RollingOut":
             await self._note(

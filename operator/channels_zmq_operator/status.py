@@ -79,6 +79,8 @@ class Rollout:
         if seen.deployment is None:
             return cls(seen.forwarders)
         wanted, observed = seen.deployment["spec"]["replicas"], seen.deployment["status"]
+        if seen.refusal:  # the Deployment may be as it was before the spec changed
+            wanted = max(wanted, seen.forwarders)
         generation, there, updated, ready, available = (observed[name] for name in NUMBERS)
         is_current = generation >= seen.deployment["metadata"]["generation"]
         complete = is_current and there == updated == available == wanted

@@ -251,7 +251,7 @@ async def test_watched_namespaces_get_roles() -> None:
     for namespace in ("a", "b"):
         assert rights([each for each in found if each["metadata"].get("namespace") == namespace]) == used
     (own,) = [each for each in found if each["metadata"].get("namespace") == "home"]
-    secrets = {("", "secrets", verb) for verb in ("get", "create", "patch")}
+    secrets = {("", "secrets", verb) for verb in ("get", "create", "patch", "delete")}
     assert rights([own]) == secrets | {("events.k8s.io", "events", "create")}
     for mode in ({"injection": {"mode": "None"}}, {"certificates": {"mode": "CertManager"}}):
         found = roles({"watchNamespaces": ["a", "b"], **mode})

@@ -201,7 +201,7 @@ class Resync:
         monkeypatch.setattr(module, "SHOWN_WITHIN", 0.01)
         monkeypatch.setattr(module, "SERVED_WITHIN", 0.0)
         self.cluster = FakeCluster()
-        self.reconciler = Reconciler(self.cluster, Choices("image"))
+        self.reconciler = Reconciler(self.cluster, Choices("image", service_monitors=True))
         self.looked = asyncio.Event()
         self.changed = asyncio.Event()
         self.queue = WorkQueue(self._look)
@@ -243,16 +243,17 @@ async def test_layers_are_looked_at_again_now_and_then(monkeypatch: pytest.Monke
     assert set(resync.cluster.log) == {*listed, ("serves", "ServiceMonitor", "")}
 
 
-async def test_service_monitors_are_made_once_the_cluster_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may be defined later than the operator starts, and go away again."""
+@pytest.mark.parametrize(("begins", "message"), [(True, "no longer serves"), (False, "the cluster serves")])
+async def test_the_operator_begins_anew_when_service_monitors_are_defined_or_not_any_more(
+    monkeypatch: pytest.MonkeyPatch, begins: bool, message: str
+) -> None:
+    """What is watched is decided once. A layer whose ServiceMonitor is refused would be stuck."""
     resync = Resync(monkeypatch)
-    running = resync.run()
+    resync.reconciler.choices = Choices("image", service_monitors=begins)
+    resync.cluster.served = (KIND,) if begins else (KIND, "ServiceMonitor")
     async with asyncio.timeout(5):
-        for served in ((KIND,), (KIND, "ServiceMonitor"), (KIND,)):
-            resync.cluster.served = served
-            while resync.reconciler.choices.service_monitors != ("ServiceMonitor" in served):
-                await asyncio.sleep(0.001)
-    await module._cancelled([running])
+        with pytest.raises(ManagerError, match=f"{message} the kind ServiceMonitor"):
+            await resync.run()
 
 
 @pytest.mark.parametrize("make", [layer, deployment])
@@ -265,6 +266,21 @@ async def test_a_watch_that_has_died_silently_ends_the_operator(
     make(resync.cluster)
     async with asyncio.timeout(5):
         with pytest.raises(ManagerError, match=r"has not reported .* home/chat"):
+            await resync.run()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(KIND, "chat"), ("Deployment", "chat-forwarder")])
+async def test_a_deletion_that_no_watch_reports_ends_the_operator(
+    monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
+    """Kopf lists again after an outage of the API server, which does not show what was deleted meanwhile."""
+    resync = Resync(monkeypatch)
+    layer(resync.cluster)
+    deployment(resync.cluster)
+    resync.cluster.watchers.clear()
+    resync.cluster.remove(kind, "home", name)
+    async with asyncio.timeout(5):
+        with pytest.raises(ManagerError, match=f"has not reported the deletion of {kind} home/{name}"):
             await resync.run()
 
 

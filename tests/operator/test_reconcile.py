@@ -352,6 +352,22 @@ async def test_a_layer_that_was_made_again_under_its_name_is_a_new_one(collected
     assert [one["uid"] for one in owners] == [uid]
 
 
+async def test_a_deletion_that_no_watch_has_reported_is_noticed_by_the_status() -> None:
+    """The objects of the layer were made again for ever, and collected again each time, as their owner is gone."""
+    world = World({})
+    await world.settle()
+    world.cluster.edit("Deployment", *KEY[:1], "chat-forwarder", ready)
+    await world.settle()
+    watchers = list(world.cluster.watchers)
+    world.cluster.watchers.clear()
+    world.cluster.remove(KIND, *KEY)
+    world.cluster.watchers.extend(watchers)
+    for _ in range(2):
+        world.cluster.collect()
+        await world.settle()
+    assert (world.children(), world.reconciler.layers) == (set(), {})
+
+
 async def test_a_layer_that_was_exchanged_while_nobody_watched_is_a_new_one() -> None:
     """The watch shows another uid under the same name, and no deletion: nothing is known of it."""
     world = World({})

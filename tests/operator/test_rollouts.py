@@ -235,7 +235,7 @@ async def test_a_layer_that_is_deleted_during_its_turn_gives_it_back(world: Upgr
     assert image(world, "b") == "image:2"
 
 
-async def test_an_upgrade_that_fails_goes_no_further_also_after_a_restart(world: Upgraded) -> None:
+async def test_an_upgrade_that_fails_goes_one_layer_further_after_a_restart(world: Upgraded) -> None:
     """The forwarders of the others are not touched; one that is mended by its spec lets it go on."""
     await world.upgrade()
     (first,) = world.upgraded()
@@ -340,6 +340,56 @@ async def test_settings_survive_a_restart_into_trouble() -> None:
     after = world.layer()["status"]
     assert (after["settings"], after["keysRotatedFor"]) == (before["settings"], "now")
     assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
+
+
+@pytest.mark.parametrize("spec", [{"paused": True}, {"forwarders": -1}])
+async def test_outdated_pods_are_counted_also_while_nothing_is_changed(spec: dict[str, Any]) -> None:
+    """Because the layer is paused, or its spec is invalid: the pods are replaced all the same."""
+    world = World({})
+    world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
+    await world.settle()
+    world.wait(hours=1)
+    world.set_spec({"layer": {"capacity": 5}})
+    await world.settle()
+    world.set_spec({"layer": {"capacity": 5}} | spec)
+    assert await world.settle() == COUNT_EVERY
+    assert world.condition("AppsOutdated") == ("True", "RestartNeeded")
+    world.cluster.remove("Pod", "home", "old")
+    world.wait(seconds=COUNT_EVERY)
+    assert await world.reconciler.reconcile(KEY) == float("inf")
+    assert world.condition("AppsOutdated") == ("False", "UpToDate")
+
+
+async def test_a_paused_layer_is_not_degraded_by_what_was_refused_before() -> None:
+    """Nothing is asked of the cluster any more, so nobody would notice that the cause is gone."""
+    world = World({})
+    world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Service" else None
+    with pytest.raises(ClusterError):
+        await world.settle()
+    assert world.condition("Degraded") == ("True", "ClusterRefused")
+    world.set_spec({"paused": True})
+    await world.settle()
+    assert world.condition("Degraded") == ("False", "AsExpected")
+
+
+async def test_a_layer_is_not_ready_with_fewer_forwarders_than_its_spec_has() -> None:
+    """Those that were ready before are not all: the Deployment could not be changed."""
+    world = World({})
+    await world.settle()
+    world.edit("Deployment", ready)
+    await world.settle()
+    assert world.condition("Ready") == ("True", "ForwardersReady")
+    world.cluster.refusal = lambda request: (
+        refused(403, "Forbidden") if request[:2] == ("apply", "Deployment") else None
+    )
+    world.set_spec({"forwarders": 4})
+    with pytest.raises(ClusterError):
+        await world.settle()
+    assert (world.condition("Ready"), world.layer()["status"]["ready"]) == (("False", "ClusterRefused"), "2/4")
+    world.set_spec({"forwarders": 1})
+    with pytest.raises(ClusterError):
+        await world.settle()
+    assert (world.condition("Ready"), world.layer()["status"]["ready"]) == (("True", "ForwardersReady"), "2/2")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@
   expr: absent(channels_zmq_webhook_certificate_expiry_timestamp_seconds{namespace="{{ $namespace }}"} > time())
   for: 5m
   severity: critical
-  summary: No webhook is available; pods with the label channels-zmq.io/layer are not created.
+  summary: No webhook is available; pods with the label channels-zmq.io/layer {{ eq .Values.injection.failurePolicy "Fail" | ternary "are not created" "start without it" }}.
 - alert: ChannelsZmqWebhookCertificate
   expr: channels_zmq_webhook_certificate_expiry_timestamp_seconds - time() < {{ mul $rule.certificateDays 86400 }}
   for: 1h

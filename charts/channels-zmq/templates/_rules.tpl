@@ -51,16 +51,22 @@
   verbs: [create]
 {{- end }}
 {{- if include "channels-zmq.makesCertificates" . }}
+{{- $secrets := list (include "channels-zmq.secret" .) (printf "%s-ca" (include "channels-zmq.secret" .)) | join ", " }}
 {{- if and .Values.watchNamespaces (not (has (include "channels-zmq.namespace" .) .Values.watchNamespaces)) }}
 # For the event of the renewal.
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+# Some clusters, such as OpenShift, let only those set an owner who may delete the object.
+- apiGroups: [""]
+  resources: [secrets]
+  resourceNames: [{{ $secrets }}]
+  verbs: [delete]
 {{- end }}
 # The webhook's certificate, and the CA that signs it.
 - apiGroups: [""]
   resources: [secrets]
-  resourceNames: [{{ include "channels-zmq.secret" . }}, {{ include "channels-zmq.secret" . }}-ca]
+  resourceNames: [{{ $secrets }}]
   verbs: [get, create, patch]
 {{- end }}
 {{- end }}

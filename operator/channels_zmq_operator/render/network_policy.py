@@ -19,13 +19,14 @@ def render(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
     def ports(*numbers: int) -> list[Manifest]:
         return [{"port": number, "protocol": "TCP"} for number in numbers]
 
+    readers = {"from": metrics_from} if metrics_from else {}  # all, also from outside the network of pods
     clients = {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}  # of this layer, or another one beside
     spec = {
         "podSelector": {"matchLabels": selector(owner)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [
             {"from": [{"podSelector": clients}], "ports": ports(PULL_PORT, PUB_PORT)},
-            {"from": metrics_from or [{"namespaceSelector": {}}], "ports": ports(ADMIN_PORT)},
+            {**readers, "ports": ports(ADMIN_PORT)},
         ],
         "egress": [],  # a forwarder accepts connections and opens none
     }
