@@ -11,6 +11,7 @@ without a sign on its descriptor, so a step that has found input reads it before
 """
 
 import asyncio
+import sys
 import threading
 import time
 import weakref
@@ -27,7 +28,7 @@ from channels_zmq import reports
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Report, Stats
 from channels_zmq.client.defaults import Defaults
-from channels_zmq.client.mailboxes import Payload, Shared
+from channels_zmq.client.mailboxes import Mailbox, Payload, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.output import LinkChange, Reply
 from channels_zmq.client.requests import LOST, Request, next_number
@@ -123,6 +124,8 @@ class Connection:
         self.client = client
         self.inbox = client.inbox
         self.closed = False
+        self.ended = threading.Event()
+        """Set once the sockets are closed."""
         self.announcer: Announcer = lambda change: None
         self.users: weakref.WeakSet[object] = weakref.WeakSet()
         """The layers that use this connection."""
@@ -142,6 +145,7 @@ class Connection:
         self._is_drain = False
         self._batching_loop: asyncio.AbstractEventLoop | None = None  # that will call `_turn_is_over`
         self._changes: deque[LinkChange] = deque()
+        self._left_over: deque[Callable[[], None]] = deque()  # by coroutines that the garbage collector has ended
         self._loop_turns = self._loop_turns_noticed = 0
         self._loop_is_blocked = False
         self._noticed_at, self._used_at = -NOTICE_EVERY, time.monotonic()
@@ -391,12 +395,26 @@ class Connection:
             assert waiter is not None, "there is one unless there is a payload"
             try:
                 await waiter.future
-            except BaseException:
-                with self._step:
-                    self._loops.leave(loop)
-                    self.client.stop_waiting(box, waiter)
-                    self.call_soon(self.client.due)
+            except BaseException as error:
+                self._clean_up(partial(self._stop_waiting, loop, box, waiter), error)
                 raise
+
+    def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:
+        self._loops.leave(loop)
+        self.client.stop_waiting(box, waiter)
+        self.call_soon(self.client.due)
+
+    def _clean_up(self, action: Callable[[], None], error: BaseException | None = None) -> None:
+        """Do what has to be done when a coroutine ends, as a step.
+
+        The garbage collector ends a coroutine whose loop was closed, in whichever thread it happens to run, which may
+        hold the lock. It must not wait for that, so `tick` cleans up.
+        """
+        if isinstance(error, GeneratorExit):
+            self._left_over.append(action)
+        else:
+            with self._step:
+                action()
 
     def drain(self) -> bool:
         """Read what has arrived, for one turn; return whether more may be there."""
@@ -456,9 +474,8 @@ class Connection:
         sync = wire.SYNC.encode(wire.Sync(self.inbox, number))
         try:
             await self._ask(number, sync, f"group_add({group!r})", to_all=True)
-        except BaseException:
-            with self._step:
-                self.client.join_failed(join)
+        except BaseException as error:
+            self._clean_up(partial(self.client.join_failed, join), error)
             raise
         with self._step:
             if self._transport.is_alone:
@@ -595,11 +612,13 @@ class Connection:
                 raise ConnectionLost(self.address, what)
             return answer
         finally:
-            with self._step:
-                self.client.requests.end(number)
-                if self._producer is not None:
-                    self._producer.withdraw(number)
-                self._loops.leave(loop)
+            self._clean_up(partial(self._end_request, number, loop), sys.exception())
+
+    def _end_request(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.client.requests.end(number)
+        if self._producer is not None:
+            self._producer.withdraw(number)
+        self._loops.leave(loop)
 
     def _late_answer(self, request: Request[Waiter]) -> int | Exception | None:
         """Read what is there: an answer that has arrived counts, however long this loop was busy."""
@@ -652,6 +671,8 @@ class Connection:
                 return now  # one that has just come: it is announced before held messages are sent
             if self._producer is not None:
                 self._producer.send_batch()
+            while self._left_over:
+                self._left_over.popleft()()
             due = self.client.keep(now, SLICE)
             if self._transport.is_connected:
                 self._repeat_requests(now)

@@ -8,17 +8,18 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
-from forwarders import PATIENCE, Forwarder, close_all, until
+from forwarders import PATIENCE, Forwarder, close_all, free_ports, until
 from peers import wait_until
 
 from channels_zmq import connection, reports, serializers
+from channels_zmq.core import DedicatedZmqChannelLayer
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
@@ -324,3 +325,40 @@ def test_no_foreign_code_runs_under_the_lock_of_a_connection(
     run(scenario())
     wait_until(lambda: foreign.ran >= {"handler", "dumps", "loads", "finalizer", "on_unused"})
     assert foreign.under_lock == set()
+
+
+CALLS: dict[str, Callable[[Any, str], Coroutine[Any, Any, Any]]] = {
+    "receive": lambda layer, channel: layer.receive(channel),
+    "receive of a normal channel": lambda layer, channel: layer.receive("jobs"),
+    "group_add": lambda layer, channel: layer.group_add("chat", channel),
+    "send": lambda layer, channel: layer.send("jobs", {}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_collector_may_end_a_coroutine_in_a_thread_that_holds_the_lock(call: str) -> None:
+    """One of an event loop that was closed while it waited. What it leaves behind is cleaned up soon."""
+    pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    layer = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=pub)
+
+    async def begin() -> Coroutine[Any, Any, Any]:
+        coroutine = CALLS[call](layer, await layer.new_channel())
+        coroutine.send(None)  # without a task, which would end with its loop in an orderly way
+        return coroutine
+
+    with asyncio.Runner() as runner:
+        coroutine = runner.run(begin())
+    known = layer._connection()
+    client = known.client
+
+    def collect() -> None:
+        with known._lock:
+            coroutine.close()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(BOUNDED)
+    assert not thread.is_alive(), "a deadlock"
+    wait_until(lambda: not any(box.waiters for box in client.mailboxes.boxes.values()))
+    wait_until(lambda: not (client.requests or client.memberships.groups or known._loops._watches))
+    close_all()
