@@ -19,14 +19,15 @@ from functools import partial
 from channels_zmq import housekeeper, reports, workers
 from channels_zmq.client.defaults import Defaults
 from channels_zmq.connection import Announcer, Connection
+from channels_zmq.loops import Waiter, wake
 from channels_zmq.runtime import refuse_gevent
 
 _lock = threading.Lock()
 _connections: dict[tuple[object, ...], Connection] = {}
 _ended: set[bytes] = set()
 """Inboxes of this process whose connection was closed: nothing arrives for their channels any more."""
-_releasing: dict[tuple[object, ...], threading.Event] = {}
-"""Addresses that an unused connection has bound and is about to release; a successor would find them in use."""
+_closing: dict[tuple[object, ...], Connection] = {}
+"""Connections that are about to be closed; one that has bound an address has to release it before its successor."""
 _before_fork: list[object] = []
 """What belongs to the parent process."""
 
@@ -52,19 +53,19 @@ def connection(
     """
     while True:
         with _lock:
-            releases = _releasing.get(key)
-            if releases is None:
+            former = _closing.get(key)
+            if former is None or not former.is_bound:
                 known = _connections.get(key)
                 if known is None or known.closed:
                     refuse_gevent()
                     known = make()
                     known.start()
-                    known.on_unused = partial(_close_soon, key, known)
+                    known.on_unused = partial(_close_soon, known)
                     _connections[key] = known
                     workers.on_worker_exit(_at_exit)
                 known.use(layer, defaults, announcer)
                 return known
-        releases.wait()  # at most `linger`; nothing here asks the application to wait, so no error would be its fault
+        former.ended.wait()  # `linger` or so; nothing asks the application to wait, so no error would be its fault
 
 
 def connections() -> list[Connection]:
@@ -79,62 +80,63 @@ def has_ended(inbox: bytes) -> bool:
 
 def close(known: Connection) -> None:
     """Close a connection for all its users; blocks for at most `linger`."""
-    _forget(known)
-    if not known.closed:
+    _withdraw(known)
+    try:
         known.deliver_held()
-        if known.stop():
-            known.finish()
+    finally:
+        _end(known)
 
 
 async def close_from_loop(known: Connection) -> None:
-    """Close a connection without holding up the running loop."""
-    _forget(known)
-    await asyncio.get_running_loop().run_in_executor(None, known.deliver_held)
-    if known.stop():  # ends this loop's watch at once; other loops end theirs on their threads
-        await asyncio.get_running_loop().run_in_executor(None, known.finish)
+    """Close a connection without holding up the running loop; it is closed also if this is cancelled."""
+    closed = Waiter(asyncio.get_running_loop())
+
+    def work() -> None:
+        try:
+            close(known)
+        finally:
+            wake([closed])
+
+    threading.Thread(target=work, name="channels-zmq closing").start()
+    await closed.future
 
 
-def _forget(known: Connection) -> None:
-    """Remove a connection from the table."""
+def _withdraw(known: Connection, *, if_unused: bool = False) -> bool:
+    """Give a connection to no new user; return whether it had not been withdrawn, and is unused if it has to be."""
     with _lock:
-        _remove(known)
-
-
-def _forget_unused(known: Connection, released: threading.Event) -> bool:
-    """Remove a connection unless a layer uses it; a successor waits for the event. Return whether it was removed."""
-    with _lock:
-        keys = [] if len(known.users) else _remove(known)
-        if known.is_bound:
-            _releasing.update(dict.fromkeys(keys, released))
+        if if_unused and len(known.users):
+            return False
+        keys = [key for key, value in _connections.items() if value is known]
+        for key in keys:
+            del _connections[key]
+            _closing[key] = known
+            _ended.add(known.inbox)
         return bool(keys)
 
 
-def _remove(known: Connection) -> list[tuple[object, ...]]:
-    keys = [key for key, value in _connections.items() if value is known]
-    for key in keys:
-        del _connections[key]
-        _ended.add(known.inbox)
-    return keys
-
-
-def _close_soon(key: tuple[object, ...], known: Connection) -> None:
-    """Close a connection that no layer uses, from the housekeeper, which may not block."""
-    threading.Thread(target=_close_unused, args=(key, known), name="channels-zmq closing", daemon=True).start()
-
-
-def _close_unused(key: tuple[object, ...], known: Connection) -> None:
-    """Close a connection, unless a layer begins to use it before the sockets have to be closed."""
-    known.deliver_held()
-    released = threading.Event()
-    if not _forget_unused(known, released):
+def _end(known: Connection) -> None:
+    """Close the sockets of a connection, unless another thread does, and let a successor bind its address."""
+    if not known.stop():
         return
     try:
-        if known.stop():
-            known.finish()
+        known.finish()
     finally:
         with _lock:
-            _releasing.pop(key, None)
-        released.set()
+            for key in [key for key, value in _closing.items() if value is known]:
+                del _closing[key]
+        known.ended.set()
+
+
+def _close_soon(known: Connection) -> None:
+    """Close a connection that no layer uses, from the housekeeper, which may not block."""
+    threading.Thread(target=_close_unused, args=(known,), name="channels-zmq closing", daemon=True).start()
+
+
+def _close_unused(known: Connection) -> None:
+    """Close a connection, unless a layer begins to use it before the sockets have to be closed."""
+    known.deliver_held()
+    if _withdraw(known, if_unused=True):
+        _end(known)
 
 
 def _at_exit() -> None:
@@ -145,13 +147,12 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    global _connections, _lock
-    for known in _connections.values():
+    global _closing, _connections, _lock
+    for known in (*_connections.values(), *_closing.values()):
         known.abandon()
-    _before_fork.extend([_connections, housekeeper.housekeeper()])
-    _connections, _lock = {}, threading.Lock()
+    _before_fork.extend([_connections, _closing, housekeeper.housekeeper()])
+    _connections, _closing, _lock = {}, {}, threading.Lock()
     _ended.clear()
-    _releasing.clear()
     housekeeper.renew()
     reports.renew()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
-from forwarders import close_all
+from forwarders import close_all, until
 
 from channels_zmq.errors import ChannelsZmqError
 
@@ -109,5 +109,27 @@ def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run:
                 loop.remove_reader(reads)
                 os.close(reads)
                 os.close(writes)
+
+    run(scenario())
+
+
+def test_a_layer_that_is_used_while_it_is_closed_opens_again(make_layer: Make, run: Run) -> None:
+    """Also if closing was cancelled: the first connection has bound the address, and releases it all the same."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        await layer.group_send("before", {})
+        first = layer._connection()
+        closing = asyncio.ensure_future(layer.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await layer.group_send("meanwhile", {})
+        assert layer._connection() is not first
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"n": 1})
+        assert await layer.receive(channel) == {"n": 1}
+        await asyncio.wait([closing])
+        await until(first.ended.is_set)
 
     run(scenario())

@@ -1,5 +1,6 @@
 """The connections of a process, by address."""
 
+import asyncio
 import threading
 import weakref
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class Connection:
         self.users: weakref.WeakSet[Layer] = weakref.WeakSet()
         self.used_with: list[tuple[Defaults, Callable[..., Any]]] = []
         self.threads: dict[str, threading.Thread] = {}
-        self.finished = threading.Event()
+        self.finished, self.ended = threading.Event(), threading.Event()
         self.on_unused = lambda: None
         self.is_bound = False
 
@@ -77,7 +78,13 @@ def on_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch: pytest.MonkeyPatch, on_exit: list[Callable[[], None]]) -> None:
     """Connections, a housekeeper and a reporter of this test alone."""
-    for name, value in (("_connections", {}), ("_before_fork", []), ("_ended", set()), ("_lock", threading.Lock())):
+    for name, value in (
+        ("_connections", {}),
+        ("_closing", {}),
+        ("_before_fork", []),
+        ("_ended", set()),
+        ("_lock", threading.Lock()),
+    ):
         monkeypatch.setattr(connections, name, value)
     monkeypatch.setattr(housekeeper, "_housekeeper", housekeeper.Housekeeper())
     monkeypatch.setattr(reports, "_reporter", reports._reporter)
@@ -180,18 +187,57 @@ async def test_closing_twice_is_closing_once(open_one: Callable[..., Any], close
 
 
 async def test_closing_from_a_loop_does_not_hold_it_up(open_one: Callable[..., Any]) -> None:
-    """What blocks is done on other threads; what belongs to the loop is done here."""
+    """It is done on another thread."""
     known = open_one()
     await connections.close_from_loop(known)
     assert known.done == ["start", "deliver", "stop", "finish"]
-    here = threading.current_thread()
-    assert {what: thread is here for what, thread in known.threads.items()} == {
-        "start": True,
-        "deliver": False,
-        "stop": True,
-        "finish": False,
-    }
+    assert threading.current_thread() not in [known.threads[what] for what in ("deliver", "stop", "finish")]
     assert connections.connections() == []
+
+
+async def test_closing_goes_on_if_it_is_cancelled(open_one: Callable[..., Any]) -> None:
+    """Such as by a timeout of the application: nobody else would close the connection, which nobody finds any more."""
+    known, goes_on = open_one(), threading.Event()
+    known.deliver_held = lambda: goes_on.wait(PATIENCE)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(connections.close_from_loop(known), 0.01)
+    goes_on.set()
+    assert await asyncio.to_thread(known.finished.wait, PATIENCE)
+
+
+def test_a_connection_is_closed_also_if_held_messages_cannot_be_sent(open_one: Callable[..., Any]) -> None:
+    """The error is for whoever closes it."""
+    known = open_one()
+    known.deliver_held = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        connections.close(known)
+    assert known.done == ["start", "stop", "finish"]
+
+
+@pytest.mark.parametrize("is_bound", [True, False])
+def test_a_successor_waits_for_the_address(open_one: Callable[..., Any], is_bound: bool) -> None:
+    """If its predecessor has bound it: it would be in use. Other connections are opened at once."""
+    known, finishes, goes_on = open_one(), threading.Event(), threading.Event()
+    known.is_bound = is_bound
+
+    def finish() -> None:
+        finishes.set()
+        goes_on.wait(PATIENCE)
+        known.note("finish")
+
+    known.finish = finish
+    closing = threading.Thread(target=connections.close, args=(known,))
+    closing.start()
+    assert finishes.wait(PATIENCE)
+    opened: list[list[str]] = []
+    opening = threading.Thread(target=lambda: opened.append([*open_one().done, *known.done]))
+    opening.start()
+    if not is_bound:
+        opening.join(PATIENCE)
+    goes_on.set()
+    for thread in (closing, opening):
+        thread.join(PATIENCE)
+    assert opened == [["start", "start", "deliver", "stop", *(["finish"] if is_bound else [])]]
 
 
 def test_a_connection_without_layers_is_closed_on_another_thread(open_one: Callable[..., Any]) -> None:
@@ -243,7 +289,7 @@ def test_a_forked_child_begins_without_connections(open_one: Callable[..., Any])
     assert known.done == ["start", "abandon"]
     assert connections.connections() == []
     assert not connections.has_ended(ended.inbox)
-    assert connections._before_fork == [table, former]
+    assert connections._before_fork == [table, {}, former]
     assert housekeeper.housekeeper() is not former
     assert reports._reporter is not reporter
     assert open_one() is not known
