@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
+from stat import S_ISSOCK
 from typing import IO, Protocol
 
 import zmq
@@ -277,7 +278,12 @@ class EmbeddedProducer:
         sequence, flags = self._client.numbers.next(prefix)
         return wire.ordered(prefix, self._client.sender, sequence, flags, ttl, body)
 
-    def _drive(self, frames: Iterable[bytes]) -> bool:
+    def _drive(self, frames: Iterable[bytes]) -> None:
+        """Bring frames of the exchange to this process and to the subscribers; what they have sent is read soon."""
+        if self._bring(frames):
+            self._client.out.input_found()
+
+    def _bring(self, frames: Iterable[bytes]) -> bool:
         """Bring frames of the exchange to this process and to the subscribers; return whether input is there now."""
         inbox, xpub, sent = self._client.inbox, self._xpub, False
         for frame in frames:
@@ -287,11 +293,12 @@ class EmbeddedProducer:
                 self._send(frame, zmq.DONTWAIT)
                 self._published += len(frame)
                 sent = True
+        has_input = False
         while self._exchange.is_unfinished:
-            self._drive(self._exchange.go_on())
+            has_input |= self._bring(self._exchange.go_on())
         if sent and self._subscribers is not None and self._subscribers.is_due(self._published):
             self._call_soon(0.0)
-        return sent and xpub is not None and readable(xpub)
+        return has_input or (sent and xpub is not None and readable(xpub))
 
     # Holding, while readers are on their way back
 
@@ -300,6 +307,10 @@ class EmbeddedProducer:
             raise OutboxFull(self.address, len(self._unsettled))
         self._unsettled.append((time.monotonic(), frame))
         self._unsettled_size += len(frame)
+
+    def _is_early(self, frame: bytes) -> bool:
+        """Return whether a frame asks another process, which may be on its way back: it would count as gone."""
+        return self._settled_at < inf and wire.sub_kind(frame) == wire.ASK.kind
 
     def _settle(self) -> None:
         self._settled_at = inf
@@ -331,7 +342,7 @@ class EmbeddedProducer:
         if frame[:1] in _SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
             return False
         self.send_batch()
-        has_input = self._drive(self._exchange.upstream(frame))
+        has_input = self._bring(self._exchange.upstream(frame))
         self._call_soon(self._exchange.due())
         return has_input
 
@@ -344,7 +355,10 @@ class EmbeddedProducer:
     def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Give the own exchange a request; return whether input is there now."""
         self.send_batch()
-        has_input = self._drive(self._exchange.inbound(frame))
+        if self._is_early(frame):
+            self._hold(frame)
+            return False
+        has_input = self._bring(self._exchange.inbound(frame))
         self._call_soon(self._exchange.due())
         return has_input
 
@@ -365,8 +379,11 @@ class EmbeddedProducer:
         try:
             for _ in range(FRAMES_A_TURN):
                 frame = recv(zmq.DONTWAIT)
-                if frame is not None:
-                    self._drive(upstream(frame))
+                if frame is not None and self._is_early(frame):
+                    with suppress(OutboxFull):  # it is repeated
+                        self._hold(frame)
+                elif frame is not None:
+                    self._bring(upstream(frame))
                 if time.monotonic() > until:
                     break
         except zmq.Again:
@@ -441,12 +458,15 @@ class EmbeddedProducer:
 
 def _close_listener(endpoint: str) -> None:
     """Close this process's copy of the descriptor that listens at an endpoint; ZeroMQ does not say which it is."""
-    for name in os.listdir("/dev/fd"):
-        with suppress(OSError):  # the directory itself, or no socket
-            with sockets.socket(fileno=os.dup(int(name))) as copy:
-                listens = copy.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN) and _endpoint(copy) == endpoint
-            if listens:
-                os.close(int(name))
+    for descriptor in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # the directory itself
+            if S_ISSOCK(os.fstat(descriptor).st_mode) and _listens(descriptor, endpoint):
+                os.close(descriptor)
+
+
+def _listens(descriptor: int, endpoint: str) -> bool:
+    with sockets.socket(fileno=os.dup(descriptor)) as copy:
+        return bool(copy.getsockopt(sockets.SOL_SOCKET, sockets.SO_ACCEPTCONN)) and _endpoint(copy) == endpoint
 
 
 def _endpoint(socket: sockets.socket) -> str:

@@ -93,6 +93,32 @@ def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
     run(scenario())
 
 
+@pytest.mark.slow
+def test_a_channel_of_a_reader_that_came_before_its_producer_joins_and_leaves_a_group(
+    run: Run, address: str, open_peer: Make
+) -> None:
+    """The producer asks its process, which has yet to connect; another reader asks it as well."""
+    reader, other = (open_peer(pub_socket_address=address) for _ in range(2))
+
+    async def scenario() -> None:
+        layer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+        channel, same = [await asyncio.to_thread(reader.ask, "channel") for _ in range(2)]
+        left = await asyncio.to_thread(reader.ask, "member", "left")
+        await layer.group_send("nobody", {})
+        asked = asyncio.create_task(asyncio.to_thread(other.ask, "add", "chat", same))
+        await layer.group_add("chat", channel)
+        await layer.group_discard("left", left)
+        await asked
+        for group, number in (("left", 1), ("chat", 2)):
+            await layer.group_send(group, {"from": "0", "n": number})
+        for one in (channel, same):
+            assert await asyncio.to_thread(reader.ask, "receive", one, 1) == [["0", 2]]
+        await layer.send(left, {"from": "0", "n": 3})
+        assert await asyncio.to_thread(reader.ask, "receive", left, 1) == [["0", 3]]
+
+    run(scenario())
+
+
 def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
     """Without a producer it empties only its own process; with one, all processes."""
     producer = open_peer()

@@ -118,3 +118,24 @@ print(child, flush=True)
             assert successor.communicate(timeout=30) == ("", "")
             assert successor.returncode == 0
         parent.communicate()  # the end of its input ends the child
+
+
+def test_a_child_of_an_embedded_producer_has_no_more_descriptors_than_its_parent() -> None:
+    """A copy of a pipe's end would keep it open: neither process would learn that the other one has closed it."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    program = f"""
+import select
+asyncio.run(use(EmbeddedZmqChannelLayer(pub_socket_address={address!r})))
+reads, writes = os.pipe()
+child = os.fork()
+os.close(writes)
+if child == 0:
+    os._exit(0 if select.select([reads], [], [], 20)[0] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print("ended")
+"""
+    with python(program) as process:
+        try:
+            assert process.communicate(timeout=30) == ("ended\n", "")
+        finally:
+            process.kill()
