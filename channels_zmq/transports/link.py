@@ -60,8 +60,6 @@ EARLY = 0.025
 TURNS_FOR_ROOM = 8
 """Turns of reading in which a sender looks for acknowledgements when the window is full."""
 
-_REQUESTS = tuple(bytes((layout.kind,)) for layout in (wire.SYNC, wire.MEMBER, wire.FLUSH))
-
 
 class Owner(Protocol):
     """The set of links: it is told what concerns the others too.
@@ -304,15 +302,9 @@ class Link:
         return True
 
     def send_upstream(self, frame: bytes) -> bool:
-        """Send a frame by the XSUB; return whether input is there now.
-
-        ZeroMQ keeps what is sent before the first connection, and would send a request ahead of the hello. The
-        forwarder would answer a client that it does not know yet. `begin_session` sends every open request again.
-        """
+        """Send a frame by the XSUB; return whether input is there now."""
         if self._next_subscriber is not None and frame[:1] in (wire.SUBSCRIBE, wire.UNSUBSCRIBE):
             self._next_subscriber.send(frame)
-        if self._subscriber.welcome is None and frame[:1] in _REQUESTS:
-            return False
         return self._subscriber.send(frame)
 
     def make_room(self) -> bool:

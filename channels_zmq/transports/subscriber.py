@@ -50,6 +50,9 @@ for _event in REFUSALS:
     _EVENTS |= _event
 FAILURES = frozenset((zmq.Event.CONNECT_RETRIED, zmq.Event.CLOSED))
 """Events of an attempt to connect that has failed."""
+REQUESTS = tuple(bytes((layout.kind,)) for layout in (wire.SYNC, wire.MEMBER, wire.FLUSH))
+"""Kinds of frames that an exchange answers only to clients it knows."""
+_SUBSCRIPTIONS = wire.SUBSCRIBE, wire.UNSUBSCRIBE
 
 
 class Subscriber:
@@ -82,6 +85,8 @@ class Subscriber:
         """Whether there is a connection, and so a session that was greeted."""
         self._client, self._attachment, self._known = client, attachment, known
         self.endpoint = Endpoint(address)
+        self._changed: dict[bytes, bytes] = {}
+        """What to send with the next connection: a subscription or unsubscription for each topic that has changed."""
         self._batch: Iterator[None] | None = None
         """The messages of a frame that are left to be taken."""
         self._hello_at = 0.0
@@ -127,11 +132,24 @@ class Subscriber:
 
     def subscribe_inbox(self) -> None:
         """Subscribe to the inbox of this process. To be called first, since an exchange may know another connection."""
-        self.send(self._client.claim)
-        self.send(wire.subscription(wire.inbox_topic(self._client.inbox)))
+        self._socket.send(self._client.claim, zmq.DONTWAIT)
+        self._socket.send(wire.subscription(wire.inbox_topic(self._client.inbox)), zmq.DONTWAIT)
 
     def send(self, frame: bytes) -> bool:
-        """Send a frame up; return whether input is there now, which the descriptor will not show."""
+        """Send a frame up; return whether input is there now, which the descriptor will not show.
+
+        ZeroMQ keeps what is sent without a connection, and sends it ahead of the hello of the next one. A request would
+        be answered to a client that the exchange does not know yet; `begin_session` sends every open request again.
+        Subscriptions and unsubscriptions of consumers that come and go in an outage would take memory, and delay the
+        hello; what remains of them is sent with the next connection.
+        """
+        if frame[:1] in REQUESTS and self.welcome is None:
+            return False
+        if frame[:1] in _SUBSCRIPTIONS and not self.is_connected:
+            topic = wire.subscribed_topic(frame)
+            if self._changed.setdefault(topic, frame) != frame:
+                del self._changed[topic]  # it is undone
+            return False
         self._socket.send(frame, zmq.DONTWAIT)
         return readable(self._socket)
 
@@ -180,16 +198,17 @@ class Subscriber:
     def greet(self, before: Iterable[bytes]) -> None:
         """Begin a new session, because a connection was made.
 
-        libzmq sends the subscriptions again when it is asked for anything. The claim of the inbox follows them, then
-        what the exchange must know before the hello.
+        libzmq sends the subscriptions again when it is asked for anything. Those that have changed follow, then the
+        claim of the inbox, and what the exchange must know before the hello.
         """
         self.is_connected = True
         self.welcome = None
         self.session = self._client.new_session()
         self._all_read = self._all_read_before = time.monotonic()
         readable(self._socket)
-        for frame in (self._client.claim, *before):
+        for frame in (*self._changed.values(), self._client.claim, *before):
             self._socket.send(frame, zmq.DONTWAIT)
+        self._changed.clear()
         self.say_hello()
 
     def lost(self) -> None:

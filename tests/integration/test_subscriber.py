@@ -315,7 +315,7 @@ def test_a_missing_key_file_is_reported_and_waited_for(
     missing = KeySetting("curve_server_key", None, str(tmp_path / "key"))
     address = exchange.get_string(zmq.LAST_ENDPOINT)
     subscriber = Subscriber(context, address, OPTIONS, client, client.attach())
-    subscriber.send(wire.subscription(TOPIC))
+    subscriber.subscribe_inbox()
     assert not subscriber.connect_first(KeyWatch(ClientKeySource(missing, missing)))
     ((_, message, arguments),) = client.counters.reports
     assert message % arguments == f"waiting to connect to {address}: {tmp_path / 'key'} does not exist"
@@ -366,12 +366,52 @@ def test_a_disconnected_socket_receives_nothing_any_more(
     subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client, client.attach())
     if was_connected:
         subscriber.connect(None)
-        subscriber.send(wire.subscription(TOPIC))
+        subscriber.subscribe_inbox()
         exchange.recv()
         subscriber.greet([])
     subscriber.disconnect()
     assert (subscriber.is_connected, subscriber.welcome, subscriber.due) == (False, None, inf)
     subscriber.close()
+
+
+@pytest.mark.parametrize("layout", [wire.SYNC, wire.MEMBER, wire.FLUSH])
+def test_a_request_is_not_sent_ahead_of_the_welcome(
+    subscriber: Subscriber, exchange: Socket, layout: wire.Layout[wire.Sync]
+) -> None:
+    """The exchange would answer a client that it does not know yet; the client asks again once it is welcomed."""
+    request = bytes((layout.kind,)) + b"request"
+    subscriber.send(request)
+    subscriber.greet([])
+    subscriber.send(request)
+    assert hello(exchange).session == 1
+    subscriber.take(welcome(1))
+    subscriber.send(request)
+    assert exchange.recv() == request
+
+
+def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
+    subscriber: Subscriber, exchange: Socket
+) -> None:
+    """Consumers come and go in an outage, and ZeroMQ would keep every frame of theirs, and send it before the hello."""
+    one, other, third = (wire.group_topic(name) for name in ("one", "other", "third"))
+    subscriber.send(wire.subscription(one))
+    subscriber.send(wire.subscription(one))
+    for _ in range(1000):
+        subscriber.send(wire.subscription(other))
+        subscriber.send(wire.unsubscription(other))
+    subscriber.greet([])
+    assert exchange.recv() == wire.subscription(one)
+    assert hello(exchange).session == 1
+    subscriber.send(wire.subscription(other))
+    assert exchange.recv() == wire.subscription(other)
+    subscriber.lost()
+    subscriber.send(wire.unsubscription(one))
+    subscriber.send(wire.subscription(one))
+    subscriber.send(wire.unsubscription(other))
+    subscriber.send(wire.subscription(third))
+    subscriber.greet([])
+    changes = [wire.unsubscription(other), wire.subscription(third)]
+    assert [exchange.recv() for _ in range(3)] == [*changes, subscriber._client.claim]
 
 
 # What a cut connection has lost

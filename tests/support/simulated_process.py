@@ -7,6 +7,7 @@ the library's own.
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -134,7 +135,7 @@ def replace_surroundings(
         monkeypatch.setattr(module, "time", clock)
     housekeeper = Housekeeper()
     monkeypatch.setattr(connection_module, "asyncio", Asyncio(world))
-    monkeypatch.setattr(connection_module, "threading", SimpleNamespace(Lock=Lock))
+    monkeypatch.setattr(connection_module, "threading", SimpleNamespace(Lock=Lock, Event=Event))
     monkeypatch.setattr(connection_module, "Loops", Loops)
     monkeypatch.setattr(connection_module, "running_here", lambda: world.on_loop)
     monkeypatch.setattr(connection_module, "housekeeper", lambda: housekeeper)

@@ -16,6 +16,7 @@ from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import push as push_module
+from channels_zmq.transports.subscriber import REQUESTS
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Status
 
@@ -151,7 +152,8 @@ class Subscriber:
         self.sent.append(wire.subscription(wire.inbox_topic(self.client.inbox)))
 
     def send(self, frame: bytes) -> bool:
-        self.sent.append(frame)
+        if self.welcome is not None or frame[:1] not in REQUESTS:
+            self.sent.append(frame)
         return False
 
     def take_sent(self) -> list[bytes]:

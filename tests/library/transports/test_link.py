@@ -390,20 +390,6 @@ def test_the_owner_learns_of_every_welcome_of_the_session(rig: Rig) -> None:
     assert rig.link.state is State.VERIFYING
 
 
-@pytest.mark.parametrize("layout", [wire.SYNC, wire.MEMBER, wire.FLUSH])
-def test_a_request_to_all_is_not_sent_ahead_of_the_hello(rig: Rig, layout: wire.Layout[Any]) -> None:
-    """The forwarder would answer a client that it does not know yet. Everything else may wait in the socket."""
-    request = bytes((layout.kind,)) + b"request"
-    rig.kinds()
-    rig.exchange.connected()
-    for frame in (request, wire.subscription(G)):
-        rig.link.send_upstream(frame)
-    assert rig.exchange.subscriber.take_sent() == [wire.subscription(G)]
-    rig.welcome()
-    rig.link.send_upstream(request)
-    assert rig.exchange.subscriber.take_sent() == [request]
-
-
 def test_requests_for_all_exchanges_follow_the_welcome(rig: Rig) -> None:
     """By the subscribers' way, whatever they are: the producers' way may not be open for long."""
     rig.client.begin_request(5, Request(b"Mmember", to_all=True))
