@@ -64,7 +64,11 @@ class LeanDispatch:
 
     async def _dispatch_all(self, source: Source, turn: asyncio.Lock) -> NoReturn:
         while True:
-            message = await source()
+            try:
+                message = await source()
+            except Exception:
+                async with turn:  # a handler that is running finishes first
+                    raise
             async with turn:
                 await self.dispatch(message)
 

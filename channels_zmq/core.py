@@ -161,6 +161,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)
+        if connections.has_ended(target.owner):
+            return  # nothing arrives for the channel any more
         connection = self._connection()
         capacity = self.get_capacity(channel)
         group = names.prefixed(group, self._prefix)
@@ -179,6 +181,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)
+        if connections.has_ended(target.owner):
+            return  # it has left all groups
         connection = self._connection()
         group = names.prefixed(group, self._prefix)
         if target.is_normal:

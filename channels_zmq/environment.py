@@ -113,7 +113,10 @@ def _prepared(variable: str, key: str, value: str) -> Any:
         except ValueError as error:
             raise ConfigurationError(variable, f"invalid JSON object: {error}") from None
     if key == "symmetric_encryption_keys":
-        return [part.strip() for part in value.split(",") if part.strip()]
+        keys = [part.strip() for part in value.split(",") if part.strip()]
+        if not keys:
+            raise ConfigurationError(variable, "it is set but has no key; unset it to send messages unencrypted")
+        return keys
     return value
 
 

@@ -253,8 +253,9 @@ class Mailboxes(Generic[Waiter]):
             self._drop("mailbox_full", refused)
 
     def announce(self, boxes: Iterable[Mailbox[Waiter]], mail: Mail, wake: list[Waiter]) -> None:
-        """Put a message of the layer itself into mailboxes, over the capacity if need be."""
-        wake += [waiter for box in boxes if not box.windows and (waiter := self.put(box, mail)) is not None]
+        """Put a message of the layer itself into mailboxes, over the capacity if need be; not into forgotten ones."""
+        living = [box for box in boxes if not box.windows and self.boxes.get(box.name) is box]
+        wake += [waiter for box in living if (waiter := self.put(box, mail)) is not None]
 
     def is_full(self, box: Mailbox[Waiter]) -> bool:
         """Return whether no further message may wait in a mailbox, after dropping expired ones."""

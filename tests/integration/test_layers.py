@@ -247,6 +247,21 @@ def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make
     run(scenario())
 
 
+def test_a_channel_of_before_the_layer_was_closed_joins_and_leaves_no_group(make_layer: Make, run: Run) -> None:
+    """A consumer that ends later leaves its groups all the same. It opens no connection."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.close()
+        await layer.group_add("chat", channel)
+        await layer.group_discard("chat", channel)
+        assert layer.stats_if_used() is None
+
+    run(scenario())
+
+
 def test_flush_empties_everything(make_layer: Make, run: Run) -> None:
     """Process-specific channels, normal channels, groups and normal members."""
 

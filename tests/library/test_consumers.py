@@ -1,6 +1,7 @@
 """What an application sees of a consumer, with Channels' own classes and with those that cost less: the same."""
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from asgiref.testing import ApplicationCommunicator
+from channels.exceptions import StopConsumer
 from channels.generic import websocket
 from channels.layers import InMemoryChannelLayer
 from default_layers import as_default
@@ -195,6 +197,33 @@ async def test_a_consumer_that_is_cancelled_ends_its_handler(layer: InMemoryChan
         with pytest.raises(asyncio.CancelledError):
             await visitor.server.future
         assert ended == ["cleared up"]
+
+
+@pytest.mark.parametrize("error", [StopConsumer(), OSError("the layer")], ids=["closed", "failed"])
+async def test_a_handler_finishes_before_the_end_of_a_source_ends_the_consumer(package: Any, error: Exception) -> None:
+    """The layer is closed, or fails, while the handler of what the browser says is running."""
+    fails, goes_on, done = asyncio.Event(), asyncio.Event(), list[str]()
+
+    class Failing(InMemoryChannelLayer):  # type: ignore[misc] # it has no type information
+        async def receive(self, channel: str) -> Any:
+            await fails.wait()
+            goes_on.set()
+            raise error
+
+    class Busy:
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            fails.set()
+            await goes_on.wait()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            done.append("finished")
+
+    with as_default(Failing()):
+        async with visiting(consumer_of(package, Busy)) as visitor:
+            await visitor.say("")
+            with contextlib.suppress(OSError):
+                await visitor.server.wait(PATIENCE)
+            assert done == ["finished"]
 
 
 async def test_json_goes_both_ways(layer: InMemoryChannelLayer, package: Any) -> None:

@@ -204,6 +204,14 @@ def test_encryption_keys_are_a_list() -> None:
     assert config["symmetric_encryption_keys_file"] == "/run/secrets/keys"
 
 
+@pytest.mark.parametrize("value", ["\n", " , "])
+def test_encryption_keys_without_a_key_are_refused(value: str) -> None:
+    """A Secret that holds only the end of a line would turn encryption off."""
+    error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": value})
+    assert error.setting == "CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS"
+    assert "has no key" in str(error)
+
+
 def test_an_error_about_encryption_keys_names_the_variable_and_no_key() -> None:
     """Not even the part of one that is too short."""
     error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": f"{KEY},too-short"})

@@ -293,6 +293,14 @@ def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxe
     assert payloads(boxes, normal) == []
 
 
+def test_an_announcement_does_not_revive_a_mailbox_that_was_forgotten(boxes: Mailboxes[Reader]) -> None:
+    """Its consumer has left between the list of all mailboxes and its turn. Nobody would look after it any more."""
+    box = boxes.open("a", 9)
+    boxes.release(box)
+    boxes.announce([box], mail(b"1"), [])
+    assert (boxes.waiting, boxes.boxes) == (0, {})
+
+
 # Messages in flight
 
 
