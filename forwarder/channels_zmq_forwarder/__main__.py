@@ -1,5 +1,6 @@
 """`channels-zmq-forwarder`: the daemon, for which the extra `daemon` has to be installed; and other commands."""
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -7,6 +8,8 @@ from channels_zmq_forwarder import commands
 from channels_zmq_forwarder.sockets import AddressError
 
 BAD_USAGE = 2
+ENDING = (signal.SIGTERM, signal.SIGINT)
+"""The signals that end the daemon."""
 EXTRA = ("aiohttp", "prometheus_client", "pydantic", "pydantic_settings", "pythonjsonlogger")
 """What the extra `daemon` installs, and the daemon cannot do without."""
 
@@ -24,12 +27,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def daemon(arguments: Sequence[str]) -> int:
-    """Run the daemon, whose modules need packages and a system that the library does without."""
+    """Run the daemon, on the system that it needs; a signal that ends it takes effect once it has started.
+
+    The kernel discards a signal that has no handler yet for the first process of a container: it would start,
+    although it was to end, and would be killed with full queues at the end of its grace period.
+    """
     if sys.platform != "linux":
         return _refuse(
             "the daemon runs on Linux only: use WSL or a container. Applications on other systems can connect to it; "
             "the embedded layer needs no daemon"
         )
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        return _daemon(arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def _daemon(arguments: Sequence[str]) -> int:
+    """Run the daemon, whose modules need packages that the library does without."""
     try:
         from channels_zmq_forwarder.daemon import run_daemon
         from channels_zmq_forwarder.settings import SettingsError

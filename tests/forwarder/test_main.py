@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from forwarders import free_ports
 
 from channels_zmq_forwarder.__main__ import BAD_USAGE, EXTRA, main
 
@@ -61,3 +62,19 @@ def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra
     monkeypatch.setitem(sys.modules, "channels_zmq_forwarder.daemon", None)
     with pytest.raises(ModuleNotFoundError, match=r"channels_zmq_forwarder\.daemon"):
         main([])
+
+
+def test_a_signal_that_comes_before_the_start_ends_the_daemon_once_it_has_started() -> None:
+    """The first process of a container is not ended by a signal without a handler, so the signal has to wait."""
+    pull, pub, admin = free_ports(3)
+    addresses = {"pull": f"tcp://127.0.0.1:{pull}", "pub": f"tcp://127.0.0.1:{pub}", "admin": f"127.0.0.1:{admin}"}
+    flags = [f"--{name}-address={address}" for name, address in addresses.items()]
+    program = (
+        "import os, signal, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"os.execv(sys.executable, [sys.executable, '-m', 'channels_zmq_forwarder', *{flags}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
