@@ -11,7 +11,6 @@ without a sign on its descriptor, so a step that has found input reads it before
 """
 
 import asyncio
-import sys
 import threading
 import time
 import weakref
@@ -610,9 +609,11 @@ class Connection:
                 raise answer
             if answer == LOST:
                 raise ConnectionLost(self.address, what)
-            return answer
-        finally:
-            self._clean_up(partial(self._end_request, number, loop), sys.exception())
+        except BaseException as error:
+            self._clean_up(partial(self._end_request, number, loop), error)
+            raise
+        self._clean_up(partial(self._end_request, number, loop))
+        return answer
 
     def _end_request(self, number: int, loop: asyncio.AbstractEventLoop) -> None:
         self.client.requests.end(number)

@@ -27,7 +27,7 @@ _connections: dict[tuple[object, ...], Connection] = {}
 _ended: set[bytes] = set()
 """Inboxes of this process whose connection was closed: nothing arrives for their channels any more."""
 _closing: dict[tuple[object, ...], Connection] = {}
-"""Connections that are about to be closed; one that has bound an address has to release it before its successor."""
+"""Connections that are about to be closed; one that has bound an address releases it before its successor binds it."""
 _before_fork: list[object] = []
 """What belongs to the parent process."""
 
@@ -65,7 +65,7 @@ def connection(
                     workers.on_worker_exit(_at_exit)
                 known.use(layer, defaults, announcer)
                 return known
-        former.ended.wait()  # `linger` or so; nothing asks the application to wait, so no error would be its fault
+        former.ended.wait()  # nothing asks the application to wait, so an error would not be its fault
 
 
 def connections() -> list[Connection]:
@@ -89,20 +89,25 @@ def close(known: Connection) -> None:
 
 async def close_from_loop(known: Connection) -> None:
     """Close a connection without holding up the running loop; it is closed also if this is cancelled."""
-    closed = Waiter(asyncio.get_running_loop())
+    closed, errors = Waiter(asyncio.get_running_loop()), list[Exception]()
 
     def work() -> None:
         try:
             close(known)
+        except Exception as error:
+            errors.append(error)
         finally:
             wake([closed])
 
+    _withdraw(known)
     threading.Thread(target=work, name="channels-zmq closing").start()
     await closed.future
+    if errors:
+        raise errors[0]
 
 
 def _withdraw(known: Connection, *, if_unused: bool = False) -> bool:
-    """Give a connection to no new user; return whether it had not been withdrawn, and is unused if it has to be."""
+    """Stop handing out a connection; return False if that was done before, or if a layer uses it and must not."""
     with _lock:
         if if_unused and len(known.users):
             return False
@@ -116,15 +121,17 @@ def _withdraw(known: Connection, *, if_unused: bool = False) -> bool:
 
 def _end(known: Connection) -> None:
     """Close the sockets of a connection, unless another thread does, and let a successor bind its address."""
-    if not known.stop():
-        return
+    stopped = True
     try:
-        known.finish()
+        stopped = known.stop()
+        if stopped:
+            known.finish()
     finally:
-        with _lock:
-            for key in [key for key, value in _closing.items() if value is known]:
-                del _closing[key]
-        known.ended.set()
+        if stopped:
+            with _lock:
+                for key in [key for key, value in _closing.items() if value is known]:
+                    del _closing[key]
+            known.ended.set()
 
 
 def _close_soon(known: Connection) -> None:
@@ -142,6 +149,8 @@ def _close_unused(known: Connection) -> None:
 def _at_exit() -> None:
     for known in connections():
         close(known)
+    for known in list(_closing.values()):  # by other threads
+        known.ended.wait()
     housekeeper.housekeeper().end()
     reports.flush()
 

@@ -124,12 +124,12 @@ class Loops:
                 self._on(former, self._end_if_idle)
 
     def leave(self, loop: AbstractEventLoop) -> None:
-        """Remove a waiter from the running loop, which stops to watch with its last one unless it is attached."""
+        """Remove a waiter from a loop, which stops to watch with its last one unless it is attached."""
         watch = self._watches.get(loop)
         if watch is not None:
             watch.waiters -= 1
             if not watch.waiters and loop is not self.attached:
-                self._forget(loop)
+                self._on(loop, self._end_if_idle)
 
     def unattended(self) -> bool:
         """Return whether no attached loop runs, or a loop cannot watch, so that the housekeeper has to read."""

@@ -1,5 +1,7 @@
-"""Finds the forwarders of a layer. The housekeeper resolves names, never on an event loop or under the lock."""
+"""Finds the forwarders of a layer. A thread resolves names: a name server that cannot be reached takes many seconds."""
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -31,6 +33,24 @@ def _is_literal(address: str) -> bool:
     return True
 
 
+class Lookup:
+    """Calls a function that may block for long, on a thread of its own, one call at a time.
+
+    The housekeeper serves all connections of the process, so it must not wait for a name server.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin a call, unless one is under way."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._look, name="channels-zmq resolving", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down and starts no thread any more
+                self._thread.start()
+
+
 class Bootstrap:
     """The forwarders of CONFIG: addresses, or names that resolve to one or several.
 
@@ -58,16 +78,20 @@ class Bootstrap:
         """All forwarders that were found so far."""
         return list(dict.fromkeys([*self.literal, *(one for found in self._found.values() for one in found)]))
 
+    @property
+    def is_due(self) -> bool:
+        """Whether names have to be resolved now."""
+        return bool(self._named) and self._clock() >= self._due
+
     def hurry(self) -> None:
         """Resolve the names at the next look, because a forwarder cannot be reached."""
         self._due = 0.0
 
     def look(self) -> None:
         """Resolve the names if that is due. Blocks while the system does it."""
-        now = self._clock()
-        if not self._named or now < self._due:
+        if not self.is_due:
             return
-        self._due = now + self._every
+        self._due = self._clock() + self._every
         self.problem = ""
         for forwarder in self._named:
             try:
@@ -91,9 +115,14 @@ class Endpoint:
         self._is_ipv6 = address.startswith(_IPV6_LITERAL)
         self._was_ipv6 = self._is_ipv6
 
+    @property
+    def is_literal(self) -> bool:
+        """Whether there is no name to resolve."""
+        return _is_literal(self.address)
+
     def look(self) -> None:
         """Resolve a name again. Blocks while the system does it."""
-        if _is_literal(self.address):
+        if self.is_literal:
             return
         try:
             found = resolve(self.address)

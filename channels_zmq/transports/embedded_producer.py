@@ -279,12 +279,12 @@ class EmbeddedProducer:
         return wire.ordered(prefix, self._client.sender, sequence, flags, ttl, body)
 
     def _drive(self, frames: Iterable[bytes]) -> None:
-        """Bring frames of the exchange to this process and to the subscribers; what they have sent is read soon."""
+        """Deliver frames of the exchange here, publish them to subscribers, and let their own frames be read soon."""
         if self._bring(frames):
             self._client.out.input_found()
 
     def _bring(self, frames: Iterable[bytes]) -> bool:
-        """Bring frames of the exchange to this process and to the subscribers; return whether input is there now."""
+        """Deliver frames of the exchange here, and publish them to subscribers; return whether input is there now."""
         inbox, xpub, sent = self._client.inbox, self._xpub, False
         for frame in frames:
             if wire.is_for(inbox, frame):
@@ -308,9 +308,13 @@ class EmbeddedProducer:
         self._unsettled.append((time.monotonic(), frame))
         self._unsettled_size += len(frame)
 
-    def _is_early(self, frame: bytes) -> bool:
-        """Return whether a frame asks another process, which may be on its way back: it would count as gone."""
-        return self._settled_at < inf and wire.sub_kind(frame) == wire.ASK.kind
+    def _must_wait(self, frame: bytes) -> bool:
+        """Hold a request to another process that may be on its way back, as it would count as gone; return whether."""
+        if self._settled_at >= inf or wire.sub_kind(frame) != wire.ASK.kind:
+            return False
+        with suppress(OutboxFull):  # the request is repeated
+            self._hold(frame)
+        return True
 
     def _settle(self) -> None:
         self._settled_at = inf
@@ -327,7 +331,7 @@ class EmbeddedProducer:
         self.send_batch()
 
     def withdraw(self, number: int) -> None:
-        """Do nothing: requests are never held."""
+        """Do nothing: a request that is held counts as sent."""
 
     def drop_held(self) -> None:
         """Drop all held messages."""
@@ -355,8 +359,7 @@ class EmbeddedProducer:
     def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Give the own exchange a request; return whether input is there now."""
         self.send_batch()
-        if self._is_early(frame):
-            self._hold(frame)
+        if self._must_wait(frame):
             return False
         has_input = self._bring(self._exchange.inbound(frame))
         self._call_soon(self._exchange.due())
@@ -379,10 +382,7 @@ class EmbeddedProducer:
         try:
             for _ in range(FRAMES_A_TURN):
                 frame = recv(zmq.DONTWAIT)
-                if frame is not None and self._is_early(frame):
-                    with suppress(OutboxFull):  # it is repeated
-                        self._hold(frame)
-                elif frame is not None:
+                if frame is not None and not self._must_wait(frame):
                     self._bring(upstream(frame))
                 if time.monotonic() > until:
                     break

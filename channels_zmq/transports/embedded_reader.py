@@ -16,6 +16,7 @@ from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
+from channels_zmq.transports.discovery import Lookup
 from channels_zmq.transports.embedded_producer import EmbeddedProducer
 from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
@@ -52,6 +53,7 @@ class EmbeddedReader:
         self._context: zmq.Context[Socket] = zmq.Context()
         self._keys = KeyWatch(options.keys)
         self.attachment = client.attach()
+        self._lookup = Lookup(self._resolve)
         self._may_be_there = False
         self._is_up = False
         self._was_up = False
@@ -207,10 +209,16 @@ class EmbeddedReader:
         return min(now + TICK_EVERY, self._subscriber.due)
 
     def look_around(self) -> None:
-        """Read the keys, and resolve the name of the address, again."""
-        if not self._subscriber.is_connected:
-            self._keys.look()
-            self._subscriber.endpoint.look()
+        """Read the keys again, and let the name of the address be resolved."""
+        if self._subscriber.is_connected:
+            return
+        self._keys.look()
+        if not self._subscriber.endpoint.is_literal:
+            self._lookup.begin()
+
+    def _resolve(self) -> None:
+        self._subscriber.endpoint.look()
+        self._call_soon(0.0)
 
     def retire(self) -> None:
         """Disconnect, but keep the socket until `close`: the housekeeper may be watching it."""

@@ -175,17 +175,12 @@ class Link:
         except ConfigurationError:
             self._subscriber.close()
             raise
-        self._subscribe(self._subscriber)
+        self._subscriber.subscribe_inbox()
         self._owner.watch(self._subscriber)
         self._started_at = time.monotonic()
 
     def _open_subscriber(self) -> Subscriber:
         return Subscriber(self._context, self.forwarder.pub, self._options, self._client, self.attachment, self._known)
-
-    def _subscribe(self, subscriber: Subscriber) -> None:
-        subscriber.subscribe_inbox()
-        for topic in self._client.memberships.groups:
-            subscriber.send(wire.subscription(topic))
 
     @property
     def is_connected(self) -> bool:
@@ -303,8 +298,6 @@ class Link:
 
     def send_upstream(self, frame: bytes) -> bool:
         """Send a frame by the XSUB; return whether input is there now."""
-        if self._next_subscriber is not None and frame[:1] in (wire.SUBSCRIBE, wire.UNSUBSCRIBE):
-            self._next_subscriber.send(frame)
         return self._subscriber.send(frame)
 
     def make_room(self) -> bool:
@@ -699,7 +692,7 @@ class Link:
             subscriber.close()
             raise
         self._next_subscriber = subscriber
-        self._subscribe(subscriber)
+        subscriber.subscribe_inbox()
 
     def _next_subscriber_event(self, event: int) -> None:
         subscriber = self._next_subscriber

@@ -24,7 +24,7 @@ from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
-from channels_zmq.transports.discovery import Bootstrap, Forwarder
+from channels_zmq.transports.discovery import Bootstrap, Forwarder, Lookup
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
 from channels_zmq.transports.link import Link
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
@@ -74,6 +74,8 @@ class Links:
         self.holds_back = False
         self._options, self._client, self._call_soon = options, client, call_soon
         self._bootstrap = Bootstrap(forwarders, options.resolve_every)
+        self._lookup = Lookup(self._resolve)
+        self._has_resolved = False
         self._context: zmq.Context[Socket] = zmq.Context()
         self._selector = selectors.DefaultSelector()
         self._inputs: set[int] = set()  # the descriptors of all subscribers
@@ -488,7 +490,7 @@ class Links:
         """Ignore a link or one of those to the same forwarder, which is known by several addresses.
 
         A forwarder has one session for this process, that of the later hello, and answers both links with its welcome.
-        `tick` removes the link that is ignored and begins a new session by the other one.
+        `tick` removes the link that is ignored, and begins a new session by the other one if its own was the earlier.
         """
         for other in same:
             if not {link.forwarder, other.forwarder} & self._ignored.keys():
@@ -559,11 +561,11 @@ class Links:
                 self._remove(link)
 
     def _remove_doubles(self) -> None:
-        for double, kept in self._doubles:
+        while self._doubles:
+            double, kept = self._doubles.pop()
             self._remove(double)
-            if kept.is_connected:
+            if kept.is_connected and kept.session < double.session:
                 kept.greet()
-        self._doubles.clear()
 
     # Housekeeping
 
@@ -571,6 +573,8 @@ class Links:
         """Do what is due at every link; return when to be called again."""
         self.holds_back = False
         self._remove_doubles()
+        if self._has_resolved:
+            self._take_resolved()
         if now >= self._rotate_at:
             self._rotate_homes(now)
             self._forget(now)
@@ -593,19 +597,27 @@ class Links:
         self._rotated, self._rotate_at = (now, self._ledger.order), now + ROTATE_EVERY
 
     def look_around(self) -> None:
-        """Read keys and resolve names again, which may block."""
+        """Read keys again, and let names be resolved where that is due."""
         for link in list(self._links.values()):
             link.look_around()
         if not self.is_connected:  # a successor may be there at any moment
             self._bootstrap.hurry()
+        if self._bootstrap.is_due:
+            self._lookup.begin()
+
+    def _resolve(self) -> None:
         self._bootstrap.look()
+        self._has_resolved = True
+        self._call_soon(0.0)
+
+    def _take_resolved(self) -> None:
+        """Learn of what names stand for now, and log once that one cannot be resolved."""
+        self._has_resolved = False
         problem = self._bootstrap.problem
         if problem and not self._has_reported_problem:
             self._client.counters.report(logging.WARNING, "%s", problem)
         self._has_reported_problem = bool(problem)
-        if any(one not in self._links for one in self._bootstrap.known):
-            self._has_news = True
-            self._call_soon(0.0)
+        self._has_news |= any(one not in self._links for one in self._bootstrap.known)
 
 
 def _instance(link: Link) -> bytes:

@@ -85,8 +85,8 @@ class Subscriber:
         """Whether there is a connection, and so a session that was greeted."""
         self._client, self._attachment, self._known = client, attachment, known
         self.endpoint = Endpoint(address)
-        self._changed: dict[bytes, bytes] = {}
-        """What to send with the next connection: a subscription or unsubscription for each topic that has changed."""
+        self._subscribed: set[bytes] = set()
+        """The topics of groups that the socket is subscribed to. ZeroMQ counts, so it must be each only once."""
         self._batch: Iterator[None] | None = None
         """The messages of a frame that are left to be taken."""
         self._hello_at = 0.0
@@ -141,17 +141,22 @@ class Subscriber:
         ZeroMQ keeps what is sent without a connection, and sends it ahead of the hello of the next one. A request would
         be answered to a client that the exchange does not know yet; `begin_session` sends every open request again.
         Subscriptions and unsubscriptions of consumers that come and go in an outage would take memory, and delay the
-        hello; what remains of them is sent with the next connection.
+        hello; what has changed in the end is sent with the next connection.
         """
         if frame[:1] in REQUESTS and self.welcome is None:
             return False
-        if frame[:1] in _SUBSCRIPTIONS and not self.is_connected:
-            topic = wire.subscribed_topic(frame)
-            if self._changed.setdefault(topic, frame) != frame:
-                del self._changed[topic]  # it is undone
+        if frame[:1] in _SUBSCRIPTIONS and not self._is_change(frame):
             return False
         self._socket.send(frame, zmq.DONTWAIT)
         return readable(self._socket)
+
+    def _is_change(self, frame: bytes) -> bool:
+        """Note a subscription or unsubscription; return False if it changes nothing, or has to wait."""
+        topic = wire.subscribed_topic(frame)
+        if not self.is_connected or (frame[:1] == wire.SUBSCRIBE) == (topic in self._subscribed):
+            return False
+        self._subscribed ^= {topic}
+        return True
 
     def has_input(self) -> bool:
         """Return whether a frame can be read, or is only read in part."""
@@ -206,9 +211,12 @@ class Subscriber:
         self.session = self._client.new_session()
         self._all_read = self._all_read_before = time.monotonic()
         readable(self._socket)
-        for frame in (*self._changed.values(), self._client.claim, *before):
+        groups = self._client.memberships.groups.keys()
+        changes = [wire.unsubscription(topic) for topic in self._subscribed - groups]
+        changes += [wire.subscription(topic) for topic in groups - self._subscribed]
+        self._subscribed = set(groups)
+        for frame in (*changes, self._client.claim, *before):
             self._socket.send(frame, zmq.DONTWAIT)
-        self._changed.clear()
         self.say_hello()
 
     def lost(self) -> None:

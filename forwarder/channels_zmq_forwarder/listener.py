@@ -57,9 +57,10 @@ async def listening(address: str, routes: Iterable[web.RouteDef]) -> AsyncIterat
         server = await asyncio.get_running_loop().create_server(
             lambda: _Arrival(runner, connections), None if host == "*" else host.strip("[]"), int(port)
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         await runner.cleanup()
-        raise AddressError(f"cannot bind {address} (--admin-address or --status-address): {error.strerror}") from error
+        reason = error.strerror if isinstance(error, OSError) else "invalid host name"
+        raise AddressError(f"cannot bind {address} (--admin-address or --status-address): {reason}") from error
     try:
         yield
     finally:

@@ -87,7 +87,10 @@ def resolve(address: str) -> list[str]:
     host, _, port = address.removeprefix(TCP).rpartition(":")
     if not address.startswith(TCP) or host == "*" or host.startswith("[") or host in _interfaces():
         return [address]
-    found = addresses.getaddrinfo(host, None, type=addresses.SOCK_STREAM)
+    try:
+        found = addresses.getaddrinfo(host, None, type=addresses.SOCK_STREAM)
+    except UnicodeError:  # a label is empty, or too long
+        raise OSError(errno.EINVAL, "invalid host name") from None
     hosts = dict.fromkeys(str(at[0]) for *_, at in found)
     return [f"{TCP}[{at}]:{port}" if ":" in at else f"{TCP}{at}:{port}" for at in hosts]
 
@@ -95,17 +98,21 @@ def resolve(address: str) -> list[str]:
 def resolve_pairs(pull: str, pub: str) -> list[tuple[str, str]]:
     """Return the two addresses of every forwarder that two names lead to.
 
-    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders. Blocks
-    while the system resolves the names.
+    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders. A name is
+    resolved once, since two answers may differ while forwarders come and go; of two names that share hosts only these
+    count, of others the order. Blocks while the system resolves the names.
 
     Raises:
         OSError: If a name cannot be resolved.
     """
-    pulls, pubs = _preferred(resolve(pull)), _preferred(resolve(pub))
+    pubs = _preferred(resolve(pub))
+    if host_of(pull) == host_of(pub):
+        port = pull.rpartition(":")[2]
+        return [(f"{TCP}{host_of(one)}:{port}", one) for one in sorted(pubs)]
+    pulls = _preferred(resolve(pull))
     by_host = {host_of(one): one for one in pulls}
-    if all(host_of(one) in by_host for one in pubs):
-        return [(by_host[host_of(one)], one) for one in sorted(pubs)]
-    return list(zip(sorted(pulls), sorted(pubs), strict=False))
+    shared = [(by_host[host_of(one)], one) for one in sorted(pubs) if host_of(one) in by_host]
+    return shared or list(zip(sorted(pulls), sorted(pubs), strict=False))
 
 
 def _preferred(found: list[str]) -> list[str]:

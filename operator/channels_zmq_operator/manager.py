@@ -187,7 +187,14 @@ async def _check_kinds(cluster: CountingCluster, reconciler: Reconciler) -> None
         ManagerError: If ServiceMonitors have been defined since, or are not any more.
         ClusterError: If the cluster refuses the request, or is unavailable.
     """
-    if await cluster.serves("ServiceMonitor") != reconciler.choices.service_monitors:
+
+    async def has_changed() -> bool:
+        return await cluster.serves("ServiceMonitor") != reconciler.choices.service_monitors
+
+    if not await has_changed():
+        return
+    await asyncio.sleep(SHOWN_WITHIN)
+    if await has_changed():
         has = "no longer serves" if reconciler.choices.service_monitors else "serves"
         raise ManagerError(f"the cluster {has} the kind ServiceMonitor, and watches begin with the process")
 

@@ -161,7 +161,7 @@ class Reconciler:
         return seen is not None and seen.version >= version_of(found)
 
     def objects(self) -> Iterator[tuple[str, str, str]]:
-        """Yield uid, kind and name of each object that is there as far as is known: layers and their children."""
+        """Yield uid, kind and name of each known object: layers and their children."""
         for (namespace, layer), known in self.layers.items():
             if known.resource is not None:
                 yield known.resource["metadata"]["uid"], KIND, f"{KIND} {namespace}/{layer}"
@@ -354,7 +354,8 @@ class Reconciler:
         except ClusterError as error:
             if error.status != 404:
                 raise
-            if self.layers.get(owner.key) is known:  # deleted, which its watch may never report
+            if error.reason == "NotFound" and self.layers.get(owner.key) is known:
+                # It was deleted, which its watch may never report. (A server that starts has other answers with 404.)
                 self.layer_seen(known.resource, gone=True)
             self._upgrades.end(owner.key)
             return

@@ -116,6 +116,13 @@ def test_a_name_that_cannot_be_resolved_is_named(sockets: Sockets[zmq.Socket[byt
         bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
 
 
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
+def test_a_name_that_is_none_is_an_error_like_any_other(host: str) -> None:
+    """Such as one with an empty variable in it; Python raises `UnicodeError`."""
+    with pytest.raises(OSError, match="invalid host name"):
+        resolve(f"tcp://{host}:5555")
+
+
 def test_an_address_in_use_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None:
     """The error names the address and the reason."""
     one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)

@@ -11,6 +11,7 @@ from event_loops import FACTORIES
 from forwarders import close_all, free_ports, until
 
 from channels_zmq.core import EmbeddedZmqChannelLayer
+from channels_zmq.transports import embedded_producer
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
@@ -95,9 +96,10 @@ def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
 
 @pytest.mark.slow
 def test_a_channel_of_a_reader_that_came_before_its_producer_joins_and_leaves_a_group(
-    run: Run, address: str, open_peer: Make
+    run: Run, address: str, open_peer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The producer asks its process, which has yet to connect; another reader asks it as well."""
+    monkeypatch.setattr(embedded_producer, "SETTLE", 2.0)  # so long that busy machines connect their readers within it
     reader, other = (open_peer(pub_socket_address=address) for _ in range(2))
 
     async def scenario() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import util
@@ -9,10 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
-from forwarders import Forwarder, close_all, until
+from forwarders import PATIENCE, Forwarder, close_all, until
 
 from channels_zmq import connection, connections
-from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
@@ -22,6 +24,48 @@ Run = Callable[..., Any]
 def _close() -> Any:
     yield
     close_all()
+
+
+@pytest.mark.parametrize("topology", ["embedded", "dedicated"])
+def test_a_name_server_that_does_not_answer_holds_up_no_other_layer(
+    run: Run, forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch, topology: str
+) -> None:
+    """One thread looks after all connections, and each asks it for what it needs; closing waits for it as well."""
+    asked, answers = threading.Event(), threading.Event()
+    lookup = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **more: Any) -> Any:
+        if host == "localhost":
+            asked.set()
+            answers.wait(PATIENCE)
+            raise OSError(socket.EAI_FAIL, "no answer")
+        return lookup(host, *args, **more)
+
+    monkeypatch.setattr("socket.getaddrinfo", getaddrinfo)
+    slow: Any
+    if topology == "dedicated":
+        slow = DedicatedZmqChannelLayer(
+            pull_socket_address="tcp://localhost:5555", pub_socket_address="tcp://localhost:5556"
+        )
+    else:
+        slow = EmbeddedZmqChannelLayer(pub_socket_address="tcp://localhost:5556")
+
+    async def scenario() -> None:
+        await slow.new_channel()
+        slow.stats()
+        await asyncio.to_thread(asked.wait, PATIENCE)
+        layer = DedicatedZmqChannelLayer(**forwarder.config)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await layer.group_send("chat", {"n": 1})
+        assert await layer.receive(channel) == {"n": 1}
+        await layer.close()
+        assert not answers.is_set()
+
+    try:
+        run(scenario())
+    finally:
+        answers.set()
 
 
 @pytest.mark.slow

@@ -389,29 +389,40 @@ def test_a_request_is_not_sent_ahead_of_the_welcome(
     assert exchange.recv() == request
 
 
+def send_changes(subscriber: Subscriber, client: Client) -> None:
+    for frame, _ in client.out.take().upstream:
+        subscriber.send(frame)
+
+
 def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
-    subscriber: Subscriber, exchange: Socket
+    subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
     """Consumers come and go in an outage, and ZeroMQ would keep every frame of theirs, and send it before the hello."""
     one, other, third = (wire.group_topic(name) for name in ("one", "other", "third"))
-    subscriber.send(wire.subscription(one))
-    subscriber.send(wire.subscription(one))
+    subscriber.send(wire.unsubscription(one))  # of a member that left before there was this socket
+    client.join(one, "a", 9, None)
     for _ in range(1000):
-        subscriber.send(wire.subscription(other))
-        subscriber.send(wire.unsubscription(other))
+        client.join(other, "b", 9, None)
+        client.leave(other, "b")
+    send_changes(subscriber, client)
     subscriber.greet([])
     assert exchange.recv() == wire.subscription(one)
     assert hello(exchange).session == 1
-    subscriber.send(wire.subscription(other))
+    client.join(other, "b", 9, None)
+    for _ in range(2):
+        subscriber.send(wire.subscription(other))
+        subscriber.send(wire.unsubscription(third))
+    client.out.take()
     assert exchange.recv() == wire.subscription(other)
     subscriber.lost()
-    subscriber.send(wire.unsubscription(one))
-    subscriber.send(wire.subscription(one))
-    subscriber.send(wire.unsubscription(other))
-    subscriber.send(wire.subscription(third))
+    client.leave(one, "a")
+    client.join(one, "a", 9, None)
+    client.leave(other, "b")
+    client.join(third, "c", 9, None)
+    send_changes(subscriber, client)
     subscriber.greet([])
     changes = [wire.unsubscription(other), wire.subscription(third)]
-    assert [exchange.recv() for _ in range(3)] == [*changes, subscriber._client.claim]
+    assert [exchange.recv() for _ in range(3)] == [*changes, client.claim]
 
 
 # What a cut connection has lost

@@ -127,6 +127,7 @@ class Subscriber:
         self.welcome: wire.Welcome | None = None
         self.endpoint, self.monitor, self.descriptor = SimpleNamespace(address=address), Monitor(), object()
         self.sent: list[bytes] = []
+        self.subscribed: set[wire.Topic] = set()
         self.arriving: list[bytes] = []
         self.greeted: list[list[bytes]] = []
         self.lists: list[bytes] = []
@@ -152,7 +153,10 @@ class Subscriber:
         self.sent.append(wire.subscription(wire.inbox_topic(self.client.inbox)))
 
     def send(self, frame: bytes) -> bool:
-        if self.welcome is not None or frame[:1] not in REQUESTS:
+        belongs_later = (self.welcome is None and frame[:1] in REQUESTS) or (
+            not self.is_connected and frame[:1] in (wire.SUBSCRIBE, wire.UNSUBSCRIBE)
+        )
+        if not belongs_later:
             self.sent.append(frame)
         return False
 
@@ -169,7 +173,9 @@ class Subscriber:
         return bool(self.arriving)
 
     def greet(self, before: list[bytes]) -> None:
-        self.sent += before
+        groups = set(self.client.memberships.groups)
+        self.sent += [*map(wire.subscription, groups - self.subscribed), *before]
+        self.subscribed = groups
         self.session = self.client.new_session()
         self.welcome, self.is_connected = None, True
         self.greeted.append(list(before))
