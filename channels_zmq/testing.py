@@ -89,7 +89,7 @@ class ForwarderProcess:
     """A forwarder in a separate process, at `ipc://` paths in a new temporary folder.
 
     Args:
-        flags: Further flags of channels-zmq-forwarder.
+        flags: Further flags of channels-zmq-forwarder, but for keys: `start` examines it without any.
     """
 
     def __init__(self, *flags: str) -> None:

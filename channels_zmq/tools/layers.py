@@ -12,6 +12,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+from channels_zmq.encryption import Keyring
 from channels_zmq.environment import DEDICATED, EMBEDDED
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import client_keys, server_keys
@@ -99,7 +100,7 @@ def _advice(error: Exception) -> str:
 
 
 def _read_keys(layer: Layer) -> str:
-    """Read the CURVE keys; return the file that does not exist, if there is one.
+    """Read all keys; return the file of a CURVE key that does not exist, if there is one.
 
     Raises:
         ConfigurationError: If a key is invalid.
@@ -114,6 +115,8 @@ def _read_keys(layer: Layer) -> str:
     servers = server_keys(settings)
     if servers is not None:
         servers.read()
+    if settings.encrypts:
+        Keyring(settings.symmetric_encryption_keys, settings.symmetric_encryption_keys_file)
     return ""
 
 

@@ -305,10 +305,15 @@ class _Probe:
         frame = wire.ordered(prefix, os.urandom(wire.SENDER_SIZE), 1, wire.FLAG_FIRST, LIFE, body)
         push.was_cut = False
         push.socket.send(frame)
-        if self._ask(push, b"", b"d", must=False) is None:
+        if self._ask(push, b"", b"d", must=False) is not None:
+            return
+        if push.was_cut:
             problem = f"a message of {self._largest} bytes (max_message_size) is not accepted by {self.finding.pull}"
             advice = "Set max_message_size and --max-message-size of the forwarder to the same value."
             raise _Problem(problem, advice, is_lasting=True)
+        problem = f"a message of {self._largest} bytes (max_message_size) has not come back from {self.finding.pull}"
+        advice = "See the forwarder's log: it may be short of memory, the network slow, or a flush in progress."
+        raise _Problem(problem, advice)
 
     def _ask(
         self,

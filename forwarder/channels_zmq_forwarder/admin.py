@@ -207,7 +207,7 @@ class _State(Collector):
             ),
             (
                 "ended_subscribers",
-                "Connections ended because their subscriber was too far behind.",
+                "Connections of subscribers that were ended; the log has the reasons.",
                 traffic.ended_subscribers,
             ),
             (

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -399,6 +400,62 @@ async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> Non
 
 
 @pytest.mark.slow
+def test_a_flush_does_not_wait_for_a_client_that_rests(forwarders: list[Forwarder]) -> None:
+    """Such as `pub` between two messages: it answers that it has nothing to empty."""
+    one = target.Target(forwarders[0].pull, forwarders[0].pub, None)
+    ended = threading.Event()
+
+    def rest() -> None:
+        while not ended.is_set():
+            resting.rest(0.01)
+
+    with zmq.Context() as context, Client(context, one) as resting, Client(context, one) as flushing:
+        for client in (resting, flushing):
+            client.hello(time.monotonic() + PATIENCE)
+        with ThreadPoolExecutor(1) as thread:
+            done = thread.submit(rest)
+            try:
+                flushing._asked = 1
+                flush = wire.FLUSH.encode(wire.Flush(flushing.inbox, 1, round(PATIENCE * 1000)))
+                answer = flushing._answer(flushing.sub, flush, wire.CONFIRM.kind, time.monotonic() + PATIENCE)
+            finally:
+                ended.set()
+            done.result()
+    assert wire.CONFIRM.decode(answer).status == wire.Status.OK
+
+
+@pytest.mark.slow
+def test_sub_goes_on_after_a_malformed_message(forwarders: list[Forwarder]) -> None:
+    """A forwarder relays what is published to a group without a look at it."""
+    one = forwarders[0]
+    layer = variables(one.pull, one.pub)
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, listening(layer, "--count=1") as sub:
+        push.connect(one.pull)
+        push.send(wire.group_topic("chat") + b"oops")
+        assert sub.stderr is not None
+        assert "a malformed message of 10 bytes" in sub.stderr.readline()
+        assert call(layer, "pub", "chat", "{}").returncode == 0
+        assert sub.wait(20) == 0
+
+
+def test_pub_uses_the_first_forwarder_that_answers(forwarders: list[Forwarder]) -> None:
+    """One of several may be gone; without any it fails."""
+    missing = Forwarder(*addresses())
+    assert call(layer_of([missing, forwarders[0]]), "pub", "chat", "{}", "--timeout=2").returncode == 0
+    done = call(layer_of([missing]), "pub", "chat", "{}", "--timeout=0.1")
+    assert (done.returncode, "no answer" in done.stderr) == (1, True)
+
+
+@pytest.mark.slow
+def test_several_selftests_at_once_do_not_meet(forwarders: list[Forwarder]) -> None:
+    """Each has a group of its own."""
+    layer = layer_of(forwarders[:1])
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(call, layer, "selftest", "--messages=3000") for _ in range(2)]
+    assert [one.result().returncode for one in both] == [0, 0]
+
+
+@pytest.mark.slow
 async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy sender puts several into one frame; this one counts as busy from the first one on."""
     monkeypatch.setattr(batch, "RUN", 0)
@@ -480,7 +537,8 @@ def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:
 
 
 @pytest.mark.slow
-def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["file", "value"])
+def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_path: Path, by: str) -> None:
     """Although its key is in no list of allowed ones."""
     secret = tmp_path / "server"
     secret.write_bytes(zmq.curve_keypair()[1])
@@ -489,7 +547,8 @@ def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_
     pull, pub = (f"tcp://*:{port}" for port in free_ports(2))
     flags = ("--curve-secret-key-file", str(secret), "--curve-allowed-keys-file", str(allowed))
     forwarder = Forwarder(pull, pub, flags=flags)
-    own = {"PULL_ADDRESS": pull, "PUB_ADDRESS": pub, "CURVE_SECRET_KEY_FILE": str(secret)}
+    key = {"CURVE_SECRET_KEY_FILE": str(secret)} if by == "file" else {"CURVE_SECRET_KEY": secret.read_text()}
+    own = {"PULL_ADDRESS": pull, "PUB_ADDRESS": pub, **key}
     try:
         forwarder.start()
         done = call({f"CHANNELS_ZMQ_FORWARDER_{key}": value for key, value in own.items()}, "ping")

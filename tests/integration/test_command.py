@@ -75,6 +75,7 @@ def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forw
     layers = {
         "default": {"BACKEND": DEDICATED, "CONFIG": config},
         "mistaken": {"BACKEND": DEDICATED, "CONFIG": {"pull_adress": "tcp://a:1"}},
+        "locked": {"BACKEND": DEDICATED, "CONFIG": {**forwarder.config, "symmetric_encryption_keys_file": "missing"}},
     }
     done = Project(tmp_path, layers).manage("channels_zmq", "doctor", "--timeout", "0.7")
     assert done.returncode == 1
@@ -82,7 +83,8 @@ def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forw
     assert "WRONG  tcp://127.0.0.1:9 and tcp://127.0.0.1:10: nothing accepts connections" in done.stdout
     assert "Start the forwarder" in done.stdout
     assert "did you mean 'pull_socket_address'" in done.stdout
-    assert "2 problems found" in done.stderr
+    assert "CONFIG['symmetric_encryption_keys_file']: missing: No such file" in done.stdout
+    assert "3 problems found" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -43,13 +44,14 @@ def main(arguments: Sequence[str]) -> None:
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)
     with zmq.Context() as context:
         for one in targets:
+            group = f"{GROUP}-{secrets.token_hex(8)}"  # of its own: several may run at once
             with Client(context, one) as client:
-                client.subscribe(GROUP)
+                client.subscribe(group)
                 client.hello(time.monotonic() + given.timeout)
                 client.sync(time.monotonic() + given.timeout)
                 with progress(given.messages) as advance:
-                    rate = _rate(client, given.messages, bytes(given.size), given.timeout, advance)
-                trips = _round_trips(client, min(ROUND_TRIPS, given.messages), bytes(given.size), given.timeout)
+                    rate = _rate(client, group, given.messages, bytes(given.size), given.timeout, advance)
+                trips = _round_trips(client, group, min(ROUND_TRIPS, given.messages), bytes(given.size), given.timeout)
             cuts = statistics.quantiles(trips, n=100) if len(trips) > 1 else trips * 99
             print(
                 f"{one}: {rate:,.0f} messages/s of {given.size} bytes, {rate * given.size / 2**20:,.1f} MiB/s;", end=" "
@@ -57,26 +59,28 @@ def main(arguments: Sequence[str]) -> None:
             print(f"round trip p50 {cuts[49] * 1e6:,.0f} us, p99 {cuts[98] * 1e6:,.0f} us", flush=True)
 
 
-def _rate(client: Client, messages: int, payload: bytes, timeout: float, advance: Callable[[int], None]) -> float:
+def _rate(
+    client: Client, group: str, messages: int, payload: bytes, timeout: float, advance: Callable[[int], None]
+) -> float:
     sent = received = 0
     begin = time.perf_counter()
     while received < messages:
         while sent < messages and sent - received < WINDOW:
-            client.group_send(GROUP, payload)
+            client.group_send(group, payload)
             sent += 1
         before = received
         received += _next(client, timeout)
-        while client.sub.poll(0):
-            received += wire.is_group(client.sub.recv())
+        while (frame := client.receive(0.0)) is not None:
+            received += wire.is_group(frame)
         advance(received - before)
     return messages / (time.perf_counter() - begin)
 
 
-def _round_trips(client: Client, count: int, payload: bytes, timeout: float) -> list[float]:
+def _round_trips(client: Client, group: str, count: int, payload: bytes, timeout: float) -> list[float]:
     trips = []
     for _ in range(count):
         begin = time.perf_counter()
-        client.group_send(GROUP, payload)
+        client.group_send(group, payload)
         while not _next(client, timeout):
             pass
         trips.append(time.perf_counter() - begin)

@@ -46,6 +46,10 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets; what was sent is still delivered, within a second."""
         self.push.close()
         self.sub.close()
 
@@ -116,10 +120,22 @@ class Client:
         return wire.Status(wire.CONFIRM.decode(answer).status)
 
     def receive(self, deadline: float) -> bytes | None:
-        """Return the next frame, or None if it does not arrive by the deadline, in monotonic seconds."""
-        if self.sub.poll(max(0, round((deadline - time.monotonic()) * 1000))):
-            return self.sub.recv()
+        """Return the next frame, or None if it does not arrive by the deadline, in monotonic seconds.
+
+        A flush of the layer is answered at once: it waits for all clients, and this one holds nothing.
+        """
+        while self.sub.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+            frame = self.sub.recv()
+            if wire.sub_kind(frame) != wire.EMPTY.kind:
+                return frame
+            self.sub.send(wire.FLUSHED.encode(wire.Flushed(self.inbox, wire.EMPTY.decode(frame).n)))
         return None
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing for a while but answer flushes; what arrives meanwhile is dropped."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.receive(end)
 
     def _send_ordered(self, prefix: bytes, body: bytes) -> None:
         number = self._numbers[prefix] = self._numbers.get(prefix, 0) + 1

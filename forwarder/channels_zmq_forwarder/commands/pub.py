@@ -11,7 +11,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.commands import payloads, target
 from channels_zmq_forwarder.commands.arguments import name, seconds, whole
 from channels_zmq_forwarder.commands.client import Client
-from channels_zmq_forwarder.commands.target import CommandError
+from channels_zmq_forwarder.commands.target import CommandError, Target
 
 _PROBLEMS = {
     wire.Status.FULL: "the channel is full (--capacity)",
@@ -47,13 +47,27 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     payload = payloads.encode(given.message, given.serializer)
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)
-    with zmq.Context() as context, Client(context, targets[0]) as client:
-        client.hello(time.monotonic() + given.timeout)
+    with zmq.Context() as context, _client(context, targets, given.timeout) as client:
         for number in range(given.count):
             if number:
-                time.sleep(given.every)
+                client.rest(given.every)
             _send(client, given, payload)
         client.echo(time.monotonic() + given.timeout)  # what was sent before it has arrived
+
+
+def _client(context: "zmq.Context[zmq.Socket[bytes]]", targets: Sequence[Target], timeout: float) -> Client:
+    """Return a client of the first forwarder that answers a hello."""
+    for one in targets:
+        client = Client(context, one)
+        try:
+            client.hello(time.monotonic() + timeout)
+        except CommandError:
+            client.close()
+            if one is targets[-1]:
+                raise
+        else:
+            return client
+    raise CommandError("the layer has no forwarder")
 
 
 def _send(client: Client, given: argparse.Namespace, payload: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import secrets
 import time
 from collections.abc import Sequence
 
@@ -44,13 +45,14 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _exchange(client: Client, messages: int, deadline: float) -> None:
-    """Say hello, subscribe, publish, compare."""
-    client.subscribe(GROUP)
+    """Say hello, subscribe, publish, compare. The group has a name of its own: several selftests may run at once."""
+    group = f"{GROUP}-{secrets.token_hex(8)}"
+    client.subscribe(group)
     client.hello(deadline)
     client.sync(deadline)
     payloads = [f"message {number}".encode() for number in range(messages)]
     for payload in payloads:
-        client.group_send(GROUP, payload)
+        client.group_send(group, payload)
     received: list[bytes] = []
     while len(received) < messages:
         frame = client.receive(deadline)

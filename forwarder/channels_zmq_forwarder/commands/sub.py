@@ -74,8 +74,12 @@ def _show(clients: list[Client], serializer: payloads.Serializer, *, json_lines:
             frame = socket.recv()
             if not wire.is_group(frame):
                 continue
-            for message in wire.split(frame):
-                topic, sender, number, flags, _, payload = wire.read_group(message)
+            try:
+                messages = [wire.read_group(message) for message in wire.split(frame)]
+            except wire.FrameError as error:
+                print(f"a malformed message of {len(frame)} bytes: {error}", file=sys.stderr, flush=True)
+                continue
+            for topic, sender, number, flags, _, payload in messages:
                 if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
                     continue  # another forwarder has brought it already
                 if len(shown) >= MOST_SENDERS:

@@ -101,18 +101,21 @@ def _keys(given: argparse.Namespace, environment: Mapping[str, str], deadline: f
         return server, secret or new_pair()[1]  # as a layer does
     if secret:
         raise CommandError(f"{APPLICATION}CURVE_SERVER_KEY_FILE is required with a secret key")
-    if own := environment.get(f"{OWN}CURVE_SECRET_KEY_FILE"):
-        secret = _key(own, deadline)
-        return public_key(secret), secret
+    if own := _key_of(environment, f"{OWN}CURVE_SECRET_KEY", deadline):
+        return public_key(own), own
     return None
 
 
 def _applications_key(
     given: argparse.Namespace, environment: Mapping[str, str], side: str, deadline: float
 ) -> bytes | None:
-    variable = f"{APPLICATION}CURVE_{side.upper()}_KEY"
     flag: str | None = getattr(given, f"curve_{side}_key_file")
-    if path := flag or environment.get(f"{variable}_FILE"):
+    return _key(flag, deadline) if flag else _key_of(environment, f"{APPLICATION}CURVE_{side.upper()}_KEY", deadline)
+
+
+def _key_of(environment: Mapping[str, str], variable: str, deadline: float) -> bytes | None:
+    """Return the key that a variable has, or the file that it names with `_FILE`; None if neither is set."""
+    if path := environment.get(f"{variable}_FILE"):
         return _key(path, deadline)
     try:
         return key(text) if (text := environment.get(variable)) else None
