@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         None, description="Secret key for CURVE on both ports. Prefer the file: other users can see flags."
     )
     curve_secret_key_file: str | None = Field(None, min_length=1, description="File with the secret key.")
-    curve_allowed_keys: Addresses | None = Field(
+    curve_allowed_keys: str | None = Field(  # a list of flags would be read as JSON: keys begin with braces, too
         None, description="Public keys that may connect, separated by commas; without a list, every key may."
     )
     curve_allowed_keys_file: str | None = Field(
@@ -185,10 +185,10 @@ class Settings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("curve_allowed_keys", mode="before")
-    @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return None if value is None else cls._split(value)
+    @property
+    def allowed_keys(self) -> list[str]:
+        """The public keys that may connect, as far as they are given by value."""
+        return [part.strip() for part in (self.curve_allowed_keys or "").split(",") if part.strip()]
 
     @model_validator(mode="after")
     def _one_secret_key(self) -> Self:
@@ -264,7 +264,7 @@ def curve_keys(settings: Settings) -> tuple[bytes, AllowedKeys | None] | None:
         if settings.curve_allowed_keys is None and settings.curve_allowed_keys_file is None:
             return secret, None
         setting = "curve-allowed-keys"
-        keys = [curve.key(text) for text in settings.curve_allowed_keys or ()]
+        keys = [curve.key(text) for text in settings.allowed_keys]
         setting = "curve-allowed-keys-file"
         return secret, AllowedKeys(keys, settings.curve_allowed_keys_file)
     except CurveKeyError as error:

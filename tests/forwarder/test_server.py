@@ -295,7 +295,7 @@ async def test_a_forwarder_that_settles_can_be_stopped() -> None:
     [
         ("tcp://*:*", {}, "no CURVE key is set"),
         ("tcp://*:*", {"curve_secret_key": new_pair()[1].decode()}, "no list of allowed keys is set"),
-        ("tcp://*:*", {"curve_secret_key": new_pair()[1].decode(), "curve_allowed_keys": [new_pair()[0].decode()]}, ""),
+        ("tcp://*:*", {"curve_secret_key": new_pair()[1].decode(), "curve_allowed_keys": new_pair()[0].decode()}, ""),
         (LOCAL, {}, ""),
     ],
 )

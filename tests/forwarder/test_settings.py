@@ -159,3 +159,11 @@ def test_settings_do_not_change() -> None:
     settings: Any = parse([])
     with pytest.raises(ValueError, match="frozen"):
         settings.queue_names = 1
+
+
+@pytest.mark.parametrize("begins", ["{", "[", "a"])
+def test_allowed_keys_may_begin_with_any_character(begins: str) -> None:
+    """Some of those of Z85 begin a list or an object of JSON."""
+    keys = [begins + "0" * 39, "1" * 39 + "]"]
+    given = parse([f"--curve-secret-key={'k' * 40}", f"--curve-allowed-keys={keys[0]}, {keys[1]}"])
+    assert given.allowed_keys == keys
