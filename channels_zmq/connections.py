@@ -26,8 +26,9 @@ _lock = threading.Lock()
 _connections: dict[tuple[object, ...], Connection] = {}
 _ended: set[bytes] = set()
 """Inboxes of this process whose connection was closed: nothing arrives for their channels any more."""
-_closing: dict[tuple[object, ...], Connection] = {}
-"""Connections that are about to be closed; one that has bound an address releases it before its successor binds it."""
+_closing: dict[Connection, list[tuple[object, ...]]] = {}
+"""Connections that are about to be closed, and their keys. One that has bound an address releases it before its
+successor binds it."""
 _before_fork: list[object] = []
 """What belongs to the parent process."""
 
@@ -53,8 +54,8 @@ def connection(
     """
     while True:
         with _lock:
-            former = _closing.get(key)
-            if former is None or not former.is_bound:
+            former = next((one for one, keys in _closing.items() if key in keys and one.is_bound), None)
+            if former is None:
                 known = _connections.get(key)
                 if known is None or known.closed:
                     refuse_gevent()
@@ -100,7 +101,10 @@ async def close_from_loop(known: Connection) -> None:
             wake([closed])
 
     _withdraw(known)
-    threading.Thread(target=work, name="channels-zmq closing").start()
+    try:
+        threading.Thread(target=work, name="channels-zmq closing").start()
+    except RuntimeError:  # the system has no thread left, or the interpreter is shutting down
+        work()
     await closed.future
     if errors:
         raise errors[0]
@@ -114,7 +118,8 @@ def _withdraw(known: Connection, *, if_unused: bool = False) -> bool:
         keys = [key for key, value in _connections.items() if value is known]
         for key in keys:
             del _connections[key]
-            _closing[key] = known
+        if keys:
+            _closing[known] = keys
             _ended.add(known.inbox)
         return bool(keys)
 
@@ -129,8 +134,7 @@ def _end(known: Connection) -> None:
     finally:
         if stopped:
             with _lock:
-                for key in [key for key, value in _closing.items() if value is known]:
-                    del _closing[key]
+                _closing.pop(known, None)
             known.ended.set()
 
 
@@ -149,7 +153,7 @@ def _close_unused(known: Connection) -> None:
 def _at_exit() -> None:
     for known in connections():
         close(known)
-    for known in list(_closing.values()):  # by other threads
+    for known in list(_closing):  # by other threads
         known.ended.wait()
     housekeeper.housekeeper().end()
     reports.flush()
@@ -157,7 +161,7 @@ def _at_exit() -> None:
 
 def _in_child() -> None:
     global _closing, _connections, _lock
-    for known in (*_connections.values(), *_closing.values()):
+    for known in (*_connections.values(), *_closing):
         known.abandon()
     _before_fork.extend([_connections, _closing, housekeeper.housekeeper()])
     _connections, _closing, _lock = {}, {}, threading.Lock()

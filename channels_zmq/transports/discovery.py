@@ -92,12 +92,15 @@ class Bootstrap:
         if not self.is_due:
             return
         self._due = self._clock() + self._every
-        self.problem = ""
+        problem = ""
         for forwarder in self._named:
             try:
-                self._found[forwarder] = [Forwarder(*pair) for pair in resolve_pairs(forwarder.pull, forwarder.pub)]
+                found = [Forwarder(*pair) for pair in resolve_pairs(forwarder.pull, forwarder.pub)]
             except OSError as error:
-                self.problem = f"cannot resolve {host_of(forwarder.pub)}: {error.strerror}"
+                problem = f"cannot resolve {host_of(forwarder.pub)}: {error.strerror}"
+            else:
+                self._found = {**self._found, forwarder: found}  # other threads may be reading the former one
+        self.problem = problem
 
 
 class Endpoint:
@@ -136,5 +139,5 @@ class Endpoint:
 
     def apply(self, socket: "zmq.Socket[bytes]") -> None:
         """Set the family for connections that a socket makes from now on."""
-        socket.set(zmq.IPV6, self._is_ipv6)
-        self._was_ipv6 = self._is_ipv6
+        self._was_ipv6 = self._is_ipv6  # read once: a lookup may change it at any moment
+        socket.set(zmq.IPV6, self._was_ipv6)

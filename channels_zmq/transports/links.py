@@ -562,9 +562,9 @@ class Links:
 
     def _remove_doubles(self) -> None:
         while self._doubles:
-            double, kept = self._doubles.pop()
+            double, kept = self._doubles.pop(0)
             self._remove(double)
-            if kept.is_connected and kept.session < double.session:
+            if kept.forwarder in self._links and kept.is_connected and kept.session < double.session:
                 kept.greet()
 
     # Housekeeping

@@ -230,8 +230,9 @@ def _check_flags(arguments: Sequence[str]) -> None:
     """Refuse unknown flags, without their values: one of them may be a mistyped flag of a secret key."""
     fields = {name.replace("_", "-"): field for name, field in Settings.model_fields.items()}
     switches = [f"--{no}{name}" for name, field in fields.items() if field.annotation is bool for no in ("", "no-")]
+    lists = [f"--{name}" for name, field in fields.items() if field.annotation == list[str]]
     known = [f"--{name}" for name in fields] + switches
-    is_value = False
+    seen, is_value = set[str](), False
     for position, argument in enumerate(arguments, 1):
         flag, equals, _ = argument.partition("=")
         if is_value or argument in ("-h", "--help"):
@@ -242,7 +243,10 @@ def _check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, known, 1)
             hint = f"did you mean {near[0]}?" if near else "flags and commands are listed by --help"
             raise SettingsError(f"{flag} is not a flag; {hint}")
+        elif flag in seen and flag not in lists:
+            raise SettingsError(f"{flag} is given twice")
         else:
+            seen.add(flag)
             is_value = not equals and flag not in switches
 
 

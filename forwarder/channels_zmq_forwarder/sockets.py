@@ -106,7 +106,7 @@ def resolve_pairs(pull: str, pub: str) -> list[tuple[str, str]]:
         OSError: If a name cannot be resolved.
     """
     pubs = _preferred(resolve(pub))
-    if host_of(pull) == host_of(pub):
+    if pull.startswith(TCP) and pub.startswith(TCP) and host_of(pull) == host_of(pub):
         port = pull.rpartition(":")[2]
         return [(f"{TCP}{host_of(one)}:{port}", one) for one in sorted(pubs)]
     pulls = _preferred(resolve(pull))

@@ -352,10 +352,9 @@ class Reconciler:
         try:
             answer = await self._cluster.apply(manifest, subresource="status")
         except ClusterError as error:
-            if error.status != 404:
+            if error.reason != "NotFound":  # a server that is starting has other answers with 404
                 raise
-            if error.reason == "NotFound" and self.layers.get(owner.key) is known:
-                # It was deleted, which its watch may never report. (A server that starts has other answers with 404.)
+            if self.layers.get(owner.key) is known:  # it was deleted, which its watch may never report
                 self.layer_seen(known.resource, gone=True)
             self._upgrades.end(owner.key)
             return

@@ -432,16 +432,16 @@ def test_sub_goes_on_after_a_malformed_message(forwarders: list[Forwarder]) -> N
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, listening(layer, "--count=1") as sub:
         push.connect(one.pull)
         push.send(wire.group_topic("chat") + b"oops")
-        assert sub.stderr is not None
-        assert "a malformed message of 10 bytes" in sub.stderr.readline()
         assert call(layer, "pub", "chat", "{}").returncode == 0
         assert sub.wait(20) == 0
+        assert sub.stderr is not None
+        assert "a malformed message of 10 bytes" in sub.stderr.read()
 
 
 def test_pub_uses_the_first_forwarder_that_answers(forwarders: list[Forwarder]) -> None:
     """One of several may be gone; without any it fails."""
     missing = Forwarder(*addresses())
-    assert call(layer_of([missing, forwarders[0]]), "pub", "chat", "{}", "--timeout=2").returncode == 0
+    assert call(layer_of([missing, forwarders[0]]), "pub", "chat", "{}", "--timeout=5").returncode == 0
     done = call(layer_of([missing]), "pub", "chat", "{}", "--timeout=0.1")
     assert (done.returncode, "no answer" in done.stderr) == (1, True)
 

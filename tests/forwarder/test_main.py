@@ -1,5 +1,6 @@
 """The command line where the daemon's packages, or its system, are missing: what it does, and what it says."""
 
+import signal
 import subprocess
 import sys
 
@@ -62,6 +63,20 @@ def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra
     monkeypatch.setitem(sys.modules, "channels_zmq_forwarder.daemon", None)
     with pytest.raises(ModuleNotFoundError, match=r"channels_zmq_forwarder\.daemon"):
         main([])
+
+
+def test_signals_wait_while_the_daemon_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no longer, whatever becomes of it."""
+    blocked: list[set[int]] = []
+
+    def start(arguments: object) -> int:
+        blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        return BAD_USAGE
+
+    monkeypatch.setattr("channels_zmq_forwarder.__main__._daemon", start)
+    assert main([]) == BAD_USAGE
+    assert blocked[0] >= {signal.SIGTERM, signal.SIGINT}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
 
 
 def test_a_signal_that_comes_before_the_start_ends_the_daemon_once_it_has_started() -> None:

@@ -167,3 +167,12 @@ def test_allowed_keys_may_begin_with_any_character(begins: str) -> None:
     keys = [begins + "0" * 39, "1" * 39 + "]"]
     given = parse([f"--curve-secret-key={'k' * 40}", f"--curve-allowed-keys={keys[0]}, {keys[1]}"])
     assert given.allowed_keys == keys
+
+
+@pytest.mark.parametrize("flag", ["--curve-allowed-keys", "--settle"])
+def test_a_flag_that_is_given_twice_is_refused(flag: str) -> None:
+    """One of the two values would not count. Addresses may be given one by one."""
+    with pytest.raises(SettingsError, match=f"{flag} is given twice"):
+        parse([f"{flag}=1", f"{flag}=2"])
+    both = parse(["--pull-address=tcp://127.0.0.1:1", "--pull-address", "tcp://127.0.0.1:2"])
+    assert both.pull_address == ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]

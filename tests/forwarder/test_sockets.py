@@ -21,6 +21,7 @@ from channels_zmq_forwarder.sockets import (
     number,
     readable,
     resolve,
+    resolve_pairs,
     use_ipv6,
 )
 
@@ -114,6 +115,12 @@ def test_a_name_that_cannot_be_resolved_is_named(sockets: Sockets[zmq.Socket[byt
     """The error contains the system's reason."""
     with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
         bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
+
+
+def test_a_pair_of_paths_is_not_resolved() -> None:
+    """Only names are."""
+    pair = "ipc:///run/pull", "ipc:///run/pub"
+    assert resolve_pairs(*pair) == [pair]
 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])

@@ -53,7 +53,7 @@ def test_a_name_server_that_does_not_answer_holds_up_no_other_layer(
     async def scenario() -> None:
         await slow.new_channel()
         slow.stats()
-        await asyncio.to_thread(asked.wait, PATIENCE)
+        assert await asyncio.to_thread(asked.wait, PATIENCE)
         layer = DedicatedZmqChannelLayer(**forwarder.config)
         channel = await layer.new_channel()
         await layer.group_add("chat", channel)

@@ -205,6 +205,21 @@ async def test_closing_goes_on_if_it_is_cancelled(open_one: Callable[..., Any]) 
     assert await asyncio.to_thread(known.finished.wait, PATIENCE)
 
 
+async def test_a_connection_is_closed_also_if_no_thread_can_start(
+    open_one: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many run already. It holds the loop up then, for the linger time at most."""
+    known = open_one()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    await connections.close_from_loop(known)
+    assert known.done == ["start", "deliver", "stop", "finish"]
+    assert known.ended.is_set()
+
+
 def test_a_connection_is_closed_also_if_held_messages_cannot_be_sent(open_one: Callable[..., Any]) -> None:
     """Closing raises the error."""
     known = open_one()

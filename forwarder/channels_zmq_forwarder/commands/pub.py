@@ -61,10 +61,13 @@ def _client(context: "zmq.Context[zmq.Socket[bytes]]", targets: Sequence[Target]
         client = Client(context, one)
         try:
             client.hello(time.monotonic() + timeout)
-        except CommandError:
+        except (CommandError, wire.FrameError):  # it is gone, or its port is that of another program
             client.close()
             if one is targets[-1]:
                 raise
+        except BaseException:
+            client.close()
+            raise
         else:
             return client
     raise CommandError("the layer has no forwarder")
