@@ -12,6 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq_forwarder import zap
 from channels_zmq_forwarder.curve import AllowedKeys, new_pair, secure_client
+from channels_zmq_forwarder.sockets import HANDSHAKE
 from channels_zmq_forwarder.zap import Admission, Gate
 
 
@@ -33,6 +34,7 @@ class Peers:
         """Connect and send a frame, which arrives only if the gate allows the key; return the socket."""
         client = self._sockets.open(zmq.PUSH)
         secure_client(client, public or self.public, secret)
+        client.set(zmq.HANDSHAKE_IVL, HANDSHAKE)  # as the other side; by default it is 30 s
         client.connect(f"tcp://127.0.0.1:{self.port}")
         client.send(b"hello")
         return client
