@@ -33,7 +33,7 @@ def registry(
     queue: WorkQueue,
     kinds: Iterable[str],
     certificates: WebhookCertificates | None,
-    definition_changed: Callable[[], None] | None = None,
+    definition_seen: Callable[[bool], None] | None = None,
 ) -> kopf.OperatorRegistry:
     """Return kopf's handlers.
 
@@ -42,7 +42,8 @@ def registry(
         queue: Gets the layers to look at.
         kinds: Kinds of children that the cluster serves.
         certificates: Told when the webhook's configuration changes.
-        definition_changed: Called when the definition of our kind changes: kopf may look for it before it is served.
+        definition_seen: Called when the definition of our kind changes, with whether it was deleted: kopf may look for
+            the kind before it is served.
     """
     handlers = kopf.OperatorRegistry()
 
@@ -72,11 +73,11 @@ def registry(
         kopf.on.event(
             group, version, KINDS[kind].plural, registry=handlers, labels={OWNER_LABEL: kopf.PRESENT}, id=kind
         )(child)
-    if definition_changed is not None:
+    if definition_seen is not None:
 
         @kopf.on.event(*DEFINITIONS, registry=handlers)
-        async def definition(**_: Any) -> None:
-            definition_changed()
+        async def definition(event: Any, **_: Any) -> None:
+            definition_seen(event["type"] == "DELETED")
 
     if certificates is not None:
         group, _, version = KINDS[WEBHOOKS].api_version.rpartition("/")

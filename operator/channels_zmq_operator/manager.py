@@ -92,17 +92,22 @@ async def _work(
         monitors, assigns_users = waiting.result()
         reconciler.choices = replace(reconciler.choices, service_monitors=monitors, assigns_users=assigns_users)
         kinds = [kind for kind in PRUNED if monitors or kind != "ServiceMonitor"]
-        changed = asyncio.Event()
-        definition_changed = None if settings.watch_namespaces else changed.set
+        changed, deleted = asyncio.Event(), asyncio.Event()
+
+        def definition_seen(is_gone: bool) -> None:
+            (deleted if is_gone else changed).set()
+
         makes_certificates = settings.webhook_name and settings.certificates == "Operator"
         certificates = WebhookCertificates(cluster, settings) if makes_certificates else None
         working = [
             asyncio.create_task(queue.run(settings.workers)),
             asyncio.create_task(_resync(settings, cluster, reconciler, queue, kinds, changed)),
+            asyncio.create_task(_end_without_definition(deleted)),
             *([asyncio.create_task(certificates.keep())] if certificates is not None else []),
         ]
         logger.info("watching %s", ", ".join(settings.watch_namespaces) or "all namespaces")
-        registry = handlers.registry(reconciler, queue, kinds, certificates, definition_changed)
+        sees_definition = None if settings.watch_namespaces else definition_seen
+        registry = handlers.registry(reconciler, queue, kinds, certificates, sees_definition)
         watching = asyncio.create_task(_awaited(watch(settings, registry, stop)))
         try:
             await _first([watching, *working, *background], watching)
@@ -152,6 +157,18 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> tuple
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), WAIT_FOR_KIND)
     return False, False
+
+
+async def _end_without_definition(deleted: asyncio.Event) -> None:
+    """End the process when the definition of our kind is deleted; the next one waits for it, and watches from then on.
+
+    If it is created again, kopf may look for the kind before it is served, and watch it no more.
+
+    Raises:
+        ManagerError: In this case.
+    """
+    await deleted.wait()
+    raise ManagerError(f"the CustomResourceDefinition of {KIND} was deleted, and watches begin with the process")
 
 
 async def _resync(

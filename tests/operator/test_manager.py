@@ -29,6 +29,7 @@ class Run:
         self.settings = Settings(namespace="home", admin_port=port, **settings)
         self.watching = False
         self.watched: set[str] = set()
+        self.handlers: dict[str, Any] = {}
         self.watch_ends: BaseException | None = None
         self.tasks = set(asyncio.all_tasks())
         self.task = asyncio.create_task(run(self.settings, self.stop, connect=self._connect, watch=self._watch))
@@ -39,7 +40,8 @@ class Run:
 
     async def _watch(self, settings: Settings, registry: Any, stop: asyncio.Event) -> None:
         self.watching = True
-        self.watched = {handler.id for handler in registry._watching.get_all_handlers()}
+        self.handlers = {handler.id: handler.fn for handler in registry._watching.get_all_handlers()}
+        self.watched = set(self.handlers)
         await stop.wait()
         self.watching = False
         if self.watch_ends is not None:
@@ -123,6 +125,21 @@ async def test_the_definition_is_watched_where_it_may_be(namespaces: str, unused
     async with running(FakeCluster(), unused_tcp_port, watch_namespaces=namespaces) as run:
         await run.until(lambda: run.watching)
         assert any("definition" in name for name in run.watched) is (not namespaces)
+
+
+async def test_the_end_of_the_definition_is_that_of_the_operator(unused_tcp_port: int) -> None:
+    """The next process waits for the definition: kopf may look for one that is created again before it is served."""
+    run = Run(FakeCluster(), unused_tcp_port)
+    await run.until(lambda: run.watching)
+    (definition,) = (function for name, function in run.handlers.items() if "definition" in name)
+    for kind in (None, "ADDED", "MODIFIED"):
+        await definition(event={"type": kind})
+    await asyncio.sleep(0)
+    assert run.watching
+    await definition(event={"type": "DELETED"})
+    with pytest.raises(ManagerError) as caught:
+        await run.end()
+    assert "was deleted" in str(caught.value.__cause__)
 
 
 async def test_it_lives_while_its_kind_is_not_there_yet(
