@@ -17,6 +17,7 @@ from channels_zmq_forwarder.sockets import TCP, is_local
 
 PROGRAM = "channels-zmq-forwarder"
 PREFIX = "CHANNELS_ZMQ_FORWARDER_"
+KEYS = "--curve-allowed-keys"
 Addresses = Annotated[list[str], NoDecode]
 OWN_STATUS_ADDRESS = "127.0.0.1:9601"
 """Where the status page is if the admin address can be reached from other machines."""
@@ -230,7 +231,6 @@ def _check_flags(arguments: Sequence[str]) -> None:
     """Refuse unknown flags, without their values: one of them may be a mistyped flag of a secret key."""
     fields = {name.replace("_", "-"): field for name, field in Settings.model_fields.items()}
     switches = [f"--{no}{name}" for name, field in fields.items() if field.annotation is bool for no in ("", "no-")]
-    lists = [f"--{name}" for name, field in fields.items() if field.annotation == list[str]]
     known = [f"--{name}" for name in fields] + switches
     seen, is_value = set[str](), False
     for position, argument in enumerate(arguments, 1):
@@ -243,8 +243,8 @@ def _check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, known, 1)
             hint = f"did you mean {near[0]}?" if near else "flags and commands are listed by --help"
             raise SettingsError(f"{flag} is not a flag; {hint}")
-        elif flag in seen and flag not in lists:
-            raise SettingsError(f"{flag} is given twice")
+        elif flag == KEYS and flag in seen:  # of other flags the last one counts
+            raise SettingsError(f"{flag} is given twice: separate the keys by commas")
         else:
             seen.add(flag)
             is_value = not equals and flag not in switches
