@@ -584,6 +584,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
         request: Request[Waiter] = Request(frame, repeats, to_all, waiter, key)
+        end = partial(self._end_request, number, loop)
         try:
             with self._step:
                 self._loops.enter(loop, attach=False)
@@ -610,9 +611,9 @@ class Connection:
             if answer == LOST:
                 raise ConnectionLost(self.address, what)
         except BaseException as error:
-            self._clean_up(partial(self._end_request, number, loop), error)
+            self._clean_up(end, error)
             raise
-        self._clean_up(partial(self._end_request, number, loop))
+        self._clean_up(end)
         return answer
 
     def _end_request(self, number: int, loop: asyncio.AbstractEventLoop) -> None:

@@ -29,7 +29,7 @@ from channels_zmq.client.output import SessionFrame
 from channels_zmq.errors import AddressInUse, ConfigurationError, OutboxFull
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
-from channels_zmq.transports.subscriber import FRAMES_A_TURN, SECONDS_A_TURN, Socket
+from channels_zmq.transports.subscriber import FRAMES_A_TURN, SECONDS_A_TURN, SUBSCRIPTIONS, Socket
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
@@ -53,7 +53,6 @@ SETTLE = 0.5
 SETTLE_FRAMES = 10_000
 SETTLE_BYTES = 64 * 2**20
 """Bounds of what it holds meanwhile."""
-_SUBSCRIPTIONS = (wire.SUBSCRIBE, wire.UNSUBSCRIBE)
 
 
 class Former(Protocol):
@@ -343,7 +342,7 @@ class EmbeddedProducer:
 
     def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Give the own exchange a frame; members here need no subscription. Return whether input is there now."""
-        if frame[:1] in _SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
+        if frame[:1] in SUBSCRIPTIONS and wire.is_group(wire.subscribed_topic(frame)):
             return False
         self.send_batch()
         has_input = self._bring(self._exchange.upstream(frame))

@@ -52,7 +52,8 @@ FAILURES = frozenset((zmq.Event.CONNECT_RETRIED, zmq.Event.CLOSED))
 """Events of an attempt to connect that has failed."""
 REQUESTS = tuple(bytes((layout.kind,)) for layout in (wire.SYNC, wire.MEMBER, wire.FLUSH))
 """Kinds of frames that an exchange answers only to clients it knows."""
-_SUBSCRIPTIONS = wire.SUBSCRIBE, wire.UNSUBSCRIBE
+SUBSCRIPTIONS = (wire.SUBSCRIBE, wire.UNSUBSCRIBE)
+"""Kinds of the frames by which an XSUB subscribes and unsubscribes."""
 
 
 class Subscriber:
@@ -145,7 +146,7 @@ class Subscriber:
         """
         if frame[:1] in REQUESTS and self.welcome is None:
             return False
-        if frame[:1] in _SUBSCRIPTIONS and not self._is_change(frame):
+        if frame[:1] in SUBSCRIPTIONS and not self._is_change(frame):
             return False
         self._socket.send(frame, zmq.DONTWAIT)
         return readable(self._socket)

@@ -41,7 +41,7 @@ async def _until_signal(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))  # see `__main__`
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (number,))  # see `__main__`
     await serve(settings, stop, end=end)
 
 

@@ -124,7 +124,7 @@ def test_a_pair_of_paths_is_not_resolved() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
-def test_a_name_that_is_none_is_an_error_like_any_other(host: str) -> None:
+def test_an_invalid_host_name_is_an_error_like_any_other(host: str) -> None:
     """Such as one with an empty variable in it; Python raises `UnicodeError`."""
     with pytest.raises(OSError, match="invalid host name"):
         resolve(f"tcp://{host}:5555")

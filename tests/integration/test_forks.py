@@ -53,6 +53,15 @@ def python(program: str) -> "subprocess.Popen[str]":
     )
 
 
+def output(program: str) -> tuple[str, str]:
+    """Return what a program that may use a layer prints, and its errors."""
+    with python(program) as process:
+        try:
+            return process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("lock", ["known._lock", "connections._lock"])
 @pytest.mark.parametrize("topology", ["embedded", "dedicated"])
 def test_a_child_works_that_was_forked_while_a_thread_held_a_lock(
@@ -88,11 +97,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 asyncio.run(use(layer))
 print("both")
 """
-    with python(program) as process:
-        try:
-            assert process.communicate(timeout=30) == ("both\n", "")
-        finally:
-            process.kill()
+    assert output(program) == ("both\n", "")
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
@@ -134,8 +139,4 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 print("ended")
 """
-    with python(program) as process:
-        try:
-            assert process.communicate(timeout=30) == ("ended\n", "")
-        finally:
-            process.kill()
+    assert output(program) == ("ended\n", "")

@@ -16,7 +16,7 @@ from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import push as push_module
-from channels_zmq.transports.subscriber import REQUESTS
+from channels_zmq.transports.subscriber import REQUESTS, SUBSCRIPTIONS
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Status
 
@@ -154,7 +154,7 @@ class Subscriber:
 
     def send(self, frame: bytes) -> bool:
         belongs_later = (self.welcome is None and frame[:1] in REQUESTS) or (
-            not self.is_connected and frame[:1] in (wire.SUBSCRIBE, wire.UNSUBSCRIBE)
+            not self.is_connected and frame[:1] in SUBSCRIPTIONS
         )
         if not belongs_later:
             self.sent.append(frame)

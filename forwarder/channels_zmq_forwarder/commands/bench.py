@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import secrets
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     targets = target.find(given, os.environ, time.monotonic() + given.timeout)
     with zmq.Context() as context:
         for one in targets:
-            group = f"{GROUP}-{secrets.token_hex(8)}"  # of its own: several may run at once
             with Client(context, one) as client:
+                group = f"{GROUP}-{client.inbox.decode()}"  # of its own: several may run at once
                 client.subscribe(group)
                 client.hello(time.monotonic() + given.timeout)
                 client.sync(time.monotonic() + given.timeout)

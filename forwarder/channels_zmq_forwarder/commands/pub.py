@@ -4,6 +4,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import zmq
 
@@ -57,20 +58,21 @@ def main(arguments: Sequence[str]) -> None:
 
 def _client(context: "zmq.Context[zmq.Socket[bytes]]", targets: Sequence[Target], timeout: float) -> Client:
     """Return a client of the first forwarder that answers a hello."""
-    for one in targets:
-        client = Client(context, one)
-        try:
-            client.hello(time.monotonic() + timeout)
-        except (CommandError, wire.FrameError):  # it is gone, or its port is that of another program
-            client.close()
-            if one is targets[-1]:
-                raise
-        except BaseException:
-            client.close()
-            raise
-        else:
-            return client
-    raise CommandError("the layer has no forwarder")
+    *others, last = targets
+    for one in others:
+        with suppress(CommandError, wire.FrameError):  # it is gone, or its port is that of another program
+            return _greeted(context, one, timeout)
+    return _greeted(context, last, timeout)
+
+
+def _greeted(context: "zmq.Context[zmq.Socket[bytes]]", one: Target, timeout: float) -> Client:
+    client = Client(context, one)
+    try:
+        client.hello(time.monotonic() + timeout)
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 def _send(client: Client, given: argparse.Namespace, payload: bytes) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _exchange(client: Client, messages: int, deadline: float) -> None:
     """Say hello, subscribe, publish, compare. The group has a name of its own: several selftests may run at once."""
-    group = f"{GROUP}-{secrets.token_hex(8)}"
+    group = f"{GROUP}-{client.inbox.decode()}"
     client.subscribe(group)
     client.hello(deadline)
     client.sync(deadline)
