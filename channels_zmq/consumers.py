@@ -63,14 +63,16 @@ class LeanDispatch:
                 raise end
 
     async def _dispatch_all(self, source: Source, turn: asyncio.Lock) -> NoReturn:
+        """Dispatch the messages of a source until something raises; that keeps the turn, so no handler follows."""
         while True:
             try:
                 message = await source()
             except Exception:
-                async with turn:  # a handler that is running finishes first
-                    raise
-            async with turn:
-                await self.dispatch(message)
+                await turn.acquire()  # a handler that is running finishes first
+                raise
+            await turn.acquire()
+            await self.dispatch(message)
+            turn.release()
 
     async def dispatch(self, message: Message) -> None:
         """Call the handler for a message.

@@ -124,6 +124,29 @@ async def test_handlers_run_one_at_a_time(layer: InMemoryChannelLayer, package: 
         await visitor.leave()
 
 
+async def test_no_handler_runs_after_that_of_the_disconnect(layer: InMemoryChannelLayer, package: Any) -> None:
+    """Though messages wait that have arrived before: it would send to a browser that is gone."""
+    said, goes_on = [], asyncio.Event()
+
+    class Slow:
+        async def said(self, event: dict[str, Any]) -> None:
+            said.append(event["n"])
+            await goes_on.wait()
+
+        async def disconnect(self, code: int) -> None:
+            said.append("disconnected")
+
+    async with visiting(consumer_of(package, Slow)) as visitor:
+        for number in range(5):
+            await layer.group_send("room", {"type": "said", "n": number})
+        while not said:
+            await asyncio.sleep(0)
+        await visitor.server.send_input({"type": "websocket.disconnect", "code": 1000})
+        goes_on.set()
+        await visitor.server.wait(PATIENCE)
+    assert said == [0, "disconnected"]
+
+
 async def test_handlers_share_a_context(layer: InMemoryChannelLayer, package: Any) -> None:
     """What the handler of one source sets, that of the other reads; loggers and tracers keep things there."""
 
