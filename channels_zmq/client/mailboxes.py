@@ -293,16 +293,22 @@ class Mailboxes(Generic[Waiter]):
         except ValueError:
             successor = box.next_waiter() if box.mail else None
         if successor is None and not box.waiters:
-            box.is_read = False
+            box.is_read = False  # also that of a normal channel, or of a member
             self.release(box)
         return successor
 
     def release(self, box: Mailbox[Waiter]) -> None:
-        """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while."""
+        """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while.
+
+        A consumer that leaves its last group and does not wait for a message is about to end: what it has left unread
+        counts as abandoned, unless it reads again after all.
+        """
         if box.is_idle:
             self._forget(box)
-        elif box.mail and not (box.is_read or box.memberships or box.windows):
-            self._unclaim(box)
+        elif not (box.waiters or box.memberships or box.windows):
+            box.is_read = False
+            if box.mail:
+                self._unclaim(box)
 
     # Direct messages that this process has sent to its own channels
 

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from asgiref.testing import ApplicationCommunicator
+from channels.generic import websocket
+from default_layers import as_default
 from forwarders import until
 
+from channels_zmq import consumers
 from channels_zmq.client import mailboxes
 
 Make = Callable[..., Any]
@@ -37,6 +41,43 @@ def test_what_waits_for_an_ended_consumer_is_abandoned_and_never_called_expired(
             await layer.send(channel, {})
         await until(lambda: layer.stats()["dropped"] == {"abandoned": len(channels)})
         await until(lambda: layer.stats()["channels"] == 0)
+
+    with caplog.at_level(logging.WARNING, "channels_zmq"):
+        run(scenario())
+    assert "expired" not in caplog.text
+
+
+@pytest.mark.parametrize("generic", [websocket, consumers], ids=["channels", "lean"])
+def test_what_a_busy_consumer_has_not_read_when_it_is_disconnected_is_abandoned(
+    make_layer: Make, run: Run, caplog: pytest.LogCaptureFixture, generic: Any
+) -> None:
+    """Its handler is running, so that nobody waits for the other messages when the client goes away."""
+    handling, disconnects = asyncio.Event(), asyncio.Event()
+
+    class Busy(generic.AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
+        groups = ["busy"]
+
+        async def slow(self, event: dict[str, Any]) -> None:
+            handling.set()
+            await disconnects.wait()
+
+    async def scenario() -> None:
+        layer = make_layer(expiry=1.0)
+        with as_default(layer):
+            visitor = ApplicationCommunicator(Busy.as_asgi(), {"type": "websocket", "path": "/"})  # type: ignore[no-untyped-call]
+            await visitor.send_input({"type": "websocket.connect"})
+            assert (await visitor.receive_output(10))["type"] == "websocket.accept"
+            for _ in range(6):
+                await layer.group_send("busy", {"type": "slow"})
+            await handling.wait()
+            await until(lambda: layer.stats()["waiting"] == 5)
+            await visitor.send_input({"type": "websocket.disconnect", "code": 1000})
+            disconnects.set()
+            await visitor.wait(10)
+        await until(lambda: layer.stats()["channels"] == 0)
+        dropped = layer.stats()["dropped"]
+        assert set(dropped) == {"abandoned"}
+        assert 4 <= dropped["abandoned"] <= 5, "a task that is cancelled may have taken one"
 
     with caplog.at_level(logging.WARNING, "channels_zmq"):
         run(scenario())

@@ -614,6 +614,25 @@ def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes:
     assert "a" not in boxes.boxes
 
 
+@pytest.mark.parametrize("reads_again, cause", [(False, "abandoned"), (True, "expired")])
+def test_what_a_consumer_leaves_unread_with_its_last_group_is_abandoned_unless_it_reads_again(
+    boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], reads_again: bool, cause: str
+) -> None:
+    """Its handler was running when it was disconnected, so that it did not wait and could not give up."""
+    box = boxes.open("a", 9)
+    box.memberships = 1
+    for _ in range(2):
+        deliver_group(boxes, "a", b"1", clock.now + 2)
+    deliver_group(boxes, "a", b"2", clock.now + 1)
+    assert boxes.take(box) == b"1"
+    box.memberships = 0
+    boxes.release(box)
+    if reads_again:
+        assert boxes.take(box) == b"1"
+    look(boxes, clock.now + 1)
+    assert dropped == {cause: 1}
+
+
 def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
     boxes: Mailboxes[Reader], few: int
 ) -> None:
