@@ -25,7 +25,7 @@ from channels.exceptions import StopConsumer
 
 from channels_zmq import reports
 from channels_zmq.client.client import Client
-from channels_zmq.client.counters import Report, Stats
+from channels_zmq.client.counters import Stats
 from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.mailboxes import Mailbox, Payload, Shared
 from channels_zmq.client.memberships import Join
@@ -712,7 +712,7 @@ class Connection:
     def _refresh_keyring(self) -> None:
         line = self.keyring.refresh() if self.keyring is not None else None
         if line is not None:
-            reports.write([Report(line[0], "%s", line[1:])])
+            reports.log(line[0], "%s", line[1])
 
     def _notice_disuse(self, now: float) -> None:
         if len(self.users):

@@ -19,7 +19,6 @@ from typing import NamedTuple, Protocol
 import zmq
 
 from channels_zmq import reports
-from channels_zmq.client.counters import Report
 from channels_zmq_forwarder.sockets import next_event
 
 IDLE = 3600.0
@@ -192,7 +191,7 @@ class Housekeeper:
 
 def _report_error(where: str) -> None:
     line = "the housekeeper continues after an error at %s:\n%s"
-    reports.write([Report(logging.ERROR, line, (where, traceback.format_exc()))])
+    reports.log(logging.ERROR, line, where, traceback.format_exc())
 
 
 def _reader(monitor: "zmq.Socket[bytes]", handler: Callable[[int], None]) -> Callable[[], None]:

@@ -4,6 +4,8 @@ A file is read again while the connection is down, so that a key can change with
 reprs never contain a key.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from channels_zmq.config import EmbeddedConfig, LayerConfig
 from channels_zmq.errors import ConfigurationError
 from channels_zmq_forwarder import curve
 from channels_zmq_forwarder.curve import AllowedKeys, CurveKeyError
+
+logger = logging.getLogger("channels_zmq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,11 @@ class ServerKeySource:
         self._secret = secret
         self._allowed, self._allowed_file = allowed, allowed_file
 
-    def read(self) -> tuple[bytes, AllowedKeys | None]:
+    def read(self, log: Callable[..., None] = logger.log) -> tuple[bytes, AllowedKeys | None]:
         """Return the secret key and the list.
+
+        Args:
+            log: What the list calls with the level of each line to log, the line and its arguments.
 
         Raises:
             ConfigurationError: If a key is missing or invalid.
@@ -171,7 +178,7 @@ class ServerKeySource:
         try:
             keys = [curve.key(text) for text in self._allowed or ()]
             setting = "curve_allowed_keys_file"
-            return secret, AllowedKeys(keys, self._allowed_file)
+            return secret, AllowedKeys(keys, self._allowed_file, log)
         except CurveKeyError as error:
             raise ConfigurationError(f"CONFIG[{setting!r}]", str(error)) from None
 

@@ -67,6 +67,11 @@ def write(lines: Iterable[Report]) -> None:
     _reporter.write(lines)
 
 
+def log(level: int, message: str, *arguments: object) -> None:
+    """Write one line soon, on another thread."""
+    _reporter.write([Report(level, message, arguments)])
+
+
 def flush(timeout: float = FLUSH_TIMEOUT) -> None:
     """Wait until what was reported is written, at most `timeout` seconds."""
     _reporter.flush(timeout)

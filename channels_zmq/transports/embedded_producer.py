@@ -21,6 +21,7 @@ from typing import IO, Protocol
 
 import zmq
 
+from channels_zmq import reports
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.batch import Batch
 from channels_zmq.client.client import Client
@@ -172,7 +173,7 @@ class EmbeddedProducer:
                 "required in the process that sends; only curve_server_key is set",
             )
         warn = partial(self._client.counters.report, logging.WARNING)
-        return Gate(self._context, *self._options.server_keys.read(), warn=warn)
+        return Gate(self._context, *self._options.server_keys.read(reports.log), warn=warn)
 
     def _drop(self, cause: str) -> None:
         self._exchange.drops[cause] += 1

@@ -7,7 +7,7 @@ and log lines never contain a key.
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import zmq
@@ -74,14 +74,17 @@ class AllowedKeys:
     Args:
         keys: Keys that are always allowed.
         path: A file with one key a line; empty lines, and lines that begin with `# `, are ignored.
+        log: Called with the level of each line to log, the line and its arguments.
 
     Raises:
         CurveKeyError: If the file cannot be read, or if a line does not contain a key.
     """
 
-    def __init__(self, keys: Iterable[bytes] = (), path: str | Path | None = None) -> None:
+    def __init__(
+        self, keys: Iterable[bytes] = (), path: str | Path | None = None, log: Callable[..., None] = logger.log
+    ) -> None:
         self._fixed = frozenset(keys)
-        self._path = path
+        self._path, self._log = path, log
         self._state: tuple[int, int, int] | None = None
         self.keys = self._fixed
         self._last_error = ""
@@ -108,12 +111,12 @@ class AllowedKeys:
         except CurveKeyError as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                logger.error("keeping the previous list of allowed keys: %s", error)
+                self._log(logging.ERROR, "keeping the previous list of allowed keys: %s", error)
             return frozenset()
         self._last_error = ""
         revoked, added = self.keys - keys, keys - self.keys
         self._state, self.keys = state, keys
-        logger.info("allowed keys: %d, %d added, %d revoked", len(keys), len(added), len(revoked))
+        self._log(logging.INFO, "allowed keys: %d, %d added, %d revoked", len(keys), len(added), len(revoked))
         return revoked
 
     def _stat(self) -> tuple[int, int, int]:

@@ -318,8 +318,10 @@ def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys
     run(scenario())
 
 
-def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(run: Any, keys: Keys) -> None:
-    """Whatever its holder has subscribed to; another reader loses nothing."""
+def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
+    run: Any, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever its holder has subscribed to; another reader loses nothing. The line is logged by a thread of its own."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     config = {
         "pub_socket_address": address,
@@ -356,7 +358,10 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(run: Any, ke
             socket.set(zmq.RCVTIMEO, 10_000)
             secure_client(socket, keys.public("server").encode(), keys.secret(name).encode())
             socket.connect(address)
-        run(scenario(kept, revoked))
+        with caplog.at_level(logging.INFO, "channels_zmq"):
+            run(scenario(kept, revoked))
+    (line,) = [one for one in caplog.records if one.getMessage() == "allowed keys: 1, 0 added, 1 revoked"]
+    assert line.threadName == "channels-zmq log"
 
 
 def test_a_process_without_the_servers_secret_key_cannot_produce(run: Any, keys: Keys) -> None:
