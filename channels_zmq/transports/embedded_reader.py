@@ -4,7 +4,7 @@ In the data-flow diagram this is process B, and a process A that has not sent an
 """
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import zmq
 
@@ -156,16 +156,17 @@ class EmbeddedReader:
             self._is_alone_now()
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self._may_be_there = True
-            while self._subscriber.read():  # what came by the former connection counts as received by it
-                pass
             self._went_down()
-            self._subscriber.greet(self._client.before_hello(self.attachment))
+            self._subscriber.greet(self._before_hello)
             self._call_soon(self._subscriber.due)
         elif event in FAILURES:
             self._is_alone_now()
         else:
             self._subscriber.lost()
             self._went_down()
+
+    def _before_hello(self) -> Iterable[bytes]:
+        return self._client.before_hello(self.attachment)
 
     def _is_alone_now(self) -> None:
         self._may_be_there = False

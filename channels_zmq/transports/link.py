@@ -19,7 +19,7 @@ the table of transitions; `_enter` is the only method that changes the state.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,13 +37,15 @@ from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
 from channels_zmq.transports.push import Push
 from channels_zmq.transports.states import TRANSITIONS, Event, State
-from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
+from channels_zmq.transports.subscriber import FAILURES, READS_FORMER_FOR, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Topic
 
 ECHO_EVERY = 1.0
 PATIENCE = 3.0
 """Seconds without an answer to anything that was sent, after which an echo has to prove the link again."""
+REPORTED_AFTER = 3.0
+"""Seconds after which a forwarder is reported that could not be reached since the start."""
 CONNECTS_WITHIN = 0.5
 """Seconds for which the first messages wait for a second link that is about to come up."""
 FULL_RETRY = 0.005
@@ -69,6 +71,9 @@ class Owner(Protocol):
     """
 
     holds_back: bool
+
+    def may_be_used(self, link: "Link") -> bool:
+        """Return whether other clients may send by a forwarder that this process has not reached yet."""
 
     def came_up(self, link: "Link") -> None:
         """Send by a link from now on."""
@@ -472,10 +477,11 @@ class Link:
         self._enter(Event.CONNECTED)
         self._greeted_at = time.monotonic()
         self._give_up_push()
-        while self._subscriber.read():  # what came by the former connection counts as received by it
-            pass
-        self._subscriber.greet(self._client.before_hello(self.attachment))
+        self._subscriber.greet(self._before_hello)
         self._call_soon(0.0)
+
+    def _before_hello(self) -> Iterable[bytes]:
+        return self._client.before_hello(self.attachment)
 
     def _push_event(self, event: int) -> None:
         if event in REFUSALS:
@@ -563,7 +569,7 @@ class Link:
         self._silent_for = 0.0
         if self._down_since is not None:
             away, self._down_since = time.monotonic() - self._down_since, None
-            line = "the forwarder at %s is reachable again after %.1f s"
+            line = "the forwarder at %s is reachable after %.1f s"
             self._client.counters.report(logging.WARNING, line, self.address, away)
         self._owner.came_up(self)
 
@@ -572,9 +578,8 @@ class Link:
     def tick(self, now: float) -> float:
         """Do what is due: sockets, keys, hellos, echoes, markers and the outbox; return when to be called again."""
         self._subscriber.tick(now)
-        if self.state is State.CONNECTING and now - self._started_at > PATIENCE:
-            # A frozen forwarder: its system accepts connections, but the forwarder does not answer.
-            self._enter(Event.FAILED)
+        if not self.is_connected:
+            self._keep_connecting(now)
         if self.state is not State.DRAINING and self._keys.have_changed():
             self._take_up_keys()
         due = min(now + TICK_EVERY, self._subscriber.due, self._keep_push(now))
@@ -594,6 +599,21 @@ class Link:
                 due = min(due, now + FULL_RETRY)
         self._ticked_at = now
         return due
+
+    def _keep_connecting(self, now: float) -> None:
+        """Wait no longer for a forwarder that does not answer; log once that it was never reached."""
+        if self.state is State.CONNECTING:
+            # It may be frozen: its system accepts connections, but the forwarder does not answer.
+            until = self._started_at + (PATIENCE if self._owner.may_be_used(self) else CONNECTS_WITHIN)
+            if now < until:
+                self._call_soon(until)
+            else:
+                self._enter(Event.FAILED)
+        if self._down_since is None and now > self._started_at + REPORTED_AFTER:
+            self._down_since = self._started_at
+            reason = f": {self.refusal}" if self.refusal else ""
+            line = "the forwarder at %s cannot be reached%s; trying again"
+            self._client.counters.report(logging.WARNING, line, self.address, reason)
 
     def look_around(self) -> None:
         """Read the keys again."""
@@ -711,14 +731,13 @@ class Link:
 
     def _change_subscriber(self, subscriber: Subscriber) -> None:
         """Begin the next session by the new connection. The former one still delivers the frames under way."""
-        while self._subscriber.read():
-            pass
+        self._subscriber.read()  # what has arrived counts as received in this session
         self._former_subscriber, self._subscriber, self._next_subscriber = self._subscriber, subscriber, None
         self._owner.watch(subscriber)
         self._retire_at = time.monotonic() + RETIRE_AFTER
         self._has_reported_refusal = False
         self.attachment.has_two_ways = True
-        subscriber.greet(self._client.before_hello(self.attachment))
+        subscriber.greet(self._before_hello)
         self._call_soon(0.0)
 
     def _renewed(self, welcome: wire.Welcome) -> None:
@@ -755,7 +774,11 @@ class Link:
             self._push_is_due = False
         is_under_way = self.state is State.UP and (self._push_is_due or self._subscriber.welcome is None)
         if now >= self._retire_at and not is_under_way:
-            self._retire()
+            former = self._former_subscriber
+            if former is not None and now < self._retire_at + READS_FORMER_FOR and former.read():
+                self._call_soon(0.0)
+            else:
+                self._retire()
         if self._keys_are_due and not self._is_renewing and self.state is not State.DRAINING:
             self._keys_are_due = False
             self._take_up_keys()
@@ -764,8 +787,6 @@ class Link:
         """Close the connections by the former keys."""
         subscriber, self._former_subscriber = self._former_subscriber, None
         if subscriber is not None:
-            while subscriber.read():
-                pass
             self._owner.unwatch(subscriber)
             subscriber.close()
             self.attachment.has_two_ways = False

@@ -155,7 +155,7 @@ class Links:
     @property
     def refusal(self) -> str:
         """Why a forwarder has not accepted this process, or was not found, as far as is known."""
-        return self._bootstrap.problem or next((one.refusal for one in self._links.values() if one.refusal), "")
+        return self._bootstrap.problem or next((one.refusal for one in list(self._links.values()) if one.refusal), "")
 
     @property
     def descriptor(self) -> int | None:
@@ -170,11 +170,11 @@ class Links:
     @property
     def held(self) -> int:
         """How many messages wait to be sent, or to be acknowledged."""
-        return len(self._batch.bodies) + len(self._lobby) + sum(link.held for link in self._links.values())
+        return len(self._batch.bodies) + len(self._lobby) + sum(link.held for link in list(self._links.values()))
 
     def stats(self) -> list[LinkStats]:
         """Return the state of each link."""
-        return [link.stats() for link in self._links.values()]
+        return [link.stats() for link in list(self._links.values())]
 
     def producer(self) -> "Links":
         """Return this transport: every client of a forwarder may send."""
@@ -379,6 +379,15 @@ class Links:
             if isinstance(frame, wire.Welcome) and frame.session != link.session:
                 self._drop_double(link, [one for one in self._links.values() if one.session == frame.session])
             link.take_session(frame)
+
+    def may_be_used(self, link: Link) -> bool:
+        """Return whether other clients may send by a forwarder that this process has not reached yet.
+
+        They do not if a forwarder that has welcomed this process does not list it: then no client is connected to it,
+        and those that connect wait until this process is connected, too (`_serve`).
+        """
+        others = [one for one in self._links.values() if one is not link and one.welcome is not None]
+        return not others or any(_lists(one, link) for one in others)
 
     def came_up(self, link: Link) -> None:
         """Send by a link from now on, unless other clients have yet to reach its forwarder."""

@@ -34,6 +34,8 @@ CHECK_EVERY = 1.0
 WAKES_A_TURN = 1000
 SECONDS_A_TURN = 0.005
 """A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
+READS_FORMER_FOR = 1.0
+"""Seconds for which what came by a former connection is read before a session begins by the next one."""
 _CONNECTING: dict[SocketOption, int] = {
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 0,
@@ -90,6 +92,9 @@ class Subscriber:
         """The topics of groups that the socket is subscribed to. ZeroMQ counts, so it must be each only once."""
         self._batch: Iterator[None] | None = None
         """The messages of a frame that are left to be taken."""
+        self._before_hello: Callable[[], Iterable[bytes]] | None = None
+        """What to send before the hello of a session that is about to begin."""
+        self._greets_by = 0.0
         self._hello_at = 0.0
         self._all_read = self._all_read_before = 0.0
         """Two times at which everything was read: by the first one everything had arrived that was published before."""
@@ -201,8 +206,26 @@ class Subscriber:
             self._all_read_before, self._all_read = self._all_read, began
         return False
 
-    def greet(self, before: Iterable[bytes]) -> None:
+    def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         """Begin a new session, because a connection was made.
+
+        What came by the former connection counts as received by it, so that is read first: one turn now and one with
+        each `tick`, as it may be much, and for a bounded time, as the new connection may bring messages without end.
+
+        Args:
+            before: Returns what the exchange must know before the hello.
+        """
+        self._before_hello, self._greets_by = before, time.monotonic() + READS_FORMER_FOR
+        self._go_on_greeting()
+
+    def _go_on_greeting(self) -> None:
+        if not self.read() or time.monotonic() >= self._greets_by:
+            before, self._before_hello = self._before_hello, None
+            assert before is not None, "called only while a session is about to begin"
+            self._begin_session(before())
+
+    def _begin_session(self, before: Iterable[bytes]) -> None:
+        """Say hello.
 
         libzmq sends the subscriptions again when it is asked for anything. Those that have changed follow, then the
         claim of the inbox, and what the exchange must know before the hello.
@@ -225,7 +248,7 @@ class Subscriber:
         if self.is_connected:
             self._attachment.resumption.lost(self._all_read_before)
         self.is_connected = False
-        self.welcome = None
+        self.welcome = self._before_hello = None
 
     def take(self, welcome: wire.Welcome) -> bool:
         """Take a welcome; return True if it is the first one of the session."""
@@ -235,13 +258,17 @@ class Subscriber:
         return first
 
     def tick(self, now: float) -> None:
-        """Repeat the hello if that is due."""
-        if now >= self.due:
+        """Go on to greet, or repeat the hello, if that is due."""
+        if self._before_hello is not None:
+            self._go_on_greeting()
+        elif now >= self.due:
             self.say_hello()
 
     @property
     def due(self) -> float:
         """When `tick` has something to do: until the exchange serves, and so again once it is about to end."""
+        if self._before_hello is not None:
+            return -inf
         serves = self.welcome is not None and self.welcome.state == wire.State.SERVING
         return self._hello_at + HELLO_EVERY if self.is_connected and not serves else inf
 

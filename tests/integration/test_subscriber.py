@@ -24,6 +24,7 @@ from channels_zmq.transports.subscriber import (
     CHECK_EVERY,
     FRAMES_A_TURN,
     HELLO_EVERY,
+    READS_FORMER_FOR,
     WAKES_A_TURN,
     Socket,
     Subscriber,
@@ -132,13 +133,13 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
     """It is sent like any other frame."""
     exchange.send(TOPIC + b"early")
     await_input(subscriber)
-    subscriber.greet([])
+    subscriber.say_hello()
     assert subscriber._client.out.has_input
 
 
 def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:
     """A step would read in vain."""
-    subscriber.greet([])
+    subscriber.greet(list)
     assert not subscriber._client.out.busy
 
 
@@ -207,10 +208,51 @@ def test_a_turn_ends_early_when_it_has_woken_many_or_taken_long(
 def test_a_session_begins_with_what_must_be_known_before_and_a_hello(subscriber: Subscriber, exchange: Socket) -> None:
     """Each connection begins another one, with a higher number."""
     for session in (1, 2):
-        subscriber.greet([b"first", b"second"])
+        subscriber.greet(lambda: [b"first", b"second"])
         assert [exchange.recv() for _ in range(3)] == [subscriber._client.claim, b"first", b"second"]
         assert hello(exchange) == wire.Hello(INBOX, wire.VERSION, session, 0, b"known")
         assert (subscriber.session, subscriber.is_connected, subscriber.welcome) == (session, True, None)
+
+
+def test_a_session_begins_when_everything_before_it_is_read(
+    subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be very much, so it is read in turns, between which the event loop runs."""
+    has_more = iter([True, True, False])
+    monkeypatch.setattr(subscriber, "read", lambda: next(has_more))
+    subscriber.greet(list)
+    for _ in range(2):
+        assert (subscriber.session, subscriber.due, subscriber.is_connected) == (0, -inf, False)
+        subscriber.tick(time.monotonic())
+    assert (subscriber.session, subscriber.is_connected, next(has_more, None)) == (1, True, None)
+
+
+def test_a_session_begins_though_messages_arrive_without_end(
+    subscriber: Subscriber, exchange: Socket, client: Fed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come by the new connection, or faster than this process reads."""
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(subscriber, "read", lambda: True)
+    subscriber.greet(list)
+    now[0] += READS_FORMER_FOR - 0.1
+    subscriber.tick(now[0])
+    assert subscriber.session == 0
+    now[0] += 0.1
+    subscriber.tick(now[0])
+    assert subscriber.session == 1
+
+
+def test_a_session_that_has_not_begun_does_not_outlive_its_connection(
+    subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next connection begins one."""
+    monkeypatch.setattr(subscriber, "read", lambda: True)
+    subscriber.greet(list)
+    subscriber.lost()
+    assert subscriber.due == inf
+    subscriber.tick(time.monotonic())
+    assert subscriber.session == 0
 
 
 def test_sessions_of_one_process_have_different_numbers(
@@ -219,7 +261,7 @@ def test_sessions_of_one_process_have_different_numbers(
     """Also at different exchanges: a frame about one session is never taken for one about another."""
     other = Subscriber(context, subscriber.endpoint.address, OPTIONS, client, client.attach())
     for one in (subscriber, other, subscriber):
-        one.greet([])
+        one.greet(list)
     assert (subscriber.session, other.session) == (3, 2)
     other.close()
 
@@ -228,7 +270,7 @@ def test_a_hello_of_the_same_session_reports_the_forwarders_that_are_known_now(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
     """Whether the exchange has welcomed this process or not."""
-    subscriber.greet([])
+    subscriber.greet(list)
     client.known = b"more"
     subscriber.say_hello()
     assert [(one.session, one.forwarders) for one in (hello(exchange), hello(exchange))] == [
@@ -239,7 +281,7 @@ def test_a_hello_of_the_same_session_reports_the_forwarders_that_are_known_now(
 
 def test_only_the_first_welcome_of_a_session_is_news(subscriber: Subscriber) -> None:
     """A later one may carry another state; one of another session is ignored."""
-    subscriber.greet([])
+    subscriber.greet(list)
     assert [subscriber.take(welcome(session)) for session in (0, 1, 1)] == [False, True, False]
     subscriber.take(welcome(1, clients=5))
     assert subscriber.welcome == welcome(1, clients=5)
@@ -250,9 +292,9 @@ def test_only_the_first_welcome_of_a_session_is_news(subscriber: Subscriber) -> 
 
 def test_a_hello_carries_the_number_of_clients_that_was_seen_last(subscriber: Subscriber, exchange: Socket) -> None:
     """An exchange that settles waits for as many."""
-    subscriber.greet([])
+    subscriber.greet(list)
     subscriber.take(welcome(1, clients=5))
-    subscriber.greet([])
+    subscriber.greet(list)
     assert [hello(exchange).peers, hello(exchange).peers] == [0, 5]
 
 
@@ -263,7 +305,7 @@ def test_a_hello_is_repeated_until_the_exchange_serves(
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     assert subscriber.due == inf
-    subscriber.greet([])
+    subscriber.greet(list)
     assert subscriber.due == 100.0 + HELLO_EVERY
     subscriber.tick(100.9)
     assert subscriber.due == 100.0 + HELLO_EVERY
@@ -368,7 +410,7 @@ def test_a_disconnected_socket_receives_nothing_any_more(
         subscriber.connect(None)
         subscriber.subscribe_inbox()
         exchange.recv()
-        subscriber.greet([])
+        subscriber.greet(list)
     subscriber.disconnect()
     assert (subscriber.is_connected, subscriber.welcome, subscriber.due) == (False, None, inf)
     subscriber.close()
@@ -381,7 +423,7 @@ def test_a_request_is_not_sent_ahead_of_the_welcome(
     """The exchange would answer a client that it does not know yet; the client asks again once it is welcomed."""
     request = bytes((layout.kind,)) + b"request"
     subscriber.send(request)
-    subscriber.greet([])
+    subscriber.greet(list)
     subscriber.send(request)
     assert hello(exchange).session == 1
     subscriber.take(welcome(1))
@@ -405,7 +447,7 @@ def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
         client.join(other, "b", 9, None)
         client.leave(other, "b")
     send_changes(subscriber, client)
-    subscriber.greet([])
+    subscriber.greet(list)
     assert exchange.recv() == wire.subscription(one)
     assert hello(exchange).session == 1
     client.join(other, "b", 9, None)
@@ -420,7 +462,7 @@ def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
     client.leave(other, "b")
     client.join(third, "c", 9, None)
     send_changes(subscriber, client)
-    subscriber.greet([])
+    subscriber.greet(list)
     changes = [wire.unsubscription(other), wire.subscription(third)]
     assert [exchange.recv() for _ in range(3)] == [*changes, client.claim]
 
@@ -445,7 +487,7 @@ def receive(subscriber: Subscriber, exchange: Socket) -> None:
 
 def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
     """Nothing can be missing."""
-    subscriber.greet([])
+    subscriber.greet(list)
     assert requests(exchange) == []
 
 
@@ -456,7 +498,7 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     clock = Clock()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     subscriber._attachment.resumption._clock = clock
-    subscriber.greet([])
+    subscriber.greet(list)
     assert requests(exchange) == []
     for seconds in (CHECK_EVERY, CHECK_EVERY, 2.0, 0.1, 0.1):
         clock.now += seconds
@@ -466,7 +508,7 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     subscriber.lost()
     subscriber.lost()
     clock.now += 0.5
-    subscriber.greet([])
+    subscriber.greet(list)
     (asked,) = requests(exchange)
     assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * ON_THE_WAY)
     clock.now += 1.0
@@ -481,5 +523,5 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
 def test_a_session_without_a_cut_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
     """The exchange may only have forgotten the last one."""
     for _ in range(2):
-        subscriber.greet([])
+        subscriber.greet(list)
         assert requests(exchange) == []

@@ -246,6 +246,22 @@ def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stand
     assert member.joined is not None
 
 
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "beside others"])
+def test_a_join_hardly_waits_for_an_address_that_is_silent_and_that_no_client_has_reached(
+    simulation: Simulation, others: bool
+) -> None:
+    """It waited until the attempt to connect timed out."""
+    simulation.network.black_holes.update(B)
+    if others:
+        simulation.start_process([A, B])
+        simulation.run(5.0)
+    process = simulation.start_process([A, B])
+    member = simulation.join(process, TOPICS[0], "reader")
+    simulation.run(0.6)
+    assert member.joined is not None
+    assert [link["state"] for link in process.links.stats()] == ["up", "down"]
+
+
 def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation: Simulation) -> None:
     """The answer to an echo by a PUSH that was lost meanwhile let the link go up for ever without a PUSH."""
     process = simulation.start_process([A])

@@ -65,6 +65,10 @@ class Schedule(Simulation):
         self.addresses = [address(number) for number in range(1, self.count + 1)]
         self.has_two_nets = self.random.random() < 0.2
         """Whether each forwarder has two pairs of addresses, of which each process lists one."""
+        self.nowhere = [address(9)] if self.random.random() < 0.2 else []
+        """Addresses that every process lists, and that no forwarder has; they refuse connections or are silent."""
+        if self.random.random() < 0.5:
+            self.network.black_holes.update(*self.nowhere)
         self.members: dict[Process, list[Member]] = {}
         self.churning: list[Member] = []
         self.flush_calls = 0
@@ -105,7 +109,7 @@ class Schedule(Simulation):
         some = self.random.sample(self.addresses, self.random.randint(1, len(self.addresses)))
         some = list(dict.fromkeys((choose(self.addresses[: self.count]), *some)))
         process = self.start_process(
-            self._in_some_net(self.addresses if lists_all else some),
+            [*self._in_some_net(self.addresses if lists_all else some), *self.nowhere],
             is_steady=is_steady,
             outbox=choose((20, 10_000, 10_000)),
             window=choose((20, 100, 4096)),
@@ -327,7 +331,8 @@ class Schedule(Simulation):
 
     def _all_up(self) -> bool:
         """Return whether every process reaches every forwarder: a flush does not wait for those that are cut off."""
-        return all(link.state is State.UP for one in self.living() for link in one.links._links.values())
+        links = [link for one in self.living() for link in one.links._links.values()]
+        return all(link.state is State.UP for link in links if link.forwarder not in self.nowhere)
 
     def _join_failed(self, process: Process, member: Member) -> None:
         """Check that a join has failed for a reason: a fault after it was called, or no forwarder that is well."""

@@ -1,6 +1,6 @@
 """Stand-ins for the sockets of a link: a test plays the network and the forwarder, and moves the time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from types import SimpleNamespace
 from typing import Any, cast
@@ -172,13 +172,15 @@ class Subscriber:
             feed(self.client, self.arriving.pop(0), self.attachment)
         return bool(self.arriving)
 
-    def greet(self, before: list[bytes]) -> None:
-        groups = set(self.client.memberships.groups)
-        self.sent += [*map(wire.subscription, groups - self.subscribed), *before]
+    def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
+        while self.read():  # in one go
+            pass
+        groups, frames = set(self.client.memberships.groups), list(before())
+        self.sent += [*map(wire.subscription, groups - self.subscribed), *frames]
         self.subscribed = groups
         self.session = self.client.new_session()
         self.welcome, self.is_connected = None, True
-        self.greeted.append(list(before))
+        self.greeted.append(frames)
         self.say_hello()
 
     def say_hello(self) -> None:

@@ -31,10 +31,12 @@ from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import ClientKeys
 from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.link import (
+    CONNECTS_WITHIN,
     ECHO_EVERY,
     FULL_RETRY,
     PATIENCE,
     PUSH_EVERY,
+    REPORTED_AFTER,
     RETIRE_AFTER,
     TICK_EVERY,
     WATCH_EVERY,
@@ -43,7 +45,7 @@ from channels_zmq.transports.link import (
 from channels_zmq.transports.outbox import Held, Kind, Ledger
 from channels_zmq.transports.push import Push as OpenPush
 from channels_zmq.transports.states import TRANSITIONS, Event, State
-from channels_zmq.transports.subscriber import REFUSALS
+from channels_zmq.transports.subscriber import READS_FORMER_FOR, REFUSALS
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import new_pair
 
@@ -96,7 +98,7 @@ class Rig:
         self.told: list[str] = []
         self.taken: list[Held] = []
         self.welcomes: list[wire.Welcome] = []
-        self.holds_back = False
+        self.holds_back, self.others_use_it = False, True
         self.watched: list[Subscriber] = []
         self.link = Link(
             forwarder,
@@ -112,6 +114,10 @@ class Rig:
         self.exchange = Exchange(self.link, self.client)
 
     # The owner of a link
+
+    def may_be_used(self, link: Link) -> bool:
+        assert link is self.link
+        return self.others_use_it
 
     def came_up(self, link: Link) -> None:
         assert link is self.link
@@ -541,7 +547,7 @@ def test_an_outage_and_its_end_are_logged(rig: Rig, event: str) -> None:
         rig.welcome()
     rig.tick(0.2)
     rig.confirm()
-    assert rig.lines() == [f"the forwarder at {NAME} is reachable again after 1.5 s"]
+    assert rig.lines() == [f"the forwarder at {NAME} is reachable after 1.5 s"]
 
 
 @pytest.mark.parametrize(
@@ -589,6 +595,38 @@ def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig: Rig) -> None:
     assert request.answer is None
     rig.link._subscriber_event(zmq.Event.CONNECT_RETRIED)
     assert (rig.link.state, request.answer) == (State.DOWN, 0)
+
+
+@pytest.mark.parametrize("others_use_it, seconds", [(True, PATIENCE), (False, CONNECTS_WITHIN)])
+def test_an_attempt_to_connect_that_is_not_answered_is_waited_for_briefly(
+    rig: Rig, others_use_it: bool, seconds: float
+) -> None:
+    """The forwarder may be frozen, or the address may lead nowhere: then no other client uses it."""
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
+    rig.client.attach()
+    rig.client.begin_request(5, request)
+    rig.client.feed(wire.SYNCED.encode(wire.Synced(INBOX, 5)), rig.client.attachments[1])
+    rig.others_use_it = others_use_it
+    rig.tick(seconds - 0.1)
+    assert (rig.link.state, request.answer) == (State.CONNECTING, None)
+    assert rig.calls[-1] == pytest.approx(rig.clock.now + 0.1)
+    rig.tick(0.1)
+    assert (rig.link.state, request.answer) == (State.DOWN, 0)
+
+
+@pytest.mark.parametrize("refusal, reason", [("", ""), ("no key", ": no key")])
+def test_a_forwarder_that_is_never_reached_is_logged_once(rig: Rig, refusal: str, reason: str) -> None:
+    """Whether its address refuses connections or is silent, and when it can be reached after all."""
+    rig.link._enter(Event.FAILED)
+    rig.link.refusal = refusal
+    rig.tick(REPORTED_AFTER)
+    assert rig.lines() == []
+    for _ in range(3):
+        rig.tick(0.5)
+    assert rig.lines() == [f"the forwarder at {NAME} cannot be reached{reason}; trying again"]
+    rig.verify()
+    rig.confirm()
+    assert [line.rpartition(" after ")[0] for line in rig.lines()] == [f"the forwarder at {NAME} is reachable"]
 
 
 # The window
@@ -1496,10 +1534,24 @@ def test_the_former_connections_are_closed_a_moment_later(renewal: Renewal) -> N
     renewal.client.feed = lambda frame, attachment: seen.append(frame)
     first.arriving = [b"1", b"2"]
     renewal.tick(0.01)
+    assert (first.is_closed, renewal.calls[-1]) == (False, 0.0)
+    renewal.tick()
     assert (first.is_closed, old.linger, renewal.watched) == (True, 2000, [renewal.exchange.subscriber])
     assert seen == [b"1", b"2"]
     assert not renewal.link.attachment.has_two_ways
     assert list(renewal.link.monitors()) == [renewal.exchange.subscriber.monitor, renewal.link._push.monitor]
+
+
+def test_the_former_connections_are_closed_though_messages_arrive_without_end(renewal: Renewal) -> None:
+    """The next ones bring them, too."""
+    first = renewal.first
+    renewal.renew()
+    first.arriving = [b"x"] * 10
+    renewal.tick(RETIRE_AFTER)
+    renewal.tick(READS_FORMER_FOR - 0.1)
+    assert not first.is_closed
+    renewal.tick(0.1)
+    assert (first.is_closed, len(first.arriving)) == (True, 8)
 
 
 def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal: Renewal) -> None:
@@ -1637,16 +1689,18 @@ def test_input_of_either_connection_is_input(renewal: Renewal) -> None:
     assert renewal.link.has_input()
 
 
-def test_what_has_arrived_by_the_former_connection_is_read_before_the_change(renewal: Renewal) -> None:
-    """It belongs to the former session."""
+def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renewal: Renewal) -> None:
+    """What one turn reads before the change belongs to the former session."""
     seen = []
     second = renewal.begin()
     renewal.client.feed = lambda frame, attachment: seen.append((frame, renewal.exchange.subscriber.session))
-    renewal.first.arriving, second.arriving = [b"1", b"2"], [b"3"]
+    renewal.first.arriving = [b"1", b"2"]
     renewal.event(second, CONNECTED)
-    assert seen == [(b"1", 1), (b"2", 1)]
-    renewal.arrive(second)
-    assert seen[2:] == [(b"3", 2)]
+    assert seen == [(b"1", 1)]
+    second.arriving = [b"3"]
+    while renewal.link.read():
+        pass
+    assert seen[1:] == [(b"2", 2), (b"3", 2)]
 
 
 def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -> None:
