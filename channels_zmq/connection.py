@@ -787,6 +787,7 @@ class Connection:
             received=counters.received,
             dropped=dict(counters.dropped),
             repeated=counters.repeated,
+            sent_again=counters.sent_again,
             reconnects=counters.reconnects,
             waiting=self.client.mailboxes.waiting,
             held=producer.held if producer is not None else 0,

@@ -39,6 +39,11 @@ _COUNTERS = (
     _Number(
         "messages_repeated", "Messages that arrived a second time and were ignored.", lambda stats: stats["repeated"]
     ),
+    _Number(
+        "frames_sent_again",
+        "Frames that were sent again because a forwarder, or the connection to it, had failed.",
+        lambda stats: stats["sent_again"],
+    ),
     _Number("reconnects", "Reconnections after an outage.", lambda stats: stats["reconnects"]),
 )
 _GAUGES = (
@@ -49,6 +54,11 @@ _GAUGES = (
     ),
     _Number("messages_waiting", "Messages that wait to be read.", lambda stats: stats["waiting"]),
     _Number("messages_held", "Messages that wait to be sent or acknowledged.", lambda stats: stats["held"]),
+    _Number(
+        "frames_unacknowledged",
+        "Frames that forwarders have not acknowledged, of all links.",
+        lambda stats: sum(link["unacknowledged"] for link in stats["links"]),
+    ),
     _Number("channels", "Channels with a mailbox.", lambda stats: stats["channels"]),
     _Number("groups", "Groups with a member in this process.", lambda stats: stats["groups"]),
     _Number("members", "Memberships of channels in groups.", lambda stats: stats["members"]),

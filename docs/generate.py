@@ -399,6 +399,7 @@ def library_metrics() -> Iterator[str]:
         received=0,
         dropped={},
         repeated=0,
+        sent_again=0,
         reconnects=0,
         waiting=0,
         held=0,

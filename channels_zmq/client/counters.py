@@ -48,11 +48,11 @@ class LinkStats(TypedDict):
     carries: bool
     """Whether messages are sent by it: it is up, and the other clients have reached its forwarder."""
     unacknowledged: int
-    """Messages that were sent and not acknowledged."""
+    """Frames that were sent and not acknowledged."""
     held: int
     """Messages that wait to be sent by this link."""
     sent_again: int
-    """Messages that were sent by this link after another one, or an earlier connection, had failed."""
+    """Frames that were sent by this link after another one, or an earlier connection, had failed."""
 
 
 class Stats(TypedDict):
@@ -65,6 +65,8 @@ class Stats(TypedDict):
     """Lost messages by cause; the causes are the keys of `ADVICE` and the members of `SILENT`."""
     repeated: int
     """Messages that arrived a second time and were ignored."""
+    sent_again: int
+    """Frames that were sent again because a forwarder, or the connection to it, had failed."""
     reconnects: int
     waiting: int
     """Messages in the mailboxes of this process."""
@@ -89,6 +91,7 @@ class Counters:
         self.sent = 0
         self.received = 0
         self.repeated = 0
+        self.sent_again = 0
         self.reconnects = 0
         self.dropped: Counter[str] = Counter()
         self.reports: list[Report] = []

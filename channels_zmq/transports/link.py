@@ -50,6 +50,8 @@ CONNECTS_WITHIN = 0.5
 """Seconds for which the first messages wait for a second link that is about to come up."""
 FULL_RETRY = 0.005
 """Seconds until a full sending socket is tried again."""
+REPORT_EVERY = 1.0
+"""Seconds between two reports of the window."""
 PUSH_EVERY = 0.2
 """Seconds between two attempts to connect the sending socket."""
 RETIRE_AFTER = 2.0
@@ -156,6 +158,7 @@ class Link:
         self._verifying_since = 0.0
         self._down_since: float | None = None
         self._sent_again = 0
+        self._reported_window, self._reported_at = (0, 0), 0.0
         self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
@@ -378,6 +381,7 @@ class Link:
             if not self.send(each):
                 return False
             self._sent_again += 1
+            self._client.counters.sent_again += 1
             due = self._window.append(each)
             if due:
                 self._mark(due)
@@ -593,12 +597,20 @@ class Link:
             if now >= self._window.marker_due - EARLY:
                 self._send_marker()
             self._window.forget(now)
+            self._report_window(now)
             self.flush()
             due = min(due, self._window.marker_due, now + WATCH_EVERY if len(self._window) else due)
             if len(self._outbox) and not self._window.is_full:
                 due = min(due, now + FULL_RETRY)
         self._ticked_at = now
         return due
+
+    def _report_window(self, now: float) -> None:
+        """Tell the forwarder how far it is behind, for its status page."""
+        window = len(self._window), self._sent_again
+        if window != self._reported_window and now >= self._reported_at + REPORT_EVERY and self.takes_batches:
+            self._reported_window, self._reported_at = window, now
+            self.send(wire.WINDOW.encode(wire.Window(self._client.inbox, *window)))
 
     def _keep_connecting(self, now: float) -> None:
         """Wait no longer for a forwarder that does not answer; log once that it was never reached."""

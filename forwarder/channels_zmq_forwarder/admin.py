@@ -143,6 +143,7 @@ class Admin:
         exchange, traffic = self._exchange, self._traffic
         groups = exchange.groups()
         queues = nlargest(LISTED, exchange.queues.by_channel.items(), key=lambda item: item[1].used)
+        windows = nlargest(LISTED, exchange.windows.values(), key=lambda window: window[1:])
         return web.json_response(
             {
                 "version": __version__,
@@ -160,6 +161,10 @@ class Admin:
                 "forwarders": [
                     {"pull": _shown(pull), "pub": _shown(pub), "connected": connected, "up": up}
                     for (pull, pub), connected, up in exchange.directory.links()[:LISTED]
+                ],
+                "windows": [
+                    {"client": _shown(one.inbox), "unacknowledged": one.unacknowledged, "sent_again": one.sent_again}
+                    for one in windows
                 ],
                 "groups": len(groups),
                 "some_groups": [_shown(name) for name in nsmallest(LISTED, groups)],

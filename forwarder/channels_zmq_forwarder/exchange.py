@@ -64,6 +64,8 @@ class Exchange:
         self.state = wire.State.SETTLING
         self.clients: dict[bytes, int] = {}
         """The session of each client, by its inbox."""
+        self.windows: dict[bytes, wire.Window] = {}
+        """What each client has reported last of its send window, by its inbox."""
         self._ended: OrderedDict[bytes, int] = OrderedDict()  # the last session of clients that are gone
         self.topics: set[bytes] = set()
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
@@ -113,6 +115,7 @@ class Exchange:
             wire.INBOX: self._relay,
             wire.ENQUEUE.kind: self._enqueue,
             wire.ECHO.kind: self._echo,
+            wire.WINDOW.kind: self._window,
             wire.FLUSHED.kind: self._flushed,
             wire.BACK.kind: self._back,
             wire.DETACH.kind: lambda frame: self._detach(frame, Way.INBOUND),
@@ -302,6 +305,7 @@ class Exchange:
 
     def _forget(self, inbox: bytes) -> list[bytes]:
         session = self.clients.pop(inbox, None)
+        self.windows.pop(inbox, None)
         if session is not None:
             self._ended[inbox] = session
             self._ended.move_to_end(inbox)
@@ -462,6 +466,13 @@ class Exchange:
     def _echo(self, frame: bytes) -> list[bytes]:
         echo = wire.ECHO.decode(frame)
         return [self._confirm(echo.inbox, echo.n, wire.Status.OK)]
+
+    def _window(self, frame: bytes) -> Frames:
+        window = wire.WINDOW.decode(frame)
+        if window.inbox not in self.clients:
+            return self._dropped("stray")
+        self.windows[window.inbox] = window
+        return NOTHING
 
     def _flush(self, frame: bytes) -> Frames:
         request = wire.FLUSH.decode(frame)

@@ -303,6 +303,17 @@ class Echo(NamedTuple):
     n: int
 
 
+class Window(NamedTuple):
+    """Reports how many frames of a client are unacknowledged, and how many it has sent again, for the status page.
+
+    Sent by PUSH to an exchange that reads batches, once a second at most, when the numbers have changed.
+    """
+
+    inbox: bytes
+    unacknowledged: int
+    sent_again: int
+
+
 class Flush(NamedTuple):
     """Empties the exchange and every client, within `ttl`."""
 
@@ -466,6 +477,7 @@ BACK = Layout(Back, b"B", ">QI", names=1, tail=True)
 ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, tail=True)
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
 ECHO = Layout(Echo, b"E", ">Q")
+WINDOW = Layout(Window, b"W", ">IQ")
 FLUSH = Layout(Flush, b"F", ">QI")
 FLUSHED = Layout(Flushed, b"f", ">Q")
 ASK = Layout(Ask, b"Pa", ">QB", names=3)
@@ -499,7 +511,7 @@ UPSTREAM_LAYOUTS = (
     FLUSHED,
 )
 """Frames of clients that come by the subscribers' way, some of them by the producers' way as well."""
-CLIENT_LAYOUTS = (*UPSTREAM_LAYOUTS, ENQUEUE, ECHO)
+CLIENT_LAYOUTS = (*UPSTREAM_LAYOUTS, ENQUEUE, ECHO, WINDOW)
 INBOX_LAYOUTS = (
     ASK,
     CONFIRM,

@@ -185,6 +185,18 @@ async def test_status_lists_only_some_of_many(page: Page) -> None:
     assert status["queue_count"] == LISTED + 5
 
 
+async def test_status_shows_the_fullest_windows_of_clients(page: Page) -> None:
+    """Who waits for this forwarder, and who has sent something again."""
+    for number in range(LISTED + 5):
+        inbox = b"%016d" % number
+        page.exchange.upstream(b"\1" + wire.inbox_topic(inbox))
+        page.exchange.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, 1, 0)))
+        page.exchange.inbound(wire.WINDOW.encode(wire.Window(inbox, number, 1)))
+    windows = (await page.status())["windows"]
+    assert len(windows) == LISTED
+    assert windows[0] == {"client": f"{LISTED + 4:016}", "unacknowledged": LISTED + 4, "sent_again": 1}
+
+
 async def test_status_survives_names_that_are_not_utf_8(page: Page) -> None:
     """A subscription may contain any bytes."""
     page.exchange.upstream(b"\1G\xff\xfe\0")

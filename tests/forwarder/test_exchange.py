@@ -378,6 +378,18 @@ def test_an_echo_is_answered_with_the_instance(forwarder: Forwarder) -> None:
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 4, Status.OK, INSTANCE)
 
 
+def test_the_window_of_a_client_is_known_until_it_is_gone(forwarder: Forwarder) -> None:
+    """For the status page; the last report counts. That of a stranger is not kept, since nothing would forget it."""
+    for client in (A, B):
+        forwarder.connect(client)
+    for report in (wire.Window(A, 5, 0), wire.Window(B, 1, 2), wire.Window(A, 3, 7)):
+        assert list(forwarder.inbound(wire.WINDOW.encode(report))) == []
+    assert forwarder.windows == {A: wire.Window(A, 3, 7), B: wire.Window(B, 1, 2)}
+    forwarder.upstream(b"\0" + wire.inbox_topic(A))
+    forwarder.inbound(wire.WINDOW.encode(wire.Window(A, 9, 9)))
+    assert (forwarder.windows, forwarder.drops) == ({B: wire.Window(B, 1, 2)}, {"stray": 1})
+
+
 # Strangers
 
 

@@ -62,6 +62,7 @@ async def test_the_page_shows_what_happens_and_when_nothing_answers(
         exchange.upstream(b"\1" + wire.inbox_topic(A))
         known = wire.encode_forwarders([wire.KnownForwarder(b"tcp://a:1", b"tcp://a:2", True, b"")])
         exchange.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0, known)))
+        exchange.inbound(wire.WINDOW.encode(wire.Window(A, 12, 3)))
         traffic.frames_in += 3_000_000
         await expect(page.locator("#state")).to_have_text("serving")
         await expect(page.locator("#waiting")).to_have_text("1")
@@ -69,6 +70,7 @@ async def test_the_page_shows_what_happens_and_when_nothing_answers(
         await expect(page.locator("#queues tbody tr")).to_contain_text("n" * 99)
         await expect(page.locator("#drops tbody tr")).to_contain_text("malformed")
         await expect(page.locator("#forwarders tbody tr")).to_have_text("tcp://a:1, tcp://a:211")
+        await expect(page.locator("#windows tbody tr")).to_have_text(f"{A.decode()}123")
         await expect(page.locator("#frames_in-line path.line")).to_have_attribute("d", re.compile(r",1\.00"))
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
     await expect(page.locator("#state")).to_have_text("not answering")

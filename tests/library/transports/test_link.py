@@ -36,6 +36,7 @@ from channels_zmq.transports.link import (
     FULL_RETRY,
     PATIENCE,
     PUSH_EVERY,
+    REPORT_EVERY,
     REPORTED_AFTER,
     RETIRE_AFTER,
     TICK_EVERY,
@@ -856,6 +857,28 @@ def test_what_is_handed_over_keeps_its_deadline(rig: Rig) -> None:
     assert [held.deadline for held in rig.taken] == [until, until + 1.4]
 
 
+def test_the_forwarder_is_told_of_the_window_when_it_has_changed(rig: Rig) -> None:
+    """At most once in `REPORT_EVERY`, and only if it can read that."""
+
+    def reports() -> list[tuple[int, int]]:
+        frames = [frame for frame in rig.exchange.push.take() if frame[:1] == b"W"]
+        return [wire.WINDOW.decode(frame)[1:] for frame in frames]
+
+    rig.come_up()
+    rig.publish()
+    rig.tick(REPORT_EVERY)
+    assert reports() == []
+    rig.exchange.accept_batches()
+    for _ in range(2):
+        rig.publish()
+        rig.tick()
+    assert reports() == [(2, 0)]
+    rig.tick(REPORT_EVERY)
+    assert reports() == [(3, 0)]
+    rig.tick(REPORT_EVERY)
+    assert reports() == []
+
+
 def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig: Rig) -> None:
     """It has reached its subscribers."""
     rig.come_up()
@@ -883,6 +906,7 @@ def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_bet
     _, sender, again, _, ttl, payload = wire.read_group(frame)
     assert (sender, again, ttl, payload) == (SENDER, number, 600, b"1")
     assert (rig.link.stats()["sent_again"], rig.link.stats()["unacknowledged"]) == (1, 1)
+    assert rig.client.counters.sent_again == 1
     assert rig.publish() == number + 1
 
 
