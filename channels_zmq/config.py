@@ -224,7 +224,7 @@ class EmbeddedConfig(LayerConfig):
         64 * 2**20,
         ge=0,
         description="Bytes by which another process may be behind; beyond that its connection is ended. 0 means no "
-        "limit.",
+        "limit; nor is there one for `ipc://`, and except on Linux.",
     )
     curve_server_secret_key: SecretStr | None = Field(
         None, description="Secret key of `curve_server_key`; required in the sending process."

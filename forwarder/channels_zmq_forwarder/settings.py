@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         ByteSize(64 * 2**20),
         ge=0,
         description="Bytes by which a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
-        "connection is ended. 0 means no limit.",
+        "connection is ended. 0 means no limit; nor is there one for ipc://, and except on Linux.",
     )
     topic_bytes: ByteSize = Field(
         ByteSize(32 * 2**20),
