@@ -1,7 +1,8 @@
 """`make chaos`: faults under load, exact counts, and a table of the figures.
 
-Prints a progress line for each scenario and a Markdown table at the end. The status is 0 if every goal was met, else 1;
-then the logs of the processes are kept in a temporary folder, whose path is printed.
+Prints a progress line for each scenario and, at the end, the table of docs/operations.md and the scenarios that were
+left out. The status is 0 if all others met their goals, else 1; then the logs of the processes are kept in a temporary
+folder, whose path is printed.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
-from report import figures_table, memory_table
+from report import figures_table, memory_table, pace_line
 from scenarios import SCENARIOS, run
 from stage import Options
 
@@ -39,13 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = [one for one in SCENARIOS if (one.name in flags.only if flags.only else one.name != LONG)]
     folder = Path(tempfile.mkdtemp(prefix="channels-zmq-chaos-"))
+    left_out = {one.name: lacks for one in chosen if (lacks := one.missing())}
+    chosen = [one for one in chosen if one.name not in left_out]
     outcomes = []
     try:
-        for scenario in list(chosen):
-            if lacks := scenario.missing():
-                print(f"{scenario.name}: left out: {lacks}", flush=True)
-                chosen.remove(scenario)
-                continue
+        for scenario in chosen:
             outcome = run(scenario, options, folder / scenario.name)
             outcomes.append(outcome)
             print(outcome.line(), flush=True)
@@ -59,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"logs are in {folder}", file=sys.stderr, flush=True)
     if flags.json:
         flags.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
-    print(f"\n{options.caption}\n\n{figures_table(outcomes)}")
+    print(f"\n{options.caption}\n{pace_line(outcomes)}\n\n{figures_table(outcomes)}")
+    for name, lacks in left_out.items():
+        print(f"\nLeft out: {name}, which {lacks}")
     if memory := memory_table(outcomes):
         print(f"\n{memory}")
     print()
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", action="append", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES)}; repeatable"
     )
-    parser.add_argument("--short", action="store_true", help="few repetitions: a smoke test of under 2 minutes")
+    parser.add_argument("--short", action="store_true", help="few repetitions, and lax limits for a busy machine")
     parser.add_argument("--senders", type=int, choices=(1, 4), default=defaults.senders, help="processes that send")
     parser.add_argument(
         "--receivers",
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--job-rate", type=float, default=defaults.job_rate, help="jobs per second (default: 200)")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default=defaults.loop, help="event loop of clients")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the choice of victims (default: 1)")
-    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="duration of soak (default: 10)")
+    parser.add_argument("--minutes", type=float, default=defaults.minutes, help="duration of soak (default: 20)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures to this file")
     return parser
 

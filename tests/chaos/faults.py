@@ -1,4 +1,4 @@
-"""The processes of a scenario and their faults: SIGTERM, SIGKILL, SIGSTOP; and a relay that cuts and stalls.
+"""The processes of a scenario and their faults: SIGTERM, SIGKILL, SIGSTOP.
 
 Every process belongs to a `ProcessGroup`, which ends it by its pid in any case and records the processes that fail.
 """
@@ -11,13 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
-
-from relays import Relay
 
 START = 90.0
 """Seconds within which a forwarder is ready; beside others it may settle for 60 s."""
@@ -193,12 +190,28 @@ class ForwarderProcess(Process):
         if not self.runs:
             raise FaultError(f"{self.name} exited with status {self.popen.returncode}{self.tail()}")
 
+    def jobs(self) -> int:
+        """Return how many jobs are in its queues, including those that clients have not settled.
+
+        Raises:
+            FaultError: If it does not answer.
+        """
+        try:
+            with self._get("status.json") as answer:
+                status = json.load(answer)
+        except OSError as error:
+            raise FaultError(f"{self.name} does not report its status: {error}{self.tail()}") from error
+        return int(status["waiting"] + sum(queue["unsettled"] for queue in status["queues"]))
+
     def _is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{self._admin}/readyz", timeout=5) as answer:
+            with self._get("readyz") as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except OSError:
             return False
+
+    def _get(self, path: str) -> Any:
+        return urllib.request.urlopen(f"http://{self._admin}/{path}", timeout=5)
 
 
 class Site:
@@ -239,14 +252,6 @@ class Site:
         """End the forwarder by SIGKILL."""
         process, self.process = self.running, None
         process.kill()
-
-
-class StallingRelay(Relay):
-    """A relay that can resume after `hold`."""
-
-    def resume(self) -> None:
-        """Pass on what has arrived since `hold`, and everything that follows."""
-        self._flows.set()
 
 
 class ProcessGroup:

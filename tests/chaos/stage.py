@@ -12,16 +12,21 @@ from typing import Any, Literal, Self
 
 import psutil
 from counting import Job, JobCounts, Sent, count_jobs
-from faults import ClientProcess, ProcessGroup, Site, StallingRelay, wait_until
+from faults import ClientProcess, ProcessGroup, Site, wait_until
 from forwarders import free_ports
 from network import HOST, Network
-from report import Figures, Received
+from relays import Relay
+from report import Figures, Pace, Received
 from traffic import Load
 
 TOPICS = 50
 JOB_CHANNELS = [f"jobs-{number}" for number in range(4)]
 CAPACITY = 1_000_000
 """Of mailboxes and outboxes. It exceeds what is sent during an outage, so that no loss is due to capacity."""
+PREFETCH = 4
+"""Jobs that a forwarder hands to a receiver ahead of its readers, for each channel: the default of the layer."""
+HANDED = len(JOB_CHANNELS) * (1 + PREFETCH)
+"""Jobs that one forwarder may have handed to a receiver, which has one reader for each channel (docs/design/0004)."""
 CONNECTED = 30.0
 """Seconds within which every client reconnects."""
 
@@ -50,7 +55,7 @@ class Options:
     loop: str = "asyncio"
     seed: int = 1
     short: bool = False
-    minutes: float = 10.0
+    minutes: float = 20.0
 
     @property
     def caption(self) -> str:
@@ -81,21 +86,25 @@ class Setting:
         sites: Number of forwarders that CONFIG lists.
         running: How many of them are running.
         relay: The port of the first forwarder that clients reach through a relay, if any.
+        relayed: How the names of the clients begin that use the relay; all do by default.
         delay: Seconds that everything takes to and from the first forwarder, at both ports.
         padding: Further bytes in each message.
         messages: Whether there are group and direct messages; else there are only jobs.
         job_rate: Jobs per second, if they are not those of the command line.
         network: Whether senders are in a network of their own.
+        capacity: Of the mailboxes of the first receiver.
     """
 
     sites: int = 1
     running: int = 1
     relay: Literal["pull", "pub"] | None = None
+    relayed: str = ""
     delay: float = 0.0
     padding: int = 0
     messages: bool = True
     job_rate: float | None = None
     network: bool = False
+    capacity: int = CAPACITY
 
 
 class Stage:
@@ -111,6 +120,7 @@ class Stage:
     def __init__(self, setting: Setting, options: Options, repetitions: int, folder: Path) -> None:
         self.options, self.random = options, random.Random(options.seed)
         self.faults = 0
+        self.at_risk = 0
         self.memory: dict[str, list[int]] = {}
         self._setting, self._repetitions = setting, repetitions
         self.network = Network() if setting.network else None
@@ -123,13 +133,13 @@ class Stage:
         ]
         relayed = ("pull", "pub") if setting.delay else (setting.relay,)
         self._relays = {
-            kind: StallingRelay(next(ports), getattr(self.sites[0], f"{kind}_port"), setting.delay)
+            kind: Relay(next(ports), getattr(self.sites[0], f"{kind}_port"), setting.delay)
             for kind in relayed
             if kind is not None
         }
         self._groups = [f"group-{number}" for number in range(TOPICS - options.receivers)] if setting.messages else []
         self.receivers: dict[int, ClientProcess] = {}
-        self._frozen: set[int] = set()
+        self._exempt: set[int] = set()
         self._senders: list[ClientProcess] = []
         self._jobs_begun = 0
 
@@ -147,7 +157,7 @@ class Stage:
             relay.end()
 
     @property
-    def relay(self) -> StallingRelay:
+    def relay(self) -> Relay:
         """The relay; only valid where there is one."""
         (relay,) = self._relays.values()
         return relay
@@ -175,9 +185,9 @@ class Stage:
     def begin(self) -> None:
         """Start the load, then start to measure silence."""
         load = Load(
-            rate=self.options.rate / self.options.senders if self._setting.messages else 0,
+            rate=self._rate / self.options.senders,
             row=self.options.row,
-            job_rate=(self._setting.job_rate or self.options.job_rate) / self.options.senders,
+            job_rate=self._job_rate / self.options.senders,
             groups=self._groups,
             channels=self._channels if self._setting.messages else [],
             jobs=JOB_CHANNELS,
@@ -217,14 +227,33 @@ class Stage:
         self._await_connected()
         time.sleep(self.options.pause)  # of load
 
+    def kill(self, site: Site) -> None:
+        """Kill a forwarder.
+
+        The jobs inside it are at risk, and those that it may have accepted since its status was read: the sends that
+        had not returned before, and those that had begun afterwards.
+        """
+        returned = sum(sender.ask("jobs")[1] for sender in self._senders)
+        inside = site.running.jobs()
+        site.kill()
+        begun = sum(sender.ask("jobs")[0] for sender in self._senders)
+        self.at_risk += inside + begun - returned
+
     def freeze_receiver(self, index: int) -> None:
         """Suspend a receiver; what it loses is reported and not judged."""
-        self._frozen.add(index)
+        self._exempt.add(index)
         self.receivers[index].freeze()
+        self.at_risk += HANDED * self._running
+
+    def slow_down_receiver(self, index: int) -> None:
+        """Let a receiver take about a tenth of the messages; what it loses is reported and not judged."""
+        self._exempt.add(index)
+        self.receivers[index].ask("slow_down", 10 / self._rate)
 
     def kill_receiver(self, index: int) -> None:
-        """Kill a receiver."""
+        """Kill a receiver. Each reader may have taken one more job, which it has not logged."""
         self.receivers.pop(index).kill()
+        self.at_risk += HANDED * self._running + len(JOB_CHANNELS)
 
     def replace_worker(self, index: int) -> None:
         """Kill a receiver that has only jobs, and start another one in its place."""
@@ -249,6 +278,7 @@ class Stage:
         for sender in self._senders:
             sender.tell("stop")
         reports = [sender.answer() for sender in self._senders]
+        achieved = {kind: sum(sum(report[kind]) / report["seconds"] for report in reports) for kind in ("sent", "jobs")}
         sent = [report["sent"] for report in reports]
         jobs: Sent = {index: report["jobs"] for index, report in enumerate(reports)}
         unknown = [(index, *job) for index, report in enumerate(reports) for job in report["unknown"]]
@@ -259,9 +289,11 @@ class Stage:
         figures = Figures(
             faults=self.faults,
             seconds=seconds,
-            judged={names[index]: one for index, one in received.items() if index not in self._frozen},
-            exempt={names[index]: one for index, one in received.items() if index in self._frozen},
+            judged={names[index]: one for index, one in received.items() if index not in self._exempt},
+            exempt={names[index]: one for index, one in received.items() if index in self._exempt},
             jobs=self._count_jobs(jobs, unknown),
+            at_risk=self.at_risk,
+            pace={"messages": Pace(self._rate, achieved["sent"]), "jobs": Pace(self._job_rate, achieved["jobs"])},
             refused=sum(report["refused"] for report in reports),
             senders={sender.name: sender.ask("stats") for sender in self._senders},
             memory=self.memory,
@@ -315,7 +347,19 @@ class Stage:
     def _job_logs(self) -> list[Path]:
         return sorted(self._folder.glob("*.jobs"))
 
+    @property
+    def _rate(self) -> float:
+        return self.options.rate if self._setting.messages else 0.0
+
+    @property
+    def _job_rate(self) -> float:
+        return self._setting.job_rate or self.options.job_rate
+
     # Processes
+
+    @property
+    def _running(self) -> int:
+        return sum(site.process is not None for site in self.sites)
 
     def _end(self) -> None:
         self._processes.failures += self.crashed()
@@ -323,16 +367,16 @@ class Stage:
         self._processes.end([site.process for site in self.sites if site.process is not None and site.process.runs])
 
     def _await_connected(self) -> None:
-        running = sum(site.process is not None for site in self.sites)
         for client in [*self._senders, *self.receivers.values()]:
-            wait_until(partial(_is_connected, client, running), CONNECTED, f"{client.name} is not connected")
+            wait_until(partial(_is_connected, client, self._running), CONNECTED, f"{client.name} is not connected")
 
-    def _config(self) -> dict[str, Any]:
-        """Return CONFIG: one address for one forwarder, a list for several."""
-        config: dict[str, Any] = {"capacity": CAPACITY, "outbox_capacity": CAPACITY}
+    def _config(self, name: str) -> dict[str, Any]:
+        """Return CONFIG of a client: one address for one forwarder, a list for several."""
+        capacity = self._setting.capacity if name == "receiver-0" else CAPACITY
+        config: dict[str, Any] = {"capacity": capacity, "outbox_capacity": CAPACITY, "prefetch": PREFETCH}
         for kind in ("pull", "pub"):
             ports = [getattr(site, f"{kind}_port") for site in self.sites]
-            if kind in self._relays:
+            if kind in self._relays and name.startswith(self._setting.relayed):
                 ports[0] = self._relays[kind].port
             addresses = [f"tcp://{self._host}:{port}" for port in ports]
             config[f"{kind}_socket_address"] = addresses if len(addresses) > 1 else addresses[0]
@@ -346,7 +390,7 @@ class Stage:
     def _start_client(self, name: str, role: str, argument: str) -> ClientProcess:
         log = self._folder / f"{name}.log"
         prefix = self.network.prefix if self.network is not None and role == "sender" else ()
-        client = ClientProcess(name, log, self.options.loop, role, self._config(), argument, prefix)
+        client = ClientProcess(name, log, self.options.loop, role, self._config(name), argument, prefix)
         return self._processes.add(client)
 
 

@@ -66,6 +66,7 @@ class Sender:
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._refused = 0
+        self._finished_jobs = 0
 
     async def stats(self) -> Any:
         """Return the layer's counts."""
@@ -77,21 +78,33 @@ class Sender:
         self._sent = [0] * (len(self._load.groups) + len(self._load.channels))
         self._sent_jobs = [0] * len(self._load.jobs)
         self._unknown: list[tuple[int, int]] = []
+        self._began = time.monotonic()
         sending = [self._send_jobs(), *([self._send_messages()] if self._sent else [])]
         self._tasks = [asyncio.create_task(one) for one in sending]
+
+    async def jobs(self) -> tuple[int, int]:
+        """Return how many sends of jobs have begun, and how many have returned or raised."""
+        return sum(self._sent_jobs), self._finished_jobs
 
     async def stop(self) -> dict[str, Any]:
         """Stop; return how many messages and jobs were sent to each topic and channel, and the unknown jobs."""
         self._stopped.set()
+        seconds = time.monotonic() - self._began
         await asyncio.gather(*self._tasks)
-        return {"sent": self._sent, "jobs": self._sent_jobs, "unknown": self._unknown, "refused": self._refused}
+        return {
+            "sent": self._sent,
+            "jobs": self._sent_jobs,
+            "unknown": self._unknown,
+            "refused": self._refused,
+            "seconds": seconds,
+        }
 
     async def _send_messages(self) -> None:
         each = itertools.cycle(range(len(self._sent)))
         topics = (topic for first in each for topic in itertools.repeat(first, self._load.row))
-        began, count = time.monotonic(), 0
+        count = 0
         while not self._stopped.is_set():
-            due = int((time.monotonic() - began) * self._load.rate)
+            due = int((time.monotonic() - self._began) * self._load.rate)
             for _ in range(min(due - count, BURST)):
                 await self._send_message(next(topics))
                 count += 1
@@ -115,10 +128,10 @@ class Sender:
     async def _send_jobs(self) -> None:
         """Start a `send` for each job when it is due, also while earlier ones wait for their confirmation."""
         channels = itertools.cycle(range(len(self._sent_jobs)))
-        began, count = time.monotonic(), 0
+        count = 0
         async with asyncio.TaskGroup() as sending:
             while not self._stopped.is_set():
-                due = int((time.monotonic() - began) * self._load.job_rate)
+                due = int((time.monotonic() - self._began) * self._load.job_rate)
                 for _ in range(due - count):
                     sending.create_task(self._send_job(next(channels)))
                 count = due
@@ -135,6 +148,7 @@ class Sender:
         except (ChannelFull, RequestRefused):
             self._unknown.append((channel, number))
             self._refused += 1
+        self._finished_jobs += 1
 
 
 class Receiver:
@@ -148,6 +162,7 @@ class Receiver:
     def __init__(self, layer: DedicatedZmqChannelLayer, log: Path) -> None:
         self._layer = layer
         self._tally = Tally()
+        self._pause = 0.0
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -165,6 +180,10 @@ class Receiver:
     async def work(self, channels: list[str]) -> None:
         """Start to do jobs, by one reader for each channel."""
         self._tasks += [asyncio.create_task(self._work(channel)) for channel in channels]
+
+    async def slow_down(self, pause: float) -> None:
+        """Let the readers of messages sleep for so many seconds after each message."""
+        self._pause = pause
 
     async def begin(self) -> None:
         """Start to measure silence."""
@@ -206,12 +225,13 @@ class Receiver:
         while True:
             message = await receive(channel)
             take(message["s"], message["t"], message["n"], message["at"])
+            if self._pause:
+                await asyncio.sleep(self._pause)  # as a handler that takes long
 
     async def _work(self, channel: str) -> None:
         while True:
             job = await self._layer.receive(channel)
-            os.write(self._log, JOB.pack(job["s"], job["j"], job["n"]))  # first of all, since a kill may follow
-            self._tally.gaps.arrived()
+            os.write(self._log, JOB.pack(job["s"], job["j"], job["n"]))  # at once, since a kill may follow
 
 
 def _by_sender(sent: list[list[int]]) -> Sent:

@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 from counting import JOB, Gaps, JobCounts, Sequence, Tally, count_jobs
-from report import Figures, Goal, Received
+from report import HEADER, Figures, Goal, Outcome, Pace, Received, figures_table, table
+from scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
 
 
-def figures_of(scenario: str, loop: str, folder: Path, *, row: int = 1) -> dict[str, Any]:
+def outcome_of(scenario: str, loop: str, folder: Path, *flags: str, within: float = 180) -> dict[str, Any]:
     """Run a scenario in its short form and return its outcome."""
     path = folder / "figures.json"
     command = [sys.executable, "tests/chaos", "--short", "--only", scenario, "--loop", loop, "--json", str(path)]
-    command += ["--row", str(row)]
+    command += flags
     output, environment = subprocess.PIPE, os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
         try:
-            text = process.communicate(timeout=180)[0].decode()
+            text = process.communicate(timeout=within)[0].decode()
         except BaseException:
             process.terminate()  # SIGKILL would leave its processes behind
             raise
@@ -33,24 +34,66 @@ def figures_of(scenario: str, loop: str, folder: Path, *, row: int = 1) -> dict[
     return dict(outcome)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("scenario, row", [("kill-only", 1), ("restart-1", 1), ("kill-1-of-3", 1), ("kill-1-of-3", 50)])
-def test_no_message_is_lost_with_a_forwarder(scenario: str, row: int, loop: str, tmp_path: Path) -> None:
-    """Three faults each: every group and direct message arrives once and in order, and no job is done twice."""
-    outcome = figures_of(scenario, loop, tmp_path, row=row)
+def assert_nothing_is_lost(outcome: dict[str, Any]) -> None:
+    """Every group and direct message arrived once and in order, no job was done twice, and no process failed."""
     assert outcome["shortfalls"] == []
     figures = outcome["figures"]
-    assert figures["faults"] == 3
-    assert len(figures["judged"]) == 2
+    assert figures["judged"]
     for one in figures["judged"].values():
         assert one["messages"] > 0
         assert (one["lost"], one["twice"], one["disorder"]) == (0, 0, 0)
         assert set(one["stats"]["dropped"]) <= {"lost_delivery"}, "which are jobs, of a forwarder that was killed"
     assert figures["jobs"]["confirmed"] > 0
     assert figures["jobs"]["twice"] == 0
-    assert scenario != "restart-1" or figures["jobs"]["lost"] == 0
     assert figures["failures"] == []
+
+
+BOTH_LOOPS = [("kill-only", 1, 3), ("restart-1", 1, 3), ("kill-1-of-3", 1, 3), ("kill-1-of-3", 50, 3)]
+ASYNCIO = [("freeze-1-of-2", 1, 1), ("replace-3", 1, 3), ("scale", 1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loop, scenario, row, faults",
+    [(loop, *one) for loop in ("asyncio", "uvloop") for one in BOTH_LOOPS] + [("asyncio", *one) for one in ASYNCIO],
+)
+def test_no_message_is_lost_with_a_forwarder(loop: str, scenario: str, row: int, faults: int, tmp_path: Path) -> None:
+    """A forwarder that is stopped, killed or frozen loses no message; only one that is killed loses jobs."""
+    outcome = outcome_of(scenario, loop, tmp_path, "--row", str(row))
+    assert_nothing_is_lost(outcome)
+    figures = outcome["figures"]
+    assert figures["faults"] == faults
+    assert len(figures["judged"]) == 2
+    assert scenario.startswith("kill") or figures["jobs"]["lost"] == 0
+    assert scenario not in ("replace-3", "scale") or figures["jobs"]["unknown"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["push-cut", "xsub-cut", "push-stalled", "slow-receiver"])
+def test_no_message_is_lost_with_a_connection(scenario: str, tmp_path: Path) -> None:
+    """Connections that are cut or stand still, and a receiver that does, lose nothing for the others."""
+    outcome = outcome_of(scenario, "asyncio", tmp_path)
+    assert_nothing_is_lost(outcome)
+    assert len(outcome["figures"]["judged"]) == (1 if scenario == "slow-receiver" else 2)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_while_nothing_happens(tmp_path: Path) -> None:
+    """Five minutes of load: no process grows by more than a tenth from the first third to the last one."""
+    outcome = outcome_of("soak", "asyncio", tmp_path, "--minutes", "5", within=420)
+    assert_nothing_is_lost(outcome)
+    memory = outcome["figures"]["memory"]
+    assert set(memory) == {"forwarder-0", "forwarder-1", "receiver-0", "receiver-1", "sender-0"}
+    assert min(map(len, memory.values())) >= 10
+
+
+def test_every_scenario_has_its_row_in_the_documentation() -> None:
+    """The tables of docs/operations.md have the columns that are printed, and one row at least for each scenario."""
+    section = (ROOT / "docs/operations.md").read_text().partition("### Measured\n")[2].partition("\n### ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    rows = [line for line in lines if line not in table([HEADER]).splitlines()]
+    documented = {tuple(line.split(" | ")[:2]) for line in rows}
+    assert documented == {(f"| `{one.name}`", one.what) for one in SCENARIOS}
 
 
 @pytest.mark.parametrize(
@@ -113,33 +156,79 @@ def test_the_jobs_of_all_workers_are_compared_with_those_of_the_senders() -> Non
     assert counts == JobCounts(confirmed=4, done=4, lost=1, twice=2, unknown=2)
 
 
-def figures_with(*, missed: int = 0, memory: tuple[int, int] = (10, 10), refused: int = 0, **counts: Any) -> Figures:
+def figures_with(*, missed: int = 0, memory: tuple[int, ...] = (10, 10), **values: Any) -> Figures:
     """Return figures that meet the goal except for the given values."""
-    jobs = JobCounts(9, 9, counts.pop("jobs_lost", 0), counts.pop("jobs_twice", 0), 1)
-    received = {"messages": 100, "lost": 0, "twice": 0, "disorder": 0, "silence_ms": 5.0, "lateness_ms": 1.0}
-    stats = {"dropped": {"missed": missed}, "repeated": 0}
-    judged = {"receiver-0": Received(**received | counts, examples=[], stats=stats)}
-    return Figures(1, 1.0, judged, {}, jobs, refused, {}, {"sender-0": list(memory)})
+    jobs = JobCounts(
+        values.pop("confirmed", 9), 9, values.pop("jobs_lost", 0), values.pop("jobs_twice", 0), values.pop("raised", 0)
+    )
+    pace = {"messages": Pace(100, values.pop("pace", 100)), "jobs": Pace(20, 20)}
+    risk, refused = values.pop("at_risk", 0), values.pop("refused", 0)
+    received = {"messages": 1_000, "lost": 0, "twice": 0, "disorder": 0, "silence_ms": 5.0, "lateness_ms": 1.0}
+    stats = {"dropped": {"missed": missed}, "repeated": 0, "reconnects": 0}
+    judged = {"receiver-0": Received(**received | values, examples=[], stats=stats)}
+    return Figures(1, 1.0, judged, {}, jobs, risk, pace, refused, {}, {"sender-0": list(memory)})
+
+
+GOAL = Goal(silence_ms=500, lateness_ms=500, raised=0, confirmed=9, trend=1.1)
 
 
 @pytest.mark.parametrize(
-    "counts, shortfall",
+    "values, shortfall",
     [
         ({}, None),
         ({"lost": 2, "missed": 2}, "lost 2 (at most 0)"),
-        ({"lost": 0, "missed": 2}, "receiver-0 lost 0 and its layer missed 2"),
+        ({"lost": 0, "missed": 2}, "receiver-0 lost 0 and its layer counted 2"),
         ({"twice": 1}, "twice 1 (at most 0)"),
         ({"disorder": 1}, "out of order 1 (at most 0)"),
-        ({"silence_ms": 1_001.0}, "longest silence (ms) 1,001 (at most 1,000)"),
-        ({"jobs_lost": 1}, "jobs lost 1 (at most 0)"),
+        ({"silence_ms": 501.0}, "longest silence (ms) 501 (at most 500)"),
+        ({"lateness_ms": 501.0}, "latest message (ms) 501 (at most 500)"),
+        ({"jobs_lost": 3, "at_risk": 3}, None),
+        ({"jobs_lost": 4, "at_risk": 3}, "jobs lost 4 (at most 3)"),
         ({"jobs_twice": 1}, "jobs twice 1 (at most 0)"),
+        ({"raised": 1}, "sends that raised 1 (at most 0)"),
         ({"refused": 1}, "refused 1 (at most 0)"),
-        ({"memory": (10_000_000, 13_000_000)}, "sender-0 grew from 10.0 to 13.0 MB"),
+        ({"confirmed": 8}, "jobs confirmed 8 (at least 9)"),
+        ({"pace": 94}, "messages/s 94 (at least 95)"),
+        ({"memory": (10_000_000, 21_000_000, 10_000_000)}, "sender-0 grew from 10.0 to 21.0 MB"),
+        ({"memory": (10_000_000, 10_000_000, 12_000_000)}, "sender-0 grew from 10.0 to 12.0 MB"),
+        ({"memory": (10_000_000, 10_000_000, 12_000_000, 9_000_000, 10_000_000, 10_000_000)}, None),
     ],
 )
-def test_a_goal_that_is_not_met_is_named(counts: dict[str, Any], shortfall: str | None) -> None:
+def test_a_goal_that_is_not_met_is_named(values: dict[str, Any], shortfall: str | None) -> None:
     """Each limit of a goal can be exceeded."""
-    assert Goal(silence_ms=1_000).shortfalls(figures_with(**counts)) == ([] if shortfall is None else [shortfall])
+    assert GOAL.shortfalls(figures_with(**values)) == ([] if shortfall is None else [shortfall])
+
+
+@pytest.mark.parametrize(
+    "values, meets",
+    [
+        ({"silence_ms": 1_000.0, "lateness_ms": 1_500.0, "pace": 10, "raised": 1, "confirmed": 1}, True),
+        ({"silence_ms": 1_001.0}, False),
+        ({"lateness_ms": 1_501.0}, False),
+        ({"lost": 1, "missed": 1}, False),
+    ],
+)
+def test_a_short_form_assumes_little_about_the_speed_of_the_machine(values: dict[str, Any], meets: bool) -> None:
+    """It allows a second more and any pace, but no loss."""
+    assert (GOAL.relaxed().shortfalls(figures_with(**values)) == []) is meets
+
+
+def test_a_long_replay_on_a_busy_machine_may_lose_what_the_receiver_counts() -> None:
+    """A receiver waits for a replay for a second."""
+    goal = Goal(is_long_replay=True)
+    assert goal.shortfalls(figures_with(lost=2, missed=2)) == ["lost 2 (at most 0)"]
+    assert goal.relaxed().shortfalls(figures_with(lost=2, missed=2)) == []
+    assert goal.relaxed().shortfalls(figures_with(lost=2)) == ["receiver-0 lost 2 and its layer counted 0"]
+
+
+def test_the_table_has_a_dash_where_there_are_no_messages() -> None:
+    """A scenario may have only jobs, or end by an error."""
+    jobs = Outcome("a", "jobs", figures_with(messages=0), [])
+    lines = figures_table([jobs, Outcome("b", "error", None, ["no answer"])]).splitlines()
+    assert lines[2:] == [
+        "| `a` | jobs | 1 | - | - | - | - | 9 | 0 | 0 | met |",
+        "| `b` | error | - | - | - | - | - | - | - | - | no answer |",
+    ]
 
 
 def test_a_process_that_failed_falls_short() -> None:

@@ -43,8 +43,12 @@ class Relay:
         self._run(self._accept, self._server)
 
     def hold(self) -> None:
-        """Take nothing more from those who connected, while the connections stay."""
+        """Pass on nothing more, in either direction, while the connections stay and new ones are accepted."""
         self._flows.clear()
+
+    def resume(self) -> None:
+        """Pass on what has arrived since `hold`, and everything that follows."""
+        self._flows.set()
 
     def cut(self) -> None:
         """Close all connections that there are."""
@@ -80,20 +84,15 @@ class Relay:
             self.accepted += 1
             self._open += [near, far]
             self._run(self._pass_on, near, far)
-            self._run(self._pass_back, far, near)
+            self._run(self._pass_on, far, near)
 
-    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
-        send = self._sender(far)
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        send = self._sender(target)
         with contextlib.suppress(OSError):
-            while self._flows.wait() and (data := near.recv(CHUNK)):
+            while data := source.recv(CHUNK):
+                self._flows.wait()  # after `recv`, in which this thread may be when `hold` is called
                 send(data)
-        send(b"")
-
-    def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
-        send = self._sender(near)
-        with contextlib.suppress(OSError):
-            while data := far.recv(CHUNK):
-                send(data)
+        self._flows.wait()  # a stalled network does not pass on the end of a connection either
         send(b"")
 
     def _sender(self, target: socket.socket) -> Callable[[bytes], None]:
