@@ -191,6 +191,7 @@ class Client:
         replayed = wire.REPLAYED.decode(frame)
         if not attachment.resumption.is_answered_by(replayed):
             return None
+        self._await_replays()
         messages = wire.decode_messages(replayed.messages)
         return self._take_replayed(messages, attachment, is_last=bool(replayed.last))
 

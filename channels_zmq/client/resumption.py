@@ -2,7 +2,7 @@
 
 Pure. A connection that breaks loses what is on its way, and what is published before this process has subscribed again.
 The exchange keeps messages for some seconds, and is asked for them with each hello until it welcomes the session. What
-it does not replay within `REPLAYED_WITHIN` counts as missed.
+it has not replayed when nothing of the answer has come for `REPLAYED_WITHIN` counts as missed.
 """
 
 import time
@@ -13,9 +13,9 @@ from channels_zmq_forwarder import wire
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds the answer is waited for, after each hello."""
+"""How many seconds a part of the answer is waited for, after each hello and each part."""
 AT_MOST = 3.0
-"""How many seconds it is waited for in a session: an exchange may never welcome it, and the hello is repeated."""
+"""How many seconds the whole answer is waited for in a session, for which an exchange replays, too."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -57,15 +57,22 @@ class Resumption:
         if session != self._session:
             self._session, self._asked_at = session, now
             self._attempts += 1
-        self._is_asked, self.until = True, min(now + REPLAYED_WITHIN, self._asked_at + AT_MOST)
+        self._is_asked = True
+        self._wait(now)
         age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))
 
     def is_answered_by(self, replayed: wire.Replayed) -> bool:
-        """Return whether this is an answer to the last request, rather than to one before another cut."""
-        return replayed.session == self._session
+        """Return whether this is a part of the answer to the last request, rather than to one before another cut."""
+        is_answer = replayed.session == self._session
+        if is_answer and self._is_asked:
+            self._wait(self._clock())
+        return is_answer
+
+    def _wait(self, now: float) -> None:
+        self.until = min(now + REPLAYED_WITHIN, self._asked_at + AT_MOST)
 
     def ended(self) -> None:
         """Note that the answer is complete: nothing is missing any more that the exchange still had.

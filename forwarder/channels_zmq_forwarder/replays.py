@@ -16,8 +16,8 @@ from channels_zmq_forwarder.history import Block, History
 
 CLIENTS = 64
 """Clients that one replay serves."""
-ANSWERED_WITHIN = 1.0
-"""Seconds after which a client does not wait for the rest any more."""
+ANSWERED_WITHIN = 3.0
+"""Seconds after which a client does not wait for the rest any more, though parts arrive all the time."""
 FRAME_BYTES = 4096
 """Bytes of messages in one frame, unless a single one is larger: every socket takes so many, whatever its limit is."""
 FRAMES = 4000

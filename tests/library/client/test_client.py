@@ -1726,6 +1726,20 @@ def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) ->
     assert client.counters.dropped == {"missed": 1}
 
 
+def test_a_long_replay_is_waited_for_while_its_parts_arrive(client: Client, clock: Clock) -> None:
+    """A busy machine takes more than a second for tens of thousands of messages."""
+    add(client)
+    feed(client, group_frame(1, b"1"))
+    connect_again(client, clock)
+    feed(client, group_frame(5, b"5"))
+    for number in (2, 3, 4):
+        clock.now += 0.9 * REPLAYED_WITHIN
+        client.keep(clock.now, 100)
+        replay(client, again(group_frame(number, b"%d" % number), 400), last=number == 4)
+    assert payloads(client) == [b"1", b"2", b"3", b"4", b"5"]
+    assert client.counters.dropped == {}
+
+
 def test_an_exchange_that_does_not_answer_is_waited_for_once(client: Client, clock: Clock) -> None:
     """One of an older version drops the request."""
     add(client)

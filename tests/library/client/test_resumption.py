@@ -95,6 +95,22 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
     assert resumption.until == begun + AT_MOST
 
 
+def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Resumption, clock: Clock) -> None:
+    """But not without end, and not because of a late answer to an earlier request."""
+    resumption.lost(clock.now - 2.0)
+    request(resumption)
+    begun = clock.now
+    for _ in range(5):
+        clock.now += REPLAYED_WITHIN / 2
+        resumption.is_answered_by(wire.Replayed(INBOX, 1, 0))
+    assert resumption.until == begun + REPLAYED_WITHIN
+    clock.now = begun
+    for _ in range(9):
+        clock.now += REPLAYED_WITHIN / 2
+        resumption.is_answered_by(wire.Replayed(INBOX, 2, 0))
+        assert resumption.until == min(clock.now + REPLAYED_WITHIN, begun + AT_MOST)
+
+
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
     """By then the exchange has not answered, or what it sends has broken each connection."""
     resumption.lost(clock.now - 2.0)
