@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 BLOCK_FRAMES = 512
 BLOCK_BYTES = 512 * 1024
-BLOCK_SECONDS = 0.1
+BLOCK_SECONDS = 0.25
 """A marker follows after so many frames, so many bytes or so much time, whatever comes first. With 64 frames the
-answers took 5 % of a busy sender's time; with 20 ms one of a hundred round trips met one, and took twice as long."""
+answers took 5 % of a busy sender's time; with 0.1 s one of a hundred round trips met one, and took twice as long."""
 LARGE = BLOCK_BYTES // BLOCK_FRAMES
 """A block of frames that are not larger is bounded by their number."""
 KEEP_SECONDS = 0.5
