@@ -385,6 +385,8 @@ class Connection:
                 if payload is None:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
+                    if self._loops.attached is not loop:
+                        self.call_soon(time.monotonic() + LOOK_EVERY)
                     self._loops.enter(loop, attach=True)
                 if normal:
                     self.client.read_normal(box)

@@ -11,7 +11,10 @@ import pytest
 from forwarders import close_all, config_of, until
 from peers import Peer, wait_until
 
+from channels_zmq import connection
 from channels_zmq.client.credit import GRACE
+from channels_zmq.housekeeper import housekeeper
+from channels_zmq.transports import embedded_producer, embedded_reader, link, links
 
 Make = Callable[..., Any]
 Run = Callable[..., Any]
@@ -22,6 +25,7 @@ LATE = 1.5
 """Seconds beyond its expiry that a message may be old: it counts from its arrival, which is noticed within a second."""
 SOON = 1.0
 BATCH = 500
+IN_AN_HOUR = 3600.0
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,18 @@ async def open_both(make: Make, open_peer: Make, **config: Any) -> tuple[Any, Pe
     await layer.new_channel()
     await until(lambda: layer.stats()["connected"])
     return layer, peer
+
+
+async def housekeeping(layer: Any) -> None:
+    """Let the housekeeper look after the connection of a layer now, and wait until it sleeps again."""
+    keeper, known = housekeeper(), layer._connection()
+    keeper.call(known, 0.0)
+
+    def sleeps() -> bool:
+        due = min(keeper._due.values())
+        return due > time.monotonic() and keeper._sleeps_until == due
+
+    await until(sleeps)
 
 
 @pytest.mark.slow
@@ -126,6 +142,35 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
     thread.join()
     print(f"longest way to the other loop: {max(read):.3f} s")
     assert max(read) < SOON
+
+
+def test_what_arrives_after_the_only_loop_has_ended_is_read_without_one(
+    make_shared_layer: Make, run: Run, open_peer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The housekeeper notices the end itself, however short the loop ran: nothing else is due for an hour."""
+    monkeypatch.setattr(connection, "NOTICE_EVERY", IN_AN_HOUR)
+    monkeypatch.setattr(links, "ROTATE_EVERY", IN_AN_HOUR)
+    for transport in (embedded_reader, embedded_producer, link):
+        monkeypatch.setattr(transport, "TICK_EVERY", IN_AN_HOUR)
+    layers: list[Any] = []
+
+    async def scenario() -> Peer:
+        layer, peer = await open_both(make_shared_layer, open_peer)
+        layers.append(layer)
+        channel = await layer.new_channel()
+        await layer.group_add("chat", channel)
+        await housekeeping(layer)  # before the loop is attached, so that only that can let it look again
+        reading = asyncio.create_task(layer.receive(channel))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(peer.ask, "send", "group:chat", "0", 0, 1)
+        await reading  # this loop stays attached, and nothing waits on it
+        return peer
+
+    peer = run(scenario())
+    (layer,) = layers
+    received = layer.stats()["received"]
+    peer.ask("send", "group:chat", "0", 1, 1)
+    wait_until(lambda: layer.stats()["received"] > received)
 
 
 @pytest.mark.slow
