@@ -7,6 +7,7 @@ process sent both one after the other, or if the exchange is known to have passe
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -50,6 +51,8 @@ def batched(items: list[Any]) -> list[list[Any]]:
     return [items[at : at + 2] for at in range(0, len(items), 2)]
 
 
+CALLS = ["join", "join and cancel", "join twice", "renew", "renew and cancel", "discard", "send"]
+"""What begins while all connections are cut."""
 actors = groups = st.integers(0, 1)
 lanes = st.sampled_from(LANES)
 loops = st.sampled_from([lane for lane in LANES if lane != FRESH])
@@ -154,32 +157,44 @@ class World:
             if actor is self.actors[0]:
                 actor.call(FRESH, "group_send", "nobody", {})  # becomes the producer of an embedded layer
             self.connected(actor)
-        for sender in self.senders:
-            self.actors[sender].send_the_log()
         return prefix
 
-    def connected(self, actor: Any) -> None:
-        """Wait until an actor is connected."""
-        end = time.monotonic() + PATIENCE
-        while not actor.stats()["connected"]:
-            assert time.monotonic() < end, "it does not connect"
-            time.sleep(0.001)
+    def connected(self, actor: Any, connected: bool = True) -> None:
+        """Wait until an actor is connected, or has noticed that it is not."""
+        self._until(lambda: actor.stats()["connected"] is connected, f"connected is not {connected}")
 
-    def cut(self) -> None:
-        """Cut all connections while everything is acknowledged, and wait until all actors have connected anew."""
-        end = time.monotonic() + PATIENCE
-        while any(actor.stats()["held"] for actor in self.actors):
-            assert time.monotonic() < end, "it does not get acknowledged"
-            time.sleep(0.001)
+    def cut(self, *, noticed: bool) -> list[int]:
+        """Cut all connections while everything is acknowledged, and let nobody connect.
+
+        Args:
+            noticed: Whether to wait until all actors have noticed it.
+
+        Returns:
+            How often each actor had connected anew before.
+        """
+        for actor in self.actors:
+            self._until(lambda: not actor.stats()["held"], "it does not get acknowledged")  # noqa: B023 # called at once
         before = [actor.stats()["reconnects"] for actor in self.actors]
         for relay in self.relays:
-            relay.cut()
-        for actor, reconnects in zip(self.actors, before, strict=True):
-            end = time.monotonic() + PATIENCE
-            while actor.stats()["reconnects"] == reconnects:
-                assert time.monotonic() < end, "it does not notice the outage"
-                time.sleep(0.001)
+            relay.end()
+        if noticed:
+            for actor in self.actors:
+                self.connected(actor, False)
+        return before
+
+    def restore(self, before: list[int]) -> None:
+        """Let all actors connect anew, and wait until they have."""
+        for relay in self.relays:
+            relay.start()
+        for actor, count in zip(self.actors, before, strict=True):
+            self._until(lambda: actor.stats()["reconnects"] > count, "it does not notice the outage")  # noqa: B023 # see above
             self.connected(actor)
+
+    def _until(self, condition: Callable[[], bool], fault: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, fault
+            time.sleep(0.001)
 
     def end(self) -> None:
         for actor in self.actors:
@@ -198,6 +213,10 @@ class Contract(RuleBasedStateMachine):
         self.world = world
         self.step = self.number = 0
         self.readers: list[tuple[Channel, int, int]] = []
+        self.blocked: tuple[int, int] | None = None
+        """The actor and the loop that is blocked."""
+        self.logged: dict[int, int] = {}
+        """The number of the last line that came of the log of each process."""
         self.channels: list[Channel] = []
 
     @initialize(
@@ -205,7 +224,8 @@ class Contract(RuleBasedStateMachine):
     )
     def open(self, capacity: int, prefetch: int, normal: list[str]) -> None:
         self.capacity, self.prefetch = capacity, prefetch
-        prefix = self.world.open(capacity=capacity, prefetch=prefetch, connect_timeout=15.0)
+        lines = {"*.log.*!*": 1000}  # the log's own channel takes all of them
+        prefix = self.world.open(capacity=capacity, prefetch=prefetch, connect_timeout=15.0, channel_capacity=lines)
         self.groups = [prefix + "g", prefix + "g."]
         self.members: list[set[int]] = [set(), set()]
         self.under_way: list[Sent] = []
@@ -214,6 +234,11 @@ class Contract(RuleBasedStateMachine):
             self.channels += [Channel(actor.call(0, "new_channel"), owner, []) for _ in range(2 - owner)]
         self.channels += [Channel(prefix + name, None, []) for name in normal[:2]]
         self.private = [actor.call(0, "new_channel", prefix + "private") for actor in self.world.actors]
+        self.log_group = prefix + "log"
+        self.log = self.world.actors[0].call(0, "new_channel", self.log_group)
+        self._call(0, 0, "group_add", self.log_group, self.log)
+        for sender in self.world.senders:
+            self.world.actors[sender].send_the_log(self.log_group)
 
     # Groups
 
@@ -257,6 +282,22 @@ class Contract(RuleBasedStateMachine):
         sent = self._new(value, by, lane, group)
         assert self._call(by, lane, "group_send", self.groups[group], self._message(sent, value)) is None
         self._sent_to_group(sent, members)
+
+    @rule(group=groups, values=st.lists(values, min_size=2, max_size=4), by=actors, lane=lanes)
+    def group_send_by_both(self, group: int, values: list[Any], by: int, lane: int) -> None:
+        """Messages of one batch are sent by layers with different settings: all come, in their order."""
+        by %= len(self.world.senders)
+        members = [self.channels[index] for index in sorted(self.members[group])]
+        if any(len(one.waiting) + len(values) > self.capacity for one in members):
+            return
+        sent = [self._new(value, by, lane, group) for value in values]
+        calls = [
+            ("group_send", self.groups[group], self._message(one, value))
+            for one, value in zip(sent, values, strict=True)
+        ]
+        assert self._call(by, lane, "burst_by_both", calls) == [None] * len(values)
+        for one in sent:
+            self._sent_to_group(one, members)
 
     def _sent_to_group(self, sent: Sent, members: list[Channel]) -> None:
         self.under_way.append(sent)
@@ -379,12 +420,14 @@ class Contract(RuleBasedStateMachine):
         self.under_way.clear()
         for channel in self.channels:
             channel.waiting = [replace(sent, sure=False) for sent in channel.waiting] if channel.readers else []
+        self._call(0, 0, "group_add", self.log_group, self.log)
         self.group_send(group, None, by, lane)
 
     @rule()
     def settle(self) -> None:
         """Let everything arrive; the forwarder knows of the groups that have members, and of no other."""
         self._settle()
+        self._read_log()
         self._see_subscriptions()
 
     @rule(group=groups, channel=channels, loop=loops, turns=turns, by=actors)
@@ -398,21 +441,61 @@ class Contract(RuleBasedStateMachine):
         self._joins(group, index)
         self.group_send(group, None, owner, loop)
 
-    @rule(by=actors, loop=loops, value=values, group=groups)
-    def block(self, by: int, loop: int, value: Any, group: int) -> None:
-        """While a loop is blocked the others go on, and what is sent to its readers is there afterwards."""
-        handle = self.world.actors[by % len(self.world.actors)].begin(loop, "block", 0.02)
-        self.group_send(group, value, 0, 1 - loop)
-        self.step += 1
-        self.world.actors[by % len(self.world.actors)].finish(handle)
+    @rule(
+        group=groups,
+        channel=channels,
+        value=values,
+        by=actors,
+        loop=loops,
+        then=actors,
+        lane=lanes,
+        reads=st.booleans(),
+    )
+    def block(
+        self, group: int, channel: int, value: Any, by: int, loop: int, then: int, lane: int, reads: bool
+    ) -> None:
+        """While a loop is blocked all others go on, and what is sent meanwhile to its readers is there afterwards."""
+        by, then = by % len(self.world.actors), then % len(self.world.senders)
+        lane = 1 - loop if (then, lane) == (by, loop) else lane
+        own = [index for index, one in enumerate(self.channels) if one.owner == by]
+        index = own[channel % len(own)]
+        self.group_add(group, index, by, then, lane)
+        if reads := reads and len(self.readers) < MAX_READERS:
+            self._settle()
+            self._read_what_is_there(self.channels[index], by)
+            self.begin_reading(index, by, loop)
+        self.world.actors[by].block(loop)
+        self.blocked = by, loop
+        try:
+            self.group_send(group, value, then, lane)
+            self.send(index, value, then, lane)
+            self._settle()
+        finally:
+            self.world.actors[by].release()
+            self.blocked = None
+        if reads:
+            self.end_reading(-1, cancel=False)
 
     @precondition(lambda self: self.world.relays)
-    @rule(group=groups, channel=channels)
-    def outage(self, group: int, channel: int) -> None:
-        """All connections are cut while nothing is under way: nothing is lost, and memberships stay."""
+    @rule(
+        noticed=st.booleans(),
+        calls=st.lists(st.tuples(st.sampled_from(CALLS), groups, channels, actors, loops), min_size=2, max_size=6),
+    )
+    def outage(self, noticed: bool, calls: list[tuple[str, int, int, int, int]]) -> None:
+        """All connections are cut while nothing is under way: nothing is lost, and memberships stay.
+
+        Calls that begin meanwhile end as they should: a cancelled one undoes only what it did itself, and what is sent
+        arrives once and in order.
+        """
         self._settle()
-        self.world.cut()
-        self.group_send(group, None, 0, 0)
+        before = self.world.cut(noticed=noticed)
+        outage = Outage(self)
+        for call in calls:
+            outage.begin(*call)
+        self.world.restore(before)
+        outage.end()
+        for group in range(len(self.groups)):
+            self.group_send(group, None, 0, 0)
         self._see_subscriptions()
 
     # What the rules are made of
@@ -420,7 +503,8 @@ class Contract(RuleBasedStateMachine):
     def _see_subscriptions(self) -> None:
         """Compare the groups that have a process-specific member with the forwarder's topics."""
         if self.world.relays:
-            wanted = sum(any(self.channels[index].owner is not None for index in members) for members in self.members)
+            has_member = [any(self.channels[index].owner is not None for index in members) for members in self.members]
+            wanted = sum(has_member) + 1  # that of the log
             end = time.monotonic() + PATIENCE
             while (found := self.world.forwarder.status()["groups"]) != wanted:
                 assert time.monotonic() < end, f"{found} groups are subscribed to, {wanted} have members"
@@ -468,13 +552,17 @@ class Contract(RuleBasedStateMachine):
         """Let everything arrive: what one actor sends to another stands behind all that it sent before."""
         for by in self.world.senders:
             for to, name in enumerate(self.private):
-                self._call(by, 0, "send", name, {"from": by})
-                assert self._call(to, 1, "receive", name) == {"from": by}
+                self._call(by, self._going(by, 0), "send", name, {"from": by})
+                assert self._call(to, self._going(to, 1), "receive", name) == {"from": by}
             self._passed(by)
         for channel in self.channels:
             for sent in channel.waiting:
                 sent.arrived = True
         self.under_way.clear()
+
+    def _going(self, actor: int, loop: int) -> int:
+        """Return a loop of an actor that is not blocked, the given one if possible."""
+        return 1 - loop if self.blocked == (actor, loop) else loop
 
     def _passed(self, by: int) -> None:
         """Note that the exchange has passed on all that an actor has sent."""
@@ -487,6 +575,10 @@ class Contract(RuleBasedStateMachine):
         while self.readers:
             self._end_reading(0, cancel=True)
         self._settle()
+        self._read_log()
+        for sender in self.world.senders:
+            self.world.actors[sender].log("the end")
+            assert self._read_log(wait=True)[-1] == "the end"
         for index, channel in enumerate(self.channels):
             target, by = self._readable(index, 0)
             while any(sent.sure for sent in channel.waiting):
@@ -494,11 +586,30 @@ class Contract(RuleBasedStateMachine):
             if channel.owner is None:
                 self._read_to_the_mark(channel)
             else:
-                while (message := self._call(by, 1, "peek", channel.name)) is not Outcome.CANCELLED:
-                    target.take(message)
+                self._read_what_is_there(target, by)
         for actor in self.world.actors:
             dropped = actor.stats()["dropped"]
             assert dropped.keys() <= {"mailbox_full"}, dropped
+
+    def _read_log(self, *, wait: bool = False) -> list[str]:
+        """Read the lines that the log handlers have sent: each comes once, and those of a process in their order.
+
+        Args:
+            wait: Whether to wait for the one that says that it is the last.
+        """
+        lines: list[str] = []
+        while not wait or "the end" not in lines:
+            message = self._call(0, 1, "receive" if wait else "peek", self.log)
+            if message is Outcome.CANCELLED:
+                break
+            assert message["n"] > self.logged.get(message["from"], 0), message
+            self.logged[message["from"]] = message["n"]
+            lines.append(message["line"])
+        return lines
+
+    def _read_what_is_there(self, channel: Channel, by: int) -> None:
+        while (message := self._call(by, 1, "peek", channel.name)) is not Outcome.CANCELLED:
+            channel.take(message)
 
     def _read_to_the_mark(self, channel: Channel) -> None:
         mark = {"n": 0, "value": None}
@@ -517,6 +628,100 @@ class Contract(RuleBasedStateMachine):
                 actor.close()
             errors = [line for actor in self.world.actors for line in actor.errors()]
         assert not errors, "\n".join(errors)
+
+
+class Outage:
+    """The calls that begin while all connections are cut, one at most for each group and channel.
+
+    Args:
+        contract: Whose connections are cut.
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        self._contract = contract
+        self._actors, self._channels, self._members = contract.world.actors, contract.channels, contract.members
+        self._changed: set[tuple[int, int]] = set()
+        self._may_get: list[set[int]] = [set(), set()]
+        """Channels that may or may not get what is sent to each group, because they leave it."""
+        self._begun: list[tuple[int, int]] = []
+        self._joining: list[tuple[int, int]] = []
+        self._unknown: list[tuple[int, int]] = []
+
+    def begin(self, call: str, group: int, channel: int, by: int, loop: int) -> None:
+        """Begin one of `CALLS`."""
+        index, by = channel % len(self._channels), by % len(self._actors)
+        if call in ("renew", "renew and cancel", "discard") and (members := sorted(self._members[group])):
+            index = members[channel % len(members)]
+        if call == "send":
+            self._send(group, by, loop)
+        elif (group, index) not in self._changed:
+            self._changed.add((group, index))
+            owner = self._channels[index].owner
+            if call in ("join", "renew"):
+                self._begin_join(group, index, by, loop)
+            elif call == "discard":
+                self._discard(group, index, by, loop)
+            elif call in ("join and cancel", "renew and cancel"):
+                self._join_and_cancel(group, index, by if owner is None else owner, loop)
+            else:
+                self._begin_join(group, index, by if owner is None else owner, loop, twice=True)
+
+    def end(self) -> None:
+        """Let all calls end that were begun."""
+        for by, handle in self._begun:
+            assert self._actors[by].finish(handle) is None
+        for group, index in self._joining:
+            self._contract._joins(group, index)
+        for group, index in self._unknown:
+            self._contract._call(0, 0, "group_discard", self._contract.groups[group], self._channels[index].name)
+
+    def _begin(self, by: int, loop: int, name: str, group: int, index: int, *more: Any) -> int:
+        self._contract.step += 1
+        arguments = self._contract.groups[group], self._channels[index].name, *more
+        return int(self._actors[by].begin(loop, name, *arguments))
+
+    def _begin_join(self, group: int, index: int, by: int, loop: int, *, twice: bool = False) -> None:
+        """Add a member, or renew a membership, which holds meanwhile."""
+        handle = self._begin(by, loop, *(("join_twice", group, index, 1) if twice else ("group_add", group, index)))
+        self._begun.append((by, handle))
+        self._joining.append((group, index))
+
+    def _join_and_cancel(self, group: int, index: int, by: int, loop: int) -> None:
+        """Begin to add a member, and cancel that: a membership that was there stays, and there is no new one.
+
+        Whether the forwarder gets to know of a normal channel is unknown.
+        """
+        handle = self._begin(by, loop, "group_add", group, index)
+        if self._actors[by].finish(handle, cancel=True) is None:
+            self._contract._joins(group, index)
+        elif self._channels[index].owner is None and index not in self._members[group]:
+            self._unknown.append((group, index))
+            self._may_get[group].add(index)
+
+    def _discard(self, group: int, index: int, by: int, loop: int) -> None:
+        """Remove a member: its own process does it at once, others when the connections are back."""
+        handle = self._begin(by, loop, "group_discard", group, index)
+        if self._channels[index].owner == by:
+            assert self._actors[by].finish(handle) is None
+        else:
+            self._begun.append((by, handle))
+            self._may_get[group] |= self._members[group] & {index}
+        self._members[group].discard(index)
+        for sent in self._channels[index].waiting:
+            sent.sure = sent.sure and (sent.arrived or sent.group != group)
+
+    def _send(self, group: int, by: int, loop: int) -> None:
+        """Send to a group if all of its members have room for certain."""
+        contract, by = self._contract, by % len(self._contract.world.senders)
+        members = [self._channels[index] for index in sorted(self._members[group])]
+        others = [self._channels[index] for index in sorted(self._may_get[group])]
+        if any(len(one.waiting) >= contract.capacity for one in (*members, *others)):
+            return
+        sent = contract._new(None, by, loop, group)
+        assert contract._call(by, loop, "group_send", contract.groups[group], contract._message(sent, None)) is None
+        contract._sent_to_group(sent, members)
+        for channel in others:
+            channel.add(replace(sent, sure=False))
 
 
 @pytest.fixture(params=TOPOLOGIES)

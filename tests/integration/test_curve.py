@@ -321,7 +321,7 @@ def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys
 def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
     run: Any, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever its holder has subscribed to; another reader loses nothing. The line is logged by a thread of its own."""
+    """Whatever its holder has subscribed to; another reader loses nothing. A thread of its own logs the line."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     config = {
         "pub_socket_address": address,

@@ -1,6 +1,6 @@
 """Code of the application that the library calls: handlers of logging, serializers, callbacks, finalizers.
 
-It may block, hold locks of its own or use the layer. So it never runs under a connection's lock, and a log handler
+It may block, hold locks of its own or use the layer. So it never runs under a lock of the library, and a log handler
 never on an event loop.
 """
 
@@ -18,7 +18,7 @@ from channels.exceptions import ChannelFull
 from forwarders import PATIENCE, Forwarder, close_all, free_ports, until
 from peers import wait_until
 
-from channels_zmq import connection, reports, serializers
+from channels_zmq import connection, connections, housekeeper, reports, serializers
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 Make = Callable[..., Any]
@@ -226,12 +226,13 @@ class OwnedLock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.owner: int | None = None
+        self.was_taken = False
         OwnedLock.made.append(self)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         taken = self._lock.acquire(blocking, timeout)
         if taken:
-            self.owner = threading.get_ident()
+            self.owner, self.was_taken = threading.get_ident(), True
         return taken
 
     def release(self) -> None:
@@ -246,7 +247,7 @@ class OwnedLock:
 
 
 class Foreign:
-    """Notes which code of the application has run, and which of it under a connection's lock."""
+    """Notes which code of the application has run, and which of it under a lock of the library."""
 
     def __init__(self) -> None:
         self.ran: set[str] = set()
@@ -267,13 +268,19 @@ class Foreign:
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch, add_handler: Any) -> Iterator[Foreign]:
-    """Foreign code of every sort, beside connections whose locks know their holders."""
+    """Foreign code of every sort, beside connections, a housekeeper and a reporter whose locks know their holders."""
     foreign = Foreign()
     threads = SimpleNamespace(**{name: getattr(threading, name) for name in threading.__all__})
     threads.Lock = threads.RLock = OwnedLock
-    monkeypatch.setattr(connection, "threading", threads)
-    monkeypatch.setattr(connection, "UNUSED_FOR", 0.1)
     OwnedLock.made.clear()
+    for module in (connection, housekeeper, reports):
+        monkeypatch.setattr(module, "threading", threads)
+    monkeypatch.setattr(connection, "UNUSED_FOR", 0.1)
+    own, reporter = housekeeper.Housekeeper(), reports.Reporter()
+    monkeypatch.setattr(connections, "_lock", OwnedLock())
+    monkeypatch.setattr(housekeeper, "_housekeeper", own)
+    monkeypatch.setattr(reports, "_reporter", reporter)
+    assert {type(lock) for lock in (own._lock, reporter._lock)} == {OwnedLock}
 
     class Payload(bytes):
         def __del__(self) -> None:
@@ -291,6 +298,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch, add_handler: Any) -> Iterator[Forei
     add_handler(Handler(logging.DEBUG))
     yield foreign
     close_all()
+    own.end()
 
 
 @pytest.mark.slow
@@ -304,6 +312,10 @@ def test_no_foreign_code_runs_under_the_lock_of_a_connection(
         await overflow(layer)
         await expire(layer)
         known = layer._connection()
+        assert isinstance(known._lock, OwnedLock)
+        assert known._loops._lock is known._lock
+        with known._step:
+            assert known._lock.owner == threading.get_ident()
         known.announcer = foreign.noting("announcer", known.announcer)
         known.on_unused = foreign.noting("on_unused", known.on_unused)
         channel = await layer.new_channel()
@@ -325,6 +337,9 @@ def test_no_foreign_code_runs_under_the_lock_of_a_connection(
     run(scenario())
     wait_until(lambda: foreign.ran >= {"handler", "dumps", "loads", "finalizer", "on_unused"})
     assert foreign.under_lock == set()
+    for lock in (connections._lock, housekeeper.housekeeper()._lock, reports._reporter._lock):
+        assert isinstance(lock, OwnedLock)
+        assert lock.was_taken
 
 
 CALLS: dict[str, Callable[[Any, str], Coroutine[Any, Any, Any]]] = {

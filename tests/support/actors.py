@@ -7,11 +7,11 @@ An actor has three *lanes*: an asyncio loop and a uvloop, each running in a thre
 import asyncio
 import itertools
 import logging
+import os
 import pickle
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
@@ -22,7 +22,7 @@ import uvloop
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
 
-from channels_zmq import core
+from channels_zmq import core, reports
 from channels_zmq.client import batch
 
 PATIENCE = 10.0
@@ -58,23 +58,43 @@ class Errors(logging.Handler):
 
 
 class Sending(logging.Handler):
-    """Sends every warning of the library through the layer, as an application does that shows its log in a browser."""
+    """Sends every warning of the library to a group, as an application does that shows its log in a browser.
 
-    def __init__(self, layer: Any) -> None:
+    The thread for log lines has no caller to raise an error to, so the handler keeps its errors.
+    """
+
+    def __init__(self, layer: Any, group: str) -> None:
         super().__init__(logging.WARNING)
-        self._layer = layer
+        self._layer, self._group = layer, group
+        self._numbers = itertools.count(1)
+        self._is_sending = False
+        self._errors: list[str] = []
         logging.getLogger("channels_zmq").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        async_to_sync(self._layer.group_send)("log", {"line": record.getMessage()})
+        self._is_sending = True
+        line = {"from": os.getpid(), "n": next(self._numbers), "line": record.getMessage()}
+        try:
+            async_to_sync(self._layer.group_send)(self._group, line)
+        except Exception:
+            self._errors.append(f"a log handler could not send:\n{traceback.format_exc()}")
+        self._is_sending = False
 
-    def close(self) -> None:
+    def end(self) -> list[str]:
+        """Send what the library has logged, and nothing more; return what has failed."""
+        reports.flush(PATIENCE)
         logging.getLogger("channels_zmq").removeHandler(self)
-        super().close()
+        if self._is_sending:  # closing the handler would wait for it
+            return [*self._errors, "a log handler has not come back from sending"]
+        self.close()
+        return self._errors
 
 
 class Actor:
-    """Steps in this process, by two layers that share a connection; the log is sent if the process may send."""
+    """Steps in this process, by two layers that share a connection; the log is sent if the process may send.
+
+    The two layers differ in their `expiry`, so that not all messages of a connection have the same one.
+    """
 
     def __init__(self) -> None:
         self._loops = [asyncio.new_event_loop(), uvloop.new_event_loop()]
@@ -86,15 +106,22 @@ class Actor:
         self._handles = itertools.count()
         self._errors = Errors()
         self._sending: Sending | None = None
+        self._released = threading.Event()
 
     def open(self, layer: str, config: dict[str, Any]) -> None:
         """Begin anew with two layers of one address."""
-        self._layers = itertools.cycle([getattr(core, layer)(**config) for _ in range(2)])
+        first = getattr(core, layer)(**config)
+        self._both = [first, getattr(core, layer)(**config | {"expiry": 2 * first.expiry})]
+        self._layers = itertools.cycle(self._both)
         self._layer = next(self._layers)
 
-    def send_the_log(self) -> None:
-        """Send warnings through the layer from now on."""
-        self._sending = Sending(self._layer)
+    def send_the_log(self, group: str) -> None:
+        """Send warnings to a group from now on."""
+        self._sending = Sending(self._layer, group)
+
+    def log(self, line: str) -> None:
+        """Log a warning as the library does, and wait for the handlers."""
+        logging.getLogger("channels_zmq").warning("%s", line)
 
     def begin(self, lane: int, name: str, *arguments: Any) -> int:
         """Begin a step, a coroutine method of the layer or of this class; return its handle."""
@@ -147,9 +174,21 @@ class Actor:
         await _ended(first, cancel=True)
         return await second
 
-    async def block(self, seconds: float) -> None:
-        """Let nothing else run on the loop for a while."""
-        time.sleep(seconds)
+    def block(self, lane: int) -> None:
+        """Block a loop until `release`; return once nothing else runs on it."""
+        stands_still, released = threading.Event(), threading.Event()
+        self._released = released
+
+        def stand_still() -> None:
+            stands_still.set()
+            released.wait()
+
+        self._loops[lane].call_soon_threadsafe(stand_still)
+        assert stands_still.wait(PATIENCE)
+
+    def release(self) -> None:
+        """Let the loop go on that was blocked last."""
+        self._released.set()
 
     async def peek(self, channel: str) -> Any:
         """Read what is there already, without waiting."""
@@ -158,6 +197,11 @@ class Actor:
     async def burst(self, calls: list[tuple[Any, ...]]) -> list[Any]:
         """Call the layer several times, one call behind the other."""
         return [await _outcome(getattr(self._layer, name), arguments) for name, *arguments in calls]
+
+    async def burst_by_both(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Call the two layers in turn, one call behind the other."""
+        layers = itertools.cycle(self._both)
+        return [await _outcome(getattr(next(layers), name), arguments) for name, *arguments in calls]
 
     def stats(self) -> Any:
         return self._layer.stats()
@@ -170,9 +214,11 @@ class Actor:
     def close(self) -> None:
         """Close the layer and its connection."""
         if self._sending is not None:
-            self._sending.close()
+            self._errors.lines += self._sending.end()
             self._sending = None
+        used = {layer._known_connection for layer in self._both} - {None}
         self._on(0, self._layer.close())
+        assert len(used) <= 1, "the two layers share a connection"
 
     def end(self) -> None:
         """Stop the loops."""
