@@ -60,7 +60,7 @@ class Settings(BaseSettings):
         f"page is at --admin-address if that is a loopback address, and at {OWN_STATUS_ADDRESS} otherwise.",
     )
     pub_high_water_mark: int = Field(
-        10_000,
+        100_000,
         gt=0,
         lt=2**31,
         description="Maximum number of frames buffered for each subscriber; further ones are dropped. Only half of it "

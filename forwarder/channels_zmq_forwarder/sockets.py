@@ -44,7 +44,7 @@ class Marks:
         topics: Bytes that all topics may have together; a quarter of it may count for one subscriber.
     """
 
-    publish: int = 10_000
+    publish: int = 100_000
     max_frame: int = 2**20 + wire.MAX_OVERHEAD
     max_upstream: int = wire.MAX_UPSTREAM
     behind: int = 64 * 2**20

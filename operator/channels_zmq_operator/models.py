@@ -166,7 +166,7 @@ class Forwarder(Part):
     """What the forwarders are told where it is not their own default."""
 
     pub_high_water_mark: int = Field(
-        10_000,
+        100_000,
         ge=1,
         le=2**31 - 1,
         description="Maximum number of frames buffered for each subscriber; further ones are dropped.",
