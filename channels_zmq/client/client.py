@@ -184,6 +184,11 @@ class Client:
         self._await_replays()
         return request
 
+    def connection_lost(self, attachment: Attachment, since: float) -> None:
+        """Note that the connection to an exchange is gone, by which everything had arrived until a time."""
+        attachment.resumption.lost(since)
+        self._await_replays()
+
     def _await_replays(self) -> None:
         self.gaps.replays_until = max(one.resumption.until for one in self.attachments)
 

@@ -1,8 +1,9 @@
 """Reorders messages that arrive ahead of earlier ones of the same sender: holds them, then delivers them in order.
 
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
-gap waits for the missing ones for `HOLD` at most. The first message of a run may or may not be behind a gap, so it
-waits only until all sockets have been read. Both wait longer while an exchange replays what its connection has lost.
+gap waits for the missing ones for `HOLD`, and longer while they may be in input that was not read yet. The first
+message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
+while an exchange replays what its connection has lost.
 Runs of other senders and topics never wait.
 """
 
@@ -15,6 +16,8 @@ from channels_zmq.client.sequences import Runs
 
 HOLD = 0.2
 """Seconds that a message waits for those before it."""
+BEHIND_AT_MOST = 3.0
+"""How many seconds longer it waits while this process has not read everything that has arrived."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
@@ -45,6 +48,7 @@ class Gaps:
         """Runs whose first messages wait until all sockets have been read."""
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
+        self._behind_until = 0.0  # likewise
         self._size = 0
         self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `until`
         self._missed, self._clock = missed, clock
@@ -92,12 +96,19 @@ class Gaps:
     @property
     def due(self) -> float:
         """When `expire` has something to do."""
-        return max(next(iter(self._gaps.values())).until, self.replays_until) if self._gaps else inf
+        if not self._gaps:
+            return inf
+        return max(next(iter(self._gaps.values())).until, self.replays_until, self._behind_until)
 
     @property
     def awaits_replay(self) -> bool:
         """Whether everything that is missing may still come."""
         return self._clock() < self.replays_until
+
+    def wait_longer(self, now: float) -> None:
+        """Give nothing up that is due now: it may be in input that was not read yet."""
+        first = next(iter(self._gaps.values()))
+        self._behind_until = min(now + HOLD, first.until + BEHIND_AT_MOST)
 
     def expire(self, now: float) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""

@@ -12,6 +12,8 @@ from channels_zmq_forwarder import wire
 
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
+BACK_WITHIN = 0.25
+"""How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
 """How many seconds a part of the answer is waited for, after each hello and each part."""
 AT_MOST = 3.0
@@ -30,7 +32,7 @@ class Resumption:
 
     def __init__(self, inbox: bytes, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = 0.0
-        """Until when the answer is waited for."""
+        """Until when the next connection, or the answer, is waited for."""
         self._inbox, self._clock = inbox, clock
         self._missing_since: float | None = None
         self._session = 0  # in which was asked
@@ -41,6 +43,7 @@ class Resumption:
     def lost(self, since: float) -> None:
         """Note that the connection is gone, by which everything had arrived that was published until a time."""
         self._is_asked = False
+        self.until = self._clock() + BACK_WITHIN
         if self._missing_since is None or self._attempts >= ATTEMPTS:
             self._missing_since, self._attempts = since, 0
 

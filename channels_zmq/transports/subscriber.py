@@ -246,7 +246,7 @@ class Subscriber:
     def lost(self) -> None:
         """Note that the connection is gone, which was still there at the last time but one when everything was read."""
         if self.is_connected:
-            self._attachment.resumption.lost(self._all_read_before)
+            self._client.connection_lost(self._attachment, self._all_read_before)
         self.is_connected = False
         self.welcome = self._before_hello = None
 

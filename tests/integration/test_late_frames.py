@@ -6,9 +6,10 @@ import pytest
 import zmq
 from actors import Actor, Outcome
 from forwarders import free_ports
+from peers import wait_until
 from standins import StandIn
 
-from channels_zmq import serializers
+from channels_zmq import connections, serializers
 from channels_zmq_forwarder import wire
 
 
@@ -53,6 +54,24 @@ def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in: StandIn, ac
         actor.call(0, "group_add", "room", channel)
     stand_in.publish(group_message(9))
     assert actor.call(0, "receive", channel) == {"n": 9}
+    assert actor.stats()["dropped"] == {}
+
+
+def test_what_may_be_in_unread_input_is_not_given_up(
+    stand_in: StandIn, actor: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is behind reads newer messages by one connection before older ones by another."""
+    channel = actor.call(0, "new_channel")
+    with stand_in.serving():
+        actor.call(0, "group_add", "room", channel)
+    stand_in.publish(group_message(5, wire.FLAG_FIRST))
+    assert actor.call(0, "receive", channel) == {"n": 5}
+    (connection,) = connections.connections()
+    monkeypatch.setattr(connection._transport, "has_input", lambda: True)
+    stand_in.publish(group_message(7))
+    wait_until(lambda: connection.client.gaps._behind_until > 0)
+    stand_in.publish(group_message(6))
+    assert [actor.call(0, "receive", channel) for _ in range(2)] == [{"n": 6}, {"n": 7}]
     assert actor.stats()["dropped"] == {}
 
 

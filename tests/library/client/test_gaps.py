@@ -5,7 +5,7 @@ from math import inf
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.gaps import HOLD, MAX_BYTES, MAX_FRAMES, Gaps
+from channels_zmq.client.gaps import BEHIND_AT_MOST, HOLD, MAX_BYTES, MAX_FRAMES, Gaps
 from channels_zmq.client.sequences import BEGINS, Runs
 from channels_zmq_forwarder import wire
 
@@ -53,6 +53,32 @@ def test_a_gap_that_closes_delivers_everything_in_order(rig: Rig) -> None:
     assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 2, 3, 4], 0, 1)
     rig.arrives(5)
     assert (rig.delivered, rig.missed, rig.gaps.frames, rig.gaps.due) == ([1, 2, 3, 4, 5, 6], 0, 0, inf)
+
+
+def test_a_gap_that_unread_input_may_close_waits_longer_but_not_without_end(rig: Rig) -> None:
+    """This process is behind: what came by one connection is older than what it has read by another one."""
+    rig.begins(1)
+    rig.arrives(3)
+    begun = rig.clock.now
+    while rig.gaps.due < inf:
+        rig.clock.now = rig.gaps.due
+        assert rig.delivered == [1]
+        if rig.clock.now < begun + HOLD + BEHIND_AT_MOST:
+            rig.gaps.wait_longer(rig.clock.now)
+        rig.gaps.expire(rig.clock.now)
+    assert rig.clock.now == begun + HOLD + BEHIND_AT_MOST
+    assert (rig.delivered, rig.missed) == ([1, 3], 1)
+
+
+def test_a_gap_that_waits_longer_is_closed_by_what_is_read_then(rig: Rig) -> None:
+    """And everything is delivered in order."""
+    rig.begins(1)
+    rig.arrives(3)
+    rig.clock.now += HOLD
+    rig.gaps.wait_longer(rig.clock.now)
+    rig.gaps.expire(rig.clock.now)
+    rig.arrives(2)
+    assert (rig.delivered, rig.missed, rig.gaps.due) == ([1, 2, 3], 0, inf)
 
 
 def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.resumption import AT_MOST, ATTEMPTS, ON_THE_WAY, REPLAYED_WITHIN, Resumption
+from channels_zmq.client.resumption import AT_MOST, ATTEMPTS, BACK_WITHIN, ON_THE_WAY, REPLAYED_WITHIN, Resumption
 from channels_zmq_forwarder import wire
 
 INBOX = b"0123456789abcdef"
@@ -93,6 +93,15 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
         request(resumption)
         clock.now += REPLAYED_WITHIN
     assert resumption.until == begun + AT_MOST
+
+
+def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
+    """What arrives meanwhile by other exchanges comes behind what will be replayed."""
+    resumption.lost(clock.now - 2.0)
+    assert resumption.until == clock.now + BACK_WITHIN
+    clock.now += 0.1
+    request(resumption)
+    assert resumption.until == clock.now + REPLAYED_WITHIN
 
 
 def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Resumption, clock: Clock) -> None:
