@@ -1711,6 +1711,19 @@ def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: C
     assert payloads(client) == [b"1", b"2"]
 
 
+def test_the_first_messages_of_a_run_wait_for_a_connection_that_was_just_lost(client: Client, clock: Clock) -> None:
+    """The second one may arrive by another exchange before this process is back and asks for the first one."""
+    add(client)
+    clock.now += 0.5
+    client.connection_lost(client.attachments[0], clock.now)
+    feed(client, group_frame(2, b"2"))
+    client.gaps.all_is_read()
+    assert payloads(client) == []
+    resume(client)
+    replay(client, again(group_frame(1, b"1", flags=wire.FLAG_FIRST), 300))
+    assert (payloads(client), client.counters.dropped) == ([b"1", b"2"], {})
+
+
 def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) -> None:
     """As soon as the exchange has answered, and the usual time has passed."""
     add(client)
