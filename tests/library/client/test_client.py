@@ -1651,7 +1651,7 @@ def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -
 def lose_connection(client: Client, clock: Clock, exchange: int = 0, seconds: float = 0.5) -> None:
     """Let the connection to an exchange have been cut for so long."""
     clock.now += seconds
-    client.attachments[exchange].resumption.lost(clock.now - seconds)
+    client.connection_lost(client.attachments[exchange], clock.now - seconds)
 
 
 def resume(client: Client, exchange: int = 0, session: int = SESSION + 5) -> wire.Resume:
