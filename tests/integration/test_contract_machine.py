@@ -98,11 +98,20 @@ class Channel:
     readers: int = 0
     doubtful: set[int] = field(default_factory=set)
     """Messages from just before it joined. A replay may bring them: nobody knows exactly when they were published."""
+    replayed: set[int] = field(default_factory=set)
+    """Those of them that the last replay may have put into its mailbox, where they take room."""
+    replay_ended: float = 0
+    """The step at which that replay was over, infinite if it is still to come."""
 
     @property
     def least(self) -> int:
         """How many messages count for the capacity for certain."""
         return sum(sent.sure for sent in self.waiting) - self.readers
+
+    @property
+    def most(self) -> int:
+        """How many messages may count for the capacity."""
+        return len(self.waiting) + len(self.replayed)
 
     def add(self, sent: Sent) -> None:
         self.waiting.append(sent)
@@ -113,6 +122,7 @@ class Channel:
         found = next((sent for sent in self.waiting if sent.number == message["n"]), None)
         if found is None and message["n"] in self.doubtful:
             self.doubtful.remove(message["n"])
+            self.replayed.discard(message["n"])
             return
         assert found is not None, f"{message} was read before, or never sent to {self}"
         assert repr(message["value"]) == found.shown
@@ -121,6 +131,8 @@ class Channel:
             assert sum(sent.sure for sent in before) <= self.readers, f"{found} was read before {before}"
             if not self.readers:
                 self.waiting = [sent for sent in self.waiting if sent not in before]
+        if found.step > self.replay_ended:
+            self.replayed.clear()
         self.waiting.remove(found)
 
 
@@ -288,7 +300,7 @@ class Contract(RuleBasedStateMachine):
         """Messages of one batch are sent by layers with different settings: all come, in their order."""
         by %= len(self.world.senders)
         members = [self.channels[index] for index in sorted(self.members[group])]
-        if any(len(one.waiting) + len(values) > self.capacity for one in members):
+        if any(one.most + len(values) > self.capacity for one in members):
             return
         sent = [self._new(value, by, lane, group) for value in values]
         calls = [
@@ -311,7 +323,7 @@ class Contract(RuleBasedStateMachine):
         if channel.least >= self.capacity:
             self._settle()  # so that it arrives, and is refused, before a reader makes room
         else:
-            channel.add(replace(sent, sure=len(channel.waiting) < self.capacity))
+            channel.add(replace(sent, sure=channel.most < self.capacity))
 
     # Channels
 
@@ -327,7 +339,7 @@ class Contract(RuleBasedStateMachine):
 
     def _sent(self, sent: Sent, target: Channel, result: Any) -> None:
         knows = target.owner in (None, sent.actor)
-        least, most = target.least, len(target.waiting)
+        least, most = target.least, target.most
         assert result in (None, Outcome.FULL)
         if result is Outcome.FULL:
             assert knows, "nobody can know of another process's mailbox"
@@ -395,7 +407,7 @@ class Contract(RuleBasedStateMachine):
         """Two loops of every process that may send: each keeps its own order, and nothing is lost."""
         target = self.channels[channel % len(self.channels)]
         members = [self.channels[index] for index in sorted(self.members[group])]
-        if any(len(one.waiting) + len(values) > self.capacity for one in (target, *members)):
+        if any(one.most + len(values) > self.capacity for one in (target, *members)):
             return
         bursts = []
         for (by, loop), pair in zip(itertools.product(self.world.senders, (0, 1)), batched(values), strict=False):
@@ -420,6 +432,7 @@ class Contract(RuleBasedStateMachine):
         self.under_way.clear()
         for channel in self.channels:
             channel.waiting = [replace(sent, sure=False) for sent in channel.waiting] if channel.readers else []
+            channel.replayed.clear()
         self._call(0, 0, "group_add", self.log_group, self.log)
         self.group_send(group, None, by, lane)
 
@@ -488,12 +501,17 @@ class Contract(RuleBasedStateMachine):
         arrives once and in order.
         """
         self._settle()
+        receiving = [channel for channel in self.channels if channel.owner is not None]
+        for channel in receiving:
+            channel.replayed, channel.replay_ended = set(channel.doubtful), inf
         before = self.world.cut(noticed=noticed)
         outage = Outage(self)
         for call in calls:
             outage.begin(*call)
         self.world.restore(before)
         outage.end()
+        for channel in receiving:
+            channel.replay_ended = self.step
         for group in range(len(self.groups)):
             self.group_send(group, None, 0, 0)
         self._see_subscriptions()
@@ -534,7 +552,9 @@ class Contract(RuleBasedStateMachine):
         channel.doubtful |= {
             sent.number for _, sent in self.lately if sent.group == group and index not in sent.members
         }
-        for sent in channel.waiting[self.capacity :]:
+        if channel.replay_ended == inf:
+            channel.replayed |= channel.doubtful
+        for sent in channel.waiting[max(self.capacity - len(channel.replayed), 0) :]:
             sent.sure = sent.sure and sent.arrived
 
     def _readable(self, channel: int, by: int) -> tuple[Channel, int]:
@@ -545,7 +565,7 @@ class Contract(RuleBasedStateMachine):
         return target, by % len(self.world.actors)
 
     def _see_how_full(self, targets: list[Channel]) -> None:
-        if any(len(target.waiting) >= self.capacity for target in targets):
+        if any(target.most >= self.capacity for target in targets):
             self._settle()
 
     def _settle(self) -> None:
@@ -715,7 +735,7 @@ class Outage:
         contract, by = self._contract, by % len(self._contract.world.senders)
         members = [self._channels[index] for index in sorted(self._members[group])]
         others = [self._channels[index] for index in sorted(self._may_get[group])]
-        if any(len(one.waiting) >= contract.capacity for one in (*members, *others)):
+        if any(one.most >= contract.capacity for one in (*members, *others)):
             return
         sent = contract._new(None, by, loop, group)
         assert contract._call(by, loop, "group_send", contract.groups[group], contract._message(sent, None)) is None
