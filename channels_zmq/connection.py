@@ -62,8 +62,8 @@ SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
 """Turns of reading after which the housekeeper looks after other connections."""
-FLUSHING_PAUSE = 0.05
-"""Seconds until a message is sent again that the exchange has dropped because it is being flushed."""
+ASK_AGAIN_AFTER = 0.05
+"""Seconds until a request is made again that could not be carried out yet."""
 NEVER = 60.0
 
 Announcer = Callable[[LinkChange], bytes | None]
@@ -341,7 +341,7 @@ class Connection:
                 break
             if time.monotonic() > tries_until:
                 raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
-            await asyncio.sleep(FLUSHING_PAUSE)
+            await asyncio.sleep(ASK_AGAIN_AFTER)
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
         if status == Status.MEMORY:
@@ -520,15 +520,22 @@ class Connection:
             await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True)
 
     async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
-        """Ask another process to add its channel to a group or to remove it. A process that is gone is not an error.
+        """Ask another process to add its channel to a group or to remove it.
+
+        It is waited for if its connection was lost a moment ago. That it is gone is not an error.
 
         Raises:
             ForwarderUnavailable: If no answer arrives in time.
         """
-        number = next_number()
-        frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
         what = f"group_{'add' if add else 'discard'}({group!r}, {channel!r})"
-        await self._ask(number, frame, what, key=wire.direct_prefix(owner))
+        tries_until = time.monotonic() + self._options.connect_timeout
+        while True:
+            number = next_number()
+            frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
+            status = await self._ask(number, frame, what, key=wire.direct_prefix(owner))
+            if status != Status.AWAY or time.monotonic() > tries_until:
+                break
+            await asyncio.sleep(ASK_AGAIN_AFTER)
 
     async def flush(self) -> None:
         """Drop all messages and groups, of every client of the address.

@@ -17,6 +17,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from math import inf
+from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.directory import Address, Directory
@@ -34,9 +35,21 @@ ANNOUNCE_EVERY = 1.0
 ANNOUNCE_AT_ONCE = 1000
 ENDED_SESSIONS = 10_000
 """Clients that are gone whose last session is remembered."""
+RETURNS_WITHIN = 3.0
+"""Seconds for which a client whose connection was lost may come back; after that it is gone."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
 _DIRECT = b"\0" + bytes([wire.DIRECT])
+
+
+class _Ended(NamedTuple):
+    """The last session of a client that is gone, and when it was lost."""
+
+    session: int
+    at: float
+
+
+_NEVER = _Ended(0, -inf)
 
 
 class Exchange:
@@ -66,7 +79,7 @@ class Exchange:
         """The session of each client, by its inbox."""
         self.windows: dict[bytes, wire.Window] = {}
         """What each client has reported last of its send window, by its inbox."""
-        self._ended: OrderedDict[bytes, int] = OrderedDict()  # the last session of clients that are gone
+        self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
         self.topics: set[bytes] = set()
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
@@ -261,7 +274,7 @@ class Exchange:
             return [self._welcome(hello.inbox, hello.session)]
         forwarders = wire.decode_forwarders(hello.forwarders)
         known = self.clients.get(hello.inbox)
-        if hello.session < (known or self._ended.get(hello.inbox, 0) + 1):
+        if hello.session < (known or self._ended.get(hello.inbox, _NEVER).session + 1):
             # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor. And
             # what a client sends while its connection breaks waits in its socket for the next one. If that began the
             # session anew, jobs would be handed over that the client has never seen, but reports as received.
@@ -307,7 +320,7 @@ class Exchange:
         session = self.clients.pop(inbox, None)
         self.windows.pop(inbox, None)
         if session is not None:
-            self._ended[inbox] = session
+            self._ended[inbox] = _Ended(session, self._clock())
             self._ended.move_to_end(inbox)
             if len(self._ended) > ENDED_SESSIONS:
                 self._ended.popitem(last=False)
@@ -380,11 +393,10 @@ class Exchange:
         if len(head) <= wire.SUB_KIND or head.find(b"\0") != wire.SUB_KIND - 1 or head[-1] not in wire.RELAYED:
             raise wire.FrameError("clients may not send this kind")
         if head[-1] == wire.ASK.kind:
-            # An owner that is gone cannot answer, so the exchange does.
             ask = wire.ASK.decode(frame)
             if not wire.inbox_of(wire.inbox_topic(ask.reply)):
                 raise wire.FrameError("the inbox for the reply is invalid")
-            return (frame,) if ask.inbox in self.clients else (self._confirm(ask.reply, ask.n, wire.Status.GONE),)
+            return (frame,) if ask.inbox in self.clients else (self._answer_for(ask),)
         if head[-1] == wire.CONFIRM.kind:
             wire.CONFIRM.decode(frame)
         else:
@@ -399,6 +411,11 @@ class Exchange:
         if head[:-1] not in self.topics:
             return self._dropped("unroutable")
         return (frame,)
+
+    def _answer_for(self, ask: wire.Ask) -> bytes:
+        """Answer a request to an owner that is not connected."""
+        may_return = self._clock() < self._ended.get(ask.inbox, _NEVER).at + RETURNS_WITHIN
+        return self._confirm(ask.reply, ask.n, wire.Status.AWAY if may_return else wire.Status.GONE)
 
     # Normal channels
 

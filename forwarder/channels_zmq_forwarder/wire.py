@@ -98,6 +98,8 @@ class Status(IntEnum):
     """The exchange is short of memory."""
     FLUSHING = 5
     """The exchange is being flushed: it drops the message."""
+    AWAY = 6
+    """The connection of the channel's owner was lost a moment ago; it may be back when it is asked again."""
 
 
 class Layout(Generic[T]):

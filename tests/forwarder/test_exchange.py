@@ -504,6 +504,20 @@ def test_a_request_to_a_disconnected_owner_is_answered(forwarder: Forwarder) -> 
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
+def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder) -> None:
+    """Its answer counts if it does; after three seconds it is gone."""
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    forwarder.connect(B)
+    forwarder.disconnect(B)
+    assert statuses(forwarder.inbound(ask)) == [Status.AWAY]
+    forwarder.clock.now += 2.9
+    assert statuses(forwarder.inbound(ask)) == [Status.AWAY]
+    forwarder.clock.now += 0.1
+    assert statuses(forwarder.inbound(ask)) == [Status.GONE]
+    forwarder.connect(B, session=2)
+    assert list(forwarder.inbound(ask)) == [ask]
+
+
 def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
     """The process that asked has disconnected meanwhile."""
     forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from event_loops import FACTORIES
 from forwarders import Forwarder, close_all, free_ports, until
+from relays import relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import ForwarderUnavailable
@@ -69,6 +70,39 @@ def test_a_renewal_that_fails_in_an_outage_leaves_the_membership(run: Run, forwa
         await is_back(layer)
         await layer.group_send("chat", {"n": 1})
         assert await layer.receive(channel) == {"n": 1}
+
+    run(scenario())
+
+
+def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connection(
+    run: Run, forwarder: Forwarder
+) -> None:
+    """The process that asks is connected all the time, and the owner of the channel is back a moment later."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pub) as relay:
+            asking = DedicatedZmqChannelLayer(**forwarder.config)
+            owning = DedicatedZmqChannelLayer(**forwarder.config | {"pub_socket_address": relay.address})
+            channel = await owning.new_channel()
+            await owning.group_add("leaves", channel)
+            await asking.group_send("leaves", {"left": False})
+            assert await owning.receive(channel) == {"left": False}
+            relay.end()
+            while (status := await asyncio.to_thread(forwarder.status))["clients"] > 1:
+                pass
+            changes = [
+                asyncio.ensure_future(asking.group_add("joins", channel)),
+                asyncio.ensure_future(asking.group_discard("leaves", channel)),
+            ]
+            asked_twice = status["frames_in"] + 2 * len(changes)
+            while not changes[0].done() and (await asyncio.to_thread(forwarder.status))["frames_in"] < asked_twice:
+                pass
+            relay.start()
+            await asyncio.gather(*changes)
+            await asking.group_send("leaves", {"left": True})
+            await asking.group_send("joins", {"joined": True})
+            assert await owning.receive(channel) == {"joined": True}
+            close_all()
 
     run(scenario())
 
