@@ -92,6 +92,11 @@ class Window:
         first = self._marked[0] if self._marked else self._open
         return first.since if first.frames else inf
 
+    @property
+    def awaited(self) -> int:
+        """How many bytes the next answer acknowledges, but for small frames that no marker follows yet."""
+        return (self._marked[0] if self._marked else self._open).size
+
     def _begin_block(self) -> None:
         self._open, self.room = _Block(), 0
         self.keep = self._open.frames.append

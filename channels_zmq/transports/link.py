@@ -39,11 +39,13 @@ from channels_zmq.transports.push import Push
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 from channels_zmq.transports.subscriber import FAILURES, READS_FORMER_FOR, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.sockets import longest_transfer
 from channels_zmq_forwarder.wire import Topic
 
 ECHO_EVERY = 1.0
 PATIENCE = 3.0
-"""Seconds without an answer to anything that was sent, after which an echo has to prove the link again."""
+"""Seconds without an answer to what was sent, after which an echo has to prove the link again. A large message has as
+many more as it takes on the slowest link."""
 REPORTED_AFTER = 3.0
 """Seconds after which a forwarder is reported that could not be reached since the start."""
 CONNECTS_WITHIN = 0.5
@@ -61,8 +63,6 @@ WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
 EARLY = 0.025
 """Seconds before its time that a marker may be sent by a `tick` for other reasons, which saves a call of its own."""
-TURNS_FOR_ROOM = 8
-"""Turns of reading in which a sender looks for acknowledgements when the window is full."""
 
 
 class Owner(Protocol):
@@ -309,14 +309,13 @@ class Link:
         return self._subscriber.send(frame)
 
     def make_room(self) -> bool:
-        """Read acknowledgements that have arrived, if the window is full; the event loop may not have come to it.
+        """Read for one turn if the window is full: an answer may have arrived that the event loop has not come to.
 
         Returns:
             Whether a message can be sent now.
         """
-        for _ in range(TURNS_FOR_ROOM):
-            if self.state is not State.UP or not self._window.is_full or not self._subscriber.read():
-                break
+        if self.state is State.UP and self._window.is_full:
+            self._subscriber.read()
         if self.state is State.UP and not self.passes and not self._window.is_full:
             self.flush()
         return self.passes
@@ -702,7 +701,8 @@ class Link:
             self._acknowledgements_seen, self._silent_for = self._window.acknowledgements, 0.0
             return
         self._silent_for += min(now - self._ticked_at, 2 * WATCH_EVERY)
-        if self._silent_for > PATIENCE and not self._subscriber.has_input():
+        patience = PATIENCE + longest_transfer(self._window.awaited)
+        if self._silent_for > patience and not self._subscriber.has_input():
             self._give_up_push()
             self._verifying_since = now
             self._enter(Event.SILENT)

@@ -143,9 +143,14 @@ def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:
     """Return the options by which both ends of a subscriber's connection find out that the other one is gone.
 
     A frame under way holds up the heartbeats behind it. So the patience is 2 s, and the time that the largest frame
-    takes on a link of `SLOWEST_LINK`: on a slower one healthy connections would be cut in the middle of a frame.
+    takes on the slowest link: on a slower one healthy connections would be cut in the middle of a frame.
     """
-    return {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000 + 1000 * 8 * max_frame // SLOWEST_LINK}
+    return {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 2000 + round(1000 * longest_transfer(max_frame))}
+
+
+def longest_transfer(size: int) -> float:
+    """Return the seconds that a number of bytes takes on a link of `SLOWEST_LINK`."""
+    return 8 * size / SLOWEST_LINK
 
 
 def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:

@@ -20,10 +20,11 @@ class Relay:
         port: Its own, on the loopback.
         target: Where connections go that are made from now on.
         delay: Seconds that everything takes, in each direction.
+        rate: Bytes a second that it passes on in each direction; 0 for any number.
     """
 
-    def __init__(self, port: int, target: int, delay: float = 0.0) -> None:
-        self.port, self.target, self.delay = port, target, delay
+    def __init__(self, port: int, target: int, delay: float = 0.0, rate: float = 0.0) -> None:
+        self.port, self.target, self.delay, self.rate = port, target, delay, rate
         self.accepted = 0
         """Connections so far."""
         self._server: socket.socket | None = None
@@ -91,6 +92,8 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
                 self._flows.wait()  # after `recv`, in which this thread may be when `hold` is called
+                if self.rate:
+                    time.sleep(len(data) / self.rate)
                 send(data)
         self._flows.wait()  # a stalled network does not pass on the end of a connection either
         send(b"")
@@ -105,9 +108,9 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay_to(address: str) -> Iterator[Relay]:
+def relay_to(address: str, rate: float = 0.0) -> Iterator[Relay]:
     """Run a relay to a TCP address of the loopback, by a port that is free."""
-    relay = Relay(free_ports(1)[0], port_of(address))
+    relay = Relay(free_ports(1)[0], port_of(address), rate=rate)
     relay.start()
     try:
         yield relay

@@ -123,6 +123,19 @@ def test_a_window_is_bounded_in_bytes(clock: Clock) -> None:
     assert window.is_full
 
 
+def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window) -> None:
+    """Its size says how long it takes on a slow link."""
+    assert window.awaited == 0
+    window.append(bytes(LARGE + 1))
+    assert window.awaited == LARGE + 1
+    window.append(b"small")
+    window.marked(1)
+    window.append(bytes(LARGE + 2))
+    assert window.awaited == LARGE + 1 + len(b"small")
+    window.acknowledge(1)
+    assert window.awaited == LARGE + 2
+
+
 @pytest.mark.parametrize("size", [LARGE, LARGE + 1])
 def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int) -> None:
     """The number bounds small ones, their sum the others."""
