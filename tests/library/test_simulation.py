@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from simulated_ledger import Member
+from simulated_network import Line
 from simulated_process import Process
 from simulated_schedule import Schedule
 from simulation import Simulation, address
@@ -325,6 +326,32 @@ def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_be
     simulation.run(0.7)
     forwarder.drain()
     simulation.run(0.1)
+    for topic in TOPICS:
+        simulation.send_group(sender, topic)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+
+
+def test_the_beginning_of_a_run_is_waited_for_while_its_connection_is_cut(simulation: Simulation) -> None:
+    """What came next by the other forwarder counted as the beginning: nothing had asked for a replay yet."""
+    simulation.start_forwarder(B)
+    sender, members = sender_and_receiver(simulation, A, B)
+    receiver = members[0].process
+    sending, receiving = (one.links._links[A] for one in (sender, receiver))
+
+    def line(process: Process, port: str) -> Line:
+        return next(one for one in process.lines(port) if one.forwarder is simulation.forwarders[A])
+
+    line(receiver, "pub").cut(near_after=1.0, far_after=0.0)
+    for topic in TOPICS:
+        simulation.send_group(sender, topic)
+    simulation.run(0.9)
+    assert not sending.held
+    while receiving.state is State.UP:
+        simulation.world.run(0.0001)
+    line(sender, "pull").near_notices()
+    while sending.state is State.UP:
+        simulation.world.run(0.0001)
     for topic in TOPICS:
         simulation.send_group(sender, topic)
     simulation.run(5.0)
