@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Collection
 
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
 BACK_WITHIN = 0.25
 """How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds a part of the answer is waited for, after each hello and each part."""
-AT_MOST = 3.0
-"""How many seconds the whole answer is waited for in a session, for which an exchange replays, too."""
+"""How many seconds a part of the answer is waited for, after each hello and each part; the whole in a session for
+`ANSWERED_WITHIN`."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -75,7 +75,7 @@ class Resumption:
         return is_answer
 
     def _wait(self, now: float) -> None:
-        self.until = min(now + REPLAYED_WITHIN, self._asked_at + AT_MOST)
+        self.until = min(now + REPLAYED_WITHIN, self._asked_at + ANSWERED_WITHIN)
 
     def ended(self) -> None:
         """Note that the answer is complete: nothing is missing any more that the exchange still had.

@@ -3,8 +3,9 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.resumption import AT_MOST, ATTEMPTS, BACK_WITHIN, ON_THE_WAY, REPLAYED_WITHIN, Resumption
+from channels_zmq.client.resumption import ATTEMPTS, BACK_WITHIN, ON_THE_WAY, REPLAYED_WITHIN, Resumption
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 INBOX = b"0123456789abcdef"
 TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
@@ -92,7 +93,7 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
     for _ in range(10):
         request(resumption)
         clock.now += REPLAYED_WITHIN
-    assert resumption.until == begun + AT_MOST
+    assert resumption.until == begun + ANSWERED_WITHIN
 
 
 def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
@@ -117,7 +118,7 @@ def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Res
     for _ in range(9):
         clock.now += REPLAYED_WITHIN / 2
         resumption.is_answered_by(wire.Replayed(INBOX, 2, 0))
-        assert resumption.until == min(clock.now + REPLAYED_WITHIN, begun + AT_MOST)
+        assert resumption.until == min(clock.now + REPLAYED_WITHIN, begun + ANSWERED_WITHIN)
 
 
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
