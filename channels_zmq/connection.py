@@ -62,6 +62,7 @@ SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
 """Turns of reading after which the housekeeper looks after other connections."""
+OWNER_IS_AWAY = "the process that owns the channel has lost its connection"
 ASK_AGAIN_AFTER = 0.05
 """Seconds until a request is made again that could not be carried out yet."""
 NEVER = 60.0
@@ -498,13 +499,14 @@ class Connection:
         """
         lifetime = 0 if life is None else max(1, round(life * 1000))
         member = wire.Member(self.inbox, next_number(), 1, 0, lifetime, capacity, group.encode(), channel.encode())
-        if not self._transport.is_alone:
-            what = f"group_add({group!r}, {channel!r})"
-            status = await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True)
-            if status != Status.OK:
-                raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
-        with self._step:
-            self.client.normal_members.changed(member)
+        if self._transport.is_alone:
+            with self._step:
+                self.client.normal_members.changed(member)
+            return
+        what = f"group_add({group!r}, {channel!r})"
+        status = await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True, member=member)
+        if status != Status.OK:
+            raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
 
     async def discard_normal(self, group: str, channel: str) -> None:
         """Remove a normal channel from a group, at the exchange.
@@ -533,8 +535,10 @@ class Connection:
             number = next_number()
             frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
             status = await self._ask(number, frame, what, key=wire.direct_prefix(owner))
-            if status != Status.AWAY or time.monotonic() > tries_until:
+            if status != Status.AWAY:
                 break
+            if time.monotonic() > tries_until:
+                raise ForwarderUnavailable(self.address, self._options.connect_timeout, what, OWNER_IS_AWAY)
             await asyncio.sleep(ASK_AGAIN_AFTER)
 
     async def flush(self) -> None:
@@ -574,6 +578,7 @@ class Connection:
         repeats: bool = True,
         produces: bool = False,
         key: bytes = b"",
+        member: wire.Member | None = None,
     ) -> int:
         """Send a request and wait for the status that answers it.
 
@@ -585,6 +590,7 @@ class Connection:
             repeats: Whether it may be sent again until it is answered.
             produces: Whether only the producer of an embedded layer may send it.
             key: Chooses the exchange of a request to one.
+            member: The normal channel that it adds to a group.
 
         Raises:
             ForwarderUnavailable: If no answer arrives within `connect_timeout`.
@@ -592,7 +598,7 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
-        request: Request[Waiter] = Request(frame, repeats, to_all, waiter, key)
+        request: Request[Waiter] = Request(frame, repeats, to_all, waiter, key, member)
         end = partial(self._end_request, number, loop)
         try:
             with self._step:

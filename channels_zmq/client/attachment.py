@@ -38,6 +38,8 @@ class Attachment:
         self.resumption = Resumption(inbox, clock)
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
+        self.notes_told = 0
+        """How many notes of normal members had been made when it was told of them last."""
         self.batching_session = -1
         """The last session in which it has accepted batches."""
         self._instance = b""

@@ -24,6 +24,8 @@ from channels_zmq.client.sequences import Numbers
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import FLAG_BATCH, Status, Topic
 
+REMEMBERED_ASKS = 4096
+"""Changes of memberships that other processes have asked for whose numbers are remembered."""
 MANY = 64
 
 
@@ -90,6 +92,7 @@ class Client:
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
         self._foreign_joins: dict[int, tuple[Join, Reply]] = {}
+        self._last_asks: dict[tuple[bytes, bytes, bytes], int] = {}  # the numbers, the one asked last at the end
         self._on_inbox: dict[int, Callable[[bytes, Attachment], Iterator[None] | None]] = {
             wire.ASK.kind: self._asked,
             wire.CONFIRM.kind: self._confirmed,
@@ -235,18 +238,27 @@ class Client:
         self.out.send_upstream(self.memberships.leave(topic, channel))
 
     def _asked(self, frame: bytes, attachment: Attachment) -> None:
-        """Add a channel of this process to a group, or remove it, for another process."""
+        """Add a channel of this process to a group, or remove it, for another process.
+
+        The answer goes the way by which the request came, since the process that asks may be connected there alone.
+        """
         ask = wire.ASK.decode(frame)
         channel, topic = wire.name(ask.channel), wire.group_topic(wire.name(ask.group))
-        answer = wire.CONFIRM.encode(wire.Confirm(ask.reply, ask.n, Status.OK, wire.NO_INSTANCE))
-        confirm = Reply(answer, wire.direct_prefix(ask.reply))
+
+        def reply(status: Status) -> Reply:
+            confirm = wire.Confirm(ask.reply, ask.n, status, wire.NO_INSTANCE)
+            return Reply(wire.CONFIRM.encode(confirm), to=attachment)
+
+        confirm = reply(Status.OK)
+        if self._is_overtaken(ask):
+            self.out.reply(confirm)
+            return
         if not ask.add:
             self.leave(topic, channel)
             self.out.reply(confirm)
             return
         if channel not in self.mailboxes.boxes and channel not in self.receiver.own_names:
-            gone = wire.Confirm(ask.reply, ask.n, Status.GONE, wire.NO_INSTANCE)
-            self.out.reply(Reply(wire.CONFIRM.encode(gone), wire.direct_prefix(ask.reply)))
+            self.out.reply(reply(Status.GONE))
             return
         join = self.join(topic, channel, self.defaults.capacity(channel), self.defaults.group_expiry)
         if not join.group.in_force_after:
@@ -258,6 +270,15 @@ class Client:
         self._foreign_joins[number] = join, confirm
         self.begin_request(number, Request(sync, to_all=True))
         self.out.send_upstream([sync])
+
+    def _is_overtaken(self, ask: wire.Ask) -> bool:
+        """Return whether the process that asks has changed its mind since: a stalled connection may deliver it late."""
+        key = ask.reply, ask.group, ask.channel
+        last = self._last_asks.pop(key, 0)
+        self._last_asks[key] = max(ask.n, last)
+        if len(self._last_asks) > REMEMBERED_ASKS:
+            del self._last_asks[next(iter(self._last_asks))]
+        return ask.n < last
 
     def _member_removed(self, frame: bytes, attachment: Attachment) -> None:
         removed = wire.REMOVED.decode(frame)
@@ -283,7 +304,10 @@ class Client:
             self.requests.end(number)
             self.join_synced(join, number)
             self.out.reply(confirm)
-        elif request.waiter is not None:
+            return
+        if request.member is not None and request.answer == Status.OK:
+            self.normal_members.changed(request.member)
+        if request.waiter is not None:
             self.out.wake.append(request.waiter)
 
     def answer_for_nobody(self) -> None:
@@ -377,14 +401,19 @@ class Client:
 
     def before_hello(self, attachment: Attachment) -> list[bytes]:
         """Return what an exchange must know before the hello of a new session, and cannot."""
+        attachment.notes_told = self.normal_members.made
         received = attachment.credit.leave_session(loses_frames=not attachment.has_two_ways)
         return [*self.normal_members.repeat(), *received]
 
     def begin_session(self, attachment: Attachment, session: int, instance: bytes) -> None:
-        """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait."""
+        """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait.
+
+        While it had not, other exchanges alone may have answered requests about normal members.
+        """
         attachment.is_reachable = True
+        members = self.normal_members.repeat(attachment.notes_told)
         requests = [one.frame for one in self.requests.reached(attachment)]
-        self.out.send_upstream([*requests, *attachment.begin_session(session, instance)], attachment)
+        self.out.send_upstream([*members, *requests, *attachment.begin_session(session, instance)], attachment)
         for box in attachment.credit.readable():
             waiters = (box.next_waiter() for _ in range(len(box.mail)))
             self.out.wake += [waiter for waiter in waiters if waiter is not None]

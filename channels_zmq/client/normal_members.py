@@ -1,9 +1,10 @@
 """Normal channels that this process has added to groups or removed from them, and the notes to exchanges about it.
 
 Pure. The exchange keeps the memberships of normal channels, and loses them when it ends. So each process repeats its
-notes at the start of every session, before its hello: an exchange that settles knows the members before it serves. Each
-note has an age. If an exchange gets an addition and a removal, the younger applies, so that a removed channel stays
-removed, although another process still treats it as a member.
+notes at the start of each session, before its hello: an exchange that settles knows the members before it serves. What
+is noted between the hello and the welcome follows the welcome. Each note has an age. If an exchange gets an add and a
+removal, the younger applies, so that a removed channel stays removed, although another process still treats it as a
+member.
 """
 
 import time
@@ -22,6 +23,7 @@ REMOVALS_KEPT = 600.0
 class _Note:
     member: wire.Member
     since: float
+    number: int
 
 
 class NormalMembers:
@@ -32,6 +34,8 @@ class NormalMembers:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.made = 0
+        """How many notes were made so far."""
         self._notes: dict[tuple[bytes, bytes], _Note] = {}
         self._ends: Deadlines[_Note] = Deadlines(lambda _, note: self._notes.get(_key(note.member)) is note)
         self._clock = clock
@@ -42,7 +46,8 @@ class NormalMembers:
     def changed(self, member: wire.Member) -> None:
         """Note an addition that was confirmed, or a removal that was asked for."""
         now = self._clock()
-        note = self._notes[_key(member)] = _Note(member, now)
+        self.made += 1
+        note = self._notes[_key(member)] = _Note(member, now, self.made)
         life = (member.life / 1000 or inf) if member.add else REMOVALS_KEPT
         if life < inf:
             self._ends.add(now + life, note)
@@ -54,13 +59,14 @@ class NormalMembers:
         if note is not None and note.member.add:
             del self._notes[group, channel]
 
-    def repeat(self) -> list[bytes]:
-        """Return the frames that repeat all notes to an exchange."""
+    def repeat(self, after: int = 0) -> list[bytes]:
+        """Return the frames that repeat all notes to an exchange, or those after the first `after` that were `made`."""
         now = self._clock()
         self._forget_ended(now)
         return [
             wire.MEMBER.encode(note.member._replace(n=0, age=wire.milliseconds(now - note.since)))
             for note in self._notes.values()
+            if note.number > after
         ]
 
     def clear(self) -> None:

@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from channels_zmq_forwarder import wire
+
 REPEAT_EVERY = 1.0
 """Seconds between two sendings of a request."""
 NEVER = 60.0
@@ -53,6 +55,7 @@ class Request(Generic[Waiter]):
         to_all: Whether it goes to every exchange, by the subscribers' way, and each has to answer it.
         waiter: Is woken by the answer; None for a request of another process.
         key: Chooses the exchange of a request to one.
+        member: The normal channel that it adds to a group, to be noted once it is confirmed.
         answer: The status, or the error, once it is known.
         asked: The exchanges that have yet to answer; of a request to one, the exchange that it was sent to.
         status: The highest status that an exchange has answered so far.
@@ -63,6 +66,7 @@ class Request(Generic[Waiter]):
     to_all: bool = False
     waiter: Waiter | None = None
     key: bytes = b""
+    member: wire.Member | None = None
     answer: int | Exception | None = None
     asked: set[object] = field(default_factory=set)
     status: int | None = None

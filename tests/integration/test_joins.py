@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,6 +103,51 @@ def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connec
             await asking.group_send("leaves", {"left": True})
             await asking.group_send("joins", {"joined": True})
             assert await owning.receive(channel) == {"joined": True}
+            close_all()
+
+    run(scenario())
+
+
+def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, forwarder: Forwarder) -> None:
+    """For longer than the call may take: it may come back, and would not know of the change."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pub) as relay:
+            asking = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=0.3)
+            owning = DedicatedZmqChannelLayer(**forwarder.config | {"pub_socket_address": relay.address})
+            channel = await owning.new_channel()
+            await owning.group_add("chat", channel)
+            await is_back(asking)
+            relay.end()
+            while (await asyncio.to_thread(forwarder.status))["clients"] > 1:
+                pass
+            with pytest.raises(ForwarderUnavailable, match="has lost its connection"):
+                await asking.group_add("more", channel)
+            close_all()
+
+    run(scenario())
+
+
+def test_a_reader_whose_connection_was_cut_waits_for_its_producer(run: Run) -> None:
+    """ZeroMQ reports with the loss that it is about to connect again, not that it has tried to."""
+    address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+
+    async def scenario() -> None:
+        with relay_to(address) as relay:
+            producer = EmbeddedZmqChannelLayer(pub_socket_address=address)
+            reader = EmbeddedZmqChannelLayer(pub_socket_address=relay.address)
+            await producer.group_send("nobody", {})
+            own, channel = await producer.new_channel(), await reader.new_channel()
+            await is_back(reader)
+            await producer.send(own, {"flushed": True})
+            for call in (reader.flush, partial(reader.group_add, "chat", channel)):
+                relay.cut()
+                await is_away(reader)
+                await call()
+            await producer.send(own, {"flushed": False})
+            assert await producer.receive(own) == {"flushed": False}
+            await producer.group_send("chat", {"n": 1})
+            assert await reader.receive(channel) == {"n": 1}
             close_all()
 
     run(scenario())

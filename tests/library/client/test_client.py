@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channels_zmq.client.attachment import Attachment
-from channels_zmq.client.client import Client
+from channels_zmq.client.client import REMEMBERED_ASKS, Client
 from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
@@ -136,10 +136,10 @@ def by_exchange(client: Client) -> list[tuple[bytes, int | None]]:
     return [(frame[:1], None if to is None else indexes[to]) for frame, to in client.out.take().upstream]
 
 
-def foreign_reply(n: int = 3) -> Reply:
-    """Return the confirmation that another process gets for what it has asked for, by the home of its inbox."""
+def foreign_reply(client: Client, n: int = 3, *, exchange: int = 0) -> Reply:
+    """Return the confirmation that another process gets for what it has asked for, by the exchange that it asked."""
     confirm = wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
-    return Reply(confirm, wire.direct_prefix(FOREIGN))
+    return Reply(confirm, to=client.attachments[exchange])
 
 
 # What is to be done
@@ -866,7 +866,7 @@ def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client: Clien
     add(client, "b")
     feed(client, ask())
     out = client.out.take()
-    assert (out.upstream, out.replies) == ([], [foreign_reply()])
+    assert (out.upstream, out.replies) == ([], [foreign_reply(client)])
     (box,) = [box for box in client.memberships.groups[G].members if box.name == "a"]
     assert (box.capacity, client.memberships.groups[G].members[box].life) == (5, 20.0)
 
@@ -880,7 +880,7 @@ def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(clie
     assert [request.frame for _, request in client.requests.to_repeat(clock.now + 1)] == [sync]
     assert client.out.take().replies == []
     feed(client, synced(number))
-    assert client.out.take().replies == [foreign_reply()]
+    assert client.out.take().replies == [foreign_reply(client)]
     assert not client.memberships.groups[G].in_force_after
     assert len(client.requests) == 0
     feed(client, synced(number))
@@ -896,7 +896,7 @@ def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair: Client
     feed(pair, synced(number), 1)
     assert not pair.out.busy
     lose(pair, 0)
-    assert pair.out.take().replies == [foreign_reply()]
+    assert pair.out.take().replies == [foreign_reply(pair)]
     assert not pair.memberships.groups[G].in_force_after
 
 
@@ -914,7 +914,7 @@ def test_a_foreign_join_survives_the_failure_of_own_requests(client: Client) -> 
     number = wire.SYNC.decode(upstream(client)[1]).n
     client.fail_requests(ConnectionError())
     feed(client, synced(number))
-    assert client.out.take().replies == [foreign_reply()]
+    assert client.out.take().replies == [foreign_reply(client)]
 
 
 @pytest.mark.parametrize("is_member", [True, False])
@@ -925,7 +925,40 @@ def test_a_foreign_discard_is_confirmed_at_once(client: Client, is_member: bool)
     feed(client, ask(add=0))
     out = client.out.take()
     assert out.upstream == [Upstream(wire.unsubscription(G))] * is_member
-    assert out.replies == [foreign_reply()]
+    assert out.replies == [foreign_reply(client)]
+
+
+@pytest.mark.parametrize("add", [1, 0])
+def test_an_overtaken_request_of_another_process_changes_nothing(client: Client, add: int) -> None:
+    """A stalled connection delivers it behind the opposite one that was made later; it is confirmed all the same."""
+    feed(client, ask(1 - add, n=9))
+    for frame in upstream(client):
+        if frame[:1] == b"Y":
+            feed(client, synced(wire.SYNC.decode(frame).n))
+    before = G in client.memberships.groups
+    client.out.take()
+    feed(client, ask(add, n=3))
+    assert (G in client.memberships.groups, before) == (not add, not add)
+    assert client.out.take().replies == [foreign_reply(client)]
+    feed(client, ask(add, n=10))
+    assert (G in client.memberships.groups) == bool(add)
+
+
+def test_a_request_of_another_process_is_answered_the_way_by_which_it_came(pair: Client) -> None:
+    """The process that asks may be connected to that exchange alone."""
+    feed(pair, ask(add=0), 1)
+    assert pair.out.take().replies == [foreign_reply(pair, exchange=1)]
+
+
+def test_the_requests_of_a_few_thousand_pairs_are_remembered(client: Client) -> None:
+    """Those that were asked last."""
+    for n in range(REMEMBERED_ASKS + 1):
+        feed(client, ask(0, n=n + 10, channel=b"%d" % n))
+    assert len(client._last_asks) == REMEMBERED_ASKS
+    for channel in ("0", "9"):
+        client.mailboxes.open(channel, 9)
+        feed(client, ask(1, n=3, channel=channel.encode()))
+    assert [box.name for box in client.memberships.groups[G].members] == ["0"]
 
 
 def test_a_normal_member_that_another_process_removed_is_not_repeated(client: Client) -> None:
@@ -1454,6 +1487,41 @@ def test_a_new_session_repeats_what_the_exchange_cannot_know(client: Client) -> 
     assert [frame[:1] for frame in client.before_hello(client.attachments[0])] == [b"M", b"D"]
     client.begin_session(client.attachments[0], SESSION + 1, b"instance")
     assert [frame[:1] for frame in upstream(client)] == [b"s", b"R"]
+
+
+@pytest.mark.parametrize("add", [1, 0])
+@pytest.mark.parametrize("answered", ["before the hello", "before the welcome", "later"])
+def test_an_exchange_that_comes_meanwhile_learns_of_a_change_of_normal_members(
+    pair: Client, add: int, answered: str
+) -> None:
+    """Wherever the answer of the other exchange falls: it came to know nothing of it if it fell before the welcome."""
+    member = wire.Member(INBOX, 5, add, 0, 0, 9, b"g", b"jobs")
+    told = []
+    lose(pair, 0)
+    if not add:
+        pair.normal_members.changed(member)
+    begin(pair, 5, Request(wire.MEMBER.encode(member), to_all=True, waiter=Reader(), member=member if add else None))
+    if answered == "before the hello":
+        feed(pair, confirm(5), 1)
+    told += pair.before_hello(pair.attachments[0])
+    if answered == "before the welcome":
+        feed(pair, confirm(5), 1)
+    pair.begin_session(pair.attachments[0], SESSION + 2, b"instance")
+    told += upstream(pair)
+    if answered == "later":
+        feed(pair, confirm(5), 1)
+        feed(pair, confirm(5), 0)
+    members = [wire.MEMBER.decode(frame) for frame in told if frame[:1] == b"M"]
+    assert {one.add for one in members} == {add}
+    assert [wire.MEMBER.decode(frame).add for frame in pair.before_hello(pair.attachments[0])] == [add]
+
+
+def test_a_refused_addition_of_a_normal_member_is_not_repeated(client: Client) -> None:
+    """The exchange has no room for it."""
+    member = wire.Member(INBOX, 5, 1, 0, 0, 9, b"g", b"jobs")
+    begin(client, 5, Request(wire.MEMBER.encode(member), to_all=True, waiter=Reader(), member=member))
+    feed(client, confirm(5, Status.REFUSED))
+    assert client.before_hello(client.attachments[0]) == []
 
 
 # Emptying
