@@ -40,6 +40,8 @@ class Attachment:
         """Whether requests to all exchanges wait for the answer of this one."""
         self.notes_told = 0
         """How many notes of normal members had been made when it was told of them last."""
+        self.synced = 0
+        """The highest number of a sync that it has answered: what it had sent before has been read."""
         self.batching_session = -1
         """The last session in which it has accepted batches."""
         self._instance = b""

@@ -332,7 +332,9 @@ class Client:
         attachment.batching_session = wire.BATCHING_ACCEPTED.decode(frame).session
 
     def _synced(self, frame: bytes, attachment: Attachment) -> None:
-        self._answered(wire.SYNCED.decode(frame).n, Status.OK, attachment)
+        number = wire.SYNCED.decode(frame).n
+        attachment.synced = max(number, attachment.synced)
+        self._answered(number, Status.OK, attachment)
 
     # Normal channels
 

@@ -554,8 +554,9 @@ class Link:
         return wire.DETACH.encode(wire.Detach(self._client.inbox, self.session))
 
     def _send_echo(self) -> None:
+        """Send an echo, or repeat it: its answer may be slower than the repetition."""
         now = time.monotonic()
-        self._echo = _Echo(next_number(), now)
+        self._echo = _Echo(self._echo.number if self._echo is not None else next_number(), now)
         self.send(wire.ECHO.encode(wire.Echo(self._client.inbox, self._echo.number)))
         self._call_soon(now + ECHO_EVERY)
 
@@ -684,7 +685,7 @@ class Link:
     def _keep_verifying(self, now: float) -> None:
         welcome = self._subscriber.welcome
         serves = welcome is not None and welcome.state == wire.State.SERVING
-        if serves and now - self._verifying_since > PATIENCE:
+        if serves and self._is_unanswered(now, now - self._verifying_since, PATIENCE):
             self._client.counters.report(logging.WARNING, "no echo from %s: reconnecting", self.forwarder.pull)
             self._verifying_since = now
             self._give_up_push()
@@ -701,12 +702,23 @@ class Link:
             self._acknowledgements_seen, self._silent_for = self._window.acknowledgements, 0.0
             return
         self._silent_for += min(now - self._ticked_at, 2 * WATCH_EVERY)
-        patience = PATIENCE + longest_transfer(self._window.awaited)
-        if self._silent_for > patience and not self._subscriber.has_input():
+        if self._is_unanswered(now, self._silent_for, PATIENCE + longest_transfer(self._window.awaited)):
             self._give_up_push()
             self._verifying_since = now
             self._enter(Event.SILENT)
             self._call_soon(0.0)
+
+    def _is_unanswered(self, now: float, silent_for: float, patience: float) -> bool:
+        """Return whether what was sent by PUSH will not be answered any more.
+
+        The answer may be late because a slow link brings much else. Halfway a probe asks for one by the subscriber's
+        way: as long as frames arrive ahead of its answer, the other one may be among those behind them.
+        """
+        if silent_for > patience / 2 and self._subscriber.probed_at < now - silent_for:
+            self._subscriber.probe(now)
+        if silent_for <= patience:
+            return False
+        return not (self._subscriber.has_input() or self._subscriber.is_behind(now, PATIENCE))
 
     # Other keys, without a gap
 

@@ -16,6 +16,7 @@ from zmq.constants import SocketOption
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
+from channels_zmq.client.requests import next_number
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
@@ -96,6 +97,9 @@ class Subscriber:
         """What to send before the hello of a session that is about to begin."""
         self._greets_by = 0.0
         self._hello_at = 0.0
+        self.probed_at = self._heard_at = -inf
+        """When it has asked for an answer last, and when it has read a frame last."""
+        self._probe = 0
         self._all_read = self._all_read_before = 0.0
         """Two times at which everything was read: by the first one everything had arrived that was published before."""
         self._socket = context.socket(zmq.XSUB)
@@ -178,9 +182,11 @@ class Subscriber:
                 self._batch = feed(recv(zmq.DONTWAIT), attachment)
                 # It is mostly one frame: asking takes half the time of `zmq.Again`.
                 if self._batch is None and not readable(self._socket):
+                    self._heard_at = until - SECONDS_A_TURN
                     return self._emptied(until)
         except zmq.Again:
             return False
+        self._heard_at = until - SECONDS_A_TURN
         try:
             for _ in range(FRAMES_A_TURN - 1):
                 if self._batch is not None:
@@ -205,6 +211,22 @@ class Subscriber:
         if began >= self._all_read + CHECK_EVERY:
             self._all_read_before, self._all_read = self._all_read, began
         return False
+
+    def probe(self, now: float) -> None:
+        """Ask for an answer that comes behind everything that is on its way to this process."""
+        self.probed_at, self._probe = now, next_number()
+        if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, self._probe))):
+            self._client.out.input_found()
+
+    def is_behind(self, now: float, patience: float) -> bool:
+        """Return whether frames arrive, but not yet the answer to the last probe: other answers may wait behind them.
+
+        Args:
+            now: Monotonic seconds.
+            patience: Seconds without any frame after which no more are expected.
+        """
+        is_answered = self._attachment.synced >= self._probe
+        return not is_answered and self.probed_at < self._heard_at and now < self._heard_at + patience
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         """Begin a new session, because a connection was made.

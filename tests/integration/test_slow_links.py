@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from forwarders import Forwarder, close_all, free_ports
+from forwarders import Forwarder, close_all, free_ports, until
 from relays import relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -12,8 +12,35 @@ from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
 RATE = SLOWEST_LINK / 8
 """Bytes a second."""
+LARGE = 12
+"""Messages of 1 MiB: they take 6 s."""
 ENVELOPE = 100
 """Bytes that the rest of a message takes beside its text, at most."""
+
+
+@pytest.mark.slow
+def test_a_process_that_gets_more_than_its_link_carries_can_send(run: Any, forwarder: Forwarder) -> None:
+    """Answers to what it sends wait for seconds behind messages for it, while its link comes up and later."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pub, RATE) as relay:
+            sender = DedicatedZmqChannelLayer(**forwarder.config)
+            config = {**forwarder.config, "pub_socket_address": relay.address}
+            receiver = DedicatedZmqChannelLayer(**config)
+            channel = await receiver.new_channel()
+            await receiver.group_add("chat", channel)
+            own = await sender.new_channel()
+            for number in range(LARGE):
+                await sender.group_send("chat", {"n": number, "text": "x" * (2**20 - ENVELOPE)})
+            await receiver.send(own, {"n": 0})
+            assert await sender.receive(own) == {"n": 0}
+            assert [(await receiver.receive(channel))["n"] for _ in range(LARGE)] == list(range(LARGE))
+            await until(lambda: not receiver.stats()["held"])
+            stats = receiver.stats()
+            assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
+            close_all()
+
+    run(scenario())
 
 
 @pytest.mark.parametrize("size", [2**20, pytest.param(2**23, marks=pytest.mark.slow)], ids=["1 MiB", "8 MiB"])

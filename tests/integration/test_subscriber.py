@@ -15,6 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
+from channels_zmq.client.requests import next_number
 from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
@@ -114,6 +115,32 @@ def hello(exchange: Socket) -> wire.Hello:
 
 
 # Frames
+
+
+def test_answers_are_late_while_frames_arrive_ahead_of_that_to_a_probe(
+    subscriber: Subscriber, exchange: Socket, client: Fed
+) -> None:
+    """But not before one was sent, not if nothing arrives, and not once it was answered."""
+    subscriber.greet(list)
+    subscriber.take(welcome(subscriber.session))
+    hello(exchange)
+    answers = [number + next_number() for number in (0, 2**62)]
+
+    def arrives() -> bool:
+        exchange.send(TOPIC + b"other")
+        await_input(subscriber)
+        subscriber.read()
+        return subscriber.is_behind(time.monotonic(), PATIENCE)
+
+    assert not arrives()
+    subscriber.probe(time.monotonic())
+    assert exchange.recv()[:1] == b"Y"
+    assert not subscriber.is_behind(time.monotonic(), PATIENCE)
+    for answer, is_behind in zip(answers, (True, False), strict=True):
+        client.attachments[0].synced = answer
+        assert arrives() is is_behind
+    client.attachments[0].synced = answers[0]
+    assert not subscriber.is_behind(time.monotonic() + 2 * PATIENCE, PATIENCE)
 
 
 def test_input_that_is_there_while_a_frame_is_sent_is_reported(

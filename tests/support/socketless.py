@@ -133,7 +133,8 @@ class Subscriber:
         self.lists: list[bytes] = []
         self.connected_with: list[ClientKeys | None] = []
         self.ticked: list[float] = []
-        self.is_closed = False
+        self.is_closed = self.others_come_first = False
+        self.probed_at = -inf
         self.keys: ClientKeys | None = None
         context.subscribers.append(self)
 
@@ -171,6 +172,12 @@ class Subscriber:
         if self.arriving:
             feed(self.client, self.arriving.pop(0), self.attachment)
         return bool(self.arriving)
+
+    def probe(self, now: float) -> None:
+        self.probed_at = now
+
+    def is_behind(self, now: float, patience: float) -> bool:
+        return self.others_come_first and self.probed_at + patience > now
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         while self.read():  # in one go

@@ -1070,6 +1070,13 @@ def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair: Cl
     assert (request.answer, woken(pair)) == (0, [request.waiter])
 
 
+def test_the_last_sync_that_was_answered_is_known(pair: Client) -> None:
+    """Of each exchange, whoever has asked."""
+    for number in (7, 5):
+        feed(pair, synced(number), 1)
+    assert [one.synced for one in pair.attachments] == [0, 7]
+
+
 def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair: Client) -> None:
     """A request that begins meanwhile does not wait for it; one that begins behind its welcome does."""
     lose(pair, 0)
