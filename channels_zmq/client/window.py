@@ -1,7 +1,8 @@
 """The send window of one link: keeps frames until they are acknowledged, and a moment longer, to send them again.
 
 Pure. Group and direct messages are kept in blocks. Each block is followed by a *marker*, an echo with a growing number,
-on the same connection. The answer to a marker acknowledges all frames before it.
+on the same connection. The answer to a marker acknowledges all frames before it. Requests and jobs are not kept, since
+they are not sent again, but they count: they take as much room in the socket.
 
 An acknowledgement proves that the exchange has read a frame, not that the frame has reached its subscribers: an
 exchange that is killed loses the frames in its pipes. Therefore recently acknowledged frames are sent again, too.
@@ -34,14 +35,26 @@ LEAST_BYTES = 2**20
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Frames between two markers, and when the first one and the marker were sent."""
+    """What was sent between two markers, and when the first frame and the marker were.
+
+    Attributes:
+        frames: That are kept.
+        size: Bytes of all frames, but for small kept ones before the marker.
+        passed: How many frames are not kept.
+        passed_size: Bytes of these.
+    """
 
     since: float = 0.0
     until: float = inf
     frames: list[bytes] = field(default_factory=list)
     size: int = 0
+    passed: int = 0
+    passed_size: int = 0
     marker: int = 0
     acknowledged_at: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.frames) + self.passed
 
 
 class Unsettled(NamedTuple):
@@ -79,7 +92,7 @@ class Window:
         self._kept_frames = self._kept_size = 0
 
     def __len__(self) -> int:
-        return self._marked_frames + len(self._open.frames)
+        return self._marked_frames + len(self._open)
 
     @property
     def is_full(self) -> bool:
@@ -90,7 +103,7 @@ class Window:
     def oldest(self) -> float:
         """When the first unacknowledged frame was sent, to the block; infinite if all frames are acknowledged."""
         first = self._marked[0] if self._marked else self._open
-        return first.since if first.frames else inf
+        return first.since if len(first) else inf
 
     @property
     def awaited(self) -> int:
@@ -105,24 +118,33 @@ class Window:
     def append(self, frame: bytes) -> float:
         """Keep a frame that was sent; return when a marker is due if this frame has changed it, else 0."""
         self.keep(frame)
-        count = len(self._open.frames)
+        return self._sent(len(frame) if len(frame) > LARGE else 0)
+
+    def passed(self, size: int) -> float:
+        """Count a frame that was sent and is not kept; return when a marker is due if it has changed that, else 0."""
+        self._open.passed += 1
+        self._open.passed_size += size
+        return self._sent(size)
+
+    def _sent(self, size: int) -> float:
+        block = self._open
+        count = len(block)
         if count == 1:
-            self._open.since = self._clock()
-        if len(frame) > LARGE:
-            self._open.size += len(frame)
-            self.size += len(frame)
+            block.since = self._clock()
+        block.size += size
+        self.size += size
         self.room = max(0, self._block_frames - 1 - count)
         return self.marker_due if count == 1 or self._is_block_full else 0.0
 
     @property
     def _is_block_full(self) -> bool:
-        return len(self._open.frames) >= self._block_frames or self._open.size >= BLOCK_BYTES
+        return len(self._open) >= self._block_frames or self._open.size >= BLOCK_BYTES
 
     @property
     def marker_due(self) -> float:
         """When the next marker is to be sent; infinite if nothing asks for one."""
         block = self._open
-        if not block.frames:
+        if not len(block):
             return inf
         return NOW if self._is_block_full else block.since + BLOCK_SECONDS
 
@@ -136,7 +158,7 @@ class Window:
         block.marker, block.until = number, self._clock()
         self._markers.add(number)
         self._marked.append(block)
-        self._marked_frames += len(block.frames)
+        self._marked_frames += len(block)
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
@@ -149,11 +171,11 @@ class Window:
             block = marked.popleft()
             self._markers.discard(block.marker)
             block.acknowledged_at = now
-            self._marked_frames -= len(block.frames)
+            self._marked_frames -= len(block)
             self.size -= block.size
             self._kept.append(block)
             self._kept_frames += len(block.frames)
-            self._kept_size += block.size
+            self._kept_size += block.size - block.passed_size
         self.forget(now)
         return True
 
@@ -167,7 +189,7 @@ class Window:
         ):
             block = kept.popleft()
             self._kept_frames -= len(block.frames)
-            self._kept_size -= block.size
+            self._kept_size -= block.size - block.passed_size
 
     def take(self) -> list[Unsettled]:
         """Remove and return everything in the order in which it was sent, because the link cannot be relied on."""

@@ -291,6 +291,14 @@ class Link:
 
     def send(self, frame: bytes) -> bool:
         """Send a frame that is not numbered; return False if it has to be held."""
+        if not self._send_uncounted(frame):
+            return False
+        if due := self._window.passed(len(frame)):
+            self._mark(due)
+        return True
+
+    def _send_uncounted(self, frame: bytes) -> bool:
+        """Send a frame of the link itself."""
         try:
             self._send(frame, zmq.DONTWAIT)
         except zmq.Again:
@@ -333,7 +341,7 @@ class Link:
 
     def _send_marker(self) -> None:
         number = next_number()
-        if self.send(wire.ECHO.encode(wire.Echo(self._client.inbox, number))):
+        if self._send_uncounted(wire.ECHO.encode(wire.Echo(self._client.inbox, number))):
             self._window.marked(number)
         self.passes = self.passes and not self._window.is_full
 
@@ -377,7 +385,7 @@ class Link:
         elsewhere = held.instance != self.instance
         frame = wire.again(held.body, left, age, elsewhere=elsewhere, acknowledged=not held.counts)
         for each in (frame,) if self.takes_batches else wire.split(frame):
-            if not self.send(each):
+            if not self._send_uncounted(each):
                 return False
             self._sent_again += 1
             self._client.counters.sent_again += 1
@@ -546,7 +554,7 @@ class Link:
         self.attachment.credit.end_session()
         self._client.out.send_upstream([self._detach()], self.attachment)
         if self._push is not None and not self._push_is_stale:
-            self.send(self._detach())
+            self._send_uncounted(self._detach())
         else:
             self._call_soon(0.0)
 
@@ -557,7 +565,7 @@ class Link:
         """Send an echo, or repeat it: its answer may be slower than the repetition."""
         now = time.monotonic()
         self._echo = _Echo(self._echo.number if self._echo is not None else next_number(), now)
-        self.send(wire.ECHO.encode(wire.Echo(self._client.inbox, self._echo.number)))
+        self._send_uncounted(wire.ECHO.encode(wire.Echo(self._client.inbox, self._echo.number)))
         self._call_soon(now + ECHO_EVERY)
 
     def _echoed(self, confirm: wire.Confirm) -> None:
@@ -610,7 +618,7 @@ class Link:
         window = len(self._window), self._sent_again
         if window != self._reported_window and now >= self._reported_at + REPORT_EVERY and self.takes_batches:
             self._reported_window, self._reported_at = window, now
-            self.send(wire.WINDOW.encode(wire.Window(self._client.inbox, *window)))
+            self._send_uncounted(wire.WINDOW.encode(wire.Window(self._client.inbox, *window)))
 
     def _keep_connecting(self, now: float) -> None:
         """Wait no longer for a forwarder that does not answer; log once that it was never reached."""
@@ -657,7 +665,7 @@ class Link:
         if self._push is not None:
             self._send = self._push.send
             if self.state is State.DRAINING:
-                self.send(self._detach())
+                self._send_uncounted(self._detach())
             else:
                 self._send_echo()
         return now + TICK_EVERY

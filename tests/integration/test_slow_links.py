@@ -1,5 +1,6 @@
 """Links that are as slow as the heartbeats allow for: the largest message passes, and all connections stay."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -8,6 +9,7 @@ from forwarders import Forwarder, close_all, free_ports, until
 from relays import relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.errors import ConnectionLost
 from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
 RATE = SLOWEST_LINK / 8
@@ -38,6 +40,46 @@ def test_a_process_that_gets_more_than_its_link_carries_can_send(run: Any, forwa
             await until(lambda: not receiver.stats()["held"])
             stats = receiver.stats()
             assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
+            close_all()
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_large_jobs_by_a_slow_link_all_arrive(run: Any, forwarder: Forwarder) -> None:
+    """Each of their confirmations takes its time, and so does the acknowledgement of what is sent beside them."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pull, RATE) as relay:
+            sender = DedicatedZmqChannelLayer(
+                **{**forwarder.config, "pull_socket_address": relay.address}, connect_timeout=20.0
+            )
+            channel = await sender.new_channel()
+            await sender.group_add("chat", channel)
+            text = "x" * (2**20 - ENVELOPE)
+            jobs = [asyncio.ensure_future(sender.send("jobs", {"n": n, "text": text})) for n in range(LARGE)]
+            while not all(job.done() for job in jobs):
+                await sender.group_send("chat", {})
+                assert await sender.receive(channel) == {}
+            assert await asyncio.gather(*jobs) == [None] * LARGE
+            stats = sender.stats()
+            assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
+            close_all()
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_a_sender_of_jobs_notices_that_its_connection_stands_still(run: Any, forwarder: Forwarder) -> None:
+    """Though it sends nothing else; its callers learn it before their time is over."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pull) as relay:
+            sender = DedicatedZmqChannelLayer(**{**forwarder.config, "pull_socket_address": relay.address})
+            await sender.send("jobs", {})
+            relay.hold()
+            with pytest.raises(ConnectionLost):
+                await sender.send("jobs", {})
             close_all()
 
     run(scenario())

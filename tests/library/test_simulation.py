@@ -178,6 +178,7 @@ def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends
     line.down.stall(1.0)
     job = simulation.send_job(sender, "work")
     simulation.run(0.1)
+    line.down.cut(0)
     line.cut(near_after=5.0, far_after=0.0)
     simulation.run(0.1)
     assert job.is_confirmed

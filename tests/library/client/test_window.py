@@ -123,6 +123,41 @@ def test_a_window_is_bounded_in_bytes(clock: Clock) -> None:
     assert window.is_full
 
 
+def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Window, clock: Clock) -> None:
+    """They ask for a marker and take room like others, and are not sent again."""
+    assert window.passed(10) == clock.now + BLOCK_SECONDS
+    clock.now += 0.1
+    assert window.append(b"kept") == 0.0
+    assert window.passed(20) == 0.0
+    window.marked(1)
+    assert (len(window), window.size, window.awaited, window.oldest) == (3, 34, 34, clock.now - 0.1)
+    window.acknowledge(1)
+    assert (len(window), window.size) == (0, 0)
+    assert frames(window.take()) == [b"kept"]
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, BLOCK_FRAMES), (BLOCK_BYTES // 2, 2), (BLOCK_BYTES, 1)])
+def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, count: int) -> None:
+    """In frames, or in bytes; so is the window."""
+    window = Window(BLOCK_FRAMES, LEAST_BYTES, clock)
+    due = [window.passed(size) for _ in range(count)]
+    assert due[-1] == NOW
+    assert NOW not in due[:-1]
+    while not window.is_full:
+        window.passed(size)
+    assert len(window) == BLOCK_FRAMES or window.size >= LEAST_BYTES
+
+
+def test_large_frames_that_are_not_kept_leave_those_that_are(clock: Clock) -> None:
+    """The bound of what is kept is one of memory."""
+    window = Window(1000, 10 * KEEP_BYTES, clock)
+    window.append(b"kept")
+    window.passed(2 * KEEP_BYTES)
+    window.marked(1)
+    window.acknowledge(1)
+    assert frames(window.take()) == [b"kept"]
+
+
 def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window) -> None:
     """Its size says how long it takes on a slow link."""
     assert window.awaited == 0

@@ -774,6 +774,31 @@ def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig: Rig) -> None:
     assert rig.lines() == [f"the forwarder at {NAME} is unreachable"]
 
 
+def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> None:
+    """Their callers learn of it before they have waited in vain."""
+    rig.come_up()
+    rig.tick()
+    request = Request(b"Q", repeats=False, waiter=Reader())
+    rig.client.begin_request(5, request)
+    assert rig.link.send_request(b"Q", 5)
+    rig.tick(BLOCK_SECONDS)
+    assert [frame[:1] for frame in rig.exchange.push.frames] == [b"Q", b"E"]
+    silent(rig, PATIENCE - WATCH_EVERY)
+    assert (rig.link.state, request.answer) == (State.UP, None)
+    silent(rig, 2 * WATCH_EVERY)
+    assert (rig.link.state, request.answer, rig.taken) == (State.VERIFYING, LOST, [])
+
+
+def test_large_requests_wait_for_room_in_the_window(rig: Rig) -> None:
+    """Else PUSH would take any number of them."""
+    rig.come_up()
+    size = rig.link._window._max_bytes
+    assert rig.link.send_request(bytes(size), 5)
+    assert not rig.link.send_request(b"Q", 6)
+    rig.confirm()
+    assert rig.link.send_request(b"Q", 6)
+
+
 def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig: Rig) -> None:
     """The time counts from the last one."""
     rig.come_up()
