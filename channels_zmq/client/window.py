@@ -180,12 +180,11 @@ class Window:
         return True
 
     def forget(self, now: float) -> None:
-        """Let go of acknowledged frames that are old or too many."""
+        """Let go of acknowledged frames that are old, or too many beside the last block."""
         kept = self._kept
         while kept and (
             kept[0].acknowledged_at + KEEP_SECONDS <= now
-            or self._kept_frames > KEEP_FRAMES
-            or self._kept_size > KEEP_BYTES
+            or (len(kept) > 1 and (self._kept_frames > KEEP_FRAMES or self._kept_size > KEEP_BYTES))
         ):
             block = kept.popleft()
             self._kept_frames -= len(block.frames)

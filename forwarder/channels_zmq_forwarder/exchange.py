@@ -80,6 +80,7 @@ class Exchange:
         self.windows: dict[bytes, wire.Window] = {}
         """What each client has reported last of its send window, by its inbox."""
         self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
+        self._resumed: dict[bytes, int] = {}  # the session in which each client has asked for a replay last
         self.topics: set[bytes] = set()
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
@@ -305,6 +306,9 @@ class Exchange:
         resume = wire.RESUME.decode(frame)
         if self.clients.get(resume.inbox) != resume.session:
             return self._dropped("stray")
+        if self._resumed.get(resume.inbox) == resume.session:
+            return NOTHING  # asked again with another hello: it is behind, and a second replay would keep it so
+        self._resumed[resume.inbox] = resume.session
         if not self.history.max_bytes:
             return [wire.REPLAYED.encode(wire.Replayed(resume.inbox, resume.session, last=1))]
         self.replays.ask(resume)
@@ -319,6 +323,7 @@ class Exchange:
     def _forget(self, inbox: bytes) -> list[bytes]:
         session = self.clients.pop(inbox, None)
         self.windows.pop(inbox, None)
+        self._resumed.pop(inbox, None)
         if session is not None:
             self._ended[inbox] = _Ended(session, self._clock())
             self._ended.move_to_end(inbox)

@@ -1211,6 +1211,17 @@ def test_messages_are_kept_for_clients_whose_connection_is_cut(forwarder: Forwar
     assert forwarder.drops == {"unroutable": 1}
 
 
+def test_a_client_that_asks_again_in_its_session_gets_one_replay(forwarder: Forwarder) -> None:
+    """It repeats its hello, and what follows it, until it has read the welcome behind other messages."""
+    forwarder.connect(A, session=2)
+    forwarder.inbound(message())
+    assert [len(ask_again(forwarder)) for _ in range(3)] == [1, 0, 0]
+    forwarder.connect(A, session=3)
+    assert len(ask_again(forwarder, session=3)) == 1
+    forwarder.disconnect(A)
+    assert A not in forwarder._resumed
+
+
 def test_the_messages_of_a_batch_that_is_taken_apart_are_kept_one_by_one(forwarder: Forwarder) -> None:
     """As they are published."""
     forwarder.connect(A, session=2)

@@ -148,6 +148,16 @@ def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, co
     assert len(window) == BLOCK_FRAMES or window.size >= LEAST_BYTES
 
 
+def test_an_acknowledged_frame_that_is_larger_than_the_bound_is_kept(clock: Clock) -> None:
+    """But nothing beside it."""
+    window = Window(1000, 10 * KEEP_BYTES, clock)
+    for number, frame in enumerate((b"small", bytes(KEEP_BYTES + 1))):
+        window.append(frame)
+        window.marked(number)
+        window.acknowledge(number)
+    assert [len(one) for one in frames(window.take())] == [KEEP_BYTES + 1]
+
+
 def test_large_frames_that_are_not_kept_leave_those_that_are(clock: Clock) -> None:
     """The bound of what is kept is one of memory."""
     window = Window(1000, 10 * KEEP_BYTES, clock)
