@@ -38,6 +38,7 @@ from channels_zmq.errors import (
     FlushIncomplete,
     ForwarderUnavailable,
     OutboxFull,
+    OwnerUnavailable,
     RequestRefused,
 )
 from channels_zmq.housekeeper import Watched, housekeeper
@@ -62,7 +63,6 @@ SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
 """Turns of reading after which the housekeeper looks after other connections."""
-OWNER_IS_AWAY = "the process that owns the channel has lost its connection"
 ASK_AGAIN_AFTER = 0.05
 """Seconds until a request is made again that could not be carried out yet."""
 NEVER = 60.0
@@ -528,6 +528,7 @@ class Connection:
 
         Raises:
             ForwarderUnavailable: If no answer arrives in time.
+            OwnerUnavailable: If the other process does not come back in time.
         """
         what = f"group_{'add' if add else 'discard'}({group!r}, {channel!r})"
         tries_until = time.monotonic() + self._options.connect_timeout
@@ -538,7 +539,7 @@ class Connection:
             if status != Status.AWAY:
                 break
             if time.monotonic() > tries_until:
-                raise ForwarderUnavailable(self.address, self._options.connect_timeout, what, OWNER_IS_AWAY)
+                raise OwnerUnavailable(self.address, self._options.connect_timeout, what)
             await asyncio.sleep(ASK_AGAIN_AFTER)
 
     async def flush(self) -> None:

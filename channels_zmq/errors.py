@@ -94,6 +94,18 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
         self.address, self.timeout = address, timeout
 
 
+class OwnerUnavailable(ForwarderUnavailable):
+    """The process that owns a channel lost its connection a moment ago: it does not know of the change of a group."""
+
+    def __init__(self, address: str, timeout: float, what: str) -> None:
+        ChannelsZmqError.__init__(
+            self,
+            f"{what}: the process that owns the channel lost its connection to {address}, and was not back within "
+            f"{timeout:g} s (connect_timeout)",
+        )
+        self.address, self.timeout = address, timeout
+
+
 class ConnectionLost(ForwarderUnavailable):
     """The connection was lost after a request was sent and before it was answered: its outcome is unknown.
 

@@ -38,8 +38,8 @@ class Attachment:
         self.resumption = Resumption(inbox, clock)
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
-        self.notes_told = 0
-        """How many notes of normal members had been made when it was told of them last."""
+        self.notes_sent = 0
+        """The number of the last note of normal members that went ahead of its last hello."""
         self.synced = 0
         """The highest number of a sync that it has answered: what it had sent before has been read."""
         self.batching_session = -1

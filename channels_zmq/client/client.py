@@ -403,7 +403,7 @@ class Client:
 
     def before_hello(self, attachment: Attachment) -> list[bytes]:
         """Return what an exchange must know before the hello of a new session, and cannot."""
-        attachment.notes_told = self.normal_members.made
+        attachment.notes_sent = self.normal_members.last_number
         received = attachment.credit.leave_session(loses_frames=not attachment.has_two_ways)
         return [*self.normal_members.repeat(), *received]
 
@@ -413,7 +413,7 @@ class Client:
         While it had not, other exchanges alone may have answered requests about normal members.
         """
         attachment.is_reachable = True
-        members = self.normal_members.repeat(attachment.notes_told)
+        members = self.normal_members.repeat(attachment.notes_sent)
         requests = [one.frame for one in self.requests.reached(attachment)]
         self.out.send_upstream([*members, *requests, *attachment.begin_session(session, instance)], attachment)
         for box in attachment.credit.readable():

@@ -34,8 +34,8 @@ class NormalMembers:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.made = 0
-        """How many notes were made so far."""
+        self.last_number = 0
+        """The number of the last note; each has the next one."""
         self._notes: dict[tuple[bytes, bytes], _Note] = {}
         self._ends: Deadlines[_Note] = Deadlines(lambda _, note: self._notes.get(_key(note.member)) is note)
         self._clock = clock
@@ -46,8 +46,8 @@ class NormalMembers:
     def changed(self, member: wire.Member) -> None:
         """Note an addition that was confirmed, or a removal that was asked for."""
         now = self._clock()
-        self.made += 1
-        note = self._notes[_key(member)] = _Note(member, now, self.made)
+        self.last_number += 1
+        note = self._notes[_key(member)] = _Note(member, now, self.last_number)
         life = (member.life / 1000 or inf) if member.add else REMOVALS_KEPT
         if life < inf:
             self._ends.add(now + life, note)
@@ -60,7 +60,7 @@ class NormalMembers:
             del self._notes[group, channel]
 
     def repeat(self, after: int = 0) -> list[bytes]:
-        """Return the frames that repeat all notes to an exchange, or those after the first `after` that were `made`."""
+        """Return the frames that repeat all notes to an exchange, or those with numbers above `after`."""
         now = self._clock()
         self._forget_ended(now)
         return [

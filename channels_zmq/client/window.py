@@ -26,7 +26,7 @@ LARGE = BLOCK_BYTES // BLOCK_FRAMES
 KEEP_SECONDS = 0.5
 KEEP_FRAMES = 16_384
 KEEP_BYTES = 8 * 2**20
-"""Bounds of the acknowledged frames that are kept."""
+"""Bounds of the acknowledged frames that are kept beside the last block."""
 NOW = float("-inf")
 """When a marker is due behind a full block."""
 LEAST_BYTES = 2**20
@@ -38,23 +38,23 @@ class _Block:
     """What was sent between two markers, and when the first frame and the marker were.
 
     Attributes:
-        frames: That are kept.
-        size: Bytes of all frames, but for small kept ones before the marker.
-        passed: How many frames are not kept.
-        passed_size: Bytes of these.
+        frames: The frames that are kept.
+        kept_size: Bytes of the kept frames, but for small ones before the marker.
+        others: How many frames are not kept.
+        size: Bytes of all frames, with the same exception.
     """
 
     since: float = 0.0
     until: float = inf
     frames: list[bytes] = field(default_factory=list)
+    kept_size: int = 0
+    others: int = 0
     size: int = 0
-    passed: int = 0
-    passed_size: int = 0
     marker: int = 0
     acknowledged_at: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.frames) + self.passed
+        return len(self.frames) + self.others
 
 
 class Unsettled(NamedTuple):
@@ -87,12 +87,17 @@ class Window:
         self._begin_block()
         self._marked: deque[_Block] = deque()
         self._markers: set[int] = set()  # that were not answered
-        self._marked_frames = 0
+        self._marked_frames = self._marked_others = 0
         self._kept: deque[_Block] = deque()
         self._kept_frames = self._kept_size = 0
 
     def __len__(self) -> int:
         return self._marked_frames + len(self._open)
+
+    @property
+    def kept(self) -> int:
+        """How many of the unacknowledged frames are kept."""
+        return len(self) - self._open.others - self._marked_others
 
     @property
     def is_full(self) -> bool:
@@ -118,12 +123,13 @@ class Window:
     def append(self, frame: bytes) -> float:
         """Keep a frame that was sent; return when a marker is due if this frame has changed it, else 0."""
         self.keep(frame)
-        return self._sent(len(frame) if len(frame) > LARGE else 0)
+        size = len(frame) if len(frame) > LARGE else 0
+        self._open.kept_size += size
+        return self._sent(size)
 
-    def passed(self, size: int) -> float:
+    def count(self, size: int) -> float:
         """Count a frame that was sent and is not kept; return when a marker is due if it has changed that, else 0."""
-        self._open.passed += 1
-        self._open.passed_size += size
+        self._open.others += 1
         return self._sent(size)
 
     def _sent(self, size: int) -> float:
@@ -153,12 +159,14 @@ class Window:
         block = self._open
         self._begin_block()
         small = sum(len(frame) for frame in block.frames if len(frame) <= LARGE)
+        block.kept_size += small
         block.size += small
         self.size += small
         block.marker, block.until = number, self._clock()
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
+        self._marked_others += block.others
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
@@ -172,10 +180,11 @@ class Window:
             self._markers.discard(block.marker)
             block.acknowledged_at = now
             self._marked_frames -= len(block)
+            self._marked_others -= block.others
             self.size -= block.size
             self._kept.append(block)
             self._kept_frames += len(block.frames)
-            self._kept_size += block.size - block.passed_size
+            self._kept_size += block.kept_size
         self.forget(now)
         return True
 
@@ -188,7 +197,7 @@ class Window:
         ):
             block = kept.popleft()
             self._kept_frames -= len(block.frames)
-            self._kept_size -= block.size - block.passed_size
+            self._kept_size -= block.kept_size
 
     def take(self) -> list[Unsettled]:
         """Remove and return everything in the order in which it was sent, because the link cannot be relied on."""
@@ -208,4 +217,4 @@ class Window:
         self._marked.clear()
         self._markers.clear()
         self._kept.clear()
-        self.size = self._marked_frames = self._kept_frames = self._kept_size = 0
+        self.size = self._marked_frames = self._marked_others = self._kept_frames = self._kept_size = 0

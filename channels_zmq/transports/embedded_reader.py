@@ -58,7 +58,7 @@ class EmbeddedReader:
         self._is_up = False
         self._was_up = False
         self._is_retired = False
-        self._tries_again = False
+        self._expects_retry = False
         """Whether the next failure says only that ZeroMQ is about to connect again, which it reports with each loss."""
 
     def start(self) -> None:
@@ -157,16 +157,16 @@ class EmbeddedReader:
             self._keys.refused()
             self._is_alone_now()
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            self._may_be_there, self._tries_again = True, False
+            self._may_be_there, self._expects_retry = True, False
             self._went_down()
             self._subscriber.greet(self._before_hello)
             self._call_soon(self._subscriber.due)
-        elif event in FAILURES and self._tries_again:
-            self._tries_again = False
+        elif event in FAILURES and self._expects_retry:
+            self._expects_retry = False
         elif event in FAILURES:
             self._is_alone_now()
         else:
-            self._tries_again = True
+            self._expects_retry = True
             self._subscriber.lost()
             self._went_down()
 

@@ -159,7 +159,7 @@ class Link:
         self._down_since: float | None = None
         self._sent_again = 0
         self._reported_window, self._reported_at = (0, 0), 0.0
-        self._silent_for = 0.0
+        self._silent_since = self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
         # During a change of keys: the next subscriber, and the former sockets.
@@ -229,7 +229,7 @@ class Link:
     @property
     def held(self) -> int:
         """How many messages wait to be sent, or to be acknowledged."""
-        return len(self._outbox) + len(self._window)
+        return len(self._outbox) + self._window.kept
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
@@ -293,7 +293,7 @@ class Link:
         """Send a frame that is not numbered; return False if it has to be held."""
         if not self._send_uncounted(frame):
             return False
-        if due := self._window.passed(len(frame)):
+        if due := self._window.count(len(frame)):
             self._mark(due)
         return True
 
@@ -458,6 +458,7 @@ class Link:
             self._down_since = time.monotonic()
             self._report_end(state)
             self._owner.went_down(self)
+            self._window.clear()
             if state is not State.DRAINING:
                 self._client.unsure(self.attachment)
         if state is State.DOWN:
@@ -578,7 +579,7 @@ class Link:
         self.refusal = ""
         self.instance = confirm.instance
         self.up_since = time.monotonic()
-        self._silent_for = 0.0
+        self._silent_since, self._silent_for = self.up_since, 0.0
         if self._down_since is not None:
             away, self._down_since = time.monotonic() - self._down_since, None
             line = "the forwarder at %s is reachable after %.1f s"
@@ -693,7 +694,7 @@ class Link:
     def _keep_verifying(self, now: float) -> None:
         welcome = self._subscriber.welcome
         serves = welcome is not None and welcome.state == wire.State.SERVING
-        if serves and self._is_unanswered(now, now - self._verifying_since, PATIENCE):
+        if serves and self._is_unanswered(now, self._verifying_since, now - self._verifying_since, PATIENCE):
             self._client.counters.report(logging.WARNING, "no echo from %s: reconnecting", self.forwarder.pull)
             self._verifying_since = now
             self._give_up_push()
@@ -707,23 +708,31 @@ class Link:
         Time in which this process itself was suspended does not count, and unread input prevents it.
         """
         if self._acknowledgements_seen != self._window.acknowledgements or not len(self._window):
-            self._acknowledgements_seen, self._silent_for = self._window.acknowledgements, 0.0
+            self._acknowledgements_seen = self._window.acknowledgements
+            self._silent_since, self._silent_for = now, 0.0
             return
         self._silent_for += min(now - self._ticked_at, 2 * WATCH_EVERY)
-        if self._is_unanswered(now, self._silent_for, PATIENCE + longest_transfer(self._window.awaited)):
+        patience = PATIENCE + longest_transfer(self._window.awaited)
+        if self._is_unanswered(now, self._silent_since, self._silent_for, patience):
             self._give_up_push()
             self._verifying_since = now
             self._enter(Event.SILENT)
             self._call_soon(0.0)
 
-    def _is_unanswered(self, now: float, silent_for: float, patience: float) -> bool:
+    def _is_unanswered(self, now: float, since: float, silent_for: float, patience: float) -> bool:
         """Return whether what was sent by PUSH will not be answered any more.
 
         The answer may be late because a slow link brings much else. Halfway a probe asks for one by the subscriber's
         way: as long as frames arrive ahead of its answer, the other one may be among those behind them.
+
+        Args:
+            now: Monotonic seconds.
+            since: When the silence began.
+            silent_for: Seconds of it that count.
+            patience: Seconds that are waited for.
         """
-        if silent_for > patience / 2 and self._subscriber.probed_at < now - silent_for:
-            self._subscriber.probe(now)
+        if silent_for > patience / 2:
+            self._subscriber.probe(now, since)
         if silent_for <= patience:
             return False
         return not (self._subscriber.has_input() or self._subscriber.is_behind(now, PATIENCE))

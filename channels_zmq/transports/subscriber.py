@@ -23,13 +23,15 @@ from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Endpoint
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import secure_client
-from channels_zmq_forwarder.sockets import heartbeats, number, readable
+from channels_zmq_forwarder.sockets import heartbeats, longest_transfer, number, readable
 
 Socket = zmq.Socket[bytes]
 
 HELLO_EVERY = 1.0
 """Seconds between two hellos of a session whose exchange does not serve yet, or any more."""
 FRAMES_A_TURN = 256
+PROBE_EVERY = 1.0
+"""Seconds between two repetitions of a probe."""
 CHECK_EVERY = 1.0
 """Seconds between two times that are remembered at which everything was read."""
 WAKES_A_TURN = 1000
@@ -97,14 +99,16 @@ class Subscriber:
         """What to send before the hello of a session that is about to begin."""
         self._greets_by = 0.0
         self._hello_at = 0.0
-        self.probed_at = self._heard_at = -inf
-        """When it has asked for an answer last, and when it has read a frame last."""
+        self._heard_at = -inf
+        """When it has read a frame last."""
         self._probe = 0
+        self._probed_at = self._probe_repeated_at = -inf
         self._all_read = self._all_read_before = 0.0
         """Two times at which everything was read: by the first one everything had arrived that was published before."""
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
         max_frame = options.max_message_size + wire.MAX_OVERHEAD
+        self._longest = longest_transfer(max_frame)
         set_options(self._socket, _CONNECTING | heartbeats(max_frame))
         set_options(self._socket, {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger, zmq.MAXMSGSIZE: max_frame})
         self.monitor = monitor(self._socket, zmq.Event.CONNECT_RETRIED)
@@ -212,21 +216,38 @@ class Subscriber:
             self._all_read_before, self._all_read = self._all_read, began
         return False
 
-    def probe(self, now: float) -> None:
-        """Ask for an answer that comes behind everything that is on its way to this process."""
-        self.probed_at, self._probe = now, next_number()
+    def probe(self, now: float, since: float) -> None:
+        """Ask for an answer that comes behind everything that is on its way to this process.
+
+        The exchange drops it like any other frame if too many wait for this process, so it is repeated.
+
+        Args:
+            now: Monotonic seconds.
+            since: A former probe counts if it was sent later than that.
+        """
+        if self.welcome is None:
+            return
+        if self._probed_at <= since:
+            self._probed_at, self._probe = now, next_number()
+        elif self._is_probe_answered or now < self._probe_repeated_at + PROBE_EVERY:
+            return
+        self._probe_repeated_at = now
         if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, self._probe))):
             self._client.out.input_found()
+
+    @property
+    def _is_probe_answered(self) -> bool:
+        return self._attachment.synced >= self._probe
 
     def is_behind(self, now: float, patience: float) -> bool:
         """Return whether frames arrive, but not yet the answer to the last probe: other answers may wait behind them.
 
         Args:
             now: Monotonic seconds.
-            patience: Seconds without any frame after which no more are expected.
+            patience: Seconds without a frame after which no more is expected, beyond those that the largest one takes.
         """
-        is_answered = self._attachment.synced >= self._probe
-        return not is_answered and self.probed_at < self._heard_at and now < self._heard_at + patience
+        is_arriving = self._probed_at < self._heard_at and now < self._heard_at + patience + self._longest
+        return not self._is_probe_answered and (is_arriving or now < self._probed_at + self._longest)
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         """Begin a new session, because a connection was made.

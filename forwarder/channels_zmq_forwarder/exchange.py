@@ -419,8 +419,7 @@ class Exchange:
 
     def _answer_for(self, ask: wire.Ask) -> bytes:
         """Answer a request to an owner that is not connected."""
-        was_lost_at = self._ended.get(ask.inbox, _NEVER).at
-        may_return = self._is_living(ask.inbox) or self._clock() < was_lost_at + RETURNS_WITHIN
+        may_return = self._clock() < self._ended.get(ask.inbox, _NEVER).at + RETURNS_WITHIN
         return self._confirm(ask.reply, ask.n, wire.Status.AWAY if may_return else wire.Status.GONE)
 
     # Normal channels

@@ -504,12 +504,6 @@ def test_a_request_to_a_disconnected_owner_is_answered(forwarder: Forwarder) -> 
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
-def test_an_owner_that_has_not_said_hello_yet_is_about_to(forwarder: Forwarder) -> None:
-    """It is subscribed to its inbox already."""
-    forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
-    assert statuses(forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))) == [Status.AWAY]
-
-
 def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder) -> None:
     """Its answer counts if it does; after three seconds it is gone."""
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))

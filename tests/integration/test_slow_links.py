@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,34 +13,64 @@ from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConnectionLost
 from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
+Make = Callable[[int], Forwarder]
 RATE = SLOWEST_LINK / 8
 """Bytes a second."""
-LARGE = 12
-"""Messages of 1 MiB: they take 6 s."""
+JOBS = 12
+"""Of 1 MiB: they take 6 s."""
 ENVELOPE = 100
 """Bytes that the rest of a message takes beside its text, at most."""
 
 
+@pytest.fixture
+def make_forwarder() -> Iterator[Make]:
+    """Start a forwarder that takes messages of a certain size."""
+    started: list[Forwarder] = []
+
+    def make(size: int) -> Forwarder:
+        addresses = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        started.append(Forwarder(*addresses, flags=("--max-message-size", str(size))))
+        started[0].start()
+        return started[0]
+
+    yield make
+    for forwarder in started:
+        forwarder.end()
+
+
 @pytest.mark.slow
-def test_a_process_that_gets_more_than_its_link_carries_can_send(run: Any, forwarder: Forwarder) -> None:
-    """Answers to what it sends wait for seconds behind messages for it, while its link comes up and later."""
+@pytest.mark.parametrize(
+    ("size", "count", "is_up"),
+    [(2**20, 12, True), (2**20, 12, False), (2**23, 2, True)],
+    ids=["1 MiB", "1 MiB, coming up", "8 MiB"],
+)
+def test_a_process_that_gets_more_than_its_link_carries_can_send(
+    run: Any, make_forwarder: Make, size: int, count: int, is_up: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answers to what it sends, or to the echo that proves its link, wait for seconds behind messages for it."""
+    forwarder = make_forwarder(size)
 
     async def scenario() -> None:
-        with relay_to(forwarder.pub, RATE) as relay:
-            sender = DedicatedZmqChannelLayer(**forwarder.config)
-            config = {**forwarder.config, "pub_socket_address": relay.address}
-            receiver = DedicatedZmqChannelLayer(**config)
+        with relay_to(forwarder.pub, RATE) as down, relay_to(forwarder.pull) as up:
+            sender = DedicatedZmqChannelLayer(**forwarder.config, max_message_size=size)
+            config = {"pull_socket_address": up.address, "pub_socket_address": down.address}
+            receiver = DedicatedZmqChannelLayer(**config, max_message_size=size)
+            if not is_up:
+                up.hold()
             channel = await receiver.new_channel()
             await receiver.group_add("chat", channel)
+            if is_up:
+                await until(lambda: receiver.stats()["links"][0]["state"] == "up")
             own = await sender.new_channel()
-            for number in range(LARGE):
-                await sender.group_send("chat", {"n": number, "text": "x" * (2**20 - ENVELOPE)})
+            for number in range(count):
+                await sender.group_send("chat", {"n": number, "text": "x" * (size - ENVELOPE)})
+            up.resume()
             await receiver.send(own, {"n": 0})
             assert await sender.receive(own) == {"n": 0}
-            assert [(await receiver.receive(channel))["n"] for _ in range(LARGE)] == list(range(LARGE))
+            assert [(await receiver.receive(channel))["n"] for _ in range(count)] == list(range(count))
             await until(lambda: not receiver.stats()["held"])
             stats = receiver.stats()
-            assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
+            assert (stats["reconnects"], stats["sent_again"], stats["dropped"], caplog.messages) == (0, 0, {}, [])
             close_all()
 
     run(scenario())
@@ -57,11 +88,11 @@ def test_large_jobs_by_a_slow_link_all_arrive(run: Any, forwarder: Forwarder) ->
             channel = await sender.new_channel()
             await sender.group_add("chat", channel)
             text = "x" * (2**20 - ENVELOPE)
-            jobs = [asyncio.ensure_future(sender.send("jobs", {"n": n, "text": text})) for n in range(LARGE)]
+            jobs = [asyncio.ensure_future(sender.send("jobs", {"n": n, "text": text})) for n in range(JOBS)]
             while not all(job.done() for job in jobs):
                 await sender.group_send("chat", {})
                 assert await sender.receive(channel) == {}
-            assert await asyncio.gather(*jobs) == [None] * LARGE
+            assert await asyncio.gather(*jobs) == [None] * JOBS
             stats = sender.stats()
             assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
             close_all()
@@ -75,7 +106,8 @@ def test_a_sender_of_jobs_notices_that_its_connection_stands_still(run: Any, for
 
     async def scenario() -> None:
         with relay_to(forwarder.pull) as relay:
-            sender = DedicatedZmqChannelLayer(**{**forwarder.config, "pull_socket_address": relay.address})
+            config = {**forwarder.config, "pull_socket_address": relay.address}
+            sender = DedicatedZmqChannelLayer(**config, connect_timeout=20.0)
             await sender.send("jobs", {})
             relay.hold()
             with pytest.raises(ConnectionLost):
@@ -87,12 +119,9 @@ def test_a_sender_of_jobs_notices_that_its_connection_stands_still(run: Any, for
 
 @pytest.mark.parametrize("size", [2**20, pytest.param(2**23, marks=pytest.mark.slow)], ids=["1 MiB", "8 MiB"])
 @pytest.mark.parametrize("slow", ["pull_socket_address", "pub_socket_address"], ids=["sending", "receiving"])
-def test_the_largest_message_passes_the_slowest_link(run: Any, slow: str, size: int) -> None:
+def test_the_largest_message_passes_the_slowest_link(run: Any, make_forwarder: Make, slow: str, size: int) -> None:
     """Heartbeats and acknowledgements wait behind it for longer than a dead peer would be waited for."""
-    forwarder = Forwarder(
-        *(f"tcp://127.0.0.1:{port}" for port in free_ports(2)), flags=("--max-message-size", str(size))
-    )
-    forwarder.start()
+    forwarder = make_forwarder(size)
 
     async def scenario() -> None:
         with relay_to(forwarder.config[slow], RATE) as relay:
@@ -111,7 +140,4 @@ def test_the_largest_message_passes_the_slowest_link(run: Any, slow: str, size: 
             assert (stats["reconnects"], stats["sent_again"], stats["dropped"]) == (0, 0, {})
             close_all()
 
-    try:
-        run(scenario())
-    finally:
-        forwarder.end()
+    run(scenario())

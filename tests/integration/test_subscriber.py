@@ -15,7 +15,6 @@ from zmq.utils.monitor import recv_monitor_message
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
-from channels_zmq.client.requests import next_number
 from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
@@ -32,6 +31,7 @@ from channels_zmq.transports.subscriber import (
     monitor,
 )
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.sockets import longest_transfer
 
 SECRET = b"0123456789abcdef"
 INBOX = wire.claimable(SECRET)
@@ -120,27 +120,43 @@ def hello(exchange: Socket) -> wire.Hello:
 def test_answers_are_late_while_frames_arrive_ahead_of_that_to_a_probe(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """But not before one was sent, not if nothing arrives, and not once it was answered."""
+    """But not before one was sent, if nothing arrives for longer than a frame takes, or once it was answered."""
     subscriber.greet(list)
     subscriber.take(welcome(subscriber.session))
     hello(exchange)
-    answers = [number + next_number() for number in (0, 2**62)]
+    longest = longest_transfer(OPTIONS.max_message_size + wire.MAX_OVERHEAD)
 
     def arrives() -> bool:
         exchange.send(TOPIC + b"other")
         await_input(subscriber)
         subscriber.read()
-        return subscriber.is_behind(time.monotonic(), PATIENCE)
+        return subscriber.is_behind(time.monotonic() + 2 * longest, PATIENCE)
 
     assert not arrives()
-    subscriber.probe(time.monotonic())
-    assert exchange.recv()[:1] == b"Y"
-    assert not subscriber.is_behind(time.monotonic(), PATIENCE)
-    for answer, is_behind in zip(answers, (True, False), strict=True):
-        client.attachments[0].synced = answer
-        assert arrives() is is_behind
-    client.attachments[0].synced = answers[0]
+    probed = time.monotonic()
+    subscriber.probe(probed, probed - 1.5)
+    number = wire.SYNC.decode(exchange.recv()).n
+    assert [subscriber.is_behind(probed + after, PATIENCE) for after in (longest / 2, 2 * longest)] == [True, False]
+    assert arrives()
     assert not subscriber.is_behind(time.monotonic() + 2 * PATIENCE, PATIENCE)
+    client.attachments[0].synced = number
+    assert not arrives()
+
+
+def test_a_probe_is_repeated_until_it_is_answered(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
+    """The exchange may have dropped it. The next silence has one of its own; none is sent before the welcome."""
+    subscriber.greet(list)
+    hello(exchange)
+    subscriber.probe(100.0, 98.5)
+    subscriber.take(welcome(subscriber.session))
+    for now in (100.0, 100.9, 101.0):
+        subscriber.probe(now, 98.5)
+    first, repeated = (wire.SYNC.decode(exchange.recv()).n for _ in range(2))
+    assert first == repeated
+    client.attachments[0].synced = first
+    subscriber.probe(103.0, 98.5)
+    subscriber.probe(104.0, 100.0)
+    assert wire.SYNC.decode(exchange.recv()).n > first
 
 
 def test_input_that_is_there_while_a_frame_is_sent_is_reported(

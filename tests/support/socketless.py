@@ -173,8 +173,9 @@ class Subscriber:
             feed(self.client, self.arriving.pop(0), self.attachment)
         return bool(self.arriving)
 
-    def probe(self, now: float) -> None:
-        self.probed_at = now
+    def probe(self, now: float, since: float) -> None:
+        if self.probed_at <= since:
+            self.probed_at = now
 
     def is_behind(self, now: float, patience: float) -> bool:
         return self.others_come_first and self.probed_at + patience > now

@@ -125,14 +125,17 @@ def test_a_window_is_bounded_in_bytes(clock: Clock) -> None:
 
 def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Window, clock: Clock) -> None:
     """They ask for a marker and take room like others, and are not sent again."""
-    assert window.passed(10) == clock.now + BLOCK_SECONDS
+    assert window.count(10) == clock.now + BLOCK_SECONDS
     clock.now += 0.1
     assert window.append(b"kept") == 0.0
-    assert window.passed(20) == 0.0
+    assert window.count(20) == 0.0
     window.marked(1)
-    assert (len(window), window.size, window.awaited, window.oldest) == (3, 34, 34, clock.now - 0.1)
+    assert (len(window), window.kept, window.size, window.awaited) == (3, 1, 34, 34)
+    assert window.oldest == clock.now - 0.1
+    window.count(1)
+    assert (len(window), window.kept) == (4, 1)
     window.acknowledge(1)
-    assert (len(window), window.size) == (0, 0)
+    assert (len(window), window.kept, window.size) == (1, 0, 1)
     assert frames(window.take()) == [b"kept"]
 
 
@@ -140,11 +143,11 @@ def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Wind
 def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, count: int) -> None:
     """In frames, or in bytes; so is the window."""
     window = Window(BLOCK_FRAMES, LEAST_BYTES, clock)
-    due = [window.passed(size) for _ in range(count)]
+    due = [window.count(size) for _ in range(count)]
     assert due[-1] == NOW
     assert NOW not in due[:-1]
     while not window.is_full:
-        window.passed(size)
+        window.count(size)
     assert len(window) == BLOCK_FRAMES or window.size >= LEAST_BYTES
 
 
@@ -158,11 +161,21 @@ def test_an_acknowledged_frame_that_is_larger_than_the_bound_is_kept(clock: Cloc
     assert [len(one) for one in frames(window.take())] == [KEEP_BYTES + 1]
 
 
+def test_room_for_small_frames_is_known_behind_one_that_is_not_kept(window: Window) -> None:
+    """`keep` takes so many without a look."""
+    window.count(10)
+    window.append(b"1")
+    assert window.room == BLOCK_FRAMES - 3
+    for _ in range(window.room):
+        window.keep(b"x")
+    assert window.append(b"last") == NOW
+
+
 def test_large_frames_that_are_not_kept_leave_those_that_are(clock: Clock) -> None:
     """The bound of what is kept is one of memory."""
     window = Window(1000, 10 * KEEP_BYTES, clock)
     window.append(b"kept")
-    window.passed(2 * KEEP_BYTES)
+    window.count(2 * KEEP_BYTES)
     window.marked(1)
     window.acknowledge(1)
     assert frames(window.take()) == [b"kept"]

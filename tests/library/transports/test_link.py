@@ -789,6 +789,16 @@ def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> Non
     assert (rig.link.state, request.answer, rig.taken) == (State.VERIFYING, LOST, [])
 
 
+def test_the_window_of_a_link_that_no_topic_is_sent_by_is_emptied_too(rig: Rig) -> None:
+    """Its owner takes nothing from it: answers to other processes went by it. They would never be acknowledged."""
+    rig.come_up()
+    rig.link.send(b"k")
+    rig.tick(BLOCK_SECONDS)
+    rig.went_down = lambda link: None
+    rig.exchange.push_disconnected()
+    assert len(rig.link._window) == 0
+
+
 def test_large_requests_wait_for_room_in_the_window(rig: Rig) -> None:
     """Else PUSH would take any number of them."""
     rig.come_up()
