@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -333,16 +333,15 @@ class Connection:
                 flushed again and again.
         """
         what, name = f"send({channel!r})", channel.encode()
-        tries_until = time.monotonic() + self._options.connect_timeout
-        while True:
+
+        def ask() -> Awaitable[int]:
             number = next_number()
             frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, name, payload))
-            status = await self._ask(number, frame, what, repeats=False, produces=True, key=name)
-            if status != Status.FLUSHING:
-                break
-            if time.monotonic() > tries_until:
-                raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
-            await asyncio.sleep(ASK_AGAIN_AFTER)
+            return self._ask(number, frame, what, repeats=False, produces=True, key=name)
+
+        status = await self._ask_while(Status.FLUSHING, ask)
+        if status == Status.FLUSHING:
+            raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
         if status == Status.REFUSED:
             raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
         if status == Status.MEMORY:
@@ -531,16 +530,14 @@ class Connection:
             OwnerUnavailable: If the other process does not come back in time.
         """
         what = f"group_{'add' if add else 'discard'}({group!r}, {channel!r})"
-        tries_until = time.monotonic() + self._options.connect_timeout
-        while True:
+
+        def ask() -> Awaitable[int]:
             number = next_number()
             frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
-            status = await self._ask(number, frame, what, key=wire.direct_prefix(owner))
-            if status != Status.AWAY:
-                break
-            if time.monotonic() > tries_until:
-                raise OwnerUnavailable(self.address, self._options.connect_timeout, what)
-            await asyncio.sleep(ASK_AGAIN_AFTER)
+            return self._ask(number, frame, what, key=wire.direct_prefix(owner))
+
+        if await self._ask_while(Status.AWAY, ask) == Status.AWAY:
+            raise OwnerUnavailable(self.address, self._options.connect_timeout, what)
 
     async def flush(self) -> None:
         """Drop all messages and groups, of every client of the address.
@@ -568,6 +565,15 @@ class Connection:
             raise FlushIncomplete(self.address, MAX_FLUSH)
 
     # Waiting for an answer
+
+    async def _ask_while(self, status: Status, ask: Callable[[], Awaitable[int]]) -> int:
+        """Ask until the answer is another one than this, for `connect_timeout` at most; return the last answer."""
+        until = time.monotonic() + self._options.connect_timeout
+        while True:
+            answer = await ask()
+            if answer != status or time.monotonic() > until:
+                return answer
+            await asyncio.sleep(ASK_AGAIN_AFTER)
 
     async def _ask(
         self,

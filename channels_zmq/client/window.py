@@ -87,7 +87,7 @@ class Window:
         self._begin_block()
         self._marked: deque[_Block] = deque()
         self._markers: set[int] = set()  # that were not answered
-        self._marked_frames = self._marked_others = 0
+        self._marked_frames = 0
         self._kept: deque[_Block] = deque()
         self._kept_frames = self._kept_size = 0
 
@@ -97,7 +97,7 @@ class Window:
     @property
     def kept(self) -> int:
         """How many of the unacknowledged frames are kept."""
-        return len(self) - self._open.others - self._marked_others
+        return sum(len(block.frames) for block in (*self._marked, self._open))
 
     @property
     def is_full(self) -> bool:
@@ -166,7 +166,6 @@ class Window:
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
-        self._marked_others += block.others
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
@@ -180,7 +179,6 @@ class Window:
             self._markers.discard(block.marker)
             block.acknowledged_at = now
             self._marked_frames -= len(block)
-            self._marked_others -= block.others
             self.size -= block.size
             self._kept.append(block)
             self._kept_frames += len(block.frames)
@@ -217,4 +215,4 @@ class Window:
         self._marked.clear()
         self._markers.clear()
         self._kept.clear()
-        self.size = self._marked_frames = self._marked_others = self._kept_frames = self._kept_size = 0
+        self.size = self._marked_frames = self._kept_frames = self._kept_size = 0
