@@ -7,6 +7,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import pytest
@@ -27,8 +28,9 @@ SHARE = 0.01
 """Of a core, on top of a process without consumers."""
 PAUSE = 0.005
 """Seconds of CPU time that one turn of the event loop, or one step under the connection's lock, may take."""
-SOME_TIME = 5.0
-"""Seconds over which pauses are measured: the housekeeper has turns by the second."""
+PERIODS = 5
+"""Each has 1.1 s, since the housekeeper has turns by the second. The median of their longest pauses counts: what causes
+pauses here comes in each, while a virtual machine may count for a thread's what its host has taken once."""
 PATIENCE = 300.0
 kept: list[Any] = []
 """The tasks of the consumers."""
@@ -68,22 +70,23 @@ class Timed(connection._Step):
         self.longest = max(self.longest, time.thread_time() - began)
 
 
-async def longest_pauses(layer: Any, group: str, until_missed: int) -> tuple[float, float]:
-    """Return the longest turn of this loop, and the longest step of any thread.
-
-    They are measured for `SOME_TIME`, and until so many messages are known to be missed.
-    """
+async def longest_pauses(layer: Any, group: str) -> tuple[float, float]:
+    """Return the longest turn of this loop, and the longest step of any thread, while messages are missed."""
     known = layer._connection()
     step = known._step = Timed(known)
     channel = await layer.new_channel()
     await layer.group_add(group, channel)
-    end = time.monotonic() + SOME_TIME
-    longest, last = 0.0, time.thread_time()
-    while layer.stats()["dropped"].get("missed", 0) < until_missed or time.monotonic() < end:
-        await asyncio.sleep(0.001)
-        now = time.thread_time()
-        longest, last = max(longest, now - last), now
-    return longest, step.longest
+    turns, steps = [], []
+    for _ in range(PERIODS):
+        missed, end = layer.stats()["dropped"].get("missed", 0), time.monotonic() + 1.1
+        longest, step.longest, last = 0.0, 0.0, time.thread_time()
+        while layer.stats()["dropped"].get("missed", 0) == missed or time.monotonic() < end:
+            await asyncio.sleep(0.001)
+            now = time.thread_time()
+            longest, last = max(longest, now - last), now
+        turns.append(longest)
+        steps.append(step.longest)
+    return median(turns), median(steps)
 
 
 def cpu_time(pid: int) -> float:
@@ -112,7 +115,7 @@ def test_a_hundred_thousand_idle_consumers_cost_nothing_at_rest(forwarder: Forwa
     print(f"shares of a core: {without} without consumers, {at_rest} with them")
     assert full.run(reconnects) == 0  # who begins so many queues at once is no flood
 
-    measured = full.begin_run(longest_pauses, "gap", 1)
+    measured = full.begin_run(longest_pauses, "gap")
     with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
         stranger.connect(forwarder.pull)
         topic, number = wire.group_topic("gap"), 1

@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull, StopConsumer
-from event_loops import FACTORIES
+from event_loops import FACTORIES, ReaderlessLoop
 
 from channels_zmq import connections
+from channels_zmq.connection import Connection
 from channels_zmq.errors import MessageTooLarge, SerializationError
 
 pytestmark = pytest.mark.parametrize("run", FACTORIES, indirect=True)
@@ -166,6 +168,47 @@ def test_each_job_goes_to_one_reader(make_layer: Make, run: Run) -> None:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         assert sorted(done) == list(range(200))
+
+    run(scenario())
+
+
+def test_who_only_sends_jobs_is_not_read_for_in_another_thread(
+    make_layer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If its loop can read the answers, the housekeeper does not as well: it would wake up for each of them."""
+    by_housekeeper = 0
+    read = Connection.read_unattended
+
+    def count(connection: Connection) -> None:
+        nonlocal by_housekeeper
+        by_housekeeper += 1
+        read(connection)
+
+    async def scenario() -> None:
+        nonlocal by_housekeeper
+        layer = make_layer(capacity=1000)
+        await layer.send("jobs", {"n": 0})
+        monkeypatch.setattr(Connection, "read_unattended", count)
+        for number in range(200):
+            await layer.send("jobs", {"n": number})
+        loop_cannot = isinstance(asyncio.get_running_loop(), ReaderlessLoop)
+        assert by_housekeeper <= 1 or loop_cannot  # once, if it has begun to watch before the first call
+
+    run(scenario())
+
+
+def test_a_connection_at_rest_is_looked_after_once_a_second(make_layer: Make, run: Run) -> None:
+    """Not as often as one whose event loop may just have ended: that would take a hundredth of a core."""
+
+    async def scenario() -> None:
+        layer = make_layer()
+        reader = asyncio.create_task(layer.receive(await layer.new_channel()))
+        await asyncio.sleep(0)
+        connection = layer._connection()
+        while connection.tick(now := time.monotonic()) < now + 0.9:
+            await asyncio.sleep(0.01)
+        reader.cancel()
+        await asyncio.wait([reader])
 
     run(scenario())
 

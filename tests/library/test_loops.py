@@ -208,27 +208,46 @@ def test_no_loop_runs_in_a_thread_without_one() -> None:
 async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe: Pipe, loops: Loops) -> None:
     """Input may be there of which ZeroMQ's descriptor has shown the beginning to another loop."""
     here = asyncio.get_running_loop()
-    loops.enter(here, attach=False)
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
+    loops.enter(here, takes_over=False)
     await turns()
     assert pipe.drained == [(here, b"")]
 
 
 async def test_a_loop_with_a_waiter_watches(pipe: Pipe, loops: Loops) -> None:
-    """Until its last waiter leaves."""
+    """It reads what arrives."""
     here = asyncio.get_running_loop()
-    loops.enter(here, attach=False)
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
+    loops.enter(here, takes_over=False)
     loops.leave(here)
     await turns()
     before = len(pipe.drained)
     pipe.write()
     await turns()
     assert pipe.drained[before:] == [(here, b"x")]
+
+
+async def test_the_first_loop_that_waits_is_attached(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
+    """The housekeeper does not read beside it. Another one, beside it, watches until its last waiter leaves."""
+    here = asyncio.get_running_loop()
+    loops.enter(here, takes_over=False)
     loops.leave(here)
-    pipe.write()
-    await turns()
-    assert len(pipe.drained) == before + 1
+    assert (watches(loops, here), loops.unattended()) == (True, False)
+    on(other, lambda: loops.enter(other, takes_over=False))
+    assert watches(loops, other)
+    on(other, lambda: loops.leave(other))
+    assert (watches(loops, here), watches(loops, other)) == (True, False)
+
+
+async def test_a_loop_that_waits_takes_the_place_of_one_that_does_not_run(
+    loops: Loops, idle: asyncio.AbstractEventLoop
+) -> None:
+    """As after each call of `async_to_sync`."""
+    here = asyncio.get_running_loop()
+    loops.enter(idle, takes_over=False)
+    loops.leave(idle)
+    loops.enter(here, takes_over=False)
+    assert (watches(loops, idle), watches(loops, here), loops.unattended()) == (False, True, False)
 
 
 @pytest.fixture(params=["readerless", "no-descriptor", "windows"])
@@ -257,8 +276,8 @@ def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_l
 
     async def wait_attached() -> tuple[int, list[tuple[asyncio.AbstractEventLoop | None, bytes]], bool]:
         here = asyncio.get_running_loop()
-        loops.enter(here, attach=True)
-        loops.enter(here, attach=True)
+        loops.enter(here, takes_over=True)
+        loops.enter(here, takes_over=True)
         await turns()
         return pipe.asked, pipe.drained, loops.unattended()
 
@@ -273,13 +292,13 @@ def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(
     loops, runner = unable
     monkeypatch.undo()
     loops.watch(pipe.reads)
-    on(other, lambda: loops.enter(other, attach=True))
+    on(other, lambda: loops.enter(other, takes_over=True))
     assert not loops.unattended()
 
     async def wait_in_vain() -> tuple[bool, bool, bool]:
         here = asyncio.get_running_loop()
         before = loops.unattended()
-        loops.enter(here, attach=False)
+        loops.enter(here, takes_over=False)
         during = loops.unattended()
         loops.leave(here)
         return before, during, loops.unattended()
@@ -293,7 +312,7 @@ def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(
 async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
     """Without a waiter: the consumer whose handler runs comes back."""
     here = asyncio.get_running_loop()
-    loops.enter(here, attach=True)
+    loops.enter(here, takes_over=True)
     loops.leave(here)
     await turns()
     before = len(pipe.drained)
@@ -305,18 +324,18 @@ async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
 async def test_attaching_ends_the_watch_of_the_former_loop(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """If no reader waits there; its own thread ends it."""
     here = asyncio.get_running_loop()
-    on(other, lambda: loops.enter(other, attach=True))
+    on(other, lambda: loops.enter(other, takes_over=True))
     on(other, lambda: loops.leave(other))
-    loops.enter(here, attach=True)
-    loops.enter(here, attach=True)
+    loops.enter(here, takes_over=True)
+    loops.enter(here, takes_over=True)
     on(other, lambda: None)
     assert (watches(loops, other), watches(loops, here)) == (False, True)
 
 
 async def test_a_former_loop_with_a_waiter_watches_on(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """Another loop that would do it in its place can stop at any moment."""
-    on(other, lambda: loops.enter(other, attach=True))
-    loops.enter(asyncio.get_running_loop(), attach=True)
+    on(other, lambda: loops.enter(other, takes_over=True))
+    loops.enter(asyncio.get_running_loop(), takes_over=True)
     on(other, lambda: None)
     assert watches(loops, other)
     on(other, lambda: loops.leave(other))
@@ -327,18 +346,18 @@ async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(
     loops: Loops, idle: asyncio.AbstractEventLoop
 ) -> None:
     """As after each call of `async_to_sync`."""
-    loops.enter(idle, attach=True)
+    loops.enter(idle, takes_over=True)
     loops.leave(idle)
-    loops.enter(asyncio.get_running_loop(), attach=True)
+    loops.enter(asyncio.get_running_loop(), takes_over=True)
     assert not watches(loops, idle)
 
 
 async def test_a_former_loop_that_has_closed_is_forgotten(loops: Loops) -> None:
     """Its duplicate of the descriptor is closed, without a call of the loop."""
     former = asyncio.new_event_loop()
-    loops.enter(former, attach=True)
+    loops.enter(former, takes_over=True)
     former.close()
-    loops.enter(asyncio.get_running_loop(), attach=True)
+    loops.enter(asyncio.get_running_loop(), takes_over=True)
     loops.leave(former)
     assert not loops.unattended()
     assert list(loops._watches) == [asyncio.get_running_loop()]
@@ -347,10 +366,10 @@ async def test_a_former_loop_that_has_closed_is_forgotten(loops: Loops) -> None:
 async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_error(loops: Loops) -> None:
     """The descriptor went before it."""
     former = asyncio.new_event_loop()
-    loops.enter(former, attach=True)
+    loops.enter(former, takes_over=True)
     loops.watch(None)
     former.close()
-    loops.enter(asyncio.get_running_loop(), attach=True)
+    loops.enter(asyncio.get_running_loop(), takes_over=True)
     assert loops.attached is asyncio.get_running_loop()
 
 
@@ -364,7 +383,7 @@ async def test_without_a_descriptor_nothing_is_watched(pipe: Pipe) -> None:
     """An embedded layer on an address of its own process has none; waiters count all the same."""
     here = asyncio.get_running_loop()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
     loops.watch(None)
     loops.leave(here)
     await turns()
@@ -378,7 +397,7 @@ async def test_waiting_loops_change_over_to_a_new_descriptor(pipe: Pipe) -> None
     closed = asyncio.new_event_loop()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     for loop in (here, closed):
-        loops.enter(loop, attach=False)
+        loops.enter(loop, takes_over=False)
     closed.close()
     pipe.write()
     loops.watch(pipe.reads)
@@ -391,7 +410,7 @@ async def test_waiting_loops_change_over_to_a_new_descriptor(pipe: Pipe) -> None
 async def test_a_loop_stops_watching_the_former_descriptor(pipe: Pipe, loops: Loops) -> None:
     """Input there is no business of the new one's."""
     here = asyncio.get_running_loop()
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
     reads, writes = os.pipe()
     try:
         loops.watch(reads)
@@ -413,7 +432,7 @@ async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes
     loops: Loops, other: asyncio.AbstractEventLoop
 ) -> None:
     """The loop was asked to change over, and is forgotten when it comes to it."""
-    on(other, lambda: loops.enter(other, attach=False))
+    on(other, lambda: loops.enter(other, takes_over=False))
     with loops._lock:
         loops.watch(loops.descriptor)
         loops._forget(other)
@@ -426,12 +445,12 @@ async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe: Pipe, loo
     here = asyncio.get_running_loop()
     reads, writes = os.pipe()
     loops.watch(reads)
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
     os.close(reads)
     own = loops._watches[here].descriptor
     assert own not in (None, reads)
     os.fstat(own)
-    loops.leave(here)
+    loops.release()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(own)
     os.close(writes)
@@ -440,10 +459,10 @@ async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe: Pipe, loo
 # Who reads otherwise
 
 
-def test_without_an_attached_loop_the_housekeeper_reads(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
-    """A loop that only waits for an answer can end at any moment."""
+def test_without_a_loop_that_runs_the_housekeeper_reads(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
+    """Also if one is attached."""
     assert loops.unattended()
-    loops.enter(idle, attach=False)
+    loops.enter(idle, takes_over=False)
     assert loops.unattended()
     loops.leave(idle)
 
@@ -452,9 +471,9 @@ def test_an_attached_loop_reads_while_it_runs(
     loops: Loops, other: asyncio.AbstractEventLoop, idle: asyncio.AbstractEventLoop
 ) -> None:
     """A loop that does not run, or is closed, does not."""
-    on(other, lambda: loops.enter(other, attach=True))
+    on(other, lambda: loops.enter(other, takes_over=True))
     assert not loops.unattended()
-    loops.enter(idle, attach=True)
+    loops.enter(idle, takes_over=True)
     assert loops.unattended()
     loops.release()
     on(other, lambda: None)
@@ -463,8 +482,8 @@ def test_an_attached_loop_reads_while_it_runs(
 def test_closed_loops_are_forgotten(loops: Loops) -> None:
     """Attached or waiting; their duplicates of the descriptor are closed."""
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
-    loops.enter(first, attach=True)
-    loops.enter(second, attach=False)
+    loops.enter(first, takes_over=True)
+    loops.enter(second, takes_over=False)
     own = [loops._watches[loop].descriptor or 0 for loop in (first, second)]
     first.close()
     second.close()
@@ -480,9 +499,9 @@ def test_a_running_loop_drains_soon(
 ) -> None:
     """One that only waits will do; one that does not run is passed over."""
     assert not loops.drain_soon()
-    loops.enter(idle, attach=True)
+    loops.enter(idle, takes_over=True)
     assert not loops.drain_soon()
-    on(other, lambda: loops.enter(other, attach=False))
+    on(other, lambda: loops.enter(other, takes_over=False))
     on(other, lambda: None)
     pipe.called.clear()
     assert loops.drain_soon()
@@ -509,8 +528,8 @@ def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
 async def test_releasing_ends_every_watch(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """Here at once, on another loop as soon as it comes to it."""
     here = asyncio.get_running_loop()
-    on(other, lambda: loops.enter(other, attach=True))
-    loops.enter(here, attach=False)
+    on(other, lambda: loops.enter(other, takes_over=True))
+    loops.enter(here, takes_over=False)
     loops.release()
     assert not watches(loops, here)
     on(other, lambda: None)
@@ -524,7 +543,7 @@ async def test_another_loop_takes_the_lock_before_it_changes_its_watch(
     lock = NotingLock()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, lock)
     loops.watch(pipe.reads)
-    on(other, lambda: loops.enter(other, attach=False))
+    on(other, lambda: loops.enter(other, takes_over=False))
     assert lock.taken_by == []
     loops.release()
     on(other, lambda: None)
@@ -535,7 +554,7 @@ async def test_another_loop_takes_the_lock_before_it_changes_its_watch(
 def test_releasing_forgets_a_loop_that_has_closed(loops: Loops) -> None:
     """There is nothing to wait for."""
     closed = asyncio.new_event_loop()
-    loops.enter(closed, attach=False)
+    loops.enter(closed, takes_over=False)
     closed.close()
     loops.release()
     assert loops._watches == {}
@@ -544,7 +563,7 @@ def test_releasing_forgets_a_loop_that_has_closed(loops: Loops) -> None:
 async def test_after_releasing_a_waiter_may_still_leave(loops: Loops) -> None:
     """Its loop watches nothing any more."""
     here = asyncio.get_running_loop()
-    loops.enter(here, attach=False)
+    loops.enter(here, takes_over=False)
     loops.release()
     loops.leave(here)
     assert loops.unattended()

@@ -85,7 +85,7 @@ class Loops:
     def release(self) -> None:
         self.descriptor = None
 
-    def enter(self, loop: Loop, *, attach: bool) -> None:
+    def enter(self, loop: Loop, *, takes_over: bool) -> None:
         pass
 
     def leave(self, loop: Loop) -> None:
