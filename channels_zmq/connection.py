@@ -41,7 +41,7 @@ from channels_zmq.errors import (
     OwnerUnavailable,
     RequestRefused,
 )
-from channels_zmq.housekeeper import Watched, housekeeper
+from channels_zmq.housekeeper import LOOK_EVERY, Watched, housekeeper
 from channels_zmq.loops import Loops, Waiter, running_here, wake
 from channels_zmq.options import Options
 from channels_zmq.transports.transport import Producer, Transport
@@ -49,10 +49,8 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.flushes import MAX_FLUSH
 from channels_zmq_forwarder.wire import Status, Topic
 
-LOOK_EVERY = 0.05
-"""Seconds after which the housekeeper notices that an event loop has ended which was used a moment ago."""
 NOTICE_EVERY = 1.0
-"""Seconds after which it notices that another event loop has ended or is blocked, or that no layer is left."""
+"""Seconds after which the housekeeper notices that an event loop is blocked, or that no layer is left."""
 UNUSED_FOR = 10.0
 """Seconds after its last layer is gone that a connection is closed."""
 BATCH_WITHIN = 0.01
@@ -146,7 +144,7 @@ class Connection:
         self._batching_loop: asyncio.AbstractEventLoop | None = None  # that will call `_turn_is_over`
         self._changes: deque[LinkChange] = deque()
         self._left_over: deque[Callable[[], None]] = deque()  # by coroutines that the garbage collector has ended
-        self._loop_turns = self._loop_turns_seen = self._loop_turns_noticed = 0
+        self._loop_turns = self._loop_turns_noticed = 0
         self._loop_is_blocked = False
         self._noticed_at, self._used_at = -NOTICE_EVERY, time.monotonic()
 
@@ -385,7 +383,7 @@ class Connection:
                 if payload is None:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
-                    self._loops.enter(loop, takes_over=True)
+                    self._enter(loop, takes_over=True)
                 if normal:
                     self.client.read_normal(box)
                     self.call_soon(self.client.due)
@@ -398,10 +396,14 @@ class Connection:
                 self._clean_up(partial(self._stop_waiting, loop, box, waiter), error)
                 raise
 
+    def _enter(self, loop: asyncio.AbstractEventLoop, *, takes_over: bool) -> None:
+        if self._loops.enter(loop, takes_over=takes_over):
+            self.call_soon(time.monotonic() + LOOK_EVERY)  # the housekeeper looks at this one from then on
+
     def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:
         self._loops.leave(loop)
         self.client.stop_waiting(box, waiter)
-        self.call_soon(min(self.client.due, time.monotonic() + LOOK_EVERY))
+        self.call_soon(self.client.due)
 
     def _clean_up(self, action: Callable[[], None], error: BaseException | None = None) -> None:
         """Do what has to be done when a coroutine ends, as a step.
@@ -432,8 +434,6 @@ class Connection:
             return more
 
     def _drain_on_loop(self) -> None:
-        if self._loop_turns == self._loop_turns_seen:  # the first one since `tick` has looked
-            self.call_soon(time.monotonic() + LOOK_EVERY)
         self._loop_turns += 1
         self._loop_is_blocked = False
         self.drain()
@@ -609,7 +609,7 @@ class Connection:
         end = partial(self._end_request, number, loop)
         try:
             with self._step:
-                self._loops.enter(loop, takes_over=False)
+                self._enter(loop, takes_over=False)
                 self._check_open()
                 now = time.monotonic()
                 self.client.begin_request(number, request)
@@ -665,6 +665,7 @@ class Connection:
                 {monitor: partial(self._event, handle) for monitor, handle in watched.monitors.items()},
                 self._unattended_inputs(),
                 {socket: partial(self._turn, turn) for socket, turn in watched.sockets.items()},
+                self._loops.reading,
             )
 
     def _turn(self, turn: Callable[[], None]) -> None:
@@ -707,9 +708,6 @@ class Connection:
             if is_second:
                 self._noticed_at = now
                 self._notice_blocked_loop()
-            if self._loop_turns != self._loop_turns_seen:
-                self._loop_turns_seen = self._loop_turns
-                due = min(due, now + LOOK_EVERY)
             reads = self._unattended_inputs()
         if reads:
             self.read_unattended()

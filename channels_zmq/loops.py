@@ -113,12 +113,15 @@ class Loops:
         for loop in list(self._watches):
             self._on(loop, self._change_over)
 
-    def enter(self, loop: AbstractEventLoop, *, takes_over: bool) -> None:
+    def enter(self, loop: AbstractEventLoop, *, takes_over: bool) -> bool:
         """Count a waiter on the running loop, which watches from now on.
 
         Args:
             loop: The running loop.
             takes_over: Whether it becomes the attached one although another one runs.
+
+        Returns:
+            Whether it has become the attached one.
         """
         watch = self._watches.get(loop)
         if watch is None:
@@ -126,10 +129,12 @@ class Loops:
             self._begin(loop, watch)
         watch.waiters += 1
         former = self.attached
-        if former is not loop and (takes_over or former is None or not former.is_running()):
-            self.attached = loop
-            if former is not None:
-                self._on(former, self._end_if_idle)
+        if former is loop or (self.reading is not None and not takes_over):
+            return False
+        self.attached = loop
+        if former is not None:
+            self._on(former, self._end_if_idle)
+        return True
 
     def leave(self, loop: AbstractEventLoop) -> None:
         """Remove a waiter from a loop, which stops to watch with its last one unless it is attached."""
@@ -139,13 +144,16 @@ class Loops:
             if not watch.waiters and loop is not self.attached:
                 self._on(loop, self._end_if_idle)
 
+    @property
+    def reading(self) -> AbstractEventLoop | None:
+        """The attached loop if it runs."""
+        return self.attached if self.attached is not None and self.attached.is_running() else None
+
     def unattended(self) -> bool:
         """Return whether no attached loop runs, or a loop cannot watch, so that the housekeeper has to read."""
         for loop in [loop for loop in self._watches if loop.is_closed()]:
             self._forget(loop)
-        if self.attached is None or not self.attached.is_running():
-            return True
-        return any(watch.descriptor is None for watch in self._watches.values())
+        return self.reading is None or any(watch.descriptor is None for watch in self._watches.values())
 
     def drain_soon(self) -> bool:
         """Let a watching loop drain again; return False if no loop watches."""

@@ -1,5 +1,6 @@
 """The thread that looks after connections while no event loop does."""
 
+import asyncio
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ import zmq
 
 from channels_zmq import housekeeper as housekeeping
 from channels_zmq import reports
-from channels_zmq.housekeeper import Housekeeper, Watched
+from channels_zmq.housekeeper import LOOK_EVERY, Housekeeper, Watched
 
 PATIENCE = 10.0
 LATER = 1000.0
@@ -26,6 +27,7 @@ class Connection:
         self.monitors: dict[zmq.Socket[bytes], Callable[[int], None]] = {}
         self.descriptor: int | None = None
         self.sockets: dict[Any, Callable[[], None]] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.address = ""
         self.again = LATER
         self.ticks = threading.Semaphore(0)
@@ -38,7 +40,7 @@ class Connection:
     def watched(self) -> Watched:
         self.on_watched()
         descriptors = () if self.descriptor is None else (self.descriptor,)
-        return Watched(self.monitors, descriptors, self.sockets)
+        return Watched(self.monitors, descriptors, self.sockets, self.loop)
 
     def tick(self, now: float) -> float:
         self.threads.add(threading.current_thread())
@@ -190,6 +192,24 @@ def test_a_descriptor_that_no_loop_reads_is_drained(
     os.write(writes, b"x")
     assert connection.drained.wait(PATIENCE)
     housekeeper.forget(connection)
+
+
+def test_a_connection_is_ticked_when_its_event_loop_has_ended(housekeeper: Housekeeper, connection: Connection) -> None:
+    """Not before, however long the loop runs."""
+    loop = connection.loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    running = threading.Event()
+    loop.call_soon_threadsafe(running.set)
+    running.wait(PATIENCE)
+    housekeeper.watch(connection)
+    await_tick(connection)
+    assert not connection.ticks.acquire(timeout=3 * LOOK_EVERY)
+    connection.on_tick = lambda: setattr(connection, "loop", None)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(PATIENCE)
+    await_tick(connection)
+    loop.close()
 
 
 def test_events_of_monitors_are_handed_over(

@@ -230,10 +230,12 @@ async def test_a_loop_with_a_waiter_watches(pipe: Pipe, loops: Loops) -> None:
 async def test_the_first_loop_that_waits_is_attached(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
     """The housekeeper does not read beside it. Another one, beside it, watches until its last waiter leaves."""
     here = asyncio.get_running_loop()
-    loops.enter(here, takes_over=False)
+    assert loops.enter(here, takes_over=False)
+    assert not loops.enter(here, takes_over=False)
     loops.leave(here)
-    assert (watches(loops, here), loops.unattended()) == (True, False)
-    on(other, lambda: loops.enter(other, takes_over=False))
+    loops.leave(here)
+    assert (watches(loops, here), loops.unattended(), loops.reading) == (True, False, here)
+    assert not on(other, lambda: loops.enter(other, takes_over=False))
     assert watches(loops, other)
     on(other, lambda: loops.leave(other))
     assert (watches(loops, here), watches(loops, other)) == (True, False)

@@ -72,7 +72,7 @@ class Selector:
 class Loops:
     """The event loop that reads."""
 
-    attached = None
+    attached = reading = None
     process: "Process"
 
     def __init__(self, drain: Callable[..., Any], drain_by_housekeeper: Callable[..., Any], lock: Lock) -> None:
@@ -85,8 +85,8 @@ class Loops:
     def release(self) -> None:
         self.descriptor = None
 
-    def enter(self, loop: Loop, *, takes_over: bool) -> None:
-        pass
+    def enter(self, loop: Loop, *, takes_over: bool) -> bool:
+        return False
 
     def leave(self, loop: Loop) -> None:
         pass
