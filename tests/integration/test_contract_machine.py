@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from relays import Relay
 
 TOPOLOGIES = ["embedded-inproc", "embedded-tcp", "dedicated"]
-QUICK = settings(max_examples=12, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=12, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 THOROUGH = settings(QUICK, max_examples=40, stateful_step_count=60)
 MAX_READERS = 3
 NORMAL = ["jobs", "a-b", ".a..b", "line\n", "d\u0663_1", "x.0123456789abcdef"]

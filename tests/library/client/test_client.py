@@ -1618,7 +1618,7 @@ HEADS = [b"", b"G", b"Gg\0", b"P", wire.inbox_topic(INBOX)] + [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(frames=st.lists(st.builds(bytes.__add__, st.sampled_from(HEADS), st.binary(max_size=60)), max_size=5))
 def test_no_bytes_make_a_client_fail(frames: list[bytes]) -> None:
     """Each frame is taken, or counted as malformed; what comes out can be sent."""
