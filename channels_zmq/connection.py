@@ -698,7 +698,7 @@ class Connection:
                 self._producer.send_batch()
             while self._left_over:
                 self._left_over.popleft()()
-            if self.client.gaps.due <= now and self._transport.has_input():
+            if self.client.gaps.due <= now and self._transport.is_behind(now, self.client.gaps.since):
                 self.client.gaps.wait_longer(now)
             due = self.client.keep(now, SLICE)
             if self._transport.is_connected:

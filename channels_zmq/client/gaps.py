@@ -1,9 +1,9 @@
 """Reorders messages that arrive ahead of earlier ones of the same sender: holds them, then delivers them in order.
 
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
-gap waits for the missing ones for `HOLD`, and longer while they may be in input that was not read yet. The first
+gap waits for the missing ones for `HOLD`, and longer while they may be on their way or not read yet. The first
 message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
-while an exchange replays what its connection has lost.
+while an exchange replays what its connection has lost. See `client/arrivals.py` for what is on its way.
 Runs of other senders and topics never wait.
 """
 
@@ -17,7 +17,9 @@ from channels_zmq.client.sequences import Runs
 HOLD = 0.2
 """Seconds that a message waits for those before it."""
 BEHIND_AT_MOST = 3.0
-"""How many seconds longer it waits while this process has not read everything that has arrived."""
+"""How many seconds longer it waits while the missing ones may be on their way, or this process has not read them."""
+LOOK_AGAIN_AFTER = 0.02
+"""Seconds until it is asked again whether that is so."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
@@ -105,10 +107,14 @@ class Gaps:
         """Whether everything that is missing may still come."""
         return self._clock() < self.replays_until
 
+    @property
+    def since(self) -> float:
+        """When the first gap was noticed; what is missing in it was published before, if at all."""
+        return next(iter(self._gaps.values())).until - HOLD
+
     def wait_longer(self, now: float) -> None:
-        """Give nothing up that is due now: it may be in input that was not read yet."""
-        first = next(iter(self._gaps.values()))
-        self._behind_until = min(now + HOLD, first.until + BEHIND_AT_MOST)
+        """Give nothing up that is due now: it may be on its way."""
+        self._behind_until = min(now + LOOK_AGAIN_AFTER, self.since + HOLD + BEHIND_AT_MOST)
 
     def expire(self, now: float) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""

@@ -16,8 +16,10 @@ ON_THE_WAY = 0.25
 BACK_WITHIN = 0.25
 """How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds a part of the answer is waited for, after each hello and each part; the whole in a session for
-`ANSWERED_WITHIN`."""
+"""How many seconds a part of the answer is waited for, after each hello and each part."""
+ARRIVED_WITHIN = 10.0
+"""How many seconds the whole is waited for in a session while parts arrive; the first one for `ANSWERED_WITHIN`. The
+exchange replays for so long at most, but a slow link takes longer."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -61,7 +63,7 @@ class Resumption:
             self._session, self._asked_at = session, now
             self._attempts += 1
         self._is_asked = True
-        self._wait(now)
+        self._wait(now, ANSWERED_WITHIN)
         age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
@@ -71,11 +73,11 @@ class Resumption:
         """Return whether this is a part of the answer to the last request, rather than to one before another cut."""
         is_answer = replayed.session == self._session
         if is_answer and self._is_asked:
-            self._wait(self._clock())
+            self._wait(self._clock(), ARRIVED_WITHIN)
         return is_answer
 
-    def _wait(self, now: float) -> None:
-        self.until = min(now + REPLAYED_WITHIN, self._asked_at + ANSWERED_WITHIN)
+    def _wait(self, now: float, at_most: float) -> None:
+        self.until = min(now + REPLAYED_WITHIN, self._asked_at + at_most)
 
     def ended(self) -> None:
         """Note that the answer is complete: nothing is missing any more that the exchange still had.

@@ -372,6 +372,10 @@ class EmbeddedProducer:
         """Return whether a reader's frame can be read."""
         return self._xpub is not None and readable(self._xpub)
 
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether a frame can be read: what this process publishes itself is on no way."""
+        return self.has_input()
+
     def read(self) -> bool:
         """Give the exchange frames of the readers, for one turn; return whether more may be there."""
         if self._subscribers is None:

@@ -138,6 +138,10 @@ class EmbeddedReader:
         """Return whether a frame can be read."""
         return self._subscriber.has_input()
 
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether something may still arrive that was published before a time, which a probe finds out."""
+        return self._subscriber.is_behind(now, since)
+
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
         has_more = self._subscriber.read()

@@ -437,6 +437,11 @@ class Link:
         former = self._former_subscriber
         return self._subscriber.has_input() or (former is not None and former.has_input())
 
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether something may still arrive that was published before a time, which a probe finds out."""
+        former = self._former_subscriber
+        return self._subscriber.is_behind(now, since) or (former is not None and former.has_input())
+
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
         if self._former_subscriber is not None and self._former_subscriber.read():
@@ -733,9 +738,7 @@ class Link:
         """
         if silent_for > patience / 2:
             self._subscriber.probe(now, since)
-        if silent_for <= patience:
-            return False
-        return not (self._subscriber.has_input() or self._subscriber.is_behind(now, PATIENCE))
+        return silent_for > patience and not self._subscriber.is_behind(now, since)
 
     # Other keys, without a gap
 

@@ -354,6 +354,10 @@ class Links:
         """Return whether a frame can be read."""
         return any(link.has_input() for link in self._links.values())
 
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether something may still arrive that was published before a time, which probes find out."""
+        return sum([link.is_behind(now, since) for link in self._links.values()]) > 0  # each one is asked
+
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
         self.send_batch()

@@ -14,9 +14,9 @@ from math import inf
 import zmq
 from zmq.constants import SocketOption
 
+from channels_zmq.client.arrivals import Arrivals
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
-from channels_zmq.client.requests import next_number
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
@@ -30,10 +30,6 @@ Socket = zmq.Socket[bytes]
 HELLO_EVERY = 1.0
 """Seconds between two hellos of a session whose exchange does not serve yet, or any more."""
 FRAMES_A_TURN = 256
-PROBE_EVERY = 1.0
-"""Seconds between two repetitions of a probe."""
-CHECK_EVERY = 1.0
-"""Seconds between two times that are remembered at which everything was read."""
 WAKES_A_TURN = 1000
 SECONDS_A_TURN = 0.005
 """A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
@@ -99,16 +95,10 @@ class Subscriber:
         """What to send before the hello of a session that is about to begin."""
         self._greets_by = 0.0
         self._hello_at = 0.0
-        self._heard_at = -inf
-        """When it has read a frame last."""
-        self._probe = 0
-        self._probed_at = self._probe_repeated_at = -inf
-        self._all_read = self._all_read_before = 0.0
-        """Two times at which everything was read: by the first one everything had arrived that was published before."""
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
         max_frame = options.max_message_size + wire.MAX_OVERHEAD
-        self._longest = longest_transfer(max_frame)
+        self.arrivals = Arrivals(attachment, longest_transfer(max_frame))
         set_options(self._socket, _CONNECTING | heartbeats(max_frame))
         set_options(self._socket, {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger, zmq.MAXMSGSIZE: max_frame})
         self.monitor = monitor(self._socket, zmq.Event.CONNECT_RETRIED)
@@ -178,19 +168,30 @@ class Subscriber:
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
-        client, recv = self._client, self._socket.recv
-        feed, receiver, wake = client.feed, client.receiver, client.out.wake
-        attachment, until = self._attachment, time.monotonic() + SECONDS_A_TURN
+        began = time.monotonic()
         try:
-            if self._batch is None:
-                self._batch = feed(recv(zmq.DONTWAIT), attachment)
-                # It is mostly one frame: asking takes half the time of `zmq.Again`.
-                if self._batch is None and not readable(self._socket):
-                    self._heard_at = until - SECONDS_A_TURN
-                    return self._emptied(until)
+            has_more = self._read_until(began + SECONDS_A_TURN)
         except zmq.Again:
             return False
-        self._heard_at = until - SECONDS_A_TURN
+        self.arrivals.heard_at = began
+        return has_more
+
+    def _read_until(self, until: float) -> bool:
+        """Read for one turn.
+
+        Raises:
+            zmq.Again: There was nothing.
+        """
+        client, recv, arrivals = self._client, self._socket.recv, self.arrivals
+        feed, receiver, wake = client.feed, client.receiver, client.out.wake
+        attachment = self._attachment
+        if self._batch is None:
+            frame = recv(zmq.DONTWAIT)
+            arrivals.unproved += len(frame)
+            self._batch = feed(frame, attachment)
+            # It is mostly one frame: asking takes half the time of `zmq.Again`.
+            if self._batch is None and not readable(self._socket):
+                return False
         try:
             for _ in range(FRAMES_A_TURN - 1):
                 if self._batch is not None:
@@ -200,54 +201,38 @@ class Subscriber:
                     self._batch = None
                 elif receiver.now > until or len(wake) > WAKES_A_TURN:
                     break
-                self._batch = feed(recv(zmq.DONTWAIT), attachment)
+                frame = recv(zmq.DONTWAIT)
+                arrivals.unproved += len(frame)
+                self._batch = feed(frame, attachment)
         except zmq.Again:
-            return self._emptied(until)
+            return False
         return True
 
-    def _emptied(self, until: float) -> bool:
-        """Note that a turn has found something and leaves nothing; return that there is no more.
-
-        What it has found may have waited in the system's buffers for as long as this process stood still, and may not
-        be all. So only a time counts that the next one is `CHECK_EVERY` later than.
-        """
-        began = until - SECONDS_A_TURN
-        if began >= self._all_read + CHECK_EVERY:
-            self._all_read_before, self._all_read = self._all_read, began
-        return False
-
     def probe(self, now: float, since: float) -> None:
-        """Ask for an answer that comes behind everything that is on its way to this process.
-
-        The exchange drops it like any other frame if too many wait for this process, so it is repeated.
+        """Ask whether everything has arrived that was published before a time, unless the answer is known.
 
         Args:
             now: Monotonic seconds.
-            since: A former probe counts if it was sent later than that.
+            since: Likewise.
         """
-        if self.welcome is None:
-            return
-        if self._probed_at <= since:
-            self._probed_at, self._probe = now, next_number()
-        elif self._is_probe_answered or now < self._probe_repeated_at + PROBE_EVERY:
-            return
-        self._probe_repeated_at = now
-        if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, self._probe))):
+        if self.welcome is not None and (number := self.arrivals.probe(now, since)):
+            self._sync(number)
+
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether something may still arrive that was published before a time, which a probe finds out.
+
+        Args:
+            now: Monotonic seconds.
+            since: Likewise.
+        """
+        if self.has_input():
+            return True
+        self.probe(now, since)
+        return self.arrivals.are_behind(now)
+
+    def _sync(self, number: int) -> None:
+        if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, number))):
             self._client.out.input_found()
-
-    @property
-    def _is_probe_answered(self) -> bool:
-        return self._attachment.synced >= self._probe
-
-    def is_behind(self, now: float, patience: float) -> bool:
-        """Return whether frames arrive, but not yet the answer to the last probe: other answers may wait behind them.
-
-        Args:
-            now: Monotonic seconds.
-            patience: Seconds without a frame after which no more is expected, beyond those that the largest one takes.
-        """
-        is_arriving = self._probed_at < self._heard_at and now < self._heard_at + patience + self._longest
-        return not self._is_probe_answered and (is_arriving or now < self._probed_at + self._longest)
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         """Begin a new session, because a connection was made.
@@ -276,7 +261,7 @@ class Subscriber:
         self.is_connected = True
         self.welcome = None
         self.session = self._client.new_session()
-        self._all_read = self._all_read_before = time.monotonic()
+        self.arrivals.begin(time.monotonic())
         readable(self._socket)
         groups = self._client.memberships.groups.keys()
         changes = [wire.unsubscription(topic) for topic in self._subscribed - groups]
@@ -287,9 +272,9 @@ class Subscriber:
         self.say_hello()
 
     def lost(self) -> None:
-        """Note that the connection is gone, which was still there at the last time but one when everything was read."""
+        """Note that the connection is gone, and with it what was on its way."""
         if self.is_connected:
-            self._client.connection_lost(self._attachment, self._all_read_before)
+            self._client.connection_lost(self._attachment, self.arrivals.complete_until)
         self.is_connected = False
         self.welcome = self._before_hello = None
 
@@ -301,11 +286,13 @@ class Subscriber:
         return first
 
     def tick(self, now: float) -> None:
-        """Go on to greet, or repeat the hello, if that is due."""
+        """Go on to greet, repeat the hello or send a probe, if that is due."""
         if self._before_hello is not None:
             self._go_on_greeting()
         elif now >= self.due:
             self.say_hello()
+        if self.welcome is not None and (number := self.arrivals.routine_probe(now)):
+            self._sync(number)
 
     @property
     def due(self) -> float:

@@ -97,6 +97,9 @@ class Transport(Protocol):
     def has_input(self) -> bool:
         """Return whether a frame can be read."""
 
+    def is_behind(self, now: float, since: float) -> bool:
+        """Return whether something may still arrive that was published before a time; both in monotonic seconds."""
+
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
 

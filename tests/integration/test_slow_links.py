@@ -18,6 +18,8 @@ RATE = SLOWEST_LINK / 8
 """Bytes a second."""
 JOBS = 12
 """Of 1 MiB: they take 6 s."""
+PARTS, PART = 160, 64 * 1024
+"""Messages that take 5 s together, and the bytes of the text of each."""
 ENVELOPE = 100
 """Bytes that the rest of a message takes beside its text, at most."""
 
@@ -29,9 +31,10 @@ def make_forwarder() -> Iterator[Make]:
 
     def make(size: int) -> Forwarder:
         addresses = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
-        started.append(Forwarder(*addresses, flags=("--max-message-size", str(size))))
-        started[0].start()
-        return started[0]
+        forwarder = Forwarder(*addresses, flags=("--max-message-size", str(size)))
+        started.append(forwarder)
+        forwarder.start()
+        return forwarder
 
     yield make
     for forwarder in started:
@@ -71,6 +74,66 @@ def test_a_process_that_gets_more_than_its_link_carries_can_send(
             await until(lambda: not receiver.stats()["held"])
             stats = receiver.stats()
             assert (stats["reconnects"], stats["sent_again"], stats["dropped"], caplog.messages) == (0, 0, {}, [])
+            close_all()
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_what_waits_at_the_forwarder_when_a_connection_is_cut_is_replayed(run: Any, forwarder: Forwarder) -> None:
+    """However far the process was behind."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pub, RATE) as relay:
+            sender = DedicatedZmqChannelLayer(**forwarder.config)
+            receiver = DedicatedZmqChannelLayer(
+                **{**forwarder.config, "pub_socket_address": relay.address}, capacity=PARTS
+            )
+            channel = await receiver.new_channel()
+            await receiver.group_add("chat", channel)
+            for number in range(PARTS):
+                await sender.group_send("chat", {"n": number, "text": "x" * PART})
+            received: list[int] = []
+            while len(received) < PARTS:
+                received.append((await receiver.receive(channel))["n"])
+                if len(received) == PARTS * 2 // 3:
+                    relay.cut()
+            assert received == list(range(PARTS))
+            stats = receiver.stats()
+            assert (stats["reconnects"], stats["dropped"]) == (1, {})
+            close_all()
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_what_waits_at_a_forwarder_that_ends_arrives(run: Any, make_forwarder: Make) -> None:
+    """Though what is sent by the other forwarder comes ahead of it."""
+    first, second = (make_forwarder(2**20) for _ in range(2))
+
+    async def scenario() -> None:
+        with relay_to(first.pub, RATE) as slow, relay_to(second.pub, RATE) as other:
+            pull = [one.pull for one in (first, second)]
+            sender = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=[first.pub, second.pub])
+            receiver = DedicatedZmqChannelLayer(
+                pull_socket_address=pull, pub_socket_address=[slow.address, other.address], capacity=PARTS
+            )
+            channel = await receiver.new_channel()
+            await receiver.group_add("chat", channel)
+            await until(lambda: all(link["state"] == "up" for link in sender.stats()["links"]))
+            for number in range(PARTS // 2):
+                await sender.group_send("chat", {"n": number, "text": "x" * PART})
+            received = [
+                (await receiver.receive(channel))["n"] for _ in range(PARTS // 4)
+            ]  # the sender keeps none of it
+            carries = max((first, second), key=lambda one: one.status()["frames_in"])
+            ending = asyncio.create_task(asyncio.to_thread(carries.end))
+            await until(lambda: [link["state"] for link in sender.stats()["links"]].count("up") == 1)
+            await sender.group_send("chat", {"n": PARTS // 2})
+            received += [(await receiver.receive(channel))["n"] for _ in range(PARTS // 2 + 1 - len(received))]
+            assert received == list(range(PARTS // 2 + 1))
+            assert receiver.stats()["dropped"] == {}
+            await ending
             close_all()
 
     run(scenario())

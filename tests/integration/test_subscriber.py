@@ -13,6 +13,7 @@ import zmq
 from fakes import Clock
 from zmq.utils.monitor import recv_monitor_message
 
+from channels_zmq.client.arrivals import PROBE_BYTES
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.client.resumption import ON_THE_WAY
@@ -21,7 +22,6 @@ from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports import subscriber as module
 from channels_zmq.transports.subscriber import (
-    CHECK_EVERY,
     FRAMES_A_TURN,
     HELLO_EVERY,
     READS_FORMER_FOR,
@@ -31,7 +31,6 @@ from channels_zmq.transports.subscriber import (
     monitor,
 )
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.sockets import longest_transfer
 
 SECRET = b"0123456789abcdef"
 INBOX = wire.claimable(SECRET)
@@ -117,46 +116,34 @@ def hello(exchange: Socket) -> wire.Hello:
 # Frames
 
 
-def test_answers_are_late_while_frames_arrive_ahead_of_that_to_a_probe(
-    subscriber: Subscriber, exchange: Socket, client: Fed
-) -> None:
-    """But not before one was sent, if nothing arrives for longer than a frame takes, or once it was answered."""
+def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
+    """Unread input tells it as well. No probe is sent before the welcome: the exchange would not answer."""
     subscriber.greet(list)
-    subscriber.take(welcome(subscriber.session))
     hello(exchange)
-    longest = longest_transfer(OPTIONS.max_message_size + wire.MAX_OVERHEAD)
+    now = time.monotonic()
+    assert not subscriber.is_behind(now, now)
+    subscriber.take(welcome(subscriber.session))
+    assert subscriber.is_behind(now, now)
+    number = wire.SYNC.decode(exchange.recv()).n
+    exchange.send(TOPIC + b"x")
+    await_input(subscriber)
+    client.attachments[0].synced = number
+    assert subscriber.is_behind(now, now - 1.0)
+    subscriber.read()
+    assert not subscriber.is_behind(now, now - 1.0)
 
-    def arrives() -> bool:
-        exchange.send(TOPIC + b"other")
+
+def test_who_gets_much_probes_by_itself(subscriber: Subscriber, exchange: Socket) -> None:
+    """Its connection may be lost at any moment."""
+    subscriber.greet(list)
+    hello(exchange)
+    subscriber.take(welcome(subscriber.session))
+    for _ in range(2):
+        exchange.send(TOPIC + bytes(PROBE_BYTES))
         await_input(subscriber)
         subscriber.read()
-        return subscriber.is_behind(time.monotonic() + 2 * longest, PATIENCE)
-
-    assert not arrives()
-    probed = time.monotonic()
-    subscriber.probe(probed, probed - 1.5)
-    number = wire.SYNC.decode(exchange.recv()).n
-    assert [subscriber.is_behind(probed + after, PATIENCE) for after in (longest / 2, 2 * longest)] == [True, False]
-    assert arrives()
-    assert not subscriber.is_behind(time.monotonic() + 2 * PATIENCE, PATIENCE)
-    client.attachments[0].synced = number
-    assert not arrives()
-
-
-def test_a_probe_is_repeated_until_it_is_answered(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
-    """The exchange may have dropped it. The next silence has one of its own; none is sent before the welcome."""
-    subscriber.greet(list)
-    hello(exchange)
-    subscriber.probe(100.0, 98.5)
-    subscriber.take(welcome(subscriber.session))
-    for now in (100.0, 100.9, 101.0):
-        subscriber.probe(now, 98.5)
-    first, repeated = (wire.SYNC.decode(exchange.recv()).n for _ in range(2))
-    assert first == repeated
-    client.attachments[0].synced = first
-    subscriber.probe(103.0, 98.5)
-    subscriber.probe(104.0, 100.0)
-    assert wire.SYNC.decode(exchange.recv()).n > first
+    subscriber.tick(time.monotonic())
+    assert wire.SYNC.decode(exchange.recv()).n
 
 
 def test_input_that_is_there_while_a_frame_is_sent_is_reported(
@@ -522,12 +509,6 @@ def requests(exchange: Socket) -> list[wire.Resume]:
     return asked
 
 
-def receive(subscriber: Subscriber, exchange: Socket) -> None:
-    exchange.send(TOPIC + b"x")
-    await_input(subscriber)
-    assert not subscriber.read()
-
-
 def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
     """Nothing can be missing."""
     subscriber.greet(list)
@@ -537,17 +518,20 @@ def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: So
 def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """Since a time before the last turns of reading: what these have found may have been there for a while."""
+    """Since the last probe that was answered: what was published after it may have waited for this process."""
     clock = Clock()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     subscriber._attachment.resumption._clock = clock
     subscriber.greet(list)
     assert requests(exchange) == []
-    for seconds in (CHECK_EVERY, CHECK_EVERY, 2.0, 0.1, 0.1):
-        clock.now += seconds
-        receive(subscriber, exchange)
-    clock.now += 0.3
-    assert not subscriber.read()  # finds nothing, which proves nothing
+    assert subscriber.take(welcome(subscriber.session))
+    for answered in (True, False):
+        clock.now += 1.0
+        subscriber.probe(clock.now, clock.now)
+        number = wire.SYNC.decode(exchange.recv()).n
+        if answered:
+            client.attachments[0].synced = number
+    clock.now += 1.5
     subscriber.lost()
     subscriber.lost()
     clock.now += 0.5

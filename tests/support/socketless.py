@@ -9,6 +9,7 @@ import pytest
 import zmq
 from fakes import Clock
 
+from channels_zmq.client.arrivals import SILENT_AFTER
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
@@ -177,8 +178,9 @@ class Subscriber:
         if self.probed_at <= since:
             self.probed_at = now
 
-    def is_behind(self, now: float, patience: float) -> bool:
-        return self.others_come_first and self.probed_at + patience > now
+    def is_behind(self, now: float, since: float) -> bool:
+        self.probe(now, since)
+        return self.has_input() or (self.others_come_first and self.probed_at + SILENT_AFTER > now)
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         while self.read():  # in one go

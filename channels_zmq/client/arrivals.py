@@ -1,0 +1,99 @@
+"""Probes: how a process learns up to which time everything has arrived that was published for it.
+
+Pure. Frames arrive in the order in which an exchange has published them, but they may wait at the exchange, or on a
+slow link, for seconds. A probe is a sync: its answer comes behind everything that was published before it. Probes are
+sent if something depends on it, and each second while much arrives, since a lost connection is followed by the request
+to replay what was published since the last one that was answered.
+"""
+
+from collections import deque
+from math import inf
+from typing import NamedTuple
+
+from channels_zmq.client.attachment import Attachment
+from channels_zmq.client.requests import next_number
+
+PROBE_EVERY = 1.0
+"""Seconds between two probes, or two repetitions of one."""
+SILENT_AFTER = 3.0
+"""Seconds without a frame after which no more is expected, beyond those that the largest one takes."""
+PROBE_BYTES = 256 * 1024
+"""What may arrive without a probe: to replay so much is cheaper than that all processes probe all the time."""
+
+
+class _Probe(NamedTuple):
+    number: int
+    sent_at: float
+
+
+class Arrivals:
+    """What has arrived in a session with one exchange.
+
+    Args:
+        attachment: The exchange.
+        longest: Seconds that the largest frame takes on the slowest link.
+    """
+
+    def __init__(self, attachment: Attachment, longest: float) -> None:
+        self.heard_at = -inf
+        """When a frame was read last, to the turn."""
+        self.unproved = 0
+        """Bytes that were read since the last probe."""
+        self._attachment, self._longest = attachment, longest
+        self._probes: deque[_Probe] = deque()  # that were not answered
+        self._began = self._proved_until = self._sent_at = -inf
+
+    def begin(self, now: float) -> None:
+        """Begin a session: what was published before comes in it only as a replay."""
+        self._probes.clear()
+        self._began, self._proved_until, self.unproved = now, -inf, 0
+
+    @property
+    def complete_until(self) -> float:
+        """The time, in monotonic seconds, of which everything has arrived that was published before in this session."""
+        self._take_answers()
+        return max(self._began, self._proved_until)
+
+    def probe(self, now: float, since: float) -> int:
+        """Return the number of a sync to send, or 0 if none is due.
+
+        The exchange drops a sync like any other frame if too much waits for this process, so it is repeated.
+
+        Args:
+            now: Monotonic seconds.
+            since: A former probe counts if it was sent later than that.
+        """
+        self._take_answers()
+        if self._proved_until > since:
+            return 0
+        return self._sync(now, is_new=not self._probes or self._probes[-1].sent_at <= since)
+
+    def routine_probe(self, now: float) -> int:
+        """Return the number of a sync to send because much has arrived since the last one, or 0."""
+        self._take_answers()
+        is_new = not self._probes
+        if is_new and (self.unproved < PROBE_BYTES or now < self._sent_at + PROBE_EVERY):
+            return 0
+        return self._sync(now, is_new=is_new)
+
+    def _sync(self, now: float, *, is_new: bool) -> int:
+        if is_new:
+            self._probes.append(_Probe(next_number(), now))
+            self.unproved = 0
+        elif now < self._sent_at + PROBE_EVERY:
+            return 0
+        self._sent_at = now
+        return self._probes[-1].number
+
+    def are_behind(self, now: float) -> bool:
+        """Return whether frames arrive, but not yet the answer to the last probe: others may be ahead of it."""
+        self._take_answers()
+        if not self._probes:
+            return False
+        sent_at = self._probes[-1].sent_at
+        is_arriving = sent_at < self.heard_at and now < self.heard_at + SILENT_AFTER + self._longest
+        return is_arriving or now < sent_at + self._longest
+
+    def _take_answers(self) -> None:
+        while self._probes and self._probes[0].number <= self._attachment.synced:
+            self._proved_until = self._probes.popleft().sent_at
