@@ -29,6 +29,8 @@ KEEP_BYTES = 8 * 2**20
 """Bounds of the acknowledged frames that are kept beside the last block."""
 NOW = float("-inf")
 """When a marker is due behind a full block."""
+WAITS_AT_MOST = 4.0
+"""Seconds after which no more is sent before an acknowledgement: what waits in a socket does not expire there."""
 LEAST_BYTES = 2**20
 """A window takes so many bytes, however few `outbox_bytes` are configured."""
 
@@ -102,7 +104,9 @@ class Window:
     @property
     def is_full(self) -> bool:
         """Whether no more frames are to be sent before an acknowledgement."""
-        return len(self) >= self._max_frames or self.size >= self._max_bytes
+        return (
+            len(self) >= self._max_frames or self.size >= self._max_bytes or self.oldest < self._clock() - WAITS_AT_MOST
+        )
 
     @property
     def oldest(self) -> float:

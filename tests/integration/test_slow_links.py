@@ -20,6 +20,7 @@ JOBS = 12
 """Of 1 MiB: they take 6 s."""
 PARTS, PART = 160, 64 * 1024
 """Messages that take 5 s together, and the bytes of the text of each."""
+EXPIRY = 2.0
 ENVELOPE = 100
 """Bytes that the rest of a message takes beside its text, at most."""
 
@@ -134,6 +135,39 @@ def test_what_waits_at_a_forwarder_that_ends_arrives(run: Any, make_forwarder: M
             assert received == list(range(PARTS // 2 + 1))
             assert receiver.stats()["dropped"] == {}
             await ending
+            close_all()
+
+    run(scenario())
+
+
+@pytest.mark.slow
+def test_what_a_slow_link_does_not_carry_in_time_expires(run: Any, forwarder: Forwarder) -> None:
+    """It waits in the outbox, but for 4 s of it: in the socket it would not expire, and arrive however old."""
+
+    async def scenario() -> None:
+        with relay_to(forwarder.pull, RATE) as relay:
+            sender = DedicatedZmqChannelLayer(
+                **{**forwarder.config, "pull_socket_address": relay.address}, expiry=EXPIRY, connect_timeout=20.0
+            )
+            receiver = DedicatedZmqChannelLayer(**forwarder.config, capacity=100 * PARTS)
+            channel = await receiver.new_channel()
+            await receiver.group_add("chat", channel)
+            received: list[int] = []
+
+            async def read() -> None:
+                while True:
+                    received.append((await receiver.receive(channel))["n"])
+
+            reading, sent = asyncio.create_task(read()), 0
+            while "outbox_expired" not in sender.stats()["dropped"]:
+                await sender.group_send("chat", {"n": sent, "text": "x" * PART})
+                sent += 1
+                await asyncio.sleep(PART / RATE / 2)  # twice what the link carries
+            await until(lambda: not sender.stats()["held"])
+            await until(lambda: len(received) == sent - sender.stats()["dropped"]["outbox_expired"])
+            assert received == sorted(received)
+            reading.cancel()
+            await asyncio.wait([reading])
             close_all()
 
     run(scenario())

@@ -17,6 +17,7 @@ from channels_zmq.client.window import (
     LARGE,
     LEAST_BYTES,
     NOW,
+    WAITS_AT_MOST,
     Unsettled,
     Window,
 )
@@ -52,6 +53,22 @@ def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock: 
     window = Window(3, 2**20, clock)
     assert [window.append(b"x") == NOW for _ in range(3)] == [False, False, True]
     assert window.is_full
+
+
+def test_a_window_is_full_while_its_oldest_frame_waits_for_too_long(window: Window, clock: Clock) -> None:
+    """However few there are: they wait in a socket, where they do not expire."""
+    for number in (1, 2):
+        window.append(b"x")
+        window.marked(number)
+        assert not window.is_full
+        clock.now += WAITS_AT_MOST - 1.0
+    assert window.is_full
+    window.acknowledge(1)
+    assert not window.is_full
+    clock.now += 2.0
+    assert window.is_full
+    window.acknowledge(2)
+    assert not window.is_full
 
 
 def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> None:
