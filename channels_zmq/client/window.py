@@ -29,10 +29,12 @@ KEEP_BYTES = 8 * 2**20
 """Bounds of the acknowledged frames that are kept beside the last block."""
 NOW = float("-inf")
 """When a marker is due behind a full block."""
-WAITS_AT_MOST = 4.0
-"""Seconds after which no more is sent before an acknowledgement: what waits in a socket does not expire there."""
 LEAST_BYTES = 2**20
 """A window takes so many bytes, however few `outbox_bytes` are configured."""
+AHEAD_SECONDS = 4.0
+AHEAD_BYTES = 8 * 2**20
+"""It takes as many bytes as the link carries in this time, according to the last answer to a marker, and so many that a
+link of 16 Mbit/s does: messages do not expire in a socket, so that the rest is to wait in the outbox."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,7 @@ class _Block:
         kept_size: Bytes of the kept frames, but for small ones before the marker.
         others: How many frames are not kept.
         size: Bytes of all frames, with the same exception.
+        ahead: Bytes that were unacknowledged when the marker was sent.
     """
 
     since: float = 0.0
@@ -52,6 +55,7 @@ class _Block:
     kept_size: int = 0
     others: int = 0
     size: int = 0
+    ahead: int = 0
     marker: int = 0
     acknowledged_at: float = 0.0
 
@@ -85,6 +89,7 @@ class Window:
         self.acknowledgements = 0
         """How many markers were answered."""
         self._max_frames, self._max_bytes, self._clock = max_frames, max(max_bytes, LEAST_BYTES), clock
+        self._bytes = min(self._max_bytes, AHEAD_BYTES)  # that it takes now
         self._block_frames = min(BLOCK_FRAMES, max_frames)
         self._begin_block()
         self._marked: deque[_Block] = deque()
@@ -104,9 +109,7 @@ class Window:
     @property
     def is_full(self) -> bool:
         """Whether no more frames are to be sent before an acknowledgement."""
-        return (
-            len(self) >= self._max_frames or self.size >= self._max_bytes or self.oldest < self._clock() - WAITS_AT_MOST
-        )
+        return len(self) >= self._max_frames or self.size >= self._bytes
 
     @property
     def oldest(self) -> float:
@@ -166,7 +169,7 @@ class Window:
         block.kept_size += small
         block.size += small
         self.size += small
-        block.marker, block.until = number, self._clock()
+        block.marker, block.until, block.ahead = number, self._clock(), self.size
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
@@ -187,6 +190,8 @@ class Window:
             self._kept.append(block)
             self._kept_frames += len(block.frames)
             self._kept_size += block.kept_size
+            rate = block.ahead / max(now - block.until, 0.001)
+            self._bytes = min(self._max_bytes, max(AHEAD_BYTES, round(rate * AHEAD_SECONDS)))
         self.forget(now)
         return True
 

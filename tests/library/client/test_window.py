@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fakes import Clock
 
+from channels_zmq.client.requests import next_number
 from channels_zmq.client.window import (
     BLOCK_BYTES,
     BLOCK_FRAMES,
@@ -17,7 +18,6 @@ from channels_zmq.client.window import (
     LARGE,
     LEAST_BYTES,
     NOW,
-    WAITS_AT_MOST,
     Unsettled,
     Window,
 )
@@ -55,20 +55,24 @@ def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock: 
     assert window.is_full
 
 
-def test_a_window_is_full_while_its_oldest_frame_waits_for_too_long(window: Window, clock: Clock) -> None:
-    """However few there are: they wait in a socket, where they do not expire."""
-    for number in (1, 2):
-        window.append(b"x")
-        window.marked(number)
-        assert not window.is_full
-        clock.now += WAITS_AT_MOST - 1.0
-    assert window.is_full
-    window.acknowledge(1)
-    assert not window.is_full
-    clock.now += 2.0
-    assert window.is_full
-    window.acknowledge(2)
-    assert not window.is_full
+def room(window: Window, clock: Clock, rate: float) -> int:
+    """Return how many bytes a window takes, to the block, and acknowledge them as a link of a certain rate does."""
+    numbers = []
+    while not window.is_full:
+        window.append(bytes(BLOCK_BYTES))
+        numbers.append(next_number())
+        window.marked(numbers[-1])
+    for number in numbers:
+        clock.now += BLOCK_BYTES / rate
+        window.acknowledge(number)
+    return len(numbers) * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(("rate", "taken"), [(2**20, 8), (4 * 2**20, 16), (2**30, 32)])
+def test_a_window_takes_as_much_as_its_link_carries_in_a_few_seconds(clock: Clock, rate: int, taken: int) -> None:
+    """Within bounds. What is sent ahead of that waits in a socket, where it does not expire."""
+    window = Window(1000, 32 * 2**20, clock)
+    assert [room(window, clock, rate) >> 20 for _ in range(3)] == [8, taken, taken]
 
 
 def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> None:
