@@ -397,6 +397,7 @@ class Connection:
                 raise
 
     def _enter(self, loop: asyncio.AbstractEventLoop, *, takes_over: bool) -> None:
+        """Count a waiter on the running loop, which watches from now on."""
         if self._loops.enter(loop, takes_over=takes_over):
             self.call_soon(time.monotonic() + LOOK_EVERY)  # the housekeeper looks at this one from then on
 
@@ -609,8 +610,8 @@ class Connection:
         end = partial(self._end_request, number, loop)
         try:
             with self._step:
-                self._enter(loop, takes_over=False)
                 self._check_open()
+                self._enter(loop, takes_over=False)
                 now = time.monotonic()
                 self.client.begin_request(number, request)
                 if produces and self._producer is None:
@@ -698,9 +699,7 @@ class Connection:
                 self._producer.send_batch()
             while self._left_over:
                 self._left_over.popleft()()
-            if self.client.gaps.due <= now and self._transport.is_behind(now, self.client.gaps.since):
-                self.client.gaps.wait_longer(now)
-            due = self.client.keep(now, SLICE)
+            due = self.client.keep(now, SLICE, self._transport.is_behind)
             if self._transport.is_connected:
                 self._repeat_requests(now)
             due = min(due, now + NOTICE_EVERY, self._transport.tick(now), self.client.requests.due(now))

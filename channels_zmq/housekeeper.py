@@ -2,7 +2,7 @@
 
 It sleeps on the sockets' monitors and on the connections' deadlines. It resubscribes after a reconnect while the loop
 is blocked, reads while no loop does, flushes the outbox, repeats unanswered requests and hands jobs back. Messages do
-not pass through it otherwise.
+not pass through it otherwise. Nothing tells that an event loop has ended, so it looks at those that read.
 """
 
 import contextlib

@@ -157,8 +157,9 @@ class Loops:
 
     def drain_soon(self) -> bool:
         """Let a watching loop drain again; return False if no loop watches."""
-        for loop in (self.attached, *self._watches):
-            if loop is not None and loop.is_running():
+        waiting = [loop for loop, watch in self._watches.items() if watch.waiters]
+        for loop in (running_here(), *waiting, self.attached):  # the last one may be blocked
+            if loop in self._watches and loop.is_running():
                 with contextlib.suppress(RuntimeError):  # closed meanwhile
                     loop.call_soon_threadsafe(self._drain)
                     return True

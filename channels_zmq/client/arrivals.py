@@ -16,8 +16,9 @@ from channels_zmq.client.requests import next_number
 PROBE_EVERY = 1.0
 """Seconds between two probes, or two repetitions of one."""
 SILENT_AFTER = 3.0
-"""Seconds without a frame after which no more is expected, beyond those that the largest one takes."""
-PROBE_BYTES = 256 * 1024
+"""Seconds without a frame after which no more is expected, beyond those that the largest one takes; as long as a link
+waits for an acknowledgement."""
+PROBE_BYTES = 64 * 1024
 """What may arrive without a probe: to replay so much is cheaper than that all processes probe all the time."""
 
 
@@ -44,13 +45,13 @@ class Arrivals:
         self._began = self._proved_until = self._sent_at = -inf
 
     def begin(self, now: float) -> None:
-        """Begin a session: what was published before comes in it only as a replay."""
+        """Begin a session: whoever has missed what was published before has to ask for a replay."""
         self._probes.clear()
         self._began, self._proved_until, self.unproved = now, -inf, 0
 
     @property
     def complete_until(self) -> float:
-        """The time, in monotonic seconds, of which everything has arrived that was published before in this session."""
+        """What was published before this time, in monotonic seconds, has arrived, or does not come in this session."""
         self._take_answers()
         return max(self._began, self._proved_until)
 
@@ -63,8 +64,7 @@ class Arrivals:
             now: Monotonic seconds.
             since: A former probe counts if it was sent later than that.
         """
-        self._take_answers()
-        if self._proved_until > since:
+        if self.are_complete(since):
             return 0
         return self._sync(now, is_new=not self._probes or self._probes[-1].sent_at <= since)
 
@@ -85,12 +85,17 @@ class Arrivals:
         self._sent_at = now
         return self._probes[-1].number
 
-    def are_behind(self, now: float) -> bool:
-        """Return whether frames arrive, but not yet the answer to the last probe: others may be ahead of it."""
+    def are_complete(self, since: float) -> bool:
+        """Return whether a probe was answered that was sent after a time: what was published before has arrived."""
         self._take_answers()
-        if not self._probes:
+        return self._proved_until > since
+
+    def are_behind(self, now: float, since: float) -> bool:
+        """Return whether frames arrive, but not yet the answer to a probe that was sent after a time."""
+        self._take_answers()
+        sent_at = next((probe.sent_at for probe in self._probes if probe.sent_at > since), inf)
+        if self._proved_until > since or sent_at == inf:
             return False
-        sent_at = self._probes[-1].sent_at
         is_arriving = sent_at < self.heard_at and now < self.heard_at + SILENT_AFTER + self._longest
         return is_arriving or now < sent_at + self._longest
 

@@ -13,7 +13,7 @@ from typing import Any
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.counters import Counters
 from channels_zmq.client.defaults import Defaults
-from channels_zmq.client.gaps import Gaps
+from channels_zmq.client.gaps import Gaps, IsBehind, nothing_is_behind
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
 from channels_zmq.client.memberships import Join, Memberships
 from channels_zmq.client.normal_members import NormalMembers
@@ -443,17 +443,17 @@ class Client:
 
     # Housekeeping
 
-    def keep(self, now: float, at_most: int) -> float:
+    def keep(self, now: float, at_most: int, is_behind: IsBehind = nothing_is_behind) -> float:
         """Do what is due; return when to call again, not later than `now` if there is more to do.
 
         Args:
             now: Monotonic seconds.
             at_most: Mailboxes, windows and ends of memberships to look at, each.
+            is_behind: What missing messages are waited for.
         """
         for attachment in self.attachments:
             self.out.send_upstream(attachment.credit.keep(now, at_most), attachment)
-        if now >= self.gaps.due:
-            self.gaps.expire(now)
+        self.gaps.expire(now, is_behind)
         if now >= self.memberships.ends.next:
             self.out.send_upstream(self.memberships.end_due(now, at_most))
         look_at = self.mailboxes.look(now, at_most)

@@ -3,7 +3,7 @@
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
 gap waits for the missing ones for `HOLD`, and longer while they may be on their way or not read yet. The first
 message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
-while an exchange replays what its connection has lost. See `client/arrivals.py` for what is on its way.
+while any exchange replays what its connection has lost. See `client/arrivals.py` for what is on its way.
 Runs of other senders and topics never wait.
 """
 
@@ -25,12 +25,20 @@ MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
 
 Deliver = Callable[[], None]
+IsBehind = Callable[[float, float], bool]
+"""Called with the time and an earlier one: returns whether what was published before that may still arrive."""
+
+
+def nothing_is_behind(now: float, since: float) -> bool:
+    """Return False: everything that was published has arrived."""
+    return False
 
 
 @dataclass(slots=True, eq=False)
 class _Gap:
     """The held messages of one run, by number."""
 
+    since: float
     until: float
     held: dict[int, tuple[Deliver, int]] = field(default_factory=dict)
 
@@ -50,9 +58,8 @@ class Gaps:
         """Runs whose first messages wait until all sockets have been read."""
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
-        self._behind_until = 0.0  # likewise
         self._size = 0
-        self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `until`
+        self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `since`
         self._missed, self._clock = missed, clock
 
     def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver, *, begins: bool) -> bool:
@@ -68,7 +75,8 @@ class Gaps:
         """
         gap = self._gaps.get((runs, sender))
         if gap is None:
-            gap = self._gaps[runs, sender] = _Gap(self._clock() + HOLD)
+            now = self._clock()
+            gap = self._gaps[runs, sender] = _Gap(now, now + HOLD)
             if begins:
                 self.beginnings.append((runs, sender, gap))
         if number in gap.held:
@@ -100,7 +108,7 @@ class Gaps:
         """When `expire` has something to do."""
         if not self._gaps:
             return inf
-        return max(next(iter(self._gaps.values())).until, self.replays_until, self._behind_until)
+        return max(next(iter(self._gaps.values())).until, self.replays_until)
 
     @property
     def awaits_replay(self) -> bool:
@@ -109,17 +117,18 @@ class Gaps:
 
     @property
     def since(self) -> float:
-        """When the first gap was noticed; what is missing in it was published before, if at all."""
-        return next(iter(self._gaps.values())).until - HOLD
+        """When the first gap was noticed: what is missing in it was published before. There has to be one."""
+        return next(iter(self._gaps.values())).since
 
-    def wait_longer(self, now: float) -> None:
-        """Give nothing up that is due now: it may be on its way."""
-        self._behind_until = min(now + LOOK_AGAIN_AFTER, self.since + HOLD + BEHIND_AT_MOST)
-
-    def expire(self, now: float) -> None:
+    def expire(self, now: float, is_behind: IsBehind = nothing_is_behind) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""
         while self._gaps and self.due <= now:
-            self._give_up(next(iter(self._gaps)))
+            run, first = next(iter(self._gaps.items()))
+            latest = first.since + HOLD + BEHIND_AT_MOST
+            if now < latest and is_behind(now, first.since):
+                first.until = min(now + LOOK_AGAIN_AFTER, latest)
+                return
+            self._give_up(run)
 
     def all_is_read(self) -> None:
         """Deliver the first messages of runs, since any earlier ones would have been read by now."""

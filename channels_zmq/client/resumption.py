@@ -13,13 +13,15 @@ from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 ON_THE_WAY = 0.25
 """Seconds that a message may have been on its way."""
+READ_WITHIN = 1.0
+"""Seconds until the exchange has read the request, at most: behind the subscriptions, and those of others."""
 BACK_WITHIN = 0.25
 """How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
 """How many seconds a part of the answer is waited for, after each hello and each part."""
 ARRIVED_WITHIN = 10.0
-"""How many seconds the whole is waited for in a session while parts arrive; the first one for `ANSWERED_WITHIN`. The
-exchange replays for so long at most, but a slow link takes longer."""
+"""How many seconds the whole is waited for in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN`
+at most, for which the first part is waited for, but a slow link takes longer."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -64,7 +66,7 @@ class Resumption:
             self._attempts += 1
         self._is_asked = True
         self._wait(now, ANSWERED_WITHIN)
-        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY)
+        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY + READ_WITHIN)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))

@@ -322,8 +322,8 @@ class Link:
         Returns:
             Whether a message can be sent now.
         """
-        if self.state is State.UP and self._window.is_full:
-            self._subscriber.read()
+        if self.state is State.UP and self._window.is_full and self._subscriber.read():
+            self._client.out.input_found()
         if self.state is State.UP and not self.passes and not self._window.is_full:
             self.flush()
         return self.passes

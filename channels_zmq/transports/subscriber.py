@@ -225,10 +225,10 @@ class Subscriber:
             now: Monotonic seconds.
             since: Likewise.
         """
-        if self.has_input():
-            return True
         self.probe(now, since)
-        return self.arrivals.are_behind(now)
+        if self.welcome is None or self.arrivals.are_complete(since):
+            return self.welcome is None and self.has_input()
+        return self.has_input() or self.arrivals.are_behind(now, since)
 
     def _sync(self, number: int) -> None:
         if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, number))):

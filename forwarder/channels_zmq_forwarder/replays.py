@@ -17,7 +17,7 @@ from channels_zmq_forwarder.history import Block, History
 CLIENTS = 64
 """Clients that one replay serves."""
 ANSWERED_WITHIN = 3.0
-"""Seconds after which a client does not wait for the rest any more, though parts arrive all the time."""
+"""Seconds for which a client is replayed to; for so long it waits for the first part, too."""
 FRAME_BYTES = 4096
 """Bytes of messages in one frame, unless a single one is larger: every socket takes so many, whatever its limit is."""
 FRAMES = 4000
@@ -34,7 +34,7 @@ class _Reader:
     request: wire.Resume
     since: float
     until: float
-    """When it does not wait any more."""
+    """When its replay ends, whatever is left."""
     allowance: float = 0.0
     """Bytes that it may still get."""
     frames: int = 0

@@ -16,7 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 from channels_zmq.client.arrivals import PROBE_BYTES
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
-from channels_zmq.client.resumption import ON_THE_WAY
+from channels_zmq.client.resumption import ON_THE_WAY, READ_WITHIN
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeySource, KeySetting, KeyWatch
 from channels_zmq.options import Options
@@ -31,11 +31,13 @@ from channels_zmq.transports.subscriber import (
     monitor,
 )
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.sockets import longest_transfer
 
 SECRET = b"0123456789abcdef"
 INBOX = wire.claimable(SECRET)
 TOPIC = wire.inbox_topic(INBOX)
 PATIENCE = 10.0
+MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
 OPTIONS = Options(
     connect_timeout=5.0, expiry=60.0, linger=0.0, max_message_size=2**20, outbox_capacity=0, outbox_bytes=0
 )
@@ -117,20 +119,25 @@ def hello(exchange: Socket) -> wire.Hello:
 
 
 def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
-    """Unread input tells it as well. No probe is sent before the welcome: the exchange would not answer."""
+    """Until then unread input may be missing. No probe is sent before the welcome: the exchange would not answer."""
     subscriber.greet(list)
     hello(exchange)
     now = time.monotonic()
-    assert not subscriber.is_behind(now, now)
+    assert not subscriber.is_behind(now, now - 1.0)
     subscriber.take(welcome(subscriber.session))
-    assert subscriber.is_behind(now, now)
+    assert subscriber.is_behind(now, now - 1.0)
     number = wire.SYNC.decode(exchange.recv()).n
+    longest = longest_transfer(OPTIONS.max_message_size + wire.MAX_OVERHEAD)
+    assert not subscriber.is_behind(now + 2 * longest, now - 1.0)
     exchange.send(TOPIC + b"x")
     await_input(subscriber)
+    assert subscriber.is_behind(now + 2 * longest, now - 1.0)
     client.attachments[0].synced = number
-    assert subscriber.is_behind(now, now - 1.0)
+    assert not subscriber.is_behind(now + 2 * longest, now - 1.0)
+    subscriber.probe(now + 3.0, now + 3.0)
     subscriber.read()
-    assert not subscriber.is_behind(now, now - 1.0)
+    subscriber.lost()
+    assert not subscriber.is_behind(now + 3.0, now + 2.0), "nothing comes by a connection that is gone"
 
 
 def test_who_gets_much_probes_by_itself(subscriber: Subscriber, exchange: Socket) -> None:
@@ -537,11 +544,11 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     clock.now += 0.5
     subscriber.greet(list)
     (asked,) = requests(exchange)
-    assert (asked.session, asked.age) == (subscriber.session, 3000 + 1000 * ON_THE_WAY)
+    assert (asked.session, asked.age) == (subscriber.session, 3000 + MARGIN_MS)
     clock.now += 1.0
     subscriber.tick(clock.now)
     (asked,) = requests(exchange)
-    assert asked.age == 4000 + 1000 * ON_THE_WAY
+    assert asked.age == 4000 + MARGIN_MS
     assert subscriber.take(welcome(subscriber.session))
     subscriber.say_hello()
     assert requests(exchange) == []

@@ -513,11 +513,28 @@ def test_a_running_loop_drains_soon(
     on(other, lambda: None)
 
 
+async def test_a_loop_with_a_waiter_drains_rather_than_the_attached_one(
+    pipe: Pipe, loops: Loops, other: asyncio.AbstractEventLoop
+) -> None:
+    """That may be blocked: nobody waits on it."""
+    here = asyncio.get_running_loop()
+    on(other, lambda: loops.enter(other, takes_over=True))
+    on(other, lambda: loops.leave(other))
+    loops.enter(here, takes_over=False)
+    await turns()
+    pipe.drained.clear()
+    assert await asyncio.to_thread(loops.drain_soon)
+    await turns()
+    assert pipe.drained == [(here, b"")]
+    on(other, loops.release)
+
+
 def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
     """Afterwards it neither drains nor watches, and has no waiters."""
     closing = cast(asyncio.AbstractEventLoop, ClosedMeanwhile())
-    loops.attached = closing
+    loops.attached, loops._watches[closing] = closing, loops_module._Watch()
     assert not loops.drain_soon()
+    loops._watches.clear()
     loops._on(closing, lambda loop: None)
     waiter = Waiter(closing)
     wake([waiter])

@@ -30,9 +30,8 @@ class Rig:
         self.clock.now += after
         return self.arrivals.routine_probe(self.clock.now)
 
-    @property
-    def are_behind(self) -> bool:
-        return self.arrivals.are_behind(self.clock.now)
+    def are_behind(self, since: float = 0.0) -> bool:
+        return self.arrivals.are_behind(self.clock.now, since or self.began - 1.0)
 
 
 @pytest.fixture
@@ -58,9 +57,9 @@ def test_each_answer_counts_for_its_own_probe(rig: Rig) -> None:
         number = rig.probe(rig.clock.now - 0.1)
         first = first or number
     rig.attachment.synced = first
-    assert (rig.arrivals.complete_until, rig.are_behind) == (first_at, True)
+    assert (rig.arrivals.complete_until, rig.are_behind(), rig.are_behind(first_at)) == (first_at, False, True)
     rig.attachment.synced = number
-    assert (rig.arrivals.complete_until, rig.are_behind) == (first_at + 1.0, False)
+    assert (rig.arrivals.complete_until, rig.are_behind(first_at)) == (first_at + 1.0, False)
 
 
 def test_a_session_begins_without_probes(rig: Rig) -> None:
@@ -69,7 +68,7 @@ def test_a_session_begins_without_probes(rig: Rig) -> None:
     rig.clock.now += 1.0
     rig.arrivals.begin(rig.clock.now)
     rig.attachment.synced = number
-    assert (rig.arrivals.complete_until, rig.are_behind) == (rig.clock.now, False)
+    assert (rig.arrivals.complete_until, rig.are_behind()) == (rig.clock.now, False)
 
 
 def test_a_probe_is_repeated_until_it_is_answered(rig: Rig) -> None:
@@ -110,17 +109,17 @@ def test_a_routine_probe_waits_for_its_answer(rig: Rig) -> None:
 def test_more_may_come_until_a_probe_is_answered(rig: Rig) -> None:
     """As long as frames arrive ahead of the answer; without any for no longer than the largest one takes."""
     rig.reads()
-    assert not rig.are_behind
+    assert not rig.are_behind()
     number = rig.probe(rig.clock.now)
     rig.clock.now += LONGEST / 2
-    assert rig.are_behind
+    assert rig.are_behind()
     rig.clock.now += LONGEST
-    assert not rig.are_behind
+    assert not rig.are_behind()
     rig.reads()
     rig.clock.now += SILENT_AFTER
-    assert rig.are_behind
+    assert rig.are_behind()
     rig.clock.now += LONGEST
-    assert not rig.are_behind
+    assert not rig.are_behind()
     rig.reads()
     rig.attachment.synced = number
-    assert not rig.are_behind
+    assert not rig.are_behind()

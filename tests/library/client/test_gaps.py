@@ -63,9 +63,7 @@ def test_a_gap_that_unread_input_may_close_waits_longer_but_not_without_end(rig:
     while rig.gaps.due < inf:
         rig.clock.now = rig.gaps.due
         assert rig.delivered == [1]
-        if rig.clock.now < begun + HOLD + BEHIND_AT_MOST:
-            rig.gaps.wait_longer(rig.clock.now)
-        rig.gaps.expire(rig.clock.now)
+        rig.gaps.expire(rig.clock.now, lambda now, since: since == begun)
     assert rig.clock.now == begun + HOLD + BEHIND_AT_MOST
     assert (rig.delivered, rig.missed) == ([1, 3], 1)
 
@@ -75,10 +73,20 @@ def test_a_gap_that_waits_longer_is_closed_by_what_is_read_then(rig: Rig) -> Non
     rig.begins(1)
     rig.arrives(3)
     rig.clock.now += HOLD
-    rig.gaps.wait_longer(rig.clock.now)
-    rig.gaps.expire(rig.clock.now)
+    rig.gaps.expire(rig.clock.now, lambda now, since: True)
     rig.arrives(2)
     assert (rig.delivered, rig.missed, rig.gaps.due) == ([1, 2, 3], 0, inf)
+
+
+def test_each_gap_waits_for_what_was_published_before_it_was_noticed(rig: Rig) -> None:
+    """What arrives before the first one was noticed proves nothing for the next."""
+    first = rig.clock.now
+    for sender in (SENDER, OTHER):
+        rig.begins(1, sender)
+        rig.arrives(3, sender)
+        rig.clock.now += 1.0
+    rig.gaps.expire(rig.clock.now, lambda now, since: since > first)
+    assert (rig.delivered, rig.missed, rig.gaps.since) == ([1, 1, 3], 1, first + 1.0)
 
 
 def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -> None:

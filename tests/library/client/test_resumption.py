@@ -8,6 +8,7 @@ from channels_zmq.client.resumption import (
     ATTEMPTS,
     BACK_WITHIN,
     ON_THE_WAY,
+    READ_WITHIN,
     REPLAYED_WITHIN,
     Resumption,
 )
@@ -16,7 +17,7 @@ from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 INBOX = b"0123456789abcdef"
 TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
-MARGIN_MS = 1000 * ON_THE_WAY
+MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
 
 
 @pytest.fixture

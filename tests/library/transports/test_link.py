@@ -711,6 +711,7 @@ def test_a_window_without_answers_has_no_room(rig: Rig) -> None:
     rig.link.make_room()
     assert not rig.link.passes
     assert len(rig.exchange.subscriber.arriving) == 99
+    assert rig.client.out.has_input, "the event loop is not told of what was there before"
 
 
 def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig: Rig) -> None:
