@@ -94,7 +94,7 @@ class Arrivals:
         """Return whether frames arrive, but not yet the answer to a probe that was sent after a time."""
         self._take_answers()
         sent_at = next((probe.sent_at for probe in self._probes if probe.sent_at > since), inf)
-        if self._proved_until > since or sent_at == inf:
+        if self._proved_until > since or sent_at == inf:  # answered, or never sent
             return False
         is_arriving = sent_at < self.heard_at and now < self.heard_at + SILENT_AFTER + self._longest
         return is_arriving or now < sent_at + self._longest

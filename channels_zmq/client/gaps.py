@@ -3,8 +3,8 @@
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
 gap waits for the missing ones for `HOLD`, and longer while they may be on their way or not read yet. The first
 message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
-while any exchange replays what its connection has lost. See `client/arrivals.py` for what is on its way.
-Runs of other senders and topics never wait.
+while any exchange replays what its connection has lost. `client/arrivals.py` knows what is on its way. Runs of other
+senders and topics never wait.
 """
 
 import time
@@ -36,7 +36,13 @@ def nothing_is_behind(now: float, since: float) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Gap:
-    """The held messages of one run, by number."""
+    """The held messages of one run, by number.
+
+    Attributes:
+        since: When it was noticed: what is missing was published before.
+        until: When the missing messages are given up.
+        held: What delivers each message, and its size.
+    """
 
     since: float
     until: float
@@ -114,11 +120,6 @@ class Gaps:
     def awaits_replay(self) -> bool:
         """Whether everything that is missing may still come."""
         return self._clock() < self.replays_until
-
-    @property
-    def since(self) -> float:
-        """When the first gap was noticed: what is missing in it was published before. There has to be one."""
-        return next(iter(self._gaps.values())).since
 
     def expire(self, now: float, is_behind: IsBehind = nothing_is_behind) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""

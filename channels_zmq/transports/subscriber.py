@@ -226,8 +226,10 @@ class Subscriber:
             since: Likewise.
         """
         self.probe(now, since)
-        if self.welcome is None or self.arrivals.are_complete(since):
-            return self.welcome is None and self.has_input()
+        if self.welcome is None:
+            return self.has_input()  # nothing more comes by a connection that is gone
+        if self.arrivals.are_complete(since):
+            return False
         return self.has_input() or self.arrivals.are_behind(now, since)
 
     def _sync(self, number: int) -> None:
