@@ -64,7 +64,8 @@ class Arrivals:
             now: Monotonic seconds.
             since: A former probe counts if it was sent later than that.
         """
-        if self.are_complete(since):
+        self._take_answers()
+        if self._proved_until > since:
             return 0
         return self._sync(now, is_new=not self._probes or self._probes[-1].sent_at <= since)
 
@@ -84,11 +85,6 @@ class Arrivals:
             return 0
         self._sent_at = now
         return self._probes[-1].number
-
-    def are_complete(self, since: float) -> bool:
-        """Return whether a probe was answered that was sent after a time: what was published before has arrived."""
-        self._take_answers()
-        return self._proved_until > since
 
     def are_behind(self, now: float, since: float) -> bool:
         """Return whether frames arrive, but not yet the answer to a probe that was sent after a time."""

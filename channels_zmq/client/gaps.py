@@ -19,7 +19,8 @@ HOLD = 0.2
 BEHIND_AT_MOST = 3.0
 """How many seconds longer it waits while the missing ones may be on their way, or this process has not read them."""
 LOOK_AGAIN_AFTER = 0.02
-"""Seconds until it is asked again whether that is so."""
+"""Seconds until it is asked again whether that is so; then after twice as many each time, up to `HOLD`. To ask 50 times
+a second took so much of the time of a process that was saturated that it lost messages."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
@@ -127,7 +128,8 @@ class Gaps:
             run, first = next(iter(self._gaps.items()))
             latest = first.since + HOLD + BEHIND_AT_MOST
             if now < latest and is_behind(now, first.since):
-                first.until = min(now + LOOK_AGAIN_AFTER, latest)
+                pause = min(HOLD, max(LOOK_AGAIN_AFTER, now - first.since - HOLD))
+                first.until = min(now + pause, latest)
                 return
             self._give_up(run)
 

@@ -225,12 +225,10 @@ class Subscriber:
             now: Monotonic seconds.
             since: Likewise.
         """
+        if self.has_input():
+            return True
         self.probe(now, since)
-        if self.welcome is None:
-            return self.has_input()  # nothing more comes by a connection that is gone
-        if self.arrivals.are_complete(since):
-            return False
-        return self.has_input() or self.arrivals.are_behind(now, since)
+        return self.welcome is not None and self.arrivals.are_behind(now, since)
 
     def _sync(self, number: int) -> None:
         if self.send(wire.SYNC.encode(wire.Sync(self._client.inbox, number))):
