@@ -41,7 +41,7 @@ class _Gap:
 
     Attributes:
         since: When it was noticed: what is missing was published before.
-        until: When the missing messages are given up.
+        until: When the missing messages are given up, unless they may still arrive.
         held: What delivers each message, and its size.
     """
 
