@@ -45,8 +45,6 @@ class Attachment:
         self.batching_session = -1
         """The last session in which it has accepted batches."""
         self._instance = b""
-        self.has_two_ways = False
-        """Whether its frames arrive by two connections, of which one may be ahead of the other."""
         self.clients = 0
         """How many clients it had, as it has reported last."""
         self.taken_over = 0

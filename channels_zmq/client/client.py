@@ -401,10 +401,15 @@ class Client:
         self.out.session.append((attachment, wire.WELCOME.decode(frame)))
         self.out.busy = True
 
-    def before_hello(self, attachment: Attachment) -> list[bytes]:
-        """Return what an exchange must know before the hello of a new session, and cannot."""
+    def before_hello(self, attachment: Attachment, *, loses_frames: bool = True) -> list[bytes]:
+        """Return what an exchange must know before the hello of a new session, and cannot.
+
+        Args:
+            attachment: The exchange.
+            loses_frames: Whether it may not receive what it was sent in the former session.
+        """
         attachment.notes_sent = self.normal_members.last_number
-        received = attachment.credit.leave_session(loses_frames=not attachment.has_two_ways)
+        received = attachment.credit.leave_session(loses_frames=loses_frames)
         return [*self.normal_members.repeat(), *received]
 
     def begin_session(self, attachment: Attachment, session: int, instance: bytes) -> None:

@@ -266,7 +266,7 @@ class Receiver:
             if sender != self._sender:  # else this process sent it before it joined
                 self._counters.repeated += 1
             return
-        has_two_ways = len(self._attachments) > 1 or any(one.has_two_ways for one in self._attachments)
+        has_two_ways = len(self._attachments) > 1
         if missing == BEGINS and not (has_two_ways or self._gaps.awaits_replay or self._gaps.holds(runs, sender)):
             runs.skip_to(sender, number)
             deliver()

@@ -10,8 +10,10 @@ and messages are sent. PUSH never connects twice: after a cut, the frames of its
 are sent again, so the frames that libzmq still holds are discarded with the socket.
 
 Keys can change while the link is up, without an interruption. A second subscriber connects with the new keys beside the
-first one, subscribes to the same topics, and begins the next session. Then a second PUSH takes over, and sends the
-window again. Frames that arrive on both connections are dropped as repeated. The first ones are closed a moment later.
+first one, subscribes to the same topics, and begins the next session. The forwarder publishes the welcome on both
+connections: up to it the first one is read, from then on the second one, so that nothing is missed or overtaken,
+however slow the link is. Then a second PUSH takes over, and sends the window again; the first one is closed a moment
+later.
 
 Only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets' monitors meanwhile. `states` has
 the table of transitions; `_enter` is the only method that changes the state.
@@ -19,7 +21,7 @@ the table of transitions; `_enter` is the only method that changes the state.
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +59,9 @@ REPORT_EVERY = 1.0
 PUSH_EVERY = 0.2
 """Seconds between two attempts to connect the sending socket."""
 RETIRE_AFTER = 2.0
-"""Seconds for which the connections by former keys stay open to deliver the frames under way."""
+"""Seconds for which a PUSH by former keys stays open to deliver the frames under way."""
+CHANGE_WITHIN = 10.0
+"""Seconds for which a subscriber by former keys is read ahead of the next one, at most."""
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
@@ -162,12 +166,12 @@ class Link:
         self._silent_since = self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
-        # During a change of keys: the next subscriber, and the former sockets.
+        # During a change of keys. `_reading` is the former subscriber until the next session is welcomed.
         self._next_subscriber: Subscriber | None = None
-        self._former_subscriber: Subscriber | None = None
+        self._read_out: Subscriber | None = None
         self._former_push: Push | None = None
         self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
-        self._retire_at = 0.0
+        self._retire_at = self._change_by = 0.0
 
     # Opening and closing
 
@@ -177,7 +181,7 @@ class Link:
         Raises:
             ConfigurationError: If an address or a key is invalid.
         """
-        self._subscriber = self._open_subscriber()
+        self._subscriber = self._reading = self._open_subscriber()
         try:
             self._subscriber.connect_first(self._keys)
         except ConfigurationError:
@@ -238,6 +242,8 @@ class Link:
             monitors[self._push.monitor] = self._push_event
         if self._next_subscriber is not None:
             monitors[self._next_subscriber.monitor] = self._next_subscriber_event
+        if self._reading is not self._subscriber:
+            monitors[self._reading.monitor] = self._former_event
         return monitors
 
     def stats(self) -> LinkStats:
@@ -255,11 +261,12 @@ class Link:
     def close(self) -> None:
         """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
-        if self._next_subscriber is not None:
-            self._next_subscriber.close()
-        self._retire()
-        self._owner.unwatch(self._subscriber)
+        self._owner.unwatch(self._reading)
+        for other in (self._next_subscriber, self._read_out, self._reading):
+            if other is not None and other is not self._subscriber:
+                other.close()
         self._subscriber.close()
+        self._retire_push()
         self._close_push(self._options.linger)
 
     # Sending
@@ -322,7 +329,7 @@ class Link:
         Returns:
             Whether a message can be sent now.
         """
-        if self.state is State.UP and self._window.is_full and self._subscriber.read():
+        if self.state is State.UP and self._window.is_full and self.read():
             self._client.out.input_found()
         if self.state is State.UP and not self.passes and not self._window.is_full:
             self.flush()
@@ -434,19 +441,20 @@ class Link:
 
     def has_input(self) -> bool:
         """Return whether a frame can be read."""
-        former = self._former_subscriber
-        return self._subscriber.has_input() or (former is not None and former.has_input())
+        return self._reading.has_input()
 
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether something may still arrive that was published before a time, which a probe finds out."""
-        former = self._former_subscriber
-        return self._subscriber.is_behind(now, since) or (former is not None and former.has_input())
+        return self._reading is not self._subscriber or self._subscriber.is_behind(now, since)
 
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
-        if self._former_subscriber is not None and self._former_subscriber.read():
-            return True
-        return self._subscriber.read()
+        reading = self._reading
+        has_more = reading.read()
+        if has_more or reading is self._subscriber or reading.is_connected:
+            return has_more
+        self._read_next()  # the former one has ended
+        return True
 
     # The state
 
@@ -484,6 +492,7 @@ class Link:
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self.greet()
         else:
+            self._former_ended()
             self._subscriber.lost()
             self._give_up_push()
             self._enter(Event.LOST)
@@ -494,11 +503,8 @@ class Link:
         self._enter(Event.CONNECTED)
         self._greeted_at = time.monotonic()
         self._give_up_push()
-        self._subscriber.greet(self._before_hello)
+        self._subscriber.greet(lambda: self._client.before_hello(self.attachment))
         self._call_soon(0.0)
-
-    def _before_hello(self) -> Iterable[bytes]:
-        return self._client.before_hello(self.attachment)
 
     def _push_event(self, event: int) -> None:
         if event in REFUSALS:
@@ -530,6 +536,7 @@ class Link:
         former = self._subscriber.welcome
         if self._subscriber.take(welcome):
             self.other_version = None
+            self._read_next()
             self._client.begin_session(self.attachment, self.session, welcome.instance)
             if self.state is State.UP:
                 self._renewed(welcome)
@@ -605,7 +612,7 @@ class Link:
             self._keep_verifying(now)
         elif self.state is State.UP:
             self._watch_silence(now)
-        if self._is_renewing or self._push_is_due or self._keys_are_due or self._former_push is not None:
+        if self._is_renewing or self._keys_are_due:
             self._keep_renewing(now)
         if self.state is State.UP:
             if now >= self._window.marker_due - EARLY:
@@ -738,13 +745,15 @@ class Link:
         """
         if silent_for > patience / 2:
             self._subscriber.probe(now, since)
-        return silent_for > patience and not self._subscriber.is_behind(now, since)
+        return silent_for > patience and not self.is_behind(now, since)
 
     # Other keys, without a gap
 
     @property
     def _is_renewing(self) -> bool:
-        return self._next_subscriber is not None or self._former_subscriber is not None
+        is_reading_former = self._reading is not self._subscriber
+        sockets = self._next_subscriber, self._read_out, self._former_push
+        return is_reading_former or self._push_is_due or any(one is not None for one in sockets)
 
     def _begin_renewal(self) -> None:
         """Connect a second subscriber by the new keys."""
@@ -774,15 +783,39 @@ class Link:
             self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
 
     def _change_subscriber(self, subscriber: Subscriber) -> None:
-        """Begin the next session by the new connection. The former one still delivers the frames under way."""
+        """Begin the next session by the new connection, while the former one still delivers what is under way."""
         self._subscriber.read()  # what has arrived counts as received in this session
-        self._former_subscriber, self._subscriber, self._next_subscriber = self._subscriber, subscriber, None
-        self._owner.watch(subscriber)
-        self._retire_at = time.monotonic() + RETIRE_AFTER
+        self._subscriber, self._next_subscriber = subscriber, None
+        self._change_by = time.monotonic() + CHANGE_WITHIN
         self._has_reported_refusal = False
-        self.attachment.has_two_ways = True
-        subscriber.greet(self._before_hello)
+        subscriber.begin_session(self._client.before_hello(self.attachment, loses_frames=False))
         self._call_soon(0.0)
+
+    def _former_event(self, event: int) -> None:
+        if event == zmq.Event.DISCONNECTED and self._reading.is_connected:
+            self._give_up_former()
+
+    def _give_up_former(self) -> None:
+        """Expect no more of a subscriber by former keys than has arrived, and ask for what it has lost."""
+        self._former_ended()
+        self._subscriber.say_hello()
+
+    def _former_ended(self) -> None:
+        """Expect no more of a subscriber by former keys than has arrived, if one is read."""
+        if self._reading is not self._subscriber and self._reading.is_connected:
+            self._reading.lost()
+            self._change_by = time.monotonic() + READS_FORMER_FOR
+            self._client.out.input_found()
+            self._call_soon(0.0)
+
+    def _read_next(self) -> None:
+        """Read the current subscriber from now on; `tick` closes the former one."""
+        if self._reading is not self._subscriber:
+            self._owner.unwatch(self._reading)
+            self._read_out, self._reading = self._reading, self._subscriber
+            self._owner.watch(self._subscriber)
+            self._client.out.input_found()
+            self._call_soon(0.0)
 
     def _renewed(self, welcome: wire.Welcome) -> None:
         """Change over to a new PUSH as well, since the next session has begun while the link is up."""
@@ -816,24 +849,22 @@ class Link:
             self._change_push(now)
         if self.state is not State.UP:
             self._push_is_due = False
-        is_under_way = self.state is State.UP and (self._push_is_due or self._subscriber.welcome is None)
-        if now >= self._retire_at and not is_under_way:
-            former = self._former_subscriber
-            if former is not None and now < self._retire_at + READS_FORMER_FOR and former.read():
-                self._call_soon(0.0)
+        if self._reading is not self._subscriber and now >= self._change_by:
+            if self._reading.is_connected:
+                self._give_up_former()
             else:
-                self._retire()
+                self._read_next()
+        if self._read_out is not None:
+            self._read_out.close()
+            self._read_out = None
+        if self._former_push is not None and now >= self._retire_at:
+            self._retire_push()
         if self._keys_are_due and not self._is_renewing and self.state is not State.DRAINING:
             self._keys_are_due = False
             self._take_up_keys()
 
-    def _retire(self) -> None:
-        """Close the connections by the former keys."""
-        subscriber, self._former_subscriber = self._former_subscriber, None
-        if subscriber is not None:
-            self._owner.unwatch(subscriber)
-            subscriber.close()
-            self.attachment.has_two_ways = False
+    def _retire_push(self) -> None:
+        """Close the PUSH by the former keys."""
         push, self._former_push = self._former_push, None
         if push is not None:
             push.close(self._options.linger)

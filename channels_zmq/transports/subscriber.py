@@ -250,10 +250,10 @@ class Subscriber:
         if not self.read() or time.monotonic() >= self._greets_by:
             before, self._before_hello = self._before_hello, None
             assert before is not None, "called only while a session is about to begin"
-            self._begin_session(before())
+            self.begin_session(before())
 
-    def _begin_session(self, before: Iterable[bytes]) -> None:
-        """Say hello.
+    def begin_session(self, before: Iterable[bytes]) -> None:
+        """Say hello, behind what the exchange must know before.
 
         libzmq sends the subscriptions again when it is asked for anything. Those that have changed follow, then the
         claim of the inbox, and what the exchange must know before the hello.

@@ -9,9 +9,11 @@ from typing import Any
 import psutil
 import pytest
 from forwarders import Forwarder, close_all, free_ports, port_of, until
+from relays import relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq_forwarder.curve import new_pair
+from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
 KEYS = ("first", "second", "third")
 LINES_OF_REVOCATION = "1 revoked"
@@ -148,3 +150,41 @@ def test_keys_are_rotated_twice_under_load_without_a_gap(
 
     run(scenario())
     assert "a revoked key was in use" not in guarded.log_text()
+
+
+@pytest.mark.slow
+def test_keys_are_changed_while_much_is_on_its_way(
+    run: Callable[..., Any], guarded: Forwarder, rotation: Rotation
+) -> None:
+    """By a slow link the former connection takes seconds to bring it, and the new one is there at once."""
+    count, text = 160, "x" * 64 * 1024  # they take 5 s
+    config = {
+        "curve_server_key": rotation.server_key,
+        "curve_secret_key_file": rotation.file("client.secret"),
+        "capacity": 2 * count,
+    }
+
+    async def scenario() -> None:
+        with relay_to(guarded.pub, SLOWEST_LINK / 8) as relay:
+            sender = DedicatedZmqChannelLayer(**guarded.config, **config)
+            receiver = DedicatedZmqChannelLayer(**guarded.config | {"pub_socket_address": relay.address}, **config)
+            channel = await receiver.new_channel()
+            await receiver.group_add("chat", channel)
+            before = session(receiver)
+            for number in range(count):
+                await sender.group_send("chat", {"n": number, "text": text})
+            await until(lambda: receiver.stats()["received"] > 0)
+            rotation.allow(*KEYS[:2])
+            rotation.give(KEYS[1])
+            await until(lambda: relay.accepted >= 2 and session(receiver) > before)
+            for number in range(count, 2 * count):
+                await sender.group_send("chat", {"n": number})
+            own = await receiver.new_channel()
+            await receiver.group_add("own", own)
+            assert receiver.stats()["received"] >= count, "the answer waits behind what came before it"
+            read = [(await receiver.receive(channel))["n"] for _ in range(2 * count)]
+            assert read == list(range(2 * count))
+            stats = receiver.stats()
+            assert (stats["reconnects"], stats["dropped"]) == (0, {})
+
+    run(scenario())

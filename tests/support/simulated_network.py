@@ -184,6 +184,8 @@ class _Socket:
         self.network, self.process = network, process
         self.line: Line | None = None
         self.address, self.is_closed = "", False
+        self.attempt = 0
+        """What it has been told to connect so far: an earlier one is of no use any more."""
         self._pipe: deque[bytes] = deque()
         """What was sent before there was a connection."""
 
@@ -199,6 +201,7 @@ class _Socket:
 
     def connect(self, address: str) -> None:
         self.address = address
+        self.attempt += 1
         self.network.connect(self)
 
     def connected(self, line: Line) -> None:
@@ -244,7 +247,13 @@ class XSub(_Socket):
         return bool(self._inbox)
 
     def disconnect(self, address: str) -> None:
-        raise zmq.ZMQError(zmq.EINVAL)
+        if not self.attempt:
+            raise zmq.ZMQError(zmq.EINVAL)
+        self.attempt += 1
+        line, self.line, self._must_subscribe = self.line, None, True
+        self._pipe.clear()
+        if line is not None:
+            line.close(discards=True)
 
     def send(self, frame: bytes, flags: zmq.Flag) -> None:
         assert not self.is_closed
@@ -371,7 +380,7 @@ class Network:
         """The process that is being made."""
         self.delays = (0.0002, 0.01)
         self._listening: dict[str, Forwarder] = {}
-        self._waiting: dict[str, list[_Socket]] = {}
+        self._waiting: dict[str, list[tuple[_Socket, int]]] = {}
 
     def context(self) -> Context:
         assert self.making is not None
@@ -383,8 +392,8 @@ class Network:
 
     def listen(self, address: str, forwarder: "Forwarder") -> None:
         self._listening[address] = forwarder
-        for socket in self._waiting.pop(address, ()):
-            self.world.after(self.world.random.uniform(0, RETRY), self._try, socket)
+        for socket, attempt in self._waiting.pop(address, ()):
+            self.world.after(self.world.random.uniform(0, RETRY), self._try, socket, attempt)
 
     def is_same(self, one: str, another: str) -> bool:
         """Return whether two addresses lead to the same forwarder."""
@@ -394,28 +403,32 @@ class Network:
         self._listening.pop(address, None)
 
     def connect(self, socket: _Socket, after: float = 0.0) -> None:
-        self.world.after(after + self.world.random.uniform(0.0002, 0.005), self._try, socket)
+        self.world.after(after + self.world.random.uniform(0.0002, 0.005), self._try, socket, socket.attempt)
 
-    def _try(self, socket: _Socket) -> None:
-        if socket.is_closed or socket.process.is_gone:
+    @staticmethod
+    def _is_over(socket: _Socket, attempt: int) -> bool:
+        return socket.is_closed or socket.process.is_gone or socket.attempt != attempt
+
+    def _try(self, socket: _Socket, attempt: int) -> None:
+        if self._is_over(socket, attempt):
             return
         forwarder = self._listening.get(socket.address)
         if forwarder is not None:
-            self.world.after(self.world.random.uniform(0.0002, 0.01), self._shake_hands, socket, forwarder)
+            self.world.after(self.world.random.uniform(0.0002, 0.01), self._shake_hands, socket, attempt, forwarder)
         elif socket.address in self.black_holes:
-            self.world.after(CONNECT_TIMEOUT, self._fail, socket)
+            self.world.after(CONNECT_TIMEOUT, self._fail, socket, attempt)
         else:
-            self._fail(socket)
+            self._fail(socket, attempt)
 
-    def _shake_hands(self, socket: _Socket, forwarder: "Forwarder") -> None:
-        if socket.is_closed or socket.process.is_gone:
+    def _shake_hands(self, socket: _Socket, attempt: int, forwarder: "Forwarder") -> None:
+        if self._is_over(socket, attempt):
             return
         if self._listening.get(socket.address) is not forwarder:
-            self._fail(socket)
+            self._fail(socket, attempt)
         elif forwarder.is_frozen:
-            forwarder.on_thaw.append(lambda: self._shake_hands(socket, forwarder))
+            forwarder.on_thaw.append(lambda: self._shake_hands(socket, attempt, forwarder))
         elif socket.process.is_frozen:
-            socket.process.on_thaw.append(lambda: self._shake_hands(socket, forwarder))
+            socket.process.on_thaw.append(lambda: self._shake_hands(socket, attempt, forwarder))
         else:
             line = Line(self.world, socket, forwarder)
             self.lines = [one for one in self.lines if one.is_open or one.is_known]
@@ -423,11 +436,11 @@ class Network:
             forwarder.accepted(line)
             socket.connected(line)
 
-    def _fail(self, socket: _Socket) -> None:
-        if socket.is_closed:
+    def _fail(self, socket: _Socket, attempt: int) -> None:
+        if self._is_over(socket, attempt):
             return
         socket.failed()
         if isinstance(socket, XSub):
-            self._waiting.setdefault(socket.address, []).append(socket)
+            self._waiting.setdefault(socket.address, []).append((socket, attempt))
             if socket.address in self._listening:  # since a moment ago
                 self.listen(socket.address, self._listening[socket.address])

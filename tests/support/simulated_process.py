@@ -22,6 +22,7 @@ from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Report
 from channels_zmq.client.sequences import Numbers
 from channels_zmq.connection import HELD_EVERY, Connection
+from channels_zmq.keys import ClientKeys, ClientKeySource
 from channels_zmq.options import Options
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import links as links_module
@@ -144,8 +145,25 @@ def replace_surroundings(
     monkeypatch.setattr(links_module, "selectors", SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1))
     monkeypatch.setattr(push_module, "plain_send", lambda socket: socket.send)
     monkeypatch.setattr(subscriber_module, "readable", lambda socket: socket.readable())
+    monkeypatch.setattr(subscriber_module, "secure_client", lambda socket, server, secret: None)
     monkeypatch.setattr(requests_module, "_numbers", iter(range(1, 2**62)))
     return housekeeper
+
+
+class Keys:
+    """Keys that a process connects with, and that change."""
+
+    def __init__(self) -> None:
+        self._changes = 0
+
+    def change(self) -> None:
+        self._changes += 1
+
+    def read(self) -> ClientKeys:
+        return ClientKeys(b"", b"%d" % self._changes)
+
+    def missing_file(self) -> str:
+        return ""
 
 
 class Process:
@@ -188,6 +206,7 @@ class Process:
         self._drain_is_due = self._looks = False
         self._tick: Entry | None = None
         self._tick_at = float("inf")
+        self.keys = Keys()
         self.options = Options(
             connect_timeout=5.0,
             expiry=60.0,
@@ -195,6 +214,7 @@ class Process:
             max_message_size=2**20,
             outbox_capacity=settings.outbox_capacity,
             outbox_bytes=2**24,
+            keys=cast(ClientKeySource, self.keys),
         )
         client = Client(
             b"%016d" % number,

@@ -181,6 +181,7 @@ class Schedule(Simulation):
             self._cut_sub: 4,
             self._stall_sub: 2,
             self._block: 2,
+            self._change_keys: 2,
             self._freeze_process: 1,
             self._kill_process: 0.7,
             self._close_process: 0.7,
@@ -286,6 +287,11 @@ class Schedule(Simulation):
         self.note(f"block the loop of {process.number} for {seconds:.3f}")
         process.block(seconds)
         self.fault_at = max(self.fault_at, self.world.now + seconds)
+
+    def _change_keys(self) -> None:
+        process = self.random.choice(self.living())
+        self.note(f"change the keys of {process.number}")
+        process.keys.change()
 
     def _freeze_process(self) -> None:
         fickle = self._fickle()

@@ -134,7 +134,7 @@ class Subscriber:
         self.lists: list[bytes] = []
         self.connected_with: list[ClientKeys | None] = []
         self.ticked: list[float] = []
-        self.is_closed = self.others_come_first = False
+        self.is_closed = self.is_lost = self.others_come_first = False
         self.probed_at = -inf
         self.keys: ClientKeys | None = None
         context.subscribers.append(self)
@@ -185,7 +185,10 @@ class Subscriber:
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         while self.read():  # in one go
             pass
-        groups, frames = set(self.client.memberships.groups), list(before())
+        self.begin_session(before())
+
+    def begin_session(self, before: Iterable[bytes]) -> None:
+        groups, frames = set(self.client.memberships.groups), list(before)
         self.sent += [*map(wire.subscription, groups - self.subscribed), *frames]
         self.subscribed = groups
         self.session = self.client.new_session()
@@ -197,6 +200,7 @@ class Subscriber:
         self.lists.append(self.known())
 
     def lost(self) -> None:
+        self.is_lost |= self.is_connected
         self.welcome, self.is_connected = None, False
 
     def take(self, welcome: wire.Welcome) -> bool:

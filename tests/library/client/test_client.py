@@ -393,18 +393,6 @@ def test_a_message_behind_a_gap_waits_with_one_exchange_too(
     assert client.counters.dropped == {}
 
 
-@pytest.mark.parametrize("has_two_ways", [False, True])
-def test_the_first_message_of_a_run_waits_for_the_other_way_of_one_exchange(client: Client, has_two_ways: bool) -> None:
-    """While its connection is changed, the former one may bring those before it."""
-    add(client)
-    client.attachments[0].has_two_ways = has_two_ways
-    client.feed(group_frame(7, b"7"), client.attachments[0])
-    assert payloads(client) == [b"7"] * (not has_two_ways)
-    client.feed(group_frame(6, b"6"), client.attachments[0])
-    client.gaps.all_is_read()
-    assert payloads(client) == ([b"6", b"7"] if has_two_ways else [b"7"])
-
-
 def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(client: Client) -> None:
     """A direct message that was sent after a group message must not overtake it; a session has just begun, too."""
     add(client)

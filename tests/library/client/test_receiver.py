@@ -207,7 +207,6 @@ def test_every_message_moves_the_time_by_which_a_turn_ends(
 
 WAYS: dict[str, Callable[[Rig], None]] = {
     "another exchange": lambda rig: rig.attachments.append(rig.attachment()),
-    "two ways of one exchange": lambda rig: setattr(rig.attachments[0], "has_two_ways", True),
     "a replay": lambda rig: setattr(rig.gaps, "replays_until", rig.clock.now + 1),
 }
 
@@ -222,7 +221,7 @@ def test_the_first_message_of_a_run_waits_if_earlier_ones_may_come(
     rig.take(message(5))
     assert rig.came() == Came(held=1)
     del rig.attachments[1:]
-    rig.attachments[0].has_two_ways, rig.gaps.replays_until = False, 0.0
+    rig.gaps.replays_until = 0.0
     rig.take(message(6))
     assert rig.came() == Came(held=2)
     rig.gaps.all_is_read()

@@ -24,6 +24,7 @@ from socketless import (
 
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
+from channels_zmq.client.gaps import BEHIND_AT_MOST
 from channels_zmq.client.mailboxes import Mailbox, Payload
 from channels_zmq.client.requests import LOST, Request
 from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS, KEEP_SECONDS
@@ -31,6 +32,7 @@ from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import ClientKeys
 from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.link import (
+    CHANGE_WITHIN,
     CONNECTS_WITHIN,
     ECHO_EVERY,
     FULL_RETRY,
@@ -1610,37 +1612,58 @@ def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal: Renew
     assert (renewal.link.state, renewal.told, renewal.link.passes, renewal.lines()) == (State.UP, ["up"], True, [])
 
 
-def test_the_former_connections_are_closed_a_moment_later(renewal: Renewal) -> None:
-    """What they carry is on its way: the subscriber is read until then, and PUSH lingers."""
+def test_the_former_subscriber_is_closed_with_the_welcome_and_the_former_push_a_moment_later(renewal: Renewal) -> None:
+    """The welcome came behind everything that the former subscriber had to bring."""
     first, (old,) = renewal.first, renewal.context.pushes
-    renewal.renew()
-    due = renewal.clock.now + RETIRE_AFTER
-    assert renewal.calls[-1] == due
+    second = renewal.change_subscriber()
+    renewal.tick(CHANGE_WITHIN - 0.01)
+    assert (first.is_closed, renewal.watched) == (False, [first])
+    renewal.calls.clear()
+    renewal.welcome()
+    assert (first.is_closed, renewal.watched, renewal.calls[0]) == (False, [second], 0.0)
+    renewal.tick(PUSH_EVERY)
+    assert (first.is_closed, old.linger, renewal.calls[-1]) == (True, None, renewal.clock.now + RETIRE_AFTER)
     renewal.tick(RETIRE_AFTER - 0.01)
-    assert (first.is_closed, old.linger, renewal.watched) == (False, None, [first, renewal.exchange.subscriber])
-    assert renewal.link.attachment.has_two_ways
-    seen = []
-    renewal.client.feed = lambda frame, attachment: seen.append(frame)
-    first.arriving = [b"1", b"2"]
+    assert old.linger is None
     renewal.tick(0.01)
-    assert (first.is_closed, renewal.calls[-1]) == (False, 0.0)
+    assert old.linger == 2000
+    assert list(renewal.link.monitors()) == [second.monitor, renewal.open_push.monitor]
+
+
+@pytest.mark.parametrize("end", ["too late", "disconnected", "the next one lost"])
+def test_a_former_subscriber_that_does_not_bring_the_welcome_is_left(renewal: Renewal, end: str) -> None:
+    """What has arrived by it is read first, for a bounded time. What it has lost is asked for."""
+    first, seen = renewal.first, []
+    renewal.client.feed = lambda frame, attachment: seen.append(frame)
+    second = renewal.change_subscriber()
+    hellos = len(second.lists)
+    first.arriving, second.arriving = [b"1", b"2", b"3"], [b"4"]
+    if end == "too late":
+        renewal.tick(CHANGE_WITHIN - 0.1)
+        assert second.arriving, "it waits"
+        renewal.tick(0.1)
+    elif end == "disconnected":
+        renewal.event(first, DISCONNECTED)
+    else:
+        renewal.exchange.disconnected()
+    assert (first.is_lost, len(second.lists) - hellos) == (True, end != "the next one lost")
+    while renewal.link.read():
+        pass
+    assert (seen, renewal.watched) == ([b"1", b"2", b"3", b"4"], [second])
     renewal.tick()
-    assert (first.is_closed, old.linger, renewal.watched) == (True, 2000, [renewal.exchange.subscriber])
-    assert seen == [b"1", b"2"]
-    assert not renewal.link.attachment.has_two_ways
-    assert list(renewal.link.monitors()) == [renewal.exchange.subscriber.monitor, renewal.link._push.monitor]
+    assert first.is_closed
 
 
-def test_the_former_connections_are_closed_though_messages_arrive_without_end(renewal: Renewal) -> None:
-    """The next ones bring them, too."""
+def test_a_former_subscriber_that_has_ended_is_left_though_messages_arrive_without_end(renewal: Renewal) -> None:
+    """A consumer that is saturated never finds it empty."""
     first = renewal.first
-    renewal.renew()
-    first.arriving = [b"x"] * 10
-    renewal.tick(RETIRE_AFTER)
+    second = renewal.change_subscriber()
+    renewal.event(first, DISCONNECTED)
+    first.arriving = [b"?"]
     renewal.tick(READS_FORMER_FOR - 0.1)
-    assert not first.is_closed
+    assert renewal.watched == [first]
     renewal.tick(0.1)
-    assert (first.is_closed, len(first.arriving)) == (True, 8)
+    assert (renewal.watched, first.is_closed) == ([second], True)
 
 
 def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal: Renewal) -> None:
@@ -1698,7 +1721,7 @@ def test_each_step_has_its_monitor(renewal: Renewal) -> None:
     second = renewal.begin()
     assert list(renewal.link.monitors()) == [renewal.first.monitor, push.monitor, second.monitor]
     renewal.event(second, CONNECTED)
-    assert list(renewal.link.monitors()) == [second.monitor, push.monitor]
+    assert list(renewal.link.monitors()) == [second.monitor, push.monitor, renewal.first.monitor]
     renewal.change_push()
     assert renewal.open_push is not push
     assert list(renewal.link.monitors()) == [second.monitor, renewal.open_push.monitor]
@@ -1740,42 +1763,43 @@ def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal: Ren
 
 
 def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal: Renewal) -> None:
-    """The former one goes on for a moment; what the new one repeats is dropped."""
+    """The former one is read up to the welcome, then the next one, which repeats some of it."""
     member(renewal)
     renewal.arrive(renewal.first, group_frame(1))
     second = renewal.change_subscriber()
+    second.arriving = [group_frame(2), group_frame(3), group_frame(4)]
+    renewal.tick(BEHIND_AT_MOST + 1.0)  # so slow is the link
     renewal.arrive(renewal.first, group_frame(2), group_frame(3))
-    renewal.arrive(second, group_frame(2), group_frame(3), group_frame(4))
-    renewal.arrive(renewal.first, group_frame(4), group_frame(5))
+    assert renewal.delivered() == [b"1", b"2", b"3"]
+    renewal.welcome()
     renewal.arrive(second, group_frame(5), group_frame(6))
     assert renewal.delivered() == [b"1", b"2", b"3", b"4", b"5", b"6"]
     assert renewal.client.counters.dropped == {}
 
 
-def test_what_the_next_connection_brings_first_waits_for_the_former_one(renewal: Renewal) -> None:
-    """Two connections do not keep an order."""
-    member(renewal)
-    renewal.arrive(renewal.first, group_frame(1))
-    second = renewal.change_subscriber()
-    renewal.arrive(second, group_frame(4))
-    assert renewal.delivered() == [b"1"]
-    renewal.arrive(renewal.first, group_frame(2), group_frame(3), group_frame(4))
-    assert (renewal.delivered(), renewal.client.counters.dropped) == ([b"1", b"2", b"3", b"4"], {})
-
-
-def test_input_of_either_connection_is_input(renewal: Renewal) -> None:
-    """Until the former one is closed."""
-    second = renewal.change_subscriber()
-    assert not renewal.link.has_input()
-    for one in (renewal.first, second):
-        one.arriving = [b"?"]
-        assert renewal.link.has_input()
-        one.arriving = []
-    renewal.change_push()
-    renewal.tick(RETIRE_AFTER)
-    assert not renewal.link.has_input()
+def test_the_connection_that_is_read_has_input(renewal: Renewal) -> None:
+    """The former one until the welcome. Missing messages may still come meanwhile."""
+    first, second = renewal.first, renewal.change_subscriber()
     second.arriving = [b"?"]
+    assert (renewal.link.has_input(), renewal.link.is_behind(renewal.clock.now, 0.0)) == (False, True)
+    first.arriving = [b"?"]
     assert renewal.link.has_input()
+    renewal.exchange.welcome()
+    ((_, welcome),) = renewal.client.out.take().session
+    renewal.link.take_session(welcome)
+    assert renewal.client.out.has_input, "no descriptor shows what arrived before it was watched"
+    assert renewal.link.has_input()
+
+
+def test_a_full_window_has_the_former_connection_read(renewal: Renewal) -> None:
+    """It brings the acknowledgement; the next one would overtake it."""
+    renewal.fill()
+    number = renewal.exchange.echoes()[-1]
+    first, second = renewal.first, renewal.change_subscriber()
+    first.arriving = [wire.CONFIRM.encode(wire.Confirm(INBOX, number, wire.Status.OK, ONE))]
+    second.arriving = [b"?"]
+    assert renewal.link.make_room()
+    assert second.arriving == [b"?"]
 
 
 def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renewal: Renewal) -> None:
@@ -1784,12 +1808,15 @@ def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renew
     second = renewal.begin()
     renewal.client.feed = lambda frame, attachment: seen.append((frame, renewal.exchange.subscriber.session))
     renewal.first.arriving = [b"1", b"2"]
+    second.arriving = [b"3"]
     renewal.event(second, CONNECTED)
     assert seen == [(b"1", 1)]
-    second.arriving = [b"3"]
     while renewal.link.read():
         pass
-    assert seen[1:] == [(b"2", 2), (b"3", 2)]
+    assert seen[1:] == [(b"2", 2)]
+    renewal.link._read_next()
+    assert not renewal.link.read()
+    assert seen[2:] == [(b"3", 2)]
 
 
 def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -> None:
@@ -1806,14 +1833,25 @@ def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -
 
 
 def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renewal: Renewal) -> None:
-    """The answer may have been lost with it; one that arrives by the former connection counts."""
+    """Its frame may be lost with the connection."""
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
     second = renewal.change_subscriber()
     renewal.welcome()
     assert b"Ysync" in second.sent
+    renewal.arrive(second, wire.SYNCED.encode(wire.Synced(INBOX, 5)))
+    assert request.answer == 0
+
+
+def test_an_answer_by_the_former_connection_counts(renewal: Renewal) -> None:
+    """It is not asked for again."""
+    request: Request[Reader] = Request(b"Ysync", to_all=True)
+    renewal.client.begin_request(5, request)
+    second = renewal.change_subscriber()
     renewal.arrive(renewal.first, wire.SYNCED.encode(wire.Synced(INBOX, 5)))
     assert request.answer == 0
+    renewal.welcome()
+    assert b"Ysync" not in second.sent
 
 
 # ... jobs
@@ -1841,7 +1879,7 @@ def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal: Renew
     assert wire.RECEIVED.decode(received) == wire.Received(INBOX, 1, 1, b"jobs")
     renewal.arrive(renewal.first, job(1, 2, b"2"))
     renewal.welcome()
-    renewal.arrive(renewal.first, job(1, 2, b"2"))
+    renewal.arrive(second, job(1, 2, b"2"))
     assert not box.mail
     read_jobs(renewal)
     renewal.arrive(second, job(2, 1, b"2"))
@@ -1865,8 +1903,8 @@ def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_i
     box = read_jobs(renewal)
     second = renewal.change_subscriber()
     renewal.welcome()
-    for one in (second, renewal.first):
-        renewal.arrive(one, job(2))
+    renewal.exchange.publish(job(2))  # read in the same turn as the welcome
+    renewal.arrive(second, job(2))
     assert (len(box.mail), renewal.client.counters.dropped) == (1, {})
 
 
@@ -2163,7 +2201,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
     assert still_open == [renewal.exchange.push]
     assert renewal.exchange.push.curve_serverkey == renewal.keys.keys.server
     assert renewal.watched == [renewal.exchange.subscriber]
-    assert not renewal.link.attachment.has_two_ways
+    assert not renewal.link._is_renewing
 
 
 def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(renewal: Renewal) -> None:
@@ -2232,12 +2270,12 @@ def test_a_push_that_cannot_be_opened_is_tried_again(renewal: Renewal) -> None:
     assert "pull_socket_address" in line
     renewal.tick(RETIRE_AFTER)
     renewal.publish(b"1")
-    assert (renewal.exchange.push, renewal.payloads(), renewal.first.is_closed) == (old, [b"1"], False)
+    assert (renewal.exchange.push, renewal.payloads()) == (old, [b"1"])
     renewal.link.forwarder = forwarder
     renewal.tick(PUSH_EVERY)
     assert (renewal.exchange.push is old, renewal.payloads()) == (False, [b"1"])
     renewal.tick(RETIRE_AFTER)
-    assert renewal.first.is_closed
+    assert not renewal.link._is_renewing
 
 
 # The end
