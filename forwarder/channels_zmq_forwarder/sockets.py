@@ -24,6 +24,11 @@ EVERYWHERE = "tcp://*:"
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 HANDSHAKE = 5_000
 """Milliseconds within which a peer has to complete its handshake."""
+UNACKNOWLEDGED = 10_000
+"""Milliseconds after which Linux ends a connection whose peer acknowledges nothing that it was sent.
+
+Heartbeats do not find that out in the middle of a frame: libzmq sends none before the rest of it.
+"""
 SLOWEST_LINK = 16_000_000
 """Bits per second between an exchange and each of its clients, all busy at once."""
 
@@ -181,6 +186,7 @@ def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
     xpub.set(zmq.LINGER, 1000)
     for option, value in heartbeats(marks.max_frame).items():
         xpub.set(option, value)
+    xpub.set(zmq.TCP_MAXRT, UNACKNOWLEDGED)
 
 
 def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
