@@ -328,7 +328,7 @@ SCENARIOS = [
         IN_A_NETWORK,
         Goal(lateness_ms=3_500),
         4,
-        missing=missing,
+        missing=partial(missing, "ip", "iptables"),
     ),
     Scenario(
         "network-loss",
@@ -337,7 +337,7 @@ SCENARIOS = [
         IN_A_NETWORK,
         Goal(),
         2,
-        missing=missing,
+        missing=partial(missing, "ip", "iptables"),
     ),
     # There and back by the slow way takes 0.4 s, in which a receiver gets `prefetch` jobs of a channel at most.
     Scenario(

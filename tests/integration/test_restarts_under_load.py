@@ -21,7 +21,7 @@ milliseconds at the pace of a flood."""
 def peers(request: pytest.FixtureRequest, forwarder: Forwarder) -> Iterator[list[Peer]]:
     """Two processes to send and two to receive, all connected."""
     # A job that is held meanwhile must not expire, however slowly a forwarder starts.
-    bounds = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": PATIENCE}
+    bounds: dict[str, Any] = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": PATIENCE}
     peers = [Peer(request.param, **forwarder.config, **bounds) for _ in range(4)]
     for peer in peers:
         peer.ask("until_connected", True)

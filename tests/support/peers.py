@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -52,11 +52,12 @@ class Peer:
 
     Args:
         loop: The key of one of `FACTORIES`.
+        by: What goes before its command, to run it elsewhere.
         config: CONFIG of its layer; without one the first command has to be `open`.
     """
 
-    def __init__(self, loop: str, **config: Any) -> None:
-        command = [sys.executable, "-W", "error", __file__, loop]
+    def __init__(self, loop: str, *, by: Sequence[str] = (), **config: Any) -> None:
+        command = [*by, sys.executable, "-W", "error", __file__, loop]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._asked: dict[int, Future[Any]] = {}
         self._count = 0

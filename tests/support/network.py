@@ -1,6 +1,6 @@
-"""A network of the harness's own: clients in a namespace reach the forwarders over a pair of virtual interfaces.
+"""A network of a test's own: clients in a namespace reach the forwarders over a pair of virtual interfaces.
 
-Nothing else on the machine uses it. It needs root, `ip` and `iptables`.
+Nothing else on the machine uses it. It needs root and `ip`, and `iptables` to drop some of the packets.
 """
 
 import os
@@ -13,20 +13,21 @@ HOST, GUEST = "10.213.77.1", "10.213.77.2"
 LOSS = 0.1
 
 
-def missing() -> str:
-    """Return what is missing for a network of its own, or an empty text."""
+def missing(*programs: str) -> str:
+    """Return what of root's rights and of some programs is missing, or an empty text."""
     if os.geteuid() != 0:
         return "needs root"
-    programs = [program for program in ("ip", "iptables") if shutil.which(program) is None]
-    return f"needs {' and '.join(programs)}" if programs else ""
+    lacking = [program for program in programs if shutil.which(program) is None]
+    return f"needs {' and '.join(lacking)}" if lacking else ""
 
 
 class Network:
     """A namespace with one interface, whose other end is `HOST`."""
 
     def __init__(self) -> None:
-        self._name = f"chaos-{os.getpid()}"
-        self._interface = f"chaos{os.getpid()}"
+        self._name = f"zmq-{os.getpid()}"
+        self._interface = f"zmq{os.getpid()}"
+        self._inside = f"{self._interface}i"
 
     @property
     def prefix(self) -> list[str]:
@@ -34,7 +35,7 @@ class Network:
         return ["ip", "netns", "exec", self._name]
 
     def __enter__(self) -> Self:
-        inside = f"{self._interface}i"
+        inside = self._inside
         _run("ip", "netns", "add", self._name)
         _run("ip", "link", "add", self._interface, "type", "veth", "peer", "name", inside)
         _run("ip", "link", "set", inside, "netns", self._name)
@@ -51,6 +52,10 @@ class Network:
         """Remove everything; the interfaces go with the namespace."""
         subprocess.run(["ip", "netns", "delete", self._name], check=False, capture_output=True)
         subprocess.run(["ip", "link", "delete", self._interface], check=False, capture_output=True)
+
+    def unplug(self) -> None:
+        """Pass on nothing any more."""
+        _run(*self.prefix, "ip", "link", "set", self._inside, "down")
 
     def cut(self, ports: tuple[int, ...]) -> None:
         """Drop all packets from and to these ports of the host, in silence."""

@@ -1,0 +1,46 @@
+"""A network of the test's own between a process and a forwarder, which is cut without a word to either."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from forwarders import Forwarder, close_all, free_ports, until
+from network import HOST, Network, missing
+from peers import Peer
+
+from channels_zmq.core import DedicatedZmqChannelLayer
+
+LARGE = 1_000_000
+"""Bytes, of which the buffers of a new TCP connection take a part."""
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    if lacking := missing("ip"):
+        pytest.skip(lacking)
+    with Network() as network:
+        yield network
+
+
+@pytest.mark.slow
+def test_a_network_that_is_cut_in_the_middle_of_a_frame_is_noticed(run: Any, network: Network) -> None:
+    """Heartbeats wait behind it: for 15 minutes a process kept its connection, and the jobs that it had been handed."""
+    forwarder = Forwarder(*(f"tcp://{HOST}:{port}" for port in free_ports(2)))
+    forwarder.start()
+    peer = Peer("asyncio", by=network.prefix, **forwarder.config)
+
+    async def scenario() -> None:
+        await asyncio.to_thread(peer.ask, "member", "chat")
+        sender = DedicatedZmqChannelLayer(**forwarder.config)
+        await until(lambda: sender.stats()["connected"] and forwarder.status()["clients"] == 2)
+        network.unplug()
+        await sender.group_send("chat", {"text": "x" * LARGE})
+        await until(lambda: forwarder.status()["clients"] == 1)
+
+    try:
+        run(scenario())
+    finally:
+        peer.kill()
+        close_all()
+        forwarder.end()
