@@ -31,6 +31,7 @@ from channels_zmq.keys import client_keys, server_keys
 from channels_zmq.options import Options
 from channels_zmq.serializers import Message, Serializer
 from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.sockets import longest_transfer
 
 SESSION_BITS = 31
 """Random bits of the number at which sessions begin; as many more sessions fit into its field."""
@@ -317,6 +318,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             idle=self.config.expiry,
             window=window,
             window_bytes=window_bytes,
+            longest=longest_transfer(self._max_message_size + wire.MAX_OVERHEAD),
             session=secrets.randbits(SESSION_BITS),
             opener=keyring,
         )

@@ -32,15 +32,14 @@ class Arrivals:
 
     Args:
         attachment: The exchange.
-        longest: Seconds that the largest frame takes on the slowest link.
     """
 
-    def __init__(self, attachment: Attachment, longest: float) -> None:
+    def __init__(self, attachment: Attachment) -> None:
         self.heard_at = -inf
         """When a frame was read last, to the turn."""
         self.unproved = 0
         """Bytes that were read since the last probe."""
-        self._attachment, self._longest = attachment, longest
+        self._attachment = attachment
         self._probes: deque[_Probe] = deque()  # that were not answered
         self._began = self._proved_until = self._sent_at = -inf
 
@@ -92,8 +91,9 @@ class Arrivals:
         sent_at = next((probe.sent_at for probe in self._probes if probe.sent_at > since), inf)
         if self._proved_until > since or sent_at == inf:  # answered, or never sent
             return False
-        is_arriving = sent_at < self.heard_at and now < self.heard_at + SILENT_AFTER + self._longest
-        return is_arriving or now < sent_at + self._longest
+        longest = self._attachment.longest
+        is_arriving = sent_at < self.heard_at and now < self.heard_at + SILENT_AFTER + longest
+        return is_arriving or now < sent_at + longest
 
     def _take_answers(self) -> None:
         while self._probes and self._probes[0].number <= self._attachment.synced:

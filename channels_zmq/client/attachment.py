@@ -21,6 +21,7 @@ class Attachment:
         drop: Counts dropped jobs by cause.
         window: Frames that may be unacknowledged.
         window_bytes: Bytes that they may have together.
+        longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
 
@@ -31,11 +32,13 @@ class Attachment:
         drop: Callable[[str, int], None],
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
+        longest: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credit = Credit(inbox, prefetch, drop, clock)
         self.window = Window(window, window_bytes, clock)
-        self.resumption = Resumption(inbox, clock)
+        self.resumption = Resumption(inbox, longest, clock)
+        self.longest = longest
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
         self.notes_sent = 0

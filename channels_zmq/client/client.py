@@ -39,6 +39,7 @@ class Client:
         idle: Seconds after which an unused mailbox is forgotten.
         window: Frames that each exchange may leave unacknowledged.
         window_bytes: Bytes that they may have together.
+        longest: Seconds that the largest frame takes on the slowest link.
         session: The number before that of the first session. Other processes cannot guess a random one.
         opener: Opens the payloads of a layer with encryption keys.
         clock: Monotonic seconds.
@@ -53,6 +54,7 @@ class Client:
         idle: float = 60.0,
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
+        longest: float = 0.0,
         session: int = 0,
         opener: Opener | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -87,7 +89,8 @@ class Client:
         self.is_exchange = False
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self._clock = clock
-        self._make_attachment = partial(Attachment, inbox, prefetch, self.counters.drop, window, window_bytes, clock)
+        drop = self.counters.drop
+        self._make_attachment = partial(Attachment, inbox, prefetch, drop, window, window_bytes, longest, clock)
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0

@@ -18,7 +18,8 @@ READ_WITHIN = 1.0
 BACK_WITHIN = 0.25
 """How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds a part of the answer is waited for, after each hello and each part."""
+"""How many seconds a part of the answer is waited for, after each hello and each part, beyond those that the largest
+one takes."""
 ARRIVED_WITHIN = 10.0
 """How many seconds the whole is waited for in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN`
 at most, for which the first part is waited for, but a slow link takes longer."""
@@ -31,13 +32,14 @@ class Resumption:
 
     Args:
         inbox: Of this process.
+        longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, inbox: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, inbox: bytes, longest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = 0.0
         """Until when the next connection, or the answer, is waited for."""
-        self._inbox, self._clock = inbox, clock
+        self._inbox, self._longest, self._clock = inbox, longest, clock
         self._missing_since: float | None = None
         self._session = 0  # in which was asked
         self._asked_at = 0.0  # for the first time in it
@@ -79,7 +81,7 @@ class Resumption:
         return is_answer
 
     def _wait(self, now: float, at_most: float) -> None:
-        self.until = min(now + REPLAYED_WITHIN, self._asked_at + at_most)
+        self.until = min(now + REPLAYED_WITHIN, self._asked_at + at_most) + self._longest
 
     def ended(self) -> None:
         """Note that the answer is complete: nothing is missing any more that the exchange still had.

@@ -23,7 +23,7 @@ from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Endpoint
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import secure_client
-from channels_zmq_forwarder.sockets import heartbeats, longest_transfer, number, readable
+from channels_zmq_forwarder.sockets import heartbeats, number, readable
 
 Socket = zmq.Socket[bytes]
 
@@ -98,7 +98,7 @@ class Subscriber:
         self._socket = context.socket(zmq.XSUB)
         linger = round(options.linger * 1000)
         max_frame = options.max_message_size + wire.MAX_OVERHEAD
-        self.arrivals = Arrivals(attachment, longest_transfer(max_frame))
+        self.arrivals = Arrivals(attachment)
         set_options(self._socket, _CONNECTING | heartbeats(max_frame))
         set_options(self._socket, {zmq.SNDHWM: 0, zmq.RCVHWM: 0, zmq.LINGER: linger, zmq.MAXMSGSIZE: max_frame})
         self.monitor = monitor(self._socket, zmq.Event.CONNECT_RETRIED)

@@ -14,8 +14,8 @@ class Rig:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.attachment = Attachment(b"i" * 16, 1, lambda cause, count: None, clock=clock)
-        self.arrivals = Arrivals(self.attachment, LONGEST)
+        self.attachment = Attachment(b"i" * 16, 1, lambda cause, count: None, longest=LONGEST, clock=clock)
+        self.arrivals = Arrivals(self.attachment)
         self.began = clock.now
         self.arrivals.begin(clock.now)
 

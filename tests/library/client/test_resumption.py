@@ -17,12 +17,14 @@ from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 INBOX = b"0123456789abcdef"
 TOPICS = [wire.group_topic("g"), wire.group_topic("h")]
+LONGEST = 0.5
+PART = REPLAYED_WITHIN + LONGEST
 MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
 
 
 @pytest.fixture
 def resumption(clock: Clock) -> Resumption:
-    return Resumption(INBOX, clock)
+    return Resumption(INBOX, LONGEST, clock)
 
 
 def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] = TOPICS) -> wire.Resume | None:
@@ -41,7 +43,7 @@ def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption
     resumption.lost(clock.now - 2.0)
     hashes = wire.encode_hashes(TOPICS)
     assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN_MS), 0, hashes)
-    assert resumption.until == clock.now + REPLAYED_WITHIN
+    assert resumption.until == clock.now + PART
 
 
 def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption, clock: Clock) -> None:
@@ -101,7 +103,7 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
     for _ in range(10):
         request(resumption)
         clock.now += REPLAYED_WITHIN
-    assert resumption.until == begun + ANSWERED_WITHIN
+    assert resumption.until == begun + ANSWERED_WITHIN + LONGEST
 
 
 def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
@@ -110,7 +112,7 @@ def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, cl
     assert resumption.until == clock.now + BACK_WITHIN
     clock.now += 0.1
     request(resumption)
-    assert resumption.until == clock.now + REPLAYED_WITHIN
+    assert resumption.until == clock.now + PART
 
 
 def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Resumption, clock: Clock) -> None:
@@ -121,12 +123,12 @@ def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Res
     for _ in range(5):
         clock.now += REPLAYED_WITHIN / 2
         resumption.is_answered_by(wire.Replayed(INBOX, 1, 0))
-    assert resumption.until == begun + REPLAYED_WITHIN
+    assert resumption.until == begun + PART
     clock.now = begun
     for _ in range(30):
         clock.now += REPLAYED_WITHIN / 2
         resumption.is_answered_by(wire.Replayed(INBOX, 2, 0))
-        assert resumption.until == min(clock.now + REPLAYED_WITHIN, begun + ARRIVED_WITHIN)
+        assert resumption.until == min(clock.now + PART, begun + ARRIVED_WITHIN + LONGEST)
 
 
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
