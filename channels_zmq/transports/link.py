@@ -9,11 +9,8 @@ serves, PUSH is connected, and an echo by it proves that both sides reach the sa
 and messages are sent. PUSH never connects twice: after a cut, the frames of its connection are still in the window and
 are sent again, so the frames that libzmq still holds are discarded with the socket.
 
-Keys can change while the link is up, without an interruption. A second subscriber connects with the new keys beside the
-first one, subscribes to the same topics, and begins the next session. The forwarder publishes the welcome on both
-connections: up to it the first one is read, from then on the second one, so that nothing is missed or overtaken,
-however slow the link is. Then a second PUSH takes over, and sends the window again; the first one is closed a moment
-later.
+Keys can change while the link is up, without an interruption. A second subscriber takes over from the first one
+(`downlink`). Then a second PUSH takes over, and sends the window again; the first one is closed a moment later.
 
 Only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets' monitors meanwhile. `states` has
 the table of transitions; `_enter` is the only method that changes the state.
@@ -36,10 +33,11 @@ from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.downlink import Downlink, Watcher
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
 from channels_zmq.transports.push import Push
 from channels_zmq.transports.states import TRANSITIONS, Event, State
-from channels_zmq.transports.subscriber import FAILURES, READS_FORMER_FOR, REFUSALS, Socket, Subscriber
+from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.sockets import longest_transfer
 from channels_zmq_forwarder.wire import Topic
@@ -60,8 +58,6 @@ PUSH_EVERY = 0.2
 """Seconds between two attempts to connect the sending socket."""
 RETIRE_AFTER = 2.0
 """Seconds for which a PUSH by former keys stays open to deliver the frames under way."""
-CHANGE_WITHIN = 10.0
-"""Seconds for which a subscriber by former keys is read ahead of the next one, at most."""
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
@@ -69,7 +65,7 @@ EARLY = 0.025
 """Seconds before its time that a marker may be sent by a `tick` for other reasons, which saves a call of its own."""
 
 
-class Owner(Protocol):
+class Owner(Watcher, Protocol):
     """The set of links: it is told what concerns the others too.
 
     Attributes:
@@ -89,12 +85,6 @@ class Owner(Protocol):
 
     def welcomed(self, link: "Link", welcome: wire.Welcome) -> None:
         """Learn from a welcome which forwarders others know."""
-
-    def watch(self, subscriber: Subscriber) -> None:
-        """Let event loops watch a subscriber."""
-
-    def unwatch(self, subscriber: Subscriber) -> None:
-        """Let no event loop watch a subscriber that is about to be closed."""
 
 
 @dataclass(slots=True)
@@ -166,12 +156,9 @@ class Link:
         self._silent_since = self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
-        # During a change of keys. `_reading` is the former subscriber until the next session is welcomed.
-        self._next_subscriber: Subscriber | None = None
-        self._read_out: Subscriber | None = None
-        self._former_push: Push | None = None
+        self._former_push: Push | None = None  # during a change of keys
         self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
-        self._retire_at = self._change_by = 0.0
+        self._retire_at = 0.0
 
     # Opening and closing
 
@@ -181,18 +168,16 @@ class Link:
         Raises:
             ConfigurationError: If an address or a key is invalid.
         """
-        self._subscriber = self._reading = self._open_subscriber()
-        try:
-            self._subscriber.connect_first(self._keys)
-        except ConfigurationError:
-            self._subscriber.close()
-            raise
-        self._subscriber.subscribe_inbox()
-        self._owner.watch(self._subscriber)
+        self._downlink = Downlink(self._make_subscriber, self._owner, self._client.out, self._call_soon)
+        self._downlink.connect_first(self._keys)
         self._started_at = time.monotonic()
 
-    def _open_subscriber(self) -> Subscriber:
+    def _make_subscriber(self) -> Subscriber:
         return Subscriber(self._context, self.forwarder.pub, self._options, self._client, self.attachment, self._known)
+
+    @property
+    def _subscriber(self) -> Subscriber:
+        return self._downlink.current
 
     @property
     def is_connected(self) -> bool:
@@ -237,13 +222,9 @@ class Link:
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
-        monitors: dict[Socket, Callable[[int], None]] = {self._subscriber.monitor: self._subscriber_event}
+        monitors = self._downlink.monitors(self._subscriber_event, self._next_subscriber_event)
         if self._push is not None:
             monitors[self._push.monitor] = self._push_event
-        if self._next_subscriber is not None:
-            monitors[self._next_subscriber.monitor] = self._next_subscriber_event
-        if self._reading is not self._subscriber:
-            monitors[self._reading.monitor] = self._former_event
         return monitors
 
     def stats(self) -> LinkStats:
@@ -261,11 +242,7 @@ class Link:
     def close(self) -> None:
         """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
-        self._owner.unwatch(self._reading)
-        for other in (self._next_subscriber, self._read_out, self._reading):
-            if other is not None and other is not self._subscriber:
-                other.close()
-        self._subscriber.close()
+        self._downlink.close()
         self._retire_push()
         self._close_push(self._options.linger)
 
@@ -441,20 +418,15 @@ class Link:
 
     def has_input(self) -> bool:
         """Return whether a frame can be read."""
-        return self._reading.has_input()
+        return self._downlink.has_input()
 
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether something may still arrive that was published before a time, which a probe finds out."""
-        return self._reading is not self._subscriber or self._subscriber.is_behind(now, since)
+        return self._downlink.is_behind(now, since)
 
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
-        reading = self._reading
-        has_more = reading.read()
-        if has_more or reading is self._subscriber or reading.is_connected:
-            return has_more
-        self._read_next()  # the former one has ended
-        return True
+        return self._downlink.read()
 
     # The state
 
@@ -492,8 +464,7 @@ class Link:
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self.greet()
         else:
-            self._former_ended()
-            self._subscriber.lost()
+            self._downlink.lost()
             self._give_up_push()
             self._enter(Event.LOST)
             self._call_soon(0.0)
@@ -536,7 +507,7 @@ class Link:
         former = self._subscriber.welcome
         if self._subscriber.take(welcome):
             self.other_version = None
-            self._read_next()
+            self._downlink.welcomed()
             self._client.begin_session(self.attachment, self.session, welcome.instance)
             if self.state is State.UP:
                 self._renewed(welcome)
@@ -751,29 +722,20 @@ class Link:
 
     @property
     def _is_renewing(self) -> bool:
-        is_reading_former = self._reading is not self._subscriber
-        sockets = self._next_subscriber, self._read_out, self._former_push
-        return is_reading_former or self._push_is_due or any(one is not None for one in sockets)
+        return self._downlink.is_changing or self._push_is_due or self._former_push is not None
 
     def _begin_renewal(self) -> None:
-        """Connect a second subscriber by the new keys."""
         self.refusal = ""
-        subscriber = self._open_subscriber()
-        try:
-            subscriber.connect(self._keys.current)
-        except ConfigurationError:
-            subscriber.close()
-            raise
-        self._next_subscriber = subscriber
-        subscriber.subscribe_inbox()
+        self._downlink.begin_change(self._keys.current)
 
     def _next_subscriber_event(self, event: int) -> None:
-        subscriber = self._next_subscriber
         if event in REFUSALS:
             self._was_refused(REFUSALS[event])
             self._report_refusal()
-        elif event == zmq.Event.HANDSHAKE_SUCCEEDED and subscriber is not None and self.state is State.UP:
-            self._change_subscriber(subscriber)
+        elif event == zmq.Event.HANDSHAKE_SUCCEEDED and self._downlink.next is not None and self.state is State.UP:
+            self._has_reported_refusal = False
+            self._downlink.change(lambda: self._client.before_hello(self.attachment, loses_frames=False))
+            self._call_soon(0.0)
 
     def _report_refusal(self) -> None:
         """Log once that the new key does not work; it is tried again every second."""
@@ -781,41 +743,6 @@ class Link:
             self._has_reported_refusal = True
             line = "the forwarder at %s refuses the new key (%s): keeping the connection with the previous key"
             self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
-
-    def _change_subscriber(self, subscriber: Subscriber) -> None:
-        """Begin the next session by the new connection, while the former one still delivers what is under way."""
-        self._subscriber.read()  # what has arrived counts as received in this session
-        self._subscriber, self._next_subscriber = subscriber, None
-        self._change_by = time.monotonic() + CHANGE_WITHIN
-        self._has_reported_refusal = False
-        subscriber.begin_session(self._client.before_hello(self.attachment, loses_frames=False))
-        self._call_soon(0.0)
-
-    def _former_event(self, event: int) -> None:
-        if event == zmq.Event.DISCONNECTED and self._reading.is_connected:
-            self._give_up_former()
-
-    def _give_up_former(self) -> None:
-        """Expect no more of a subscriber by former keys than has arrived, and ask for what it has lost."""
-        self._former_ended()
-        self._subscriber.say_hello()
-
-    def _former_ended(self) -> None:
-        """Expect no more of a subscriber by former keys than has arrived, if one is read."""
-        if self._reading is not self._subscriber and self._reading.is_connected:
-            self._reading.lost()
-            self._change_by = time.monotonic() + READS_FORMER_FOR
-            self._client.out.input_found()
-            self._call_soon(0.0)
-
-    def _read_next(self) -> None:
-        """Read the current subscriber from now on; `tick` closes the former one."""
-        if self._reading is not self._subscriber:
-            self._owner.unwatch(self._reading)
-            self._read_out, self._reading = self._reading, self._subscriber
-            self._owner.watch(self._subscriber)
-            self._client.out.input_found()
-            self._call_soon(0.0)
 
     def _renewed(self, welcome: wire.Welcome) -> None:
         """Change over to a new PUSH as well, since the next session has begun while the link is up."""
@@ -841,22 +768,14 @@ class Link:
 
     def _keep_renewing(self, now: float) -> None:
         """Go on with a change of keys, as far as it is due; give it up if the link is not up any more."""
-        if self._next_subscriber is not None and (self.state is not State.UP or self.refusal):
-            self._next_subscriber.close()
-            self._next_subscriber = None
+        if self._downlink.next is not None and (self.state is not State.UP or self.refusal):
+            self._downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal
         if self._push_is_due and self.state is State.UP and now >= self._push_at:
             self._change_push(now)
         if self.state is not State.UP:
             self._push_is_due = False
-        if self._reading is not self._subscriber and now >= self._change_by:
-            if self._reading.is_connected:
-                self._give_up_former()
-            else:
-                self._read_next()
-        if self._read_out is not None:
-            self._read_out.close()
-            self._read_out = None
+        self._downlink.keep(now)
         if self._former_push is not None and now >= self._retire_at:
             self._retire_push()
         if self._keys_are_due and not self._is_renewing and self.state is not State.DRAINING:

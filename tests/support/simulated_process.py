@@ -24,6 +24,7 @@ from channels_zmq.client.sequences import Numbers
 from channels_zmq.connection import HELD_EVERY, Connection
 from channels_zmq.keys import ClientKeys, ClientKeySource
 from channels_zmq.options import Options
+from channels_zmq.transports import downlink as downlink_module
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import links as links_module
 from channels_zmq.transports import push as push_module
@@ -132,7 +133,7 @@ def replace_surroundings(
         write: Takes the log lines.
     """
     clock = SimpleNamespace(monotonic=world)
-    for module in (connection_module, link_module, links_module, subscriber_module):
+    for module in (connection_module, downlink_module, link_module, links_module, subscriber_module):
         monkeypatch.setattr(module, "time", clock)
     housekeeper = Housekeeper()
     monkeypatch.setattr(connection_module, "asyncio", Asyncio(world))

@@ -15,6 +15,7 @@ from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys, KeyWatch
 from channels_zmq.options import Options
+from channels_zmq.transports import downlink as downlink_module
 from channels_zmq.transports import link as link_module
 from channels_zmq.transports import push as push_module
 from channels_zmq.transports.subscriber import REQUESTS, SUBSCRIPTIONS
@@ -226,7 +227,8 @@ def replace_sockets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Let links be made of stand-ins, at the time of a clock."""
     monkeypatch.setattr(link_module, "Subscriber", Subscriber)
     monkeypatch.setattr(push_module, "plain_send", lambda push: push.send)
-    monkeypatch.setattr(link_module, "time", SimpleNamespace(monotonic=clock))
+    for module in (link_module, downlink_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
 
 
 def perform(client: Client, transport: Any) -> None:

@@ -31,8 +31,8 @@ from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS, KEEP_SECONDS
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import ClientKeys
 from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.downlink import CHANGE_WITHIN
 from channels_zmq.transports.link import (
-    CHANGE_WITHIN,
     CONNECTS_WITHIN,
     ECHO_EVERY,
     FULL_RETRY,
@@ -1522,7 +1522,7 @@ class Renewal(Rig):
     def look(self) -> Subscriber:
         self.link.look_around()
         self.tick()
-        return cast(Subscriber, self.link._next_subscriber)
+        return cast(Subscriber, self.link._downlink.next)
 
     def event(self, socket: Any, event: zmq.Event) -> None:
         """Let the monitor of a subscriber or of a PUSH report an event."""
@@ -1719,9 +1719,9 @@ def test_each_step_has_its_monitor(renewal: Renewal) -> None:
     """The housekeeper polls those of all sockets that are connecting."""
     push = renewal.open_push
     second = renewal.begin()
-    assert list(renewal.link.monitors()) == [renewal.first.monitor, push.monitor, second.monitor]
+    assert list(renewal.link.monitors()) == [renewal.first.monitor, second.monitor, push.monitor]
     renewal.event(second, CONNECTED)
-    assert list(renewal.link.monitors()) == [second.monitor, push.monitor, renewal.first.monitor]
+    assert list(renewal.link.monitors()) == [second.monitor, renewal.first.monitor, push.monitor]
     renewal.change_push()
     assert renewal.open_push is not push
     assert list(renewal.link.monitors()) == [second.monitor, renewal.open_push.monitor]
@@ -1814,7 +1814,7 @@ def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renew
     while renewal.link.read():
         pass
     assert seen[1:] == [(b"2", 2)]
-    renewal.link._read_next()
+    renewal.link._downlink.welcomed()
     assert not renewal.link.read()
     assert seen[2:] == [(b"3", 2)]
 
@@ -2099,7 +2099,7 @@ def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal: R
         assert second.connected_with == [renewal.keys.keys]
         renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
         renewal.tick()
-        assert (second.is_closed, renewal.link._next_subscriber) == (True, None)
+        assert (second.is_closed, renewal.link._downlink.next) == (True, None)
     assert len(renewal.lines()) == 1
     allowed = renewal.look()
     renewal.event(allowed, CONNECTED)
@@ -2135,9 +2135,9 @@ def test_keys_that_change_during_the_change_wait_for_its_end(renewal: Renewal, s
     if step != "renewed":
         renewal.change_push()
     renewal.tick(RETIRE_AFTER - 0.01)
-    assert renewal.link._next_subscriber is None
+    assert renewal.link._downlink.next is None
     renewal.tick(0.02)
-    third = cast(Subscriber, renewal.link._next_subscriber)
+    third = cast(Subscriber, renewal.link._downlink.next)
     assert (third.connected_with, renewal.exchange.subscriber) == ([renewal.keys.keys], second)
     renewal.event(third, CONNECTED)
     renewal.change_push()
@@ -2156,7 +2156,7 @@ def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(re
     renewal.begin()
     renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
     renewal.tick()
-    third = cast(Subscriber, renewal.link._next_subscriber)
+    third = cast(Subscriber, renewal.link._downlink.next)
     assert (second.is_closed, third is second, third.connected_with) == (True, False, [renewal.keys.keys])
 
 
@@ -2166,7 +2166,7 @@ def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(re
     renewal.begin()
     renewal.exchange.disconnected()
     renewal.tick(RETIRE_AFTER)
-    assert renewal.link._next_subscriber is None
+    assert renewal.link._downlink.next is None
     assert second.connected_with[1:] == [renewal.keys.keys]
 
 
@@ -2187,7 +2187,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
     assert (renewal.told, renewal.link.state is State.UP) == (["up", "down"], False)
     renewal.hold_taken()
     renewal.tick()
-    assert renewal.link._next_subscriber is None
+    assert renewal.link._downlink.next is None
     assert second.is_closed == (step == "connecting")
     if loss == "subscriber":
         renewal.exchange.connected()
@@ -2248,7 +2248,7 @@ def test_a_forwarder_that_drains_during_the_change_is_left(renewal: Renewal, ste
     renewal.tick(PUSH_EVERY)
     assert (renewal.link.state, renewal.exchange.push) == (State.DRAINING, push)
     assert renewal.exchange.subscriber is (renewal.first if step == "connecting" else second)
-    assert (second.is_closed, renewal.link._next_subscriber) == (step == "connecting", None)
+    assert (second.is_closed, renewal.link._downlink.next) == (step == "connecting", None)
 
 
 @pytest.mark.parametrize("step", STEPS)
