@@ -9,7 +9,9 @@ EDITABLE ?= -e forwarder -e . -e operator
 SOURCES := channels_zmq forwarder operator tests e2e benchmarks examples docs charts requirements
 PYTEST := $(BIN)/python -m pytest
 # The tests wait more than they compute: on real sockets, processes and deadlines.
-JOBS ?= 3
+JOBS ?= 4
+# A process that has done its part takes over some of another's.
+PARALLEL = $(PYTEST) -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 
@@ -38,7 +40,7 @@ demo-embedded: $(STAMP) ## The same chat from one process with the embedded laye
 	@$(BIN)/python examples/chat/demo.py embedded
 
 test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
-	$(PYTEST) -n $(JOBS) -m "not slow"
+	$(PARALLEL) -m "not slow"
 
 test-all: $(STAMP) ## Run every test; browser tests need chromium, some need redis-server
 	$(PYTEST)
@@ -47,13 +49,13 @@ test-slow: $(STAMP) ## Run only the slow tests
 	$(PYTEST) -m slow
 
 coverage: $(STAMP) ## Measure how much of the three packages their own quick tests run; below the floor it fails
-	$(PYTEST) -q -n $(JOBS) -m "not slow" tests/library tests/forwarder tests/operator --cov --cov-report=term:skip-covered
+	$(PARALLEL) -q -m "not slow" tests/library tests/forwarder tests/operator --cov --cov-report=term:skip-covered
 
 screenshots: $(STAMP) ## Renew the pictures in docs/images (needs chromium)
 	SCREENSHOTS=docs/images $(PYTEST) -q tests/integration/test_counting_in_a_browser.py
 
 test-under-load: $(STAMP) ## Run the quick tests RUNS times (10) while two busy processes keep the cores busy
-	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PYTEST) -q -n $(JOBS) -m "not slow"
+	$(BIN)/python tests/support/load.py --runs $(or $(RUNS),10) $(PARALLEL) -q -m "not slow"
 
 test-lowest: ## Run a quick subset with the lowest versions that the library and the forwarder allow (needs Python 3.11)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the lowest versions need Python 3.11: make test-lowest PYTHON=python3.11")'

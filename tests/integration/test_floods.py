@@ -58,8 +58,7 @@ class Flood:
 
 def memory(forwarder: Forwarder) -> int:
     """Return the resident bytes of a forwarder."""
-    assert forwarder._process is not None
-    pages = Path(f"/proc/{forwarder._process.pid}/statm").read_text().split()[1]
+    pages = Path(f"/proc/{forwarder.pid}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGESIZE")
 
 

@@ -108,10 +108,9 @@ def test_a_hundred_thousand_idle_consumers_cost_nothing_at_rest(forwarder: Forwa
     bare, full = (open_peer(**forwarder.config) for _ in range(2))
     for peer in (bare, full):
         peer.ask("until_connected", True)
-    assert forwarder._process is not None
-    without = shares(bare.process.pid, forwarder._process.pid)
+    without = shares(bare.process.pid, forwarder.pid)
     full.run(idle, CONSUMERS, GROUPS, READERS, patience=PATIENCE)
-    at_rest = shares(full.process.pid, forwarder._process.pid)
+    at_rest = shares(full.process.pid, forwarder.pid)
     print(f"shares of a core: {without} without consumers, {at_rest} with them")
     assert full.run(reconnects) == 0  # who begins so many queues at once is no flood
 

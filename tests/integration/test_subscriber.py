@@ -31,13 +31,13 @@ from channels_zmq.transports.subscriber import (
     monitor,
 )
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.sockets import longest_transfer
 
 SECRET = b"0123456789abcdef"
 INBOX = wire.claimable(SECRET)
 TOPIC = wire.inbox_topic(INBOX)
 PATIENCE = 10.0
 MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
+LONGEST = 0.5
 OPTIONS = Options(
     connect_timeout=5.0, expiry=60.0, linger=0.0, max_message_size=2**20, outbox_capacity=0, outbox_bytes=0
 )
@@ -47,7 +47,7 @@ class Fed(Client):
     """A client that keeps what it is fed."""
 
     def __init__(self) -> None:
-        super().__init__(SECRET, b"s" * 8)
+        super().__init__(SECRET, b"s" * 8, longest=LONGEST)
         self.fed: list[bytes] = []
         self.fed_by: set[Attachment] = set()
         self.known = b"known"
@@ -127,15 +127,14 @@ def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, ex
     subscriber.take(welcome(subscriber.session))
     assert subscriber.is_behind(now, now - 1.0)
     number = wire.SYNC.decode(exchange.recv()).n
-    longest = longest_transfer(OPTIONS.max_message_size + wire.MAX_OVERHEAD)
-    assert not subscriber.is_behind(now + 2 * longest, now - 1.0)
+    assert not subscriber.is_behind(now + 2 * LONGEST, now - 1.0)
     exchange.send(TOPIC + b"x")
     await_input(subscriber)
-    assert subscriber.is_behind(now + 2 * longest, now - 1.0)
+    assert subscriber.is_behind(now + 2 * LONGEST, now - 1.0)
     client.attachments[0].synced = number
-    assert subscriber.is_behind(now + 2 * longest, now - 1.0)
+    assert subscriber.is_behind(now + 2 * LONGEST, now - 1.0)
     subscriber.read()
-    assert not subscriber.is_behind(now + 2 * longest, now - 1.0)
+    assert not subscriber.is_behind(now + 2 * LONGEST, now - 1.0)
     subscriber.probe(now + 3.0, now + 3.0)
     subscriber.lost()
     assert not subscriber.is_behind(now + 3.0, now + 2.0), "nothing comes by a connection that is gone"

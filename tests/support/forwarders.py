@@ -4,20 +4,22 @@ import asyncio
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import forwarder_process
 
 from channels_zmq import connections
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
@@ -28,6 +30,8 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 20.0
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload(forwarder_process.IMPORTED)
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
 CLAIMS = 500
@@ -96,7 +100,7 @@ class Forwarder:
         self._flags = ("--settle", str(settle), *flags)
         self._log = log
         self._descriptors = descriptors
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BaseProcess | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -104,19 +108,24 @@ class Forwarder:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it, and wait until it lets producers in."""
-        command = [sys.executable, "-m", "channels_zmq_forwarder", *self._flags]
-        command += ["--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin]
-        if self._descriptors is not None:
-            command = ["sh", "-c", f'ulimit -n {self._descriptors} && exec "$@"', "sh", *command]
-        with open(self._log or os.devnull, "ab") as log:
-            self._process = subprocess.Popen(command, stderr=log)
+        addresses = "--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin
+        how = [*self._flags, *addresses], dict(os.environ), self._log or Path(os.devnull), self._descriptors
+        self._process = _forking.Process(target=forwarder_process.run, args=how, daemon=True)
+        self._process.start()
         deadline = time.monotonic() + PATIENCE
         while wait and not self.is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.exitcode is not None or time.monotonic() > deadline:
                 raise AssertionError(
                     f"the forwarder did not start:\n{self.log_text() if self._log else '(not logged)'}"
                 )
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        assert self._process is not None, "it runs"
+        assert self._process.pid is not None
+        return self._process.pid
 
     def is_ready(self) -> bool:
         try:
@@ -137,8 +146,7 @@ class Forwarder:
 
     def descriptors(self) -> int:
         """Return how many files it has open."""
-        assert self._process is not None, "it runs"
-        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def log_text(self) -> str:
         """Return what it has logged."""
@@ -147,21 +155,24 @@ class Forwarder:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """End it and wait until it is gone; return its exit code, 0 if it was not running."""
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return 0
-        process.send_signal(number)
-        try:
-            return process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:  # the test fails, and takes no other one along
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+        process, self._process = self._process, None
+        process.join(PATIENCE)
+        ended = process.exitcode is not None
+        if not ended:  # the test fails, and takes no other one along
             process.kill()
-            process.wait()
-            raise
+            process.join()
+        code = process.exitcode
+        process.close()
+        assert ended, f"a forwarder has not ended by the signal {number}"
+        return code or 0
 
     def freeze(self) -> None:
         """Let it stand still; it can be ended by `kill` only."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)
