@@ -112,7 +112,7 @@ class Downlink:
         has_more = reading.read()
         if has_more or reading is self.current or reading.is_connected:
             return has_more
-        self.welcomed()  # nothing comes by the former one any more
+        self.read_current()  # nothing comes by the former one any more
         return True
 
     # Changes
@@ -159,7 +159,7 @@ class Downlink:
         self._change_by = time.monotonic() + CHANGE_WITHIN
         self.current.begin_session(before())
 
-    def welcomed(self) -> None:
+    def read_current(self) -> None:
         """Read the current subscriber from now on; `keep` closes the former one."""
         if self._reads_former:
             self._watcher.unwatch(self._reading)
@@ -179,7 +179,7 @@ class Downlink:
             if self._reading.is_connected:
                 self._give_up_former()
             else:
-                self.welcomed()
+                self.read_current()
         if self._read_out is not None:
             self._read_out.close()
             self._read_out = None

@@ -507,7 +507,7 @@ class Link:
         former = self._subscriber.welcome
         if self._subscriber.take(welcome):
             self.other_version = None
-            self._downlink.welcomed()
+            self._downlink.read_current()
             self._client.begin_session(self.attachment, self.session, welcome.instance)
             if self.state is State.UP:
                 self._renewed(welcome)

@@ -1814,7 +1814,7 @@ def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renew
     while renewal.link.read():
         pass
     assert seen[1:] == [(b"2", 2)]
-    renewal.link._downlink.welcomed()
+    renewal.link._downlink.read_current()
     assert not renewal.link.read()
     assert seen[2:] == [(b"3", 2)]
 
