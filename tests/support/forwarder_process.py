@@ -5,7 +5,6 @@ To import it takes most of the time in which a forwarder starts, and hundreds of
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ def run(arguments: Sequence[str], environ: Mapping[str, str], log: Path, descrip
         log: Takes what it writes to its standard error.
         descriptors: How many files it may have open; None for any number.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the process that forks ignores it
     os.environ.clear()
     os.environ.update(environ)
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), 2)

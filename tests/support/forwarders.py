@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import multiprocessing
@@ -17,12 +18,15 @@ from collections import deque
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import forwarder_process
 
 from channels_zmq import connections
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
 
 try:
     import fcntl
@@ -30,8 +34,6 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 20.0
-_forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(forwarder_process.IMPORTED)
 PORTS = range(20_000, 32_000)
 """Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
 CLAIMS = 500
@@ -82,6 +84,14 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
+@functools.cache
+def _forking() -> "ForkServerContext":
+    """Return what starts processes by a fork of one that has imported the forwarder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(forwarder_process.IMPORTED)
+    return context
+
+
 class Forwarder:
     """A forwarder in a process of its own, which can be killed and started again at the same addresses."""
 
@@ -110,7 +120,7 @@ class Forwarder:
         """Start it, and wait until it lets producers in."""
         addresses = "--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin
         how = [*self._flags, *addresses], dict(os.environ), self._log or Path(os.devnull), self._descriptors
-        self._process = _forking.Process(target=forwarder_process.run, args=how, daemon=True)
+        self._process = _forking().Process(target=forwarder_process.run, args=how, daemon=True)
         self._process.start()
         deadline = time.monotonic() + PATIENCE
         while wait and not self.is_ready():
