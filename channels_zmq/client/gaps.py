@@ -23,7 +23,8 @@ LOOK_AGAIN_AFTER = 0.02
 a second took so much of the time of a process that was saturated that it lost messages."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
-"""Bounds of all held messages together. Beyond them the run that has waited longest is given up."""
+"""Bounds of all held messages together, unless it is a single one. Beyond them the run that has waited longest is given
+up."""
 
 Deliver = Callable[[], None]
 IsBehind = Callable[[float, float], bool]
@@ -91,7 +92,7 @@ class Gaps:
         gap.held[number] = deliver, size
         self.frames += 1
         self._size += size
-        while self.frames > MAX_FRAMES or self._size > MAX_BYTES:
+        while self.frames > MAX_FRAMES or (self._size > MAX_BYTES and self.frames > 1):
             self._give_up(next(iter(self._gaps)))
         return True
 
