@@ -39,12 +39,15 @@ class Attachment:
         self.window = Window(window, window_bytes, clock)
         self.resumption = Resumption(inbox, longest, clock)
         self.longest = longest
+        """Seconds that the largest frame takes on the slowest link."""
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
         self.notes_sent = 0
         """The number of the last note of normal members that went ahead of its last hello."""
         self.synced = 0
         """The highest number of a sync that it has answered: what it had sent before has been read."""
+        self.emptied_by = -1
+        """The number of its last request to drop everything: each may arrive by two connections, or again."""
         self.batching_session = -1
         """The last session in which it has accepted batches."""
         self._instance = b""

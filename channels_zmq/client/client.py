@@ -446,7 +446,9 @@ class Client:
 
     def _emptied(self, frame: bytes, attachment: Attachment) -> None:
         empty = wire.EMPTY.decode(frame)
-        self.empty()
+        if empty.n != attachment.emptied_by:
+            attachment.emptied_by = empty.n
+            self.empty()
         self.out.reply(Reply(wire.FLUSHED.encode(wire.Flushed(self.inbox, empty.n)), to=attachment))
 
     # Housekeeping

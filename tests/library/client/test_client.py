@@ -1539,6 +1539,19 @@ def test_an_exchange_that_is_flushed_empties_its_clients(client: Client) -> None
     assert client.before_hello(client.attachments[0]) == []
 
 
+def test_a_request_to_drop_everything_that_comes_again_is_only_answered(client: Client) -> None:
+    """By the connection of a former key, or because the answer was lost: what has arrived since is newer."""
+    feed(client, wire.EMPTY.encode(wire.Empty(INBOX, 6)))
+    client.out.take()
+    add(client)
+    feed(client, direct_frame(1, flags=wire.FLAG_FIRST))
+    feed(client, wire.EMPTY.encode(wire.Empty(INBOX, 6)))
+    out = client.out.take()
+    assert (out.emptied, len(out.replies), len(client.mailboxes.boxes["a"].mail)) == (False, 1, 1)
+    feed(client, wire.EMPTY.encode(wire.Empty(INBOX, 7)))
+    assert client.out.take().emptied
+
+
 def test_messages_that_were_dropped_by_a_flush_are_not_missed(client: Client) -> None:
     """The exchange drops messages until all clients have answered."""
     feed(client, direct_frame(1))
