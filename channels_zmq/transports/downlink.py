@@ -158,6 +158,7 @@ class Downlink:
         self.current, self.next = self.next, None
         self._change_by = time.monotonic() + CHANGE_WITHIN
         self.current.begin_session(before())
+        self._call_soon(0.0)
 
     def read_current(self) -> None:
         """Read the current subscriber from now on; `keep` closes the former one."""

@@ -735,7 +735,6 @@ class Link:
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED and self._downlink.next is not None and self.state is State.UP:
             self._has_reported_refusal = False
             self._downlink.change(lambda: self._client.before_hello(self.attachment, loses_frames=False))
-            self._call_soon(0.0)
 
     def _report_refusal(self) -> None:
         """Log once that the new key does not work; it is tried again every second."""

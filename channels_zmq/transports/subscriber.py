@@ -253,10 +253,13 @@ class Subscriber:
             self.begin_session(before())
 
     def begin_session(self, before: Iterable[bytes]) -> None:
-        """Say hello, behind what the exchange must know before.
+        """Begin a new session: say hello.
 
         libzmq sends the subscriptions again when it is asked for anything. Those that have changed follow, then the
         claim of the inbox, and what the exchange must know before the hello.
+
+        Args:
+            before: What that is.
         """
         self.is_connected = True
         self.welcome = None

@@ -25,7 +25,7 @@ def network() -> Iterator[Network]:
 
 @pytest.mark.slow
 def test_a_network_that_is_cut_in_the_middle_of_a_frame_is_noticed(run: Any, network: Network) -> None:
-    """Heartbeats wait behind it: for 15 minutes a process kept its connection, and the jobs that it had been handed."""
+    """Heartbeats wait behind it: until TCP gave up, a process kept its connection, and the jobs that it was handed."""
     forwarder = Forwarder(*(f"tcp://{HOST}:{port}" for port in free_ports(2)))
     forwarder.start()
     peer = Peer("asyncio", by=network.prefix, **forwarder.config)
