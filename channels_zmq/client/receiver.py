@@ -155,6 +155,9 @@ class Receiver:
         It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
         known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
         """
+        if missing == REPEATED:
+            self._repeated(sender)
+            return
         published = self._clock() - wire.age_of(frame) / 1000
         if flags & wire.FLAG_ACKNOWLEDGED:
             published -= ON_THE_WAY
@@ -200,6 +203,9 @@ class Receiver:
 
     def _take_direct(self, sender: bytes, number: int, flags: int, ttl: int, body: bytes) -> None:
         missing = self._direct_runs.see(sender, number, flags)
+        if missing == REPEATED:
+            self._repeated(sender)
+            return
         channel, payload = wire.channel_and_payload(body)
         if missing:
             deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
@@ -250,22 +256,24 @@ class Receiver:
         self.own_order += 1
         self._mailboxes.sent(box, self.own_order)
 
-    # Gaps
+    # Repetitions and gaps
+
+    def _repeated(self, sender: bytes) -> None:
+        """Drop a repeated message."""
+        self.now = self._clock()  # a turn has to end, even if it delivers nothing
+        if sender != self._sender:  # else this process sent it before it joined
+            self._counters.repeated += 1
 
     def _out_of_order(
         self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
     ) -> None:
-        """Drop a repeated message, and hold one before which others may still come.
+        """Hold a message before which others may still come.
 
         What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
         noticed yet: then it is replayed. What is missing before the first message of a run can come only if
         there is another way, or if it was asked for already.
         """
         self.now = self._clock()  # a turn has to end, even if it delivers nothing
-        if missing == REPEATED:
-            if sender != self._sender:  # else this process sent it before it joined
-                self._counters.repeated += 1
-            return
         has_two_ways = len(self._attachments) > 1
         if missing == BEGINS and not (has_two_ways or self._gaps.awaits_replay or self._gaps.holds(runs, sender)):
             runs.skip_to(sender, number)

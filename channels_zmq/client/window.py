@@ -64,11 +64,11 @@ class _Block:
 
 
 class Unsettled(NamedTuple):
-    """A frame to send again: between which times it was sent, and whether it was acknowledged."""
+    """Frames to send again: between which times they were sent, and whether they were acknowledged."""
 
     since: float
     until: float
-    frame: bytes
+    frames: list[bytes]
     is_acknowledged: bool
 
 
@@ -210,13 +210,13 @@ class Window:
         """Remove and return everything in the order in which it was sent, because the link cannot be relied on."""
         now = self._clock()
         self.forget(now)
-        frames = [
-            Unsettled(block.since, min(block.until, now), frame, block.acknowledged_at > 0)
+        blocks = [
+            Unsettled(block.since, min(block.until, now), block.frames, block.acknowledged_at > 0)
             for block in (*self._kept, *self._marked, self._open)
-            for frame in block.frames
+            if block.frames
         ]
         self.clear()
-        return frames
+        return blocks
 
     def clear(self) -> None:
         """Forget all frames."""

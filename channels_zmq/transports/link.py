@@ -24,6 +24,7 @@ from typing import Protocol
 
 import zmq
 
+from channels_zmq.client.batch import BYTES as BATCH_BYTES
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import LinkStats
 from channels_zmq.client.output import SessionFrame
@@ -380,21 +381,21 @@ class Link:
 
     def take(self) -> list[Held]:
         """Remove and return the messages that may be lost, and the held ones behind them, for another link to send."""
-        frames = []
-        for since, until, frame, is_acknowledged in self._window.take():
-            frames.append(
-                Held(
-                    deadline=since + wire.ttl_of(frame) / 1000,
-                    key=wire.prefix_of(frame),
-                    body=frame,
-                    kind=Kind.REPEAT,
-                    counts=not is_acknowledged,
-                    # Members have most likely got an acknowledged message: in doubt it is older than their join.
-                    published=(since if is_acknowledged else until) - wire.age_of(frame) / 1000,
-                    instance=self.instance,
-                )
+        repeats = [
+            Held(
+                deadline=since + wire.ttl_of(frame) / 1000,
+                key=wire.prefix_of(frame),
+                body=frame,
+                kind=Kind.REPEAT,
+                counts=not is_acknowledged,
+                # Members have most likely got an acknowledged message: in doubt it is older than their join.
+                published=(since if is_acknowledged else until) - wire.age_of(frame) / 1000,
+                instance=self.instance,
             )
-        return [*frames, *self._outbox.take()]
+            for since, until, frames, is_acknowledged in self._window.take()
+            for frame in wire.merged(frames, BATCH_BYTES)
+        ]
+        return [*repeats, *self._outbox.take()]
 
     def is_busy_since(self, time: float, order: int) -> bool:
         """Return whether it has something unacknowledged from before a time, or holds something up to an order."""

@@ -724,6 +724,41 @@ def split(frame: bytes) -> list[bytes]:
     return frames
 
 
+def merged(frames: Iterable[bytes], max_bytes: int) -> list[bytes]:
+    """Return group and direct messages in few frames: in batches, where they follow each other in their run.
+
+    Only messages of different runs change places. Batches, and messages that were sent again, stay as they are.
+
+    Args:
+        frames: As they were sent.
+        max_bytes: Of the bodies of a batch.
+    """
+    groups: list[list[bytes]] = []
+    open_groups: dict[bytes, tuple[list[bytes], int, int, int]] = {}  # by prefix: frames, next number, ttl, bytes left
+    for frame in frames:
+        at = _head_at(frame)
+        prefix = frame[:at]
+        _, number, flags, ttl = _ORDER.unpack_from(frame, at)
+        size = len(frame) - at - ORDER_SIZE
+        group, following, its_ttl, left = open_groups.get(prefix, _NO_GROUP)
+        if flags or number != following or ttl != its_ttl or size > left or len(group) == MAX_BATCH:
+            group, left = [], max_bytes if flags <= FLAG_FIRST else 0
+            groups.append(group)
+        group.append(frame)
+        open_groups[prefix] = group, number + 1, ttl, left - size
+    return [group[0] if len(group) == 1 else _one_batch(group) for group in groups]
+
+
+_NO_GROUP: tuple[list[bytes], int, int, int] = [], 0, 0, 0
+
+
+def _one_batch(frames: Sequence[bytes]) -> bytes:
+    at = _head_at(frames[0])
+    sender, number, flags, ttl = _ORDER.unpack_from(frames[0], at)
+    body = batch([frame[at + ORDER_SIZE :] for frame in frames])
+    return ordered(frames[0][:at], sender, number, flags | FLAG_BATCH, ttl, body)
+
+
 Order = tuple[bytes, int, int, int, int]
 """The head of a group or direct message: the key of its run of numbers (prefix and sender), its number, its flags, the
 milliseconds that it has left to live, and the index of its body."""

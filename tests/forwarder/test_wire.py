@@ -314,6 +314,36 @@ def test_a_batch_is_split_into_messages_with_consecutive_numbers(prefix: bytes, 
     assert {wire.age_of(batch), *map(wire.age_of, alone)} == {30 if is_again else 0}
 
 
+def message(topic: str, number: int, body: bytes = b"x", *, flags: int = 0, ttl: int = 1000) -> bytes:
+    return wire.ordered(wire.group_topic(topic), b"sender..", number, flags, ttl, body)
+
+
+@pytest.mark.parametrize(
+    ("frames", "counts"),
+    [
+        pytest.param([message("a", 1), message("a", 2), message("a", 3)], [3], id="one run"),
+        pytest.param([message("a", 1), message("b", 7), message("a", 2), message("b", 8)], [2, 2], id="two runs"),
+        pytest.param([message("a", 1, flags=wire.FLAG_FIRST), message("a", 2)], [2], id="a run that begins"),
+        pytest.param([message("a", 1), message("a", 9, flags=wire.FLAG_FIRST)], [1, 1], id="a run that begins anew"),
+        pytest.param([message("a", 1), message("a", 3)], [1, 1], id="a gap"),
+        pytest.param([message("a", 1), message("a", 2, ttl=999)], [1, 1], id="other time to live"),
+        pytest.param([message("a", 1, bytes(60)), message("a", 2, bytes(40)), message("a", 3)], [2, 1], id="bytes"),
+        pytest.param([message("a", 1, bytes(101)), message("a", 2)], [1, 1], id="too large"),
+        pytest.param([message("a", number) for number in range(65)], [64, 1], id="count"),
+        pytest.param([message("a", 1, wire.batch([b"x"] * 2), flags=wire.FLAG_BATCH), message("a", 3)], [2, 1]),
+        pytest.param(
+            [wire.again(message("a", 1), 9, 1, elsewhere=False, acknowledged=False), message("a", 2, ttl=9)], [1, 1]
+        ),
+    ],
+)
+def test_messages_that_follow_each_other_are_merged(frames: list[bytes], counts: list[int]) -> None:
+    """Into batches that split into the same messages; only those of different runs change places."""
+    merged = wire.merged(frames, 100)
+    assert [len(wire.split(frame)) for frame in merged] == counts
+    before = [one for frame in frames for one in wire.split(frame)]
+    assert [one for frame in merged for one in wire.split(frame)] == sorted(before, key=wire.prefix_of)
+
+
 def test_numbers_beyond_the_last_one_are_refused() -> None:
     """A forged batch must not raise anything else."""
     frame = wire.ordered(b"Ga\0", b"sender..", wire.MAX_NUMBER, wire.FLAG_BATCH, 0, wire.batch([b"a", b"b"]))

@@ -393,6 +393,23 @@ def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair: Rig) -
     assert pair.sent(B) == [b"1"]
 
 
+def test_what_is_sent_again_takes_few_frames(pair: Rig) -> None:
+    """A busy process sends thousands again, and whoever has got them already has to look at each frame."""
+    topics = topics_of(A, B)[:2]
+    for forwarder in (A, B):
+        pair.exchange(forwarder).accept_batches()
+    for number in range(10):
+        for topic in topics:
+            pair.publish(b"%d" % number, topic)
+    pair.tick(BLOCK_SECONDS)
+    pair.publish(b"10", topics[0])
+    pair.go_down(A)
+    frames = [frame for frame in pair.exchange(B).push.frames if frame[:1] == b"G"]
+    assert [len(wire.split(frame)) for frame in frames] == [10, 10, 1]
+    assert pair.link(B).stats()["sent_again"] == 3
+    assert pair.sent(B) == 2 * [b"%d" % number for number in range(10)] + [b"10"]
+
+
 def test_topics_of_other_links_do_not_move(pair: Rig) -> None:
     """They are sent as before, by their home."""
     pair.publish(b"1", H)
