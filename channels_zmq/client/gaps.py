@@ -10,7 +10,9 @@ senders and topics never wait.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from math import inf
+from typing import NamedTuple
 
 from channels_zmq.client.sequences import Runs
 
@@ -23,8 +25,7 @@ LOOK_AGAIN_AFTER = 0.02
 a second took so much of the time of a process that was saturated that it lost messages."""
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
-"""Bounds of all held messages together, unless it is a single one. Beyond them the run that has waited longest is given
-up."""
+"""Bounds of all held messages together, unless it is a single one. Beyond them the oldest gap is given up."""
 
 Deliver = Callable[[], None]
 IsBehind = Callable[[float, float], bool]
@@ -36,19 +37,28 @@ def nothing_is_behind(now: float, since: float) -> bool:
     return False
 
 
+class _Held(NamedTuple):
+    """A message: what delivers it, the bytes of its frame, and when it arrived."""
+
+    deliver: Deliver
+    size: int
+    at: float
+
+
 @dataclass(slots=True, eq=False)
 class _Gap:
     """The held messages of one run, by number.
 
     Attributes:
-        since: When it was noticed: what is missing was published before.
-        until: When the missing messages are given up, unless they may still arrive.
-        held: What delivers each message, and its size.
+        since: When the first of them arrived: what is missing before it was published before.
+        until: When that is given up, unless it may still arrive.
+        numbers: A heap of the numbers in `held`, and of some that have left it.
     """
 
     since: float
     until: float
-    held: dict[int, tuple[Deliver, int]] = field(default_factory=dict)
+    held: dict[int, _Held] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
 
 
 class Gaps:
@@ -67,7 +77,7 @@ class Gaps:
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
         self._size = 0
-        self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # in the order of `since`
+        self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # those that began last are behind the others
         self._missed, self._clock = missed, clock
 
     def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver, *, begins: bool) -> bool:
@@ -81,19 +91,19 @@ class Gaps:
             deliver: Called with nothing when its turn has come.
             begins: Whether it is the first one of its run here, rather than behind a gap.
         """
-        gap = self._gaps.get((runs, sender))
+        gap, now = self._gaps.get((runs, sender)), self._clock()
         if gap is None:
-            now = self._clock()
             gap = self._gaps[runs, sender] = _Gap(now, now + HOLD)
             if begins:
                 self.beginnings.append((runs, sender, gap))
         if number in gap.held:
             return False
-        gap.held[number] = deliver, size
+        gap.held[number] = _Held(deliver, size, now)
+        heappush(gap.numbers, number)
         self.frames += 1
         self._size += size
         while self.frames > MAX_FRAMES or (self._size > MAX_BYTES and self.frames > 1):
-            self._give_up(next(iter(self._gaps)))
+            self._give_up(*next(iter(self._gaps)))
         return True
 
     def holds(self, runs: Runs, sender: bytes) -> bool:
@@ -101,15 +111,22 @@ class Gaps:
         return (runs, sender) in self._gaps
 
     def closed_up(self, runs: Runs, sender: bytes) -> None:
-        """Deliver the held messages that directly follow the last number of a run."""
+        """Deliver the held messages that directly follow the last number of a run.
+
+        What is missing before the others has been missing for as long as the first of them has waited.
+        """
         gap = self._gaps.get((runs, sender))
         if gap is None:
             return
         while (number := runs.last(sender) + 1) in gap.held:
             runs.skip_to(sender, number)
             self._deliver(gap, number)
+        self._drop_repeated(runs, sender, gap)
         if not gap.held:
             del self._gaps[runs, sender]
+        elif (since := gap.held[gap.numbers[0]].at) > gap.since:
+            gap.since, gap.until = since, since + HOLD
+            self._gaps[runs, sender] = self._gaps.pop((runs, sender))
 
     @property
     def due(self) -> float:
@@ -132,7 +149,7 @@ class Gaps:
                 pause = min(HOLD, max(LOOK_AGAIN_AFTER, now - first.since - HOLD))
                 first.until = min(now + pause, latest)
                 return
-            self._give_up(run)
+            self._give_up(*run)
 
     def all_is_read(self) -> None:
         """Deliver the first messages of runs, since any earlier ones would have been read by now."""
@@ -141,7 +158,7 @@ class Gaps:
         beginnings, self.beginnings = self.beginnings, []
         for runs, sender, gap in beginnings:
             if self._gaps.get((runs, sender)) is gap:
-                self._begin(runs, sender, gap)
+                self._give_up(runs, sender)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -149,30 +166,28 @@ class Gaps:
         self.beginnings.clear()
         self.frames = self._size = 0
 
-    def _begin(self, runs: Runs, sender: bytes, gap: _Gap) -> None:
-        """Deliver the first held message of a run, and those that directly follow it."""
-        first = min(gap.held)
-        if runs.is_repeated(sender, first):  # the sender has begun anew meanwhile
-            self._give_up((runs, sender))
-            return
-        self._missed(runs.skip_to(sender, first))
-        self._deliver(gap, first)
+    def _give_up(self, runs: Runs, sender: bytes) -> None:
+        """Give up what is missing before the first held message of a run; deliver that, and those that follow it."""
+        gap = self._gaps[runs, sender]
+        self._drop_repeated(runs, sender, gap)
+        if gap.held:
+            first = gap.numbers[0]
+            self._missed(runs.skip_to(sender, first))
+            self._deliver(gap, first)
         self.closed_up(runs, sender)
 
-    def _give_up(self, run: tuple[Runs, bytes]) -> None:
-        gap, (runs, sender) = self._gaps.pop(run), run
-        for number in sorted(gap.held):
-            if runs.is_repeated(sender, number):  # the sender has begun anew meanwhile
-                self._drop(gap, number)
-            else:
-                self._missed(runs.skip_to(sender, number))
-                self._deliver(gap, number)
+    def _drop_repeated(self, runs: Runs, sender: bytes, gap: _Gap) -> None:
+        """Drop held messages that are repetitions because the sender has begun anew meanwhile."""
+        while gap.numbers and ((first := gap.numbers[0]) not in gap.held or runs.is_repeated(sender, first)):
+            heappop(gap.numbers)
+            if first in gap.held:
+                self._drop(gap, first)
 
     def _deliver(self, gap: _Gap, number: int) -> None:
         self._drop(gap, number)()
 
     def _drop(self, gap: _Gap, number: int) -> Deliver:
-        deliver, size = gap.held.pop(number)
+        held = gap.held.pop(number)
         self.frames -= 1
-        self._size -= size
-        return deliver
+        self._size -= held.size
+        return held.deliver

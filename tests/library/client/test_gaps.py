@@ -1,5 +1,6 @@
 """Messages behind a gap that another exchange may close."""
 
+import time
 from math import inf
 
 import pytest
@@ -87,6 +88,48 @@ def test_each_gap_waits_for_what_was_published_before_it_was_noticed(rig: Rig) -
         rig.clock.now += 1.0
     rig.gaps.expire(rig.clock.now, lambda now, since: since > first)
     assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 1, 3], 1, 1)
+
+
+def test_each_gap_of_a_run_waits_for_its_own_time(rig: Rig) -> None:
+    """A second forwarder may fail before the first gap is given up: what it has lost arrives later."""
+    rig.begins(1)
+    rig.arrives(3)
+    rig.clock.now += HOLD / 2
+    rig.arrives(5)
+    rig.clock.now += HOLD / 2
+    rig.gaps.expire(rig.clock.now)
+    assert (rig.delivered, rig.missed, rig.gaps.frames) == ([1, 3], 1, 1)
+    assert rig.gaps.due == rig.clock.now + HOLD / 2
+    rig.arrives(4)
+    assert (rig.delivered, rig.missed, rig.gaps.due) == ([1, 3, 4, 5], 1, inf)
+
+
+def test_a_gap_behind_one_that_closes_has_its_own_time(rig: Rig) -> None:
+    """It is noticed when the first message behind it arrives."""
+    rig.begins(1)
+    rig.arrives(3)
+    rig.clock.now += HOLD / 2
+    rig.arrives(5)
+    rig.arrives(2)
+    assert rig.gaps.due == rig.clock.now + HOLD
+
+
+def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
+    """One forged message in two may not occupy a process for long: the time grows no faster than their number."""
+
+    def seconds(count: int) -> float:
+        run = Rig(rig.clock)
+        run.begins(1)
+        for number in range(count):
+            run.arrives(3 + 2 * number)
+        run.clock.now += HOLD
+        began = time.process_time()
+        run.gaps.expire(run.clock.now)
+        assert (len(run.delivered), run.missed) == (count + 1, count)
+        return time.process_time() - began
+
+    most = MAX_FRAMES
+    assert min(seconds(most) for _ in range(3)) < 20 * min(seconds(most // 10) for _ in range(3)) + 0.01
 
 
 def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -> None:
