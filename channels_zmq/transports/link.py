@@ -10,7 +10,7 @@ and messages are sent. PUSH never connects twice: after a cut, the frames of its
 are sent again, so the frames that libzmq still holds are discarded with the socket.
 
 Keys can change while the link is up, without an interruption. A second subscriber takes over from the first one
-(`downlink`). Then a second PUSH takes over, and sends the window again; the first one is closed a moment later.
+(`downlink`). Then a second PUSH takes over (`uplink`), and sends the window again.
 
 Only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets' monitors meanwhile. `states` has
 the table of transitions; `_enter` is the only method that changes the state.
@@ -36,9 +36,9 @@ from channels_zmq.options import Options
 from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.downlink import Downlink, Watcher
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
-from channels_zmq.transports.push import Push
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 from channels_zmq.transports.subscriber import FAILURES, REFUSALS, Socket, Subscriber
+from channels_zmq.transports.uplink import Uplink
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.sockets import longest_transfer
 from channels_zmq_forwarder.wire import Topic
@@ -55,10 +55,6 @@ FULL_RETRY = 0.005
 """Seconds until a full sending socket is tried again."""
 REPORT_EVERY = 1.0
 """Seconds between two reports of the window."""
-PUSH_EVERY = 0.2
-"""Seconds between two attempts to connect the sending socket."""
-RETIRE_AFTER = 2.0
-"""Seconds for which a PUSH by former keys stays open to deliver the frames under way."""
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.25
 """Seconds between two calls of `tick` while something is unacknowledged."""
@@ -144,11 +140,7 @@ class Link:
         self._window = self.attachment.window
         self._keys = KeyWatch(options.keys)
         self._outbox = Outbox(ledger)
-        self._push: Push | None = None
-        self._push_is_stale = False
-        self._push_at = 0.0
-        self._reported_error = ""
-        self._send: Callable[[bytes, int], object] = _refuse
+        self._uplink = Uplink(context, forwarder.pull, options.linger, client.counters)
         self._echo: _Echo | None = None
         self._verifying_since = 0.0
         self._down_since: float | None = None
@@ -157,9 +149,7 @@ class Link:
         self._silent_since = self._silent_for = 0.0
         self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
-        self._former_push: Push | None = None  # during a change of keys
         self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
-        self._retire_at = 0.0
 
     # Opening and closing
 
@@ -223,10 +213,8 @@ class Link:
 
     def monitors(self) -> dict[Socket, Callable[[int], None]]:
         """Return the monitors of the sockets, and what to call with their events."""
-        monitors = self._downlink.monitors(self._subscriber_event, self._next_subscriber_event)
-        if self._push is not None:
-            monitors[self._push.monitor] = self._push_event
-        return monitors
+        downwards = self._downlink.monitors(self._subscriber_event, self._next_subscriber_event)
+        return {**downwards, **self._uplink.monitors(self._push_event)}
 
     def stats(self) -> LinkStats:
         """Return what `layer.stats()` says about this link."""
@@ -244,8 +232,7 @@ class Link:
         """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
         self._downlink.close()
-        self._retire_push()
-        self._close_push(self._options.linger)
+        self._uplink.close()
 
     # Sending
 
@@ -262,7 +249,7 @@ class Link:
     def _publish(self, prefix: bytes, number: int, flags: int, body: bytes, ttl: int) -> int:
         frame = wire.ordered(prefix, self._sender, number, flags, ttl, body)
         try:
-            self._send(frame, zmq.DONTWAIT)
+            self._uplink.send(frame, zmq.DONTWAIT)
         except zmq.Again:
             self._numbers.take_back(prefix, number, flags & wire.FLAG_FIRST)
             return 0
@@ -285,7 +272,7 @@ class Link:
     def _send_uncounted(self, frame: bytes) -> bool:
         """Send a frame of the link itself."""
         try:
-            self._send(frame, zmq.DONTWAIT)
+            self._uplink.send(frame, zmq.DONTWAIT)
         except zmq.Again:
             return False
         return True
@@ -485,7 +472,7 @@ class Link:
             self._give_up_push()
             self._enter(Event.PUSH_LOST)
             self._verifying_since = time.monotonic()
-            self._call_soon(self._push_at)
+            self._call_soon(self._uplink.opens_at)
 
     def _was_refused(self, reason: str) -> None:
         self.refusal = reason
@@ -538,7 +525,7 @@ class Link:
         self._client.stop_reading(self.attachment)
         self.attachment.credit.end_session()
         self._client.out.send_upstream([self._detach()], self.attachment)
-        if self._push is not None and not self._push_is_stale:
+        if self._uplink.works:
             self._send_uncounted(self._detach())
         else:
             self._call_soon(0.0)
@@ -636,44 +623,25 @@ class Link:
             self._client.counters.report(logging.ERROR, "%s", error)
 
     def _keep_push(self, now: float) -> float:
-        """Close a PUSH that is of no use any more, and open one if there is an instance to send to."""
-        welcome = self._subscriber.welcome
-        if self._push_is_stale:
-            self._push_is_stale = False
-            self._close_push(0)
-        is_open = welcome is not None and welcome.state != wire.State.SETTLING
-        if self._push is not None or not is_open or self.state not in (State.VERIFYING, State.DRAINING):
-            return now + TICK_EVERY
-        if now < self._push_at:
-            return self._push_at
-        self._push = self._open_push(now)
-        if self._push is not None:
-            self._send = self._push.send
+        """Open a PUSH if there is an instance to send to; return when to be called again."""
+        uplink, welcome = self._uplink, self._subscriber.welcome
+        due = uplink.keep(now)
+        is_wanted = welcome is not None and welcome.state != wire.State.SETTLING
+        if uplink.current is not None or not is_wanted or self.state not in (State.VERIFYING, State.DRAINING):
+            return due
+        if now < uplink.opens_at:
+            return min(due, uplink.opens_at)
+        if uplink.open(self._subscriber.keys, now):
             if self.state is State.DRAINING:
                 self._send_uncounted(self._detach())
             else:
                 self._send_echo()
-        return now + TICK_EVERY
-
-    def _open_push(self, now: float) -> Push | None:
-        self._push_at = now + PUSH_EVERY
-        try:
-            return Push(self._context, self.forwarder.pull, self._subscriber.keys)
-        except ConfigurationError as error:
-            if str(error) != self._reported_error:
-                self._reported_error = str(error)
-                self._client.counters.report(logging.ERROR, "%s", error)
-            return None
+        return due
 
     def _give_up_push(self) -> None:
         """Let `tick` close PUSH. An answer to the echo that it has sent would prove nothing any more."""
-        self._push_is_stale = True
+        self._uplink.give_up()
         self._echo = None
-
-    def _close_push(self, linger: float) -> None:
-        push, self._push, self._send = self._push, None, _refuse
-        if push is not None:
-            push.close(linger)
 
     def _keep_verifying(self, now: float) -> None:
         welcome = self._subscriber.welcome
@@ -683,7 +651,7 @@ class Link:
             self._verifying_since = now
             self._give_up_push()
             self._call_soon(0.0)
-        elif self._echo is not None and self._push is not None and now >= self._echo.sent_at + ECHO_EVERY:
+        elif self._echo is not None and self._uplink.works and now >= self._echo.sent_at + ECHO_EVERY:
             self._send_echo()
 
     def _watch_silence(self, now: float) -> None:
@@ -723,7 +691,7 @@ class Link:
 
     @property
     def _is_renewing(self) -> bool:
-        return self._downlink.is_changing or self._push_is_due or self._former_push is not None
+        return self._downlink.is_changing or self._push_is_due or self._uplink.is_changing
 
     def _begin_renewal(self) -> None:
         self.refusal = ""
@@ -755,40 +723,23 @@ class Link:
 
     def _change_push(self, now: float) -> None:
         """Send by a new connection, beginning with the frames that the former one may fail to deliver."""
-        push = self._open_push(now)
-        if push is None:
+        if not self._uplink.open(self._subscriber.keys, now):
             return
-        held = self.take()
-        self._push_is_due, self._former_push, self._push, self._send = False, self._push, push, push.send
-        for one in held:
+        self._push_is_due = False
+        for one in self.take():
             self.hold(one, now, must=True)
         self.flush()
-        self._retire_at = now + RETIRE_AFTER
-        self._call_soon(self._retire_at)
 
     def _keep_renewing(self, now: float) -> None:
         """Go on with a change of keys, as far as it is due; give it up if the link is not up any more."""
         if self._downlink.next is not None and (self.state is not State.UP or self.refusal):
             self._downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal
-        if self._push_is_due and self.state is State.UP and now >= self._push_at:
+        if self._push_is_due and self.state is State.UP and now >= self._uplink.opens_at:
             self._change_push(now)
         if self.state is not State.UP:
             self._push_is_due = False
         self._downlink.keep(now)
-        if self._former_push is not None and now >= self._retire_at:
-            self._retire_push()
         if self._keys_are_due and not self._is_renewing and self.state is not State.DRAINING:
             self._keys_are_due = False
             self._take_up_keys()
-
-    def _retire_push(self) -> None:
-        """Close the PUSH by the former keys."""
-        push, self._former_push = self._former_push, None
-        if push is not None:
-            push.close(self._options.linger)
-
-
-def _refuse(frame: bytes, flags: int) -> object:
-    """Stand in for the `send` of a socket that is not open."""
-    raise zmq.Again

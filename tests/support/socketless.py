@@ -266,7 +266,7 @@ class Exchange:
     @property
     def push(self) -> Push:
         """The PUSH that is open; None for none, which few tests ask for."""
-        return cast(Push, None if self.link._push is None else self.link._push._socket)
+        return cast(Push, None if self.link._uplink.current is None else self.link._uplink.current._socket)
 
     def connected(self) -> None:
         self.link._subscriber_event(CONNECTED)

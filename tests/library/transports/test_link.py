@@ -37,10 +37,8 @@ from channels_zmq.transports.link import (
     ECHO_EVERY,
     FULL_RETRY,
     PATIENCE,
-    PUSH_EVERY,
     REPORT_EVERY,
     REPORTED_AFTER,
-    RETIRE_AFTER,
     TICK_EVERY,
     WATCH_EVERY,
     Link,
@@ -49,6 +47,7 @@ from channels_zmq.transports.outbox import Held, Kind, Ledger
 from channels_zmq.transports.push import Push as OpenPush
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 from channels_zmq.transports.subscriber import READS_FORMER_FOR, REFUSALS
+from channels_zmq.transports.uplink import OPEN_EVERY, RETIRE_AFTER
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.sockets import SLOWEST_LINK
@@ -182,7 +181,7 @@ class Rig:
         """Connect and be welcomed; PUSH is open then, and has sent an echo."""
         self.exchange.connected()
         self.welcome()
-        self.tick(PUSH_EVERY)
+        self.tick(OPEN_EVERY)
 
     def come_up(self) -> None:
         self.verify()
@@ -298,7 +297,7 @@ def test_a_link_comes_up_step_by_step(rig: Rig) -> None:
     states.append(rig.link.state)
     assert rig.context.pushes == []
     assert rig.calls[-1] == 0.0
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     (push,) = rig.context.pushes
     assert (push.address, [frame[:1] for frame in push.frames]) == ("tcp://pull", [b"E"])
     assert push.options[zmq.RECONNECT_IVL] == -1
@@ -429,7 +428,7 @@ def test_an_answer_that_waits_behind_other_frames_is_waited_for(rig: Rig) -> Non
     """A probe by the subscriber's way shows it; a new PUSH for each three seconds would never be answered."""
     rig.verify()
     rig.exchange.subscriber.others_come_first = True
-    rig.tick(PATIENCE / 2 - PUSH_EVERY - 0.05)
+    rig.tick(PATIENCE / 2 - OPEN_EVERY - 0.05)
     assert rig.exchange.subscriber.probed_at == -inf
     rig.tick(0.1)
     assert rig.exchange.subscriber.probed_at == rig.clock.now
@@ -442,7 +441,7 @@ def test_an_answer_that_waits_behind_other_frames_is_waited_for(rig: Rig) -> Non
 def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig: Rig) -> None:
     """What it holds is thrown away; the next one gets as much time."""
     rig.verify()
-    rig.tick(PATIENCE - PUSH_EVERY - 0.1)
+    rig.tick(PATIENCE - OPEN_EVERY - 0.1)
     assert rig.lines() == []
     rig.calls.clear()
     rig.tick(0.2)
@@ -469,7 +468,7 @@ def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make: Call
     """Once, however often it is tried. It may have come from another process; the link stays as it is."""
     rig = make(forwarder=Forwarder(INVALID, "tcp://pub"))
     rig.verify()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     assert rig.link.state is State.VERIFYING
     (line,) = rig.lines()
     assert "pull_socket_address" in line
@@ -486,7 +485,7 @@ def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig: Rig) -> None
     rig.clock.now += 10 * PATIENCE
     rig.exchange.push_disconnected()
     assert (rig.link.state, rig.told, rig.link.passes) == (State.VERIFYING, ["up", "down"], False)
-    assert rig.calls[-1] == opened_at + PUSH_EVERY
+    assert rig.calls[-1] == opened_at + OPEN_EVERY
     rig.lines()
     rig.tick()
     assert rig.lines() == [], "the time to verify counts from the loss"
@@ -503,8 +502,8 @@ def test_a_push_is_not_opened_more_often_than_is_useful(rig: Rig) -> None:
     rig.exchange.push_disconnected()
     due = rig.tick()
     assert len(rig.context.pushes) == 1
-    assert due == rig.clock.now + PUSH_EVERY
-    rig.tick(PUSH_EVERY)
+    assert due == rig.clock.now + OPEN_EVERY
+    rig.tick(OPEN_EVERY)
     assert len(rig.context.pushes) == 2
 
 
@@ -513,7 +512,7 @@ def test_the_handshake_of_a_push_changes_nothing(rig: Rig) -> None:
     rig.verify()
     rig.link._push_event(CONNECTED)
     assert rig.link.state is State.VERIFYING
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     assert len(rig.context.pushes) == 1
 
 
@@ -528,7 +527,7 @@ def test_a_new_session_needs_a_new_push(rig: Rig, noticed: bool) -> None:
     assert (rig.link.state, rig.told) == (State.GREETING, ["up", "down"])
     rig.exchange.instance = TWO
     rig.welcome()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     first, second = rig.context.pushes
     assert first.linger == 0
     rig.confirm()
@@ -880,7 +879,7 @@ def test_silence_before_an_outage_does_not_count_behind_it(rig: Rig) -> None:
     rig.publish()
     silent(rig, PATIENCE - WATCH_EVERY)
     rig.exchange.push_disconnected()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm()
     rig.publish()
     silent(rig, PATIENCE - WATCH_EVERY)
@@ -965,7 +964,7 @@ def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_bet
     rig.clock.now += 0.2
     rig.exchange.connected()
     rig.welcome()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     for held in rig.taken:
         assert rig.link.hold(held, rig.clock.now, must=True)
     rig.confirm()
@@ -981,7 +980,7 @@ def send_again(rig: Rig, after: float, instance: bytes = ONE) -> list[bytes]:
     """Lose the link, and send what it has held by the next connection; return the frames."""
     rig.exchange.disconnected()
     rig.exchange.instance = instance
-    rig.clock.now += after - PUSH_EVERY
+    rig.clock.now += after - OPEN_EVERY
     for held in rig.taken:
         rig.link.hold(held, rig.clock.now, must=True)
     rig.taken.clear()
@@ -1158,7 +1157,7 @@ def test_a_held_message_loses_the_time_that_it_was_held(rig: Rig) -> None:
     """An expired one is counted, and takes no number."""
     rig.publish(b"1", ttl=1000)
     rig.publish(b"2", ttl=5000)
-    rig.clock.now += 2 - PUSH_EVERY
+    rig.clock.now += 2 - OPEN_EVERY
     rig.verify()
     rig.confirm()
     (frame,) = [wire.read_group(frame) for frame in rig.exchange.push.take() if frame[:1] == b"G"]
@@ -1334,7 +1333,7 @@ def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig: 
     rig.welcome(DRAINING)
     assert rig.link.state is State.DRAINING
     assert rig.calls == [0.0]
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     assert rig.exchange.push.frames == [wire.DETACH.encode(wire.Detach(INBOX, 1))]
     rig.tick(PATIENCE)
     assert len(rig.exchange.push.frames) == 1, "no echo, no marker"
@@ -1361,7 +1360,7 @@ def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig: Rig, state
     rig.welcome(state)
     assert (rig.link.state, rig.exchange.subscriber.session, rig.calls[-1]) == (State.GREETING, 2, 0.0)
     rig.welcome()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     assert (old.linger, rig.exchange.push is old) == (0, False)
     rig.confirm()
     assert (rig.link.state, rig.told) == (State.UP, ["up", "down", "up"])
@@ -1375,7 +1374,7 @@ def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(r
     assert (rig.link.state, rig.exchange.subscriber.session, rig.told) == (State.GREETING, 2, ["up", "down"])
     assert [wire.read_group(held.body)[5] for held in rig.taken] == [b"1"]
     rig.welcome()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm()
     assert rig.link.state is State.UP
 
@@ -1511,8 +1510,8 @@ class Renewal(Rig):
 
     @property
     def open_push(self) -> OpenPush:
-        assert self.link._push is not None
-        return self.link._push
+        assert self.link._uplink.current is not None
+        return self.link._uplink.current
 
     def begin(self) -> Subscriber:
         """Find other keys; return the subscriber that connects by them."""
@@ -1538,7 +1537,7 @@ class Renewal(Rig):
     def change_push(self) -> None:
         """Be welcomed in the next session, and change over to a new PUSH."""
         self.welcome()
-        self.tick(PUSH_EVERY)
+        self.tick(OPEN_EVERY)
 
     def renew(self) -> None:
         self.change_subscriber()
@@ -1604,7 +1603,7 @@ def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal: Renew
     renewal.calls.clear()
     renewal.welcome()
     assert (renewal.exchange.push, renewal.calls[-1]) == (old, 0.0)
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     new = renewal.exchange.push
     assert renewal.context.pushes == [old, new]
     assert (new.curve_serverkey, new.address, new.frames) == (renewal.keys.keys.server, "tcp://pull", [])
@@ -1621,9 +1620,9 @@ def test_the_former_subscriber_is_closed_with_the_welcome_and_the_former_push_a_
     renewal.calls.clear()
     renewal.welcome()
     assert (first.is_closed, renewal.watched, renewal.calls[0]) == (False, [second], 0.0)
-    renewal.tick(PUSH_EVERY)
-    assert (first.is_closed, old.linger, renewal.calls[-1]) == (True, None, renewal.clock.now + RETIRE_AFTER)
-    renewal.tick(RETIRE_AFTER - 0.01)
+    renewal.tick(OPEN_EVERY)
+    assert (first.is_closed, old.linger) == (True, None)
+    assert renewal.tick(RETIRE_AFTER - 0.01) == pytest.approx(renewal.clock.now + 0.01)
     assert old.linger is None
     renewal.tick(0.01)
     assert old.linger == 2000
@@ -1690,13 +1689,13 @@ def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal: Rene
 
 
 def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal: Renewal) -> None:
-    """One is opened every `PUSH_EVERY` at most."""
+    """One is opened every `OPEN_EVERY` at most."""
     old = renewal.exchange.push
     renewal.change_subscriber()
     renewal.welcome()
     renewal.tick()
     assert renewal.exchange.push is old
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     assert renewal.exchange.push is not old
 
 
@@ -2033,7 +2032,7 @@ def test_a_next_session_with_another_instance_is_verified(renewal: Renewal) -> N
     renewal.welcome()
     assert (renewal.link.state, renewal.told, renewal.calls[-1]) == (State.VERIFYING, ["up", "down"], 0.0)
     renewal.hold_taken()
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     new = renewal.exchange.push
     assert (old.linger, renewal.context.pushes, [frame[:1] for frame in new.frames]) == (0, [old, new], [b"E"])
     renewal.confirm()
@@ -2050,7 +2049,7 @@ def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renew
     second = renewal.change_subscriber()
     renewal.exchange.instance = TWO
     renewal.welcome(DRAINING)
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     detach = wire.DETACH.encode(wire.Detach(INBOX, 2))
     assert (renewal.link.state, old.linger, old.frames) == (State.DRAINING, 0, [])
     assert (renewal.exchange.push.frames, second.sent[-1]) == ([detach], detach)
@@ -2065,10 +2064,10 @@ def test_a_new_push_that_fails_is_replaced_and_verified(renewal: Renewal, events
     renewal.renew()
     failed = renewal.exchange.push
     for event in events:
-        renewal.event(renewal.link._push, event)
+        renewal.event(renewal.link._uplink.current, event)
     assert (renewal.link.state, renewal.told) == (State.VERIFYING, ["up", "down"])
     renewal.hold_taken()
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     renewal.confirm()
     assert (failed.linger, renewal.link.state, renewal.payloads()) == (0, State.UP, [b"1"])
 
@@ -2182,7 +2181,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
         case "push":
             renewal.exchange.push_disconnected()
         case "silent":
-            renewal.link._push_is_stale = True
+            renewal.link._uplink._is_stale = True
             renewal.link._enter(Event.SILENT)
     assert (renewal.told, renewal.link.state is State.UP) == (["up", "down"], False)
     renewal.hold_taken()
@@ -2193,7 +2192,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
         renewal.exchange.connected()
     if renewal.exchange.subscriber.welcome is None:
         renewal.welcome()
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     renewal.confirm()
     assert (renewal.link.state, renewal.payloads()) == (State.UP, [b"1"])
     renewal.tick(RETIRE_AFTER)
@@ -2214,7 +2213,7 @@ def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(re
     assert second.is_closed
     renewal.exchange.connected()
     renewal.welcome()
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     renewal.confirm()
     assert renewal.link.state is State.UP
 
@@ -2245,7 +2244,7 @@ def test_a_forwarder_that_drains_during_the_change_is_left(renewal: Renewal, ste
     assert (push.frames[-1], renewal.exchange.subscriber.sent[-1]) == (detach, detach)
     if step == "connecting":
         renewal.event(second, CONNECTED)
-    renewal.tick(PUSH_EVERY)
+    renewal.tick(OPEN_EVERY)
     assert (renewal.link.state, renewal.exchange.push) == (State.DRAINING, push)
     assert renewal.exchange.subscriber is (renewal.first if step == "connecting" else second)
     assert (second.is_closed, renewal.link._downlink.next) == (step == "connecting", None)
@@ -2263,16 +2262,16 @@ def test_a_link_that_is_closed_during_the_change_closes_everything(renewal: Rene
 
 def test_a_push_that_cannot_be_opened_is_tried_again(renewal: Renewal) -> None:
     """The reason is reported; the former connections go on until then."""
-    old, forwarder = renewal.exchange.push, renewal.link.forwarder
-    renewal.link.forwarder = Forwarder(INVALID, forwarder.pub)
+    old, address = renewal.exchange.push, renewal.link.forwarder.pull
+    renewal.link._uplink._address = INVALID
     renewal.renew()
     (line,) = renewal.lines()
     assert "pull_socket_address" in line
     renewal.tick(RETIRE_AFTER)
     renewal.publish(b"1")
     assert (renewal.exchange.push, renewal.payloads()) == (old, [b"1"])
-    renewal.link.forwarder = forwarder
-    renewal.tick(PUSH_EVERY)
+    renewal.link._uplink._address = address
+    renewal.tick(OPEN_EVERY)
     assert (renewal.exchange.push is old, renewal.payloads()) == (False, [b"1"])
     renewal.tick(RETIRE_AFTER)
     assert not renewal.link._is_renewing
@@ -2299,7 +2298,7 @@ def test_monitors_are_those_of_the_sockets_that_are_open(rig: Rig) -> None:
     rig.exchange.connected()
     assert list(rig.link.monitors()) == [rig.exchange.subscriber.monitor]
     rig.welcome()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm()
     monitors: Any = rig.link.monitors()
     _, push_monitor = monitors

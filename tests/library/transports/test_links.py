@@ -21,9 +21,10 @@ from channels_zmq.transports import discovery
 from channels_zmq.transports import links as module
 from channels_zmq.transports.discovery import Bootstrap, Forwarder
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
-from channels_zmq.transports.link import CONNECTS_WITHIN, FULL_RETRY, PATIENCE, PUSH_EVERY, Link
+from channels_zmq.transports.link import CONNECTS_WITHIN, FULL_RETRY, PATIENCE, Link
 from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
 from channels_zmq.transports.states import Event, State
+from channels_zmq.transports.uplink import OPEN_EVERY
 from channels_zmq_forwarder import sockets, wire
 from channels_zmq_forwarder.wire import KnownForwarder
 
@@ -145,7 +146,7 @@ class Rig:
             self.exchange(forwarder).connected()
         for forwarder in forwarders:
             self.welcome(forwarder, **changes)
-        self.tick(PUSH_EVERY)
+        self.tick(OPEN_EVERY)
 
     def come_up(self, *forwarders: Forwarder, **changes: Any) -> None:
         """Let links come up; each forwarder that is up lists all."""
@@ -522,7 +523,7 @@ def test_an_outage_without_a_known_loss_is_restored_without_a_number(make: Calla
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push_disconnected()
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm(A)
     assert rig.changes() == [LinkLost(), LinkRestored(None)]
 
@@ -593,7 +594,7 @@ def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_
     before = rig.frames(A)
     rig.exchange(A).push_disconnected()
     rig.publish(b"2")
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm(A)
     rig.tick()
     rig.publish(b"3")
@@ -1340,7 +1341,7 @@ def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None
         rig.tick(ROTATE_EVERY)
     assert list(rig.links._links) == [A]
     rig.welcome(A)
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm(A)
     rig.tick()
     rig.publish(b"3", H)
@@ -1368,7 +1369,7 @@ def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
     assert B in configured or kept == A
     assert rig.link(kept).session > session or kept == B
     rig.welcome(kept)
-    rig.tick(PUSH_EVERY)
+    rig.tick(OPEN_EVERY)
     rig.confirm(kept)
     assert rig.up() == [kept]
 
