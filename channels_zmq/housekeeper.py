@@ -24,8 +24,8 @@ from channels_zmq_forwarder.sockets import next_event
 
 IDLE = 3600.0
 LOOK_EVERY = 0.25
-"""Seconds after which it is noticed that an event loop has ended. No waiter depends on that, and with 0.05 s one of a
-hundred round trips met a look, and took 100 us longer."""
+"""Seconds after which it is noticed that an event loop has ended. No waiter of this process depends on that, and with
+0.05 s one of a hundred round trips met a look, and took 100 us longer."""
 AFTER_ERROR = 1.0
 """Seconds until a connection that failed is looked after again."""
 

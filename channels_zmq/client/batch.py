@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 MESSAGES = 32
 BYTES = 4096
-"""Bounds of a batch, whose frame has to be smaller than `wire.MAX_OVERHEAD`: every socket of a layer takes so much,
-whatever `max_message_size` its process was given."""
+"""Bounds of a batch of new messages. Its frame has to be smaller than `wire.MAX_OVERHEAD`: every socket of a layer
+takes so much, whatever `max_message_size` its process was given."""
 RUN = 16
 WITHIN = 0.0005
 """A sender is busy when it has sent `RUN` messages within so many seconds, and as long as batches follow as fast."""

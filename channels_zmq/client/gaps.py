@@ -7,6 +7,7 @@ while any exchange replays what its connection has lost. `client/arrivals.py` kn
 senders and topics never wait.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ HOLD = 0.2
 """Seconds that a message waits for those before it."""
 BEHIND_AT_MOST = 3.0
 """How many seconds longer it waits while the missing ones may be on their way, or this process has not read them."""
+GRAIN = 0.05
+"""Seconds to which the times of gaps are rounded up, so that many gaps are looked at together."""
 LOOK_AGAIN_AFTER = 0.02
 """Seconds until it is asked again whether that is so; then after twice as many each time, up to `HOLD`. To ask 50 times
 a second took so much of the time of a process that was saturated that it lost messages."""
@@ -27,6 +30,8 @@ MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together, unless it is a single one. Beyond them the oldest gap is given up."""
 
+Run = tuple[Runs, bytes]
+"""The runs of a topic, and a sender."""
 Deliver = Callable[[], None]
 IsBehind = Callable[[float, float], bool]
 """Called with the time and an earlier one: returns whether what was published before that may still arrive."""
@@ -50,13 +55,14 @@ class _Gap:
     """The held messages of one run, by number.
 
     Attributes:
-        since: When the first of them arrived: what is missing before it was published before.
-        until: When that is given up, unless it may still arrive.
+        since: When a message behind the gap arrived: what is missing was published before.
+        begins: Whether nothing of the run was delivered before, so that nothing may be missing.
+        held: By number.
         numbers: A heap of the numbers in `held`, and of some that have left it.
     """
 
     since: float
-    until: float
+    begins: bool
     held: dict[int, _Held] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
 
@@ -72,12 +78,15 @@ class Gaps:
     def __init__(self, missed: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.frames = 0
         """How many messages wait."""
-        self.beginnings: list[tuple[Runs, bytes, _Gap]] = []
+        self.beginnings: list[tuple[Run, _Gap]] = []
         """Runs whose first messages wait until all sockets have been read."""
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
         self._size = 0
-        self._gaps: dict[tuple[Runs, bytes], _Gap] = {}  # those that began last are behind the others
+        self._gaps: dict[Run, _Gap] = {}
+        self._oldest_first: list[tuple[float, int, Run, _Gap]] = []  # a heap, with gaps that have closed
+        self._count = 0  # of what was put into it
+        self._look_at = 0.0  # nothing is given up before this, since it may have been on its way a moment ago
         self._missed, self._clock = missed, clock
 
     def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver, *, begins: bool) -> bool:
@@ -91,19 +100,21 @@ class Gaps:
             deliver: Called with nothing when its turn has come.
             begins: Whether it is the first one of its run here, rather than behind a gap.
         """
-        gap, now = self._gaps.get((runs, sender)), self._clock()
+        run, at = (runs, sender), math.ceil(self._clock() / GRAIN) * GRAIN
+        gap = self._gaps.get(run)
         if gap is None:
-            gap = self._gaps[runs, sender] = _Gap(now, now + HOLD)
+            gap = self._gaps[run] = _Gap(at, begins)
+            self._enqueue(run, gap)
             if begins:
-                self.beginnings.append((runs, sender, gap))
+                self.beginnings.append((run, gap))
         if number in gap.held:
             return False
-        gap.held[number] = _Held(deliver, size, now)
+        gap.held[number] = _Held(deliver, size, at)
         heappush(gap.numbers, number)
         self.frames += 1
         self._size += size
         while self.frames > MAX_FRAMES or (self._size > MAX_BYTES and self.frames > 1):
-            self._give_up(*next(iter(self._gaps)))
+            self._give_up(*self._oldest())
         return True
 
     def holds(self, runs: Runs, sender: bytes) -> bool:
@@ -113,27 +124,31 @@ class Gaps:
     def closed_up(self, runs: Runs, sender: bytes) -> None:
         """Deliver the held messages that directly follow the last number of a run.
 
-        What is missing before the others has been missing for as long as the first of them has waited.
+        The next gap counts from the arrival of the first message behind it.
         """
-        gap = self._gaps.get((runs, sender))
+        run = runs, sender
+        gap = self._gaps.get(run)
         if gap is None:
             return
         while (number := runs.last(sender) + 1) in gap.held:
             runs.skip_to(sender, number)
             self._deliver(gap, number)
-        self._drop_repeated(runs, sender, gap)
-        if not gap.held:
-            del self._gaps[runs, sender]
-        elif (since := gap.held[gap.numbers[0]].at) > gap.since:
-            gap.since, gap.until = since, since + HOLD
-            self._gaps[runs, sender] = self._gaps.pop((runs, sender))
+        first = self._first(run, gap)
+        if first is None:
+            del self._gaps[run]
+            if not self._gaps:
+                self._oldest_first.clear()
+        elif (since := gap.held[first].at) > gap.since:
+            gap.since = since
+            self._enqueue(run, gap)
 
     @property
     def due(self) -> float:
         """When `expire` has something to do."""
         if not self._gaps:
             return inf
-        return max(next(iter(self._gaps.values())).until, self.replays_until)
+        _, gap = self._oldest()
+        return max(gap.since + HOLD, self._look_at, self.replays_until)
 
     @property
     def awaits_replay(self) -> bool:
@@ -142,48 +157,69 @@ class Gaps:
 
     def expire(self, now: float, is_behind: IsBehind = nothing_is_behind) -> None:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""
-        while self._gaps and self.due <= now:
-            run, first = next(iter(self._gaps.items()))
-            latest = first.since + HOLD + BEHIND_AT_MOST
-            if now < latest and is_behind(now, first.since):
-                pause = min(HOLD, max(LOOK_AGAIN_AFTER, now - first.since - HOLD))
-                first.until = min(now + pause, latest)
-                return
-            self._give_up(*run)
+        given_up = -inf
+        while self.due <= now:
+            run, gap = self._oldest()
+            if gap.since > given_up:
+                latest = gap.since + HOLD + BEHIND_AT_MOST
+                if now < latest and is_behind(now, gap.since):
+                    pause = min(HOLD, max(LOOK_AGAIN_AFTER, now - gap.since - HOLD))
+                    self._look_at = min(now + pause, latest)
+                    return
+                given_up = gap.since
+            self._give_up(run, gap)
 
     def all_is_read(self) -> None:
         """Deliver the first messages of runs, since any earlier ones would have been read by now."""
         if self.awaits_replay:
             return
         beginnings, self.beginnings = self.beginnings, []
-        for runs, sender, gap in beginnings:
-            if self._gaps.get((runs, sender)) is gap:
-                self._give_up(runs, sender)
+        for run, gap in beginnings:
+            if gap.begins and self._gaps.get(run) is gap:
+                self._give_up(run, gap)
 
     def clear(self) -> None:
         """Drop everything."""
         self._gaps.clear()
+        self._oldest_first.clear()
         self.beginnings.clear()
         self.frames = self._size = 0
 
-    def _give_up(self, runs: Runs, sender: bytes) -> None:
+    def _enqueue(self, run: Run, gap: _Gap) -> None:
+        self._count += 1
+        heappush(self._oldest_first, (gap.since, self._count, run, gap))
+
+    def _oldest(self) -> tuple[Run, _Gap]:
+        """Return the run whose first gap is the oldest; there must be one."""
+        while True:
+            since, _, run, gap = self._oldest_first[0]
+            if self._gaps.get(run) is gap and gap.since == since:
+                return run, gap
+            heappop(self._oldest_first)
+
+    def _give_up(self, run: Run, gap: _Gap) -> None:
         """Give up what is missing before the first held message of a run; deliver that, and those that follow it."""
-        gap = self._gaps[runs, sender]
-        self._drop_repeated(runs, sender, gap)
-        if gap.held:
-            first = gap.numbers[0]
+        runs, sender = run
+        first = self._first(run, gap)
+        if first is not None:
             self._missed(runs.skip_to(sender, first))
             self._deliver(gap, first)
         self.closed_up(runs, sender)
 
-    def _drop_repeated(self, runs: Runs, sender: bytes, gap: _Gap) -> None:
-        """Drop held messages that are repetitions because the sender has begun anew meanwhile."""
-        while gap.numbers and ((first := gap.numbers[0]) not in gap.held or runs.is_repeated(sender, first)):
-            heappop(gap.numbers)
+    def _first(self, run: Run, gap: _Gap) -> int | None:
+        """Return the lowest held number of a run; drop repetitions, as the sender may have begun anew meanwhile."""
+        runs, sender = run
+        while gap.numbers:
+            first = gap.numbers[0]
             if first in gap.held:
+                if not runs.is_repeated(sender, first):
+                    return first
                 self._drop(gap, first)
+            heappop(gap.numbers)
+        return None
 
     def _deliver(self, gap: _Gap, number: int) -> None:
+        gap.begins = False
         self._drop(gap, number)()
 
     def _drop(self, gap: _Gap, number: int) -> Deliver:

@@ -152,8 +152,9 @@ class Receiver:
     ) -> None:
         """Take a group message that is behind a gap, repeated, sent again, or the first one seen of its run.
 
-        It is for the members that had joined when it was sent first, or when it arrived behind a gap. The former is
-        known but for the time on the way. In doubt a member gets the message, unless it has most likely got it before.
+        Unless it is repeated, it is for the members that had joined when it was sent first, or when it arrived behind a
+        gap. The former is known but for the time on the way. In doubt a member gets the message, unless it has most
+        likely got it before.
         """
         if missing == REPEATED:
             self._repeated(sender)

@@ -374,7 +374,7 @@ class Link:
                 key=wire.prefix_of(frame),
                 body=frame,
                 kind=Kind.REPEAT,
-                counts=not is_acknowledged,
+                counts=0 if is_acknowledged else wire.messages_in(frame),
                 # Members have most likely got an acknowledged message: in doubt it is older than their join.
                 published=(since if is_acknowledged else until) - wire.age_of(frame) / 1000,
                 instance=self.instance,

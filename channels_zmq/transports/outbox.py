@@ -34,7 +34,7 @@ class Held(NamedTuple):
         kind: Its kind.
         number: Of the request, by which `withdraw` finds it; 0 if no caller waits for it.
         order: Grows with each message.
-        counts: Whether its expiry is a loss.
+        counts: How many messages are lost if it expires.
         published: Of a message that is sent again: the latest time at which it may have been sent first.
         instance: By which it was sent last.
     """
@@ -45,7 +45,7 @@ class Held(NamedTuple):
     kind: Kind = Kind.MESSAGE
     number: int = 0
     order: int = 0
-    counts: bool = True
+    counts: int = 1
     published: float = 0.0
     instance: bytes = b""
 

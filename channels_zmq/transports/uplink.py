@@ -54,9 +54,9 @@ class Uplink:
         """Whether a former connection is still open."""
         return self._former is not None
 
-    def monitors(self, current: Callable[[int], None]) -> dict[Socket, Callable[[int], None]]:
+    def monitors(self, handle: Callable[[int], None]) -> dict[Socket, Callable[[int], None]]:
         """Return the monitor of the current socket, and what to call with its events."""
-        return {} if self.current is None else {self.current.monitor: current}
+        return {} if self.current is None else {self.current.monitor: handle}
 
     def open(self, keys: ClientKeys | None, now: float) -> bool:
         """Open a connection by which to send from now on; the one before is closed a moment later.
@@ -74,7 +74,7 @@ class Uplink:
             return False
         if self.current is not None:
             self._former, self._retire_at = self.current, now + RETIRE_AFTER
-        self.current, self.send = push, push.send
+        self.current, self.send, self._is_stale = push, push.send, False
         return True
 
     def give_up(self) -> None:
@@ -82,7 +82,7 @@ class Uplink:
         self._is_stale = True
 
     def keep(self, now: float) -> float:
-        """Close what is of no use any more; return when to be called again."""
+        """Close what is of no use any more; return when to be called again, within `RETIRE_AFTER` of `open`."""
         if self._is_stale:
             self._is_stale = False
             self._close_current(0)

@@ -701,6 +701,14 @@ def is_batch(frame: bytes) -> bool:
     return len(frame) > at + _FLAGS_AT and at > 0 and bool(frame[at + _FLAGS_AT] & FLAG_BATCH)
 
 
+def messages_in(frame: bytes) -> int:
+    """Return how many messages a group or direct message carries: 1, unless it is a batch."""
+    if not is_batch(frame):
+        return 1
+    at = _head_at(frame)
+    return frame[_body_at(at, frame[at + _FLAGS_AT])]
+
+
 def split(frame: bytes) -> list[bytes]:
     """Return the messages of a batch as frames of their own, with all its other flags; any other message as it is.
 
@@ -733,23 +741,43 @@ def merged(frames: Iterable[bytes], max_bytes: int) -> list[bytes]:
         frames: As they were sent.
         max_bytes: Of the bodies of a batch.
     """
-    groups: list[list[bytes]] = []
-    open_groups: dict[bytes, tuple[list[bytes], int, int, int]] = {}  # by prefix: frames, next number, ttl, bytes left
+    batches: list[_Mergeable] = []
+    last: dict[bytes, _Mergeable] = {}  # by prefix
     for frame in frames:
         at = _head_at(frame)
         prefix = frame[:at]
         _, number, flags, ttl = _ORDER.unpack_from(frame, at)
         size = len(frame) - at - ORDER_SIZE
-        group, following, its_ttl, left = open_groups.get(prefix, _NO_GROUP)
-        if flags or number != following or ttl != its_ttl or size > left or len(group) == MAX_BATCH:
-            group, left = [], max_bytes if flags <= FLAG_FIRST else 0
-            groups.append(group)
-        group.append(frame)
-        open_groups[prefix] = group, number + 1, ttl, left - size
-    return [group[0] if len(group) == 1 else _one_batch(group) for group in groups]
+        one = last.get(prefix)
+        if one is None or flags or not one.takes(number, ttl, size):
+            one = last[prefix] = _Mergeable(number, ttl, max_bytes if flags <= FLAG_FIRST else 0)
+            batches.append(one)
+        one.add(frame, size)
+    return [one.frames[0] if len(one.frames) == 1 else _one_batch(one.frames) for one in batches]
 
 
-_NO_GROUP: tuple[list[bytes], int, int, int] = [], 0, 0, 0
+class _Mergeable:
+    """Messages that may become a batch.
+
+    Args:
+        number: Of the first one.
+        ttl: Of each.
+        room: How many bytes their bodies may have.
+    """
+
+    __slots__ = ("_following", "_room", "_ttl", "frames")
+
+    def __init__(self, number: int, ttl: int, room: int) -> None:
+        self.frames: list[bytes] = []
+        self._following, self._ttl, self._room = number, ttl, room
+
+    def takes(self, number: int, ttl: int, size: int) -> bool:
+        return number == self._following and ttl == self._ttl and size <= self._room and len(self.frames) < MAX_BATCH
+
+    def add(self, frame: bytes, size: int) -> None:
+        self.frames.append(frame)
+        self._following += 1
+        self._room -= size
 
 
 def _one_batch(frames: Sequence[bytes]) -> bytes:

@@ -339,7 +339,7 @@ def message(topic: str, number: int, body: bytes = b"x", *, flags: int = 0, ttl:
 def test_messages_that_follow_each_other_are_merged(frames: list[bytes], counts: list[int]) -> None:
     """Into batches that split into the same messages; only those of different runs change places."""
     merged = wire.merged(frames, 100)
-    assert [len(wire.split(frame)) for frame in merged] == counts
+    assert [len(wire.split(frame)) for frame in merged] == [wire.messages_in(frame) for frame in merged] == counts
     before = [one for frame in frames for one in wire.split(frame)]
     assert [one for frame in merged for one in wire.split(frame)] == sorted(before, key=wire.prefix_of)
 

@@ -6,7 +6,7 @@ from math import inf
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.gaps import BEHIND_AT_MOST, HOLD, MAX_BYTES, MAX_FRAMES, Gaps
+from channels_zmq.client.gaps import BEHIND_AT_MOST, GRAIN, HOLD, MAX_BYTES, MAX_FRAMES, Gaps
 from channels_zmq.client.sequences import BEGINS, Runs
 from channels_zmq_forwarder import wire
 
@@ -111,7 +111,57 @@ def test_a_gap_behind_one_that_closes_has_its_own_time(rig: Rig) -> None:
     rig.clock.now += HOLD / 2
     rig.arrives(5)
     rig.arrives(2)
-    assert rig.gaps.due == rig.clock.now + HOLD
+    assert rig.clock.now + HOLD <= rig.gaps.due <= rig.clock.now + HOLD + GRAIN
+
+
+def test_the_oldest_gap_is_given_up_first(rig: Rig) -> None:
+    """Whichever run it is in: one with several gaps does not fall back behind those that began later."""
+    rig.begins(1)
+    rig.begins(1, OTHER)
+    for number, sender in ((3, SENDER), (5, SENDER), (3, OTHER)):
+        rig.arrives(number, sender)
+        rig.clock.now += 1.2 * GRAIN
+    seen = []
+    while rig.gaps.due < inf:
+        rig.clock.now = max(rig.clock.now, rig.gaps.due)
+        rig.gaps.expire(rig.clock.now)
+        seen.append(rig.delivered[2:])
+    assert seen == [[3], [3, 5], [3, 5, 3]]
+    assert rig.missed == 3
+
+
+def test_a_run_whose_first_message_was_delivered_does_not_begin_any_more(rig: Rig) -> None:
+    """What is missing behind it has its time, also if everything is read."""
+    rig.arrives(7)
+    rig.clock.now += 2 * GRAIN
+    rig.arrives(9)
+    rig.clock.now = rig.gaps.due
+    rig.gaps.expire(rig.clock.now)
+    rig.gaps.all_is_read()
+    assert rig.delivered == [7]
+    rig.arrives(8)
+    assert (rig.delivered, rig.missed) == ([7, 8, 9], 0)
+
+
+def test_many_gaps_are_asked_about_together(rig: Rig) -> None:
+    """Whether something is on its way is a question to each forwarder, and a tick of the housekeeper."""
+    asked: list[float] = []
+    looks = 0
+
+    def is_behind(now: float, since: float) -> bool:
+        asked.append(since)
+        return False
+
+    rig.begins(1)
+    for number in range(1000):
+        rig.arrives(3 + 2 * number)
+        rig.clock.now += 0.001
+    while rig.gaps.due < inf:
+        rig.clock.now = max(rig.clock.now, rig.gaps.due)
+        looks += 1
+        rig.gaps.expire(rig.clock.now, is_behind)
+    assert rig.missed == 1000
+    assert looks <= len(asked) <= 1.0 / GRAIN + 1
 
 
 def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
@@ -122,7 +172,7 @@ def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
         run.begins(1)
         for number in range(count):
             run.arrives(3 + 2 * number)
-        run.clock.now += HOLD
+        run.clock.now += HOLD + GRAIN
         began = time.process_time()
         run.gaps.expire(run.clock.now)
         assert (len(run.delivered), run.missed) == (count + 1, count)

@@ -629,6 +629,18 @@ def test_an_expired_message_is_not_sent_again(make: Callable[..., Rig]) -> None:
     assert rig.client.counters.dropped == {"outbox_expired": 1}
 
 
+def test_each_message_counts_that_expires_before_it_is_sent_again(make: Callable[..., Rig]) -> None:
+    """Also of those that would have been sent again in one frame."""
+    rig = make(A)
+    rig.come_up(A)
+    for _ in range(5):
+        rig.publish(ttl=1000)
+    rig.go_down(A)
+    rig.clock.now += 1
+    rig.come_up(A)
+    assert rig.client.counters.dropped == {"outbox_expired": 5}
+
+
 def test_messages_held_before_a_join_are_older_than_the_subscription(make: Callable[..., Rig]) -> None:
     """This process does not deliver them to itself, whichever way they take to be sent."""
     rig = make(A)

@@ -194,7 +194,7 @@ def test_what_was_accepted_before_is_held_whatever_the_bounds_are(outbox: Outbox
 
 def test_messages_that_are_sent_again_expire_silently(outbox: Outbox) -> None:
     """They were acknowledged once: most have arrived."""
-    outbox.hold(Held(5.0, b"Gg\0", b"1", Kind.REPEAT, counts=False), 0.0)
+    outbox.hold(Held(5.0, b"Gg\0", b"1", Kind.REPEAT, counts=0), 0.0)
     hold(outbox, deadline=5.0)
     assert (outbox.expire(5.0), len(outbox)) == (1, 0)
 
