@@ -7,18 +7,17 @@ while any exchange replays what its connection has lost. `client/arrivals.py` kn
 senders and topics never wait.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from math import inf
+from heapq import heapify, heappop, heappush
+from math import ceil, inf
 from typing import NamedTuple
 
 from channels_zmq.client.sequences import Runs
 
 HOLD = 0.2
-"""Seconds that a message waits for those before it."""
+"""Seconds that a message waits for those before it, and up to `GRAIN` more."""
 BEHIND_AT_MOST = 3.0
 """How many seconds longer it waits while the missing ones may be on their way, or this process has not read them."""
 GRAIN = 0.05
@@ -29,6 +28,8 @@ a second took so much of the time of a process that was saturated that it lost m
 MAX_FRAMES = 10_000
 MAX_BYTES = 8 * 2**20
 """Bounds of all held messages together, unless it is a single one. Beyond them the oldest gap is given up."""
+SPARE = 64
+"""Entries of closed gaps that a heap may have beside one for each open gap."""
 
 Run = tuple[Runs, bytes]
 """The runs of a topic, and a sender."""
@@ -43,7 +44,7 @@ def nothing_is_behind(now: float, since: float) -> bool:
 
 
 class _Held(NamedTuple):
-    """A message: what delivers it, the bytes of its frame, and when it arrived."""
+    """A message: what delivers it, the bytes of its frame, and when it arrived, rounded up to `GRAIN`."""
 
     deliver: Deliver
     size: int
@@ -52,17 +53,17 @@ class _Held(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Gap:
-    """The held messages of one run, by number.
+    """The held messages of one run.
 
     Attributes:
-        since: When a message behind the gap arrived: what is missing was published before.
-        begins: Whether nothing of the run was delivered before, so that nothing may be missing.
+        run: Which one.
+        since: When a message behind the gap arrived, rounded up: what is missing was published before.
         held: By number.
         numbers: A heap of the numbers in `held`, and of some that have left it.
     """
 
+    run: Run
     since: float
-    begins: bool
     held: dict[int, _Held] = field(default_factory=dict)
     numbers: list[int] = field(default_factory=list)
 
@@ -78,13 +79,13 @@ class Gaps:
     def __init__(self, missed: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.frames = 0
         """How many messages wait."""
-        self.beginnings: list[tuple[Run, _Gap]] = []
-        """Runs whose first messages wait until all sockets have been read."""
+        self.beginnings: dict[Run, _Gap] = {}
+        """Runs of which nothing was delivered: their first messages wait until all sockets have been read."""
         self.replays_until = 0.0
         """Nothing that is missing is given up before."""
         self._size = 0
         self._gaps: dict[Run, _Gap] = {}
-        self._oldest_first: list[tuple[float, int, Run, _Gap]] = []  # a heap, with gaps that have closed
+        self._oldest_first: list[tuple[float, int, _Gap]] = []  # a heap, with some gaps that have closed
         self._count = 0  # of what was put into it
         self._look_at = 0.0  # nothing is given up before this, since it may have been on its way a moment ago
         self._missed, self._clock = missed, clock
@@ -100,13 +101,15 @@ class Gaps:
             deliver: Called with nothing when its turn has come.
             begins: Whether it is the first one of its run here, rather than behind a gap.
         """
-        run, at = (runs, sender), math.ceil(self._clock() / GRAIN) * GRAIN
+        run, at = (runs, sender), ceil(self._clock() / GRAIN) * GRAIN
         gap = self._gaps.get(run)
         if gap is None:
-            gap = self._gaps[run] = _Gap(at, begins)
-            self._enqueue(run, gap)
+            gap = self._gaps[run] = _Gap(run, at)
+            self._enqueue(gap)
             if begins:
-                self.beginnings.append((run, gap))
+                self.beginnings[run] = gap
+        if not begins:
+            self.beginnings.pop(run, None)
         if number in gap.held:
             return False
         gap.held[number] = _Held(deliver, size, at)
@@ -114,7 +117,7 @@ class Gaps:
         self.frames += 1
         self._size += size
         while self.frames > MAX_FRAMES or (self._size > MAX_BYTES and self.frames > 1):
-            self._give_up(*self._oldest())
+            self._give_up(self._oldest())
         return True
 
     def holds(self, runs: Runs, sender: bytes) -> bool:
@@ -122,33 +125,31 @@ class Gaps:
         return (runs, sender) in self._gaps
 
     def closed_up(self, runs: Runs, sender: bytes) -> None:
-        """Deliver the held messages that directly follow the last number of a run.
+        """Deliver the held messages that directly follow the last number of a run, of which something was delivered.
 
-        The next gap counts from the arrival of the first message behind it.
+        The next gap counts from the arrival of the message with the lowest number.
         """
         run = runs, sender
         gap = self._gaps.get(run)
         if gap is None:
             return
+        self.beginnings.pop(run, None)
         while (number := runs.last(sender) + 1) in gap.held:
             runs.skip_to(sender, number)
             self._deliver(gap, number)
-        first = self._first(run, gap)
+        first = self._first(gap)
         if first is None:
             del self._gaps[run]
-            if not self._gaps:
-                self._oldest_first.clear()
         elif (since := gap.held[first].at) > gap.since:
             gap.since = since
-            self._enqueue(run, gap)
+            self._enqueue(gap)
 
     @property
     def due(self) -> float:
         """When `expire` has something to do."""
         if not self._gaps:
             return inf
-        _, gap = self._oldest()
-        return max(gap.since + HOLD, self._look_at, self.replays_until)
+        return max(self._oldest().since + HOLD, self._look_at, self.replays_until)
 
     @property
     def awaits_replay(self) -> bool:
@@ -159,7 +160,7 @@ class Gaps:
         """Give up messages that have been missing for too long, and deliver the messages behind them."""
         given_up = -inf
         while self.due <= now:
-            run, gap = self._oldest()
+            gap = self._oldest()
             if gap.since > given_up:
                 latest = gap.since + HOLD + BEHIND_AT_MOST
                 if now < latest and is_behind(now, gap.since):
@@ -167,16 +168,14 @@ class Gaps:
                     self._look_at = min(now + pause, latest)
                     return
                 given_up = gap.since
-            self._give_up(run, gap)
+            self._give_up(gap)
 
     def all_is_read(self) -> None:
         """Deliver the first messages of runs, since any earlier ones would have been read by now."""
         if self.awaits_replay:
             return
-        beginnings, self.beginnings = self.beginnings, []
-        for run, gap in beginnings:
-            if gap.begins and self._gaps.get(run) is gap:
-                self._give_up(run, gap)
+        for gap in list(self.beginnings.values()):
+            self._give_up(gap)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -185,30 +184,36 @@ class Gaps:
         self.beginnings.clear()
         self.frames = self._size = 0
 
-    def _enqueue(self, run: Run, gap: _Gap) -> None:
+    def _enqueue(self, gap: _Gap) -> None:
         self._count += 1
-        heappush(self._oldest_first, (gap.since, self._count, run, gap))
+        heappush(self._oldest_first, (gap.since, self._count, gap))
+        if len(self._oldest_first) > 2 * len(self._gaps) + SPARE:
+            self._oldest_first = [one for one in self._oldest_first if self._is_open(one[2], one[0])]
+            heapify(self._oldest_first)
 
-    def _oldest(self) -> tuple[Run, _Gap]:
-        """Return the run whose first gap is the oldest; there must be one."""
+    def _is_open(self, gap: _Gap, since: float) -> bool:
+        return self._gaps.get(gap.run) is gap and gap.since == since
+
+    def _oldest(self) -> _Gap:
+        """Return the oldest gap; there must be one."""
         while True:
-            since, _, run, gap = self._oldest_first[0]
-            if self._gaps.get(run) is gap and gap.since == since:
-                return run, gap
+            since, _, gap = self._oldest_first[0]
+            if self._is_open(gap, since):
+                return gap
             heappop(self._oldest_first)
 
-    def _give_up(self, run: Run, gap: _Gap) -> None:
+    def _give_up(self, gap: _Gap) -> None:
         """Give up what is missing before the first held message of a run; deliver that, and those that follow it."""
-        runs, sender = run
-        first = self._first(run, gap)
+        runs, sender = gap.run
+        first = self._first(gap)
         if first is not None:
             self._missed(runs.skip_to(sender, first))
             self._deliver(gap, first)
         self.closed_up(runs, sender)
 
-    def _first(self, run: Run, gap: _Gap) -> int | None:
+    def _first(self, gap: _Gap) -> int | None:
         """Return the lowest held number of a run; drop repetitions, as the sender may have begun anew meanwhile."""
-        runs, sender = run
+        runs, sender = gap.run
         while gap.numbers:
             first = gap.numbers[0]
             if first in gap.held:
@@ -219,7 +224,6 @@ class Gaps:
         return None
 
     def _deliver(self, gap: _Gap, number: int) -> None:
-        gap.begins = False
         self._drop(gap, number)()
 
     def _drop(self, gap: _Gap, number: int) -> Deliver:

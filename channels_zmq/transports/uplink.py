@@ -73,6 +73,7 @@ class Uplink:
                 self._counters.report(logging.ERROR, "%s", error)
             return False
         if self.current is not None:
+            assert self._former is None, "keys change again only when the former connection is closed"
             self._former, self._retire_at = self.current, now + RETIRE_AFTER
         self.current, self.send, self._is_stale = push, push.send, False
         return True
@@ -82,7 +83,10 @@ class Uplink:
         self._is_stale = True
 
     def keep(self, now: float) -> float:
-        """Close what is of no use any more; return when to be called again, within `RETIRE_AFTER` of `open`."""
+        """Close what is of no use any more; return when to be called next.
+
+        After `open` it has to be called within `RETIRE_AFTER`.
+        """
         if self._is_stale:
             self._is_stale = False
             self._close_current(0)

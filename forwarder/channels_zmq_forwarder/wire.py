@@ -749,7 +749,7 @@ def merged(frames: Iterable[bytes], max_bytes: int) -> list[bytes]:
         _, number, flags, ttl = _ORDER.unpack_from(frame, at)
         size = len(frame) - at - ORDER_SIZE
         one = last.get(prefix)
-        if one is None or flags or not one.takes(number, ttl, size):
+        if one is None or flags or not one.takes(number, ttl, size):  # one with other flags than FIRST has no room
             one = last[prefix] = _Mergeable(number, ttl, max_bytes if flags <= FLAG_FIRST else 0)
             batches.append(one)
         one.add(frame, size)

@@ -6,7 +6,7 @@ from math import inf
 import pytest
 from fakes import Clock
 
-from channels_zmq.client.gaps import BEHIND_AT_MOST, GRAIN, HOLD, MAX_BYTES, MAX_FRAMES, Gaps
+from channels_zmq.client.gaps import BEHIND_AT_MOST, GRAIN, HOLD, MAX_BYTES, MAX_FRAMES, SPARE, Gaps
 from channels_zmq.client.sequences import BEGINS, Runs
 from channels_zmq_forwarder import wire
 
@@ -25,9 +25,9 @@ class Rig:
     def miss(self, count: int) -> None:
         self.missed += count
 
-    def arrives(self, number: int, sender: bytes = SENDER, size: int = 10) -> bool:
+    def arrives(self, number: int, sender: bytes = SENDER, size: int = 10, flags: int = 0) -> bool:
         """Let a number arrive as the client does; return whether it was held."""
-        missing = self.runs.see(sender, number, 0)
+        missing = self.runs.see(sender, number, flags)
         if missing == 0:
             self.delivered.append(number)
             self.gaps.closed_up(self.runs, sender)
@@ -130,17 +130,38 @@ def test_the_oldest_gap_is_given_up_first(rig: Rig) -> None:
     assert rig.missed == 3
 
 
-def test_a_run_whose_first_message_was_delivered_does_not_begin_any_more(rig: Rig) -> None:
-    """What is missing behind it has its time, also if everything is read."""
-    rig.arrives(7)
-    rig.clock.now += 2 * GRAIN
-    rig.arrives(9)
-    rig.clock.now = rig.gaps.due
-    rig.gaps.expire(rig.clock.now)
+@pytest.mark.parametrize("how", ["given up", "another one came first", "a forged number"])
+def test_a_run_of_which_something_was_delivered_does_not_begin_any_more(rig: Rig, how: str) -> None:
+    """What is missing behind that has its time, also if everything is read."""
+    if how == "given up":
+        rig.arrives(5)
+        rig.clock.now += 2 * GRAIN
+        rig.arrives(7)
+        rig.clock.now = rig.gaps.due
+        rig.gaps.expire(rig.clock.now)
+    elif how == "another one came first":
+        rig.arrives(7)
+        rig.arrives(5, flags=wire.FLAG_FIRST)
+    else:
+        rig.begins(5)
+        rig.arrives(2**64 - 1)
+        rig.arrives(7)
     rig.gaps.all_is_read()
-    assert rig.delivered == [7]
-    rig.arrives(8)
-    assert (rig.delivered, rig.missed) == ([7, 8, 9], 0)
+    assert rig.delivered == [5]
+    rig.arrives(6)
+    assert (rig.delivered, rig.missed) == ([5, 6, 7], 0)
+
+
+def test_gaps_that_have_closed_take_no_memory(rig: Rig) -> None:
+    """However many close while one stays open."""
+    rig.begins(1)
+    rig.begins(1, OTHER)
+    rig.arrives(3, OTHER)
+    for number in range(2, 2000, 2):
+        rig.arrives(number + 1)
+        rig.arrives(number)
+    assert (len(rig.delivered), rig.gaps.frames) == (2000, 1)
+    assert len(rig.gaps._oldest_first) <= SPARE + 3
 
 
 def test_many_gaps_are_asked_about_together(rig: Rig) -> None:
@@ -172,6 +193,7 @@ def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
         run.begins(1)
         for number in range(count):
             run.arrives(3 + 2 * number)
+            run.clock.now += HOLD / count
         run.clock.now += HOLD + GRAIN
         began = time.process_time()
         run.gaps.expire(run.clock.now)
