@@ -77,7 +77,7 @@ def test_a_killed_child_ends_the_dedicated_demo_with_its_name() -> None:
         os.kill(pid, signal.SIGKILL)
         _, errors = demo.communicate(timeout=30)
 
-    assert errors == "web2 ended with code -9\n"
+    assert errors.splitlines()[-1] == "web2 ended with code -9"  # before it a busy machine may have said that it waits
     assert demo.returncode == 1
 
 
