@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 
 MESSAGES = 32
+"""Bound of a batch of new messages; one that is sent again has up to `wire.MAX_BATCH`."""
 BYTES = 4096
-"""Bounds of a batch of new messages. Its frame has to be smaller than `wire.MAX_OVERHEAD`: every socket of a layer
-takes so much, whatever `max_message_size` its process was given."""
+"""Bound of any batch, whose frame has to be smaller than `wire.MAX_OVERHEAD`: every socket of a layer takes so much,
+whatever `max_message_size` its process was given."""
 RUN = 16
 WITHIN = 0.0005
 """A sender is busy when it has sent `RUN` messages within so many seconds, and as long as batches follow as fast."""

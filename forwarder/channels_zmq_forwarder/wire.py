@@ -750,41 +750,44 @@ def merged(frames: Iterable[bytes], max_bytes: int) -> list[bytes]:
         size = len(frame) - at - ORDER_SIZE
         one = last.get(prefix)
         if one is None or flags or not one.takes(number, ttl, size):  # one with other flags than FIRST has no room
-            one = last[prefix] = _Mergeable(number, ttl, max_bytes if flags <= FLAG_FIRST else 0)
+            one = last[prefix] = _Mergeable(at, number, ttl, max_bytes if flags <= FLAG_FIRST else 0)
             batches.append(one)
         one.add(frame, size)
-    return [one.frames[0] if len(one.frames) == 1 else _one_batch(one.frames) for one in batches]
+    return [one.frame() for one in batches]
 
 
 class _Mergeable:
     """Messages that may become a batch.
 
     Args:
+        at: Where their heads begin.
         number: Of the first one.
         ttl: Of each.
         room: How many bytes their bodies may have.
     """
 
-    __slots__ = ("_following", "_room", "_ttl", "frames")
+    __slots__ = ("_at", "_following", "_frames", "_room", "_ttl")
 
-    def __init__(self, number: int, ttl: int, room: int) -> None:
-        self.frames: list[bytes] = []
-        self._following, self._ttl, self._room = number, ttl, room
+    def __init__(self, at: int, number: int, ttl: int, room: int) -> None:
+        self._frames: list[bytes] = []
+        self._at, self._following, self._ttl, self._room = at, number, ttl, room
 
     def takes(self, number: int, ttl: int, size: int) -> bool:
-        return number == self._following and ttl == self._ttl and size <= self._room and len(self.frames) < MAX_BATCH
+        return number == self._following and ttl == self._ttl and size <= self._room and len(self._frames) < MAX_BATCH
 
     def add(self, frame: bytes, size: int) -> None:
-        self.frames.append(frame)
+        self._frames.append(frame)
         self._following += 1
         self._room -= size
 
-
-def _one_batch(frames: Sequence[bytes]) -> bytes:
-    at = _head_at(frames[0])
-    sender, number, flags, ttl = _ORDER.unpack_from(frames[0], at)
-    body = batch([frame[at + ORDER_SIZE :] for frame in frames])
-    return ordered(frames[0][:at], sender, number, flags | FLAG_BATCH, ttl, body)
+    def frame(self) -> bytes:
+        """Return the frame that carries them all."""
+        first, at = self._frames[0], self._at
+        if len(self._frames) == 1:
+            return first
+        sender, number, flags, ttl = _ORDER.unpack_from(first, at)
+        bodies = [frame[at + ORDER_SIZE :] for frame in self._frames]
+        return ordered(first[:at], sender, number, flags | FLAG_BATCH, ttl, batch(bodies))
 
 
 Order = tuple[bytes, int, int, int, int]
