@@ -20,6 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import zmq
@@ -56,8 +57,8 @@ FULL_RETRY = 0.005
 REPORT_EVERY = 1.0
 """Seconds between two reports of the window."""
 TICK_EVERY = 1.0
-WATCH_EVERY = 0.25
-"""Seconds between two calls of `tick` while something is unacknowledged."""
+WATCH_EVERY = 0.5
+"""Seconds between two calls of `tick` while something is unacknowledged, at most."""
 EARLY = 0.025
 """Seconds before its time that a marker may be sent by a `tick` for other reasons, which saves a call of its own."""
 
@@ -147,7 +148,6 @@ class Link:
         self._sent_again = 0
         self._reported_window, self._reported_at = (0, 0), 0.0
         self._silent_since = self._silent_for = 0.0
-        self._acknowledgements_seen = 0
         self._ticked_at = self._started_at = 0.0
         self._keys_are_due = self._push_is_due = self._has_reported_refusal = False
 
@@ -550,7 +550,6 @@ class Link:
         self.refusal = ""
         self.instance = confirm.instance
         self.up_since = time.monotonic()
-        self._silent_since, self._silent_for = self.up_since, 0.0
         if self._down_since is not None:
             away, self._down_since = time.monotonic() - self._down_since, None
             line = "the forwarder at %s is reachable after %.1f s"
@@ -570,7 +569,7 @@ class Link:
         if self.state is State.VERIFYING:
             self._keep_verifying(now)
         elif self.state is State.UP:
-            self._watch_silence(now)
+            due = min(due, self._watch_silence(now))
         if self._is_renewing or self._keys_are_due:
             self._keep_renewing(now)
         if self.state is State.UP:
@@ -579,7 +578,7 @@ class Link:
             self._window.forget(now)
             self._report_window(now)
             self.flush()
-            due = min(due, self._window.marker_due, now + WATCH_EVERY if len(self._window) else due)
+            due = min(due, self._window.marker_due)
             if len(self._outbox) and not self._window.is_full:
                 due = min(due, now + FULL_RETRY)
         self._ticked_at = now
@@ -654,22 +653,25 @@ class Link:
         elif self._echo is not None and self._uplink.works and now >= self._echo.sent_at + ECHO_EVERY:
             self._send_echo()
 
-    def _watch_silence(self, now: float) -> None:
-        """Give the link up if nothing is acknowledged any more, whatever the sockets say.
+    def _watch_silence(self, now: float) -> float:
+        """Give the link up if nothing is acknowledged any more, whatever the sockets say; return when to look again.
 
         Time in which this process itself was suspended does not count, and unread input prevents it.
         """
-        if self._acknowledgements_seen != self._window.acknowledgements or not len(self._window):
-            self._acknowledgements_seen = self._window.acknowledgements
-            self._silent_since, self._silent_for = now, 0.0
-            return
-        self._silent_for += min(now - self._ticked_at, 2 * WATCH_EVERY)
+        since = self._window.unanswered_since
+        if since == inf:
+            return inf
+        if since != self._silent_since:
+            self._silent_since, self._silent_for = since, 0.0
+        self._silent_for = min(now - since, self._silent_for + min(now - self._ticked_at, 2 * WATCH_EVERY))
         patience = PATIENCE + longest_transfer(self._window.awaited)
-        if self._is_unanswered(now, self._silent_since, self._silent_for, patience):
+        if self._is_unanswered(now, since, self._silent_for, patience):
             self._give_up_push()
             self._verifying_since = now
             self._enter(Event.SILENT)
             self._call_soon(0.0)
+        left = patience - self._silent_for
+        return now + (left if 0 < left < WATCH_EVERY else WATCH_EVERY)
 
     def _is_unanswered(self, now: float, since: float, silent_for: float, patience: float) -> bool:
         """Return whether what was sent by PUSH will not be answered any more.
@@ -685,7 +687,7 @@ class Link:
         """
         if silent_for > patience / 2:
             self._subscriber.probe(now, since)
-        return silent_for > patience and not self.is_behind(now, since)
+        return silent_for >= patience and not self.is_behind(now, since)
 
     # Other keys, without a gap
 

@@ -25,7 +25,7 @@ from channels_zmq_forwarder.connections import Breaker, Peer, TcpSockets
 logger = logging.getLogger("channels_zmq_forwarder")
 
 ASK_EVERY = 0.1
-"""Seconds between two questions to a loop that answers. With 0.05 s one of a hundred round trips met one."""
+"""Seconds between two looks at a loop that answers."""
 PATIENCE = 0.05
 """Seconds after which a loop that has not answered is behind, and between two looks at it from then on."""
 HELD_UP = 3
@@ -92,15 +92,20 @@ class Senders:
 
 
 @contextmanager
-def ending_floods(subscribers: Senders, is_behind: Callable[[], bool], resident: Callable[[], int]) -> Iterator[None]:
+def ending_floods(
+    subscribers: Senders, is_behind: Callable[[], bool], turns: Callable[[], int], resident: Callable[[], int]
+) -> Iterator[None]:
     """Watch the running loop from a thread while the block runs, and end the fastest subscribers if they do harm.
+
+    The thread calls all functions.
 
     Args:
         subscribers: Who sends to the publishing socket.
-        is_behind: Returns whether frames of subscribers wait that were taken in; called by the loop.
-        resident: Returns the resident bytes of this process; called by the thread.
+        is_behind: Returns whether frames of subscribers wait that were taken in.
+        turns: Returns a number that grows while the loop moves frames.
+        resident: Returns the resident bytes of this process.
     """
-    watch = _Watch(asyncio.get_running_loop(), subscribers, is_behind, resident)
+    watch = _Watch(asyncio.get_running_loop(), subscribers, is_behind, turns, resident)
     thread = threading.Thread(target=watch.run, name="floods", daemon=True)
     thread.start()
     try:
@@ -116,22 +121,24 @@ class _Watch:
         loop: asyncio.AbstractEventLoop,
         subscribers: Senders,
         is_behind: Callable[[], bool],
+        turns: Callable[[], int],
         resident: Callable[[], int],
     ) -> None:
         self.is_over = threading.Event()
-        self._loop, self._subscribers, self._is_behind, self._resident = loop, subscribers, is_behind, resident
+        self._loop, self._subscribers = loop, subscribers
+        self._is_behind, self._turns, self._resident = is_behind, turns, resident
+        self._turns_before = turns()
         self._answered = threading.Event()
         self._answered.set()
-        self._answer_is_behind = False
 
     def run(self) -> None:
         unanswered, before = 0, self._resident()
         while not self.is_over.wait(self._pause(unanswered)):
             try:
-                unanswered = 0 if self._ask() else unanswered + 1
+                unanswered = 0 if self._is_alive() else unanswered + 1
             except RuntimeError:  # the loop is closed
                 return
-            is_behind, resident = unanswered > 0 or self._answer_is_behind, self._resident()
+            is_behind, resident = unanswered > 0 or self._is_behind(), self._resident()
             if not is_behind:
                 before = resident
             is_harmful = unanswered >= HELD_UP or resident >= before + GROWTH
@@ -145,14 +152,15 @@ class _Watch:
             return MEASURE
         return PATIENCE if unanswered else ASK_EVERY
 
+    def _is_alive(self) -> bool:
+        """Return whether the loop has moved frames since the last look, or answers a question."""
+        before, self._turns_before = self._turns_before, self._turns()
+        return self._turns_before != before or self._ask()
+
     def _ask(self) -> bool:
         """Ask the loop, if it has answered before; return whether it has answered."""
         if self._answered.is_set():
             self._answered.clear()
-            self._loop.call_soon_threadsafe(self._answer)
+            self._loop.call_soon_threadsafe(self._answered.set)
             self._answered.wait(PATIENCE)
         return self._answered.is_set()
-
-    def _answer(self) -> None:
-        self._answer_is_behind = self._is_behind()
-        self._answered.set()

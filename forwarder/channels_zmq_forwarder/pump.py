@@ -74,6 +74,8 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
+        self.turns = 0
+        """How many turns are over."""
         self.is_behind_subscribers = False
         """Whether the last turn has left frames that were taken in."""
         self._is_behind_producers = self._has_caught_up = False
@@ -126,6 +128,7 @@ class Pump:
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         self.is_behind_subscribers = readable(self._xpub) and self._read_subscribers()
+        self.turns += 1
         return self.is_behind_subscribers or more or replays.is_due
 
     def was_behind_producers(self) -> bool:

@@ -264,7 +264,10 @@ class Server:
         """Watch loop lag, memory and floods, and sweep what is due, while the block runs."""
         beat = asyncio.create_task(self._beat())
         try:
-            with ending_floods(self._subscribers, lambda: self.pump.is_behind_subscribers, self.resident.read):
+            pump = self.pump
+            with ending_floods(
+                self._subscribers, lambda: pump.is_behind_subscribers, lambda: pump.turns, self.resident.read
+            ):
                 yield
         finally:
             beat.cancel()

@@ -186,7 +186,7 @@ class Sending:
 async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, does: str) -> None:
     """The former harms other clients, the latter the forwarder."""
     resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
-    with Sending(port) as peer, ending_floods(senders, lambda: True, resident.__next__):
+    with Sending(port) as peer, ending_floods(senders, lambda: True, lambda: 0, resident.__next__):
         end = time.monotonic() + WAIT
         while not peer.was_ended.is_set() and time.monotonic() < end:
             if does == "holds up the loop":
@@ -205,7 +205,31 @@ async def test_a_sender_that_does_no_harm_goes_on(port: Port, senders: Senders, 
         looks += 1
         return min(looks - 1, 1) * (GROWTH - 1) if is_behind else looks * GROWTH
 
-    with Sending(port) as peer, ending_floods(senders, lambda: is_behind, resident):
+    with Sending(port) as peer, ending_floods(senders, lambda: is_behind, lambda: 0, resident):
         while looks < 20:
             await asyncio.sleep(0.001)
         assert not peer.was_ended.is_set()
+
+
+async def test_a_loop_that_moves_frames_is_not_asked(senders: Senders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To answer would delay a frame each time. Once it moves none it is asked again."""
+    turns, asked = itertools.count(), 0
+    loop = asyncio.get_running_loop()
+
+    def ask(*answer: Any) -> asyncio.Handle:
+        nonlocal asked
+        asked += 1
+        return call(*answer)
+
+    call = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", ask)
+    asked_at_each_look: list[int] = []
+
+    def resident() -> int:
+        asked_at_each_look.append(asked)
+        return 0
+
+    with ending_floods(senders, lambda: False, lambda: min(next(turns), 5), resident):
+        while not asked:
+            await asyncio.sleep(0.001)
+    assert asked_at_each_look[:6] == [0] * 6

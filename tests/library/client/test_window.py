@@ -82,7 +82,7 @@ def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> 
         window.marked(number)
     window.append(b"open")
     assert window.acknowledge(2)
-    assert (len(window), window.size, window.acknowledgements) == (2, len(b"3"), 1)
+    assert (len(window), window.size) == (2, len(b"3"))
 
 
 @pytest.mark.parametrize("number", [0, 4])
@@ -102,9 +102,31 @@ def test_an_answer_between_two_markers_acknowledges_nothing(window: Window) -> N
         window.append(b"%d" % number)
         window.marked(number)
     assert not window.acknowledge(7)
-    assert (len(window), window.acknowledgements) == (2, 0)
+    assert len(window) == 2
     assert window.acknowledge(9)
     assert not window.acknowledge(5), "it was covered"
+
+
+def test_an_answer_is_awaited_since_the_last_one_or_since_the_first_frame_behind_it(
+    window: Window, clock: Clock
+) -> None:
+    """While one comes, time does not run; and nothing is awaited before something is sent."""
+    assert window.unanswered_since == inf
+    clock.now = 1.0
+    window.append(b"1")
+    window.marked(1)
+    clock.now = 2.0
+    window.append(b"2")
+    assert window.unanswered_since == 1.0
+    clock.now = 3.0
+    window.acknowledge(1)
+    assert window.unanswered_since == 3.0
+    window.marked(2)
+    window.acknowledge(2)
+    assert window.unanswered_since == inf
+    clock.now = 4.0
+    window.append(b"3")
+    assert window.unanswered_since == 4.0
 
 
 @pytest.mark.parametrize("forget", [Window.take, Window.clear])

@@ -776,6 +776,23 @@ def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig: Rig) -> None:
     assert rig.lines() == [f"the forwarder at {NAME} is unreachable"]
 
 
+def test_a_link_is_given_up_on_time(rig: Rig) -> None:
+    """What went to a frozen forwarder is late by these three seconds, and no longer. It takes few looks."""
+    rig.come_up()
+    rig.tick(TICK_EVERY)
+    rig.publish()
+    rig.link.mark_now()
+    rig.tick(0.1)
+    rig.confirm()
+    sent, due, ticks = rig.clock.now, rig.clock.now, 0
+    rig.publish()
+    while rig.link.state is State.UP:
+        due = rig.tick(max(0.0, due - rig.clock.now))
+        ticks += 1
+    assert PATIENCE <= rig.clock.now - sent < PATIENCE + 0.001
+    assert ticks < 2 * PATIENCE / WATCH_EVERY
+
+
 def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> None:
     """Their callers learn of it before they have waited in vain."""
     rig.come_up()
@@ -897,10 +914,10 @@ def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig: 
     """Acknowledged a moment ago, marked, unmarked; then what is held behind it, which has no number yet."""
     rig.come_up()
     sent = [rig.publish(b"acknowledged")]
-    rig.tick(BLOCK_SECONDS)
+    rig.link.mark_now()
     rig.confirm()
     sent += [rig.publish(b"marked")]
-    rig.tick(BLOCK_SECONDS)
+    rig.link.mark_now()
     sent += [rig.publish(b"open")]
     rig.hold(b"held")
     rig.exchange.disconnected()
@@ -1927,10 +1944,10 @@ def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal:
     """With the same numbers: a forwarder reads two connections in turns."""
     old = renewal.exchange.push
     sent = [renewal.publish(b"1")]
-    renewal.tick(BLOCK_SECONDS)
+    renewal.link.mark_now()
     renewal.confirm()
     sent += [renewal.publish(b"2")]
-    renewal.tick(BLOCK_SECONDS)
+    renewal.link.mark_now()
     renewal.change_subscriber()
     sent += [renewal.publish(b"3")]
     old.is_full = True

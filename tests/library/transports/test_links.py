@@ -1234,7 +1234,7 @@ def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: 
         rig.welcome(forwarder)
     (kept,) = {A, B} - {*rig.links._ignored}
     session = rig.exchange(kept).subscriber.session
-    for _ in range(3):
+    for _ in range(2):
         rig.tick(ROTATE_EVERY)
     assert list(rig.links._links) == [kept]
     assert rig.exchange(kept).subscriber.session == session
