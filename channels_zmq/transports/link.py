@@ -178,7 +178,7 @@ class Link:
     @property
     def takes_batches(self) -> bool:
         """Whether the forwarder has accepted batches in this session."""
-        return self.attachment.batching_session == self.session
+        return self.attachment.batching_session == self._downlink.current.session
 
     def is_coming(self, now: float) -> bool:
         """Return whether it has begun to connect a moment ago and is not up yet."""
@@ -452,10 +452,14 @@ class Link:
         elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
             self.greet()
         else:
-            self._downlink.lost()
-            self._give_up_push()
-            self._enter(Event.LOST)
-            self._call_soon(0.0)
+            self._lost()
+
+    def _lost(self) -> None:
+        """Note that the subscriber's connection is gone."""
+        self._downlink.lost()
+        self._give_up_push()
+        self._enter(Event.LOST)
+        self._call_soon(0.0)
 
     def greet(self) -> None:
         """Begin a new session, because a connection was made, or the exchange may have forgotten the last one."""
@@ -617,6 +621,8 @@ class Link:
             elif self.state is State.UP:
                 self._begin_renewal()
             else:
+                if self.is_connected:
+                    self._lost()  # what is not read yet comes again by the next connection
                 self._subscriber.connect(self._keys.current)
         except ConfigurationError as error:
             self._client.counters.report(logging.ERROR, "%s", error)

@@ -384,6 +384,23 @@ def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
     assert sender.client.counters.repeated == 0
 
 
+def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simulation: Simulation) -> None:
+    """A process that was not up again took up new keys by a new connection: what it had not read yet was lost."""
+    sender, members = sender_and_receiver(simulation, A)
+    receiver = members[0].process
+    receiver.lines("pub")[0].cut(0.001, 0.001)
+    while not any(link.state is State.GREETING for link in receiver.links._links.values()):
+        simulation.run(0.001)
+    receiver.block(1.5)
+    receiver.keys.change()
+    for _ in range(60):
+        for topic in TOPICS:
+            simulation.send_group(sender, topic)
+        simulation.run(0.02)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+
+
 def test_a_receiver_that_notices_late_that_it_was_cut_off_gets_what_it_has_missed(simulation: Simulation) -> None:
     """ZeroMQ connects and subscribes again by itself: messages arrive before anybody has asked for the missing ones."""
     sender, members = sender_and_receiver(simulation, A)

@@ -1483,6 +1483,19 @@ def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make: Callabl
     assert (rig.link.state, len(rig.exchange.subscriber.connected_with)) == (State.UP, 1)
 
 
+def test_the_connection_that_other_keys_end_counts_as_lost(make: Callable[..., Rig]) -> None:
+    """What it has brought and was not read is gone with it, so the next one asks for a replay."""
+    keys = Keys()
+    rig = make(keys=keys)
+    rig.verify()
+    keys.change()
+    rig.link.look_around()
+    rig.tick()
+    assert (rig.exchange.subscriber.is_lost, rig.link.state) == (True, State.DOWN)
+    assert rig.exchange.subscriber.connected_with[1:] == [keys.keys]
+    rig.come_up()
+
+
 def test_a_link_that_cannot_connect_with_other_keys_says_so(make: Callable[..., Rig]) -> None:
     """The log names the setting."""
     keys = Keys()
