@@ -170,7 +170,7 @@ class Window:
         """Note that a marker with this number was sent behind all frames."""
         block = self._open
         self._begin_block()
-        small = sum(len(frame) for frame in block.frames if len(frame) <= LARGE)
+        small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
         block.size += small
         self.size += small

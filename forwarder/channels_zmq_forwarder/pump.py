@@ -234,5 +234,5 @@ class Pump:
             self.traffic.bytes_in += relayed_size + others_size
             self.traffic.frames_out += relayed
             self.traffic.bytes_out += relayed_size
-            exchange.history.end_turn()
+            exchange.history.end_turn(relayed_size + others_size)
         return True

@@ -257,7 +257,8 @@ class Server:
         finally:
             if self._turn_is_due:
                 asyncio.get_running_loop().call_soon(self._turn)
-            self._notice_end()
+            if self.exchange.state is wire.State.DRAINING:
+                self._notice_end()
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
@@ -289,6 +290,7 @@ class Server:
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
                     self._refresh_keys()
+                self.exchange.history.end_block()
                 if self.exchange.due() <= now:
                     self._publish(self.exchange.sweep())
                 self._publish(self.exchange.announce())

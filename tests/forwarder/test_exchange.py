@@ -1179,7 +1179,7 @@ def test_members_without_end_are_forgotten_with_their_client(forwarder: Forwarde
 
 def ask_again(forwarder: Forwarder, inbox: bytes = A, session: int = 2) -> list[bytes]:
     """Let a client that has connected again ask for what it has missed; return the messages that it is sent."""
-    forwarder.history.end_turn()
+    forwarder.history.end_block()
     hashes = wire.encode_hashes([wire.group_topic("room")])
     out = [*forwarder.upstream(wire.RESUME.encode(wire.Resume(inbox, session, 1000, 0, hashes)))]
     while forwarder.replays.is_due:
@@ -1244,8 +1244,7 @@ def test_a_flush_drops_the_messages_that_are_kept(forwarder: Forwarder) -> None:
 def test_messages_are_kept_for_a_while(forwarder: Forwarder) -> None:
     """Sweeping forgets them, when it is due."""
     forwarder.inbound(message())
-    forwarder.history.end_turn()
-    forwarder.history.since(0.0)
+    forwarder.history.end_block()
     assert forwarder.due() == forwarder.clock.now + SECONDS
     forwarder.clock.now += SECONDS
     forwarder.sweep()

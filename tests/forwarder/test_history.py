@@ -2,14 +2,14 @@
 
 from fakes import Clock
 
-from channels_zmq_forwarder.history import BLOCK_BYTES, BLOCK_FRAMES, BLOCK_SECONDS, OVERHEAD, SECONDS, History
+from channels_zmq_forwarder.history import BLOCK_BYTES, BLOCK_FRAMES, OVERHEAD, SECONDS, History
 
 
 def relay(history: History, *frames: bytes) -> None:
     """Relay messages in one turn."""
     for frame in frames:
         history.record(frame)
-    history.end_turn()
+    history.end_turn(sum(map(len, frames)))
 
 
 def kept(history: History, since: float = 0.0) -> list[bytes]:
@@ -27,33 +27,36 @@ def test_messages_are_kept_in_order(clock: Clock) -> None:
 def test_a_turn_without_messages_changes_nothing(clock: Clock) -> None:
     """Control frames come, too."""
     history = History(2**20, clock)
-    history.end_turn()
+    relay(history)
+    history.end_block()
     assert history.since(0.0) == []
     assert history.size == 0
 
 
-def test_a_block_says_when_its_messages_were_relayed(clock: Clock) -> None:
-    """From the turn of the first one to the turn of the last one."""
+def test_a_block_says_until_when_its_messages_were_relayed(clock: Clock) -> None:
+    """No message of it came later."""
     history = History(2**20, clock)
-    begun = clock.now
     relay(history, b"1")
-    clock.now += BLOCK_SECONDS
-    relay(history, b"2")
+    clock.now += 0.05
+    relay(history, b"2", b"3")
+    history.end_block()
+    ended = clock.now
     clock.now += 1
-    relay(history)
-    relay(history, b"3", b"4")
+    relay(history, b"4")
     first, second = history.since(0.0)
-    assert (first.since, first.until, first.frames) == (begun, begun + BLOCK_SECONDS, [b"1", b"2"])
-    assert (second.since, second.until, second.frames) == (clock.now, clock.now, [b"3", b"4"])
+    assert (first.until, first.frames) == (ended, [b"1", b"2", b"3"])
+    assert (second.until, second.frames) == (clock.now, [b"4"])
 
 
 def test_a_block_ends_with_a_turn_that_fills_it(clock: Clock) -> None:
-    """By the number of its messages, or by their size."""
+    """By the number of its messages, or by the bytes of all frames."""
     history = History(2**30, clock)
     relay(history, *[b"x"] * BLOCK_FRAMES)
     relay(history, b"x" * BLOCK_BYTES)
+    history.record(b"x")
+    history.end_turn(BLOCK_BYTES)  # of frames that are not kept
     relay(history, b"x")
-    assert [len(block.frames) for block in history.since(0.0)] == [BLOCK_FRAMES, 1, 1]
+    assert [len(block.frames) for block in history.since(0.0)] == [BLOCK_FRAMES, 1, 1, 1]
 
 
 def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
@@ -61,8 +64,10 @@ def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
     history = History(2**20, clock)
     for number in range(4):
         relay(history, b"%d" % number)
+        history.end_block()
         clock.now += 1
         relay(history, b"end of %d" % number)
+        history.end_block()
     assert kept(history, clock.now - 1) == [b"end of 2", b"3", b"end of 3"]
 
 
@@ -104,15 +109,6 @@ def test_a_flush_forgets_everything(clock: Clock) -> None:
     relay(history, *[b"x"] * BLOCK_FRAMES)
     history.record(b"y")
     history.clear()
-    history.end_turn()
+    history.end_turn(1)
+    history.end_block()
     assert (history.size, kept(history)) == (0, [])
-
-
-def test_a_block_that_is_asked_for_is_as_old_as_its_last_message(clock: Clock) -> None:
-    """Not as the question, or as turns that have relayed nothing."""
-    history = History(2**20, clock)
-    relay(history, b"x")
-    relayed = clock.now
-    clock.now += 1
-    relay(history)
-    assert [block.until for block in history.since(0.0)] == [relayed]

@@ -37,7 +37,7 @@ class Rig:
 
     def record(self, frame: bytes) -> bytes:
         self.history.record(frame)
-        self.history.end_turn()
+        self.history.end_block()
         return frame
 
     def ask(self, inbox: bytes, *groups: str, age: int = 5000, every: int = 0, session: int = 2) -> None:

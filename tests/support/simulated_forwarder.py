@@ -120,7 +120,7 @@ class Forwarder:
                 exchange.history.record(frame)
             else:
                 self._publish(exchange.inbound(frame))
-            exchange.history.end_turn()
+            exchange.history.end_turn(len(frame))
 
     def _take_up(self, line: Line, frame: bytes | None) -> None:
         """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""
@@ -173,6 +173,7 @@ class Forwarder:
         if not self.is_frozen:
             if self.serves_since is None:
                 self._settle()
+            self.exchange.history.end_block()
             if self.exchange.due() <= self.world.now:
                 self._publish(self.exchange.sweep())
             self._publish(self.exchange.announce())
