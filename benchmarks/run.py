@@ -118,8 +118,8 @@ def run(
         for measure in measures:
             pairs = [_entries(peer, bench, base_bench) for peer in measure.peers if peer not in skip]
             for turn in range(measure.rounds(rounds)):
-                for entry in _order(pairs, turn):
-                    _measure_once(measure, entry, turn, result)
+                for entries in _order(pairs, turn):
+                    _measure_once(measure, entries, turn, result)
     return result
 
 
@@ -131,24 +131,28 @@ def _entries(peer: str, bench: Bench, base: Bench | None) -> list[Entry]:
     return entries
 
 
-def _order(pairs: list[list[Entry]], turn: int) -> list[Entry]:
+def _order(pairs: list[list[Entry]], turn: int) -> list[list[Entry]]:
     """Return who comes when: each round begins with another peer, and every other one has the base first."""
     start = turn % len(pairs) if pairs else 0
-    return [one for pair in pairs[start:] + pairs[:start] for one in (reversed(pair) if turn % 2 else pair)]
+    return [pair[::-1] if turn % 2 else pair for pair in pairs[start:] + pairs[:start]]
 
 
-def _measure_once(measure: Measure, entry: Entry, turn: int, result: Result) -> None:
-    began = time.monotonic()
-    try:
-        figures = measure.run(entry.bench, entry.peer)
-    except (WrongResultError, CrewError) as failure:
-        kind = "WRONG" if isinstance(failure, WrongResultError) else "FAILED"
-        result.failures.append(f"{kind}: {measure.name}, {entry.label}, round {turn + 1}: {failure}")
-        _say(result.failures[-1])
-        return
-    for name, value in figures.items():
-        result.figures.setdefault(measure.name, {}).setdefault(entry.label, {}).setdefault(name, {})[turn] = value
-    _say(f"{measure.name}, {entry.label}, round {turn + 1}: {time.monotonic() - began:.1f} s")
+def _measure_once(measure: Measure, entries: list[Entry], turn: int, result: Result) -> None:
+    """Measure a peer, and the base's one if there is one: side by side where the measure can, else in this order."""
+    for group in [entries] if measure.in_turns else [[entry] for entry in entries]:
+        began, labels = time.monotonic(), " and ".join(entry.label for entry in group)
+        try:
+            figures = measure.measured([entry.bench for entry in group], group[0].peer)
+        except (WrongResultError, CrewError) as failure:
+            kind = "WRONG" if isinstance(failure, WrongResultError) else "FAILED"
+            result.failures.append(f"{kind}: {measure.name}, {labels}, round {turn + 1}: {failure}")
+            _say(result.failures[-1])
+            continue
+        for entry, values in zip(group, figures, strict=True):
+            taken = result.figures.setdefault(measure.name, {}).setdefault(entry.label, {})
+            for name, value in values.items():
+                taken.setdefault(name, {})[turn] = value
+        _say(f"{measure.name}, {labels}, round {turn + 1}: {time.monotonic() - began:.1f} s")
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -73,6 +73,8 @@ class Measure:
         run: Measures one peer once and returns figures by name; the end of a name is its unit.
         goals: What is asked of the figures.
         at_most: The number of rounds, where one takes so long that few have to do.
+        in_turns: Measures one peer once on several benches side by side, for figures that scatter more than they
+            differ if the benches are measured one after the other.
     """
 
     name: str
@@ -81,10 +83,17 @@ class Measure:
     run: Callable[[Bench, str], Figures]
     goals: tuple[Goal, ...]
     at_most: int = 5
+    in_turns: Callable[[Sequence[Bench], str], list[Figures]] | None = None
 
     def rounds(self, wanted: int | None) -> int:
         """Return how many rounds to run, if the caller wants so many, or as many as it takes."""
         return self.at_most if wanted is None else wanted
+
+    def measured(self, benches: Sequence[Bench], name: str) -> list[Figures]:
+        """Measure one peer once on one bench, or on several if this measure can do that in turns."""
+        if self.in_turns is not None and len(benches) > 1:
+            return self.in_turns(benches, name)
+        return [self.run(bench, name) for bench in benches]
 
 
 def fresh(prefix: str) -> str:

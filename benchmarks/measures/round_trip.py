@@ -5,9 +5,11 @@ blocking receives; `raw-asyncio` is printed for information and is not a goal (`
 """
 
 import asyncio
+import itertools
 import time
+from collections.abc import Sequence
 
-from benchmarks.crew import Line, WrongResultError
+from benchmarks.crew import Crew, Line, Worker, WrongResultError
 from benchmarks.goals import Goal
 from benchmarks.messages import KIND, PROBE, STOP, check, message
 from benchmarks.peers import Layer, Peer, close
@@ -16,42 +18,62 @@ from .base import Bench, Figures, Measure, fresh, percentile
 from .raw_round_trip import run_raw
 
 PROBE_SECONDS = 0.05
+BURST = 250
+"""Round trips in a row of one of two trees that are compared."""
 
 
 def run(bench: Bench, name: str) -> Figures:
     """Measure one peer once."""
-    if name.startswith("raw"):
-        return run_raw(bench, name)
-    count = bench.size(2_000, 50) if name != "redis-core" else bench.size(500, 20)
-    figures: Figures = {}
+    return run_raw(bench, name) if name.startswith("raw") else run_in_turns([bench], name)[0]
+
+
+def run_in_turns(benches: Sequence[Bench], name: str) -> list[Figures]:
+    """Measure one peer once on each bench, in turns of a burst: a machine's speed changes within seconds."""
+    full, quick = (2_000, 50) if name != "redis-core" else (500, 20)
+    count = benches[0].size(full, quick)
+    figures: list[Figures] = [{} for _ in benches]
     for way in ("channel", "group"):
-        with bench.crew() as crew:
-            peer, groups = bench.peer(name), (fresh("a"), fresh("b"))
-            one, other = crew.link()
-            asking = crew.start(ask, one, peer, way, groups, count)
-            answering = crew.start(answer, other, peer, way, groups, count)
-            times = crew.take(asking)
-            crew.take(answering)
-        figures |= {f"{way}_p50_us": percentile(times, 50), f"{way}_p99_us": percentile(times, 99)}
+        times: list[list[int]] = [[] for _ in benches]
+        with benches[0].crew() as crew:
+            pairs = [_start(crew, bench.peer(name), way, count) for bench in benches]
+            for asking, _ in pairs:
+                crew.take(asking)
+            for begun in range(0, count, BURST):
+                for (asking, _), taken in zip(pairs, times, strict=True):
+                    asking.line.put(min(BURST, count - begun))
+                    taken += crew.take(asking)
+            for asking, answering in pairs:
+                asking.line.put(0)
+                crew.take(answering)
+        for one, taken in zip(figures, times, strict=True):
+            one |= {f"{way}_p50_us": percentile(taken, 50), f"{way}_p99_us": percentile(taken, 99)}
     return figures
 
 
-async def ask(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str], count: int) -> None:
-    """Role A: send, wait for the answer, note the time in ns."""
+def _start(crew: Crew, peer: Peer, way: str, count: int) -> tuple[Worker, Worker]:
+    groups, (one, other) = (fresh("a"), fresh("b")), crew.link()
+    return crew.start(ask, one, peer, way, groups), crew.start(answer, other, peer, way, groups, count)
+
+
+async def ask(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str]) -> None:
+    """Role A: send, wait for the answer, note the time in ns; as often as the harness says, until that is 0."""
     layer = peer.open()
     own, other = await _meet(layer, link, way, groups[0], groups[1])
     await _reach(layer, own, other, way)
-    times = []
-    for number in range(count):
-        start = time.perf_counter_ns()
-        await _send(layer, way, other, message(number))
-        got = await layer.receive(own)
-        while got["n"] == PROBE:  # a late answer to one of several probes
+    line.put("ready")
+    numbers = itertools.count()
+    while count := await line.aget():
+        times = []
+        for number in itertools.islice(numbers, count):
+            start = time.perf_counter_ns()
+            await _send(layer, way, other, message(number))
             got = await layer.receive(own)
-        times.append(time.perf_counter_ns() - start)
-        check(got, number, f"{peer.name}, asking by {way}")
+            while got["n"] == PROBE:  # a late answer to one of several probes
+                got = await layer.receive(own)
+            times.append(time.perf_counter_ns() - start)
+            check(got, number, f"{peer.name}, asking by {way}")
+        line.put(times)
     await _send(layer, way, other, message(STOP))
-    line.put(times)
     await link.aget()
     await close(layer)
 
@@ -113,4 +135,5 @@ ROUND_TRIP = Measure(
             Goal(f"{way}_p99_us", "redis-pubsub", "<=", 1.0),
         )
     ),
+    in_turns=run_in_turns,
 )

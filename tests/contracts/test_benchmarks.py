@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -17,11 +18,11 @@ from benchmarks.comparison import compare
 from benchmarks.crew import Crew, CrewError, Line, WrongResultError
 from benchmarks.goals import Goal, judge
 from benchmarks.measures import cuts, stream
-from benchmarks.measures.base import Bench, percentile
+from benchmarks.measures.base import Bench, Figures, Measure, percentile
 from benchmarks.measures.jobs import Job, check_jobs
 from benchmarks.messages import check, message, text_for
 from benchmarks.peers import peer
-from benchmarks.run import MEASURES, Entry, _order
+from benchmarks.run import MEASURES, Entry, Result, _measure_once, _order
 from benchmarks.servers import Addresses
 
 ROOT = Path(__file__).parents[2]
@@ -149,8 +150,36 @@ def test_what_is_compared_is_measured_back_to_back_in_turns() -> None:
     """So that a change of the machine's speed meets both, and neither always comes second."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     pairs = [[Entry("a", "a", bench), Entry("base-a", "a", bench)], [Entry("b", "b", bench)]]
-    order = [[one.label for one in _order(pairs, turn)] for turn in range(3)]
-    assert order == [["a", "base-a", "b"], ["b", "base-a", "a"], ["a", "base-a", "b"]]
+    order = [[[one.label for one in pair] for pair in _order(pairs, turn)] for turn in range(3)]
+    assert order == [[["a", "base-a"], ["b"]], [["b"], ["base-a", "a"]], [["a", "base-a"], ["b"]]]
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_what_can_be_measured_side_by_side_is(side_by_side: bool) -> None:
+    """One call has both benches then; a failure is that of both. A peer without a base is measured alone."""
+    calls: list[list[str]] = []
+
+    def run(bench: Bench, name: str) -> Figures:
+        return run_in_turns([bench], name)[0]
+
+    def run_in_turns(benches: Sequence[Bench], name: str) -> list[Figures]:
+        calls.append([name, *(bench.loop for bench in benches)])
+        if name == "b":
+            raise WrongResultError("odd")
+        return [{"x_us": float(len(bench.loop))} for bench in benches]
+
+    measure = Measure("m", "", ("a", "b"), run, (), in_turns=run_in_turns if side_by_side else None)
+    ours, base = (Bench(Addresses(), loop, quick=True) for loop in ("asyncio", "uvloop"))
+    result = Result()
+    for name in "ab":
+        _measure_once(measure, [Entry(name, name, ours), Entry(f"base-{name}", name, base)], 0, result)
+    _measure_once(measure, [Entry("alone", "alone", ours)], 0, result)
+    pairs = [["a", "asyncio", "uvloop"], ["b", "asyncio", "uvloop"]]
+    singles = [[name, loop] for name in "ab" for loop in ("asyncio", "uvloop")]
+    assert calls == [*(pairs if side_by_side else singles), ["alone", "asyncio"]]
+    assert result.figures == {"m": {"a": {"x_us": {0: 7.0}}, "base-a": {"x_us": {0: 6.0}}, "alone": {"x_us": {0: 7.0}}}}
+    failed = ["b and base-b"] if side_by_side else ["b", "base-b"]
+    assert result.failures == [f"WRONG: m, {which}, round 1: odd" for which in failed]
 
 
 @pytest.mark.slow
