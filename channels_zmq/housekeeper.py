@@ -183,7 +183,7 @@ class Housekeeper:
                 return ready
 
     def _sleep(self, at_most: float) -> int:
-        """Return for how many milliseconds nothing is due; a call for an earlier time than their end wakes the thread.
+        """Return for how many milliseconds to sleep; a call for a time before the end of that wakes the thread.
 
         Args:
             at_most: Seconds.
@@ -191,7 +191,7 @@ class Housekeeper:
         with self._lock:
             now = time.monotonic()
             self._sleeps_until = min(now + at_most, min(self._due.values(), default=math.inf))
-            return max(0, math.ceil((self._sleeps_until - now) * 1000))
+            return math.ceil(max(0.0, self._sleeps_until - now) * 1000)
 
     def _tick(self, connections: list[Kept]) -> None:
         now = time.monotonic()

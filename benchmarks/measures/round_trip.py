@@ -20,6 +20,8 @@ from .raw_round_trip import run_raw
 PROBE_SECONDS = 0.05
 BURST = 250
 """Round trips in a row of one of two trees that are compared."""
+WARM_UP = 10
+"""Round trips before each burst that are not counted: the processor's caches are full of the other tree."""
 
 
 def run(bench: Bench, name: str) -> Figures:
@@ -31,17 +33,18 @@ def run_in_turns(benches: Sequence[Bench], name: str) -> list[Figures]:
     """Measure one peer once on each bench, in turns of a burst: a machine's speed changes within seconds."""
     full, quick = (2_000, 50) if name != "redis-core" else (500, 20)
     count = benches[0].size(full, quick)
+    bursts = [min(BURST, count - begun) for begun in range(0, count, BURST)]
     figures: list[Figures] = [{} for _ in benches]
     for way in ("channel", "group"):
         times: list[list[int]] = [[] for _ in benches]
         with benches[0].crew() as crew:
-            pairs = [_start(crew, bench.peer(name), way, count) for bench in benches]
+            pairs = [_start(crew, bench.peer(name), way, count + WARM_UP * len(bursts)) for bench in benches]
             for asking, _ in pairs:
                 crew.take(asking)
-            for begun in range(0, count, BURST):
+            for burst in bursts:
                 for (asking, _), taken in zip(pairs, times, strict=True):
-                    asking.line.put(min(BURST, count - begun))
-                    taken += crew.take(asking)
+                    asking.line.put(WARM_UP + burst)
+                    taken += crew.take(asking)[WARM_UP:]
             for asking, answering in pairs:
                 asking.line.put(0)
                 crew.take(answering)

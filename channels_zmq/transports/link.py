@@ -46,8 +46,8 @@ from channels_zmq_forwarder.wire import Topic
 
 ECHO_EVERY = 1.0
 PATIENCE = 3.0
-"""Seconds without an answer to what was sent, after which an echo has to prove the link again. A large message has as
-many more as it takes on the slowest link."""
+"""Seconds without an answer to what was sent, after which an echo has to prove the link again; up to `BLOCK_SECONDS` of
+them pass before an answer is asked for. A large message has as many more as it takes on the slowest link."""
 REPORTED_AFTER = 3.0
 """Seconds after which a forwarder is reported that could not be reached since the start."""
 CONNECTS_WITHIN = 0.5
@@ -59,6 +59,8 @@ REPORT_EVERY = 1.0
 TICK_EVERY = 1.0
 WATCH_EVERY = 0.5
 """Seconds between two calls of `tick` while something is unacknowledged, at most."""
+COUNTED_AT_MOST = 1.0
+"""Seconds between two calls of `tick` that count as silence. If more pass, this process was suspended."""
 EARLY = 0.025
 """Seconds before its time that a marker may be sent by a `tick` for other reasons, which saves a call of its own."""
 
@@ -669,7 +671,7 @@ class Link:
             return inf
         if since != self._silent_since:
             self._silent_since, self._silent_for = since, 0.0
-        self._silent_for = min(now - since, self._silent_for + min(now - self._ticked_at, 2 * WATCH_EVERY))
+        self._silent_for = min(now - since, self._silent_for + min(now - self._ticked_at, COUNTED_AT_MOST))
         patience = PATIENCE + longest_transfer(self._window.awaited)
         if self._is_unanswered(now, since, self._silent_for, patience):
             self._give_up_push()

@@ -24,12 +24,13 @@ from channels_zmq_forwarder.connections import Breaker, Peer, TcpSockets
 
 logger = logging.getLogger("channels_zmq_forwarder")
 
-ASK_EVERY = 0.1
-"""Seconds between two looks at a loop that answers."""
+LOOK_EVERY = 0.1
+"""Seconds between two looks at a loop that moves frames, or answers."""
 PATIENCE = 0.05
 """Seconds after which a loop that has not answered is behind, and between two looks at it from then on."""
 HELD_UP = 3
-"""Looks in a row at a loop that does not answer, after which it is held up: 0.15 s unless the system runs others."""
+"""Looks in a row at a loop that does not answer, after which it is held up: 0.15 s after the first one, unless the
+system runs others."""
 GROWTH = 64 * 2**20
 """Bytes by which the memory may grow while frames of subscribers wait: 50,000 queues that a client begins at once."""
 MEASURE = 0.03
@@ -135,7 +136,8 @@ class _Watch:
         unanswered, before = 0, self._resident()
         while not self.is_over.wait(self._pause(unanswered)):
             try:
-                unanswered = 0 if self._is_alive() else unanswered + 1
+                moves = self._moves_frames() and not unanswered  # once it has not answered, it has to answer
+                unanswered = 0 if moves or self._answers() else unanswered + 1
             except RuntimeError:  # the loop is closed
                 return
             is_behind, resident = unanswered > 0 or self._is_behind(), self._resident()
@@ -150,14 +152,14 @@ class _Watch:
     def _pause(self, unanswered: int) -> float:
         if self._subscribers.is_measuring:
             return MEASURE
-        return PATIENCE if unanswered else ASK_EVERY
+        return PATIENCE if unanswered else LOOK_EVERY
 
-    def _is_alive(self) -> bool:
-        """Return whether the loop has moved frames since the last look, or answers a question."""
+    def _moves_frames(self) -> bool:
+        """Return whether the loop has ended a turn since the last look."""
         before, self._turns_before = self._turns_before, self._turns()
-        return self._turns_before != before or self._ask()
+        return self._turns_before != before
 
-    def _ask(self) -> bool:
+    def _answers(self) -> bool:
         """Ask the loop, if it has answered before; return whether it has answered."""
         if self._answered.is_set():
             self._answered.clear()

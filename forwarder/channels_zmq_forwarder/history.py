@@ -14,7 +14,7 @@ SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
 BLOCK_FRAMES = 256
 BLOCK_BYTES = 64 * 1024
-"""A block ends with the turn in which it reaches one of these bounds."""
+"""A block ends with the turn in which it reaches one of these bounds, if `end_block` does not end it before."""
 OVERHEAD = 64
 """Bytes of memory that a message takes beside its own."""
 

@@ -182,15 +182,19 @@ class Sending:
         self._thread.join()
 
 
-@pytest.mark.parametrize("does", ["holds up the loop", "fills the memory"])
+@pytest.mark.parametrize("does", ["holds up the loop", "holds up each turn", "fills the memory"])
 async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, does: str) -> None:
-    """The former harms other clients, the latter the forwarder."""
+    """The former harm other clients, the last one the forwarder."""
     resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
-    with Sending(port) as peer, ending_floods(senders, lambda: True, lambda: 0, resident.__next__):
+    turns = 0
+    with Sending(port) as peer, ending_floods(senders, lambda: True, lambda: turns, resident.__next__):
         end = time.monotonic() + WAIT
         while not peer.was_ended.is_set() and time.monotonic() < end:
             if does == "holds up the loop":
                 peer.was_ended.wait(2 * HELD_UP * PATIENCE)
+            elif does == "holds up each turn":
+                peer.was_ended.wait((HELD_UP + 0.6) * PATIENCE)
+                turns += 1
             await asyncio.sleep(0)
         assert peer.was_ended.is_set()
 

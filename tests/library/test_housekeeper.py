@@ -1,6 +1,7 @@
 """The thread that looks after connections while no event loop does."""
 
 import asyncio
+import math
 import os
 import socket
 import struct
@@ -126,6 +127,16 @@ def test_a_tick_returns_when_the_next_one_is_due(housekeeper: Housekeeper, conne
     housekeeper.watch(connection)
     for _ in range(3):
         await_tick(connection)
+
+
+def test_a_tick_that_is_always_due_follows_at_once(housekeeper: Housekeeper, connection: Connection) -> None:
+    """What is due has no time then; nothing else stops meanwhile."""
+    connection.again = -math.inf
+    housekeeper.watch(connection)
+    for _ in range(3):
+        await_tick(connection)
+    housekeeper.watch(other := Connection())
+    await_tick(other)
 
 
 def test_a_call_brings_the_next_tick_forward(housekeeper: Housekeeper, connection: Connection) -> None:

@@ -2218,7 +2218,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
     renewal.tick()
     assert renewal.link._downlink.next is None
     assert second.is_closed == (step == "connecting")
-    if loss == "subscriber":
+    if not renewal.link.is_connected:  # lost, or ended to connect with the new keys
         renewal.exchange.connected()
     if renewal.exchange.subscriber.welcome is None:
         renewal.welcome()
