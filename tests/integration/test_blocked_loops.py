@@ -58,8 +58,7 @@ async def housekeeping(layer: Any) -> None:
     keeper.call(known, 0.0)
 
     def sleeps() -> bool:
-        due = min(keeper._due.values())
-        return due > time.monotonic() and keeper._sleeps_until == due
+        return min(*keeper._due.values(), keeper._sleeps_until) > time.monotonic()
 
     await until(sleeps)
 
