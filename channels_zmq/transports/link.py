@@ -584,7 +584,7 @@ class Link:
             self._window.forget(now)
             self._report_window(now)
             self.flush()
-            due = min(due, self._window.marker_due)
+            due = min(due, max(self._window.marker_due, now + FULL_RETRY))
             if len(self._outbox) and not self._window.is_full:
                 due = min(due, now + FULL_RETRY)
         self._ticked_at = now

@@ -854,6 +854,20 @@ def test_a_large_message_has_the_time_that_it_takes_on_the_slowest_link(rig: Rig
     assert rig.link.state is State.VERIFYING
 
 
+def test_a_marker_that_a_full_socket_refuses_is_tried_again_after_a_pause(rig: Rig) -> None:
+    """Without one, the thread that sends it would do nothing else."""
+    rig.come_up()
+    rig.tick()
+    for _ in range(BLOCK_FRAMES - 1):
+        rig.publish()
+    rig.exchange.push.is_full = True
+    rig.tick(BLOCK_SECONDS)
+    assert rig.tick() == rig.clock.now + FULL_RETRY
+    rig.exchange.push.is_full = False
+    rig.tick(FULL_RETRY)
+    assert [frame[:1] for frame in rig.exchange.push.take()[-1:]] == [b"E"]
+
+
 def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig: Rig) -> None:
     """And rarely otherwise."""
     rig.come_up()
