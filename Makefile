@@ -39,6 +39,9 @@ demo: $(STAMP) ## Serve the example chat by two forwarders, two web processes an
 demo-embedded: $(STAMP) ## The same chat from one process with the embedded layer
 	@$(BIN)/python examples/chat/demo.py embedded
 
+# A simulated schedule that has failed is replayed with the same order of sets.
+test test-all test-slow test-under-load: export PYTHONHASHSEED ?= $(shell date +%s)
+
 test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
 	$(PARALLEL) -m "not slow"
 
