@@ -255,7 +255,8 @@ class EmbeddedProducer:
             if batch.add(prefix, body, ttl):
                 return False
             self.send_batch()
-        if self._exchange.relays_unchanged and batch.begin(prefix, body, ttl):
+        batch.alone -= 1
+        if batch.alone < 0 and self._exchange.relays_unchanged and batch.begin(prefix, body, ttl):
             return True
         self._drive(self._exchange.inbound(self._frame(prefix, body, ttl)))
         return False

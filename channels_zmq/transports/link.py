@@ -162,6 +162,8 @@ class Link:
             ConfigurationError: If an address or a key is invalid.
         """
         self._downlink = Downlink(self._make_subscriber, self._owner, self._client.out, self._call_soon)
+        self.read = self._downlink.read
+        """Feeds the client for one turn; returns whether more input may be there."""
         self._downlink.connect_first(self._keys)
         self._started_at = time.monotonic()
 
@@ -238,22 +240,25 @@ class Link:
 
     # Sending
 
-    def publish(self, prefix: bytes, body: bytes, ttl: int) -> int:
-        """Number a message and send it; return its number, or 0 if it has to be held."""
-        number, flags = self._numbers.next(prefix)
-        return self._publish(prefix, number, flags, body, ttl)
+    def publish(self, prefix: bytes, body: bytes, ttl: int, count: int = 1, flags: int = 0) -> int:
+        """Number a message, or as many as a batch has, and send the frame.
 
-    def publish_batch(self, prefix: bytes, bodies: list[bytes], ttl: int) -> bool:
-        """Number several messages and send them as one frame; return False if they have to be held."""
-        number, flags = self._numbers.next(prefix, len(bodies))
-        return self._publish(prefix, number, flags | wire.FLAG_BATCH, wire.batch(bodies), ttl) > 0
+        Args:
+            prefix: Of the frame.
+            body: The message, or the batch.
+            ttl: Milliseconds.
+            count: How many messages it has.
+            flags: `wire.FLAG_BATCH` for a batch.
 
-    def _publish(self, prefix: bytes, number: int, flags: int, body: bytes, ttl: int) -> int:
-        frame = wire.ordered(prefix, self._sender, number, flags, ttl, body)
+        Returns:
+            The first number; 0 if it has to be held.
+        """
+        number, first = self._numbers.next(prefix, count)
+        frame = wire.ordered(prefix, self._sender, number, flags | first, ttl, body)
         try:
             self._uplink.send(frame, zmq.DONTWAIT)
         except zmq.Again:
-            self._numbers.take_back(prefix, number, flags & wire.FLAG_FIRST)
+            self._numbers.take_back(prefix, number, first)
             return 0
         window = self._window
         if window.room and len(frame) <= LARGE:
@@ -413,10 +418,6 @@ class Link:
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether something may still arrive that was published before a time, which a probe finds out."""
         return self._downlink.is_behind(now, since)
-
-    def read(self) -> bool:
-        """Feed the client for one turn; return whether more input may be there."""
-        return self._downlink.read()
 
     # The state
 

@@ -218,7 +218,8 @@ class Links:
             self.send_batch()
         link = self._homes.only or self._homes.of(topic)
         if link is not None and (link.passes or link.make_room()):
-            if link.takes_batches and batch.begin(topic, payload, ttl):
+            batch.alone -= 1
+            if batch.alone < 0 and link.takes_batches and batch.begin(topic, payload, ttl):
                 return True
             if link.publish(topic, payload, ttl):
                 return False
@@ -245,7 +246,7 @@ class Links:
             link is not None
             and link.takes_batches
             and (link.passes or link.make_room())
-            and link.publish_batch(topic, bodies, ttl)
+            and link.publish(topic, wire.batch(bodies), ttl, len(bodies), wire.FLAG_BATCH) > 0
         )
         if not is_sent:
             now = time.monotonic()

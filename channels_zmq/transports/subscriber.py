@@ -168,31 +168,19 @@ class Subscriber:
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
-        began = time.monotonic()
-        try:
-            has_more = self._read_until(began + SECONDS_A_TURN)
-        except zmq.Again:
-            return False
-        self.arrivals.heard_at = began
-        return has_more
-
-    def _read_until(self, until: float) -> bool:
-        """Read for one turn.
-
-        Raises:
-            zmq.Again: There was nothing.
-        """
         client, recv, arrivals = self._client, self._socket.recv, self.arrivals
         feed, receiver, wake = client.feed, client.receiver, client.out.wake
-        attachment = self._attachment
-        if self._batch is None:
-            frame = recv(zmq.DONTWAIT)
-            arrivals.unproved += len(frame)
-            self._batch = feed(frame, attachment)
+        attachment, began = self._attachment, time.monotonic()
+        until = began + SECONDS_A_TURN
+        try:
+            if self._batch is None:
+                frame = recv(zmq.DONTWAIT)
+                arrivals.unproved += len(frame)
+                self._batch = feed(frame, attachment)
+            arrivals.heard_at = began
             # It is mostly one frame: asking takes half the time of `zmq.Again`.
             if self._batch is None and not readable(self._socket):
                 return False
-        try:
             for _ in range(FRAMES_A_TURN - 1):
                 if self._batch is not None:
                     for _ in self._batch:

@@ -1,7 +1,7 @@
 """The messages that an exchange has relayed within the last seconds, so that it can replay them.
 
 Pure. A connection that breaks loses what was published since, until the client has connected again (`replays`).
-Messages are kept in blocks: for each of them nothing is done but an `append`, the rest is done once a block.
+Messages are kept in blocks, which their owner ends: for each message nothing is done but an `append`.
 """
 
 import time
@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
-BLOCK_FRAMES = 256
 BLOCK_BYTES = 64 * 1024
-"""A block ends with the turn in which it reaches one of these bounds, if `end_block` does not end it before."""
+"""Bytes of a block, beyond which the turn ends it that reaches them."""
 OVERHEAD = 64
 """Bytes of memory that a message takes beside its own."""
 
@@ -40,24 +39,20 @@ class History:
         self.size = 0
         """Bytes of memory that the blocks take which have ended."""
         self.record: Callable[[bytes], None]
-        """Keeps a message that is relayed in this turn; `end_turn` and `end_block` may replace the function."""
+        """Keeps a message that is relayed now; `end_block` replaces the function."""
         self._clock = clock
         self._blocks: deque[Block] = deque()
         self._begin()
 
     def _begin(self) -> None:
         self._open: list[bytes] = []
-        self._open_size = 0
         self.record = self._open.append if self.max_bytes else _ignore
 
-    def end_turn(self, size: int) -> None:
-        """Note that a turn is over, and that its frames have had so many bytes."""
-        self._open_size += size
-        if len(self._open) >= BLOCK_FRAMES or self._open_size >= BLOCK_BYTES:
-            self.end_block()
-
     def end_block(self) -> None:
-        """Date the messages of the current block; to be called ten times a second, for their age to be known."""
+        """Date the messages of the current block.
+
+        To be called ten times a second, for their age to be known, and after `BLOCK_BYTES`, for their size to be.
+        """
         frames = self._open
         if frames:
             size = sum(map(len, frames)) + OVERHEAD * len(frames)

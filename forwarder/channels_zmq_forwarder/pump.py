@@ -18,6 +18,7 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
+from channels_zmq_forwarder.history import BLOCK_BYTES
 from channels_zmq_forwarder.sockets import (
     Marks,
     accept_options,
@@ -74,6 +75,7 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
+        self._block_ends_at = BLOCK_BYTES  # of `bytes_in`
         self.turns = 0
         """How many turns are over."""
         self.is_behind_subscribers = False
@@ -230,9 +232,12 @@ class Pump:
         except zmq.Again:
             return False
         finally:
-            self.traffic.frames_in += relayed + others
-            self.traffic.bytes_in += relayed_size + others_size
-            self.traffic.frames_out += relayed
-            self.traffic.bytes_out += relayed_size
-            exchange.history.end_turn(relayed_size + others_size)
+            traffic = self.traffic
+            traffic.frames_in += relayed + others
+            traffic.bytes_in += relayed_size + others_size
+            traffic.frames_out += relayed
+            traffic.bytes_out += relayed_size
+            if traffic.bytes_in >= self._block_ends_at:
+                self._block_ends_at = traffic.bytes_in + BLOCK_BYTES
+                exchange.history.end_block()
         return True

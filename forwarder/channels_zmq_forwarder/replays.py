@@ -72,17 +72,14 @@ class Replays:
     def __init__(self, history: History, clock: Callable[[], float] = time.monotonic) -> None:
         self.messages = 0
         """How many messages were replayed, for each client that got them."""
+        self.is_due = False
+        """Whether `step` has something to do."""
         self._history, self._clock = history, clock
         self._asked: dict[bytes, _Reader] = {}
         self._served: dict[_Reader, None] = {}
         self._answers: Iterator[list[bytes]] | None = None
         self._bytes_a_second = 2.0 * history.max_bytes
         self._allowance, self._allowed_at = self._bytes_a_second, clock()
-
-    @property
-    def is_due(self) -> bool:
-        """Whether `step` has something to do."""
-        return bool(self._asked) or self._answers is not None
 
     def ask(self, resume: wire.Resume) -> None:
         """Let the next replay serve a client.
@@ -94,6 +91,7 @@ class Replays:
         wire.decode_hashes(resume.topics)
         now = self._clock()
         self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
+        self.is_due = True
 
     def clear(self) -> None:
         """Replay nothing that was published so far, nor the rest of the replay under way."""
@@ -102,6 +100,7 @@ class Replays:
             reader.forget()
         self._asked = {reader.request.inbox: reader for reader in self._served} | self._asked
         self._served, self._answers = {}, None
+        self.is_due = bool(self._asked)
 
     def step(self) -> list[bytes]:
         """Go on for a bounded time; return the frames to publish."""
@@ -120,6 +119,7 @@ class Replays:
                 break
         else:
             self._answers = None
+            self.is_due = bool(self._asked)
         # What was added leaves now, since its age is that of this moment.
         return [*out, *(reader.frame() for reader in self._served if reader.messages)]
 

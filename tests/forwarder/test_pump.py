@@ -17,6 +17,7 @@ from strangers import opening
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import TcpSockets
 from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
+from channels_zmq_forwarder.history import BLOCK_BYTES, OVERHEAD
 from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
@@ -144,6 +145,18 @@ def test_traffic_is_counted(rig: Rig) -> None:
     traffic = rig.pump.traffic
     assert (traffic.frames_in, traffic.bytes_in) == (3, len(frame(b"hi")) + 1 + len(echo))
     assert (traffic.frames_out - out[0], traffic.bytes_out - out[1]) == (2, len(frame(b"hi")) + len(answer))
+
+
+def test_what_is_kept_for_replays_is_known_in_bytes_after_each_block(rig: Rig) -> None:
+    """No beat is needed, which may be late under load, so that the bound of its memory holds."""
+    messages = [frame(bytes(BLOCK_BYTES // 4)) for _ in range(4)]
+    for message in messages:
+        rig.push.send(message)
+    rig.turn_until(lambda: rig.pump.traffic.frames_in == len(messages))
+    assert rig.exchange.history.size >= BLOCK_BYTES
+    rig.push.send(frame(b"of the next block"))
+    rig.turn_until(lambda: rig.pump.traffic.frames_in > len(messages))
+    assert rig.exchange.history.size == sum(len(message) + OVERHEAD for message in messages)
 
 
 def test_every_part_of_a_multipart_message_is_a_frame(rig: Rig) -> None:

@@ -120,7 +120,6 @@ class Forwarder:
                 exchange.history.record(frame)
             else:
                 self._publish(exchange.inbound(frame))
-            exchange.history.end_turn(len(frame))
 
     def _take_up(self, line: Line, frame: bytes | None) -> None:
         """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""

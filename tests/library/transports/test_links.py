@@ -831,10 +831,14 @@ def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair: 
 
 
 @pytest.fixture
-def busy(pair: Rig, monkeypatch: pytest.MonkeyPatch) -> Rig:
-    """A sender so busy that each message waits for others, at two forwarders that accept batches."""
+def _every_sender_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "RUN", 0)
     monkeypatch.setattr(batch, "WITHIN", inf)
+
+
+@pytest.fixture
+def busy(_every_sender_is_busy: None, pair: Rig) -> Rig:
+    """A sender so busy that each message waits for others, at two forwarders that accept batches."""
     for forwarder in (A, B):
         pair.exchange(forwarder).accept_batches()
     return pair
