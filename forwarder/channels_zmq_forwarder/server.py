@@ -36,6 +36,7 @@ from channels_zmq_forwarder.process import (
 from channels_zmq_forwarder.pump import Pump
 from channels_zmq_forwarder.queues import Limits
 from channels_zmq_forwarder.settings import Settings, curve_keys
+from channels_zmq_forwarder.settling import has_settled
 from channels_zmq_forwarder.sockets import Marks, is_local, number
 from channels_zmq_forwarder.zap import LOG_EVERY, Gate
 
@@ -48,8 +49,8 @@ LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
 TRIM_AFTER = 10_000
 """Topics that have ended after which the heap is trimmed: each has taken about 1 KB in many pieces."""
-BESIDE_OTHERS = 60.0
-"""Seconds that a forwarder may take to start while clients are served by others, which lack nothing meanwhile."""
+LOOK_EVERY = 0.02
+"""Seconds between two looks at whether the subscribers are back."""
 
 
 async def serve(
@@ -212,20 +213,14 @@ class Server:
         self._watched = []
 
     async def _settle(self, stop: asyncio.Event) -> bool:
-        begun = time.monotonic()
-        while (waited := time.monotonic() - begun) < self._settle_at_most():
-            back = len(self.exchange.clients) >= self.exchange.peers_expected
-            if waited >= self.settings.settle and back:
+        begun, settings = time.monotonic(), self.settings
+        while not stop.is_set():
+            waited = time.monotonic() - begun
+            if has_settled(self.exchange, waited, settings.settle, settings.settle_at_most):
                 break
-            pause = self.settings.settle - waited if waited < self.settings.settle else BEAT
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), min(BEAT, pause))
-                break
+                await asyncio.wait_for(stop.wait(), LOOK_EVERY)
         return not stop.is_set()
-
-    def _settle_at_most(self) -> float:
-        at_most = self.settings.settle_at_most
-        return max(at_most, BESIDE_OTHERS) if self.exchange.directory.serves else at_most
 
     def _input(self) -> None:
         # One chain of turns at a time, or each new frame would begin another.

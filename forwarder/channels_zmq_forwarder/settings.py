@@ -128,7 +128,11 @@ class Settings(BaseSettings):
         "limit.",
     )
     settle: float = Field(
-        0.5, ge=0, le=3600, description="Minimum seconds between accepting subscribers and accepting producers."
+        0.5,
+        ge=0,
+        le=3600,
+        description="Minimum seconds between accepting subscribers and accepting producers, unless all clients of the "
+        "last run are back before.",
     )
     settle_at_most: float = Field(
         5.0,

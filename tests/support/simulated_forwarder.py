@@ -11,7 +11,8 @@ from channels_zmq.transports.discovery import Forwarder as Addresses
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.inboxes import Inboxes, Verdict
-from channels_zmq_forwarder.server import BEAT, BESIDE_OTHERS
+from channels_zmq_forwarder.server import BEAT
+from channels_zmq_forwarder.settling import has_settled
 
 SETTLE, SETTLE_AT_MOST = 0.5, 5.0
 DRAIN_AT_MOST = 10.0
@@ -180,10 +181,7 @@ class Forwarder:
         self.world.after(BEAT, self._beat)
 
     def _settle(self) -> None:
-        waited = self.world.now - self._begun
-        at_most = BESIDE_OTHERS if self.exchange.directory.serves else SETTLE_AT_MOST
-        is_back = len(self.exchange.clients) >= self.exchange.peers_expected
-        if (waited >= SETTLE and is_back) or waited >= at_most:
+        if has_settled(self.exchange, self.world.now - self._begun, SETTLE, SETTLE_AT_MOST):
             self.serves_since = self.world.now
             for pull, _ in self.addresses:
                 self.network.listen(pull, self)
