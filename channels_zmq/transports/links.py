@@ -361,7 +361,8 @@ class Links:
 
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
-        self.send_batch()
+        if self._batch.bodies:
+            self.send_batch()
         if len(self._links) == 1:  # mostly
             (link,) = self._links.values()
             has_more = link.read()

@@ -5,7 +5,8 @@ Pure: the server measures and trims the heap, and passes the figures in.
 - Queues of normal channels get a share of the limit. A channel without a reader fills this share and no more, so that
   the messages of groups still pass. The share is bounded with the process itself, too: Python keeps most of the memory
   of many small messages after they have left, and that alone must never lead to a refusal.
-- A subscriber may be behind by a quarter of the limit, so that a slow one does not stop the others.
+- A subscriber may be behind by a quarter of the limit, and by less where the process itself leaves less, so that a slow
+  one does not stop the others.
 - The messages of the last seconds, kept for clients whose connection is cut, take a sixteenth of the limit at most.
 - Above 70 % of the limit large messages are refused, until less than 65 % is in use; above 90 % all, until less than
   80 % is. The gaps keep the decision from changing with every message.
@@ -25,6 +26,10 @@ QUEUES_LEAST = 0.05
 """Share of the limit that queues may hold in any case."""
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
+SUBSCRIBER_FILLS_UP_TO = 0.55
+"""Share of the limit that the process may use while one is so far behind; the history takes up to a tenth beside it."""
+SUBSCRIBER_LEAST = 0.05
+"""Share of the limit that may wait for one in any case."""
 HISTORY_SHARE = 1 / 16
 """Share of the limit that the messages of the last seconds may take."""
 FILLS_ABOVE = 0.4
@@ -81,10 +86,18 @@ class MemoryGuard:
         share = min(QUEUES_SHARE, QUEUES_FILL_UP_TO - resident / self.limit)
         return min(wanted, int(self.limit * max(QUEUES_LEAST, share)))
 
-    def subscriber_bytes(self, wanted: int) -> int:
-        """Return how many bytes a subscriber may be behind, of which 0 means any number."""
-        share = int(self.limit * SUBSCRIBER_SHARE)
-        return min(filter(None, (wanted, share)), default=0)
+    def subscriber_bytes(self, wanted: int, resident: int) -> int:
+        """Return how many bytes a subscriber may be behind, of which 0 means any number.
+
+        Args:
+            wanted: Bytes that the settings allow.
+            resident: As of `queue_bytes`.
+        """
+        if not self.limit:
+            return wanted
+        share = min(SUBSCRIBER_SHARE, SUBSCRIBER_FILLS_UP_TO - resident / self.limit)
+        bound = int(self.limit * max(SUBSCRIBER_LEAST, share))
+        return min(wanted, bound) if wanted else bound
 
     def history_bytes(self, wanted: int) -> int:
         """Return how many bytes the messages of the last seconds may take."""

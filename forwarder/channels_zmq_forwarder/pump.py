@@ -75,7 +75,7 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
-        self._block_ends_at = BLOCK_BYTES  # of `bytes_in`
+        self._looks_at = BLOCK_BYTES  # bytes in, after which a turn does what depends on their number
         self.turns = 0
         """How many turns are over."""
         self.is_behind_subscribers = False
@@ -237,7 +237,8 @@ class Pump:
             traffic.bytes_in += relayed_size + others_size
             traffic.frames_out += relayed
             traffic.bytes_out += relayed_size
-            if traffic.bytes_in >= self._block_ends_at:
-                self._block_ends_at = traffic.bytes_in + BLOCK_BYTES
+            if traffic.bytes_in >= self._looks_at:
+                self._looks_at = traffic.bytes_in + BLOCK_BYTES
                 exchange.history.end_block()
+                self.subscribers.end_slow(traffic.bytes_out)
         return True

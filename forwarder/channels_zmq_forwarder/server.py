@@ -99,7 +99,8 @@ class Server:
         self.settings = settings
         self.memory = MemoryGuard(settings.memory_limit or cgroup_memory_limit(), time.monotonic)
         self.resident = ResidentMemory()
-        queue_bytes = self.memory.queue_bytes(settings.queue_bytes, self.resident.read())
+        resident = self.resident.read()
+        queue_bytes = self.memory.queue_bytes(settings.queue_bytes, resident)
         if queue_bytes < settings.queue_bytes:
             logger.info(
                 "queues of normal channels may hold %d bytes instead of %d, because of the memory limit of %d",
@@ -122,7 +123,7 @@ class Server:
         marks = Marks(
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
-            behind=self.memory.subscriber_bytes(settings.subscriber_bytes),
+            behind=self.memory.subscriber_bytes(settings.subscriber_bytes, resident),
             topics=settings.topic_bytes,
         )
         keys = curve_keys(settings)

@@ -179,6 +179,14 @@ class Subscribers:
         """Return whether so much was published since the last look that the next one should not wait."""
         return self._slow.is_due(published)
 
+    def end_slow(self, published: int) -> None:
+        """End the connections of slow peers if another look at them makes sense; `look` returns them.
+
+        Args:
+            published: Bytes that were published since the start.
+        """
+        self._ended += [Ended(peer, "it was too far behind") for peer in self._slow.look(published)]
+
     def look(self, now: float, published: int) -> list[Ended]:
         """End the connections of slow peers, and let the others say hello again.
 
@@ -191,8 +199,8 @@ class Subscribers:
         Returns:
             The connections that were ended since the last call, for any reason but their key.
         """
+        self.end_slow(published)
         ended, self._ended = self._ended, []
-        ended += [Ended(peer, "it was too far behind") for peer in self._slow.look(published)]
         if now >= self._forget_hellos_at:
             self._forget_hellos_at = now + HELLOS_WITHIN
             self._hellos.clear()

@@ -90,13 +90,23 @@ def test_a_forwarder_that_refuses_all_messages_for_long_is_not_ready(guard: Memo
 
 
 @pytest.mark.parametrize(
-    ("limit", "wanted", "bytes_behind"), [(0, 0, 0), (0, 10, 10), (1000, 0, 250), (1000, 90, 90), (1000, 500, 250)]
+    ("limit", "wanted", "resident", "bytes_behind"),
+    [
+        (0, 0, 900, 0),
+        (0, 10, 900, 10),
+        (1000, 0, 0, 250),
+        (1000, 90, 0, 90),
+        (1000, 500, 0, 250),
+        (1000, 500, 450, 100),
+        (1000, 0, 450, 100),
+        (1000, 500, 900, 50),
+    ],
 )
 def test_a_subscriber_may_be_behind_by_a_share_of_the_limit(
-    clock: Clock, limit: int, wanted: int, bytes_behind: int
+    clock: Clock, limit: int, wanted: int, resident: int, bytes_behind: int
 ) -> None:
-    """Where there is no limit, as configured; 0 is any number."""
-    assert MemoryGuard(limit, clock).subscriber_bytes(wanted) == bytes_behind
+    """At most by what the process itself leaves. Where there is no limit, as configured; 0 is any number."""
+    assert MemoryGuard(limit, clock).subscriber_bytes(wanted, resident) == bytes_behind
 
 
 @pytest.mark.parametrize("limit, wanted, expected", [(0, 1000, 1000), (16_000, 900, 900), (16_000, 1001, 1000)])

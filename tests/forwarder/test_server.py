@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -27,7 +28,7 @@ from channels_zmq_forwarder.__main__ import BAD_USAGE, main
 from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.daemon import json_lines
 from channels_zmq_forwarder.exchange import Frames
-from channels_zmq_forwarder.memory import Refusal
+from channels_zmq_forwarder.memory import BEGINS_ABOVE, Refusal
 from channels_zmq_forwarder.process import ResidentMemory
 from channels_zmq_forwarder.server import Server, serve
 from channels_zmq_forwarder.settings import Settings
@@ -475,15 +476,17 @@ def test_a_second_signal_ends_it_at_once(
     assert process.returncode == 0
 
 
+LIMIT = 128 * 2**20
+"""The least memory limit that is advised."""
+
+
 class Client:
     """A client of a forwarder that runs as a program with a memory limit."""
 
-    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], ports: list[int]) -> None:
-        pull, pub = (f"tcp://127.0.0.1:{port}" for port in ports)
-        limits = ("--memory-limit", "128MiB", "--queue-bytes", "1GiB", "--pub-high-water-mark", "100000")
-        unbounded = ("--subscriber-bytes", "0")  # else a slow machine ends the stuck one before the memory is used up
+    def __init__(self, sockets: Sockets[zmq.Socket[bytes]], pull: str, pub: str) -> None:
+        limits = ("--memory-limit", f"{LIMIT}", "--queue-bytes", "1GiB", "--pub-high-water-mark", "100000")
         flags = ("--pull-address", pull, "--pub-address", pub, "--admin-address", "", "--settle", "0")
-        self.process = run(*flags, *limits, *unbounded)
+        self.process = run(*flags, *limits)
         self._sockets, self._pub = sockets, pub
         self.xsub, self.push = sockets.open(zmq.XSUB), sockets.open(zmq.PUSH, pull)
         self.xsub.set(zmq.RCVHWM, 0)
@@ -522,9 +525,15 @@ class Client:
         self.xsub.send(wire.READY.encode(wire.Ready(A, 1, count, count, 0, 0, b"jobs")))
 
 
-@pytest.fixture
-def client(sockets: Sockets[zmq.Socket[bytes]], unused_tcp_port_factory: Callable[[], int]) -> Iterator[Client]:
-    client = Client(sockets, [unused_tcp_port_factory() for _ in range(2)])
+@pytest.fixture(params=["tcp"])
+def client(
+    request: pytest.FixtureRequest,
+    sockets: Sockets[zmq.Socket[bytes]],
+    unused_tcp_port_factory: Callable[[], int],
+    tmp_path: Path,
+) -> Iterator[Client]:
+    pull, pub = (f"tcp://127.0.0.1:{unused_tcp_port_factory()}" for _ in range(2))
+    client = Client(sockets, pull, pub if request.param == "tcp" else f"ipc://{tmp_path}/pub")
     yield client
     client.process.terminate()
     client.process.communicate(timeout=10)
@@ -549,16 +558,37 @@ def test_a_queue_that_nobody_reads_stops_no_other_message(client: Client) -> Non
         assert client.send() == Status.OK
 
 
+def test_a_subscriber_that_is_too_far_behind_stops_no_large_message(client: Client) -> None:
+    """Its connection is ended before memory is short, at the least advised limit, and however fast it falls behind."""
+    client.stuck("room")
+    client.xsub.send(wire.subscription(wire.group_topic("room")))
+    client.xsub.send(wire.SYNC.encode(wire.Sync(A, 1)))
+    client.receive(wire.SYNCED)
+    for number in range(1, 600):
+        flags = wire.FLAG_FIRST if number == 1 else 0
+        client.push.send(wire.ordered(wire.group_topic("room"), b"sender..", number, flags, 60_000, bytes(100_000)))
+        while not wire.is_group(frame := client.xsub.recv()):  # a welcome that reports clients
+            pass
+        assert wire.read_group(frame)[2] == number
+    assert client.process.stderr is not None
+    log = [client.process.stderr.readline()]
+    while "too far behind" not in log[-1]:
+        log.append(client.process.stderr.readline())
+    assert not any("memory is short" in line for line in log)
+    status = Path(f"/proc/{client.process.pid}/status").read_text().partition("VmHWM:")[2]
+    assert int(status.split()[0]) * 1024 < BEGINS_ABOVE[Refusal.LARGE] * LIMIT
+
+
+@pytest.mark.parametrize("client", ["ipc"], indirect=True)
 def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client: Client) -> None:
-    """What was buffered for it is freed, and the C library returns that memory only when it is asked to."""
+    """What was buffered for it is freed, and the C library returns that memory only when it is asked to.
+
+    Nothing bounds in bytes what may wait for a subscriber by `ipc://`.
+    """
     message = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_FIRST, 60_000, bytes(60_000))
-    sent, attempt = 0, 5_000  # more than twice what the memory takes
+    stuck, sent = client.stuck("room"), 0
     while (status := client.send(b"", ttl=1)) == Status.OK:
-        assert sent < 20 * attempt
-        if (
-            not sent % attempt
-        ):  # the connection of the last one was given up: it stood still while this machine was slow
-            stuck = client.stuck("room")
+        assert sent < 10_000
         for _ in range(50):
             client.push.send(message)
         sent += 50
