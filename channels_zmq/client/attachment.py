@@ -10,6 +10,7 @@ from collections.abc import Callable
 from channels_zmq.client.credit import Credit
 from channels_zmq.client.resumption import Resumption
 from channels_zmq.client.window import Window
+from channels_zmq_forwarder import wire
 
 
 class Attachment:
@@ -52,9 +53,14 @@ class Attachment:
         """The last session in which it has accepted batches."""
         self._instance = b""
         self.clients = 0
-        """How many clients it had, as it has reported last."""
+        """How many clients it had, as it has reported last while it did not settle."""
         self.taken_over = 0
         """How many messages of normal channels this exchange has returned in this session, because it is to end."""
+
+    def welcomed(self, welcome: wire.Welcome) -> None:
+        """Learn how many clients the exchange has. While it settles, most of them are not back yet."""
+        if welcome.state != wire.State.SETTLING:
+            self.clients = welcome.clients
 
     def begin_session(self, session: int, instance: bytes) -> list[bytes]:
         """Begin a session with an instance of the exchange; return the frames that open the windows."""

@@ -253,12 +253,12 @@ class Link:
         Returns:
             The first number; 0 if it has to be held.
         """
-        number, first = self._numbers.next(prefix, count)
-        frame = wire.ordered(prefix, self._sender, number, flags | first, ttl, body)
+        number, first_flag = self._numbers.next(prefix, count)
+        frame = wire.ordered(prefix, self._sender, number, flags | first_flag, ttl, body)
         try:
             self._uplink.send(frame, zmq.DONTWAIT)
         except zmq.Again:
-            self._numbers.take_back(prefix, number, first)
+            self._numbers.take_back(prefix, number, first_flag)
             return 0
         window = self._window
         if window.room and len(frame) <= LARGE:

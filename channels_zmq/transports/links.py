@@ -361,8 +361,7 @@ class Links:
 
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
-        if self._batch.bodies:
-            self.send_batch()
+        self.send_batch()
         if len(self._links) == 1:  # mostly
             (link,) = self._links.values()
             has_more = link.read()
@@ -428,7 +427,7 @@ class Links:
         is_settled = not any(one.is_coming(now) for one in links)
         for link in up:
             others = [one for one in links if one is not link and one.welcome is not None]
-            has_clients = link.attachment.clients >= max((one.attachment.clients for one in others), default=0)
+            has_clients = link.attachment.clients >= max((_clients(one) for one in others), default=0)
             is_reached = is_settled and has_clients and all(_lists(one, link) for one in others)
             if is_reached or now >= link.up_since + REACHED_WITHIN:
                 link.is_home = True
@@ -637,6 +636,12 @@ class Links:
 
 def _instance(link: Link) -> bytes:
     return link.welcome.instance if link.welcome is not None else b""
+
+
+def _clients(link: Link) -> int:
+    """Return how many clients a forwarder has; none while it waits for them, as far as others are concerned."""
+    settles = link.welcome is not None and link.welcome.state == wire.State.SETTLING
+    return 0 if settles else link.attachment.clients
 
 
 def _lists(link: Link, other: Link) -> bool:

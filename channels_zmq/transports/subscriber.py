@@ -273,7 +273,8 @@ class Subscriber:
         """Take a welcome; return True if it is the first one of the session."""
         if welcome.session != self.session or not self.is_connected:
             return False
-        first, self.welcome, self._attachment.clients = self.welcome is None, welcome, welcome.clients
+        first, self.welcome = self.welcome is None, welcome
+        self._attachment.welcomed(welcome)
         return first
 
     def tick(self, now: float) -> None:

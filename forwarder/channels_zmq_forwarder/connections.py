@@ -273,8 +273,8 @@ class SlowSubscribers:
                 continue
             start = self._behind.get((descriptor, peer)) or _Behind(published, acknowledged)
             if published - start.published - (acknowledged - start.acknowledged) > self.max_bytes:
-                self._connections.end(descriptor)
-                ended.append(peer)
+                if self._connections.end(descriptor):
+                    ended.append(peer)
             else:
                 behind[descriptor, peer] = start
         self._behind, self._looked_at = behind, published

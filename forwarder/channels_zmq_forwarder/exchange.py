@@ -36,7 +36,7 @@ ANNOUNCE_AT_ONCE = 1000
 ENDED_SESSIONS = 10_000
 """Clients that are gone whose last session is remembered."""
 RETURNS_WITHIN = 3.0
-"""Seconds for which a client whose connection was lost may come back; after that it is gone."""
+"""Seconds for which a client whose connection was lost, or one of the last instance, may come back."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
 _DIRECT = b"\0" + bytes([wire.DIRECT])
@@ -84,7 +84,8 @@ class Exchange:
         self.topics: set[bytes] = set()
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
-        """The largest `peers` of a hello: how many clients the last instance had."""
+        """The largest `peers` of a hello: how many clients the last instance had, as far as one of them knows."""
+        self._follows_at = -inf  # since when requests for clients of the last instance may come
         self.drops: Counter[str] = Counter()
         self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
@@ -166,6 +167,8 @@ class Exchange:
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state; return the welcomes that report it to every client."""
         self.state = state
+        if state is wire.State.SERVING and self.peers_expected:
+            self._follows_at = self._clock()
         self._announced, self._announced_news = len(self.clients), self.directory.news
         return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
@@ -282,6 +285,8 @@ class Exchange:
             self.drops["stray"] += 1
             # A client with two connections learns by this welcome that both lead here, by two addresses.
             return NOTHING if known is None else [self._welcome(hello.inbox, known)]
+        if hello.peers and not self.peers_expected:
+            self._follows_at = self._clock()
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []
         if hello.session != known:
@@ -419,7 +424,8 @@ class Exchange:
 
     def _answer_for(self, ask: wire.Ask) -> bytes:
         """Answer a request to an owner that is not connected."""
-        may_return = self._clock() < self._ended.get(ask.inbox, _NEVER).at + RETURNS_WITHIN
+        seen_at = max(self._ended.get(ask.inbox, _NEVER).at, self._follows_at)
+        may_return = self._clock() < seen_at + RETURNS_WITHIN
         return self._confirm(ask.reply, ask.n, wire.Status.AWAY if may_return else wire.Status.GONE)
 
     # Normal channels

@@ -13,7 +13,7 @@ from typing import NamedTuple
 SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
 BLOCK_BYTES = 64 * 1024
-"""Bytes of a block, beyond which the turn ends it that reaches them."""
+"""Bytes of input after which the pump ends a block."""
 OVERHEAD = 64
 """Bytes of memory that a message takes beside its own."""
 

@@ -91,7 +91,7 @@ class MemoryGuard:
 
         Args:
             wanted: Bytes that the settings allow.
-            resident: As of `queue_bytes`.
+            resident: Resident bytes of the process while nothing waits, 0 if the system does not report them.
         """
         if not self.limit:
             return wanted

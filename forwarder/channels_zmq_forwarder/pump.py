@@ -37,6 +37,8 @@ BYTES_A_TURN = 2**20
 """A frame that exceeds it ends the turn: large messages of one producer must not delay other clients."""
 SECONDS_A_TURN = 0.005
 """Half of it for each direction, so that neither starves the other. One frame may take longer."""
+LOOK_PAUSE = 20
+"""How many times as long as a look at the subscribers the pause before the next one is: of thousands it takes 10 ms."""
 LOOK_AT_CLOCK = 32
 """Relayed frames between two looks at the clock; a look takes 50 ns, relaying a small frame 1 us."""
 
@@ -75,7 +77,8 @@ class Pump:
         self._clock = clock
         self.exchange = exchange
         self.traffic = Traffic()
-        self._looks_at = BLOCK_BYTES  # bytes in, after which a turn does what depends on their number
+        self._block_ends_at = BLOCK_BYTES  # of `bytes_in`
+        self._end_slow_at = 0.0
         self.turns = 0
         """How many turns are over."""
         self.is_behind_subscribers = False
@@ -159,6 +162,13 @@ class Pump:
         self.traffic.ended_subscribers += len(ended)
         return ended
 
+    def _end_slow_subscribers(self) -> None:
+        """End the connections of slow subscribers while much comes in, not only with each beat."""
+        now = self._clock()
+        if now >= self._end_slow_at:
+            self.subscribers.end_slow(self.traffic.bytes_out)
+            self._end_slow_at = now + LOOK_PAUSE * (self._clock() - now)
+
     def end_revoked(self) -> int:
         """End the connections of revoked keys, and drop their frames from now on; return the number of connections."""
         self._has_revoked = True
@@ -237,8 +247,8 @@ class Pump:
             traffic.bytes_in += relayed_size + others_size
             traffic.frames_out += relayed
             traffic.bytes_out += relayed_size
-            if traffic.bytes_in >= self._looks_at:
-                self._looks_at = traffic.bytes_in + BLOCK_BYTES
+            if traffic.bytes_in >= self._block_ends_at:
+                self._block_ends_at = traffic.bytes_in + BLOCK_BYTES
                 exchange.history.end_block()
-                self.subscribers.end_slow(traffic.bytes_out)
+                self._end_slow_subscribers()
         return True

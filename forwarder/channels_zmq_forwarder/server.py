@@ -43,13 +43,13 @@ from channels_zmq_forwarder.zap import LOG_EVERY, Gate
 logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
-"""Seconds between two checks of memory, lag, the start rule and what is due."""
+"""Seconds between two checks of memory, lag and what is due."""
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
 TRIM_AFTER = 10_000
 """Topics that have ended after which the heap is trimmed: each has taken about 1 KB in many pieces."""
-LOOK_EVERY = 0.02
+SETTLE_LOOK_EVERY = 0.02
 """Seconds between two looks at whether the subscribers are back."""
 
 
@@ -101,13 +101,9 @@ class Server:
         self.resident = ResidentMemory()
         resident = self.resident.read()
         queue_bytes = self.memory.queue_bytes(settings.queue_bytes, resident)
-        if queue_bytes < settings.queue_bytes:
-            logger.info(
-                "queues of normal channels may hold %d bytes instead of %d, because of the memory limit of %d",
-                queue_bytes,
-                settings.queue_bytes,
-                self.memory.limit,
-            )
+        self._report_bound("queues of normal channels may hold", queue_bytes, settings.queue_bytes)
+        behind = self.memory.subscriber_bytes(settings.subscriber_bytes, resident)
+        self._report_bound("a subscriber may be behind by", behind, settings.subscriber_bytes)
         self.exchange = Exchange(
             os.urandom(8),
             limits=Limits(
@@ -123,7 +119,7 @@ class Server:
         marks = Marks(
             publish=settings.pub_high_water_mark,
             max_frame=settings.max_message_size + wire.MAX_OVERHEAD,
-            behind=self.memory.subscriber_bytes(settings.subscriber_bytes, resident),
+            behind=behind,
             topics=settings.topic_bytes,
         )
         keys = curve_keys(settings)
@@ -142,6 +138,11 @@ class Server:
         self._logged_shortage_at, self._logged_newcomers = 0.0, 0
         self._trim_at, self._trim_until, self._trimmed_topics, self._floods = 0.0, 0.0, 0, 0
         self._closed = False
+
+    def _report_bound(self, what: str, allowed: int, wanted: int) -> None:
+        if allowed < wanted:
+            line = "%s %d bytes instead of %d, because of the memory limit of %d"
+            logger.info(line, what, allowed, wanted, self.memory.limit)
 
     async def start(self, stop: asyncio.Event) -> None:
         """Accept subscribers, wait for those of the last instance, accept producers; return early if `stop` is set."""
@@ -220,7 +221,7 @@ class Server:
             if has_settled(self.exchange, waited, settings.settle, settings.settle_at_most):
                 break
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), LOOK_EVERY)
+                await asyncio.wait_for(stop.wait(), SETTLE_LOOK_EVERY)
         return not stop.is_set()
 
     def _input(self) -> None:

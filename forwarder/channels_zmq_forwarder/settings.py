@@ -76,8 +76,9 @@ class Settings(BaseSettings):
     subscriber_bytes: ByteSize = Field(
         ByteSize(64 * 2**20),
         ge=0,
-        description="Bytes by which a subscriber may be behind, at most a quarter of the memory limit; beyond that its "
-        "connection is ended. 0 means no limit; nor is there one for ipc://, and except on Linux.",
+        description="Bytes by which a subscriber may be behind, at most a quarter of the memory limit, and less if the "
+        "process leaves less of it; beyond that its connection is ended. 0 means no limit of its own; nor is there any "
+        "for ipc://, and except on Linux.",
     )
     topic_bytes: ByteSize = Field(
         ByteSize(32 * 2**20),
@@ -131,8 +132,8 @@ class Settings(BaseSettings):
         0.5,
         ge=0,
         le=3600,
-        description="Minimum seconds between accepting subscribers and accepting producers, unless all clients of the "
-        "last run are back before.",
+        description="Minimum seconds between accepting subscribers and accepting producers; half of it when as many "
+        "clients are back as one of them knows of, unless history-bytes is 0.",
     )
     settle_at_most: float = Field(
         5.0,

@@ -1,4 +1,4 @@
-"""When a forwarder that has just started accepts producers: once the subscribers of the last one are back.
+"""When a forwarder that has just started accepts producers: once the subscribers of the last one should be back.
 
 Pure. For the rule, and what is lost without it, see docs/design/0003.
 """
@@ -7,13 +7,15 @@ from channels_zmq_forwarder.exchange import Exchange
 
 BESIDE_OTHERS = 60.0
 """Seconds that a forwarder may take to start while clients are served by others, which lack nothing meanwhile."""
+SURE = 0.5
+"""Share of the time to wait at least that suffices when as many clients are back as one of them knows of."""
 
 
 def has_settled(exchange: Exchange, waited: float, at_least: float, at_most: float) -> bool:
-    """Return whether producers may be accepted.
+    """Return whether producers may be accepted: as many clients have connected as any of them knows of.
 
-    As many clients have to have connected as any of them knows of. Whether they know of all shows only after a while,
-    unless an exchange keeps the last messages: then a client that comes late gets what it has missed.
+    They may know of too few. So it takes a time in any case, and half of that if some know of others and the exchange
+    keeps the last messages: then one that comes later still gets what it has missed.
 
     Args:
         exchange: It has just started.
@@ -25,4 +27,5 @@ def has_settled(exchange: Exchange, waited: float, at_least: float, at_most: flo
         return True
     if len(exchange.clients) < exchange.peers_expected:
         return False
-    return waited >= at_least or (exchange.peers_expected > 0 and exchange.history.max_bytes > 0)
+    is_sure = exchange.peers_expected > 0 and exchange.history.max_bytes > 0
+    return waited >= (SURE * at_least if is_sure else at_least)

@@ -180,7 +180,7 @@ class Subscribers:
         return self._slow.is_due(published)
 
     def end_slow(self, published: int) -> None:
-        """End the connections of slow peers if another look at them makes sense; `look` returns them.
+        """End the connections of slow peers if another look at them makes sense; the next `look` reports them.
 
         Args:
             published: Bytes that were published since the start.

@@ -518,6 +518,20 @@ def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder)
     assert list(forwarder.inbound(ask)) == [ask]
 
 
+def test_an_owner_that_was_connected_to_the_last_instance_may_come_back(forwarder: Forwarder) -> None:
+    """This instance cannot know it, but a hello says that there was another one. No request comes while it settles."""
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    forwarder.enter(State.SETTLING)
+    forwarder.connect(A, peers=1)
+    forwarder.clock.now += 5
+    forwarder.enter(State.SERVING)
+    forwarder.clock.now += 2.9
+    forwarder.connect(C, peers=2)
+    assert statuses(forwarder.inbound(ask)) == [Status.AWAY]
+    forwarder.clock.now += 0.1
+    assert statuses(forwarder.inbound(ask)) == [Status.GONE]
+
+
 def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
     """The process that asked has disconnected meanwhile."""
     forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))

@@ -208,6 +208,7 @@ class Subscriber:
         if welcome.session != self.session or not self.is_connected:
             return False
         first, self.welcome = self.welcome is None, welcome
+        self.attachment.welcomed(welcome)
         return first
 
     def tick(self, now: float) -> None:

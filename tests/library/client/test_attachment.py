@@ -4,6 +4,8 @@ import pytest
 from fakes import Clock
 
 from channels_zmq.client.attachment import Attachment
+from channels_zmq_forwarder import wire
+from channels_zmq_forwarder.wire import State
 
 INBOX = b"0123456789abcdef"
 
@@ -16,6 +18,15 @@ def attachment(clock: Clock) -> Attachment:
 def test_an_exchange_is_waited_for_from_the_beginning(attachment: Attachment) -> None:
     """It may be one that others use already: a join that did not wait for it could miss their messages."""
     assert attachment.is_reachable
+
+
+def test_what_an_exchange_reports_while_it_settles_is_not_the_number_of_its_clients(attachment: Attachment) -> None:
+    """Most are not back yet; the next exchange would not wait for the others."""
+    counts = []
+    for state, clients in ((State.SERVING, 50), (State.SETTLING, 1), (State.SERVING, 49), (State.DRAINING, 48)):
+        attachment.welcomed(wire.Welcome(INBOX, wire.VERSION, state, b"instance", 1, clients))
+        counts.append(attachment.clients)
+    assert counts == [50, 50, 49, 48]
 
 
 def test_each_exchange_has_a_window_and_credit_of_its_own(attachment: Attachment, clock: Clock) -> None:

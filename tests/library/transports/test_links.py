@@ -1143,6 +1143,18 @@ def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_s
     assert (rig.sent(A), rig.sent(B)) == ([b"1", b"2"], [b"1"])
 
 
+def test_a_forwarder_that_settles_has_no_clients_that_others_would_have_to_reach(rig: Rig) -> None:
+    """How many it had, or waits for, says nothing about the one that serves."""
+    for forwarder in (A, B):
+        rig.exchange(forwarder).connected()
+    rig.link(B).attachment.clients = 9
+    rig.welcome(B, wire.State.SETTLING, forwarders=encoded(A, B))
+    rig.welcome(A, forwarders=encoded(A, B))
+    rig.tick(CONNECTS_WITHIN)
+    rig.confirm(A)
+    assert rig.link(A).is_home
+
+
 # Learning of forwarders
 
 
