@@ -427,7 +427,8 @@ class Links:
         is_settled = not any(one.is_coming(now) for one in links)
         for link in up:
             others = [one for one in links if one is not link and one.welcome is not None]
-            has_clients = link.attachment.clients >= max((_clients(one) for one in others), default=0)
+            counts = [one.welcome.clients for one in others if one.welcome is not None]
+            has_clients = link.attachment.clients >= max(counts, default=0)
             is_reached = is_settled and has_clients and all(_lists(one, link) for one in others)
             if is_reached or now >= link.up_since + REACHED_WITHIN:
                 link.is_home = True
@@ -636,12 +637,6 @@ class Links:
 
 def _instance(link: Link) -> bytes:
     return link.welcome.instance if link.welcome is not None else b""
-
-
-def _clients(link: Link) -> int:
-    """Return how many clients a forwarder has; none while it waits for them, as far as others are concerned."""
-    settles = link.welcome is not None and link.welcome.state == wire.State.SETTLING
-    return 0 if settles else link.attachment.clients
 
 
 def _lists(link: Link, other: Link) -> bool:

@@ -85,7 +85,7 @@ class Exchange:
         self._without_batches: set[bytes] = set()  # inboxes of connected processes that may not be able to read batches
         self.peers_expected = 0
         """The largest `peers` of a hello: how many clients the last instance had, as far as one of them knows."""
-        self._follows_at = -inf  # since when requests for clients of the last instance may come
+        self._follows_at = -inf  # when a client of the last instance was seen first
         self.drops: Counter[str] = Counter()
         self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
@@ -167,8 +167,6 @@ class Exchange:
     def enter(self, state: wire.State) -> list[bytes]:
         """Change the state; return the welcomes that report it to every client."""
         self.state = state
-        if state is wire.State.SERVING and self.peers_expected:
-            self._follows_at = self._clock()
         self._announced, self._announced_news = len(self.clients), self.directory.news
         return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
@@ -285,7 +283,7 @@ class Exchange:
             self.drops["stray"] += 1
             # A client with two connections learns by this welcome that both lead here, by two addresses.
             return NOTHING if known is None else [self._welcome(hello.inbox, known)]
-        if hello.peers and not self.peers_expected:
+        if hello.peers and not self.peers_expected and known is None and hello.inbox not in self._ended:
             self._follows_at = self._clock()
         self.peers_expected = max(self.peers_expected, hello.peers)
         out = []

@@ -77,8 +77,8 @@ class Settings(BaseSettings):
         ByteSize(64 * 2**20),
         ge=0,
         description="Bytes by which a subscriber may be behind, at most a quarter of the memory limit, and less if the "
-        "process leaves less of it; beyond that its connection is ended. 0 means no limit of its own; nor is there any "
-        "for ipc://, and except on Linux.",
+        "process itself already uses much of it; beyond that its connection is ended. 0 means that only the memory "
+        "limit bounds it. There is no bound for ipc://, and except on Linux.",
     )
     topic_bytes: ByteSize = Field(
         ByteSize(32 * 2**20),

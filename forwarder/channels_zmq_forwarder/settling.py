@@ -14,7 +14,7 @@ SURE = 0.5
 def has_settled(exchange: Exchange, waited: float, at_least: float, at_most: float) -> bool:
     """Return whether producers may be accepted: as many clients have connected as any of them knows of.
 
-    They may know of too few. So it takes a time in any case, and half of that if some know of others and the exchange
+    They may know of too few. So it takes a time in any case, and half of that if any knows a number and the exchange
     keeps the last messages: then one that comes later still gets what it has missed.
 
     Args:

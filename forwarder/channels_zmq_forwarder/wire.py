@@ -179,8 +179,8 @@ class Claim(NamedTuple):
 class Hello(NamedTuple):
     """Begins a client's session, or reports another list of forwarders in the same session.
 
-    `peers` is the number of clients in the last `Welcome` that this client received. `forwarders` lists the exchanges
-    that the client knows, this one included; without it the client takes no part in draining.
+    `peers` is the number of clients in the last `Welcome` of an exchange that did not settle. `forwarders` lists the
+    exchanges that the client knows, this one included; without it the client takes no part in draining.
     """
 
     inbox: bytes

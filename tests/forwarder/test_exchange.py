@@ -519,16 +519,23 @@ def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder)
 
 
 def test_an_owner_that_was_connected_to_the_last_instance_may_come_back(forwarder: Forwarder) -> None:
-    """This instance cannot know it, but a hello says that there was another one. No request comes while it settles."""
+    """This instance cannot know it, but a hello says that there was another one."""
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
-    forwarder.enter(State.SETTLING)
     forwarder.connect(A, peers=1)
-    forwarder.clock.now += 5
-    forwarder.enter(State.SERVING)
     forwarder.clock.now += 2.9
     forwarder.connect(C, peers=2)
     assert statuses(forwarder.inbound(ask)) == [Status.AWAY]
     forwarder.clock.now += 0.1
+    assert statuses(forwarder.inbound(ask)) == [Status.GONE]
+
+
+def test_a_client_that_counts_those_of_this_instance_does_not_tell_of_another_one(forwarder: Forwarder) -> None:
+    """It says hello again, or comes back after a cut."""
+    ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
+    forwarder.connect(A)
+    forwarder.connect(A, peers=1)
+    forwarder.disconnect(A)
+    forwarder.connect(A, session=2, peers=1)
     assert statuses(forwarder.inbound(ask)) == [Status.GONE]
 
 

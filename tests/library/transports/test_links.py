@@ -1143,8 +1143,8 @@ def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_s
     assert (rig.sent(A), rig.sent(B)) == ([b"1", b"2"], [b"1"])
 
 
-def test_a_forwarder_that_settles_has_no_clients_that_others_would_have_to_reach(rig: Rig) -> None:
-    """How many it had, or waits for, says nothing about the one that serves."""
+def test_clients_that_a_forwarder_had_before_it_settled_are_not_waited_for(rig: Rig) -> None:
+    """Another one carries messages as soon as it is reached by as many as are there now."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
     rig.link(B).attachment.clients = 9
