@@ -22,14 +22,12 @@ QUEUES_SHARE = 0.4
 """Share of the limit that queues of normal channels may hold."""
 QUEUES_FILL_UP_TO = 0.6
 """Share of the limit that the process may use while these queues are full."""
-QUEUES_LEAST = 0.05
-"""Share of the limit that queues may hold in any case."""
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
 SUBSCRIBER_FILLS_UP_TO = 0.55
 """Share of the limit that the process may use while one is so far behind; the history takes up to a tenth beside it."""
-SUBSCRIBER_LEAST = 0.05
-"""Share of the limit that may wait for one in any case."""
+LEAST_SHARE = 0.05
+"""Share of the limit that queues may hold, and that may wait for a subscriber, in any case."""
 HISTORY_SHARE = 1 / 16
 """Share of the limit that the messages of the last seconds may take."""
 FILLS_ABOVE = 0.4
@@ -83,8 +81,7 @@ class MemoryGuard:
         """
         if not self.limit:
             return wanted
-        share = min(QUEUES_SHARE, QUEUES_FILL_UP_TO - resident / self.limit)
-        return min(wanted, int(self.limit * max(QUEUES_LEAST, share)))
+        return min(wanted, self._share(QUEUES_SHARE, QUEUES_FILL_UP_TO, resident))
 
     def subscriber_bytes(self, wanted: int, resident: int) -> int:
         """Return how many bytes a subscriber may be behind, of which 0 means any number.
@@ -95,9 +92,12 @@ class MemoryGuard:
         """
         if not self.limit:
             return wanted
-        share = min(SUBSCRIBER_SHARE, SUBSCRIBER_FILLS_UP_TO - resident / self.limit)
-        bound = int(self.limit * max(SUBSCRIBER_LEAST, share))
+        bound = self._share(SUBSCRIBER_SHARE, SUBSCRIBER_FILLS_UP_TO, resident)
         return min(wanted, bound) if wanted else bound
+
+    def _share(self, at_most: float, fill_up_to: float, resident: int) -> int:
+        """Return the bytes of a share of the limit, and fewer where the process itself leaves fewer up to a mark."""
+        return int(self.limit * max(LEAST_SHARE, min(at_most, fill_up_to - resident / self.limit)))
 
     def history_bytes(self, wanted: int) -> int:
         """Return how many bytes the messages of the last seconds may take."""
