@@ -86,19 +86,16 @@ class _Step:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         out, counters = self._out, self._counters
-        waiters, lines, reads = None, None, False
         try:
-            if out.busy:
-                reads = self._connection.perform()
-            if out.wake:
-                waiters, out.wake = out.wake, []
-            if counters.reports:
-                lines, counters.reports = counters.reports, []
+            reads = out.busy and self._connection.perform()
+            if not (out.wake or counters.reports or reads):
+                return
+            waiters, out.wake = out.wake, []
+            lines, counters.reports = counters.reports, []
         finally:
             self._release()
-        if waiters is not None:
-            wake(waiters)
-        if lines is not None:
+        wake(waiters)
+        if lines:
             reports.write(lines)
         if reads:
             self._connection.drain()
@@ -140,7 +137,6 @@ class Connection:
         self._loops = Loops(self._drain_on_loop, self._drain_by_housekeeper, self._lock)
         self._producer: Producer | None = None
         """The transport, once it can send messages; None again when it is closed."""
-        self._is_drain = False
         self._batching_loop: asyncio.AbstractEventLoop | None = None  # that will call `_turn_is_over`
         self._changes: deque[LinkChange] = deque()
         self._left_over: deque[Callable[[], None]] = deque()  # by coroutines that the garbage collector has ended
@@ -181,8 +177,12 @@ class Connection:
 
     # Steps
 
-    def perform(self) -> bool:
-        """Send what the client wants sent, under the lock; return whether input is to be read once it is released."""
+    def perform(self, *, after_turn: bool = False) -> bool:
+        """Send what the client wants sent, under the lock; return whether input is to be read once it is released.
+
+        Args:
+            after_turn: Whether a turn of reading is over, so that others come first; then false is returned.
+        """
         out, transport = self.client.out, self._transport
         while out.busy:
             self.has_input |= out.has_input
@@ -204,9 +204,9 @@ class Connection:
         if not self.has_input or self.closed:
             return False
         self.has_input = False
-        if not self._is_drain:
+        if not after_turn:
             return True
-        if not self._loops.drain_soon():  # a turn is over: others come first
+        if not self._loops.drain_soon():
             self.call_soon(0.0)
         return False
 
@@ -360,7 +360,7 @@ class Connection:
         if box is None or not box.mail or box.windows:
             return None  # as far as can be seen without the lock; `receive` will look again
         with self._lock:
-            return None if self.closed else self.client.mailboxes.begin_read(box)
+            return None if self.closed else self.client.mailboxes.take(box)
 
     async def receive(self, channel: str, capacity: int, *, normal: bool) -> Payload:
         """Wait for the next message of a channel of this process, or of a normal channel.
@@ -371,6 +371,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         waiter: Waiter | None = None
         step = self._step if normal else self._lock  # nothing is left to be done for a process-specific channel
+        mailboxes = self.client.mailboxes
         while True:
             with step:
                 if waiter is not None:
@@ -378,12 +379,13 @@ class Connection:
                 if self.closed:
                     raise StopConsumer
                 self._loop_is_blocked = False  # it runs this coroutine
-                box = self.client.mailboxes.open(channel, capacity)
-                payload = self.client.mailboxes.begin_read(box)
+                box = mailboxes.open(channel, capacity)
+                payload = mailboxes.take(box)
                 if payload is None:
                     waiter = Waiter(loop)
                     box.waiters.append(waiter)
-                    self._enter(loop, takes_over=True)
+                    if self._loops.enter(loop, takes_over=True):
+                        self._look_at_loop()
                 if normal:
                     self.client.read_normal(box)
                     self.call_soon(self.client.due)
@@ -396,10 +398,9 @@ class Connection:
                 self._clean_up(partial(self._stop_waiting, loop, box, waiter), error)
                 raise
 
-    def _enter(self, loop: asyncio.AbstractEventLoop, *, takes_over: bool) -> None:
-        """Count a waiter on the running loop, which watches from now on."""
-        if self._loops.enter(loop, takes_over=takes_over):
-            self.call_soon(time.monotonic() + LOOK_EVERY)  # the housekeeper looks at this one from then on
+    def _look_at_loop(self) -> None:
+        """Let the housekeeper look whether the loop still runs that has just begun to watch."""
+        self.call_soon(time.monotonic() + LOOK_EVERY)
 
     def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:
         self._loops.leave(loop)
@@ -423,15 +424,11 @@ class Connection:
         with self._step:
             if self.closed:
                 return False
-            self._is_drain = True
-            try:
-                self.has_input = more = self._transport.read()
-                if more or self.client.out.busy:
-                    self.perform()
-                if self.client.may_be_due:  # a job may have come that no reader waits for, or a message behind a gap
-                    self.call_soon(self.client.due)
-            finally:
-                self._is_drain = False
+            self.has_input = more = self._transport.read()
+            if more or self.client.out.busy:
+                self.perform(after_turn=True)
+            if self.client.may_be_due:  # a job may have come that no reader waits for, or a message behind a gap
+                self.call_soon(self.client.due)
             return more
 
     def _drain_on_loop(self) -> None:
@@ -611,7 +608,8 @@ class Connection:
         try:
             with self._step:
                 self._check_open()
-                self._enter(loop, takes_over=False)
+                if self._loops.enter(loop, takes_over=False):
+                    self._look_at_loop()
                 now = time.monotonic()
                 self.client.begin_request(number, request)
                 if produces and self._producer is None:

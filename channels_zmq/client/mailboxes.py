@@ -111,17 +111,6 @@ class Mailbox(Generic[Waiter]):
             self.begin()
         self.mail.appendleft(mail)
 
-    def take(self, now: float) -> tuple[Payload | None, int]:
-        """Remove the oldest message that has not expired; return its payload, and how many had expired."""
-        self.read_at = now
-        expired, mail = 0, self.mail
-        while mail:
-            deadline, payload, _ = mail.popleft()
-            if deadline > now:
-                return payload, expired
-            expired += 1
-        return None, expired
-
     def drop_expired(self, now: float) -> int:
         """Drop the messages whose deadline has passed and return how many they were."""
         return len(self.remove(lambda mail: mail[0] <= now)) if self.mail else 0
@@ -202,17 +191,8 @@ class Mailboxes(Generic[Waiter]):
 
     # Messages
 
-    def deliver(self, channel: str, mail: Mail, capacity: int) -> Waiter | None:
-        """Put a message into one mailbox and return the waiter to wake.
-
-        Args:
-            channel: Its name.
-            mail: The message.
-            capacity: Of a mailbox that has to be made for it.
-        """
-        box = self.boxes.get(channel)
-        if box is None:
-            box = self.open(channel, capacity)
+    def deliver(self, box: Mailbox[Waiter], mail: Mail) -> Waiter | None:
+        """Put a message into one mailbox, unless it is full, and return the waiter to wake."""
         if len(box.mail) >= box.capacity and self.is_full(box):
             self._drop("mailbox_full", 1)
             return None
@@ -269,20 +249,28 @@ class Mailboxes(Generic[Waiter]):
 
     # Readers
 
-    def begin_read(self, box: Mailbox[Waiter]) -> Payload | None:
-        """Return the next message of a mailbox for a reader; None if it has to wait for one."""
-        if box.mail:
-            return self.take(box)
-        self._claim(box)
-        return None
-
     def take(self, box: Mailbox[Waiter]) -> Payload | None:
-        """Remove the next message of a mailbox and return its payload; its reader is expected back."""
-        self._claim(box)
-        payload, expired = box.take(self._clock())
+        """Remove the next message of a mailbox and return its payload; None if its reader has to wait for one.
+
+        The reader is expected back.
+        """
+        box.is_read = True
+        if self._unclaimed:
+            self._unclaimed.pop(box.name, None)
+        mail = box.mail
+        if not mail:
+            return None
+        now = box.read_at = self._clock()
+        taken, expired = None, 0
+        while mail:
+            deadline, payload, _ = mail.popleft()
+            if deadline > now:
+                taken = payload
+                break
+            expired += 1
         if expired:
             self._count_expired(box, expired)
-        return payload
+        return taken
 
     def stop_waiting(self, box: Mailbox[Waiter], waiter: Waiter) -> Waiter | None:
         """Let a reader give up; return the waiter to wake in its place if it had been woken already."""
@@ -377,11 +365,6 @@ class Mailboxes(Generic[Waiter]):
 
     def _count_expired(self, box: Mailbox[Waiter], expired: int) -> None:
         self._drop("expired" if box.is_read else "abandoned", expired)
-
-    def _claim(self, box: Mailbox[Waiter]) -> None:
-        box.is_read = True
-        if self._unclaimed:
-            self._unclaimed.pop(box.name, None)
 
     def _unclaim(self, box: Mailbox[Waiter]) -> None:
         self._unclaimed[box.name] = box

@@ -14,7 +14,7 @@ from channels_zmq.client.counters import Counters
 from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import Gaps
 from channels_zmq.client.mailboxes import Mailbox, Mailboxes
-from channels_zmq.client.memberships import Memberships
+from channels_zmq.client.memberships import Group, Memberships
 from channels_zmq.client.output import Output
 from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.sequences import BEGINS, REPEATED, Runs
@@ -105,7 +105,7 @@ class Receiver:
         if missing or flags >= FLAG_AGAIN:
             self._exceptional(frame, topic, sender, number, flags, missing, ttl, payload)
         else:
-            self.deliver_group(topic, ttl, payload)
+            self._deliver_to(group, topic, ttl, payload)
             if self._gaps.frames:
                 self._gaps.closed_up(group.runs, sender)
 
@@ -119,12 +119,16 @@ class Receiver:
             published: When a message was first sent that arrives late: members that joined after that do not get it.
                 None for one that was sent just now.
         """
+        group = self._memberships.groups.get(topic)
+        if group is not None:
+            self._deliver_to(group, topic, ttl, payload, published)
+
+    def _deliver_to(self, group: Group, topic: Topic, ttl: int, payload: bytes, published: float | None = None) -> None:
         now = self.now = self._clock()
         if now >= self._memberships.ends.next:
             self._out.send_upstream(self._memberships.end_due(now))
-        group = self._memberships.groups.get(topic)
-        if group is None:
-            return
+            if not group.members:
+                return
         if self._opener is not None:
             opened = self._opener.open_from_group(topic, payload)
             if opened is None:
@@ -218,16 +222,18 @@ class Receiver:
 
     def _deliver_direct(self, sender: bytes, channel: str, ttl: int, payload: bytes) -> None:
         box = self._mailboxes.boxes.get(channel)
-        if box is None and channel not in self.own_names:
-            self._counters.drop("unroutable")
-            return
-        if box is not None and box.in_flight and sender == self._sender:
+        if box is None:
+            if channel not in self.own_names:
+                self._counters.drop("unroutable")
+                return
+            box = self._mailboxes.open(channel, self._capacity(channel))
+        elif box.in_flight and sender == self._sender:
             box.in_flight.popleft()
-        self._deliver(channel, ttl, payload, box.capacity if box is not None else self._capacity(channel))
+        self._deliver(box, ttl, payload)
 
-    def _deliver(self, channel: str, ttl: int, payload: bytes, capacity: int) -> None:
+    def _deliver(self, box: Mailbox[Any], ttl: int, payload: bytes) -> None:
         if self._opener is not None:
-            opened = self._opener.open_from_channel(channel, payload)
+            opened = self._opener.open_from_channel(box.name, payload)
             if opened is None:
                 self._counters.drop("undecryptable")
                 return
@@ -235,7 +241,7 @@ class Receiver:
         now = self.now = self._clock()
         if ttl > self._max_ttl:
             ttl = self._max_ttl
-        waiter = self._mailboxes.deliver(channel, (now + ttl / 1000, payload, None), capacity)
+        waiter = self._mailboxes.deliver(box, (now + ttl / 1000, payload, None))
         if waiter is not None:
             self._out.wake.append(waiter)
         self._counters.received += 1
@@ -244,12 +250,10 @@ class Receiver:
 
     def deliver_own(self, channel: str, ttl: int, payload: bytes, capacity: int) -> bool:
         """Put a direct message of this process into a mailbox; return False if it is full."""
-        box = self._mailboxes.boxes.get(channel)
-        if box is not None:
-            box.capacity = capacity
-            if self._mailboxes.is_full(box):
-                return False
-        self._deliver(channel, ttl, payload, capacity)
+        box = self._mailboxes.open(channel, capacity)
+        if self._mailboxes.is_full(box):
+            return False
+        self._deliver(box, ttl, payload)
         return True
 
     def sent_to_own(self, box: Mailbox[Any]) -> None:

@@ -55,6 +55,8 @@ class Downlink:
         """The one that connects by other keys, if there is one."""
         self._make, self._watcher, self._out, self._call_soon = make, watcher, out, call_soon
         self._reading = self.current
+        self.read = self._reading.read
+        """Feeds the client for one turn; returns whether more input may be there."""
         self._read_out: Subscriber | None = None
         self._change_by = 0.0
 
@@ -106,11 +108,9 @@ class Downlink:
         """Return whether something may still arrive that was published before a time, which a probe finds out."""
         return self._reads_former or self.current.is_behind(now, since)
 
-    def read(self) -> bool:
-        """Feed the client for one turn; return whether more input may be there."""
-        reading = self._reading
-        has_more = reading.read()
-        if has_more or reading is self.current or reading.is_connected:
+    def _read_former(self) -> bool:
+        has_more = self._reading.read()
+        if has_more or self._reading.is_connected:
             return has_more
         self.read_current()  # nothing comes by the former one any more
         return True
@@ -155,7 +155,7 @@ class Downlink:
         """
         assert self.next is not None, "called only for a subscriber that has connected"
         self.current.read()  # what has arrived counts as received in the former session
-        self.current, self.next = self.next, None
+        self.current, self.next, self.read = self.next, None, self._read_former
         self._change_by = time.monotonic() + CHANGE_WITHIN
         self.current.begin_session(before())
         self._call_soon(0.0)
@@ -164,7 +164,7 @@ class Downlink:
         """Read the current subscriber from now on; `keep` closes the former one."""
         if self._reads_former:
             self._watcher.unwatch(self._reading)
-            self._read_out, self._reading = self._reading, self.current
+            self._read_out, self._reading, self.read = self._reading, self.current, self.current.read
             self._watcher.watch(self.current)
             self._out.input_found()
             self._call_soon(0.0)

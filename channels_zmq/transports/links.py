@@ -361,12 +361,12 @@ class Links:
 
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
-        self.send_batch()
-        if len(self._links) == 1:  # mostly
-            (link,) = self._links.values()
-            has_more = link.read()
-        else:
-            has_more = sum([link.read() for link in self._links.values()]) > 0
+        if self._batch.bodies:
+            self.send_batch()
+        has_more = False
+        for link in self._links.values():
+            if link.downlink.read():
+                has_more = True
         if self._client.gaps.beginnings and not has_more:
             has_more = self.has_input()
             if not has_more:

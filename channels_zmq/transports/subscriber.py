@@ -168,32 +168,33 @@ class Subscriber:
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""
-        client, recv, arrivals = self._client, self._socket.recv, self.arrivals
-        feed, receiver, wake = client.feed, client.receiver, client.out.wake
-        attachment, began = self._attachment, time.monotonic()
-        until = began + SECONDS_A_TURN
+        began = time.monotonic()
         try:
             if self._batch is None:
-                frame = recv(zmq.DONTWAIT)
-                arrivals.unproved += len(frame)
-                self._batch = feed(frame, attachment)
-            arrivals.heard_at = began
+                self._take_frame()
+            self.arrivals.heard_at = began
             # It is mostly one frame: asking takes half the time of `zmq.Again`.
-            if self._batch is None and not readable(self._socket):
-                return False
-            for _ in range(FRAMES_A_TURN - 1):
-                if self._batch is not None:
-                    for _ in self._batch:
-                        if receiver.now > until or len(wake) > WAKES_A_TURN:
-                            return True
-                    self._batch = None
-                elif receiver.now > until or len(wake) > WAKES_A_TURN:
-                    break
-                frame = recv(zmq.DONTWAIT)
-                arrivals.unproved += len(frame)
-                self._batch = feed(frame, attachment)
+            return (self._batch is not None or readable(self._socket)) and self._read_on(began + SECONDS_A_TURN)
         except zmq.Again:
             return False
+
+    def _take_frame(self) -> None:
+        frame = self._socket.recv(zmq.DONTWAIT)
+        self.arrivals.unproved += len(frame)
+        self._batch = self._client.feed(frame, self._attachment)
+
+    def _read_on(self, until: float) -> bool:
+        """Take what is left of a batch, and further frames, until a time."""
+        receiver, wake, take_frame = self._client.receiver, self._client.out.wake, self._take_frame
+        for _ in range(FRAMES_A_TURN - 1):
+            if self._batch is not None:
+                for _ in self._batch:
+                    if receiver.now > until or len(wake) > WAKES_A_TURN:
+                        return True
+                self._batch = None
+            elif receiver.now > until or len(wake) > WAKES_A_TURN:
+                break
+            take_frame()
         return True
 
     def probe(self, now: float, since: float) -> None:

@@ -39,7 +39,8 @@ RETURNS_WITHIN = 3.0
 """Seconds for which a client whose connection was lost, or one of the last instance, may come back."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
-_DIRECT = b"\0" + bytes([wire.DIRECT])
+_DIRECT, _DIRECT_AT = b"\0" + bytes([wire.DIRECT]), slice(wire.SUB_KIND - 1, wire.SUB_KIND + 1)
+_NUL_AT, _INBOX_TOPIC, _LEAST_DIRECT = wire.SUB_KIND - 1, slice(wire.SUB_KIND), wire.SUB_KIND + 1 + wire.ORDER_SIZE
 
 
 class _Ended(NamedTuple):
@@ -157,11 +158,11 @@ class Exchange:
     def is_direct(self, frame: bytes) -> bool:
         """Return whether a frame is a direct message to a living process: `inbound` would return it unchanged."""
         return (
-            frame[wire.SUB_KIND - 1 : wire.SUB_KIND + 1] == _DIRECT
+            frame[_DIRECT_AT] == _DIRECT
             and frame[:1] == wire.INBOX_BYTE
-            and frame.find(b"\0") == wire.SUB_KIND - 1
-            and frame[: wire.SUB_KIND] in self.topics
-            and len(frame) > wire.SUB_KIND + wire.ORDER_SIZE
+            and frame.find(b"\0") == _NUL_AT
+            and frame[_INBOX_TOPIC] in self.topics
+            and len(frame) >= _LEAST_DIRECT
         )
 
     def enter(self, state: wire.State) -> list[bytes]:

@@ -129,7 +129,8 @@ class Pump:
         else:
             more = self._read_producers()
         self._is_behind_producers = more
-        self._has_caught_up |= not more
+        if not more:
+            self._has_caught_up = True
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         self.is_behind_subscribers = readable(self._xpub) and self._read_subscribers()

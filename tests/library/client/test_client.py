@@ -102,7 +102,7 @@ def add(client: Client, channel: str = "a", topic: wire.Topic = G, *, life: floa
 def wait(client: Client, channel: str = "a", *, normal: bool = False) -> Reader:
     """Let a reader wait for a message that is not there."""
     box, reader = client.mailboxes.open(channel, 9), Reader()
-    assert client.mailboxes.begin_read(box) is None
+    assert client.mailboxes.take(box) is None
     box.waiters.append(reader)
     if normal:
         client.read_normal(box)
@@ -358,7 +358,7 @@ def test_a_gap_that_stays_is_counted_after_a_moment(pair: Client, frame: Callabl
 
 def wait_behind(client: Client, payload: bytes) -> Reader:
     """Let a reader take a message, and wait for the next one."""
-    assert client.mailboxes.begin_read(client.mailboxes.boxes["a"]) == payload
+    assert client.mailboxes.take(client.mailboxes.boxes["a"]) == payload
     return wait(client)
 
 
@@ -1154,7 +1154,7 @@ def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client: Clie
     assert wire.READY.decode(ready).limit == 5
     feed(client, job())
     assert woken(client) == [reader]
-    assert client.mailboxes.begin_read(client.mailboxes.boxes["jobs"]) == b"x"
+    assert client.mailboxes.take(client.mailboxes.boxes["jobs"]) == b"x"
     client.read_normal(client.mailboxes.boxes["jobs"])
     assert client.counters.received == 1
 
@@ -1244,7 +1244,7 @@ def test_a_reader_may_be_handed_a_job_by_each_exchange(pair: Client) -> None:
         Delivery(pair.attachments[0].credit, SESSION, 3),
         Delivery(pair.attachments[1].credit, SESSION + 1, 4),
     ]
-    assert [pair.mailboxes.begin_read(box) for _ in range(3)] == [b"3", b"4", None]
+    assert [pair.mailboxes.take(box) for _ in range(3)] == [b"3", b"4", None]
     assert pair.counters.received == 2
 
 
@@ -1311,7 +1311,7 @@ def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair: C
     pair.out.take()
     lose(pair, 0)
     box = pair.mailboxes.boxes["jobs"]
-    assert pair.mailboxes.begin_read(box) == b"0"
+    assert pair.mailboxes.take(box) == b"0"
     for _ in range(5):
         wait(pair, "jobs", normal=True)
     assert {to for _, to in by_exchange(pair)} == {1}

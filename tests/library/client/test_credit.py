@@ -67,7 +67,11 @@ def job(
 
 
 def take(box: Mailbox[Reader], now: float = 0.0) -> Payload | None:
-    return box.take(now)[0]
+    while box.mail:
+        deadline, payload, _ = box.mail.popleft()
+        if deadline > now:
+            return payload
+    return None
 
 
 def handed(count: int, *, session: int = SESSION, channel: bytes = b"jobs") -> wire.Handed:

@@ -47,7 +47,7 @@ def wait(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader], count: int = 
     """Let readers wait for a message that is not there."""
     readers = [Reader() for _ in range(count)]
     for reader in readers:
-        assert boxes.begin_read(box) is None
+        assert boxes.take(box) is None
         box.waiters.append(reader)
     return readers
 
@@ -57,6 +57,11 @@ def payloads(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader]) -> list[b
     while (payload := boxes.take(box)) is not None:
         found.append(payload.payload if isinstance(payload, Shared) else payload)
     return found
+
+
+def deliver(boxes: Mailboxes[Reader], channel: str, mail: tuple[float, bytes, None], capacity: int) -> Reader | None:
+    """Deliver a message; the capacity is that of a mailbox that has to be made for it."""
+    return boxes.deliver(boxes.boxes.get(channel) or boxes.open(channel, capacity), mail)
 
 
 def deliver_group(
@@ -80,13 +85,13 @@ def look(boxes: Mailboxes[Reader], now: float) -> float:
 def test_messages_are_taken_in_the_order_of_their_arrival(boxes: Mailboxes[Reader]) -> None:
     """First in, first out."""
     for payload in (b"1", b"2", b"3"):
-        boxes.deliver("a", mail(payload), 9)
+        deliver(boxes, "a", mail(payload), 9)
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2", b"3"]
 
 
 def test_an_empty_payload_is_a_message(boxes: Mailboxes[Reader]) -> None:
     """An empty mailbox returns None."""
-    boxes.deliver("a", mail(b""), 9)
+    deliver(boxes, "a", mail(b""), 9)
     assert boxes.take(boxes.boxes["a"]) == b""
     assert boxes.take(boxes.boxes["a"]) is None
 
@@ -94,8 +99,8 @@ def test_an_empty_payload_is_a_message(boxes: Mailboxes[Reader]) -> None:
 def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes: Mailboxes[Reader]) -> None:
     """Only a reader that finds none has to wait."""
     box = boxes.open("a", 9)
-    boxes.deliver("a", mail(b"1"), 9)
-    assert [boxes.begin_read(box), boxes.begin_read(box)] == [b"1", None]
+    deliver(boxes, "a", mail(b"1"), 9)
+    assert [boxes.take(box), boxes.take(box)] == [b"1", None]
 
 
 def test_a_reader_that_finds_expired_messages_only_has_to_wait(
@@ -103,18 +108,18 @@ def test_a_reader_that_finds_expired_messages_only_has_to_wait(
 ) -> None:
     """What it dropped is counted."""
     for _ in range(2):
-        boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+        deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
     clock.now += 1
-    assert boxes.begin_read(boxes.boxes["a"]) is None
+    assert boxes.take(boxes.boxes["a"]) is None
     assert dropped == {"expired": 2}
 
 
 def test_expired_messages_are_not_read(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
     """A reader gets the first message that has not expired."""
-    boxes.deliver("a", mail(b"1", clock.now + 5), 9)
-    boxes.deliver("a", mail(b"2"), 9)
+    deliver(boxes, "a", mail(b"1", clock.now + 5), 9)
+    deliver(boxes, "a", mail(b"2"), 9)
     clock.now += 5
-    assert boxes.begin_read(boxes.boxes["a"]) == b"2"
+    assert boxes.take(boxes.boxes["a"]) == b"2"
     assert dropped == {"expired": 1}
 
 
@@ -122,7 +127,7 @@ def test_a_woken_and_cancelled_reader_loses_no_message(boxes: Mailboxes[Reader])
     """A message stays in its mailbox until a reader takes it."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
-    assert boxes.deliver("a", mail(b"1"), 9) is reader
+    assert deliver(boxes, "a", mail(b"1"), 9) is reader
     assert boxes.stop_waiting(box, reader) is None
     assert boxes.take(box) == b"1"
 
@@ -131,7 +136,7 @@ def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes: Mailboxes[Reader
     """The next reader is woken for the message that the first one was woken for."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     assert boxes.stop_waiting(box, first) is second
 
 
@@ -139,7 +144,7 @@ def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes: Mailboxes[Reader]) -
     """It has not taken another reader's turn."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     assert boxes.stop_waiting(box, second) is None
     assert boxes.stop_waiting(box, first) is None
 
@@ -148,7 +153,7 @@ def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader])
     """Without a message there is no turn to pass on."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     boxes.take(box)
     assert boxes.stop_waiting(box, first) is None
     assert box.waiters == [second]
@@ -157,14 +162,14 @@ def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader])
 def test_waiters_are_woken_in_their_order(boxes: Mailboxes[Reader]) -> None:
     """One for each message, and no further reader once all are woken."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
-    assert [boxes.deliver("a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
+    assert [deliver(boxes, "a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
 
 
 def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) -> None:
     """A reader that was cancelled, or whose loop has closed, does not take another's turn."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     first.usable = False
-    assert boxes.deliver("a", mail(b"1"), 9) is second
+    assert deliver(boxes, "a", mail(b"1"), 9) is second
 
 
 # Capacity
@@ -173,7 +178,7 @@ def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) ->
 def test_a_full_mailbox_refuses_the_newest(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
     """At most `capacity` messages wait, the oldest are kept, and refused ones are counted."""
     for payload in (b"1", b"2", b"3"):
-        boxes.deliver("a", mail(payload), 2)
+        deliver(boxes, "a", mail(payload), 2)
     assert dropped == {"mailbox_full": 1}
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2"]
 
@@ -182,21 +187,21 @@ def test_expired_messages_do_not_count_for_the_capacity(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
     """An expired message makes room, wherever it stands."""
-    boxes.begin_read(boxes.open("a", 2))
-    boxes.deliver("a", mail(b"1"), 2)
-    boxes.deliver("a", mail(b"2", clock.now + 5), 2)
+    boxes.take(boxes.open("a", 2))
+    deliver(boxes, "a", mail(b"1"), 2)
+    deliver(boxes, "a", mail(b"2", clock.now + 5), 2)
     assert boxes.is_full(boxes.boxes["a"])
     clock.now += 5
-    boxes.deliver("a", mail(b"3"), 2)
+    deliver(boxes, "a", mail(b"3"), 2)
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"3"]
     assert dropped == {"expired": 1}
 
 
 def test_a_changed_capacity_takes_effect_at_once(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
     """It is that of the last `open`."""
-    boxes.deliver("a", mail(b"1"), 1)
+    deliver(boxes, "a", mail(b"1"), 1)
     boxes.open("a", 2)
-    boxes.deliver("a", mail(b"2"), 1)
+    deliver(boxes, "a", mail(b"2"), 1)
     assert dropped == {}
     assert boxes.is_full(boxes.boxes["a"])
 
@@ -205,7 +210,7 @@ def test_a_mailbox_without_capacity_takes_nothing(
     boxes: Mailboxes[Reader], dropped: Counter[str], clock: Clock
 ) -> None:
     """It is forgotten like any other."""
-    boxes.deliver("a", mail(b"1"), 0)
+    deliver(boxes, "a", mail(b"1"), 0)
     assert dropped == {"mailbox_full": 1}
     look(boxes, clock.now + IDLE)
     assert boxes.boxes == {}
@@ -216,14 +221,14 @@ def test_a_refused_message_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
     box = boxes.open("a", 1)
     (reader,) = wait(boxes, box)
     box.append(mail(b"1"))
-    assert boxes.deliver("a", mail(b"2"), 1) is None
+    assert deliver(boxes, "a", mail(b"2"), 1) is None
     assert box.waiters == [reader]
 
 
 def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
     """Over all channels."""
     for channel in ("a", "a", "b"):
-        boxes.deliver(channel, mail(b"1"), 9)
+        deliver(boxes, channel, mail(b"1"), 9)
     assert boxes.waiting == 3
 
 
@@ -261,7 +266,7 @@ def test_a_full_member_does_not_keep_the_others_from_a_message(boxes: Mailboxes[
     for channel in ("a", "b", "c"):
         boxes.open(channel, 1)
     for channel in ("a", "c"):
-        boxes.deliver(channel, mail(b"1"), 1)
+        deliver(boxes, channel, mail(b"1"), 1)
     deliver_group(boxes, "abc", b"2")
     assert dropped == {"mailbox_full": 2}
     assert [payloads(boxes, boxes.boxes[channel]) for channel in "abc"] == [[b"1"], [b"2"], [b"1"]]
@@ -271,7 +276,7 @@ def test_a_member_full_of_expired_messages_gets_the_next_one(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
     """Expired messages do not count."""
-    boxes.begin_read(boxes.open("a", 1))
+    boxes.take(boxes.open("a", 1))
     for payload in (b"old", b"refused"):
         deliver_group(boxes, "a", payload, clock.now + 1)
     clock.now += 2
@@ -282,7 +287,7 @@ def test_a_member_full_of_expired_messages_gets_the_next_one(
 
 def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxes: Mailboxes[Reader]) -> None:
     """It exceeds the capacity if need be, wakes readers, and costs no normal channel a credit."""
-    boxes.deliver("a", mail(b"1"), 1)
+    deliver(boxes, "a", mail(b"1"), 1)
     normal = boxes.open("jobs", 9)
     normal.windows = 2
     (reader,) = wait(boxes, boxes.open("b", 9))
@@ -379,6 +384,7 @@ def test_a_mailbox_in_use_is_kept(boxes: Mailboxes[Reader], clock: Clock, reason
         case "normal":
             box.windows = 1
         case "recently read":
+            box.append(mail(b"1"))
             boxes.take(box)
     look(boxes, clock.now)
     assert boxes.boxes == {"a": box}
@@ -396,9 +402,9 @@ def test_unread_messages_are_dropped_when_they_expire(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
     """Without any reader; the others stay."""
-    boxes.deliver("a", mail(b"1", clock.now + 1), 9)
-    boxes.deliver("a", mail(b"2"), 9)
-    boxes.deliver("b", mail(b"3", clock.now + 2), 9)
+    deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
+    deliver(boxes, "a", mail(b"2"), 9)
+    deliver(boxes, "b", mail(b"3", clock.now + 2), 9)
     assert look(boxes, clock.now + 1) == clock.now + 2
     assert dropped == {"abandoned": 1}
     assert [box.mail[0][1] for box in boxes.boxes.values()] == [b"2", b"3"]
@@ -420,7 +426,7 @@ def test_a_large_mailbox_is_looked_at_less_often(boxes: Mailboxes[Reader], clock
     """Each look visits all its messages, and each of them expires at a time of its own."""
     count = 10_000
     for number in range(count):
-        boxes.deliver("a", mail(b"x", clock.now + number / count), count)
+        deliver(boxes, "a", mail(b"x", clock.now + number / count), count)
     looks = 0
     while boxes.waiting:
         clock.now = max(clock.now, boxes.look(clock.now, 1))
@@ -431,7 +437,7 @@ def test_a_large_mailbox_is_looked_at_less_often(boxes: Mailboxes[Reader], clock
 
 def test_expired_messages_are_counted_once(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
     """Also if their mailbox is forgotten at the same time."""
-    boxes.deliver("a", mail(b"1", clock.now + 1), 9)
+    deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
     clock.now += IDLE
     for _ in range(2):
         look(boxes, clock.now)
@@ -475,7 +481,7 @@ def test_many_messages_leave_a_small_heap(boxes: Mailboxes[Reader], clock: Clock
     """Each message that expires earlier brings the next look forward."""
     boxes.open("a", 9)
     for number in range(10_000):
-        boxes.deliver("a", mail(b"1", clock.now + 50 - number / 1000), 1)
+        deliver(boxes, "a", mail(b"1", clock.now + 50 - number / 1000), 1)
         boxes.take(boxes.boxes["a"])
     assert len(boxes._looks) < 200
 
@@ -500,9 +506,9 @@ def test_messages_that_a_slow_reader_did_not_take_have_expired(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
     """It has taken one, and is expected back."""
-    boxes.deliver("a", mail(b"1"), 9)
-    boxes.begin_read(boxes.boxes["a"])
-    boxes.deliver("a", mail(b"2", clock.now + 1), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
+    boxes.take(boxes.boxes["a"])
+    deliver(boxes, "a", mail(b"2", clock.now + 1), 9)
     look(boxes, clock.now + 1)
     assert dropped == {"expired": 1}
 
@@ -516,7 +522,7 @@ def test_only_some_channels_that_nobody_reads_keep_their_messages(
         if is_open:
             boxes.open(str(number), 9)
         for _ in range(2):
-            boxes.deliver(str(number), mail(b"1"), 9)
+            deliver(boxes, str(number), mail(b"1"), 9)
     assert list(boxes.boxes) == ["2", "3", "4"]
     assert dropped == {"abandoned": 4}
 
@@ -528,7 +534,7 @@ def test_channels_whose_readers_have_ended_are_bounded_too(
     for number in range(few + 2):
         box = boxes.open(str(number), 9)
         (reader,) = wait(boxes, box)
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
         boxes.stop_waiting(box, reader)
     assert len(boxes.boxes) == few
     assert dropped == {"abandoned": 2}
@@ -539,11 +545,11 @@ def test_a_reader_that_never_has_to_wait_is_a_reader(
 ) -> None:
     """It takes what is there: its messages are kept, and those that it does not take in time have expired."""
     for _ in range(2):
-        boxes.deliver("a", mail(b"1"), 9)
+        deliver(boxes, "a", mail(b"1"), 9)
     assert boxes.take(boxes.boxes["a"]) == b"1"
-    boxes.deliver("a", mail(b"2", clock.now + 1), 9)
+    deliver(boxes, "a", mail(b"2", clock.now + 1), 9)
     for number in range(few):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     look(boxes, clock.now + 1)
     assert dropped == {"expired": 1}
     assert boxes.take(boxes.boxes["a"]) == b"1"
@@ -554,14 +560,14 @@ def test_a_reader_that_does_not_come_back_has_ended(
 ) -> None:
     """After an idle time. A consumer whose handler raised was not waiting, so it could not give up."""
     for payload in (b"1", b"2"):
-        boxes.deliver("a", mail(payload), 9)
+        deliver(boxes, "a", mail(payload), 9)
     boxes.take(boxes.boxes["a"])
-    boxes.deliver("a", mail(b"3", clock.now + IDLE), 9)
+    deliver(boxes, "a", mail(b"3", clock.now + IDLE), 9)
     clock.now += IDLE
     look(boxes, clock.now)
     assert dropped == {"expired": 1}
     for number in range(few):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     assert dropped == {"expired": 1, "abandoned": 1}
     assert "a" not in boxes.boxes
 
@@ -590,13 +596,13 @@ def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(
     """Whatever arrives for others."""
     box = boxes.open("a", 9)
     if reason == "read":
-        boxes.deliver("a", mail(b"0"), 9)
-        boxes.begin_read(box)
+        deliver(boxes, "a", mail(b"0"), 9)
+        boxes.take(box)
     else:
         box.memberships = 1
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     for number in range(few + 2):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     assert payloads(boxes, box) == [b"1"]
     assert dropped == {"abandoned": 2}
 
@@ -605,12 +611,12 @@ def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes:
     """Its messages may still be read."""
     box = boxes.open("a", 9)
     box.memberships = 1
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     box.memberships = 0
     boxes.release(box)
     assert boxes.boxes == {"a": box}
     for number in range(few):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     assert "a" not in boxes.boxes
 
 
@@ -637,17 +643,17 @@ def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
     boxes: Mailboxes[Reader], few: int
 ) -> None:
     """A message is in flight to it."""
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     boxes.sent(boxes.boxes["a"], 1)
     for number in range(few):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     assert not boxes.boxes["a"].mail
 
 
 def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]) -> None:
     """By `MAX_UNCLAIMED` itself."""
     for number in range(2 * mailboxes.MAX_UNCLAIMED):
-        boxes.deliver(str(number), mail(b"1"), 9)
+        deliver(boxes, str(number), mail(b"1"), 9)
     assert len(boxes.boxes) == boxes.waiting == mailboxes.MAX_UNCLAIMED
 
 
@@ -656,7 +662,7 @@ def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]
 
 def test_clearing_keeps_only_who_waits(boxes: Mailboxes[Reader]) -> None:
     """Messages are dropped, also those in flight, and unused mailboxes forgotten."""
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     boxes.sent(boxes.open("b", 9), 1)
     wait(boxes, boxes.open("c", 9))
     boxes.clear()
@@ -668,8 +674,8 @@ def test_a_late_reader_leaves_a_new_mailbox_alone(boxes: Mailboxes[Reader]) -> N
     """It was woken before all was cleared, and gives up when its channel has a new mailbox."""
     former = boxes.open("a", 9)
     (reader,) = wait(boxes, former)
-    boxes.deliver("a", mail(b"1"), 9)
+    deliver(boxes, "a", mail(b"1"), 9)
     boxes.clear()
-    boxes.deliver("a", mail(b"2"), 9)
+    deliver(boxes, "a", mail(b"2"), 9)
     boxes.stop_waiting(former, reader)
     assert payloads(boxes, boxes.open("a", 9)) == [b"2"]

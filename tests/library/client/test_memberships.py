@@ -368,7 +368,9 @@ def test_reading_renews_a_membership(memberships: Memberships, mailboxes: Mailbo
     """The time counts from the last read."""
     added(memberships, life=10.0)
     clock.now += 9
-    mailboxes.take(mailboxes.boxes["a"])
+    box = mailboxes.boxes["a"]
+    box.append((inf, b"1", None))
+    mailboxes.take(box)
     assert memberships.end_due(clock.now + 9.9) == []
     assert memberships.end_due(clock.now + 10) == UNSUBSCRIBE
 

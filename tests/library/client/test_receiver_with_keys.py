@@ -53,7 +53,7 @@ def feed_direct(client: Client, number: int, payload: bytes, channel: str = "a",
 def read(client: Client, channel: str) -> list[bytes]:
     """Return the payloads that wait on a channel."""
     box, found = client.mailboxes.open(channel, 9), []
-    while (payload := client.mailboxes.begin_read(box)) is not None:
+    while (payload := client.mailboxes.take(box)) is not None:
         found.append(payload.payload if isinstance(payload, Shared) else payload)
     return found
 

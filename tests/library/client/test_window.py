@@ -25,7 +25,7 @@ from channels_zmq.client.window import (
 
 @pytest.fixture
 def window(clock: Clock) -> Window:
-    return Window(1000, 2**20, clock)
+    return Window(2 * BLOCK_FRAMES, 2**20, clock)
 
 
 def frames(taken: list[Unsettled]) -> list[bytes]:
@@ -241,7 +241,7 @@ def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window
 def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int) -> None:
     """The number bounds small ones, their sum the others."""
     window = Window(10**6, 10**9, clock)
-    count = next(number for number in range(1, 1000) if window.append(bytes(size)) == NOW)
+    count = next(number for number in range(1, BLOCK_FRAMES + 1) if window.append(bytes(size)) == NOW)
     assert count * size <= BLOCK_BYTES + size
     window.marked(1)
     assert window.size == count * size
