@@ -399,7 +399,7 @@ class Connection:
                 raise
 
     def _look_at_loop(self) -> None:
-        """Let the housekeeper look whether the loop still runs that has just begun to watch."""
+        """Let the housekeeper look whether the loop still runs that has just become the attached one."""
         self.call_soon(time.monotonic() + LOOK_EVERY)
 
     def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:

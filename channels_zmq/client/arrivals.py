@@ -15,9 +15,9 @@ from channels_zmq.client.requests import next_number
 
 PROBE_EVERY = 1.0
 """Seconds between two probes, or two repetitions of one."""
-SILENT_AFTER = 3.0
-"""Seconds without a frame after which no more is expected, beyond those that the largest one takes; somewhat longer
-than a link waits for an acknowledgement."""
+SILENT_AFTER = 2.75
+"""Seconds without a frame after which no more is expected, beyond those that the largest one takes. A link waits as
+long for an acknowledgement."""
 PROBE_BYTES = 64 * 1024
 """What may arrive without a probe: to replay so much is cheaper than that all processes probe all the time."""
 

@@ -23,8 +23,8 @@ BLOCK_SECONDS = 0.5
 answers took 5 % of a busy sender's time; with 512 a fifth of the slowest 1 % of round trips met a marker. One that is
 due by its time interrupts a busy process for 0.4 ms, so with 0.1 s one of a hundred round trips met one, and took twice
 as long."""
-LARGE = BLOCK_BYTES // BLOCK_FRAMES
-"""A block of frames that are not larger is bounded by their number."""
+LARGE = 1024
+"""A block of frames that are not larger is bounded by their number, 1 MiB: looking at the sizes would take longer."""
 KEEP_SECONDS = 0.5
 KEEP_FRAMES = 16_384
 KEEP_BYTES = 8 * 2**20
@@ -90,11 +90,11 @@ class Window:
         """How many frames that are not `LARGE` may be kept by `keep` before `append` has to be called again."""
         self._max_frames, self._max_bytes, self._clock = max_frames, max(max_bytes, LEAST_BYTES), clock
         self._bytes = min(self._max_bytes, AHEAD_BYTES)  # that it takes now
-        self._block_frames = min(BLOCK_FRAMES, max_frames)
-        self._begin_block()
+        self._block_frames = min(BLOCK_FRAMES, max(1, max_frames // 2))  # one is answered while the next one is sent
         self._marked: deque[_Block] = deque()
         self._markers: set[int] = set()  # that were not answered
         self._marked_frames = 0
+        self._begin_block()
         self._kept: deque[_Block] = deque()
         self._kept_frames = self._kept_size = 0
         self._answered_at = -inf
@@ -130,6 +130,8 @@ class Window:
 
     def _begin_block(self) -> None:
         self._open, self.room = _Block(), 0
+        left = self._max_frames - self._marked_frames
+        self._frames = min(self._block_frames, left) if left > 0 else self._block_frames  # of this block
         self.keep = self._open.frames.append
         """Keeps a frame that was sent, without any check: see `room`. `marked` adds up the sizes."""
 
@@ -152,12 +154,12 @@ class Window:
             block.since = self._clock()
         block.size += size
         self.size += size
-        self.room = max(0, self._block_frames - 1 - count)
+        self.room = max(0, self._frames - 1 - count)
         return self.marker_due if count == 1 or self._is_block_full else 0.0
 
     @property
     def _is_block_full(self) -> bool:
-        return len(self._open) >= self._block_frames or self._open.size >= BLOCK_BYTES
+        return len(self._open) >= self._frames or self._open.size >= BLOCK_BYTES
 
     @property
     def marker_due(self) -> float:
@@ -170,7 +172,6 @@ class Window:
     def marked(self, number: int) -> None:
         """Note that a marker with this number was sent behind all frames."""
         block = self._open
-        self._begin_block()
         small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
         block.size += small
@@ -179,6 +180,7 @@ class Window:
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
+        self._begin_block()
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
@@ -225,8 +227,8 @@ class Window:
 
     def clear(self) -> None:
         """Forget all frames."""
-        self._begin_block()
         self._marked.clear()
         self._markers.clear()
         self._kept.clear()
         self.size = self._marked_frames = self._kept_frames = self._kept_size = 0
+        self._begin_block()

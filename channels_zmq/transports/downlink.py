@@ -56,7 +56,8 @@ class Downlink:
         self._make, self._watcher, self._out, self._call_soon = make, watcher, out, call_soon
         self._reading = self.current
         self.read = self._reading.read
-        """Feeds the client for one turn; returns whether more input may be there."""
+        """Feeds the client for one turn; returns whether more input may be there. It is another function while a former
+        subscriber is read, since a method that chooses would be a call for each turn."""
         self._read_out: Subscriber | None = None
         self._change_by = 0.0
 

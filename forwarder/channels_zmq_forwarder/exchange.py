@@ -39,8 +39,12 @@ RETURNS_WITHIN = 3.0
 """Seconds for which a client whose connection was lost, or one of the last instance, may come back."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
-_DIRECT, _DIRECT_AT = b"\0" + bytes([wire.DIRECT]), slice(wire.SUB_KIND - 1, wire.SUB_KIND + 1)
-_NUL_AT, _INBOX_TOPIC, _LEAST_DIRECT = wire.SUB_KIND - 1, slice(wire.SUB_KIND), wire.SUB_KIND + 1 + wire.ORDER_SIZE
+# Of a direct message, for `is_direct`, which is called for each frame:
+_INBOX_TOPIC = slice(wire.SUB_KIND)
+_NUL_AT = wire.SUB_KIND - 1
+_DIRECT_AT = slice(_NUL_AT, wire.SUB_KIND + 1)
+_DIRECT = b"\0" + bytes([wire.DIRECT])
+_LEAST_DIRECT = wire.SUB_KIND + 1 + wire.ORDER_SIZE
 
 
 class _Ended(NamedTuple):

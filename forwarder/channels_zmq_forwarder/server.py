@@ -132,7 +132,6 @@ class Server:
         self._subscribers, self._producers = Senders(self._pub_ports), Senders(self._pull_ports)
         self.pull_addresses: list[str] = []
         self._end = end or asyncio.Event()
-        self._drains = False
         self._watched: list[tuple[int, Callable[[], None]]] = []
         self._turn_is_due = False
         self._with_events: set[Connections] = set()
@@ -182,7 +181,6 @@ class Server:
                 len(self.exchange.clients),
                 self.exchange.queues.depth(),
             )
-            self._drains = True
             self._publish(self.exchange.drain(time.monotonic() + self.settings.drain_at_most))
             self._input()
             self._notice_end()
@@ -256,7 +254,7 @@ class Server:
         finally:
             if self._turn_is_due:
                 asyncio.get_running_loop().call_soon(self._turn)
-            if self._drains:
+            if self.exchange.state is wire.State.DRAINING:
                 self._notice_end()
 
     @asynccontextmanager

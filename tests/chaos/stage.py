@@ -74,7 +74,7 @@ class Options:
 
     @property
     def quiet(self) -> float:
-        """Seconds without a message after which the rest counts as lost. A client gives a silent forwarder 3 s."""
+        """Seconds without a message after which the rest counts as lost. A client gives a silent forwarder 2.75 s."""
         return 4.0 if self.short else 6.0
 
 

@@ -1,5 +1,6 @@
 """What was sent and has not been acknowledged."""
 
+import itertools
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -48,11 +49,28 @@ def test_a_full_block_asks_for_a_marker_at_once(window: Window, frame: bytes, co
     assert NOW not in due[:-1]
 
 
-def test_a_window_smaller_than_a_block_asks_for_a_marker_when_it_is_full(clock: Clock) -> None:
-    """Or no acknowledgement would ever make room again."""
-    window = Window(3, 2**20, clock)
-    assert [window.append(b"x") == NOW for _ in range(3)] == [False, False, True]
+@pytest.mark.parametrize(
+    ("most", "blocks"),
+    [(1, [1]), (3, [1, 1, 1]), (1000, [500, 500]), (2 * BLOCK_FRAMES + 76, [BLOCK_FRAMES, BLOCK_FRAMES, 76])],
+)
+def test_a_window_has_two_blocks_or_more_and_is_never_overrun(clock: Clock, most: int, blocks: list[int]) -> None:
+    """While one is answered the next one is sent; the last one is as long as there is room."""
+    window = Window(most, 2**20, clock)
+    sent = []
+    while not window.is_full:
+        sent.append(next(number for number in itertools.count(1) if window.append(b"x") == NOW))
+        window.marked(len(sent))
+    assert (sent, len(window)) == (blocks, most)
+
+
+def test_a_full_window_asks_for_no_marker_for_each_frame(clock: Clock) -> None:
+    """What has to be sent nevertheless is marked by blocks, as ever."""
+    window = Window(2 * BLOCK_FRAMES, 2**20, clock)
+    for number in range(2 * BLOCK_FRAMES):
+        if window.count(1) == NOW:
+            window.marked(number)
     assert window.is_full
+    assert NOW not in [window.count(1) for _ in range(BLOCK_FRAMES - 1)]
 
 
 def room(window: Window, clock: Clock, rate: float) -> int:
@@ -185,13 +203,13 @@ def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Wind
 @pytest.mark.parametrize(("size", "count"), [(1, BLOCK_FRAMES), (BLOCK_BYTES // 2, 2), (BLOCK_BYTES, 1)])
 def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, count: int) -> None:
     """In frames, or in bytes; so is the window."""
-    window = Window(BLOCK_FRAMES, LEAST_BYTES, clock)
+    window = Window(2 * BLOCK_FRAMES, LEAST_BYTES, clock)
     due = [window.count(size) for _ in range(count)]
     assert due[-1] == NOW
     assert NOW not in due[:-1]
     while not window.is_full:
         window.count(size)
-    assert len(window) == BLOCK_FRAMES or window.size >= LEAST_BYTES
+    assert len(window) == 2 * BLOCK_FRAMES or window.size >= LEAST_BYTES
 
 
 def test_an_acknowledged_frame_that_is_larger_than_the_bound_is_kept(clock: Clock) -> None:
@@ -237,12 +255,12 @@ def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window
     assert window.awaited == LARGE + 2
 
 
-@pytest.mark.parametrize("size", [LARGE, LARGE + 1])
-def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int) -> None:
+@pytest.mark.parametrize(("size", "most"), [(LARGE, BLOCK_FRAMES * LARGE), (LARGE + 1, BLOCK_BYTES + LARGE)])
+def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int, most: int) -> None:
     """The number bounds small ones, their sum the others."""
     window = Window(10**6, 10**9, clock)
     count = next(number for number in range(1, BLOCK_FRAMES + 1) if window.append(bytes(size)) == NOW)
-    assert count * size <= BLOCK_BYTES + size
+    assert count * size <= most <= LEAST_BYTES
     window.marked(1)
     assert window.size == count * size
 
