@@ -132,6 +132,7 @@ class Client:
     def detach(self, attachment: Attachment) -> None:
         """Remove an exchange."""
         self.lose(attachment)
+        self.unsure(attachment)
         attachment.credit.detach()
         self.attachments.remove(attachment)
 
@@ -145,10 +146,9 @@ class Client:
         return self._session
 
     def lose(self, attachment: Attachment) -> None:
-        """Wait no longer for an exchange that cannot be reached."""
+        """Wait no longer for an exchange that cannot be reached; `unsure` follows once all that has arrived is read."""
         attachment.is_reachable = False
         attachment.credit.end_session()
-        self.unsure(attachment)
         for number, request in self.requests.lost(attachment):
             self._complete(number, request)
 

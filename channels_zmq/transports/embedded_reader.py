@@ -183,6 +183,7 @@ class EmbeddedReader:
 
     def _went_down(self) -> None:
         self._client.lose(self.attachment)
+        self._client.unsure(self.attachment)
         if self._is_up:
             self._is_up = False
             self._client.counters.report(logging.WARNING, "the producer at %s is unreachable", self.address)

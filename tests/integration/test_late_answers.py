@@ -1,6 +1,7 @@
 """An answer that is there counts, however long the event loop was busy when its time was up."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -66,5 +67,25 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
         await join
         await layer.group_send("chat", {"n": 1})
         assert await layer.receive(channel) == {"n": 1}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
+    run: Run, forwarder: Forwarder, layer: Any, number: int
+) -> None:
+    """The connection is known to be lost before the loop has read the answer."""
+
+    async def scenario() -> None:
+        await layer.new_channel()
+        while not layer.stats()["connected"]:
+            await asyncio.sleep(0.005)
+        send = asyncio.create_task(layer.send("jobs", {"n": 1}))
+        await asyncio.sleep(0)
+        wait_until(lambda: forwarder.status()["waiting"] == 1)
+        forwarder.end(number)
+        wait_until(lambda: not layer.stats()["connected"])
+        await send
 
     run(scenario())

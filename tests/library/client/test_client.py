@@ -55,6 +55,7 @@ def feed(client: Client, frame: bytes, exchange: int = 0) -> None:
 
 def lose(client: Client, exchange: int = 0) -> None:
     client.lose(client.attachments[exchange])
+    client.unsure(client.attachments[exchange])
 
 
 def begin(client: Client, number: int, request: Request[Reader]) -> Request[Reader]:
@@ -1121,17 +1122,22 @@ def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_sessi
 
 
 @pytest.mark.parametrize("repeats, answer", [(False, LOST), (True, None)])
-@pytest.mark.parametrize("how", ["lost", "unsure"])
+@pytest.mark.parametrize("how", ["unsure", "detached"])
 def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(
     pair: Client, how: str, repeats: bool, answer: int | None
 ) -> None:
-    """The outcome is unknown, and its caller learns that at once; another exchange settles nothing."""
+    """The outcome is unknown, and its caller learns that at once; another exchange settles nothing.
+
+    One that is only lost may have answered: that is read first.
+    """
     request = begin(pair, 5, Request(b"Qone", repeats=repeats, waiter=Reader()))
-    pair.requests.sent_by(5, pair.attachments[1])
-    tell = pair.lose if how == "lost" else pair.unsure
-    tell(pair.attachments[0])
+    tell = pair.unsure if how == "unsure" else pair.detach
+    other, asked = pair.attachments
+    pair.requests.sent_by(5, asked)
+    tell(other)
+    pair.lose(asked)
     assert (request.answer, woken(pair)) == (None, [])
-    tell(pair.attachments[1])
+    tell(asked)
     assert request.answer == answer
     assert woken(pair) == ([request.waiter] if answer is not None else [])
 

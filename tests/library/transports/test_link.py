@@ -809,6 +809,54 @@ def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> Non
     assert (rig.link.state, request.answer, rig.taken) == (State.VERIFYING, LOST, [])
 
 
+def asked(rig: Rig) -> Request[Reader]:
+    """Send a request that is not repeated."""
+    request = Request(b"Q", repeats=False, waiter=Reader())
+    rig.client.begin_request(5, request)
+    assert rig.link.send_request(b"Q", 5)
+    return request
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_an_answer_that_has_arrived_before_the_connection_is_lost_counts(rig: Rig, drains: bool) -> None:
+    """A busy loop has not read it yet: it stays in the socket behind much else."""
+    rig.come_up()
+    request = asked(rig)
+    if drains:
+        rig.welcome(wire.State.DRAINING)
+    answer = wire.CONFIRM.encode(wire.Confirm(rig.client.inbox, 5, wire.Status.OK, ONE))
+    rig.exchange.subscriber.arriving = [group_frame(1), answer]
+    rig.exchange.disconnected()
+    assert rig.client.out.has_input
+    rig.tick()
+    assert (request.answer, rig.link.state) == (None, State.DOWN)
+    while rig.link.downlink.read():
+        pass
+    rig.tick()
+    assert request.answer == wire.Status.OK
+
+
+@pytest.mark.parametrize("end", ["read", "connected again", "time is over"])
+def test_a_request_without_an_answer_fails_when_all_is_read(rig: Rig, end: str) -> None:
+    """Or a new session begins, or reading takes too long; at once if nothing is there to be read."""
+    rig.come_up()
+    request = asked(rig)
+    rig.exchange.subscriber.arriving = [group_frame(1)]
+    rig.exchange.disconnected()
+    rig.calls.clear()
+    rig.tick()
+    assert (request.answer, min(rig.calls)) == (None, rig.clock.now + FULL_RETRY)
+    match end:
+        case "read":
+            rig.link.downlink.read()
+            rig.tick()
+        case "connected again":
+            rig.exchange.connected()
+        case _:
+            rig.tick(READS_FORMER_FOR)
+    assert request.answer == LOST
+
+
 def test_the_window_of_a_link_that_no_topic_is_sent_by_is_emptied_too(rig: Rig) -> None:
     """Its owner takes nothing from it: answers to other processes went by it. They would never be acknowledged."""
     rig.come_up()
