@@ -5,8 +5,9 @@ Messages are kept in blocks, which their owner ends: for each message nothing is
 """
 
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
 
@@ -14,16 +15,38 @@ SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
 BLOCK_BYTES = 64 * 1024
 """Bytes of input after which the pump ends a block."""
-OVERHEAD = 64
+OVERHEAD = array("I").itemsize
 """Bytes of memory that a message takes beside its own."""
 
 
 class Block(NamedTuple):
-    """Messages that were relayed one after the other, until a time, and the bytes of memory that they take."""
+    """Messages that were relayed one after the other, until a time.
+
+    They are copied together. Else each new frame would be written to memory that is in no cache, for as long as former
+    ones are kept: relaying frames would take a twentieth more CPU time.
+
+    Attributes:
+        until: Monotonic seconds.
+        data: The frames.
+        lengths: Their lengths.
+    """
 
     until: float
-    frames: list[bytes]
-    size: int
+    data: bytes
+    lengths: "array[int]"
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes."""
+        return len(self.data) + OVERHEAD * len(self.lengths)
+
+    @property
+    def frames(self) -> Iterator[bytes]:
+        """The messages, in the order in which they were relayed."""
+        at = 0
+        for length in self.lengths:
+            yield self.data[at : at + length]
+            at += length
 
 
 class History:
@@ -55,9 +78,9 @@ class History:
         """
         frames = self._open
         if frames:
-            size = sum(map(len, frames)) + OVERHEAD * len(frames)
-            self._blocks.append(Block(self._clock(), frames, size))
-            self.size += size
+            block = Block(self._clock(), b"".join(frames), array("I", map(len, frames)))
+            self._blocks.append(block)
+            self.size += block.size
             while self.size > self.max_bytes:
                 self._drop_first()
         self._begin()

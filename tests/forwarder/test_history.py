@@ -48,8 +48,8 @@ def test_a_block_says_until_when_its_messages_were_relayed(clock: Clock) -> None
     clock.now += 1
     relay(history, b"4")
     first, second = history.since(0.0)
-    assert (first.until, first.frames) == (ended, [b"1", b"2", b"3"])
-    assert (second.until, second.frames) == (clock.now, [b"4"])
+    assert (first.until, list(first.frames)) == (ended, [b"1", b"2", b"3"])
+    assert (second.until, list(second.frames)) == (clock.now, [b"4"])
 
 
 def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
