@@ -91,10 +91,10 @@ class Window:
         self._max_frames, self._max_bytes, self._clock = max_frames, max(max_bytes, LEAST_BYTES), clock
         self._bytes = min(self._max_bytes, AHEAD_BYTES)  # that it takes now
         self._block_frames = min(BLOCK_FRAMES, max(1, max_frames // 2))  # one is answered while the next one is sent
+        self._begin_block()
         self._marked: deque[_Block] = deque()
         self._markers: set[int] = set()  # that were not answered
         self._marked_frames = 0
-        self._begin_block()
         self._kept: deque[_Block] = deque()
         self._kept_frames = self._kept_size = 0
         self._answered_at = -inf
@@ -130,8 +130,6 @@ class Window:
 
     def _begin_block(self) -> None:
         self._open, self.room = _Block(), 0
-        left = self._max_frames - self._marked_frames
-        self._frames = min(self._block_frames, left) if left > 0 else self._block_frames  # of this block
         self.keep = self._open.frames.append
         """Keeps a frame that was sent, without any check: see `room`. `marked` adds up the sizes."""
 
@@ -154,12 +152,13 @@ class Window:
             block.since = self._clock()
         block.size += size
         self.size += size
-        self.room = max(0, self._frames - 1 - count)
+        self.room = max(0, min(self._block_frames - count, self._max_frames - len(self)) - 1)
         return self.marker_due if count == 1 or self._is_block_full else 0.0
 
     @property
     def _is_block_full(self) -> bool:
-        return len(self._open) >= self._frames or self._open.size >= BLOCK_BYTES
+        count, size = len(self._open), self._open.size
+        return count >= self._block_frames or len(self) == self._max_frames or size >= BLOCK_BYTES
 
     @property
     def marker_due(self) -> float:
@@ -172,6 +171,7 @@ class Window:
     def marked(self, number: int) -> None:
         """Note that a marker with this number was sent behind all frames."""
         block = self._open
+        self._begin_block()
         small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
         block.size += small
@@ -180,7 +180,6 @@ class Window:
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
-        self._begin_block()
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
@@ -227,8 +226,8 @@ class Window:
 
     def clear(self) -> None:
         """Forget all frames."""
+        self._begin_block()
         self._marked.clear()
         self._markers.clear()
         self._kept.clear()
         self.size = self._marked_frames = self._kept_frames = self._kept_size = 0
-        self._begin_block()

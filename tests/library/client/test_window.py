@@ -56,11 +56,18 @@ def test_a_full_block_asks_for_a_marker_at_once(window: Window, frame: bytes, co
 def test_a_window_has_two_blocks_or_more_and_is_never_overrun(clock: Clock, most: int, blocks: list[int]) -> None:
     """While one is answered the next one is sent; the last one is as long as there is room."""
     window = Window(most, 2**20, clock)
-    sent = []
+    sent, numbers = [], itertools.count(1)
     while not window.is_full:
         sent.append(next(number for number in itertools.count(1) if window.append(b"x") == NOW))
-        window.marked(len(sent))
+        window.marked(next(numbers))
     assert (sent, len(window)) == (blocks, most)
+    for number in range(1, 10):
+        window.acknowledge(number)
+        while not window.is_full:
+            window.append(b"x")
+            if window.marker_due == NOW:
+                window.marked(next(numbers))
+        assert len(window) == most
 
 
 def test_a_full_window_asks_for_no_marker_for_each_frame(clock: Clock) -> None:
