@@ -102,8 +102,8 @@ class Downlink:
     # Receiving
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read."""
-        return self._reading.has_input()
+        """Return whether a frame can be read, or may be there to be read behind a former connection that is gone."""
+        return self._reading.has_input() or (self._reads_former and not self._reading.is_connected)
 
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether something may still arrive that was published before a time, which a probe finds out."""

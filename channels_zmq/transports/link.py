@@ -446,7 +446,7 @@ class Link:
     def _await_answers(self) -> None:
         """Let the requests fail to which no answer has arrived, once everything that has is read."""
         now = time.monotonic()
-        self._answered_by = now + READS_FORMER_FOR
+        self._answered_by = min(self._answered_by, now + READS_FORMER_FOR)
         self._fail_requests(now)
 
     def _fail_requests(self, now: float = inf) -> None:

@@ -18,7 +18,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import TcpSockets
 from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
 from channels_zmq_forwarder.history import BLOCK_BYTES, OVERHEAD
-from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOK_AT_CLOCK, SECONDS_A_TURN, Pump
+from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOKS, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
 
@@ -222,13 +222,13 @@ def test_a_turn_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) 
 
 
 def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """The clock is read once in `LOOK_AT_CLOCK` frames, because reading it for each would cost too much."""
-    ticks = count(step=SECONDS_A_TURN)
+    """The clock is read once in many frames, because reading it for each would cost too much."""
+    ticks = count(step=SECONDS_A_TURN / 4)
     rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
-    for _ in range(2 * LOOK_AT_CLOCK):
+    for _ in range(2 * sum(LOOKS[:3])):
         rig.push.send(frame(b""))
     assert rig.pump.turn()
-    assert rig.pump.traffic.frames_out == LOOK_AT_CLOCK
+    assert rig.pump.traffic.frames_out == sum(LOOKS[:3]) == 64
     rig.pump.close()
 
 
