@@ -171,7 +171,6 @@ class Window:
     def marked(self, number: int) -> None:
         """Note that a marker with this number was sent behind all frames."""
         block = self._open
-        self._begin_block()
         small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
         block.size += small
@@ -180,6 +179,7 @@ class Window:
         self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
+        self._begin_block()  # last: `kept` may be read by another thread, and counts a block rather twice than not
 
     def acknowledge(self, number: int) -> bool:
         """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""

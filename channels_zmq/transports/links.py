@@ -352,7 +352,7 @@ class Links:
     # Receiving
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read."""
+        """Return whether a frame can be read, or may be there to be read."""
         return any(link.has_input() for link in self._links.values())
 
     def is_behind(self, now: float, since: float) -> bool:

@@ -15,7 +15,7 @@ SECONDS = 5.0
 """For how long messages are kept. A cut network is noticed within 3.6 s."""
 BLOCK_BYTES = 64 * 1024
 """Bytes of input after which the pump ends a block."""
-OVERHEAD = array("I").itemsize
+OVERHEAD = array("Q").itemsize
 """Bytes of memory that a message takes beside its own."""
 
 
@@ -77,13 +77,13 @@ class History:
         To be called ten times a second, for their age to be known, and after `BLOCK_BYTES`, for their size to be.
         """
         frames = self._open
+        self._begin()
         if frames:
-            block = Block(self._clock(), b"".join(frames), array("I", map(len, frames)))
+            block = Block(self._clock(), b"".join(frames), array("Q", map(len, frames)))
             self._blocks.append(block)
             self.size += block.size
             while self.size > self.max_bytes:
                 self._drop_first()
-        self._begin()
 
     def _drop_first(self) -> None:
         self.size -= self._blocks.popleft().size

@@ -197,7 +197,7 @@ class Pump:
         recv, upstream, clock = self.subscribers.recv, self.exchange.upstream, self._clock
         until = clock() + SECONDS_A_TURN / 2
         for count in range(FRAMES_A_TURN):
-            if count == 1 and not readable(self._xpub):  # as below
+            if count == 1 and not readable(self._xpub):  # see `LOOKS`
                 return False
             try:
                 frame = recv(zmq.DONTWAIT)
