@@ -326,6 +326,8 @@ class Server:
 
     def _end_floods_of_producers(self, now: float) -> None:
         is_behind = self.pump.was_behind_producers()
+        if is_behind and now <= self._trim_until:
+            self._trim_until = now + 2 * TRIM_EVERY  # what was taken in is not gone yet
         ended = self._producers.look(now, is_harmful=is_behind and self.memory.is_filling, is_behind=is_behind)
         if ended:
             logger.warning("ended %d connections of producers: they sent faster than the forwarder reads", ended)
