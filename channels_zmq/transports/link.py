@@ -450,15 +450,17 @@ class Link:
         self._fail_requests(now)
 
     def _fail_requests(self, now: float = inf) -> None:
+        if self._answered_by == inf:
+            return
         if now < self._answered_by and self.downlink.has_input():
             self._client.out.input_found()
+            self._call_soon(now + FULL_RETRY)
         else:
             self._answered_by = inf
             self._client.unsure(self.attachment)
 
     def _before_hello(self) -> Iterable[bytes]:
-        if self._answered_by < inf:
-            self._fail_requests()
+        self._fail_requests()
         return self._client.before_hello(self.attachment)
 
     def _report_end(self, state: State) -> None:
@@ -573,8 +575,7 @@ class Link:
             return
         if not self._enter(Event.ECHOED):
             return
-        if self._answered_by < inf:
-            self._fail_requests()
+        self._fail_requests()
         self._echo = None
         self.refusal = ""
         self.instance = confirm.instance
@@ -590,9 +591,7 @@ class Link:
     def tick(self, now: float) -> float:
         """Do what is due: sockets, keys, hellos, echoes, markers and the outbox; return when to be called again."""
         self._subscriber.tick(now)
-        if self._answered_by < inf:
-            self._fail_requests(now)
-            self._call_soon(now + FULL_RETRY)
+        self._fail_requests(now)
         if not self.is_connected:
             self._keep_connecting(now)
         if self.state is not State.DRAINING and self._keys.have_changed():
