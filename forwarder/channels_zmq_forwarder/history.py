@@ -79,7 +79,7 @@ class History:
         frames = self._open
         self._begin()
         if frames:
-            block = Block(self._clock(), b"".join(frames), array("Q", map(len, frames)))
+            block = Block(self._clock(), b"".join(frames), array("Q", [*map(len, frames)]))
             self._blocks.append(block)
             self.size += block.size
             while self.size > self.max_bytes:

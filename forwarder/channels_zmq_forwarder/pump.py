@@ -39,9 +39,10 @@ SECONDS_A_TURN = 0.005
 """Half of it for each direction, so that neither starves the other. One frame may take longer."""
 LOOK_PAUSE = 20
 """How many times as long as a look at the subscribers the pause before the next one is: of thousands it takes 10 ms."""
-LOOKS = (1, 31, *[32] * (FRAMES_A_TURN // 32 - 1))
-"""Frames of producers between two looks at the clock; a look takes 50 ns, relaying a small frame 1 us. The first one is
-followed by a look at the socket, too: mostly there is no other one, and asking takes half the time of `zmq.Again`."""
+LOOKS = (range(1, 2), *(range(max(2, at), at + 32) for at in range(1, FRAMES_A_TURN, 32)))
+"""The numbers of producers' frames in a turn, up to each look at the clock. A look takes 50 ns, relaying a small frame
+1 us. The first frame is followed by a look at the socket, too: mostly there is no other one, and asking takes half the
+time of `zmq.Again`."""
 
 
 @dataclass(slots=True)
@@ -217,19 +218,18 @@ class Pump:
     def _read_producers(self) -> bool:
         recv = self._recv_admitted if self._has_revoked else self._pull.recv
         send, exchange = self._send, self.exchange
-        flag, relayed, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
+        flag, taken, relayed_size, others, others_size = zmq.DONTWAIT, 0, 0, 0, 0
         clock = self._clock
         until = clock() + SECONDS_A_TURN / 2
-        unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP_BYTE
+        unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP
         record = exchange.history.record
         try:
-            for count in LOOKS:
-                for _ in range(count):
+            for numbers in LOOKS:
+                for taken in numbers:  # noqa: B007 - used below; a count in the loop would take its time for every frame
                     frame = recv(flag)
-                    if unchanged and (frame[:1] == group or is_direct(frame)):
+                    if unchanged and frame and (frame[0] == group or is_direct(frame)):
                         send(frame, flag)
                         record(frame)
-                        relayed += 1
                         relayed_size += len(frame)
                         if relayed_size > BYTES_A_TURN:
                             return True
@@ -240,16 +240,17 @@ class Pump:
                         if others_size > BYTES_A_TURN or exchange.is_unfinished or clock() > until:
                             return True
                         unchanged = exchange.relays_unchanged
-                if count == 1 and not readable(self._pull):
+                if taken == 1 and not readable(self._pull):
                     return False
                 if clock() > until:
                     return True
             return True
         except zmq.Again:
+            taken -= 1
             return False
         finally:
-            traffic = self.traffic
-            traffic.frames_in += relayed + others
+            traffic, relayed = self.traffic, taken - others
+            traffic.frames_in += taken
             traffic.bytes_in += relayed_size + others_size
             traffic.frames_out += relayed
             traffic.bytes_out += relayed_size
