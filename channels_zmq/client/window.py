@@ -170,13 +170,15 @@ class Window:
 
     def marked(self, number: int) -> None:
         """Note that a marker with this number was sent behind all frames."""
+        self._markers.add(number)
         block = self._open
+        if not len(block):  # it asks for the answer to those before once more
+            return
         small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
         block.size += small
         self.size += small
         block.marker, block.until, block.ahead = number, self._clock(), self.size
-        self._markers.add(number)
         self._marked.append(block)
         self._marked_frames += len(block)
         self._begin_block()  # last: `kept` may be read by another thread, and counts a block rather twice than not
@@ -187,9 +189,9 @@ class Window:
             return False
         marked = self._marked
         now = self._answered_at = self._clock()
+        self._markers = {later for later in self._markers if later > number}
         while marked and marked[0].marker <= number:
             block = marked.popleft()
-            self._markers.discard(block.marker)
             block.acknowledged_at = now
             self._marked_frames -= len(block)
             self.size -= block.size

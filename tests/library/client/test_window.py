@@ -154,6 +154,23 @@ def test_an_answer_is_awaited_since_the_last_one_or_since_the_first_frame_behind
     assert window.unanswered_since == 4.0
 
 
+def test_a_marker_behind_no_frame_asks_once_more(window: Window, clock: Clock) -> None:
+    """Its answer covers the frames before it, and those behind it are watched like others."""
+    clock.now = 1.0
+    window.append(b"1")
+    for number in (1, 2, 3):
+        window.marked(number)
+    assert window.acknowledge(2)
+    assert (len(window), window.oldest) == (0, inf)
+    assert not window.acknowledge(1), "it was covered"
+    clock.now = 2.0
+    window.append(b"2")
+    assert (window.oldest, window.unanswered_since) == (2.0, 2.0)
+    clock.now = 3.0
+    assert window.acknowledge(3)
+    assert (len(window), window.unanswered_since) == (1, 3.0)
+
+
 @pytest.mark.parametrize("forget", [Window.take, Window.clear])
 def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(
     window: Window, forget: Callable[..., Any]
