@@ -280,10 +280,12 @@ class Server:
             now = time.monotonic()
             self.admin.beat(now - before - BEAT)
             try:
-                self._end_bad_subscribers(now)
+                is_behind = self.pump.was_behind_producers()
+                self._end_floods_of_producers(now, is_behind=is_behind)
+                has_ended = self._end_bad_subscribers(now)
+                self._trim(now, has_ended=has_ended, is_behind=is_behind or self.pump.is_behind_subscribers)
                 self._log_newcomers(now)
                 self._watch_memory()
-                self._end_floods_of_producers(now)
                 if now - refreshed >= REFRESH_KEYS_EVERY:
                     refreshed = now
                     self._refresh_keys()
@@ -311,26 +313,28 @@ class Server:
             self._logged_shortage_at, self._logged_newcomers = now, self._newcomers.ended
             logger.warning("descriptors are short: ended %d new connections", ended)
 
-    def _end_bad_subscribers(self, now: float) -> None:
+    def _end_bad_subscribers(self, now: float) -> bool:
         ended = self.pump.end_bad_subscribers(now)
         for peer, reason in ended:
             logger.warning("ended the connection of the subscriber at %s: %s", peer, reason)
-        floods = self._subscribers.ended + self._producers.ended
-        topics = self.pump.subscribers.ended_topics
-        if ended or floods > self._floods or topics >= self._trimmed_topics + TRIM_AFTER:
-            self._trim_until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
-            self._floods = floods
-        if self._trim_at <= now <= self._trim_until:
-            self._trim_at, self._trimmed_topics = now + TRIM_EVERY, topics
-            trim_heap()
+        return bool(ended)
 
-    def _end_floods_of_producers(self, now: float) -> None:
-        is_behind = self.pump.was_behind_producers()
-        if is_behind and now <= self._trim_until:
-            self._trim_until = now + 2 * TRIM_EVERY  # what was taken in is not gone yet
+    def _end_floods_of_producers(self, now: float, *, is_behind: bool) -> None:
         ended = self._producers.look(now, is_harmful=is_behind and self.memory.is_filling, is_behind=is_behind)
         if ended:
             logger.warning("ended %d connections of producers: they sent faster than the forwarder reads", ended)
+
+    def _trim(self, now: float, *, has_ended: bool, is_behind: bool) -> None:
+        """Trim the heap when connections or topics have ended that took much memory, until the rest of it is read."""
+        floods = self._subscribers.ended + self._producers.ended
+        topics = self.pump.subscribers.ended_topics
+        has_ended = has_ended or floods > self._floods or topics >= self._trimmed_topics + TRIM_AFTER
+        self._floods = floods
+        if has_ended or (is_behind and now <= self._trim_until):
+            self._trim_until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
+        if self._trim_at <= now <= self._trim_until:
+            self._trim_at, self._trimmed_topics = now + TRIM_EVERY, topics
+            trim_heap()
 
     def _watch_memory(self) -> None:
         if not self.memory.limit:
