@@ -6,13 +6,16 @@ bytes in a file, which survives the worker.
 
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 JOB = struct.Struct("!III")
 """A job in a log: its sender, its channel, its number."""
 Job = tuple[int, int, int]
+LAST = 1000
+"""Messages of which `Tally.lag` is the longest time."""
 EXAMPLES = 2
 """Gaps that are described one by one."""
 
@@ -97,11 +100,13 @@ class Tally:
         self.received = 0
         self.lateness = 0.0
         """The longest time from sending to receiving a message, in seconds."""
+        self._last: deque[float] = deque(maxlen=LAST)
         self._sequences: dict[tuple[int, int], Sequence] = {}
 
     def take(self, sender: int, topic: int, number: int, sent_at: float) -> None:
         """Count one message."""
         lateness = self.gaps.arrived() - sent_at
+        self._last.append(lateness)
         if lateness > self.lateness:
             self.lateness = lateness
         self.received += 1
@@ -109,6 +114,15 @@ class Tally:
         if sequence is None:
             sequence = self._sequences[sender, topic] = Sequence()
         sequence.take(number)
+
+    @property
+    def lag(self) -> float:
+        """The longest time from sending to receiving one of the `LAST` messages, in seconds; infinite with fewer."""
+        return max(self._last) if len(self._last) == LAST else inf
+
+    def forget_lag(self) -> None:
+        """Count messages for `lag` from now on."""
+        self._last.clear()
 
     def lost(self, sent: Sent, topics: Iterable[int]) -> int:
         """Return how many messages of these topics have not arrived."""

@@ -29,6 +29,10 @@ HANDED = len(JOB_CHANNELS) * (1 + PREFETCH)
 """Jobs that one forwarder may have handed to a receiver, which has one reader for each channel (docs/design/0004)."""
 CONNECTED = 30.0
 """Seconds within which every client reconnects."""
+CAUGHT_UP = 30.0
+"""Seconds within which every receiver has caught up then."""
+LAG = 1.0
+"""Seconds that messages may take if a receiver has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +227,12 @@ class Stage:
             site.running.await_ready()
 
     def rest(self) -> None:
-        """Wait until all clients are connected to all forwarders, then let the load run undisturbed for a moment."""
+        """Wait until all clients are connected and have caught up, then let the load run undisturbed for a moment."""
         self._await_connected()
+        judged = [receiver for index, receiver in self.receivers.items() if index not in self._exempt]
+        for receiver in judged if self._setting.messages else ():
+            receiver.ask("forget_lag")
+            wait_until(partial(_has_caught_up, receiver), CAUGHT_UP, f"{receiver.name} has not caught up")
         time.sleep(self.options.pause)  # of load
 
     def kill(self, site: Site) -> None:
@@ -392,6 +400,11 @@ class Stage:
         prefix = self.network.prefix if self.network is not None and role == "sender" else ()
         client = ClientProcess(name, log, self.options.loop, role, self._config(name), argument, prefix)
         return self._processes.add(client)
+
+
+def _has_caught_up(receiver: ClientProcess) -> bool:
+    """Return whether what a receiver gets now was sent a moment ago, rather than during the fault."""
+    return bool(receiver.ask("lag") < LAG)
 
 
 def _is_connected(client: ClientProcess, forwarders: int) -> bool:

@@ -193,6 +193,14 @@ class Receiver:
         """Stop measuring silence."""
         self._tally.gaps.end()
 
+    async def forget_lag(self) -> None:
+        """Forget how late messages were so far."""
+        self._tally.forget_lag()
+
+    async def lag(self) -> float:
+        """Return how late the last messages were, in seconds; infinite until there are enough."""
+        return self._tally.lag
+
     async def progress(self, sent: list[list[int]], topics: list[int]) -> list[int]:
         """Return how many messages have arrived and how many are missing; raises the error of a failed reader."""
         self._check()
