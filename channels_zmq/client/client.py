@@ -458,12 +458,12 @@ class Client:
 
         Args:
             now: Monotonic seconds.
-            at_most: Mailboxes, windows and ends of memberships to look at, each.
+            at_most: Mailboxes, windows, ends of memberships and held messages to look at, each.
             is_behind: What missing messages are waited for.
         """
         for attachment in self.attachments:
             self.out.send_upstream(attachment.credit.keep(now, at_most), attachment)
-        self.gaps.expire(now, is_behind)
+        self.gaps.expire(now, is_behind, at_most)
         if now >= self.memberships.ends.next:
             self.out.send_upstream(self.memberships.end_due(now, at_most))
         look_at = self.mailboxes.look(now, at_most)

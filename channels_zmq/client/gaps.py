@@ -7,6 +7,7 @@ while any exchange replays what its connection has lost. `client/arrivals.py` kn
 senders and topics never wait.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ a second took so much of the time of a process that was saturated that it lost m
 MAX_BYTES = 32 * 2**20
 """Bound of the memory of all held messages together, unless it is a single one. Beyond it the oldest gap is given up. A
 replay of 60,000 messages takes 2 s on a busy core, in which as many as 30,000 newer ones arrive."""
-OVERHEAD = 512
-"""Bytes of memory that a held message takes beside its own."""
+OVERHEAD = 600
+"""Bytes of memory that a held message takes beside its payload, and as many that its gap does."""
 SPARE = 64
 """Entries of closed gaps that a heap may have beside one for each open gap."""
 
@@ -99,7 +100,7 @@ class Gaps:
             runs: Those of its topic.
             sender: Of the message.
             number: Of the message.
-            size: Its bytes.
+            size: Bytes of its payload.
             deliver: Called with nothing when its turn has come.
             begins: Whether it is the first one of its run here, rather than behind a gap.
         """
@@ -107,6 +108,7 @@ class Gaps:
         gap = self._gaps.get(run)
         if gap is None:
             gap = self._gaps[run] = _Gap(run, at)
+            self._size += OVERHEAD
             self._enqueue(gap)
             if begins:
                 self.beginnings[run] = gap
@@ -143,6 +145,7 @@ class Gaps:
         first = self._first(gap)
         if first is None:
             del self._gaps[run]
+            self._size -= OVERHEAD
         elif (since := gap.held[first].at) > gap.since:
             gap.since = since
             self._enqueue(gap)
@@ -159,10 +162,16 @@ class Gaps:
         """Whether everything that is missing may still come."""
         return self._clock() < self.replays_until
 
-    def expire(self, now: float, is_behind: IsBehind = nothing_is_behind) -> None:
-        """Give up messages that have been missing for too long, and deliver the messages behind them."""
-        given_up = -inf
-        while self.due <= now:
+    def expire(self, now: float, is_behind: IsBehind = nothing_is_behind, at_most: int = sys.maxsize) -> None:
+        """Give up messages that have been missing for too long, and deliver the messages behind them.
+
+        Args:
+            now: Monotonic seconds.
+            is_behind: What missing messages are waited for.
+            at_most: How many to deliver, and the rest of the last run; `due` is not later than `now` if there are more.
+        """
+        given_up, enough = -inf, self.frames - at_most
+        while self.due <= now and self.frames > enough:
             gap = self._oldest()
             if gap.since > given_up:
                 latest = gap.since + HOLD + BEHIND_AT_MOST

@@ -39,7 +39,7 @@ SECONDS_A_TURN = 0.005
 """Half of it for each direction, so that neither starves the other. One frame may take longer."""
 LOOK_PAUSE = 20
 """How many times as long as a look at the subscribers the pause before the next one is: of thousands it takes 10 ms."""
-LOOKS = (range(1, 2), *(range(max(2, at), at + 32) for at in range(1, FRAMES_A_TURN, 32)))
+LOOKS = (range(1, 2), range(2, 33), *(range(at, at + 32) for at in range(33, FRAMES_A_TURN, 32)))
 """The numbers of producers' frames in a turn, up to each look at the clock. A look takes 50 ns, relaying a small frame
 1 us. The first frame is followed by a look at the socket, too: mostly there is no other one, and asking takes half the
 time of `zmq.Again`."""
@@ -85,7 +85,7 @@ class Pump:
         """How many turns are over."""
         self.is_behind_subscribers = False
         """Whether the last turn has left frames that were taken in."""
-        self._is_behind_producers = self._has_caught_up = False
+        self._is_behind_producers = self._has_read_producers = self._has_read_subscribers = False
         self._has_revoked = False  # so that producers' keys are checked, which takes about 1 us a frame
         self._pull = context.socket(zmq.PULL)
         self._pull.set(zmq.LINGER, 0)
@@ -132,17 +132,21 @@ class Pump:
             more = self._read_producers()
         self._is_behind_producers = more
         if not more:
-            self._has_caught_up = True
+            self._has_read_producers = True
         # If PULL was found empty, its descriptor reports what arrives next. XPUB may have taken input in while it sent:
         # it comes last, and it sends nothing after it was found empty.
         self.is_behind_subscribers = readable(self._xpub) and self._read_subscribers()
+        if not self.is_behind_subscribers:
+            self._has_read_subscribers = True
         self.turns += 1
         return self.is_behind_subscribers or more or replays.is_due
 
-    def was_behind_producers(self) -> bool:
-        """Return whether every turn since the last call has left frames that were taken in."""
-        has_caught_up, self._has_caught_up = self._has_caught_up, False
-        return self._is_behind_producers and not has_caught_up
+    def was_behind(self) -> tuple[bool, bool]:
+        """Return for producers and for subscribers whether all turns since the last call have left frames of theirs."""
+        producers = self._is_behind_producers and not self._has_read_producers
+        subscribers = self.is_behind_subscribers and not self._has_read_subscribers
+        self._has_read_producers = self._has_read_subscribers = False
+        return producers, subscribers
 
     def publish(self, frames: Sequence[bytes]) -> bool:
         """Publish frames outside a turn; return whether a turn is due.
@@ -245,7 +249,7 @@ class Pump:
                 if clock() > until:
                     return True
             return True
-        except zmq.Again:
+        except zmq.Again:  # of `recv`: XPUB drops what it cannot send
             taken -= 1
             return False
         finally:

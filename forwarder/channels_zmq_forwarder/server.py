@@ -280,10 +280,10 @@ class Server:
             now = time.monotonic()
             self.admin.beat(now - before - BEAT)
             try:
-                is_behind = self.pump.was_behind_producers()
-                self._end_floods_of_producers(now, is_behind=is_behind)
+                is_behind_producers, is_behind_subscribers = self.pump.was_behind()
+                self._end_floods_of_producers(now, is_behind=is_behind_producers)
                 has_ended = self._end_bad_subscribers(now)
-                self._trim(now, has_ended=has_ended, is_behind=is_behind or self.pump.is_behind_subscribers)
+                self._trim(now, has_ended=has_ended, is_behind=is_behind_producers or is_behind_subscribers)
                 self._log_newcomers(now)
                 self._watch_memory()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
@@ -325,7 +325,7 @@ class Server:
             logger.warning("ended %d connections of producers: they sent faster than the forwarder reads", ended)
 
     def _trim(self, now: float, *, has_ended: bool, is_behind: bool) -> None:
-        """Trim the heap when connections or topics have ended that took much memory, until the rest of it is read."""
+        """Trim the heap once connections or topics have ended that took much memory, until what they sent is read."""
         floods = self._subscribers.ended + self._producers.ended
         topics = self.pump.subscribers.ended_topics
         has_ended = has_ended or floods > self._floods or topics >= self._trimmed_topics + TRIM_AFTER

@@ -6,7 +6,7 @@ bytes in a file, which survives the worker.
 
 import struct
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
@@ -14,8 +14,6 @@ from math import inf
 JOB = struct.Struct("!III")
 """A job in a log: its sender, its channel, its number."""
 Job = tuple[int, int, int]
-LAST = 1000
-"""Messages of which `Tally.lag` is the longest time."""
 EXAMPLES = 2
 """Gaps that are described one by one."""
 
@@ -29,12 +27,14 @@ class Sequence:
         missing: Numbers below it that have not arrived.
         twice: Arrivals of a number that had arrived before.
         disorder: First arrivals of a number after a higher one.
+        lateness: Seconds that the last message took.
     """
 
     following: int = 0
     missing: set[int] = field(default_factory=set)
     twice: int = 0
     disorder: int = 0
+    lateness: float = 0.0
 
     def take(self, number: int) -> None:
         """Count one arrival."""
@@ -100,13 +100,11 @@ class Tally:
         self.received = 0
         self.lateness = 0.0
         """The longest time from sending to receiving a message, in seconds."""
-        self._last: deque[float] = deque(maxlen=LAST)
         self._sequences: dict[tuple[int, int], Sequence] = {}
 
     def take(self, sender: int, topic: int, number: int, sent_at: float) -> None:
         """Count one message."""
         lateness = self.gaps.arrived() - sent_at
-        self._last.append(lateness)
         if lateness > self.lateness:
             self.lateness = lateness
         self.received += 1
@@ -114,15 +112,20 @@ class Tally:
         if sequence is None:
             sequence = self._sequences[sender, topic] = Sequence()
         sequence.take(number)
+        sequence.lateness = lateness
 
     @property
     def lag(self) -> float:
-        """The longest time from sending to receiving one of the `LAST` messages, in seconds; infinite with fewer."""
-        return max(self._last) if len(self._last) == LAST else inf
+        """The longest time that the last message of a sequence took, in seconds.
+
+        It is infinite until a message of each one has arrived after the last `forget_lag`, and 0 without any sequence.
+        """
+        return max((one.lateness for one in self._sequences.values()), default=0.0)
 
     def forget_lag(self) -> None:
         """Count messages for `lag` from now on."""
-        self._last.clear()
+        for sequence in self._sequences.values():
+            sequence.lateness = inf
 
     def lost(self, sent: Sent, topics: Iterable[int]) -> int:
         """Return how many messages of these topics have not arrived."""

@@ -198,7 +198,8 @@ class Receiver:
         self._tally.forget_lag()
 
     async def lag(self) -> float:
-        """Return how late the last messages were, in seconds; infinite until there are enough."""
+        """Return `Tally.lag`; raises the error of a failed reader."""
+        self._check()
         return self._tally.lag
 
     async def progress(self, sent: list[list[int]], topics: list[int]) -> list[int]:

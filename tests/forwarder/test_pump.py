@@ -232,6 +232,22 @@ def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets: Sockets[zm
     rig.pump.close()
 
 
+@pytest.mark.parametrize("is_of_producers", [True, False])
+def test_a_backlog_is_one_that_no_turn_has_emptied(sockets: Sockets[zmq.Socket[bytes]], is_of_producers: bool) -> None:
+    """Each call asks about the turns since the last one."""
+    rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)
+    socket = rig.push if is_of_producers else rig.xsub
+    for _ in range(2 * FRAMES_A_TURN + 1):
+        socket.send(b"?")
+    backlogs = []
+    for _ in range(3):
+        rig.pump.turn()
+        backlogs.append(rig.pump.was_behind())
+    of_one = (is_of_producers, not is_of_producers)
+    assert backlogs == [of_one, of_one, (False, False)]
+    rig.pump.close()
+
+
 def test_a_turn_without_input_is_not_followed_by_another(rig: Rig) -> None:
     """A turn checks both sockets, because their descriptors are edge-triggered."""
     assert not rig.pump.turn()

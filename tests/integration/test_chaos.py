@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,21 @@ def test_a_tally_keeps_senders_and_topics_apart() -> None:
         "sender 1, topic 0: 1 of 3 lost, the first is 1",
         "sender 0, topic 1: 4 of 4 lost, the first is 0",
     ]
+
+
+def test_a_receiver_has_caught_up_when_the_last_message_of_each_sequence_is_recent() -> None:
+    """One that has come since the fault; a sequence that still waits for older messages is behind."""
+    tally = Tally(clock=lambda: 10.0)
+    assert tally.lag == 0.0
+    tally.take(0, 0, 0, sent_at=9.0)
+    tally.take(1, 0, 0, sent_at=9.75)
+    assert tally.lag == 1.0
+    tally.forget_lag()
+    tally.take(1, 0, 1, sent_at=9.75)
+    assert tally.lag == inf
+    tally.take(0, 0, 1, sent_at=9.0)
+    tally.take(0, 0, 2, sent_at=9.5)
+    assert tally.lag == 0.5
 
 
 def test_silence_is_measured_from_the_start_to_the_end_of_the_load() -> None:
