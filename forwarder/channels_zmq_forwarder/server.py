@@ -23,7 +23,7 @@ from channels_zmq_forwarder.admin import Admin
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.floods import Senders, ending_floods
-from channels_zmq_forwarder.memory import TRIM_EVERY, MemoryGuard, Refusal
+from channels_zmq_forwarder.memory import MemoryGuard, Refusal, Trims
 from channels_zmq_forwarder.newcomers import Newcomers
 from channels_zmq_forwarder.process import (
     MAX_DESCRIPTORS,
@@ -47,8 +47,6 @@ BEAT = 0.1
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
-TRIM_AFTER = 10_000
-"""Topics that have ended after which the heap is trimmed: each has taken about 1 KB in many pieces."""
 SETTLE_LOOK_EVERY = 0.02
 """Seconds between two looks at whether the subscribers are back."""
 
@@ -136,7 +134,7 @@ class Server:
         self._turn_is_due = False
         self._with_events: set[Connections] = set()
         self._logged_shortage_at, self._logged_newcomers = 0.0, 0
-        self._trim_at, self._trim_until, self._trimmed_topics, self._floods = 0.0, 0.0, 0, 0
+        self._trims = Trims()
         self._closed = False
 
     def _report_bound(self, what: str, allowed: int, wanted: int) -> None:
@@ -282,8 +280,8 @@ class Server:
             try:
                 is_behind_producers, is_behind_subscribers = self.pump.was_behind()
                 self._end_floods_of_producers(now, is_behind=is_behind_producers)
-                has_ended = self._end_bad_subscribers(now)
-                self._trim(now, has_ended=has_ended, is_behind=is_behind_producers or is_behind_subscribers)
+                self._end_bad_subscribers(now)
+                self._trim(now, is_behind=is_behind_producers or is_behind_subscribers)
                 self._log_newcomers(now)
                 self._watch_memory()
                 if now - refreshed >= REFRESH_KEYS_EVERY:
@@ -313,27 +311,18 @@ class Server:
             self._logged_shortage_at, self._logged_newcomers = now, self._newcomers.ended
             logger.warning("descriptors are short: ended %d new connections", ended)
 
-    def _end_bad_subscribers(self, now: float) -> bool:
-        ended = self.pump.end_bad_subscribers(now)
-        for peer, reason in ended:
+    def _end_bad_subscribers(self, now: float) -> None:
+        for peer, reason in self.pump.end_bad_subscribers(now):
             logger.warning("ended the connection of the subscriber at %s: %s", peer, reason)
-        return bool(ended)
 
     def _end_floods_of_producers(self, now: float, *, is_behind: bool) -> None:
         ended = self._producers.look(now, is_harmful=is_behind and self.memory.is_filling, is_behind=is_behind)
         if ended:
             logger.warning("ended %d connections of producers: they sent faster than the forwarder reads", ended)
 
-    def _trim(self, now: float, *, has_ended: bool, is_behind: bool) -> None:
-        """Trim the heap once connections or topics have ended that took much memory, until what they sent is read."""
-        floods = self._subscribers.ended + self._producers.ended
-        topics = self.pump.subscribers.ended_topics
-        has_ended = has_ended or floods > self._floods or topics >= self._trimmed_topics + TRIM_AFTER
-        self._floods = floods
-        if has_ended or (is_behind and now <= self._trim_until):
-            self._trim_until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
-        if self._trim_at <= now <= self._trim_until:
-            self._trim_at, self._trimmed_topics = now + TRIM_EVERY, topics
+    def _trim(self, now: float, *, is_behind: bool) -> None:
+        ended = self.pump.traffic.ended_subscribers + self._subscribers.ended + self._producers.ended
+        if self._trims.is_due(now, ended, self.pump.subscribers.ended_topics, is_behind=is_behind):
             trim_heap()
 
     def _watch_memory(self) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from fakes import Clock
 
-from channels_zmq_forwarder.memory import NOT_READY_AFTER, TRIM_EVERY, MemoryGuard, Refusal
+from channels_zmq_forwarder.memory import NOT_READY_AFTER, TRIM_AFTER, TRIM_EVERY, MemoryGuard, Refusal, Trims
 
 NOTHING, LARGE, ALL = Refusal
 
@@ -115,3 +115,29 @@ def test_the_messages_of_the_last_seconds_take_a_sixteenth_of_the_limit(
 ) -> None:
     """At most; or as much as the settings allow."""
     assert MemoryGuard(limit, clock).history_bytes(wanted) == expected
+
+
+def test_nothing_is_trimmed_before_something_has_ended() -> None:
+    """Few topics take little, and a backlog alone is no reason."""
+    trims = Trims()
+    assert not any(trims.is_due(now, 0, topics, is_behind=True) for now, topics in enumerate((0, TRIM_AFTER - 1)))
+
+
+@pytest.mark.parametrize(("ended", "topics"), [(1, 0), (0, TRIM_AFTER)])
+def test_the_heap_is_trimmed_for_a_moment_after_something_has_ended(ended: int, topics: int) -> None:
+    """Not with each beat, and once more, since what was taken in is gone later; then only after the next end."""
+    trims = Trims()
+    due = [
+        trims.is_due(now, ended, topics, is_behind=False)
+        for now in (10.0, 10.5, 10 + TRIM_EVERY, 10.1 + 2 * TRIM_EVERY)
+    ]
+    assert due == [True, False, True, False]
+    assert trims.is_due(20.0, 2 * ended, 2 * topics, is_behind=False)
+
+
+def test_the_heap_is_trimmed_until_what_was_taken_in_is_read() -> None:
+    """However long that takes."""
+    trims = Trims()
+    times = [10.0 + number * TRIM_EVERY for number in range(9)]
+    due = [trims.is_due(now, 1, 0, is_behind=now <= times[4]) for now in times]
+    assert due == [True] * 7 + [False] * 2
