@@ -79,8 +79,7 @@ class History:
         frames = self._open
         self._begin()
         if frames:
-            lengths = array("Q", list(map(len, frames)))  # of an iterator it takes half as long again
-            block = Block(self._clock(), b"".join(frames), lengths)
+            block = Block(self._clock(), b"".join(frames), array("Q", map(len, frames)))
             self._blocks.append(block)
             self.size += block.size
             while self.size > self.max_bytes:

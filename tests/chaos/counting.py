@@ -27,7 +27,7 @@ class Sequence:
         missing: Numbers below it that have not arrived.
         twice: Arrivals of a number that had arrived before.
         disorder: First arrivals of a number after a higher one.
-        lateness: Seconds that the last message took.
+        lateness: Seconds that the last message took; infinite if none has come since `Tally.forget_lag`.
     """
 
     following: int = 0

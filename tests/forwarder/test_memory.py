@@ -118,7 +118,7 @@ def test_the_messages_of_the_last_seconds_take_a_sixteenth_of_the_limit(
 
 
 def test_nothing_is_trimmed_before_something_has_ended() -> None:
-    """Few topics take little, and a backlog alone is no reason."""
+    """Few topics take little, and a backlog alone does not count."""
     trims = Trims()
     assert not any(trims.is_due(now, 0, topics, is_behind=True) for now, topics in enumerate((0, TRIM_AFTER - 1)))
 
