@@ -18,7 +18,7 @@ import zmq
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import Connections
 from channels_zmq_forwarder.exchange import Exchange
-from channels_zmq_forwarder.history import BLOCK_BYTES
+from channels_zmq_forwarder.history import BLOCK_BYTES, SEPARATOR
 from channels_zmq_forwarder.sockets import (
     Marks,
     accept_options,
@@ -226,15 +226,15 @@ class Pump:
         clock = self._clock
         until = clock() + SECONDS_A_TURN / 2
         unchanged, is_direct, group = exchange.relays_unchanged, exchange.is_direct, wire.GROUP
-        record = exchange.history.record
+        write = exchange.history.write
         try:
             for numbers in LOOKS:
                 for taken in numbers:  # noqa: B007 - used below; a count in the loop would take its time for every frame
                     frame = recv(flag)
                     if unchanged and frame and (frame[0] == group or is_direct(frame)):
                         send(frame, flag)
-                        record(frame)
-                        relayed_size += len(frame)
+                        relayed_size += write(frame)
+                        write(SEPARATOR)
                         if relayed_size > BYTES_A_TURN:
                             return True
                     else:

@@ -1,8 +1,11 @@
 """What is kept of the messages of the last seconds."""
 
+import tracemalloc
+
+import pytest
 from fakes import Clock
 
-from channels_zmq_forwarder.history import OVERHEAD, SECONDS, History
+from channels_zmq_forwarder.history import BLOCK_BYTES, SECONDS, SEPARATOR, History
 
 
 def relay(history: History, *frames: bytes) -> None:
@@ -28,6 +31,14 @@ def test_messages_are_kept_in_order(clock: Clock) -> None:
     relay(history, b"3")
     relay(history, b"4")
     assert kept(history) == [b"%d" % number for number in range(5)]
+
+
+def test_messages_are_kept_as_they_are(clock: Clock) -> None:
+    """Also what looks like a part of a separator."""
+    history = History(2**20, clock)
+    messages = [b"x", SEPARATOR[:-1], SEPARATOR[1:], b"\0" * 100_000, SEPARATOR[-1:], SEPARATOR[:1]]
+    block(history, *messages)
+    assert kept(history) == messages
 
 
 def test_a_block_without_messages_is_none(clock: Clock) -> None:
@@ -63,8 +74,8 @@ def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
 
 
 def test_the_oldest_messages_go_when_there_are_too_many(clock: Clock) -> None:
-    """Each takes memory of its own beside its bytes."""
-    size = 100 * (10 + OVERHEAD)
+    """The separators between them take memory, too."""
+    size = 100 * 10 + 99 * len(SEPARATOR)
     history = History(2 * size, clock)
     for number in range(3):
         block(history, *[b"%010d" % number] * 100)
@@ -86,12 +97,27 @@ def test_messages_are_forgotten_in_time(clock: Clock) -> None:
     assert (history.size, history.due, kept(history)) == (0, float("inf"), [])
 
 
-def test_nothing_is_kept_without_memory_for_it(clock: Clock) -> None:
-    """The function that records stays the same."""
-    history = History(0, clock)
-    record = history.record
-    block(history, b"x")
-    assert (kept(history), history.record) == ([], record)
+@pytest.mark.parametrize("max_bytes", [2**20, 0])
+def test_the_parts_of_record_do_the_same(clock: Clock, max_bytes: int) -> None:
+    """Each tells the length of what it was called with, also if nothing is kept."""
+    history = History(max_bytes, clock)
+    relay(history, b"1")
+    assert (history.write(b"two"), history.write(SEPARATOR)) == (3, len(SEPARATOR))
+    relay(history, b"3")
+    assert kept(history) == ([b"1", b"two", b"3"] if max_bytes else [])
+
+
+def test_memory_of_a_large_block_is_given_back(clock: Clock) -> None:
+    """The block is copied; what it was collected in takes no more than a usual one."""
+    history = History(2**24, clock)
+    tracemalloc.start()
+    try:
+        block(history, bytes(2**23))
+        history.clear()
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 4 * BLOCK_BYTES
 
 
 def test_a_flush_forgets_everything(clock: Clock) -> None:

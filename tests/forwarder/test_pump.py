@@ -17,7 +17,7 @@ from strangers import opening
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.connections import TcpSockets
 from channels_zmq_forwarder.exchange import COPIES_A_STEP, Exchange
-from channels_zmq_forwarder.history import BLOCK_BYTES, OVERHEAD
+from channels_zmq_forwarder.history import BLOCK_BYTES, SEPARATOR
 from channels_zmq_forwarder.pump import BYTES_A_TURN, FRAMES_A_TURN, LOOKS, SECONDS_A_TURN, Pump
 from channels_zmq_forwarder.sockets import AddressError, Marks
 from channels_zmq_forwarder.wire import State
@@ -156,7 +156,7 @@ def test_what_is_kept_for_replays_is_known_in_bytes_after_each_block(rig: Rig) -
     assert rig.exchange.history.size >= BLOCK_BYTES
     rig.push.send(frame(b"of the next block"))
     rig.turn_until(lambda: rig.pump.traffic.frames_in > len(messages))
-    assert rig.exchange.history.size == sum(len(message) + OVERHEAD for message in messages)
+    assert rig.exchange.history.size == sum(len(message) + len(SEPARATOR) for message in messages) - len(SEPARATOR)
 
 
 def test_every_part_of_a_multipart_message_is_a_frame(rig: Rig) -> None:
