@@ -1,6 +1,7 @@
 """What a measure is, and what it is given."""
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,9 +110,8 @@ def percentile(values: list[int], percent: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time of a process so far, in steps of 10 ms."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
+    """The CPU time of a process so far, to the nanosecond; what `/proc/PID/stat` tells is in steps of 10 ms."""
+    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) does on Linux
 
 
 def private_bytes(pid: int) -> int:

@@ -41,10 +41,7 @@ def run(bench: Bench, name: str) -> Figures:
         sender.line.put("go")
         start, end = crew.take(sender), crew.take(receiver)
         used = cpu_seconds(pid) - used
-    figures = {"frames_per_s": count / (end - start) * 1e9}
-    if used:  # it is counted in steps of 10 ms
-        figures["cpu_us_per_frame"] = used / count * 1e6
-    return figures
+    return {"frames_per_s": count / (end - start) * 1e9, "cpu_us_per_frame": used / count * 1e6}
 
 
 def send(line: Line, link: Line, pull: str, topic: bytes, count: int) -> None:

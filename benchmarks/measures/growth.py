@@ -2,7 +2,7 @@
 
 The size is a part of a figure's name. `p50_us`: from before `group_send` until the one member, in another process, has
 the message. `client_cpu_percent` and `server_cpu_percent`: of a core, what the process of the consumers and the server
-(all forwarders together) use while nothing happens, over `REST` and in steps of 10 ms.
+(all forwarders together) use while nothing happens, over `REST`.
 
 - `consumers`: so many wait in the member's process, each in a group of its own. Fewer for Redis core, whose receive
   loops take long to begin.
