@@ -110,8 +110,8 @@ def percentile(values: list[int], percent: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time of a process so far, to the nanosecond; what `/proc/PID/stat` tells is in steps of 10 ms."""
-    return time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) does on Linux
+    """The CPU time of a process so far, in seconds, on Linux; `/proc/PID/stat` counts it in steps of 10 ms."""
+    return time.clock_gettime(~pid << 3 | 2)  # the clock that clock_getcpuclockid(3) names
 
 
 def private_bytes(pid: int) -> int:

@@ -32,7 +32,7 @@ FORWARDERS = {"one-forwarder": 1, "two-forwarders": 2}
 def run(bench: Bench, name: str) -> Figures:
     """Measure with one or two forwarders once."""
     backlog = FORWARDERS[name] * BACKLOG
-    count = bench.size(130, 20) * 2 * BACKLOG  # even a quick run takes several of the steps of the CPU time
+    count = bench.size(130, 2) * 2 * BACKLOG
     groups = [fresh("group") for _ in range(bench.size(GROUPS, 10))]
     with ExitStack() as stack:
         found = [stack.enter_context(forwarder({})) for _ in range(FORWARDERS[name])]

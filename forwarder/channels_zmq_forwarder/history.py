@@ -17,7 +17,9 @@ SECONDS = 5.0
 BLOCK_BYTES = 64 * 1024
 """Bytes of input after which the pump ends a block."""
 SEPARATOR = os.urandom(16)
-"""Between the messages of a block. Nothing sends it, so no message contains it but by a chance of 1 in 2**128."""
+"""A random value between the messages of a block. It never leaves the process: a sender would have to guess it."""
+BUFFER_BYTES = 512 * 1024
+"""Memory that the buffer of a block keeps for the next one. A turn of small messages fills half of it."""
 
 
 class Block(NamedTuple):
@@ -51,12 +53,16 @@ class History:
         self.max_bytes = max_bytes
         self.size = 0
         """Bytes of memory that the blocks take which have ended."""
-        self._open = BytesIO()
-        self.write: Callable[[bytes], int] = self._open.write if max_bytes else len
+        self.write: Callable[[bytes], int]
         """Called with a message that is relayed now, then with `SEPARATOR`, it does what `record` does, in half the
         time. Returns the length of what it was called with."""
         self._clock = clock
         self._blocks: deque[Block] = deque()
+        self._make_buffer()
+
+    def _make_buffer(self) -> None:
+        self._open = BytesIO()
+        self.write = self._open.write if self.max_bytes else len
 
     def record(self, frame: bytes) -> None:
         """Keep a message that is relayed now."""
@@ -68,7 +74,9 @@ class History:
 
         To be called ten times a second, for their age to be known, and after `BLOCK_BYTES`, for their size to be.
         """
-        if size := self._open.tell():
+        if self._open.closed:  # by a MemoryError while it grew
+            self._make_buffer()
+        elif size := self._open.tell():
             self._open.seek(0)
             block = Block(self._clock(), self._open.read(size - len(SEPARATOR)))
             self._begin()
@@ -78,8 +86,8 @@ class History:
                 self._drop_first()
 
     def _begin(self) -> None:
-        self._open.seek(0)  # without giving back the memory, but that of large messages
-        self._open.truncate(2 * BLOCK_BYTES)
+        self._open.seek(0)
+        self._open.truncate(BUFFER_BYTES)
 
     def _drop_first(self) -> None:
         self.size -= len(self._blocks.popleft().data)

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 from fakes import Clock
 
-from channels_zmq_forwarder.history import BLOCK_BYTES, SECONDS, SEPARATOR, History
+from channels_zmq_forwarder.history import BUFFER_BYTES, SECONDS, SEPARATOR, History
 
 
 def relay(history: History, *frames: bytes) -> None:
@@ -36,7 +36,7 @@ def test_messages_are_kept_in_order(clock: Clock) -> None:
 def test_messages_are_kept_as_they_are(clock: Clock) -> None:
     """Also what looks like a part of a separator."""
     history = History(2**20, clock)
-    messages = [b"x", SEPARATOR[:-1], SEPARATOR[1:], b"\0" * 100_000, SEPARATOR[-1:], SEPARATOR[:1]]
+    messages = [b"x", SEPARATOR[:8], SEPARATOR[8:], b"\0" * 100_000, SEPARATOR[8:], SEPARATOR[:8]]
     block(history, *messages)
     assert kept(history) == messages
 
@@ -113,11 +113,22 @@ def test_memory_of_a_large_block_is_given_back(clock: Clock) -> None:
     tracemalloc.start()
     try:
         block(history, bytes(2**23))
-        history.clear()
+        clock.now += SECONDS
+        history.forget()
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert used < 4 * BLOCK_BYTES
+    assert used < 2 * BUFFER_BYTES
+
+
+def test_a_buffer_that_could_not_grow_is_replaced(clock: Clock) -> None:
+    """Python closes it. What was in it is lost, and what follows is kept."""
+    history = History(2**20, clock)
+    relay(history, b"lost")
+    history._open.close()
+    history.end_block()
+    relay(history, b"kept")
+    assert kept(history) == [b"kept"]
 
 
 def test_a_flush_forgets_everything(clock: Clock) -> None:
