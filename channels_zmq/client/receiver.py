@@ -226,18 +226,19 @@ class Receiver:
             if channel not in self.own_names:
                 self._counters.drop("unroutable")
                 return
-            box = self._mailboxes.open(channel, self._capacity(channel))
         elif box.in_flight and sender == self._sender:
             box.in_flight.popleft()
-        self._deliver(box, ttl, payload)
+        self._deliver(channel, box, ttl, payload)
 
-    def _deliver(self, box: Mailbox[Any], ttl: int, payload: bytes) -> None:
+    def _deliver(self, channel: str, box: Mailbox[Any] | None, ttl: int, payload: bytes) -> None:
         if self._opener is not None:
-            opened = self._opener.open_from_channel(box.name, payload)
+            opened = self._opener.open_from_channel(channel, payload)
             if opened is None:
                 self._counters.drop("undecryptable")
                 return
             payload = opened
+        if box is None:  # not made before: what cannot be opened must not take memory
+            box = self._mailboxes.open(channel, self._capacity(channel))
         now = self.now = self._clock()
         if ttl > self._max_ttl:
             ttl = self._max_ttl
@@ -253,7 +254,7 @@ class Receiver:
         box = self._mailboxes.open(channel, capacity)
         if self._mailboxes.is_full(box):
             return False
-        self._deliver(box, ttl, payload)
+        self._deliver(channel, box, ttl, payload)
         return True
 
     def sent_to_own(self, box: Mailbox[Any]) -> None:

@@ -66,6 +66,14 @@ def test_group_and_direct_messages_arrive_opened(client: Client, ours: Keyring) 
     assert client.counters.dropped == {}
 
 
+def test_what_cannot_be_opened_takes_no_memory(client: Client) -> None:
+    """A direct message that is dropped makes no mailbox for its channel, which was forgotten."""
+    before = set(client.mailboxes.boxes)
+    feed_direct(client, 1, b"sealed by nobody", channel="forgotten")
+    assert client.counters.dropped == {"undecryptable": 1}
+    assert set(client.mailboxes.boxes) == before
+
+
 def test_a_message_is_opened_once_for_all_members(
     client: Client, ours: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
