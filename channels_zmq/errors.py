@@ -5,7 +5,7 @@ ChannelsZmqError
 ├── MessageError                a message that cannot be carried (also ValueError)
 │   ├── SerializationError      names the path inside the message (also TypeError)
 │   └── MessageTooLarge         larger than max_message_size
-├── OutboxFull                  the forwarder is unreachable and the outbox is full (also ChannelFull)
+├── OutboxFull                  the forwarder is unreachable, or slow, and the outbox is full (also ChannelFull)
 ├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
 │   ├── ConnectionLost          the connection was lost before the answer: the outcome is unknown
 │   ├── FlushIncomplete         a process of the layer did not answer in time
@@ -69,13 +69,18 @@ class MessageTooLarge(MessageError, ChannelsMessageTooLarge):  # type: ignore[mi
 
 
 class OutboxFull(ChannelsZmqError, ChannelFull):  # type: ignore[misc] # Channels has no type information
-    """The forwarder is unreachable and the outbox is full; nothing was sent."""
+    """The forwarder is unreachable, or slow, and the outbox is full; nothing was sent.
 
-    def __init__(self, address: str, frames: int) -> None:
-        super().__init__(
-            f"{address} is unreachable and the outbox holds {frames} messages: raise outbox_capacity to hold more"
-        )
-        self.address, self.frames = address, frames
+    Attributes:
+        address: Of the forwarder.
+        frames: How many messages the outbox holds.
+        option: The one that bounds it; empty for an embedded layer, whose bounds are fixed.
+    """
+
+    def __init__(self, address: str, frames: int, option: str = "") -> None:
+        advice = f"raise {option} to hold more" if option else "send again later"
+        super().__init__(f"{address} is unreachable or slow, and the outbox holds {frames} messages: {advice}")
+        self.address, self.frames, self.option = address, frames, option
 
 
 class ForwarderUnavailable(ChannelsZmqError, ConnectionError):

@@ -17,7 +17,7 @@ ADVICE = {
     "mailbox_full": "readers are slower than senders; raise capacity for bursts",
     "expired": "they were not read in time; raise expiry or read sooner",
     "missed": "this process was cut off for longer than forwarders keep messages, or it did not read for too long",
-    "outbox_full": "the forwarder is unreachable; raise outbox_capacity to hold more",
+    "outbox_full": "the forwarder is unreachable or slow; raise outbox_capacity or outbox_bytes to hold more",
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
     "malformed": "another program sends to these addresses, or a process uses another serializer",
     "undecryptable": "no key in symmetric_encryption_keys fits, or they were encrypted for another group or channel",

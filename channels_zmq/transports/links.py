@@ -325,7 +325,7 @@ class Links:
         """
         outbox = self._lobby if link is None else link
         if not outbox.hold(held, now, must=must):
-            raise OutboxFull(self.address, self._ledger.count)
+            raise OutboxFull(self.address, self._ledger.count, self._ledger.full_by(held.body))
 
     def subscribed(self, topic: Topic) -> None:
         """Note that messages held now are older than the subscription to their topic."""

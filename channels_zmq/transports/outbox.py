@@ -96,9 +96,11 @@ class Ledger:
             self._new_count += by
             self._new_size += by * len(held.body)
 
-    def is_full(self, body: bytes) -> bool:
-        """Return whether a new message with this body does not fit."""
-        return self._new_count >= self.capacity or self._new_size + len(body) > self.max_bytes
+    def full_by(self, body: bytes) -> str:
+        """Return the option by which a new message with this body does not fit; nothing if it fits."""
+        if self._new_count >= self.capacity:
+            return "outbox_capacity"
+        return "outbox_bytes" if self._new_size + len(body) > self.max_bytes else ""
 
 
 class Outbox:
@@ -127,9 +129,9 @@ class Outbox:
             must: Whether it is held whatever the bounds are: it was accepted before.
         """
         ledger = self._ledger
-        if not must and ledger.is_full(held.body):
+        if not must and ledger.full_by(held.body):
             self._expired += self._drop_expired(now)
-            if ledger.is_full(held.body):
+            if ledger.full_by(held.body):
                 return False
         order = ledger.add(held)
         self._held[order] = held if held.order else held._replace(order=order)

@@ -273,7 +273,7 @@ def test_a_full_outbox_is_an_error(make: Callable[..., Rig]) -> None:
     rig = make(capacity=2)
     for _ in range(2):
         rig.publish()
-    with pytest.raises(OutboxFull, match="2") as caught:
+    with pytest.raises(OutboxFull, match="2 messages: raise outbox_capacity") as caught:
         rig.publish()
     assert str(A) in str(caught.value)
     assert str(B) in str(caught.value)
