@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 from faults import FaultError
@@ -179,11 +180,14 @@ def freeze_receiver(stage: Stage) -> None:
 
 
 def freeze_receiver_and_kill(stage: Stage) -> None:
-    """Suspend a receiver, kill a forwarder that has frames queued for it, and resume the receiver."""
+    """Suspend a receiver, kill a forwarder that has frames queued for it, and resume the receiver.
+
+    In turns before and after forwarders give the receiver up.
+    """
     slow = stage.random.choice(list(stage.receivers))
-    for site in stage.in_turns():
+    for seconds, site in zip(cycle((1.5, 6)), stage.in_turns(), strict=False):
         stage.freeze_receiver(slow)
-        time.sleep(3 if stage.options.short else 6)  # this is the fault: frames for the receiver queue up
+        time.sleep(seconds)  # this is the fault: frames for the receiver queue up
         stage.kill(site)
         time.sleep(stage.options.pause)
         stage.receivers[slow].thaw()
@@ -316,10 +320,12 @@ SCENARIOS = [
     ),
     Scenario(
         "slow-receiver",
-        "a receiver stands still while a forwarder with frames for it is killed",
+        "a receiver stands still for 1.5 and for 6 s while a forwarder with frames for it is killed",
         freeze_receiver_and_kill,
         PADDED,
         Goal(),
+        4,
+        2,
     ),
     Scenario(
         "network-cut",
