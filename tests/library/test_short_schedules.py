@@ -8,12 +8,21 @@ import os
 import pytest
 from short_schedules import QUICK, SLOW, Schedule
 
+from channels_zmq_forwarder import replays
+
 SEEDS = 2_000
 """As many as fit into a few seconds."""
 MANY = 50_000
 REPLAY = os.environ.get("SCHEDULE", "")
 
 paces = pytest.mark.parametrize("pauses", [pytest.param(QUICK, id="quick"), pytest.param(SLOW, id="slow")])
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a replay have several frames, and a pause behind each."""
+    monkeypatch.setattr(replays, "FRAME_BYTES", 100)
+    monkeypatch.setattr(replays, "STEP_BYTES", 100)
 
 
 def run(seeds: range, pauses: tuple[float, ...]) -> int:
@@ -24,7 +33,7 @@ def run(seeds: range, pauses: tuple[float, ...]) -> int:
         try:
             schedule.go()
         except BaseException as error:
-            error.add_note(f"SCHEDULE={seed}")
+            error.add_note(f"SCHEDULE={seed}, {'quick' if pauses is QUICK else 'slow'}")
             raise
         lost += schedule.lost
     return lost
