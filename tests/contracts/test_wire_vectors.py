@@ -9,6 +9,8 @@ import pytest
 from channels_zmq_forwarder import wire
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
+FORMER = json.loads((Path(__file__).parent / "former-wire-vectors.json").read_text(encoding="utf-8"))
+"""What processes write that were installed before several forwarders acknowledged frames; written by their code."""
 Vector = dict[str, Any]
 HEXADECIMAL = ("instance", "messages", "payload", "secret", "sender", "topics")
 LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
@@ -91,6 +93,35 @@ def test_what_is_published_as_malformed_is_refused(vector: Vector) -> None:
     data = bytes.fromhex(vector["hex"])
     with pytest.raises(wire.FrameError):
         read(vector["kind"], data)
+
+
+@named(FORMER["frames"])
+def test_a_frame_of_an_older_process_is_read_as_it_was_meant(vector: Vector) -> None:
+    """Fields that have been added since have their defaults."""
+    frame = LAYOUTS[vector["kind"]].decode(bytes.fromhex(vector["hex"]))
+    assert {field: getattr(frame, field) for field in vector["fields"]} == {
+        field: value(field, shown) for field, shown in vector["fields"].items()
+    }
+
+
+@named([vector for vector in FORMER["messages"] if vector["fields"]["flags"] <= wire.FLAG_FIRST])
+def test_a_message_of_an_older_process_is_read_as_it_was_meant(vector: Vector) -> None:
+    """Of a group, or to a process."""
+    data, fields = bytes.fromhex(vector["hex"]), vector["fields"]
+    if vector["kind"] == "group":
+        topic, sender, number, flags, ttl, payload = wire.read_group(data)
+        assert topic == wire.group_topic(fields["group"])
+    else:
+        sender, number, flags, ttl, body = wire.read_direct(data)
+        channel, payload = wire.channel_and_payload(body)
+        assert (wire.inbox_in(data), channel) == (fields["inbox"].encode(), fields["channel"])
+    assert (sender.hex(), number, flags, ttl, payload.hex()) == (
+        fields["sender"],
+        fields["number"],
+        fields["flags"],
+        fields["ttl"],
+        fields["payload"],
+    )
 
 
 def read(kind: str, data: bytes) -> None:
