@@ -189,18 +189,47 @@ def test_a_forwarder_that_never_existed_changes_nothing(
     assert line == f"the forwarder at {forwarders[2].pull} and {forwarders[2].pub} cannot be reached; trying again"
 
 
-def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(run: Run, forwarders: list[Forwarder]) -> None:
-    """Its outcome is unknown, and it is not sent again."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(
+    run: Run, forwarders: list[Forwarder], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """By the end of the connection, not by silence. Its outcome is unknown, and it is not sent again."""
+    monkeypatch.setattr(link, "PATIENCE", 3600.0)  # of a link that does not answer
 
     async def scenario() -> None:
-        layer = layer_of(forwarders[:1], connect_timeout=30.0)
-        await up(layer, 1)
-        await asyncio.to_thread(forwarders[0].freeze)
+        layer = layer_of(forwarders[:count], connect_timeout=3600.0)
+        await up(layer, count)
+        for forwarder in forwarders[:count]:
+            await asyncio.to_thread(forwarder.freeze)
         sending = asyncio.create_task(layer.send("jobs", {"n": 1}))
         await asyncio.sleep(0)
-        await asyncio.to_thread(forwarders[0].kill)
+        for forwarder in forwarders[:count]:
+            await asyncio.to_thread(forwarder.kill)
         with pytest.raises(ConnectionLost, match=r"send\('jobs'\).*outcome is unknown"):
             await sending
+
+    run(scenario())
+
+
+def test_a_forwarder_that_is_killed_takes_along_the_jobs_that_waited_in_it(
+    run: Run, forwarders: list[Forwarder]
+) -> None:
+    """Exactly as many as it has shown. Those that were read, and those that are sent later, are done once."""
+
+    async def scenario() -> None:
+        layer = layer_of(forwarders[:2])
+        await up(layer, 2)
+        for number in range(100):
+            await layer.send("jobs", {"n": number})
+        done = [(await layer.receive("jobs"))["n"] for _ in range(30)]
+        home = max(forwarders[:2], key=lambda one: int(one.status()["waiting"]))
+        await until(lambda: home.status()["waiting"] == 70)  # what came ahead of its reader goes back
+        await asyncio.to_thread(home.kill)
+        await up(layer, 1)
+        for number in range(100, 110):
+            await layer.send("jobs", {"n": number})
+        done += [(await layer.receive("jobs"))["n"] for _ in range(10)]
+        assert sorted(done) == [*range(30), *range(100, 110)]
 
     run(scenario())
 
