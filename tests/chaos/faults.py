@@ -172,12 +172,13 @@ class ForwarderProcess(Process):
 
     Args:
         admin: Where its admin endpoints listen.
+        flags: Further ones.
     """
 
-    def __init__(self, name: str, log: Path, pull: str, pub: str, admin: str) -> None:
+    def __init__(self, name: str, log: Path, pull: str, pub: str, admin: str, flags: Iterable[str] = ()) -> None:
         self._admin = admin
         command = [sys.executable, "-m", "channels_zmq_forwarder"]
-        command += ["--pull-address", pull, "--pub-address", pub, "--admin-address", admin]
+        command += ["--pull-address", pull, "--pub-address", pub, "--admin-address", admin, *flags]
         super().__init__(name, command, log)
 
     def await_ready(self) -> None:
@@ -222,11 +223,14 @@ class Site:
         folder: Where its log goes.
         ports: For PULL, PUB and the admin endpoints.
         host: Where PULL and PUB are bound.
+        flags: Further ones of the forwarder.
     """
 
-    def __init__(self, name: str, folder: Path, ports: Iterable[int], host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, name: str, folder: Path, ports: Iterable[int], host: str = "127.0.0.1", flags: Iterable[str] = ()
+    ) -> None:
         self.name, self.host = name, host
-        self._folder = folder
+        self._folder, self._flags = folder, flags
         self.pull_port, self.pub_port, self._admin_port = ports
         self.process: ForwarderProcess | None = None
 
@@ -240,7 +244,7 @@ class Site:
         """Start a forwarder; do not wait until it is ready."""
         pull, pub = (f"tcp://{self.host}:{port}" for port in (self.pull_port, self.pub_port))
         log, admin = self._folder / f"{self.name}.log", f"127.0.0.1:{self._admin_port}"
-        self.process = group.add(ForwarderProcess(self.name, log, pull, pub, admin))
+        self.process = group.add(ForwarderProcess(self.name, log, pull, pub, admin, self._flags))
 
     def end(self) -> None:
         """End the forwarder by SIGTERM and wait for its exit."""

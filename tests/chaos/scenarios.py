@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
 from faults import FaultError
 from network import missing
 from report import Goal, Outcome, headline
+from rotations import KEYS
 from stage import Options, Setting, Stage
 
 
@@ -160,6 +161,13 @@ def lose_packets(stage: Stage) -> None:
         stage.rest()
 
 
+def change_keys(stage: Stage) -> None:
+    """Rotate the keys of all clients."""
+    for (former, key), _ in zip(pairwise(KEYS), stage.repetitions(), strict=True):
+        stage.change_keys(former, key)
+        stage.rest()
+
+
 def run_undisturbed(stage: Stage) -> None:
     """Run the load for a while."""
     for _ in stage.repetitions():
@@ -286,6 +294,29 @@ SCENARIOS = [
     ),
     Scenario(
         "scale", "from one forwarder to three and back", scale, Setting(sites=3), Goal(silence_ms=1_000, raised=0), 3
+    ),
+    Scenario(
+        "old-list",
+        "two forwarders, of which one receiver's list has only one",
+        run_undisturbed,
+        Setting(sites=2, running=2, old_list=True),
+        SEVERAL,
+    ),
+    Scenario(
+        "no-forwarder",
+        "three forwarders are listed, of which one never existed",
+        run_undisturbed,
+        Setting(sites=3, running=2),
+        SEVERAL,
+    ),
+    Scenario(
+        "keys-changed",
+        "one forwarder, the keys of all clients are changed and the former ones revoked",
+        change_keys,
+        Setting(keys=True),
+        SEVERAL,
+        2,
+        2,
     ),
     Scenario(
         "push-cut", "the connections on which all clients send are cut", cut, Setting(relay="pull"), Goal(), 10, 3

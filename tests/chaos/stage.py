@@ -17,6 +17,7 @@ from forwarders import free_ports
 from network import HOST, Network
 from relays import Relay
 from report import Figures, Pace, Received
+from rotations import Rotation
 from traffic import Load
 
 TOPICS = 50
@@ -97,6 +98,8 @@ class Setting:
         job_rate: Jobs per second, if they are not those of the command line.
         network: Whether senders are in a network of their own.
         capacity: Of the mailboxes of the first receiver.
+        keys: Whether connections are encrypted, with keys that can be changed.
+        old_list: Whether CONFIG of the first receiver lists the first forwarder only.
     """
 
     sites: int = 1
@@ -109,6 +112,8 @@ class Setting:
     job_rate: float | None = None
     network: bool = False
     capacity: int = CAPACITY
+    keys: bool = False
+    old_list: bool = False
 
 
 class Stage:
@@ -130,9 +135,11 @@ class Stage:
         self.network = Network() if setting.network else None
         self._host = HOST if setting.network else "127.0.0.1"
         self._folder, self._processes = folder, ProcessGroup()
+        self._rotation = Rotation(folder) if setting.keys else None
+        flags = self._rotation.flags if self._rotation is not None else ()
         ports = iter(free_ports(3 * setting.sites + 2))
         self.sites = [
-            Site(f"forwarder-{index}", folder, [next(ports) for _ in range(3)], self._host)
+            Site(f"forwarder-{index}", folder, [next(ports) for _ in range(3)], self._host, flags)
             for index in range(setting.sites)
         ]
         relayed = ("pull", "pub") if setting.delay else (setting.relay,)
@@ -269,6 +276,20 @@ class Stage:
         self.receivers[index].ask("work", JOB_CHANNELS)
         self.receivers[index].ask("begin")
 
+    def change_keys(self, former: str, key: str) -> None:
+        """Give all clients another key, and revoke the former one when each has left it."""
+        assert self._rotation is not None, "only with `keys`"
+        clients = [*self._senders, *self.receivers.values()]
+        sessions, connections = [_sessions(client) for client in clients], sum(map(_connections, clients))
+        self._rotation.allow(former, key)
+        self._rotation.give(key)
+        for client, before in zip(clients, sessions, strict=True):
+            wait_until(partial(_is_later, client, before), CONNECTED, f"{client.name} has not changed its key")
+        # A client sends by both connections for 2 s.
+        wait_until(lambda: sum(map(_connections, clients)) > connections, CONNECTED, "no client sends with its new key")
+        wait_until(lambda: sum(map(_connections, clients)) == connections, CONNECTED, "a former key is in use")
+        self._rotation.allow(key)
+
     def measure_memory(self) -> None:
         """Record the resident memory of each process."""
         for process in self._processes.living():
@@ -391,8 +412,11 @@ class Stage:
         """Return CONFIG of a client: one address for one forwarder, a list for several."""
         capacity = self._setting.capacity if name == "receiver-0" else CAPACITY
         config: dict[str, Any] = {"capacity": capacity, "outbox_capacity": CAPACITY, "prefetch": PREFETCH}
+        if self._rotation is not None:
+            config |= self._rotation.config
+        sites = self.sites[:1] if self._setting.old_list and name == "receiver-0" else self.sites
         for kind in ("pull", "pub"):
-            ports = [getattr(site, f"{kind}_port") for site in self.sites]
+            ports = [getattr(site, f"{kind}_port") for site in sites]
             if kind in self._relays and name.startswith(self._setting.relayed):
                 ports[0] = self._relays[kind].port
             addresses = [f"tcp://{self._host}:{port}" for port in ports]
@@ -414,3 +438,16 @@ class Stage:
 def _is_connected(client: ClientProcess, forwarders: int) -> bool:
     """Return whether a client sends by as many forwarders as run."""
     return [link["carries"] for link in client.ask("stats")["links"]].count(True) == forwarders
+
+
+def _sessions(client: ClientProcess) -> list[int]:
+    return [link["session"] for link in client.ask("stats")["links"]]
+
+
+def _is_later(client: ClientProcess, before: list[int]) -> bool:
+    """Return whether a client is in later sessions at all forwarders."""
+    return all(now > former for now, former in zip(_sessions(client), before, strict=True))
+
+
+def _connections(client: ClientProcess) -> int:
+    return len(psutil.Process(client.popen.pid).net_connections("tcp"))

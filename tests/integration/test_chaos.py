@@ -88,6 +88,9 @@ def test_no_message_of_four_senders_is_lost_at_a_high_rate(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "scenario, judged",
     [
+        ("old-list", 2),
+        ("no-forwarder", 2),
+        ("keys-changed", 2),
         ("push-cut", 2),
         ("xsub-cut", 2),
         ("push-stalled", 2),

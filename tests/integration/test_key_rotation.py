@@ -10,40 +10,12 @@ import psutil
 import pytest
 from forwarders import Forwarder, close_all, free_ports, port_of, until
 from relays import relay_to
+from rotations import KEYS, Rotation
 
 from channels_zmq.core import DedicatedZmqChannelLayer
-from channels_zmq_forwarder.curve import new_pair
 from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
-KEYS = ("first", "second", "third")
 LINES_OF_REVOCATION = "1 revoked"
-
-
-class Rotation:
-    """The keys of all clients, in a file that each of them reads, and the list of those that may connect."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pairs = {name: [key.decode() for key in new_pair()] for name in ("server", *KEYS)}
-        self.server_key = self._pairs["server"][0]
-        self.write("server.secret", self._pairs["server"][1])
-        self.allow(KEYS[0])
-        self.give(KEYS[0])
-
-    def file(self, name: str) -> str:
-        return str(self._folder / name)
-
-    def write(self, name: str, text: str) -> None:
-        """Replace a file in one step, as a mounted volume does."""
-        fresh = self._folder / f"{name}.new"
-        fresh.write_text(f"{text}\n", encoding="ascii")
-        fresh.replace(self._folder / name)
-
-    def allow(self, *names: str) -> None:
-        self.write("allowed", "\n".join(self._pairs[name][0] for name in names))
-
-    def give(self, name: str) -> None:
-        self.write("client.secret", self._pairs[name][1])
 
 
 @pytest.fixture
@@ -55,11 +27,7 @@ def rotation(tmp_path: Path) -> Rotation:
 def guarded(rotation: Rotation, tmp_path: Path) -> Iterator[Forwarder]:
     """A forwarder that allows the keys of the rotation."""
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
-    flags = (
-        f"--curve-secret-key-file={rotation.file('server.secret')}",
-        f"--curve-allowed-keys-file={rotation.file('allowed')}",
-    )
-    own = Forwarder(pull, pub, flags=flags, log=tmp_path / "forwarder.log")
+    own = Forwarder(pull, pub, flags=rotation.flags, log=tmp_path / "forwarder.log")
     own.start()
     yield own
     close_all()
