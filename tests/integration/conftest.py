@@ -11,6 +11,7 @@ import pytest
 from event_loops import FACTORIES
 from forwarders import PATIENCE, Forwarder, close_all, free_ports
 from peers import Peer
+from relays import Relay, relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
@@ -25,6 +26,14 @@ def forwarder() -> Iterator[Forwarder]:
     own.start()
     yield own
     own.end()
+
+
+@pytest.fixture
+def relay(forwarder: Forwarder) -> Iterator[Relay]:
+    """What senders take for the forwarder's port for producers; receivers reach the forwarder itself."""
+    with relay_to(forwarder.pull) as relay:
+        yield relay
+        close_all()
 
 
 @pytest.fixture(params=["embedded-inproc", "embedded-tcp", "embedded-ipc", "dedicated"])

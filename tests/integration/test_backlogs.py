@@ -1,33 +1,20 @@
 """Much that waits on the way to a forwarder whose connection stands still or is cut: bounded, and all arrives."""
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import psutil
 import pytest
 from channels.exceptions import ChannelFull
 from event_loops import FACTORIES
-from forwarders import Forwarder, close_all, until
-from relays import Relay, relay_to
+from forwarders import Forwarder, until
+from relays import Relay
 
 from channels_zmq.client.window import BLOCK_BYTES
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 Run = Callable[[Awaitable[None]], None]
 MESSAGES = 30_000
-
-
-@pytest.fixture
-def relay(forwarder: Forwarder) -> Iterator[Relay]:
-    """What senders take for the forwarder's port for producers."""
-    with relay_to(forwarder.pull) as relay:
-        yield relay
-        close_all()
-
-
-def layer_by(pull: str, forwarder: Forwarder, **config: int) -> DedicatedZmqChannelLayer:
-    """Return a layer of its own connection."""
-    return DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=forwarder.pub, **config)
 
 
 def held(layer: DedicatedZmqChannelLayer) -> int:
@@ -40,7 +27,9 @@ def test_a_connection_that_is_cut_under_a_backlog_loses_nothing(run: Run, forwar
 
     async def scenario() -> None:
         many = {"capacity": 10**6, "outbox_capacity": 10**6}
-        sender, receiver = layer_by(relay.address, forwarder, **many), layer_by(forwarder.pull, forwarder, **many)
+        by_relay = forwarder.config | {"pull_socket_address": relay.address}
+        sender = DedicatedZmqChannelLayer(**by_relay, **many)
+        receiver = DedicatedZmqChannelLayer(**forwarder.config, **many)
         channels = [await receiver.new_channel() for _ in range(2)]
         await receiver.group_add("chat", channels[0])
         await sender.group_send("chat", {"n": -1})
@@ -66,8 +55,9 @@ def test_what_waits_for_a_connection_that_stands_still_is_bounded(run: Run, forw
     bound, size = 2**20, 10_000
 
     async def scenario() -> None:
-        sender = layer_by(relay.address, forwarder, outbox_bytes=bound)
-        receiver = layer_by(forwarder.pull, forwarder, capacity=10**6)
+        by_relay = forwarder.config | {"pull_socket_address": relay.address}
+        sender = DedicatedZmqChannelLayer(**by_relay, outbox_bytes=bound)
+        receiver = DedicatedZmqChannelLayer(**forwarder.config, capacity=10**6)
         channel = await receiver.new_channel()
         await sender.send(channel, {"n": -1})
         assert await receiver.receive(channel) == {"n": -1}

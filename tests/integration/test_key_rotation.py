@@ -48,13 +48,7 @@ def test_keys_are_rotated_twice_under_load_without_a_gap(
     run: Callable[..., Any], guarded: Forwarder, rotation: Rotation
 ) -> None:
     """Connections older than both rotations take up each key beside the former one, which is revoked then."""
-    config = {
-        "curve_server_key": rotation.server_key,
-        "curve_secret_key_file": rotation.file("client.secret"),
-        "on_disconnect": "went",
-        "on_reconnect": "came",
-        "capacity": 10**6,
-    }
+    config = {**rotation.config, "on_disconnect": "went", "on_reconnect": "came", "capacity": 10**6}
 
     async def scenario() -> None:
         sender = DedicatedZmqChannelLayer(**guarded.config, **config)

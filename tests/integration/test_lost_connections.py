@@ -6,22 +6,14 @@ from typing import Any
 
 import pytest
 import zmq
-from forwarders import Forwarder, close_all, port_of, until
-from relays import Relay, relay_to
+from forwarders import Forwarder, port_of, until
+from relays import Relay
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 pytestmark = pytest.mark.slow
 
 MEGABYTE = 1_000_000
-
-
-@pytest.fixture
-def relay(forwarder: Forwarder) -> Iterator[Relay]:
-    """What the layer takes for the forwarder's port for producers."""
-    with relay_to(forwarder.pull) as relay:
-        yield relay
-        close_all()
 
 
 @pytest.fixture
