@@ -121,11 +121,7 @@ def test_keys_are_changed_while_much_is_on_its_way(
 ) -> None:
     """By a slow link the former connection takes seconds to bring it, and the new one is there at once."""
     count, text = 160, "x" * 64 * 1024  # they take 5 s
-    config = {
-        "curve_server_key": rotation.server_key,
-        "curve_secret_key_file": rotation.file("client.secret"),
-        "capacity": 2 * count,
-    }
+    config = {**rotation.config, "capacity": 2 * count}
 
     async def scenario() -> None:
         with relay_to(guarded.pub, SLOWEST_LINK / 8) as relay:
