@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 
-PATIENCE = 20.0  # seconds for one message: a worker may still be starting
+PATIENCE = 60.0  # seconds for one message: a worker or a forwarder may still be starting
 
 
 @dataclass(frozen=True, slots=True)
