@@ -12,8 +12,8 @@ from io import BytesIO
 from math import inf
 from typing import NamedTuple
 
-SECONDS = 5.0
-"""For how long messages are kept. A cut network is noticed within 3.6 s."""
+SECONDS = 20.0
+"""For how long messages are kept: less than receivers remember runs, by which they recognise what they have already."""
 BLOCK_BYTES = 64 * 1024
 """Bytes of input after which the pump ends a block."""
 SEPARATOR = os.urandom(16)

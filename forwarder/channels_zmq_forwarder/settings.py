@@ -103,8 +103,8 @@ class Settings(BaseSettings):
     history_bytes: ByteSize = Field(
         ByteSize(16 * 2**20),
         ge=0,
-        description="Memory for the group and direct messages of the last 5 seconds, at most a sixteenth of the memory "
-        "limit; they are replayed to clients whose connection was cut. 0 keeps none.",
+        description="Memory for the group and direct messages of the last 20 seconds, at most a sixteenth of the "
+        "memory limit; they are replayed to clients whose connection was cut. 0 keeps none.",
     )
     max_ttl: float = Field(
         86_400.0, gt=0, le=4_294_967, description="Maximum seconds that a message waits in a queue of a normal channel."

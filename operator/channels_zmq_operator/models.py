@@ -177,7 +177,7 @@ class Forwarder(Part):
     topic_bytes: Size = Field("32Mi", description="Maximum total bytes of the names of all groups with members.")
     history_bytes: Size = Field(
         "16Mi",
-        description="Memory of each forwarder for the group and direct messages of the last 5 seconds, which it "
+        description="Memory of each forwarder for the group and direct messages of the last 20 seconds, which it "
         "replays to clients whose connection was cut; at most a sixteenth of its memory limit.",
     )
     queue_bytes: Size = Field("256Mi", description="Maximum memory of all queues of normal channels in each forwarder.")

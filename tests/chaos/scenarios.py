@@ -141,12 +141,12 @@ def stall(stage: Stage, seconds: float = 5) -> None:
         stage.rest()
 
 
-def cut_network(stage: Stage) -> None:
-    """Cut the network between the senders and one forwarder, in silence, for longer than they wait for an answer."""
+def cut_network(stage: Stage, seconds: float = 8) -> None:
+    """Cut the network between one forwarder and some clients, in silence, for longer than they wait for an answer."""
     assert stage.network is not None
     for site in stage.in_turns():
         stage.network.cut((site.pull_port, site.pub_port))
-        time.sleep(5 if stage.options.short else 8)  # this is the fault
+        time.sleep(5 if stage.options.short else seconds)  # this is the fault
         stage.network.heal()
         stage.rest()
 
@@ -254,7 +254,7 @@ JOBS = Setting(sites=2, running=2, messages=False, job_rate=3_000)
 ALONE, TWO, THREE = Setting(), Setting(sites=2, running=2), Setting(sites=3, running=3)
 # Padding, so that the buffers of the kernel cannot hold all that queues up for a receiver.
 PADDED = Setting(sites=2, running=2, padding=2_000)
-IN_A_NETWORK = Setting(sites=2, running=2, network=True)
+IN_A_NETWORK = Setting(sites=2, running=2, network="sender")
 
 SCENARIOS = [
     Scenario(
@@ -339,8 +339,7 @@ SCENARIOS = [
         Goal(lateness_ms=6_000),
         3,
     ),
-    # The receiver gives the connection up after 3 s, and what it lacks is replayed once it has another one. The history
-    # has the last 5 s by then: a longer stall loses what was published at its beginning.
+    # The receiver gives the connection up after 3 s, and what it lacks is replayed once it has another one.
     Scenario(
         "xsub-stalled",
         "the connection on which one receiver receives stands still for 4 s",
@@ -365,6 +364,16 @@ SCENARIOS = [
         IN_A_NETWORK,
         Goal(lateness_ms=3_500),
         4,
+        missing=partial(missing, "ip", "iptables"),
+    ),
+    # The other forwarder brings what is published by it. The rest waits in the history of the one that is cut off.
+    Scenario(
+        "receiver-cut",
+        "two forwarders, the network between one and a receiver is cut for 12 s",
+        partial(cut_network, seconds=12),
+        Setting(sites=2, running=2, network="receiver-0"),
+        Goal(lateness_ms=16_000, is_long_replay=True),
+        2,
         missing=partial(missing, "ip", "iptables"),
     ),
     Scenario(

@@ -96,7 +96,7 @@ class Setting:
         padding: Further bytes in each message.
         messages: Whether there are group and direct messages; else there are only jobs.
         job_rate: Jobs per second, if they are not those of the command line.
-        network: Whether senders are in a network of their own.
+        network: How the names of the clients begin that are in a network of their own; none are by default.
         capacity: Of the mailboxes of the first receiver.
         keys: Whether connections are encrypted, with keys that can be changed.
         old_list: Whether CONFIG of the first receiver lists the first forwarder only.
@@ -110,7 +110,7 @@ class Setting:
     padding: int = 0
     messages: bool = True
     job_rate: float | None = None
-    network: bool = False
+    network: str = ""
     capacity: int = CAPACITY
     keys: bool = False
     old_list: bool = False
@@ -430,7 +430,7 @@ class Stage:
 
     def _start_client(self, name: str, role: str, argument: str) -> ClientProcess:
         log = self._folder / f"{name}.log"
-        prefix = self.network.prefix if self.network is not None and role == "sender" else ()
+        prefix = self.network.prefix if self.network is not None and name.startswith(self._setting.network) else ()
         client = ClientProcess(name, log, self.options.loop, role, self._config(name), argument, prefix)
         return self._processes.add(client)
 

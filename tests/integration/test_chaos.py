@@ -112,9 +112,11 @@ def test_no_message_is_lost_with_a_connection(scenario: str, judged: int, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_long_replay_loses_only_what_is_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["xsub-stalled", "receiver-cut"])
+def test_a_long_replay_loses_only_what_is_counted(scenario: str, tmp_path: Path) -> None:
     """A busy machine may replay less than all of it in time."""
-    outcome = outcome_of("xsub-stalled", "asyncio", tmp_path)
+    skip_without_tools(scenario)
+    outcome = outcome_of(scenario, "asyncio", tmp_path)
     assert outcome["shortfalls"] == []
     assert sum(one["messages"] for one in outcome["figures"]["judged"].values()) > 0
 

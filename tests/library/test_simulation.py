@@ -152,6 +152,30 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
     assert all(member.joined is not None for member in late)
 
 
+def test_a_receiver_that_is_cut_off_from_one_of_two_forwarders_for_a_while_misses_nothing(
+    simulation: Simulation,
+) -> None:
+    """The sender knows nothing of it: a forwarder that kept messages for 5 s had dropped most of what was missing."""
+    forwarder = simulation.start_forwarder(B)
+    sender, members = sender_and_receiver(simulation, A, B)
+    receiver = members[0].process
+    for one in B:
+        simulation.network.stop_listening(one)
+    simulation.network.black_holes.update(B)
+    for line in receiver.lines():
+        if line.forwarder is forwarder:
+            line.cut(near_after=2.5, far_after=2.5)
+    for _ in range(15):
+        for topic in TOPICS:
+            simulation.send_group(sender, topic)
+        simulation.run(1.0)
+    for one in B:
+        simulation.network.listen(one, forwarder)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+    assert receiver.client.counters.dropped["missed"] == 0
+
+
 def test_a_second_cut_before_the_end_of_a_replay_is_read_loses_nothing(simulation: Simulation) -> None:
     """That end counted as the answer for both cuts, so what the second one had lost was not asked for."""
     sender, members = sender_and_receiver(simulation, A)

@@ -3,6 +3,7 @@
 import pytest
 from fakes import Clock
 
+from channels_zmq.client.memberships import REMEMBERED
 from channels_zmq.client.resumption import (
     ARRIVED_WITHIN,
     ATTEMPTS,
@@ -12,7 +13,7 @@ from channels_zmq.client.resumption import (
     REPLAYED_WITHIN,
     Resumption,
 )
-from channels_zmq_forwarder import wire
+from channels_zmq_forwarder import history, wire
 from channels_zmq_forwarder.replays import ANSWERED_WITHIN
 
 INBOX = b"0123456789abcdef"
@@ -30,6 +31,11 @@ def resumption(clock: Clock) -> Resumption:
 def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] = TOPICS) -> wire.Resume | None:
     frame = resumption.request(session, topics)
     return None if frame is None else wire.RESUME.decode(frame)
+
+
+def test_whatever_is_replayed_is_recognised_by_its_run() -> None:
+    """Also in a group that its last member had left and that another one joins."""
+    assert history.SECONDS + ANSWERED_WITHIN < REMEMBERED
 
 
 def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
