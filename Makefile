@@ -12,6 +12,8 @@ PYTEST := $(BIN)/python -m pytest
 JOBS ?= 4
 # A process that has done its part takes over some of another's.
 PARALLEL = $(PYTEST) -n $(JOBS) --dist worksteal
+# These compute, and have a clock of their own: no other test can disturb them.
+SIMULATIONS := $(addprefix tests/,library/test_simulation.py library/test_short_schedules.py forwarder/test_simulation.py)
 
 .DEFAULT_GOAL := help
 
@@ -49,7 +51,8 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 	$(PYTEST)
 
 test-slow: $(STAMP) ## Run only the slow tests
-	$(PYTEST) -m slow
+	$(PARALLEL) -m slow $(SIMULATIONS)
+	$(PYTEST) -m slow $(SIMULATIONS:%=--ignore=%)
 
 coverage: $(STAMP) ## Measure how much of the three packages their own quick tests run; below the floor it fails
 	$(PARALLEL) -q -m "not slow" tests/library tests/forwarder tests/operator --cov --cov-report=term:skip-covered
