@@ -1,6 +1,6 @@
 """A network of a test's own: clients in a namespace reach the forwarders over a pair of virtual interfaces.
 
-Nothing else on the machine uses it. It needs root and `ip`, and `iptables` to drop some of the packets.
+Nothing else on the machine uses it. It needs root, `ip`, `iptables` to drop some of the packets, and `tc` to be slow.
 """
 
 import os
@@ -56,6 +56,11 @@ class Network:
     def unplug(self) -> None:
         """Pass on nothing any more."""
         _run(*self.prefix, "ip", "link", "set", self._inside, "down")
+
+    def limit(self, rate: float) -> None:
+        """Carry no more than a number of bits a second to the guest."""
+        bucket = ("tbf", "rate", f"{rate:.0f}bit", "burst", "128kb", "latency", "1s")
+        _run("tc", "qdisc", "add", "dev", self._interface, "root", *bucket)
 
     def cut(self, ports: tuple[int, ...]) -> None:
         """Drop all packets from and to these ports of the host, in silence."""
