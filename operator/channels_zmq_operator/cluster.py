@@ -80,6 +80,10 @@ class NameTaken(ClusterError):
         super().__init__(what, 0, self.condition, "it exists and does not belong to this layer: rename or delete it")
 
 
+class NamespaceEnding(ClusterError):
+    """A namespace is being deleted with everything in it: nothing can be created there any more."""
+
+
 class Cluster(Protocol):
     """What the operator asks of an API server; each call raises ClusterError."""
 
@@ -203,7 +207,10 @@ class RealCluster:
 def _refusal(what: str, error: ApiException) -> ClusterError:
     try:
         status = json.loads(error.body or "")
-        return ClusterError(what, error.status, status.get("reason", error.reason), status.get("message", ""))
+        causes = (status.get("details") or {}).get("causes") or ()
+        is_ending = any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
+        kind = NamespaceEnding if is_ending else ClusterError
+        return kind(what, error.status, status.get("reason", error.reason), status.get("message", ""))
     except (TypeError, ValueError, AttributeError):
         return ClusterError(what, error.status or 0, str(error.reason), "")
 

@@ -3,7 +3,7 @@
 import logging
 from datetime import datetime
 
-from channels_zmq_operator.cluster import Cluster, ClusterError
+from channels_zmq_operator.cluster import Cluster, ClusterError, NamespaceEnding
 from channels_zmq_operator.naming import FIELD_MANAGER, Manifest
 
 logger = logging.getLogger("channels_zmq_operator")
@@ -37,5 +37,7 @@ async def make_event(
     }
     try:
         await cluster.create(event)
+    except NamespaceEnding:
+        pass  # its events are deleted, too
     except ClusterError as error:
         logger.warning("the event could not be created: %s", error)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from channels_zmq_operator import __version__, naming, status
 from channels_zmq_operator import keys as layer_keys
-from channels_zmq_operator.cluster import Cluster, ClusterError, NameTaken
+from channels_zmq_operator.cluster import Cluster, ClusterError, NamespaceEnding, NameTaken
 from channels_zmq_operator.events import make_event
 from channels_zmq_operator.known import (
     APPLIED,
@@ -191,6 +191,8 @@ class Reconciler:
                 again = await self._bring(known, owner, spec)
             again = min(again, await self._count_outdated(known, owner))
             known.refusal = None
+        except NamespaceEnding:
+            return float("inf")  # the layer is deleted next
         except ClusterError as error:
             known.refusal = error
             await self._tell(known, owner, error.condition, str(error))

@@ -12,7 +12,7 @@ from aiohttp import web
 from kubernetes.aio import client
 
 from channels_zmq_operator import cluster as module
-from channels_zmq_operator.cluster import KINDS, Cluster, ClusterError, RealCluster, connected
+from channels_zmq_operator.cluster import KINDS, Cluster, ClusterError, NamespaceEnding, RealCluster, connected
 from channels_zmq_operator.models import KIND
 
 UID = "u-1"
@@ -209,6 +209,14 @@ async def test_a_refusal_tells_what_and_why(cluster: RealCluster, server: Server
     assert (caught.value.status, caught.value.reason) == (status, "BecauseOfThis")
     assert str(caught.value) == f"PATCH /api/v1/namespaces/home/services/chat: it is so ({status} BecauseOfThis)"
     assert len(server.seen) == cluster.requests == 1
+
+
+async def test_a_namespace_that_is_being_deleted_is_an_error_of_its_own(cluster: RealCluster, server: Server) -> None:
+    """Nothing can be created in it, and there is nothing to be done about that."""
+    causes = [{"reason": "NamespaceTerminating", "message": "namespace home is being terminated"}]
+    server.status, server.answer = 403, {**refusal(403, "Forbidden", "no"), "details": {"causes": causes}}
+    with pytest.raises(NamespaceEnding):
+        await cluster.apply(SERVICE)
 
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", '{"kind": "Status"}', "null"])

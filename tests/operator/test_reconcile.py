@@ -5,7 +5,9 @@ import copy
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from clusters import FakeCluster, Killed, Name, Request, feed, refused
 from worlds import CHILDREN, CHOICES, KEY, PODS, STATUS, World, ready
 
 from channels_zmq_operator import __version__
-from channels_zmq_operator.cluster import KINDS, ClusterError
+from channels_zmq_operator.cluster import KINDS, ClusterError, NamespaceEnding
+from channels_zmq_operator.events import make_event
 from channels_zmq_operator.known import APPLIED, fingerprint
 from channels_zmq_operator.models import API_VERSION, KIND, Key, Limits
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
@@ -491,6 +494,18 @@ async def test_a_refusal_is_told_and_tried_again(status: int, reason: str) -> No
     world.cluster.refusal = lambda request: None
     await world.reconciler.reconcile(KEY)
     world.check()
+
+
+async def test_a_namespace_that_is_being_deleted_is_left_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    """Its layers and their events are deleted with it, so nobody would read of a failure."""
+    world = World({})
+    await world.settle()
+    world.edit("Deployment", lambda found: found["spec"].update(replicas=5))
+    world.cluster.refusal = lambda request: NamespaceEnding("a request", 403, "Forbidden", "it is being terminated")
+    caplog.clear()
+    assert await world.reconciler.reconcile(KEY) == inf
+    await make_event(world.cluster, {"name": "chat", "namespace": "home"}, "Normal", "x", "x", datetime.now(UTC))
+    assert caplog.messages == []
 
 
 async def test_no_event_can_be_made() -> None:
