@@ -1,4 +1,4 @@
-"""A network of the test's own between a process and a forwarder, which is cut without a word to either."""
+"""A network of the test's own between processes and a forwarder, which is cut without a word to either, or slow."""
 
 import asyncio
 import time
