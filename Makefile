@@ -13,7 +13,7 @@ JOBS ?= 4
 # A process that has done its part takes over some of another's.
 PARALLEL = $(PYTEST) -n $(JOBS) --dist worksteal
 # These compute, and have a clock of their own: no other test can disturb them.
-SIMULATIONS := $(addprefix tests/,library/test_simulation.py library/test_short_schedules.py forwarder/test_simulation.py)
+SIMULATIONS := tests/library/test_simulation.py tests/library/test_short_schedules.py tests/forwarder/test_simulation.py
 
 .DEFAULT_GOAL := help
 

@@ -101,4 +101,4 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     kube.until(lambda: kube.get("serviceaccount", "default", namespace=name), "the namespace has its account")
     yield name
     if not (os.environ.get("E2E_KEEP") and request.node.stash.get(_failed, False)):
-        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")

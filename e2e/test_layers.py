@@ -2,7 +2,6 @@
 
 import json
 import time
-import uuid
 from typing import Any
 
 import pytest
@@ -245,15 +244,13 @@ def test_deleting_a_layer_deletes_what_it_was_made_of(namespace: str) -> None:
     until(lambda: not kubectl("get", kinds, "-n", namespace, "-l", mine, "-o", "name"), "nothing is left")
 
 
-def test_deleting_a_namespace_deletes_its_layers_in_silence() -> None:
+def test_deleting_a_namespace_deletes_its_layers_in_silence(namespace: str) -> None:
     """Kubernetes deletes the objects one by one; the operator does not complain that it cannot repair the layer."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    kubectl("create", "namespace", name)
-    apply(layer("chat"), namespace=name)
-    wait_ready(namespace=name)
-    kubectl("delete", "namespace", name)
+    apply(layer("chat"), namespace=namespace)
+    wait_ready(namespace=namespace)
+    kubectl("delete", "namespace", namespace)
     said = kubectl("logs", f"deployment/{OPERATOR}", "-n", NAMESPACE)
-    assert [line for line in said.splitlines() if name in line and '"WARNING"' in line] == []
+    assert [line for line in said.splitlines() if namespace in line and '"WARNING"' in line] == []
 
 
 def test_pods_that_run_settings_of_before_are_counted(namespace: str) -> None:
