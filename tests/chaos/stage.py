@@ -14,7 +14,7 @@ import psutil
 from counting import Job, JobCounts, Sent, count_jobs
 from faults import ClientProcess, ProcessGroup, Site, wait_until
 from forwarders import free_ports
-from network import HOST, Network
+from network import Network
 from relays import Relay
 from report import Figures, Pace, Received
 from rotations import Rotation
@@ -133,7 +133,7 @@ class Stage:
         self.memory: dict[str, list[int]] = {}
         self._setting, self._repetitions = setting, repetitions
         self.network = Network() if setting.network else None
-        self._host = HOST if setting.network else "127.0.0.1"
+        self._host = self.network.host if self.network is not None else "127.0.0.1"
         self._folder, self._processes = folder, ProcessGroup()
         self._rotation = Rotation(folder) if setting.keys else None
         flags = self._rotation.flags if self._rotation is not None else ()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from event_loops import FACTORIES
 from forwarders import PATIENCE, Forwarder, close_all, free_ports
+from network import Network, missing
 from peers import Peer
 from relays import Relay, relay_to
 
@@ -34,6 +35,15 @@ def relay(forwarder: Forwarder) -> Iterator[Relay]:
     with relay_to(forwarder.pull) as relay:
         yield relay
         close_all()
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A network of this test alone."""
+    if lacking := missing("ip"):
+        pytest.skip(lacking)
+    with Network() as network:
+        yield network
 
 
 @pytest.fixture(params=["embedded-inproc", "embedded-tcp", "embedded-ipc", "dedicated"])

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from forwarders import Forwarder, close_all, free_ports, until
+from network import Network, missing
+from peers import Peer
 from relays import relay_to
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConnectionLost
 from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
-Make = Callable[[int], Forwarder]
+Make = Callable[..., Forwarder]
 RATE = SLOWEST_LINK / 8
 """Bytes a second."""
 JOBS = 12
@@ -21,17 +23,19 @@ JOBS = 12
 PARTS, PART = 160, 64 * 1024
 """Messages that take 5 s together, and the bytes of the text of each."""
 EXPIRY = 2.0
+PROCESSES = 20
+"""That share one link, of which each has as much as it needs at least."""
 ENVELOPE = 100
 """Bytes that the rest of a message takes beside its text, at most."""
 
 
 @pytest.fixture
 def make_forwarder() -> Iterator[Make]:
-    """Start a forwarder that takes messages of a certain size."""
+    """Start a forwarder that takes messages of a certain size, at a host."""
     started: list[Forwarder] = []
 
-    def make(size: int) -> Forwarder:
-        addresses = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    def make(size: int, host: str = "127.0.0.1") -> Forwarder:
+        addresses = (f"tcp://{host}:{port}" for port in free_ports(2))
         forwarder = Forwarder(*addresses, flags=("--max-message-size", str(size)))
         started.append(forwarder)
         forwarder.start()
@@ -238,3 +242,43 @@ def test_the_largest_message_passes_the_slowest_link(run: Any, make_forwarder: M
             close_all()
 
     run(scenario())
+
+
+async def take(layer: DedicatedZmqChannelLayer, channel: str) -> int:
+    """Return the length of the next message's text."""
+    return len((await layer.receive(channel))["text"])
+
+
+@pytest.mark.slow
+def test_the_largest_message_reaches_20_processes_by_the_slowest_link_for_each(
+    run: Any, network: Network, make_forwarder: Make
+) -> None:
+    """Heartbeats wait behind it: 8 MiB for all of them by 320 Mbit/s disconnected all, and reached none."""
+    if lacking := missing("tc"):
+        pytest.skip(lacking)
+    size = 2**23
+    config = {**make_forwarder(size, network.host).config, "max_message_size": size}
+    peers = [Peer("asyncio", by=network.prefix) for _ in range(PROCESSES)]
+    text = "x" * (size - ENVELOPE)
+
+    async def scenario() -> None:
+        sender = DedicatedZmqChannelLayer(**config)
+        await until(lambda: sender.stats()["connected"])
+        began = time.monotonic()
+        await sender.group_send("chat", {"text": text})
+        received = [peer.begin_run(take, channel) for peer, channel in zip(peers, channels, strict=True)]
+        assert await asyncio.gather(*map(asyncio.wrap_future, received)) == [len(text)] * PROCESSES
+        assert time.monotonic() - began > size / RATE, "the link is faster than it should be"
+
+    try:
+        for peer in peers:
+            peer.ask("open", config)
+        channels = [peer.ask("member", "chat") for peer in peers]
+        network.limit(8 * RATE * PROCESSES)
+        run(scenario())
+        for stats in [peer.ask("stats") for peer in peers]:
+            assert (stats["reconnects"], stats["dropped"]) == (0, {})
+    finally:
+        for peer in peers:
+            peer.kill()
+        close_all()

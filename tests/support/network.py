@@ -6,10 +6,12 @@ Nothing else on the machine uses it. It needs root, `ip`, `iptables` to drop som
 import os
 import shutil
 import subprocess
+from ipaddress import IPv4Network
 from types import TracebackType
 from typing import Self
 
-HOST, GUEST = "10.213.77.1", "10.213.77.2"
+RANGE = IPv4Network("10.213.0.0/16")
+"""Each process has four addresses of its own in it, so that tests may run side by side."""
 LOSS = 0.1
 
 
@@ -22,12 +24,18 @@ def missing(*programs: str) -> str:
 
 
 class Network:
-    """A namespace with one interface, whose other end is `HOST`."""
+    """A namespace with one interface, whose other end is on the host.
+
+    Attributes:
+        host: The address of that end.
+    """
 
     def __init__(self) -> None:
         self._name = f"zmq-{os.getpid()}"
         self._interface = f"zmq{os.getpid()}"
         self._inside = f"{self._interface}i"
+        first = 4 * os.getpid() % RANGE.num_addresses
+        self.host, self._guest = str(RANGE[first + 1]), str(RANGE[first + 2])
 
     @property
     def prefix(self) -> list[str]:
@@ -39,9 +47,9 @@ class Network:
         _run("ip", "netns", "add", self._name)
         _run("ip", "link", "add", self._interface, "type", "veth", "peer", "name", inside)
         _run("ip", "link", "set", inside, "netns", self._name)
-        _run("ip", "address", "add", f"{HOST}/30", "dev", self._interface)
+        _run("ip", "address", "add", f"{self.host}/30", "dev", self._interface)
         _run("ip", "link", "set", self._interface, "up")
-        for command in (("address", "add", f"{GUEST}/30", "dev", inside), ("link", "set", inside, "up")):
+        for command in (("address", "add", f"{self._guest}/30", "dev", inside), ("link", "set", inside, "up")):
             _run(*self.prefix, "ip", *command)
         _run(*self.prefix, "ip", "link", "set", "lo", "up")
         return self
