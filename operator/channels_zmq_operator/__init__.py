@@ -1,3 +1,3 @@
-"""The operator: from a ZmqChannelLayer resource to running forwarders, and to their addresses in pods."""
+"""The operator: it runs the forwarders of each ZmqChannelLayer, and injects their addresses into pods."""
 
 __version__ = "0.1.0"

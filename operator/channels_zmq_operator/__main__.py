@@ -1,4 +1,4 @@
-"""`channels-zmq-operator`: `run`, `webhook`, `render -f FILE` and `crd`."""
+"""The command line `channels-zmq-operator`: `run`, `webhook`, `render -f FILE` and `crd`."""
 
 import argparse
 import asyncio
@@ -19,10 +19,11 @@ from channels_zmq_operator.settings import Settings
 
 FAILED, BAD_USAGE = 1, 2
 EXAMPLE_KEY = "0" * 40
+"""Stands for each key in the output of `render`: a CURVE key has 40 characters in Z85."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of the commands; return the exit code."""
+    """Run a command and return its exit code."""
     parser = argparse.ArgumentParser(prog="channels-zmq-operator", description="The operator of channels-zmq.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             _run(lambda stop: serve(settings, stop))
         else:
-            from channels_zmq_operator.manager import run  # kopf and the client take half a second to import
+            from channels_zmq_operator.manager import run  # importing kopf and the client takes half a second
 
             _run(lambda stop: run(settings, stop))
     except Exception as error:
@@ -76,7 +77,7 @@ def _render(path: str) -> int:
 
 def _run(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     try:
-        import uvloop  # not there on Windows
+        import uvloop  # unavailable on Windows
     except ImportError:
         asyncio.run(_until_signal(work))
     else:
@@ -98,7 +99,7 @@ def _log(settings: Settings) -> None:
 
 
 def json_lines() -> logging.Formatter:
-    """Return a formatter that makes a JSON object of each record, with the traceback if there is one."""
+    """Return a formatter that writes each record as a JSON object, with the traceback of an exception."""
     return JsonFormatter(
         "%(asctime)s %(levelname)s %(name)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",

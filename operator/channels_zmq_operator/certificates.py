@@ -2,10 +2,10 @@
 
 The authority is valid for ten years and the leaf for ninety days. So nearly every renewal replaces a leaf, signed by an
 authority that the API server already trusts: pods may load the new leaf whenever the kubelet has updated their files.
-Once in six years a new authority is created. It is added to the bundle beside the old one, and signs only from the next
-leaf on, which is due at least `SETTLE` later; the old authority stays in the bundle until it expires. So at any time an
-authority in the bundle has signed the leaf that a pod serves, old or new, and no client has to wait until all pods
-serve the new leaf. `webhook_certificates` writes the bundle before the leaf.
+Once in six years a new authority is created. It is added to the bundle beside the old one, and signs the next leaf that
+is due at least `SETTLE` later; the old authority stays in the bundle until it expires. So at any time an authority in
+the bundle has signed the leaf that a pod serves, old or new, and no client has to wait until all pods serve the new
+leaf. `webhook_certificates` applies the bundle before the leaf.
 """
 
 from base64 import b64decode, b64encode
@@ -24,9 +24,9 @@ AUTHORITY_DAYS = 3650
 LEAF_DAYS = 90
 RENEW_AT = 2 / 3
 SETTLE = timedelta(hours=1)
-"""How long a new authority is in the bundle before it signs, if there is another one."""
+"""Time for which a new authority is in the bundle before it signs leaves, if an older authority can sign."""
 _SLACK = timedelta(minutes=10)
-"""For clocks that differ."""
+"""Time by which validity begins before the creation, because clocks differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Everything that the webhook's TLS needs.
+    """The certificates and keys for the webhook's TLS.
 
     Args:
-        authorities: The newest first; the leaf is signed by one of them.
-        leaf: The serving certificate; empty if it does not exist or cannot be used.
-        key: Its key.
+        authorities: The newest first; one of them has signed the leaf.
+        leaf: The serving certificate; empty if it is missing or invalid.
+        key: The key of the leaf.
     """
 
     authorities: tuple[Authority, ...]
@@ -53,17 +53,17 @@ class Certificates:
 
     @property
     def bundle(self) -> bytes:
-        """What the API server is to trust."""
+        """The certificates of all authorities, which the API server trusts."""
         return b"".join(authority.certificate for authority in self.authorities)
 
 
 def renewed(before: Certificates | None, names: list[str], now: datetime) -> Certificates:
-    """Return certificates with everything renewed that is due, and nothing else changed.
+    """Return the certificates, with those renewed that are due, and with nothing else changed.
 
     Args:
-        before: What there is, or None.
+        before: The present certificates; None if there are none.
         names: DNS names of the webhook's Service.
-        now: Aware time.
+        now: The current time, with a time zone.
     """
     authorities = [one for one in (before.authorities if before else ()) if not _has_expired(one.certificate, now)]
     if not authorities or _is_due(authorities[0].certificate, now):
@@ -72,7 +72,7 @@ def renewed(before: Certificates | None, names: list[str], now: datetime) -> Cer
         return Certificates(tuple(authorities), before.leaf, before.key)
     signing = authorities[0]
     if len(authorities) > 1 and not _is_settled(signing.certificate, now):
-        signing = authorities[1]  # the newest is not trusted yet
+        signing = authorities[1]  # the newest may not be trusted yet
     return Certificates(tuple(authorities), *_new_leaf(signing, names, now))
 
 
@@ -80,13 +80,13 @@ def expiry(certificate: bytes) -> float:
     """Return when a PEM certificate expires, in seconds since the epoch.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: If the certificate is invalid.
     """
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
 
 
 def from_secrets(leaf: Manifest | None, authority: Manifest | None) -> Certificates | None:
-    """Return what two Secrets hold, or None without an authority; a leaf that cannot be used is left out."""
+    """Return the certificates in two Secrets, or None without valid authorities; an invalid leaf is left out."""
     try:
         data = (authority or {})["data"]
         certificates = x509.load_pem_x509_certificates(b64decode(data["ca.crt"]))
@@ -107,7 +107,11 @@ def from_secrets(leaf: Manifest | None, authority: Manifest | None) -> Certifica
 
 
 def _checked(key: bytes, certificate: x509.Certificate) -> bytes:
-    """Return a private key if it is that of a certificate."""
+    """Return a private key after checking that it belongs to a certificate.
+
+    Raises:
+        ValueError: If it is invalid, or belongs to another certificate.
+    """
     found = serialization.load_pem_private_key(key, None)
     if found.public_key() != certificate.public_key():
         raise ValueError("the key is that of another certificate")
@@ -118,7 +122,7 @@ _BETWEEN = "\n\n"
 
 
 def to_secrets(certificates: Certificates, namespace: str, name: str) -> list[Manifest]:
-    """Return the Secret that is mounted into the webhook's pods, and the one that only the operator reads."""
+    """Return the Secret that the webhook's pods mount, and the Secret that only the operator reads."""
     keys = _BETWEEN.join(authority.key.decode() for authority in certificates.authorities)
     contents = {
         name: {"tls.crt": certificates.leaf, "tls.key": certificates.key, "ca.crt": certificates.bundle},
@@ -164,7 +168,7 @@ def _new_leaf(authority: Authority, names: list[str], now: datetime) -> tuple[by
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    """Return what a key is for: strict clients, such as Python from 3.13, want it said (RFC 5280, 4.2.1.3)."""
+    """Return the key usage, which strict clients such as Python from 3.13 on require (RFC 5280, 4.2.1.3)."""
     return x509.KeyUsage(
         digital_signature=not signs_certificates,
         key_cert_sign=signs_certificates,
@@ -209,7 +213,7 @@ def _is_settled(pem: bytes, now: datetime) -> bool:
 
 
 def _is_good(leaf: bytes, authorities: list[Authority], names: list[str], now: datetime) -> bool:
-    """Return whether a leaf can stay: it is not due, has these names, and one of the authorities has signed it."""
+    """Return whether a leaf can stay: it is not due, has exactly these names, and one of the authorities signed it."""
     if not leaf or _is_due(leaf, now):
         return False
     certificate = x509.load_pem_x509_certificate(leaf)
@@ -231,5 +235,5 @@ def _has_signed(authority: x509.Certificate, certificate: x509.Certificate) -> b
 
 
 def now() -> datetime:
-    """Return the time, aware."""
+    """Return the current time, in UTC."""
     return datetime.now(UTC)

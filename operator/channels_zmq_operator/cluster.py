@@ -1,6 +1,6 @@
-"""The API server, as the rest of the operator sees it: a few calls on plain dicts.
+"""Access to the API server for the rest of the operator: a few calls on plain dicts.
 
-The only module that uses the Kubernetes client. Paths come from a table, so it neither discovers nor caches API kinds.
+Only this module uses the Kubernetes client. Paths come from a table, so it neither discovers nor caches API kinds.
 """
 
 import json
@@ -18,17 +18,17 @@ from channels_zmq_operator.models import API_VERSION, KIND, PLURAL
 from channels_zmq_operator.naming import FIELD_MANAGER, Manifest
 
 TIMEOUT = 30.0
-"""Seconds for one request."""
+"""Seconds after which a request fails."""
 
 
 PAGE = 50
-"""Objects of one page of a list."""
+"""Objects in one page of a list."""
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-"""What a list is asked for: without contents, of which one may have a megabyte."""
+"""Media type of a list without the contents of its objects: one object may have a megabyte."""
 
 
 class Kind(NamedTuple):
-    """Where objects of a kind live."""
+    """The API version, the plural and the scope of a kind: together they make up the path of its objects."""
 
     api_version: str
     plural: str
@@ -55,15 +55,15 @@ KINDS: dict[str, Kind] = {
 
 
 class ClusterError(Exception):
-    """The API server refused something, or is away.
+    """The API server refused a request, or is unavailable.
 
     Attributes:
-        status: HTTP status; 0 if there was no answer.
-        reason: Kubernetes' word for it.
+        status: HTTP status; 0 if the failure has none, such as a timeout.
+        reason: Reason in one word: that of the API server, or else the name of the failure.
     """
 
     condition = "ClusterRefused"
-    """The reason that a condition of a layer gives for it."""
+    """Reason that a layer's conditions show for an error of this class."""
 
     def __init__(self, what: str, status: int, reason: str, message: str) -> None:
         super().__init__(f"{what}: {message or reason}" + (f" ({status} {reason})" if status else f" ({reason})"))
@@ -71,7 +71,7 @@ class ClusterError(Exception):
 
 
 class NameTaken(ClusterError):
-    """An object with that name exists, and belongs to another owner."""
+    """An object of that name exists and does not belong to the layer."""
 
     condition = "NameTaken"
 
@@ -81,47 +81,50 @@ class NameTaken(ClusterError):
 
 
 class NamespaceEnding(ClusterError):
-    """A namespace is being deleted with everything in it: nothing can be created there any more."""
+    """The namespace is being deleted with all its objects, so the API server refuses to create more of them."""
 
 
 class Cluster(Protocol):
-    """What the operator asks of an API server; each call raises ClusterError."""
+    """The requests that the operator makes to an API server. Each raises `ClusterError` if it fails."""
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, or None if it does not exist."""
 
     def metadata(self, kind: str, namespace: str, label: str = "", *, fields: str = "") -> AsyncIterator[Manifest]:
-        """Yield the metadata of a kind's objects in a namespace, or in all if that is empty, by label and fields."""
+        """Yield the metadata of a kind's objects that match a label selector and a field selector.
+
+        An empty namespace stands for all namespaces.
+        """
 
     async def apply(self, manifest: Manifest, *, subresource: str = "") -> Manifest:
-        """Make an object as the manifest says, and return what it is then."""
+        """Create or change an object by a server-side apply; return the resulting object."""
 
     async def create(self, manifest: Manifest) -> Manifest:
-        """Create an object that must not be there yet."""
+        """Create an object; fail if it exists."""
 
     async def replace(self, manifest: Manifest) -> Manifest:
-        """Replace an object that has not changed since it was read."""
+        """Replace an object; fail if it has changed since it was read."""
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete an object if it still is the one with this uid."""
+        """Delete an object if it exists and still has this uid."""
 
     async def serves(self, kind: str) -> bool:
-        """Return whether the cluster knows a kind."""
+        """Return whether the cluster serves a kind."""
 
 
 class CountingCluster(Cluster, Protocol):
-    """One that counts what it is asked."""
+    """A cluster that counts the requests made to it."""
 
     @property
     def requests(self) -> int:
-        """How many requests there were so far."""
+        """Number of requests so far."""
 
 
 class RealCluster:
-    """A cluster behind the Kubernetes client."""
+    """A cluster that is accessed through the Kubernetes client."""
 
     def __init__(self, api: client.ApiClient) -> None:
-        self._dynamic = DynamicClient(api)  # type: ignore[no-untyped-call] # not awaited: that would ask for all kinds
+        self._dynamic = DynamicClient(api)  # type: ignore[no-untyped-call] # not awaited: that would discover all kinds
         self.requests = 0
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:  # noqa: D102
@@ -144,7 +147,7 @@ class RealCluster:
         token = ""
         while True:
             found = await self._call("get", _path(kind, namespace, ""), **options, _continue=token or None)
-            for one in found.get("items") or ():  # an empty list of metadata has null
+            for one in found.get("items") or ():  # null if a list of metadata is empty
                 yield {"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": one["metadata"]}
             token = (found.get("metadata") or {}).get("continue", "")
             if not token:
@@ -172,7 +175,7 @@ class RealCluster:
         try:
             await self._call("delete", _path(kind, namespace, name), body)
         except ClusterError as error:
-            if error.status not in (404, 409):  # gone, or another one of that name
+            if error.status not in (404, 409):  # it is gone, or the name belongs to another object by now
                 raise
 
     async def serves(self, kind: str) -> bool:  # noqa: D102
@@ -211,7 +214,7 @@ def _refusal(what: str, error: ApiException) -> ClusterError:
         is_ending = any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
         kind = NamespaceEnding if is_ending else ClusterError
         return kind(what, error.status, status.get("reason", error.reason), status.get("message", ""))
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError):  # the body is not a Status object
         return ClusterError(what, error.status or 0, str(error.reason), "")
 
 
@@ -229,7 +232,7 @@ def _path(kind: str, namespace: str, name: str) -> str:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[RealCluster]:
-    """Connect with the service account of the pod, or else with the current KUBECONFIG."""
+    """Connect with the service account of the pod, or outside of a cluster with the current kubeconfig."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         config.load_incluster_config()  # type: ignore[no-untyped-call]
     else:

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, rendered from `models`: what pydantic says, in the dialect of the API server."""
+"""The CustomResourceDefinition: the schema of `models`, as the structural schema that the API server requires."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ DURATION_RULES = [{"rule": "duration(self) >= duration('1h')", "message": "rotat
 def crd() -> dict[str, Any]:
     """Return the CustomResourceDefinition."""
     spec, status = schema_of(Spec), schema_of(Status)
-    del status["required"]  # a status of a version before may lack what is new
+    del status["required"]  # a status written by an earlier version may lack newer fields
     spec["default"] = whole = Spec().model_dump(by_alias=True)
     for name, part in spec["properties"].items():
         part.setdefault("default", whole[name])
@@ -97,17 +97,17 @@ def crd() -> dict[str, Any]:
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a model, in the dialect of the API server."""
+    """Return the structural schema of a model."""
     schema = model.model_json_schema(by_alias=True)
     return _translated(schema, schema.pop("$defs", {}))
 
 
 def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Inline references and drop what a structural schema may not have."""
+    """Inline references and drop the keywords that a structural schema must not contain."""
     if "$ref" in node:
         found = definitions[node["$ref"].rpartition("/")[2]]
         node = {**found, **{key: value for key, value in node.items() if key != "$ref"}}
-    if "anyOf" in node and node.get("default", "") is None:  # a status leaves out what is not known
+    if "anyOf" in node and node.get("default", "") is None:  # a status leaves out an unknown value instead of null
         (kind,) = [one for one in node["anyOf"] if one.get("type") != "null"]
         rest = {key: value for key, value in node.items() if key not in ("anyOf", "default")}
         return _translated({**kind, **rest}, definitions)
@@ -115,7 +115,7 @@ def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if node.get("x-kubernetes-int-or-string"):
         out.pop("type", None)
         out.pop("anyOf", None)
-        return {**out, "x-kubernetes-validations": SIZE_RULES}  # the only fields of that kind are sizes
+        return {**out, "x-kubernetes-validations": SIZE_RULES}  # every int-or-string field is a size
     if "properties" in node:
         out["properties"] = {key: _translated(value, definitions) for key, value in node["properties"].items()}
     elif isinstance(node.get("additionalProperties"), dict):
@@ -123,5 +123,6 @@ def _translated(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     if "items" in node:
         out["items"] = _translated(node["items"], definitions)
         if out["items"].get("type") == "object" and "properties" not in out["items"]:
+            # A free-form object: without this, the API server would prune all its fields.
             out["items"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     return out

@@ -12,15 +12,15 @@ logger = logging.getLogger("channels_zmq_operator")
 async def make_event(
     cluster: Cluster, regarding: Manifest, kind: str, reason: str, message: str, now: datetime
 ) -> None:
-    """Make an event that `kubectl describe` shows at an object; failing at it is only logged.
+    """Create an event that `kubectl describe` shows for an object; a failure is only logged.
 
     Args:
-        cluster: Where.
-        regarding: Kind, name, namespace and uid of the object.
+        cluster: The API server.
+        regarding: API version, kind, name and namespace of the object, and its uid if known.
         kind: `Normal` or `Warning`.
-        reason: In one word.
-        message: For people.
-        now: Aware time.
+        reason: The reason in one word.
+        message: Text for people, of which 1,000 characters are kept.
+        now: The current time, with a time zone.
     """
     event = {
         "apiVersion": "events.k8s.io/v1",
@@ -38,6 +38,6 @@ async def make_event(
     try:
         await cluster.create(event)
     except NamespaceEnding:
-        pass  # its events are deleted, too
+        pass  # the events are deleted with the namespace
     except ClusterError as error:
         logger.warning("the event could not be created: %s", error)

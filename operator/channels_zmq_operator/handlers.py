@@ -1,4 +1,4 @@
-"""The kopf handlers: they watch layers and their objects, and feed the reconciler's queue. They do not write."""
+"""The kopf handlers: they watch layers and their objects, and feed the reconciler's queue. They write nothing."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ logger = logging.getLogger("channels_zmq_operator")
 
 
 CHUNK = 10
-"""Objects of one page of a list: each may have more than a megabyte, and all kinds are listed at once."""
+"""Objects in one page of a list: each may have more than a megabyte, and all kinds are listed concurrently."""
 IDLE = 0.1
-"""Seconds that kopf holds on to an object that it has shown us."""
+"""Seconds for which kopf keeps an object in memory after its last event."""
 Registry = kopf.OperatorRegistry
 DEFINITIONS = "apiextensions.k8s.io", "v1", "customresourcedefinitions"
 
@@ -38,12 +38,12 @@ def registry(
     """Return kopf's handlers.
 
     Args:
-        reconciler: Told what is seen.
-        queue: Gets the layers to look at.
+        reconciler: Records the objects that the watches report.
+        queue: Receives the layers to reconcile.
         kinds: Kinds of children that the cluster serves.
-        certificates: Told when the webhook's configuration changes.
-        definition_seen: Called when the definition of our kind changes, with whether it was deleted: kopf may look for
-            the kind before it is served.
+        certificates: Receives the webhook's configuration when it changes; None if the operator issues none.
+        definition_seen: Called when the definition of our kind changes, with whether it was deleted, because kopf may
+            look for the kind before the API server serves it; None if the operator may not watch definitions.
     """
     handlers = kopf.OperatorRegistry()
 
@@ -90,7 +90,7 @@ def registry(
 
 
 def settings(own: Settings) -> kopf.OperatorSettings:
-    """Return kopf's settings: quiet, with bounded waits, and without a word written to any resource."""
+    """Return kopf's settings: few log lines, bounded waits, and no writes to any resource."""
     out = kopf.OperatorSettings()
     out.posting.enabled = False
     out.watching.server_timeout = 300
@@ -115,17 +115,17 @@ def settings(own: Settings) -> kopf.OperatorSettings:
 
 
 def _plain(body: Any) -> dict[str, Any]:
-    """Return an object as a plain dict; lists that the watch came from leave out the kind."""
+    """Return an object as a plain dict. Kopf has added the kind, which the items of a list lack."""
     return {**body}
 
 
 async def watch(own: Settings, handlers: kopf.OperatorRegistry, stop: asyncio.Event) -> None:
-    """Let kopf watch until told to stop."""
+    """Run kopf's watches until `stop` is set."""
     await kopf.operator(
         registry=handlers,
         settings=settings(own),
         standalone=True,
-        identity=own.identity,  # type: ignore[arg-type] # else kopf asks for the name of the user, who may have none
+        identity=own.identity,  # type: ignore[arg-type] # else kopf looks up the user's name, which may not exist
         clusterwide=not own.watch_namespaces,
         namespaces=own.watch_namespaces,
         stop_flag=stop,

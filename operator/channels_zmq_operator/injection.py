@@ -1,11 +1,11 @@
 """The JSON patch that injects a layer into a pod. Pure: it depends only on the pod.
 
 It injects only references: variables that the kubelet reads from the layer's ConfigMap and from its Secret, and a
-volume with the keys in that Secret and with the encryption keys, in a Secret of the layer's users. So a pod may be
-created before its layer, and then waits for it. Values that the pod's author has set take precedence.
+volume with the keys in that Secret and the encryption keys in a Secret that users create. So a pod may be created
+before its layer, and then waits for it. Values that the pod's author has set take precedence.
 
-The patch is text, in parts: sixteen layers in two hundred containers are three megabytes of nearly equal entries. Each
-entry becomes JSON once, and a part is made when the webhook is about to send it.
+The patch is text, made in parts: for sixteen layers in two hundred containers it has three megabytes of nearly equal
+entries. Each entry is serialized once, and each part is made when the webhook is about to send it.
 """
 
 import json
@@ -33,27 +33,27 @@ LAYERS_ANNOTATION = f"{GROUP}/layers"
 ALIAS_ANNOTATION = f"{GROUP}/alias"
 CONTAINERS_ANNOTATION = f"{GROUP}/containers"
 MOST_LAYERS, MOST_CONTAINERS, LONGEST_ALIAS = 16, 200, 40
-"""What a pod may ask for at most: it bounds the patch, and with it what a review costs."""
+"""Limits on what a pod may request: they bound the patch, and so the cost of a review."""
 _ALIAS = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LAYER = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 class InjectionError(ValueError):
-    """An invalid label or annotation, or a pod that asks for too much; the message says which, and what is valid."""
+    """An invalid label or annotation, or a pod that requests too much; the message says which, and what is valid."""
 
 
 class Wish(NamedTuple):
-    """What a pod asks for: layers by alias, and in which containers; all if None."""
+    """The request of a pod: layers by alias, and the containers to inject them into; all if None."""
 
     layers: dict[str, str]
     containers: frozenset[str] | None
 
 
 def wish(pod: Manifest) -> Wish:
-    """Return what a pod's label and annotations ask for.
+    """Return the request in a pod's label and annotations.
 
     Raises:
-        InjectionError: One of them cannot be understood.
+        InjectionError: If one of them is invalid.
     """
     labels, annotations = _texts(pod, "labels"), _texts(pod, "annotations")
     layers: dict[str, str] = {}
@@ -96,12 +96,12 @@ def _named_containers(pod: Manifest, annotations: dict[str, str]) -> frozenset[s
 
 
 def patch(pod: Manifest) -> Iterator[str] | None:
-    """Return the JSON patch that injects what a pod asks for, as parts of its text; None if there is nothing to do.
+    """Return the JSON patch that injects the layers of a pod, as parts of its text; None if nothing is to be added.
 
-    The pod is checked before the first part is made: making the parts raises nothing.
+    The pod is validated before the first part is made, so the iteration raises nothing.
 
     Raises:
-        InjectionError: If its label or annotations are invalid, or it asks for too much.
+        InjectionError: If the pod, its label or its annotations are invalid, or if it requests too much.
     """
     wanted = wish(pod)
     if not wanted.layers or wanted.containers == frozenset():
@@ -129,7 +129,7 @@ _KINDS = ("initContainers", "containers")
 
 
 def _texts(pod: Manifest, field: str) -> dict[str, str]:
-    """Return the labels or annotations; nothing is said of those that are of no interest here."""
+    """Return the labels or annotations, of which only those of our group are validated."""
     metadata = pod.get("metadata") or {}
     found = (metadata.get(field) if isinstance(metadata, dict) else metadata) or {}
     if not isinstance(found, dict):
@@ -161,7 +161,7 @@ def _variables(layers: dict[str, str]) -> list[Manifest]:
         for key in ENV_KEYS:
             reference: Manifest = {"name": config_map_name(layer), "key": ENV + key}
             out.append({"name": prefix + key, "valueFrom": {"configMapKeyRef": reference}})
-        for key, (entry, _) in PATHS.items():  # not optional: without them a pod would use no keys
+        for key, (entry, _) in PATHS.items():  # not optional: a pod without them would use no keys
             reference = {"name": f"{layer}-client", "key": entry}
             out.append({"name": prefix + key, "valueFrom": {"secretKeyRef": reference}})
     return out
@@ -175,9 +175,9 @@ def _mounts(layers: dict[str, str]) -> list[Manifest]:
 
 
 def _volumes(layers: dict[str, str]) -> list[Manifest]:
-    """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, lest it wait long.
+    """Return the volumes of the keys: readable by all, as a pod may run as any user; optional, to avoid long waits.
 
-    Whether a layer encrypts is not known here, and may change: its Secret of encryption keys is mounted anyway.
+    It is unknown here whether a layer encrypts, and that may change: its Secret of encryption keys is always mounted.
     """
     return [
         {
@@ -200,7 +200,7 @@ def _source(secret: str, files: dict[str, str]) -> Manifest:
 
 
 Field = tuple[str, list[Manifest], dict[str, str], str]
-"""Path of a list, what it holds, what it should hold as JSON by its identity, and the key with that identity."""
+"""Path of a list, its items, the wanted items as JSON by identity, and the key that holds an item's identity."""
 
 
 def _encoded(wanted: list[Manifest], identity: str) -> dict[str, str]:
@@ -224,14 +224,14 @@ def _parts(fields: list[Field], note: str) -> Iterator[str]:
 
 
 def _added(path: str, missing: list[str], *, is_first: bool) -> str:
-    if is_first:
+    if is_first:  # the list is missing or empty
         return f'{{"op":"add","path":"{path}","value":[{",".join(missing)}]}}'
     head = f'{{"op":"add","path":"{path}/-","value":'
     return head + ("}," + head).join(missing) + "}"
 
 
 def _noted(pod: Manifest, layers: dict[str, str]) -> str:
-    """Return the operation that writes down what was injected; empty if it is there."""
+    """Return the operation that annotates the pod with the injected layers; empty if the annotation is present."""
     text = ",".join(f"{alias}={layer}" for alias, layer in sorted(layers.items()))
     annotations = _texts(pod, "annotations")
     if annotations.get(INJECTED_ANNOTATION) == text:

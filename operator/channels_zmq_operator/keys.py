@@ -1,14 +1,15 @@
-"""The CURVE keys of a layer: made once, kept in the cluster's Secrets, and rotated with an overlap.
+"""The CURVE keys of a layer: generated once, kept in the cluster's Secrets, and rotated with an overlap.
 
 A rotation has two steps, because a mounted Secret reaches running pods only after a minute. First the forwarders' list
-allows the next key, which no application has yet. `SETTLE` later applications get it, and the key before it stays
-allowed until the next rotation, so that every pod has a whole period to take up the new one. Both steps write the
-forwarders' Secret first: the key that applications have is allowed at every moment.
+allows the next key, which no application has yet. `SETTLE` later the applications get it. The key before it stays
+allowed until the next rotation, so that every pod has a whole period to load the new one. Both steps apply the
+forwarders' Secret first: at every moment the forwarders allow the key that applications have.
 
-`rotateNow` requests a rotation after a key was lost. It has the same two steps, with a key never published before, and
-a third one: `SETTLE` after the second, all other keys are revoked. The forwarders' own key has no overlap in ZeroMQ.
-Renewing it cuts off all clients until their files are new. So a single step writes the forwarders' key, the
-applications' key, and a list with that one alone.
+`rotateNow` requests a rotation after a key has leaked. It has the same two steps, with a key that was never announced
+before, and a third one: `SETTLE` after the second, all other keys are revoked.
+
+ZeroMQ allows no overlap for the forwarders' own key: a new one cuts off all clients until their files are new. So a
+single step renews the forwarders' key and the applications' key, and the list allows the new one alone.
 """
 
 import struct
@@ -34,7 +35,7 @@ from channels_zmq_operator.naming import (
 from channels_zmq_operator.render import LayerKeys
 
 SETTLE = 180.0
-"""Seconds from the announcement to the rotation: a mounted Secret was new in running pods after 61 to 76 s."""
+"""Seconds from the announcement to the rotation: running pods had a changed Secret after 61 to 76 s."""
 
 
 def next_keys(
@@ -46,15 +47,15 @@ def next_keys(
     rotate_now: str = "",
     rotate_server_key: bool = False,
 ) -> LayerKeys:
-    """Return the keys that a layer should have now: those of its Secrets, with what is missing or due made anew.
+    """Return the keys that a layer should have now: those of its Secrets, and new ones where they are missing or due.
 
     Args:
-        server: The forwarders' Secret, if there is one.
-        client: The applications' Secret, if there is one.
+        server: The forwarders' Secret; None if it does not exist.
+        client: The applications' Secret; None if it does not exist.
         rotate_every: Seconds between rotations.
-        now: Aware time.
-        rotate_now: Rotate without waiting for the time if this is not what was rotated for last; empty for no.
-        rotate_server_key: Whether such a rotation renews the forwarders' key as well.
+        now: The current time, with a time zone.
+        rotate_now: Requests a rotation at once if it differs from the text of the last rotation; empty for no request.
+        rotate_server_key: Whether such a rotation also renews the forwarders' key.
     """
     server_secret = _valid(_read(server, KEY_FILE)) or _new_secret()
     present, upcoming = _valid(_read(client, CLIENT_KEY_ENTRY)), _valid(_read(server, NEXT_KEY))
@@ -64,22 +65,22 @@ def next_keys(
     rotated_for = _annotation(client, ROTATED_FOR)
     is_asked = bool(rotate_now) and rotate_now != rotated_for
     if revoke_at and now >= _time(revoke_at):
-        allowed, revoke_at = [], ""
-    if is_asked and (rotate_server_key or not present):
+        allowed, revoke_at = [], ""  # the third step: only the keys in `mine` stay allowed
+    if is_asked and (rotate_server_key or not present):  # the single step: an overlap is impossible or useless
         server_secret = _new_secret() if rotate_server_key else server_secret
         present, upcoming, allowed, revoke_at, rotated_at = _new_secret(), "", [], "", timestamp(now)
-    elif not present:  # a lost key is in use nowhere: do not wait
+    elif not present:  # no application can use a missing key: do not wait
         present, upcoming, rotated_at = upcoming or _new_secret(), "", timestamp(now)
-    elif is_asked and (not upcoming or announced_for != rotate_now):  # one that is announced may be lost as well
+    elif is_asked and (not upcoming or announced_for != rotate_now):  # an announced one may have leaked, too
         allowed = [key for key in allowed if not upcoming or key != _public(upcoming)]
         upcoming, announced_at, announced_for, revoke_at = _new_secret(), timestamp(now), rotate_now, ""
-    elif upcoming and not announced_at:
+    elif upcoming and not announced_at:  # a user removed the time: the wait begins again
         announced_at = timestamp(now)
-    elif upcoming and _is_due(announced_at, SETTLE, now):
+    elif upcoming and _is_due(announced_at, SETTLE, now):  # the second step
         allowed = [_public(present)]
         present, upcoming, rotated_at = upcoming, "", timestamp(now)
         revoke_at = timestamp(now + timedelta(seconds=SETTLE)) if is_asked else ""
-    elif not upcoming and _is_due(rotated_at, rotate_every, now):
+    elif not upcoming and _is_due(rotated_at, rotate_every, now):  # the first step
         upcoming, announced_at, announced_for = _new_secret(), timestamp(now), ""
     mine = [_public(secret) for secret in (present, upcoming) if secret]
     return LayerKeys(
@@ -97,12 +98,12 @@ def next_keys(
 
 
 def rotated_at(client: Manifest | None) -> str:
-    """Return when the applications got the key of their Secret; no text if that is not known."""
+    """Return when the applications got the key of their Secret; an empty text if that is unknown."""
     return _annotation(client, ROTATED_AT)
 
 
 def due_at(keys: LayerKeys, rotate_every: float) -> datetime:
-    """Return when something is to be done next."""
+    """Return when the next step is due."""
     if keys.next_secret:
         due = _time(keys.announced_at) + timedelta(seconds=SETTLE)
     else:
@@ -137,7 +138,7 @@ def _read(secret: Manifest | None, key: str) -> str:
 
 
 def _valid(secret: str) -> str:
-    """Return a secret key, or nothing if it is not one."""
+    """Return a secret key, or an empty text if it is invalid."""
     try:
         _public(secret)
     except (ValueError, zmq.ZMQError):
@@ -150,7 +151,7 @@ def _public(secret: str) -> str:
 
 
 def _is_public(text: str) -> bool:
-    """Return whether this can be a public key: 32 bytes in Z85."""
+    """Return whether a text can be a public key: 32 bytes in Z85."""
     try:
         return len(z85.decode(text.encode())) == 32
     except (ValueError, LookupError, struct.error):

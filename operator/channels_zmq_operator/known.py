@@ -1,6 +1,6 @@
-"""The part of a layer and of its objects that is kept from the watches: fingerprints, and the fields that are used.
+"""The state that the operator keeps of layers and their objects: fingerprints, and the fields that are used.
 
-Objects are not kept whole, because any user who may create a ConfigMap can set the label on one of a megabyte.
+Whole objects are not kept, because any user who may create a ConfigMap can set the label on one of a megabyte.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ from channels_zmq_operator.models import KIND, AppSettings, Key, Spec
 from channels_zmq_operator.naming import OWNER_LABEL, Manifest
 
 Child = tuple[str, str]
-"""Kind and name of one of its objects."""
+"""Kind and name of an object of a layer."""
 APPLIED = "channels-zmq.io/applied"
-"""Annotation with the digest of what we applied, by which a change of what is wanted is found."""
+"""Annotation with the digest of the manifest that we applied: a rendered manifest with another digest has changed."""
 CLUSTERS_OWN = "deployment.kubernetes.io/"
-"""Annotations that the cluster itself writes."""
+"""Prefix of annotations that the cluster itself writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenChild:
-    """What is kept of an object of a layer.
+    """The state that is kept of an object of a layer.
 
     Args:
-        uid: Its own.
+        uid: The uid of the object.
         owners: The uids of the layers that own it.
         version: Its resource version.
-        fingerprint: Of its content.
-        applied: The digest of what we applied, as its annotation says.
-        deployment: Generation and status, if it is a Deployment.
+        fingerprint: The digest of its content, see `fingerprint`.
+        applied: The digest of the manifest that we applied, from its annotation.
+        deployment: The parts that a status depends on, if it is a Deployment.
     """
 
     uid: str
@@ -44,7 +44,7 @@ class SeenChild:
 
     @classmethod
     def of(cls, child: Manifest) -> "SeenChild":
-        """Return what is kept of an object."""
+        """Return the state to keep of an object."""
         metadata = child["metadata"]
         return cls(
             uid=metadata.get("uid", ""),
@@ -58,12 +58,12 @@ class SeenChild:
 
 @dataclass(slots=True)
 class Known:
-    """What is known of one layer.
+    """The state that is kept of a layer.
 
     Args:
         resource: The layer as it was last seen, without its spec; None before that.
-        spec: Its spec; None if that is invalid.
-        problem: Why it is invalid.
+        spec: Its parsed spec; None if that is invalid.
+        problem: Why the spec is invalid.
     """
 
     resource: Manifest | None = None
@@ -71,43 +71,43 @@ class Known:
     problem: str = ""
     children: dict[Child, SeenChild] = field(default_factory=dict)
     applied: dict[Child, str] = field(default_factory=dict)
-    """Fingerprints of what the API server answered to our applies."""
+    """Fingerprints of the objects that the API server returned for our applies."""
     claimed: set[Child] = field(default_factory=set)
-    """Objects that this pass has found to belong to no other owner."""
+    """Objects that were found to belong to no other owner, and that have not been applied since."""
     secrets: dict[str, Manifest] = field(default_factory=dict)
-    """Secrets as we applied them last: one that was edited or deleted is made again with the same keys."""
+    """Secrets as we last applied them: one that was edited or deleted is restored with the same keys."""
     rotated_for: str = ""
-    """The `rotateNow` that is done: keys before it are revoked."""
+    """The last completed `rotateNow`: earlier keys are revoked."""
     refusal: ClusterError | None = None
     told: set[str] = field(default_factory=set)
-    """The problems for which events were recorded, until all problems are solved."""
+    """Messages of the problems for which events were created, until all problems are solved."""
     pods: dict[str, str] = field(default_factory=dict)
-    """Its forwarders' pods by name, and what is wrong with each."""
+    """Problems of its forwarders' pods, by name of the pod."""
     found: int = 0
-    """The generation that this process has found done by another one; 0 if none, or if that was not done."""
+    """The generation at the first report, if another process has reconciled it; 0 otherwise."""
     waits: bool = False
-    """Whether its forwarders are replaced only when another layer's are."""
+    """Whether its upgrade waits until that of another layer is complete."""
     settings: AppSettings | None = None
-    """What its applications are told."""
+    """Digest of the settings that its applications read at their start, and when these changed."""
     outdated: int | None = None
-    """How many pods of applications are older than their settings; None if they have not been counted."""
+    """Number of the applications' pods that are older than their settings; None if not counted yet."""
     count_at: datetime | None = None
-    """When to look again, if there were some."""
+    """When to count them again; None for at once."""
 
 
 def layer_of(child: Manifest) -> Key:
-    """Return the layer of a child: that of its owner reference, as the label is more easily edited."""
+    """Return the layer of a child, preferably from its owner reference: the label is more easily edited."""
     metadata = child["metadata"]
     return metadata["namespace"], (owner_names(child) or [metadata["labels"].get(OWNER_LABEL, "")])[0]
 
 
 def pod_layer(pod: Manifest) -> Key:
-    """Return the layer of a forwarder's pod, by its label: its owner is a ReplicaSet."""
+    """Return the layer of a forwarder's pod, from its label: its owner is a ReplicaSet."""
     return pod["metadata"]["namespace"], pod["metadata"]["labels"][OWNER_LABEL]
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Return the parts that stay the same unless a user changes the object: neither status nor bookkeeping."""
+    """Return a digest of the parts that only an edit or an apply changes, without status and bookkeeping."""
     metadata = manifest["metadata"]
     stays = {key: metadata.get(key) for key in ("name", "labels", "annotations", "ownerReferences")}
     annotations = stays["annotations"] or {}
@@ -117,12 +117,12 @@ def fingerprint(manifest: Manifest) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return what stays the same as long as a value does."""
+    """Return a digest of a value: 32 hexadecimal digits of the SHA-256 of its JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def owner_names(child: Manifest) -> list[str]:
-    """Return the names of the layers that own an object, or have owned it before they were made again."""
+    """Return the names of the layers that own an object, or owned it before they were deleted and created again."""
     return [one["name"] for one in child["metadata"].get("ownerReferences") or () if one["kind"] == KIND]
 
 
@@ -132,12 +132,12 @@ def owners_of(child: Manifest) -> frozenset[str]:
 
 
 def kept(resource: Manifest) -> Manifest:
-    """Return what is kept of a layer: its spec is parsed, and its annotations are not used."""
+    """Return the state to keep of a layer: its spec is kept parsed, and its annotations are not used."""
     names = ("name", "namespace", "uid", "generation", "resourceVersion")
     metadata = {key: value for key, value in resource["metadata"].items() if key in names}
     return {"metadata": metadata, "status": resource.get("status") or {}}
 
 
 def version_of(manifest: Manifest) -> int:
-    """Return the resource version of an object, which grows."""
+    """Return the resource version of an object, which grows with each change."""
     return int(manifest["metadata"].get("resourceVersion", 0))

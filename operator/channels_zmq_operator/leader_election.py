@@ -1,9 +1,10 @@
 """Leader election: only the replica that holds the Lease reconciles.
 
-A replica takes the Lease when the Lease is free, or when it has seen no renewal for the Lease's whole duration, by its
-own clock: the times inside the Lease are informational, as clocks differ. It leads for two thirds of the duration
-after the beginning of its last renewal, and so has stopped long before another one may begin. Every write carries the
-version that was read, so that of two that take the Lease one is refused.
+A replica acquires the Lease if the Lease is free, or if the replica has seen no renewal for the Lease's whole duration.
+It measures that by its own clock: clocks differ, so the times inside the Lease are only informational. It leads for two
+thirds of the duration after the start of its last renewal, and so has stopped long before another replica may take
+over. Every write carries the resource version that was read: if two replicas acquire the Lease at once, the API server
+refuses the second write.
 """
 
 import asyncio
@@ -21,17 +22,17 @@ logger = logging.getLogger("channels_zmq_operator")
 
 DURATION = 15.0
 LEADS, RENEWS = 2 / 3, 1 / 5
-"""Parts of the duration: how long a renewal lasts for its holder, and how often he renews."""
+"""Fractions of the duration: the time for which a renewal lets its holder lead, and the time between two renewals."""
 
 
 class LeaderElection:
-    """One replica's part in the election.
+    """The part of one replica in the election.
 
     Args:
         cluster: The API server.
-        namespace: Where the Lease is.
-        name: Its name.
-        identity: The replica's; every process adds something of its own.
+        namespace: Namespace of the Lease.
+        name: Name of the Lease.
+        identity: Name of the replica; every process appends a random suffix.
         duration: Seconds without a renewal after which another replica may take over.
         clock: Monotonic seconds.
     """
@@ -56,11 +57,11 @@ class LeaderElection:
 
     @property
     def leads(self) -> bool:
-        """Whether this replica may work now."""
+        """Whether this replica is the leader now."""
         return self._clock() < self._until
 
     async def acquire(self, stop: asyncio.Event) -> bool:
-        """Wait until this replica leads; return whether it does, or was told to stop meanwhile."""
+        """Wait until this replica leads, and return True; return False if `stop` is set first."""
         while not stop.is_set():
             if await self.attempt():
                 logger.info("%s is the leader", self.identity)
@@ -70,7 +71,7 @@ class LeaderElection:
         return False
 
     async def keep(self) -> None:
-        """Renew for as long as this replica leads; return when that is lost."""
+        """Renew the Lease while this replica leads; return once it no longer does."""
         while self.leads:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._until - self._clock()):
@@ -78,7 +79,7 @@ class LeaderElection:
                     await asyncio.sleep(self._duration * RENEWS)
 
     async def release(self) -> None:
-        """Let another one take over at once."""
+        """Release the Lease, so that another replica can take over at once."""
         if not self.leads:
             return
         self._until = self._clock()
@@ -91,8 +92,8 @@ class LeaderElection:
             logger.warning("the Lease could not be released: %s", error)
 
     async def attempt(self) -> bool:
-        """Take the Lease if that is possible, or renew it; return whether this replica leads."""
-        begun = self._clock()
+        """Acquire the Lease if that is possible, or renew it; return whether this replica leads."""
+        begun = self._clock()  # from before the request: others measure from after it, so this replica stops first
         try:
             lease = await self._cluster.get("Lease", self._namespace, self._name)
             if lease is None:
@@ -106,13 +107,13 @@ class LeaderElection:
             if str(error) != self._told:
                 self._told = str(error)
                 logger.warning("the Lease could not be renewed: %s", error)
-            return self.leads
+            return self.leads  # a renewal that fails does not end the last one early
         self._told = ""
         self._until = begun + self._duration * LEADS
         return self.leads
 
     def _is_anothers(self, spec: Manifest) -> bool:
-        """Note the content of the Lease, and return whether another replica may be the leader."""
+        """Record the content of the Lease; return whether another replica may be the leader."""
         if spec != self._seen:
             self._seen, self._seen_at = spec, self._clock()
         if not spec.get("holderIdentity") or spec["holderIdentity"] == self.identity:

@@ -26,16 +26,17 @@ logger = logging.getLogger("channels_zmq_operator")
 
 PREFIX = "channels_zmq_operator"
 WAIT_FOR_KIND = 2.0
+"""Seconds between two checks of whether the cluster serves our kind."""
 SHOWN_WITHIN = 30.0
-"""Seconds within which a watch shows what a list shows."""
+"""Seconds within which a watch reports a change that a list shows."""
 SERVED_WITHIN = 3.0
-"""Seconds within which a kind is served whose definition is new."""
+"""Seconds within which the API server serves a kind after a change of its definition."""
 STUCK_AFTER = 300.0
-"""Seconds without a finished look, while layers wait for one, after which the process is to be restarted."""
+"""Seconds for which layers may be due without any reconciliation ending, before the probes fail to cause a restart."""
 
 
 class ManagerError(Exception):
-    """A part of the operator has failed; the process has to be restarted."""
+    """A part of the operator has failed, so the process must be restarted."""
 
 
 async def run(
@@ -45,10 +46,10 @@ async def run(
     connect: Callable[[], AbstractAsyncContextManager[CountingCluster]] = connected,
     watch: Callable[[Settings, handlers.Registry, asyncio.Event], Awaitable[None]] = handlers.watch,
 ) -> None:
-    """Run the operator until told to stop; of several replicas, wait for the turn of this one.
+    """Run the operator until `stop` is set. With leader election, wait for the Lease first.
 
     Raises:
-        ManagerError: Another replica took over, or something ended that never should.
+        ManagerError: If another replica took over the Lease, or if a task ended that must run until the operator stops.
     """
     async with connect() as cluster:
         reconciler = Reconciler(cluster, settings.choices)
@@ -82,7 +83,7 @@ async def _work(
     watch: Callable[[Settings, handlers.Registry, asyncio.Event], Awaitable[None]],
     *beside: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """Watch and reconcile until told to stop, with tasks beside it of which none may end before."""
+    """Watch and reconcile until `stop` is set; run `beside` concurrently, none of which may end before."""
     background = [asyncio.create_task(one()) for one in beside]
     waiting = asyncio.create_task(_wait_for_kind(cluster, stop))
     try:
@@ -111,7 +112,8 @@ async def _work(
         watching = asyncio.create_task(_awaited(watch(settings, registry, stop)))
         try:
             await _first([watching, *working, *background], watching)
-        finally:  # first those who write, at once: another replica may begin soon; kopf needs seconds to end
+        finally:
+            # First cancel the tasks that write: another replica may begin soon, and kopf takes seconds to stop.
             await _cancelled(working)
             stop.set()
             await watching
@@ -124,7 +126,11 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 async def _first(tasks: "list[asyncio.Task[Any]]", wanted: "asyncio.Task[Any]") -> None:
-    """Wait until the task that is wanted ends; any other that ends is a failure, and its error is the cause."""
+    """Wait until the task `wanted` ends.
+
+    Raises:
+        ManagerError: If another task has ended; its error is the cause.
+    """
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done - {wanted}:
         raise ManagerError("another replica is the leader, or a task of the operator has ended") from task.exception()
@@ -138,10 +144,10 @@ async def _cancelled(tasks: "list[asyncio.Task[Any]]") -> None:
 
 
 async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> tuple[bool, bool]:
-    """Wait until the cluster knows our kind, which may come later than we do.
+    """Wait until the cluster serves our kind, which may be defined after the operator has started.
 
     Returns:
-        Whether it knows ServiceMonitors, and whether it assigns users to pods, as OpenShift does.
+        Whether it serves ServiceMonitors, and whether it assigns users to pods, as OpenShift does.
     """
     told = ""
     while not stop.is_set():
@@ -160,12 +166,13 @@ async def _wait_for_kind(cluster: CountingCluster, stop: asyncio.Event) -> tuple
 
 
 async def _end_without_definition(deleted: asyncio.Event) -> None:
-    """End the process when the definition of our kind is deleted; the next one waits for it, and watches from then on.
+    """Wait until the definition of our kind is deleted, and end the process.
 
-    If it is created again, kopf may look for the kind before it is served, and watch it no more.
+    The next process waits for the definition, and starts its watches then. If the kind is defined again, the kopf of
+    this process may look for it before the API server serves it, and would never watch it again.
 
     Raises:
-        ManagerError: In this case.
+        ManagerError: If the definition is deleted.
     """
     await deleted.wait()
     raise ManagerError(f"the CustomResourceDefinition of {KIND} was deleted, and watches begin with the process")
@@ -179,12 +186,12 @@ async def _resync(
     kinds: list[str],
     changed: asyncio.Event,
 ) -> None:
-    """Look at everything now and then, and at the watches also when the definition of our kind has changed."""
+    """Check the watches and enqueue all layers, periodically and after a change of the definition of our kind."""
     pause = settings.resync
     while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), pause)
-            await asyncio.sleep(SERVED_WITHIN)
+            await asyncio.sleep(SERVED_WITHIN)  # only after a change: a timeout leaves the block
         changed.clear()
         pause = settings.resync
         try:
@@ -198,10 +205,10 @@ async def _resync(
 
 
 async def _check_kinds(cluster: CountingCluster, reconciler: Reconciler) -> None:
-    """Check that the cluster serves the kinds that were found at the start; only those are watched.
+    """Check that the cluster serves the same kinds as at the start: only these are watched.
 
     Raises:
-        ManagerError: If ServiceMonitors have been defined since, or are not any more.
+        ManagerError: If the cluster has begun or ceased to serve ServiceMonitors.
         ClusterError: If the cluster refuses the request, or is unavailable.
     """
 
@@ -210,7 +217,7 @@ async def _check_kinds(cluster: CountingCluster, reconciler: Reconciler) -> None
 
     if not await has_changed():
         return
-    await asyncio.sleep(SHOWN_WITHIN)
+    await asyncio.sleep(SHOWN_WITHIN)  # an API server that is starting may not serve every kind yet
     if await has_changed():
         has = "no longer serves" if reconciler.choices.service_monitors else "serves"
         raise ManagerError(f"the cluster {has} the kind ServiceMonitor, and watches begin with the process")
@@ -221,15 +228,15 @@ async def _check_watches(
 ) -> None:
     """Compare the state from the watches with lists.
 
-    A watch can fail silently (kopf 1276), and one that begins anew does not report what was deleted meanwhile.
+    A watch can fail silently (kopf issue 1276), and one that restarts does not report objects deleted meanwhile.
 
     Raises:
-        ManagerError: If for `SHOWN_WITHIN` seconds a watch has not shown an unchanged object, or its deletion.
+        ManagerError: If a watch has not reported an unchanged object, or its deletion, for `SHOWN_WITHIN` seconds.
         ClusterError: If the cluster refuses a request, or is unavailable.
     """
 
     async def unseen() -> dict[tuple[str, str], str]:
-        """Return what a watch has not reported, by uid and resource version, which is empty for a deletion."""
+        """Return the objects that a watch has not reported, by uid and resource version (empty for a deletion)."""
         known = {uid: name for uid, kind, name in reconciler.objects() if kind in (KIND, *kinds)}
         missing = {}
         for kind in (KIND, *kinds):
@@ -243,7 +250,7 @@ async def _check_watches(
         return missing | {(uid, ""): f"the deletion of {name}" for uid, name in known.items()}
 
     if before := await unseen():
-        await asyncio.sleep(SHOWN_WITHIN)
+        await asyncio.sleep(SHOWN_WITHIN)  # a watch may lag behind a list
         after = await unseen()
         if still := sorted(name for version, name in after.items() if version in before):
             raise ManagerError(f"a watch has stopped: it has not reported {still[0]} for {SHOWN_WITHIN:g} s")

@@ -1,4 +1,4 @@
-"""What a `ZmqChannelLayer` may say: the one source of the resource's schema, its defaults and its documentation."""
+"""The fields of a `ZmqChannelLayer`: the single source of its schema, its defaults and its documentation."""
 
 import json
 import re
@@ -14,14 +14,14 @@ KIND = "ZmqChannelLayer"
 PLURAL = "zmqchannellayers"
 API_VERSION = f"{GROUP}/{VERSION}"
 LONGEST_NAME = 47
-"""Characters of a layer's name: its children add up to 16, and a name in Kubernetes has 63."""
+"""Maximum characters of a layer's name: the names of its children add up to 16, and Kubernetes allows 63."""
 
 _UNITS = {"": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "k": 10**3, "M": 10**6, "G": 10**9}
 _SIZE = re.compile(r"([0-9]+)(Ki|Mi|Gi|k|M|G|)")
 _DURATION = re.compile(r"([0-9]+)(s|m|h)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 LARGEST_SPEC = 2**16
-"""Characters of a spec as JSON: the operator keeps those of all layers, and some fields take anything."""
+"""Maximum characters of a spec as JSON: the operator keeps those of all layers, and some fields are free-form."""
 PLACEMENT = (
     "affinity",
     "nodeSelector",
@@ -30,21 +30,21 @@ PLACEMENT = (
     "tolerations",
     "topologySpreadConstraints",
 )
-"""Fields of a pod that say where and for how long it runs, and nothing of what it may do there."""
+"""Fields of a pod that decide where and for how long it runs, but not what it may do there."""
 FREE_FORM: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True}
 INT64: dict[str, Any] = {"format": "int64"}
 STRING_MAP: dict[str, Any] = {"additionalProperties": {"type": "string"}}
 
 
 class SpecError(ValueError):
-    """A resource that cannot be served; the message names the field."""
+    """An invalid resource; the message names the field."""
 
 
 def size(value: int | str) -> int:
     """Return the bytes of a quantity such as `16Mi`.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: If the quantity is invalid.
     """
     match = _SIZE.fullmatch(str(value))
     if match is None:
@@ -56,7 +56,7 @@ def seconds(value: str) -> int:
     """Return the seconds of a duration such as `720h`.
 
     Raises:
-        ValueError: It is not one.
+        ValueError: If the duration is invalid.
     """
     match = _DURATION.fullmatch(value)
     if match is None:
@@ -89,13 +89,13 @@ Duration = Annotated[
 
 
 class Part(BaseModel):
-    """A part of the resource: camelCase outside, unknown fields refused."""
+    """A part of the resource: its fields are camelCase in a manifest, and unknown fields are invalid."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
 class Layer(Part):
-    """What the applications' layers are told, as in their CONFIG."""
+    """Settings of the applications' layers, as in their CONFIG."""
 
     capacity: int = Field(
         100,
@@ -119,7 +119,7 @@ class Layer(Part):
 
 
 class Security(Part):
-    """Who may connect."""
+    """Encryption, authentication and keys."""
 
     curve: Literal["Enabled", "Disabled"] = Field(
         "Enabled", description="CURVE encryption and authentication on both ports; the operator generates the keys."
@@ -147,7 +147,7 @@ class Security(Part):
 
 
 class Image(Part):
-    """The forwarder's image, where it is not the operator's default."""
+    """The forwarder's image, where it differs from the operator's default."""
 
     repository: str = Field(
         "", max_length=300, description="Registry and name of the image; empty for the operator's default."
@@ -163,7 +163,7 @@ class Image(Part):
 
 
 class Forwarder(Part):
-    """What the forwarders are told where it is not their own default."""
+    """Settings of the forwarders, which get only those that differ from their defaults."""
 
     pub_high_water_mark: int = Field(
         100_000,
@@ -188,7 +188,7 @@ class Forwarder(Part):
 
 
 class Clients(Part):
-    """What the applications' layers are told of how they use forwarders, as in their CONFIG."""
+    """Settings of the applications' connections to the forwarders, as in their CONFIG."""
 
     prefetch: int = Field(
         4, ge=0, le=1000, description="Messages of a normal channel that a process fetches ahead of its readers."
@@ -258,7 +258,7 @@ class NetworkPolicy(Part):
 
 
 class Monitoring(Part):
-    """What collects the forwarders' metrics."""
+    """Collection of the forwarders' metrics."""
 
     service_monitor: Literal["Auto", "Disabled"] = Field(
         "Auto", description="Create a ServiceMonitor if the cluster has that kind."
@@ -311,7 +311,7 @@ class Spec(Part):
 
     @property
     def told_to_applications(self) -> dict[str, Any]:
-        """What applications learn at their start, where it is not the default: a new version may have new fields."""
+        """The settings that applications read at their start, without defaults: new fields do not change the digest."""
         security = self.security.model_dump(include={"curve", "encryption"}, exclude_defaults=True)
         parts = {"layer": self.layer, "clients": self.clients}
         return {"security": security} | {name: part.model_dump(exclude_defaults=True) for name, part in parts.items()}
@@ -339,7 +339,7 @@ class Binding(Part):
 
 
 class AppSettings(Part):
-    """What pods of applications learn at their start."""
+    """Settings that pods of applications read at their start."""
 
     digest: str = Field(description="Digest of the settings.")
     since: str = Field("", description="When the settings last changed; older pods have the previous settings.")
@@ -382,7 +382,7 @@ Key = tuple[str, str]
 
 
 class Owner(BaseModel):
-    """The layer that children belong to."""
+    """The layer that owns objects."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -398,13 +398,13 @@ class Owner(BaseModel):
 
     @property
     def reference(self) -> dict[str, Any]:
-        """The layer as an event refers to it."""
+        """The layer as an object reference, as in an event."""
         where = {"name": self.name, "namespace": self.namespace, "uid": self.uid}
         return {"apiVersion": API_VERSION, "kind": KIND, **where}
 
     @classmethod
     def of(cls, resource: dict[str, Any]) -> "Owner":
-        """Return the owner that a resource is."""
+        """Return the owner for a resource."""
         metadata = resource["metadata"]
         return cls(
             name=metadata["name"],
@@ -418,12 +418,12 @@ def parse(resource: dict[str, Any], *, ignores_unknown: bool = False) -> Spec:
     """Return the spec of a resource.
 
     Args:
-        resource: As the cluster has it, or a file.
-        ignores_unknown: Whether fields that it should not have are ignored. In a cluster the API server removes them,
-            but for those of a newer definition than this version's, which an upgrade installs before its operator.
+        resource: The resource, from the cluster or from a file.
+        ignores_unknown: Whether unknown fields are ignored. In a cluster the API server prunes them, except those of a
+            newer definition than this version's, which an upgrade installs before its operator.
 
     Raises:
-        SpecError: It cannot be served; names every field that is wrong.
+        SpecError: If the spec is invalid; the message names every invalid field.
     """
     spec = resource.get("spec") or {}
     if len(json.dumps(spec)) > LARGEST_SPEC:
@@ -436,13 +436,13 @@ def parse(resource: dict[str, Any], *, ignores_unknown: bool = False) -> Spec:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the author of a layer may choose of its forwarder's pods, for which the operator's rights are used.
+    """Limits on what the author of a layer may set in its forwarders' pods, which the operator's permissions create.
 
     Args:
-        image_overrides: Whether the image may be another one.
-        labels: Prefixes of labels.
-        annotations: Prefixes of annotations.
-        pod_overrides: Whether the pods may be changed in other respects than where they run.
+        image_overrides: Whether the layer may set another image.
+        labels: Prefixes of the labels that it may set.
+        annotations: Prefixes of the annotations that it may set.
+        pod_overrides: Whether it may set more fields of the pods than those in `PLACEMENT`.
     """
 
     image_overrides: bool = False
@@ -454,7 +454,7 @@ class Limits:
         """Check a spec.
 
         Raises:
-            SpecError: If it chooses something that is not allowed; names every field, and the setting to change.
+            SpecError: If it sets fields that are not allowed; the message names each, and the setting to change.
         """
         image = {"repository": spec.image.repository, "tag": spec.image.tag, "digest": spec.image.digest}
         refused = [

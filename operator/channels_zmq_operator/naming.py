@@ -1,4 +1,4 @@
-"""Names that several modules share: labels, annotations, ports, entries of objects, and a layer's objects."""
+"""Names that several modules share: labels, annotations, ports, entries of Secrets, and the objects of a layer."""
 
 from datetime import datetime
 from typing import Any
@@ -8,46 +8,49 @@ from channels_zmq_operator.models import GROUP, Owner
 Manifest = dict[str, Any]
 
 LAYER_LABEL = f"{GROUP}/layer"
-"""On an application's pod: inject this layer."""
+"""Label of an application's pod: the layer to inject."""
 INJECTED_ANNOTATION = f"{GROUP}/injected"
-"""On an application's pod: what was injected."""
+"""Annotation of an application's pod: the injected layers, as `ALIAS=LAYER,...`."""
 OWNER_LABEL = f"{GROUP}/owned-by"
-"""On everything that is made for a layer: its name."""
+"""Label of every object of a layer, and of its forwarders' pods: the name of the layer."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": "channels-zmq-operator"}
 APP_NAME = "channels-zmq-forwarder"
 FIELD_MANAGER = "channels-zmq-operator"
 PULL_PORT, PUB_PORT, ADMIN_PORT = 5555, 5556, 9600
 PORTS = {"pull": (PULL_PORT, "tcp"), "pub": (PUB_PORT, "tcp"), "metrics": (ADMIN_PORT, "http")}
-"""The forwarders' ports by name, with their application protocol."""
+"""The forwarders' ports by name, each with its application protocol."""
 KEY_FILE = "secret-key"
 ALLOWED_KEYS, NEXT_KEY = "allowed-keys", "next-client-key"
-"""Entries of the forwarders' Secret: who may connect; and the clients' next key, which is mounted nowhere."""
+"""Entries of the forwarders' Secret: the public keys that may connect; the clients' next key, which no pod mounts."""
 ROTATED_AT, ANNOUNCED_AT = f"{GROUP}/rotated-at", f"{GROUP}/announced-at"
+"""Annotations with the times at which clients got their current key, and at which their next key was announced."""
 ROTATED_FOR, ANNOUNCED_FOR = f"{GROUP}/rotated-for", f"{GROUP}/announced-for"
-"""Annotations with the `rotateNow` that a rotation was made for, or is being made for."""
+"""Annotations with the `rotateNow` of the last rotation, and with that of the announced one."""
 REVOKE_AT = f"{GROUP}/revoke-at"
+"""Annotation with the time at which the clients' former keys are revoked."""
 ENV = "CHANNELS_ZMQ_"
 CLIENT_KEY_ENTRY = f"{ENV}CURVE_SECRET_KEY"
 ENV_KEYS = ("PULL_SOCKET_ADDRESS", "PUB_SOCKET_ADDRESS", "OPTIONS")
-"""Keys of the ConfigMap without their prefix, which is also what is injected."""
+"""Keys of the ConfigMap, without the prefix `ENV`; the webhook injects each as an environment variable."""
 SERVER_KEY_ENTRY = "server-key"
 KEY_FILES = {SERVER_KEY_ENTRY: SERVER_KEY_ENTRY, CLIENT_KEY_ENTRY: KEY_FILE}
 """Entries of the applications' Secret that the webhook mounts, and the names of their files."""
 ENCRYPTION_KEYS_ENTRY, ENCRYPTION_KEYS_FILE = "keys", "encryption-keys"
-"""The entry of the Secret `<layer>-encryption`, and the name of its file: its users' keys, which nothing here reads."""
+"""The entry of the Secret `<layer>-encryption`, and its file's name. Users create it; the operator never reads it."""
 PATHS = {
     "CURVE_SERVER_KEY_FILE": ("server-key-file", SERVER_KEY_ENTRY),
     "CURVE_SECRET_KEY_FILE": ("secret-key-file", KEY_FILE),
     "SYMMETRIC_ENCRYPTION_KEYS_FILE": ("encryption-keys-file", ENCRYPTION_KEYS_FILE),
 }
-"""Variables; entries of the applications' Secret with the paths of files, empty if a layer has no use for one; files.
+"""For each variable: the entry of the applications' Secret that holds the path of a file, and the file's name.
 
-They do not come from the ConfigMap, as more people may edit that: it could name another server, or none with keys.
+An entry is empty if the layer does not use the file. The paths are not in the ConfigMap, because more people may edit
+that: an edit could name another server, or turn the keys off.
 """
 
 
 def timestamp(time: datetime) -> str:
-    """Return a time as Kubernetes writes it."""
+    """Return a UTC time in the format of Kubernetes."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -62,9 +65,10 @@ def client_secret_name(owner: Owner) -> str:
 
 
 def addresses(owner: Owner, cluster_domain: str) -> tuple[str, str]:
-    """Return where producers send to, and where consumers subscribe.
+    """Return the address that producers send to, and the address that consumers subscribe to.
 
-    The name resolves to the addresses of all forwarders. It ends with a dot, so that no other domain is searched.
+    The host name resolves to all forwarders. It ends with a dot after the cluster's domain, so that a resolver does not
+    try its search domains.
     """
     host = f"{forwarder_name(owner)}.{owner.namespace}.svc"
     if cluster_domain:
@@ -78,7 +82,7 @@ def selector(owner: Owner) -> dict[str, str]:
 
 
 def labels_of(owner: Owner) -> dict[str, str]:
-    """Return the labels of everything that is made for a layer."""
+    """Return the labels of every object of a layer."""
     return {
         **selector(owner),
         **MANAGED_BY,
@@ -99,5 +103,5 @@ def encryption_secret_name(layer: str) -> str:
 
 
 def key_folder(layer: str) -> str:
-    """Return where the webhook mounts the keys of a layer."""
+    """Return the directory in which the webhook mounts the keys of a layer."""
     return f"/var/run/secrets/{GROUP}/{layer}"

@@ -1,20 +1,20 @@
-"""Finds the problem of a forwarder's pod, in the terms of the cluster. Pure."""
+"""Finds the problem of a forwarder's pod, in the terms of the cluster, and outdated pods of applications. Pure."""
 
 from channels_zmq_operator.naming import INJECTED_ANNOTATION, LAYER_LABEL, Manifest
 
 LONGEST = 300
-"""Characters that are kept of a problem."""
+"""Maximum number of characters of a problem."""
 WAITING_FOR_ITS_TURN = ("ContainerCreating", "PodInitializing")
-"""Reasons for which a container waits at first, and which are not a problem."""
+"""Reasons for which a container waits while it starts normally."""
 
 
 def problem(pod: Manifest) -> str:
-    """Return what keeps a pod from being ready, such as `ImagePullBackOff`; no text if nothing does."""
+    """Return why a pod is not ready, such as `ImagePullBackOff`; empty if it is ready or the cause is unknown."""
     status = pod.get("status") or {}
     conditions = {one.get("type"): one for one in status.get("conditions") or ()}
     if conditions.get("Ready", {}).get("status") == "True" or pod["metadata"].get("deletionTimestamp"):
         return ""
-    if status.get("phase") in ("Failed", "Succeeded"):  # such as one that was evicted: there is another in its place
+    if status.get("phase") in ("Failed", "Succeeded"):  # such as an evicted pod, which its ReplicaSet has replaced
         return ""
     if conditions.get("PodScheduled", {}).get("status") == "False":
         found = _said(conditions["PodScheduled"].get("reason", ""), conditions["PodScheduled"].get("message"))
@@ -25,12 +25,12 @@ def problem(pod: Manifest) -> str:
 
 
 def is_outdated(pod: Manifest, layer: str, since: str) -> bool:
-    """Return whether a pod of an application uses a layer, and is older than its settings.
+    """Return whether an application's pod uses a layer and is older than the layer's settings.
 
     Args:
-        pod: Its metadata.
+        pod: The pod; its metadata is enough.
         layer: The name of the layer.
-        since: When the settings changed last, as Kubernetes writes it.
+        since: When the settings last changed, in the format of Kubernetes.
     """
     metadata = pod["metadata"]
     injected = (metadata.get("annotations") or {}).get(INJECTED_ANNOTATION, "")
@@ -43,7 +43,7 @@ def _of_container(container: Manifest) -> str:
     waiting = state.get("waiting") or {}
     ended = before.get("terminated") or state.get("terminated") or {}
     reason = waiting.get("reason", "")
-    if ended.get("exitCode"):  # the same whether it is running again, or waits for that
+    if ended.get("exitCode"):  # the same text whether it runs again or waits to be restarted
         return f"a container ended with {ended.get('reason', 'Error')}, exit code {ended['exitCode']}"
     return "" if not reason or reason in WAITING_FOR_ITS_TURN else _said(reason, waiting.get("message"))
 

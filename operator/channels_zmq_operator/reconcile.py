@@ -1,7 +1,7 @@
 """Reconciles one layer with its resource: render, apply, prune, status.
 
-Level-triggered and idempotent. `handlers` passes in the state of the cluster from the watches, so that a reconciliation
-without a change costs no request.
+Reconciliation is level-triggered and idempotent. `handlers` passes in the state of the cluster from the watches, so a
+reconciliation without a change makes no request.
 """
 
 import logging
@@ -34,27 +34,31 @@ from channels_zmq_operator.upgrades import Upgrades
 logger = logging.getLogger("channels_zmq_operator")
 
 INVALID = 422
-"""The HTTP status of an object that the API server refuses, such as one with a change of what cannot change."""
+"""HTTP status with which the API server refuses an invalid object, such as one with a change of an immutable field."""
 MADE_ANEW = ("Service",)
-"""Kinds of which one that is refused is deleted: whether a Service is headless cannot change, and it has no state."""
+"""Kinds whose object is deleted and created again if the API server refuses a change.
+
+A Service cannot become headless, and it holds no state.
+"""
 WAIT = 5.0
-"""Seconds between two looks of a layer at whether its upgrade may begin."""
+"""Seconds after which a layer is reconciled again that waits for the turn of its upgrade."""
 COUNT_EVERY = 30.0
-"""Seconds between two counts of pods that are older than their settings, as long as there are any."""
+"""Seconds between two counts of the pods that are older than their settings, while such pods exist."""
 MOST_TOLD = 10
-"""Problems of one layer of which it is known that there was an event; some come in turns, such as those of an image."""
+"""Maximum number of a layer's problems whose events are remembered: some alternate, such as those of an image."""
 MOST_PODS = 100
-"""Pods of one layer of which problems are kept."""
+"""Maximum number of a layer's pods whose problems are kept."""
 PRUNED = ("ServiceMonitor", "NetworkPolicy", "PodDisruptionBudget", "Deployment", "Service", "Secret", "ConfigMap")
+"""Kinds of the objects that layers own: they are watched, and pruned if a layer no longer wants them."""
 
 
 class Reconciler:
-    """All layers.
+    """Reconciles all layers.
 
     Args:
         cluster: The API server.
-        choices: What holds for all layers.
-        clock: Aware time.
+        choices: Settings for all layers.
+        clock: Returns the current time, with a time zone.
     """
 
     def __init__(
@@ -66,10 +70,10 @@ class Reconciler:
         self._clock = clock
         self._upgrades = Upgrades()
 
-    # What the watches tell; True: the layer has to be looked at
+    # Reports of the watches; True: the layer must be reconciled
 
     def layer_seen(self, resource: Manifest, *, gone: bool) -> bool:
-        """Note a layer as it is now."""
+        """Record the current state of a layer."""
         owner = Owner.of(resource)
         known = self.layers.setdefault(owner.key, Known())
         before = known.resource
@@ -77,10 +81,10 @@ class Reconciler:
             del self.layers[owner.key]
             self._upgrades.end(owner.key)
             return False
-        if before is not None and before["metadata"]["uid"] != owner.uid:
+        if before is not None and before["metadata"]["uid"] != owner.uid:  # deleted and created again
             known = self.layers[owner.key] = Known()
             before = None
-        if before is None:  # its children may have been seen first
+        if before is None:  # the first report; the watches of its children may have been faster
             found = resource.get("status") or {}
             known.found = owner.generation if found.get("observedGeneration", 0) == owner.generation else 0
             known.settings = (
@@ -88,7 +92,7 @@ class Reconciler:
             )
             known.rotated_for = found.get("keysRotatedFor", "")
             known.children = {name: child for name, child in known.children.items() if owner.uid in child.owners}
-        elif before["metadata"]["generation"] == owner.generation:
+        elif before["metadata"]["generation"] == owner.generation:  # only metadata or the status changed
             known.resource = kept(resource)
             return False
         known.resource = kept(resource)
@@ -102,7 +106,7 @@ class Reconciler:
         return True
 
     def child_seen(self, child: Manifest, *, gone: bool) -> bool:
-        """Note an object of a layer as it is now."""
+        """Record the current state of an object of a layer."""
         key = layer_of(child)
         name: Child = child["kind"], child["metadata"]["name"]
         known = self.layers.get(key)
@@ -111,19 +115,20 @@ class Reconciler:
                 return False
             known.children.pop(name, None)
             self._forget_if_empty(key)
-            # A child that was deleted, or whose owner reference was removed
+            # An object that we applied was deleted, or lost its owner reference.
             return name in known.applied if not gone else known.applied.pop(name, None) is not None
         known = self.layers.setdefault(key, Known())
         before, seen = known.children.get(name), SeenChild.of(child)
         known.children[name] = seen
-        if known.applied.get(name) != seen.fingerprint:
+        if known.applied.get(name) != seen.fingerprint:  # not the echo of our apply
             return True
         return seen.deployment != (before.deployment if before else None)
 
     def pod_seen(self, pod: Manifest, *, gone: bool) -> bool:
-        """Note a pod of a forwarder as it is now."""
+        """Record the current state of a forwarder's pod."""
         metadata = pod["metadata"]
         is_forwarder = metadata["labels"].get("app.kubernetes.io/name") == naming.APP_NAME
+        # Any pod may carry our labels; a forwarder's pod also belongs to a ReplicaSet.
         if not is_forwarder or "ReplicaSet" not in {one["kind"] for one in metadata.get("ownerReferences") or ()}:
             return False
         key, name = pod_layer(pod), metadata["name"]
@@ -137,26 +142,26 @@ class Reconciler:
         return known.resource is not None and before != now
 
     def _forget_if_empty(self, key: Key) -> None:
-        """Forget a layer of which nothing exists any more: any object may have its label."""
+        """Forget a layer without a resource, children and pods: any object may name any layer in its label."""
         known = self.layers.get(key)
         if known is not None and known.resource is None and not known.children and not known.pods:
             del self.layers[key]
 
     def _owns(self, known: Known | None, child: Manifest) -> bool:
-        """Return whether a layer owns an object, or one may that has not been seen yet."""
+        """Return whether a layer owns an object; before the layer has been seen, whether any layer does."""
         owners = owners_of(child)
         if known is None or known.resource is None:
             return bool(owners)
         return known.resource["metadata"].get("uid", "") in owners
 
     def has_seen(self, found: Manifest) -> bool:
-        """Return whether the watches have shown an object as it is in a list, or later."""
+        """Return whether the watches have reported an object of a list in this version or a later one."""
         if found["kind"] == KIND:
             known = self.layers.get(Owner.of(found).key)
             return known is not None and known.resource is not None and version_of(known.resource) >= version_of(found)
         known = self.layers.get(layer_of(found))
         if not self._owns(known, found):
-            return True  # nothing is kept of it
+            return True  # the objects of other owners are not kept
         seen = known.children.get((found["kind"], found["metadata"]["name"])) if known else None
         return seen is not None and seen.version >= version_of(found)
 
@@ -168,16 +173,17 @@ class Reconciler:
             for (kind, name), child in known.children.items():
                 yield child.uid, kind, f"{kind} {namespace}/{name}"
 
-    # The work
+    # Reconciliation
 
     async def reconcile(self, key: Key) -> float:
-        """Bring one layer to what its resource says.
+        """Reconcile one layer with its resource.
 
         Returns:
-            Seconds until it has to be looked at again at the latest.
+            Seconds until it must be reconciled again at the latest; infinity if it need not.
 
         Raises:
-            ClusterError: The cluster refused, or is away; it is in the status, if that could be written.
+            ClusterError: If the API server refuses a request, or is unavailable. The status shows the error, unless
+                writing it fails as well.
         """
         known = self.layers.get(key)
         if known is None or known.resource is None:
@@ -192,7 +198,7 @@ class Reconciler:
             again = min(again, await self._count_outdated(known, owner))
             known.refusal = None
         except NamespaceEnding:
-            return float("inf")  # the layer is deleted next
+            return float("inf")  # the layer is deleted with its namespace
         except ClusterError as error:
             known.refusal = error
             await self._tell(known, owner, error.condition, str(error))
@@ -202,7 +208,7 @@ class Reconciler:
         return again
 
     async def _bring(self, known: Known, owner: Owner, spec: Spec) -> float:
-        """Make all objects of a layer what its spec says; return seconds until the next look at the latest."""
+        """Apply a layer's objects, prune the others, and return seconds until the next reconciliation at the latest."""
         again = float("inf")
         keys: LayerKeys | None = None
         rotated_at = ""
@@ -224,6 +230,7 @@ class Reconciler:
         for manifest in manifests:
             await self._apply(known, owner, manifest)
         await self._prune(known, owner, manifests)
+        # A rotation is complete only once the former keys are revoked.
         known.rotated_for = keys.rotated_for if keys is not None and not keys.revoke_at else ""
         if keys is not None and rotated_at and keys.rotated_at != rotated_at:
             await self._note(owner, "KeysRotated", "the applications' key was rotated")
@@ -231,10 +238,11 @@ class Reconciler:
         return min(again, WAIT) if known.waits else again
 
     def _note_settings(self, known: Known, spec: Spec) -> None:
-        """Note what applications learn at their start, and when that has changed."""
+        """Record the settings that applications read at their start, and when these have changed."""
         told = digest(spec.told_to_applications)
         if known.settings is None or told != known.settings.digest:
-            since = naming.timestamp(self._clock()) if known.settings is not None else ""  # at first pods wait for them
+            # At first no pod has older settings: pods wait for the ConfigMap.
+            since = naming.timestamp(self._clock()) if known.settings is not None else ""
             known.settings, known.outdated, known.count_at = AppSettings(digest=told, since=since), None, None
 
     async def _count_outdated(self, known: Known, owner: Owner) -> float:
@@ -253,20 +261,23 @@ class Reconciler:
         return COUNT_EVERY if known.outdated else float("inf")
 
     async def _secret(self, known: Known, owner: Owner, name: str) -> Manifest | None:
-        """Return a Secret; it is read once, and then known from our applies."""
+        """Return a Secret: the one that we applied last, or else the one in the cluster."""
         return known.secrets.get(name) or await self._claim(known, owner, "Secret", name)
 
     async def _apply(self, known: Known, owner: Owner, manifest: Manifest) -> None:
+        """Apply an object, unless the cluster has it already or its upgrade waits for the turn."""
         name: Child = manifest["kind"], manifest["metadata"]["name"]
         seen = known.children.get(name)
         if seen is None and name not in known.applied and name not in known.claimed:
             found = await self._claim(known, owner, *name)
-            if found is not None and owner.uid in owners_of(found):  # its watch is slower than that of the layers
+            if found is not None and owner.uid in owners_of(found):  # its watch lags behind that of the layers
                 seen = known.children.setdefault(name, SeenChild.of(found))
         wanted = digest(manifest)
         if seen is not None and known.applied.get(name) == seen.fingerprint and seen.applied == wanted:
             return
         if manifest["kind"] == "Deployment" and seen is not None and seen.applied != wanted:
+            # An upgrade: another process has reconciled this generation, and this one renders it differently. Upgrades
+            # take turns. An incomplete layer is applied without one: it could keep the turn for ever.
             is_upgrade = name not in known.applied and known.found == owner.generation
             if is_upgrade and _is_complete(seen) and not self._upgrades.begin(owner.key):
                 known.waits = True
@@ -277,12 +288,12 @@ class Reconciler:
         known.applied[name] = answer.fingerprint
         if manifest["kind"] == "Secret":
             known.secrets[name[1]] = manifest
-        seen = known.children.get(name)  # the watch may have been quicker, and may know more than the reply
+        seen = known.children.get(name)  # the watch may have reported a later version than the reply
         if seen is None or answer.version > seen.version:
             known.children[name] = answer
 
     async def _applied(self, manifest: Manifest, seen: SeenChild | None) -> Manifest:
-        """Apply an object; one that cannot become what it should be is made anew."""
+        """Apply an object. If a change of a kind in `MADE_ANEW` is refused, delete the object and create it again."""
         try:
             return await self._cluster.apply(manifest)
         except ClusterError as error:
@@ -293,12 +304,12 @@ class Reconciler:
         return await self._cluster.apply(manifest)
 
     async def _claim(self, known: Known, owner: Owner, kind: str, name: str) -> Manifest | None:
-        """Check that a layer may have a name, and return what there is of it.
+        """Check that a layer may use the name of an object, and return the object if it exists.
 
-        An apply would take over an object that is there, and a user's own would go with the layer.
+        An apply would take over an existing object, and a user's own object would be deleted with the layer.
 
         Raises:
-            NameTaken: If there is an object that no layer of this name has owned.
+            NameTaken: If an object exists that no layer of this name has owned.
         """
         found = await self._cluster.get(kind, owner.namespace, name)
         if found is not None and owner.name not in owner_names(found):
@@ -307,6 +318,7 @@ class Reconciler:
         return found
 
     async def _prune(self, known: Known, owner: Owner, manifests: list[Manifest]) -> None:
+        """Delete the objects that a layer owns and no longer wants."""
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
         for (kind, name), child in list(known.children.items()):
             if (kind, name) in wanted or owner.uid not in child.owners:
@@ -318,6 +330,7 @@ class Reconciler:
                 known.secrets.pop(name, None)
 
     async def _write_status(self, known: Known, owner: Owner) -> None:
+        """Write the status of a layer if it has changed, and create the events that it calls for."""
         assert known.resource is not None, "its caller has looked"
         before = known.resource["status"]
         forwarder = known.children.get(("Deployment", naming.forwarder_name(owner)))
@@ -336,7 +349,7 @@ class Reconciler:
         )
         after = status.status(owner, seen, before, naming.timestamp(self._clock()), self.choices.cluster_domain)
         progress, progress_before = (status.condition(one, "Progressing") for one in (after, before))
-        if progress["reason"] != "RollingOut":
+        if progress["reason"] != "RollingOut":  # only a rollout keeps the turn of an upgrade
             self._upgrades.end(owner.key)
         degraded = status.condition(after, "Degraded")
         if degraded["reason"] == "ForwarderFailing":
@@ -354,10 +367,11 @@ class Reconciler:
         try:
             answer = await self._cluster.apply(manifest, subresource="status")
         except ClusterError as error:
-            if error.reason != "NotFound":  # a server that is starting has other answers with 404
+            if error.reason != "NotFound":  # an API server that is starting also answers 404, with another reason
                 raise
-            if self.layers.get(owner.key) is known:  # it was deleted, which its watch may never report
+            if self.layers.get(owner.key) is known:  # it was deleted, and its watch may never report that
                 self.layer_seen(known.resource, gone=True)
+            # This reconciliation may have taken the turn after the watch reported the deletion.
             self._upgrades.end(owner.key)
             return
         known.resource = {**known.resource, "status": answer.get("status", after)}
@@ -367,7 +381,7 @@ class Reconciler:
             )
 
     async def _tell(self, known: Known, owner: Owner, reason: str, message: str) -> None:
-        """Make an event, once for each problem."""
+        """Log a problem and create a Warning event, once for each message."""
         if message in known.told:
             return
         if len(known.told) >= MOST_TOLD:
@@ -377,11 +391,11 @@ class Reconciler:
         await make_event(self._cluster, owner.reference, "Warning", reason, message, self._clock())
 
     async def _note(self, owner: Owner, reason: str, message: str) -> None:
-        """Make an event of something that went well."""
+        """Log a success and create a Normal event."""
         logger.info("%s/%s: %s: %s", owner.namespace, owner.name, reason, message)
         await make_event(self._cluster, owner.reference, "Normal", reason, message, self._clock())
 
 
 def _is_complete(deployment: SeenChild) -> bool:
-    """Return whether all forwarders are as they should be: others have something else to wait for."""
+    """Return whether all forwarders of a Deployment are up to date and available."""
     return status.Rollout.of(status.Seen(deployment=deployment.deployment)).complete

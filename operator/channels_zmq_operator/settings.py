@@ -12,7 +12,7 @@ PREFIX = "CHANNELS_ZMQ_OPERATOR_"
 
 
 Names = Annotated[list[str], NoDecode]
-"""Separated by commas."""
+"""A list whose environment variable separates its items by commas."""
 
 
 class Settings(BaseSettings):
@@ -82,7 +82,7 @@ class Settings(BaseSettings):
 
     @property
     def choices(self) -> Choices:
-        """What layers are told that do not say it themselves, and what they may say."""
+        """Defaults for fields that layers leave empty, and limits on the fields that they set."""
         labels = dict(one.split("=", 1) for one in self.service_monitor_labels)
         return Choices(
             self.forwarder_image,
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits | None:
-        """What authors of layers may choose; None for everything."""
+        """Limits on what authors of layers may set; None without limits."""
         if self.restrict_layers == "Never" or (self.restrict_layers == "Auto" and self.watch_namespaces):
             return None
         return Limits(

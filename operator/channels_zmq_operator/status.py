@@ -15,29 +15,29 @@ REASONS = {
     "Stalled": ("NotStalled", "SpecInvalid", "NameTaken", "ForwarderFailing"),
     "AppsOutdated": ("UpToDate", "RestartNeeded"),
 }
-"""The conditions and the words that stand in them."""
+"""The types of conditions, and the reasons that each can have."""
 LONGEST_MESSAGE = 1024
-"""Characters of a condition's message."""
+"""Maximum number of characters of a condition's message."""
 NUMBERS = ("observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
-"""What is used of a Deployment's status."""
+"""The numbers of a Deployment's status that are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of a layer.
+    """The observed state of a layer.
 
     Args:
-        problem: Why its spec cannot be served; empty if it can.
-        refusal: What could not be done last; empty if everything was.
-        refused_as: The word for it.
-        forwarders: How many there should be; counts if the Deployment does not exist yet.
-        deployment: That of the forwarders, as `kept` returns it.
-        pods: What is wrong with their pods.
-        paused: Whether nothing is to be changed.
-        waits: Whether the upgrade of another layer has to be complete first.
-        settings: What applications are told, and since when.
-        outdated: How many of their pods are older than that; None if they have not been counted yet.
-        rotated_for: The `rotateNow` that is done.
+        problem: Why its spec is invalid; empty if it is valid.
+        refusal: The error of the last reconciliation; empty if that succeeded.
+        refused_as: The reason in one word for `refusal`.
+        forwarders: Desired number of forwarders; used if the Deployment does not exist yet or could not be changed.
+        deployment: The forwarders' Deployment, as `kept` returns it; None if it does not exist.
+        pods: Problems of the forwarders' pods.
+        paused: Whether the layer is paused.
+        waits: Whether its upgrade waits for that of another layer.
+        settings: Digest of the settings that applications read at their start, and when these changed.
+        outdated: Number of the applications' pods that are older than their settings; None if not counted yet.
+        rotated_for: The last completed `rotateNow`.
     """
 
     problem: str = ""
@@ -55,15 +55,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """The forwarders as their Deployment shows them.
+    """The state of the forwarders, as their Deployment shows it.
 
     Args:
-        wanted: How many there should be.
-        there: How many pods there are.
-        ready: How many of them serve.
-        complete: Whether all are as they should be, and no other ones are there.
-        failing: Why they do not start, where the cluster says so.
-        given_up: Whether Kubernetes says that this takes too long.
+        wanted: Desired number of forwarders.
+        there: Number of pods.
+        ready: Number of ready pods.
+        complete: Whether all pods are up to date and available, and no others exist.
+        failing: Why pods do not become ready, if the cluster reports a cause.
+        given_up: Whether the progress deadline of the Deployment has passed.
     """
 
     wanted: int
@@ -75,11 +75,11 @@ class Rollout:
 
     @classmethod
     def of(cls, seen: Seen) -> "Rollout":
-        """Return what is seen."""
+        """Return the state of the forwarders of a layer."""
         if seen.deployment is None:
             return cls(seen.forwarders)
         wanted, observed = seen.deployment["spec"]["replicas"], seen.deployment["status"]
-        if seen.refusal:  # the Deployment may be as it was before the spec changed
+        if seen.refusal:  # the Deployment may still have the number of an earlier spec
             wanted = max(wanted, seen.forwarders)
         generation, there, updated, ready, available = (observed[name] for name in NUMBERS)
         is_current = generation >= seen.deployment["metadata"]["generation"]
@@ -88,22 +88,22 @@ class Rollout:
             _said_by(seen.deployment, "Progressing", "False"),
             _said_by(seen.deployment, "ReplicaFailure", "True"),
         )
-        pods = "; ".join(seen.pods) if not complete else ""  # such as of one that is gone without a word
+        pods = "; ".join(seen.pods) if not complete else ""  # they may be gone: deletions can go unreported
         return cls(wanted, there, ready, complete, pods or given_up or refused, bool(given_up))
 
     @property
     def serves(self) -> bool:
-        """Whether as many are ready as there should be, of whichever version."""
+        """Whether enough pods are ready, of whichever version."""
         return 0 < self.wanted <= self.ready
 
     @property
     def counted(self) -> str:
-        """How many are ready, for people."""
+        """Ready and desired forwarders, as text."""
         return f"{self.ready} of {self.wanted} forwarders {'is' if self.wanted == 1 else 'are'} ready"
 
 
 class Said(NamedTuple):
-    """What a condition says, before it has a time."""
+    """The status, reason and message of a condition, without its time."""
 
     holds: bool
     reason: str
@@ -115,10 +115,10 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
 
     Args:
         owner: The layer.
-        seen: What is known of it.
-        before: Its status so far: conditions that stay as they are keep their time.
-        now: The time, as Kubernetes writes it.
-        cluster_domain: With which the names of Services end.
+        seen: Its observed state.
+        before: Its previous status: conditions that do not change keep their time.
+        now: The current time, in the format of Kubernetes.
+        cluster_domain: The DNS domain of the cluster's Services.
     """
     rollout = Rollout.of(seen)
     conditions = {
@@ -139,18 +139,19 @@ def status(owner: Owner, seen: Seen, before: dict[str, Any], now: str, cluster_d
         selector=",".join(f"{key}={value}" for key, value in sorted(naming.selector(owner).items())),
         settings=seen.settings,
     )
-    if seen.deployment is not None or not seen.problem:  # what runs was made by a spec that was valid
+    if seen.deployment is not None or not seen.problem:  # existing forwarders come from an earlier spec that was valid
         out.addresses = list(naming.addresses(owner, cluster_domain))
         out.keys_rotated_for = seen.rotated_for or None
         out.binding = Binding(name=naming.client_secret_name(owner))
     if seen.deployment is not None:
+        # In these states this version has not applied the Deployment.
         is_as_before = seen.problem or seen.refusal or seen.paused or seen.waits
         out.version = before.get("version") if is_as_before else __version__
     return out.model_dump(by_alias=True, exclude_none=True)
 
 
 def kept(deployment: Manifest) -> Manifest:
-    """Return the parts of a Deployment from which a status is made."""
+    """Return the parts of a Deployment that a status depends on."""
     observed = deployment.get("status") or {}
     conditions = [
         {key: str(one.get(key, ""))[:1024] for key in ("type", "status", "reason", "message")}
@@ -166,12 +167,12 @@ def kept(deployment: Manifest) -> Manifest:
 
 
 def condition(found: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return a condition of a status; empty if it has none."""
+    """Return the condition of a type in a status; empty if it has none."""
     return next((one for one in found.get("conditions", ()) if one["type"] == kind), {})
 
 
 def differs(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two statuses say different things; times do not count."""
+    """Return whether two statuses differ in more than times."""
     return _timeless(one) != _timeless(other)
 
 
@@ -184,7 +185,7 @@ def _timeless(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def _said_by(deployment: Manifest, kind: str, value: str) -> str:
-    """Return what a Deployment's condition says, if it has a value."""
+    """Return the message of a Deployment's condition if its status is `value`, else an empty text."""
     found = condition(deployment["status"], kind)
     return str(found.get("message") or found.get("reason", "")) if found.get("status") == value else ""
 
@@ -228,7 +229,7 @@ def _degraded(seen: Seen, rollout: Rollout) -> Said:
 
 
 def _stalled(seen: Seen, rollout: Rollout) -> Said:
-    """Return whether intervention is necessary: the condition that kstatus, and so Flux and others, evaluate."""
+    """Return whether intervention is necessary: kstatus evaluates this condition, and so do Flux and others."""
     if seen.problem:
         return Said(True, "SpecInvalid", seen.problem)
     if seen.refusal and seen.refused_as == "NameTaken":

@@ -1,4 +1,4 @@
-"""Replaces the forwarders of one layer at a time after a change of the operator. Pure.
+"""The turn of upgrades: after a change of the operator, one layer at a time rolls out. Pure.
 
 A new version of the operator, or another default image, changes the pods of every layer. If the new pods do not start,
 only one layer is affected, and its former forwarders keep serving; the others do not change until it is complete.
@@ -8,18 +8,18 @@ from channels_zmq_operator.models import Key
 
 
 class Upgrades:
-    """Whose turn it is."""
+    """The layer that has the turn, if any."""
 
     def __init__(self) -> None:
         self.under_way: Key | None = None
 
     def begin(self, key: Key) -> bool:
-        """Return whether it is the turn of a layer, which lasts until its end is noted."""
+        """Return whether a layer may roll out: it has the turn, or takes it until `end`."""
         if self.under_way is None:
             self.under_way = key
         return self.under_way == key
 
     def end(self, key: Key) -> None:
-        """Note that a layer is complete, or gone; nothing happens if it is not its turn."""
+        """End the turn of a layer that is complete or deleted; do nothing if it does not have the turn."""
         if self.under_way == key:
             self.under_way = None

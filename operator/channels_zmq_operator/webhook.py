@@ -1,10 +1,10 @@
-"""The webhook's server: it answers reviews of pods with patches. It sends no requests and has no permissions.
+"""The webhook's server: it answers admission reviews of pods with patches. It sends no requests and has no permissions.
 
-The certificate's files are read again while it serves; if a new pair cannot be used, the last valid one stays in use.
+The server reloads the certificate's files when they change; if a new pair is invalid, the last valid one stays in use.
 
-The cost of a review is bounded: a body that is long or has many values is refused before it is parsed, `injection`
-bounds the requests of a pod, and the patch is created in parts while it is sent. Reviews with a long body take turns,
-so that only one of them is in memory.
+The cost of a review is bounded: a body that is too long or has too many values is denied before it is parsed,
+`injection` limits what a pod may request, and the patch is created in parts while it is sent. Reviews with a long body
+take turns, so that only one of them is in memory.
 """
 
 import asyncio
@@ -31,28 +31,28 @@ from channels_zmq_operator.settings import Settings
 logger = logging.getLogger("channels_zmq_operator")
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks at the certificate's files."""
+"""Seconds between two checks of the certificate's files."""
 SERVE_ON = 5.0
-"""Seconds that it goes on serving after SIGTERM: until then the API server may not know that this pod leaves."""
+"""Seconds for which it keeps serving after SIGTERM: the API server may not know yet that this pod is terminating."""
 LARGEST_REVIEW = 2**19
-"""Bytes of a body; a pod of three containers has about 5,000."""
+"""Maximum number of bytes of a body; a pod of three containers has about 5,000."""
 MOST_VALUES = 20_000
-"""JSON values of a body: each costs up to 0.2 us and 110 bytes, however short it is."""
+"""Maximum number of JSON values of a body: each costs up to 0.2 us and 110 bytes, however short it is."""
 LARGE = 2**16
 """Bytes of a body beyond which a review waits for its turn."""
 PATIENCE = 5.0
-"""Seconds in which a body has to arrive and its answer has to be taken: others may wait for their turn."""
+"""Seconds within which a body must arrive and its response must be read: other reviews may wait for their turn."""
 BLOCK = 2**16
-"""Bytes of an answer that are sent at once, at least."""
+"""Minimum number of bytes of a response that are written at once, except for its last block."""
 LONGEST_MESSAGE = 1024
 _UID = re.compile(rb'"request"\s*:\s*\{\s*"uid"\s*:\s*"([-0-9A-Za-z]{1,64})"')
 
 
 class Webhook:
-    """The reviews, and their metrics.
+    """Answers admission reviews, and serves their metrics.
 
     Args:
-        patience: Seconds for one review, without the wait for its turn.
+        patience: Seconds for one review, not counting the wait for its turn.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
@@ -75,15 +75,15 @@ class Webhook:
             registry=self.registry,
         )
         self.serves = False
-        """Whether there is a certificate to serve with."""
+        """Whether it has a valid certificate and is not stopping."""
         self._turn = asyncio.Lock()
 
     async def review(self, request: web.Request) -> web.StreamResponse:
-        """Answer a review, whatever it is."""
+        """Answer a review, even an invalid one."""
         length = request.content_length
         is_small = length is not None and length <= LARGE
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        if request.transport is not None:  # by default half a megabyte may wait in a connection
+        if request.transport is not None:  # a connection buffers half a megabyte by default
             request.transport.set_write_buffer_limits(BLOCK)
         with self._duration.time():
             try:
@@ -104,11 +104,11 @@ class Webhook:
         return response
 
     async def livez(self, request: web.Request) -> web.Response:
-        """Say that the process lives."""
+        """Report that the process is alive."""
         return web.Response(text="ok\n")
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Say whether reviews can come in."""
+        """Report whether reviews can be answered."""
         return web.Response(text="ok\n") if self.serves else web.Response(status=503, text="no certificate yet\n")
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -117,7 +117,7 @@ class Webhook:
 
 
 async def _body(request: web.Request) -> bytes:
-    """Return the body of a request, or as much of it as shows that it is too long."""
+    """Return the body of a request; of one that is longer than `LARGEST_REVIEW`, only the beginning."""
     body = bytearray()
     async for part in request.content.iter_any():
         body += part
@@ -127,7 +127,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """Put parts together, so that few packets carry a short answer."""
+    """Join parts into blocks, so that a short response takes few packets."""
     block = bytearray()
     for part in parts:
         block += part
@@ -138,7 +138,7 @@ def _blocks(parts: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
-    """Return what the answer to a review says in one word, and the answer, whatever the review is."""
+    """Return the outcome of a review in one word, and the response; an invalid review also gets one."""
     uid = ""
     try:
         _check_size(body)
@@ -149,11 +149,11 @@ def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
             return "ignored", _review(uid, allowed=True)
         operations = patch(pod)
     except _TooLargeError as error:
-        found = _UID.search(body, 0, LONGEST_MESSAGE)  # else the API server finds the answer to be another's
+        found = _UID.search(body, 0, LONGEST_MESSAGE)  # the API server rejects a response without its uid
         return "denied", _review(found[1].decode() if found else "", allowed=False, message=str(error))
     except InjectionError as error:
         return "denied", _review(uid, allowed=False, message=str(error))
-    except Exception as error:  # an exception helps no one here
+    except Exception as error:  # every review needs a response
         logger.warning("invalid admission review: %s: %s", type(error).__name__, error)
         message = f"not an AdmissionReview of a pod: {type(error).__name__}: {error}"
         return "malformed", _review(uid, allowed=False, message=message)
@@ -161,13 +161,13 @@ def _answer(body: bytes) -> tuple[str, Iterator[bytes]]:
 
 
 class _TooLargeError(Exception):
-    """A body that is not parsed, for what that would cost."""
+    """A body that would cost too much to parse."""
 
 
 def _check_size(body: bytes) -> None:
     if len(body) > LARGEST_REVIEW:
         raise _TooLargeError(f"the pod is too large: its review has more than {LARGEST_REVIEW} bytes")
-    # Each value but the first of its list or object follows a comma. Those inside of texts count too: it is a bound.
+    # Each value but the first of its list or object follows a comma. Those inside strings count, too: it is a bound.
     if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
         raise _TooLargeError(f"the pod is too large: its review has more than {MOST_VALUES} values")
 
@@ -181,7 +181,7 @@ def _review(uid: str, *, allowed: bool, message: str = "", operations: Iterator[
             "message": f"channels-zmq: {message}"[:LONGEST_MESSAGE],
         }
     if operations:
-        response |= {"patchType": "JSONPatch", "patch": ""}  # at the end: what follows is put between its quotes
+        response |= {"patchType": "JSONPatch", "patch": ""}  # the last field: `_END` begins with its closing quote
     answer = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
     text = json.dumps(answer).encode()
     if operations is None:
@@ -189,7 +189,7 @@ def _review(uid: str, *, allowed: bool, message: str = "", operations: Iterator[
         return
     yield text[: -len(_END)]
     for part in operations:
-        # Spaces between operations are JSON, and base64 of a multiple of three bytes has no padding.
+        # JSON allows spaces between operations, and the base64 of a multiple of three bytes has no padding.
         yield b64encode((part + " " * (-len(part) % 3)).encode())
     yield _END
 
@@ -198,10 +198,10 @@ _END = b'"}}'
 
 
 class Certificate:
-    """The TLS context, with the pair of files that is there now.
+    """The TLS context, with the current pair of files.
 
     Args:
-        folder: Holds `tls.crt` and `tls.key`.
+        folder: The directory of `tls.crt` and `tls.key`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -213,14 +213,14 @@ class Certificate:
         self._complained = ""
 
     def refresh(self) -> bool:
-        """Read the files again if they have changed; return whether there is a pair to serve with."""
+        """Reload the files if they have changed; return whether a valid pair is loaded."""
         try:
-            # Where the links of a mounted Secret lead: it may change between two looks at the same link.
+            # Follow the links of a mounted Secret once, since the kubelet may replace them between two reads.
             certificate, key = (path.resolve() for path in self._paths)
             state = [(found.st_mtime_ns, found.st_ino, found.st_size) for found in map(os.stat, (certificate, key))]
             if state != self._state:
                 fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                fresh.load_cert_chain(certificate, key)  # the serving context would be left with half of a broken pair
+                fresh.load_cert_chain(certificate, key)  # else the serving context would keep half of a broken pair
                 self.context.load_cert_chain(certificate, key)
                 self.expires = expiry(certificate.read_bytes())
                 self._state, self._complained = state, ""
@@ -241,9 +241,9 @@ async def serve(
     serve_on: float = SERVE_ON,
     patience: float = PATIENCE,
 ) -> None:
-    """Serve reviews until told to stop, and a little longer."""
+    """Serve reviews until `stop` is set, and for `serve_on` seconds more."""
     webhook, certificate = Webhook(patience), Certificate(settings.certificate_folder)
-    gc.freeze()  # what is there now stays: a review that makes many objects need not visit it
+    gc.freeze()  # present objects stay: a collection during a large review need not visit them
     admin = web.Application()
     admin.add_routes(
         [web.get("/livez", webhook.livez), web.get("/readyz", webhook.readyz), web.get("/metrics", webhook.metrics)]

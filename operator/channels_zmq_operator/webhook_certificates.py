@@ -1,7 +1,7 @@
 """Keeps the webhook's certificates valid, and the API server's trust in them.
 
-The trust is the `caBundle` in the webhook's configuration, whose other fields belong to the chart. The bundle is
-written before the leaf that needs it: until the cluster has accepted the bundle, pods serve the leaf that is already
+The API server trusts the `caBundle` in the webhook's configuration, whose other fields the chart owns. The bundle is
+applied before the leaf that needs it: until the API server has accepted the bundle, pods serve the leaf that is already
 trusted.
 """
 
@@ -32,7 +32,7 @@ class WebhookCertificates:
     Args:
         cluster: The API server.
         settings: Names of the webhook's objects.
-        clock: Aware time.
+        clock: Returns the current time, with a time zone.
     """
 
     def __init__(self, cluster: Cluster, settings: Settings, clock: Callable[[], datetime] = certificates.now) -> None:
@@ -42,21 +42,21 @@ class WebhookCertificates:
         self._retry = FIRST_RETRY
 
     def configuration_seen(self, configuration: Manifest) -> None:
-        """Note the webhook's current configuration: the field that the operator owns may have been emptied."""
+        """Check the webhook's current configuration: the field that the operator owns may have been cleared."""
         bundles = {(one.get("clientConfig") or {}).get("caBundle", "") for one in configuration.get("webhooks") or ()}
         if bundles != {self._bundle}:
             self._changed.set()
 
     async def keep(self) -> None:
-        """Look now and then, and whenever the configuration has changed, until cancelled."""
+        """Check the certificates periodically, and whenever the configuration has another bundle, until cancelled."""
         while True:
             pause = await self.attempt()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
 
     async def attempt(self) -> float:
-        """Look, and return seconds until the next look at the latest; a failure is only logged."""
-        self._changed.clear()
+        """Check the certificates, and return seconds until the next check at the latest; a failure is only logged."""
+        self._changed.clear()  # before the check, so that a change during it causes another one
         try:
             await self.look()
         except ClusterError as error:
@@ -70,10 +70,11 @@ class WebhookCertificates:
         return pause
 
     async def look(self) -> None:
-        """Renew what is due, and let the API server trust it.
+        """Renew the certificates that are due, and let the API server trust them.
 
         Raises:
-            ClusterError: The cluster refused, or the webhook's configuration is not there yet.
+            ClusterError: If the API server is unavailable or refuses a request, or if the webhook's configuration does
+                not exist yet.
         """
         own = self._settings
         leaf = await self._cluster.get("Secret", own.namespace, own.webhook_secret)
@@ -86,6 +87,7 @@ class WebhookCertificates:
         after = certificates.renewed(before, names, self._clock())
         self._bundle = b64encode(after.bundle).decode()
         serving, signing = certificates.to_secrets(after, own.namespace, own.webhook_secret)
+        # The authorities' keys first: if a later request fails, the next check goes on with the same authorities.
         if before is None or after.authorities != before.authorities:
             signing["metadata"]["ownerReferences"] = _owners(authority)
             await self._cluster.apply(signing)
@@ -97,6 +99,7 @@ class WebhookCertificates:
                 "webhooks": [{"name": WEBHOOK, "clientConfig": {"caBundle": self._bundle}}],
             }
         )
+        # The leaf after the bundle. Both Secrets belong to the configuration, whose uid is known only now.
         owner = _reference(configuration)
         for secret, found in ((signing, authority), (serving, leaf)):
             secret["metadata"]["ownerReferences"] = [owner]
@@ -118,7 +121,7 @@ class WebhookCertificates:
 
 
 def _reference(configuration: Manifest) -> Manifest:
-    """Return the configuration as an owner: it removes what is no longer trusted."""
+    """Return an owner reference to the configuration: without it, nothing trusts the Secrets any more."""
     reference = {key: configuration[key] for key in ("apiVersion", "kind")}
     return reference | {key: configuration["metadata"][key] for key in ("name", "uid")}
 

@@ -1,4 +1,4 @@
-"""Layers that wait to be reconciled: their order, at most one worker for each layer, and backoff after failures."""
+"""The work queue: it orders layers by due time, gives each to one worker at a time, and backs off after failures."""
 
 import asyncio
 import logging
@@ -12,10 +12,10 @@ logger = logging.getLogger("channels_zmq_operator")
 
 
 class WorkQueue:
-    """Layers that wait to be looked at: each at most once at a time, later again after a failure.
+    """The layers to reconcile: each by one worker at a time, and again with exponential backoff after a failure.
 
     Args:
-        work: Looks at one layer; returns seconds until the next look.
+        work: Reconciles a layer; returns the seconds until it is due again, or infinity.
         clock: Monotonic seconds.
     """
 
@@ -26,7 +26,7 @@ class WorkQueue:
         self._clock = clock
         self._due: dict[Key, float] = {}
         self._running: dict[Key, float] = {}
-        """Since when."""
+        """The layers that workers are reconciling, with the time at which each began."""
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
         self.done = self.failed = 0
@@ -36,20 +36,20 @@ class WorkQueue:
         return len(self._due) + len(self._running)
 
     def stuck_for(self) -> float:
-        """Return for how many seconds there was something to do and nothing was finished."""
+        """Return for how many seconds a layer has been due or running without the end of any reconciliation."""
         now = self._clock()
         since = min((*self._running.values(), *self._due.values()), default=now)
         return max(0.0, now - max(since, self.last_done))
 
     def add(self, key: Key, delay: float = 0.0) -> None:
-        """Look at a layer after a delay, or sooner if that is due already."""
+        """Enqueue a layer with a delay, unless it is due earlier already."""
         due = self._clock() + delay
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             self._changed.set()
 
     async def run(self, workers: int) -> None:
-        """Work until cancelled."""
+        """Reconcile layers with this many workers until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(self._worker())
@@ -82,9 +82,11 @@ class WorkQueue:
         return delay
 
     async def _next(self) -> Key:
+        """Wait for a layer that is due and that no worker is reconciling, and remove it from the queue."""
         while True:
             self._changed.clear()
             now = self._clock()
+            # A layer that becomes due while a worker reconciles it waits for that worker, which sets `_changed` then.
             waiting = {key: due for key, due in self._due.items() if key not in self._running}
             for key, due in waiting.items():
                 if due <= now:

@@ -255,7 +255,7 @@ END: dict[str, Callable[[Upgraded, str], Any]] = {
 
 @pytest.mark.parametrize("how", END)
 async def test_a_layer_that_holds_the_others_up_can_be_taken_out(world: Upgraded, how: str) -> None:
-    """By who looks after it."""
+    """A layer that is deleted or paused gives up its turn."""
     await world.upgrade()
     (first,) = world.upgraded()
     END[how](world, first)

@@ -1,7 +1,7 @@
-"""From a layer's spec to the objects that make it run. Pure: no cluster, no clock, no randomness; keys are arguments.
+"""Renders the objects of a layer from its spec. Pure: no cluster, no clock, no randomness; keys are arguments.
 
 Every object carries the layer's label, by which it is watched and pruned, and an owner reference, by which the cluster
-removes it with the layer. One module for each kind.
+deletes it with the layer. Each kind has a module of its own.
 """
 
 from channels_zmq_operator.models import Owner, Spec
@@ -21,20 +21,20 @@ __all__ = ["Choices", "LayerKeys", "Monitors", "render"]
 
 
 def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -> list[Manifest]:
-    """Return every object of a layer, in the order of their making; `keys` is None where CURVE is disabled."""
+    """Return the objects of a layer in the order in which to apply them; `keys` is None if CURVE is disabled."""
     objects = [
         secrets.for_clients(owner, spec, keys, choices.cluster_domain),
         service.render(owner),
         deployment.render(owner, spec, keys, choices),
     ]
-    if keys is not None:
+    if keys is not None:  # first: forwarders must allow a key before applications get it
         objects.insert(0, secrets.for_forwarders(owner, keys))
-    if spec.forwarders > 1:  # a budget for a single one would either block drains, or say nothing
+    if spec.forwarders > 1:  # a budget for a single one would block drains, or have no effect
         objects.append(budget.render(owner))
     if spec.network_policy.enabled:
         objects.append(network_policy.render(owner, spec.network_policy.metrics_from))
     if choices.service_monitors and spec.monitoring.service_monitor == "Auto":
         objects.append(service_monitor.render(owner, spec.monitoring, choices.monitors))
-    # Last: a pod that waits for it starts when it is there, and finds everything else then.
+    # Last: pods wait for the ConfigMap, and find everything else when they start.
     objects.append(config_map.render(owner, spec, choices.cluster_domain))
     return objects

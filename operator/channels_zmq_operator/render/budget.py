@@ -6,7 +6,7 @@ from channels_zmq_operator.render.child import child
 
 
 def render(owner: Owner) -> Manifest:
-    """Return a budget that lets one forwarder be evicted at a time, and at any time one that is not ready."""
+    """Return a budget that allows the eviction of one forwarder at a time, and always of one that is not ready."""
     spec = {
         "maxUnavailable": 1,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",

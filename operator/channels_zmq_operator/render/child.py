@@ -7,7 +7,7 @@ from channels_zmq_operator.naming import Manifest, labels_of
 
 
 def child(owner: Owner, api_version: str, kind: str, name: str, **rest: Any) -> Manifest:
-    """Return an object of a layer: labelled as its own, and owned by it."""
+    """Return an object with the labels of a layer, and with the layer as its owner."""
     return {
         "apiVersion": api_version,
         "kind": kind,

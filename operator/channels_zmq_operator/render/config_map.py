@@ -1,4 +1,4 @@
-"""The ConfigMap of a layer: addresses and options, as variables of the library."""
+"""The ConfigMap of a layer: addresses and options, as environment variables that the library reads."""
 
 import json
 from typing import Any

@@ -20,13 +20,13 @@ from channels_zmq_operator.render.inputs import Choices, LayerKeys
 from channels_zmq_operator.render.merge import merged
 
 DRAIN_AT_MOST, GRACE = 10, 30
-"""Seconds that a forwarder drains at most, and after which Kubernetes kills it: returned messages take time, too."""
+"""Maximum seconds for which a forwarder drains, and after which Kubernetes kills it: returning messages takes time."""
 SETTLE_AT_MOST, PROGRESS_DEADLINE = 10, 90
-"""Seconds. A forwarder that starts beside others waits up to 60 s for clients that do not answer: no failure."""
+"""Seconds. The deadline exceeds the 60 s that a forwarder that starts beside others waits for silent clients."""
 MIN_READY = 10
-"""Seconds from a forwarder's being ready to the end of the one that it replaces: clients look for it every 5 s."""
+"""Seconds for which a forwarder is ready before the one that it replaces ends: clients look for it every 5 s."""
 USER = 65532
-"""Of the image; not said where the cluster assigns users."""
+"""User and group of the image; left out if the cluster assigns users."""
 NODE_LOST_FOR = 25
 """Seconds after which the forwarders of a node that does not answer are replaced."""
 
@@ -51,7 +51,7 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
         secret = {"secretName": forwarder_name(owner), "items": items, "defaultMode": 0o440}
         pod["volumes"] = [{"name": "keys", "secret": secret}]
     annotations = dict(template.metadata.annotations)
-    if keys is not None:  # the forwarder reads its list again, but not its own key
+    if keys is not None:  # a new key must restart forwarders: they reload only the list
         annotations[f"{GROUP}/server-key-checksum"] = hashlib.sha256(keys.server_public.encode()).hexdigest()[:16]
     labels = {**template.metadata.labels, **labels_of(owner)}
     defaults = {"terminationGracePeriodSeconds": GRACE, "topologySpreadConstraints": _spread(owner)}
@@ -71,18 +71,18 @@ def render(owner: Owner, spec: Spec, keys: LayerKeys | None, choices: Choices) -
 
 
 def _tolerations(own: list[Manifest]) -> list[Manifest]:
-    """Return tolerations, and for how long a forwarder stays on a node that is lost: else it would be five minutes."""
+    """Return tolerations that keep a forwarder on a lost node for `NODE_LOST_FOR`: the default is five minutes."""
     decided = {one.get("key", "") for one in own if one.get("effect", "") in ("", "NoExecute")}
     keys = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
     return own + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": NODE_LOST_FOR}
         for key in keys
-        if not decided & {key, ""}  # the shortest of those that match counts, and no key matches all
+        if not decided & {key, ""}  # the shortest of those that match counts, and an empty key matches all
     ]
 
 
 def _spread(owner: Owner) -> list[Manifest]:
-    """Return that forwarders are spread over zones and nodes as far as there are any."""
+    """Return constraints that spread forwarders over zones and nodes as far as possible."""
     return [
         {
             "maxSkew": 1,
@@ -96,7 +96,7 @@ def _spread(owner: Owner) -> list[Manifest]:
 
 
 def _changed(forwarder: Forwarder) -> list[str]:
-    """Return the flags of what is not a forwarder's own default: an image of another release may not know others."""
+    """Return the flags that differ from a forwarder's defaults: an image of another release may not know the others."""
     return [
         f"--{name.replace('_', '-')}={size(value) if name.endswith('_bytes') else value}"
         for name, value in forwarder.model_dump(exclude_defaults=True).items()
@@ -109,7 +109,7 @@ def _container(spec: Spec, keys: LayerKeys | None, choices: Choices) -> Manifest
         f"--pub-address=tcp://*:{PUB_PORT}",
         f"--admin-address=*:{ADMIN_PORT}",
         f"--max-message-size={size(spec.layer.max_message_size)}",
-        f"--settle-at-most={SETTLE_AT_MOST}",  # a client's dial may wait twice for an address that is gone, 2 s each
+        f"--settle-at-most={SETTLE_AT_MOST}",  # a client may try an address that is gone twice, for 2 s each
         f"--drain-at-most={DRAIN_AT_MOST}",
         "--log-format=json",
         *_changed(spec.forwarder),

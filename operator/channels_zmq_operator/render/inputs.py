@@ -7,18 +7,18 @@ from channels_zmq_operator.models import Limits
 
 @dataclass(frozen=True, slots=True)
 class LayerKeys:
-    """The CURVE keys of one layer, which are never shown.
+    """The CURVE keys of one layer; `repr` shows no secret key.
 
     Args:
-        server_public: What clients know of the forwarders.
-        server_secret: What only the forwarders have.
-        client_secret: What clients have now.
+        server_public: Public key of the forwarders, which clients have.
+        server_secret: Secret key of the forwarders, which only they have.
+        client_secret: Present secret key of the clients.
         allowed: Public keys of clients: the present one, the next one if it is announced, and the one before.
-        rotated_at: When clients got their present one.
-        next_secret: What clients will have next; empty unless it is announced.
-        announced_at: When it was.
-        rotated_for: The last `rotateNow` that was done.
-        announced_for: The `rotateNow` for which the next one is announced; empty if only the time has come.
+        rotated_at: When clients got their present key.
+        next_secret: Next secret key of the clients; empty unless it is announced.
+        announced_at: When the next key was announced.
+        rotated_for: The `rotateNow` of the last rotation.
+        announced_for: The `rotateNow` for which the next key is announced; empty if it is announced on schedule.
         revoke_at: When all keys but the present one are revoked; empty if they stay until the next rotation.
     """
 
@@ -36,11 +36,11 @@ class LayerKeys:
 
 @dataclass(frozen=True, slots=True)
 class Monitors:
-    """How ServiceMonitors look, unless a layer says otherwise.
+    """Defaults of ServiceMonitors: a layer may add labels and set another interval.
 
     Args:
-        labels: By which Prometheus finds them.
-        interval: How often it reads.
+        labels: Labels by which Prometheus finds the ServiceMonitors.
+        interval: Scrape interval.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
@@ -49,15 +49,15 @@ class Monitors:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the operator was told for all layers.
+    """The settings that apply to all layers.
 
     Args:
-        forwarder_image: The default image.
-        monitors: Of the forwarders.
-        service_monitors: Whether the cluster knows that kind.
-        limits: What authors of layers may choose; None for everything.
+        forwarder_image: Default image of the forwarders.
+        monitors: Settings of the forwarders' ServiceMonitors.
+        service_monitors: Whether the cluster serves the kind ServiceMonitor.
+        limits: Limits on what authors of layers may set; None without limits.
         assigns_users: Whether the cluster assigns users to pods, as OpenShift does, and refuses others.
-        cluster_domain: With which the names of Services end; empty for names that the pods' resolver completes.
+        cluster_domain: DNS domain of the cluster's Services; empty for names that the pods' resolver completes.
     """
 
     forwarder_image: str

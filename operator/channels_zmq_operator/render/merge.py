@@ -11,11 +11,11 @@ IDENTITIES = {
     "ports": "containerPort",
     "volumeMounts": "mountPath",
 }
-"""Lists of which both parts are kept, and the key by which an item of both is one. Any other list is one value."""
+"""Lists that are merged, and the key that identifies their items. Any other list is one value."""
 
 
 def merged(theirs: Any, ours: Any, field: str = "") -> Any:
-    """Return theirs with ours in it; where both give a value, ours is taken."""
+    """Return `theirs` with `ours` merged into it; where both have a value, that of `ours` takes precedence."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         both = {key: merged(theirs[key], ours[key], key) for key in ours if key in theirs}
         return {**theirs, **ours, **both}

@@ -19,8 +19,9 @@ def render(owner: Owner, metrics_from: list[Manifest]) -> Manifest:
     def ports(*numbers: int) -> list[Manifest]:
         return [{"port": number, "protocol": "TCP"} for number in numbers]
 
-    readers = {"from": metrics_from} if metrics_from else {}  # all, also from outside the network of pods
-    clients = {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}  # of this layer, or another one beside
+    readers = {"from": metrics_from} if metrics_from else {}  # else all peers, also from outside the pod network
+    # The value is not compared: the label of a pod with several layers names only one of them.
+    clients = {"matchExpressions": [{"key": LAYER_LABEL, "operator": "Exists"}]}
     spec = {
         "podSelector": {"matchLabels": selector(owner)},
         "policyTypes": ["Ingress", "Egress"],

@@ -1,4 +1,4 @@
-"""The two Secrets of a layer: that of its applications, and that of its forwarders."""
+"""The two Secrets of a layer: one for its applications, and one for its forwarders."""
 
 from base64 import b64encode
 
@@ -27,7 +27,7 @@ from channels_zmq_operator.render.inputs import LayerKeys
 
 
 def for_clients(owner: Owner, spec: Spec, keys: LayerKeys | None, cluster_domain: str) -> Manifest:
-    """Return what applications get, in the form of the Service Binding specification."""
+    """Return the applications' Secret, in the form of the Service Binding specification."""
     pull, pub = addresses(owner, cluster_domain)
     data = {"type": "channels-zmq", "provider": "channels-zmq", "pull-address": pull, "pub-address": pub}
     if keys is not None:
@@ -43,7 +43,7 @@ def for_clients(owner: Owner, spec: Spec, keys: LayerKeys | None, cluster_domain
 
 
 def for_forwarders(owner: Owner, keys: LayerKeys) -> Manifest:
-    """Return what forwarders get: their key, and who may connect."""
+    """Return the forwarders' Secret: their secret key, the clients' allowed public keys, and the clients' next key."""
     manifest = child(owner, "v1", "Secret", forwarder_name(owner), type="Opaque")
     data = {KEY_FILE: keys.server_secret, ALLOWED_KEYS: "\n".join(keys.allowed) + "\n"}
     if keys.next_secret:

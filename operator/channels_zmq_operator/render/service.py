@@ -8,8 +8,8 @@ from channels_zmq_operator.render.child import child
 def render(owner: Owner) -> Manifest:
     """Return the Service."""
     spec = {
-        "clusterIP": "None",  # clients connect to every forwarder, and know which of them are well
-        # A forwarder that starts is ready once its clients are there: they have to find it before.
+        "clusterIP": "None",  # headless: clients connect to every forwarder, and know which of them are healthy
+        # A forwarder that starts becomes ready once its clients have connected: they must find it before.
         "publishNotReadyAddresses": True,
         "ipFamilyPolicy": "PreferDualStack",
         "selector": selector(owner),

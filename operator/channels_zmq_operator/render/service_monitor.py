@@ -8,7 +8,7 @@ from channels_zmq_operator.render.inputs import Monitors
 
 def render(owner: Owner, own: Monitoring, default: Monitors) -> Manifest:
     """Return the ServiceMonitor."""
-    # As the operator's metrics name the layer: alerts join both, and find `up` of a forwarder that has never answered.
+    # The operator's metrics have the same labels: alerts join both, and find `up` of a silent forwarder.
     target_labels = {"layer_namespace": owner.namespace, "layer": owner.name}
     endpoint = {
         "port": "metrics",
