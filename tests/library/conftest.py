@@ -1,4 +1,4 @@
-"""What the tests of the library share."""
+"""Fixtures that the tests of the library share."""
 
 import pytest
 from fakes import Clock
@@ -6,5 +6,5 @@ from fakes import Clock
 
 @pytest.fixture
 def clock() -> Clock:
-    """Time that a test moves."""
+    """Return a clock that a test advances."""
     return Clock()

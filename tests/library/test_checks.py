@@ -1,4 +1,4 @@
-"""The system checks that need no connection."""
+"""The system checks, none of which opens a connection."""
 
 import subprocess
 import sys
@@ -26,13 +26,13 @@ def django_settings() -> None:
 
 
 def found(check: Any, *layers: Any, debug: bool = False) -> list[tuple[str, str, str]]:
-    """Return id, text and hint of every message that a check has for the layers `a`, `b` and so on."""
+    """Return the id, text and hint of each message that a check reports for the layers `a`, `b` and so on."""
     with override_settings(CHANNEL_LAYERS=dict(zip("abc", layers, strict=False)), DEBUG=debug):
         return [(one.id, one.msg, one.hint) for one in check(app_configs=None)]
 
 
 class OwnLayer(EmbeddedZmqChannelLayer):
-    """A layer of an application, derived from ours."""
+    """A layer that an application derives from one of this package."""
 
 
 OWN = f"{__name__}.OwnLayer"
@@ -70,7 +70,7 @@ OWN = f"{__name__}.OwnLayer"
     ],
 )
 def test_a_mistake_is_found_without_a_connection(layer: Any, code: str, parts: list[str]) -> None:
-    """The message names the alias and the key, and the hint what to change."""
+    """The check reports a mistake in CONFIG or BACKEND with the alias, the wrong part, and a hint with the remedy."""
     ((found_code, text, hint),) = found(check_configuration, layer)
     assert found_code == f"channels_zmq.{code}"
     assert text.startswith("Layer 'a': ")
@@ -92,18 +92,18 @@ def test_a_mistake_is_found_without_a_connection(layer: Any, code: str, parts: l
     ],
 )
 def test_valid_layers_and_those_of_others_are_left_alone(layer: Any) -> None:
-    """Channels itself reports a BACKEND that does not exist."""
+    """The check accepts valid layers and ignores other backends: Channels reports a BACKEND that does not exist."""
     assert found(check_configuration, layer) == []
 
 
 def test_a_derived_layer_is_one_of_ours() -> None:
-    """Its CONFIG is checked too."""
+    """The check also validates the CONFIG of a layer that an application derives from one of this package."""
     ((code, text, _),) = found(check_configuration, {"BACKEND": OWN, "CONFIG": {"capacity": 0}})
     assert (code, "capacity" in text) == ("channels_zmq.E001", True)
 
 
 def test_no_secret_is_shown() -> None:
-    """A message names the key of CONFIG, and not its value."""
+    """A message names the key of CONFIG and never shows its secret value."""
     secret = f"{SECRET}x"
     layer = {"BACKEND": DEDICATED, "CONFIG": {**ADDRESSES, "curve_server_key": PUBLIC, "curve_secret_key": secret}}
     ((_, text, hint),) = found(check_configuration, layer)
@@ -123,7 +123,7 @@ def test_no_secret_is_shown() -> None:
     ],
 )
 def test_two_layers_by_default_address_are_one(first: Any, second: Any, warns: bool) -> None:
-    """A warning if the address is a default; an address that is written twice is intended."""
+    """Two layers that share a default address cause a warning; an address that both state explicitly is intended."""
     layers = [{"BACKEND": EMBEDDED, "CONFIG": config} for config in (first, second)]
     codes = [(code, "'a', 'b'" in text) for code, text, _ in found(check_configuration, *layers)]
     assert codes == ([("channels_zmq.W003", True)] if warns else [])
@@ -131,13 +131,13 @@ def test_two_layers_by_default_address_are_one(first: Any, second: Any, warns: b
 
 @pytest.mark.parametrize(("debug", "codes"), [(True, []), (False, ["channels_zmq.W005"])])
 def test_a_layer_of_one_process_is_worth_a_warning_in_production(debug: bool, codes: list[str]) -> None:
-    """With --deploy only, and with DEBUG not at all."""
+    """A layer for a single process causes a warning with `--deploy`, unless DEBUG is on."""
     layer = {"BACKEND": EMBEDDED}
     assert [code for code, _, _ in found(check_deployment, layer, debug=debug)] == codes
 
 
 def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
-    """It may be mounted later, so it is a warning of --deploy; nothing is connected."""
+    """A missing file of keys is a warning of `--deploy` only, because it may be mounted later; nothing connects."""
     path = str(tmp_path / "server.public")
     layer = {"BACKEND": DEDICATED, "CONFIG": {**ADDRESSES, "curve_server_key_file": path}}
     assert found(check_configuration, layer) == []
@@ -146,7 +146,7 @@ def test_a_missing_file_of_keys_is_named(tmp_path: Path) -> None:
 
 
 def test_the_package_imports_neither_djangos_applications_nor_pydantic() -> None:
-    """Until something of it is asked for: it works without INSTALLED_APPS, and pytest loads it in every run."""
+    """Importing the package loads neither Django's applications, pydantic nor zmq: pytest imports it in every run."""
     program = (
         "import sys, channels_zmq; "
         "assert not {'django.apps', 'pydantic', 'zmq'} & set(sys.modules), sorted(sys.modules); "

@@ -1,4 +1,4 @@
-"""The settings that CONFIG may hold."""
+"""The settings that CONFIG accepts."""
 
 import re
 import sys
@@ -22,7 +22,7 @@ def refusal(model: type[DedicatedConfig | EmbeddedConfig], config: dict[str, Any
 
 
 def test_the_embedded_layer_needs_no_key() -> None:
-    """Its values are then those of Channels."""
+    """The embedded layer needs no setting, and has the defaults of Channels for capacity and expiry."""
     config = parse(EmbeddedConfig, {})
     assert (config.capacity, config.expiry, config.group_expiry) == (100, 60.0, 86400.0)
     assert config.pub_socket_address == "inproc://channels"
@@ -30,13 +30,13 @@ def test_the_embedded_layer_needs_no_key() -> None:
 
 @pytest.mark.parametrize("missing", list(ADDRESSES))
 def test_the_dedicated_layer_needs_both_addresses(missing: str) -> None:
-    """The error names the one that is missing."""
+    """The dedicated layer requires both addresses, and the error names the missing one."""
     config = {key: value for key, value in ADDRESSES.items() if key != missing}
     assert refusal(DedicatedConfig, config).setting == f"CONFIG[{missing!r}]"
 
 
 def test_settings_do_not_change() -> None:
-    """They are parsed once."""
+    """Parsed settings are immutable."""
     config: Any = parse(EmbeddedConfig, {})
     with pytest.raises(ValidationError):
         config.capacity = 5
@@ -52,19 +52,19 @@ def test_settings_do_not_change() -> None:
     ],
 )
 def test_an_unknown_key_is_told_the_nearest(model: type[DedicatedConfig | EmbeddedConfig], key: str, near: str) -> None:
-    """A misspelt option is never swallowed."""
+    """An unknown key is never ignored: the error names it and suggests the most similar valid key."""
     error = refusal(model, {key: 1})
     assert error.setting == f"CONFIG[{key!r}]"
     assert str(error).endswith(f"unknown key; did you mean {near!r}?")
 
 
 def test_a_key_that_is_near_to_none_is_told_all() -> None:
-    """There is always something to choose from."""
+    """If no valid key is similar to an unknown one, the error lists all valid keys."""
     assert "the keys are capacity, channel_capacity, " in str(refusal(EmbeddedConfig, {"zzzzzz": 1}))
 
 
 def test_a_configuration_error_is_djangos_own() -> None:
-    """`manage.py` shows it without a traceback."""
+    """A configuration error is an ImproperlyConfigured, which `manage.py` shows without a traceback."""
     assert isinstance(refusal(EmbeddedConfig, {"zzzzzz": 1}), ImproperlyConfigured)
 
 
@@ -98,7 +98,7 @@ def test_a_configuration_error_is_djangos_own() -> None:
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused(key: str, value: str | float | None) -> None:
-    """The error names the key and shows the value."""
+    """An invalid value raises an error that names the key and shows the value."""
     error = refusal(EmbeddedConfig, {key: value})
     assert error.setting == f"CONFIG[{key!r}]"
     assert str(error).endswith(f"(it is {value!r})")
@@ -108,42 +108,42 @@ def test_a_value_that_cannot_be_used_is_refused(key: str, value: str | float | N
     "key, value", [("capacity", 2**31 - 1), ("expiry", 0.001), ("connect_timeout", 0.001), ("group_expiry", 0.001)]
 )
 def test_the_bounds_themselves_are_allowed(key: str, value: float) -> None:
-    """A capacity travels as a 32-bit number, a duration as whole milliseconds."""
+    """The bounds themselves are valid; frames hold a capacity in 32 bits and a duration in whole milliseconds."""
     assert getattr(parse(EmbeddedConfig, {key: value}), key) == value
 
 
 def test_no_group_expiry_is_allowed() -> None:
-    """None means that members never leave by themselves."""
+    """A group expiry of None is valid, and means that memberships never expire."""
     assert parse(EmbeddedConfig, {"group_expiry": None}).group_expiry is None
 
 
 @pytest.mark.parametrize("value", [float("inf"), 1e17])
 def test_a_group_expiry_that_no_frame_can_carry_is_refused(value: float) -> None:
-    """Memberships travel as 64-bit milliseconds."""
+    """A group expiry beyond 64 bits of milliseconds is refused, because no frame can carry it."""
     assert refusal(EmbeddedConfig, {"group_expiry": value}).setting == "CONFIG['group_expiry']"
 
 
 @pytest.mark.parametrize("pattern", ["websocket.*", re.compile("^websocket")])
 def test_capacities_go_by_glob_or_compiled_pattern(pattern: str | re.Pattern[str]) -> None:
-    """As Channels allows."""
+    """The key of a capacity is a glob or a compiled pattern, as in Channels."""
     assert parse(EmbeddedConfig, {"channel_capacity": {pattern: 5}}).channel_capacity == {pattern: 5}
 
 
 def test_capacities_may_be_pairs() -> None:
-    """They keep their order, for the first match counts."""
+    """Capacities may be a list of pairs, whose order is kept because the first matching pattern applies."""
     pairs = [("b*", 1), ("a*", 2)]
     assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
 
 
 @pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
 def test_capacities_of_another_form_are_refused(value: str | int | list[str] | dict[str | int, str | int]) -> None:
-    """The error names the key."""
+    """Malformed capacities raise an error that names the key."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
 
 
 @pytest.mark.parametrize("value", [[1, 2], [None]])
 def test_capacities_in_a_list_of_no_pairs_are_refused(value: list[int | None]) -> None:
-    """With the layer's own error."""
+    """A list of capacities whose elements are not pairs raises the layer's own error."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
 
 
@@ -163,7 +163,7 @@ def test_capacities_in_a_list_of_no_pairs_are_refused(value: list[int | None]) -
     ],
 )
 def test_a_tcp_or_ipc_address_is_taken_as_it_is(address: str) -> None:
-    """By both layers."""
+    """Both layers accept a valid TCP or IPC address unchanged."""
     assert parse(EmbeddedConfig, {"pub_socket_address": address}).pub_socket_address == address
     assert parse(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address}).pub_socket_address == (address,)
 
@@ -200,7 +200,7 @@ def test_a_tcp_or_ipc_address_is_taken_as_it_is(address: str) -> None:
 )
 @pytest.mark.parametrize("key", list(ADDRESSES))
 def test_an_address_that_cannot_be_used_is_refused(key: str, address: str) -> None:
-    """The error names the key and shows the address."""
+    """An invalid address raises an error that names the key and shows the address."""
     error = refusal(DedicatedConfig, {**ADDRESSES, key: address})
     assert error.setting == f"CONFIG[{key!r}]"
     assert repr(address) in str(error)
@@ -208,20 +208,20 @@ def test_an_address_that_cannot_be_used_is_refused(key: str, address: str) -> No
 
 @pytest.mark.parametrize("address", ["tcp://::1:5555", "tcp://[::1:5555", "tcp://::1]:5555"])
 def test_an_ipv6_address_without_its_brackets_is_shown_with_them(address: str) -> None:
-    """The error holds the address to write instead."""
+    """The error for an IPv6 address without brackets contains the address with brackets."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": address})
     assert str(error).endswith("put brackets around an IPv6 address: tcp://[::1]:5555")
 
 
 def test_brackets_around_a_host_name_are_explained() -> None:
-    """They are only for IPv6 addresses."""
+    """The error for a host name in brackets explains that only IPv6 addresses have brackets."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pub_socket_address": "tcp://[f]:5555"})
     assert str(error).endswith("'f' is not an IPv6 address, and brackets are only for these")
 
 
 @pytest.mark.parametrize("key", list(ADDRESSES))
 def test_the_dedicated_layer_refuses_inproc(key: str) -> None:
-    """The error says which layer to use instead."""
+    """The dedicated layer refuses an inproc address, with an error that names the layer for it."""
     error = refusal(DedicatedConfig, {**ADDRESSES, key: "inproc://x"})
     assert error.setting == f"CONFIG[{key!r}]"
     assert "EmbeddedZmqChannelLayer" in str(error)
@@ -229,20 +229,20 @@ def test_the_dedicated_layer_refuses_inproc(key: str) -> None:
 
 @pytest.mark.parametrize("listed", [list, tuple])
 def test_a_list_of_one_address_is_an_address(listed: Callable[[list[Any]], Any]) -> None:
-    """So that settings written for several forwarders need no other form."""
+    """A list of one address equals the address itself, so that settings for several forwarders need no other form."""
     config = parse(DedicatedConfig, {key: listed([value]) for key, value in ADDRESSES.items()})
     assert config == parse(DedicatedConfig, ADDRESSES)
 
 
 def test_lists_of_unequal_length_are_refused() -> None:
-    """The error names both keys and both lengths."""
+    """Lists of addresses of unequal length raise an error with both keys and both lengths."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": ["tcp://a:1", "tcp://b:1"]})
     assert "pull_socket_address has 2 addresses and pub_socket_address 1" in str(error)
 
 
 @pytest.mark.parametrize("form", [list, tuple, ", ".join, ",".join])
 def test_several_forwarders_are_pairs_of_addresses(form: Callable[[list[str]], Any]) -> None:
-    """In lists, or with commas between them."""
+    """Several forwarders are pairs of addresses, from two lists or from two strings with commas."""
     config = parse(
         DedicatedConfig,
         {
@@ -255,14 +255,14 @@ def test_several_forwarders_are_pairs_of_addresses(form: Callable[[list[str]], A
 
 @pytest.mark.parametrize("value", [[], ["tcp://a:1", ""], "tcp://a:1,", ["tcp://a:1", 5]])
 def test_a_list_without_an_address_in_each_place_is_refused(value: str | list[str | int]) -> None:
-    """The error names the key."""
+    """A list with an empty or invalid address raises an error that names the key."""
     error = refusal(DedicatedConfig, {**ADDRESSES, "pull_socket_address": value})
     assert error.setting.startswith("CONFIG['pull_socket_address']")
 
 
 @pytest.mark.parametrize("pull", [["tcp://a:2"], ["tcp://a:1", "tcp://a:1"], ["tcp://b:2", "tcp://a:1"]])
 def test_an_address_that_is_given_twice_is_refused(pull: list[str]) -> None:
-    """A forwarder has two ports, and no other forwarder has the same."""
+    """An address that occurs twice is refused: a forwarder has two ports, and shares neither with another forwarder."""
     pub = ["tcp://a:2", "tcp://b:2"][: len(pull)]
     error = refusal(DedicatedConfig, {"pull_socket_address": pull, "pub_socket_address": pub})
     assert "is given twice" in str(error)
@@ -285,7 +285,7 @@ TCP = {"pub_socket_address": "tcp://127.0.0.1:5556"}
 def test_keys_that_do_not_fit_together_are_refused(
     model: type[DedicatedConfig | EmbeddedConfig], given: dict[str, str], said: str
 ) -> None:
-    """Naming what is missing or too much, and never a key."""
+    """CURVE settings that do not fit together raise an error that names the missing or excess one and shows no key."""
     needed = {"pull_socket_address": "tcp://127.0.0.1:5555", **TCP} if model is DedicatedConfig else {}
     with pytest.raises(ValidationError, match=said) as caught:
         model(**needed, **given)
@@ -293,7 +293,7 @@ def test_keys_that_do_not_fit_together_are_refused(
 
 
 def test_allowed_keys_may_be_one_text_with_commas() -> None:
-    """As a variable gives them."""
+    """Allowed keys may be one string with commas, as in an environment variable."""
     whole = EmbeddedConfig(
         **TCP, curve_server_key=KEY, curve_server_secret_key=KEY, curve_allowed_keys=f"{KEY}, {'j' * 40},"
     )
@@ -302,7 +302,7 @@ def test_allowed_keys_may_be_one_text_with_commas() -> None:
 
 @pytest.mark.parametrize("keys", [[KEY], (KEY,), [KEY.encode()]])
 def test_encryption_keys_are_a_list_of_text_or_bytes(keys: list[str | bytes] | tuple[str]) -> None:
-    """As `Fernet.generate_key()` returns them, or as a variable holds them."""
+    """Encryption keys are strings, as in a variable, or bytes, as from `Fernet.generate_key()`, and are never shown."""
     config = EmbeddedConfig(symmetric_encryption_keys=keys)
     assert [key.get_secret_value() for key in config.symmetric_encryption_keys] == [KEY.encode()]
     assert config.encrypts
@@ -310,7 +310,7 @@ def test_encryption_keys_are_a_list_of_text_or_bytes(keys: list[str | bytes] | t
 
 
 def test_without_encryption_keys_nothing_is_encrypted() -> None:
-    """An empty list means no keys."""
+    """A layer encrypts if it has keys or a file of keys; an empty list means that it has none."""
     assert not EmbeddedConfig().encrypts
     assert not EmbeddedConfig(symmetric_encryption_keys=[]).encrypts
     assert EmbeddedConfig(symmetric_encryption_keys_file="keys").encrypts
@@ -330,7 +330,7 @@ def test_without_encryption_keys_nothing_is_encrypted() -> None:
 def test_an_error_about_encryption_keys_never_contains_one(
     given: dict[str, str | list[str | int] | dict[str, str]], said: str
 ) -> None:
-    """Nor one that is too short."""
+    """An error about encryption keys shows no key, not even one that is too short."""
     error = refusal(EmbeddedConfig, given)
     assert said in str(error)
     assert KEY not in str(error)

@@ -1,4 +1,4 @@
-"""The connections of a process, by address."""
+"""The table of a process's connections, by address."""
 
 import asyncio
 import threading
@@ -17,15 +17,15 @@ DEFAULTS = Defaults()
 
 
 class Layer:
-    """A layer, which a connection knows weakly."""
+    """A layer, to which a connection has a weak reference."""
 
 
 def announcer(change: object) -> None:
-    """Announce nothing."""
+    """Do nothing with an announced change."""
 
 
 class Connection:
-    """Remembers what is done to it."""
+    """A connection that records the calls of its methods and their threads."""
 
     inbox = b"0123456789abcdef"
 
@@ -69,7 +69,7 @@ class Connection:
 
 @pytest.fixture
 def on_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
-    """What is called when a worker ends."""
+    """Return the callbacks that were registered for the end of a worker."""
     registered: list[Callable[[], None]] = []
     monkeypatch.setattr(workers, "on_worker_exit", registered.append)
     return registered
@@ -77,7 +77,7 @@ def on_exit(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch: pytest.MonkeyPatch, on_exit: list[Callable[[], None]]) -> None:
-    """Connections, a housekeeper and a reporter of this test alone."""
+    """Give each test a table of connections, a housekeeper and a reporter of its own."""
     for name, value in (
         ("_connections", {}),
         ("_closing", {}),
@@ -97,7 +97,7 @@ def layer() -> Layer:
 
 @pytest.fixture
 def open_one(layer: Layer) -> Callable[..., Any]:
-    """Open connections for a layer that stays; a stand-in may be used as a connection."""
+    """Return a function that opens connections for a layer that stays alive; a stand-in may replace the connection."""
 
     def open_one(key: tuple[str, ...] = KEY, make: Callable[[], Any] = Connection, layer: Layer = layer) -> Any:
         return connections.connection(key, make, layer, DEFAULTS, announcer)
@@ -106,7 +106,7 @@ def open_one(layer: Layer) -> Callable[..., Any]:
 
 
 def test_an_address_has_one_connection(open_one: Callable[..., Any]) -> None:
-    """It is started once; another address has another."""
+    """A process has one connection to an address and starts it once; another address has its own connection."""
     first = open_one()
     assert open_one() is first
     assert first.done == ["start"]
@@ -115,7 +115,7 @@ def test_an_address_has_one_connection(open_one: Callable[..., Any]) -> None:
 
 
 def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one: Callable[..., Any], layer: Layer) -> None:
-    """The connection is not closed while one of them is there."""
+    """Each layer is registered at its connection, with its defaults and announcer, so that it stays open for them."""
     other = Layer()
     known = open_one()
     open_one(layer=other)
@@ -124,7 +124,7 @@ def test_every_layer_is_noted_with_its_defaults_and_announcer(open_one: Callable
 
 
 def test_a_closed_connection_is_replaced(open_one: Callable[..., Any]) -> None:
-    """A layer that is used again opens its sockets again."""
+    """A closed connection is replaced, so that a layer which is used again opens new sockets."""
     first = open_one()
     first.closed = True
     second = open_one()
@@ -133,7 +133,7 @@ def test_a_closed_connection_is_replaced(open_one: Callable[..., Any]) -> None:
 
 
 def test_a_connection_that_cannot_start_is_not_kept(open_one: Callable[..., Any]) -> None:
-    """The next use tries again."""
+    """A connection that fails to start is not kept, so that the next use tries again."""
 
     class Failing(Connection):
         def start(self) -> None:
@@ -148,7 +148,7 @@ def test_a_connection_that_cannot_start_is_not_kept(open_one: Callable[..., Any]
 def test_gevent_is_refused_before_a_connection_is_made(
     open_one: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sockets would block its hub."""
+    """With gevent, opening a connection raises before any socket exists, because sockets would block gevent's hub."""
 
     def refuse() -> None:
         raise RuntimeError("gevent")
@@ -159,7 +159,7 @@ def test_gevent_is_refused_before_a_connection_is_made(
 
 
 def test_closing_delivers_stops_and_finishes_in_this_order(open_one: Callable[..., Any]) -> None:
-    """The connection is forgotten first, so that new callers do not get it."""
+    """Closing first removes the connection, so that no new caller gets it, then delivers, stops and finishes."""
     other, known = open_one(("other",)), open_one()
     connections.close(known)
     assert known.done == ["start", "deliver", "stop", "finish"]
@@ -168,14 +168,14 @@ def test_closing_delivers_stops_and_finishes_in_this_order(open_one: Callable[..
 
 
 def test_an_inbox_has_ended_only_once_its_connection_is_closed(open_one: Callable[..., Any]) -> None:
-    """Another process has another inbox."""
+    """While its connection is open, an inbox does not count as ended."""
     open_one()
     assert not connections.has_ended(Connection.inbox)
 
 
 @pytest.mark.parametrize("closes_first", ["this thread", "another thread"])
 async def test_closing_twice_is_closing_once(open_one: Callable[..., Any], closes_first: str) -> None:
-    """The second call finds nothing left to do, also if it has begun before the first one ended."""
+    """A second close does nothing, also if it begins before the first has ended."""
     known = open_one()
     if closes_first == "this thread":
         connections.close(known)
@@ -187,7 +187,7 @@ async def test_closing_twice_is_closing_once(open_one: Callable[..., Any], close
 
 
 async def test_closing_from_a_loop_does_not_hold_it_up(open_one: Callable[..., Any]) -> None:
-    """It is done on another thread."""
+    """Closing from a loop runs on another thread, so that it does not block the loop."""
     known = open_one()
     await connections.close_from_loop(known)
     assert known.done == ["start", "deliver", "stop", "finish"]
@@ -196,7 +196,7 @@ async def test_closing_from_a_loop_does_not_hold_it_up(open_one: Callable[..., A
 
 
 async def test_closing_goes_on_if_it_is_cancelled(open_one: Callable[..., Any]) -> None:
-    """Such as by a timeout of the application: nobody else would close the connection, which nobody finds any more."""
+    """Closing continues if its caller is cancelled, as by a timeout: no other code could close the connection."""
     known, goes_on = open_one(), threading.Event()
     known.deliver_held = lambda: goes_on.wait(PATIENCE)
     with pytest.raises(TimeoutError):
@@ -208,7 +208,7 @@ async def test_closing_goes_on_if_it_is_cancelled(open_one: Callable[..., Any]) 
 async def test_a_connection_is_closed_also_if_no_thread_can_start(
     open_one: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too many run already. It holds the loop up then, for the linger time at most."""
+    """If no thread can start, the connection is closed on the loop's thread, for the linger time at most."""
     known = open_one()
 
     def start(thread: threading.Thread) -> None:
@@ -221,7 +221,7 @@ async def test_a_connection_is_closed_also_if_no_thread_can_start(
 
 
 def test_a_connection_is_closed_also_if_held_messages_cannot_be_sent(open_one: Callable[..., Any]) -> None:
-    """Closing raises the error."""
+    """A connection is stopped and finished even if it cannot deliver held messages; closing then raises that error."""
     known = open_one()
     known.deliver_held = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -231,7 +231,7 @@ def test_a_connection_is_closed_also_if_held_messages_cannot_be_sent(open_one: C
 
 @pytest.mark.parametrize("is_bound", [True, False])
 def test_a_successor_waits_for_the_address(open_one: Callable[..., Any], is_bound: bool) -> None:
-    """If its predecessor has bound it: it would be in use. Other connections are opened at once."""
+    """A new connection to a bound address waits until the former one has released it; any other opens at once."""
     known, finishes, goes_on = open_one(), threading.Event(), threading.Event()
     known.is_bound = is_bound
 
@@ -256,7 +256,7 @@ def test_a_successor_waits_for_the_address(open_one: Callable[..., Any], is_boun
 
 
 def test_a_connection_without_layers_is_closed_on_another_thread(open_one: Callable[..., Any]) -> None:
-    """The housekeeper, which notices it, may not block."""
+    """A connection without layers is closed on another thread, as the housekeeper, which notices it, may not block."""
     known = open_one(layer=Layer())
     known.on_unused()
     assert known.finished.wait(PATIENCE)
@@ -265,7 +265,7 @@ def test_a_connection_without_layers_is_closed_on_another_thread(open_one: Calla
 
 
 def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one: Callable[..., Any]) -> None:
-    """It had none when the housekeeper looked."""
+    """A connection that a layer began to use after the housekeeper had found it unused stays open."""
     known = open_one()
     known.on_unused()
     for thread in threading.enumerate():
@@ -278,7 +278,7 @@ def test_a_connection_that_a_layer_has_begun_to_use_is_not_closed(open_one: Call
 def test_at_exit_everything_is_closed_and_the_housekeeper_ends(
     open_one: Callable[..., Any], on_exit: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sent messages are delivered first, and log lines written last; a worker's end is an exit too."""
+    """The end of a process or worker closes all connections, then ends the housekeeper, and writes log lines last."""
     order: list[object] = []
 
     class Ending:
@@ -295,7 +295,7 @@ def test_at_exit_everything_is_closed_and_the_housekeeper_ends(
 
 
 def test_a_forked_child_begins_without_connections(open_one: Callable[..., Any]) -> None:
-    """It abandons the parent's connections, keeps them from the garbage collector, and has fresh locks."""
+    """A forked child abandons the parent's connections, keeps them from the garbage collector, and has fresh locks."""
     known, ended = open_one(), open_one(("other",))
     connections.close(ended)
     table, former, reporter = connections._connections, housekeeper.housekeeper(), reports._reporter

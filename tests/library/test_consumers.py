@@ -1,4 +1,4 @@
-"""What an application sees of a consumer, with Channels' own classes and with those that cost less: the same."""
+"""The behaviour of consumers, which must be the same with Channels' classes and with those of this package."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ said_by: contextvars.ContextVar[str] = contextvars.ContextVar("said_by")
 
 @pytest.fixture
 def layer() -> Iterator[InMemoryChannelLayer]:
-    """Channels' layer without a network: the consumers work with any."""
+    """Return the default layer, Channels' own one without a network: the consumers work with any layer."""
     layer = InMemoryChannelLayer()
     with as_default(layer):
         yield layer
@@ -34,12 +34,12 @@ def layer() -> Iterator[InMemoryChannelLayer]:
 
 @pytest.fixture(params=[websocket, consumers], ids=["channels", "lean"])
 def package(request: pytest.FixtureRequest) -> Any:
-    """The module that the classes come from."""
+    """Return the module of the consumer classes."""
     return request.param
 
 
 class Visitor:
-    """The server's side of a consumer, as an ASGI server is."""
+    """The side of the ASGI server towards a consumer."""
 
     def __init__(self, consumer: Any) -> None:
         communicator: Any = ApplicationCommunicator  # it has no type information
@@ -62,7 +62,7 @@ class Visitor:
 
 @asynccontextmanager
 async def visiting(consumer: Any) -> AsyncIterator[Visitor]:
-    """A visitor that is connected; no task of the consumer is left afterwards."""
+    """Connect a visitor; afterwards no task of the consumer may be left."""
     before = asyncio.all_tasks()
     visitor = Visitor(consumer)
     await visitor.connect()
@@ -71,7 +71,7 @@ async def visiting(consumer: Any) -> AsyncIterator[Visitor]:
 
 
 class Talk:
-    """What the consumers here do; to be put before a class of a package."""
+    """The handlers of the consumers in these tests, a mixin for a class of either package."""
 
     groups = ("room",)
     send: Any
@@ -89,7 +89,7 @@ def consumer_of(package: Any, *mixins: type) -> Any:
 
 
 async def test_messages_of_both_sources_arrive(layer: InMemoryChannelLayer, package: Any) -> None:
-    """From the browser to the group and back, and both visitors leave without a trace."""
+    """Messages travel from the browser to the group and back in order, and no group remains after the visitors left."""
     consumer = consumer_of(package)
     async with visiting(consumer) as ada, visiting(consumer) as bo:
         for number in range(10):
@@ -102,7 +102,7 @@ async def test_messages_of_both_sources_arrive(layer: InMemoryChannelLayer, pack
 
 
 async def test_handlers_run_one_at_a_time(layer: InMemoryChannelLayer, package: Any) -> None:
-    """While the handler of a group's message waits, what the browser says waits too."""
+    """Handlers of a consumer run one at a time: while one for a group waits, a message of the browser waits too."""
     goes_on = asyncio.Event()
 
     class Slow:
@@ -125,7 +125,7 @@ async def test_handlers_run_one_at_a_time(layer: InMemoryChannelLayer, package: 
 
 
 async def test_no_handler_runs_after_that_of_the_disconnect(layer: InMemoryChannelLayer, package: Any) -> None:
-    """Though messages wait that have arrived before: it would send to a browser that is gone."""
+    """No handler runs after that of the disconnect, despite pending messages: it would send to a closed connection."""
     said, goes_on = [], asyncio.Event()
 
     class Slow:
@@ -148,7 +148,7 @@ async def test_no_handler_runs_after_that_of_the_disconnect(layer: InMemoryChann
 
 
 async def test_handlers_share_a_context(layer: InMemoryChannelLayer, package: Any) -> None:
-    """What the handler of one source sets, that of the other reads; loggers and tracers keep things there."""
+    """The handlers of both sources share a context, in which loggers and tracers keep their variables."""
 
     class Contextual:
         async def connect(self) -> None:
@@ -175,7 +175,7 @@ async def test_handlers_share_a_context(layer: InMemoryChannelLayer, package: An
 async def test_an_exception_of_a_handler_ends_the_consumer(
     layer: InMemoryChannelLayer, package: Any, source: str
 ) -> None:
-    """The server is given it, as it was raised."""
+    """An exception in a handler ends the consumer and reaches the server as it was raised."""
 
     class Failing:
         async def said(self, event: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ async def test_an_exception_of_a_handler_ends_the_consumer(
 
 
 async def test_a_message_without_a_handler_ends_the_consumer(layer: InMemoryChannelLayer, package: Any) -> None:
-    """By an error that names its type."""
+    """A message whose type has no handler ends the consumer with an error that names the type."""
     async with visiting(consumer_of(package)) as visitor:
         await layer.group_send("room", {"type": "sung"})
         with pytest.raises(ValueError, match="No handler for message type sung"):
@@ -202,7 +202,7 @@ async def test_a_message_without_a_handler_ends_the_consumer(layer: InMemoryChan
 
 
 async def test_a_consumer_that_is_cancelled_ends_its_handler(layer: InMemoryChannelLayer, package: Any) -> None:
-    """Servers cancel what does not end in time; the handler can clear up."""
+    """Cancelling a consumer, as servers do after a timeout, ends its handler, which can clean up."""
     ended: list[str] = []
 
     class Waiting:
@@ -224,7 +224,7 @@ async def test_a_consumer_that_is_cancelled_ends_its_handler(layer: InMemoryChan
 
 @pytest.mark.parametrize("error", [StopConsumer(), OSError("the layer")], ids=["closed", "failed"])
 async def test_a_handler_finishes_before_the_end_of_a_source_ends_the_consumer(package: Any, error: Exception) -> None:
-    """The layer is closed, or fails, while the handler of what the browser says is running."""
+    """If the layer closes or fails while a handler runs, the handler finishes before the consumer ends."""
     fails, goes_on, done = asyncio.Event(), asyncio.Event(), list[str]()
 
     class Failing(InMemoryChannelLayer):  # type: ignore[misc] # it has no type information
@@ -250,7 +250,7 @@ async def test_a_handler_finishes_before_the_end_of_a_source_ends_the_consumer(p
 
 
 async def test_json_goes_both_ways(layer: InMemoryChannelLayer, package: Any) -> None:
-    """By the sibling for JSON."""
+    """The JSON consumer decodes received text and encodes sent values."""
 
     class Echo(package.AsyncJsonWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
         async def receive_json(self, content: Any, **kwargs: Any) -> None:
@@ -263,7 +263,7 @@ async def test_json_goes_both_ways(layer: InMemoryChannelLayer, package: Any) ->
 
 
 async def test_a_consumer_needs_no_channel_layer(package: Any) -> None:
-    """Without one it hears the browser alone."""
+    """Without a channel layer a consumer still handles the messages of the browser."""
 
     class Echo(package.AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
         channel_layer_alias = "there is none"
@@ -277,7 +277,7 @@ async def test_a_consumer_needs_no_channel_layer(package: Any) -> None:
         await visitor.leave()
 
 
-# Run as a program: Django's database settings are those of a process.
+# A program, because Django's database settings are process-wide.
 PROGRAM = """
 import asyncio, sys, threading
 from django.conf import settings
@@ -320,13 +320,13 @@ def said_with_a_database(package: Any, folder: Path, *texts: str) -> list[str]:
 
 
 def test_a_connection_that_a_handler_has_left_open_is_closed_before_the_next_one(package: Any, tmp_path: Path) -> None:
-    """As Django does between two requests: with CONN_MAX_AGE 0 each handler begins without a connection."""
+    """With CONN_MAX_AGE 0, a database connection that a handler leaves open is closed before the next handler."""
     texts = ("look", "query", "look", "query", "look")
     assert said_with_a_database(package, tmp_path, *texts) == ["closed", "open", "closed", "open", "closed"]
 
 
 def test_without_an_open_connection_messages_cost_no_thread(tmp_path: Path) -> None:
-    """Channels' classes go to another thread for each message."""
+    """Without an open database connection the lean classes start no thread for a message, as Channels' classes do."""
     (lean,) = said_with_a_database(consumers, tmp_path, "threads")
     (channels,) = said_with_a_database(websocket, tmp_path, "threads")
     assert int(lean) < int(channels)

@@ -1,4 +1,4 @@
-"""Sealed payloads: what opens them, what does not, and that no counter is used twice."""
+"""Encrypted payloads: where they decrypt, where they do not, and that no counter is used twice."""
 
 import os
 import subprocess
@@ -37,14 +37,14 @@ def file(tmp_path: Path) -> Path:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Replace a file in one step, as a mounted volume does."""
+    """Replace a file atomically, as a mounted volume does."""
     fresh = file.with_suffix(".new")
     fresh.write_bytes(content)
     fresh.replace(file)
 
 
 def places(ring: Keyring, sealed: bytes) -> set[str]:
-    """Return where a payload opens: the group, the channel, the normal channel `jobs`."""
+    """Return where a payload decrypts: the groups `g` and `h`, two channels, and the normal channel `jobs`."""
     opened = {
         "g": ring.open_from_group(G, sealed),
         "h": ring.open_from_group(H, sealed),
@@ -60,24 +60,24 @@ def places(ring: Keyring, sealed: bytes) -> set[str]:
 
 
 def test_a_group_message_opens_in_its_group_and_in_normal_channels() -> None:
-    """Copies for normal members of a group keep its name; their readers cannot know which groups these belong to."""
+    """A group message decrypts in its group and in any normal channel, whose readers do not know its groups."""
     assert places(keyring(), keyring().seal_for_group(G, TEXT)) == {"g", "jobs"}
 
 
 def test_a_direct_message_opens_in_its_channel_only() -> None:
-    """Not in another one, not in a group, and not as a job."""
+    """A message to a process-specific channel decrypts there only: in no other channel, in no group, not as a job."""
     assert places(keyring(), keyring().seal_for_channel(CHANNEL, TEXT)) == {"channel"}
 
 
 def test_a_job_opens_in_its_normal_channel_only() -> None:
-    """Not in another normal channel."""
+    """A message to a normal channel decrypts in that channel only, and not in another normal channel."""
     sealed = keyring().seal_for_channel("jobs", TEXT)
     assert places(keyring(), sealed) == {"jobs"}
     assert keyring().open_job("others", sealed) is None
 
 
 def test_a_channel_with_the_name_of_a_group_is_another_place() -> None:
-    """Even one whose name is the topic."""
+    """A channel differs from a group of the same name, even if the channel's name is the group's topic."""
     ring = keyring()
     sealed = ring.seal_for_channel("g", TEXT)
     assert ring.open_from_group(G, sealed) is None
@@ -87,13 +87,13 @@ def test_a_channel_with_the_name_of_a_group_is_another_place() -> None:
 
 
 def test_the_longest_name_of_a_group_fits() -> None:
-    """Channels allows 99 characters, which may take four bytes each."""
+    """The longest group name can be encrypted: Channels allows 99 characters, which may have four bytes each."""
     topic = wire.group_topic("\U0001d7d8" * 99)
     assert keyring().open_from_group(topic, keyring().seal_for_group(topic, TEXT)) == TEXT
 
 
 def test_an_empty_payload_and_a_large_one_can_be_sealed() -> None:
-    """A payload is any bytes."""
+    """Any payload can be encrypted, also an empty one and one of a mebibyte."""
     for payload in (b"", os.urandom(2**20)):
         assert keyring().open_from_group(G, keyring().seal_for_group(G, payload)) == payload
 
@@ -102,7 +102,7 @@ def test_an_empty_payload_and_a_large_one_can_be_sealed() -> None:
 
 
 def test_a_sealed_payload_shows_nothing_of_the_message_but_its_length() -> None:
-    """Two messages with one content differ."""
+    """An encrypted payload reveals only the length of the message; two messages with the same content differ."""
     ring = keyring()
     one, other = (ring.seal_for_channel(CHANNEL, TEXT) for _ in range(2))
     assert TEXT not in one
@@ -111,7 +111,7 @@ def test_a_sealed_payload_shows_nothing_of_the_message_but_its_length() -> None:
 
 
 def test_only_the_keys_of_the_list_open() -> None:
-    """The first one seals."""
+    """The first key of the list encrypts, and each key of the list decrypts."""
     sealed = keyring(NEW, OLD).seal_for_group(G, TEXT)
     assert places(keyring(OLD), sealed) == set()
     assert places(keyring(NEW), sealed) == {"g", "jobs"}
@@ -119,7 +119,7 @@ def test_only_the_keys_of_the_list_open() -> None:
 
 
 def test_the_format_is_that_of_the_design() -> None:
-    """HKDF with SHA-256 and AES-256-GCM, computed by other code."""
+    """The format is that of the design, HKDF with SHA-256 and AES-256-GCM, as computed by independent code."""
     sealed = keyring().seal_for_group(G, TEXT)
     salt, counter, size = sealed[1:17], sealed[17:21], len(G)
     assert (sealed[0], counter, sealed[21:23], sealed[23 : 23 + size]) == (1, bytes(4), bytes([0, size]), G)
@@ -131,7 +131,7 @@ def test_the_format_is_that_of_the_design() -> None:
 
 
 def test_threads_never_use_a_counter_twice() -> None:
-    """It would reveal both messages."""
+    """Threads never use the same counter twice, which would reveal both messages."""
     ring = keyring()
     with ThreadPoolExecutor(8) as pool:
         sealed = list(pool.map(lambda _: ring.seal_for_group(G, TEXT), range(4_000)))
@@ -139,12 +139,12 @@ def test_threads_never_use_a_counter_twice() -> None:
 
 
 def test_two_keyrings_have_different_salts() -> None:
-    """Each process, and each child of a fork, counts for itself."""
+    """Each keyring has its own salt, so that each process and each child of a fork may count from 0."""
     assert keyring().seal_for_group(G, TEXT)[1:17] != keyring().seal_for_group(G, TEXT)[1:17]
 
 
 def test_a_salt_is_replaced_before_its_counter_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was sealed with either can be opened."""
+    """A keyring replaces its salt before the counter repeats, and payloads with either salt decrypt."""
     monkeypatch.setattr(encryption, "MESSAGES", 3)
     ring, reader = keyring(), keyring()
     sealed = [ring.seal_for_group(G, TEXT) for _ in range(7)]
@@ -158,7 +158,7 @@ def test_a_salt_is_replaced_before_its_counter_repeats(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("seal", ["group", "channel", "job"])
 def test_whatever_byte_is_changed_or_missing_nothing_opens(seal: str) -> None:
-    """Head, topic, ciphertext and tag are authenticated, at a reader that knows the sender and at one that does not."""
+    """Head, topic, ciphertext and tag are authenticated, whether or not the reader knows the sender."""
     ring = keyring()
     sealed = {
         "group": ring.seal_for_group(G, TEXT),
@@ -179,7 +179,7 @@ def test_whatever_byte_is_changed_or_missing_nothing_opens(seal: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_strangers_bytes_open_nowhere(stranger: bytes) -> None:
-    """And raise nothing."""
+    """Arbitrary bytes decrypt nowhere and raise nothing."""
     assert not places(READER, stranger)
     assert not places(READER, b"\1" + stranger)
 
@@ -188,7 +188,7 @@ READER = keyring(OLD, NEW)
 
 
 def test_strangers_do_not_displace_known_senders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only senders with a key get a place among these, and their number is bounded."""
+    """Only senders with a valid key are remembered, and their number is bounded."""
     monkeypatch.setattr(encryption, "KNOWN_SENDERS", 2)
     reader, senders = keyring(), [keyring() for _ in range(4)]
     for sender in senders * 2:
@@ -202,7 +202,7 @@ def test_strangers_do_not_displace_known_senders(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("key", [b"", b"short", b" " * 40, b"x" * (MIN_KEY - 1)])
 def test_a_short_key_is_an_error_that_does_not_contain_it(file: Path, key: bytes) -> None:
-    """By value or in a file."""
+    """A key that is too short, by value or in a file, raises an error that does not contain it."""
     with pytest.raises(ValueError, match="at least 16 random characters") as caught:
         keyring(key)
     assert not key.strip() or key.decode() not in str(caught.value)
@@ -214,18 +214,18 @@ def test_a_short_key_is_an_error_that_does_not_contain_it(file: Path, key: bytes
 
 
 def test_a_key_has_any_length_and_white_space_around_it_is_ignored() -> None:
-    """A file ends with a line break, and an option may have a blank."""
+    """A key may have any length from the minimum on, and surrounding white space, such as a line break, is ignored."""
     sealed = keyring(b" " + NEW * 50 + b"\n").seal_for_group(G, TEXT)
     assert keyring(NEW * 50).open_from_group(G, sealed) == TEXT
 
 
 def test_no_representation_shows_a_key() -> None:
-    """Of a keyring."""
+    """The representation of a keyring shows no key."""
     assert OLD.decode() not in repr(keyring()) + str(keyring())
 
 
 def test_a_file_has_one_key_a_line(file: Path) -> None:
-    """The first seals; comments and empty lines are ignored."""
+    """A file has one key a line, of which the first encrypts; comments and empty lines are ignored."""
     replace(file, b"# from the vault\n\n  " + NEW + b"\n" + OLD + b"\r\n#\n")
     ring = Keyring([], str(file))
     assert keyring(NEW).open_from_group(G, ring.seal_for_group(G, TEXT)) == TEXT
@@ -234,7 +234,7 @@ def test_a_file_has_one_key_a_line(file: Path) -> None:
 
 @pytest.mark.parametrize("content, problem", [(b"", "no key"), (b"# none\n", "no key"), (None, "No such file")])
 def test_a_file_without_keys_is_an_error(file: Path, content: bytes | None, problem: str) -> None:
-    """The error names the setting and the file."""
+    """A file that is missing or has no key raises an error with the setting and the path."""
     if content is None:
         file.unlink()
     else:
@@ -246,14 +246,14 @@ def test_a_file_without_keys_is_an_error(file: Path, content: bytes | None, prob
 
 
 def refreshed(ring: Keyring) -> str:
-    """Read the file again; return the line that reports the change."""
+    """Read the file again, and return the log line that reports the change."""
     report = ring.refresh()
     assert report is not None
     return report[1]
 
 
 def test_a_changed_file_is_read_again(file: Path) -> None:
-    """A key that is gone opens nothing any more, also for senders that were known."""
+    """After a change of the file its new keys apply: a removed key decrypts nothing, also for known senders."""
     ring, sender = Keyring([], str(file)), keyring(OLD)
     assert ring.refresh() is None
     assert ring.open_from_group(G, sender.seal_for_group(G, TEXT)) == TEXT
@@ -266,7 +266,7 @@ def test_a_changed_file_is_read_again(file: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"short\n", None])
 def test_a_changed_file_without_valid_keys_changes_nothing(file: Path, content: bytes | None) -> None:
-    """It is reported once, without its content."""
+    """If the changed file has no valid key, the previous keys stay; this is reported once, without the content."""
     ring = Keyring([], str(file))
     if content is None:
         file.unlink()
@@ -289,7 +289,7 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_the_package_keys_are_an_error_that_names_what_to_install() -> None:
-    """When the layer is made, not with the first message."""
+    """Without the package cryptography, keys raise an error when the layer is made, and the error names the package."""
     done = python(
         "import sys; sys.modules['cryptography'] = None\n"
         "from channels_zmq.core import EmbeddedZmqChannelLayer\n"
@@ -302,7 +302,7 @@ def test_without_the_package_keys_are_an_error_that_names_what_to_install() -> N
 
 
 def test_without_keys_the_package_is_not_imported() -> None:
-    """It takes time and memory."""
+    """Without keys the package cryptography is not imported, because the import takes time and memory."""
     done = python(
         "import asyncio, sys\n"
         "from channels_zmq.core import EmbeddedZmqChannelLayer\n"

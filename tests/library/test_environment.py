@@ -27,17 +27,17 @@ def default_config(environ: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"CHANNELS_ZMQ_CAPACITY": ""}])
 def test_no_variable_gives_an_embedded_layer_for_one_process(environ: dict[str, str]) -> None:
-    """An empty value counts as not set."""
+    """Without a variable the layer is an embedded one for one process; an empty value counts as unset."""
     assert channel_layers_from_env(environ) == {"default": {"BACKEND": EMBEDDED, "CONFIG": {}}}
 
 
 def test_a_pull_address_gives_a_dedicated_layer() -> None:
-    """With the addresses in its CONFIG."""
+    """A pull address makes the layer a dedicated one, with the addresses in its CONFIG."""
     assert channel_layers_from_env(VARIABLES) == {"default": {"BACKEND": DEDICATED, "CONFIG": ADDRESSES}}
 
 
 def test_an_alias_has_variables_of_its_own() -> None:
-    """The layers may be of different kinds."""
+    """Each alias has its own variables, and the layers may be of different kinds."""
     environ = {
         "CHANNELS_ZMQ_CAPACITY": "5",
         "CHANNELS_ZMQ__JOBS__PULL_SOCKET_ADDRESS": "tcp://f:7001",
@@ -50,7 +50,7 @@ def test_an_alias_has_variables_of_its_own() -> None:
 
 
 def test_an_alias_may_hold_an_underscore() -> None:
-    """Two in a row end it."""
+    """An alias may contain an underscore, because only two in a row end it."""
     assert channel_layers_from_env({"CHANNELS_ZMQ__MY_JOBS__MAX_MESSAGE_SIZE": "9"})["my_jobs"]["CONFIG"] == {
         "max_message_size": 9
     }
@@ -58,7 +58,7 @@ def test_an_alias_may_hold_an_underscore() -> None:
 
 @pytest.mark.parametrize("variable", ["CHANNELS_ZMQ__JOBS", "CHANNELS_ZMQ__JOBS__", "CHANNELS_ZMQ___CAPACITY"])
 def test_a_variable_without_alias_or_key_is_refused(variable: str) -> None:
-    """The error names it and shows the form."""
+    """A variable without an alias or a key raises an error that names the variable and shows the form."""
     error = env_refusal({variable: "5"})
     assert error.setting == variable
     assert "CHANNELS_ZMQ__<ALIAS>__<KEY>" in str(error)
@@ -72,21 +72,21 @@ def test_a_variable_without_alias_or_key_is_refused(variable: str) -> None:
     ],
 )
 def test_a_misspelt_variable_is_told_the_nearest(variable: str, near: str) -> None:
-    """It is never swallowed."""
+    """A misspelt variable is never ignored: the error names it and suggests the most similar valid one."""
     error = env_refusal({variable: "5"})
     assert error.setting == variable
     assert str(error).endswith(f"did you mean {near}?")
 
 
 def test_a_variable_of_the_dedicated_layer_alone_is_refused() -> None:
-    """The error names the layer that does not know it."""
+    """A variable for the dedicated layer only, without addresses, raises an error that names the embedded layer."""
     error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
     assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
     assert "EmbeddedZmqChannelLayer" in str(error)
 
 
 def test_a_misspelt_pull_address_is_told_the_pull_address() -> None:
-    """Also though it would have made the layer a dedicated one."""
+    """The error for a misspelt pull address suggests that variable, although without it the layer is embedded."""
     error = env_refusal({"CHANNELS_ZMQ_PULL_SOCKET_ADRESS": "tcp://f:7001", PUB: "tcp://f:7002"})
     assert str(error).endswith(f"did you mean {PULL}?")
 
@@ -97,7 +97,7 @@ def test_a_missing_variable_is_named() -> None:
 
 
 def test_the_forwarders_variables_are_its_own() -> None:
-    """Both may stand in one environment."""
+    """The layer ignores the variables of the forwarder, so that both may be in one environment."""
     assert default_config({"CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS": "tcp://*:7001"}) == {}
 
 
@@ -123,7 +123,7 @@ def test_the_forwarders_variables_are_its_own() -> None:
     ],
 )
 def test_a_value_becomes_what_its_key_holds(key: str, text: str, value: str | float | dict[str, int] | None) -> None:
-    """Whole numbers, numbers, text, none and a JSON object."""
+    """A variable becomes the type of its key: an integer, a float, a string, None, or a dict from a JSON object."""
     config = default_config({**VARIABLES, f"CHANNELS_ZMQ_{key.upper()}": text})
     assert config == {**ADDRESSES, key: value}
     assert type(config[key]) is type(value)
@@ -148,36 +148,36 @@ def test_a_value_becomes_what_its_key_holds(key: str, text: str, value: str | fl
     ],
 )
 def test_a_value_that_cannot_be_used_names_its_variable(variable: str, text: str) -> None:
-    """Not the key of CONFIG, which does not appear in the environment."""
+    """The error for an invalid value names the variable and not the key of CONFIG, which the environment lacks."""
     assert env_refusal({**VARIABLES, variable: text}).setting == variable
 
 
 def test_capacities_in_a_json_list_name_their_variable() -> None:
-    """A JSON object is asked for."""
+    """Capacities as a JSON list raise an error that names the variable, which must contain a JSON object."""
     assert env_refusal({"CHANNELS_ZMQ_CHANNEL_CAPACITY": "[1]"}).setting == "CHANNELS_ZMQ_CHANNEL_CAPACITY"
 
 
 def test_a_layer_made_from_variables_is_valid() -> None:
-    """Its CONFIG passes the check of its layer."""
+    """The CONFIG that is built from variables passes the validation of its layer."""
     layer = channel_layers_from_env({**VARIABLES, "CHANNELS_ZMQ_CHANNEL_CAPACITY": '{"a*": 5}'})["default"]
     assert parse(DedicatedConfig, layer["CONFIG"]).channel_capacity == {"a*": 5}
 
 
 def test_the_variables_of_the_process_are_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that settings need one call and no argument."""
+    """Without an argument the process's own environment is read, so that settings need a single call."""
     monkeypatch.setenv("CHANNELS_ZMQ_CAPACITY", "5")
     assert channel_layers_from_env()["default"]["CONFIG"]["capacity"] == 5
 
 
 def test_an_invalid_number_is_explained_beside_its_variable() -> None:
-    """The message shows what the variable holds and what it should hold."""
+    """The error for an invalid number shows the value and the expected type beside the variable."""
     error = env_refusal({"CHANNELS_ZMQ_CAPACITY": "1.5"})
     assert str(error).startswith("CHANNELS_ZMQ_CAPACITY: Input should be a valid integer")
     assert str(error).endswith("(it is '1.5')")
 
 
 def test_a_secret_is_plain_text_in_config_and_hidden_in_errors() -> None:
-    """CONFIG holds what people would write into it; an error never shows a key."""
+    """A secret key is plain text in CONFIG, as a user would write it, and no error shows it."""
     variables = {**VARIABLES, "CHANNELS_ZMQ_CURVE_SECRET_KEY": KEY}
     assert default_config({**variables, "CHANNELS_ZMQ_CURVE_SERVER_KEY": KEY})["curve_secret_key"] == KEY
     error = env_refusal(variables)
@@ -186,7 +186,7 @@ def test_a_secret_is_plain_text_in_config_and_hidden_in_errors() -> None:
 
 
 def test_allowed_keys_become_a_tuple() -> None:
-    """A comma separates them."""
+    """The variable of allowed keys separates them by commas, and CONFIG gets a tuple."""
     environ = {
         PUB: "tcp://127.0.0.1:5556",
         "CHANNELS_ZMQ_CURVE_SERVER_KEY": KEY,
@@ -197,7 +197,7 @@ def test_allowed_keys_become_a_tuple() -> None:
 
 
 def test_encryption_keys_are_a_list() -> None:
-    """A comma separates them; the first encrypts. One key is a list, too."""
+    """The variable of encryption keys separates them by commas, and CONFIG gets a list, also of a single key."""
     for value, keys in ((f"{KEY}, {'j' * 40}", [KEY, "j" * 40]), (KEY, [KEY])):
         assert default_config({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": value})["symmetric_encryption_keys"] == keys
     config = default_config({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS_FILE": "/run/secrets/keys"})
@@ -206,14 +206,14 @@ def test_encryption_keys_are_a_list() -> None:
 
 @pytest.mark.parametrize("value", ["\n", " , "])
 def test_encryption_keys_without_a_key_are_refused(value: str) -> None:
-    """A Secret that holds only the end of a line would turn encryption off."""
+    """A variable of encryption keys without a key is refused: an empty line in a Secret would disable encryption."""
     error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": value})
     assert error.setting == "CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS"
     assert "has no key" in str(error)
 
 
 def test_an_error_about_encryption_keys_names_the_variable_and_no_key() -> None:
-    """Not even the part of one that is too short."""
+    """An error about encryption keys names the variable and shows no key, not even one that is too short."""
     error = env_refusal({"CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS": f"{KEY},too-short"})
     assert error.setting == "CHANNELS_ZMQ_SYMMETRIC_ENCRYPTION_KEYS"
     assert "at least 16" in str(error)
@@ -225,7 +225,7 @@ OPTIONS = "CHANNELS_ZMQ_OPTIONS"
 
 
 def test_options_are_further_keys_of_config() -> None:
-    """With a variable in place of one of them, and for each alias its own."""
+    """OPTIONS, which each alias has, contains further keys of CONFIG; the separate variable of a key overrides it."""
     config = default_config(
         {**VARIABLES, OPTIONS: '{"capacity": 7, "group_expiry": null, "channel_capacity": {"a*": 5}}'}
     )
@@ -237,7 +237,7 @@ def test_options_are_further_keys_of_config() -> None:
 
 
 def test_options_of_a_newer_operator_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    """And named in the log."""
+    """Unknown options, as from a newer operator, are ignored with a log line that names them."""
     assert default_config({OPTIONS: '{"capacity": 7, "colour": "red"}'}) == {"capacity": 7}
     assert f"ignoring {OPTIONS}['colour']" in caplog.text
 
@@ -255,6 +255,7 @@ def test_options_of_a_newer_operator_are_ignored(caplog: pytest.LogCaptureFixtur
     ],
 )
 def test_bad_options_are_named(text: str, setting: str, said: str) -> None:
+    """Invalid options raise an error that names the option; addresses and keys need separate variables."""
     error = env_refusal({OPTIONS: text})
     assert error.setting == setting
     assert said in str(error)

@@ -1,4 +1,4 @@
-"""The thread that looks after connections while no event loop does."""
+"""The thread that services connections while no event loop does."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ LATER = 1000.0
 
 
 class Connection:
-    """Remembers what the housekeeper does to it, and on which thread."""
+    """A connection that records the calls of the housekeeper and their threads."""
 
     def __init__(self) -> None:
         self.monitors: dict[zmq.Socket[bytes], Callable[[int], None]] = {}
@@ -81,7 +81,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
-    """Two connected sockets."""
+    """Return two connected sockets."""
     with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
         one.bind("inproc://pair")
         other.connect("inproc://pair")
@@ -89,7 +89,7 @@ def pair() -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
 
 
 def failing(*errors: ValueError) -> Callable[[], None]:
-    """Return a function that raises these errors, then nothing."""
+    """Return a function that raises these errors, one a call, and then nothing."""
     left = list(errors)
 
     def fail() -> None:
@@ -111,7 +111,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_connection_is_ticked_at_once_on_a_thread_of_the_housekeeper(
     housekeeper: Housekeeper, connection: Connection
 ) -> None:
-    """A daemon holds up no exit; all connections share it."""
+    """The housekeeper ticks all connections at once, on one daemon thread, which does not delay the exit."""
     other = Connection()
     for one in (connection, other):
         housekeeper.watch(one)
@@ -122,7 +122,7 @@ def test_a_connection_is_ticked_at_once_on_a_thread_of_the_housekeeper(
 
 
 def test_a_tick_returns_when_the_next_one_is_due(housekeeper: Housekeeper, connection: Connection) -> None:
-    """At the latest."""
+    """The housekeeper ticks a connection again at the time that the last tick returned."""
     connection.again = 0.01
     housekeeper.watch(connection)
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_a_tick_returns_when_the_next_one_is_due(housekeeper: Housekeeper, conne
 
 
 def test_a_tick_that_is_always_due_follows_at_once(housekeeper: Housekeeper, connection: Connection) -> None:
-    """What is due has no time then; nothing else stops meanwhile."""
+    """A tick that is always due repeats at once, and does not keep the housekeeper from other connections."""
     connection.again = -math.inf
     housekeeper.watch(connection)
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_a_tick_that_is_always_due_follows_at_once(housekeeper: Housekeeper, con
 
 
 def test_a_call_brings_the_next_tick_forward(housekeeper: Housekeeper, connection: Connection) -> None:
-    """Also while the housekeeper sleeps."""
+    """A call brings the next tick forward, also while the housekeeper sleeps."""
     housekeeper.watch(connection)
     await_tick(connection)
     housekeeper.call(connection, time.monotonic())
@@ -148,7 +148,7 @@ def test_a_call_brings_the_next_tick_forward(housekeeper: Housekeeper, connectio
 
 
 def test_a_call_during_a_tick_is_not_forgotten(housekeeper: Housekeeper, connection: Connection) -> None:
-    """The earlier of the two times counts."""
+    """A call during a tick is kept: of its time and the time that the tick returns, the earlier one applies."""
     asked = iter([True])
     connection.on_tick = lambda: housekeeper.call(connection, 0.0) if next(asked, False) else None
     housekeeper.watch(connection)
@@ -157,7 +157,7 @@ def test_a_call_during_a_tick_is_not_forgotten(housekeeper: Housekeeper, connect
 
 
 def test_a_call_for_a_later_time_changes_nothing(housekeeper: Housekeeper, connection: Connection) -> None:
-    """The earlier time stays; a connection that is not watched is not called."""
+    """A call for a later time does not delay the next tick, and a call for an unwatched connection raises nothing."""
     connection.again = 0.05
     housekeeper.watch(connection)
     await_tick(connection)
@@ -169,7 +169,7 @@ def test_a_call_for_a_later_time_changes_nothing(housekeeper: Housekeeper, conne
 def test_of_two_calls_at_once_the_earlier_one_counts(
     housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread has brought the tick forward between the look without the lock and the one with it."""
+    """A call keeps an earlier time that another thread set between the read without the lock and the read with it."""
 
     class Due(dict[Connection, float]):
         def __init__(self) -> None:
@@ -186,7 +186,7 @@ def test_of_two_calls_at_once_the_earlier_one_counts(
 def test_a_call_before_the_housekeeper_sleeps_needs_no_wake_up(
     housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It will see the time before it goes to sleep."""
+    """A call while the housekeeper is awake wakes nobody, because the housekeeper reads the time before it sleeps."""
     housekeeper._due[connection] = LATER
     monkeypatch.setattr(housekeeper, "_wake", lambda: pytest.fail("woken"))
     housekeeper.call(connection, 1.0)
@@ -196,7 +196,7 @@ def test_a_call_before_the_housekeeper_sleeps_needs_no_wake_up(
 def test_a_descriptor_that_no_loop_reads_is_drained(
     housekeeper: Housekeeper, connection: Connection, pipe: tuple[int, int]
 ) -> None:
-    """As soon as something is there."""
+    """The housekeeper drains a descriptor that no loop reads as soon as there is input."""
     connection.descriptor, writes = pipe
     housekeeper.watch(connection)
     await_tick(connection)
@@ -206,7 +206,7 @@ def test_a_descriptor_that_no_loop_reads_is_drained(
 
 
 def test_a_connection_is_ticked_when_its_event_loop_has_ended(housekeeper: Housekeeper, connection: Connection) -> None:
-    """Not before, however long the loop runs."""
+    """The housekeeper ticks a connection when its event loop has ended, and not before, however long the loop runs."""
     loop = connection.loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -226,7 +226,7 @@ def test_a_connection_is_ticked_when_its_event_loop_has_ended(housekeeper: House
 def test_events_of_monitors_are_handed_over(
     housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
-    """By their number, all that are there."""
+    """The housekeeper passes all pending events of a monitor to its handler, by their number."""
     monitor, monitored = pair
     for event in (zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED):
         monitored.send_multipart([struct.pack("=hi", event, 0), b"tcp://x"])
@@ -240,7 +240,7 @@ def test_events_of_monitors_are_handed_over(
 def test_a_monitor_that_its_own_handler_closes_is_not_read_on(
     housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
-    """A connection may replace the monitored socket."""
+    """A monitor that its handler closes is not read further, because a connection may replace the monitored socket."""
     monitor, monitored = pair
     for _ in range(2):
         monitored.send_multipart([struct.pack("=hi", zmq.Event.DISCONNECTED, 0), b"tcp://x"])
@@ -260,7 +260,7 @@ def test_a_monitor_that_its_own_handler_closes_is_not_read_on(
 def test_other_sockets_have_callbacks(
     housekeeper: Housekeeper, connection: Connection, pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 ) -> None:
-    """They are called while something can be read."""
+    """The housekeeper calls the callback of a further socket while the socket has input."""
     here, there = pair
 
     def read() -> None:
@@ -278,7 +278,7 @@ def test_other_sockets_have_callbacks(
 def test_a_forgotten_connection_is_touched_no_more(
     housekeeper: Housekeeper, connection: Connection, pipe: tuple[int, int]
 ) -> None:
-    """Once `forget` has returned its sockets may be closed; a second call is not an error."""
+    """Once `forget` has returned, the housekeeper uses no socket of the connection; a second call raises nothing."""
     connection.descriptor, writes = pipe
     housekeeper.watch(connection)
     await_tick(connection)
@@ -296,7 +296,7 @@ def test_a_forgotten_connection_is_touched_no_more(
 def test_a_connection_may_be_forgotten_by_the_housekeeper_itself(
     housekeeper: Housekeeper, connection: Connection
 ) -> None:
-    """It does not wait for itself."""
+    """The housekeeper's own thread may forget a connection, and does not wait for itself."""
     connection.on_tick = lambda: housekeeper.forget(connection)
     housekeeper.watch(connection)
     await_tick(connection)
@@ -308,7 +308,7 @@ def test_a_connection_may_be_forgotten_by_the_housekeeper_itself(
 def test_an_error_of_one_connection_is_logged_and_the_housekeeper_continues(
     housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It looks after the others and, a little later, after that one."""
+    """After an error at a connection the housekeeper continues with the others, and with that one a little later."""
     monkeypatch.setattr(housekeeping, "AFTER_ERROR", 0.01)
     connection.address = "tcp://odd"
     connection.on_tick = failing(ValueError("odd"))
@@ -327,7 +327,7 @@ def test_an_error_of_a_socket_is_logged(
     pair: tuple[zmq.Socket[bytes], zmq.Socket[bytes]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Whose it is, the traceback shows."""
+    """An error in a socket's callback is logged, with a traceback that shows the owner."""
     here, there = pair
 
     def fail() -> None:
@@ -347,7 +347,7 @@ def test_an_error_of_a_socket_is_logged(
 def test_an_error_of_the_housekeeper_itself_is_logged(
     housekeeper: Housekeeper, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It goes on after a pause, so that an error which stays does not take a processor."""
+    """The housekeeper logs its own error and pauses, so that a permanent error does not occupy a processor."""
     monkeypatch.setattr(housekeeping, "AFTER_ERROR", 0.01)
     fail, tick = failing(ValueError("odd")), housekeeper._tick
 
@@ -363,7 +363,7 @@ def test_an_error_of_the_housekeeper_itself_is_logged(
 
 
 def test_an_ended_housekeeper_has_no_thread_and_starts_none(housekeeper: Housekeeper, connection: Connection) -> None:
-    """The interpreter exits: connections that come later are neither looked after nor waited for."""
+    """A housekeeper that has ended, as at the interpreter's exit, starts no thread and awaits no later connection."""
     housekeeper.watch(connection)
     await_tick(connection)
     housekeeper.end()
@@ -377,7 +377,7 @@ def test_an_ended_housekeeper_has_no_thread_and_starts_none(housekeeper: Houseke
 def test_a_housekeeper_that_ends_before_it_began_starts_no_thread(
     housekeeper: Housekeeper, connection: Connection
 ) -> None:
-    """Nothing was ever watched."""
+    """A housekeeper that ends before it has watched a connection starts no thread."""
     housekeeper.end()
     housekeeper.watch(connection)
     assert housekeeper._thread is None
@@ -385,7 +385,7 @@ def test_a_housekeeper_that_ends_before_it_began_starts_no_thread(
 
 
 def test_a_housekeeper_may_be_ended_by_itself(housekeeper: Housekeeper, connection: Connection) -> None:
-    """It does not wait for itself."""
+    """The housekeeper's own thread may end it, and does not wait for itself."""
     connection.on_tick = housekeeper.end
     housekeeper.watch(connection)
     await_tick(connection)
@@ -395,7 +395,7 @@ def test_a_housekeeper_may_be_ended_by_itself(housekeeper: Housekeeper, connecti
 
 
 def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper: Housekeeper, connection: Connection) -> None:
-    """One is under way then."""
+    """If the socket that wakes the thread is full, a further wake-up does not block, because one is already pending."""
     ticking, go_on = threading.Event(), threading.Event()
 
     def tick() -> None:
@@ -414,7 +414,7 @@ def test_more_wake_ups_than_the_thread_takes_block_nobody(housekeeper: Housekeep
 
 
 def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child has none of its parent's threads."""
+    """A process has one housekeeper, and a forked child has another, because it has none of its parent's threads."""
     monkeypatch.setattr(housekeeping, "_housekeeper", before := Housekeeper())
     assert housekeeping.housekeeper() is before
     housekeeping.renew()
@@ -422,7 +422,7 @@ def test_a_process_has_one_housekeeper_until_it_is_forked(monkeypatch: pytest.Mo
 
 
 def test_a_forked_child_closes_its_copies_of_what_wakes_the_parents_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child has no such thread."""
+    """A forked child closes its copies of the sockets that wake the parent's thread, because it has no such thread."""
     former = Housekeeper()
     former._wakes = copies = socket.socketpair()
     monkeypatch.setattr(housekeeping, "_housekeeper", former)

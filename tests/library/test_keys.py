@@ -1,4 +1,4 @@
-"""The CURVE keys that CONFIG gives, and when to connect with changed ones."""
+"""The CURVE keys in CONFIG, and when to connect again because they changed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def by_value(server: bytes = SERVER, secret: bytes | None = SECRET) -> ClientKey
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file with the server's key."""
+    """Return a file that holds the server's key."""
     path = tmp_path / "server.key"
     path.write_text(f"{SERVER.decode()}\n")
     return path
@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def watch(file: Path) -> KeyWatch:
-    """Keys of which one is in the file, as they were read first."""
+    """Return a watch that has read its keys once, one of them from the file."""
     source = ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key", SECRET.decode()))
     watch = KeyWatch(source)
     assert watch.may_connect()
@@ -46,12 +46,12 @@ def watch(file: Path) -> KeyWatch:
 
 @pytest.mark.parametrize("given, is_set", [({}, False), ({"value": "x"}, True), ({"path": "x"}, True)])
 def test_a_setting_is_set_by_a_value_or_a_file(given: dict[str, str], is_set: bool) -> None:
-    """Or by neither."""
+    """A setting counts as set if it has a value or a file, and as unset if it has neither."""
     assert setting("k", **given).is_set == is_set
 
 
 def test_a_key_is_read_from_its_value_or_its_file(file: Path) -> None:
-    """White space around it is ignored."""
+    """A key is read from its value or from its file, without the surrounding white space."""
     assert setting("k", f" {SERVER.decode()} ").read() == setting("k", path=file).read() == SERVER
 
 
@@ -60,7 +60,7 @@ def test_a_key_is_read_from_its_value_or_its_file(file: Path) -> None:
 def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(
     file: Path, text: str, is_file: bool
 ) -> None:
-    """By value or by file."""
+    """An invalid key, by value or by file, raises an error that names the setting and does not show the key."""
     file.write_text(text)
     bad = setting("curve_secret_key", path=file) if is_file else setting("curve_secret_key", text)
     with pytest.raises(ConfigurationError) as caught:
@@ -70,7 +70,7 @@ def test_an_invalid_key_is_an_error_that_names_the_setting_but_not_the_key(
 
 
 def test_a_missing_file_is_noticed(tmp_path: Path, file: Path) -> None:
-    """A value needs no file."""
+    """A missing file is reported with its path and prevents reading; a key that is given by value needs no file."""
     missing = setting("curve_server_key", path=tmp_path / "none")
     assert [one.is_missing for one in (missing, setting("k", path=file), setting("k", "x"))] == [True, False, False]
     source = ClientKeySource(missing, setting("curve_secret_key", SECRET.decode()))
@@ -81,14 +81,14 @@ def test_a_missing_file_is_noticed(tmp_path: Path, file: Path) -> None:
 
 
 def test_no_representation_has_the_secret_key() -> None:
-    """Neither of the keys nor of a setting."""
+    """Neither the keys nor a setting show the secret key in their representation."""
     keys = by_value().read()
     assert keys == ClientKeys(SERVER, SECRET)
     assert SECRET.decode() not in repr(keys) + repr(setting("k", SECRET.decode()))
 
 
 def test_without_a_secret_key_a_process_makes_itself_one() -> None:
-    """It keeps it; another process has another one."""
+    """A process without a configured secret key generates one and keeps it; another process generates another."""
     source = by_value(secret=None)
     assert source.read() == source.read()
     assert source.read().secret != by_value(secret=None).read().secret
@@ -98,13 +98,13 @@ def test_without_a_secret_key_a_process_makes_itself_one() -> None:
 
 
 def changed(watch: KeyWatch) -> bool:
-    """Look again, and return whether there are keys to connect with."""
+    """Check the files again, and return whether there are new keys to connect with."""
     watch.look()
     return watch.have_changed()
 
 
 def test_without_curve_there_is_nothing_to_watch() -> None:
-    """The transport connects at once and for good."""
+    """Without CURVE there is nothing to watch: the transport may connect at once, and never has to connect again."""
     watch = KeyWatch(None)
     assert watch.may_connect()
     assert not changed(watch)
@@ -112,14 +112,14 @@ def test_without_curve_there_is_nothing_to_watch() -> None:
 
 
 def test_a_process_without_keys_that_was_refused_tries_again() -> None:
-    """The other side may drop CURVE; it takes one look for each attempt."""
+    """After a refusal, each look permits a process without keys one attempt, because the other side may drop CURVE."""
     watch = KeyWatch(None)
     watch.refused()
     assert [watch.have_changed(), changed(watch), changed(watch)] == [False, True, False]
 
 
 def test_keys_by_value_never_change() -> None:
-    """They are read once to connect."""
+    """Keys by value are read once, when the transport connects, and never change."""
     watch = KeyWatch(by_value())
     assert watch.may_connect()
     assert watch.current == ClientKeys(SERVER, SECRET)
@@ -127,7 +127,7 @@ def test_keys_by_value_never_change() -> None:
 
 
 def test_a_file_that_does_not_exist_yet_is_waited_for(file: Path) -> None:
-    """In a container it may be mounted a moment after the start."""
+    """The watch waits for a file that does not exist yet: a container may mount it a moment after the start."""
     file.unlink()
     watch = KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key")))
     assert not watch.may_connect()
@@ -142,14 +142,14 @@ def test_a_file_that_does_not_exist_yet_is_waited_for(file: Path) -> None:
 
 
 def test_an_invalid_key_at_the_start_is_an_error(file: Path) -> None:
-    """Waiting would not help."""
+    """A key that is invalid at the start raises an error, because waiting would not help."""
     file.write_text("x")
     with pytest.raises(ConfigurationError, match="curve_server_key_file"):
         KeyWatch(ClientKeySource(setting("curve_server_key", path=file), setting("curve_secret_key"))).may_connect()
 
 
 def test_a_changed_file_is_noticed_once(watch: KeyWatch, file: Path) -> None:
-    """The transport connects with the new key."""
+    """The watch reports a changed file once, so that the transport connects with the new key once."""
     assert not changed(watch)
     file.write_text(OTHER.decode())
     assert changed(watch)
@@ -158,7 +158,7 @@ def test_a_changed_file_is_noticed_once(watch: KeyWatch, file: Path) -> None:
 
 
 def test_refused_keys_are_tried_again_once_for_each_refusal(watch: KeyWatch) -> None:
-    """The other side may accept them later, but ZeroMQ does not try again."""
+    """Each refusal permits one attempt with the same keys: ZeroMQ stops, but the other side may accept them later."""
     for _ in range(2):
         watch.refused()
         assert not watch.have_changed()  # so that a refusal is followed by one attempt a look
@@ -170,7 +170,7 @@ def test_refused_keys_are_tried_again_once_for_each_refusal(watch: KeyWatch) -> 
 def test_a_file_that_becomes_invalid_keeps_the_former_keys(
     watch: KeyWatch, file: Path, break_it: Callable[..., int | None]
 ) -> None:
-    """A refusal is not forgotten meanwhile."""
+    """While a file is invalid or missing, the watch keeps the former keys; it acts on an earlier refusal afterwards."""
     watch.refused()
     break_it(file)
     assert not changed(watch)
@@ -191,13 +191,13 @@ def server_source(
 
 
 def test_without_a_list_everybody_with_the_public_key_may_connect() -> None:
-    """The secret key is all that it takes."""
+    """Without a list of allowed keys, every client with the server's public key may connect."""
     assert server_source().read() == (SECRET, None)
 
 
 @pytest.mark.parametrize("allowed", [(), (OTHER.decode(),)])
 def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str, ...]) -> None:
-    """An empty list allows no client."""
+    """The list of allowed keys may be empty, which allows no client, and may be in a file."""
     secret, keys = server_source(allowed).read()
     assert secret == SECRET
     assert keys is not None
@@ -210,7 +210,7 @@ def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str,
 def test_an_invalid_list_is_an_error_that_names_the_setting(
     file: Path, allowed: tuple[str] | None, text: str | None, named: str
 ) -> None:
-    """The list itself or its file."""
+    """An invalid list of allowed keys, by value or in a file, raises an error that names the setting."""
     if text is not None:
         file.write_text(text)
     with pytest.raises(ConfigurationError) as caught:

@@ -1,4 +1,4 @@
-"""Which event loops watch a descriptor, and how readers on them are woken: real loops, a real pipe."""
+"""Which event loops watch a descriptor, and how their readers are woken, with real loops and a real pipe."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Pipe:
-    """A descriptor to watch; `drain` empties it and remembers on which loops it was called."""
+    """A descriptor to watch; `drain` empties it and records the loop that called it."""
 
     def __init__(self) -> None:
         self.reads, self.writes = os.pipe()
@@ -57,7 +57,7 @@ def pipe() -> Iterator[Pipe]:
 
 @pytest.fixture
 def loops(pipe: Pipe) -> Iterator[Loops]:
-    """Loops that watch the pipe; in the end none of their descriptors is open."""
+    """Return loops that watch the pipe; afterwards all their duplicates of its descriptor must be closed."""
     before = open_descriptors()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.watch(pipe.reads)
@@ -70,7 +70,7 @@ def loops(pipe: Pipe) -> Iterator[Loops]:
 
 @pytest.fixture
 def other() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs in a thread of its own."""
+    """Return a loop that runs in another thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -82,32 +82,32 @@ def other() -> Iterator[asyncio.AbstractEventLoop]:
 
 @pytest.fixture
 def idle() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that does not run."""
+    """Return a loop that does not run."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
 
 def open_descriptors() -> set[int]:
-    """Return the descriptors of this process that are duplicates of a pipe's end."""
+    """Return the descriptors of this process that belong to a pipe."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
                 found.add(int(name))
-        except OSError:  # the listing's own
+        except OSError:  # the descriptor of the listing itself
             continue
     return found
 
 
 def watches(loops: Loops, loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether a loop watches: it has a duplicate of the descriptor."""
+    """Return whether a loop watches, which means that it has a duplicate of the descriptor."""
     watch = loops._watches.get(loop)
     return watch is not None and watch.descriptor is not None
 
 
 def on(loop: asyncio.AbstractEventLoop, action: Callable[[], Result]) -> Result:
-    """Do something on a loop that runs in another thread; return its result."""
+    """Call a function on a loop that runs in another thread, and return its result."""
 
     async def act() -> Result:
         return action()
@@ -116,13 +116,13 @@ def on(loop: asyncio.AbstractEventLoop, action: Callable[[], Result]) -> Result:
 
 
 async def turns() -> None:
-    """Let this loop look at its descriptors more than once."""
+    """Let this loop poll its descriptors more than once."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 class ClosedMeanwhile:
-    """A loop that is closed between the question and the call."""
+    """A loop that closes between the check of its state and the call."""
 
     def is_closed(self) -> bool:
         return False
@@ -138,7 +138,7 @@ class ClosedMeanwhile:
 
 
 class NotingLock:
-    """A lock that remembers which threads have taken it."""
+    """A lock that records which threads have acquired it."""
 
     def __init__(self) -> None:
         self.taken_by: list[threading.Thread] = []
@@ -154,7 +154,7 @@ class NotingLock:
 
 
 async def test_readers_of_the_running_loop_are_woken_at_once() -> None:
-    """Those that have given up are passed over, and a second call changes nothing."""
+    """A waiter of the running loop is woken at once; cancelled ones are skipped, and waking twice changes nothing."""
     loop = asyncio.get_running_loop()
     one, gone = Waiter(loop), Waiter(loop)
     gone.future.cancel()
@@ -168,7 +168,7 @@ async def test_readers_of_the_running_loop_are_woken_at_once() -> None:
 
 
 async def test_a_waiter_is_woken_from_another_thread() -> None:
-    """A second time too, without an error."""
+    """A waiter can be woken from another thread, and waking it a second time raises nothing."""
     waiter = Waiter(asyncio.get_running_loop())
     for _ in range(2):
         await asyncio.to_thread(wake, [waiter])
@@ -177,7 +177,7 @@ async def test_a_waiter_is_woken_from_another_thread() -> None:
 
 
 async def test_a_waiter_of_another_loop_is_woken_there(other: asyncio.AbstractEventLoop) -> None:
-    """Not on the loop that runs here."""
+    """A waiter of another loop is woken on that loop, and not on the one that runs here."""
     waiter = on(other, lambda: Waiter(other))
     wake([waiter])
 
@@ -189,7 +189,7 @@ async def test_a_waiter_of_another_loop_is_woken_there(other: asyncio.AbstractEv
 
 
 def test_a_waiter_whose_loop_has_closed_is_passed_over() -> None:
-    """It is not usable, and waking it is not an error."""
+    """A waiter whose loop has closed is not usable, and waking it raises nothing."""
     loop = asyncio.new_event_loop()
     waiter = Waiter(loop)
     loop.close()
@@ -198,7 +198,7 @@ def test_a_waiter_whose_loop_has_closed_is_passed_over() -> None:
 
 
 def test_no_loop_runs_in_a_thread_without_one() -> None:
-    """The answer is None."""
+    """In a thread without a running loop, `running_here` returns None."""
     assert running_here() is None
 
 
@@ -206,7 +206,7 @@ def test_no_loop_runs_in_a_thread_without_one() -> None:
 
 
 async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe: Pipe, loops: Loops) -> None:
-    """Input may be there of which ZeroMQ's descriptor has shown the beginning to another loop."""
+    """A loop that begins to watch reads once by itself: ZeroMQ may have signalled input to another loop only."""
     here = asyncio.get_running_loop()
     loops.enter(here, takes_over=False)
     loops.enter(here, takes_over=False)
@@ -215,7 +215,7 @@ async def test_a_loop_that_begins_to_watch_reads_without_a_sign(pipe: Pipe, loop
 
 
 async def test_a_loop_with_a_waiter_watches(pipe: Pipe, loops: Loops) -> None:
-    """It reads what arrives."""
+    """A loop that has a waiter reads the input that arrives."""
     here = asyncio.get_running_loop()
     loops.enter(here, takes_over=False)
     loops.enter(here, takes_over=False)
@@ -228,7 +228,7 @@ async def test_a_loop_with_a_waiter_watches(pipe: Pipe, loops: Loops) -> None:
 
 
 async def test_the_first_loop_that_waits_is_attached(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
-    """The housekeeper does not read beside it. Another one, beside it, watches until its last waiter leaves."""
+    """The first loop that waits is attached and replaces the housekeeper; another watches while it has waiters."""
     here = asyncio.get_running_loop()
     assert loops.enter(here, takes_over=False)
     assert not loops.enter(here, takes_over=False)
@@ -244,7 +244,7 @@ async def test_the_first_loop_that_waits_is_attached(loops: Loops, other: asynci
 async def test_a_loop_that_waits_takes_the_place_of_one_that_does_not_run(
     loops: Loops, idle: asyncio.AbstractEventLoop
 ) -> None:
-    """As after each call of `async_to_sync`."""
+    """A waiting loop replaces an attached loop that does not run, as after each call of `async_to_sync`."""
     here = asyncio.get_running_loop()
     loops.enter(idle, takes_over=False)
     loops.leave(idle)
@@ -256,7 +256,7 @@ async def test_a_loop_that_waits_takes_the_place_of_one_that_does_not_run(
 def unable(
     request: pytest.FixtureRequest, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Loops, asyncio.Runner]]:
-    """A loop that cannot watch a descriptor, because of its kind, of the transport, or of the system."""
+    """Return a loop that cannot watch a descriptor, because of its kind, of the transport, or of the system."""
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.watch(None if request.param == "no-descriptor" else pipe.reads)
     if request.param == "windows":
@@ -273,7 +273,7 @@ def unable(
 def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_long(
     pipe: Pipe, unable: tuple[Loops, asyncio.Runner]
 ) -> None:
-    """It is asked when the loop's first waiter comes, and may stop when the last one has gone."""
+    """The housekeeper reads in place of a loop that cannot watch; it is asked once, for the loop's first waiter."""
     loops, runner = unable
 
     async def wait_attached() -> tuple[int, list[tuple[asyncio.AbstractEventLoop | None, bytes]], bool]:
@@ -290,7 +290,7 @@ def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_l
 def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(
     pipe: Pipe, unable: tuple[Loops, asyncio.Runner], other: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may stop at any moment. The housekeeper reads beside it until the other one's last waiter has gone."""
+    """The housekeeper reads too while a loop that cannot watch has waiters: the attached one may stop at any moment."""
     loops, runner = unable
     monkeypatch.undo()
     loops.watch(pipe.reads)
@@ -312,7 +312,7 @@ def test_an_attached_loop_that_watches_does_not_do_it_for_one_that_cannot(
 
 
 async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
-    """Without a waiter: the consumer whose handler runs comes back."""
+    """The attached loop continues to watch without a waiter, because its consumer returns when its handler has run."""
     here = asyncio.get_running_loop()
     loops.enter(here, takes_over=True)
     loops.leave(here)
@@ -324,7 +324,7 @@ async def test_the_attached_loop_watches_on(pipe: Pipe, loops: Loops) -> None:
 
 
 async def test_attaching_ends_the_watch_of_the_former_loop(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
-    """If no reader waits there; its own thread ends it."""
+    """Attaching a loop ends the watch of the former one, on that loop's own thread, if no reader waits there."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, takes_over=True))
     on(other, lambda: loops.leave(other))
@@ -335,7 +335,7 @@ async def test_attaching_ends_the_watch_of_the_former_loop(loops: Loops, other: 
 
 
 async def test_a_former_loop_with_a_waiter_watches_on(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
-    """Another loop that would do it in its place can stop at any moment."""
+    """A formerly attached loop with a waiter continues to watch, because the new one can stop at any moment."""
     on(other, lambda: loops.enter(other, takes_over=True))
     loops.enter(asyncio.get_running_loop(), takes_over=True)
     on(other, lambda: None)
@@ -347,7 +347,7 @@ async def test_a_former_loop_with_a_waiter_watches_on(loops: Loops, other: async
 async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(
     loops: Loops, idle: asyncio.AbstractEventLoop
 ) -> None:
-    """As after each call of `async_to_sync`."""
+    """The watch of a formerly attached loop that does not run ends at once, as after each call of `async_to_sync`."""
     loops.enter(idle, takes_over=True)
     loops.leave(idle)
     loops.enter(asyncio.get_running_loop(), takes_over=True)
@@ -355,7 +355,7 @@ async def test_the_watch_of_a_former_loop_that_does_not_run_ends_at_once(
 
 
 async def test_a_former_loop_that_has_closed_is_forgotten(loops: Loops) -> None:
-    """Its duplicate of the descriptor is closed, without a call of the loop."""
+    """Attaching a loop forgets a closed former one, and closes its duplicate of the descriptor without a call of it."""
     former = asyncio.new_event_loop()
     loops.enter(former, takes_over=True)
     former.close()
@@ -366,7 +366,7 @@ async def test_a_former_loop_that_has_closed_is_forgotten(loops: Loops) -> None:
 
 
 async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_error(loops: Loops) -> None:
-    """The descriptor went before it."""
+    """A former loop that lost its descriptor before it closed can be replaced without an error."""
     former = asyncio.new_event_loop()
     loops.enter(former, takes_over=True)
     loops.watch(None)
@@ -376,13 +376,13 @@ async def test_a_former_loop_that_watched_nothing_any_more_and_has_closed_is_no_
 
 
 def test_leaving_a_loop_that_never_entered_is_no_error(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
-    """It was forgotten meanwhile."""
+    """Leaving a loop that never entered, or that was forgotten meanwhile, raises nothing."""
     loops.leave(idle)
     assert loops.unattended()
 
 
 async def test_without_a_descriptor_nothing_is_watched(pipe: Pipe) -> None:
-    """An embedded layer on an address of its own process has none; waiters count all the same."""
+    """Without a descriptor, as with an embedded layer on inproc, loops watch nothing but still count waiters."""
     here = asyncio.get_running_loop()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
     loops.enter(here, takes_over=False)
@@ -394,7 +394,7 @@ async def test_without_a_descriptor_nothing_is_watched(pipe: Pipe) -> None:
 
 
 async def test_waiting_loops_change_over_to_a_new_descriptor(pipe: Pipe) -> None:
-    """They read what is there already; a loop that has closed is forgotten."""
+    """Waiting loops change to a new descriptor and read its pending input; a closed loop is forgotten."""
     here = asyncio.get_running_loop()
     closed = asyncio.new_event_loop()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, threading.Lock())
@@ -410,7 +410,7 @@ async def test_waiting_loops_change_over_to_a_new_descriptor(pipe: Pipe) -> None
 
 
 async def test_a_loop_stops_watching_the_former_descriptor(pipe: Pipe, loops: Loops) -> None:
-    """Input there is no business of the new one's."""
+    """After a change of the descriptor, a loop ignores input at the former one and reads input at the new one."""
     here = asyncio.get_running_loop()
     loops.enter(here, takes_over=False)
     reads, writes = os.pipe()
@@ -433,7 +433,7 @@ async def test_a_loop_stops_watching_the_former_descriptor(pipe: Pipe, loops: Lo
 async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes_nothing(
     loops: Loops, other: asyncio.AbstractEventLoop
 ) -> None:
-    """The loop was asked to change over, and is forgotten when it comes to it."""
+    """A loop whose last waiter has left before it could change to a new descriptor is forgotten and watches nothing."""
     on(other, lambda: loops.enter(other, takes_over=False))
     with loops._lock:
         loops.watch(loops.descriptor)
@@ -443,7 +443,7 @@ async def test_a_change_of_the_descriptor_after_the_last_waiter_has_left_changes
 
 
 async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe: Pipe, loops: Loops) -> None:
-    """The loop has a duplicate: its number belongs to no other file until the loop itself closes it."""
+    """A loop watches a duplicate, whose number stays taken until the loop closes it, so the original may be closed."""
     here = asyncio.get_running_loop()
     reads, writes = os.pipe()
     loops.watch(reads)
@@ -458,11 +458,11 @@ async def test_the_descriptor_may_be_closed_while_a_loop_watches(pipe: Pipe, loo
     os.close(writes)
 
 
-# Who reads otherwise
+# The reader while no loop watches
 
 
 def test_without_a_loop_that_runs_the_housekeeper_reads(loops: Loops, idle: asyncio.AbstractEventLoop) -> None:
-    """Also if one is attached."""
+    """While no loop runs, the housekeeper reads, also if a loop is attached."""
     assert loops.unattended()
     loops.enter(idle, takes_over=False)
     assert loops.unattended()
@@ -472,7 +472,7 @@ def test_without_a_loop_that_runs_the_housekeeper_reads(loops: Loops, idle: asyn
 def test_an_attached_loop_reads_while_it_runs(
     loops: Loops, other: asyncio.AbstractEventLoop, idle: asyncio.AbstractEventLoop
 ) -> None:
-    """A loop that does not run, or is closed, does not."""
+    """An attached loop reads while it runs; for one that does not run, the housekeeper reads."""
     on(other, lambda: loops.enter(other, takes_over=True))
     assert not loops.unattended()
     loops.enter(idle, takes_over=True)
@@ -482,7 +482,7 @@ def test_an_attached_loop_reads_while_it_runs(
 
 
 def test_closed_loops_are_forgotten(loops: Loops) -> None:
-    """Attached or waiting; their duplicates of the descriptor are closed."""
+    """Closed loops, attached or waiting, are forgotten and their duplicates of the descriptor closed."""
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     loops.enter(first, takes_over=True)
     loops.enter(second, takes_over=False)
@@ -499,7 +499,7 @@ def test_closed_loops_are_forgotten(loops: Loops) -> None:
 def test_a_running_loop_drains_soon(
     pipe: Pipe, loops: Loops, other: asyncio.AbstractEventLoop, idle: asyncio.AbstractEventLoop
 ) -> None:
-    """One that only waits will do; one that does not run is passed over."""
+    """`drain_soon` drains on a running loop, for which a waiter suffices, and returns False if no known loop runs."""
     assert not loops.drain_soon()
     loops.enter(idle, takes_over=True)
     assert not loops.drain_soon()
@@ -516,7 +516,7 @@ def test_a_running_loop_drains_soon(
 async def test_a_loop_with_a_waiter_drains_rather_than_the_attached_one(
     pipe: Pipe, loops: Loops, other: asyncio.AbstractEventLoop
 ) -> None:
-    """That may be blocked: nobody waits on it."""
+    """`drain_soon` prefers a loop with a waiter to the attached one, which may be blocked and has no waiter."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, takes_over=True))
     on(other, lambda: loops.leave(other))
@@ -530,7 +530,7 @@ async def test_a_loop_with_a_waiter_drains_rather_than_the_attached_one(
 
 
 def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
-    """Afterwards it neither drains nor watches, and has no waiters."""
+    """A loop that closes between check and call neither raises, drains nor watches, and has no usable waiters."""
     closing = cast(asyncio.AbstractEventLoop, ClosedMeanwhile())
     loops.attached, loops._watches[closing] = closing, loops_module._Watch()
     assert not loops.drain_soon()
@@ -545,7 +545,7 @@ def test_a_loop_that_closes_meanwhile_is_no_error(loops: Loops) -> None:
 
 
 async def test_releasing_ends_every_watch(loops: Loops, other: asyncio.AbstractEventLoop) -> None:
-    """Here at once, on another loop as soon as it comes to it."""
+    """Releasing ends the watch of this loop at once, and that of another loop as soon as its thread runs the call."""
     here = asyncio.get_running_loop()
     on(other, lambda: loops.enter(other, takes_over=True))
     loops.enter(here, takes_over=False)
@@ -558,7 +558,7 @@ async def test_releasing_ends_every_watch(loops: Loops, other: asyncio.AbstractE
 async def test_another_loop_takes_the_lock_before_it_changes_its_watch(
     pipe: Pipe, other: asyncio.AbstractEventLoop
 ) -> None:
-    """The watches belong to the connection."""
+    """Another loop changes its watch under the connection's lock, on its own thread."""
     lock = NotingLock()
     loops = Loops(pipe.drain, pipe.ask_housekeeper, lock)
     loops.watch(pipe.reads)
@@ -571,7 +571,7 @@ async def test_another_loop_takes_the_lock_before_it_changes_its_watch(
 
 
 def test_releasing_forgets_a_loop_that_has_closed(loops: Loops) -> None:
-    """There is nothing to wait for."""
+    """Releasing forgets a closed loop at once, because it would never run a call."""
     closed = asyncio.new_event_loop()
     loops.enter(closed, takes_over=False)
     closed.close()
@@ -580,7 +580,7 @@ def test_releasing_forgets_a_loop_that_has_closed(loops: Loops) -> None:
 
 
 async def test_after_releasing_a_waiter_may_still_leave(loops: Loops) -> None:
-    """Its loop watches nothing any more."""
+    """A waiter may still leave after the release, when its loop watches nothing any more."""
     here = asyncio.get_running_loop()
     loops.enter(here, takes_over=False)
     loops.release()

@@ -1,4 +1,4 @@
-"""Log lines that a thread of its own writes."""
+"""Log lines, which a separate thread writes."""
 
 import logging
 import threading
@@ -14,7 +14,7 @@ PATIENCE = 10.0
 
 
 class Handler(logging.Handler):
-    """Remembers what it was given, and on which thread; `on_line` is code of the application."""
+    """A handler that records its lines and threads; `on_line` stands for code of the application."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def messages(handler: Handler) -> list[str]:
 
 
 def test_lines_are_written_in_order_on_another_thread(reporter: Reporter, handler: Handler) -> None:
-    """With their levels; the thread is a daemon and holds up no exit."""
+    """Lines are written in order and with their levels, on a daemon thread, which does not delay the exit."""
     reporter.write([*lines(1, 2), Report(logging.ERROR, "plain", ())])
     reporter.flush(PATIENCE)
     assert handler.lines == [(logging.WARNING, "line 1"), (logging.WARNING, "line 2"), (logging.ERROR, "plain")]
@@ -62,14 +62,14 @@ def test_lines_are_written_in_order_on_another_thread(reporter: Reporter, handle
 
 
 def test_without_lines_there_is_no_thread(reporter: Reporter) -> None:
-    """Nothing is to be waited for either."""
+    """Without lines no thread starts, and `flush` does not wait."""
     reporter.write([])
     reporter.flush()
     assert reporter._thread is None
 
 
 def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter: Reporter, handler: Handler) -> None:
-    """An idle process has none."""
+    """The thread ends after the last line and a new one starts with the next, so that an idle process has none."""
     for text in (1, 2):
         reporter.write(lines(text))
         reporter.flush(PATIENCE)
@@ -79,7 +79,7 @@ def test_the_thread_ends_with_the_last_line_and_starts_with_the_next(reporter: R
 
 
 def test_a_slow_handler_holds_up_nobody(reporter: Reporter, handler: Handler) -> None:
-    """Further lines are written by the same thread once the handler has returned."""
+    """A slow handler blocks no caller; the same thread writes further lines once the handler has returned."""
     goes_on = threading.Event()
     handler.on_line = lambda line: goes_on.wait(PATIENCE)
     reporter.write(lines(1))
@@ -93,7 +93,7 @@ def test_a_slow_handler_holds_up_nobody(reporter: Reporter, handler: Handler) ->
 
 
 def test_a_handler_may_report_and_flush(reporter: Reporter, handler: Handler) -> None:
-    """It may send its record through the layer, which may lose it; it does not wait for itself."""
+    """A handler may report and flush, as when it sends records through the layer, and does not wait for itself."""
 
     def report(line: str) -> None:
         if line == "line 1":
@@ -114,7 +114,7 @@ def test_a_handler_that_raises_does_not_keep_the_next_lines(
     capsys: pytest.CaptureFixture[str],
     raises: bool,
 ) -> None:
-    """Its error is printed, as `logging.raiseExceptions` asks for."""
+    """Lines after a handler's error are written, and the error is printed if `logging.raiseExceptions` is set."""
     monkeypatch.setattr(logging, "raiseExceptions", raises)
 
     def fail(line: str) -> None:
@@ -133,7 +133,7 @@ def test_a_handler_that_raises_does_not_keep_the_next_lines(
 def test_at_the_end_of_the_interpreter_lines_are_written_at_once(
     reporter: Reporter, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No thread starts any more."""
+    """At the interpreter's shutdown, when no thread can start, the calling thread writes the lines at once."""
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -146,7 +146,7 @@ def test_at_the_end_of_the_interpreter_lines_are_written_at_once(
 
 
 def test_a_process_has_one_reporter_until_it_is_forked(handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child has none of its parent's threads, and its lock may be held for ever."""
+    """A forked child has its own reporter: it has none of its parent's threads, and the parent's lock may stay held."""
     monkeypatch.setattr(reports, "_reporter", former := Reporter())
     former._lock.acquire()
     reports.renew()

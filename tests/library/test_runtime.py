@@ -1,4 +1,4 @@
-"""Which processes cannot run the layer."""
+"""The processes in which the layer cannot run."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ else:
 
 
 def said_after(patch: str) -> str:
-    """Return what a fresh process with gevent prints: patching is for a whole process, and for good."""
+    """Return the output of a fresh process that gevent has patched, since patching affects a whole process for good."""
     program = PROGRAM.format(patch=f"monkey.{patch}" if patch else "")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     return ran.stdout.strip()
@@ -40,7 +40,7 @@ def said_after(patch: str) -> str:
     ],
 )
 def test_a_process_that_gevent_has_patched_is_refused(patch: str, modules: str) -> None:
-    """The error names the modules; with real gevent, since what it tells about itself is its own affair."""
+    """A process that real gevent has patched is refused, with an error that names the modules and an alternative."""
     said = said_after(patch)
     assert said.startswith(f"gevent: it has monkey-patched {modules}, ")
     assert "gthread" in said
@@ -48,19 +48,19 @@ def test_a_process_that_gevent_has_patched_is_refused(patch: str, modules: str) 
 
 @pytest.mark.parametrize("patch", ["", "patch_time()"])
 def test_gevent_that_has_patched_nothing_we_need_is_fine(patch: str) -> None:
-    """Some libraries import gevent without patching anything."""
+    """A process in which gevent has patched no module of the layer is accepted: some libraries only import gevent."""
     assert said_after(patch) == "fine"
 
 
 def test_this_process_is_fine() -> None:
-    """Neither library is imported for the check."""
+    """An unpatched process is accepted, and the check imports neither gevent nor eventlet."""
     refuse_gevent()
     assert "gevent" not in sys.modules
     assert "eventlet" not in sys.modules
 
 
 def test_a_process_that_eventlet_has_patched_is_refused() -> None:
-    """It calls threading by another name."""
+    """A process that eventlet has patched is refused, and the error says threading, which eventlet calls `thread`."""
     patcher = SimpleNamespace(is_monkey_patched={"thread", "socket"}.__contains__)
     with pytest.raises(ConfigurationError, match="monkey-patched threading, socket, so") as caught:
         refuse_gevent({"eventlet.patcher": patcher})

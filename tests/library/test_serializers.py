@@ -1,4 +1,4 @@
-"""Messages to bytes and back, and what is refused on the way."""
+"""Serialization of messages to bytes and back, and the messages that are refused."""
 
 import json
 import tracemalloc
@@ -21,7 +21,7 @@ MOMENT = datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class Colour(Enum):
-    """Something that no serializer knows."""
+    """A type that no serializer supports."""
 
     RED = 1
 
@@ -42,20 +42,20 @@ def refusal(name: str, message: Any) -> SerializationError:
     [None, True, False, 0, -(2**63), 2**63 - 1, 1.5, "", "\u00e9\u20ac\U0001f600", [], [1, [2]], {}, {"b": {"c": 1}}],
 )
 def test_a_plain_value_comes_back_as_it_was(name: str, value: object) -> None:
-    """What Channels asks of a layer."""
+    """Each plain value survives serialization with its type, as Channels requires of a layer."""
     back = there_and_back(name, {"type": "t", "a": value})
     assert back == {"type": "t", "a": value}
     assert type(back["a"]) is type(value)
 
 
 def test_bytes_come_back_as_bytes() -> None:
-    """Of any content."""
+    """The msgpack serializer preserves bytes of any value."""
     assert there_and_back("msgpack", {"a": bytes(range(256))}) == {"a": bytes(range(256))}
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_tuple_comes_back_as_a_list(name: str) -> None:
-    """Neither format knows tuples."""
+    """A tuple becomes a list, because neither format has tuples."""
     assert there_and_back(name, {"a": (1, (2,))}) == {"a": [1, [2]]}
 
 
@@ -70,13 +70,13 @@ def test_a_tuple_comes_back_as_a_list(name: str) -> None:
     ],
 )
 def test_msgpack_brings_times_uuids_and_decimals_back_as_text(value: UUID | Decimal | time | date, text: str) -> None:
-    """Their ISO text, and every digit of a Decimal."""
+    """The msgpack serializer converts times and UUIDs to their standard text, and a Decimal to text with all digits."""
     assert there_and_back("msgpack", {"a": value}) == {"a": text}
 
 
 @pytest.mark.parametrize("value", [MOMENT, MOMENT.date(), MOMENT.time(), UUID(int=1), Decimal("1.10"), b"x"])
 def test_json_refuses_what_it_has_no_form_for(value: object) -> None:
-    """The path tells where it stands, the error what it is."""
+    """JSON refuses a value that it cannot represent, with an error that names the path and the type."""
     error = refusal("json", {"a": {"b": [0, value]}})
     assert error.path == "message['a']['b'][1]"
     assert f"of type {type(value).__name__} cannot be serialized" in str(error)
@@ -85,7 +85,7 @@ def test_json_refuses_what_it_has_no_form_for(value: object) -> None:
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("key", [1, None, True, 1.5, (1, 2)])
 def test_a_key_that_is_no_text_is_refused(name: str, key: float | tuple[int, int] | None) -> None:
-    """Rather than to come back as text, or not at all."""
+    """A key that is not a string is refused, rather than converted to a string or lost."""
     error = refusal(name, {"a": [{key: 2}]})
     assert error.path == "message['a'][0]"
     assert f"the key {key!r} is {type(key).__name__}" in str(error)
@@ -94,19 +94,19 @@ def test_a_key_that_is_no_text_is_refused(name: str, key: float | tuple[int, int
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("value", [{1, 2}, object(), "\ud800", 1j])
 def test_what_no_serializer_can_carry_is_refused(name: str, value: object) -> None:
-    """At `send`, naming the path, and never deep inside a reader."""
+    """A value that no serializer can carry is refused when the message is sent, with an error that names its path."""
     assert refusal(name, {"fine": {"b": [1]}, "a": [0, value]}).path == "message['a'][1]"
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**63) - 1])
 def test_a_number_beyond_64_bits_is_refused(number: int) -> None:
-    """By msgpack, which has no room for it."""
+    """The msgpack serializer refuses an integer beyond 64 bits, because the format cannot represent it."""
     assert refusal("msgpack", {"a": number}).path == "message['a']"
 
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_message_inside_itself_is_refused(name: str) -> None:
-    """With the layer's own error, not a RecursionError."""
+    """A message that contains itself is refused with the layer's own error and not with a RecursionError."""
     message: dict[str, Any] = {}
     message["a"] = [message]
     problem = refusal(name, message)
@@ -116,7 +116,7 @@ def test_a_message_inside_itself_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_a_message_that_is_nested_too_deep_is_refused(name: str) -> None:
-    """With the layer's own error."""
+    """A message that is nested too deep is refused with the layer's own error."""
     value: list[Any] = []
     for _ in range(20_000):
         value = [value]
@@ -126,18 +126,18 @@ def test_a_message_that_is_nested_too_deep_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("message", [None, "text", [1], 5, b"x"])
 def test_a_message_is_a_dict(name: str, message: int | bytes | str | list[int] | None) -> None:
-    """The error names the type that it got."""
+    """A message that is not a dict is refused with an error that names its type."""
     error = refusal(name, message)
     assert str(error) == f"message: a message must be a dict, not {type(message).__name__}"
 
 
 def test_a_long_value_is_shortened_in_the_error() -> None:
-    """A log line stays readable."""
+    """The error shortens a long value, so that a log line stays readable."""
     assert len(str(refusal("msgpack", {"a": set(range(1000))}))) < 200
 
 
 def test_a_refusal_is_an_error_of_the_usual_kinds() -> None:
-    """Code that caught what other layers raise goes on to work."""
+    """A refusal is a ValueError and a TypeError too, so that code for the errors of other layers still works."""
     error = refusal("msgpack", {"a": object()})
     assert isinstance(error, MessageError)
     assert isinstance(error, ValueError)
@@ -161,18 +161,18 @@ def test_a_refusal_is_an_error_of_the_usual_kinds() -> None:
     ],
 )
 def test_the_bytes_of_a_stranger_give_none(name: str, payload: bytes) -> None:
-    """Whatever they are, no reader ends on them."""
+    """Malformed bytes, whatever their content, unpack to None and raise nothing that would end a reader."""
     assert unpack(named(name), payload) is None
 
 
 @pytest.mark.parametrize("name, other", [("msgpack", "json"), ("json", "msgpack")])
 def test_the_bytes_of_another_serializer_give_none(name: str, other: str) -> None:
-    """Then the processes are not configured alike."""
+    """The bytes of another serializer unpack to None, as for two processes whose configurations differ."""
     assert unpack(named(other), pack(named(name), {"type": "t", "a": 1})) is None
 
 
 def test_every_reader_decodes_a_copy_of_its_own() -> None:
-    """What one changes, the other does not see."""
+    """Each reader decodes its own copy, so that none sees a change that another makes to its message."""
     payload = pack(named("msgpack"), {"a": []})
     message = unpack(named("msgpack"), payload)
     assert message is not None
@@ -182,7 +182,7 @@ def test_every_reader_decodes_a_copy_of_its_own() -> None:
 
 @pytest.mark.parametrize("value", [1, "text", b"bytes", None, [1, [2]], {"b": {"c": 1}}])
 def test_readers_of_a_shared_payload_get_messages_of_their_own(value: Any) -> None:
-    """What one changes, at any depth, no other sees, also those who read before."""
+    """Readers of a shared payload get independent messages: a change at any depth reaches no other reader."""
     message = {"type": "t", "a": value}
     shared = Shared(pack(named("msgpack"), message))
     readers = [unpack(named("msgpack"), shared) for _ in range(4)]
@@ -199,7 +199,7 @@ def test_readers_of_a_shared_payload_get_messages_of_their_own(value: Any) -> No
 
 
 def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer() -> None:
-    """Two layers of a process may have different serializers; a message of one may be invalid for the other."""
+    """Two layers of a process may use different serializers, so a shared payload can be invalid for one of them."""
     shared = Shared(pack(named("msgpack"), {"a": 1}))
     assert unpack(named("msgpack"), shared) == {"a": 1}
     assert unpack(named("json"), shared) is None
@@ -207,7 +207,7 @@ def test_a_shared_payload_is_unpacked_by_the_readers_own_serializer() -> None:
 
 
 def test_a_registered_serializer_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And used as the others are."""
+    """A registered serializer is found by its name and used in the same way as the built-in ones."""
     monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
     register("mine", Serializer(lambda message: b"!" + json.dumps(message).encode(), lambda data: json.loads(data[1:])))
     assert pack(named("mine"), {"a": 1})[:1] == b"!"
@@ -215,7 +215,7 @@ def test_a_registered_serializer_is_found_by_its_name(monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_serializer_is_told_the_known_ones() -> None:
-    """The error names the setting to change."""
+    """The error for an unknown serializer names the setting and lists the registered serializers."""
     with pytest.raises(ConfigurationError, match="'pickle' is not registered; registered are json, msgpack") as caught:
         named("pickle")
     assert caught.value.setting == "serializer"
@@ -223,7 +223,7 @@ def test_an_unknown_serializer_is_told_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", BOTH)
 def test_the_reserved_key_is_refused(name: str) -> None:
-    """Other layers refuse it too, so a message that passes here passes there."""
+    """A message with the reserved key is refused, as other layers do too; nested dicts may contain the key."""
     error = refusal(name, {"type": "t", "__asgi_channel__": "a"})
     assert error.path == "message['__asgi_channel__']"
     assert "reserved" in str(error)
@@ -231,12 +231,12 @@ def test_the_reserved_key_is_refused(name: str) -> None:
 
 
 class Tagged(bytes):
-    """Bytes that know more than bytes."""
+    """A subclass of bytes, which may have further attributes."""
 
 
 @pytest.mark.parametrize("kind", [Tagged, bytearray, memoryview])
 def test_what_a_serializer_returns_becomes_exact_bytes(kind: type[bytearray | memoryview | Tagged]) -> None:
-    """Nothing it still holds can change the message later."""
+    """Whatever bytes-like object a serializer returns, the payload is exact bytes, which nothing can change later."""
     payload = pack(Serializer(lambda message: kind(b"{}"), json.loads), {"a": 1})
     assert payload == b"{}"
     assert type(payload) is bytes
@@ -244,7 +244,7 @@ def test_what_a_serializer_returns_becomes_exact_bytes(kind: type[bytearray | me
 
 @pytest.mark.parametrize("result", [None, "{}", 5, [1]])
 def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch: pytest.MonkeyPatch, result: Any) -> None:
-    """The message is valid then; the error has to name the serializer."""
+    """A serializer that returns no bytes raises an error that names the serializer, because the message is valid."""
     monkeypatch.setattr(serializers, "_registry", dict(serializers._registry))
     register("mine", Serializer(lambda message: result, json.loads))
     error = refusal("mine", {"a": 1})
@@ -256,7 +256,7 @@ def test_a_serializer_that_returns_no_bytes_is_named(monkeypatch: pytest.MonkeyP
     [("msgpack", b"\x81\xa1a" + b"\x91" * MEBIBYTE), ("json", b'{"a":' + b"[" * MEBIBYTE)],
 )
 def test_a_message_that_is_nested_too_deeply_is_dropped(kind: str, payload: bytes) -> None:
-    """It neither ends the process nor raises in a consumer."""
+    """A payload that is nested too deeply unpacks to None: it neither ends the process nor raises in a consumer."""
     assert unpack(named(kind), payload) is None
 
 
@@ -268,7 +268,7 @@ def test_a_message_that_is_nested_too_deeply_is_dropped(kind: str, payload: byte
     ],
 )
 def test_a_message_takes_a_bounded_multiple_of_its_size(kind: str, payload: bytes) -> None:
-    """Empty maps are the worst case: 64 bytes for one, and 8 for the list that holds it."""
+    """Unpacking takes under 100 times the payload; the worst case is an empty map, with 64 bytes and 8 in its list."""
     tracemalloc.start()
     try:
         assert unpack(named(kind), payload) is not None

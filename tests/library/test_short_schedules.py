@@ -1,4 +1,4 @@
-"""Thousands of short random schedules: a process sends to another one through two exchanges that fail.
+"""Thousands of short random schedules, in which a process sends to another through two exchanges that fail.
 
 `SCHEDULE=7 pytest -s -k 'nothing and quick' tests/library/test_short_schedules.py` replays one and prints its steps.
 """
@@ -11,7 +11,7 @@ from short_schedules import QUICK, SLOW, Schedule
 from channels_zmq_forwarder import replays
 
 SEEDS = 2_000
-"""As many as fit into a few seconds."""
+"""Number of schedules that fit into a few seconds."""
 MANY = 50_000
 REPLAY = os.environ.get("SCHEDULE", "")
 
@@ -20,13 +20,13 @@ paces = pytest.mark.parametrize("pauses", [pytest.param(QUICK, id="quick"), pyte
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a replay have several frames, and a pause behind each."""
+    """Reduce the sizes, so that a replay has several frames and a pause behind each."""
     monkeypatch.setattr(replays, "FRAME_BYTES", 100)
     monkeypatch.setattr(replays, "STEP_BYTES", 100)
 
 
 def run(seeds: range, pauses: tuple[float, ...]) -> int:
-    """Run schedules; return how many messages were lost, all of which were counted."""
+    """Run schedules, and return the number of lost messages, all of which were counted."""
     lost = 0
     for seed in [int(REPLAY)] if REPLAY else seeds:
         schedule = Schedule(seed, pauses, print if REPLAY else None)
@@ -41,13 +41,13 @@ def run(seeds: range, pauses: tuple[float, ...]) -> int:
 
 @paces
 def test_nothing_is_doubled_or_overtaken_or_lost_without_being_counted(pauses: tuple[float, ...]) -> None:
-    """In a quick schedule nothing is lost at all."""
+    """No message is delivered twice, out of order, or lost without being counted; a quick schedule loses none."""
     run(range(SEEDS), pauses)
 
 
 @pytest.mark.slow
 @paces
 def test_the_same_holds_in_many_more_schedules(pauses: tuple[float, ...]) -> None:
-    """The seed of the one that fails is named. In slow ones some messages are lost: else their count proves nothing."""
+    """The guarantees hold in many more schedules; slow ones must lose messages, or their count would prove nothing."""
     lost = run(range(SEEDS, SEEDS + MANY), pauses)
     assert REPLAY or bool(lost) is (pauses is SLOW)

@@ -1,8 +1,8 @@
-"""Many clients and several forwarders on one clock: random schedules, and fixed ones that have shown a defect.
+"""Clients and forwarders on one clock: random schedules, and fixed ones that have revealed a defect.
 
-`SIMULATION_SEED=7 pytest -s -k random tests/library/test_simulation.py` replays one random schedule and prints what
-happens in it. `SIMULATION_WITHOUT=freeze,stall_push` leaves out faults, to find out which ones a failure needs. What
-happens depends on the order of sets, too: a failure names PYTHONHASHSEED, which the make targets set.
+`SIMULATION_SEED=7 pytest -s -k random tests/library/test_simulation.py` replays one random schedule and prints its
+events. `SIMULATION_WITHOUT=freeze,stall_push` leaves out faults, which shows the ones that a failure needs. The course
+also depends on the order of sets: a failure names PYTHONHASHSEED, which the make targets set.
 """
 
 import os
@@ -20,14 +20,14 @@ from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.states import State
 
 SEEDS = 20
-"""As many as fit into a few seconds."""
+"""Number of schedules that fit into a few seconds."""
 MANY = 600
 REPLAY = os.environ.get("SIMULATION_SEED", "")
 HASH_SEED = os.environ.get("PYTHONHASHSEED", "random")
 WITHOUT = os.environ.get("SIMULATION_WITHOUT", "").split(",")
 A, B = address(1), address(2)
 TOPICS = tuple(f"topic{number}" for number in range(8))
-"""So many that each of two forwarders is the home of some."""
+"""As many topics as make each of two forwarders the home of some."""
 
 
 def run_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
@@ -43,14 +43,14 @@ def run_random(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [int(REPLAY)] if REPLAY else range(SEEDS))
 def test_a_random_schedule_keeps_all_promises(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Whatever happens to forwarders and connections, nothing is doubled, overtaken, or lost without being counted."""
+    """Whatever happens to forwarders and connections, no message is doubled, overtaken, or lost uncounted."""
     run_random(monkeypatch, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(SEEDS, SEEDS + MANY, 50))
 def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
-    """The same with many more seeds; the one that fails is named."""
+    """The promises hold for many more seeds, and a failure names its seed."""
     for seed in range(first, first + 50):
         with monkeypatch.context() as patch:
             run_random(patch, seed)
@@ -58,7 +58,7 @@ def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
-    """A simulation without faults of its own, and with one forwarder."""
+    """Return a simulation with one forwarder and without random faults."""
     simulation = Simulation(monkeypatch, seed=1)
     simulation.network.delays = (0.001, 0.002)
     simulation.start_forwarder(A)
@@ -70,7 +70,7 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
 def sender_and_receiver(
     simulation: Simulation, *forwarders: Forwarder, **settings: Any
 ) -> tuple[Process, list[Member]]:
-    """Return a process that sends, and the memberships of one that receives, in all groups."""
+    """Return a process that sends, and the memberships in all groups of a process that receives."""
     sender = simulation.start_process(forwarders, is_steady=True, **settings)
     receiver = simulation.start_process(forwarders, is_steady=True)
     members = [simulation.join(receiver, topic, "reader") for topic in TOPICS]
@@ -83,7 +83,7 @@ def lost(simulation: Simulation, members: list[Member]) -> list[int]:
 
 
 def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Simulation) -> None:
-    """A silent topic got a new home while its last message was under way: the newer message overtook that one."""
+    """A silent topic keeps its home while its last message is in transit; otherwise a newer one would overtake it."""
     sender, members = sender_and_receiver(simulation, A, B)
     (line,) = sender.lines("pull")
     line.stall(2.4)
@@ -98,7 +98,7 @@ def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Sim
 
 
 def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) -> None:
-    """The second hello may be read first. The other one, of the lower session, was then repeated for ever."""
+    """Two addresses of one forwarder become one link, which comes up even if the later hello is read first."""
     other = address(2, net=1)
     simulation.start_forwarder(B, other)
     processes = [simulation.start_process((B, other), is_steady=True) for _ in range(10)]
@@ -107,7 +107,7 @@ def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) 
 
 
 def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Simulation) -> None:
-    """A topic of which only a held message was known got a new home as soon as a second forwarder was there."""
+    """A topic with only a held message keeps its home when a second forwarder appears, and loses nothing."""
     sender, members = sender_and_receiver(simulation, A, B, window=20)
     (line,) = sender.lines("pull")
     line.stall(2.5)
@@ -124,7 +124,7 @@ def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Si
 
 
 def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulation: Simulation) -> None:
-    """A message that had arrived before a join was delivered after it, to the new member too."""
+    """Messages behind a gap are not delivered to members that join while they wait, since they arrived before."""
     simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     receiver = members[0].process
@@ -155,7 +155,7 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
 def test_a_receiver_that_is_cut_off_from_one_of_two_forwarders_for_a_while_misses_nothing(
     simulation: Simulation,
 ) -> None:
-    """The sender knows nothing of it: a forwarder that kept messages for 5 s had dropped most of what was missing."""
+    """A receiver that is cut off from one of two forwarders for 15 s misses nothing: they keep messages long enough."""
     forwarder = simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     receiver = members[0].process
@@ -177,7 +177,7 @@ def test_a_receiver_that_is_cut_off_from_one_of_two_forwarders_for_a_while_misse
 
 
 def test_a_second_cut_before_the_end_of_a_replay_is_read_loses_nothing(simulation: Simulation) -> None:
-    """That end counted as the answer for both cuts, so what the second one had lost was not asked for."""
+    """After a second cut, the end of the first replay is not taken as the answer for both, so nothing is lost."""
     sender, members = sender_and_receiver(simulation, A)
     receiver = members[0].process
     receiver.block(0.9)
@@ -193,7 +193,7 @@ def test_a_second_cut_before_the_end_of_a_replay_is_read_loses_nothing(simulatio
 
 
 def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
-    """A forwarder that drained dropped jobs without a count if their client was cut off."""
+    """A draining forwarder counts the jobs in transit to a connection that was cut."""
     forwarder = simulation.forwarders[A]
     sender, _ = sender_and_receiver(simulation, A)
     reader = simulation.start_process([A])
@@ -215,7 +215,7 @@ def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends
 
 
 def test_a_job_that_went_back_by_a_connection_that_was_given_up_is_done_once(simulation: Simulation) -> None:
-    """The frame arrived after the forwarder had put the job back by itself, and another reader got it once more."""
+    """A job that comes back by an abandoned connection, after the forwarder has requeued it, is dropped."""
     sender, _ = sender_and_receiver(simulation, A)
     reader, other = (simulation.start_process([A]) for _ in range(2))
     simulation.run(1.0)
@@ -235,7 +235,7 @@ def test_a_job_that_went_back_by_a_connection_that_was_given_up_is_done_once(sim
 
 
 def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder_ends(simulation: Simulation) -> None:
-    """A forwarder whose time was over did not count what it had returned without an answer, and returned more."""
+    """A forwarder that ends counts the messages that it has returned without an answer."""
     forwarder = simulation.forwarders[A]
     sender, _ = sender_and_receiver(simulation, A)
     jobs = [simulation.send_job(sender, "work") for _ in range(3)]
@@ -253,7 +253,7 @@ def test_a_message_that_was_returned_and_not_taken_is_counted_when_the_forwarder
 
 
 def test_a_client_with_a_short_list_learns_of_a_forwarder_that_comes(simulation: Simulation) -> None:
-    """Others listed a forwarder before they knew its instance, and welcomes were not repeated when they did."""
+    """A client that lists one forwarder learns of another from others, also if they listed it before it had started."""
     short = simulation.start_process([A], is_steady=True)
     simulation.start_process([A, B], delays=(0.2, 0.3))
     simulation.run(5.0)
@@ -263,7 +263,7 @@ def test_a_client_with_a_short_list_learns_of_a_forwarder_that_comes(simulation:
 
 
 def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stands_still(simulation: Simulation) -> None:
-    """The system of a frozen forwarder accepts a first connection, and `group_add` waited until it timed out."""
+    """`group_add` does not wait for a frozen forwarder whose operating system still accepts connections."""
     simulation.start_forwarder(B)
     simulation.run(2.0)
     simulation.forwarders[B].freeze(10.0)
@@ -277,7 +277,7 @@ def test_a_join_does_not_wait_for_a_forwarder_that_accepts_connections_and_stand
 def test_a_join_hardly_waits_for_an_address_that_is_silent_and_that_no_client_has_reached(
     simulation: Simulation, others: bool
 ) -> None:
-    """It waited until the attempt to connect timed out."""
+    """A join takes at most 0.6 s although a listed address is silent, and does not wait for the attempt to time out."""
     simulation.network.black_holes.update(B)
     if others:
         simulation.start_process([A, B])
@@ -290,7 +290,7 @@ def test_a_join_hardly_waits_for_an_address_that_is_silent_and_that_no_client_ha
 
 
 def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation: Simulation) -> None:
-    """The answer to an echo by a PUSH that was lost meanwhile let the link go up for ever without a PUSH."""
+    """The answer to an echo does not prove a PUSH connection that was cut since: the link must connect again."""
     process = simulation.start_process([A])
     member = simulation.join(process, TOPICS[0], "reader")
     simulation.run(2.0)
@@ -301,7 +301,7 @@ def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation: Simu
     (line,) = process.lines("pull")
     while not line.up.under_way:
         simulation.world.run(0.0001)
-    while line.up.under_way:  # the echo arrives
+    while line.up.under_way:  # until the echo arrives
         simulation.world.run(0.0001)
     line.near_notices()
     simulation.run(2.0)
@@ -311,7 +311,7 @@ def test_an_echo_does_not_prove_a_connection_that_was_cut_since(simulation: Simu
 
 
 def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_of_it(simulation: Simulation) -> None:
-    """A client that knows it sends by it at once; the others learn of it a moment later and miss the first messages."""
+    """A forwarder that was idle is used only when all clients know it; otherwise some would miss the first messages."""
     simulation.start_forwarder(B)
     receiver = simulation.start_process([A], is_steady=True)
     members = [simulation.join(receiver, topic, "reader") for topic in TOPICS]
@@ -326,7 +326,7 @@ def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_o
 
 
 def test_a_message_that_is_sent_again_reaches_who_joined_a_moment_before(simulation: Simulation) -> None:
-    """Its age was counted from the first message before the same marker, which was older than the join."""
+    """A message that is sent again has its own age, not its block's, and reaches a member that joined just before."""
     process = simulation.start_process([A])
     simulation.run(2.0)
     simulation.send_group(process, TOPICS[0])
@@ -343,7 +343,7 @@ def test_a_message_that_is_sent_again_reaches_who_joined_a_moment_before(simulat
 
 
 def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_beginning(simulation: Simulation) -> None:
-    """What a process that has not read for a while finds at the first of two links turns the rest into a repetition."""
+    """A run that moves from one link to another is read from its beginning, also by a process that was frozen."""
     forwarder = simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     members[0].process.freeze(1.5)
@@ -359,7 +359,7 @@ def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_be
 
 
 def test_the_beginning_of_a_run_is_waited_for_while_its_connection_is_cut(simulation: Simulation) -> None:
-    """What came next by the other forwarder counted as the beginning: nothing had asked for a replay yet."""
+    """The beginning of a run is awaited while its connection is cut, even before a replay is requested."""
     simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     receiver = members[0].process
@@ -389,7 +389,7 @@ def test_the_beginning_of_a_run_is_waited_for_while_its_connection_is_cut(simula
 def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
     simulation: Simulation, forwarders: tuple[Forwarder, ...], notices: tuple[float, float]
 ) -> None:
-    """What a forwarder published while a receiver had no connection was lost to it."""
+    """A receiver that was cut off gets every message published meanwhile, whenever either side notices the cut."""
     for one in forwarders[1:]:
         simulation.start_forwarder(one)
     sender, members = sender_and_receiver(simulation, *forwarders)
@@ -410,7 +410,7 @@ def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
 
 
 def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simulation: Simulation) -> None:
-    """A process that was not up again took up new keys by a new connection: what it had not read yet was lost."""
+    """A change of keys during the handshake loses no message that the former connection delivered."""
     sender, members = sender_and_receiver(simulation, A)
     receiver = members[0].process
     receiver.lines("pub")[0].cut(0.001, 0.001)
@@ -427,7 +427,7 @@ def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simul
 
 
 def test_a_receiver_that_notices_late_that_it_was_cut_off_gets_what_it_has_missed(simulation: Simulation) -> None:
-    """ZeroMQ connects and subscribes again by itself: messages arrive before anybody has asked for the missing ones."""
+    """A late notice of a cut loses nothing, though ZeroMQ reconnects by itself and messages precede the request."""
     sender, members = sender_and_receiver(simulation, A)
     receiver = members[0].process
     receiver.housekeeper_lag = 0.4
@@ -444,7 +444,7 @@ def test_a_receiver_that_notices_late_that_it_was_cut_off_gets_what_it_has_misse
 
 
 def test_what_is_missing_is_counted_if_the_forwarder_has_forgotten_it(simulation: Simulation) -> None:
-    """A receiver waits for what it has asked for, but not for ever."""
+    """A message that the forwarder has forgotten is counted as missed, because the wait for a replay is bounded."""
     sender, members = sender_and_receiver(simulation, A)
     simulation.send_group(sender, TOPICS[0])
     simulation.run(0.1)

@@ -37,7 +37,7 @@ def callback(calls: list[str]) -> Callable[[], None]:
 def test_a_process_registers_a_callback_once(
     finalizers: list[Callable[[], None]], shutdown: Callable[[], object]
 ) -> None:
-    """However often it is asked to: one finalizer, and one call at the signal."""
+    """Repeated registrations of a callback result in one finalizer and one call at the signal."""
     calls: list[str] = []
     one = callback(calls)
     for _ in range(3):
@@ -48,14 +48,14 @@ def test_a_process_registers_a_callback_once(
 
 
 def test_without_celery_there_is_only_a_finalizer(finalizers: list[Callable[[], None]]) -> None:
-    """And nothing imports Celery."""
+    """Without Celery only a finalizer is registered, and Celery is not imported."""
     workers.on_worker_exit(one := callback([]))
     assert finalizers == [one]
     assert "celery.signals" not in sys.modules
 
 
 def test_celery_may_be_imported_later(finalizers: list[Callable[[], None]], request: pytest.FixtureRequest) -> None:
-    """The next call connects the signal, and registers no second finalizer."""
+    """If Celery is imported later, the next call connects the signal and registers no second finalizer."""
     calls: list[str] = []
     workers.on_worker_exit(one := callback(calls))
     shutdown = request.getfixturevalue("shutdown")
@@ -70,7 +70,7 @@ def test_a_child_runs_only_what_it_has_registered_itself(
     shutdown: Callable[[], object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It inherits the receiver of the signal, but has neither the parent's connections nor its finalizers."""
+    """A forked child calls only its own callbacks: it inherits the signal's receiver, not the parent's connections."""
     calls: list[str] = []
     workers.on_worker_exit(one := callback(calls))
     monkeypatch.setattr(os, "getpid", lambda: -1)

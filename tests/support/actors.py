@@ -1,6 +1,6 @@
-"""What processes do to a layer, one step at a time: this process, or a child that is told by pipes.
+"""The operations of processes on a layer, one step at a time: in this process, or in a child that pipes control.
 
-An actor has three *lanes*: an asyncio loop and a uvloop, each running in a thread of its own, and `FRESH`, where
+An actor has three *lanes*: an asyncio loop and a uvloop, each running in its own thread, and `FRESH`, where
 `async_to_sync` makes an event loop for each step. A step is begun on a lane and finished later, or cancelled.
 """
 
@@ -31,14 +31,14 @@ LANES = (0, 1, FRESH)
 
 
 class Outcome(Enum):
-    """How a step ended that has nothing to return."""
+    """The end of a step without a result."""
 
     FULL = "ChannelFull"
     CANCELLED = "cancelled"
 
 
 class Errors(logging.Handler):
-    """Keeps what is logged as an error: exceptions in callbacks of loops, and in the keeper."""
+    """A handler that keeps error records: exceptions in callbacks of loops, and in the housekeeper."""
 
     NAMES = ("channels_zmq", "asyncio")
 
@@ -58,7 +58,7 @@ class Errors(logging.Handler):
 
 
 class Sending(logging.Handler):
-    """Sends every warning of the library to a group, as an application does that shows its log in a browser.
+    """A handler that sends each warning of the library to a group, as an application does to show its log in a browser.
 
     The thread for log lines has no caller to raise an error to, so the handler keeps its errors.
     """
@@ -81,19 +81,19 @@ class Sending(logging.Handler):
         self._is_sending = False
 
     def end(self) -> list[str]:
-        """Send what the library has logged, and nothing more; return what has failed."""
+        """Send the pending log lines of the library, detach the handler, and return its errors."""
         reports.flush(PATIENCE)
         logging.getLogger("channels_zmq").removeHandler(self)
-        if self._is_sending:  # closing the handler would wait for it
+        if self._is_sending:  # closing the handler would wait for the send
             return [*self._errors, "a log handler has not come back from sending"]
         self.close()
         return self._errors
 
 
 class Actor:
-    """Steps in this process, by two layers that share a connection; the log is sent if the process may send.
+    """Steps in this process, by two layers that share a connection; warnings are sent after `send_the_log`.
 
-    The two layers differ in their `expiry`, so that not all messages of a connection have the same one.
+    The two layers differ in their `expiry`, so that the messages of a connection do not all have the same one.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Actor:
         self._released = threading.Event()
 
     def open(self, layer: str, config: dict[str, Any]) -> None:
-        """Begin anew with two layers of one address."""
+        """Begin with two new layers at one address."""
         first = getattr(core, layer)(**config)
         self._both = [first, getattr(core, layer)(**config | {"expiry": 2 * first.expiry})]
         self._layers = itertools.cycle(self._both)
@@ -124,7 +124,7 @@ class Actor:
         logging.getLogger("channels_zmq").warning("%s", line)
 
     def begin(self, lane: int, name: str, *arguments: Any) -> int:
-        """Begin a step, a coroutine method of the layer or of this class; return its handle."""
+        """Begin a step, which is a coroutine method of the layer or of this class, and return its handle."""
         handle = next(self._handles)
         self._layer = next(self._layers)
         step = _outcome(
@@ -137,19 +137,19 @@ class Actor:
         return handle
 
     def finish(self, handle: int, *, cancel: bool = False) -> Any:
-        """Wait for the end of a step, cancelled if wanted; return its result, or an `Outcome`."""
+        """Wait for the end of a step, cancelled if requested, and return its result or an `Outcome`."""
         lane, step = self._steps.pop(handle)
         return step.result(PATIENCE) if lane == FRESH else self._on(lane, _ended(step, cancel=cancel))
 
     def call(self, lane: int, name: str, *arguments: Any) -> Any:
-        """Do a step from its beginning to its end."""
+        """Perform a step from its beginning to its end."""
         return self.finish(self.begin(lane, name, *arguments))
 
     def _on(self, lane: int, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loops[lane]).result(PATIENCE)
 
     async def race(self, lane: int, channel: str, message: Any, before: int, after: int) -> tuple[Any, Any, int]:
-        """Send while two readers wait of whom the first is cancelled some turns of the loop later.
+        """Send while two readers wait, the first of which is cancelled some turns of the loop later.
 
         Return both outcomes, and the handle of the second reader.
         """
@@ -164,9 +164,9 @@ class Actor:
         return sent, await _ended(first, cancel=True), handle
 
     async def join_twice(self, group: str, channel: str, turns: int) -> Any:
-        """Add a channel to a group by two calls at once of which the first is cancelled some turns of the loop later.
+        """Add a channel to a group by two concurrent calls, the first of which is cancelled some turns later.
 
-        Return how the second has ended.
+        Return the outcome of the second call.
         """
         first, second = (asyncio.create_task(self._layer.group_add(group, channel)) for _ in range(2))
         for _ in range(turns):
@@ -175,7 +175,7 @@ class Actor:
         return await second
 
     def block(self, lane: int) -> None:
-        """Block a loop until `release`; return once nothing else runs on it."""
+        """Block a loop until `release`, and return once nothing else runs on it."""
         stands_still, released = threading.Event(), threading.Event()
         self._released = released
 
@@ -187,19 +187,19 @@ class Actor:
         assert stands_still.wait(PATIENCE)
 
     def release(self) -> None:
-        """Let the loop go on that was blocked last."""
+        """Release the loop that was blocked last."""
         self._released.set()
 
     async def peek(self, channel: str) -> Any:
-        """Read what is there already, without waiting."""
+        """Read a message that is there already, without waiting."""
         return await _ended(await _start(self._layer.receive(channel)), cancel=True)
 
     async def burst(self, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Call the layer several times, one call behind the other."""
+        """Call the layer several times, one call after the other."""
         return [await _outcome(getattr(self._layer, name), arguments) for name, *arguments in calls]
 
     async def burst_by_both(self, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Call the two layers in turn, one call behind the other."""
+        """Call the two layers in turn, one call after the other."""
         layers = itertools.cycle(self._both)
         return [await _outcome(getattr(next(layers), name), arguments) for name, *arguments in calls]
 
@@ -207,7 +207,7 @@ class Actor:
         return self._layer.stats()
 
     def errors(self) -> list[str]:
-        """Return what was logged as an error since the last call."""
+        """Return the errors that were logged since the last call."""
         lines, self._errors.lines = self._errors.lines, []
         return lines
 
@@ -257,7 +257,7 @@ async def _ended(task: Any, *, cancel: bool) -> Any:
 
 
 class RemoteActor:
-    """The same steps in a process of its own."""
+    """The same steps in another process."""
 
     def __init__(self) -> None:
         program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import actors; actors.serve()"
@@ -277,14 +277,14 @@ class RemoteActor:
         return do
 
     def end(self) -> None:
-        """Let the process come to its end."""
+        """Let the process end, and check that it succeeds."""
         self.__getattr__("end")()
         self._process.communicate(timeout=PATIENCE)
         assert self._process.returncode == 0
 
 
 def serve() -> None:
-    """Do what comes by standard input until told to end; standard output is for answers alone.
+    """Execute the requests from standard input until `end`; standard output carries only answers.
 
     All messages of this process wait for the end of the turn, as those of a busy sender do.
     """

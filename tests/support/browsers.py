@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium, without a window."""
+"""A real browser: Debian's Chromium, in headless mode."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ FLAGS = [
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Yield a browser; what is expected of its pages has the patience of a test."""
+    """Yield a browser; expectations on its pages time out after the patience of a test."""
     expect.set_options(timeout=PATIENCE * 1000)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)

@@ -1,6 +1,6 @@
-"""A Celery application for a worker: once the worker is ready, as many tasks as asked for each send one message.
+"""A Celery application: when the worker is ready, it enqueues tasks, each of which sends one message.
 
-The environment names the layer, the folder of the broker, the number of tasks and where they send.
+The environment gives the layer, the folder of the broker, the number of tasks and the targets of the messages.
 """
 
 import os
@@ -32,7 +32,7 @@ app.conf.update(
 
 @app.task
 def send(number: int) -> None:
-    """Send one message and return: by the group if the number is even, else to the channel."""
+    """Send one message and return: to the group if the number is even, else to the channel."""
     message = {"type": "test.message", "number": number}
     if number % 2:
         async_to_sync(layer.send)(os.environ["CHANNEL"], message)
@@ -42,7 +42,7 @@ def send(number: int) -> None:
 
 @signals.worker_ready.connect
 def begin(**_: Any) -> None:
-    """Send the tasks."""
+    """Enqueue the tasks."""
     if os.environ.get("USED_BEFORE_FORK"):
         async_to_sync(layer.send)(os.environ["CHANNEL"], {"type": "test.message", "number": -1})
     for number in range(count):

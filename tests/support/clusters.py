@@ -1,8 +1,8 @@
-"""An API server in memory: what the operator asks of one, and what people and controllers do beside it.
+"""An in-memory API server, with the requests of the operator and the changes by users and controllers.
 
-It does what matters here as the real one does: versions, generations, uids, server-side apply with owners of fields,
-garbage collection by owner references, and watches. Its events come before the reply, as they mostly do, or when a test
-says so. A test may let any request fail, or end everything at one.
+It imitates the parts of the real one that matter here: versions, generations, uids, server-side apply with owners of
+fields, garbage collection by owner references, and watches. Its events are delivered before the reply, as mostly in
+practice, or when a test delivers them. A test may let any request fail, or kill the operator at one.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ Request = tuple[str, str, str]
 """Verb, kind (with its subresource) and name."""
 Refusal = Callable[[Request], ClusterError | None]
 KEYS_OF_LISTS = {"ownerReferences": "uid", "conditions": "type", "webhooks": "name"}
-"""Lists that are merged by a key; all others are replaced as one."""
+"""Lists that are merged by a key; all others are replaced as a whole."""
 DEFAULTS: dict[str, Manifest] = {
     "Deployment": {"progressDeadlineSeconds": 600},
     "Service": {"clusterIP": "10.0.0.1", "type": "ClusterIP"},
 }
-"""What the cluster adds to a spec by itself."""
+"""Defaults that the cluster adds to a spec."""
 MUST_EXIST = ("MutatingWebhookConfiguration",)
-"""Kinds of which an apply gives too little to make one."""
+"""Kinds that an apply cannot create, because it contains too little."""
 
 
 class Killed(BaseException):
-    """The process has ended here."""
+    """The operator's process ends here."""
 
 
 def refused(status: int, reason: str) -> ClusterError:
@@ -44,16 +44,16 @@ def refused(status: int, reason: str) -> ClusterError:
 
 
 class FakeCluster:
-    """Objects, and a note of every request."""
+    """Objects, and a log of all requests."""
 
     def __init__(self, *, served: tuple[str, ...] = ("ServiceMonitor", KIND)) -> None:
         self.objects: dict[Name, Manifest] = {}
         self.log: list[Request] = []
         self.refusal: Refusal = lambda request: None
         self.kill_at: int | None = None
-        """Ends the process at this request, counted from 1."""
+        """Number of the request, from 1, at which the process ends."""
         self.kill_before = False
-        """Whether that request has no effect any more, or has had it and only the reply is lost."""
+        """Whether that request takes no effect; otherwise it takes effect, and only the reply is lost."""
         self.watchers: list[Callable[[str, Manifest], None]] = []
         self.holds_events = False
         """Whether events wait until a test delivers them."""
@@ -65,10 +65,10 @@ class FakeCluster:
 
     @property
     def requests(self) -> int:
-        """How many there were, as the real one counts them."""
+        """The number of requests, as the real cluster client counts them."""
         return len(self.log)
 
-    # What the operator asks
+    # The requests of the operator
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         return await self._served(("get", kind, name), lambda: self.look(kind, namespace, name))
@@ -130,7 +130,7 @@ class FakeCluster:
         await asyncio.sleep(0)
         return answer
 
-    # What others do
+    # The actions of others
 
     def look(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """Return an object, without a request."""
@@ -140,7 +140,7 @@ class FakeCluster:
         """Create an object.
 
         Raises:
-            ClusterError: There is one.
+            ClusterError: If the object exists.
         """
         manifest = copy.deepcopy(manifest)
         metadata = manifest["metadata"]
@@ -151,20 +151,20 @@ class FakeCluster:
         return self._store(manifest)
 
     def edit(self, kind: str, namespace: str, name: str, change: Callable[[Manifest], None]) -> Manifest:
-        """Change an object by hand, or as a controller does."""
+        """Change an object as a user or a controller does."""
         found = self.look(kind, namespace, name)
         assert found is not None
         change(found)
         return self._store(found)
 
     def remove(self, kind: str, namespace: str, name: str) -> None:
-        """Delete an object; what it owns stays until `collect`."""
+        """Delete an object; its dependents stay until `collect`."""
         found = self.objects.pop((kind, namespace, name))
         self._applied.pop((kind, namespace, name), None)
         self._tell("DELETED", {**found, "metadata": {**found["metadata"], "resourceVersion": self._version()}})
 
     def collect(self) -> None:
-        """Delete everything whose owners are gone."""
+        """Delete all objects whose owners are deleted."""
         living = {one["metadata"]["uid"] for one in self.objects.values()}
         for kind, namespace, name in list(self.objects):
             owners = self.objects[kind, namespace, name]["metadata"].get("ownerReferences")
@@ -172,14 +172,14 @@ class FakeCluster:
                 self.remove(kind, namespace, name)
 
     def deliver(self) -> None:
-        """Tell the watchers what has happened."""
+        """Deliver the pending events to the watchers."""
         while self._events:
             event = self._events.popleft()
             for watcher in self.watchers:
                 watcher(*copy.deepcopy(event))
 
     def watch(self, watcher: Callable[[str, Manifest], None]) -> None:
-        """Tell a watcher of everything that is there, and then of every change."""
+        """Pass all present objects to a watcher, and every later change."""
         for one in list(self.objects.values()):
             watcher("", copy.deepcopy(one))
         self.watchers.append(watcher)
@@ -237,7 +237,7 @@ def _without_status(manifest: Manifest) -> Manifest:
 
 
 def _merged(found: Any, before: Any, wanted: Any, field: str = "") -> Any:
-    """Return an object with what its applier wants, and without what it wanted before and wants no longer."""
+    """Return an object with the applied fields, and without those that were applied before and are absent now."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         before = before if isinstance(before, dict) else {}
         out = {key: value for key, value in found.items() if key in wanted or key not in before}
@@ -253,7 +253,7 @@ def _merged(found: Any, before: Any, wanted: Any, field: str = "") -> Any:
 
 
 def feed(reconciler: Reconciler, add: Callable[[Key], None]) -> Callable[[str, Manifest], None]:
-    """Return a watcher that tells a reconciler what `handlers` would tell it."""
+    """Return a watcher that passes events to a reconciler as `handlers` does."""
 
     def watcher(event: str, found: Manifest) -> None:
         metadata, gone = found["metadata"], event == "DELETED"

@@ -1,4 +1,4 @@
-"""A layer in the place of Channels' default one, for consumers, which know no other."""
+"""A replacement of Channels' default layer, for consumers, which use no other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from django.conf import settings
 
 @contextmanager
 def as_default(layer: Any) -> Iterator[None]:
-    """Let a layer be the default one while the block runs."""
+    """Make a layer the default one during the block."""
     if not settings.configured:
         settings.configure()
     before = channel_layers.set("default", layer)

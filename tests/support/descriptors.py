@@ -1,4 +1,4 @@
-"""A process that has no descriptor left."""
+"""A process without free descriptors."""
 
 import os
 import resource
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def none_left() -> Iterator[None]:
-    """Use up all descriptors while the block runs; the limit is lowered for that, to what is open."""
+    """Use up all descriptors during the block, with the limit lowered to the number of open ones."""
     _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.dup(0)]
     try:

@@ -8,7 +8,7 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class ReaderlessLoop(asyncio.SelectorEventLoop):
-    """A loop that cannot watch descriptors, as that of Windows (`ProactorEventLoop`)."""
+    """A loop that cannot watch descriptors, like `ProactorEventLoop` on Windows."""
 
     def add_reader(self, fd: Any, callback: Callable[[*Arguments], Any], *args: *Arguments) -> None:
         raise NotImplementedError
@@ -23,7 +23,7 @@ FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 try:
     import uvloop
-except ImportError:  # not available for Windows
+except ImportError:  # unavailable on Windows
     pass
 else:
     FACTORIES["uvloop"] = uvloop.new_event_loop

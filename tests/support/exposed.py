@@ -1,4 +1,4 @@
-"""What the programs expose at `/metrics`: the names of all samples, with the names of their labels."""
+"""The samples that the programs expose at `/metrics`: their names, with the names of their labels."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ async def exposed_samples(port: int) -> dict[str, set[str]]:
     """Return the samples that a Django process, forwarder, webhook and operator can have, with their labels.
 
     Args:
-        port: A free one.
+        port: A free port.
     """
     families: list[Metric] = []
     address = f"http://127.0.0.1:{port}/metrics"
@@ -49,7 +49,7 @@ async def exposed_samples(port: int) -> dict[str, set[str]]:
 
 @asynccontextmanager
 async def _operator(port: int) -> AsyncIterator[None]:
-    """Serve the metrics of an operator that knows one layer."""
+    """Serve the metrics of an operator with one layer."""
 
     async def nothing(key: Any) -> float:
         return 0.0

@@ -1,4 +1,4 @@
-"""Stand-ins that a test moves by hand: time, and a reader that waits."""
+"""Stand-ins that a test controls: a clock, a waiting reader, and the names of a process."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,13 @@ class Clock:
 
 @dataclass(eq=False)
 class Reader:
-    """A waiter that is usable until a test says otherwise."""
+    """A waiter that is usable until a test changes that."""
 
     usable: bool = True
 
 
 class AnyName(OwnNames):
-    """Takes every name for one that this process has made."""
+    """Names of a process that include every name."""
 
     def __init__(self) -> None:
         super().__init__(b"")

@@ -1,6 +1,6 @@
-"""What a forwarder of the tests runs, in a process that is forked from one which has imported it already.
+"""The main function of a test's forwarder, in a process that is forked from one which has imported it already.
 
-To import it takes most of the time in which a forwarder starts, and hundreds of tests start one.
+The import takes most of the time of a forwarder's start, and hundreds of tests start one.
 """
 
 import contextlib
@@ -9,23 +9,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-with contextlib.suppress(ImportError):  # on Windows
+with contextlib.suppress(ImportError):  # not available on Windows
     import resource
 
 from channels_zmq_forwarder.__main__ import main
 
 IMPORTED = ["channels_zmq_forwarder.daemon", __name__]
-"""The modules that the process imports from which it is forked."""
+"""Modules that are imported in the process from which forwarders are forked."""
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str], log: Path, descriptors: int | None) -> None:
     """Run `channels-zmq-forwarder`.
 
     Args:
-        arguments: Of the command.
+        arguments: The arguments of the command.
         environ: All variables of its environment.
-        log: Takes what it writes to its standard error.
-        descriptors: How many files it may have open; None for any number.
+        log: The file for its standard error.
+        descriptors: Maximum number of open files; None for no limit.
     """
     os.environ.clear()
     os.environ.update(environ)

@@ -1,4 +1,4 @@
-"""Real forwarders, and what tests of several folders need beside them."""
+"""Real forwarders, and utilities that the tests of several folders share."""
 
 import asyncio
 import contextlib
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # on Windows
+except ImportError:  # not available on Windows
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 20.0
 PORTS = range(20_000, 32_000)
-"""Below those that Linux gives to connecting sockets: one of them could take a port that is free for a moment."""
+"""Below the range that Linux assigns to connecting sockets, which could take a port that is free for a moment."""
 CLAIMS = 500
-"""Ports that a process may have claimed at a time: far fewer are in use, and other processes need some."""
+"""Ports that a process may claim at a time: far fewer are in use, and other processes need some."""
 
 
 class _Ports:
-    """Yields ports, each once in a long time, that no other process claims which tests at the same time.
+    """An iterator of ports, each returned once in a long time, that no other testing process claims.
 
     A claim is a lock on one byte of a file, which ends with its process. On Windows nothing is claimed.
     """
@@ -54,7 +54,11 @@ class _Ports:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
 
     def __next__(self) -> int:
-        """Return the next port; raises OSError if another process claims it."""
+        """Return the next port.
+
+        Raises:
+            OSError: If another process claims it.
+        """
         port = next(self._candidates)
         if fcntl is not None:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
@@ -68,10 +72,10 @@ _ports = _Ports()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return TCP ports of the loopback that are free now."""
+    """Return TCP ports of the loopback that are free at the moment."""
     servers: list[socket.socket] = []
     while len(servers) < count:
-        with contextlib.suppress(OSError):  # it is in use, or another process is about to use it
+        with contextlib.suppress(OSError):  # the port is in use, or claimed by another process
             servers.append(socket.create_server(("127.0.0.1", next(_ports))))
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:
@@ -86,14 +90,14 @@ def port_of(address: str) -> int:
 
 @functools.cache
 def _forking() -> "ForkServerContext":
-    """Return what starts processes by a fork of one that has imported the forwarder."""
+    """Return the context that forks processes from one which has imported the forwarder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(forwarder_process.IMPORTED)
     return context
 
 
 class Forwarder:
-    """A forwarder in a process of its own, which can be killed and started again at the same addresses."""
+    """A forwarder in its own process, which can be killed and started again at the same addresses."""
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class Forwarder:
         return {"pull_socket_address": self.pull, "pub_socket_address": self.pub}
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, and wait until it lets producers in."""
+        """Start the forwarder, and wait until it accepts producers unless told otherwise."""
         addresses = "--pull-address", self.pull, "--pub-address", self.pub, "--admin-address", self.admin
         how = [*self._flags, *addresses], dict(os.environ), self._log or Path(os.devnull), self._descriptors
         self._process = _forking().Process(target=forwarder_process.run, args=how, daemon=True)
@@ -132,7 +136,7 @@ class Forwarder:
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The id of the forwarder's process."""
         assert self._process is not None, "it runs"
         assert self._process.pid is not None
         return self._process.pid
@@ -145,26 +149,26 @@ class Forwarder:
             return False
 
     def status(self) -> dict[str, Any]:
-        """Return what its status page shows."""
+        """Return the content of the status page."""
         with urllib.request.urlopen(f"http://{self.admin}/status.json", timeout=5) as answer:
             return dict(json.load(answer))
 
     def metrics(self) -> str:
-        """Return its metrics."""
+        """Return the metrics in Prometheus's text format."""
         with urllib.request.urlopen(f"http://{self.admin}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
     def descriptors(self) -> int:
-        """Return how many files it has open."""
+        """Return the number of open descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def log_text(self) -> str:
-        """Return what it has logged."""
+        """Return the log."""
         assert self._log is not None, "given at its making"
         return self._log.read_text(encoding="utf-8")
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """End it and wait until it is gone; return its exit code, 0 if it was not running."""
+        """End the forwarder by a signal, wait for the end, and return the exit code, 0 if it was not running."""
         if self._process is None:
             return 0
         if self._process.exitcode is None:
@@ -172,7 +176,7 @@ class Forwarder:
         process, self._process = self._process, None
         process.join(PATIENCE)
         ended = process.exitcode is not None
-        if not ended:  # the test fails, and takes no other one along
+        if not ended:  # the test fails, and must not affect another one
             process.kill()
             process.join()
         code = process.exitcode
@@ -181,7 +185,7 @@ class Forwarder:
         return code or 0
 
     def freeze(self) -> None:
-        """Let it stand still; it can be ended by `kill` only."""
+        """Freeze the forwarder, after which only `kill` ends it."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def kill(self) -> None:
@@ -189,7 +193,7 @@ class Forwarder:
 
 
 def config_of(layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer) -> dict[str, Any]:
-    """Return the addresses of a layer, by which another process reaches the same one."""
+    """Return the addresses of a layer, by which another process can use the same one."""
     return {key: value for key, value in layer.config.model_dump().items() if key.endswith("socket_address")}
 
 
@@ -200,6 +204,6 @@ def close_all() -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, for the patience of the test at most."""
+    """Wait until a condition holds; the timeout of the test bounds the wait."""
     while not condition():
         await asyncio.sleep(0.005)

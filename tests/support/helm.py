@@ -1,4 +1,4 @@
-"""The chart, rendered by the Helms that are found."""
+"""The chart, rendered by each installed Helm."""
 
 import functools
 import importlib.util
@@ -22,12 +22,12 @@ Values = dict[str, Any]
 
 
 class RenderError(Exception):
-    """Helm refused; what it said."""
+    """Helm refused to render; the text is its error output."""
 
 
 @functools.cache
 def helms() -> dict[str, str]:
-    """Return the paths of the Helms that are found, by their major version."""
+    """Return the paths of the installed Helms, by their major version."""
     home = Path(os.environ.get("CLUSTER_HOME") or Path.home() / ".cache" / "channels-zmq-cluster") / "bin"
     found: dict[str, str] = {}
     for name in ("helm", "helm3"):
@@ -44,10 +44,10 @@ needs_helm = pytest.mark.skipif(not helms(), reason="needs helm on PATH or in $C
 def render(
     values: Values | None = None, *, helm: str = "", release: str = "channels-zmq", **options: str
 ) -> list[Manifest]:
-    """Return the objects of the chart with some values; by the newest Helm unless told otherwise.
+    """Return the objects of the chart with some values, by default from the newest Helm.
 
     Raises:
-        RenderError: Helm refused.
+        RenderError: If Helm refuses.
     """
     return load(rendered(helm or max(helms()), release, json.dumps(values or {}), tuple(sorted(options.items()))))
 
@@ -64,7 +64,7 @@ def rendered(helm: str, release: str, values: str, options: tuple[tuple[str, str
 
 
 def notes(values: Values | None = None, *, namespace: str = "default") -> str:
-    """Return what Helm 4 prints after an installation; Helm 3 prints nothing without a cluster."""
+    """Return the notes of Helm 4 after an installation; Helm 3 prints none without a cluster."""
     flags = [f"--namespace={namespace}", "--dry-run=client", "--values=-"]
     command = [helms()["4"], "install", "channels-zmq", str(CHART), *flags]
     given = json.dumps(values or {})
@@ -79,13 +79,13 @@ def identity(manifest: Manifest) -> tuple[str, str, str]:
 
 
 def one(manifests: list[Manifest], kind: str, ending: str = "") -> Manifest:
-    """Return the only object of a kind whose name ends so."""
+    """Return the only object of a kind whose name has this ending."""
     (found,) = [each for each in manifests if each["kind"] == kind and each["metadata"]["name"].endswith(ending)]
     return found
 
 
 def default_values() -> Values:
-    """Return what stands in `values.yaml`."""
+    """Return the content of `values.yaml`."""
     return dict(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")))
 
 
@@ -183,4 +183,4 @@ MATRIX: dict[str, Values] = {
     "the node's network": {"webhook": {"hostNetwork": True, "port": 9443}},
 }
 LATEST_ONLY = {"a policy in place of the webhook"}
-"""What Kubernetes serves since 1.36."""
+"""Cases that need an API which Kubernetes serves since 1.36."""

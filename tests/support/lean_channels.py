@@ -1,4 +1,4 @@
-"""A pytest plugin for Channels' own test suite: its tests use our consumers where they name those of Channels."""
+"""A pytest plugin for Channels' own test suite, which replaces Channels' consumers with those of this package."""
 
 from channels.generic import websocket
 

@@ -1,6 +1,7 @@
-"""Run a command several times while busy processes keep the cores busy: `python load.py --runs 10 COMMAND...`.
+"""Run a command several times while busy processes occupy the cores: `python load.py --runs 10 COMMAND...`.
 
-One line for each run says how it ended; the output of a run that failed follows it. The status is 1 if any run failed.
+One line reports the result of each run, and the output of a failed run follows it. The exit code is 1 if any run
+failed.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 AT_MOST = 4 * 3600.0
-"""Seconds after which a busy process ends by itself, whatever has become of the runs."""
+"""Seconds after which a busy process ends by itself, whatever happens to the runs."""
 SPIN = f"""
 import os, time
 parent, end = os.getppid(), time.monotonic() + {AT_MOST}
@@ -22,7 +23,7 @@ while os.getppid() == parent and time.monotonic() < end:
 
 @contextmanager
 def busy_cores(count: int = 2) -> Iterator[list[int]]:
-    """Keep that many cores busy until the end of the block, or of this process; yields the processes' ids."""
+    """Keep that many cores busy until the end of the block or of this process, and yield the busy processes' ids."""
     processes = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(count)]
     try:
         yield [process.pid for process in processes]
@@ -33,7 +34,7 @@ def busy_cores(count: int = 2) -> Iterator[list[int]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command as often as asked for."""
+    """Run the command as often as requested, and return the exit code."""
     parser = argparse.ArgumentParser(prog="load.py", description="Run a command while the cores are busy.")
     parser.add_argument("--runs", type=int, default=10, help="how often (default: 10)")
     parser.add_argument("--busy", type=int, default=2, help="how many busy processes (default: 2)")

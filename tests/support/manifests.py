@@ -1,4 +1,4 @@
-"""Kubernetes objects as tests look at them: strictly validated, for every version that is supported."""
+"""Kubernetes objects for tests, which are validated strictly against each supported version."""
 
 import functools
 import json
@@ -12,25 +12,25 @@ from referencing import Registry, Resource
 
 Manifest = dict[str, Any]
 OLDEST, NEWEST = "1.30.0", "1.37.0"
-"""The oldest that the chart takes, and the newest whose schemas are installed."""
+"""The oldest version that the chart accepts, and the newest one whose schemas are installed."""
 
 
 class NoSchema(Exception):
-    """The version of Kubernetes does not know the kind by itself."""
+    """The version of Kubernetes has no schema for the kind, which is no built-in one."""
 
 
 def problems(manifest: Manifest, version: str) -> list[str]:
-    """Return what a version of Kubernetes would refuse or drop.
+    """Return the parts of an object that a version of Kubernetes would refuse or drop.
 
     Raises:
-        NoSchema: It does not know the kind.
+        NoSchema: If the version has no schema for the kind.
     """
     found = _validator(manifest["apiVersion"], manifest["kind"], version).iter_errors(manifest)
     return [f"{manifest['kind']} {error.json_path}: {error.message}" for error in found] + list(_nothings(manifest))
 
 
 def _nothings(value: Any, path: str = "$") -> Iterator[str]:
-    """Yield the paths of empty values: the schemas accept them, but they are never intended."""
+    """Yield the paths of null values: the schemas accept them, but they are never intended."""
     if value is None:
         yield f"{path}: null"
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
@@ -59,7 +59,7 @@ def _schema(version: str, name: str) -> Any:
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # the fast one, where it is built
-    """Refuses a key that stands twice, of which YAML readers keep the last."""
+    """A loader that refuses a duplicate key, of which YAML readers keep the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -70,7 +70,7 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
 
 
 def load(text: str) -> list[Manifest]:
-    """Return the objects of a YAML stream, each checked for what every object has."""
+    """Return the objects of a YAML stream, each of which must have a version, a kind and metadata."""
     found = [one for one in yaml.load_all(text, Loader=Loader) if one]
     for one in found:
         assert {"apiVersion", "kind", "metadata"} <= one.keys(), one

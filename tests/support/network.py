@@ -1,6 +1,6 @@
-"""A network of a test's own: clients in a namespace reach the forwarders over a pair of virtual interfaces.
+"""A separate network for a test: clients in a namespace reach the forwarders over a pair of virtual interfaces.
 
-Nothing else on the machine uses it. It needs root, `ip`, `iptables` to drop some of the packets, and `tc` to be slow.
+Nothing else on the machine uses it. It needs root and `ip`, also `iptables` to drop packets and `tc` to limit the rate.
 """
 
 import os
@@ -11,12 +11,12 @@ from types import TracebackType
 from typing import Self
 
 RANGE = IPv4Network("10.213.0.0/16")
-"""Each process has four addresses of its own in it, so that tests may run side by side."""
+"""The range in which each process has four addresses of its own, so that tests may run side by side."""
 LOSS = 0.1
 
 
 def missing(*programs: str) -> str:
-    """Return what of root's rights and of some programs is missing, or an empty text."""
+    """Return what a test lacks, of root's rights and some programs, or an empty text."""
     if os.geteuid() != 0:
         return "needs root"
     lacking = [program for program in programs if shutil.which(program) is None]
@@ -39,7 +39,7 @@ class Network:
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before a command to run it inside."""
+        """Prefix of a command that runs inside the namespace."""
         return ["ip", "netns", "exec", self._name]
 
     def __enter__(self) -> Self:
@@ -57,32 +57,32 @@ class Network:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove everything; the interfaces go with the namespace."""
+        """Remove the namespace and with it the interfaces."""
         subprocess.run(["ip", "netns", "delete", self._name], check=False, capture_output=True)
         subprocess.run(["ip", "link", "delete", self._interface], check=False, capture_output=True)
 
     def unplug(self) -> None:
-        """Pass on nothing any more."""
+        """Take the interface down, so that no packet passes."""
         _run(*self.prefix, "ip", "link", "set", self._inside, "down")
 
     def limit(self, rate: float) -> None:
-        """Carry no more than a number of bits a second to the guest."""
+        """Limit the rate towards the guest to a number of bits a second."""
         bucket = ("tbf", "rate", f"{rate:.0f}bit", "burst", "128kb", "latency", "1s")
         _run("tc", "qdisc", "add", "dev", self._interface, "root", *bucket)
 
     def cut(self, ports: tuple[int, ...]) -> None:
-        """Drop all packets from and to these ports of the host, in silence."""
+        """Silently drop all packets from and to these ports of the host."""
         for port in ports:
             self._rule("OUTPUT", "-p", "tcp", "--dport", str(port))
             self._rule("INPUT", "-p", "tcp", "--sport", str(port))
 
     def lose(self) -> None:
-        """Drop a tenth of all packets at random, both ways."""
+        """Drop a tenth of all packets at random, in both directions."""
         for chain in ("OUTPUT", "INPUT"):
             self._rule(chain, "-p", "tcp", "-m", "statistic", "--mode", "random", "--probability", str(LOSS))
 
     def heal(self) -> None:
-        """Drop nothing any more."""
+        """Stop dropping packets."""
         _run(*self.prefix, "iptables", "--flush")
 
     def _rule(self, chain: str, *match: str) -> None:

@@ -1,4 +1,4 @@
-"""Sockets that a test opens and need not close."""
+"""Sockets that a test opens and does not have to close."""
 
 from typing import Any, Generic, TypeVar
 
@@ -8,7 +8,7 @@ Socket = TypeVar("Socket", bound="zmq.Socket[Any]")
 
 
 class Sockets(Generic[Socket]):
-    """Opens sockets; the fixture closes them with their context when the test is over."""
+    """A factory of sockets, which the fixture closes with their context after the test."""
 
     def __init__(self, context: zmq.Context[Socket]) -> None:
         self.context = context

@@ -1,7 +1,7 @@
-"""Processes of their own that use the layer as a test tells them: one JSON command a line, one answer a line.
+"""Processes that use the layer on a test's commands: one JSON command a line, one answer a line.
 
-`Peer` is the test's end, `Program` the process's. The messages that a peer sends are numbered, so that a test can say
-of each whether it arrived, how often and in which order.
+`Peer` is the test's end, `Program` the process's. The messages of a peer are numbered, so that a test can check for
+each one whether it arrived, how often and in which order.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import ForwarderUnavailable
 
 Read = list[tuple[str, int]]
-"""Messages in the order in which they were read: who sent each, and its number."""
+"""Messages in the order of reading, each as its sender and its number."""
 
 BLOCK = 5
-"""Messages that a flood sends before it lets others have their turn."""
+"""Messages that a flood sends before it yields to other tasks."""
 PAUSE = 0.005
-"""Seconds between two blocks: the pace of a flood, which waits for nothing."""
+"""Seconds between two blocks of a flood, whose pace is constant."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -52,8 +52,8 @@ class Peer:
 
     Args:
         loop: The key of one of `FACTORIES`.
-        by: What goes before its command, to run it elsewhere.
-        config: CONFIG of its layer; without one the first command has to be `open`.
+        by: Prefix of its command, to run it elsewhere.
+        config: CONFIG of its layer; without it the first command has to be `open`.
     """
 
     def __init__(self, loop: str, *, by: Sequence[str] = (), **config: Any) -> None:
@@ -66,7 +66,7 @@ class Peer:
             self.ask("open", config)
 
     def begin(self, verb: str, *arguments: Any) -> "Future[Any]":
-        """Let the process begin with a method of `Program`; it does several at a time."""
+        """Start a method of `Program` in the process, which runs several at a time."""
         self._count += 1
         answer = self._asked[self._count] = Future()
         assert self.process.stdin is not None
@@ -75,24 +75,24 @@ class Peer:
         return answer
 
     def ask(self, verb: str, *arguments: Any, patience: float = PATIENCE) -> Any:
-        """Return what a method of `Program` returns."""
+        """Return the result of a method of `Program`."""
         return self.begin(verb, *arguments).result(patience)
 
     def begin_run(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """Let the process begin with a coroutine function of a test module, which gets the layer and the arguments."""
+        """Start a coroutine function of a test module in the process; it gets the layer and the arguments."""
         return self.begin("run", function.__code__.co_filename, function.__name__, arguments)
 
     def run(self, function: Callable[..., Any], *arguments: Any, patience: float = PATIENCE) -> Any:
-        """Return what a coroutine function of a test module returns there."""
+        """Return the result of a coroutine function of a test module, run in the process."""
         return self.begin_run(function, *arguments).result(patience)
 
     def end(self) -> None:
-        """End it as a program ends that has come to its last line."""
+        """End the process as a program ends after its last line."""
         self.process.communicate(timeout=PATIENCE)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
-        """End it, whatever it is doing."""
+        """End the process at once, whatever it is doing."""
         self.process.kill()
         self.process.communicate()
 
@@ -107,11 +107,11 @@ class Peer:
 
 
 class Flood:
-    """Messages that go out until it is stopped, a few at a time.
+    """Messages that are sent until the flood is stopped, a few at a time.
 
     Args:
-        program: Whose layer sends them.
-        target: As for `Program.send`.
+        program: The program whose layer sends them.
+        target: The target, as for `Program.send`.
         sender: The name in the messages.
     """
 
@@ -124,7 +124,7 @@ class Flood:
         self._task = asyncio.create_task(self._send())
 
     async def stop(self) -> dict[str, Any]:
-        """Return how many were sent, which of them while no forwarder was there, and which without a confirmation."""
+        """Stop, and return the count of messages, those sent without a forwarder, and those without a confirmation."""
         self._stopped = True
         await self._task
         return {"count": self.count, "away": self._away, "unknown": self._unknown}
@@ -145,7 +145,7 @@ class Flood:
 
 
 class Program:
-    """What a peer can be told to do."""
+    """The commands that a peer executes."""
 
     layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
 
@@ -155,7 +155,7 @@ class Program:
         self._floods: dict[str, Flood] = {}
 
     async def open(self, config: dict[str, Any]) -> None:
-        """Make a layer, a dedicated one if there is an address to send to."""
+        """Make a layer, a dedicated one if CONFIG has a pull address."""
         dedicated = "pull_socket_address" in config
         self.layer = DedicatedZmqChannelLayer(**config) if dedicated else EmbeddedZmqChannelLayer(**config)
 
@@ -169,7 +169,7 @@ class Program:
         await self.layer.close()
 
     async def run(self, path: str, name: str, arguments: list[Any]) -> Any:
-        """Return what a coroutine function of a module returns for the layer and the arguments."""
+        """Return the result of a coroutine function of a module, called with the layer and the arguments."""
         spec = importlib.util.spec_from_file_location("scenarios", path)
         assert spec is not None
         assert spec.loader is not None
@@ -178,7 +178,7 @@ class Program:
         return await getattr(module, name)(self.layer, *arguments)
 
     async def flush(self) -> None:
-        """Empty everything, for every client of the layer."""
+        """Flush the layer for all its clients."""
         await self.layer.flush()
 
     async def channel(self) -> str:
@@ -186,21 +186,21 @@ class Program:
         return await self.layer.new_channel()
 
     async def member(self, group: str) -> str:
-        """Return the name of a new channel that is in a group."""
+        """Return the name of a new channel in a group."""
         channel = await self.layer.new_channel()
         await self.layer.group_add(group, channel)
         return channel
 
     async def add(self, group: str, channel: str) -> None:
-        """Add any channel to a group."""
+        """Add a channel to a group."""
         await self.layer.group_add(group, channel)
 
     async def discard(self, group: str, channel: str) -> None:
-        """Take any channel out of a group."""
+        """Discard a channel from a group."""
         await self.layer.group_discard(group, channel)
 
     async def members(self, stem: str, count: int) -> list[str]:
-        """Return the names of new channels, each in a group of its own: the stem and a number."""
+        """Return the names of new channels, each in its own group, which is the stem and a number."""
         channels: list[str] = []
         while len(channels) < count:
             channels += await asyncio.gather(*(self.member(f"{stem}{len(channels) + more}") for more in range(100)))
@@ -217,12 +217,12 @@ class Program:
                 await self.layer.group_send(group, message)
 
     async def send_each(self, stem: str, first: int, count: int) -> None:
-        """Send one message to each of the groups that `members` made; its number is the group's."""
+        """Send one message to each group that `members` made, with the group's number."""
         for number in range(first, first + count):
             await self.send(f"group:{stem}{number}", "each", number, 1)
 
     async def offer(self, channel: str, sender: str, count: int) -> int:
-        """Send messages to a channel and return how many it took; the others were refused with ChannelFull."""
+        """Send messages to a channel, and return how many it accepted; the others raised ChannelFull."""
         taken = 0
         for number in range(count):
             try:
@@ -241,51 +241,51 @@ class Program:
         return [await self._next(channel) for channel in channels]
 
     async def collect(self, channel: str) -> None:
-        """Read a channel from now on."""
+        """Start to read a channel."""
         read = self._collected[channel] = []
         self._tasks[channel] = asyncio.create_task(self._collect(channel, read))
 
     async def collected(self, channel: str) -> Read:
-        """Return what has been read so far."""
+        """Return the messages that were read so far."""
         return self._collected[channel]
 
     async def until_collected(self, channel: str, sender: str, last: int) -> Read:
-        """Return what has been read once this message is there."""
+        """Wait for a message, and return those that were read so far."""
         while (sender, last) not in self._collected[channel]:
             await asyncio.sleep(0.005)
         return self._collected[channel]
 
     async def flood(self, target: str, sender: str) -> None:
-        """Begin to send without end."""
+        """Start to send without end."""
         self._floods[target] = Flood(self, target, sender)
 
     async def until_flooded(self, target: str, more: int) -> int:
-        """Return how many messages went out once so many more did."""
+        """Wait until a flood has sent this many more messages, and return their total."""
         until = self._floods[target].count + more
         while self._floods[target].count < until:
             await asyncio.sleep(0.005)
         return self._floods[target].count
 
     async def end_flood(self, target: str) -> dict[str, Any]:
-        """Stop, and return what `Flood.stop` does."""
+        """Stop a flood, and return the result of `Flood.stop`."""
         return await self._floods.pop(target).stop()
 
     async def until_counted(self, key: str, count: int) -> None:
-        """Return once a count of the layer is so high: `received`, for example, also counts unread messages."""
+        """Wait until a count of the layer is this high; `received`, for example, includes unread messages."""
         while self.layer.stats()[key] < count:  # type: ignore[literal-required] # the test knows which keys there are
             await asyncio.sleep(0.005)
 
     async def until_connected(self, connected: bool) -> None:
-        """Return once the forwarder is there, or away."""
+        """Wait until the forwarder is connected, or until it is not."""
         while self.layer.stats()["connected"] is not connected:
             await asyncio.sleep(0.005)
 
     async def stand_still(self, seconds: int) -> None:
-        """Let no thread of Python run for a while, neither the event loop nor the keeper; ZeroMQ's own go on."""
+        """Block every Python thread for a while, event loop and housekeeper alike; ZeroMQ's own threads continue."""
         ctypes.PyDLL(None).sleep(seconds)  # unlike time.sleep it keeps the GIL
 
     async def visit(self, count: int) -> None:
-        """Let consumers come, read one message that goes to all of them, and leave."""
+        """Let consumers join, read one message to all of them, and leave."""
         joined: list[str] = []
         read: list[str] = []
 
@@ -314,7 +314,7 @@ class Program:
         await asyncio.gather(*consumers, return_exceptions=True)
 
     async def sizes(self) -> dict[str, int]:
-        """Return what this process has open and how much memory it uses, in bytes."""
+        """Return the numbers of this process's resources, and its memory in bytes."""
         gc.collect()
         me, stats = psutil.Process(), self.layer.stats()
         return {
@@ -339,7 +339,7 @@ class Program:
 
 
 async def _obey() -> None:
-    """Do what the lines of standard input say, several at a time, until it ends."""
+    """Execute the commands from standard input, several at a time, until it ends."""
     program, lines = Program(), asyncio.StreamReader(limit=2**24)
     protocol = asyncio.StreamReaderProtocol(lines)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
@@ -349,7 +349,7 @@ async def _obey() -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     transport.close()
-    await asyncio.sleep(0)  # uvloop closes it one turn later
+    await asyncio.sleep(0)  # uvloop closes the transport one turn later
 
 
 async def _answer(program: Program, number: int, verb: str, arguments: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""A Django project with channel layers, in a folder of its own."""
+"""A Django project with channel layers, in its own folder."""
 
 import json
 import os
@@ -21,10 +21,10 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 
 
 class Project:
-    """A project whose `manage.py` runs in processes of their own.
+    """A project whose `manage.py` runs in separate processes.
 
     Args:
-        folder: Of the project; empty.
+        folder: The empty folder of the project.
         layers: `CHANNEL_LAYERS`.
         debug: `DEBUG`.
         apps: `INSTALLED_APPS`.
@@ -45,7 +45,7 @@ class Project:
         return subprocess.Popen(command, text=True, cwd=self.folder, env=environment, **options)
 
     def manage(self, *arguments: str, text: str = "") -> "subprocess.CompletedProcess[str]":
-        """Run `manage.py` with these arguments, and a text for it to read, to its end."""
+        """Run `manage.py` with these arguments and a text on standard input, and wait for its end."""
         process = self.start(*arguments)
         out, error = process.communicate(text, timeout=PATIENCE)
         return subprocess.CompletedProcess(arguments, process.returncode, out, error)

@@ -15,18 +15,18 @@ needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="needs promtool beside 
 
 
 def check(rule: Manifest, folder: Path) -> str:
-    """Return what promtool objects to in a PrometheusRule; no text if nothing."""
+    """Return promtool's objections to a PrometheusRule, empty if there are none."""
     done = _promtool("check", "rules", "--lint-fatal", str(_written(rule, folder)))
     return done.stdout + done.stderr if done.returncode else ""
 
 
 def evaluate(rule: Manifest, test: dict[str, Any], folder: Path) -> str:
-    """Return how a PrometheusRule differs from what is expected of it; no text if it does not.
+    """Return how a PrometheusRule differs from the expectation, empty if it does not.
 
     Args:
         rule: The PrometheusRule.
-        test: One test, as promtool takes it: series, and what is expected when.
-        folder: For its files.
+        test: One test in promtool's form: series, and the expected alerts with their times.
+        folder: The folder for the files.
     """
     given = {"rule_files": [str(_written(rule, folder))], "evaluation_interval": "30s", "tests": [test]}
     path = folder / "test.json"
@@ -39,10 +39,10 @@ def firing(alerts: set[str], at: int, within: int = 1, selector: str = "") -> di
     """Return the expectation that exactly these alerts fire.
 
     Args:
-        alerts: Their names, without what all names begin with.
-        at: When, in seconds.
-        within: So many seconds before that count too.
-        selector: Narrows the alerts that are looked at, such as `alertname="A"`.
+        alerts: Their names, without the common prefix.
+        at: The time, in seconds.
+        within: Seconds before that time which count too.
+        selector: Restricts the alerts, such as `alertname="A"`.
     """
     found = f'max_over_time(ALERTS{{alertstate="firing",{selector}}}[{within}s])'
     samples = [{"labels": f'{{alertname="ChannelsZmq{name}"}}', "value": 1} for name in sorted(alerts)]

@@ -1,4 +1,4 @@
-"""A TCP relay between a process and a forwarder: a network that a test can stop, cut and turn elsewhere."""
+"""A TCP relay between a process and a forwarder: a network that a test can stall, cut and redirect."""
 
 import contextlib
 import queue
@@ -14,19 +14,19 @@ CHUNK = 65_536
 
 
 class Relay:
-    """Passes on what comes to a port of its own.
+    """A relay that accepts connections at its own port.
 
     Args:
-        port: Its own, on the loopback.
-        target: Where connections go that are made from now on.
-        delay: Seconds that everything takes, in each direction.
-        rate: Bytes a second that it passes on in each direction; 0 for any number.
+        port: Its own port, on the loopback.
+        target: The target port of future connections.
+        delay: Seconds that all data takes, in each direction.
+        rate: Bytes a second in each direction; 0 for no limit.
     """
 
     def __init__(self, port: int, target: int, delay: float = 0.0, rate: float = 0.0) -> None:
         self.port, self.target, self.delay, self.rate = port, target, delay, rate
         self.accepted = 0
-        """Connections so far."""
+        """Number of connections so far."""
         self._server: socket.socket | None = None
         self._flows = threading.Event()
         self._open: list[socket.socket] = []
@@ -34,7 +34,7 @@ class Relay:
 
     @property
     def address(self) -> str:
-        """Where it accepts connections."""
+        """The address at which it accepts connections."""
         return f"tcp://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -44,15 +44,15 @@ class Relay:
         self._run(self._accept, self._server)
 
     def hold(self) -> None:
-        """Pass on nothing more, in either direction, while the connections stay and new ones are accepted."""
+        """Stall all data in both directions, while connections stay open and new ones are accepted."""
         self._flows.clear()
 
     def resume(self) -> None:
-        """Pass on what has arrived since `hold`, and everything that follows."""
+        """Pass on the data that has arrived since `hold`, and all data that follows."""
         self._flows.set()
 
     def cut(self) -> None:
-        """Close all connections that there are."""
+        """Close all present connections."""
         while self._open:
             _close(self._open.pop())
 
@@ -75,7 +75,7 @@ class Relay:
         while True:
             try:
                 near, _ = server.accept()
-            except OSError:  # closed
+            except OSError:  # the server socket is closed
                 return
             try:
                 far = socket.create_connection(("127.0.0.1", self.target))
@@ -99,7 +99,7 @@ class Relay:
         send(b"")
 
     def _sender(self, target: socket.socket) -> Callable[[bytes], None]:
-        """Return a function that sends data after the delay; without data it closes the connection."""
+        """Return a function that sends data after the delay, and without data closes the connection."""
         if not self.delay:
             return partial(_send, target)
         under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
@@ -109,7 +109,7 @@ class Relay:
 
 @contextlib.contextmanager
 def relay_to(address: str, rate: float = 0.0) -> Iterator[Relay]:
-    """Run a relay to a TCP address of the loopback, by a port that is free."""
+    """Run a relay to a TCP address of the loopback, at a free port."""
     relay = Relay(free_ports(1)[0], port_of(address), rate=rate)
     relay.start()
     try:
@@ -136,7 +136,7 @@ def _send_late(under_way: "queue.SimpleQueue[tuple[float, bytes]]", target: sock
 
 
 def _close(connection: socket.socket) -> None:
-    """Close a socket that another thread may be waiting on."""
+    """Close a socket on which another thread may be waiting."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

@@ -1,4 +1,4 @@
-"""A small ASGI application for tests with real servers: whatever a WebSocket says, all in the room hear."""
+"""A small ASGI application for tests with real servers: each message of a WebSocket is sent to all in the room."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ django.setup()
 
 
 class Room(AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
-    """One visitor."""
+    """The consumer of one visitor."""
 
     groups = ("room",)
 

@@ -8,7 +8,7 @@ KEYS = ("first", "second", "third")
 
 
 class Rotation:
-    """The keys of all clients, in a file that each of them reads, and the list of those that may connect."""
+    """The key of all clients, in a file that each client reads, and the list of the keys that may connect."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,7 +23,7 @@ class Rotation:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """By which a forwarder has the server's key and the list."""
+        """Flags that give a forwarder the server's key and the list."""
         return (
             f"--curve-secret-key-file={self.file('server.secret')}",
             f"--curve-allowed-keys-file={self.file('allowed')}",
@@ -31,11 +31,11 @@ class Rotation:
 
     @property
     def config(self) -> dict[str, str]:
-        """By which a client has its key."""
+        """Settings that give a client its key."""
         return {"curve_server_key": self.server_key, "curve_secret_key_file": self.file("client.secret")}
 
     def write(self, name: str, text: str) -> None:
-        """Replace a file in one step, as a mounted volume does."""
+        """Replace a file atomically, as a mounted volume does."""
         fresh = self._folder / f"{name}.new"
         fresh.write_text(f"{text}\n", encoding="ascii")
         fresh.replace(self._folder / name)

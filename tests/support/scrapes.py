@@ -1,4 +1,4 @@
-"""The targets of Prometheus: the labels that it gives the samples of a pod that it finds by a ServiceMonitor."""
+"""The targets of Prometheus: the labels that it adds to the samples of a pod found by a ServiceMonitor."""
 
 from collections.abc import Iterable
 
@@ -16,10 +16,10 @@ def target_labels(monitor: Manifest, *, namespace: str, service: str, pod: str, 
 
     Args:
         monitor: The ServiceMonitor; it has one endpoint.
-        namespace: Of the pod and its Service.
-        service: Through which the pod is found.
-        pod: Its name.
-        container: The one that has the port.
+        namespace: The namespace of the pod and its Service.
+        service: The Service through which the pod is found.
+        pod: The name of the pod.
+        container: The container with the port.
         address: `HOST:PORT`.
     """
     (endpoint,) = monitor["spec"]["endpoints"]

@@ -1,10 +1,10 @@
-"""Short random schedules, frame by frame: a process sends to another one through two exchanges, which fail.
+"""Short random schedules, frame by frame: a process sends to another through two exchanges, which fail.
 
-A schedule checks that nothing is doubled, overtaken, or lost without being counted. Windows, homes, sequence numbers,
-gaps, histories and replays are the library's own; what holds them together in a process is replaced by the few lines
-here, so that a schedule takes a millisecond. `simulation` runs whole processes, some per second. It alone has what is
-simpler here: the end of a connection is noticed at once, replays reach back to the beginning of a schedule, messages do
-not expire, and the home of a topic changes only with its link.
+A schedule checks that no message is doubled, overtaken, or lost without being counted. Windows, homes, sequence
+numbers, gaps, histories and replays are the library's own; the parts of a process that connect them are replaced by the
+few lines here, so that a schedule takes a millisecond. `simulation` runs whole processes, some per second. Only that
+one covers what is simplified here: the end of a connection is noticed at once, replays reach back to the beginning of a
+schedule, messages do not expire, and the home of a topic changes only with its link.
 """
 
 from collections import Counter, deque
@@ -33,24 +33,26 @@ SENDER = b"sender.."
 CAPACITY = 10_000
 STEPS = 40
 BATCH_BYTES = 140
-"""Of a batch that is sent again: four direct messages."""
+"""Size of a repeated batch: four direct messages."""
 HISTORY_BYTES = 2**16
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
-"""Seconds after a join in which a message may be taken for one from before it, if it is sent again."""
+"""Seconds after a join in which a repeated message may count as one from before it."""
 STARTS_WITHIN = 0.5
-"""Seconds until an exchange that was killed is there again: later than what is sent again by the other one. Else its
-empty answer to a request for a replay would say that no more comes."""
+"""Seconds until an exchange that was killed is available again, which is after the other one has repeated its frames.
+
+Otherwise its empty answer to a request for a replay would mean that nothing more arrives.
+"""
 QUICK, SLOW = (0.0, 0.001, 0.004), (0.001, 0.1, 0.6)
-"""Seconds that pass at once. In a quick schedule, of less than 0.2 s, no message may be lost: one exchange lives on."""
+"""Seconds that pass at once. A quick schedule takes less than 0.2 s and may lose no message: one exchange lives on."""
 
 
 class _Message(NamedTuple):
     """A message that waits to be sent, or to be sent again.
 
     Attributes:
-        prefix: Of its frame.
-        body: Its payload; of one that is sent again the frame.
-        published: When it was sent first; None for one that was not.
+        prefix: The prefix of its frame.
+        body: Its payload, or the frame if it is sent again.
+        published: Time of its first sending; None before that.
         is_acknowledged: Whether an exchange has read it.
     """
 
@@ -66,16 +68,16 @@ class _Exchange:
     def __init__(self, name: str, clock: Clock, window: Window, attachment: Attachment) -> None:
         self.name, self._clock, self.window, self.attachment = name, clock, window, attachment
         self.pipes: list[deque[bytes]] = []
-        """What its connections to the sender carry, the open one at the end; it reads them in turns."""
+        """The frames in its connections to the sender, the open one last; the exchange reads them in turns."""
         self.held: deque[_Message] = deque()
         """Messages for which the window has no room."""
         self.answers: deque[int] = deque()
         self.requests: deque[wire.Resume] = deque()
         self.down: deque[tuple[float, bytes]] = deque()
-        """What it has published to the receiver, and when."""
+        """The frames that it has published to the receiver, with their times."""
         self.is_up = self.is_subscribed = False
         self.complete_until = clock.now
-        """What was published until then has arrived."""
+        """Time until which all published frames have arrived."""
         self.begin()
 
     def begin(self) -> None:
@@ -100,7 +102,7 @@ class _Exchange:
 
     @property
     def is_moving(self) -> bool:
-        """Whether anything is under way."""
+        """Whether any frame is in transit."""
         return any(self.pipes) or any((self.answers, self.requests, self.down, self.replays.is_due))
 
     def publish(self, frames: Iterable[bytes]) -> None:
@@ -112,9 +114,9 @@ class Schedule:
     """One schedule.
 
     Args:
-        seed: Of all choices.
+        seed: Seed of all choices.
         pauses: `QUICK` or `SLOW`.
-        write: Called with each step, to find out what happened.
+        write: Called with each step, to show the course of a schedule.
     """
 
     def __init__(self, seed: int, pauses: tuple[float, ...], write: Callable[[str], object] | None = None) -> None:
@@ -134,7 +136,7 @@ class Schedule:
         self._in_use = self._client.mailboxes.open(inbox, CAPACITY).in_use
         self._direct = wire.direct_body(inbox, b"")
         self._channels = {wire.direct_prefix(self._client.inbox): inbox}
-        """By the prefix of the frames for them."""
+        """The channel for each prefix of frames."""
         for group in ("red", "blue"):
             channel = f"specific.{self._client.inbox.decode()}!{group}"
             join = self._client.join(wire.group_topic(group), channel, CAPACITY, None)
@@ -146,8 +148,8 @@ class Schedule:
         clock.now += JUST_JOINED
 
     def go(self) -> None:
-        """Let everything happen, then mend everything, and check what has arrived."""
-        if self._pauses is SLOW:  # the beginning of a run may be lost without being counted: begin all
+        """Run the random steps, repair everything, and check the messages that have arrived."""
+        if self._pauses is SLOW:  # an uncounted loss at the beginning of a run is possible: begin all runs
             for prefix in self._channels:
                 self._send(prefix)
             self._mend()
@@ -160,7 +162,7 @@ class Schedule:
         self._mend()
         self._pass(STARTS_WITHIN)
         self._mend()
-        for prefix in self._channels:  # shows what is missing before it
+        for prefix in self._channels:  # reveals a gap before it
             self._send(prefix)
         self._mend()
         missed = self._client.counters.dropped["missed"]
@@ -168,10 +170,10 @@ class Schedule:
         assert self.lost == missed, f"{self.lost} messages are lost, {missed} counted"
         assert not self.lost or self._pauses is SLOW, f"{self.lost} messages are lost"
 
-    # What happens
+    # The steps
 
     def _steps(self) -> Iterator[tuple["partial[None]", float]]:
-        """All that can happen, each with its weight; what is not possible at the moment does nothing."""
+        """Yield all possible steps, each with its weight; a step that is impossible at the moment does nothing."""
         for prefix in self._channels:
             yield partial(self._send, prefix), 8
         for seconds in self._pauses:
@@ -203,7 +205,7 @@ class Schedule:
         return any(published <= since for each in self._exchanges for published, _ in each.down)
 
     def _mend(self) -> None:
-        """Connect everything again, and let everything arrive, as far as exchanges are there."""
+        """Connect everything again, and let all frames arrive, as far as exchanges are alive."""
         for each in self._exchanges:
             for mend in (self._begin, self._connect, self._subscribe):
                 mend(each)
@@ -275,7 +277,7 @@ class Schedule:
         self._flush()
 
     def _give_up(self, exchange: _Exchange) -> None:
-        """Send by other links: this one is silent, or its exchange drains. What was sent may still be read."""
+        """Send by other links, as this one is silent or its exchange drains; frames in transit may still be read."""
         if not exchange.is_up:
             return
         exchange.is_up = False
@@ -308,7 +310,7 @@ class Schedule:
             self._cut_sub(exchange)
 
     def _replay(self, exchange: _Exchange) -> None:
-        """Let an exchange read a request, or go on with a replay."""
+        """Let an exchange read a request, or continue a replay."""
         if exchange.requests:
             exchange.replays.ask(exchange.requests.popleft())
         elif exchange.replays.is_due:

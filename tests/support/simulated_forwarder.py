@@ -1,4 +1,4 @@
-"""A forwarder of a simulation: the real exchange, driven as `server` and `pump` drive it, behind simulated ports."""
+"""A simulated forwarder: the real exchange, driven as by `server` and `pump`, behind simulated ports."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -17,14 +17,14 @@ from channels_zmq_forwarder.settling import has_settled
 SETTLE, SETTLE_AT_MOST = 0.5, 5.0
 DRAIN_AT_MOST = 10.0
 HEARTBEATS = (3.0, 3.6)
-"""Seconds after which the other end of a subscriber's connection notices that a process stands still."""
+"""Seconds after which the other end of a subscriber's connection notices that a process is frozen."""
 FRAMES_A_TURN = 50
 HISTORY_BYTES = 2**22
 _OF_INBOXES = {layout.kind for layout in wire.UPSTREAM_LAYOUTS}
 
 
 def _descriptor(line: Line) -> int:
-    """A line stands for the descriptor of its connection: it is compared and hashed."""
+    """Return the line in place of the descriptor of its connection, which is only compared and hashed."""
     return cast(int, line)
 
 
@@ -32,10 +32,10 @@ class Forwarder:
     """One run of a forwarder.
 
     Args:
-        world: Time and chance.
-        network: Has its ports.
-        addresses: Where it takes messages in and where it publishes; several pairs lead to the same ports.
-        instance: 8 bytes that no other run has.
+        world: Time and random choices.
+        network: The network with its ports.
+        addresses: Pairs of PULL and PUB addresses; several pairs lead to the same ports.
+        instance: 8 bytes that are unique to this run.
     """
 
     def __init__(self, world: World, network: Network, addresses: Sequence[Addresses], instance: bytes) -> None:
@@ -60,7 +60,7 @@ class Forwarder:
 
     @property
     def is_well(self) -> bool:
-        """Whether it serves, and goes on to."""
+        """Whether it serves and is neither frozen nor ending."""
         return self.is_alive and self.serves_since is not None and not (self.is_frozen or self.is_ending)
 
     # Connections
@@ -79,7 +79,7 @@ class Forwarder:
         self._turn_soon()
 
     def closed(self, line: Line) -> None:
-        """Notice the end of a connection; what has arrived by it is read before."""
+        """Notice the end of a connection, whose input is read first."""
         if self.is_alive and line.port == "pub":
             self._up.append((line, None))
             self._turn_soon()
@@ -123,7 +123,7 @@ class Forwarder:
                 self._publish(exchange.inbound(frame))
 
     def _take_up(self, line: Line, frame: bytes | None) -> None:
-        """Take a frame of a subscriber; XPUB reports a topic's first subscription and the end of its last one."""
+        """Process a subscriber's frame, as XPUB does, which reports first subscriptions and last unsubscriptions."""
         if frame is None:
             for topic in sorted(line.topics):
                 self._unsubscribe(line, topic)
@@ -204,7 +204,7 @@ class Forwarder:
             self._end()
 
     def _end(self) -> None:
-        """Close the sockets; what was published still arrives."""
+        """Close the sockets; frames that were published still arrive."""
         self.exchange.end()
         self._die()
         for line in self.lines:
@@ -212,7 +212,7 @@ class Forwarder:
             line.down.at_end(line.near_notices)
 
     def kill(self) -> None:
-        """End at once: what was under way is lost."""
+        """End at once, and lose the frames in transit."""
         self._die()
         for line in self.lines:
             line.cut(self.world.random.uniform(0.0005, 0.03), None)
@@ -227,14 +227,14 @@ class Forwarder:
             self.world.after(0.001, action)
 
     def frames_inside(self) -> list[bytes]:
-        """Return what has arrived and was not taken yet."""
+        """Return the frames that have arrived and are not processed yet."""
         return [
             *(frame for frames in self._pull.values() for frame in frames),
             *(frame for _, frame in self._up if frame),
         ]
 
     def freeze(self, seconds: float) -> None:
-        """Stand still; what was published still arrives, and after a while subscribers notice."""
+        """Freeze; published frames still arrive, and subscribers notice after a while."""
         self.is_frozen = True
         self._freezes += 1
         self.world.after(seconds, self.thaw)

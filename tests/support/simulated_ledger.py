@@ -1,4 +1,4 @@
-"""What was sent in a simulation, who had to get it, and who got it: the promises of the layer as assertions."""
+"""The messages of a simulation with their intended and actual receivers: the promises of the layer as assertions."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from simulated_time import World
 from channels_zmq_forwarder import wire
 
 ROUNDING = 0.002
-"""Seconds by which an age may be wrong: it is carried in milliseconds."""
+"""Seconds by which an age may be inexact, because frames carry it in milliseconds."""
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """A message that was sent; `order` is its place among those of its sender on its topic."""
+    """A message that was sent; `order` is its position among those of its sender on its topic."""
 
     number: int
     sender: Process
@@ -26,7 +26,7 @@ class Message:
     is_confirmed: bool = False
     read_by: list[tuple[Process, str]] = field(default_factory=list)
     unknown_to: set[Process] = field(default_factory=set)
-    """Steady processes that had no link yet to a forwarder by which it was sent."""
+    """Steady processes without a link to a forwarder that carried the message."""
 
     @property
     def payload(self) -> bytes:
@@ -35,20 +35,20 @@ class Message:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A channel in a group: when `group_add` was called and had returned, and when it left."""
+    """A channel in a group, with the times when `group_add` was called, when it returned, and when the channel left."""
 
     process: Process
     channel: str
     topic: wire.Topic
     called: float
     is_first: bool
-    """Whether no other channel of the process belonged to the group."""
+    """Whether no other channel of the process belonged to the group at the time of the call."""
     joined: float | None = None
     left: float | None = None
 
 
 class Ledger:
-    """All messages of a simulation.
+    """All messages of a simulation, with the checks of their delivery.
 
     Args:
         world: The time.
@@ -59,13 +59,13 @@ class Ledger:
         self.messages: list[Message] = []
         self.members: list[Member] = []
         self.flushed = -1.0
-        """When the last flush was called that has returned."""
+        """Time of the call of the last flush that has returned."""
         self.excused: set[int] = set()
-        """Jobs of which nothing is known any more, and need not be: they died with a process, or on the way back."""
+        """Numbers of jobs that may be lost uncounted: they were lost with a process, or on the way back."""
         self._orders: Counter[tuple[Process, bytes | str]] = Counter()
         self._last: dict[tuple[tuple[Process, str], Process, bytes | str], int] = {}
         self.arrived: defaultdict[tuple[Process, bytes | str, Process], list[int]] = defaultdict(list)
-        """What each process got: orders by the process, the topic and the sender."""
+        """Orders of the messages that each process received, by process, topic and sender."""
 
     def new(self, sender: Process, topic: str | bytes) -> Message:
         self._orders[sender, topic] += 1
@@ -82,10 +82,10 @@ class Ledger:
         self.members.append(member)
         return member
 
-    # What is checked as it happens
+    # Checks of events
 
     def received(self, process: Process, channel: str, payload: bytes, member: Member | None = None) -> None:
-        """Check a group or direct message that a consumer has got."""
+        """Check a group or direct message that a consumer has received."""
         message = self.of(bytes(payload))
         receiver = process, channel
         what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
@@ -103,9 +103,9 @@ class Ledger:
 
     @staticmethod
     def _is_early(process: Process, message: Message, member: Member | None) -> bool:
-        """Return whether a message says nothing about gaps: it is older than a join, or came before that had returned.
+        """Return whether a message proves nothing about gaps: it precedes a join, or arrived before the join returned.
 
-        Of several members of a process only the one that has been there from the beginning counts.
+        Of several members of a process only the one that joined first counts.
         """
         if member is None:
             return False
@@ -115,7 +115,7 @@ class Ledger:
         return arrival < member.joined or message.published < member.called
 
     def _check_old(self, process: Process, member: Member, message: Message, what: str) -> None:
-        """Check a message from before a join: it was on its way, and its age says nothing else."""
+        """Check a message from before a join: it was in transit at the join, and its age is consistent with that."""
         if message.sender is process:
             assert not member.is_first, f"an own message of before the join: {what}"
             return
@@ -126,15 +126,15 @@ class Ledger:
         raise AssertionError(f"of before the join: {what}")
 
     def took_job(self, process: Process, payload: bytes) -> None:
-        """Check a job that a reader has got."""
+        """Check a job that a reader has received."""
         message = self.of(bytes(payload))
         assert not message.read_by, f"a job is read twice: {message.number} of {message.sender.number}"
         message.read_by.append((process, "job"))
 
-    # What is checked in the end
+    # Checks at the end
 
     def lost(self, member: Member) -> list[Message]:
-        """Return the messages that a member should have got and has not."""
+        """Return the messages that a member should have received and has not."""
         receiver = member.process, member.channel
         return [
             message
@@ -148,7 +148,7 @@ class Ledger:
         ]
 
     def missed(self, process: Process) -> int:
-        """Return how many messages are missing between those that a process got, over all runs."""
+        """Return how many messages are missing between those that a process received, over all runs."""
         orders: defaultdict[tuple[bytes | str, Process], set[int]] = defaultdict(set)
         for message in self.messages:
             if message.is_accepted:

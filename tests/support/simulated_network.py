@@ -1,8 +1,8 @@
 """Connections between clients and forwarders that delay, stall and are cut, and the ZeroMQ sockets at their near ends.
 
 A `Line` is one TCP connection, with a way up to the forwarder and a way down to the client. Each way keeps the order of
-its frames. The sockets behave as docs/wire-protocol.md, "Sockets", describes libzmq: an XSUB connects again by itself
-and subscribes again when it is used next; a PUSH connects once. The library's own `Subscriber` and `Push` hold them.
+its frames. The sockets behave as docs/wire-protocol.md, "Sockets", describes libzmq: an XSUB reconnects by itself and
+repeats its subscriptions at its next use; a PUSH connects once. The library's own `Subscriber` and `Push` hold them.
 """
 
 from collections import Counter, deque
@@ -22,11 +22,11 @@ RETRY = 0.1
 """Seconds between two attempts of an XSUB to connect."""
 CONNECT_TIMEOUT = 2.0
 ID_SIZE = 8
-"""Bytes at the end of a payload by which a message is recognised."""
+"""Bytes at the end of a payload that identify a message."""
 
 
 def messages(frame: bytes) -> list[bytes]:
-    """Return the group or direct messages that a frame carries."""
+    """Return the group or direct messages in a frame."""
     if wire.sub_kind(frame) == wire.REPLAYED.kind:
         again = wire.decode_messages(wire.REPLAYED.decode(frame).messages)
         return [message for one in again for message in wire.split(one)]
@@ -38,7 +38,7 @@ class Way:
     """One direction of a line: frames arrive in order, unless the line is cut.
 
     Args:
-        world: Time and chance.
+        world: Time and random choices.
         delays: The least and the greatest delay, in seconds.
         arrived: Called with each frame that arrives.
         lost: Called with each frame that does not.
@@ -70,18 +70,18 @@ class Way:
         return max(0.0, self._stalled_until - self._world.now)
 
     def cut(self, kept: int) -> None:
-        """Lose what is under way, but for the first frames, which may still arrive."""
+        """Lose the frames in transit, except for the first ones, which may still arrive."""
         self.is_cut = True
         while len(self.under_way) > kept:
             self._lost(self.under_way.pop()[1])
 
     def close(self) -> None:
-        """Let nothing arrive any more: its far end has noticed the cut."""
+        """Let no further frame arrive, because the far end has noticed the cut."""
         self.is_closed = True
         self.cut(0)
 
     def at_end(self, action: Callable[[], None]) -> None:
-        """Call once everything that is under way has arrived; nothing follows."""
+        """Accept no further frame, and call the action when all frames in transit have arrived."""
         self.is_cut, self._at_end = True, action
         self._arrange()
 
@@ -106,9 +106,9 @@ class Line:
     """A connection between a socket and a forwarder.
 
     Args:
-        world: Time and chance.
-        socket: Of the client.
-        forwarder: Accepts it at one of its ports.
+        world: Time and random choices.
+        socket: The socket of the client.
+        forwarder: The forwarder that accepts it at one of its ports.
     """
 
     def __init__(self, world: World, socket: "_Socket", forwarder: "Forwarder") -> None:
@@ -116,9 +116,9 @@ class Line:
         self.port = socket.port
         self.topics: set[bytes] = set()
         self.is_open = True
-        """Whether the client takes it for open."""
+        """Whether the connection is open for the client."""
         self.is_known = True
-        """Whether the forwarder takes it for open."""
+        """Whether the connection is open for the forwarder."""
         delays = forwarder.network.delays_of(socket.process)
         lost = forwarder.network.lost
         self.up = Way(world, delays, lambda frame: forwarder.arrived(self, frame), lost)
@@ -129,7 +129,7 @@ class Line:
         self.down.stall(seconds)
 
     def cut(self, near_after: float | None, far_after: float | None) -> None:
-        """Cut it; each end notices later, and may read until then what has come so far."""
+        """Cut the connection; each end notices later, and may read until then the frames that have arrived."""
         choose = self._world.random.randint
         self.up.cut(choose(0, len(self.up.under_way)))
         self.down.cut(choose(0, len(self.down.under_way)))
@@ -139,7 +139,7 @@ class Line:
             self._world.after(far_after, self.far_notices)
 
     def close(self, *, discards: bool) -> None:
-        """Close it from the client's end: what it has sent arrives before the forwarder notices, or a part of it."""
+        """Close the client's end: all frames, or some if discarded, arrive before the forwarder notices."""
         self.is_open = False
         self.down.close()
         if discards:
@@ -160,7 +160,7 @@ class Line:
 
 
 class Monitor:
-    """Reports events of a socket to the housekeeper of its process."""
+    """A monitor that reports events of a socket to the housekeeper of its process."""
 
     def __init__(self, process: "Process") -> None:
         self._process, self.closed = process, False
@@ -185,9 +185,9 @@ class _Socket:
         self.line: Line | None = None
         self.address, self.is_closed = "", False
         self.attempt = 0
-        """What it has been told to connect so far: an earlier one is of no use any more."""
+        """Number of the latest attempt to connect, which makes earlier ones void."""
         self._pipe: deque[bytes] = deque()
-        """What was sent before there was a connection."""
+        """The frames that were sent before there was a connection."""
 
     def set(self, option: zmq.SocketOption, value: int) -> None:
         pass
@@ -227,7 +227,7 @@ class _Socket:
 
 
 class XSub(_Socket):
-    """An XSUB: it connects again and again."""
+    """An XSUB, which reconnects."""
 
     port = "pub"
     failure = zmq.Event.CONNECT_RETRIED
@@ -285,8 +285,8 @@ class XSub(_Socket):
         self.process.input_arrived()
 
     def disconnected(self) -> None:
-        # libzmq begins with an empty pipe, and fills it with the subscriptions when the socket is used next, which its
-        # descriptor asks for.
+        # libzmq begins with an empty pipe, and fills it with the subscriptions at the next use of the socket, which its
+        # descriptor requests.
         self.line, self._must_subscribe = None, True
         self._pipe.clear()
         self.monitor.report(zmq.Event.DISCONNECTED)
@@ -345,7 +345,7 @@ class Push(_Socket):
 
 
 class Context:
-    """Makes the sockets of one process."""
+    """A context that makes the sockets of one process."""
 
     def __init__(self, network: "Network", process: "Process") -> None:
         self._network, self._process = network, process
@@ -360,13 +360,13 @@ class Context:
 
 
 class Network:
-    """Who listens where, and the connections between them.
+    """The listening forwarders, and the connections to them.
 
     Args:
-        world: Time and chance.
-        push_mark: The mark of each PUSH, in frames.
-        lost: Called with each frame that is lost on its way.
-        copied: Called with each group or direct message that is handed to a PUSH, and its address.
+        world: Time and random choices.
+        push_mark: High-water mark of each PUSH, in frames.
+        lost: Called with each frame that is lost in transit.
+        copied: Called with each group or direct message that a PUSH accepts, and its address.
     """
 
     def __init__(
@@ -375,9 +375,9 @@ class Network:
         self.world, self.push_mark, self.lost, self.copied = world, push_mark, lost, copied
         self.lines: list[Line] = []
         self.black_holes: set[str] = set()
-        """Addresses that do not refuse connections, but never answer."""
+        """Addresses that accept no connection but do not refuse it either."""
         self.making: Process | None = None
-        """The process that is being made."""
+        """The process that is being created."""
         self.delays = (0.0002, 0.01)
         self._listening: dict[str, Forwarder] = {}
         self._waiting: dict[str, list[tuple[_Socket, int]]] = {}
@@ -442,5 +442,5 @@ class Network:
         socket.failed()
         if isinstance(socket, XSub):
             self._waiting.setdefault(socket.address, []).append((socket, attempt))
-            if socket.address in self._listening:  # since a moment ago
+            if socket.address in self._listening:  # it began to listen a moment ago
                 self.listen(socket.address, self._listening[socket.address])

@@ -1,7 +1,7 @@
-"""A client process of a simulation: the real connection, client and links, with simulated sockets and coroutines.
+"""A simulated client process: the real connection, client and links, with simulated sockets and coroutines.
 
-What a process runs on is replaced: its event loop, the housekeeper's thread, the clock. Everything below the layer is
-the library's own.
+The environment of a process is replaced: its event loop, the housekeeper's thread, the clock. Everything below the
+layer is the library's own.
 """
 
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -53,7 +53,7 @@ class Lock:
 
 
 class Selector:
-    """Stands for the descriptors of all subscribers."""
+    """A selector that stands for the descriptors of all subscribers."""
 
     def __init__(self) -> None:
         self.watched: set[XSub] = set()
@@ -127,10 +127,10 @@ def replace_surroundings(
     """Let connections run on simulated time and sockets.
 
     Args:
-        monkeypatch: Undoes it.
+        monkeypatch: Undoes the replacements.
         world: The time.
-        network: Makes the sockets.
-        write: Takes the log lines.
+        network: The network, which makes the sockets.
+        write: Called with the log lines.
     """
     clock = SimpleNamespace(monotonic=world)
     for module in (connection_module, downlink_module, link_module, links_module, subscriber_module):
@@ -152,7 +152,7 @@ def replace_surroundings(
 
 
 class Keys:
-    """Keys that a process connects with, and that change."""
+    """Keys with which a process connects, and which change."""
 
     def __init__(self) -> None:
         self._changes = 0
@@ -171,12 +171,12 @@ class Process:
     """One client process.
 
     Args:
-        world: Time and chance.
-        network: Makes its sockets.
-        housekeeper: Of the simulation.
-        number: Names it.
-        forwarders: As its CONFIG lists them.
-        delays: Of its connections; those of the network if None.
+        world: Time and random choices.
+        network: The network, which makes its sockets.
+        housekeeper: The housekeeper of the simulation.
+        number: Identifies the process.
+        forwarders: The forwarders in its CONFIG.
+        delays: Delays of its connections; those of the network if None.
         settings: `outbox_capacity`, `window` and `prefetch`.
     """
 
@@ -199,10 +199,10 @@ class Process:
         self.is_closing = self.has_delivered = False
         self.closed_at = 0.0
         self.housekeeper_lag = 0.0
-        """Seconds by which the housekeeper's thread is late, because others keep the interpreter busy."""
+        """Seconds by which the housekeeper's thread is late, because other threads keep the interpreter busy."""
         self.on_thaw: list[Callable[[], None]] = []
         self.read: dict[bytes, list[tuple[float, bytes]]] = {}
-        """The copies of each message that were read from a socket: when, and the frame."""
+        """The copies of each message that were read from a socket, each with its time and frame."""
         self.loop = Loop(world, self)
         self._drain_is_due = self._looks = False
         self._tick: Entry | None = None
@@ -244,13 +244,13 @@ class Process:
 
     @contextmanager
     def on_loop(self) -> Iterator[None]:
-        """Act on the loop of this process."""
+        """Run the block on the loop of this process."""
         self.world.on_loop = self.loop
         yield
         self.world.on_loop = None
 
     def when_running(self, action: Callable[..., Any], *args: Any) -> None:
-        """Let the event loop call back."""
+        """Let the event loop call a function."""
         self.world.after(self.world.random.uniform(0, 0.0005), self._on_loop, action, args)
 
     def _on_loop(self, action: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -312,22 +312,22 @@ class Process:
         if self.is_frozen:
             self.on_thaw.append(self._call_tick)
             return
-        if self._looks:  # events come first
+        if self._looks:  # events precede the tick
             self._look()
         self.tick_at(self.connection.tick(self.world.now))
 
-    # What befalls it
+    # Faults and the end
 
     def has_read(self, message: bytes) -> None:
         self.read.setdefault(message[-ID_SIZE:], []).append((self.world.now, message))
 
     def freeze(self, seconds: float) -> None:
-        """Let the whole process stand still."""
+        """Freeze the whole process."""
         self.is_frozen = True
         self.world.after(seconds, self.thaw)
 
     def block(self, seconds: float) -> None:
-        """Let only the event loop stand still."""
+        """Block only the event loop."""
         self.is_blocked = True
         self.world.after(seconds, self.thaw)
 
@@ -362,12 +362,12 @@ class Process:
         then()
 
     def lines(self, port: str | None = None) -> list[Line]:
-        """Return its open connections."""
+        """Return the open connections of the process."""
         open_lines = (socket.line for socket in self.context.sockets if socket.line is not None)
         return [line for line in open_lines if port in (None, line.port)]
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
         self.is_gone = True
         for line in self.lines():
             line.cut(None, self.world.random.uniform(0.0005, 0.05))

@@ -1,4 +1,4 @@
-"""Random schedules: traffic and faults for a while, then quiet, and the promises that hold after it."""
+"""Random schedules: traffic and faults for a while, then quiet, then the check of the promises."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,21 +19,21 @@ from channels_zmq_forwarder import wire
 
 WARM_UP = 6.0
 HEALING = 75.0
-"""Seconds until all forwarders have settled, at most 60, and all links are up."""
+"""Maximum seconds until all forwarders have settled, which takes 60 at most, and all links are up."""
 QUIET = 11.0
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
-"""Seconds after a join in which a message may be taken for one from before it, if it is sent again."""
+"""Seconds after a join in which a repeated message may count as one from before it."""
 
 
 class Schedule(Simulation):
     """A random schedule.
 
     Args:
-        monkeypatch: Undoes what is replaced.
-        seed: Of the random choices.
+        monkeypatch: Undoes the replacements.
+        seed: Seed of the random choices.
         write: Called with a line for each fault.
-        without: Names of faults that are left out, to find out what a failure needs.
-        seconds: For how long there are faults.
+        without: Names of faults to leave out, which shows the ones that a failure needs.
+        seconds: Duration of the faults; random if None.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class Schedule(Simulation):
         self.network.delays = choose(((0.0002, 0.002), (0.0005, 0.02), (0.001, 0.08)))
         self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
         self.cuts_steady = self.random.random() < 0.3
-        """Whether steady processes are cut off, too. A forwarder that ends then takes along what they have missed."""
+        """Whether steady processes are cut off too. Then a forwarder that ends may take along what they have missed."""
         self.cuts_all = False
-        """Whether a forwarder has stood still for so long that all of its subscribers were cut off."""
+        """Whether a forwarder was frozen for so long that all of its subscribers were cut off."""
         self.without = set(without)
         self.addresses = [address(number) for number in range(1, self.count + 1)]
         self.has_two_nets = self.random.random() < 0.2
         """Whether each forwarder has two pairs of addresses, of which each process lists one."""
         self.nowhere = [address(9)] if self.random.random() < 0.2 else []
-        """Addresses that every process lists, and that no forwarder has; they refuse connections or are silent."""
+        """Addresses without a forwarder that every process lists; they refuse connections or are silent."""
         if self.random.random() < 0.5:
             self.network.black_holes.update(*self.nowhere)
         self.members: dict[Process, list[Member]] = {}
@@ -75,7 +75,7 @@ class Schedule(Simulation):
         self.begun = self.world.now
 
     def go(self) -> None:
-        """Run the schedule, and check it."""
+        """Run the schedule, and check its promises."""
         for one in self.addresses:
             self._start_at(one)
         for number in range(self.random.randint(2, 5)):
@@ -105,7 +105,7 @@ class Schedule(Simulation):
     def new_process(self, *, is_steady: bool = False, lists_all: bool = False) -> Process:
         choose = self.random.choice
         lists_all |= is_steady or self.random.random() < 0.7
-        # A process that lists no forwarder which the first ones know may be a layer of its own.
+        # A process that lists no forwarder known to the first ones may be a layer of its own.
         some = self.random.sample(self.addresses, self.random.randint(1, len(self.addresses)))
         some = list(dict.fromkeys((choose(self.addresses[: self.count]), *some)))
         process = self.start_process(
@@ -145,7 +145,7 @@ class Schedule(Simulation):
             self._churn(process)
 
     def _churn(self, process: Process) -> None:
-        """Let a consumer join for a while, at a process that is not steady or in a group that it belongs to."""
+        """Let a consumer join for a while, at a process that is not steady or in a group of that process."""
         groups = [group for group in GROUPS if process not in self.steady or self._is_member(process, group)]
         if groups and len(self.churning) < 40:
             self._open += 1
@@ -204,7 +204,7 @@ class Schedule(Simulation):
         alive = self._alive()
         if alive and not any(one.is_frozen for one in self.processes if not one.is_gone):
             if any(one.closed_at + 1.0 > self.world.now for one in self.processes):
-                return  # no client would send again what it has just delivered
+                return  # no client would repeat a message that it has just delivered
             self.kill_forwarder(self.random.choice(alive))
 
     def _drain(self) -> None:
@@ -232,7 +232,7 @@ class Schedule(Simulation):
             forwarder.freeze(seconds)
 
     def _add(self) -> None:
-        """Start a forwarder at an address that only one process knows, a new one."""
+        """Start a forwarder at an address that only a single, new process knows."""
         if len(self.addresses) < 4:
             one = address(len(self.addresses) + 1)
             self.addresses = [*self.addresses, one]
@@ -246,7 +246,7 @@ class Schedule(Simulation):
 
     def _cut(self, line: Line, what: str) -> None:
         at_once, late = ((0.001, 0.001), (0.001, 0.5), (0.05, 3.0)), ((0.3, 0.001), (2.0, 3.5))
-        # If a sender changes to another forwarder before a cut is noticed, the gap is given up too early.
+        # If a sender switches to another forwarder before a cut is noticed, the gap is given up too early.
         must_notice = line.port == "pub" and line.socket.process in self.steady
         near, far = self.random.choice(at_once if must_notice else at_once + late)
         self.note(f"cut {what} of {line.socket.process.number} to {line.socket.address}: {near} {far}")
@@ -282,7 +282,7 @@ class Schedule(Simulation):
 
     def _block(self) -> None:
         process = self.random.choice(self.living())
-        # Who does not read for longer than senders keep what was acknowledged may miss the beginning of a run.
+        # A process that does not read for longer than senders keep acknowledged frames may miss the beginning of a run.
         seconds = self.random.uniform(*((0.05, 0.4) if process in self.steady else SHORT))
         self.note(f"block the loop of {process.number} for {seconds:.3f}")
         process.block(seconds)
@@ -332,16 +332,16 @@ class Schedule(Simulation):
         except ForwarderUnavailable:
             return
         self.note(f"flushed by {process.number}")
-        if was_up and self._all_up() and self.fault_at <= called - LONG[1]:  # a stalled copy may still come
+        if was_up and self._all_up() and self.fault_at <= called - LONG[1]:  # a stalled copy may still arrive
             self.ledger.flushed = max(called, self.ledger.flushed)
 
     def _all_up(self) -> bool:
-        """Return whether every process reaches every forwarder: a flush does not wait for those that are cut off."""
+        """Return whether every process reaches every forwarder; a flush does not wait for those that are cut off."""
         links = [link for one in self.living() for link in one.links._links.values()]
         return all(link.state is State.UP for link in links if link.forwarder not in self.nowhere)
 
     def _join_failed(self, process: Process, member: Member) -> None:
-        """Check that a join has failed for a reason: a fault after it was called, or no forwarder that is well."""
+        """Check that a join failed for a reason: a fault since the call, or no well forwarder."""
         super()._join_failed(process, member)
         links = process.links._links.values()
         up = {link.instance for link in links if link.state is State.UP and link._greeted_at < self.world.now - 1.0}
@@ -351,7 +351,7 @@ class Schedule(Simulation):
         ), "a join has failed although a forwarder was there"
 
     fault_at = 0.0
-    """When the last fault has begun, or a stall has ended."""
+    """Time when the last fault began or the last stall ended."""
 
     # The end
 
@@ -360,10 +360,10 @@ class Schedule(Simulation):
         self.is_healing = True
         self.traffic_every = 0.5
         self._start_all()
-        self.world.after(12.0, self._start_all)  # those that drain now end before
+        self.world.after(12.0, self._start_all)  # draining forwarders have ended by then
 
     def _heal_all(self) -> None:
-        """Let time pass until every link is up, or should be."""
+        """Run until every link is up, or should be."""
         until = self.world.now + HEALING
         self.run(15.0)
         while self.world.now < until and not self._is_healed():
@@ -378,7 +378,7 @@ class Schedule(Simulation):
         )
 
     def _known(self) -> list[Forwarder]:
-        """Return the forwarders that live and that any process knows."""
+        """Return the living forwarders that at least one process knows."""
         known = {forwarder for process in self.living() for forwarder in process.links._links}
         return [one for one in self._alive() if not known.isdisjoint(one.addresses)]
 
@@ -389,7 +389,7 @@ class Schedule(Simulation):
                 self._start_at(one)
 
     def _last_messages(self) -> None:
-        """Send to all channels, so that all gaps are detected; and read the waiting messages."""
+        """Send to all channels, so that all gaps are detected, and read the waiting jobs."""
         self.note("quiet")
         for process in self.living():
             for group in GROUPS:
@@ -438,7 +438,7 @@ class Schedule(Simulation):
     def _check_jobs(self) -> None:
         for one in self._alive():
             self._count_drops(one)
-            for queue in one.exchange.queues.by_channel.values():  # of one that has been forgotten
+            for queue in one.exchange.queues.by_channel.values():  # or of a forwarder that all have forgotten
                 self._excuse_payloads(entry.payload for entry in queue.waiting.values())
         dropped = [one.client.counters.dropped for one in self.processes]
         counted = self.drops + sum(one["lost_delivery"] + one["outbox_expired"] for one in dropped)
@@ -467,7 +467,7 @@ class Schedule(Simulation):
         if process in self.steady or not churns:
             missed = self.ledger.missed(process)
             counted = counters.dropped["missed"]
-            # A process that joined later also counts what is missing between old frames that are sent again.
+            # A process that joined later also counts the messages missing between old frames that are sent again.
             is_late = min((one.called for one in self.members[process]), default=0.0) > self.begun + WARM_UP
             assert counted == missed or (is_late and counted > missed), (
                 f"{process.number} has missed {missed} and counted {counters.dropped['missed']}"
@@ -475,10 +475,10 @@ class Schedule(Simulation):
 
     def _must_arrive(self, message: Message, process: Process, member: Member | None = None) -> bool:
         if member is not None and member.left is not None and message.published > member.left - 20:
-            return False  # it may have been under way
+            return False  # it may have been in transit
         if member is not None and message.published < (member.joined or 0.0) + JUST_JOINED:
             copies = process.read.get(message.payload, [])
             if any(wire.read_group(copy)[3] & wire.FLAG_ACKNOWLEDGED for _, copy in copies):
-                return False  # its members of that time have most likely got it, and nobody knows exactly who they were
-        # What a process could not deliver before it was closed, or killed, is gone with it.
+                return False  # its members then most likely got it, and the exact set of them is unknown
+        # Messages that a process could not deliver before it was closed or killed are lost with it.
         return (not message.sender.is_gone or message.sender.has_delivered) and process not in message.unknown_to

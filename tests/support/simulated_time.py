@@ -1,6 +1,6 @@
-"""One clock, one list of what happens next, and coroutines that run on them: a simulation needs no thread and no loop.
+"""One clock, one list of future calls, and coroutines that run on them: a simulation needs neither threads nor loops.
 
-Everything that happens at one moment happens in the order in which it was arranged, so a run depends on its seed alone.
+Calls at the same time run in the order in which they were scheduled, so that a run depends on its seed alone.
 """
 
 from collections.abc import Callable, Coroutine, Generator
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from simulated_process import Process
 
 Entry = list[Any]
-"""A call to come: when, its place among those of that moment, what is called, with which arguments."""
+"""A scheduled call: its time, its position among those of that time, the function, and the arguments."""
 Done = Callable[[Any, BaseException | None], None]
-"""Called with the result of a coroutine, and the exception by which it ended instead."""
+"""Called with the result of a coroutine, or with the exception that ended it."""
 
 
 class World:
     """The time of a simulation and its random choices.
 
     Args:
-        seed: Of the random choices.
+        seed: Seed of the random choices.
     """
 
     def __init__(self, seed: int) -> None:
@@ -43,7 +43,7 @@ class World:
         return round(self.now * 1e9)
 
     def after(self, seconds: float, action: Callable[..., object], *args: Any) -> Entry:
-        """Arrange for a call; return what `cancel` takes."""
+        """Schedule a call, and return the argument for `cancel`."""
         self._order += 1
         entry = [self.now + seconds, self._order, action, args]
         heappush(self._heap, entry)
@@ -66,7 +66,7 @@ class World:
 
 
 class Future:
-    """What a coroutine awaits; the part of asyncio's that the library uses."""
+    """A future that a coroutine awaits, reduced to the part of asyncio's that the library uses."""
 
     def __init__(self) -> None:
         self._is_done = False
@@ -120,16 +120,16 @@ class Timer:
 
 
 class Cancelled(BaseException):
-    """Stands in for asyncio's `CancelledError`."""
+    """A stand-in for asyncio's `CancelledError`."""
 
 
 class Task:
     """A coroutine on the loop of a process.
 
     Args:
-        loop: Of the process.
-        coroutine: Runs at once, until it waits.
-        done: Called with the result, and the exception by which it ended instead.
+        loop: The loop of the process.
+        coroutine: The coroutine, which runs at once until it waits.
+        done: Called with the result, or with the exception that ended the coroutine.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Task:
             self._step(None)
 
     def throw(self, error: BaseException) -> None:
-        """End what the coroutine waits for by an exception."""
+        """Raise an exception in the coroutine in place of what it awaits."""
         if not self.is_over:
             self._step(error)
 
@@ -192,7 +192,7 @@ class Asyncio:
     """The names of asyncio that a connection uses.
 
     Args:
-        world: Whose time counts.
+        world: The simulation's time.
     """
 
     def __init__(self, world: World) -> None:
@@ -207,7 +207,7 @@ class Asyncio:
 
 
 async def sleep(loop: Loop, seconds: float) -> None:
-    """Let a coroutine wait."""
+    """Suspend a coroutine for a number of seconds."""
     future = loop.create_future()
     loop.world.after(seconds, future.set_result, None)
     await future

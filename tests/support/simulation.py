@@ -1,4 +1,4 @@
-"""A random schedule: clients and forwarders, traffic, faults, and what has to hold in the end."""
+"""A simulation of clients and forwarders with traffic, faults and checks."""
 
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -26,11 +26,11 @@ GROUPS = ("one", "two", "three")
 JOBS = ("work", "mail")
 JOB_CAPACITY = 20
 SHORT, LONG = (0.1, 2.5), (3.8, 7.0)
-"""For how long something stands still: subscribers notice the longer times, and never the shorter ones."""
+"""Ranges for the seconds of a freeze: subscribers notice the longer ones and never the shorter ones."""
 
 
 def address(number: int, net: int = 0) -> discovery.Forwarder:
-    """Return the addresses of a forwarder; in another net it has other ones."""
+    """Return the addresses of a forwarder, which differ for each net."""
     return discovery.Forwarder(f"tcp://10.{net}.0.{number}:5555", f"tcp://10.{net}.0.{number}:5556")
 
 
@@ -39,12 +39,12 @@ def bytes_of(payload: Payload) -> bytes:
 
 
 class Simulation:
-    """Clients and forwarders, and what happens to them.
+    """Clients and forwarders, with their traffic and faults.
 
     Args:
-        monkeypatch: Undoes what is replaced.
-        seed: Of the random choices.
-        write: Called with a line for each fault, to find out what happened; None for no output.
+        monkeypatch: Undoes the replacements.
+        seed: Seed of the random choices.
+        write: Called with a line for each event; None for no output.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Simulation:
         self.steady: set[Process] = set()
         self._numbers = 0
         self.drops = 0
-        """Jobs that are counted as lost, by forwarders that are gone."""
+        """Number of jobs that forwarders which have ended have counted as lost."""
         self.is_quiet = False
         self._open_calls: dict[Hashable, Process] = {}
         self.reads_jobs = True
 
-    # Making
+    # Creation
 
     def start_forwarder(self, *addresses: discovery.Forwarder) -> Forwarder:
         forwarder = Forwarder(self.world, self.network, addresses, self.random.randbytes(8))
@@ -116,7 +116,7 @@ class Simulation:
             self.ledger.received(process, channel, bytes_of(payload), member)
 
     def join(self, process: Process, group: str, name: str) -> Member:
-        """Let a new consumer join a group and read; return its membership."""
+        """Let a new consumer join a group and read, and return its membership."""
         channel = f"specific.{process.client.inbox.decode()}!{name}"
         member = self.ledger.member(process, channel, wire.group_topic(group))
         self._open_calls[member] = process
@@ -146,7 +146,7 @@ class Simulation:
             member.process.connection.leave(member.topic, member.channel)
 
     async def _work(self, process: Process, channel: str, pause: float, count: float) -> None:
-        """Read so many jobs, now and then with a pause."""
+        """Read a number of jobs, some of them followed by a pause."""
         while count > 0:
             count -= 1
             payload = await process.connection.receive(channel, JOB_CAPACITY, normal=True)
@@ -199,10 +199,10 @@ class Simulation:
         finally:
             self._open_calls.pop(message, None)
 
-    # What happens on the way
+    # Frames in transit
 
     def _copy_was_sent(self, copy: bytes, address: str) -> None:
-        """Note which steady processes cannot get a message, since they do not know its forwarder yet."""
+        """Record the steady processes that cannot receive a message, because they do not know its forwarder yet."""
         message = self.ledger.of(copy)
         for process in self.steady:
             ways = [link.forwarder.pull for link in process.links._links.values() if link.instance]
@@ -210,7 +210,7 @@ class Simulation:
                 message.unknown_to.add(process)
 
     def _frame_was_lost(self, frame: bytes) -> None:
-        """Excuse jobs that were being handed back: it is unknown whether they have arrived."""
+        """Excuse a lost job that was going back, because its arrival is unknown."""
         if frame[:1] == b"B":
             self.ledger.excused.add(self.ledger.of(frame).number)
 
@@ -248,13 +248,13 @@ class Simulation:
         process.kill()
 
     def close_process(self, process: Process) -> None:
-        """Close a process in order; what it could not hand back is excused."""
+        """Close a process gracefully, and excuse the jobs that it could not hand back."""
         mailboxes = process.client.mailboxes
         assert mailboxes.waiting == sum(len(box.mail) for box in mailboxes.boxes.values())
         process.close(lambda: self._excuse_held(process))
 
     def _excuse_held(self, process: Process) -> None:
-        """Excuse the jobs that a process had received."""
+        """Excuse the jobs that a process holds."""
         for channel in JOBS:
             box = process.client.mailboxes.boxes.get(channel)
             if box is not None:
@@ -264,7 +264,7 @@ class Simulation:
         for socket in process.context.sockets:
             self._excuse(getattr(socket, "_inbox", ()))
 
-    # Looking on
+    # Observation
 
     def note(self, line: str) -> None:
         if self._write is not None:
@@ -280,7 +280,7 @@ class Simulation:
             assert line.level < logging.ERROR, text
 
     def check(self) -> None:
-        """Check what holds at any time."""
+        """Check the invariants of each living process."""
         for process in self.living():
             check_process(process)
 
@@ -292,7 +292,7 @@ class Simulation:
             task.close()
 
     def run(self, seconds: float) -> None:
-        """Let time pass, with a look at everything now and then."""
+        """Let time pass, and check the invariants every half second."""
         end = self.world.now + seconds
         while self.world.now < end:
             self.world.run(min(0.5, end - self.world.now))
@@ -300,7 +300,7 @@ class Simulation:
 
 
 def check_process(process: Process) -> None:
-    """Check that the books of a process agree with each other."""
+    """Check that the data structures of a process agree with each other."""
     links = process.links
     up = [link for link in links._links.values() if link.state is State.UP and link.forwarder not in links._ignored]
     homes, serving = [link for link in up if link.is_home], links._homes.serving

@@ -26,7 +26,7 @@ CONNECTED, DISCONNECTED = zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED
 ONE, TWO = b"1" * 8, b"2" * 8
 """Two instances of a forwarder."""
 INVALID = "nonsense"
-"""An address without a transport: no socket can be connected to it."""
+"""An address without a transport, to which no socket can connect."""
 
 
 def options(**changes: Any) -> Options:
@@ -43,7 +43,7 @@ def options(**changes: Any) -> Options:
 
 
 class Push:
-    """The producers' side: what was sent, or no room for it."""
+    """The producer's side, which records the frames, or refuses them as full."""
 
     is_full = False
     curve_serverkey: bytes
@@ -83,7 +83,7 @@ class Push:
 
 
 class Monitor:
-    """Reports nothing: a test calls the link with events."""
+    """A monitor without events: a test calls the link with them."""
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -93,7 +93,7 @@ class Monitor:
 
 
 class Context:
-    """Makes stand-ins, and keeps them."""
+    """A context that creates stand-ins and keeps them."""
 
     def __init__(self) -> None:
         self.pushes: list[Push] = []
@@ -113,7 +113,7 @@ class Context:
 
 
 class Subscriber:
-    """The subscribers' side, as a link sees it."""
+    """The subscriber's side, as a link uses it."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class Subscriber:
         return self.has_input() or (self.others_come_first and self.probed_at + SILENT_AFTER > now)
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
-        while self.read():  # in one go
+        while self.read():  # all at once
             pass
         self.begin_session(before())
 
@@ -219,13 +219,13 @@ class Subscriber:
 
 
 def feed(client: Client, frame: bytes, attachment: Attachment) -> None:
-    """Let a client take a frame, all of it."""
+    """Feed a frame to a client, with all its steps."""
     for _ in client.feed(frame, attachment) or ():
         pass
 
 
 def replace_sockets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-    """Let links be made of stand-ins, at the time of a clock."""
+    """Let links use stand-ins, at the time of a clock."""
     monkeypatch.setattr(link_module, "Subscriber", Subscriber)
     monkeypatch.setattr(push_module, "plain_send", lambda push: push.send)
     for module in (link_module, downlink_module):
@@ -233,7 +233,7 @@ def replace_sockets(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
 
 
 def perform(client: Client, transport: Any) -> None:
-    """Do what the steps of a client want done, as its connection does."""
+    """Perform the actions in a client's output, as its connection does."""
     while client.out.busy:
         todo = client.out.take()
         if todo.emptied:
@@ -249,12 +249,12 @@ def perform(client: Client, transport: Any) -> None:
 
 
 class Exchange:
-    """What a forwarder answers on one link: a test says when.
+    """The answers of a forwarder on one link, at times that a test chooses.
 
     Args:
         link: The link, made of stand-ins.
-        client: Whose link it is.
-        instance: Of the forwarder.
+        client: The client of the link.
+        instance: The instance of the forwarder.
     """
 
     def __init__(self, link: link_module.Link, client: Client, instance: bytes = ONE) -> None:
@@ -266,7 +266,7 @@ class Exchange:
 
     @property
     def push(self) -> Push:
-        """The PUSH that is open; None for none, which few tests ask for."""
+        """The open PUSH, or None, which only few tests have to expect."""
         return cast(Push, None if self.link._uplink.current is None else self.link._uplink.current._socket)
 
     def connected(self) -> None:
@@ -279,7 +279,7 @@ class Exchange:
         self.link._push_event(DISCONNECTED)
 
     def publish(self, frame: bytes) -> None:
-        """Let a frame arrive, and be read."""
+        """Let a frame arrive, and read it."""
         feed(self.client, frame, self.link.attachment)
 
     def welcome(
@@ -308,6 +308,6 @@ class Exchange:
         return [wire.ECHO.decode(frame).n for frame in self.push.frames if frame[:1] == b"E"]
 
     def payloads(self) -> list[bytes]:
-        """Remove what was sent; return the payloads of the group messages, in order, also of those in batches."""
+        """Remove the sent frames, and return the payloads of the group messages in order, also of those in batches."""
         frames = [one for frame in self.push.take() if frame[:1] == b"G" for one in wire.split(frame)]
         return [wire.read_group(frame)[5] for frame in frames]

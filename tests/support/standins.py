@@ -1,4 +1,4 @@
-"""A stand-in for a forwarder, by which a test decides what a client is sent, and when."""
+"""A stand-in for a forwarder, with which a test decides which frames a client receives, and when."""
 
 import itertools
 import secrets
@@ -15,9 +15,9 @@ PATIENCE = 20.0
 
 
 class StandIn:
-    """A forwarder inside the test: it answers as the wire protocol asks, and publishes whatever it is given.
+    """A forwarder inside the test: it answers by the wire protocol, and publishes any frame that it is given.
 
-    Every client is subscribed to everything, so that nothing is held back for want of a topic.
+    Every client is subscribed to everything, so that no frame is dropped for lack of a subscription.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str) -> None:
@@ -34,7 +34,7 @@ class StandIn:
         _bind(self._pull, pull)
         _bind(self._xpub, pub)
         self.holds_syncs = False
-        """Whether syncs are kept instead of being answered, oldest first."""
+        """Whether syncs are kept, oldest first, instead of being answered."""
         self.held: list[bytes] = []
         self._poller = zmq.Poller()
         self._poller.register(self._pull, zmq.POLLIN)
@@ -53,7 +53,7 @@ class StandIn:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Answer in a thread meanwhile."""
+        """Answer in a thread during the block."""
         done = threading.Event()
         thread = threading.Thread(target=self._serve, args=(done.is_set,))
         thread.start()
@@ -69,7 +69,7 @@ class StandIn:
         self.serve_until(lambda: number in self.confirmed)
 
     def ask(self, add: int, group: bytes, channel: bytes) -> int:
-        """Ask the client to add a channel to a group or take it out; its answer will be in `confirmed`."""
+        """Ask the client to add a channel to a group or to discard it; its answer will be in `confirmed`."""
         number = next(self._numbers)
         self.publish(wire.ASK.encode(wire.Ask(self.client, number, add, self._inbox, group, channel)))
         return number
@@ -94,7 +94,7 @@ class StandIn:
             welcome = wire.Welcome(inbox, wire.VERSION, wire.State.SERVING, self._instance, self.session, 1)
             self.publish(wire.WELCOME.encode(welcome))
         elif frame[:1] == b"Y" and self.holds_syncs:
-            if frame not in self.held:  # it is repeated until it is answered
+            if frame not in self.held:  # a sync is repeated until it is answered
                 self.held.append(frame)
         elif frame[:1] == b"Y":
             self.answer_sync(frame)
@@ -108,7 +108,7 @@ class StandIn:
 
 
 def _bind(socket: zmq.Socket[bytes], address: str) -> None:
-    """Bind an address that another socket may have left a moment ago; ZeroMQ closes on its own time."""
+    """Bind an address that another socket may have just released, since ZeroMQ closes sockets asynchronously."""
     end = time.monotonic() + PATIENCE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Strangers: raw sockets that speak the protocol, frames that do not, and what is not even ZeroMQ."""
+"""Strangers: raw sockets that speak the protocol, malformed frames, and bytes that are not even ZeroMQ."""
 
 import secrets
 import socket
@@ -15,7 +15,7 @@ PATIENCE = 20_000
 
 
 class Peer:
-    """Raw sockets of one client process; at an embedded producer, which has no producers' port, only one."""
+    """Raw sockets of one client process; only one at an embedded producer, which has no port for producers."""
 
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], pull: str | None, pub: str, secret: bytes | None = None
@@ -47,7 +47,7 @@ class Peer:
         self.xsub.send(frame)
 
     def await_kind(self, layout: wire.Layout[Any]) -> bytes:
-        """Read until a frame of this kind comes to the inbox."""
+        """Read until a frame of this kind arrives at the inbox."""
         while True:
             frame = self.xsub.recv()
             if frame.startswith(wire.inbox_topic(self.inbox)) and frame[wire.SUB_KIND] == layout.kind:
@@ -76,16 +76,20 @@ class Peer:
 
 
 def opening(secret: bytes) -> list[bytes]:
-    """Return the frames by which a client begins, on a new socket: it claims its inbox and subscribes to it."""
+    """Return the first frames of a client on a new socket: it claims its inbox and subscribes to it."""
     inbox = wire.claimable(secret)
     return [wire.CLAIM.encode(wire.Claim(inbox, secret)), wire.subscription(wire.inbox_topic(inbox))]
 
 
 class RawPeer:
-    """A peer without ZeroMQ: it sends whatever it is asked to, and nothing else. It receives nothing."""
+    """A peer without ZeroMQ, which sends only the frames that it is given, and receives nothing."""
 
     def __init__(self, port: int, kind: str = "XSUB") -> None:
-        """Connect; raises OSError if the connection is ended meanwhile."""
+        """Connect.
+
+        Raises:
+            OSError: If the connection ends meanwhile.
+        """
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE / 1000)
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
         metadata = b"\x0bSocket-Type" + (4).to_bytes(4) + kind.encode()
@@ -106,7 +110,11 @@ class RawPeer:
         return data
 
     def send(self, *frames: bytes) -> None:
-        """Send frames; raises OSError once the connection has ended."""
+        """Send frames.
+
+        Raises:
+            OSError: If the connection has ended.
+        """
         self.socket.sendall(on_the_wire(*frames))
 
     def subscribe(self, topic: bytes) -> None:
@@ -117,13 +125,13 @@ class RawPeer:
 
 
 def on_the_wire(*frames: bytes) -> bytes:
-    """Return the bytes of frames behind the handshake."""
+    """Return the bytes of frames that follow the handshake."""
     heads = (b"\0%c" % len(frame) if len(frame) < 256 else b"\2" + len(frame).to_bytes(8) for frame in frames)
     return b"".join(part for both in zip(heads, frames, strict=True) for part in both)
 
 
 def well_formed(inbox: bytes, session: int = 1) -> list[bytes]:
-    """One frame of each kind, for a client that is there."""
+    """Return one frame of each kind, for a connected client."""
     return [
         wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 3)),
         wire.BATCHING.encode(wire.Batching(inbox, session)),
@@ -153,10 +161,10 @@ def well_formed(inbox: bytes, session: int = 1) -> list[bytes]:
 
 
 def mutated(rng: Random, frames: list[bytes], flushing: bool) -> Iterator[bytes]:
-    """Yield frames without end: broken in one of several ways, and now and then whole.
+    """Yield frames without end: most are broken in one of several ways, and some are whole.
 
-    A flush empties everything and drops messages until it is over, so there are times without. Frames for which an
-    exchange ends the connection are left out.
+    A flush empties everything and drops messages until it is over, so frames may be requested without one. Frames for
+    which an exchange ends the connection are left out.
     """
     kinds = b"HYRBQMEfGP\0\1"
     frames = [frame for frame in frames if flushing or frame[:1] != b"F"]
@@ -168,7 +176,7 @@ def mutated(rng: Random, frames: list[bytes], flushing: bool) -> Iterator[bytes]
                 raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
         elif way < 0.6:  # cut short
             del raw[rng.randrange(len(raw)) :]
-        elif way < 0.7:  # bytes too many, or missing in the middle
+        elif way < 0.7:  # surplus bytes, or missing ones in the middle
             at = rng.randrange(len(raw))
             raw[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(9))
         elif way < 0.8:  # a foreign inbox
@@ -186,7 +194,7 @@ def mutated(rng: Random, frames: list[bytes], flushing: bool) -> Iterator[bytes]
 
 
 def oversized(context: zmq.Context[zmq.Socket[bytes]], kind: zmq.SocketType, address: str, size: int) -> None:
-    """Send what is too large, on a connection of its own, for it is cut."""
+    """Send a message that is too large, on a separate connection, because the other side cuts it."""
     with context.socket(kind) as one:
         one.connect(address)
         one.send(b"G" + bytes(size + wire.MAX_OVERHEAD))
@@ -194,7 +202,7 @@ def oversized(context: zmq.Context[zmq.Socket[bytes]], kind: zmq.SocketType, add
 
 
 def no_zeromq(ports: list[int], rng: Random) -> None:
-    """Speak to both ports what is not even ZeroMQ."""
+    """Send bytes that are not even ZeroMQ to each port."""
     for port in ports:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as stranger, suppress(OSError):
             stranger.sendall(rng.choice((b"GET / HTTP/1.1\r\n\r\n", rng.randbytes(200), b"\xff" + bytes(9) + b"\x7f")))

@@ -1,4 +1,4 @@
-"""A cluster in memory and an operator in it, whose looks a test makes."""
+"""An in-memory cluster with an operator, whose work queue a test runs."""
 
 from base64 import b64decode
 from collections.abc import Callable
@@ -28,7 +28,7 @@ STATUS = ("apply", f"{KIND}/status", "chat")
 
 
 class World:
-    """A cluster and an operator in it, whose looks a test makes."""
+    """An in-memory cluster with an operator, whose work queue a test runs."""
 
     def __init__(self, spec: Any = None) -> None:
         self.cluster = FakeCluster()
@@ -42,7 +42,7 @@ class World:
         return self.cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec})
 
     def start(self) -> None:
-        """Start an operator; the one before, if there is one, is gone."""
+        """Start an operator in place of the previous one, if there was one."""
         self.due: set[Key] = set()
         self.reconciler = Reconciler(self.cluster, CHOICES, clock=lambda: self.now)
         self.cluster.watchers.clear()
@@ -52,7 +52,7 @@ class World:
         self.now += timedelta(**time)
 
     async def settle(self, looks: int = 20) -> float:
-        """Look as long as there is a reason to; return seconds until the next look."""
+        """Reconcile until no layer is due, and return the seconds until the next reconciliation."""
         again = float("inf")
         for _ in range(looks):
             if not self.due:
@@ -62,7 +62,7 @@ class World:
         pytest.fail("there is always something to do")
 
     def asked(self) -> list[Request]:
-        """Return the requests since the last call."""
+        """Return the requests since the last call, and reset the log."""
         found, self.cluster.log = self.cluster.log, []
         return found
 
@@ -96,12 +96,12 @@ class World:
         return b64decode(self.child("Secret", name)["data"][entry]).decode()
 
     def keys(self) -> tuple[str, str]:
-        """Return the forwarders' key and the applications'."""
+        """Return the secret keys of the forwarders and of the applications."""
         client = self.secret("chat-client", "CHANNELS_ZMQ_CURVE_SECRET_KEY")
         return self.secret("chat-forwarder", "secret-key"), client
 
     def check(self) -> None:
-        """Check that everything is as it should be, and fits together."""
+        """Check that all objects exist as rendered, and that their keys match."""
         layer, (server, client) = self.layer(), self.keys()
         allowed = tuple(self.secret("chat-forwarder", "allowed-keys").split())
         public = zmq.curve_public(server.encode()).decode()
@@ -118,14 +118,14 @@ class World:
 
 
 def includes(found: Any, wanted: Any) -> bool:
-    """Return whether an object is as it was rendered, but for what the cluster adds."""
+    """Return whether an object is as rendered, apart from additions by the cluster."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and all(key in found and includes(found[key], wanted[key]) for key in wanted)
     return bool(found == wanted)
 
 
 def ready(found: Manifest) -> None:
-    """Do what the controller of Deployments does."""
+    """Update a Deployment's status as its controller does when all pods are ready."""
     generation = found["metadata"]["generation"]
     numbers = dict.fromkeys(NUMBERS, found["spec"]["replicas"])
     found["status"] = {**numbers, "observedGeneration": generation}

@@ -1,4 +1,4 @@
-"""Up to which time everything has arrived, by the answers to probes."""
+"""The time until which everything has arrived, by the answers to probes."""
 
 import pytest
 from fakes import Clock
@@ -40,7 +40,7 @@ def rig(clock: Clock) -> Rig:
 
 
 def test_what_was_published_before_an_answered_probe_was_sent_has_arrived(rig: Rig) -> None:
-    """Before the first answer that is nothing but what came before the session."""
+    """All messages before an answered probe have arrived; before the first answer, all those before the session."""
     rig.clock.now += 5.0
     sent_at, number = rig.clock.now, rig.probe(rig.clock.now)
     rig.clock.now += 1.0
@@ -50,7 +50,7 @@ def test_what_was_published_before_an_answered_probe_was_sent_has_arrived(rig: R
 
 
 def test_each_answer_counts_for_its_own_probe(rig: Rig) -> None:
-    """Though a later one is on its way."""
+    """Each answer proves the time of its own probe, also while a later one is pending."""
     first_at, first = rig.clock.now + 1.0, 0
     for _ in range(2):
         rig.clock.now += 1.0
@@ -63,7 +63,7 @@ def test_each_answer_counts_for_its_own_probe(rig: Rig) -> None:
 
 
 def test_a_session_begins_without_probes(rig: Rig) -> None:
-    """The answers to those of the former one have no meaning in it."""
+    """A new session begins without probes, because answers to those of the former one have no meaning in it."""
     number = rig.probe(rig.clock.now)
     rig.clock.now += 1.0
     rig.arrivals.begin(rig.clock.now)
@@ -72,7 +72,7 @@ def test_a_session_begins_without_probes(rig: Rig) -> None:
 
 
 def test_a_probe_is_repeated_until_it_is_answered(rig: Rig) -> None:
-    """The exchange may have dropped it. For a later time there is another one."""
+    """A probe is repeated until it is answered, as the exchange may drop it; a later time gets a probe of its own."""
     since = rig.clock.now - 1.0
     number = rig.probe(since)
     rig.clock.now += PROBE_EVERY - 0.1
@@ -87,7 +87,7 @@ def test_a_probe_is_repeated_until_it_is_answered(rig: Rig) -> None:
 
 
 def test_while_much_arrives_there_is_a_probe_each_second(rig: Rig) -> None:
-    """Not while little does: to replay it is cheap."""
+    """While much arrives there is one probe a second, and none for little input, whose replay would be cheap."""
     rig.reads(PROBE_BYTES - 1)
     assert rig.routine() == 0
     rig.reads()
@@ -99,7 +99,7 @@ def test_while_much_arrives_there_is_a_probe_each_second(rig: Rig) -> None:
 
 
 def test_a_routine_probe_waits_for_its_answer(rig: Rig) -> None:
-    """It is repeated, and no other one takes its place, as none would be answered on a link that is far behind."""
+    """A routine probe is repeated until its answer: on a slow link, ever new probes would never be answered."""
     rig.reads(PROBE_BYTES)
     number = rig.routine()
     rig.reads(PROBE_BYTES)
@@ -107,7 +107,7 @@ def test_a_routine_probe_waits_for_its_answer(rig: Rig) -> None:
 
 
 def test_more_may_come_until_a_probe_is_answered(rig: Rig) -> None:
-    """As long as frames arrive ahead of the answer; without any for no longer than the largest one takes."""
+    """Until a probe is answered, more may come: while frames arrive, and then for the largest frame's time."""
     rig.reads()
     assert not rig.are_behind()
     number = rig.probe(rig.clock.now)

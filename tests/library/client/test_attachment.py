@@ -1,4 +1,4 @@
-"""What a client knows of one exchange."""
+"""The state that a client keeps for one exchange."""
 
 import pytest
 from fakes import Clock
@@ -16,12 +16,12 @@ def attachment(clock: Clock) -> Attachment:
 
 
 def test_an_exchange_is_waited_for_from_the_beginning(attachment: Attachment) -> None:
-    """It may be one that others use already: a join that did not wait for it could miss their messages."""
+    """A new attachment counts as reachable, so that a join waits: otherwise messages could be missed."""
     assert attachment.is_reachable
 
 
 def test_what_an_exchange_reports_while_it_settles_is_not_the_number_of_its_clients(attachment: Attachment) -> None:
-    """Most are not back yet; the next exchange would not wait for the others."""
+    """A settling exchange does not update the number of clients: most are not back, and the next one must await all."""
     counts = []
     for state, clients in ((State.SERVING, 50), (State.SETTLING, 1), (State.SERVING, 49), (State.DRAINING, 48)):
         attachment.welcomed(wire.Welcome(INBOX, wire.VERSION, state, b"instance", 1, clients))
@@ -30,7 +30,7 @@ def test_what_an_exchange_reports_while_it_settles_is_not_the_number_of_its_clie
 
 
 def test_each_exchange_has_a_window_and_credit_of_its_own(attachment: Attachment, clock: Clock) -> None:
-    """With the bounds of its client."""
+    """Each exchange has its own window and credit, with the bounds of its client."""
     other = Attachment(INBOX, 4, lambda cause, count: None, window=2, window_bytes=2**20, clock=clock)
     for _ in range(2):
         attachment.window.append(b"x")
@@ -53,13 +53,13 @@ def test_each_exchange_has_a_window_and_credit_of_its_own(attachment: Attachment
 def test_returned_messages_are_taken_over_once_and_gaps_are_known(
     attachment: Attachment, ordinals: list[int], lost: list[int], count: int
 ) -> None:
-    """The exchange sends them once and in order by one connection: what is missing before one does not come."""
+    """Each returned message is taken over once; on one ordered connection, a skipped ordinal means a lost message."""
     assert [attachment.take_over(ordinal) for ordinal in ordinals] == lost
     assert attachment.taken_over == count
 
 
 def test_a_new_session_counts_returned_messages_anew(attachment: Attachment) -> None:
-    """The exchange counts from 1 in each."""
+    """A new session counts returned messages from 1 again, as the exchange does."""
     for ordinal in (1, 2):
         attachment.take_over(ordinal)
     attachment.begin_session(4, b"instance")

@@ -1,4 +1,4 @@
-"""One client process: a frame comes in; frames to send and readers to wake come out."""
+"""One client process: it takes a frame, and returns frames to send and readers to wake."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ TTL = 60_000
 
 @pytest.fixture
 def client(clock: Clock) -> Client:
-    """At one exchange, whose session has begun."""
+    """Return a client at one exchange, whose session has begun."""
     client = Client(SECRET, SENDER, clock=clock)
     client.receiver.own_names = AnyName()
     client.begin_session(client.attach(), SESSION, b"instance")
@@ -41,13 +41,13 @@ def client(clock: Clock) -> Client:
 
 @pytest.fixture
 def pair(client: Client) -> Client:
-    """At two exchanges, whose sessions have begun."""
+    """Return a client at two exchanges, whose sessions have begun."""
     client.begin_session(client.attach(), SESSION + 1, b"instance")
     return client
 
 
 def feed(client: Client, frame: bytes, exchange: int = 0) -> None:
-    """Let an exchange send a frame, the first one unless a test says otherwise; nothing else is there to be read."""
+    """Feed a frame from an exchange, by default the first one, when no other input is pending."""
     for _ in client.feed(frame, client.attachments[exchange]) or ():
         pass
     client.gaps.all_is_read()
@@ -101,7 +101,7 @@ def add(client: Client, channel: str = "a", topic: wire.Topic = G, *, life: floa
 
 
 def wait(client: Client, channel: str = "a", *, normal: bool = False) -> Reader:
-    """Let a reader wait for a message that is not there."""
+    """Let a reader wait on an empty mailbox, and return it."""
     box, reader = client.mailboxes.open(channel, 9), Reader()
     assert client.mailboxes.take(box) is None
     box.waiters.append(reader)
@@ -117,7 +117,7 @@ def payloads(client: Client, channel: str = "a") -> list[bytes]:
 
 
 def give_up(client: Client, clock: Clock) -> None:
-    """Let time pass until what is missing is not waited for any more."""
+    """Let the time pass after which missing messages are given up."""
     clock.now += HOLD
     client.keep(clock.now, 100)
 
@@ -132,22 +132,22 @@ def upstream(client: Client) -> list[bytes]:
 
 
 def by_exchange(client: Client) -> list[tuple[bytes, int | None]]:
-    """Return the kinds of the frames upstream, and the exchanges that get them: their index, None for all."""
+    """Return the kinds of the frames upstream, each with the index of its exchange, or None for all exchanges."""
     indexes = {one: index for index, one in enumerate(client.attachments)}
     return [(frame[:1], None if to is None else indexes[to]) for frame, to in client.out.take().upstream]
 
 
 def foreign_reply(client: Client, n: int = 3, *, exchange: int = 0) -> Reply:
-    """Return the confirmation that another process gets for what it has asked for, by the exchange that it asked."""
+    """Return the confirmation of another process's request, for the exchange by which it was asked."""
     confirm = wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
     return Reply(confirm, to=client.attachments[exchange])
 
 
-# What is to be done
+# The output
 
 
 def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock() -> None:
-    """Waking readers is done once the lock is released, and empty lists are nothing to do."""
+    """Actions that need the connection's lock make an output busy; empty lists and readers to wake do not."""
     out = Output()
     out.send_upstream([])
     out.wake.append(Reader())
@@ -165,7 +165,7 @@ def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock() -> Non
 
 
 def test_input_that_was_found_is_something_to_do() -> None:
-    """Until the output is taken."""
+    """Input that was found makes an output busy until it is taken."""
     out = Output()
     out.input_found()
     assert (out.has_input, out.busy) == (True, True)
@@ -174,7 +174,7 @@ def test_input_that_was_found_is_something_to_do() -> None:
 
 
 def test_taking_an_output_begins_anew_with_it() -> None:
-    """Frames are taken in their order; changes and readers are not done under the lock, and stay."""
+    """Taking an output returns its frames in order and resets it, but not changes and readers, which need no lock."""
     out = Output()
     reader, change, exchange = Reader(), LinkRestored(3), Client(SECRET, SENDER).attach()
     out.send_upstream([b"1", b"2"])
@@ -201,7 +201,7 @@ def test_taking_an_output_begins_anew_with_it() -> None:
 
 
 def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client: Client) -> None:
-    """It is one message received."""
+    """A group message reaches each member once, wakes their readers, and counts as one received message."""
     for channel in "ab":
         add(client, channel)
     reader = wait(client)
@@ -212,13 +212,13 @@ def test_a_group_message_reaches_every_member_once_and_wakes_its_readers(client:
 
 
 def test_a_group_message_without_members_here_is_ignored(client: Client) -> None:
-    """It arrives after the last member has left; nothing is lost."""
+    """A group message without members here, as after the last one has left, is ignored and does not count as lost."""
     feed(client, group_frame(1))
     assert (client.counters.received, client.counters.dropped) == (0, {})
 
 
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(client: Client) -> None:
-    """Earlier messages can still be read."""
+    """A discarded member gets no message that is sent after the discard, and can still read earlier ones."""
     add(client)
     feed(client, group_frame(1, b"1"))
     client.leave(G, "a")
@@ -246,7 +246,7 @@ def test_sequence_numbers_show_repeated_and_missed_messages(
     dropped: dict[str, int],
     repeated: int,
 ) -> None:
-    """A repeated message is ignored; a gap is counted and the message delivered. Groups and direct messages alike."""
+    """For groups and direct messages alike, a repetition is ignored, and a gap is counted while delivery continues."""
     add(client)
     for number in numbers:
         feed(client, frame(number))
@@ -257,7 +257,7 @@ def test_sequence_numbers_show_repeated_and_missed_messages(
 
 
 def test_each_topic_has_numbers_of_its_own(client: Client) -> None:
-    """The same numbers on two topics are two messages."""
+    """Each topic has its own numbers, so that equal numbers on two topics are two messages."""
     for topic in (G, H):
         add(client, topic=topic)
         feed(client, group_frame(1, topic=topic))
@@ -265,7 +265,7 @@ def test_each_topic_has_numbers_of_its_own(client: Client) -> None:
 
 
 def test_a_membership_that_is_over_gets_no_message(client: Client, clock: Clock) -> None:
-    """It ends before the message is delivered, also if the housekeeping is late."""
+    """A membership ends at its deadline before a message is delivered, even if the housekeeping is late."""
     add(client, life=5.0)
     add(client, "b", H, life=5.0)
     add(client, "c", H)
@@ -278,7 +278,7 @@ def test_a_membership_that_is_over_gets_no_message(client: Client, clock: Clock)
 
 
 def test_own_messages_older_than_the_subscription_are_ignored(client: Client) -> None:
-    """They were sent before the join, and are not counted as repeated or missed."""
+    """Own messages from before the join are ignored, and count neither as repeated nor as missed."""
     sent = [client.numbers.next(G)[0] for _ in range(3)]
     add(client)
     newer = client.numbers.next(G)[0]
@@ -292,7 +292,7 @@ def test_own_messages_older_than_the_subscription_are_ignored(client: Client) ->
 def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscription(
     client: Client, is_synced: bool
 ) -> None:
-    """They get their number later than the subscription; the others of this process are delivered."""
+    """Own messages that were held during the join count as older than the subscription despite their later numbers."""
     join = client.join(G, "a", 9, None)
     if is_synced:
         client.join_synced(join, next_number())
@@ -306,7 +306,7 @@ def test_own_messages_that_were_held_during_the_join_are_older_than_the_subscrip
 
 
 def test_a_held_message_of_a_group_that_was_left_changes_nothing(client: Client) -> None:
-    """It cannot be older than a subscription that does not exist."""
+    """A held message of a group without members does not count as older than a later subscription."""
     client.receiver.older_than_subscription(G, 50)
     add(client)
     feed(client, group_frame(49, sender=SENDER))
@@ -320,7 +320,7 @@ def test_a_held_message_of_a_group_that_was_left_changes_nothing(client: Client)
 def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(
     pair: Client, frame: Callable[..., bytes]
 ) -> None:
-    """An earlier one may have come by another exchange, where it was not read yet."""
+    """With two exchanges a sender's first message waits until both are read: the other may have an earlier one."""
     add(pair)
     for number, exchange in ((7, 0), (6, 1)):
         pair.feed(frame(number, b"%d" % number), pair.attachments[exchange])
@@ -332,7 +332,7 @@ def test_the_first_message_of_a_sender_waits_until_all_exchanges_are_read(
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
 def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair: Client, frame: Callable[..., bytes]) -> None:
-    """It may bring what is missing; then all are delivered in order, and nothing was missed."""
+    """A message behind a gap waits for the other exchange to close it; then all are delivered in order."""
     add(pair)
     for number, exchange in ((1, 0), (3, 1), (4, 1), (2, 0), (5, 1)):
         feed(pair, frame(number, b"%d" % number), exchange)
@@ -343,7 +343,7 @@ def test_a_message_behind_a_gap_waits_for_the_other_exchange(pair: Client, frame
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])
 def test_a_gap_that_stays_is_counted_after_a_moment(pair: Client, frame: Callable[..., bytes], clock: Clock) -> None:
-    """The housekeeping does it, which is due then; readers are woken for what had waited."""
+    """After `HOLD` the housekeeping counts an open gap, delivers the messages behind it, and wakes their readers."""
     add(pair)
     feed(pair, frame(1, b"1"))
     reader = wait_behind(pair, b"1")
@@ -358,7 +358,7 @@ def test_a_gap_that_stays_is_counted_after_a_moment(pair: Client, frame: Callabl
 
 
 def wait_behind(client: Client, payload: bytes) -> Reader:
-    """Let a reader take a message, and wait for the next one."""
+    """Let a reader take a message and wait for the next one."""
     assert client.mailboxes.take(client.mailboxes.boxes["a"]) == payload
     return wait(client)
 
@@ -367,7 +367,7 @@ def wait_behind(client: Client, payload: bytes) -> Reader:
 def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(
     pair: Client, frame: Callable[..., bytes]
 ) -> None:
-    """It was delivered, or waits behind a gap; each repetition is counted."""
+    """A message that arrives twice is delivered once, whether delivered or held, and each repetition is counted."""
     add(pair)
     for number in (1, 1, 3, 3, 2, 2):
         feed(pair, frame(number, b"%d" % number))
@@ -379,7 +379,7 @@ def test_a_message_that_arrives_twice_is_delivered_once_wherever_it_is(
 def test_a_message_behind_a_gap_waits_with_one_exchange_too(
     client: Client, frame: Callable[..., bytes], clock: Clock
 ) -> None:
-    """The connection may have been cut a moment ago, and nobody has noticed it yet."""
+    """A message behind a gap waits with one exchange too, whose connection may be cut before the client notices."""
     add(client)
     feed(client, frame(1, b"1"))
     clock.now += HOLD
@@ -395,7 +395,7 @@ def test_a_message_behind_a_gap_waits_with_one_exchange_too(
 
 
 def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(client: Client) -> None:
-    """A direct message that was sent after a group message must not overtake it; a session has just begun, too."""
+    """With one exchange a sender's first message does not wait, so that group and direct messages keep their order."""
     add(client)
     client.begin_session(client.attachments[0], SESSION + 1, b"instance")
     for frame in (group_frame(7, b"1"), direct_frame(1, b"2")):
@@ -404,7 +404,7 @@ def test_with_one_exchange_the_first_message_of_a_sender_waits_for_nothing(clien
 
 
 def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair: Client) -> None:
-    """A later message must not be delivered before the held one."""
+    """A held run stays held when the other exchange is detached, so that no later message overtakes the held one."""
     add(pair)
     pair.feed(group_frame(7, b"1"), pair.attachments[0])
     pair.detach(pair.attachments[1])
@@ -414,7 +414,7 @@ def test_a_run_that_is_held_stays_so_when_one_exchange_is_left(pair: Client) -> 
 
 
 def test_a_gap_holds_up_no_other_run(pair: Client) -> None:
-    """Neither another topic nor another sender nor direct messages."""
+    """A gap does not delay another topic, another sender, or direct messages."""
     for topic in (G, H):
         add(pair, topic=topic)
     feed(pair, group_frame(1, b"1"))
@@ -429,7 +429,7 @@ def test_a_gap_holds_up_no_other_run(pair: Client) -> None:
 
 
 def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair: Client, clock: Clock) -> None:
-    """Nobody here wants it any more."""
+    """A held message is not delivered to a member that has left meanwhile."""
     add(pair)
     feed(pair, group_frame(1))
     feed(pair, group_frame(3))
@@ -439,7 +439,7 @@ def test_a_held_message_is_not_delivered_to_a_member_that_has_left(pair: Client,
 
 
 def test_a_flush_drops_what_waits_behind_a_gap(pair: Client, clock: Clock) -> None:
-    """It was sent before."""
+    """A flush drops messages behind a gap, because they were sent before it."""
     feed(pair, direct_frame(1))
     feed(pair, direct_frame(3))
     pair.empty()
@@ -448,7 +448,7 @@ def test_a_flush_drops_what_waits_behind_a_gap(pair: Client, clock: Clock) -> No
 
 
 def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair: Client) -> None:
-    """It cannot be read before."""
+    """A held message of this process stays in flight until it is delivered, because it cannot be read before."""
     box = pair.mailboxes.open("a", 9)
     for _ in range(3):
         pair.receiver.sent_to_own(box)
@@ -463,7 +463,7 @@ def test_a_held_message_of_this_process_is_in_flight_until_it_is_delivered(pair:
 
 
 def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client: Client, clock: Clock) -> None:
-    """The time of the last message is known without asking the clock again."""
+    """A direct message reaches its mailbox, wakes its reader, and sets the receiver's current time."""
     reader = wait(client)
     clock.now += 1
     feed(client, direct_frame(1, b"1"))
@@ -473,7 +473,7 @@ def test_a_direct_message_reaches_its_mailbox_and_wakes_its_reader(client: Clien
 
 
 def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client: Client) -> None:
-    """The layer made last decides."""
+    """A direct message without a mailbox creates one with the default capacity of the layer that was made last."""
     client.use(Defaults(capacity=lambda channel: 2 if channel == "a" else 0))
     for number in range(3):
         feed(client, direct_frame(number))
@@ -482,7 +482,7 @@ def test_a_direct_message_without_a_mailbox_gets_the_default_capacity(client: Cl
 
 
 def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client: Client) -> None:
-    """A reader has brought it along."""
+    """A direct message does not change the capacity that a reader gave to its mailbox."""
     wait(client)
     client.use(Defaults(capacity=lambda channel: 0))
     feed(client, direct_frame(1))
@@ -490,7 +490,7 @@ def test_a_direct_message_keeps_the_capacity_of_its_mailbox(client: Client) -> N
 
 
 def test_an_own_direct_message_is_in_flight_until_it_arrives(client: Client) -> None:
-    """Messages of other processes settle nothing."""
+    """Own direct messages are in flight until they arrive; messages of other processes settle none of them."""
     box = client.mailboxes.open("a", 9)
     for _ in range(3):
         client.receiver.sent_to_own(box)
@@ -502,7 +502,7 @@ def test_an_own_direct_message_is_in_flight_until_it_arrives(client: Client) -> 
 
 
 def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client: Client) -> None:
-    """One of two messages was lost; the other one has arrived."""
+    """When a later own message has arrived, a lost earlier one is settled with it."""
     box = client.mailboxes.open("a", 9)
     for _ in range(2):
         client.receiver.sent_to_own(box)
@@ -513,7 +513,7 @@ def test_a_ghost_in_flight_is_settled_by_what_came_behind_it(client: Client) -> 
 
 
 def test_a_message_of_this_process_is_delivered_or_refused_at_once(client: Client) -> None:
-    """The sender learns whether the channel is full; nothing is counted as lost then."""
+    """A message to this process itself is accepted or refused at once, and a refused one does not count as lost."""
     reader = wait(client)
     assert [client.receiver.deliver_own("a", TTL, b"%d" % number, 2) for number in range(3)] == [True, True, False]
     assert payloads(client) == [b"0", b"1"]
@@ -522,14 +522,14 @@ def test_a_message_of_this_process_is_delivered_or_refused_at_once(client: Clien
 
 
 def test_a_message_of_this_process_may_be_the_first_of_its_channel(client: Client) -> None:
-    """It makes the mailbox, with the capacity that the call brings along."""
+    """The first message to a channel of this process creates the mailbox, with the capacity of the call."""
     assert [client.receiver.deliver_own("a", TTL, b"%d" % number, 1) for number in range(2)] == [True, False]
     assert payloads(client) == [b"0"]
     assert client.counters.received == 1
 
 
 def test_expired_messages_do_not_refuse_one_of_this_process(client: Client, clock: Clock) -> None:
-    """They do not count for the capacity."""
+    """Expired messages do not count toward the capacity for a message of this process."""
     assert client.receiver.deliver_own("a", 1000, b"old", 1)
     clock.now += 1
     assert client.receiver.deliver_own("a", TTL, b"new", 1)
@@ -540,7 +540,7 @@ def test_expired_messages_do_not_refuse_one_of_this_process(client: Client, cloc
 
 
 def test_a_join_subscribes_and_a_failed_join_unsubscribes(client: Client) -> None:
-    """Both frames are to be sent upstream."""
+    """A join sends a subscription, and its failure sends an unsubscription."""
     join = client.join(G, "a", 9, None)
     assert join.group.in_force_after
     assert upstream(client) == [wire.subscription(G)]
@@ -549,7 +549,7 @@ def test_a_join_subscribes_and_a_failed_join_unsubscribes(client: Client) -> Non
 
 
 def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(client: Client) -> None:
-    """Nothing is to be waited for."""
+    """In the process of the exchange a subscription is in force at once, without a sync."""
     client.is_exchange = True
     join = client.join(G, "a", 9, None)
     assert not join.group.in_force_after
@@ -557,7 +557,7 @@ def test_in_the_process_of_the_exchange_a_subscription_is_in_force_at_once(clien
 
 @pytest.mark.parametrize("whose", ["own", "foreign"])
 def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client: Client, whose: str) -> None:
-    """The channel was a member before."""
+    """A completed join, by this or another process, survives the failure of a later one for the same channel."""
     add(client, "b")
     if whose == "own":
         add(client)
@@ -568,13 +568,13 @@ def test_a_join_that_is_complete_survives_the_failure_of_a_later_one(client: Cli
 
 
 def test_a_join_subscribes_at_every_exchange(pair: Client) -> None:
-    """Messages may come by any of them."""
+    """A join subscribes at every exchange, because each may carry messages of the group."""
     pair.join(G, "a", 9, None)
     assert pair.out.take().upstream == [Upstream(wire.subscription(G))]
 
 
 def test_numbers_begin_anew_when_a_join_is_in_force(client: Client, clock: Clock) -> None:
-    """What is missing since an earlier membership was not for this process; what was received stays a repetition."""
+    """After a new join, messages since the earlier membership are not missing, and received ones stay repetitions."""
     add(client)
     for number in (1, 2):
         feed(client, group_frame(number))
@@ -588,7 +588,7 @@ def test_numbers_begin_anew_when_a_join_is_in_force(client: Client, clock: Clock
 
 
 def test_a_message_that_is_sent_again_after_a_channel_has_come_back_is_not_delivered_twice(pair: Client) -> None:
-    """The other exchange brings it; the numbers of a topic outlive its last member for a while."""
+    """A topic's numbers outlive its last member for a while, so that a late copy is not delivered after a new join."""
     add(pair)
     feed(pair, group_frame(1, b"1"), 0)
     pair.leave(G, "a")
@@ -621,7 +621,7 @@ KINDS = [pytest.param(group_batch, group_frame, id="group"), pytest.param(direct
 def test_the_messages_of_a_batch_are_delivered_one_by_one(
     client: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
 ) -> None:
-    """Each step takes one, so that a turn of reading may end between them."""
+    """The messages of a batch are delivered one at each step, so that a turn of reading may end between them."""
     add(client)
     steps = client.feed(batch(1, b"1", b"2", b"3", flags=wire.FLAG_FIRST), client.attachments[0])
     assert steps is not None
@@ -639,7 +639,7 @@ def test_the_messages_of_a_batch_are_delivered_one_by_one(
 def test_a_batch_and_its_messages_are_repetitions_of_each_other(
     pair: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
 ) -> None:
-    """One way may bring a batch whole, and another one in parts, or parts of it."""
+    """Messages and batches that contain them are repetitions of each other, since paths may deliver either form."""
     add(pair)
     feed(pair, frame(1, b"1", flags=wire.FLAG_FIRST))
     feed(pair, frame(2, b"2"))
@@ -653,7 +653,7 @@ def test_a_batch_and_its_messages_are_repetitions_of_each_other(
 def test_a_batch_behind_a_gap_waits_for_the_other_exchange(
     pair: Client, batch: Callable[..., bytes], frame: Callable[..., bytes]
 ) -> None:
-    """And comes behind what was missing, in order."""
+    """A batch behind a gap waits for the other exchange, and is delivered in order behind the missing messages."""
     add(pair)
     feed(pair, frame(1, b"1", flags=wire.FLAG_FIRST))
     feed(pair, batch(4, b"4", b"5"))
@@ -666,7 +666,7 @@ def test_a_batch_behind_a_gap_waits_for_the_other_exchange(
 def test_each_missing_message_before_a_batch_is_counted(
     client: Client, clock: Clock, batch: Callable[..., bytes], frame: Callable[..., bytes]
 ) -> None:
-    """The number of a batch is that of its first message."""
+    """A batch's number is that of its first message, so that each message missing before it is counted."""
     add(client)
     feed(client, frame(1, b"1", flags=wire.FLAG_FIRST))
     feed(client, batch(4, b"4", b"5"))
@@ -680,7 +680,7 @@ def test_each_missing_message_before_a_batch_is_counted(
 def test_a_batch_that_is_sent_again_reaches_members_of_the_time_it_was_sent_first(
     client: Client, clock: Clock, age: int, is_for_new: bool
 ) -> None:
-    """All its messages have the same age."""
+    """A batch that is sent again reaches only the members of the time when it was first sent."""
     add(client, "old")
     clock.now += 1
     add(client, "new")
@@ -691,7 +691,7 @@ def test_a_batch_that_is_sent_again_reaches_members_of_the_time_it_was_sent_firs
 
 
 def test_a_group_may_be_left_between_the_messages_of_a_batch(client: Client) -> None:
-    """The rest of it is for no member."""
+    """If the group is left between the messages of a batch, the remaining ones are delivered to no member."""
     add(client)
     steps = client.feed(group_batch(1, b"1", b"2", flags=wire.FLAG_FIRST), client.attachments[0])
     assert steps is not None
@@ -703,7 +703,7 @@ def test_a_group_may_be_left_between_the_messages_of_a_batch(client: Client) -> 
 
 
 def test_a_batch_for_a_group_without_members_here_is_ignored(client: Client) -> None:
-    """As a message is."""
+    """A batch for a group without members here is ignored and does not count as lost."""
     feed(client, group_batch(1, b"1", b"2"))
     assert not client.mailboxes.boxes
     assert not client.counters.dropped
@@ -711,7 +711,7 @@ def test_a_batch_for_a_group_without_members_here_is_ignored(client: Client) -> 
 
 @pytest.mark.parametrize("prefix", [G, wire.direct_prefix(INBOX)])
 def test_a_batch_whose_lengths_do_not_add_up_is_malformed(client: Client, prefix: bytes) -> None:
-    """Nothing of it is delivered."""
+    """A batch whose lengths do not add up is malformed, and none of its messages is delivered."""
     add(client)
     feed(client, wire.ordered(prefix, OTHER, 1, wire.FLAG_BATCH, TTL, wire.batch([b"a\0x"]) + b"y"))
     assert payloads(client) == []
@@ -719,7 +719,7 @@ def test_a_batch_whose_lengths_do_not_add_up_is_malformed(client: Client, prefix
 
 
 def test_a_malformed_message_in_a_batch_does_not_spoil_the_others(client: Client) -> None:
-    """One direct message lacks its channel."""
+    """A malformed message in a batch is counted, and the others are delivered."""
     add(client)
     feed(client, batch_frame(1, b"a\x001", b"2", b"a\x003", flags=wire.FLAG_FIRST, prefix=wire.direct_prefix(INBOX)))
     assert payloads(client) == [b"1", b"3"]
@@ -727,7 +727,7 @@ def test_a_malformed_message_in_a_batch_does_not_spoil_the_others(client: Client
 
 
 def test_an_exchange_accepts_batches_for_a_session(client: Client) -> None:
-    """Its answer may be read before the welcome has taken effect."""
+    """An accepted batching is recorded for its session, because it may be read before the welcome takes effect."""
     attachment = client.attachments[0]
     assert attachment.batching_session != SESSION
     feed(client, wire.BATCHING_ACCEPTED.encode(wire.BatchingAccepted(INBOX, SESSION)))
@@ -746,7 +746,7 @@ def again(frame: bytes, age: int, *, ttl: int = TTL, elsewhere: bool = False, ac
 def test_a_message_that_is_sent_again_reaches_members_of_the_time_it_was_sent_first(
     client: Client, clock: Clock, age: int, is_for_new: bool, elsewhere: bool
 ) -> None:
-    """One that joined later must not get what was published before."""
+    """A message that is sent again does not reach members that joined after it was first sent."""
     add(client, "old")
     clock.now += 1
     add(client, "new")
@@ -757,7 +757,7 @@ def test_a_message_that_is_sent_again_reaches_members_of_the_time_it_was_sent_fi
 
 
 def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client: Client) -> None:
-    """A millisecond has not passed since it was published."""
+    """A message that is sent again within a millisecond has the age 0 and reaches all members."""
     for channel in ("a", "b"):
         add(client, channel)
     feed(client, again(group_frame(1), 0))
@@ -765,7 +765,7 @@ def test_a_message_that_is_sent_again_at_once_has_no_age_and_reaches_all(client:
 
 
 def test_a_renewed_membership_is_as_old_as_its_first_addition(client: Client, clock: Clock) -> None:
-    """Adding a channel again takes nothing from it."""
+    """A renewed membership is as old as its first addition, so that a renewal loses no message."""
     add(client)
     clock.now += 1
     add(client)
@@ -774,7 +774,7 @@ def test_a_renewed_membership_is_as_old_as_its_first_addition(client: Client, cl
 
 
 def test_a_channel_that_has_left_and_come_back_is_a_new_member(client: Client, clock: Clock) -> None:
-    """What was published before it came back is not for it."""
+    """A channel that left and joined again is a new member, and gets no message that was published before."""
     add(client)
     client.leave(G, "a")
     clock.now += 1
@@ -784,7 +784,7 @@ def test_a_channel_that_has_left_and_come_back_is_a_new_member(client: Client, c
 
 
 def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(client: Client) -> None:
-    """A repetition is dropped, and the next message follows."""
+    """Messages that are sent again are counted and numbered as others: repetitions are dropped, new ones delivered."""
     add(client)
     feed(client, group_frame(1, b"1"))
     feed(client, again(group_frame(1, b"1"), 20))
@@ -796,7 +796,7 @@ def test_a_message_that_is_sent_again_is_counted_and_numbered_as_any_other(clien
 
 
 def test_a_message_that_is_sent_again_closes_a_gap(pair: Client) -> None:
-    """What waits behind it follows at once."""
+    """A message that is sent again closes a gap, and the messages behind it follow at once."""
     add(pair)
     feed(pair, group_frame(1, b"1"))
     feed(pair, group_frame(3, b"3"), 1)
@@ -808,7 +808,7 @@ def test_a_message_that_is_sent_again_closes_a_gap(pair: Client) -> None:
 def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was_sent_first(
     pair: Client, clock: Clock
 ) -> None:
-    """Its age counts from when it arrived, not from when it is delivered."""
+    """The age of a held message counts from its arrival: a member that joined after its publication does not get it."""
     add(pair, "old")
     feed(pair, group_frame(1, b"1"))
     clock.now += 1
@@ -820,7 +820,7 @@ def test_a_message_that_is_sent_again_and_held_is_for_members_of_the_time_it_was
 
 
 def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(client: Client, clock: Clock) -> None:
-    """The others go on waiting."""
+    """A message that is sent again wakes only the readers of members that get it."""
     add(client, "old")
     clock.now += 1
     add(client, "new")
@@ -831,14 +831,14 @@ def test_a_message_that_is_sent_again_wakes_the_readers_of_its_members_only(clie
 
 
 def test_a_message_that_is_sent_again_without_its_age_is_malformed(client: Client) -> None:
-    """It says that it has one."""
+    """A frame that is flagged as sent again but has no age is malformed."""
     add(client)
     feed(client, group_frame(1, b"", flags=wire.FLAG_AGAIN))
     assert (payloads(client), client.counters.dropped) == ([], {"malformed": 1})
 
 
 def test_a_direct_message_that_is_sent_again_arrives_once(pair: Client) -> None:
-    """Whatever its age is."""
+    """A direct message that is sent again is delivered once, whatever its age."""
     feed(pair, direct_frame(1, b"1"), 0)
     feed(pair, again(direct_frame(1, b"1"), 500), 1)
     feed(pair, again(direct_frame(2, b"2"), 500), 1)
@@ -850,7 +850,7 @@ def test_a_direct_message_that_is_sent_again_arrives_once(pair: Client) -> None:
 
 
 def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client: Client) -> None:
-    """With the defaults of the layer, since the other process brings none along."""
+    """Another process's join of a subscribed group is confirmed at once, with the default capacity and group expiry."""
     client.use(Defaults(capacity=lambda channel: 5, group_expiry=20.0))
     add(client, "b")
     feed(client, ask())
@@ -861,7 +861,7 @@ def test_a_foreign_join_of_a_subscribed_group_is_confirmed_at_once(client: Clien
 
 
 def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(client: Client, clock: Clock) -> None:
-    """The sync follows the subscription and is repeated until it is answered."""
+    """Another process's join of a new group is confirmed once a sync is answered, which is repeated until then."""
     feed(client, ask())
     subscription, sync = upstream(client)
     number = wire.SYNC.decode(sync).n
@@ -877,7 +877,7 @@ def test_a_foreign_join_of_a_new_group_is_confirmed_once_a_sync_is_answered(clie
 
 
 def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair: Client) -> None:
-    """The subscription and the sync go to all; one that is lost is not waited for."""
+    """Another process's join waits for all reachable exchanges, and not for one that is lost."""
     feed(pair, ask())
     out = pair.out.take()
     assert [to for _, to in out.upstream] == [None, None]
@@ -890,7 +890,7 @@ def test_a_foreign_join_waits_for_all_exchanges_that_can_be_reached(pair: Client
 
 
 def test_a_foreign_join_stays_when_an_own_one_fails(client: Client) -> None:
-    """Both asked for the same membership."""
+    """Another process's join of a channel survives the failure of an own join of the same channel."""
     own = client.join(G, "a", 9, None)
     feed(client, ask())
     client.join_failed(own)
@@ -898,7 +898,7 @@ def test_a_foreign_join_stays_when_an_own_one_fails(client: Client) -> None:
 
 
 def test_a_foreign_join_survives_the_failure_of_own_requests(client: Client) -> None:
-    """Nobody here waits for it."""
+    """The failure of own requests does not affect another process's join, for which no caller waits here."""
     feed(client, ask())
     number = wire.SYNC.decode(upstream(client)[1]).n
     client.fail_requests(ConnectionError())
@@ -908,7 +908,7 @@ def test_a_foreign_join_survives_the_failure_of_own_requests(client: Client) -> 
 
 @pytest.mark.parametrize("is_member", [True, False])
 def test_a_foreign_discard_is_confirmed_at_once(client: Client, is_member: bool) -> None:
-    """Whether the channel was a member or not."""
+    """Another process's discard is confirmed at once, whether the channel was a member or not."""
     if is_member:
         add(client)
     feed(client, ask(add=0))
@@ -919,7 +919,7 @@ def test_a_foreign_discard_is_confirmed_at_once(client: Client, is_member: bool)
 
 @pytest.mark.parametrize("add", [1, 0])
 def test_an_overtaken_request_of_another_process_changes_nothing(client: Client, add: int) -> None:
-    """A stalled connection delivers it behind the opposite one that was made later; it is confirmed all the same."""
+    """An older request that a stalled connection delivers after the opposite one is confirmed and changes nothing."""
     feed(client, ask(1 - add, n=9))
     for frame in upstream(client):
         if frame[:1] == b"Y":
@@ -934,13 +934,13 @@ def test_an_overtaken_request_of_another_process_changes_nothing(client: Client,
 
 
 def test_a_request_of_another_process_is_answered_the_way_by_which_it_came(pair: Client) -> None:
-    """The process that asks may be connected to that exchange alone."""
+    """A request is answered by the exchange that delivered it, the only one that its process may be connected to."""
     feed(pair, ask(add=0), 1)
     assert pair.out.take().replies == [foreign_reply(pair, exchange=1)]
 
 
 def test_the_requests_of_a_few_thousand_pairs_are_remembered(client: Client) -> None:
-    """Those that were asked last."""
+    """The latest requests of `REMEMBERED_ASKS` pairs are remembered, and older ones are forgotten."""
     for n in range(REMEMBERED_ASKS + 1):
         feed(client, ask(0, n=n + 10, channel=b"%d" % n))
     assert len(client._last_asks) == REMEMBERED_ASKS
@@ -951,7 +951,7 @@ def test_the_requests_of_a_few_thousand_pairs_are_remembered(client: Client) -> 
 
 
 def test_a_normal_member_that_another_process_removed_is_not_repeated(client: Client) -> None:
-    """Otherwise the next session would add it again."""
+    """A normal member that another process removed is not repeated in the next session, which would add it again."""
     client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     feed(client, wire.REMOVED.encode(wire.Removed(INBOX, b"g", b"jobs")))
     assert client.before_hello(client.attachments[0]) == []
@@ -964,7 +964,7 @@ def test_a_normal_member_that_another_process_removed_is_not_repeated(client: Cl
     "frame, answer", [(confirm, Status.OK), (lambda n: confirm(n, Status.FULL), Status.FULL), (synced, 0)]
 )
 def test_an_answer_wakes_its_caller_once(client: Client, frame: Callable[..., bytes], answer: int) -> None:
-    """Whichever frame it is; a second one is not for a caller."""
+    """An answer of either kind wakes its caller once, and a second answer wakes nobody."""
     request = begin(client, 5, Request(b"frame", waiter=Reader()))
     feed(client, frame(5))
     assert (request.answer, woken(client)) == (answer, [request.waiter])
@@ -973,21 +973,21 @@ def test_an_answer_wakes_its_caller_once(client: Client, frame: Callable[..., by
 
 
 def test_an_answer_to_a_request_without_a_waiter_wakes_nobody(client: Client) -> None:
-    """It is noted all the same."""
+    """An answer to a request without a waiter is recorded and wakes nobody."""
     request = begin(client, 5, Request(b"frame"))
     feed(client, synced(5))
     assert (request.answer, woken(client)) == (0, [])
 
 
 def test_a_confirmation_that_no_caller_waits_for_is_for_the_transport(pair: Client) -> None:
-    """It may be the answer to an echo; the exchange that has sent it goes along."""
+    """A confirmation without a request is passed to the transport with its exchange, since it may answer an echo."""
     feed(pair, confirm(5), 1)
     assert pair.out.busy
     assert pair.out.take().session == [(pair.attachments[1], wire.Confirm(INBOX, 5, Status.OK, INSTANCE))]
 
 
 def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair: Client) -> None:
-    """To the exchange that answers, not to the other one."""
+    """The answer to a marker acknowledges the frames before it, at the exchange that answers only."""
     for attachment in pair.attachments:
         attachment.window.append(group_frame(1))
         attachment.window.marked(5)
@@ -996,7 +996,7 @@ def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair: Cl
 
 
 def test_the_answer_to_a_request_acknowledges_nothing(client: Client) -> None:
-    """Its number is not that of a marker, however high it is."""
+    """The answer to a request acknowledges no frames, however high its number, because the number is no marker's."""
     client.attachments[0].window.append(group_frame(1))
     client.attachments[0].window.marked(5)
     begin(client, 9, Request(b"frame", waiter=Reader()))
@@ -1006,7 +1006,7 @@ def test_the_answer_to_a_request_acknowledges_nothing(client: Client) -> None:
 
 
 def test_all_callers_learn_that_their_requests_have_failed(client: Client) -> None:
-    """Each is woken once."""
+    """The failure of all requests gives each of them the error, and wakes each caller once."""
     requests = [Request(b"", waiter=Reader()) for _ in range(3)]
     for number, request in enumerate(requests):
         begin(client, number, request)
@@ -1024,7 +1024,7 @@ def sync_request(**changes: Any) -> Request[Reader]:
 
 
 def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair: Client) -> None:
-    """A second answer of the same one counts once; the highest status is the answer."""
+    """A request to all exchanges wakes its caller after the last exchange's answer, with the highest status."""
     request = begin(pair, 5, Request(b"frame", to_all=True, waiter=Reader()))
     for status in (Status.FULL, Status.OK):
         feed(pair, confirm(5, status), 0)
@@ -1037,7 +1037,7 @@ def test_a_request_to_all_wakes_its_caller_once_all_exchanges_have_answered(pair
 
 @pytest.mark.parametrize("how", ["lost", "detached"])
 def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair: Client, how: str) -> None:
-    """The others have answered already."""
+    """A request to all does not wait for an exchange that is lost or detached."""
     request = begin(pair, 5, sync_request())
     feed(pair, synced(5), 1)
     if how == "lost":
@@ -1048,7 +1048,7 @@ def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_gone(pair: Clien
 
 
 def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair: Client) -> None:
-    """All are lost: it waits for whichever comes back, and is sent to it again."""
+    """If all exchanges are lost before an answer, a request to all is sent again to the first one that returns."""
     request = begin(pair, 5, sync_request())
     for exchange in (0, 1):
         lose(pair, exchange)
@@ -1060,14 +1060,14 @@ def test_a_request_to_all_is_not_answered_while_no_exchange_has_done_it(pair: Cl
 
 
 def test_the_last_sync_that_was_answered_is_known(pair: Client) -> None:
-    """Of each exchange, whoever has asked."""
+    """The highest answered sync of each exchange is recorded, whoever asked."""
     for number in (7, 5):
         feed(pair, synced(number), 1)
     assert [one.synced for one in pair.attachments] == [0, 7]
 
 
 def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair: Client) -> None:
-    """A request that begins meanwhile does not wait for it; one that begins behind its welcome does."""
+    """A request does not wait for a lost exchange; one that begins after that exchange's next welcome does."""
     lose(pair, 0)
     request = begin(pair, 5, sync_request())
     feed(pair, synced(5), 1)
@@ -1082,7 +1082,7 @@ def test_an_exchange_that_was_lost_is_not_asked_before_it_is_back(pair: Client) 
 
 @pytest.mark.parametrize("how", ["attached", "session begun"])
 def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair: Client, how: str) -> None:
-    """Otherwise messages by that exchange could be missed after a join."""
+    """A request to all also waits for an exchange that appears meanwhile, by which a join could miss messages."""
     if how == "session begun":
         lose(pair, 1)
     request = begin(pair, 5, sync_request())
@@ -1097,7 +1097,7 @@ def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(pair: Clien
 
 
 def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribers_way(pair: Client) -> None:
-    """Whatever they are. Requests to one have a home."""
+    """A new session sends the pending requests for all by the subscriber's path; those for one have a home instead."""
     begin(pair, 5, Request(b"Mmember", to_all=True, waiter=Reader()))
     begin(pair, 6, sync_request())
     begin(pair, 7, Request(b"Qone", waiter=Reader()))
@@ -1109,7 +1109,7 @@ def test_an_exchange_that_was_reached_gets_the_requests_for_all_by_the_subscribe
 
 @pytest.mark.parametrize("answer", [synced(5), confirm(5)])
 def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_session(pair: Client, answer: bytes) -> None:
-    """Only a new session asks again: what it had confirmed may be forgotten."""
+    """An exchange that has answered is asked again in a new session only, as it may have forgotten its state."""
     request = begin(pair, 5, sync_request())
     feed(pair, answer, 0)
     feed(pair, answer, 1)
@@ -1126,9 +1126,10 @@ def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_sessi
 def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(
     pair: Client, how: str, repeats: bool, answer: int | None
 ) -> None:
-    """The outcome is unknown, and its caller learns that at once; another exchange settles nothing.
+    """A request that is not repeated fails once its exchange may never answer, because its outcome is unknown.
 
-    One that is only lost may have answered: that is read first.
+    An exchange that is only lost may have answered, and its answer is read first. The end of another exchange does not
+    affect the request.
     """
     request = begin(pair, 5, Request(b"Qone", repeats=repeats, waiter=Reader()))
     tell = pair.unsure if how == "unsure" else pair.detach
@@ -1143,7 +1144,7 @@ def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeate
 
 
 def test_a_request_that_was_not_sent_yet_does_not_fail(pair: Client) -> None:
-    """It is held, and goes to whichever exchange can be reached next."""
+    """A request that was not sent yet does not fail: it is held for whichever exchange can be reached next."""
     request = begin(pair, 5, Request(b"Qone", repeats=False, waiter=Reader()))
     for exchange in (0, 1):
         lose(pair, exchange)
@@ -1154,7 +1155,7 @@ def test_a_request_that_was_not_sent_yet_does_not_fail(pair: Client) -> None:
 
 
 def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client: Client) -> None:
-    """The job wakes it and is counted."""
+    """A reader of a normal channel opens a window, and a job wakes it and is counted as received."""
     reader = wait(client, "jobs", normal=True)
     (ready,) = upstream(client)
     assert wire.READY.decode(ready).limit == 5
@@ -1166,21 +1167,21 @@ def test_a_reader_of_a_normal_channel_opens_a_window_and_gets_a_job(client: Clie
 
 
 def test_a_job_that_nobody_waits_for_goes_back(client: Client) -> None:
-    """It is for a channel that was forgotten here."""
+    """A job for a channel that was forgotten here goes back to the exchange."""
     feed(client, job(4))
     (frame,) = upstream(client)
     assert wire.BACK.decode(frame).number == 4
 
 
 def test_a_job_of_an_earlier_session_is_not_counted(client: Client) -> None:
-    """The exchange hands it over again."""
+    """A job of an earlier session is dropped uncounted, because the exchange hands it over again."""
     wait(client, "jobs", normal=True)
     feed(client, job(session=SESSION - 1))
     assert (payloads(client, "jobs"), client.counters.received) == ([], 0)
 
 
 def test_a_job_of_a_session_that_was_left_is_ignored(client: Client) -> None:
-    """Before the hello the exchange is told that it has not arrived: it puts it back, and it is read once."""
+    """A job of a session that was left is ignored; the exchange, knowing it as not received, hands it over again."""
     wait(client, "jobs", normal=True)
     (report,) = client.before_hello(client.attachments[0])
     assert wire.RECEIVED.decode(report).received == 0
@@ -1192,7 +1193,7 @@ def test_a_job_of_a_session_that_was_left_is_ignored(client: Client) -> None:
 
 
 def test_a_gap_between_jobs_is_counted_at_once(client: Client, clock: Clock) -> None:
-    """And the time of the last message is known, as with any other."""
+    """A gap between jobs is counted at once, and a job sets the time of the last message."""
     wait(client, "jobs", normal=True)
     clock.now += 1
     feed(client, job(3))
@@ -1201,7 +1202,7 @@ def test_a_gap_between_jobs_is_counted_at_once(client: Client, clock: Clock) -> 
 
 
 def test_lost_jobs_are_counted(client: Client) -> None:
-    """The total shows that some are lost, the count of a channel how many."""
+    """A total above the received jobs makes the client ask, and the count of a channel shows how many are lost."""
     wait(client, "jobs", normal=True)
     upstream(client)
     feed(client, wire.HANDED_TOTAL.encode(wire.HandedTotal(INBOX, SESSION, 2)))
@@ -1213,7 +1214,7 @@ def test_lost_jobs_are_counted(client: Client) -> None:
 
 
 def test_a_query_is_answered_upstream(client: Client) -> None:
-    """With the number of the question."""
+    """A query is answered upstream, with its own number."""
     wait(client, "jobs", normal=True)
     upstream(client)
     feed(client, wire.QUERY.encode(wire.Query(INBOX, 9, SESSION, b"jobs")))
@@ -1231,7 +1232,7 @@ def job_of(client: Client, exchange: int, number: int, payload: bytes = b"x") ->
 
 
 def test_a_reader_opens_a_window_at_every_exchange(pair: Client) -> None:
-    """It takes from whichever has a job first; each exchange is told its own session."""
+    """A reader opens a window at each exchange, in that exchange's session, and takes whichever job is first."""
     wait(pair, "jobs", normal=True)
     sent = pair.out.take().upstream
     assert [to for _, to in sent] == pair.attachments
@@ -1240,7 +1241,7 @@ def test_a_reader_opens_a_window_at_every_exchange(pair: Client) -> None:
 
 
 def test_a_reader_may_be_handed_a_job_by_each_exchange(pair: Client) -> None:
-    """It is woken for the first one; the surplus waits for its next call."""
+    """Each exchange may hand a job to one reader: the first wakes it, and the other waits for its next call."""
     reader = wait(pair, "jobs", normal=True)
     for exchange, number in ((0, 3), (1, 4)):
         feed(pair, job_of(pair, exchange, number, b"%d" % number), exchange)
@@ -1255,7 +1256,7 @@ def test_a_reader_may_be_handed_a_job_by_each_exchange(pair: Client) -> None:
 
 
 def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair: Client, clock: Clock) -> None:
-    """Behind the frame that closes the window there; numbers of two exchanges say nothing about each other."""
+    """Each job goes back to its exchange, behind the frame that closes the window there, even with equal numbers."""
     reader = wait(pair, "jobs", normal=True)
     for exchange in (0, 1):
         feed(pair, job_of(pair, exchange, 7, b"%d" % exchange), exchange)
@@ -1276,7 +1277,7 @@ def test_each_job_goes_back_to_the_exchange_that_has_handed_it_over(pair: Client
 
 
 def test_every_window_closes_after_the_last_reader_has_given_up(pair: Client, clock: Clock) -> None:
-    """However long it had waited; the grace time counts from then."""
+    """After the last reader gave up, however long it had waited, every window closes when the grace time is over."""
     reader = wait(pair, "jobs", normal=True)
     clock.now += 1
     pair.keep(clock.now, 100)
@@ -1289,7 +1290,7 @@ def test_every_window_closes_after_the_last_reader_has_given_up(pair: Client, cl
 
 
 def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair: Client) -> None:
-    """Those of the other exchange can still be read."""
+    """An exchange that is about to end gets back its own jobs only; those of the other exchange can still be read."""
     wait(pair, "jobs", normal=True)
     for exchange in (0, 1):
         feed(pair, job_of(pair, exchange, 7, b"%d" % exchange), exchange)
@@ -1300,7 +1301,7 @@ def test_an_exchange_that_is_about_to_end_gets_its_jobs_back_and_no_other(pair: 
 
 
 def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair: Client) -> None:
-    """To that exchange alone."""
+    """A query is answered to its exchange only, by the jobs that this exchange handed over."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 0, 7), 0)
     pair.out.take()
@@ -1311,7 +1312,7 @@ def test_a_question_of_an_exchange_is_answered_by_what_it_has_handed_over(pair: 
 
 
 def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair: Client) -> None:
-    """What it has handed over can still be read."""
+    """A lost exchange gets no frame about jobs, its jobs can still be read, and the other exchange is served."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 0, 7, b"0"), 0)
     pair.out.take()
@@ -1324,7 +1325,7 @@ def test_a_lost_exchange_is_sent_nothing_about_jobs_and_the_others_go_on(pair: C
 
 
 def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair: Client) -> None:
-    """The other one knows them; what has arrived in the former session is reported before the hello."""
+    """A new session opens windows at its exchange only; jobs of its former session are reported before the hello."""
     wait(pair, "jobs", normal=True)
     feed(pair, job_of(pair, 1, 7), 1)
     pair.mailboxes.take(pair.mailboxes.boxes["jobs"])
@@ -1341,7 +1342,7 @@ def test_a_session_that_begins_opens_windows_at_its_exchange_alone(pair: Client)
 
 
 def test_an_exchange_that_is_detached_leaves_no_window(pair: Client) -> None:
-    """The channel is a normal one as long as any exchange has a window; the others go on."""
+    """A detached exchange leaves no window; the channel stays normal while another exchange has one."""
     wait(pair, "jobs", normal=True)
     pair.out.take()
     box, gone = pair.mailboxes.boxes["jobs"], pair.attachments[0]
@@ -1362,7 +1363,7 @@ def returned(ordinal: int, number: int = 5, *, ttl: int = 1500, session: int = S
 
 
 def took_over(client: Client) -> tuple[list[tuple[wire.Back, Reply]], list[tuple[wire.Taken, Attachment | None]]]:
-    """Return the messages that are sent elsewhere, and how many have been taken over by which exchange's count."""
+    """Return the messages that are sent elsewhere, and the acknowledged ordinals with their exchanges."""
     out = client.out.take()
     back = [(wire.BACK.decode(one.frame), one) for one in out.replies]
     taken = [(wire.TAKEN.decode(frame), to) for frame, to in out.upstream]
@@ -1370,7 +1371,7 @@ def took_over(client: Client) -> tuple[list[tuple[wire.Back, Reply]], list[tuple
 
 
 def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair: Client) -> None:
-    """With its number and the time that it has left, which it may also wait for a connection."""
+    """A returned message is sent to its next home with its number and remaining time, and acknowledged."""
     feed(pair, returned(1, 9, session=SESSION + 1), 1)
     ((back, reply),), ((taken, to),) = took_over(pair)
     assert back == wire.Back(INBOX, 9, 1500, b"jobs", b"x")
@@ -1379,7 +1380,7 @@ def test_a_returned_message_is_sent_by_its_next_home_and_acknowledged(pair: Clie
 
 
 def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twice(client: Client) -> None:
-    """The acknowledgement may have been lost."""
+    """A message that is returned again is acknowledged again, as the first answer may be lost, but sent on once."""
     for _ in range(2):
         feed(client, returned(1))
     back, taken = took_over(client)
@@ -1388,7 +1389,7 @@ def test_a_message_that_is_returned_again_is_acknowledged_again_and_not_sent_twi
 
 
 def test_returned_messages_that_are_missing_are_counted(client: Client) -> None:
-    """The exchange sends each once: what did not arrive before a later one is lost."""
+    """A gap between returned messages counts as lost, because the exchange sends each once and in order."""
     for ordinal, number in ((1, 5), (4, 8), (4, 8), (5, 9)):
         feed(client, returned(ordinal, number))
     back, taken = took_over(client)
@@ -1399,7 +1400,7 @@ def test_returned_messages_that_are_missing_are_counted(client: Client) -> None:
 
 @pytest.mark.parametrize("session", [SESSION - 1, SESSION + 1])
 def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client: Client, session: int) -> None:
-    """It would take the place of one of this session, and the exchange has counted it as lost."""
+    """A returned message of another session is not taken over: its exchange has counted it as lost."""
     feed(client, returned(1, session=session, payload=b"old"))
     assert took_over(client) == ([], [])
     feed(client, returned(1, payload=b"new"))
@@ -1408,14 +1409,14 @@ def test_a_message_that_was_returned_in_another_session_is_not_taken_over(client
 
 
 def test_a_message_that_was_returned_in_a_session_that_was_left_is_not_taken_over(client: Client) -> None:
-    """It cannot be acknowledged without a session."""
+    """A returned message of a session that was left is not taken over, because it cannot be acknowledged."""
     client.before_hello(client.attachments[0])
     feed(client, returned(1))
     assert took_over(client) == ([], [])
 
 
 def test_each_exchange_and_each_session_counts_what_it_returns(pair: Client) -> None:
-    """A session begins at 1."""
+    """Returned messages are counted for each exchange and session, from 1 on."""
     feed(pair, returned(1), 0)
     feed(pair, returned(1, session=SESSION + 1), 1)
     pair.begin_session(pair.attachments[0], SESSION + 2, b"instance")
@@ -1429,7 +1430,7 @@ def test_each_exchange_and_each_session_counts_what_it_returns(pair: Client) -> 
 
 
 def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client: Client) -> None:
-    """The next one is woken for the message."""
+    """If a reader gives up after it was woken, the next reader is woken for the message."""
     first, second = wait(client), wait(client)
     feed(client, direct_frame(1))
     assert woken(client) == [first]
@@ -1438,7 +1439,7 @@ def test_a_reader_that_gives_up_after_it_was_woken_passes_its_turn_on(client: Cl
 
 
 def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client: Client, clock: Clock) -> None:
-    """The housekeeping does it, after a grace time."""
+    """When the reader of a normal channel has given up, the housekeeping sends its jobs back after a grace time."""
     reader = wait(client, "jobs", normal=True)
     feed(client, job())
     client.stop_waiting(client.mailboxes.boxes["jobs"], reader)
@@ -1452,7 +1453,7 @@ def test_a_normal_channel_whose_reader_gave_up_hands_its_jobs_back(client: Clien
 
 
 def test_a_welcome_is_for_the_transport(client: Client) -> None:
-    """The client waits until it is told to begin the session."""
+    """A welcome is passed to the transport, which then tells the client to begin the session."""
     welcome = wire.Welcome(INBOX, wire.VERSION, wire.State.SERVING, INSTANCE, SESSION, 1)
     feed(client, wire.WELCOME.encode(welcome))
     assert client.out.busy
@@ -1460,7 +1461,7 @@ def test_a_welcome_is_for_the_transport(client: Client) -> None:
 
 
 def test_each_session_has_a_number_of_its_own(client: Client) -> None:
-    """At whichever exchange; a later one has a higher number."""
+    """Each new session of a client has a higher number than all its former sessions."""
     assert [client.new_session() for _ in range(3)] == [1, 2, 3]
 
 
@@ -1468,7 +1469,7 @@ def test_each_session_has_a_number_of_its_own(client: Client) -> None:
 def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(
     pair: Client, is_lost: bool, peers: int
 ) -> None:
-    """A new exchange waits for as many. What one that is lost has reported is old, unless it is the one that asks."""
+    """A hello contains the highest number of clients that any reachable exchange, or the recipient, has reported."""
     pair.attach()
     for exchange, clients in zip(pair.attachments, (5, 9, 0), strict=True):
         exchange.clients = clients
@@ -1478,7 +1479,7 @@ def test_a_hello_counts_the_clients_that_any_exchange_in_reach_has_reported(
 
 
 def test_a_new_session_repeats_what_the_exchange_cannot_know(client: Client) -> None:
-    """Normal members and arrived jobs go before the hello; requests and windows follow the welcome."""
+    """A session repeats normal members and arrived jobs before its hello, requests and windows after the welcome."""
     for _ in range(2):
         wait(client, "jobs", normal=True)
     feed(client, job())
@@ -1495,7 +1496,7 @@ def test_a_new_session_repeats_what_the_exchange_cannot_know(client: Client) -> 
 def test_an_exchange_that_comes_meanwhile_learns_of_a_change_of_normal_members(
     pair: Client, add: int, answered: str
 ) -> None:
-    """Wherever the answer of the other exchange falls: it came to know nothing of it if it fell before the welcome."""
+    """An exchange whose session begins meanwhile gets a change of normal members, whenever the other one answers."""
     member = wire.Member(INBOX, 5, add, 0, 0, 9, b"g", b"jobs")
     told = []
     lose(pair, 0)
@@ -1518,7 +1519,7 @@ def test_an_exchange_that_comes_meanwhile_learns_of_a_change_of_normal_members(
 
 
 def test_a_refused_addition_of_a_normal_member_is_not_repeated(client: Client) -> None:
-    """The exchange has no room for it."""
+    """A refused addition of a normal member is not repeated, because the exchange has no room for it."""
     member = wire.Member(INBOX, 5, 1, 0, 0, 9, b"g", b"jobs")
     begin(client, 5, Request(wire.MEMBER.encode(member), to_all=True, waiter=Reader(), member=member))
     feed(client, confirm(5, Status.REFUSED))
@@ -1529,7 +1530,7 @@ def test_a_refused_addition_of_a_normal_member_is_not_repeated(client: Client) -
 
 
 def test_an_exchange_that_is_flushed_empties_its_clients(client: Client) -> None:
-    """Messages, memberships and notes are gone, and the answer carries the same number; who waits stays."""
+    """A flush drops messages, memberships and notes but no waiting reader, and its answer carries the same number."""
     add(client)
     reader = wait(client, "b")
     for channel in ("a", "c"):
@@ -1546,7 +1547,7 @@ def test_an_exchange_that_is_flushed_empties_its_clients(client: Client) -> None
 
 
 def test_a_request_to_drop_everything_that_comes_again_is_only_answered(client: Client) -> None:
-    """By the connection of a former key, or because the answer was lost: what has arrived since is newer."""
+    """A repeated request to flush, as after a lost answer, is answered and drops none of the newer messages."""
     feed(client, wire.EMPTY.encode(wire.Empty(INBOX, 6)))
     client.out.take()
     add(client)
@@ -1559,7 +1560,7 @@ def test_a_request_to_drop_everything_that_comes_again_is_only_answered(client: 
 
 
 def test_messages_that_were_dropped_by_a_flush_are_not_missed(client: Client) -> None:
-    """The exchange drops messages until all clients have answered."""
+    """Messages that the exchange drops during a flush do not count as missed."""
     feed(client, direct_frame(1))
     client.empty()
     feed(client, direct_frame(9))
@@ -1568,7 +1569,7 @@ def test_messages_that_were_dropped_by_a_flush_are_not_missed(client: Client) ->
 
 
 def test_emptying_sends_each_unsubscription_once(client: Client) -> None:
-    """A second flush finds no group."""
+    """Emptying unsubscribes once from each group, and a second flush finds none."""
     add(client)
     client.empty()
     client.empty()
@@ -1608,7 +1609,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_frame_is_counted_and_changes_nothing(client: Client, what: str) -> None:
-    """Once; it never raises, and nothing is to be sent."""
+    """A malformed frame is counted once and neither raises, changes state, nor sends a frame."""
     add(client)
     feed(client, MALFORMED[what])
     assert client.counters.dropped == {"malformed": 1}
@@ -1628,7 +1629,7 @@ HEADS = [b"", b"G", b"Gg\0", b"P", wire.inbox_topic(INBOX)] + [
 @settings(max_examples=300)
 @given(frames=st.lists(st.builds(bytes.__add__, st.sampled_from(HEADS), st.binary(max_size=60)), max_size=5))
 def test_no_bytes_make_a_client_fail(frames: list[bytes]) -> None:
-    """Each frame is taken, or counted as malformed; what comes out can be sent."""
+    """Any bytes are processed or counted as malformed, and the resulting output can be sent."""
     client = Client(SECRET, SENDER)
     for _ in range(2):
         client.attach()
@@ -1644,7 +1645,7 @@ def test_no_bytes_make_a_client_fail(frames: list[bytes]) -> None:
 
 
 def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client: Client, clock: Clock) -> None:
-    """Memberships, mailboxes and windows, whichever is due first."""
+    """Housekeeping does everything due for memberships, mailboxes and windows, and returns the next deadline."""
     start = clock.now
     add(client, life=5.0)
     feed(client, direct_frame(1, channel="b", ttl=3000))
@@ -1658,7 +1659,7 @@ def test_housekeeping_does_what_is_due_and_returns_when_to_call_again(client: Cl
 
 
 def test_housekeeping_is_done_in_slices(client: Client, clock: Clock) -> None:
-    """The result says that more is due."""
+    """Housekeeping works in slices, and its result shows that more is due."""
     for number in range(25):
         add(client, str(number), life=5.0)
     now = clock.now + 5
@@ -1667,7 +1668,7 @@ def test_housekeeping_is_done_in_slices(client: Client, clock: Clock) -> None:
 
 
 def test_nothing_due_costs_nothing(client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 100,000 channels in groups only deadlines are compared: nothing can be looked at."""
+    """With 100,000 channels in groups and nothing due, housekeeping compares deadlines and visits no entry."""
     for number in range(100_000):
         client.memberships.join(G, str(number), 9, 100.0, 0)
     for deadlines in (client.memberships.ends, client.mailboxes._looks):
@@ -1676,24 +1677,24 @@ def test_nothing_due_costs_nothing(client: Client, clock: Clock, monkeypatch: py
 
 
 def test_a_client_without_anything_has_nothing_due(client: Client, clock: Clock) -> None:
-    """Its connection decides how long it sleeps."""
+    """A client without channels has nothing due, so that its connection decides how long the housekeeper sleeps."""
     assert client.keep(clock.now, 100) == float("inf")
     assert not client.out.busy
 
 
-# Peers that want too much
+# Peers that exceed their rights
 
 
 @pytest.fixture
 def strict(client: Client) -> Client:
-    """A client that knows which names it has made."""
+    """Return a client that recognizes only its own channel names."""
     client.receiver.own_names = OwnNames(INBOX)
     client.use(Defaults(max_ttl=5_000))
     return client
 
 
 def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict: Client) -> None:
-    """Otherwise a peer could fill the process."""
+    """A direct message creates no mailbox for a channel that this process never made, so no peer can fill memory."""
     made = strict.receiver.own_names.new("a")
     for number, channel in enumerate(("a", f"a.{INBOX.decode()}!0123456789abcdef012345", made)):
         feed(strict, direct_frame(number + 1, channel=channel))
@@ -1702,14 +1703,14 @@ def test_no_mailbox_is_made_for_a_channel_that_this_process_never_had(strict: Cl
 
 
 def test_a_channel_that_is_read_or_in_a_group_needs_no_name_of_ours(strict: Client) -> None:
-    """It has a mailbox already."""
+    """A channel with a mailbox, being read or in a group, receives messages although this process did not make it."""
     strict.mailboxes.open("jobs", 9)
     feed(strict, direct_frame(1, channel="jobs"))
     assert payloads(strict, "jobs") == [b"x"]
 
 
 def test_a_channel_that_this_process_never_had_joins_no_group(strict: Client) -> None:
-    """The process that asks gets the same answer as if the channel's process were gone."""
+    """A channel that this process never made joins no group, and the answer is GONE, as if its process had ended."""
     feed(strict, ask())
     assert not strict.memberships.groups
     (reply,) = strict.out.take().replies
@@ -1719,7 +1720,7 @@ def test_a_channel_that_this_process_never_had_joins_no_group(strict: Client) ->
 
 
 def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -> None:
-    """Whatever its sender says; a member of a group and a reader of a channel are treated alike."""
+    """No message waits longer than the configured expiry, in a group or directly, whatever TTL its sender sets."""
     made = strict.receiver.own_names.new("a")
     add(strict, made)
     feed(strict, group_frame(1, ttl=TTL))
@@ -1727,11 +1728,11 @@ def test_no_message_waits_longer_than_the_expiry(strict: Client, clock: Clock) -
     assert {deadline for deadline, _, _ in strict.mailboxes.boxes[made].mail} == {clock.now + 5}
 
 
-# What was missed while a connection was cut
+# Messages missed while a connection was cut
 
 
 def lose_connection(client: Client, clock: Clock, exchange: int = 0, seconds: float = 0.5) -> None:
-    """Let the connection to an exchange have been cut for so long."""
+    """Let the connection to an exchange have been cut for so many seconds."""
     clock.now += seconds
     client.connection_lost(client.attachments[exchange], clock.now - seconds)
 
@@ -1743,7 +1744,7 @@ def resume(client: Client, exchange: int = 0, session: int = SESSION + 5) -> wir
 
 
 def connect_again(client: Client, clock: Clock) -> None:
-    """Let the connection have been cut, and the client ask for what it has missed."""
+    """Let the connection have been cut, and the client request the missed messages."""
     lose_connection(client, clock)
     resume(client)
 
@@ -1755,7 +1756,7 @@ def replay(client: Client, *messages: bytes, last: int = 1, exchange: int = 0, s
 
 
 def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clock) -> None:
-    """If its connection was cut."""
+    """After its connection was cut, and only then, a client requests the missed messages of all its groups."""
     add(client, topic=G)
     add(client, topic=H)
     assert client.resume(client.attachments[0], 1) is None
@@ -1769,7 +1770,7 @@ def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clo
 def test_what_was_missed_goes_before_what_has_arrived_since(
     client: Client, clock: Clock, frame: Callable[..., bytes]
 ) -> None:
-    """Once and in order, with one exchange too."""
+    """Replayed messages are delivered once and in order, before messages that arrived since, with one exchange too."""
     add(client)
     feed(client, frame(1, b"1"))
     connect_again(client, clock)
@@ -1784,7 +1785,7 @@ def test_what_was_missed_goes_before_what_has_arrived_since(
 
 
 def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: Clock) -> None:
-    """The second one may arrive before the first one is published again."""
+    """The first message of a run waits while a replay is expected, because it may have a predecessor there."""
     add(client)
     connect_again(client, clock)
     feed(client, group_frame(2, b"2"))
@@ -1794,7 +1795,7 @@ def test_the_first_messages_of_a_run_are_waited_for_too(client: Client, clock: C
 
 
 def test_the_first_messages_of_a_run_wait_for_a_connection_that_was_just_lost(client: Client, clock: Clock) -> None:
-    """The second one may arrive by another exchange before this process is back and asks for the first one."""
+    """A first message waits from the loss of a connection on: it may arrive elsewhere before a replay is requested."""
     add(client)
     clock.now += 0.5
     client.connection_lost(client.attachments[0], clock.now)
@@ -1807,7 +1808,7 @@ def test_the_first_messages_of_a_run_wait_for_a_connection_that_was_just_lost(cl
 
 
 def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) -> None:
-    """As soon as the exchange has answered, and the usual time has passed."""
+    """A message that is not replayed counts as missed once the exchange has answered and the usual time has passed."""
     add(client)
     feed(client, group_frame(1, b"1"))
     connect_again(client, clock)
@@ -1822,7 +1823,7 @@ def test_what_is_not_published_again_is_counted(client: Client, clock: Clock) ->
 
 
 def test_a_long_replay_is_waited_for_while_its_parts_arrive(client: Client, clock: Clock) -> None:
-    """A busy machine takes more than a second for tens of thousands of messages."""
+    """The wait for a replay lasts while its parts arrive: a busy machine needs over a second for tens of thousands."""
     add(client)
     feed(client, group_frame(1, b"1"))
     connect_again(client, clock)
@@ -1836,7 +1837,7 @@ def test_a_long_replay_is_waited_for_while_its_parts_arrive(client: Client, cloc
 
 
 def test_an_exchange_that_does_not_answer_is_waited_for_once(client: Client, clock: Clock) -> None:
-    """One of an older version drops the request."""
+    """The wait for an exchange that does not answer, as an older version, ends once and does not delay later gaps."""
     add(client)
     feed(client, group_frame(1, b"1"))
     connect_again(client, clock)
@@ -1850,7 +1851,7 @@ def test_an_exchange_that_does_not_answer_is_waited_for_once(client: Client, clo
 
 
 def test_two_exchanges_are_waited_for(pair: Client, clock: Clock) -> None:
-    """The answer of one says nothing about the other."""
+    """A replay of each of two exchanges is awaited, and one answer does not end the wait for the other."""
     for exchange in (0, 1):
         lose_connection(pair, clock, exchange)
         resume(pair, exchange, SESSION + 5 + exchange)
@@ -1861,7 +1862,7 @@ def test_two_exchanges_are_waited_for(pair: Client, clock: Clock) -> None:
 
 
 def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Clock) -> None:
-    """The connection was cut again meanwhile: the next answer has all that is missing."""
+    """The answer to an earlier request is ignored after another cut; the next answer contains everything missing."""
     add(client)
     lose_connection(client, clock)
     resume(client, session=SESSION + 5)
@@ -1875,7 +1876,7 @@ def test_the_answer_to_an_earlier_request_is_ignored(client: Client, clock: Cloc
 
 
 def test_the_end_of_an_answer_may_be_read_after_another_cut(client: Client, clock: Clock) -> None:
-    """What it brings is new all the same, and the next answer is waited for."""
+    """Messages in an answer that is read after another cut are delivered, and the next answer is still awaited."""
     add(client)
     connect_again(client, clock)
     lose_connection(client, clock, seconds=0.1)
@@ -1886,7 +1887,7 @@ def test_the_end_of_an_answer_may_be_read_after_another_cut(client: Client, cloc
 
 
 def test_a_repeated_message_counts_for_the_length_of_a_turn(client: Client, clock: Clock) -> None:
-    """A replay consists mostly of these."""
+    """A repeated message, of which a replay mostly consists, also sets the time by which a turn ends."""
     add(client)
     feed(client, group_frame(1))
     clock.now += 1.0
@@ -1895,7 +1896,7 @@ def test_a_repeated_message_counts_for_the_length_of_a_turn(client: Client, cloc
 
 
 def test_only_messages_are_published_again(client: Client, clock: Clock) -> None:
-    """Anything else is malformed, and so is a list that ends within a message."""
+    """Anything but messages in a replay is malformed, and so is a list that ends within a message."""
     add(client)
     connect_again(client, clock)
     nested = wire.REPLAYED.encode(wire.Replayed(INBOX, SESSION + 5, 1))
@@ -1907,7 +1908,7 @@ def test_only_messages_are_published_again(client: Client, clock: Clock) -> None
 
 
 def test_a_batch_is_published_again_as_it_was(client: Client, clock: Clock) -> None:
-    """Any of its messages may have arrived."""
+    """A batch is replayed whole, and those of its messages that have arrived are skipped."""
     add(client)
     feed(client, group_frame(1, b"1"))
     connect_again(client, clock)

@@ -1,4 +1,4 @@
-"""Counts of losses, and reports that do not flood."""
+"""Counters of losses, and the limited rate of their reports."""
 
 import ast
 import logging
@@ -21,7 +21,7 @@ def lines(counters: Counters) -> list[str]:
 
 
 def test_every_loss_is_counted_by_its_cause(counters: Counters) -> None:
-    """Whether or not it is reported."""
+    """Every lost message is counted by its cause, whether or not it is reported."""
     counters.drop("mailbox_full")
     counters.drop("mailbox_full", 4)
     counters.drop("expired", 2)
@@ -29,13 +29,13 @@ def test_every_loss_is_counted_by_its_cause(counters: Counters) -> None:
 
 
 def test_no_loss_leaves_no_trace(counters: Counters) -> None:
-    """Neither a report nor a cause."""
+    """A loss of zero messages adds neither a report nor a cause."""
     counters.drop("mailbox_full", 0)
     assert (counters.dropped, counters.reports) == ({}, [])
 
 
 def test_the_first_loss_is_reported_at_once(counters: Counters) -> None:
-    """With its number, its cause and what to do; the line is formatted where it is written."""
+    """The first loss is reported at once with its number, its cause and advice; the writer of the line formats it."""
     counters.drop("mailbox_full", 2)
     (report,) = counters.reports
     assert report.level == logging.WARNING
@@ -43,7 +43,7 @@ def test_the_first_loss_is_reported_at_once(counters: Counters) -> None:
 
 
 def test_a_flood_of_losses_is_one_report_a_minute(counters: Counters, clock: Clock) -> None:
-    """The next report has all that was lost since."""
+    """Losses of one cause are reported once a minute, and each report counts all since the previous one."""
     for _ in range(100):
         counters.drop("mailbox_full")
     clock.now += REPORT_EVERY - 1
@@ -55,7 +55,7 @@ def test_a_flood_of_losses_is_one_report_a_minute(counters: Counters, clock: Clo
 
 
 def test_each_cause_has_reports_of_its_own(counters: Counters) -> None:
-    """A frequent loss does not hide a rare one."""
+    """Each cause has its own reports, so that a frequent loss does not hide a rare one."""
     for cause in ADVICE:
         counters.drop(cause)
     assert len(counters.reports) == len(ADVICE)
@@ -63,7 +63,7 @@ def test_each_cause_has_reports_of_its_own(counters: Counters) -> None:
 
 @pytest.mark.parametrize("cause", sorted(SILENT))
 def test_a_silent_cause_is_counted_only(counters: Counters, cause: str) -> None:
-    """It is neither reported nor counted as lost."""
+    """A silent cause is counted, but neither reported nor included in the number of lost messages."""
     counters.drop(cause, 3)
     assert counters.dropped == {cause: 3}
     assert counters.reports == []
@@ -71,20 +71,20 @@ def test_a_silent_cause_is_counted_only(counters: Counters, cause: str) -> None:
 
 
 def test_what_was_lost_is_the_sum_of_all_causes_but_the_silent_ones(counters: Counters) -> None:
-    """An outage reports how much was lost meanwhile."""
+    """The number of lost messages, which the report of an outage contains, sums all causes except the silent ones."""
     for cause in (*ADVICE, *SILENT):
         counters.drop(cause, 2)
     assert counters.lost() == 2 * len(ADVICE)
 
 
 def test_any_line_can_be_reported(counters: Counters) -> None:
-    """Its arguments are kept apart from the format."""
+    """A report keeps its arguments apart from the format."""
     counters.report(logging.ERROR, "%s is %d", "a", 1)
     assert counters.reports == [Report(logging.ERROR, "%s is %d", ("a", 1))]
 
 
 def test_every_cause_in_the_code_has_advice_or_is_silent() -> None:
-    """A cause without either would fail where a loss is counted."""
+    """Every cause in the code has advice or is silent; otherwise counting a loss would raise."""
     causes = set()
     for path in Path(channels_zmq.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""How many jobs of a normal channel the exchange may hand over to this process."""
+"""The number of jobs of a normal channel that the exchange may hand over to this process."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ PREFETCH = 4
 
 @pytest.fixture
 def dropped() -> Counter[str]:
-    """What was dropped, by cause."""
+    """Return the counter of dropped messages, by cause."""
     return Counter()
 
 
@@ -32,7 +32,7 @@ def credit(clock: Clock, dropped: Counter[str]) -> Credit:
 
 @pytest.fixture
 def mailboxes(clock: Clock) -> Iterator[Mailboxes[Reader]]:
-    """Make mailboxes; at the end of every test they count what waits as a look at each of them does."""
+    """Return mailboxes; after each test their count of waiting messages must equal the sum over all mailboxes."""
     mailboxes: Mailboxes[Reader] = Mailboxes(lambda cause, count: None, clock=clock)
     yield mailboxes
     assert mailboxes.waiting == sum(len(box.mail) for box in mailboxes.boxes.values())
@@ -44,11 +44,11 @@ def box(mailboxes: Mailboxes[Reader]) -> Mailbox[Reader]:
 
 
 def ignore(cause: str, count: int) -> None:
-    """Count nothing."""
+    """Ignore a drop."""
 
 
 def wait(credit: Credit, box: Mailbox[Reader]) -> list[bytes]:
-    """Let one more reader wait; return the frames to send."""
+    """Let one more reader wait, and return the frames to send."""
     box.waiters.append(Reader())
     return credit.touched(box)
 
@@ -62,7 +62,7 @@ def leave(credit: Credit, box: Mailbox[Reader]) -> None:
 def job(
     number: int = 1, *, payload: bytes = b"x", ttl: int = 60_000, session: int = SESSION, channel: bytes = b"jobs"
 ) -> wire.Job:
-    """Return a job whose ordinal is its number too."""
+    """Return a job whose ordinal equals its number."""
     return wire.Job(INBOX, session, number, number, ttl, channel, payload)
 
 
@@ -102,14 +102,14 @@ def questions(frames: list[bytes]) -> list[wire.Total]:
 
 
 def test_the_first_reader_opens_the_window(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It has room for that reader, and `prefetch` more, for this inbox, session and channel."""
+    """The first reader's window has room for that reader and `prefetch` more, for this inbox, session and channel."""
     (sent,) = ready(wait(credit, box))
     assert sent == wire.Ready(INBOX, SESSION, 1 + PREFETCH, 0, 0, 0, b"jobs")
     assert box.is_normal
 
 
 def test_each_waiting_reader_has_room(credit: Credit, box: Mailbox[Reader]) -> None:
-    """However many they are."""
+    """However many readers wait, the window has room for each of them."""
     sent = 0
     for count in range(1, 20):
         sent = max([sent, *limits(wait(credit, box))])
@@ -117,14 +117,14 @@ def test_each_waiting_reader_has_room(credit: Credit, box: Mailbox[Reader]) -> N
 
 
 def test_without_prefetch_no_job_comes_before_its_reader(clock: Clock, box: Mailbox[Reader]) -> None:
-    """The window is as wide as the readers are many."""
+    """Without prefetch the window is as wide as the number of readers, so no job arrives before its reader."""
     credit = Credit(INBOX, 0, ignore, clock)
     credit.begin_session(SESSION, is_same=False)
     assert [limits(wait(credit, box)) for _ in range(3)] == [[1], [2], [3]]
 
 
 def test_jobs_that_wait_here_take_the_room_of_others(credit: Credit, box: Mailbox[Reader]) -> None:
-    """A slow reader is not sent ever more."""
+    """Jobs that wait in the mailbox occupy room in the window, so that a slow reader does not receive ever more."""
     wait(credit, box)
     for number in range(1 + PREFETCH):
         credit.arrived(job(number))
@@ -134,7 +134,7 @@ def test_jobs_that_wait_here_take_the_room_of_others(credit: Credit, box: Mailbo
 
 
 def test_the_window_moves_on_as_jobs_are_taken(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It never closes on a reader that keeps coming, and not every job costs a frame."""
+    """The window advances as jobs are taken: it never closes on an active reader, and 100 jobs cost up to 34 frames."""
     limit, frames = limits(wait(credit, box))[-1], 0
     box.waiters.clear()
     for number in range(100):
@@ -148,7 +148,7 @@ def test_the_window_moves_on_as_jobs_are_taken(credit: Credit, box: Mailbox[Read
 
 
 def test_the_limit_does_not_fall_while_readers_keep_coming(credit: Credit, box: Mailbox[Reader]) -> None:
-    """Otherwise a frame on its way would undo a later one."""
+    """The limit never falls while readers continue, because an earlier frame in transit would undo a later one."""
     sent = limits(wait(credit, box))
     for number in range(20):
         credit.arrived(job(number))
@@ -162,7 +162,7 @@ def test_the_limit_does_not_fall_while_readers_keep_coming(credit: Credit, box: 
 
 
 def test_a_job_wakes_the_reader_whose_turn_it_is(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It waits in the mailbox until it is taken."""
+    """A job wakes the reader whose turn it is, and stays in the mailbox until it is taken."""
     wait(credit, box)
     first = box.waiters[0]
     assert credit.arrived(job(payload=b"1")) == (first, [])
@@ -171,7 +171,7 @@ def test_a_job_wakes_the_reader_whose_turn_it_is(credit: Credit, box: Mailbox[Re
 
 
 def test_a_job_that_arrives_twice_is_taken_once(credit: Credit, box: Mailbox[Reader]) -> None:
-    """By its ordinal, which counts from 1 in each session."""
+    """A job that arrives twice is taken once, by its ordinal, which counts from 1 in each session."""
     wait(credit, box)
     for payload in (b"1", b"again"):
         credit.arrived(job(payload=payload))
@@ -181,7 +181,7 @@ def test_a_job_that_arrives_twice_is_taken_once(credit: Credit, box: Mailbox[Rea
 def test_a_gap_between_jobs_shows_that_some_are_lost(
     credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
 ) -> None:
-    """They count as received: the total agrees afterwards."""
+    """The jobs in a gap between ordinals are lost, and count as received, so that the total agrees afterwards."""
     wait(credit, box)
     waiter = box.waiters[0]
     assert credit.arrived(job(4)) == (waiter, [])
@@ -191,7 +191,7 @@ def test_a_gap_between_jobs_shows_that_some_are_lost(
 
 
 def test_a_job_passes_over_a_reader_that_is_not_usable(credit: Credit, box: Mailbox[Reader]) -> None:
-    """A cancelled reader does not take a job from another reader."""
+    """A cancelled reader is skipped and does not take a job from another reader."""
     for _ in range(2):
         wait(credit, box)
     first, second = box.waiters
@@ -202,7 +202,7 @@ def test_a_job_passes_over_a_reader_that_is_not_usable(credit: Credit, box: Mail
 def test_a_job_expires_when_its_time_is_over(
     credit: Credit, mailboxes: Mailboxes[Reader], box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """Its milliseconds count from its arrival."""
+    """A job expires when its milliseconds, which count from its arrival, are over."""
     wait(credit, box)
     credit.arrived(job(ttl=1500))
     credit.arrived(job(2, payload=b"2"))
@@ -211,14 +211,14 @@ def test_a_job_expires_when_its_time_is_over(
 
 
 def test_a_job_of_a_channel_that_nobody_read_goes_back(credit: Credit) -> None:
-    """It returns to its old place, with the time that it has left."""
+    """A job of a channel without a reader returns to its old place in the queue with its remaining time."""
     waiter, frames = credit.arrived(job(5, payload=b"1", ttl=1500, channel=b"other"))
     assert waiter is None
     assert back(frames) == [wire.Back(INBOX, 5, 1500, b"other", b"1")]
 
 
 def test_a_job_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The exchange has learned that it did not arrive, and puts it back: it would be read twice."""
+    """A job of an earlier session is ignored, because the exchange puts it back: it would be read twice."""
     wait(credit, box)
     assert credit.arrived(job(payload=b"1", session=SESSION - 1)) == (None, [])
     credit.arrived(job(1, payload=b"2"))
@@ -230,7 +230,7 @@ def test_a_job_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Rea
 
 
 def test_a_job_that_no_reader_takes_goes_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """After the grace time, not before, in order, and the window closes with it."""
+    """A job that no reader takes goes back in order after the grace time, not before, and the window closes with it."""
     wait(credit, box)
     for number in (1, 2):
         credit.arrived(job(number, ttl=1000))
@@ -244,7 +244,7 @@ def test_a_job_that_no_reader_takes_goes_back(credit: Credit, box: Mailbox[Reade
 
 
 def test_the_grace_time_counts_from_when_a_reader_is_woken(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """However long it had waited before: it has not had the time to take the jobs that came with the first one."""
+    """The grace time counts from the wake-up of a reader, however long it waited: it needs time to take its jobs."""
     wait(credit, box)
     credit.keep(clock.now + GRACE)
     clock.now += 10
@@ -258,7 +258,7 @@ def test_the_grace_time_counts_from_when_a_reader_is_woken(credit: Credit, box: 
 def test_a_woken_reader_that_gives_up_has_no_more_time_than_others(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """Nobody is on the way to the job."""
+    """If a woken reader gives up, its job goes back after the usual grace time, because no reader will take it."""
     wait(credit, box)
     credit.arrived(job())
     leave(credit, box)
@@ -269,7 +269,7 @@ def test_a_woken_reader_that_gives_up_has_no_more_time_than_others(
 def test_a_job_whose_reader_never_comes_goes_back_although_others_wait(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """As when the event loop of the one is blocked. The window opens again for the others, who may get the same job."""
+    """A job whose woken reader does not take it goes back, and the window reopens for others, which may get the job."""
     wait(credit, box)
     wait(credit, box)
     credit.arrived(job())
@@ -283,7 +283,7 @@ def test_a_job_whose_reader_never_comes_goes_back_although_others_wait(
 
 
 def test_the_window_closes_before_its_jobs_go_back(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Otherwise the exchange would hand them to this process again at once."""
+    """The window closes before its jobs go back; otherwise the exchange would hand them over to this process again."""
     wait(credit, box)
     credit.arrived(job())
     clock.now += WOKEN_GRACE
@@ -291,7 +291,7 @@ def test_the_window_closes_before_its_jobs_go_back(credit: Credit, box: Mailbox[
 
 
 def test_the_grace_time_counts_from_the_last_reader(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """However long it had waited before it went."""
+    """The grace time counts from the moment when the last reader leaves, however long that reader had waited."""
     wait(credit, box)
     credit.keep(clock.now + GRACE)
     clock.now += 10
@@ -303,7 +303,7 @@ def test_the_grace_time_counts_from_the_last_reader(credit: Credit, box: Mailbox
 def test_an_expired_job_does_not_go_back(
     credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """Nobody could read it. It is counted."""
+    """An expired job is counted and does not go back, because no process could read it."""
     wait(credit, box)
     credit.arrived(job(ttl=round(WOKEN_GRACE * 1000)))
     clock.now += WOKEN_GRACE
@@ -315,7 +315,7 @@ def test_an_expired_job_does_not_go_back(
 def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """Only jobs came from the exchange."""
+    """An announcement in a mailbox of jobs does not go back, because it is no job of the exchange."""
     wait(credit, box)
     announcement = (clock.now + 60, b"announcement", None)
     box.append(announcement)
@@ -325,7 +325,7 @@ def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
 
 
 def test_an_open_window_without_readers_is_closed(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Otherwise the exchange would hand jobs to a process without readers. It is closed once."""
+    """A window without readers is closed, once; otherwise the exchange would hand over jobs that nobody reads."""
     wait(credit, box)
     leave(credit, box)
     clock.now += GRACE
@@ -334,7 +334,7 @@ def test_an_open_window_without_readers_is_closed(credit: Credit, box: Mailbox[R
 
 
 def test_a_job_that_crossed_the_closing_goes_back_at_once(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """It was on its way when the last reader went."""
+    """A job that was in transit when the window closed goes back at once."""
     wait(credit, box)
     leave(credit, box)
     clock.now += GRACE
@@ -347,7 +347,7 @@ def test_a_job_that_crossed_the_closing_goes_back_at_once(credit: Credit, box: M
 
 
 def test_a_reader_that_comes_back_in_time_keeps_the_window(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """A worker that handles a job comes again at once."""
+    """A reader that returns within the grace time, as a worker does after each job, keeps the window open."""
     wait(credit, box)
     credit.arrived(job())
     take(box)
@@ -360,7 +360,7 @@ def test_a_reader_that_comes_back_in_time_keeps_the_window(credit: Credit, box: 
 
 
 def test_a_reader_after_the_closing_opens_the_window_again(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Limits are absolute: received jobs stay counted."""
+    """A reader after the closing reopens the window with an absolute limit: jobs received before stay counted."""
     wait(credit, box)
     credit.arrived(job())
     clock.now += WOKEN_GRACE
@@ -369,7 +369,7 @@ def test_a_reader_after_the_closing_opens_the_window_again(credit: Credit, box: 
 
 
 def test_stopping_hands_everything_back(credit: Credit, box: Mailbox[Reader], mailboxes: Mailboxes[Reader]) -> None:
-    """At once, for every channel."""
+    """Stopping hands back the jobs of every channel at once."""
     other = mailboxes.open("other", 9)
     for one in (box, other):
         wait(credit, one)
@@ -383,7 +383,7 @@ def test_stopping_hands_everything_back(credit: Credit, box: Mailbox[Reader], ma
 
 
 def test_giving_up_on_another_channel_changes_nothing(credit: Credit, mailboxes: Mailboxes[Reader]) -> None:
-    """The reader of a process-specific channel needs no window."""
+    """Giving up on a process-specific channel changes nothing, because its reader needs no window."""
     credit.gave_up(mailboxes.open("other", 9))
     assert credit.due == inf
 
@@ -393,19 +393,19 @@ def test_giving_up_on_another_channel_changes_nothing(credit: Credit, mailboxes:
 
 @pytest.fixture
 def other(clock: Clock) -> Credit:
-    """The credit of another exchange, whose readers are the same."""
+    """Return the credit of another exchange, for the same readers."""
     other = Credit(INBOX, PREFETCH, ignore, clock)
     other.begin_session(SESSION, is_same=False)
     return other
 
 
 def wait_at_both(credit: Credit, other: Credit, box: Mailbox[Reader]) -> tuple[list[bytes], list[bytes]]:
-    """Let one more reader wait; return the frames for each exchange."""
+    """Let one more reader wait, and return the frames for each exchange."""
     return wait(credit, box), other.touched(box)
 
 
 def test_a_reader_has_room_at_every_exchange(credit: Credit, other: Credit, box: Mailbox[Reader]) -> None:
-    """Whichever has a job first may hand it over."""
+    """A reader has room at each exchange, so that whichever has a job first may hand it over."""
     assert [limits(frames) for frames in wait_at_both(credit, other, box)] == [[1 + PREFETCH]] * 2
     assert box.windows == 2
 
@@ -413,7 +413,7 @@ def test_a_reader_has_room_at_every_exchange(credit: Credit, other: Credit, box:
 def test_jobs_of_another_exchange_take_the_room_of_others_too(
     credit: Credit, other: Credit, box: Mailbox[Reader]
 ) -> None:
-    """A slow reader is not sent ever more by all of them together."""
+    """Jobs of another exchange occupy room too, so that all exchanges together do not send a slow reader ever more."""
     wait(credit, box)
     box.waiters.clear()
     for number in range(1, 1 + PREFETCH):
@@ -424,7 +424,7 @@ def test_jobs_of_another_exchange_take_the_room_of_others_too(
 def test_each_exchange_gets_back_what_it_has_handed_over(
     credit: Credit, other: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """The same number at two exchanges is two jobs. What is not its own stays, in order."""
+    """Each exchange gets back the jobs that it handed over, in order: the same number at two exchanges is two jobs."""
     wait_at_both(credit, other, box)
     for number in (1, 2):
         credit.arrived(job(number, payload=b"c%d" % number))
@@ -441,7 +441,7 @@ def test_each_exchange_gets_back_what_it_has_handed_over(
 def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(
     credit: Credit, other: Credit, box: Mailbox[Reader]
 ) -> None:
-    """Each exchange counts its own."""
+    """Each exchange counts its own settled jobs, whatever jobs of another exchange are in the mailbox."""
     wait_at_both(credit, other, box)
     credit.arrived(job())
     other.arrived(job())
@@ -452,7 +452,7 @@ def test_a_job_of_another_exchange_says_nothing_about_settled_jobs(
 def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(
     credit: Credit, other: Credit, box: Mailbox[Reader]
 ) -> None:
-    """Leaving one exchange leaves the other alone."""
+    """A channel is normal while any exchange has a window for it; leaving one exchange does not affect the other."""
     wait_at_both(credit, other, box)
     credit.detach()
     assert (box.windows, box.is_normal) == (1, True)
@@ -463,7 +463,7 @@ def test_a_channel_is_normal_as_long_as_an_exchange_has_a_window(
 
 
 def test_a_reader_may_come_back_after_an_exchange_was_left(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It counts from nothing."""
+    """A reader that returns after the process left an exchange opens a window that counts from 0."""
     wait(credit, box)
     credit.arrived(job())
     credit.detach()
@@ -478,7 +478,7 @@ def test_a_reader_may_come_back_after_an_exchange_was_left(credit: Credit, box: 
 def test_one_question_a_second_is_asked_for_all_channels(
     credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
 ) -> None:
-    """However many windows there are."""
+    """A single question a second covers all channels, however many windows are open."""
     for number in range(100):
         wait(credit, mailboxes.open(str(number), 9))
     asked = []
@@ -489,7 +489,7 @@ def test_one_question_a_second_is_asked_for_all_channels(
 
 
 def test_further_readers_do_not_put_the_question_off(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """It is due a second after the first one."""
+    """Further readers do not delay the question, which is due a second after the first one began to wait."""
     wait(credit, box)
     clock.now += ASK_EVERY / 2
     wait(credit, box)
@@ -499,7 +499,7 @@ def test_further_readers_do_not_put_the_question_off(credit: Credit, box: Mailbo
 
 
 def test_without_windows_nothing_is_asked(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """The questions end with the last window, and begin again with the next."""
+    """Questions stop with the last window and start again with the next one."""
     assert credit.due == inf
     wait(credit, box)
     leave(credit, box)
@@ -512,7 +512,7 @@ def test_without_windows_nothing_is_asked(credit: Credit, box: Mailbox[Reader], 
 
 
 def test_without_a_session_nothing_is_asked(clock: Clock, box: Mailbox[Reader]) -> None:
-    """Without an exchange so far, no answer is possible."""
+    """Without a session no question is sent, because no exchange could answer."""
     credit = Credit(INBOX, PREFETCH, ignore, clock)
     wait(credit, box)
     clock.now += ASK_EVERY
@@ -521,7 +521,7 @@ def test_without_a_session_nothing_is_asked(clock: Clock, box: Mailbox[Reader]) 
 
 
 def test_a_waiting_reader_repeats_its_limit_now_and_then(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """The exchange may have had no room for the channel."""
+    """A waiting reader repeats its limit from time to time, as the exchange may have had no room for the channel."""
     wait(credit, box)
     times = [GRACE, GRACE + REPEAT_EVERY - 1, GRACE + REPEAT_EVERY]
     assert [limits(credit.keep(clock.now + after)) for after in times] == [[5], [], [5]]
@@ -529,7 +529,7 @@ def test_a_waiting_reader_repeats_its_limit_now_and_then(credit: Credit, box: Ma
 
 @pytest.mark.parametrize("answer", [total(1), total(0), total(9, session=SESSION - 1)])
 def test_a_total_that_matches_asks_nothing(credit: Credit, box: Mailbox[Reader], answer: wire.HandedTotal) -> None:
-    """As many have arrived, or it is that of an earlier session."""
+    """A total that equals the number of received jobs, or belongs to an earlier session, causes no question."""
     wait(credit, box)
     credit.arrived(job())
     assert credit.counted_in_total(answer) == []
@@ -538,7 +538,7 @@ def test_a_total_that_matches_asks_nothing(credit: Credit, box: Mailbox[Reader],
 def test_a_total_that_shows_a_loss_asks_about_each_open_window(
     credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
 ) -> None:
-    """A closed one cannot have lost a job unnoticed."""
+    """A total that shows a loss causes a question for each open window; a closed one cannot lose a job unnoticed."""
     for name in ("jobs", "other", "closed"):
         wait(credit, mailboxes.open(name, 9))
     leave(credit, mailboxes.open("closed", 9))
@@ -551,7 +551,7 @@ def test_a_total_that_shows_a_loss_asks_about_each_open_window(
 def test_a_lost_job_is_counted_and_the_window_opens_for_another(
     credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
 ) -> None:
-    """Once; the total agrees afterwards."""
+    """A lost job is counted once, so that the total agrees afterwards, and the window advances to admit another."""
     wait(credit, box)
     credit.arrived(job())
     take(box)
@@ -563,13 +563,13 @@ def test_a_lost_job_is_counted_and_the_window_opens_for_another(
 
 @pytest.mark.parametrize("answer", [handed(0), handed(2, session=SESSION - 1), handed(2, channel=b"other")])
 def test_a_count_without_news_is_ignored(credit: Credit, box: Mailbox[Reader], answer: wire.Handed) -> None:
-    """It was late, from an earlier session, or for a channel without a reader."""
+    """A count that is late, of an earlier session, or for a channel without a reader is ignored."""
     wait(credit, box)
     assert credit.counted(answer) == []
 
 
 def test_an_impossible_count_is_ignored(credit: Credit, box: Mailbox[Reader]) -> None:
-    """More than was ever allowed was not handed over, nor could a later limit be sent."""
+    """A count above every limit that was sent is impossible and ignored; otherwise no later limit could be sent."""
     wait(credit, box)
     assert credit.counted(handed(2**64 - 1)) == []
     assert limits(wait(credit, box)) in ([], [2 + PREFETCH])
@@ -578,7 +578,7 @@ def test_an_impossible_count_is_ignored(credit: Credit, box: Mailbox[Reader]) ->
 def test_jobs_up_to_the_largest_limit_can_be_lost(
     credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """The window was closed while they were on their way."""
+    """Jobs up to the largest limit that was sent can be lost: the window closed while they were in transit."""
     wait(credit, box)
     leave(credit, box)
     clock.now += GRACE
@@ -591,7 +591,7 @@ def test_jobs_up_to_the_largest_limit_can_be_lost(
 def test_a_query_is_answered_by_the_number_of_settled_jobs(
     credit: Credit, box: Mailbox[Reader], taken: int, settled: int
 ) -> None:
-    """Those that no longer wait here; with the number of the question."""
+    """The answer to a query contains its number and the number of settled jobs, those no longer waiting here."""
     wait(credit, box)
     for number in (1, 2):
         credit.arrived(job(number))
@@ -602,7 +602,7 @@ def test_a_query_is_answered_by_the_number_of_settled_jobs(
 
 
 def test_jobs_that_went_back_are_settled(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The exchange has them again."""
+    """Jobs that went back count as settled, because the exchange has them again."""
     wait(credit, box)
     credit.arrived(job())
     (closing,) = ready(credit.hand_everything_back())
@@ -612,14 +612,14 @@ def test_jobs_that_went_back_are_settled(credit: Credit, box: Mailbox[Reader]) -
 
 
 def test_a_forgotten_channel_is_settled_altogether(credit: Credit) -> None:
-    """The exchange takes the number for all that it has handed over."""
+    """For a forgotten channel the answer is the largest number, which the exchange reads as all that it handed over."""
     (answer,) = ready(credit.queried(query(9, channel=b"other")))
     assert answer == wire.Ready(INBOX, SESSION, 0, 2**64 - 1, 9, Question.FORGET, b"other")
 
 
 @pytest.mark.parametrize("channel", [b"jobs", b"other"])
 def test_a_query_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[Reader], channel: bytes) -> None:
-    """The exchange that sent it has ended the session."""
+    """A query of an earlier session is ignored, because the exchange that sent it has ended that session."""
     wait(credit, box)
     assert credit.queried(query(session=SESSION - 1, channel=channel)) == []
 
@@ -628,14 +628,14 @@ def test_a_query_of_an_earlier_session_is_ignored(credit: Credit, box: Mailbox[R
 
 
 def reported(credit: Credit) -> list[wire.Received]:
-    """Leave the session; return what the exchange learns of it."""
+    """Leave the session, and return the reports to the exchange."""
     return [wire.RECEIVED.decode(frame) for frame in credit.leave_session()]
 
 
 def test_before_a_new_session_the_exchange_learns_what_has_arrived(
     credit: Credit, mailboxes: Mailboxes[Reader]
 ) -> None:
-    """Of each channel whose window was open in the last session: the jobs that were read."""
+    """Before a new session, the exchange gets the number of jobs received and read for each open window."""
     for name in ("jobs", "other"):
         wait(credit, mailboxes.open(name, 9))
     credit.arrived(job())
@@ -648,7 +648,7 @@ def test_before_a_new_session_the_exchange_learns_what_has_arrived(
 
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_job_of_a_session_that_was_left_is_ignored(credit: Credit, box: Mailbox[Reader], is_open: bool) -> None:
-    """The exchange has been told that it has not arrived, puts it back, and hands it over again."""
+    """A job of a session that was left is ignored: the exchange, knowing it as not received, hands it over again."""
     wait(credit, box)
     if not is_open:
         credit.end_session()
@@ -659,7 +659,7 @@ def test_a_job_of_a_session_that_was_left_is_ignored(credit: Credit, box: Mailbo
 
 
 def test_what_has_arrived_is_reported_until_a_session_begins(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The exchange may not have received it: the connection may be lost before its welcome, any number of times."""
+    """The report on received jobs is repeated until a session begins, because each lost connection may have lost it."""
     wait(credit, box)
     credit.arrived(job())
     take(box)
@@ -683,12 +683,12 @@ def went_back(credit: Credit, box: Mailbox[Reader], clock: Clock, *jobs: wire.Jo
 def test_jobs_that_went_back_last_are_not_reported_as_received(
     credit: Credit, box: Mailbox[Reader], clock: Clock, loses_frames: bool, received: int
 ) -> None:
-    """The connection may have broken before they were there. The exchange puts back those that it still misses."""
+    """If the connection loses frames, the last jobs that went back are not reported: their return may be lost too."""
     wait(credit, box)
     credit.arrived(job(1))
     take(box)
     went_back(credit, box, clock, job(2))
-    went_back(credit, box, clock, job(3))  # it was on the way
+    went_back(credit, box, clock, job(3))  # it was in transit
     (frame,) = credit.leave_session(loses_frames=loses_frames)
     assert wire.RECEIVED.decode(frame).received == received
 
@@ -696,7 +696,7 @@ def test_jobs_that_went_back_last_are_not_reported_as_received(
 def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """Otherwise that one would be read twice."""
+    """Jobs that went back before a job was read are reported as received; otherwise that one would be read twice."""
     wait(credit, box)
     went_back(credit, box, clock, job(1))
     wait(credit, box)
@@ -708,7 +708,7 @@ def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
 def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """The ordinals begin anew."""
+    """Jobs that went back in an earlier session are not reported, because ordinals start again in each session."""
     wait(credit, box)
     went_back(credit, box, clock, job(1), job(2))
     credit.leave_session()
@@ -720,7 +720,7 @@ def test_jobs_that_went_back_in_an_earlier_session_are_not_reported(
 
 
 def test_a_large_job_that_went_back_is_reported_as_received(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """It went by the producers' way, where it is not lost."""
+    """A large job that went back is reported as received: it returned through the producers' path, which loses none."""
     wait(credit, box)
     went_back(credit, box, clock, job(1), job(2, payload=bytes(wire.MAX_UPSTREAM)))
     assert [one.received for one in reported(credit)] == [2]
@@ -730,7 +730,7 @@ def test_a_large_job_that_went_back_is_reported_as_received(credit: Credit, box:
 def test_an_unread_job_of_a_session_that_was_left_is_read_once(
     credit: Credit, box: Mailbox[Reader], is_same: bool
 ) -> None:
-    """The instance that has handed it over puts it back; any other one does not know it, so it is read here."""
+    """An unread job of a session that was left is read once: here, unless the same instance puts it back."""
     wait(credit, box)
     credit.arrived(job(1, payload=b"read"))
     take(box)
@@ -745,7 +745,7 @@ def test_an_unread_job_of_a_session_that_was_left_is_read_once(
 def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """To the one that there is now, by the number that it has."""
+    """An unread job of another instance goes back to the present one if nobody reads it, under its own number."""
     wait(credit, box)
     credit.arrived(job(1))
     box.waiters.clear()
@@ -759,7 +759,7 @@ def test_an_unread_job_of_another_instance_goes_back_if_nobody_reads_it(
 def test_an_unread_job_is_counted_if_its_exchange_is_forgotten(
     credit: Credit, box: Mailbox[Reader], dropped: Counter[str]
 ) -> None:
-    """It was withheld for the next session, which never began."""
+    """An unread job that was withheld for the next session counts as lost if its exchange is forgotten first."""
     wait(credit, box)
     credit.arrived(job(1))
     credit.leave_session()
@@ -768,7 +768,7 @@ def test_an_unread_job_is_counted_if_its_exchange_is_forgotten(
 
 
 def test_a_job_that_is_withheld_during_a_flush_is_dropped(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It is in no mailbox then, and would return to one with the next session."""
+    """A flush drops a job that is withheld for the next session, although it is in no mailbox."""
     wait(credit, box)
     credit.arrived(job(1))
     box.waiters.clear()
@@ -781,7 +781,7 @@ def test_a_job_that_is_withheld_during_a_flush_is_dropped(credit: Credit, box: M
 def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(
     credit: Credit, box: Mailbox[Reader]
 ) -> None:
-    """That one was received, or the session would not have begun."""
+    """A session without windows does not repeat an earlier report: it was received, or no session would have begun."""
     wait(credit, box)
     box.waiters.clear()
     reported(credit)
@@ -793,7 +793,7 @@ def test_a_session_without_windows_does_not_repeat_the_report_of_an_earlier_one(
 def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(
     credit: Credit, box: Mailbox[Reader], frame: str
 ) -> None:
-    """Its counts are settled by the report."""
+    """Counts and queries of a session that was left are ignored, because the report has settled its counts."""
     wait(credit, box)
     reported(credit)
     match frame:
@@ -806,7 +806,7 @@ def test_what_the_exchange_says_of_a_session_that_was_left_is_ignored(
 
 
 def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The next session opens it."""
+    """A reader that starts to wait between two sessions opens no window; the next session opens it."""
     wait(credit, box)
     reported(credit)
     assert wait(credit, box) == []
@@ -814,7 +814,7 @@ def test_a_reader_that_comes_between_two_sessions_opens_no_window(credit: Credit
 
 
 def test_before_the_first_session_nothing_has_arrived(clock: Clock, box: Mailbox[Reader]) -> None:
-    """A reader may wait already."""
+    """Before the first session there is nothing to report, although a reader may already wait."""
     credit = Credit(INBOX, PREFETCH, ignore, clock)
     wait(credit, box)
     assert credit.leave_session() == []
@@ -823,7 +823,7 @@ def test_before_the_first_session_nothing_has_arrived(clock: Clock, box: Mailbox
 def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(
     credit: Credit, box: Mailbox[Reader]
 ) -> None:
-    """No job of it can be on its way."""
+    """A channel that was closed throughout the last session is not reported, because no job can be in transit to it."""
     wait(credit, box)
     leave(credit, box)
     credit.begin_session(SESSION + 1, is_same=False)
@@ -831,7 +831,7 @@ def test_a_channel_that_was_closed_throughout_the_last_session_is_not_resumed(
 
 
 def test_a_new_session_counts_anew(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The window opens for the readers that wait."""
+    """A new session counts from 0 and opens the window for the readers that wait."""
     wait(credit, box)
     credit.arrived(job())
     take(box)
@@ -844,7 +844,7 @@ def test_a_new_session_counts_anew(credit: Credit, box: Mailbox[Reader]) -> None
 def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(
     credit: Credit, box: Mailbox[Reader]
 ) -> None:
-    """They take room, and are not settled in it."""
+    """Jobs of the last session that wait here occupy room in the new one, but are not settled in it."""
     wait(credit, box)
     credit.arrived(job())
     wait(credit, box)
@@ -853,7 +853,7 @@ def test_jobs_of_the_last_session_that_wait_here_are_not_counted_in_the_new_one(
 
 
 def test_a_new_session_opens_no_window_without_readers(credit: Credit, box: Mailbox[Reader]) -> None:
-    """It opens with the next reader."""
+    """A new session opens no window without readers; the next reader opens it."""
     wait(credit, box)
     box.waiters.clear()
     assert credit.begin_session(SESSION + 1, is_same=False) == []
@@ -861,7 +861,7 @@ def test_a_new_session_opens_no_window_without_readers(credit: Credit, box: Mail
 
 
 def test_jobs_of_the_last_session_go_back_in_the_new_one(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Nobody has read them; they have their old numbers, and do not count for the new window."""
+    """Unread jobs of the last session go back in the new one with their old numbers, and do not count in its window."""
     wait(credit, box)
     credit.arrived(job(payload=b"1"))
     leave(credit, box)
@@ -877,7 +877,7 @@ def test_jobs_of_the_last_session_go_back_in_the_new_one(credit: Credit, box: Ma
 
 @pytest.mark.parametrize("what", ["touched", "kept", "handed back", "forgotten"])
 def test_nothing_is_sent_between_two_sessions(credit: Credit, box: Mailbox[Reader], clock: Clock, what: str) -> None:
-    """The connection is down, or the exchange is about to end and has all its jobs."""
+    """Between two sessions nothing is sent: the connection is down, or the exchange has all jobs and soon ends."""
     wait(credit, box)
     credit.arrived(job())
     credit.end_session()
@@ -901,7 +901,7 @@ def test_nothing_is_sent_between_two_sessions(credit: Credit, box: Mailbox[Reade
 
 
 def test_jobs_that_have_arrived_can_be_read_after_the_session(credit: Credit, box: Mailbox[Reader]) -> None:
-    """The exchange learns at the next one that they have."""
+    """Jobs that have arrived can be read after the end of the session, and are reported at the next one."""
     wait(credit, box)
     credit.arrived(job(payload=b"1"))
     credit.end_session()
@@ -910,7 +910,7 @@ def test_jobs_that_have_arrived_can_be_read_after_the_session(credit: Credit, bo
 
 
 def test_no_total_is_asked_for_after_the_session(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """Until the next one begins; it is due a second later then."""
+    """After the end of a session no total is asked for until the next one begins, and then a second later."""
     wait(credit, box)
     credit.end_session()
     for _ in range(3):
@@ -927,7 +927,7 @@ def test_no_total_is_asked_for_after_the_session(credit: Credit, box: Mailbox[Re
 def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """Until then its count must outlive its readers; a reader that comes later counts from nothing."""
+    """A channel without readers is forgotten on both sides only after a while: its count must outlive its readers."""
     wait(credit, box)
     credit.arrived(job())
     box.clear()
@@ -943,7 +943,7 @@ def test_a_channel_without_readers_is_forgotten_on_both_sides_after_a_while(
 
 
 def test_a_channel_whose_reader_waits_is_not_forgotten(credit: Credit, box: Mailbox[Reader], clock: Clock) -> None:
-    """However long it waits."""
+    """A channel with a waiting reader is not forgotten, however long the reader waits."""
     wait(credit, box)
     clock.now += 2 * FORGET_AFTER
     assert [frame.ask for frame in ready(credit.keep(clock.now))] == [Question.NOTHING]
@@ -953,7 +953,7 @@ def test_a_channel_whose_reader_waits_is_not_forgotten(credit: Credit, box: Mail
 def test_nothing_due_costs_nothing(
     credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It visits none of 100,000 windows; the query is one frame."""
+    """With 100,000 windows and nothing due, `keep` visits none of them and sends one frame a second."""
     for number in range(100_000):
         wait(credit, mailboxes.open(str(number), 9))
     while credit.due <= clock.now + GRACE:
@@ -970,7 +970,7 @@ def test_nothing_due_costs_nothing(
 def test_channels_that_come_and_go_leave_a_small_heap(
     credit: Credit, mailboxes: Mailboxes[Reader], clock: Clock
 ) -> None:
-    """Each reader brings several looks forward."""
+    """A channel whose readers come and leave often keeps a small heap, although each brings several looks forward."""
     box = mailboxes.open("jobs", 9)
     for _ in range(10_000):
         clock.now += 0.01

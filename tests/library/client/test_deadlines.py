@@ -1,4 +1,4 @@
-"""Work that is due at some time, by a heap."""
+"""A heap of work with deadlines."""
 
 from math import inf
 
@@ -8,7 +8,7 @@ from channels_zmq.client.deadlines import Deadlines
 
 
 class Current:
-    """The deadline of each item that counts, and how often that was asked."""
+    """The current deadline of each item, and the number of queries for it."""
 
     def __init__(self) -> None:
         self.of: dict[object, float] = {}
@@ -39,14 +39,14 @@ def popped(deadlines: Deadlines[object], now: float) -> list[object]:
 
 
 def test_items_are_returned_in_the_order_of_their_deadlines(deadlines: Deadlines[object], current: Current) -> None:
-    """An item is due at its deadline, not before; equal deadlines keep the order of addition."""
+    """Items are due at their deadlines and not before; equal deadlines keep the order of addition."""
     for at, item in ((3, "c"), (1, "a"), (2, "b"), (2, "b2")):
         add(deadlines, current, at, item)
     assert [popped(deadlines, now) for now in (0.9, 2, 2, 3)] == [[], ["a", "b", "b2"], [], ["c"]]
 
 
 def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines: Deadlines[object], current: Current) -> None:
-    """Only the deadline and the order of addition decide."""
+    """Items with equal deadlines need not be comparable, because the order of addition decides."""
     one, other = object(), object()
     add(deadlines, current, 1, one)
     add(deadlines, current, 1, other)
@@ -54,7 +54,7 @@ def test_items_that_cannot_be_compared_may_have_equal_deadlines(deadlines: Deadl
 
 
 def test_the_next_deadline_is_known_without_a_search(deadlines: Deadlines[object], current: Current) -> None:
-    """It follows additions, removals and clearing; without items it is infinite."""
+    """The next deadline follows additions, removals and clearing, and is infinite without items."""
     seen = [deadlines.next]
     for at in (5, 3, 7):
         add(deadlines, current, at, at)
@@ -69,7 +69,7 @@ def test_the_next_deadline_is_known_without_a_search(deadlines: Deadlines[object
 
 
 def test_an_entry_that_is_no_longer_current_is_skipped(deadlines: Deadlines[object], current: Current) -> None:
-    """An item that was put off is returned at its new deadline alone."""
+    """An item that was rescheduled is returned once, at its new deadline."""
     add(deadlines, current, 1, "a")
     add(deadlines, current, 5, "a")
     add(deadlines, current, 2, "b")
@@ -77,7 +77,7 @@ def test_an_entry_that_is_no_longer_current_is_skipped(deadlines: Deadlines[obje
 
 
 def test_outdated_entries_alone_return_nothing(deadlines: Deadlines[object], current: Current) -> None:
-    """They are discarded on the way."""
+    """Outdated entries are discarded without being returned."""
     add(deadlines, current, 1, "a")
     current.of.clear()
     assert deadlines.pop(1) is None
@@ -85,7 +85,7 @@ def test_outdated_entries_alone_return_nothing(deadlines: Deadlines[object], cur
 
 
 def test_churn_leaves_a_small_heap(deadlines: Deadlines[object], current: Current) -> None:
-    """Outdated entries are discarded once they are the majority."""
+    """Outdated entries are discarded once they are the majority, so 100,000 updates of an item leave a small heap."""
     for at in range(100_000):
         add(deadlines, current, at, "a")
     assert len(deadlines) <= 2 + 64
@@ -93,7 +93,7 @@ def test_churn_leaves_a_small_heap(deadlines: Deadlines[object], current: Curren
 
 
 def test_compaction_keeps_every_current_entry(deadlines: Deadlines[object], current: Current) -> None:
-    """The heap is bounded by twice what exists; compacting costs a constant for each addition."""
+    """Compaction keeps every current entry, bounds the heap by twice the items, and costs a constant per addition."""
     for turn in range(20):
         for item in range(1000):
             add(deadlines, current, 1000 * turn + item, item)
@@ -103,7 +103,7 @@ def test_compaction_keeps_every_current_entry(deadlines: Deadlines[object], curr
 
 
 def test_nothing_due_costs_nothing(deadlines: Deadlines[object], current: Current) -> None:
-    """Not a single one of 100,000 entries is looked at."""
+    """With nothing due, `pop` examines none of 100,000 entries."""
     for item in range(100_000):
         add(deadlines, current, 10, item)
     current.asked = 0
@@ -112,7 +112,7 @@ def test_nothing_due_costs_nothing(deadlines: Deadlines[object], current: Curren
 
 
 def test_clearing_begins_the_bound_anew(deadlines: Deadlines[object], current: Current) -> None:
-    """A heap that was large once is compacted early again."""
+    """Clearing resets the bound, so that a heap that was large once is compacted early again."""
     for item in range(1000):
         add(deadlines, current, 1, item)
     deadlines.clear()

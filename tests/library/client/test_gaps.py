@@ -14,7 +14,7 @@ SENDER, OTHER = b"s" * 8, b"o" * 8
 
 
 class Rig:
-    """One run, and what is delivered or given up of it."""
+    """One run, with its delivered and its missed messages."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.runs = clock, Runs()
@@ -26,7 +26,7 @@ class Rig:
         self.missed += count
 
     def arrives(self, number: int, sender: bytes = SENDER, size: int = 10, flags: int = 0) -> bool:
-        """Let a number arrive as the client does; return whether it was held."""
+        """Process an arriving number as the client does, and return whether the message is held."""
         missing = self.runs.see(sender, number, flags)
         if missing == 0:
             self.delivered.append(number)
@@ -36,7 +36,7 @@ class Rig:
         return self.gaps.hold(self.runs, sender, number, size, lambda: self.delivered.append(number), begins=begins)
 
     def begins(self, number: int, sender: bytes = SENDER) -> None:
-        """Let the first number arrive when nothing else is there."""
+        """Process the first number of a run when no other input is pending."""
         self.arrives(number, sender)
         self.gaps.all_is_read()
 
@@ -47,7 +47,7 @@ def rig(clock: Clock) -> Rig:
 
 
 def test_a_gap_that_closes_delivers_everything_in_order(rig: Rig) -> None:
-    """The missing messages come by another way."""
+    """When the missing messages arrive by another path, the gap closes and all messages are delivered in order."""
     rig.begins(1)
     for number in (4, 3, 6, 2):
         rig.arrives(number)
@@ -57,7 +57,7 @@ def test_a_gap_that_closes_delivers_everything_in_order(rig: Rig) -> None:
 
 
 def test_a_gap_that_unread_input_may_close_waits_longer_but_not_without_end(rig: Rig) -> None:
-    """This process is behind: what came by one connection is older than what it has read by another one."""
+    """While unread input may close a gap, it waits for up to `BEHIND_AT_MOST` longer, as this process is behind."""
     rig.begins(1)
     rig.arrives(3)
     begun = rig.clock.now
@@ -70,7 +70,7 @@ def test_a_gap_that_unread_input_may_close_waits_longer_but_not_without_end(rig:
 
 
 def test_a_gap_that_waits_longer_is_closed_by_what_is_read_then(rig: Rig) -> None:
-    """And everything is delivered in order."""
+    """Messages that arrive while a gap waits longer close it, and everything is delivered in order."""
     rig.begins(1)
     rig.arrives(3)
     rig.clock.now += HOLD
@@ -80,7 +80,7 @@ def test_a_gap_that_waits_longer_is_closed_by_what_is_read_then(rig: Rig) -> Non
 
 
 def test_each_gap_waits_for_what_was_published_before_it_was_noticed(rig: Rig) -> None:
-    """What arrives before the first one was noticed proves nothing for the next."""
+    """Each gap waits for the messages published before it was noticed, whatever an earlier gap has waited for."""
     first = rig.clock.now
     for sender in (SENDER, OTHER):
         rig.begins(1, sender)
@@ -91,7 +91,7 @@ def test_each_gap_waits_for_what_was_published_before_it_was_noticed(rig: Rig) -
 
 
 def test_each_gap_of_a_run_waits_for_its_own_time(rig: Rig) -> None:
-    """A second forwarder may fail before the first gap is given up: what it has lost arrives later."""
+    """Each gap of a run waits its own time, because a second forwarder may fail before the first gap is given up."""
     rig.begins(1)
     rig.arrives(3)
     rig.clock.now += HOLD / 2
@@ -105,7 +105,7 @@ def test_each_gap_of_a_run_waits_for_its_own_time(rig: Rig) -> None:
 
 
 def test_a_gap_behind_one_that_closes_has_its_own_time(rig: Rig) -> None:
-    """It is noticed when the first message behind it arrives."""
+    """A gap behind one that closes has its own time, from the arrival of the first message behind it."""
     rig.begins(1)
     rig.arrives(3)
     rig.clock.now += HOLD / 2
@@ -115,7 +115,7 @@ def test_a_gap_behind_one_that_closes_has_its_own_time(rig: Rig) -> None:
 
 
 def test_the_oldest_gap_is_given_up_first(rig: Rig) -> None:
-    """Whichever run it is in: one with several gaps does not fall back behind those that began later."""
+    """The oldest gap is given up first, in whichever run: a run with several gaps does not fall behind later runs."""
     rig.begins(1)
     rig.begins(1, OTHER)
     for number, sender in ((3, SENDER), (5, SENDER), (3, OTHER)):
@@ -132,7 +132,7 @@ def test_the_oldest_gap_is_given_up_first(rig: Rig) -> None:
 
 @pytest.mark.parametrize("how", ["given up", "another one came first", "a forged number"])
 def test_a_run_of_which_something_was_delivered_does_not_begin_any_more(rig: Rig, how: str) -> None:
-    """What is missing behind that has its time, also if everything is read."""
+    """A run of which a message was delivered does not begin again: a later gap waits although all input is read."""
     if how == "given up":
         rig.arrives(5)
         rig.clock.now += 2 * GRAIN
@@ -153,7 +153,7 @@ def test_a_run_of_which_something_was_delivered_does_not_begin_any_more(rig: Rig
 
 
 def test_gaps_that_have_closed_take_no_memory(rig: Rig) -> None:
-    """However many close while one stays open."""
+    """Closed gaps take no memory, however many close while another one stays open."""
     rig.begins(1)
     rig.begins(1, OTHER)
     rig.arrives(3, OTHER)
@@ -165,7 +165,7 @@ def test_gaps_that_have_closed_take_no_memory(rig: Rig) -> None:
 
 
 def test_many_gaps_are_asked_about_together(rig: Rig) -> None:
-    """Whether something is on its way is a question to each forwarder, and a tick of the housekeeper."""
+    """Gaps that are close in time expire together, because each check asks every forwarder and costs a tick."""
     asked: list[float] = []
     looks = 0
 
@@ -186,7 +186,7 @@ def test_many_gaps_are_asked_about_together(rig: Rig) -> None:
 
 
 def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
-    """One forged message in two may not occupy a process for long: the time grows no faster than their number."""
+    """The time to give up gaps grows linearly at most: one forged message in two may not occupy a process for long."""
 
     def seconds(count: int) -> float:
         run = Rig(rig.clock)
@@ -205,7 +205,7 @@ def test_many_gaps_of_one_run_take_little_time(rig: Rig) -> None:
 
 
 def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -> None:
-    """After `HOLD`, not before."""
+    """A gap that stays open is counted as missed after `HOLD` and not before, and the rest is delivered in order."""
     rig.begins(1)
     for number in (7, 4):
         rig.arrives(number)
@@ -219,7 +219,7 @@ def test_a_gap_that_stays_is_counted_and_the_rest_delivered_in_order(rig: Rig) -
 
 
 def test_what_is_given_up_is_delivered_in_parts(rig: Rig) -> None:
-    """The whole may be tens of thousands of messages: readers have their turn in between."""
+    """Messages behind a given-up gap are delivered in parts, so that readers run between tens of thousands of them."""
     for sender in (SENDER, OTHER):
         rig.begins(1, sender)
         for number in (3, 4):
@@ -233,7 +233,7 @@ def test_what_is_given_up_is_delivered_in_parts(rig: Rig) -> None:
 
 
 def test_a_forged_number_does_not_hold_back_what_follows(rig: Rig) -> None:
-    """Whether that comes before the forged one is delivered or behind it."""
+    """A forged number does not delay the numbers that follow it, whether it is delivered first or they are."""
     rig.begins(1)
     rig.begins(2**64 - 1)
     rig.begins(2)
@@ -242,7 +242,7 @@ def test_a_forged_number_does_not_hold_back_what_follows(rig: Rig) -> None:
 
 
 def test_other_runs_do_not_wait(rig: Rig) -> None:
-    """Neither of another sender, nor is their time the same."""
+    """A gap in the run of one sender does not delay the run of another sender."""
     rig.begins(1)
     rig.arrives(3)
     rig.clock.now += 0.1
@@ -253,7 +253,7 @@ def test_other_runs_do_not_wait(rig: Rig) -> None:
 
 
 def test_a_message_that_waits_already_is_not_held_twice(rig: Rig) -> None:
-    """It was sent again."""
+    """A message that is sent again while it is held is not held twice."""
     rig.begins(1)
     assert rig.arrives(3)
     assert not rig.arrives(3)
@@ -266,7 +266,7 @@ def test_a_message_that_waits_already_is_not_held_twice(rig: Rig) -> None:
     [(0, MAX_BYTES // OVERHEAD - 1), ((MAX_BYTES - OVERHEAD) // 4 - OVERHEAD, 4), (2 * MAX_BYTES, 1)],
 )
 def test_what_waits_is_bounded(rig: Rig, size: int, most: int) -> None:
-    """In bytes of memory: the run that has waited longest is given up. But a message may be of any size."""
+    """The memory of held messages is bounded: the run that has waited longest is given up; one message always fits."""
     rig.begins(1)
     rig.begins(1, OTHER)
     rig.arrives(3, OTHER)
@@ -278,7 +278,7 @@ def test_what_waits_is_bounded(rig: Rig, size: int, most: int) -> None:
 
 
 def test_a_run_that_has_begun_anew_forgets_what_waited(rig: Rig) -> None:
-    """The sender numbers higher now: what waited is older than what was delivered."""
+    """If a sender starts a higher run, the messages that are held of the former run are dropped as older."""
     rig.begins(1)
     rig.arrives(3)
     rig.runs.skip_to(SENDER, 100)
@@ -289,7 +289,7 @@ def test_a_run_that_has_begun_anew_forgets_what_waited(rig: Rig) -> None:
 
 
 def test_the_first_message_of_a_run_waits_until_everything_is_read(rig: Rig) -> None:
-    """What the other way brings goes first; what then is missing in between may still be under way."""
+    """The first messages of a run wait until all input is read, so that older ones of another path precede them."""
     for number in (6, 7, 4, 3):
         rig.arrives(number)
     assert rig.delivered == []
@@ -300,7 +300,7 @@ def test_the_first_message_of_a_run_waits_until_everything_is_read(rig: Rig) -> 
 
 
 def test_a_gap_after_a_beginning_that_closed_is_not_taken_for_it(rig: Rig) -> None:
-    """In the same round of reading."""
+    """A gap that opens after the beginning of the run has closed waits its time, even in the same round of reading."""
     rig.arrives(2)
     rig.runs.see(SENDER, 1, wire.FLAG_FIRST)
     rig.gaps.closed_up(rig.runs, SENDER)
@@ -311,7 +311,7 @@ def test_a_gap_after_a_beginning_that_closed_is_not_taken_for_it(rig: Rig) -> No
 
 
 def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig: Rig) -> None:
-    """There may always be something more to read."""
+    """The first message of a run waits for `HOLD` at most, because there may always be more input."""
     rig.arrives(6)
     rig.gaps.expire(rig.clock.now + HOLD)
     rig.gaps.all_is_read()
@@ -319,7 +319,7 @@ def test_the_first_message_of_a_run_waits_for_a_moment_at_most(rig: Rig) -> None
 
 
 def test_a_gap_waits_although_everything_is_read(rig: Rig) -> None:
-    """What is missing may still be under way."""
+    """A gap waits although all input is read, because the missing message may still be in transit."""
     rig.begins(1)
     rig.arrives(3)
     rig.gaps.all_is_read()
@@ -327,7 +327,7 @@ def test_a_gap_waits_although_everything_is_read(rig: Rig) -> None:
 
 
 def test_everything_can_be_dropped(rig: Rig) -> None:
-    """A flush empties the process."""
+    """A flush drops the held messages."""
     rig.begins(1)
     rig.arrives(3)
     rig.gaps.clear()
@@ -337,7 +337,7 @@ def test_everything_can_be_dropped(rig: Rig) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["the first of a run", "behind a gap"])
 def test_nothing_is_given_up_while_what_is_missing_may_be_published_again(rig: Rig, first: bool) -> None:
-    """However long that takes; afterwards the usual time has passed."""
+    """While a replay is expected, nothing is given up; when its time is over, the usual time has passed too."""
     if not first:
         rig.begins(1)
     rig.gaps.replays_until = rig.clock.now + 5 * HOLD

@@ -21,7 +21,7 @@ def dropped() -> Counter[str]:
 
 @pytest.fixture
 def boxes(clock: Clock, dropped: Counter[str]) -> Iterator[Mailboxes[Reader]]:
-    """Make mailboxes; at the end of every test they count what waits as a look at each of them does."""
+    """Return mailboxes; after each test their count of waiting messages must equal the sum over all mailboxes."""
 
     def drop(cause: str, count: int) -> None:
         if count:
@@ -34,7 +34,7 @@ def boxes(clock: Clock, dropped: Counter[str]) -> Iterator[Mailboxes[Reader]]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Let mailboxes without a reader be few."""
+    """Limit the mailboxes without a reader to three."""
     monkeypatch.setattr(mailboxes, "MAX_UNCLAIMED", 3)
     return 3
 
@@ -44,7 +44,7 @@ def mail(payload: bytes, deadline: float = LATE) -> tuple[float, bytes, None]:
 
 
 def wait(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader], count: int = 1) -> list[Reader]:
-    """Let readers wait for a message that is not there."""
+    """Let readers wait on an empty mailbox, and return them."""
     readers = [Reader() for _ in range(count)]
     for reader in readers:
         assert boxes.take(box) is None
@@ -60,7 +60,7 @@ def payloads(boxes: Mailboxes[Reader], box: mailboxes.Mailbox[Reader]) -> list[b
 
 
 def deliver(boxes: Mailboxes[Reader], channel: str, mail: tuple[float, bytes, None], capacity: int) -> Reader | None:
-    """Deliver a message; the capacity is that of a mailbox that has to be made for it."""
+    """Deliver a message; the capacity is for a mailbox that has to be created."""
     return boxes.deliver(boxes.boxes.get(channel) or boxes.open(channel, capacity), mail)
 
 
@@ -73,7 +73,7 @@ def deliver_group(
 
 
 def look(boxes: Mailboxes[Reader], now: float) -> float:
-    """Do all that is due."""
+    """Run all looks that are due, and return the time of the next one."""
     while (due := boxes.look(now, 100)) <= now:
         pass
     return due
@@ -83,21 +83,21 @@ def look(boxes: Mailboxes[Reader], now: float) -> float:
 
 
 def test_messages_are_taken_in_the_order_of_their_arrival(boxes: Mailboxes[Reader]) -> None:
-    """First in, first out."""
+    """Messages are taken in the order of their arrival."""
     for payload in (b"1", b"2", b"3"):
         deliver(boxes, "a", mail(payload), 9)
     assert payloads(boxes, boxes.boxes["a"]) == [b"1", b"2", b"3"]
 
 
 def test_an_empty_payload_is_a_message(boxes: Mailboxes[Reader]) -> None:
-    """An empty mailbox returns None."""
+    """An empty payload is a message, while an empty mailbox returns None."""
     deliver(boxes, "a", mail(b""), 9)
     assert boxes.take(boxes.boxes["a"]) == b""
     assert boxes.take(boxes.boxes["a"]) is None
 
 
 def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes: Mailboxes[Reader]) -> None:
-    """Only a reader that finds none has to wait."""
+    """A reader takes an available message without waiting, and waits only if there is none."""
     box = boxes.open("a", 9)
     deliver(boxes, "a", mail(b"1"), 9)
     assert [boxes.take(box), boxes.take(box)] == [b"1", None]
@@ -106,7 +106,7 @@ def test_a_reader_takes_a_message_that_is_there_without_waiting(boxes: Mailboxes
 def test_a_reader_that_finds_expired_messages_only_has_to_wait(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """What it dropped is counted."""
+    """A reader that finds only expired messages has to wait, and those that it drops are counted."""
     for _ in range(2):
         deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
     clock.now += 1
@@ -115,7 +115,7 @@ def test_a_reader_that_finds_expired_messages_only_has_to_wait(
 
 
 def test_expired_messages_are_not_read(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
-    """A reader gets the first message that has not expired."""
+    """A reader skips expired messages and gets the first one that has not expired."""
     deliver(boxes, "a", mail(b"1", clock.now + 5), 9)
     deliver(boxes, "a", mail(b"2"), 9)
     clock.now += 5
@@ -124,7 +124,7 @@ def test_expired_messages_are_not_read(boxes: Mailboxes[Reader], clock: Clock, d
 
 
 def test_a_woken_and_cancelled_reader_loses_no_message(boxes: Mailboxes[Reader]) -> None:
-    """A message stays in its mailbox until a reader takes it."""
+    """A message stays in its mailbox until a reader takes it, also if the woken reader is cancelled."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
     assert deliver(boxes, "a", mail(b"1"), 9) is reader
@@ -133,7 +133,7 @@ def test_a_woken_and_cancelled_reader_loses_no_message(boxes: Mailboxes[Reader])
 
 
 def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes: Mailboxes[Reader]) -> None:
-    """The next reader is woken for the message that the first one was woken for."""
+    """If a woken reader is cancelled, the next reader is woken for the same message."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
     deliver(boxes, "a", mail(b"1"), 9)
@@ -141,7 +141,7 @@ def test_a_woken_and_cancelled_reader_passes_its_turn_on(boxes: Mailboxes[Reader
 
 
 def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
-    """It has not taken another reader's turn."""
+    """A reader that gives up before it was woken wakes no other, because it had no turn."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
     deliver(boxes, "a", mail(b"1"), 9)
@@ -150,7 +150,7 @@ def test_a_reader_that_gives_up_unwoken_wakes_nobody(boxes: Mailboxes[Reader]) -
 
 
 def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
-    """Without a message there is no turn to pass on."""
+    """A woken reader that gives up when no message is left wakes no other, because there is no turn to pass on."""
     box = boxes.open("a", 9)
     first, second = wait(boxes, box, 2)
     deliver(boxes, "a", mail(b"1"), 9)
@@ -160,13 +160,13 @@ def test_a_reader_that_finds_nothing_left_wakes_nobody(boxes: Mailboxes[Reader])
 
 
 def test_waiters_are_woken_in_their_order(boxes: Mailboxes[Reader]) -> None:
-    """One for each message, and no further reader once all are woken."""
+    """Waiting readers are woken in order, one for each message, and no further reader once all are woken."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     assert [deliver(boxes, "a", mail(b"1"), 9) for _ in range(3)] == [first, second, None]
 
 
 def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) -> None:
-    """A reader that was cancelled, or whose loop has closed, does not take another's turn."""
+    """A reader that was cancelled, or whose loop has closed, is skipped and does not take another's turn."""
     first, second = wait(boxes, boxes.open("a", 9), 2)
     first.usable = False
     assert deliver(boxes, "a", mail(b"1"), 9) is second
@@ -176,7 +176,7 @@ def test_a_waiter_that_is_not_usable_is_passed_over(boxes: Mailboxes[Reader]) ->
 
 
 def test_a_full_mailbox_refuses_the_newest(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
-    """At most `capacity` messages wait, the oldest are kept, and refused ones are counted."""
+    """At most `capacity` messages wait: the oldest are kept, and refused ones are counted."""
     for payload in (b"1", b"2", b"3"):
         deliver(boxes, "a", mail(payload), 2)
     assert dropped == {"mailbox_full": 1}
@@ -186,7 +186,7 @@ def test_a_full_mailbox_refuses_the_newest(boxes: Mailboxes[Reader], dropped: Co
 def test_expired_messages_do_not_count_for_the_capacity(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """An expired message makes room, wherever it stands."""
+    """An expired message makes room, at whichever position it is."""
     boxes.take(boxes.open("a", 2))
     deliver(boxes, "a", mail(b"1"), 2)
     deliver(boxes, "a", mail(b"2", clock.now + 5), 2)
@@ -198,7 +198,7 @@ def test_expired_messages_do_not_count_for_the_capacity(
 
 
 def test_a_changed_capacity_takes_effect_at_once(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
-    """It is that of the last `open`."""
+    """A new capacity, as given by the last `open`, applies at once."""
     deliver(boxes, "a", mail(b"1"), 1)
     boxes.open("a", 2)
     deliver(boxes, "a", mail(b"2"), 1)
@@ -209,7 +209,7 @@ def test_a_changed_capacity_takes_effect_at_once(boxes: Mailboxes[Reader], dropp
 def test_a_mailbox_without_capacity_takes_nothing(
     boxes: Mailboxes[Reader], dropped: Counter[str], clock: Clock
 ) -> None:
-    """It is forgotten like any other."""
+    """A mailbox with a capacity of 0 refuses every message, and is forgotten like any other."""
     deliver(boxes, "a", mail(b"1"), 0)
     assert dropped == {"mailbox_full": 1}
     look(boxes, clock.now + IDLE)
@@ -217,7 +217,7 @@ def test_a_mailbox_without_capacity_takes_nothing(
 
 
 def test_a_refused_message_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
-    """A reader is woken only for a message that is there."""
+    """A refused message wakes no reader, because a reader is woken only for a message in its mailbox."""
     box = boxes.open("a", 1)
     (reader,) = wait(boxes, box)
     box.append(mail(b"1"))
@@ -226,7 +226,7 @@ def test_a_refused_message_wakes_nobody(boxes: Mailboxes[Reader]) -> None:
 
 
 def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
-    """Over all channels."""
+    """The number of waiting messages is the sum over all channels."""
     for channel in ("a", "a", "b"):
         deliver(boxes, channel, mail(b"1"), 9)
     assert boxes.waiting == 3
@@ -239,7 +239,7 @@ def test_all_waiting_messages_are_counted(boxes: Mailboxes[Reader]) -> None:
 def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(
     boxes: Mailboxes[Reader], channels: list[str], shares: bool
 ) -> None:
-    """A sole member does not share it."""
+    """The members of a group share a payload, which the first reader unpacks for all; a sole member does not."""
     for channel in channels:
         boxes.open(channel, 9)
     deliver_group(boxes, channels, b"1")
@@ -249,7 +249,7 @@ def test_members_share_a_payload_that_the_first_reader_unpacks_for_all(
 
 
 def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes: Mailboxes[Reader]) -> None:
-    """A member without usable readers gets its message, and no reader is woken."""
+    """A group message wakes the first usable reader of each member; a member without one still gets its message."""
     expected = []
     for channel in ("a", "b"):
         gone, here, _ = wait(boxes, boxes.open(channel, 9), 3)
@@ -262,7 +262,7 @@ def test_a_group_message_wakes_the_first_usable_reader_of_each_member(boxes: Mai
 
 
 def test_a_full_member_does_not_keep_the_others_from_a_message(boxes: Mailboxes[Reader], dropped: Counter[str]) -> None:
-    """It alone misses the message, which is counted."""
+    """Only the full members miss a group message, which is counted; the others get it."""
     for channel in ("a", "b", "c"):
         boxes.open(channel, 1)
     for channel in ("a", "c"):
@@ -275,7 +275,7 @@ def test_a_full_member_does_not_keep_the_others_from_a_message(boxes: Mailboxes[
 def test_a_member_full_of_expired_messages_gets_the_next_one(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """Expired messages do not count."""
+    """A member whose mailbox is full of expired messages gets the next group message, as expired ones do not count."""
     boxes.take(boxes.open("a", 1))
     for payload in (b"old", b"refused"):
         deliver_group(boxes, "a", payload, clock.now + 1)
@@ -286,7 +286,7 @@ def test_a_member_full_of_expired_messages_gets_the_next_one(
 
 
 def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxes: Mailboxes[Reader]) -> None:
-    """It exceeds the capacity if need be, wakes readers, and costs no normal channel a credit."""
+    """An announcement may exceed the capacity, wakes readers, and skips normal channels, where it would cost credit."""
     deliver(boxes, "a", mail(b"1"), 1)
     normal = boxes.open("jobs", 9)
     normal.windows = 2
@@ -299,7 +299,7 @@ def test_an_announcement_reaches_every_mailbox_but_those_of_normal_channels(boxe
 
 
 def test_an_announcement_does_not_revive_a_mailbox_that_was_forgotten(boxes: Mailboxes[Reader]) -> None:
-    """Its consumer has left between the list of all mailboxes and its turn. Nobody would look after it any more."""
+    """An announcement does not reach a mailbox that was released after its list was made: no look would visit it."""
     box = boxes.open("a", 9)
     boxes.release(box)
     boxes.announce([box], mail(b"1"), [])
@@ -310,7 +310,7 @@ def test_an_announcement_does_not_revive_a_mailbox_that_was_forgotten(boxes: Mai
 
 
 def test_settled_messages_are_not_in_flight_any_more(boxes: Mailboxes[Reader]) -> None:
-    """A loss leaves ghosts, which settling clears; newer messages stay."""
+    """Settling clears the messages in flight up to an order, also those that were lost, and keeps newer ones."""
     box = boxes.open("a", 9)
     boxes.passed(box, 9)
     for order in (1, 2, 5):
@@ -324,7 +324,7 @@ def test_settled_messages_are_not_in_flight_any_more(boxes: Mailboxes[Reader]) -
 
 
 def test_a_message_in_flight_keeps_its_mailbox(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """For one idle time at least."""
+    """A message in flight keeps its mailbox for at least one idle time."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
     boxes.sent(box, 1)
@@ -334,7 +334,7 @@ def test_a_message_in_flight_keeps_its_mailbox(boxes: Mailboxes[Reader], clock: 
 
 
 def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """A message that did not arrive between two looks never will."""
+    """A message that does not arrive between two looks is lost, and does not keep its mailbox any longer."""
     for number in range(1000):
         boxes.sent(boxes.open(str(number), 9), number + 1)
     for _ in range(2):
@@ -344,7 +344,7 @@ def test_a_message_that_was_lost_in_flight_does_not_keep_its_mailbox(boxes: Mail
 
 
 def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """Only what was in flight at the last look is lost; what has arrived was not."""
+    """Newer messages in flight keep a mailbox: only those in flight at the last look count as lost."""
     box = boxes.open("a", 9)
     for order in (1, 2, 3):
         boxes.sent(box, order)
@@ -361,7 +361,7 @@ def test_a_mailbox_with_newer_messages_in_flight_is_kept(boxes: Mailboxes[Reader
 
 
 def test_an_idle_mailbox_is_forgotten(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """It is empty, was not read for a while, and belongs to no group."""
+    """A mailbox is forgotten if it is empty, was not read for the idle time, and belongs to no group."""
     boxes.open("a", 9)
     assert look(boxes, clock.now + IDLE - 0.1) == clock.now + IDLE
     assert "a" in boxes.boxes
@@ -371,7 +371,7 @@ def test_an_idle_mailbox_is_forgotten(boxes: Mailboxes[Reader], clock: Clock) ->
 
 @pytest.mark.parametrize("reason", ["mail", "reader", "group", "normal", "recently read"])
 def test_a_mailbox_in_use_is_kept(boxes: Mailboxes[Reader], clock: Clock, reason: str) -> None:
-    """A message, a reader, a membership, a window of one exchange or a recent read each keep it."""
+    """A message, a reader, a membership, a window at an exchange, or a recent read each keep a mailbox."""
     box = boxes.open("a", 9)
     clock.now += 1000
     match reason:
@@ -391,7 +391,7 @@ def test_a_mailbox_in_use_is_kept(boxes: Mailboxes[Reader], clock: Clock, reason
 
 
 def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes: Mailboxes[Reader]) -> None:
-    """A consumer that ends needs no housekeeping."""
+    """An unused mailbox is forgotten when its reader is cancelled, so a consumer that ends needs no housekeeping."""
     box = boxes.open("a", 9)
     (reader,) = wait(boxes, box)
     boxes.stop_waiting(box, reader)
@@ -401,7 +401,7 @@ def test_a_cancelled_reader_of_an_unused_mailbox_leaves_nothing(boxes: Mailboxes
 def test_unread_messages_are_dropped_when_they_expire(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """Without any reader; the others stay."""
+    """Unread messages are dropped and counted when they expire, without a reader, and the others stay."""
     deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
     deliver(boxes, "a", mail(b"2"), 9)
     deliver(boxes, "b", mail(b"3", clock.now + 2), 9)
@@ -413,7 +413,7 @@ def test_unread_messages_are_dropped_when_they_expire(
 def test_a_group_message_is_dropped_when_it_expires(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """Also one that expires later than another."""
+    """Group messages are dropped as each one expires, also if one expires later than another."""
     boxes.open("a", 9)
     deliver_group(boxes, "a", b"1", clock.now + 2)
     deliver_group(boxes, "a", b"2", clock.now + 3)
@@ -423,7 +423,7 @@ def test_a_group_message_is_dropped_when_it_expires(
 
 
 def test_a_large_mailbox_is_looked_at_less_often(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
-    """Each look visits all its messages, and each of them expires at a time of its own."""
+    """A large mailbox is visited less often: each look visits all its messages, which expire at different times."""
     count = 10_000
     for number in range(count):
         deliver(boxes, "a", mail(b"x", clock.now + number / count), count)
@@ -436,7 +436,7 @@ def test_a_large_mailbox_is_looked_at_less_often(boxes: Mailboxes[Reader], clock
 
 
 def test_expired_messages_are_counted_once(boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]) -> None:
-    """Also if their mailbox is forgotten at the same time."""
+    """Expired messages are counted once, also if their mailbox is forgotten at the same time."""
     deliver(boxes, "a", mail(b"1", clock.now + 1), 9)
     clock.now += IDLE
     for _ in range(2):
@@ -446,7 +446,7 @@ def test_expired_messages_are_counted_once(boxes: Mailboxes[Reader], clock: Cloc
 
 
 def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """An empty deque takes 0.6 kB; a reader that waits will need it soon."""
+    """An emptied mailbox without a reader releases its deque of 0.6 kB; with a waiting reader it keeps the deque."""
     box, read = boxes.open("a", 9), boxes.open("b", 9)
     for one in (box, read):
         one.memberships = 1
@@ -459,7 +459,7 @@ def test_a_mailbox_that_had_messages_takes_little_memory_again(boxes: Mailboxes[
 
 
 def test_nothing_due_costs_nothing(boxes: Mailboxes[Reader], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not visit any of 100,000 mailboxes."""
+    """With nothing due, `look` visits none of 100,000 mailboxes."""
     for number in range(100_000):
         boxes.open(str(number), 9)
     looked = []
@@ -470,7 +470,7 @@ def test_nothing_due_costs_nothing(boxes: Mailboxes[Reader], clock: Clock, monke
 
 
 def test_one_look_handles_a_bounded_number_of_mailboxes(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """The result says that more is due."""
+    """One look handles a bounded number of mailboxes, and its result shows that more is due."""
     for number in range(25):
         boxes.open(str(number), 9)
     now = clock.now + IDLE
@@ -478,7 +478,7 @@ def test_one_look_handles_a_bounded_number_of_mailboxes(boxes: Mailboxes[Reader]
 
 
 def test_many_messages_leave_a_small_heap(boxes: Mailboxes[Reader], clock: Clock) -> None:
-    """Each message that expires earlier brings the next look forward."""
+    """Messages that each bring the next look forward leave a small heap of deadlines."""
     boxes.open("a", 9)
     for number in range(10_000):
         deliver(boxes, "a", mail(b"1", clock.now + 50 - number / 1000), 1)
@@ -492,7 +492,7 @@ def test_many_messages_leave_a_small_heap(boxes: Mailboxes[Reader], clock: Clock
 def test_messages_for_a_reader_that_has_ended_are_abandoned(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """They are not reported as expired: they can never be read, and no action is necessary."""
+    """Messages for a reader that has ended count as abandoned and not as expired, since no action is necessary."""
     box = boxes.open("a", 9)
     box.memberships = 1
     (reader,) = wait(boxes, box)
@@ -505,7 +505,7 @@ def test_messages_for_a_reader_that_has_ended_are_abandoned(
 def test_messages_that_a_slow_reader_did_not_take_have_expired(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """It has taken one, and is expected back."""
+    """Messages that an active reader does not take in time count as expired, because it is expected to return."""
     deliver(boxes, "a", mail(b"1"), 9)
     boxes.take(boxes.boxes["a"])
     deliver(boxes, "a", mail(b"2", clock.now + 1), 9)
@@ -517,7 +517,7 @@ def test_messages_that_a_slow_reader_did_not_take_have_expired(
 def test_only_some_channels_that_nobody_reads_keep_their_messages(
     boxes: Mailboxes[Reader], dropped: Counter[str], few: int, is_open: bool
 ) -> None:
-    """The oldest channels lose theirs; it does not matter whether the mailbox was made by the message."""
+    """Of the channels without a reader the oldest lose their messages, whether or not a message created the mailbox."""
     for number in range(few + 2):
         if is_open:
             boxes.open(str(number), 9)
@@ -530,7 +530,7 @@ def test_only_some_channels_that_nobody_reads_keep_their_messages(
 def test_channels_whose_readers_have_ended_are_bounded_too(
     boxes: Mailboxes[Reader], dropped: Counter[str], few: int
 ) -> None:
-    """Each had a message waiting."""
+    """Channels whose readers ended with a message waiting count toward the bound too."""
     for number in range(few + 2):
         box = boxes.open(str(number), 9)
         (reader,) = wait(boxes, box)
@@ -543,7 +543,7 @@ def test_channels_whose_readers_have_ended_are_bounded_too(
 def test_a_reader_that_never_has_to_wait_is_a_reader(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], few: int
 ) -> None:
-    """It takes what is there: its messages are kept, and those that it does not take in time have expired."""
+    """A reader that never has to wait still counts: its messages are kept, and those it does not take have expired."""
     for _ in range(2):
         deliver(boxes, "a", mail(b"1"), 9)
     assert boxes.take(boxes.boxes["a"]) == b"1"
@@ -558,7 +558,7 @@ def test_a_reader_that_never_has_to_wait_is_a_reader(
 def test_a_reader_that_does_not_come_back_has_ended(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], few: int
 ) -> None:
-    """After an idle time. A consumer whose handler raised was not waiting, so it could not give up."""
+    """A reader that does not return within the idle time has ended, as a consumer whose handler raised."""
     for payload in (b"1", b"2"):
         deliver(boxes, "a", mail(payload), 9)
     boxes.take(boxes.boxes["a"])
@@ -576,7 +576,7 @@ def test_a_reader_that_does_not_come_back_has_ended(
 def test_a_reader_that_waits_for_long_has_not_ended(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], reason: str
 ) -> None:
-    """Nor does a group lose a member: only what it does not take in time is abandoned from then on."""
+    """A reader that waits for long has not ended; a silent member stays, and only its unread messages are abandoned."""
     box = boxes.open("a", 9)
     if reason == "waits":
         wait(boxes, box)
@@ -593,7 +593,7 @@ def test_a_reader_that_waits_for_long_has_not_ended(
 def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(
     boxes: Mailboxes[Reader], dropped: Counter[str], few: int, reason: str
 ) -> None:
-    """Whatever arrives for others."""
+    """A channel with a reader or a membership keeps its messages, whatever arrives for channels without readers."""
     box = boxes.open("a", 9)
     if reason == "read":
         deliver(boxes, "a", mail(b"0"), 9)
@@ -608,7 +608,7 @@ def test_a_channel_that_is_read_or_belongs_to_a_group_keeps_its_messages(
 
 
 def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes: Mailboxes[Reader], few: int) -> None:
-    """Its messages may still be read."""
+    """A channel that loses its last membership keeps its messages, but counts toward the bound from then on."""
     box = boxes.open("a", 9)
     box.memberships = 1
     deliver(boxes, "a", mail(b"1"), 9)
@@ -624,7 +624,7 @@ def test_a_channel_that_loses_its_last_membership_is_bounded_from_then_on(boxes:
 def test_what_a_consumer_leaves_unread_with_its_last_group_is_abandoned_unless_it_reads_again(
     boxes: Mailboxes[Reader], clock: Clock, dropped: Counter[str], reads_again: bool, cause: str
 ) -> None:
-    """Its handler was running when it was disconnected, so that it did not wait and could not give up."""
+    """Messages left unread when a consumer's last group ends are abandoned, unless the consumer reads again."""
     box = boxes.open("a", 9)
     box.memberships = 1
     for _ in range(2):
@@ -642,7 +642,7 @@ def test_what_a_consumer_leaves_unread_with_its_last_group_is_abandoned_unless_i
 def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
     boxes: Mailboxes[Reader], few: int
 ) -> None:
-    """A message is in flight to it."""
+    """A channel whose messages are dropped for the bound keeps its mailbox while a message is in flight to it."""
     deliver(boxes, "a", mail(b"1"), 9)
     boxes.sent(boxes.boxes["a"], 1)
     for number in range(few):
@@ -651,7 +651,7 @@ def test_a_channel_that_loses_its_messages_and_is_still_in_use_is_not_forgotten(
 
 
 def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]) -> None:
-    """By `MAX_UNCLAIMED` itself."""
+    """At most `MAX_UNCLAIMED` channels without readers keep messages."""
     for number in range(2 * mailboxes.MAX_UNCLAIMED):
         deliver(boxes, str(number), mail(b"1"), 9)
     assert len(boxes.boxes) == boxes.waiting == mailboxes.MAX_UNCLAIMED
@@ -661,7 +661,7 @@ def test_very_many_channels_without_readers_are_bounded(boxes: Mailboxes[Reader]
 
 
 def test_clearing_keeps_only_who_waits(boxes: Mailboxes[Reader]) -> None:
-    """Messages are dropped, also those in flight, and unused mailboxes forgotten."""
+    """Clearing drops all messages, also those in flight, and forgets every mailbox without a waiting reader."""
     deliver(boxes, "a", mail(b"1"), 9)
     boxes.sent(boxes.open("b", 9), 1)
     wait(boxes, boxes.open("c", 9))
@@ -671,7 +671,7 @@ def test_clearing_keeps_only_who_waits(boxes: Mailboxes[Reader]) -> None:
 
 
 def test_a_late_reader_leaves_a_new_mailbox_alone(boxes: Mailboxes[Reader]) -> None:
-    """It was woken before all was cleared, and gives up when its channel has a new mailbox."""
+    """A reader that was woken before the clearing and gives up later does not affect the new mailbox of its channel."""
     former = boxes.open("a", 9)
     (reader,) = wait(boxes, former)
     deliver(boxes, "a", mail(b"1"), 9)

@@ -39,7 +39,7 @@ def join(
 def added(
     memberships: Memberships, channel: str = "a", topic: wire.Topic = G, life: float | None = None
 ) -> list[bytes]:
-    """Add a member for good; return the frames that this took."""
+    """Add a member, and return the frames to send."""
     entry, frames = join(memberships, channel, topic, life)
     memberships.completed(entry)
     return frames
@@ -54,7 +54,7 @@ def members(memberships: Memberships, topic: wire.Topic = G) -> list[str]:
 
 
 def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(memberships: Memberships) -> None:
-    """Exactly one frame each."""
+    """Only the first member subscribes and only the last one unsubscribes, with exactly one frame each."""
     assert added(memberships, "a") == SUBSCRIBE
     assert added(memberships, "b") == []
     assert memberships.leave(G, "a") == []
@@ -63,7 +63,7 @@ def test_only_the_first_member_subscribes_and_only_the_last_one_unsubscribes(mem
 
 
 def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(memberships: Memberships) -> None:
-    """A renewal neither adds a second membership nor ends the first."""
+    """A renewal neither adds a second membership nor ends the first: one subscription, one unsubscription."""
     assert [added(memberships) for _ in range(3)] == [SUBSCRIBE, [], []]
     assert members(memberships) == ["a"]
     assert memberships.leave(G, "a") == UNSUBSCRIBE
@@ -74,7 +74,7 @@ def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(membersh
 def test_leaving_a_group_without_being_a_member_changes_nothing(
     memberships: Memberships, mailboxes: Mailboxes[Reader], topic: wire.Topic, channel: str
 ) -> None:
-    """Neither an unknown group nor an unknown channel is an error."""
+    """Leaving an unknown group, or one of which the channel is no member, changes nothing and raises nothing."""
     added(memberships)
     mailboxes.open("c", 9)
     assert memberships.leave(topic, channel) == []
@@ -82,7 +82,7 @@ def test_leaving_a_group_without_being_a_member_changes_nothing(
 
 
 def test_a_membership_keeps_its_mailbox(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
-    """Once it has ended, an unused mailbox is forgotten."""
+    """A membership keeps its mailbox, and an unused mailbox is forgotten when its last membership ends."""
     for topic in (G, H):
         added(memberships, topic=topic)
     memberships.leave(G, "a")
@@ -95,14 +95,14 @@ def test_a_membership_keeps_its_mailbox(memberships: Memberships, mailboxes: Mai
 
 
 def test_a_failed_join_of_the_first_member_unsubscribes(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
-    """Nothing is left of it."""
+    """A failed join of the first member unsubscribes, and leaves neither a group nor a mailbox."""
     entry, frames = join(memberships)
     assert (frames, memberships.failed(entry)) == (SUBSCRIBE, UNSUBSCRIBE)
     assert (memberships.groups, mailboxes.boxes) == ({}, {})
 
 
 def test_a_failed_renewal_leaves_the_membership(memberships: Memberships) -> None:
-    """The channel was a member before."""
+    """A failed renewal keeps the membership, because the channel was a member before."""
     added(memberships)
     renewal, _ = join(memberships)
     assert memberships.failed(renewal) == []
@@ -111,7 +111,7 @@ def test_a_failed_renewal_leaves_the_membership(memberships: Memberships) -> Non
 
 @pytest.mark.parametrize("fails_first", [True, False])
 def test_of_two_concurrent_joins_one_may_fail(memberships: Memberships, fails_first: bool) -> None:
-    """The channel is a member, whichever ends first."""
+    """Of two concurrent joins of a channel, one success makes it a member, whichever ends first."""
     (one, _), (other, frames) = join(memberships), join(memberships)
     assert frames == []
     if fails_first:
@@ -124,14 +124,14 @@ def test_of_two_concurrent_joins_one_may_fail(memberships: Memberships, fails_fi
 
 
 def test_if_two_concurrent_joins_fail_nothing_is_left(memberships: Memberships) -> None:
-    """The second failure unsubscribes."""
+    """If two concurrent joins of a channel both fail, the second failure unsubscribes and nothing is left."""
     (one, _), (other, _) = join(memberships), join(memberships)
     assert [memberships.failed(one), memberships.failed(other)] == [[], UNSUBSCRIBE]
     assert memberships.groups == {}
 
 
 def test_a_failed_join_leaves_other_channels_alone(memberships: Memberships) -> None:
-    """Each channel's join is its own."""
+    """A failed join of one channel does not affect the join of another channel."""
     entry, _ = join(memberships, "a")
     join(memberships, "b")
     assert memberships.failed(entry) == []
@@ -140,7 +140,7 @@ def test_a_failed_join_leaves_other_channels_alone(memberships: Memberships) -> 
 
 @pytest.mark.parametrize("is_added_again", [False, True])
 def test_a_failed_join_after_a_discard_undoes_nothing(memberships: Memberships, is_added_again: bool) -> None:
-    """The discard has removed what the join did; a later join is another one."""
+    """A failed join after a discard undoes nothing: the discard has removed it, and a later join is independent."""
     entry, _ = join(memberships)
     assert memberships.leave(G, "a") == UNSUBSCRIBE
     if is_added_again:
@@ -150,7 +150,7 @@ def test_a_failed_join_after_a_discard_undoes_nothing(memberships: Memberships, 
 
 
 def test_a_completed_join_after_a_discard_adds_nothing(memberships: Memberships) -> None:
-    """The discard came later."""
+    """A join that completes after a discard adds no member, because the discard is the later operation."""
     entry, _ = join(memberships)
     memberships.leave(G, "a")
     memberships.completed(entry)
@@ -158,7 +158,7 @@ def test_a_completed_join_after_a_discard_adds_nothing(memberships: Memberships)
 
 
 def test_a_failed_join_after_clearing_undoes_nothing(memberships: Memberships) -> None:
-    """A flush has ended all memberships."""
+    """A failed join after a flush undoes nothing, because the flush has ended all memberships."""
     entry, _ = join(memberships)
     assert memberships.clear() == UNSUBSCRIBE
     assert memberships.failed(entry) == []
@@ -169,7 +169,7 @@ def test_a_failed_join_after_clearing_undoes_nothing(memberships: Memberships) -
 
 
 def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships: Memberships) -> None:
-    """An answer to a sync that was sent before the subscription proves nothing."""
+    """Only the answer to a sync that was sent after the subscription proves that the subscription is in force."""
     before = next_number()
     group = join(memberships)[0].group
     memberships.in_force(group, before)
@@ -179,7 +179,7 @@ def test_a_subscription_is_in_force_once_a_later_sync_is_answered(memberships: M
 
 
 def test_a_join_beside_a_pending_one_has_to_wait_too(memberships: Memberships) -> None:
-    """Its subscription is the same, and not in force yet; any later answer puts it in force for both."""
+    """A join beside a pending one waits for the same subscription, and any later answer puts it in force for both."""
     first, second = join(memberships, "a")[0], join(memberships, "b")[0]
     assert second.group.in_force_after
     memberships.in_force(second.group, next_number())
@@ -187,7 +187,7 @@ def test_a_join_beside_a_pending_one_has_to_wait_too(memberships: Memberships) -
 
 
 def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing(memberships: Memberships) -> None:
-    """They belong to an earlier subscription; what came between was not for this process."""
+    """Numbers from before the subscription was in force do not count: messages in between were not for this process."""
     group = join(memberships)[0].group
     group.runs.skip_to(OTHER, 5)
     memberships.in_force(group, next_number())
@@ -195,7 +195,7 @@ def test_numbers_that_were_seen_before_the_subscription_was_in_force_say_nothing
 
 
 def test_numbers_count_once_the_subscription_is_in_force(memberships: Memberships) -> None:
-    """A second answer does not forget them."""
+    """Once the subscription is in force, numbers count, and a second answer does not reset them."""
     group = join(memberships)[0].group
     for _ in range(2):
         memberships.in_force(group, next_number())
@@ -207,7 +207,7 @@ def test_numbers_count_once_the_subscription_is_in_force(memberships: Membership
 def test_own_messages_older_than_the_subscription_are_taken_for_seen(
     memberships: Memberships, is_in_force: bool
 ) -> None:
-    """`floor` is the last number that this process had given on the topic."""
+    """Own messages up to `floor`, the last number assigned on the topic at the join, count as seen."""
     group = join(memberships, floor=7)[0].group
     if is_in_force:
         memberships.in_force(group, next_number())
@@ -218,7 +218,7 @@ def test_own_messages_older_than_the_subscription_are_taken_for_seen(
 
 
 def rejoined(memberships: Memberships, topic: wire.Topic = G) -> Runs:
-    """Return the runs of a group that a channel has left and joined again; the subscription is in force."""
+    """Let a channel join a group again and the subscription be in force; return the group's runs."""
     entry, _ = join(memberships, topic=topic)
     memberships.in_force(entry.group, next_number())
     return entry.group.runs
@@ -237,7 +237,7 @@ def left(memberships: Memberships, topic: wire.Topic = G, numbers: tuple[int, ..
 def test_what_was_received_before_a_group_was_left_is_a_repetition(
     memberships: Memberships, number: int, seen: int, is_in_force: bool
 ) -> None:
-    """A message that is sent again may arrive late. What is missing in between was not for this process."""
+    """After a new join, messages from before the leave are repetitions, and messages in between are not missing."""
     left(memberships)
     runs = rejoined(memberships) if is_in_force else join(memberships)[0].group.runs
     assert runs.see(OTHER, number, 0) == seen
@@ -247,14 +247,14 @@ def test_what_was_received_before_a_group_was_left_is_a_repetition(
 def test_the_numbers_of_a_topic_are_forgotten_after_a_while(
     memberships: Memberships, clock: Clock, after: float, seen: int
 ) -> None:
-    """Nothing is sent again as late as that."""
+    """The numbers of a topic that was left are forgotten after `REMEMBERED`, as nothing is sent again that late."""
     left(memberships)
     clock.now += after
     assert rejoined(memberships).see(OTHER, 5, 0) == seen
 
 
 def test_the_time_counts_from_the_last_leave(memberships: Memberships, clock: Clock) -> None:
-    """A channel that comes and goes renews it."""
+    """The time for which numbers are remembered counts from the last leave, so frequent joins and leaves renew it."""
     left(memberships)
     clock.now += REMEMBERED - 1
     left(memberships, numbers=())
@@ -263,14 +263,14 @@ def test_the_time_counts_from_the_last_leave(memberships: Memberships, clock: Cl
 
 
 def test_each_topic_remembers_its_own_numbers(memberships: Memberships) -> None:
-    """The same number on another topic is another message."""
+    """Each topic remembers its own numbers, because the same number on another topic is another message."""
     left(memberships)
     assert rejoined(memberships, H).see(OTHER, 5, 0) == BEGINS
     assert rejoined(memberships, G).see(OTHER, 5, 0) == REPEATED
 
 
 def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships: Memberships) -> None:
-    """The numbers count from the first message behind it."""
+    """A gap behind the first message of the new subscription is a loss."""
     left(memberships)
     runs = rejoined(memberships)
     runs.skip_to(OTHER, 8)
@@ -280,7 +280,7 @@ def test_a_gap_after_the_new_subscription_is_in_force_is_a_loss(memberships: Mem
 def test_only_some_topics_that_were_left_are_remembered(
     memberships: Memberships, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that were left last; one without messages takes no place."""
+    """Only the topics that were left last are remembered, and a topic without messages takes no place among them."""
     monkeypatch.setattr(module, "MAX_REMEMBERED", 2)
     topics = [wire.group_topic(str(number)) for number in range(3)]
     for topic in topics:
@@ -290,7 +290,7 @@ def test_only_some_topics_that_were_left_are_remembered(
 
 
 def test_topics_that_are_forgotten_take_no_memory(memberships: Memberships, clock: Clock) -> None:
-    """However few are left later."""
+    """Topics whose time is over take no memory, however few topics are left later."""
     for number in range(100):
         left(memberships, wire.group_topic(str(number)))
     clock.now += REMEMBERED
@@ -299,7 +299,7 @@ def test_topics_that_are_forgotten_take_no_memory(memberships: Memberships, cloc
 
 
 def test_a_membership_that_ends_by_itself_is_remembered_too(memberships: Memberships, clock: Clock) -> None:
-    """As if it had been left."""
+    """The numbers of a membership that expires are remembered in the same way as of one that was left."""
     added(memberships, life=10.0)
     memberships.groups[G].runs.skip_to(OTHER, 5)
     clock.now += 10
@@ -308,14 +308,14 @@ def test_a_membership_that_ends_by_itself_is_remembered_too(memberships: Members
 
 
 def test_clearing_forgets_the_numbers_of_topics_that_were_left(memberships: Memberships) -> None:
-    """A flush has dropped what they were for."""
+    """A flush forgets the numbers of topics that were left, together with their messages."""
     left(memberships)
     memberships.clear()
     assert rejoined(memberships).see(OTHER, 5, 0) == BEGINS
 
 
 def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships: Memberships) -> None:
-    """Also those that were sent between the two memberships and never came here."""
+    """Own messages before a new subscription are repetitions, also those sent between the two memberships."""
     entry, _ = join(memberships, floor=7)
     entry.group.runs.skip_to(SENDER, 9)
     memberships.leave(G, "a")
@@ -327,7 +327,7 @@ def test_own_messages_of_before_a_new_subscription_are_repetitions(memberships: 
 
 
 def test_a_membership_ends_when_its_time_is_over(memberships: Memberships, clock: Clock) -> None:
-    """Not before; afterwards there is nothing to look at."""
+    """A membership ends at its deadline and not before, and leaves no entry in the heap."""
     added(memberships, life=10.0)
     assert memberships.end_due(clock.now + 9.9) == []
     assert memberships.ends.next == clock.now + 10
@@ -336,14 +336,14 @@ def test_a_membership_ends_when_its_time_is_over(memberships: Memberships, clock
 
 
 def test_a_membership_without_a_life_stays(memberships: Memberships, clock: Clock) -> None:
-    """It needs no entry in the heap."""
+    """A membership without an expiry stays and needs no entry in the heap."""
     added(memberships)
     assert memberships.end_due(1e12) == []
     assert len(memberships.ends) == 0
 
 
 def test_each_membership_ends_in_its_own_time(memberships: Memberships, clock: Clock) -> None:
-    """A group goes on while it has one member."""
+    """Each membership ends at its own deadline, and the group stays subscribed while it has a member."""
     for channel, life in (("a", 20.0), ("b", 30.0), ("c", 5.0)):
         added(memberships, channel, life=life)
     seen = []
@@ -355,7 +355,7 @@ def test_each_membership_ends_in_its_own_time(memberships: Memberships, clock: C
 
 @pytest.mark.parametrize("life", [10.0, 30.0, 1.0, None])
 def test_a_renewal_decides_when_a_membership_ends(memberships: Memberships, clock: Clock, life: float | None) -> None:
-    """Its life counts from the last addition, longer or shorter than before."""
+    """The life of a membership counts from the last addition, whether that makes it longer or shorter."""
     added(memberships, life=10.0)
     clock.now += 5
     added(memberships, life=life)
@@ -365,7 +365,7 @@ def test_a_renewal_decides_when_a_membership_ends(memberships: Memberships, cloc
 
 
 def test_reading_renews_a_membership(memberships: Memberships, mailboxes: Mailboxes[Reader], clock: Clock) -> None:
-    """The time counts from the last read."""
+    """Reading renews a membership: its life counts from the last read."""
     added(memberships, life=10.0)
     clock.now += 9
     box = mailboxes.boxes["a"]
@@ -378,7 +378,7 @@ def test_reading_renews_a_membership(memberships: Memberships, mailboxes: Mailbo
 def test_a_waiting_reader_keeps_a_membership(
     memberships: Memberships, mailboxes: Mailboxes[Reader], clock: Clock
 ) -> None:
-    """A quiet group does not end for those who listen; the time counts from when they stop."""
+    """A waiting reader keeps its membership in a quiet group, and the life counts from the end of the wait."""
     added(memberships, life=10.0)
     box, reader = mailboxes.boxes["a"], Reader()
     box.waiters.append(reader)
@@ -391,7 +391,7 @@ def test_a_waiting_reader_keeps_a_membership(
 
 
 def test_a_membership_that_was_left_does_not_end_a_later_one(memberships: Memberships, clock: Clock) -> None:
-    """Its entry in the heap does not count any more."""
+    """The heap entry of a membership that was left does not end a later membership of the same channel."""
     added(memberships, life=10.0)
     memberships.leave(G, "a")
     added(memberships, life=20.0)
@@ -400,7 +400,7 @@ def test_a_membership_that_was_left_does_not_end_a_later_one(memberships: Member
 
 
 def test_one_call_ends_a_bounded_number_of_memberships(memberships: Memberships, clock: Clock) -> None:
-    """The next deadline says that more is due."""
+    """One call ends a bounded number of memberships, and the next deadline shows that more are due."""
     for number in range(25):
         added(memberships, str(number), life=10.0)
     now = clock.now + 10
@@ -412,7 +412,7 @@ def test_one_call_ends_a_bounded_number_of_memberships(memberships: Memberships,
 
 
 def test_nothing_due_costs_nothing(memberships: Memberships, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not visit any of 100,000 memberships."""
+    """With nothing due, `end_due` visits none of 100,000 memberships."""
     for number in range(100_000):
         added(memberships, str(number), life=10.0)
     looked = []
@@ -422,7 +422,7 @@ def test_nothing_due_costs_nothing(memberships: Memberships, clock: Clock, monke
 
 
 def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships: Memberships, clock: Clock) -> None:
-    """Consumers that come and go for a day take no memory."""
+    """Consumers that join and leave 100,000 times leave a small heap."""
     for number in range(100_000):
         clock.now += 0.001
         added(memberships, str(number), life=86_400.0)
@@ -431,7 +431,7 @@ def test_joining_and_leaving_very_often_leaves_a_small_heap(memberships: Members
 
 
 def test_renewing_very_often_adds_nothing(memberships: Memberships, clock: Clock) -> None:
-    """One entry is enough until it is due."""
+    """Frequent renewals add no entry to the heap, because one is enough until it is due."""
     for _ in range(1000):
         clock.now += 0.001
         added(memberships, life=86_400.0)
@@ -439,7 +439,7 @@ def test_renewing_very_often_adds_nothing(memberships: Memberships, clock: Clock
 
 
 def test_clearing_unsubscribes_from_every_topic_once(memberships: Memberships, mailboxes: Mailboxes[Reader]) -> None:
-    """No mailbox is kept by a membership any more."""
+    """Clearing sends one unsubscription for each topic, and no membership keeps a mailbox afterwards."""
     for channel, topic in (("a", G), ("b", G), ("a", H)):
         added(memberships, channel, topic, life=10.0)
     assert memberships.clear() == [wire.unsubscription(G), wire.unsubscription(H)]
@@ -448,11 +448,11 @@ def test_clearing_unsubscribes_from_every_topic_once(memberships: Memberships, m
     assert memberships.ends.next == inf
 
 
-# Any order of all this
+# Any order of these operations
 
 
 class Machine(RuleBasedStateMachine):
-    """Any sequence of joins, completions, failures, discards, ends and flushes, beside a model of them."""
+    """Any sequence of joins, completions, failures, discards, ends and flushes, compared with a model."""
 
     joins = Bundle("joins")
 

@@ -24,14 +24,14 @@ def repeated(members: NormalMembers) -> list[wire.Member]:
 
 @pytest.mark.parametrize("add", [1, 0])
 def test_a_note_is_repeated_with_its_age(members: NormalMembers, clock: Clock, add: int) -> None:
-    """An addition, or a removal, without a caller that waits for an answer."""
+    """A reconnect repeats an addition or a removal with its age and without a request number, since no caller waits."""
     members.changed(member(add=add))
     clock.now += 1.5
     assert repeated(members) == [member(add=add, n=0)._replace(age=1500)]
 
 
 def test_the_last_note_on_a_pair_counts(members: NormalMembers, clock: Clock) -> None:
-    """A removed channel is not added again by a reconnect."""
+    """Only the last note on a pair of group and channel is repeated, so that a removed channel stays removed."""
     members.changed(member())
     clock.now += 1
     members.changed(member(add=0))
@@ -42,7 +42,7 @@ def test_the_last_note_on_a_pair_counts(members: NormalMembers, clock: Clock) ->
 
 @pytest.mark.parametrize("add, left", [(1, 0), (0, 1)])
 def test_a_removal_by_another_process_ends_an_addition_only(members: NormalMembers, add: int, left: int) -> None:
-    """An own removal is still repeated; an unknown pair is not an error."""
+    """A removal by another process cancels a noted addition but no noted removal, and accepts an unknown pair."""
     members.changed(member(add=add))
     members.removed(b"g", b"jobs")
     members.removed(b"g", b"unknown")
@@ -56,7 +56,7 @@ def test_a_removal_by_another_process_ends_an_addition_only(members: NormalMembe
 def test_a_note_is_forgotten_when_its_time_is_over(
     members: NormalMembers, clock: Clock, note: wire.Member, seconds: float
 ) -> None:
-    """An addition when its membership ends, a removal when every exchange has forgotten the membership."""
+    """An addition is forgotten when its membership ends, a removal when every exchange has forgotten the membership."""
     members.changed(note)
     clock.now += seconds - 0.1
     assert len(repeated(members)) == 1
@@ -65,14 +65,14 @@ def test_a_note_is_forgotten_when_its_time_is_over(
 
 
 def test_an_addition_without_a_life_is_kept(members: NormalMembers, clock: Clock) -> None:
-    """It is repeated for ever."""
+    """An addition without an expiry is repeated for ever."""
     members.changed(member())
     clock.now += 1e6
     assert len(repeated(members)) == 1
 
 
 def test_a_renewed_addition_lives_anew(members: NormalMembers, clock: Clock) -> None:
-    """Its former end does not count any more."""
+    """A renewed addition expires by its new life only."""
     members.changed(member(life=10_000))
     clock.now += 9
     members.changed(member(life=10_000))
@@ -81,7 +81,7 @@ def test_a_renewed_addition_lives_anew(members: NormalMembers, clock: Clock) -> 
 
 
 def test_what_comes_and_goes_leaves_nothing(members: NormalMembers, clock: Clock) -> None:
-    """Ended notes are forgotten by later ones, without a reconnect."""
+    """Later notes remove the expired ones, so that memory stays bounded without a reconnect."""
     for number in range(10_000):
         clock.now += 1
         members.changed(member(b"%d" % number, life=1000))
@@ -89,7 +89,7 @@ def test_what_comes_and_goes_leaves_nothing(members: NormalMembers, clock: Clock
 
 
 def test_clearing_leaves_nothing(members: NormalMembers, clock: Clock) -> None:
-    """A flush has ended all memberships."""
+    """Clearing removes all notes, because a flush has ended all memberships."""
     members.changed(member(life=1000))
     members.clear()
     clock.now += 1

@@ -1,4 +1,4 @@
-"""What the steps of a client want done: a frame and its size in, the way that it leaves by out."""
+"""The actions that the steps of a client request: a frame and its size determine the path by which it leaves."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def exchange(clock: Clock) -> Attachment:
 
 
 def back(size: int, ttl: int = 2500) -> bytes:
-    """A job that goes back to its queue, as a frame of so many bytes."""
+    """Return the frame of a given size for a job that goes back to its queue."""
     empty = wire.BACK.encode(wire.Back(INBOX, 7, ttl, b"jobs", b""))
     frame = wire.BACK.encode(wire.Back(INBOX, 7, ttl, b"jobs", b"x" * (size - len(empty))))
     assert len(frame) == size
@@ -54,7 +54,7 @@ def test_a_frame_goes_by_the_subscribers_way_unless_it_is_too_large(
     upstream: list[bytes],
     replies: list[Reply],
 ) -> None:
-    """A large job goes back by the producers' way: to its queue's home, for as long as it may live."""
+    """A frame leaves by the subscriber's path; a job too large for it, by the producers' path to its queue's home."""
     to = exchange if is_to_one else None
     out.send_upstream(frames, to)
     assert out.busy is bool(frames)
@@ -64,7 +64,7 @@ def test_a_frame_goes_by_the_subscribers_way_unless_it_is_too_large(
 
 
 def test_nothing_to_send_leaves_what_there_is_to_do(out: Output) -> None:
-    """In whatever order it came."""
+    """An empty list of frames leaves earlier actions pending."""
     out.reply(Reply(b"1"))
     out.send_upstream([])
     assert out.busy
@@ -81,7 +81,7 @@ ACTS: dict[str, Callable[[Output], object]] = {
 
 @pytest.mark.parametrize("act", ACTS)
 def test_what_is_to_be_done_under_the_lock_makes_an_output_busy(out: Output, act: str) -> None:
-    """Until it is taken."""
+    """Each action that needs the connection's lock makes the output busy until it is taken."""
     assert not out.busy
     ACTS[act](out)
     assert (out.busy, out.has_input) == (True, act == "input")
@@ -90,13 +90,13 @@ def test_what_is_to_be_done_under_the_lock_makes_an_output_busy(out: Output, act
 
 
 def test_readers_to_wake_make_an_output_busy_with_nothing(out: Output) -> None:
-    """They are woken once the lock is released."""
+    """Readers to wake do not make the output busy, because they are woken after the release of the lock."""
     out.wake.append(Reader())
     assert not out.busy
 
 
 def test_a_reply_is_for_the_home_of_its_key_or_for_one_exchange(out: Output, exchange: Attachment) -> None:
-    """It waits for `connect_timeout` unless it says how long; the order stays."""
+    """A reply is for the home of its key or for one exchange, keeps its order, and may have a TTL of its own."""
     replies = [Reply(b"1", b"key"), Reply(b"2", to=exchange), Reply(b"3", b"key", ttl=1.5)]
     for reply in replies:
         out.reply(reply)
@@ -108,7 +108,7 @@ def test_a_reply_is_for_the_home_of_its_key_or_for_one_exchange(out: Output, exc
 
 
 def test_what_is_done_once_the_lock_is_released_stays(out: Output) -> None:
-    """Changes of the link in their order, and readers; they are not in what was taken."""
+    """Taking the output leaves link changes, in order, and readers, which are handled after the lock's release."""
     reader = Reader()
     changes: list[LinkChange] = [LinkLost(), LinkRestored(3)]
     for change in changes:
@@ -120,7 +120,7 @@ def test_what_is_done_once_the_lock_is_released_stays(out: Output) -> None:
 
 
 def test_what_was_taken_is_not_changed_by_what_follows(out: Output, exchange: Attachment) -> None:
-    """The connection works through it while operations on sockets add more."""
+    """Later actions do not change the output that was taken, which the connection processes while more are added."""
     confirm = wire.Confirm(INBOX, 1, wire.Status.OK, b"i" * 8)
     out.send_upstream([b"1"])
     out.reply(Reply(b"2"))

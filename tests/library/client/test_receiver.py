@@ -1,4 +1,4 @@
-"""Group and direct messages: frames in; mail, readers to wake, unsubscriptions and counts out."""
+"""Group and direct messages: frames in; messages, readers to wake, unsubscriptions and counts out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,26 +29,26 @@ TTL = 60_000
 def group(
     number: int, *bodies: bytes, sender: bytes = OTHER, flags: int = 0, ttl: int = TTL, topic: Topic = G
 ) -> bytes:
-    """A group message, a batch of several bodies; its payload is the number unless there is a body."""
+    """Return a group message, a batch if there are several bodies; without a body its payload is the number."""
     bodies = bodies or (b"%d" % number,)
     body, flags = (bodies[0], flags) if len(bodies) == 1 else (wire.batch(bodies), flags | FLAG_BATCH)
     return wire.ordered(topic, sender, number, flags, ttl, body)
 
 
 def direct(number: int, *bodies: bytes, channel: str = "a", sender: bytes = OTHER, ttl: int = TTL) -> bytes:
-    """A direct message, likewise."""
+    """Return a direct message, a batch if there are several bodies; without a body its payload is the number."""
     some = [wire.direct_body(channel, body) for body in bodies or (b"%d" % number,)]
     body, flags = (some[0], 0) if len(some) == 1 else (wire.batch(some), FLAG_BATCH)
     return wire.ordered(wire.direct_prefix(INBOX), sender, number, flags, ttl, body)
 
 
 def again(frame: bytes, age: float = 0.0, *, acknowledged: bool = False) -> bytes:
-    """A frame that was sent so many seconds ago, and now once more."""
+    """Return a frame that was first sent so many seconds ago, as it is sent again."""
     return wire.again(frame, TTL, wire.milliseconds(age), elsewhere=False, acknowledged=acknowledged)
 
 
 class Letters:
-    """Opens what begins with a letter of its own: `g` for groups, `c` for channels."""
+    """An opener of payloads that begin with a letter: `g` for groups, `c` for channels."""
 
     def open_from_group(self, topic: bytes, sealed: bytes) -> bytes | None:
         return sealed[1:] if sealed[:1] == b"g" else None
@@ -58,7 +58,7 @@ class Letters:
 
 
 class Rig:
-    """A receiver and its parts, at one exchange: the channel `a` is a member of the group `g`, read by a reader."""
+    """A receiver and its parts at one exchange, with the channel `a`, which has a reader, in the group `g`."""
 
     def __init__(self, clock: Clock, opener: Letters | None = None) -> None:
         self.clock, self.out, self.counters = clock, Output(), Counters(clock)
@@ -97,7 +97,7 @@ class Rig:
         self.mailboxes.open(channel, 3).waiters.append(reader)
 
     def take(self, *frames: bytes) -> int:
-        """Take frames as a client does, the messages of a batch one by one; return how many steps these took."""
+        """Take frames as a client does, and return the number of steps that direct messages and batches need."""
         steps = 0
         for frame in frames:
             if wire.is_group(frame):
@@ -117,7 +117,7 @@ class Rig:
         return self.mailboxes.boxes[channel]
 
     def came(self) -> "Came":
-        """Return what has come out."""
+        """Return the results so far."""
         mail = {name: [_plain(mail[1]) for mail in box.mail] for name, box in self.mailboxes.boxes.items() if box.mail}
         woken = [name for name, reader in self.readers.items() if reader in self.out.wake]
         logged = [str(report.arguments[1]) for report in self.counters.reports]
@@ -139,7 +139,7 @@ def _plain(payload: Any) -> bytes:
 
 @dataclass
 class Came:
-    """What has come out: payloads by channel, channels whose readers are woken, counts, and causes of log lines."""
+    """Results: payloads by channel, channels with woken readers, counts, and the causes of log lines."""
 
     mail: dict[str, list[bytes]] = field(default_factory=dict)
     woken: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class Came:
 
 
 def came_to_a(*payloads: bytes, **more: Any) -> Came:
-    """Payloads of the channel `a`, whose reader is woken."""
+    """Return the results for payloads in the channel `a`, whose reader is woken."""
     return Came({"a": list(payloads)}, ["a"], len(payloads), **more)
 
 
@@ -161,7 +161,7 @@ def rig(clock: Clock) -> Rig:
     return Rig(clock)
 
 
-# What the numbers say: groups and direct messages alike
+# The meaning of numbers, the same for groups and direct messages
 
 NUMBERS: dict[str, tuple[list[int], Came]] = {
     "in order": ([5, 6], came_to_a(b"5", b"6")),
@@ -178,7 +178,7 @@ NUMBERS: dict[str, tuple[list[int], Came]] = {
 @pytest.mark.parametrize("case", NUMBERS)
 @pytest.mark.parametrize("message", [group, direct])
 def test_what_the_numbers_of_messages_say(rig: Rig, message: Callable[..., bytes], case: str) -> None:
-    """Whether they are delivered, held, or counted as repeated."""
+    """The number of a message decides whether it is delivered, held behind a gap, or counted as repeated."""
     numbers, expected = NUMBERS[case]
     rig.take(*map(message, numbers))
     assert rig.came() == expected
@@ -186,7 +186,7 @@ def test_what_the_numbers_of_messages_say(rig: Rig, message: Callable[..., bytes
 
 @pytest.mark.parametrize("message", [group, direct])
 def test_own_messages_that_are_repeated_are_not_counted(rig: Rig, message: Callable[..., bytes]) -> None:
-    """This process has sent them before it joined."""
+    """Repeated own messages are not counted, because this process sent them before it joined."""
     rig.take(*(message(number, sender=SENDER) for number in (5, 5)))
     assert rig.came() == came_to_a(b"5")
 
@@ -196,7 +196,7 @@ def test_own_messages_that_are_repeated_are_not_counted(rig: Rig, message: Calla
 def test_every_message_moves_the_time_by_which_a_turn_ends(
     rig: Rig, message: Callable[..., bytes], frames: list[int]
 ) -> None:
-    """Also one that is repeated or held, and delivers nothing."""
+    """Each message, also one that is repeated or held, sets the time by which a turn of reading ends."""
     for number in frames:
         rig.clock.now += 1
         rig.take(message(number))
@@ -216,7 +216,7 @@ WAYS: dict[str, Callable[[Rig], None]] = {
 def test_the_first_message_of_a_run_waits_if_earlier_ones_may_come(
     rig: Rig, message: Callable[..., bytes], way: str
 ) -> None:
-    """By another way; if the way is gone, those of a run that is held still wait behind it."""
+    """The first message of a run waits while another path may bring earlier ones, and its successors wait behind it."""
     WAYS[way](rig)
     rig.take(message(5))
     assert rig.came() == Came(held=1)
@@ -230,7 +230,7 @@ def test_the_first_message_of_a_run_waits_if_earlier_ones_may_come(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_first_message_of_all_waits_for_nothing(rig: Rig, way: str) -> None:
-    """It says so itself."""
+    """The first message that a sender ever publishes carries a flag, and waits for no other path."""
     WAYS[way](rig)
     rig.take(group(5, flags=FLAG_FIRST))
     assert rig.came() == came_to_a(b"5")
@@ -240,7 +240,7 @@ def test_the_first_message_of_all_waits_for_nothing(rig: Rig, way: str) -> None:
 
 
 def test_a_group_message_reaches_all_members_and_no_other_channel(rig: Rig) -> None:
-    """It is one message received; the members share its payload."""
+    """A group message reaches all members and no other channel, and counts as one received message."""
     rig.add("b")
     rig.add("c", H)
     rig.take(group(5))
@@ -248,13 +248,13 @@ def test_a_group_message_reaches_all_members_and_no_other_channel(rig: Rig) -> N
 
 
 def test_a_message_for_a_group_without_members_is_for_nobody(rig: Rig) -> None:
-    """Its numbers are not noted."""
+    """A message for a group without members is ignored, and its number is not recorded."""
     rig.take(group(5, topic=H), group(9, topic=H), group(7, b"x", b"y", topic=H))
     assert rig.came() == Came()
 
 
 def test_the_messages_of_a_batch_are_taken_one_with_each_step(rig: Rig) -> None:
-    """They have consecutive numbers, and may be repeated one by one."""
+    """Each step takes one message of a batch; the messages have consecutive numbers and can be repeated singly."""
     WAYS["another exchange"](rig)
     assert rig.take(group(5, b"x", b"y", flags=FLAG_FIRST)) == 2
     assert rig.came() == came_to_a(b"x", b"y")
@@ -264,7 +264,7 @@ def test_the_messages_of_a_batch_are_taken_one_with_each_step(rig: Rig) -> None:
 
 @pytest.mark.parametrize("held", [False, True])
 def test_members_whose_time_is_over_leave_before_a_message_is_delivered(rig: Rig, held: bool) -> None:
-    """The frame that unsubscribes is sent; a message that was held until then is for nobody."""
+    """Members whose time is over leave, with an unsubscription, before a message, even a held one, is delivered."""
     rig.add("b", H, life=5.0)
     if held:
         rig.take(group(5, topic=H), group(7, topic=H))
@@ -294,7 +294,7 @@ def test_members_whose_time_is_over_leave_before_a_message_is_delivered(rig: Rig
 def test_a_message_that_is_sent_again_is_for_the_members_of_the_time_when_it_was_sent_first(
     rig: Rig, age: float, acknowledged: bool, gets_it: str, held: bool
 ) -> None:
-    """`b` has joined 2 s ago. One that was acknowledged most likely reached its members, so it counts as older."""
+    """`b` joined 2 s ago and gets only younger messages; an acknowledged one counts as older, as it likely arrived."""
     rig.take(group(4 if held else 5))
     rig.box().clear()
     rig.clock.now += 10
@@ -309,7 +309,7 @@ def test_a_message_that_is_sent_again_is_for_the_members_of_the_time_when_it_was
 
 
 def test_a_message_behind_a_gap_is_not_for_members_that_join_while_it_is_held(rig: Rig) -> None:
-    """It arrived before."""
+    """A held message does not reach members that join while it is held, because it arrived before."""
     rig.take(group(5), group(7))
     rig.clock.now += HOLD / 2
     rig.add("b")
@@ -318,7 +318,7 @@ def test_a_message_behind_a_gap_is_not_for_members_that_join_while_it_is_held(ri
 
 
 def test_a_message_that_is_sent_again_closes_a_gap(rig: Rig) -> None:
-    """What is held follows it."""
+    """A message that is sent again closes a gap, and the held messages follow it."""
     rig.clock.now += 1
     rig.take(group(5), group(7), again(group(6), 0.1))
     assert rig.came() == came_to_a(b"5", b"6", b"7")
@@ -329,7 +329,7 @@ def test_a_message_that_is_sent_again_closes_a_gap(rig: Rig) -> None:
 def test_no_message_waits_longer_than_the_largest_expiry(
     rig: Rig, message: Callable[..., bytes], ttl: int, waits: float
 ) -> None:
-    """Whatever its sender says."""
+    """No message waits longer than the largest expiry, whatever TTL its sender sets."""
     rig.receiver.use(Defaults(max_ttl=5000))
     rig.take(message(5, ttl=ttl))
     assert [mail[0] for mail in rig.box().mail] == [rig.clock.now + waits]
@@ -342,7 +342,7 @@ def test_no_message_waits_longer_than_the_largest_expiry(
 def test_an_own_message_that_is_older_than_the_subscription_is_ignored(
     rig: Rig, topic: Topic, expected: list[bytes]
 ) -> None:
-    """One of another group says nothing about this one."""
+    """An own message from before the subscription is ignored; the record for one group affects no other group."""
     rig.receiver.older_than_subscription(topic, 50)
     rig.take(group(50, sender=SENDER))
     assert rig.came().mail == ({"a": expected} if expected else {})
@@ -364,7 +364,7 @@ def test_an_own_message_that_is_older_than_the_subscription_is_ignored(
 def test_a_direct_message_needs_a_channel_that_this_process_has_made_or_reads(
     rig: Rig, channel: str, is_made: bool, has_box: bool, expected: Came
 ) -> None:
-    """A peer cannot fill the process with mailboxes."""
+    """A direct message needs a channel that this process made or reads, so no peer can fill memory with mailboxes."""
     if has_box:
         rig.mailboxes.open(channel, 3)
     if is_made:
@@ -376,7 +376,7 @@ def test_a_direct_message_needs_a_channel_that_this_process_has_made_or_reads(
 
 
 def test_a_full_mailbox_refuses_and_a_new_one_has_the_default_capacity(rig: Rig) -> None:
-    """The loss is counted, and logged once."""
+    """A full mailbox refuses messages, counted and logged once, and a new mailbox has the default capacity."""
     rig.receiver.use(Defaults(capacity=lambda channel: 1))
     made = rig.receiver.own_names.new("new")
     rig.take(*(direct(number, channel=made) for number in (5, 6, 7)))
@@ -387,7 +387,7 @@ def test_a_full_mailbox_refuses_and_a_new_one_has_the_default_capacity(rig: Rig)
 
 @pytest.mark.parametrize("sender, left", [(SENDER, 1), (OTHER, 2)])
 def test_an_own_message_that_has_arrived_is_not_in_flight_any_more(rig: Rig, sender: bytes, left: int) -> None:
-    """One of another process says nothing about them."""
+    """An own message that has arrived is no longer in flight; one of another process settles none."""
     for _ in range(2):
         rig.receiver.sent_to_own(rig.box())
     assert rig.receiver.own_order == 2
@@ -396,14 +396,14 @@ def test_an_own_message_that_has_arrived_is_not_in_flight_any_more(rig: Rig, sen
 
 
 def test_a_malformed_direct_message_raises(rig: Rig) -> None:
-    """Its client counts it."""
+    """A malformed direct message raises a FrameError, which the client counts."""
     with pytest.raises(wire.FrameError):
         rig.take(wire.ordered(wire.direct_prefix(INBOX), OTHER, 5, 0, TTL, b"no channel"))
     assert rig.came() == Came()
 
 
 def test_a_malformed_message_of_a_batch_is_counted_and_the_others_are_taken(rig: Rig) -> None:
-    """One with each step, in order."""
+    """In a batch, a malformed message is counted and the others are taken in order, one at each step."""
     bodies = [wire.direct_body("a", b"x"), b"no channel", wire.direct_body("a", b"z")]
     frame = wire.ordered(wire.direct_prefix(INBOX), OTHER, 5, FLAG_BATCH | FLAG_FIRST, TTL, wire.batch(bodies))
     WAYS["another exchange"](rig)
@@ -416,14 +416,14 @@ def test_a_malformed_message_of_a_batch_is_counted_and_the_others_are_taken(rig:
 def test_a_message_of_this_process_is_delivered_or_refused_at_once(
     rig: Rig, channel: str, capacity: int, accepted: list[bool]
 ) -> None:
-    """By the capacity of the layer that sends; a refused one is no loss."""
+    """A message to this process itself is accepted or refused by the sending layer's capacity; refusal is no loss."""
     assert [rig.receiver.deliver_own(channel, TTL, b"x", capacity) for _ in accepted] == accepted
     came = rig.came()
     assert (came.mail, came.received, came.dropped) == ({channel: [b"x"] * capacity}, capacity, {})
     assert came.woken == ["a"] * (channel == "a")
 
 
-# Payloads that are sealed
+# Encrypted payloads
 
 SEALED: dict[str, tuple[bytes, Came]] = {
     "a group message": (group(5, b"gx"), came_to_a(b"x")),
@@ -437,7 +437,7 @@ SEALED: dict[str, tuple[bytes, Came]] = {
 
 @pytest.mark.parametrize("case", SEALED)
 def test_payloads_are_opened_or_dropped(clock: Clock, case: str) -> None:
-    """They wait as plain bytes; the loss is counted and logged."""
+    """Payloads wait decrypted; one that cannot be decrypted is dropped, counted and logged."""
     frame, expected = SEALED[case]
     rig = Rig(clock, Letters())
     rig.take(frame)
@@ -447,7 +447,7 @@ def test_payloads_are_opened_or_dropped(clock: Clock, case: str) -> None:
 
 
 def test_own_payloads_are_opened_too(clock: Clock) -> None:
-    """One that cannot be opened counts as accepted, and is lost."""
+    """Own payloads are decrypted too; one that cannot be decrypted counts as accepted and is dropped."""
     rig = Rig(clock, Letters())
     assert [rig.receiver.deliver_own("a", TTL, payload, 3) for payload in (b"cx", b"gx")] == [True, True]
     assert rig.came() == came_to_a(b"x", dropped={"undecryptable": 1}, logged=["undecryptable"])
@@ -458,7 +458,7 @@ def test_own_payloads_are_opened_too(clock: Clock) -> None:
 
 @pytest.mark.parametrize("message", [group, direct])
 def test_a_flush_drops_what_is_held(rig: Rig, message: Callable[..., bytes]) -> None:
-    """It is no loss."""
+    """A flush drops held messages and does not count them as lost."""
     rig.take(message(5), message(7))
     rig.box().clear()
     rig.receiver.clear()
@@ -468,7 +468,7 @@ def test_a_flush_drops_what_is_held(rig: Rig, message: Callable[..., bytes]) -> 
 
 
 def test_direct_messages_may_go_on_anywhere_after_a_flush(rig: Rig) -> None:
-    """The exchange has dropped some on purpose; those from before stay repetitions."""
+    """After a flush direct messages continue at any higher number without a loss, and earlier ones stay repetitions."""
     rig.take(direct(5))
     rig.receiver.clear()
     rig.take(direct(99), direct(5))

@@ -1,4 +1,4 @@
-"""A client with encryption keys: what arrives is opened, or dropped and counted."""
+"""A client with encryption keys, which decrypts each message or drops and counts it."""
 
 import pytest
 from fakes import AnyName, Clock
@@ -29,7 +29,7 @@ def ours() -> Keyring:
 
 @pytest.fixture
 def client(clock: Clock) -> Client:
-    """At one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
+    """Return a client at one exchange, with the channels `a` and `b` in the group `g` and `c` in `h`."""
     client = Client(SECRET, SENDER, opener=keyring(), clock=clock)
     client.receiver.own_names = AnyName()
     client.begin_session(client.attach(), 1, b"instance")
@@ -51,7 +51,7 @@ def feed_direct(client: Client, number: int, payload: bytes, channel: str = "a",
 
 
 def read(client: Client, channel: str) -> list[bytes]:
-    """Return the payloads that wait on a channel."""
+    """Return the payloads that wait in a channel."""
     box, found = client.mailboxes.open(channel, 9), []
     while (payload := client.mailboxes.take(box)) is not None:
         found.append(payload.payload if isinstance(payload, Shared) else payload)
@@ -59,7 +59,7 @@ def read(client: Client, channel: str) -> list[bytes]:
 
 
 def test_group_and_direct_messages_arrive_opened(client: Client, ours: Keyring) -> None:
-    """In the order in which they came."""
+    """Group messages and direct messages are delivered decrypted, in the order of their arrival."""
     feed_group(client, 1, ours.seal_for_group(G, b"to all"))
     feed_direct(client, 1, ours.seal_for_channel("a", b"to one"))
     assert [read(client, channel) for channel in "abc"] == [[b"to all", b"to one"], [b"to all"], []]
@@ -67,7 +67,7 @@ def test_group_and_direct_messages_arrive_opened(client: Client, ours: Keyring) 
 
 
 def test_what_cannot_be_opened_takes_no_memory(client: Client) -> None:
-    """A direct message that is dropped makes no mailbox for its channel, which was forgotten."""
+    """A direct message that is dropped as undecryptable makes no mailbox for its channel, which was forgotten."""
     before = set(client.mailboxes.boxes)
     feed_direct(client, 1, b"sealed by nobody", channel="forgotten")
     assert client.counters.dropped == {"undecryptable": 1}
@@ -77,7 +77,7 @@ def test_what_cannot_be_opened_takes_no_memory(client: Client) -> None:
 def test_a_message_is_opened_once_for_all_members(
     client: Client, ours: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share it."""
+    """A group message is decrypted once, and its members share the result."""
     opened: list[bytes] = []
 
     def open_one(topic: bytes, sealed: bytes) -> bytes:
@@ -91,7 +91,7 @@ def test_a_message_is_opened_once_for_all_members(
 
 @pytest.mark.parametrize("flags", [0, wire.FLAG_FIRST, wire.FLAG_AGAIN])
 def test_what_was_sealed_with_another_key_is_dropped_and_counted(client: Client, flags: int, clock: Clock) -> None:
-    """In order, behind a gap, or sent again; a log line is written at most once a minute."""
+    """Messages under another key are dropped and counted, behind a gap or repeated too, with one log line a minute."""
     strange = keyring(b"x" * 32)
     for number in (1, 2, 9):
         frame = wire.ordered(G, OTHER, number, flags & wire.FLAG_FIRST, TTL, strange.seal_for_group(G, b"x"))
@@ -112,7 +112,7 @@ def test_what_was_sealed_with_another_key_is_dropped_and_counted(client: Client,
 
 @pytest.mark.parametrize("payload", [b"", b"\x80", b"\x81\xa4type\xa1x", b"\1" + bytes(60)])
 def test_a_message_that_was_not_sealed_is_dropped(client: Client, payload: bytes) -> None:
-    """By group and direct, from another process or as if it was from this one."""
+    """Plain messages are dropped, group and direct, from another process or with this process as the sender."""
     feed_group(client, 1, payload)
     feed_direct(client, 1, payload)
     feed_direct(client, 1, payload, sender=SENDER)
@@ -122,7 +122,7 @@ def test_a_message_that_was_not_sealed_is_dropped(client: Client, payload: bytes
 
 
 def test_a_sealed_message_cannot_be_moved_to_another_place(client: Client, ours: Keyring) -> None:
-    """To another group, from a group to a channel, from a channel to another one or to a group."""
+    """An encrypted message is dropped elsewhere: another group, another channel, or channel and group swapped."""
     for_group, for_channel = ours.seal_for_group(G, b"x"), ours.seal_for_channel("a", b"x")
     feed_group(client, 1, for_group, topic=H)
     feed_direct(client, 1, for_group)
@@ -133,14 +133,14 @@ def test_a_sealed_message_cannot_be_moved_to_another_place(client: Client, ours:
 
 
 def test_own_direct_messages_are_opened(client: Client, ours: Keyring) -> None:
-    """To a mailbox that exists and to one that does not yet."""
+    """Direct messages of this process itself are decrypted, for a mailbox that exists and for a new one."""
     assert client.receiver.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 9)
     assert client.receiver.deliver_own("new", TTL, ours.seal_for_channel("new", b"y"), 9)
     assert (read(client, "a"), read(client, "new")) == ([b"x"], [b"y"])
 
 
 def test_a_full_mailbox_still_refuses(client: Client, ours: Keyring) -> None:
-    """Capacity counts opened messages."""
+    """A full mailbox refuses encrypted messages by the same capacity."""
     accepted = [client.receiver.deliver_own("a", TTL, ours.seal_for_channel("a", b"x"), 2) for _ in range(3)]
     assert accepted == [True, True, False]
 
@@ -148,6 +148,6 @@ def test_a_full_mailbox_still_refuses(client: Client, ours: Keyring) -> None:
 def test_a_group_message_without_a_member_here_is_not_opened(
     client: Client, ours: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that sends, at an embedded address, mostly has none."""
+    """A group message without a member here is not decrypted: at an embedded address, the sender mostly has none."""
     monkeypatch.setattr(client.receiver._opener, "open_from_group", None)
     client.receiver.deliver_group(wire.group_topic("nobody"), TTL, ours.seal_for_group(G, b"x"))

@@ -23,14 +23,14 @@ def numbers(due: list[tuple[int, Request[Reader]]]) -> list[int]:
 
 
 def test_no_number_is_given_twice() -> None:
-    """Numbers are positive: 0 stands for no request."""
+    """Request numbers are unique and positive, because 0 stands for no request."""
     given = [next_number() for _ in range(1000)]
     assert given == sorted(set(given))
     assert min(given) > 0
 
 
 def test_nobody_can_predict_a_number() -> None:
-    """Otherwise a peer that has seen one could confirm the next request in the name of the exchange."""
+    """Request numbers are unpredictable; otherwise a peer could confirm the next request in the exchange's name."""
     given = [next_number() for _ in range(1000)]
     steps = {after - before for before, after in itertools.pairwise(given)}
     assert len(steps) > 900
@@ -38,7 +38,7 @@ def test_nobody_can_predict_a_number() -> None:
 
 @pytest.mark.parametrize("answer", [0, 3, ConnectionError()])
 def test_an_answer_is_noted_at_its_request(requests: Requests[Reader], answer: ConnectionError | int) -> None:
-    """A status, also 0, or an error; other requests are left alone."""
+    """An answer, a status including 0 or an error, is recorded at its request only."""
     mine, other = request(), request()
     requests.begin(1, mine, 0.0)
     requests.begin(2, other, 0.0)
@@ -48,7 +48,7 @@ def test_an_answer_is_noted_at_its_request(requests: Requests[Reader], answer: C
 
 @pytest.mark.parametrize("is_late", ["twice", "after the end", "unknown"])
 def test_a_late_answer_changes_nothing(requests: Requests[Reader], is_late: str) -> None:
-    """The first answer counts, and a caller that has given up gets none."""
+    """A late answer changes nothing: the first answer stays, and a caller that has given up gets none."""
     mine = request()
     requests.begin(1, mine, 0.0)
     first = 5 if is_late == "twice" else None
@@ -61,7 +61,7 @@ def test_a_late_answer_changes_nothing(requests: Requests[Reader], is_late: str)
 
 
 def test_a_request_may_be_ended_twice(requests: Requests[Reader]) -> None:
-    """By its answer, and by its caller."""
+    """A request may be ended twice, by its answer and by its caller."""
     requests.begin(1, request(), 0.0)
     requests.end(1)
     requests.end(1)
@@ -69,7 +69,7 @@ def test_a_request_may_be_ended_twice(requests: Requests[Reader]) -> None:
 
 
 def test_a_failure_reaches_every_waiter_without_an_answer(requests: Requests[Reader]) -> None:
-    """An answer that is there already is not replaced, and requests of other processes go on."""
+    """A failure reaches each waiting request without an answer, and no request of another process."""
     open_one, answered, foreign = request(), request(), request(b"sync", waiter=None)
     for number, one in enumerate((open_one, answered, foreign)):
         requests.begin(number, one, 0.0)
@@ -80,7 +80,7 @@ def test_a_failure_reaches_every_waiter_without_an_answer(requests: Requests[Rea
 
 
 def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests: Requests[Reader]) -> None:
-    """First after `REPEAT_EVERY`; its caller may take the answer later."""
+    """A request is repeated every `REPEAT_EVERY` until it is answered, even if its caller takes the answer later."""
     requests.begin(1, request(), 10.0)
     times = [10.9, 10.0 + REPEAT_EVERY, 11.9, 11.0 + REPEAT_EVERY]
     assert [numbers(requests.to_repeat(now)) for now in times] == [[], [1], [], [1]]
@@ -90,21 +90,21 @@ def test_a_request_is_repeated_at_a_steady_pace_until_it_is_answered(requests: R
 
 
 def test_a_request_that_has_ended_is_not_repeated(requests: Requests[Reader]) -> None:
-    """Its caller has given up."""
+    """A request whose caller has given up is not repeated."""
     requests.begin(1, request(), 0.0)
     requests.end(1)
     assert requests.to_repeat(99.0) == []
 
 
 def test_requests_are_repeated_in_the_order_in_which_they_began(requests: Requests[Reader]) -> None:
-    """Each at its own time."""
+    """Requests are repeated in the order in which they began, each at its own time."""
     for number, now in ((3, 0.0), (1, 0.0), (2, 1.0)):
         requests.begin(number, request(), now)
     assert [numbers(requests.to_repeat(now)) for now in (1.0, 2.0)] == [[3, 1], [2, 3, 1]]
 
 
 def test_a_message_for_a_normal_channel_is_never_repeated(requests: Requests[Reader]) -> None:
-    """It is sent once, whatever is lost."""
+    """A message for a normal channel is sent once and never repeated, even after a loss."""
     requests.begin(1, request(repeats=False), 0.0)
     assert requests.to_repeat(99.0) == []
     assert requests.due(5.0) == 5.0 + NEVER
@@ -118,7 +118,7 @@ def to_all(*asked: str, **fields: Any) -> Request[Reader]:
 
 
 def test_a_request_to_all_is_answered_by_the_last_one(requests: Requests[Reader]) -> None:
-    """With the highest status of all answers."""
+    """A request to all exchanges is answered by the last one, with the highest status of all answers."""
     mine = to_all(A, B, C)
     requests.begin(1, mine, 0.0)
     assert [requests.answered(1, status, one) for one, status in ((A, 0), (A, 0), (C, 2))] == [None, None, None]
@@ -127,7 +127,7 @@ def test_a_request_to_all_is_answered_by_the_last_one(requests: Requests[Reader]
 
 
 def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests: Requests[Reader]) -> None:
-    """The loss of the last one that has not answered completes it."""
+    """The loss of the last exchange without an answer completes a request to all."""
     mine = to_all(A, B)
     requests.begin(1, mine, 0.0)
     requests.answered(1, 0, A)
@@ -136,7 +136,7 @@ def test_a_request_to_all_does_not_wait_for_an_exchange_that_is_lost(requests: R
 
 
 def test_a_request_to_all_needs_one_answer(requests: Requests[Reader]) -> None:
-    """While no exchange can be reached it waits for the next one."""
+    """A request to all needs at least one answer: while no exchange is reachable, it waits for the next one."""
     mine = to_all(A)
     requests.begin(1, mine, 0.0)
     assert requests.lost(A) == []
@@ -145,7 +145,7 @@ def test_a_request_to_all_needs_one_answer(requests: Requests[Reader]) -> None:
 
 
 def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests: Requests[Reader]) -> None:
-    """An answered one does not, nor does a request to one exchange."""
+    """A request to all without an answer also waits for an exchange that appears meanwhile; other requests do not."""
     mine, answered, single = to_all(A), to_all(A), request()
     for number, one in enumerate((mine, answered, single)):
         requests.begin(number, one, 0.0)
@@ -156,7 +156,7 @@ def test_a_request_to_all_waits_for_an_exchange_that_comes_meanwhile(requests: R
 
 
 def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(requests: Requests[Reader]) -> None:
-    """Nobody knows what became of it; one that may be repeated goes on, and so does one that was not sent yet."""
+    """The loss of its exchange ends a sent request that may not be repeated, because its outcome is unknown."""
     sent, repeats, held, elsewhere = (request(repeats=number == 1) for number in range(4))
     for number, one in enumerate((sent, repeats, held, elsewhere)):
         requests.begin(number, one, 0.0)
@@ -168,7 +168,7 @@ def test_the_loss_of_its_exchange_ends_a_request_that_may_not_be_repeated(reques
 
 
 def test_the_next_repetition_is_known(requests: Requests[Reader]) -> None:
-    """Without a request it is far away."""
+    """The time of the next repetition is known, and is far away without a request."""
     assert requests.due(5.0) == 5.0 + NEVER
     requests.begin(1, request(), 6.0)
     requests.begin(2, request(), 7.0)
@@ -176,14 +176,14 @@ def test_the_next_repetition_is_known(requests: Requests[Reader]) -> None:
 
 
 def test_an_overdue_request_is_looked_at_again_later(requests: Requests[Reader]) -> None:
-    """Without a connection nothing is repeated: a deadline that has passed would let the housekeeping spin."""
+    """An overdue request without a connection is due again later, so that the housekeeping does not spin."""
     requests.begin(1, request(), 6.0)
     assert requests.due(6.0 + REPEAT_EVERY) == 6.0 + 2 * REPEAT_EVERY
     assert numbers(requests.to_repeat(9.0)) == [1]
 
 
 def test_requests_that_have_ended_during_an_outage_leave_nothing(requests: Requests[Reader]) -> None:
-    """Their repetitions are forgotten, although none was due to be sent."""
+    """Requests that ended during an outage leave no entry, although none of their repetitions was sent."""
     for number in range(1000):
         requests.begin(number, request(), number / 100)
         requests.end(number)
@@ -193,15 +193,15 @@ def test_requests_that_have_ended_during_an_outage_leave_nothing(requests: Reque
 
 
 def test_nothing_due_looks_at_no_request(requests: Requests[Reader]) -> None:
-    """However many are open: only the first entry is compared."""
+    """With 100,000 open requests and nothing due, only the first entry is compared."""
     for number in range(100_000):
         requests.begin(number, request(), 0.0)
-    del requests._open  # any look would fail
+    del requests._open  # any access would raise
     assert requests.to_repeat(REPEAT_EVERY - 0.1) == []
 
 
 def test_where_there_is_no_exchange_requests_to_all_are_answered_at_once(requests: Requests[Reader]) -> None:
-    """Whatever was to answer them; those to one exchange wait on."""
+    """Without an exchange, requests to all are answered at once, and those to one exchange continue to wait."""
     to_all, answered, to_one = request(to_all=True), request(to_all=True), request()
     for number, one in enumerate((to_all, answered, to_one), 1):
         requests.begin(number, one, 0.0)

@@ -1,4 +1,4 @@
-"""What a connection that was cut may have lost, and the request for it."""
+"""The messages that a cut connection may have lost, and the request for them."""
 
 import pytest
 from fakes import Clock
@@ -34,18 +34,18 @@ def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] =
 
 
 def test_whatever_is_replayed_is_recognised_by_its_run() -> None:
-    """Also in a group that its last member had left and that another one joins."""
+    """A topic that was left is remembered for longer than the history, so that each replayed message is recognized."""
     assert history.SECONDS + ANSWERED_WITHIN < REMEMBERED
 
 
 def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
-    """When a process connects for the first time, or by other keys."""
+    """A process that connects for the first time or with other keys requests nothing, as nothing can be missing."""
     assert request(resumption) is None
     assert resumption.until == 0.0
 
 
 def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption: Resumption, clock: Clock) -> None:
-    """And what was on its way by then."""
+    """The request covers the time since everything had arrived, plus a margin for messages in transit then."""
     resumption.lost(clock.now - 2.0)
     hashes = wire.encode_hashes(TOPICS)
     assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN_MS), 0, hashes)
@@ -53,7 +53,7 @@ def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption
 
 
 def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption, clock: Clock) -> None:
-    """The first one counts, however often the hello was repeated in that session."""
+    """After another cut the request still covers the first one, and only the new session's answer counts."""
     resumption.lost(clock.now - 2.0)
     for _ in range(ATTEMPTS):
         request(resumption)
@@ -68,7 +68,7 @@ def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption,
 def test_the_end_of_an_answer_that_is_read_after_another_cut_leaves_something_missing(
     resumption: Resumption, clock: Clock
 ) -> None:
-    """It had waited in the socket; what the second cut has lost is not in it."""
+    """The end of an answer that is read after another cut covers the first cut only, so a further request follows."""
     resumption.lost(clock.now - 2.0)
     request(resumption)
     resumption.lost(clock.now - 0.1)
@@ -81,7 +81,7 @@ def test_the_end_of_an_answer_that_is_read_after_another_cut_leaves_something_mi
 
 
 def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Clock) -> None:
-    """Until the next cut."""
+    """After the answer nothing is requested until the next cut."""
     resumption.lost(clock.now - 2.0)
     request(resumption)
     resumption.ended()
@@ -94,7 +94,7 @@ def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Cloc
 
 @pytest.mark.parametrize("count, every", [(0, 0), (wire.MAX_HASHES, 0), (wire.MAX_HASHES + 1, 1)])
 def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: Clock, count: int, every: int) -> None:
-    """The request has to fit into what an exchange takes."""
+    """A process with more groups than a request can list requests all messages, so that the frame is small enough."""
     resumption.lost(clock.now)
     asked = request(resumption, topics=[wire.group_topic(f"g{number}") for number in range(count)])
     assert asked is not None
@@ -103,7 +103,7 @@ def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: 
 
 
 def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption: Resumption, clock: Clock) -> None:
-    """It does not welcome the session, so the hello is repeated."""
+    """The wait for an exchange that never answers is bounded, however often the hello is repeated."""
     resumption.lost(clock.now - 2.0)
     begun = clock.now
     for _ in range(10):
@@ -113,7 +113,7 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
 
 
 def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
-    """What arrives meanwhile by other exchanges comes behind what will be replayed."""
+    """An answer is expected from the cut on, because messages of other exchanges belong behind those to be replayed."""
     resumption.lost(clock.now - 2.0)
     assert resumption.until == clock.now + BACK_WITHIN
     clock.now += 0.1
@@ -122,7 +122,7 @@ def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, cl
 
 
 def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Resumption, clock: Clock) -> None:
-    """But not without end, and not because of a late answer to an earlier request."""
+    """The wait for an answer is extended by each of its parts, up to a bound, and not by parts of an earlier answer."""
     resumption.lost(clock.now - 2.0)
     request(resumption)
     begun = clock.now
@@ -138,7 +138,7 @@ def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Res
 
 
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
-    """By then the exchange has not answered, or what it sends has broken each connection."""
+    """The same messages are requested `ATTEMPTS` times: after that, their replay may itself break each connection."""
     resumption.lost(clock.now - 2.0)
     for session in range(2, 2 + ATTEMPTS):
         asked = request(resumption, session)

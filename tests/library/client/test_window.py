@@ -1,4 +1,4 @@
-"""What was sent and has not been acknowledged."""
+"""Frames that were sent and are not acknowledged."""
 
 import itertools
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def frames(taken: list[Unsettled]) -> list[bytes]:
 
 
 def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window: Window, clock: Clock) -> None:
-    """The following ones change nothing; without a frame nothing is due."""
+    """The first frame of a block sets the time of its marker, later frames do not; without a frame none is due."""
     assert window.marker_due == inf
     assert window.append(b"a") == clock.now + BLOCK_SECONDS
     assert [window.append(b"b") for _ in range(3)] == [0.0] * 3
@@ -43,7 +43,7 @@ def test_the_first_frame_of_a_block_says_when_its_marker_is_due(window: Window, 
 
 @pytest.mark.parametrize(("frame", "count"), [(b"x", BLOCK_FRAMES), (bytes(BLOCK_BYTES // 2), 2)])
 def test_a_full_block_asks_for_a_marker_at_once(window: Window, frame: bytes, count: int) -> None:
-    """Full in frames, or in bytes."""
+    """A block that is full, in frames or in bytes, asks for a marker at once."""
     due = [window.append(frame) for _ in range(count)]
     assert due[-1] == window.marker_due == NOW
     assert NOW not in due[:-1]
@@ -54,7 +54,7 @@ def test_a_full_block_asks_for_a_marker_at_once(window: Window, frame: bytes, co
     [(1, [1]), (3, [1, 1, 1]), (1000, [500, 500]), (2 * BLOCK_FRAMES + 76, [BLOCK_FRAMES, BLOCK_FRAMES, 76])],
 )
 def test_a_window_has_two_blocks_or_more_and_is_never_overrun(clock: Clock, most: int, blocks: list[int]) -> None:
-    """While one is answered the next one is sent; the last one is as long as there is room."""
+    """A window has at least two blocks, so that one is sent while another is awaited, and never exceeds its size."""
     window = Window(most, 2**20, clock)
     sent, numbers = [], itertools.count(1)
     while not window.is_full:
@@ -71,7 +71,7 @@ def test_a_window_has_two_blocks_or_more_and_is_never_overrun(clock: Clock, most
 
 
 def test_a_full_window_asks_for_no_marker_for_each_frame(clock: Clock) -> None:
-    """What has to be sent nevertheless is marked by blocks, as ever."""
+    """A full window still asks for one marker a block and not for one a frame."""
     window = Window(2 * BLOCK_FRAMES, 2**20, clock)
     for number in range(2 * BLOCK_FRAMES):
         if window.count(1) == NOW:
@@ -81,7 +81,7 @@ def test_a_full_window_asks_for_no_marker_for_each_frame(clock: Clock) -> None:
 
 
 def room(window: Window, clock: Clock, rate: float) -> int:
-    """Return how many bytes a window takes, to the block, and acknowledge them as a link of a certain rate does."""
+    """Return how many bytes a window takes, in whole blocks, and acknowledge them at the rate of a link."""
     numbers = []
     while not window.is_full:
         window.append(bytes(BLOCK_BYTES))
@@ -95,13 +95,13 @@ def room(window: Window, clock: Clock, rate: float) -> int:
 
 @pytest.mark.parametrize(("rate", "taken"), [(2**20, 8), (4 * 2**20, 16), (2**30, 32)])
 def test_a_window_takes_as_much_as_its_link_carries_in_a_few_seconds(clock: Clock, rate: int, taken: int) -> None:
-    """Within bounds. What is sent ahead of that waits in a socket, where it does not expire."""
+    """A window adapts, within bounds, to its link's rate: more would wait in a socket and never expire."""
     window = Window(1000, 32 * 2**20, clock)
     assert [room(window, clock, rate) >> 20 for _ in range(3)] == [8, taken, taken]
 
 
 def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> None:
-    """And nothing behind it; an answer to a later marker covers the earlier ones."""
+    """An answer acknowledges all frames up to its marker, including earlier markers, and none behind it."""
     for number in (1, 2, 3):
         window.append(b"%d" % number)
         window.marked(number)
@@ -112,7 +112,7 @@ def test_an_answer_acknowledges_everything_before_its_marker(window: Window) -> 
 
 @pytest.mark.parametrize("number", [0, 4])
 def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window: Window, number: int) -> None:
-    """Of the echo that verified the link, or one that was acknowledged already."""
+    """An answer to no marker of this window, as to an echo or an acknowledged marker, acknowledges nothing."""
     window.append(b"a")
     window.marked(5)
     assert not window.acknowledge(number)
@@ -122,7 +122,7 @@ def test_an_answer_to_no_marker_of_this_window_acknowledges_nothing(window: Wind
 
 
 def test_an_answer_between_two_markers_acknowledges_nothing(window: Window) -> None:
-    """Its number is that of a request, which went by another connection."""
+    """An answer between two markers belongs to a request on another connection, and acknowledges nothing."""
     for number in (5, 9):
         window.append(b"%d" % number)
         window.marked(number)
@@ -135,7 +135,7 @@ def test_an_answer_between_two_markers_acknowledges_nothing(window: Window) -> N
 def test_an_answer_is_awaited_since_the_last_one_or_since_the_first_frame_behind_it(
     window: Window, clock: Clock
 ) -> None:
-    """While one comes, time does not run; and nothing is awaited before something is sent."""
+    """An answer counts as awaited since the previous answer or since the first frame after it, whichever is later."""
     assert window.unanswered_since == inf
     clock.now = 1.0
     window.append(b"1")
@@ -155,7 +155,7 @@ def test_an_answer_is_awaited_since_the_last_one_or_since_the_first_frame_behind
 
 
 def test_a_marker_behind_no_frame_asks_once_more(window: Window, clock: Clock) -> None:
-    """Its answer covers the frames before it, and those behind it are watched like others."""
+    """The answer to one of several markers covers the frames before it, and later frames are watched as usual."""
     clock.now = 1.0
     window.append(b"1")
     for number in (1, 2, 3):
@@ -175,7 +175,7 @@ def test_a_marker_behind_no_frame_asks_once_more(window: Window, clock: Clock) -
 def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(
     window: Window, forget: Callable[..., Any]
 ) -> None:
-    """They were sent by another connection, too."""
+    """After a window was taken or cleared, an answer to a former marker acknowledges no later frame."""
     window.append(b"a")
     window.marked(5)
     forget(window)
@@ -186,7 +186,7 @@ def test_an_answer_to_a_marker_of_frames_that_are_gone_acknowledges_nothing(
 
 
 def test_a_full_window_has_room_again_after_an_acknowledgement(clock: Clock) -> None:
-    """It is bounded in frames."""
+    """A window is bounded in frames, and an acknowledgement makes room again."""
     window = Window(4, 2**20, clock)
     for number in (1, 2):
         window.append(b"a")
@@ -198,18 +198,18 @@ def test_a_full_window_has_room_again_after_an_acknowledgement(clock: Clock) -> 
 
 
 def test_a_window_is_bounded_in_bytes(clock: Clock) -> None:
-    """But takes a certain amount, however few bytes are configured."""
+    """A window is bounded in bytes, but takes at least `LEAST_BYTES`, however few are configured."""
     window = Window(1000, 10, clock)
     window.append(bytes(LEAST_BYTES - 100))
     for _ in range(100):
         window.append(b"x")
     assert not window.is_full
-    window.marked(1)  # small frames are added up
+    window.marked(1)  # the sizes of small frames are added up here
     assert window.is_full
 
 
 def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Window, clock: Clock) -> None:
-    """They ask for a marker and take room like others, and are not sent again."""
+    """Frames that are not kept count and ask for markers until they are acknowledged, but are not sent again."""
     assert window.count(10) == clock.now + BLOCK_SECONDS
     clock.now += 0.1
     assert window.append(b"kept") == 0.0
@@ -226,7 +226,7 @@ def test_frames_that_are_not_kept_count_until_they_are_acknowledged(window: Wind
 
 @pytest.mark.parametrize(("size", "count"), [(1, BLOCK_FRAMES), (BLOCK_BYTES // 2, 2), (BLOCK_BYTES, 1)])
 def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, count: int) -> None:
-    """In frames, or in bytes; so is the window."""
+    """Frames that are not kept fill a block and the window, in frames or in bytes."""
     window = Window(2 * BLOCK_FRAMES, LEAST_BYTES, clock)
     due = [window.count(size) for _ in range(count)]
     assert due[-1] == NOW
@@ -237,7 +237,7 @@ def test_a_block_is_full_of_frames_that_are_not_kept(clock: Clock, size: int, co
 
 
 def test_an_acknowledged_frame_that_is_larger_than_the_bound_is_kept(clock: Clock) -> None:
-    """But nothing beside it."""
+    """An acknowledged frame above the bound is kept alone."""
     window = Window(1000, 10 * KEEP_BYTES, clock)
     for number, frame in enumerate((b"small", bytes(KEEP_BYTES + 1))):
         window.append(frame)
@@ -247,7 +247,7 @@ def test_an_acknowledged_frame_that_is_larger_than_the_bound_is_kept(clock: Cloc
 
 
 def test_room_for_small_frames_is_known_behind_one_that_is_not_kept(window: Window) -> None:
-    """`keep` takes so many without a look."""
+    """`room` is the number of small frames that `keep` takes without a check, also behind a frame that is not kept."""
     window.count(10)
     window.append(b"1")
     assert window.room == BLOCK_FRAMES - 3
@@ -257,7 +257,7 @@ def test_room_for_small_frames_is_known_behind_one_that_is_not_kept(window: Wind
 
 
 def test_large_frames_that_are_not_kept_leave_those_that_are(clock: Clock) -> None:
-    """The bound of what is kept is one of memory."""
+    """Large frames that are not kept displace no kept frame, because the bound limits memory."""
     window = Window(1000, 10 * KEEP_BYTES, clock)
     window.append(b"kept")
     window.count(2 * KEEP_BYTES)
@@ -267,7 +267,7 @@ def test_large_frames_that_are_not_kept_leave_those_that_are(clock: Clock) -> No
 
 
 def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window) -> None:
-    """Its size says how long it takes on a slow link."""
+    """The next answer covers the oldest block, whose size determines how long the answer may take on a slow link."""
     assert window.awaited == 0
     window.append(bytes(LARGE + 1))
     assert window.awaited == LARGE + 1
@@ -281,7 +281,7 @@ def test_the_answer_that_comes_next_acknowledges_the_oldest_block(window: Window
 
 @pytest.mark.parametrize(("size", "most"), [(LARGE, BLOCK_FRAMES * LARGE), (LARGE + 1, BLOCK_BYTES + LARGE)])
 def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock: Clock, size: int, most: int) -> None:
-    """The number bounds small ones, their sum the others."""
+    """A full block is bounded in bytes: by the number of small frames, and by the sum of larger ones."""
     window = Window(10**6, 10**9, clock)
     count = next(number for number in range(1, BLOCK_FRAMES + 1) if window.append(bytes(size)) == NOW)
     assert count * size <= most <= LEAST_BYTES
@@ -290,7 +290,7 @@ def test_a_full_block_is_bounded_in_bytes_whatever_the_size_of_its_frames(clock:
 
 
 def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window: Window, clock: Clock) -> None:
-    """Acknowledged a moment ago, marked, and not marked yet; each with the times of its block."""
+    """Frames are taken in the order of sending, acknowledged or not, each with the times of its block."""
     begin = clock.now
     for number in (1, 2):
         window.append(b"%d" % number)
@@ -308,7 +308,7 @@ def test_what_is_taken_is_in_the_order_in_which_it_was_sent(window: Window, cloc
 
 
 def test_nothing_is_taken_twice(window: Window) -> None:
-    """The window is empty afterwards."""
+    """A window is empty after it was taken, so that no frame is taken twice."""
     window.append(b"a")
     window.marked(1)
     window.append(b"b")
@@ -318,7 +318,7 @@ def test_nothing_is_taken_twice(window: Window) -> None:
 
 
 def test_acknowledged_frames_are_kept_for_a_moment_only(window: Window, clock: Clock) -> None:
-    """Whatever was sent since."""
+    """Acknowledged frames are dropped after `KEEP_SECONDS`."""
     window.append(b"a")
     window.marked(1)
     window.acknowledge(1)
@@ -329,7 +329,7 @@ def test_acknowledged_frames_are_kept_for_a_moment_only(window: Window, clock: C
 
 @pytest.mark.parametrize(("frame", "most"), [(b"x", KEEP_FRAMES), (bytes(BLOCK_BYTES), KEEP_BYTES // BLOCK_BYTES)])
 def test_few_acknowledged_frames_are_kept(clock: Clock, frame: bytes, most: int) -> None:
-    """Bounded in frames and in bytes: the oldest go first."""
+    """Acknowledged frames are kept within a bound in frames and in bytes, and the oldest are dropped first."""
     window = Window(10**6, 10**9, clock)
     number = 0
     for _ in range(most + BLOCK_FRAMES):

@@ -1,4 +1,4 @@
-"""`CHANNEL_LAYERS` of channels_redis, translated key by key."""
+"""The translation of `CHANNEL_LAYERS` for channels_redis, key by key."""
 
 import inspect
 import os
@@ -17,7 +17,7 @@ KEY = "0123456789abcdef"
 
 
 def translated(config: Any, backend: str = CORE) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return our CONFIG without the addresses, and the fate of each key."""
+    """Return the translated CONFIG without the addresses, and the fate of each key."""
     (one,) = translate({"default": {"BACKEND": backend, "CONFIG": config}}, PULL, PUB)
     assert {key: one.config[key] for key in ADDRESSES} == ADDRESSES
     rest = {key: value for key, value in one.config.items() if key not in ADDRESSES}
@@ -25,7 +25,7 @@ def translated(config: Any, backend: str = CORE) -> tuple[dict[str, Any], dict[s
 
 
 def settings(layers: dict[str, Any]) -> dict[str, Any]:
-    """Return the CHANNEL_LAYERS that a settings module has once the snippet was pasted into it."""
+    """Return the CHANNEL_LAYERS of a settings module that contains the snippet."""
     text = "\n".join(snippet(layers, translate(layers, PULL, PUB)))
     scope: dict[str, Any] = {}
     exec(text, scope)
@@ -58,14 +58,14 @@ def settings(layers: dict[str, Any]) -> dict[str, Any]:
 def test_each_key_is_taken_over_renamed_or_has_a_reason(
     key: str, value: Any, config: dict[str, Any], fate: str, backend: str
 ) -> None:
-    """And what is taken over is valid here."""
+    """Each key is taken over, renamed, replaced, or left out with a reason, and the resulting CONFIG is valid."""
     ours, fates = translated({key: value}, backend)
     assert (ours, fates[key]) == (config, fate)
     parse(DedicatedConfig, {**ADDRESSES, **ours})
 
 
 def test_every_key_of_channels_redis_is_known() -> None:
-    """Of both layers, as installed here."""
+    """The translation knows every parameter of the layers of the installed channels_redis."""
     core = pytest.importorskip("channels_redis.core").RedisChannelLayer
     pubsub = pytest.importorskip("channels_redis.pubsub")
     taken = set()
@@ -75,7 +75,7 @@ def test_every_key_of_channels_redis_is_known() -> None:
 
 
 def test_encryption_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The snippet reads them from variables, and the report tells of one that is too short."""
+    """No output contains an encryption key: the snippet reads keys from variables, and the report counts short ones."""
     layers = {"default": {"BACKEND": CORE, "CONFIG": {"symmetric_encryption_keys": [KEY, "short"]}}}
     lines = [*report(translate(layers, PULL, PUB)), *snippet(layers, translate(layers, PULL, PUB))]
     text = "\n".join(lines)
@@ -90,7 +90,7 @@ def test_encryption_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_snippet_is_pythons() -> None:
-    """Quotes, patterns with flags, and strange names come out as they went in."""
+    """The snippet is valid Python and preserves quotes, patterns with flags, and names with a line break."""
     capacity = {'say "hi"\\': 1, re.compile("jobs.*", re.IGNORECASE): 2, "a\nb": 3}
     config = {"capacity": 7, "channel_capacity": capacity}
     found = settings({"default": {"BACKEND": CORE, "CONFIG": config}})["default"]
@@ -99,7 +99,7 @@ def test_the_snippet_is_pythons() -> None:
 
 
 def test_other_layers_stay_as_they_are() -> None:
-    """A comment stands for them, since their values may be no text of Python."""
+    """A layer of another package stays as a comment, since its values may have no Python literal."""
     layers = {"default": {"BACKEND": CORE}, "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
     lines = list(snippet(layers, translate(layers, PULL, PUB)))
     assert "    # 'memory': as before" in lines
@@ -107,7 +107,7 @@ def test_other_layers_stay_as_they_are() -> None:
 
 
 def test_what_the_pubsub_layer_did_not_do_is_said() -> None:
-    """It has no capacity, and delivers a message of a normal channel to every reader."""
+    """For the Pub/Sub layer the report lists capacities and the single delivery of normal channels as new."""
     _, fates = translated({"hosts": ["redis://a"]}, PUBSUB)
     assert (fates["capacity"], fates["normal channels"]) == ("new", "new")
     assert "capacity" not in translated({"hosts": ["redis://a"]}, CORE)[1]
@@ -124,7 +124,7 @@ def test_what_the_pubsub_layer_did_not_do_is_said() -> None:
     ],
 )
 def test_what_cannot_be_translated_says_why(layers: Any, pull: str, parts: list[str]) -> None:
-    """And names the alias or the argument."""
+    """Settings that cannot be translated raise an error that names the alias or the argument and the reason."""
     with pytest.raises(ToolError) as raised:
         translate(layers, pull, PUB)
     for part in parts:
@@ -132,6 +132,6 @@ def test_what_cannot_be_translated_says_why(layers: Any, pull: str, parts: list[
 
 
 def test_nothing_in_a_key_leaves_its_comment() -> None:
-    """The report is pasted into settings."""
+    """No key of CONFIG can break out of its comment, because users paste the report into their settings."""
     layers = {"default": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"a\nimport os": 1}}}
     assert all(line.startswith("#") and "\n" not in line for line in report(translate(layers, PULL, PUB)))

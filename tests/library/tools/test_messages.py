@@ -7,7 +7,7 @@ from channels_zmq.tools.messages import parsed, shown
 
 
 def test_a_json_object_is_a_message() -> None:
-    """With a type, by which Channels finds its handler."""
+    """A JSON object with a type, by which Channels finds the handler, is a valid message."""
     assert parsed('{"type": "chat.message", "n": 1}') == {"type": "chat.message", "n": 1}
 
 
@@ -23,7 +23,7 @@ def test_a_json_object_is_a_message() -> None:
     ],
 )
 def test_what_is_no_message_is_refused_with_its_place(text: str, parts: list[str]) -> None:
-    """And with what a message looks like."""
+    """Invalid text raises an error with the position of the mistake or the form of a valid message."""
     with pytest.raises(ToolError) as raised:
         parsed(text)
     for part in parts:
@@ -39,5 +39,5 @@ def test_what_is_no_message_is_refused_with_its_place(text: str, parts: list[str
     ],
 )
 def test_a_message_is_one_line_for_people(message: dict[str, object], line: str) -> None:
-    """Its time and type first."""
+    """A message is shown on one line, with its time and type first."""
     assert shown(message, "10:00:00") == line

@@ -1,4 +1,4 @@
-"""Where the tools look for status pages."""
+"""The addresses at which the tools request status pages."""
 
 import pytest
 
@@ -17,13 +17,13 @@ from channels_zmq.tools.status import addresses
     ],
 )
 def test_a_page_is_looked_for_where_a_forwarder_has_it(pull: str, places: list[str]) -> None:
-    """Unless its address is given."""
+    """The status page is expected at the forwarder's host, on two ports if local, unless addresses are given."""
     layer = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address="tcp://forwarder:5556")
     assert addresses(layer, []) == [places]
     assert addresses(layer, ["http://a:1/", "b:2"]) == [["a:1"], ["b:2"]]
 
 
 def test_an_embedded_layer_has_no_page() -> None:
-    """Its process has the counts."""
+    """An embedded layer has no status page: its own process holds the counts."""
     with pytest.raises(ToolError, match="no forwarder"):
         addresses(EmbeddedZmqChannelLayer(), [])

@@ -1,4 +1,4 @@
-"""What addresses and names stand for, with a resolver that a test plays."""
+"""The forwarders behind addresses and names, with a resolver that a test controls."""
 
 import threading
 from typing import Any, cast
@@ -15,7 +15,7 @@ IPV4, IPV6 = "tcp://10.0.0.1:1", "tcp://[fd00::1]:1"
 
 
 class Socket:
-    """Remembers its options."""
+    """A socket that records its options."""
 
     def __init__(self) -> None:
         self.options: dict[int, bool] = {}
@@ -25,7 +25,7 @@ class Socket:
 
 
 def looked(monkeypatch: pytest.MonkeyPatch, address: str, *answers: list[str] | None) -> tuple[Endpoint, list[bool]]:
-    """Return an endpoint after one look for each answer of the resolver, and whether each has changed it."""
+    """Return an endpoint after one look for each answer of the resolver, and whether each look has changed it."""
     endpoint, changed = Endpoint(address), []
     for answer in answers:
 
@@ -41,7 +41,7 @@ def looked(monkeypatch: pytest.MonkeyPatch, address: str, *answers: list[str] | 
 
 
 def forwarder(pull: str, pub: str | None = None) -> Forwarder:
-    """Return the forwarder at a host, or with its two sides at two hosts."""
+    """Return the forwarder at a host, or the one with its two sides at two hosts."""
     return Forwarder(f"tcp://{pull}:5555", f"tcp://{pub or pull}:5556")
 
 
@@ -51,7 +51,7 @@ EVERY = 5.0
 
 
 class Resolver:
-    """What each host resolves to, and how often that was asked."""
+    """A resolver with an answer for each host, which records the queries."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | OSError] = {}
@@ -76,12 +76,12 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 @pytest.fixture
 def bootstrap(resolver: Resolver, clock: Clock) -> Bootstrap:
-    """A name, looked at for the first time when a test says so."""
+    """Return a bootstrap with one name, which is resolved when a test requests it."""
     return Bootstrap([NAMED], EVERY, clock)
 
 
 def found(bootstrap: Bootstrap, resolver: Resolver, *hosts: str) -> list[Forwarder]:
-    """Return the forwarders that are known after a look which is answered by these hosts."""
+    """Return the known forwarders after a look that these hosts answer."""
     resolver.answers["zmq"] = list(hosts)
     bootstrap.hurry()
     bootstrap.look()
@@ -98,7 +98,7 @@ def family(endpoint: Endpoint) -> bool:
     "address, is_ipv6", [(IPV4, False), (IPV6, True), ("tcp://name:1", False), ("ipc:///x", False)]
 )
 def test_a_literal_decides_about_its_family(address: str, is_ipv6: bool) -> None:
-    """A name is taken for IPv4 until it was resolved."""
+    """A literal address determines its family, and a name counts as IPv4 until it is resolved."""
     endpoint = Endpoint(address)
     assert family(endpoint) == is_ipv6
     assert not endpoint.has_changed()
@@ -108,7 +108,7 @@ def test_a_literal_decides_about_its_family(address: str, is_ipv6: bool) -> None
 def test_a_name_takes_ipv6_only_if_it_has_no_other_address(
     monkeypatch: pytest.MonkeyPatch, answer: list[str] | None, is_ipv6: bool
 ) -> None:
-    """A name that does not resolve so far changes nothing."""
+    """A name uses IPv6 only if it has no other address, and a name that does not resolve yet changes nothing."""
     endpoint, changed = looked(monkeypatch, "tcp://name:1", answer)
     assert changed == [is_ipv6]
     assert family(endpoint) == is_ipv6
@@ -116,13 +116,13 @@ def test_a_name_takes_ipv6_only_if_it_has_no_other_address(
 
 
 def test_a_change_stays_until_it_is_applied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failed look in between does not undo it; a name that changes back has not changed."""
+    """A change stays pending until it is applied, also after a failed look; one that changes back has not changed."""
     _, changed = looked(monkeypatch, "tcp://name:1", [IPV6], None, [IPV4])
     assert changed == [True, True, False]
 
 
 def test_an_ipv6_literal_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot change."""
+    """An IPv6 literal is not resolved, because it cannot change."""
     monkeypatch.setattr(discovery, "resolve", lambda address: pytest.fail("resolved"))
     Endpoint(IPV6).look()
 
@@ -142,7 +142,7 @@ def test_an_ipv6_literal_is_not_resolved(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_literals_are_known_at_once_and_never_resolved(
     resolver: Resolver, clock: Clock, configured: list[Forwarder]
 ) -> None:
-    """A process may connect to them on its event loop."""
+    """Literals are known at once and never resolved, so that a process may connect to them on its event loop."""
     bootstrap = Bootstrap(configured, EVERY, clock)
     assert bootstrap.known == bootstrap.literal == configured
     bootstrap.look()
@@ -150,25 +150,25 @@ def test_literals_are_known_at_once_and_never_resolved(
 
 
 def test_a_name_stands_for_nothing_before_it_is_resolved(bootstrap: Bootstrap, resolver: Resolver) -> None:
-    """Creating a bootstrap does not resolve names: it may run on an event loop."""
+    """Creating a bootstrap, which may be on an event loop, resolves no name, so that a name has no forwarder yet."""
     assert (bootstrap.known, bootstrap.literal, resolver.asked) == ([], [], [])
 
 
 def test_a_name_stands_for_a_forwarder_at_each_of_its_addresses(bootstrap: Bootstrap, resolver: Resolver) -> None:
-    """Whose two sides are at the same host, whatever the order of the answers; the order of the result is steady."""
+    """A name stands for one forwarder at each of its addresses, in an order that does not depend on the answer."""
     assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.1") == [A, B]
     assert found(bootstrap, resolver, "10.0.0.1", "10.0.0.2") == [A, B]
 
 
 def test_the_answer_of_today_replaces_that_of_yesterday(bootstrap: Bootstrap, resolver: Resolver) -> None:
-    """A forwarder that is gone is not known any more."""
+    """A new answer replaces the previous one, so that a removed forwarder is no longer known."""
     found(bootstrap, resolver, "10.0.0.1", "10.0.0.2")
     assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.3") == [B, C]
     assert found(bootstrap, resolver) == []
 
 
 def test_two_names_of_one_forwarder_are_paired(clock: Clock, resolver: Resolver) -> None:
-    """A Service for each side leads to the same hosts; where it does not, addresses are paired in order."""
+    """Two names of one forwarder are paired by their common hosts, and in order if they have none in common."""
     bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
     resolver.answers = {"in": ["10.0.0.2", "10.0.0.1"], "out": ["10.0.0.1", "10.0.0.2"]}
     bootstrap.look()
@@ -183,7 +183,7 @@ def test_two_names_of_one_forwarder_are_paired(clock: Clock, resolver: Resolver)
 def test_one_side_may_be_a_name_and_the_other_a_literal(
     clock: Clock, resolver: Resolver, sides: tuple[str, str]
 ) -> None:
-    """It is resolved like a name."""
+    """If one side is a name and the other a literal, the forwarder is resolved as with two names."""
     bootstrap = Bootstrap([forwarder(*sides)], EVERY, clock)
     assert bootstrap.known == []
     resolver.answers = {"zmq": ["10.0.0.1"], "10.0.0.1": ["10.0.0.1"]}
@@ -192,13 +192,13 @@ def test_one_side_may_be_a_name_and_the_other_a_literal(
 
 
 def test_one_name_is_resolved_once_for_both_addresses(bootstrap: Bootstrap, resolver: Resolver) -> None:
-    """Two answers may differ in a rollout, and would pair the addresses of different forwarders."""
+    """A name for both sides is resolved once: two answers may differ during a rollout, and pair wrong addresses."""
     assert found(bootstrap, resolver, "10.0.0.2", "10.0.0.1") == [A, B]
     assert resolver.asked == ["zmq"]
 
 
 def test_of_two_names_only_shared_hosts_are_paired(clock: Clock, resolver: Resolver) -> None:
-    """One answer is older: it lacks a forwarder, and has one that is gone."""
+    """Of two names only the common hosts are paired, because one answer may be older and lack a forwarder."""
     bootstrap = Bootstrap([Forwarder("tcp://in:5555", "tcp://out:5556")], EVERY, clock)
     resolver.answers = {"in": ["10.0.0.1", "10.0.0.3"], "out": ["10.0.0.1", "10.0.0.2", "10.0.0.3"]}
     bootstrap.look()
@@ -206,7 +206,7 @@ def test_of_two_names_only_shared_hosts_are_paired(clock: Clock, resolver: Resol
 
 
 def test_a_lookup_blocks_nobody_and_runs_once_at_a_time() -> None:
-    """A name server that cannot be reached takes many seconds."""
+    """A lookup runs on a thread, one at a time: an unreachable name server takes many seconds."""
     began, goes_on = [threading.Semaphore(0) for _ in range(2)]
 
     def look() -> None:
@@ -225,7 +225,7 @@ def test_a_lookup_blocks_nobody_and_runs_once_at_a_time() -> None:
 
 
 def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock: Clock, resolver: Resolver) -> None:
-    """A forwarder of which only one side is found cannot be used."""
+    """A host that only one of the two names has is not used, because a forwarder needs both sides."""
     bootstrap = Bootstrap([forwarder("in", "out")], EVERY, clock)
     resolver.answers = {"in": ["10.0.0.1", "10.0.0.2"], "out": ["10.0.0.2"]}
     bootstrap.look()
@@ -242,13 +242,13 @@ def test_a_side_that_is_not_ready_everywhere_leaves_only_whole_forwarders(clock:
 def test_of_both_families_only_ipv4_counts(
     bootstrap: Bootstrap, resolver: Resolver, hosts: list[str], known: list[str]
 ) -> None:
-    """Both lead to the same forwarders: each would be used twice."""
+    """If a name has addresses of both families, only IPv4 counts; otherwise each forwarder would be used twice."""
     hosts = [f"[{host}]" if ":" in host else host for host in hosts]
     assert found(bootstrap, resolver, *hosts) == [forwarder(host) for host in known]
 
 
 def test_names_and_literals_can_be_mixed(resolver: Resolver, clock: Clock) -> None:
-    """Each forwarder is known once; the literals come first."""
+    """With names and literals each forwarder is known once, and the literals come first."""
     bootstrap = Bootstrap([NAMED, B, OTHER], EVERY, clock)
     resolver.answers = {"zmq": ["10.0.0.1", "10.0.0.2"], "other": ["10.0.0.3", "10.0.0.1"]}
     assert (bootstrap.known, bootstrap.literal) == ([B], [B])
@@ -257,7 +257,7 @@ def test_names_and_literals_can_be_mixed(resolver: Resolver, clock: Clock) -> No
 
 
 def test_names_are_resolved_now_and_then(bootstrap: Bootstrap, resolver: Resolver, clock: Clock) -> None:
-    """Not at every look, which is once a second."""
+    """Names are resolved every few seconds, and not at every look, which is once a second."""
     resolver.answers["zmq"] = ["10.0.0.1"]
     counts = []
     for _ in range(11):
@@ -270,7 +270,7 @@ def test_names_are_resolved_now_and_then(bootstrap: Bootstrap, resolver: Resolve
 def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_look(
     bootstrap: Bootstrap, resolver: Resolver, clock: Clock
 ) -> None:
-    """Once; then as often as before."""
+    """An unreachable forwarder causes one extra resolution, at the next look."""
     resolver.answers["zmq"] = ["10.0.0.1"]
     bootstrap.look()
     bootstrap.hurry()
@@ -286,7 +286,7 @@ def test_a_forwarder_that_cannot_be_reached_lets_names_be_resolved_at_the_next_l
 def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(
     bootstrap: Bootstrap, resolver: Resolver, clock: Clock
 ) -> None:
-    """The reason is known until it resolves again."""
+    """A name that stops resolving keeps its forwarders, and the reason is available until it resolves again."""
     found(bootstrap, resolver, "10.0.0.1")
     resolver.answers["zmq"] = OSError(-2, "no such name")
     clock.now += EVERY
@@ -297,7 +297,7 @@ def test_a_name_that_does_not_resolve_keeps_what_it_stood_for(
 
 
 def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver: Resolver, clock: Clock) -> None:
-    """Nor is the reason forgotten over the others."""
+    """A name that does not resolve affects no other name, and its reason stays available."""
     bootstrap = Bootstrap([NAMED, OTHER], EVERY, clock)
     resolver.answers = {"zmq": OSError(-2, "no such name"), "other": ["10.0.0.1"]}
     bootstrap.look()
@@ -305,5 +305,5 @@ def test_a_name_that_does_not_resolve_keeps_no_other_from_it(resolver: Resolver,
 
 
 def test_a_forwarder_is_printed_as_its_addresses() -> None:
-    """For messages to people."""
+    """The text of a forwarder contains both its addresses, for messages to users."""
     assert str(A) == "tcp://10.0.0.1:5555 and tcp://10.0.0.1:5556"

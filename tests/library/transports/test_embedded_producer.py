@@ -1,4 +1,4 @@
-"""A new producer holds what is for other processes while they connect: bounded in number and in bytes."""
+"""A new producer holds messages for other processes, bounded in number and bytes, while they connect."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -21,11 +21,11 @@ SENDER = b"s" * 8
 G = wire.group_topic("g")
 TTL = 60_000
 SIZE = len(wire.ordered(G, SENDER, 1, 0, TTL, b"x"))
-"""Bytes of a frame whose message has one byte."""
+"""Size of a frame whose message has one byte."""
 
 
 class Xpub:
-    """The producer's socket: what was published."""
+    """The producer's socket, which records the published frames."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -34,13 +34,13 @@ class Xpub:
         self.frames.append(frame)
 
     def payloads(self) -> list[bytes]:
-        """Remove what was published; return the payloads of the group messages."""
+        """Remove the published frames, and return the payloads of the group messages."""
         frames, self.frames = self.frames, []
         return [wire.read_group(frame)[5] for frame in frames if wire.is_group(frame)]
 
 
 class Readers:
-    """The connections of other processes: what they have sent."""
+    """The connections of other processes, with the frames that they have sent."""
 
     def __init__(self) -> None:
         self.arriving: list[bytes] = []
@@ -58,7 +58,7 @@ class Readers:
 
 
 class Former:
-    """The reader that was promoted."""
+    """The reader that was promoted to the producer."""
 
     def __init__(self, client: Client) -> None:
         self.attachment = client.attach()
@@ -90,12 +90,12 @@ class Rig:
         self.xpub.frames.clear()
 
     def arrives(self, *frames: bytes) -> None:
-        """Let frames of other processes arrive, and be read."""
+        """Let frames of other processes arrive, and read them."""
         self.readers.arriving += frames
         self.producer.read()
 
     def send(self, *payloads: bytes) -> int:
-        """Send messages to a group until one is refused; return how many were accepted."""
+        """Send messages to a group until one is refused, and return the number of accepted ones."""
         for number, payload in enumerate(payloads):
             try:
                 self.producer.publish_group(G, payload, TTL)
@@ -104,26 +104,26 @@ class Rig:
         return len(payloads)
 
     def settle(self) -> None:
-        """Let the time pass in which a new producer holds its messages."""
+        """Let the time pass for which a new producer holds its messages."""
         self.clock.now += SETTLE
         self.producer.tick(self.clock.now)
 
 
 @pytest.fixture
 def rig(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """A producer whose messages wait."""
+    """Return a producer whose messages are held."""
     rig = Rig(clock, monkeypatch)
     yield rig
     rig.producer.terminate()
 
 
 def ask(number: int) -> bytes:
-    """A process asks another one to add a channel to a group."""
+    """Return a process's request to another one to add a channel to a group."""
     return wire.ASK.encode(wire.Ask(OTHER, number, 1, wire.claimable(SECRET), b"g", b"channel"))
 
 
 def test_what_a_new_producer_sends_is_published_in_order_once_its_readers_had_time_to_connect(rig: Rig) -> None:
-    """Until then it is held; afterwards nothing is."""
+    """A new producer holds messages until its readers had time to connect, publishes them in order, then holds none."""
     assert rig.send(b"1", b"2") == 2
     assert (rig.producer.held, rig.xpub.payloads()) == (2, [])
     rig.settle()
@@ -133,7 +133,7 @@ def test_what_a_new_producer_sends_is_published_in_order_once_its_readers_had_ti
 
 
 def test_the_number_of_held_frames_is_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message too many raises, and those before it are published."""
+    """A message beyond the bound of held frames raises OutboxFull, and those before it are published."""
     monkeypatch.setattr(embedded_producer, "SETTLE_FRAMES", 3)
     assert rig.send(b"1", b"2", b"3", b"4") == 3
     with pytest.raises(OutboxFull):
@@ -147,20 +147,20 @@ def test_the_number_of_held_frames_is_bounded(rig: Rig, monkeypatch: pytest.Monk
 def test_the_bytes_of_held_frames_are_bounded(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, room: int, accepted: int
 ) -> None:
-    """They count with their heads."""
+    """The bytes of held frames are bounded, including their heads."""
     monkeypatch.setattr(embedded_producer, "SETTLE_BYTES", room)
     assert rig.send(b"1", b"2", b"3") == accepted
     assert rig.producer.held == accepted
 
 
 def test_a_smaller_message_may_fit_after_one_that_did_not(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was refused takes no room."""
+    """A refused message takes no room, so that a smaller one may fit after it."""
     monkeypatch.setattr(embedded_producer, "SETTLE_BYTES", 2 * SIZE)
     assert [rig.send(payload) for payload in (b"1", b"too large", b"2")] == [1, 0, 1]
 
 
 def test_messages_and_requests_to_other_processes_share_the_bounds(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request too many is not held, since it is repeated: of this process, and of another one."""
+    """Messages and requests share the bounds; a request beyond them is not held, because its sender repeats it."""
     monkeypatch.setattr(embedded_producer, "SETTLE_FRAMES", 4)
     rig.producer.publish_direct(OTHER, "channel", b"1", TTL)
     assert rig.send(b"2") == 1
@@ -175,7 +175,7 @@ def test_messages_and_requests_to_other_processes_share_the_bounds(rig: Rig, mon
 
 @pytest.mark.parametrize("bound, limit", [("SETTLE_FRAMES", 2), ("SETTLE_BYTES", 2 * SIZE)])
 def test_what_was_dropped_leaves_its_room(rig: Rig, monkeypatch: pytest.MonkeyPatch, bound: str, limit: int) -> None:
-    """As a flush drops it: the next messages fit, and only they are published."""
+    """A flush frees the room of the messages that it drops, and only the later messages are published."""
     monkeypatch.setattr(embedded_producer, bound, limit)
     assert rig.send(b"1", b"2", b"3") == 2
     rig.producer.drop_held()
@@ -188,7 +188,7 @@ def test_what_was_dropped_leaves_its_room(rig: Rig, monkeypatch: pytest.MonkeyPa
 def test_members_of_the_producers_own_process_get_what_is_not_held_too(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They need no connection."""
+    """Members in the producer's own process get every message, also a refused one, because they need no connection."""
     monkeypatch.setattr(embedded_producer, "SETTLE_FRAMES", 1)
     rig.client.memberships.completed(rig.client.join(G, "here", 9, None))
     assert rig.send(b"1", b"2") == 1

@@ -1,4 +1,4 @@
-"""By which forwarder each topic is sent."""
+"""The assignment of topics to forwarders."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ def homes(used: set[bytes]) -> Homes[Home]:
 
 
 def test_nothing_serves_at_first(homes: Homes[Home]) -> None:
-    """What is sent has to wait."""
+    """Without a serving forwarder a topic has no home, so that messages wait."""
     assert (homes.of(TOPICS[0]), homes.serving, homes.only) == (None, [], None)
 
 
 def test_with_one_home_there_is_nothing_to_choose(homes: Homes[Home]) -> None:
-    """Every topic is sent by it, and nothing is noted."""
+    """The only home gets every topic, without any record."""
     homes.serve([A])
     assert homes.only is A
     assert {homes.of(topic) for topic in TOPICS} == {A}
 
 
 def test_topics_are_spread_over_all_homes(homes: Homes[Home]) -> None:
-    """A third each, within a tenth."""
+    """Three homes get a third of the topics each, within a tenth."""
     homes.serve([A, B, C])
     spread = Counter(homes.of(topic) for topic in TOPICS)
     assert all(900 <= count <= 1100 for count in spread.values())
@@ -51,7 +51,7 @@ def test_topics_are_spread_over_all_homes(homes: Homes[Home]) -> None:
 
 
 def test_every_process_chooses_alike(homes: Homes[Home]) -> None:
-    """Whatever the order in which it knows them."""
+    """All processes choose the same homes, in whichever order they know them."""
     other: Homes[Home] = Homes(lambda key: False)
     homes.serve([A, B, C])
     other.serve([C, A, B])
@@ -59,7 +59,7 @@ def test_every_process_chooses_alike(homes: Homes[Home]) -> None:
 
 
 def test_a_topic_in_use_stays_when_a_home_comes(homes: Homes[Home]) -> None:
-    """Or its next message might overtake its last one."""
+    """A topic in use keeps its home when another is added; otherwise its next message might overtake its last one."""
     homes.serve([A, B])
     before = [homes.of(topic) for topic in TOPICS]
     homes.serve([A, B, C])
@@ -69,7 +69,7 @@ def test_a_topic_in_use_stays_when_a_home_comes(homes: Homes[Home]) -> None:
 
 
 def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes: Homes[Home]) -> None:
-    """So the new home takes its share."""
+    """A silent topic moves to the home that hashing gives, so that a new home gets its share."""
     homes.serve([A, B])
     for topic in TOPICS:
         homes.of(topic)
@@ -80,7 +80,7 @@ def test_a_topic_that_was_silent_moves_to_where_it_belongs(homes: Homes[Home]) -
 
 
 def test_topics_of_the_only_home_stay_for_a_while(homes: Homes[Home], used: set[bytes]) -> None:
-    """Nothing was noted while there was one; what it has carried may be in use. Other topics are spread at once."""
+    """Topics that the only home may have carried stay for a while when a second one is added; others spread at once."""
     homes.serve([A])
     used.update(TOPICS[:1500])
     homes.serve([A, B])
@@ -93,7 +93,7 @@ def test_topics_of_the_only_home_stay_for_a_while(homes: Homes[Home], used: set[
 
 
 def test_only_the_topics_of_a_home_that_goes_move(homes: Homes[Home]) -> None:
-    """The others keep theirs."""
+    """When a home is removed, its topics move and all others keep their home."""
     homes.serve([A, B, C])
     before = {topic: homes.of(topic) for topic in TOPICS}
     homes.serve([A, B])
@@ -104,7 +104,7 @@ def test_only_the_topics_of_a_home_that_goes_move(homes: Homes[Home]) -> None:
 
 
 def test_what_is_noted_is_bounded_by_what_is_in_use(homes: Homes[Home]) -> None:
-    """However many topics there were."""
+    """The recorded topics are bounded by those in use, and none is left after two rotations."""
     homes.serve([A, B])
     for topic in TOPICS:
         homes.of(topic)

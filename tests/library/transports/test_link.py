@@ -1,4 +1,4 @@
-"""What a link does in each state on each event, without sockets: the test plays the network and the forwarder."""
+"""The reaction of a link to each event in each state, without sockets: the test plays the network and the forwarder."""
 
 from collections.abc import Callable
 from math import inf
@@ -82,7 +82,7 @@ class Keys:
 
 
 class Rig:
-    """A link between stand-ins, at a time that a test moves. It is the owner of the link, too."""
+    """A link between stand-ins, at a time that a test moves; the rig is also the owner of the link."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Rig:
         self.link.start()
         self.exchange = Exchange(self.link, self.client)
 
-    # The owner of a link
+    # The methods of a link's owner
 
     def may_be_used(self, link: Link) -> bool:
         assert link is self.link
@@ -142,7 +142,7 @@ class Rig:
     def unwatch(self, subscriber: Any) -> None:
         self.watched.remove(subscriber)
 
-    # The transport of a client
+    # The methods of a client's transport
 
     def take_session(self, frames: list[tuple[Attachment, wire.Confirm | wire.Welcome]]) -> None:
         for attachment, frame in frames:
@@ -161,14 +161,14 @@ class Rig:
     def perform(self) -> None:
         perform(self.client, self)
 
-    # What a test does
+    # The actions of a test
 
     def welcome(self, *args: wire.State, **changes: Any) -> None:
         self.exchange.welcome(*args, **changes)
         self.perform()
 
     def confirm(self, number: int | None = None, instance: bytes | None = None) -> None:
-        """Answer the last echo or marker, unless a test says which."""
+        """Answer the last echo or marker, or the one with this number."""
         self.exchange.confirm(self.exchange.echoes()[-1] if number is None else number, instance)
         self.perform()
 
@@ -179,7 +179,7 @@ class Rig:
         return due
 
     def verify(self) -> None:
-        """Connect and be welcomed; PUSH is open then, and has sent an echo."""
+        """Connect and welcome the link, so that its PUSH is open and has sent an echo."""
         self.exchange.connected()
         self.welcome()
         self.tick(OPEN_EVERY)
@@ -192,7 +192,7 @@ class Rig:
         self.lines()
 
     def publish(self, payload: bytes = b"x", topic: wire.Topic = G, ttl: int = TTL) -> int:
-        """Send a message, or hold it, as the set of links does; return its number."""
+        """Send or hold a message, as the set of links does, and return its number."""
         number = self.link.publish(topic, payload, ttl) if self.link.passes else 0
         if not number:
             self.hold(payload, topic, ttl)
@@ -214,7 +214,7 @@ class Rig:
         return [report.message % report.arguments for report in reports]
 
     def kinds(self) -> list[bytes]:
-        """Remove what was sent upstream; return the kinds of the frames."""
+        """Remove the frames that were sent upstream, and return their kinds."""
         return [frame[:1] for frame in self.exchange.subscriber.take_sent()]
 
 
@@ -235,9 +235,9 @@ def rig(make: Callable[..., Rig]) -> Rig:
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
 def test_an_event_changes_the_state_as_the_table_says(rig: Rig, state: State, event: Event) -> None:
-    """An event that a state does not list changes nothing. Only leaving `UP` is reported, once, to owner and log.
+    """An event that a state does not list changes nothing, and leaving `UP` is reported once to the owner and the log.
 
-    Requests wait no longer for a link that is down. No message passes before what is held.
+    Requests do not wait for a link that is down. No message passes before the held ones.
     """
     rig.link.state, rig.link.passes = state, state is State.UP
     target = TRANSITIONS[state].get(event)
@@ -252,7 +252,7 @@ def test_an_event_changes_the_state_as_the_table_says(rig: Rig, state: State, ev
 
 @pytest.mark.parametrize("state", State)
 def test_a_link_is_connected_once_its_subscribers_side_is(rig: Rig, state: State) -> None:
-    """Whatever the producers' side is."""
+    """A link counts as connected if its subscriber's side is, whatever the state of its producer's side."""
     rig.link.state = state
     assert rig.link.is_connected == (state not in (State.CONNECTING, State.DOWN))
     assert rig.link.stats()["state"] == state.value
@@ -262,7 +262,7 @@ def test_a_link_is_connected_once_its_subscribers_side_is(rig: Rig, state: State
 
 
 def test_a_link_subscribes_to_its_inbox_when_it_starts_and_to_all_groups_when_it_connects(rig: Rig) -> None:
-    """A forwarder that is learned of later delivers to members that were there before."""
+    """A link subscribes to its inbox at the start, and to all groups when it connects, for earlier members."""
     join = rig.client.join(G, "a", 9, None)
     link = Link(
         FORWARDER, cast(Any, rig.context), rig.link._options, rig.client, rig.ledger, rig, rig.calls.append, bytes
@@ -277,7 +277,7 @@ def test_a_link_subscribes_to_its_inbox_when_it_starts_and_to_all_groups_when_it
 
 
 def test_an_invalid_address_is_an_error(make: Callable[..., Rig]) -> None:
-    """It names the setting, and leaves no socket behind."""
+    """An invalid address raises an error that names the setting, and leaves no socket open."""
     context = Context()
     with pytest.raises(ConfigurationError, match="pub_socket_address"):
         make(context=context, forwarder=Forwarder("tcp://pull", INVALID))
@@ -288,7 +288,7 @@ def test_an_invalid_address_is_an_error(make: Callable[..., Rig]) -> None:
 
 
 def test_a_link_comes_up_step_by_step(rig: Rig) -> None:
-    """A handshake, a welcome, a PUSH that only `tick` opens, an echo, and its answer by the same instance."""
+    """A link comes up by a handshake, a welcome, a PUSH that `tick` opens, an echo, and the same instance's answer."""
     states = [rig.link.state]
     rig.exchange.connected()
     states.append(rig.link.state)
@@ -310,7 +310,7 @@ def test_a_link_comes_up_step_by_step(rig: Rig) -> None:
 
 
 def test_a_session_begins_with_what_the_exchange_cannot_know(rig: Rig) -> None:
-    """Before the hello, which carries the list of forwarders; requests and windows follow the welcome."""
+    """A session begins with normal members and a hello, which lists the forwarders; requests follow the welcome."""
     rig.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     rig.client.begin_request(5, Request(b"Ysync", to_all=True))
     rig.exchange.connected()
@@ -324,7 +324,7 @@ def test_a_session_begins_with_what_the_exchange_cannot_know(rig: Rig) -> None:
 
 
 def test_ticks_repeat_the_hello_as_often_as_it_needs(rig: Rig) -> None:
-    """Until it is answered."""
+    """Ticks repeat the hello, at the time that the subscriber sets, until it is answered."""
     rig.exchange.connected()
     rig.exchange.subscriber.due = rig.clock.now + 0.3
     assert rig.tick() == rig.clock.now + 0.3
@@ -332,7 +332,7 @@ def test_ticks_repeat_the_hello_as_often_as_it_needs(rig: Rig) -> None:
 
 
 def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig: Rig) -> None:
-    """It counts as received by it."""
+    """Input of the former connection is read before the next session begins, and counts for the former one."""
     rig.come_up()
     seen = []
     rig.exchange.subscriber.arriving = [b"1", b"2"]
@@ -343,7 +343,7 @@ def test_what_came_by_the_former_connection_is_read_before_the_next_session(rig:
 
 
 def test_no_push_is_opened_before_the_exchange_serves(rig: Rig) -> None:
-    """It could not answer an echo. Who waits for the answer of an exchange waits for this one, too."""
+    """While the exchange settles and cannot answer an echo, no PUSH is opened and the time to verify does not begin."""
     rig.exchange.connected()
     rig.welcome(SETTLING)
     for _ in range(10):
@@ -360,14 +360,14 @@ def test_no_push_is_opened_before_the_exchange_serves(rig: Rig) -> None:
 
 @pytest.mark.parametrize("answer", [{"instance": TWO}, {"number": 10**9}])
 def test_another_answer_than_that_of_the_welcoming_instance_does_not_verify(rig: Rig, answer: dict[str, Any]) -> None:
-    """The two sides reach different instances, or it answers an earlier echo."""
+    """Only the welcoming instance's answer to the current echo verifies a link: its sides may reach two instances."""
     rig.verify()
     rig.confirm(**answer)
     assert (rig.link.state, rig.told) == (State.VERIFYING, [])
 
 
 def test_an_echo_without_a_welcome_verifies_nothing(rig: Rig) -> None:
-    """The connection was lost after it was sent."""
+    """An answer to an echo does not verify a link that has lost its subscriber's connection since."""
     rig.verify()
     (number,) = rig.exchange.echoes()
     rig.exchange.disconnected()
@@ -377,21 +377,21 @@ def test_an_echo_without_a_welcome_verifies_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_a_confirmation_without_an_echo_is_ignored(rig: Rig, state: State) -> None:
-    """It is late."""
+    """A late confirmation, without a pending echo, changes neither the state nor the owner's view."""
     rig.link.state = state
     rig.confirm(number=1)
     assert (rig.link.state, rig.told) == (state, [])
 
 
 def test_a_welcome_of_an_earlier_session_is_ignored(rig: Rig) -> None:
-    """Neither the link nor its owner learns anything by it."""
+    """A welcome of an earlier session reaches neither the link nor its owner."""
     rig.exchange.connected()
     rig.welcome(session=0)
     assert (rig.link.state, rig.welcomes) == (State.GREETING, [])
 
 
 def test_the_owner_learns_of_every_welcome_of_the_session(rig: Rig) -> None:
-    """A later one may list more forwarders; the session does not begin again."""
+    """The owner gets every welcome of the session, as a later one may list more forwarders; the session begins once."""
     rig.exchange.connected()
     for forwarders in (b"", b"0tcp://a\0tcp://b"):
         rig.welcome(forwarders=forwarders)
@@ -401,7 +401,7 @@ def test_the_owner_learns_of_every_welcome_of_the_session(rig: Rig) -> None:
 
 
 def test_requests_for_all_exchanges_follow_the_welcome(rig: Rig) -> None:
-    """By the subscribers' way, whatever they are: the producers' way may not be open for long."""
+    """After the welcome, requests for all exchanges take the subscriber's path: the producer's may open much later."""
     rig.client.begin_request(5, Request(b"Mmember", to_all=True))
     rig.client.begin_request(6, Request(b"Lflush", to_all=True))
     rig.exchange.connected()
@@ -414,7 +414,7 @@ def test_requests_for_all_exchanges_follow_the_welcome(rig: Rig) -> None:
 
 
 def test_an_unanswered_echo_is_repeated(rig: Rig) -> None:
-    """With its number: the answer may take longer than that, and counts whenever it comes."""
+    """An unanswered echo is repeated with its number, so that an answer counts however late it arrives."""
     rig.verify()
     (first,) = rig.exchange.echoes()
     rig.tick(ECHO_EVERY - 0.1)
@@ -426,7 +426,7 @@ def test_an_unanswered_echo_is_repeated(rig: Rig) -> None:
 
 
 def test_an_answer_that_waits_behind_other_frames_is_waited_for(rig: Rig) -> None:
-    """A probe by the subscriber's way shows it; a new PUSH whenever the patience ends would never be answered."""
+    """A link waits for an answer behind other frames, as a probe shows: repeated new PUSHes would never get one."""
     rig.verify()
     rig.exchange.subscriber.others_come_first = True
     rig.tick(PATIENCE / 2 - OPEN_EVERY - 0.05)
@@ -440,7 +440,7 @@ def test_an_answer_that_waits_behind_other_frames_is_waited_for(rig: Rig) -> Non
 
 
 def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig: Rig) -> None:
-    """What it holds is thrown away; the next one gets as much time."""
+    """A PUSH whose echo stays unanswered is replaced and its frames are dropped; the next one gets as much time."""
     rig.verify()
     rig.tick(PATIENCE - OPEN_EVERY - 0.1)
     assert rig.lines() == []
@@ -456,7 +456,7 @@ def test_a_push_that_a_serving_instance_does_not_hear_is_replaced(rig: Rig) -> N
 
 
 def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig: Rig) -> None:
-    """A forwarder sends one whenever the number of its clients changes."""
+    """Further welcomes, which each change of the number of clients causes, do not extend the time to verify."""
     rig.verify()
     for _ in range(round(PATIENCE)):
         rig.tick(1.0)
@@ -466,7 +466,7 @@ def test_further_welcomes_do_not_put_off_the_end_of_the_patience(rig: Rig) -> No
 
 
 def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make: Callable[..., Rig]) -> None:
-    """Once, however often it is tried. It may have come from another process; the link stays as it is."""
+    """An invalid address of the producer's side, even one from another process, is reported once; the link stays."""
     rig = make(forwarder=Forwarder(INVALID, "tcp://pub"))
     rig.verify()
     rig.tick(OPEN_EVERY)
@@ -480,7 +480,7 @@ def test_an_address_of_the_producers_side_that_is_invalid_is_reported(make: Call
 
 
 def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig: Rig) -> None:
-    """It never connects twice: what it still holds is sent again, so it is thrown away."""
+    """A lost PUSH is replaced by the next tick and verified; its frames are dropped, because they are sent again."""
     rig.come_up()
     opened_at = rig.clock.now
     rig.clock.now += 10 * PATIENCE
@@ -498,7 +498,7 @@ def test_a_lost_push_is_replaced_by_the_next_tick_and_verified(rig: Rig) -> None
 
 
 def test_a_push_is_not_opened_more_often_than_is_useful(rig: Rig) -> None:
-    """A forwarder that ends refuses at once."""
+    """A PUSH is opened every `OPEN_EVERY` at most, because a forwarder that ends refuses connections at once."""
     rig.verify()
     rig.exchange.push_disconnected()
     due = rig.tick()
@@ -509,7 +509,7 @@ def test_a_push_is_not_opened_more_often_than_is_useful(rig: Rig) -> None:
 
 
 def test_the_handshake_of_a_push_changes_nothing(rig: Rig) -> None:
-    """Only the answer to an echo does."""
+    """The handshake of a PUSH does not verify the link; only the answer to an echo does."""
     rig.verify()
     rig.link._push_event(CONNECTED)
     assert rig.link.state is State.VERIFYING
@@ -519,7 +519,7 @@ def test_the_handshake_of_a_push_changes_nothing(rig: Rig) -> None:
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_new_session_needs_a_new_push(rig: Rig, noticed: bool) -> None:
-    """An echo by the connection of the former session would prove nothing. The loss may have gone unnoticed."""
+    """A new session needs a new PUSH, even after an unnoticed loss: an echo by the former one proves nothing."""
     rig.come_up()
     if noticed:
         rig.exchange.disconnected()
@@ -536,7 +536,7 @@ def test_a_new_session_needs_a_new_push(rig: Rig, noticed: bool) -> None:
 
 
 def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig: Rig) -> None:
-    """What the PUSH still holds is thrown away by the next tick, which is due at once."""
+    """A link that is down has no session, and the next tick, due at once, closes its PUSH and drops the frames."""
     rig.come_up()
     rig.calls.clear()
     rig.exchange.disconnected()
@@ -550,7 +550,7 @@ def test_a_link_that_is_down_has_neither_a_session_nor_a_push(rig: Rig) -> None:
 
 @pytest.mark.parametrize("event", ["lost", "push lost"])
 def test_an_outage_and_its_end_are_logged(rig: Rig, event: str) -> None:
-    """With how long it took."""
+    """An outage and its end are logged, with the duration."""
     rig.come_up()
     if event == "lost":
         rig.exchange.disconnected()
@@ -573,7 +573,7 @@ def test_an_outage_and_its_end_are_logged(rig: Rig, event: str) -> None:
 def test_requests_learn_that_their_exchange_may_never_answer(
     rig: Rig, event: str, to_one: int | None, to_all: int | None
 ) -> None:
-    """A message for a normal channel fails at once; all others go on as long as the link may come back."""
+    """After a loss, messages for normal channels fail at once; requests for all stop waiting once the link is down."""
     rig.come_up()
     plain = Request(b"Qplain", repeats=False, waiter=Reader())
     everybody: Request[Reader] = Request(b"Ysync", to_all=True)
@@ -596,14 +596,14 @@ def test_requests_learn_that_their_exchange_may_never_answer(
 
 @pytest.mark.parametrize("lost", ["push", "subscriber"])
 def test_what_is_lost_while_the_link_is_down_changes_nothing(rig: Rig, lost: str) -> None:
-    """The subscribers' side leads."""
+    """While the link is down, further losses change nothing, because the subscriber's side determines the state."""
     rig.link._enter(Event.FAILED)
     (rig.exchange.push_disconnected if lost == "push" else rig.exchange.disconnected)()
     assert (rig.link.state, rig.told) == (State.DOWN, [])
 
 
 def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig: Rig) -> None:
-    """A process that starts while a forwarder is down can join groups at the others."""
+    """A failed attempt to connect delays no request, so that a process can join while one of its forwarders is down."""
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.attach()
     rig.client.begin_request(5, request)
@@ -617,7 +617,7 @@ def test_an_attempt_to_connect_that_fails_is_not_waited_for(rig: Rig) -> None:
 def test_an_attempt_to_connect_that_is_not_answered_is_waited_for_briefly(
     rig: Rig, others_use_it: bool, seconds: float
 ) -> None:
-    """The forwarder may be frozen, or the address may lead nowhere: then no other client uses it."""
+    """An unanswered attempt to connect delays requests for a bounded time, less if no client uses the forwarder."""
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     rig.client.attach()
     rig.client.begin_request(5, request)
@@ -632,7 +632,7 @@ def test_an_attempt_to_connect_that_is_not_answered_is_waited_for_briefly(
 
 @pytest.mark.parametrize("refusal, reason", [("", ""), ("no key", ": no key")])
 def test_a_forwarder_that_is_never_reached_is_logged_once(rig: Rig, refusal: str, reason: str) -> None:
-    """Whether its address refuses connections or is silent, and when it can be reached after all."""
+    """A forwarder that is never reached, refusing or silent, is logged once, and again when it is finally reached."""
     rig.link._enter(Event.FAILED)
     rig.link.refusal = refusal
     rig.tick(REPORTED_AFTER)
@@ -649,7 +649,7 @@ def test_a_forwarder_that_is_never_reached_is_logged_once(rig: Rig, refusal: str
 
 
 def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig: Rig) -> None:
-    """The marker follows after a moment, and asks for nothing while nothing is unacknowledged."""
+    """A message stays in the window until a marker behind it is answered; without one no marker is sent."""
     rig.come_up()
     rig.tick()
     assert rig.exchange.echoes() == []
@@ -668,7 +668,7 @@ def test_a_message_stays_in_the_window_until_a_marker_behind_it_is_answered(rig:
 
 
 def test_a_marker_follows_every_full_block(rig: Rig) -> None:
-    """Without a tick."""
+    """A marker follows every full block, without a tick."""
     rig.come_up()
     for _ in range(BLOCK_FRAMES):
         rig.publish()
@@ -677,7 +677,7 @@ def test_a_marker_follows_every_full_block(rig: Rig) -> None:
 
 
 def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig: Rig) -> None:
-    """They are sent in order then, and new ones pass again."""
+    """A full window holds messages until a marker is answered, then sends them in order, and new ones pass again."""
     rig.come_up()
     rig.fill()
     assert not rig.link.passes
@@ -694,7 +694,7 @@ def test_a_full_window_holds_messages_until_one_of_its_markers_is_answered(rig: 
 
 
 def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig: Rig) -> None:
-    """The event loop may not have come to it."""
+    """A sender reads answers that have arrived before it holds a message, since the event loop may not have done so."""
     rig.come_up()
     rig.fill()
     for number in rig.exchange.echoes():
@@ -706,7 +706,7 @@ def test_a_sender_reads_answers_that_have_arrived_before_it_holds_a_message(rig:
 
 
 def test_a_window_without_answers_has_no_room(rig: Rig) -> None:
-    """Whatever else has arrived; a sender looks for one in a single turn of reading."""
+    """Without an answer a full window gets no room, and a sender reads a single turn to look for one."""
     rig.come_up()
     rig.fill()
     rig.exchange.subscriber.arriving = [b"?"] * 100
@@ -717,14 +717,14 @@ def test_a_window_without_answers_has_no_room(rig: Rig) -> None:
 
 
 def test_a_link_that_is_not_up_reads_nothing_for_its_senders(rig: Rig) -> None:
-    """Its window is empty."""
+    """A link that is not up reads no input for its senders, because its window is empty."""
     rig.exchange.subscriber.arriving = [b"?"]
     rig.link.make_room()
     assert rig.exchange.subscriber.arriving == [b"?"]
 
 
 def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig: Rig) -> None:
-    """It stands behind all messages then."""
+    """A marker that the socket refuses is sent later, behind all messages."""
     rig.come_up()
     rig.publish()
     rig.exchange.push.is_full = True
@@ -737,7 +737,7 @@ def test_a_marker_that_the_socket_does_not_take_is_sent_later(rig: Rig) -> None:
 
 
 def test_an_acknowledgement_can_be_asked_for_at_once(rig: Rig) -> None:
-    """As when a process ends. Without messages nothing is to be acknowledged, and a link that is down sends nothing."""
+    """An acknowledgement can be requested at once, as at exit; without messages or a connection no marker is sent."""
     rig.come_up()
     rig.link.mark_now()
     assert rig.exchange.echoes() == []
@@ -760,7 +760,7 @@ def silent(rig: Rig, seconds: float, every: float = WATCH_EVERY) -> None:
 
 
 def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig: Rig) -> None:
-    """After a while, whatever its sockets say; an echo by a new PUSH has to prove it again."""
+    """A link without acknowledgements is given up after `PATIENCE`, and must be verified by a new PUSH."""
     rig.come_up()
     rig.tick()
     rig.publish(b"1")
@@ -778,7 +778,7 @@ def test_a_link_by_which_nothing_is_acknowledged_is_given_up(rig: Rig) -> None:
 
 
 def test_a_link_is_given_up_on_time(rig: Rig) -> None:
-    """What went to a frozen forwarder is late by the patience, and no longer. It takes few looks."""
+    """A link is given up within 1 ms after `PATIENCE`, so that messages are late by no more, and with few ticks."""
     rig.come_up()
     rig.tick(TICK_EVERY)
     rig.publish()
@@ -795,7 +795,7 @@ def test_a_link_is_given_up_on_time(rig: Rig) -> None:
 
 
 def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> None:
-    """Their callers learn of it before they have waited in vain."""
+    """A link that carries only requests is given up too, so that their callers learn of the loss in time."""
     rig.come_up()
     rig.tick()
     request = Request(b"Q", repeats=False, waiter=Reader())
@@ -819,7 +819,7 @@ def asked(rig: Rig) -> Request[Reader]:
 
 @pytest.mark.parametrize("drains", [False, True])
 def test_an_answer_that_has_arrived_before_the_connection_is_lost_counts(rig: Rig, drains: bool) -> None:
-    """A busy loop has not read it yet: it stays in the socket behind much else."""
+    """An answer that arrived before the connection was lost counts, although a busy loop reads it later."""
     rig.come_up()
     request = asked(rig)
     if drains:
@@ -838,7 +838,7 @@ def test_an_answer_that_has_arrived_before_the_connection_is_lost_counts(rig: Ri
 
 @pytest.mark.parametrize("end", ["read", "connected again", "time is over"])
 def test_a_request_without_an_answer_fails_when_all_is_read(rig: Rig, end: str) -> None:
-    """Or a new session begins, or reading takes too long; at once if nothing is there to be read."""
+    """A request without an answer fails when all input is read, a new session begins, or after `READS_FORMER_FOR`."""
     rig.come_up()
     request = asked(rig)
     rig.exchange.subscriber.arriving = [group_frame(1)]
@@ -858,7 +858,7 @@ def test_a_request_without_an_answer_fails_when_all_is_read(rig: Rig, end: str) 
 
 
 def test_the_window_of_a_link_that_no_topic_is_sent_by_is_emptied_too(rig: Rig) -> None:
-    """Its owner takes nothing from it: answers to other processes went by it. They would never be acknowledged."""
+    """The window is emptied when a link goes down even if its owner takes nothing: none of it can be acknowledged."""
     rig.come_up()
     rig.link.send(b"k")
     rig.tick(BLOCK_SECONDS)
@@ -868,7 +868,7 @@ def test_the_window_of_a_link_that_no_topic_is_sent_by_is_emptied_too(rig: Rig) 
 
 
 def test_large_requests_wait_for_room_in_the_window(rig: Rig) -> None:
-    """Else PUSH would take any number of them."""
+    """Requests wait for room in the window; otherwise PUSH would accept any amount of bytes."""
     rig.come_up()
     size = rig.link._window._max_bytes
     assert rig.link.send_request(bytes(size), 5)
@@ -878,7 +878,7 @@ def test_large_requests_wait_for_room_in_the_window(rig: Rig) -> None:
 
 
 def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig: Rig) -> None:
-    """The time counts from the last one."""
+    """The time after which a silent link is given up counts from the last answer."""
     rig.come_up()
     rig.tick()
     rig.publish()
@@ -892,7 +892,7 @@ def test_a_link_that_falls_silent_after_an_answer_is_given_up(rig: Rig) -> None:
 
 
 def test_a_large_message_has_the_time_that_it_takes_on_the_slowest_link(rig: Rig) -> None:
-    """Else it would be sent again and again, and never arrive as a whole."""
+    """A large message gets the time that the slowest link needs; otherwise it would be repeated and never arrive."""
     rig.come_up()
     rig.tick()
     rig.publish(bytes(SLOWEST_LINK // 8))
@@ -904,7 +904,7 @@ def test_a_large_message_has_the_time_that_it_takes_on_the_slowest_link(rig: Rig
 
 
 def test_a_marker_that_a_full_socket_refuses_is_tried_again_after_a_pause(rig: Rig) -> None:
-    """Without one, the thread that sends it would do nothing else."""
+    """A marker that a full socket refuses is tried again after `FULL_RETRY`; without a pause the thread would spin."""
     rig.come_up()
     rig.tick()
     for _ in range(BLOCK_FRAMES - 1):
@@ -918,7 +918,7 @@ def test_a_marker_that_a_full_socket_refuses_is_tried_again_after_a_pause(rig: R
 
 
 def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig: Rig) -> None:
-    """And rarely otherwise."""
+    """A link is watched every `WATCH_EVERY` while frames are unacknowledged, and rarely otherwise."""
     rig.come_up()
     assert rig.tick() == rig.clock.now + TICK_EVERY
     rig.publish()
@@ -927,7 +927,7 @@ def test_it_is_looked_at_often_enough_while_something_is_unacknowledged(rig: Rig
 
 @pytest.mark.parametrize("why", ["nothing sent", "answers", "stood still", "unread input", "others first"])
 def test_some_silence_is_none(rig: Rig, why: str) -> None:
-    """Nothing was asked, answers come or wait, this process itself stood still, or has not read what has arrived."""
+    """Silence does not count if nothing was sent, answers arrive, or this process stood still or has unread input."""
     rig.come_up()
     if why != "nothing sent":
         rig.tick()
@@ -953,7 +953,7 @@ def test_some_silence_is_none(rig: Rig, why: str) -> None:
 
 
 def test_silence_before_an_outage_does_not_count_behind_it(rig: Rig) -> None:
-    """A link that has come up begins anew."""
+    """The time after which a silent link is given up starts again when the link comes up."""
     rig.come_up()
     rig.tick()
     rig.publish()
@@ -974,7 +974,7 @@ def numbers(taken: list[Held]) -> list[int]:
 
 
 def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig: Rig) -> None:
-    """Acknowledged a moment ago, marked, unmarked; then what is held behind it, which has no number yet."""
+    """Frames that may be lost are handed over in the order of sending, acknowledged or not, then held messages."""
     rig.come_up()
     sent = [rig.publish(b"acknowledged")]
     rig.link.mark_now()
@@ -993,7 +993,7 @@ def test_what_may_be_lost_is_handed_over_in_the_order_in_which_it_was_sent(rig: 
 
 
 def test_what_is_handed_over_keeps_its_deadline(rig: Rig) -> None:
-    """It counts from when it was sent."""
+    """Frames that are handed over keep their deadlines, which count from when they were sent or held."""
     rig.come_up()
     rig.publish(ttl=1000)
     until = rig.clock.now + 1
@@ -1004,7 +1004,7 @@ def test_what_is_handed_over_keeps_its_deadline(rig: Rig) -> None:
 
 
 def test_the_forwarder_is_told_of_the_window_when_it_has_changed(rig: Rig) -> None:
-    """At most once in `REPORT_EVERY`, and only if it can read that."""
+    """The forwarder gets a report on a changed window, at most once in `REPORT_EVERY`, if it accepts the frame."""
 
     def reports() -> list[tuple[int, int]]:
         frames = [frame for frame in rig.exchange.push.take() if frame[:1] == b"W"]
@@ -1026,7 +1026,7 @@ def test_the_forwarder_is_told_of_the_window_when_it_has_changed(rig: Rig) -> No
 
 
 def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig: Rig) -> None:
-    """It has reached its subscribers."""
+    """A message that was acknowledged `KEEP_SECONDS` ago is not sent again, because it has reached its subscribers."""
     rig.come_up()
     rig.publish()
     rig.tick(BLOCK_SECONDS)
@@ -1037,7 +1037,7 @@ def test_what_was_acknowledged_a_while_ago_is_not_sent_again(rig: Rig) -> None:
 
 
 def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_between(rig: Rig) -> None:
-    """It is unacknowledged once more, and counted."""
+    """A message that is sent again keeps its number, has the time in between deducted from its TTL, and is counted."""
     rig.come_up()
     number = rig.publish(b"1", ttl=1000)
     rig.exchange.disconnected()
@@ -1057,7 +1057,7 @@ def test_a_message_that_is_sent_again_keeps_its_number_and_loses_the_time_in_bet
 
 
 def send_again(rig: Rig, after: float, instance: bytes = ONE) -> list[bytes]:
-    """Lose the link, and send what it has held by the next connection; return the frames."""
+    """Lose the link, send its unacknowledged messages by the next connection, and return the frames."""
     rig.exchange.disconnected()
     rig.exchange.instance = instance
     rig.clock.now += after - OPEN_EVERY
@@ -1077,7 +1077,7 @@ def flags_of(frame: bytes) -> int:
 def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(
     rig: Rig, instance: bytes, is_elsewhere: bool
 ) -> None:
-    """It may have handed the message to members that are at normal channels, of which this one knows nothing."""
+    """A repeated message has a flag if another instance may have passed it to normal channels, unknown to this one."""
     rig.come_up()
     rig.publish(b"1")
     (frame,) = send_again(rig, 0.5, instance)
@@ -1086,7 +1086,7 @@ def test_a_message_that_is_sent_again_says_whether_another_instance_may_have_it(
 
 
 def test_a_message_that_was_elsewhere_says_so_for_ever(rig: Rig) -> None:
-    """Whichever instance gets it next."""
+    """A message that another instance may have keeps that flag at each further repetition."""
     rig.come_up()
     rig.publish(b"1")
     send_again(rig, 0.5, TWO)
@@ -1095,7 +1095,7 @@ def test_a_message_that_was_elsewhere_says_so_for_ever(rig: Rig) -> None:
 
 
 def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig: Rig) -> None:
-    """However often it is sent again; a new message has none."""
+    """The age of a message counts from its first sending, however often it is repeated; a new message has none."""
     rig.come_up()
     rig.publish(b"1")
     ages = [wire.age_of(frame) for after in (0.5, 0.75) for frame in send_again(rig, after)]
@@ -1109,9 +1109,10 @@ def test_the_age_of_a_message_counts_from_when_it_was_sent_first(rig: Rig) -> No
 def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(
     rig: Rig, is_acknowledged: bool, age: int
 ) -> None:
-    """From the marker on, lest a member that had joined misses it; if it was acknowledged, from the first message on.
+    """The age counts from the block's marker, or from its first message if the block was acknowledged.
 
-    The time of each single message is not recorded.
+    The time of each single message is not recorded: a member that joined before the marker must not miss the message,
+    and an acknowledged one most likely reached the members of its time.
     """
     rig.come_up()
     rig.publish(b"1")
@@ -1125,7 +1126,7 @@ def test_the_age_of_a_message_is_that_of_its_block_from_the_end_in_doubt(
 
 
 def test_markers_follow_what_is_sent_again(rig: Rig) -> None:
-    """A block at a time, as behind new messages; the last one after a moment."""
+    """Markers follow repeated messages as they do new ones, after each full block and after a moment."""
     rig.come_up()
     for _ in range(BLOCK_FRAMES + 1):
         rig.publish()
@@ -1151,7 +1152,7 @@ def test_markers_follow_what_is_sent_again(rig: Rig) -> None:
 
 @pytest.mark.parametrize("state", [one for one in State if one is not State.UP])
 def test_nothing_is_sent_by_a_link_that_is_not_up(rig: Rig, state: State) -> None:
-    """Neither by a tick nor by a marker; it is held."""
+    """A link that is not up sends neither messages, markers nor requests, and holds messages."""
     rig.come_up()
     rig.link.state, rig.link.passes = state, False
     rig.publish(b"1")
@@ -1163,7 +1164,7 @@ def test_nothing_is_sent_by_a_link_that_is_not_up(rig: Rig, state: State) -> Non
 
 
 def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig: Rig) -> None:
-    """The owner says when; new ones go behind them."""
+    """Held messages are sent in order when the link comes up, before new ones."""
     for payload in (b"1", b"2"):
         rig.publish(payload)
     rig.verify()
@@ -1175,7 +1176,7 @@ def test_held_messages_are_sent_in_order_when_the_link_comes_up(rig: Rig) -> Non
 
 
 def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig: Rig) -> None:
-    """It is tried again soon, in order."""
+    """Messages that a full socket refuses are held, tried again soon, and sent in order with consecutive numbers."""
     rig.come_up()
     rig.publish(b"1")
     rig.exchange.push.is_full = True
@@ -1192,7 +1193,7 @@ def test_a_full_socket_holds_messages_without_a_gap_in_their_numbers(rig: Rig) -
 
 
 def test_a_socket_that_stays_full_is_tried_again_and_again(rig: Rig) -> None:
-    """However it was detected; a link that is not up needs no such attempt."""
+    """A link retries a full socket after `FULL_RETRY`, however the state was detected; one that is not up does not."""
     rig.publish()
     assert rig.calls == []
     rig.come_up()
@@ -1207,7 +1208,7 @@ def test_a_socket_that_stays_full_is_tried_again_and_again(rig: Rig) -> None:
 
 @pytest.mark.parametrize("why", ["down", "held", "full"])
 def test_no_message_passes_as_long_as_there_is_a_reason(rig: Rig, why: str) -> None:
-    """The link is not up, a message is held, or the window has no room, each by itself."""
+    """No message passes while the link is not up, holds a message, or has a full window, each by itself."""
     if why != "down":
         rig.come_up()
     if why == "held":
@@ -1221,7 +1222,7 @@ def test_no_message_passes_as_long_as_there_is_a_reason(rig: Rig, why: str) -> N
 
 
 def test_a_marker_lets_no_message_overtake_a_held_one(rig: Rig) -> None:
-    """The socket has room again, and takes the marker first."""
+    """A marker that a socket accepts again lets no message overtake a held one."""
     rig.come_up()
     rig.publish(b"1")
     rig.exchange.push.is_full = True
@@ -1234,7 +1235,7 @@ def test_a_marker_lets_no_message_overtake_a_held_one(rig: Rig) -> None:
 
 
 def test_a_held_message_loses_the_time_that_it_was_held(rig: Rig) -> None:
-    """An expired one is counted, and takes no number."""
+    """A held message has the time of the hold deducted from its TTL; an expired one is counted and uses no number."""
     rig.publish(b"1", ttl=1000)
     rig.publish(b"2", ttl=5000)
     rig.clock.now += 2 - OPEN_EVERY
@@ -1246,7 +1247,7 @@ def test_a_held_message_loses_the_time_that_it_was_held(rig: Rig) -> None:
 
 
 def test_a_message_that_was_acknowledged_expires_without_being_counted(rig: Rig) -> None:
-    """Most likely it has arrived."""
+    """An acknowledged message expires uncounted, because it most likely has arrived."""
     rig.come_up()
     rig.publish(ttl=1000)
     rig.tick(BLOCK_SECONDS)
@@ -1262,14 +1263,14 @@ def test_a_message_that_was_acknowledged_expires_without_being_counted(rig: Rig)
 
 
 def test_a_full_outbox_refuses_messages(make: Callable[..., Rig]) -> None:
-    """Those that were accepted before are held all the same."""
+    """A full outbox refuses new messages, but holds those that were accepted before."""
     rig = make(capacity=2)
     assert [rig.hold() for _ in range(3)] == [True, True, False]
     assert rig.link.hold(Held(inf, G, b"x"), rig.clock.now, must=True)
 
 
 def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig: Rig) -> None:
-    """If this link is lost its caller learns that; a request never overtakes what is held."""
+    """A held request is sent in its turn and its exchange is recorded, so that the caller learns of the link's loss."""
     request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     rig.client.begin_request(5, request)
     rig.publish(b"1")
@@ -1282,7 +1283,7 @@ def test_a_held_request_is_sent_in_its_turn_and_its_exchange_noted(rig: Rig) -> 
 
 
 def test_a_request_does_not_overtake_held_messages(rig: Rig) -> None:
-    """Frames with the same key keep their order."""
+    """A request does not overtake held messages, because frames with the same key keep their order."""
     rig.come_up()
     rig.exchange.push.is_full = True
     rig.publish(b"1")
@@ -1292,7 +1293,7 @@ def test_a_request_does_not_overtake_held_messages(rig: Rig) -> None:
 
 
 def test_a_full_socket_takes_no_request(rig: Rig) -> None:
-    """It has to be held; no exchange is noted for it."""
+    """A request that a full socket refuses has to be held, and no exchange is recorded for it."""
     rig.come_up()
     request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     rig.client.begin_request(5, request)
@@ -1306,7 +1307,7 @@ def test_a_full_socket_takes_no_request(rig: Rig) -> None:
 
 
 def test_a_withdrawn_request_is_not_sent(rig: Rig) -> None:
-    """Nobody waits for its answer any more; an unknown number changes nothing."""
+    """A withdrawn request is not sent, and withdrawing an unknown number changes nothing."""
     rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
     rig.publish(b"1")
     assert [rig.link.withdraw(number) for number in (7, 7, 8)] == [True, False, False]
@@ -1317,7 +1318,7 @@ def test_a_withdrawn_request_is_not_sent(rig: Rig) -> None:
 
 
 def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig: Rig) -> None:
-    """They need not wait for the next tick."""
+    """When the only held request is withdrawn, messages pass again without waiting for a tick."""
     rig.come_up()
     rig.link.hold(Held(inf, b"jobs", b"Q1", Kind.REQUEST, 7), rig.clock.now)
     assert not rig.link.passes
@@ -1326,7 +1327,7 @@ def test_messages_pass_again_once_the_only_held_request_is_withdrawn(rig: Rig) -
 
 
 def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_process(rig: Rig) -> None:
-    """They get their numbers after the join, and are published after it."""
+    """Messages that were held before a join are not delivered to this process, although they are published after it."""
     rig.publish(b"older")
     join = rig.client.join(G, "a", 9, None)
     rig.ledger.subscribed(G)
@@ -1342,7 +1343,7 @@ def test_held_messages_older_than_a_subscription_are_not_delivered_to_this_proce
 
 
 def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig: Rig) -> None:
-    """Nothing of it is sent again, and new messages pass."""
+    """A flush drops held and unacknowledged messages, none of which is sent again, and new messages pass."""
     rig.come_up()
     rig.fill()
     rig.publish(b"held")
@@ -1358,7 +1359,7 @@ def test_a_flush_drops_what_is_held_and_what_is_unacknowledged(rig: Rig) -> None
 
 
 def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig: Rig) -> None:
-    """What it has not acknowledged goes by others; it still delivers, and still answers."""
+    """A draining forwarder gets no more messages; the link hands over unacknowledged ones and stays connected."""
     rig.come_up()
     rig.publish(b"1")
     rig.welcome(DRAINING)
@@ -1370,7 +1371,7 @@ def test_a_forwarder_that_is_about_to_end_is_sent_nothing_more(rig: Rig) -> None
 
 
 def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig: Rig) -> None:
-    """Behind the jobs that go back and behind the messages: nothing more is under way there. Once."""
+    """A client detaches from a draining forwarder once, on both paths, behind the returned jobs and the messages."""
     box = rig.client.mailboxes.open("jobs", 9)
     box.waiters.append(Reader())
     rig.client.read_normal(box)
@@ -1390,7 +1391,7 @@ def test_a_client_leaves_a_draining_forwarder_on_both_ways(rig: Rig) -> None:
 
 
 def test_a_draining_forwarder_is_sent_no_window_any_more(rig: Rig) -> None:
-    """Readers open theirs elsewhere."""
+    """A draining forwarder gets no more windows, because readers open theirs elsewhere."""
     rig.come_up()
     rig.welcome(DRAINING)
     rig.kinds()
@@ -1403,7 +1404,7 @@ def test_a_draining_forwarder_is_sent_no_window_any_more(rig: Rig) -> None:
 
 @pytest.mark.parametrize("has_push", [True, False])
 def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig: Rig, has_push: bool) -> None:
-    """It is welcomed with that state, or its PUSH was lost a moment ago."""
+    """If its PUSH is missing or lost, a client opens one to detach from a draining forwarder."""
     if has_push:
         rig.come_up()
         rig.exchange.push_disconnected()
@@ -1420,7 +1421,7 @@ def test_a_client_that_finds_a_forwarder_draining_opens_a_push_to_leave_it(rig: 
 
 
 def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(rig: Rig) -> None:
-    """As after any other loss."""
+    """When a draining forwarder has ended, the link is down as after any loss, and comes up with the successor."""
     rig.come_up()
     rig.welcome(DRAINING)
     rig.exchange.disconnected()
@@ -1432,7 +1433,7 @@ def test_a_draining_forwarder_that_is_gone_is_down_and_its_successor_comes_up(ri
 
 @pytest.mark.parametrize("state", [SERVING, SETTLING])
 def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig: Rig, state: wire.State) -> None:
-    """This process has left its session: the next one begins, and the link comes up by a new PUSH."""
+    """A forwarder that stops draining is greeted in a new session, and the link comes up by a new PUSH."""
     rig.come_up()
     rig.welcome(DRAINING)
     old = rig.exchange.push
@@ -1447,7 +1448,7 @@ def test_a_forwarder_that_does_not_end_after_all_is_greeted_anew(rig: Rig, state
 
 
 def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(rig: Rig) -> None:
-    """As when another link to the same instance was given up, whose hello came later."""
+    """Greeting a link again begins a new session, as after another link to the same instance was given up."""
     rig.come_up()
     rig.publish(b"1")
     rig.link.greet()
@@ -1463,7 +1464,7 @@ def test_a_session_that_a_forwarder_was_left_in_begins_anew_when_it_is_greeted(r
 
 
 def test_another_version_is_reported_once_and_fails_every_request(rig: Rig) -> None:
-    """The link does not come up; a welcome of the own version ends it."""
+    """Another wire version is reported once and fails all requests, until a welcome with this version arrives."""
     request: Request[Reader] = Request(b"frame", waiter=Reader())
     rig.client.begin_request(1, request)
     rig.exchange.connected()
@@ -1481,7 +1482,7 @@ def test_another_version_is_reported_once_and_fails_every_request(rig: Rig) -> N
 
 
 def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig: Rig) -> None:
-    """By either side; a caller is told the reason."""
+    """The reason of a refusal by either side is kept for callers until the link is up."""
     for event in (rig.link._subscriber_event, rig.link._push_event):
         rig.link.refusal = ""
         event(zmq.Event.HANDSHAKE_FAILED_AUTH)
@@ -1492,7 +1493,7 @@ def test_a_refusal_is_kept_as_the_reason_until_the_link_is_up(rig: Rig) -> None:
 
 
 def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make: Callable[..., Rig]) -> None:
-    """ZeroMQ gives up after a refusal. PUSH uses the keys of the subscribers' side."""
+    """ZeroMQ stops after a refusal, so the link connects again with the keys that it reads next, for PUSH too."""
     keys = Keys()
     rig = make(keys=keys)
     first = keys.keys
@@ -1508,7 +1509,7 @@ def test_a_refused_link_connects_anew_once_its_keys_were_read_again(make: Callab
 
 
 def test_a_refused_link_connects_anew_with_the_same_keys(make: Callable[..., Rig]) -> None:
-    """The forwarder may allow them by now. Keys that were not refused do not cause a new connection."""
+    """A refused link connects again with the same keys, which may be allowed now; without a refusal it does not."""
     keys = Keys()
     rig = make(keys=keys)
     rig.exchange.connected()
@@ -1523,7 +1524,7 @@ def test_a_refused_link_connects_anew_with_the_same_keys(make: Callable[..., Rig
 
 
 def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make: Callable[..., Rig]) -> None:
-    """Whatever has become of the attempt to take them up before."""
+    """A link that was up and is lost connects again with the keys that were read last."""
     keys = Keys()
     rig = make(keys=keys)
     rig.come_up()
@@ -1535,7 +1536,7 @@ def test_a_link_that_was_up_connects_anew_by_the_keys_that_were_found_last(make:
 
 
 def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make: Callable[..., Rig]) -> None:
-    """They were read just before."""
+    """Keys that change while a link is coming up do not interrupt it."""
     keys = Keys()
     rig = make(keys=keys)
     rig.verify()
@@ -1547,7 +1548,7 @@ def test_keys_that_have_changed_while_a_link_came_up_do_not_cut_it(make: Callabl
 
 
 def test_the_connection_that_other_keys_end_counts_as_lost(make: Callable[..., Rig]) -> None:
-    """What it has brought and was not read is gone with it, so the next one asks for a replay."""
+    """A connection that ends for other keys counts as lost, so the next session requests a replay of unread input."""
     keys = Keys()
     rig = make(keys=keys)
     rig.verify()
@@ -1560,7 +1561,7 @@ def test_the_connection_that_other_keys_end_counts_as_lost(make: Callable[..., R
 
 
 def test_a_link_that_cannot_connect_with_other_keys_says_so(make: Callable[..., Rig]) -> None:
-    """The log names the setting."""
+    """If a link cannot connect with other keys, the log names the setting."""
     keys = Keys()
     rig = make(keys=keys)
     keys.change()
@@ -1572,7 +1573,7 @@ def test_a_link_that_cannot_connect_with_other_keys_says_so(make: Callable[..., 
 
 
 def test_a_link_waits_for_a_key_file(make: Callable[..., Rig]) -> None:
-    """In a container it may be mounted a moment after the start. The subscriptions wait in the socket."""
+    """A link waits for a key file, which a container may mount after the start; its socket keeps subscriptions."""
     keys = Keys()
     keys.missing = "/keys/secret"
     rig = make(keys=keys)
@@ -1584,15 +1585,15 @@ def test_a_link_waits_for_a_key_file(make: Callable[..., Rig]) -> None:
     assert rig.exchange.subscriber.connected_with == [keys.keys]
 
 
-# Other keys, without a gap
+# A change of keys without a gap
 
 
 STEPS = ["connecting", "connected", "welcomed", "renewed"]
-"""Of a change of keys."""
+"""The steps of a change of keys."""
 
 
 class Renewal(Rig):
-    """A link that is up by its first keys, and the steps by which it takes up others."""
+    """A link that is up with its first keys, and the steps by which it changes to others."""
 
     def __init__(self, clock: Clock, **how: Any) -> None:
         self.keys = Keys()
@@ -1607,7 +1608,7 @@ class Renewal(Rig):
         return self.link._uplink.current
 
     def begin(self) -> Subscriber:
-        """Find other keys; return the subscriber that connects by them."""
+        """Change the keys, and return the subscriber that connects with them."""
         self.keys.change()
         return self.look()
 
@@ -1622,13 +1623,13 @@ class Renewal(Rig):
         self.perform()
 
     def change_subscriber(self) -> Subscriber:
-        """Begin the next session by a new subscriber; it is not welcomed yet."""
+        """Begin the next session with a new subscriber, before its welcome."""
         subscriber = self.begin()
         self.event(subscriber, CONNECTED)
         return subscriber
 
     def change_push(self) -> None:
-        """Be welcomed in the next session, and change over to a new PUSH."""
+        """Welcome the next session, and change to a new PUSH."""
         self.welcome()
         self.tick(OPEN_EVERY)
 
@@ -1637,7 +1638,7 @@ class Renewal(Rig):
         self.change_push()
 
     def go(self, step: str) -> Subscriber:
-        """Find other keys, and take them up as far as a step; return the subscriber that connects by them."""
+        """Change the keys, perform the change up to a step, and return the subscriber that connects with them."""
         subscriber = self.begin()
         if step != "connecting":
             self.event(subscriber, CONNECTED)
@@ -1648,13 +1649,13 @@ class Renewal(Rig):
         return subscriber
 
     def hold_taken(self) -> None:
-        """Hold what the link has handed over, as the owner does if there is no other link."""
+        """Hold the frames that the link has handed over, as its owner does without another link."""
         taken, self.taken = self.taken, []
         for held in taken:
             self.link.hold(held, self.clock.now, must=True)
 
     def arrive(self, subscriber: Subscriber, *frames: bytes) -> None:
-        """Let frames arrive by a subscriber, and be read."""
+        """Let frames arrive at a subscriber, and read them."""
         subscriber.arriving += frames
         while self.link.downlink.read():
             pass
@@ -1667,13 +1668,13 @@ class Renewal(Rig):
 
 @pytest.fixture
 def renewal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Renewal:
-    """A link that is up, and may find other keys."""
+    """Return a link that is up and may change its keys."""
     replace_sockets(monkeypatch, clock)
     return Renewal(clock)
 
 
 def group_frame(number: int, payload: bytes | None = None, flags: int = 0) -> bytes:
-    """A message of another process, which has its number for its payload."""
+    """Return a message of another process, by default with its number as payload."""
     return wire.ordered(G, b"o" * 8, number, flags, TTL, b"%d" % number if payload is None else payload)
 
 
@@ -1685,7 +1686,7 @@ def member(rig: Renewal) -> None:
 
 
 def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal: Renewal) -> None:
-    """A second subscriber, the next session, a second PUSH; the owner learns of none of it."""
+    """A link changes its keys by a second subscriber, a new session and a second PUSH, unnoticed by its owner."""
     first, (old,) = renewal.first, renewal.context.pushes
     second = renewal.begin()
     assert (second.connected_with, first.connected_with) == ([renewal.keys.keys], [first.connected_with[0]])
@@ -1705,7 +1706,7 @@ def test_a_link_that_is_up_takes_up_other_keys_without_going_down(renewal: Renew
 
 
 def test_the_former_subscriber_is_closed_with_the_welcome_and_the_former_push_a_moment_later(renewal: Renewal) -> None:
-    """The welcome came behind everything that the former subscriber had to bring."""
+    """After the welcome, behind all its input, the former subscriber closes, the former PUSH after `RETIRE_AFTER`."""
     first, (old,) = renewal.first, renewal.context.pushes
     second = renewal.change_subscriber()
     renewal.tick(CHANGE_WITHIN - 0.01)
@@ -1724,7 +1725,7 @@ def test_the_former_subscriber_is_closed_with_the_welcome_and_the_former_push_a_
 
 @pytest.mark.parametrize("end", ["too late", "disconnected", "the next one lost"])
 def test_a_former_subscriber_that_does_not_bring_the_welcome_is_left(renewal: Renewal, end: str) -> None:
-    """What has arrived by it is read first, for a bounded time. What it has lost is asked for."""
+    """A former subscriber without the welcome is read for a bounded time and closed, and its losses are requested."""
     first, seen = renewal.first, []
     renewal.client.feed = lambda frame, attachment: seen.append(frame)
     second = renewal.change_subscriber()
@@ -1747,7 +1748,7 @@ def test_a_former_subscriber_that_does_not_bring_the_welcome_is_left(renewal: Re
 
 
 def test_a_former_subscriber_that_has_ended_is_left_though_messages_arrive_without_end(renewal: Renewal) -> None:
-    """A consumer that is saturated never finds it empty."""
+    """A former subscriber that has ended is closed after `READS_FORMER_FOR`, even if it never becomes empty."""
     first = renewal.first
     second = renewal.change_subscriber()
     renewal.event(first, DISCONNECTED)
@@ -1759,7 +1760,7 @@ def test_a_former_subscriber_that_has_ended_is_left_though_messages_arrive_witho
 
 
 def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal: Renewal) -> None:
-    """Until then messages are sent by the former one."""
+    """Until the next session is welcomed, messages are sent by the former PUSH."""
     old = renewal.exchange.push
     renewal.change_subscriber()
     renewal.tick(RETIRE_AFTER - 0.01)
@@ -1770,7 +1771,7 @@ def test_push_is_not_changed_before_the_next_session_is_welcomed(renewal: Renewa
 
 
 def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal: Renewal) -> None:
-    """The forwarder may be busy; the former PUSH lingers as long as usual behind that."""
+    """PUSH changes however late a busy forwarder welcomes the next session, and the former PUSH lingers as usual."""
     old = renewal.exchange.push
     renewal.change_subscriber()
     for _ in range(5):
@@ -1782,7 +1783,7 @@ def test_push_is_changed_however_late_the_next_session_is_welcomed(renewal: Rene
 
 
 def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal: Renewal) -> None:
-    """One is opened every `OPEN_EVERY` at most."""
+    """A PUSH is not replaced within `OPEN_EVERY` after it was opened."""
     old = renewal.exchange.push
     renewal.change_subscriber()
     renewal.welcome()
@@ -1793,7 +1794,7 @@ def test_a_push_that_was_just_opened_is_not_changed_at_once(renewal: Renewal) ->
 
 
 def test_further_welcomes_of_the_session_change_nothing(renewal: Renewal) -> None:
-    """Both connections bring each of them."""
+    """Further welcomes of a session, which both connections deliver, change nothing."""
     renewal.renew()
     for _ in range(2):
         renewal.change_push()
@@ -1801,14 +1802,14 @@ def test_further_welcomes_of_the_session_change_nothing(renewal: Renewal) -> Non
 
 
 def test_keys_that_have_not_changed_open_nothing(renewal: Renewal) -> None:
-    """They are looked at every second."""
+    """Unchanged keys, which are checked every second, open no socket."""
     for _ in range(3):
         assert renewal.look() is None
     assert (len(renewal.context.pushes), renewal.watched) == (1, [renewal.first])
 
 
 def test_each_step_has_its_monitor(renewal: Renewal) -> None:
-    """The housekeeper polls those of all sockets that are connecting."""
+    """At each step, the monitors of all open sockets are available to the housekeeper."""
     push = renewal.open_push
     second = renewal.begin()
     assert list(renewal.link.monitors()) == [renewal.first.monitor, second.monitor, push.monitor]
@@ -1819,11 +1820,11 @@ def test_each_step_has_its_monitor(renewal: Renewal) -> None:
     assert list(renewal.link.monitors()) == [second.monitor, renewal.open_push.monitor]
 
 
-# ... what is received
+# ... receiving
 
 
 def test_the_second_subscriber_subscribes_to_the_same(renewal: Renewal) -> None:
-    """Its session begins with what the exchange cannot know, and a hello."""
+    """The second subscriber has the same subscriptions, and begins its session with normal members and a hello."""
     member(renewal)
     renewal.client.normal_members.changed(wire.Member(INBOX, 1, 1, 0, 0, 9, b"g", b"jobs"))
     second = renewal.begin()
@@ -1837,7 +1838,7 @@ def test_the_second_subscriber_subscribes_to_the_same(renewal: Renewal) -> None:
 
 @pytest.mark.parametrize("step", ["connecting", "connected"])
 def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal: Renewal, step: str) -> None:
-    """The first subscriber until the second one leads, which begins with what has changed; then that one."""
+    """New subscriptions are sent by the first subscriber until the second one is connected, and then by that one."""
     second = renewal.begin()
     if step == "connected":
         renewal.event(second, CONNECTED)
@@ -1855,12 +1856,12 @@ def test_subscriptions_that_are_made_meanwhile_reach_whom_they_must(renewal: Ren
 
 
 def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal: Renewal) -> None:
-    """The former one is read up to the welcome, then the next one, which repeats some of it."""
+    """Messages that both connections deliver are delivered once and in order, however slow the former connection is."""
     member(renewal)
     renewal.arrive(renewal.first, group_frame(1))
     second = renewal.change_subscriber()
     second.arriving = [group_frame(2), group_frame(3), group_frame(4)]
-    renewal.tick(BEHIND_AT_MOST + 1.0)  # so slow is the link
+    renewal.tick(BEHIND_AT_MOST + 1.0)  # the link is that slow
     renewal.arrive(renewal.first, group_frame(2), group_frame(3))
     assert renewal.delivered() == [b"1", b"2", b"3"]
     renewal.welcome()
@@ -1870,7 +1871,7 @@ def test_what_arrives_by_both_connections_is_delivered_once_and_in_order(renewal
 
 
 def test_the_connection_that_is_read_has_input(renewal: Renewal) -> None:
-    """The former one until the welcome. Missing messages may still come meanwhile."""
+    """Until the welcome, input is that of the former connection, and missing messages may still arrive."""
     first, second = renewal.first, renewal.change_subscriber()
     second.arriving = [b"?"]
     assert (renewal.link.has_input(), renewal.link.is_behind(renewal.clock.now, 0.0)) == (False, True)
@@ -1884,7 +1885,7 @@ def test_the_connection_that_is_read_has_input(renewal: Renewal) -> None:
 
 
 def test_a_full_window_has_the_former_connection_read(renewal: Renewal) -> None:
-    """It brings the acknowledgement; the next one would overtake it."""
+    """With a full window the former connection is read, because it delivers the acknowledgement."""
     renewal.fill()
     number = renewal.exchange.echoes()[-1]
     first, second = renewal.first, renewal.change_subscriber()
@@ -1895,7 +1896,7 @@ def test_a_full_window_has_the_former_connection_read(renewal: Renewal) -> None:
 
 
 def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renewal: Renewal) -> None:
-    """What one turn reads before the change belongs to the former session."""
+    """The former connection is read to its end before the next one; a turn before the change counts for its session."""
     seen = []
     second = renewal.begin()
     renewal.client.feed = lambda frame, attachment: seen.append((frame, renewal.exchange.subscriber.session))
@@ -1912,7 +1913,7 @@ def test_what_has_arrived_by_the_former_connection_is_read_before_the_next(renew
 
 
 def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -> None:
-    """Its sync is not sent ahead of it, and follows it."""
+    """During the change, the sync of a join is sent after the next welcome and not before."""
     second = renewal.change_subscriber()
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
@@ -1925,7 +1926,7 @@ def test_a_join_during_the_change_waits_for_the_next_welcome(renewal: Renewal) -
 
 
 def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renewal: Renewal) -> None:
-    """Its frame may be lost with the connection."""
+    """A request that the former session did not answer is sent again, because its frame may be lost."""
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
     second = renewal.change_subscriber()
@@ -1936,7 +1937,7 @@ def test_a_request_that_the_former_session_has_not_answered_is_asked_again(renew
 
 
 def test_an_answer_by_the_former_connection_counts(renewal: Renewal) -> None:
-    """It is not asked for again."""
+    """An answer by the former connection counts, and the request is not sent again."""
     request: Request[Reader] = Request(b"Ysync", to_all=True)
     renewal.client.begin_request(5, request)
     second = renewal.change_subscriber()
@@ -1962,10 +1963,10 @@ def job(session: int, ordinal: int = 1, payload: bytes = b"x") -> bytes:
 
 
 def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal: Renewal) -> None:
-    """The exchange has learned that it did not arrive, puts it back, and hands it over in the next session."""
+    """A late job of the former session is ignored: the exchange, knowing it as not received, hands it over again."""
     box = read_jobs(renewal)
     renewal.arrive(renewal.first, job(1, 1, b"1"))
-    box.clear()  # a reader has it
+    box.clear()  # a reader takes it
     second = renewal.change_subscriber()
     ((received,),) = second.greeted
     assert wire.RECEIVED.decode(received) == wire.Received(INBOX, 1, 1, b"jobs")
@@ -1979,7 +1980,7 @@ def test_a_job_of_the_former_session_that_arrives_late_is_ignored(renewal: Renew
 
 
 def test_a_job_that_has_arrived_unread_is_put_back(renewal: Renewal) -> None:
-    """Whatever has arrived is taken in before the exchange is told which jobs were read."""
+    """An unread job of the former session is put back, because the input is read before the report on the jobs read."""
     box = read_jobs(renewal)
     second = renewal.begin()
     renewal.first.arriving = [job(1)]
@@ -1991,7 +1992,7 @@ def test_a_job_that_has_arrived_unread_is_put_back(renewal: Renewal) -> None:
 
 
 def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_it(renewal: Renewal) -> None:
-    """Both are subscribed to the inbox."""
+    """A job of the next session counts once although both connections, subscribed to the inbox, deliver it."""
     box = read_jobs(renewal)
     second = renewal.change_subscriber()
     renewal.welcome()
@@ -2001,7 +2002,7 @@ def test_a_job_of_the_next_session_counts_once_although_both_connections_bring_i
 
 
 def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal: Renewal) -> None:
-    """Not before: the exchange would not know of it."""
+    """Windows open in the next session after its welcome, because the exchange does not know the session before."""
     read_jobs(renewal)
     second = renewal.change_subscriber()
     second.take_sent()
@@ -2013,11 +2014,11 @@ def test_windows_open_in_the_next_session_once_it_is_welcomed(renewal: Renewal) 
     assert renewal.first.sent[-1][:1] == b"R", "of the former session"
 
 
-# ... what is sent
+# ... sending
 
 
 def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal: Renewal) -> None:
-    """With the same numbers: a forwarder reads two connections in turns."""
+    """The new PUSH repeats the window, with its numbers, before newer messages: two connections are read in turns."""
     old = renewal.exchange.push
     sent = [renewal.publish(b"1")]
     renewal.link.mark_now()
@@ -2040,7 +2041,7 @@ def test_the_window_is_sent_again_by_the_new_push_before_anything_newer(renewal:
 
 
 def test_the_new_push_acknowledges_what_it_was_sent(renewal: Renewal) -> None:
-    """An answer to a marker of the former one says nothing about it."""
+    """Only the answer to a marker of the new PUSH acknowledges the frames that it repeated."""
     renewal.publish(b"1")
     renewal.tick(BLOCK_SECONDS)
     (before,) = renewal.exchange.echoes()
@@ -2053,7 +2054,7 @@ def test_the_new_push_acknowledges_what_it_was_sent(renewal: Renewal) -> None:
 
 
 def test_a_full_window_is_taken_over_by_the_new_push(renewal: Renewal) -> None:
-    """The former one is not answered any more; new messages wait until the new one is."""
+    """The new PUSH takes over a full window, and new messages wait until one of its own markers is answered."""
     renewal.fill()
     renewal.publish(b"held")
     renewal.payloads()
@@ -2068,7 +2069,7 @@ def test_a_full_window_is_taken_over_by_the_new_push(renewal: Renewal) -> None:
 def test_a_new_push_without_room_holds_messages_in_their_order(
     renewal: Renewal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it has."""
+    """If the new PUSH has no room, messages are held in order until it has."""
     renewal.publish(b"1")
     renewal.change_subscriber()
     monkeypatch.setattr(Push, "is_full", True)
@@ -2082,7 +2083,7 @@ def test_a_new_push_without_room_holds_messages_in_their_order(
 
 
 def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal: Renewal) -> None:
-    """Its bound is for what is held because it does not fit."""
+    """A change of keys loses nothing of a window that is larger than the outbox, whose bound does not apply."""
     rig = Renewal(renewal.clock, capacity=1)
     for number in range(3):
         rig.publish(b"%d" % number)
@@ -2091,7 +2092,7 @@ def test_an_outbox_that_is_smaller_than_the_window_loses_nothing_of_it(renewal: 
 
 
 def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal: Renewal) -> None:
-    """The tick of the owner sends them, by the new PUSH."""
+    """Messages that wait for an announcement continue to wait, and the owner's tick sends them by the new PUSH."""
     renewal.publish(b"1")
     renewal.change_subscriber()
     renewal.holds_back = True
@@ -2103,7 +2104,7 @@ def test_messages_that_wait_for_an_announcement_go_on_waiting(renewal: Renewal) 
 
 
 def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal: Renewal) -> None:
-    """It lingers; the answer comes by either connection."""
+    """A message to a normal channel in the former PUSH is not repeated, and either connection delivers its answer."""
     request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     renewal.client.begin_request(5, request)
     assert renewal.link.send_request(request.frame, 5)
@@ -2116,7 +2117,7 @@ def test_a_plain_message_on_its_way_by_the_former_push_is_not_given_up(renewal: 
 
 
 def test_a_next_session_with_another_instance_is_verified(renewal: Renewal) -> None:
-    """A successor has the address by now: what the former one may have is sent again as that which was elsewhere."""
+    """If the next session is with another instance, the link is verified, and repeated messages have a flag for it."""
     old = renewal.exchange.push
     renewal.publish(b"1")
     renewal.change_subscriber()
@@ -2137,7 +2138,7 @@ def test_a_next_session_with_another_instance_is_verified(renewal: Renewal) -> N
 
 
 def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renewal: Renewal) -> None:
-    """By a PUSH of its own: the former one leads to the former instance."""
+    """If the next session is with another, draining instance, the link detaches by a new PUSH, which leads there."""
     old = renewal.exchange.push
     second = renewal.change_subscriber()
     renewal.exchange.instance = TWO
@@ -2152,7 +2153,7 @@ def test_a_next_session_with_another_instance_that_is_about_to_end_is_left(renew
     "events", [[zmq.Event.CLOSED], [DISCONNECTED], [zmq.Event.HANDSHAKE_FAILED_AUTH, DISCONNECTED]]
 )
 def test_a_new_push_that_fails_is_replaced_and_verified(renewal: Renewal, events: list[zmq.Event]) -> None:
-    """As any other: what it was sent is sent again."""
+    """A new PUSH that fails is replaced and verified as any other, and its messages are sent again."""
     renewal.publish(b"1")
     renewal.renew()
     failed = renewal.exchange.push
@@ -2165,12 +2166,12 @@ def test_a_new_push_that_fails_is_replaced_and_verified(renewal: Renewal, events
     assert (failed.linger, renewal.link.state, renewal.payloads()) == (0, State.UP, [b"1"])
 
 
-# ... what goes wrong
+# ... failing
 
 
 @pytest.mark.parametrize("event", sorted(REFUSALS))
 def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal: Renewal, event: zmq.Event) -> None:
-    """It is logged with the reason, and nothing of the attempt is left."""
+    """If the new key is refused, the former connections stay, the reason is logged, and the new socket closes."""
     second = renewal.begin()
     renewal.event(second, event)
     renewal.tick()
@@ -2185,7 +2186,7 @@ def test_a_new_key_that_is_refused_keeps_the_former_connections(renewal: Renewal
 
 
 def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal: Renewal) -> None:
-    """The forwarder may allow it a moment later. One that is refused after it had worked is reported again."""
+    """A refused key is tried again at each look and reported once, and again if it is refused after it had worked."""
     for attempt in (renewal.begin, renewal.look, renewal.look):
         second = attempt()
         assert second.connected_with == [renewal.keys.keys]
@@ -2204,7 +2205,7 @@ def test_a_refused_key_is_tried_again_by_every_look_and_reported_once(renewal: R
 
 
 def test_another_key_is_taken_up_after_one_that_was_refused(renewal: Renewal) -> None:
-    """The reason is that of the last attempt."""
+    """After a refused key, another one is accepted, and the reason of the refusal is cleared."""
     renewal.event(renewal.begin(), zmq.Event.HANDSHAKE_FAILED_AUTH)
     renewal.tick()
     assert renewal.link.refusal
@@ -2217,7 +2218,7 @@ def test_another_key_is_taken_up_after_one_that_was_refused(renewal: Renewal) ->
 
 @pytest.mark.parametrize("step", STEPS)
 def test_keys_that_change_during_the_change_wait_for_its_end(renewal: Renewal, step: str) -> None:
-    """Then only the last ones count. Every socket is closed once."""
+    """Keys that change during a change wait for its end, only the last ones are used, each socket is closed once."""
     second = renewal.go(step)
     for _ in range(2):
         assert renewal.begin() is (second if step == "connecting" else None)
@@ -2243,7 +2244,7 @@ def test_keys_that_change_during_the_change_wait_for_its_end(renewal: Renewal, s
 
 
 def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal: Renewal) -> None:
-    """There is nothing to wait for any more."""
+    """If keys are refused while newer ones wait, the newer ones are used at once."""
     second = renewal.begin()
     renewal.begin()
     renewal.event(second, zmq.Event.HANDSHAKE_FAILED_AUTH)
@@ -2253,7 +2254,7 @@ def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(re
 
 
 def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(renewal: Renewal) -> None:
-    """There is nothing to keep beside it."""
+    """If the link is lost while keys wait, its own connection uses them, since none has to be kept."""
     second = renewal.change_subscriber()
     renewal.begin()
     renewal.exchange.disconnected()
@@ -2265,7 +2266,7 @@ def test_keys_that_wait_are_taken_up_by_the_connection_of_a_link_that_is_lost(re
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("loss", ["subscriber", "push", "silent"])
 def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, step: str, loss: str) -> None:
-    """A subscriber that has not connected is given up, and no message is lost. PUSH has the new keys."""
+    """A link that is lost at any step of the change comes up again with the new keys, and loses no message."""
     renewal.publish(b"1")
     second = renewal.go(step)
     match loss:
@@ -2297,7 +2298,7 @@ def test_a_link_that_is_lost_during_the_change_comes_up_again(renewal: Renewal, 
 
 
 def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(renewal: Renewal) -> None:
-    """A forwarder that drops a key cuts its connections at once: the handshake may be reported behind that."""
+    """A link that is lost before the second subscriber's handshake is reported comes up again with the first one."""
     second = renewal.begin()
     renewal.exchange.disconnected()
     renewal.event(second, CONNECTED)
@@ -2312,7 +2313,7 @@ def test_a_link_that_is_lost_as_the_second_subscriber_connects_comes_up_again(re
 
 
 def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(renewal: Renewal) -> None:
-    """It has no connection to keep; the former ones are closed when that is due."""
+    """A link that is lost after the change uses further keys at once, because it has no connection to keep."""
     renewal.renew()
     second = renewal.exchange.subscriber
     renewal.exchange.disconnected()
@@ -2321,7 +2322,7 @@ def test_a_link_that_is_lost_after_the_change_takes_up_further_keys_at_once(rene
 
 
 def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(renewal: Renewal) -> None:
-    """It still delivers."""
+    """A draining forwarder is not connected to with other keys, because it still delivers messages."""
     renewal.welcome(DRAINING)
     assert renewal.begin() is None
     assert (len(renewal.first.connected_with), renewal.link.state) == (1, State.DRAINING)
@@ -2329,7 +2330,7 @@ def test_a_forwarder_that_is_about_to_end_is_not_connected_to_by_other_keys(rene
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_forwarder_that_drains_during_the_change_is_left(renewal: Renewal, step: str) -> None:
-    """By the session and the PUSH that it has; what was not changed yet is not."""
+    """If a forwarder drains during the change, the link detaches by its present session and PUSH."""
     second = renewal.go(step)
     push = renewal.exchange.push
     renewal.welcome(DRAINING)
@@ -2345,7 +2346,7 @@ def test_a_forwarder_that_drains_during_the_change_is_left(renewal: Renewal, ste
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_link_that_is_closed_during_the_change_closes_everything(renewal: Renewal, step: str) -> None:
-    """A socket that is left would hold up the end of the process."""
+    """A link that closes during the change closes every socket; an open one would delay the end of the process."""
     renewal.go(step)
     renewal.link.close()
     assert [one.is_closed for one in renewal.context.subscribers] == [True, True]
@@ -2354,7 +2355,7 @@ def test_a_link_that_is_closed_during_the_change_closes_everything(renewal: Rene
 
 
 def test_a_push_that_cannot_be_opened_is_tried_again(renewal: Renewal) -> None:
-    """The reason is reported; the former connections go on until then."""
+    """A PUSH that cannot be opened is reported and tried again, while the former one is used."""
     old, address = renewal.exchange.push, renewal.link.forwarder.pull
     renewal.link._uplink._address = INVALID
     renewal.renew()
@@ -2374,7 +2375,7 @@ def test_a_push_that_cannot_be_opened_is_tried_again(renewal: Renewal) -> None:
 
 
 def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig: Rig) -> None:
-    """What its socket has taken is still delivered."""
+    """A link that closes sends its held messages, and lingers so that frames in its socket are delivered."""
     rig.come_up()
     rig.exchange.push.is_full = True
     rig.publish(b"1")
@@ -2387,7 +2388,7 @@ def test_a_link_that_closes_sends_what_it_holds_and_lingers(rig: Rig) -> None:
 
 
 def test_monitors_are_those_of_the_sockets_that_are_open(rig: Rig) -> None:
-    """Each with the side that it concerns."""
+    """The monitors are those of the open sockets, each with the handler of its side."""
     rig.exchange.connected()
     assert list(rig.link.monitors()) == [rig.exchange.subscriber.monitor]
     rig.welcome()

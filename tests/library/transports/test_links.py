@@ -1,4 +1,4 @@
-"""What the set of links does when links come and go, without sockets: the test plays the network and the forwarders."""
+"""The set of links as links appear and fail, without sockets: the test plays the network and the forwarders."""
 
 import selectors
 from collections.abc import Callable
@@ -40,7 +40,7 @@ INSTANCES = {A: b"a" * 8, B: b"b" * 8, C: b"c" * 8}
 TTL = 60_000
 WINDOW = 2 * BLOCK_FRAMES
 EVERY = 5.0
-"""Seconds between two looks at a name."""
+"""Seconds between two resolutions of a name."""
 
 
 def is_of(homes: Homes[Any], key: bytes, forwarder: Forwarder) -> bool:
@@ -49,7 +49,7 @@ def is_of(homes: Homes[Any], key: bytes, forwarder: Forwarder) -> bool:
 
 
 def topics_of(home: Forwarder, *others: Forwarder, count: int = 3) -> list[wire.Topic]:
-    """Return topics that hashing gives to one of several forwarders."""
+    """Return topics that hashing assigns to one of several forwarders."""
     homes: Homes[Any] = Homes(lambda key: False)
     homes.serve([SimpleNamespace(name=one.pub) for one in (home, *others)])
     topics = (wire.group_topic(str(number)) for number in range(1000))
@@ -57,7 +57,7 @@ def topics_of(home: Forwarder, *others: Forwarder, count: int = 3) -> list[wire.
 
 
 G = topics_of(A, B)[0]
-"""A topic of A, as long as it serves."""
+"""A topic of A while A serves."""
 H = topics_of(B, A)[0]
 
 
@@ -70,7 +70,7 @@ def encoded(*forwarders: Forwarder, serves: bool = True, instances: dict[Forward
 
 
 class Selector:
-    """Watches descriptors, and remembers which."""
+    """A selector that records the watched descriptors."""
 
     def __init__(self) -> None:
         self.watched: list[object] = []
@@ -128,20 +128,20 @@ class Rig:
         return self.tick()
 
     def welcome(self, forwarder: Forwarder, *args: wire.State, forwarders: bytes | None = None, **changes: Any) -> None:
-        """Let a forwarder send a welcome; it lists what the last hello did, unless a test says otherwise."""
+        """Let a forwarder send a welcome, by default with the list of the last hello."""
         exchange = self.exchange(forwarder)
         lists = exchange.subscriber.lists
         exchange.welcome(*args, forwarders=lists[-1] if forwarders is None else forwarders, **changes)
         self.perform()
 
     def confirm(self, forwarder: Forwarder, number: int | None = None) -> None:
-        """Answer the last echo or marker, unless a test says which."""
+        """Answer the last echo or marker, or the one with this number."""
         exchange = self.exchange(forwarder)
         exchange.confirm(exchange.echoes()[-1] if number is None else number)
         self.perform()
 
     def verify(self, *forwarders: Forwarder, **changes: Any) -> None:
-        """Connect all, then welcome all, then send all an echo."""
+        """Connect all, then welcome all, then let all send an echo."""
         for forwarder in forwarders:
             self.exchange(forwarder).connected()
         for forwarder in forwarders:
@@ -149,7 +149,7 @@ class Rig:
         self.tick(OPEN_EVERY)
 
     def come_up(self, *forwarders: Forwarder, **changes: Any) -> None:
-        """Let links come up; each forwarder that is up lists all."""
+        """Let links come up, with each serving forwarder listing all."""
         self.verify(*forwarders, **changes)
         for forwarder in forwarders:
             self.confirm(forwarder)
@@ -166,14 +166,14 @@ class Rig:
         self.links.publish_group(topic, payload, ttl)
 
     def sent(self, forwarder: Forwarder) -> list[bytes]:
-        """Remove what was sent by a link; return the payloads of the group messages, in order."""
+        """Remove the frames that a link has sent, and return the payloads of the group messages in order."""
         return self.exchange(forwarder).payloads()
 
     def up(self) -> list[Forwarder]:
         return [one for one, link in self.links._links.items() if link.state is State.UP]
 
     def carried(self, forwarder: Forwarder) -> bool:
-        """Remove what was sent by a link; return whether that was more than echoes and markers."""
+        """Remove the frames that a link has sent, and return whether any was neither an echo nor a marker."""
         return any(frame[:1] != b"E" for frame in self.exchange(forwarder).push.take())
 
     def frames(self, forwarder: Forwarder) -> list[tuple[bytes, bytes, int, int, int, bytes]]:
@@ -190,7 +190,7 @@ class Rig:
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What each address resolves to; an error is raised."""
+    """Return the answers of the resolver by host; an error is raised."""
     answers: dict[str, Any] = {}
 
     def resolve(address: str) -> list[str]:
@@ -221,13 +221,13 @@ def make(clock: Clock, monkeypatch: pytest.MonkeyPatch, context: Context) -> Cal
 
 @pytest.fixture
 def rig(make: Callable[..., Rig]) -> Rig:
-    """At two forwarders that are not reached yet."""
+    """Return links to two forwarders that are not reached yet."""
     return make()
 
 
 @pytest.fixture
 def pair(rig: Rig) -> Rig:
-    """At two forwarders that both serve."""
+    """Return links to two forwarders that both serve."""
     rig.come_up(A, B)
     for forwarder in (A, B):
         rig.exchange(forwarder).push.take()
@@ -238,14 +238,14 @@ def pair(rig: Rig) -> Rig:
 
 
 def test_each_topic_is_sent_by_its_home(pair: Rig) -> None:
-    """And by no other link."""
+    """Each topic is sent by its home and by no other link."""
     for topic in (G, H):
         pair.publish(topic, topic)
     assert (pair.sent(A), pair.sent(B)) == ([G], [H])
 
 
 def test_messages_wait_until_a_link_is_up(rig: Rig) -> None:
-    """In the lobby, in order; each is sent by its home then. The first link that is up does not end an outage."""
+    """Messages wait in the lobby in order, and homes send them when links are up; the first link ends no outage."""
     for number in range(3):
         rig.publish(b"g%d" % number, G)
         rig.publish(b"h%d" % number, H)
@@ -260,7 +260,7 @@ def test_messages_wait_until_a_link_is_up(rig: Rig) -> None:
 
 
 def test_a_message_that_expires_in_the_lobby_is_counted(rig: Rig) -> None:
-    """By the next tick; it takes no number."""
+    """A message that expires in the lobby is counted by the next tick and uses no sequence number."""
     rig.publish(ttl=1000)
     rig.tick(1.0)
     assert rig.links.held == 0
@@ -269,7 +269,7 @@ def test_a_message_that_expires_in_the_lobby_is_counted(rig: Rig) -> None:
 
 
 def test_a_full_outbox_is_an_error(make: Callable[..., Rig]) -> None:
-    """It names all addresses, and how many messages are held, in the lobby and at links."""
+    """A full outbox raises an error with all addresses and the number of held messages, in the lobby and at links."""
     rig = make(capacity=2)
     for _ in range(2):
         rig.publish()
@@ -283,7 +283,7 @@ def test_a_full_outbox_is_an_error(make: Callable[..., Rig]) -> None:
 
 
 def test_all_links_and_the_lobby_share_one_bound(make: Callable[..., Rig]) -> None:
-    """What is held at a link leaves less for the others."""
+    """All links and the lobby share one bound, so that messages held at one link leave less room for others."""
     rig = make(capacity=3)
     rig.come_up(A, B)
     for forwarder in (A, B):
@@ -295,7 +295,7 @@ def test_all_links_and_the_lobby_share_one_bound(make: Callable[..., Rig]) -> No
 
 
 def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair: Rig) -> None:
-    """The answers have arrived, but have not been read."""
+    """A sender reads answers that have arrived, and so makes room in a full window, before it holds a message."""
     for _ in range(WINDOW):
         pair.publish()
     exchange = pair.exchange(A)
@@ -308,7 +308,7 @@ def test_a_sender_makes_room_in_a_full_window_before_it_holds_a_message(pair: Ri
 
 
 def test_a_message_for_which_the_window_has_no_room_is_held(pair: Rig) -> None:
-    """Until an answer comes; the other link goes on."""
+    """A message without room in the window is held until an answer arrives, while the other link continues."""
     pair.publish(b"0", H)
     assert pair.sent(B) == [b"0"]
     for _ in range(WINDOW):
@@ -323,7 +323,7 @@ def test_a_message_for_which_the_window_has_no_room_is_held(pair: Rig) -> None:
 
 
 def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair: Rig) -> None:
-    """Its socket has no room for a moment: what is published then goes before what is published later."""
+    """A link whose socket is full holds messages and later sends them in order, while other links continue."""
     pair.publish(b"0", H)
     assert pair.sent(B) == [b"0"]
     pair.exchange(A).push.is_full = True
@@ -337,7 +337,7 @@ def test_a_link_sends_in_order_and_no_other_link_waits_for_it(pair: Rig) -> None
 
 
 def test_what_is_held_or_unacknowledged_is_counted(pair: Rig) -> None:
-    """Over the lobby and all links; each link says how it is."""
+    """Held and unacknowledged messages are counted over the lobby and all links, and each link reports its state."""
     pair.publish(topic=G)
     pair.publish(topic=H)
     assert pair.links.held == 2
@@ -350,7 +350,7 @@ def test_what_is_held_or_unacknowledged_is_counted(pair: Rig) -> None:
 
 
 def test_a_flush_drops_what_is_held_everywhere(pair: Rig) -> None:
-    """In the lobby and at each link; nothing of it is sent again."""
+    """A flush drops the messages in the lobby and at each link, and none of them is sent again."""
     for topic in (G, H):
         pair.publish(topic=topic)
     pair.links.drop_held()
@@ -367,7 +367,7 @@ def test_a_flush_drops_what_is_held_everywhere(pair: Rig) -> None:
 
 
 def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_order(pair: Rig) -> None:
-    """By the next home, with the same numbers; messages that were held or are published behind it follow."""
+    """The next home sends the lost link's unacknowledged messages first, with their numbers, then held and new ones."""
     for payload in (b"1", b"2"):
         pair.publish(payload)
     pair.exchange(A).push.is_full = True
@@ -386,7 +386,7 @@ def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_orde
 
 
 def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair: Rig) -> None:
-    """A forwarder that dies takes along what it has read and not delivered; receivers drop repetitions."""
+    """A recently acknowledged message is sent again, because a failed forwarder may not have delivered it."""
     pair.publish(b"1")
     pair.tick(BLOCK_SECONDS)
     pair.confirm(A)
@@ -395,7 +395,7 @@ def test_a_message_that_was_acknowledged_a_moment_ago_is_sent_again(pair: Rig) -
 
 
 def test_what_is_sent_again_takes_few_frames(pair: Rig) -> None:
-    """A busy process sends thousands again, and whoever has got them already has to look at each frame."""
+    """Messages that are sent again are packed into few frames, each of which costs its receivers a check."""
     topics = topics_of(A, B)[:2]
     for forwarder in (A, B):
         pair.exchange(forwarder).accept_batches()
@@ -412,7 +412,7 @@ def test_what_is_sent_again_takes_few_frames(pair: Rig) -> None:
 
 
 def test_topics_of_other_links_do_not_move(pair: Rig) -> None:
-    """They are sent as before, by their home."""
+    """The topics of other links keep their home when a link fails."""
     pair.publish(b"1", H)
     pair.go_down(A)
     pair.publish(b"2", H)
@@ -420,7 +420,7 @@ def test_topics_of_other_links_do_not_move(pair: Rig) -> None:
 
 
 def test_what_goes_on_to_another_link_is_never_refused(make: Callable[..., Rig]) -> None:
-    """It was accepted before: the bound is for new messages, and takes no room from them."""
+    """Messages that move to another link are never refused, and take no room from new messages."""
     rig = make(capacity=1)
     rig.come_up(A, B)
     for _ in range(10):
@@ -435,7 +435,7 @@ def test_what_goes_on_to_another_link_is_never_refused(make: Callable[..., Rig])
 
 @pytest.mark.parametrize("how", ["lost", "push lost", "silent", "drains", "reconnected"])
 def test_topics_move_however_a_link_ceases_to_serve(pair: Rig, how: str) -> None:
-    """What it has not acknowledged goes first; only then is anything newer sent."""
+    """However a link stops serving, its topics move, with unacknowledged messages before any newer one."""
     pair.publish(b"1")
     match how:
         case "lost":
@@ -454,7 +454,7 @@ def test_topics_move_however_a_link_ceases_to_serve(pair: Rig, how: str) -> None
 
 
 def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair: Rig) -> None:
-    """Or its next message might overtake the last one. A silent topic moves to where it belongs."""
+    """A topic in use does not move when its home returns, so that no message is overtaken; a silent topic moves."""
     pair.go_down(A)
     pair.publish(b"1")
     pair.come_up(A)
@@ -471,7 +471,7 @@ def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair: Rig) ->
 
 
 def test_plain_messages_are_not_sent_again(pair: Rig) -> None:
-    """Their callers learn that the outcome is unknown."""
+    """A message to a normal channel is not sent again, and its caller learns that the outcome is unknown."""
     request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
     pair.client.begin_request(5, request)
     pair.links.send_downstream(b"Qplain", inf, 5, b"jobs")
@@ -486,7 +486,7 @@ def test_plain_messages_are_not_sent_again(pair: Rig) -> None:
 
 
 def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair: Rig) -> None:
-    """And its end when no link is about to come back any more, with how many messages were lost."""
+    """An outage is announced once, and its end, with the number of lost messages, when no link is still coming up."""
     pair.go_down(A)
     assert pair.changes() == []
     pair.client.counters.drop("missed", 2)
@@ -505,7 +505,7 @@ def test_an_outage_is_announced_once_when_the_last_link_is_lost(pair: Rig) -> No
 def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(
     make: Callable[..., Rig], state: str
 ) -> None:
-    """Its forwarder may be the one that the other clients have reached. One that never comes holds nothing up."""
+    """The first messages wait up to `CONNECTS_WITHIN` for a link that is coming up: others may already use it."""
     rig = make(A, B)
     if state != "connecting":
         rig.exchange(B).connected()
@@ -519,7 +519,7 @@ def test_the_first_messages_wait_a_moment_for_a_link_that_is_about_to_come_up(
 
 
 def test_an_outage_without_a_known_loss_is_restored_without_a_number(make: Callable[..., Rig]) -> None:
-    """None, rather than 0: a loss may show later."""
+    """The end of an outage without a known loss reports None rather than 0, because a loss may show later."""
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push_disconnected()
@@ -529,14 +529,14 @@ def test_an_outage_without_a_known_loss_is_restored_without_a_number(make: Calla
 
 
 def test_a_link_that_never_was_up_is_no_outage(rig: Rig) -> None:
-    """Nobody has been told that there was a connection."""
+    """The failure of a link that never was up is no outage, because no connection was announced."""
     rig.exchange(A).connected()
     rig.go_down(A)
     assert rig.changes() == []
 
 
 def test_held_messages_are_sent_behind_the_announcement(make: Callable[..., Rig]) -> None:
-    """A tick sends them, which the housekeeper calls once it has announced the change."""
+    """Held messages are sent by the tick after the end of the outage, which the housekeeper announces first."""
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push.take()
@@ -550,7 +550,7 @@ def test_held_messages_are_sent_behind_the_announcement(make: Callable[..., Rig]
 
 
 def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make: Callable[..., Rig]) -> None:
-    """It waits behind them until the tick; so does what a full window or a marker would let go."""
+    """A new message waits behind the held ones until the tick after the announcement, and does not release them."""
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push.take()
@@ -567,7 +567,7 @@ def test_a_new_message_takes_no_held_one_ahead_of_the_announcement(make: Callabl
 
 
 def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair: Rig) -> None:
-    """It comes up behind the first one, and before the tick."""
+    """A second link that comes up before the tick does not send held messages ahead of the announcement."""
     for one in (A, B):
         pair.go_down(one)
     pair.publish(b"1")
@@ -587,7 +587,7 @@ def test_a_second_link_takes_no_held_message_ahead_of_the_announcement(pair: Rig
 def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_anything_newer(
     make: Callable[..., Rig],
 ) -> None:
-    """Two connections of one sender are read in turns: newer messages would overtake."""
+    """After a reconnect, unacknowledged messages are repeated before newer ones: two connections are read in turns."""
     rig = make(A)
     rig.come_up(A)
     rig.publish(b"1")
@@ -605,7 +605,7 @@ def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_
 
 
 def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_one(make: Callable[..., Rig]) -> None:
-    """It gets all that was not acknowledged, too."""
+    """Without another forwarder, all messages, also unacknowledged ones, wait for the successor of a draining one."""
     rig = make(A)
     rig.come_up(A)
     rig.publish(b"1")
@@ -618,7 +618,7 @@ def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_o
 
 
 def test_an_expired_message_is_not_sent_again(make: Callable[..., Rig]) -> None:
-    """It is counted, since it was not acknowledged."""
+    """An expired message is not sent again, and is counted because it was not acknowledged."""
     rig = make(A)
     rig.come_up(A)
     rig.publish(ttl=1000)
@@ -630,7 +630,7 @@ def test_an_expired_message_is_not_sent_again(make: Callable[..., Rig]) -> None:
 
 
 def test_each_message_counts_that_expires_before_it_is_sent_again(make: Callable[..., Rig]) -> None:
-    """Also of those that would have been sent again in one frame."""
+    """Each expired message counts, also of several that would have been sent again in one frame."""
     rig = make(A)
     rig.come_up(A)
     for _ in range(5):
@@ -642,7 +642,7 @@ def test_each_message_counts_that_expires_before_it_is_sent_again(make: Callable
 
 
 def test_messages_held_before_a_join_are_older_than_the_subscription(make: Callable[..., Rig]) -> None:
-    """This process does not deliver them to itself, whichever way they take to be sent."""
+    """Messages that were held before a join are not delivered to this process, by whichever path they are sent."""
     rig = make(A)
     rig.publish(b"older")
     join = rig.client.join(G, "a", 9, None)
@@ -660,7 +660,7 @@ def test_messages_held_before_a_join_are_older_than_the_subscription(make: Calla
 
 
 def test_requests_with_the_same_key_are_sent_by_one_link(pair: Rig) -> None:
-    """They keep their order."""
+    """Requests with the same key are sent by one link, in order."""
     for number in range(5):
         assert not pair.links.send_downstream(b"Q%d" % number, inf, number, b"jobs")
     frames = [pair.exchange(forwarder).push.take() for forwarder in (A, B)]
@@ -668,7 +668,7 @@ def test_requests_with_the_same_key_are_sent_by_one_link(pair: Rig) -> None:
 
 
 def test_a_request_waits_until_a_link_is_up(rig: Rig) -> None:
-    """Unless it is withdrawn, or expires without being sent."""
+    """A request waits until a link is up, unless it is withdrawn or expires first."""
     for number in (7, 8, 9):
         rig.links.send_downstream(b"Q%d" % number, rig.clock.now + (1 if number == 8 else 5), number, b"jobs")
     rig.links.withdraw(7)
@@ -679,7 +679,7 @@ def test_a_request_waits_until_a_link_is_up(rig: Rig) -> None:
 
 
 def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair: Rig) -> None:
-    """Wherever it is."""
+    """A request that a link holds can be withdrawn, whichever link it is."""
     for forwarder in (A, B):
         pair.exchange(forwarder).push.is_full = True
     pair.links.send_downstream(b"Q", inf, 7, b"jobs")
@@ -690,7 +690,7 @@ def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair: Rig) -> None:
 
 @pytest.mark.parametrize("must", [False, True])
 def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make: Callable[..., Rig], must: bool) -> None:
-    """This process answers for it; other frames are refused."""
+    """A message that this process has taken over is held beyond the bounds; other frames are refused."""
     rig = make(capacity=0)
     send = partial(rig.links.send_downstream, b"B", inf, 0, b"jobs", must=must)
     if must:
@@ -702,7 +702,7 @@ def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make: Cal
 
 
 def test_a_frame_for_one_exchange_goes_to_it_alone(pair: Rig) -> None:
-    """By the producers' way and by the subscribers' way."""
+    """A frame for one exchange is sent to it only, by the producer's path and by the subscriber's path."""
     to = pair.link(B).attachment
     for forwarder in (A, B):
         pair.exchange(forwarder).subscriber.take_sent()
@@ -714,7 +714,7 @@ def test_a_frame_for_one_exchange_goes_to_it_alone(pair: Rig) -> None:
 
 @pytest.mark.parametrize("state", [wire.State.DRAINING, wire.State.SETTLING])
 def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig: Rig, state: wire.State) -> None:
-    """It goes the subscribers' way: an exchange settles for a minute, and drains for ten seconds."""
+    """A request to all is answered by settling and draining exchanges too, because it takes the subscriber's path."""
     if state is wire.State.DRAINING:
         rig.come_up(A, B)
         rig.welcome(B, state)
@@ -734,7 +734,7 @@ def test_a_request_to_all_is_answered_by_an_exchange_that_takes_no_messages(rig:
 
 
 def test_a_frame_for_all_exchanges_goes_to_each(pair: Rig) -> None:
-    """Whether its PUSH can be relied on or not."""
+    """A frame for all exchanges is sent to each one, whether its PUSH is verified or not."""
     pair.exchange(A).push_disconnected()
     for forwarder in (A, B):
         pair.exchange(forwarder).subscriber.take_sent()
@@ -745,7 +745,7 @@ def test_a_frame_for_all_exchanges_goes_to_each(pair: Rig) -> None:
 
 @pytest.mark.parametrize("why", ["push lost", "push full", "draining"])
 def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_way(pair: Rig, why: str) -> None:
-    """Nothing is on its way by PUSH that it could overtake, or the exchange would wait for it in vain."""
+    """A frame takes the subscriber's path if the PUSH cannot take it, as the exchange would otherwise wait in vain."""
     match why:
         case "push lost":
             pair.exchange(B).push_disconnected()
@@ -762,7 +762,7 @@ def test_a_frame_for_one_exchange_whose_push_cannot_take_it_goes_by_the_other_wa
 
 
 def test_nothing_waits_in_the_socket_of_a_link_that_is_not_connected(rig: Rig) -> None:
-    """A frame about a session has none to be about; subscriptions come with the next one."""
+    """Frames for a link without a connection are dropped: its next session repeats the subscriptions."""
     rig.exchange(A).subscriber.take_sent()
     rig.links.send_upstream(b"\1Gg\0")
     rig.links.send_upstream(b"R", rig.link(A).attachment)
@@ -770,7 +770,7 @@ def test_nothing_waits_in_the_socket_of_a_link_that_is_not_connected(rig: Rig) -
 
 
 def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair: Rig) -> None:
-    """A step may have left it behind."""
+    """A frame for a forgotten exchange, as left over from a step, is dropped."""
     to = pair.link(A).attachment
     pair.links._remove(pair.link(A))
     assert not pair.links.send_upstream(b"R", to)
@@ -782,7 +782,7 @@ def test_a_frame_for_an_exchange_that_was_forgotten_is_dropped(pair: Rig) -> Non
 
 @pytest.mark.parametrize("is_up", [False, True])
 def test_another_version_fails_requests_unless_another_forwarder_serves(rig: Rig, is_up: bool) -> None:
-    """Messages without a waiting caller are held: the forwarder may be replaced."""
+    """Another wire version fails requests unless another forwarder serves; messages with no waiting caller are held."""
     rig.exchange(A).connected()
     rig.welcome(A, version=wire.VERSION + 1)
     if is_up:
@@ -807,7 +807,7 @@ def empty(rig: Rig, forwarder: Forwarder) -> None:
 
 @pytest.mark.parametrize("why", ["verifying", "full"])
 def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make: Callable[..., Rig], why: str) -> None:
-    """The exchange waits for the answer of every client, and nothing asks for it again."""
+    """An emptied client answers by the subscriber's path if its PUSH cannot: the exchange waits, and asks once."""
     rig = make(A)
     if why == "verifying":
         rig.exchange(A).connected()
@@ -820,7 +820,7 @@ def test_a_client_that_is_emptied_answers_although_its_push_cannot_take_it(make:
 
 
 def test_a_client_that_is_emptied_answers_behind_all_messages_it_has_sent(pair: Rig) -> None:
-    """They are part of what the flush drops."""
+    """The answer to a flush follows all messages that the client has sent, because the flush drops them."""
     pair.publish(b"1")
     empty(pair, A)
     frames = pair.exchange(A).push.take()
@@ -838,14 +838,14 @@ def _every_sender_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def busy(_every_sender_is_busy: None, pair: Rig) -> Rig:
-    """A sender so busy that each message waits for others, at two forwarders that accept batches."""
+    """Return links of a sender so busy that each message waits for others, to two forwarders that accept batches."""
     for forwarder in (A, B):
         pair.exchange(forwarder).accept_batches()
     return pair
 
 
 def test_messages_that_wait_are_taken_apart_for_a_forwarder_that_takes_no_batches(busy: Rig) -> None:
-    """The one that does has failed meanwhile."""
+    """A waiting batch is split into messages if its next forwarder does not accept batches."""
     busy.go_down(B)
     busy.come_up(B)
     assert not busy.link(B).takes_batches
@@ -860,7 +860,7 @@ def test_messages_that_wait_are_taken_apart_for_a_forwarder_that_takes_no_batche
 
 
 def test_messages_to_one_destination_leave_as_one_frame(busy: Rig) -> None:
-    """With consecutive numbers; what came before and what follows has those next to them."""
+    """Messages to one destination leave as one frame with consecutive numbers, adjacent to those before and after."""
     assert busy.links.publish_group(G, b"1", TTL)
     busy.links.send_batch()
     assert [busy.links.publish_group(G, payload, TTL) for payload in (b"2", b"3", b"4")] == [True, False, False]
@@ -877,7 +877,7 @@ def test_messages_to_one_destination_leave_as_one_frame(busy: Rig) -> None:
 
 
 def test_a_batch_leaves_before_anything_else(busy: Rig) -> None:
-    """Order between groups, channels and requests is what it would be without batches."""
+    """A batch leaves before anything else, so batching does not change the order of groups, channels and requests."""
     request = wire.ECHO.encode(wire.Echo(INBOX, 1))
     attachment = busy.link(A).attachment
     for action in (
@@ -900,7 +900,7 @@ def test_a_batch_leaves_before_anything_else(busy: Rig) -> None:
 
 
 def test_a_batch_that_a_socket_does_not_take_is_held_in_order(busy: Rig) -> None:
-    """Its messages get their numbers when they are sent; they were accepted, so there is room for them in any case."""
+    """A batch that a socket refuses is held in order, even beyond the bounds, because its messages were accepted."""
     busy.publish(b"1")
     busy.publish(b"2")
     busy.exchange(A).push.is_full = True
@@ -913,7 +913,7 @@ def test_a_batch_that_a_socket_does_not_take_is_held_in_order(busy: Rig) -> None
 
 
 def test_a_batch_whose_link_goes_down_is_sent_by_the_next_one_behind_what_may_be_lost(busy: Rig) -> None:
-    """It goes to the home that its destination has when it leaves."""
+    """A batch whose link has failed is sent by the next home, behind the messages that may be lost."""
     busy.publish(b"1")
     busy.links.send_batch()
     busy.publish(b"2")
@@ -924,7 +924,7 @@ def test_a_batch_whose_link_goes_down_is_sent_by_the_next_one_behind_what_may_be
 
 
 def test_a_forwarder_that_has_not_accepted_batches_gets_single_messages(busy: Rig) -> None:
-    """Also when it takes over what another one was sent."""
+    """A forwarder that has not accepted batches gets single messages, also when it takes over those of another."""
     busy.go_down(B)
     busy.come_up(B)
     for payload in (b"1", b"2", b"3"):
@@ -938,7 +938,7 @@ def test_a_forwarder_that_has_not_accepted_batches_gets_single_messages(busy: Ri
 
 
 def test_a_flush_drops_a_batch(busy: Rig) -> None:
-    """As it drops what is held."""
+    """A flush drops a waiting batch together with the held messages."""
     busy.publish(b"1")
     busy.links.drop_held()
     busy.links.send_batch()
@@ -946,7 +946,7 @@ def test_a_flush_drops_a_batch(busy: Rig) -> None:
 
 
 def test_an_own_message_does_not_wait_for_others(busy: Rig) -> None:
-    """What is in flight counts for the capacity of the channel, from the moment of its order."""
+    """A message to this process itself leaves at once, because it counts for the channel's capacity while in flight."""
     busy.publish(b"1")
     assert busy.links.publish_own("a", b"x", TTL, 10)
     assert busy.sent(A) == [b"1"]
@@ -957,7 +957,7 @@ def test_an_own_message_does_not_wait_for_others(busy: Rig) -> None:
 
 
 def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make: Callable[..., Rig]) -> None:
-    """All channels of that process share a run, and so a home."""
+    """Direct messages to all channels of a process share a run of numbers, and so a home."""
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push.take()
@@ -969,7 +969,7 @@ def test_a_direct_message_to_another_process_is_numbered_by_its_inbox(make: Call
 
 
 def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make: Callable[..., Rig]) -> None:
-    """Whether the channel is full is unknown until the messages in flight have arrived."""
+    """Own messages in flight count for the capacity; until they arrive, whether the channel is full is unknown."""
     rig = make(A)
     rig.come_up(A)
     rig.exchange(A).push.take()
@@ -980,7 +980,7 @@ def test_an_own_message_counts_for_the_capacity_while_it_is_in_flight(make: Call
 
 
 def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(rig: Rig) -> None:
-    """Nothing can settle them."""
+    """While no link is up, an own message is refused if enough are in flight, because none of them can arrive."""
     assert [rig.links.publish_own("a", b"x", TTL, 2) for _ in range(3)] == [True, True, False]
 
 
@@ -988,7 +988,7 @@ def test_an_own_message_is_refused_while_no_link_is_up_and_enough_are_in_flight(
 
 
 def test_every_link_is_read(pair: Rig) -> None:
-    """One turn each; more may be there if any says so."""
+    """Each link is read once a turn, and the result is true if any link has more input."""
     seen = []
     pair.client.feed = lambda frame, attachment: seen.append((frame, attachment))
     assert not pair.links.has_input()
@@ -1002,7 +1002,7 @@ def test_every_link_is_read(pair: Rig) -> None:
 
 
 def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
-    """It is the selector's; a link that is forgotten is not watched any more."""
+    """One descriptor, the selector's, stands for all links, and a forgotten link is no longer watched."""
     assert pair.links.descriptor == 42
     selector = cast(Selector, pair.links._selector)
     both = [pair.exchange(one).subscriber.descriptor for one in (A, B)]
@@ -1015,14 +1015,14 @@ def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
 def test_a_selector_without_a_descriptor_leaves_the_loops_none_to_watch(
     pair: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on Windows: the housekeeper watches each link's own, unless no loop reads."""
+    """If a selector has no descriptor, as on Windows, loops watch none, and the housekeeper watches each link's own."""
     monkeypatch.setattr(pair.links, "_selector", selectors.SelectSelector())
     assert pair.links.descriptor is None
     assert len(pair.links.inputs) == 2
 
 
 def test_the_monitors_of_all_sockets_are_watched(pair: Rig) -> None:
-    """Each calls the link that it belongs to."""
+    """The monitors of all sockets are watched, and each event reaches its own link."""
     monitors: Any = pair.links.watched().monitors
     assert len(monitors) == 4
     monitors[pair.exchange(B).subscriber.monitor](CONNECTED)
@@ -1033,7 +1033,7 @@ def test_the_monitors_of_all_sockets_are_watched(pair: Rig) -> None:
 
 
 def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make: Callable[..., Rig]) -> None:
-    """A process that has just started may know only one of them: it learns of the others by its first welcome."""
+    """A link becomes a home once every other forwarder lists it, as a process that just started may not know it."""
     rig = make(A, B)
     rig.come_up(A)
     rig.exchange(A).push.take()
@@ -1050,7 +1050,7 @@ def test_a_link_carries_messages_once_every_other_forwarder_lists_it(make: Calla
 
 
 def key_of(home: Forwarder, other: Forwarder) -> wire.Topic:
-    """Return a key of normal channels that hashing gives to one of two forwarders."""
+    """Return a key of normal channels that hashing assigns to one of two forwarders."""
     homes: Homes[Any] = Homes(lambda key: False)
     homes.serve([SimpleNamespace(name=one.pub) for one in (home, other)])
     return next(key for key in (wire.Topic(b"jobs-%d" % number) for number in range(100)) if is_of(homes, key, home))
@@ -1058,7 +1058,7 @@ def key_of(home: Forwarder, other: Forwarder) -> wire.Topic:
 
 @pytest.mark.parametrize("kind", ["topic", "normal channel"])
 def test_what_the_only_link_has_carried_stays_there_for_a_while(make: Callable[..., Rig], kind: str) -> None:
-    """Nothing was noted as long as there was no choice. What was silent since moves to where it belongs."""
+    """Keys that the only link has carried stay there for a while after another comes up, and move when silent."""
     rig = make(A, B)
     rig.come_up(A)
     rig.tick(CONNECTS_WITHIN)
@@ -1078,13 +1078,13 @@ def test_what_the_only_link_has_carried_stays_there_for_a_while(make: Callable[.
     assert send() == A
     for _ in range(4):
         rig.tick(ROTATE_EVERY)
-        for number in rig.exchange(A).echoes():  # or what it has sent might still be on its way
+        for number in rig.exchange(A).echoes():  # an unacknowledged message would keep the key here
             rig.confirm(A, number)
     assert send() == B
 
 
 def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make: Callable[..., Rig]) -> None:
-    """Nothing of it can be overtaken."""
+    """A topic without messages so far moves to its proper home at once, because no message can be overtaken."""
     rig = make(A, B)
     rig.come_up(A)
     rig.come_up(B)
@@ -1093,7 +1093,7 @@ def test_a_topic_that_was_never_used_goes_to_where_it_belongs_at_once(make: Call
 
 
 def test_a_forwarder_of_an_older_release_lists_none(make: Callable[..., Rig]) -> None:
-    """All that are up are homes then, as soon as they are."""
+    """If forwarders send no list, as in an older release, all that are up are homes at once."""
     rig = make(A, B)
     rig.verify(A, B, forwarders=b"")
     for forwarder in (A, B):
@@ -1104,7 +1104,7 @@ def test_a_forwarder_of_an_older_release_lists_none(make: Callable[..., Rig]) ->
 
 
 def verify_unlisted(rig: Rig) -> None:
-    """Send both forwarders an echo; each lists itself alone."""
+    """Let both forwarders send an echo; each lists only itself."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
         rig.welcome(forwarder, forwarders=encoded(forwarder))
@@ -1112,7 +1112,7 @@ def verify_unlisted(rig: Rig) -> None:
 
 
 def test_if_no_forwarder_lists_the_others_one_carries_all(rig: Rig) -> None:
-    """Otherwise nothing could be sent."""
+    """If no forwarder lists the others, one of them carries all messages; otherwise none could be sent."""
     verify_unlisted(rig)
     for forwarder in (A, B):
         rig.confirm(forwarder)
@@ -1122,7 +1122,7 @@ def test_if_no_forwarder_lists_the_others_one_carries_all(rig: Rig) -> None:
 
 
 def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig: Rig) -> None:
-    """A message by that one would overtake what the former one still has to send."""
+    """The link that carries all messages continues when another comes up, so that none is overtaken."""
     verify_unlisted(rig)
     rig.confirm(B)
     rig.publish(b"1")
@@ -1132,7 +1132,7 @@ def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig: Rig) ->
 
 
 def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_sent_again(rig: Rig) -> None:
-    """It is up, but its forwarder is not reached by all clients; the other one is."""
+    """Unacknowledged messages are sent again when another link, with more clients, takes over from one that is up."""
     verify_unlisted(rig)
     rig.confirm(B)
     rig.publish(b"1")
@@ -1144,7 +1144,7 @@ def test_what_a_link_has_not_delivered_for_sure_when_another_one_takes_over_is_s
 
 
 def test_clients_that_a_forwarder_had_before_it_settled_are_not_waited_for(rig: Rig) -> None:
-    """Another one carries messages as soon as it is reached by as many as are there now."""
+    """Clients that a forwarder had before it settled do not count when another forwarder becomes a home."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
     rig.link(B).attachment.clients = 9
@@ -1159,7 +1159,7 @@ def test_clients_that_a_forwarder_had_before_it_settled_are_not_waited_for(rig: 
 
 
 def test_a_forwarder_that_a_welcome_lists_is_connected_to(make: Callable[..., Rig]) -> None:
-    """At once, and subscribed to everything with its hello: before the first `group_add` returns. And once."""
+    """A forwarder in a welcome's list is connected at once and only once; its session has all subscriptions."""
     rig = make(A)
     rig.client.join(G, "a", 9, None)
     rig.perform()
@@ -1175,7 +1175,7 @@ def test_a_forwarder_that_a_welcome_lists_is_connected_to(make: Callable[..., Ri
 
 
 def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make: Callable[..., Rig]) -> None:
-    """Others may send by it already."""
+    """A join waits for a forwarder that was just discovered, because others may already send by it."""
     rig = make(A)
     rig.exchange(A).connected()
     request: Request[Reader] = Request(b"Ysync", to_all=True)
@@ -1192,7 +1192,7 @@ def test_a_join_waits_for_a_forwarder_that_was_just_learned_of(make: Callable[..
 
 
 def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig: Rig) -> None:
-    """Which of them are up, and which instances they are, as far as it is known; itself among them."""
+    """A hello lists the connected forwarders, including its recipient, with their states and known instances."""
     rig.exchange(A).connected()
     assert rig.exchange(A).subscriber.lists == [encoded(A, serves=False, instances={})]
     rig.welcome(A)
@@ -1202,7 +1202,7 @@ def test_a_hello_lists_the_forwarders_that_this_process_is_connected_to(rig: Rig
 
 
 def test_the_hello_is_repeated_when_its_list_has_changed(pair: Rig) -> None:
-    """At every forwarder that has welcomed this process, by the next tick, once."""
+    """When its list has changed, the hello is repeated once, by the next tick, at each forwarder that has welcomed."""
     lists = {one: pair.exchange(one).subscriber.lists for one in (A, B)}
     pair.tick()
     for one in (A, B):
@@ -1216,7 +1216,7 @@ def test_the_hello_is_repeated_when_its_list_has_changed(pair: Rig) -> None:
 
 
 def test_a_draining_forwarder_is_sent_no_changed_list(pair: Rig) -> None:
-    """`Detach` is the last frame of its session."""
+    """A draining forwarder gets no changed list, because `Detach` is the last frame of its session."""
     pair.tick()
     pair.welcome(B, wire.State.DRAINING)
     pair.exchange(B).subscriber.lists.clear()
@@ -1225,7 +1225,7 @@ def test_a_draining_forwarder_is_sent_no_changed_list(pair: Rig) -> None:
 
 
 def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make: Callable[..., Rig]) -> None:
-    """The one that CONFIG gives; the other is not learned of again."""
+    """Of two addresses of one forwarder, the one in CONFIG is used, and the other is not discovered again."""
     rig = make(A)
     rig.come_up(A)
     rig.welcome(A, forwarders=encoded(A, B))
@@ -1242,7 +1242,7 @@ def test_a_forwarder_that_is_reached_by_two_addresses_is_used_by_one(make: Calla
 
 
 def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: Rig) -> None:
-    """The later hello has its session, so nothing is interrupted."""
+    """If two addresses in CONFIG lead to one forwarder, the link with its latest session is kept without a break."""
     for forwarder in (A, B):
         rig.exchange(forwarder).connected()
     for forwarder in (A, B):
@@ -1262,7 +1262,7 @@ def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: 
 
 
 def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(make: Callable[..., Rig]) -> None:
-    """Nor one whose instance has not been reported: it may be the same."""
+    """A listed forwarder is not connected if its instance is known by another address, or not reported at all."""
     rig = make(A)
     rig.exchange(A).connected()
     rig.welcome(A, forwarders=encoded(A, B, C, instances={A: INSTANCES[A], B: INSTANCES[A]}))
@@ -1272,7 +1272,7 @@ def test_a_forwarder_whose_instance_is_known_is_not_learned_by_another_address(m
 def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instance_they_are(
     make: Callable[..., Rig],
 ) -> None:
-    """An address that it has may be another one of a forwarder that is greeted; the list of that one counts as well."""
+    """A list is processed once all connected forwarders have reported their instances: its addresses may be aliases."""
     rig = make(A, C)
     rig.come_up(C)
     rig.exchange(A).connected()
@@ -1284,7 +1284,7 @@ def test_a_list_is_looked_at_once_all_that_are_connected_have_said_which_instanc
 
 
 def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address(make: Callable[..., Rig]) -> None:
-    """After a reconnect, as at first."""
+    """After a reconnect, too, an alias of a forwarder that begins a new session is not connected."""
     rig = make(A, C)
     rig.come_up(A, C)
     rig.exchange(A).connected()
@@ -1296,7 +1296,7 @@ def test_a_forwarder_that_begins_a_new_session_is_not_learned_by_another_address
 
 
 def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make: Callable[..., Rig]) -> None:
-    """It may stay so: never reached, or lost."""
+    """A link that is not connected does not delay the processing of a list, because it may never connect."""
     rig = make(A, C)
     rig.come_up(C)
     rig.welcome(C, forwarders=encoded(B, C))
@@ -1308,7 +1308,7 @@ def test_a_link_that_is_not_connected_keeps_no_list_from_being_looked_at(make: C
 
 
 def test_an_address_that_was_a_double_is_tried_again_later(make: Callable[..., Rig]) -> None:
-    """It may lead to another forwarder by then: an address of CONFIG that stands for two led to its own one."""
+    """An address that was an alias is tried again after `IGNORE_FOR`, as it may lead to another forwarder by then."""
     rig = make(A)
     rig.exchange(A).instance = INSTANCES[C]
     rig.come_up(A)
@@ -1330,7 +1330,7 @@ def test_an_address_that_was_a_double_is_tried_again_later(make: Callable[..., R
 
 
 def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make: Callable[..., Rig]) -> None:
-    """Although that one carries messages: nothing more is sent by it, and what it has sent is sent again."""
+    """An address in CONFIG replaces an alias that carries messages, and messages sent by the alias are sent again."""
     rig = make(A, C)
     rig.come_up(C)
     rig.welcome(C, forwarders=encoded(B, C, instances={B: INSTANCES[A], C: INSTANCES[C]}))
@@ -1352,7 +1352,7 @@ def test_the_address_of_config_replaces_another_one_of_the_same_forwarder(make: 
 
 
 def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None:
-    """What it has not seen acknowledged goes by the link that is kept, before anything newer."""
+    """When a link turns out to be a double, its unacknowledged messages are sent first by the link that is kept."""
     rig = make(A)
     rig.come_up(A)
     rig.welcome(A, forwarders=encoded(A, B))
@@ -1381,7 +1381,7 @@ def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None
 def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
     make: Callable[..., Rig], configured: tuple[Forwarder, ...], order: tuple[Forwarder, ...]
 ) -> None:
-    """The forwarder never welcomes the session of the hello that it reads last, if that is the lower one."""
+    """A double shows by a welcome for the other link's session: a hello with a lower session is never welcomed."""
     rig = make(*configured)
     if B not in configured:
         rig.links._listed[B] = rig.clock.now
@@ -1403,7 +1403,7 @@ def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
 
 
 def test_a_late_welcome_of_an_earlier_session_shows_no_double(rig: Rig) -> None:
-    """The link may have led to the instance where another link is now."""
+    """A late welcome of an earlier session marks no double, since the link may have led to another instance then."""
     rig.exchange(A).connected()
     session = rig.link(A).session
     rig.come_up(A, B)
@@ -1414,7 +1414,7 @@ def test_a_late_welcome_of_an_earlier_session_shows_no_double(rig: Rig) -> None:
 
 @pytest.mark.parametrize("forwarders", [b"nonsense", b"0tcp://\xff\0tcp://b"])
 def test_a_malformed_list_is_counted(make: Callable[..., Rig], forwarders: bytes) -> None:
-    """The welcome counts all the same."""
+    """A malformed list is counted, while the welcome takes effect."""
     rig = make(A)
     rig.exchange(A).connected()
     rig.welcome(A, forwarders=forwarders)
@@ -1424,7 +1424,7 @@ def test_a_malformed_list_is_counted(make: Callable[..., Rig], forwarders: bytes
 
 
 def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig: Rig) -> None:
-    """It counts as the list of an older release: the link carries messages."""
+    """A malformed list counts as that of an older release, so that its link and the others carry messages."""
     rig.verify(A, B, forwarders=b"nonsense")
     for one in (A, B):
         rig.confirm(one)
@@ -1434,7 +1434,7 @@ def test_a_malformed_list_of_one_forwarder_does_not_hinder_the_others(rig: Rig) 
 
 
 def test_an_invalid_address_that_a_welcome_lists_is_waited_for_by_nobody(make: Callable[..., Rig]) -> None:
-    """Else each join would wait for an exchange that does not exist."""
+    """No join waits for an invalid address from a welcome's list, because no exchange is there."""
     rig = make(A)
     rig.exchange(A).connected()
     rig.welcome(A, forwarders=encoded(A, UNUSABLE, instances={UNUSABLE: TWO}))
@@ -1445,7 +1445,7 @@ def test_an_invalid_address_that_a_welcome_lists_is_waited_for_by_nobody(make: C
 
 
 def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make: Callable[..., Rig], context: Context) -> None:
-    """It is not tried again for a while, and leaves no socket behind."""
+    """An invalid address from a list is reported once in `IGNORE_FOR`, and leaves no socket open."""
     rig = make(A)
     rig.come_up(A)
     for count in (1, 2):
@@ -1460,7 +1460,7 @@ def test_an_invalid_address_that_a_welcome_lists_is_reported_once(make: Callable
 
 
 def test_an_invalid_address_of_config_is_an_error(make: Callable[..., Rig], context: Context) -> None:
-    """No socket is left behind."""
+    """An invalid address in CONFIG raises an error and leaves no socket open."""
     with pytest.raises(ConfigurationError, match="pub_socket_address"):
         make(A, Forwarder(B.pull, INVALID))
     assert context.is_destroyed
@@ -1483,7 +1483,7 @@ def test_processes_that_list_different_forwarders_are_reported_once(
     listed: tuple[Forwarder, ...],
     is_reported: bool,
 ) -> None:
-    """Only where CONFIG lists several: one address or name is a way to find the others."""
+    """A difference between lists is reported once if CONFIG lists several forwarders; one only serves to find more."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(*configured)
     rig.look_around()
@@ -1500,14 +1500,14 @@ def test_processes_that_list_different_forwarders_are_reported_once(
 
 
 def learn(rig: Rig, forwarder: Forwarder) -> None:
-    """Learn of a forwarder from another one, and reach it."""
+    """Discover a forwarder by another one, and let its link come up."""
     rig.come_up(A)
     rig.welcome(A, forwarders=encoded(A, forwarder))
     rig.come_up(forwarder)
 
 
 def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make: Callable[..., Rig]) -> None:
-    """After a while. Its sockets are closed, and no request waits for it."""
+    """A forwarder that is down and unlisted is forgotten after a while: its sockets close, and no request awaits it."""
     rig = make(A)
     learn(rig, B)
     subscriber = rig.exchange(B).subscriber
@@ -1525,7 +1525,7 @@ def test_a_forwarder_that_nobody_lists_and_that_is_down_is_forgotten(make: Calla
 
 
 def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Callable[..., Rig]) -> None:
-    """It had been handed to the link, and was not acknowledged."""
+    """Unacknowledged and held messages of a forgotten forwarder are sent by another one."""
     rig = make(A)
     learn(rig, B)
     rig.publish(b"1", H)
@@ -1539,7 +1539,7 @@ def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Ca
 
 
 def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(make: Callable[..., Rig]) -> None:
-    """Although another one is down that has not been listed yet. A welcome that lists it adds it again."""
+    """A forgotten forwarder is added again by a new welcome that lists it, and not by an old list."""
     rig = make(A, C)
     learn(rig, B)
     rig.go_down(B)
@@ -1558,7 +1558,7 @@ def test_a_forgotten_forwarder_is_not_learned_again_by_what_was_listed_long_ago(
 
 @pytest.mark.parametrize("why", ["listed", "unreached", "up", "configured", "verifying"])
 def test_a_forwarder_is_not_forgotten_for_less(make: Callable[..., Rig], why: str) -> None:
-    """Others list it, though they may not reach it either, or it answers, or CONFIG has it."""
+    """A forwarder that others list, that is up or being verified, or that CONFIG contains, is not forgotten."""
     rig = make(*((A, B) if why == "configured" else (A,)))
     if why == "configured":
         rig.come_up(A, B)
@@ -1588,7 +1588,7 @@ def test_a_forwarder_is_not_forgotten_for_less(make: Callable[..., Rig], why: st
 def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """Not at the start, which may be on an event loop: `look_around` resolves it, and the next tick connects."""
+    """A name is resolved by `look_around` and not at the start, possibly on an event loop; the next tick connects."""
     resolver["zmq"] = ["10.0.0.2", "10.0.0.1"]
     rig = make(NAMED)
     rig.tick()
@@ -1605,7 +1605,7 @@ def test_the_forwarders_of_a_name_are_connected_to_once_it_is_resolved(
 def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """Answers of DNS are partial and late. Once it is down it is forgotten; one that is new is connected to."""
+    """A forwarder that is up stays although its name no longer contains it, because DNS is partial and late."""
     resolver["zmq"] = ["10.0.0.1", "10.0.0.2"]
     rig = make(NAMED)
     rig.look_around()
@@ -1631,7 +1631,7 @@ def test_a_forwarder_that_is_up_is_not_dropped_for_being_absent_from_a_name(
 def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """Its successor may have another address already."""
+    """After the loss of a link its name is resolved at the next look, because a successor may have another address."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(NAMED)
     rig.look_around()
@@ -1647,7 +1647,7 @@ def test_a_name_is_resolved_again_at_once_when_a_link_is_lost(
 def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """A successor may be there at any moment; with one forwarder there is time."""
+    """Without a forwarder that is up, a name is resolved at each look, because a successor may appear at any moment."""
     resolver["zmq"] = ["10.0.0.1"]
     rig = make(NAMED)
     rig.look_around()
@@ -1668,7 +1668,7 @@ def test_a_name_is_resolved_at_each_look_while_there_is_no_forwarder(
 def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(
     make: Callable[..., Rig], resolver: dict[str, Any]
 ) -> None:
-    """It is also the reason that a caller is told."""
+    """A name that does not resolve is reported once until it does, and is also the reason that a caller gets."""
     resolver["zmq"] = OSError(-2, "no such name")
     rig = make(NAMED)
     for _ in range(3):
@@ -1688,14 +1688,14 @@ def test_a_name_that_does_not_resolve_is_reported_once_until_it_does(
 
 
 def test_the_reason_of_any_link_is_the_reason_of_all(rig: Rig) -> None:
-    """A caller is told that of any forwarder."""
+    """A caller gets the reason for the refusal of any link."""
     assert rig.links.refusal == ""
     rig.link(B).refusal = "key"
     assert rig.links.refusal == "key"
 
 
 def test_every_link_looks_at_its_keys(pair: Rig) -> None:
-    """Once a second, without the lock."""
+    """`look_around` checks the keys of every link, without the lock."""
     looked: list[Forwarder] = []
     for forwarder in (A, B):
         pair.link(forwarder).look_around = partial(looked.append, forwarder)
@@ -1707,21 +1707,21 @@ def test_every_link_looks_at_its_keys(pair: Rig) -> None:
 
 
 def test_a_tick_is_due_when_the_first_link_needs_one(pair: Rig) -> None:
-    """At the latest when homes are to be rotated."""
+    """The next tick is due when the first link needs one, and at the latest for the rotation of homes."""
     assert pair.tick() <= pair.clock.now + ROTATE_EVERY
     pair.publish()
     assert pair.tick() == pair.clock.now + BLOCK_SECONDS
 
 
 def test_without_any_link_a_tick_comes_back(make: Callable[..., Rig], resolver: dict[str, Any]) -> None:
-    """A name may resolve later."""
+    """Without any link, ticks continue, because a name may resolve later."""
     resolver["zmq"] = []
     rig = make(NAMED)
     assert rig.clock.now < rig.tick() <= rig.clock.now + ROTATE_EVERY
 
 
 def test_a_silent_link_is_noticed_by_ticks(pair: Rig) -> None:
-    """Its messages go by the other one."""
+    """Ticks notice a silent link, whose messages are then sent by the other one."""
     pair.publish(b"1")
     for _ in range(20):
         pair.tick(PATIENCE / 10)
@@ -1733,7 +1733,7 @@ def test_a_silent_link_is_noticed_by_ticks(pair: Rig) -> None:
 
 
 def test_closing_sends_what_is_held_and_closes_everything(pair: Rig, context: Context) -> None:
-    """What the sockets have taken is delivered within the linger time."""
+    """Closing sends held messages, closes every socket, and gives accepted messages the linger time for delivery."""
     pair.exchange(A).push.is_full = True
     pair.publish(b"1")
     push = pair.exchange(A).push

@@ -1,4 +1,4 @@
-"""Messages that wait while the forwarder is unreachable."""
+"""Messages that are held while the forwarder is unreachable."""
 
 from collections import OrderedDict
 from typing import Any
@@ -39,7 +39,7 @@ def drained(outbox: Outbox) -> list[bytes]:
 
 
 def test_messages_leave_in_the_order_in_which_they_were_held(outbox: Outbox) -> None:
-    """First in, first out."""
+    """Messages leave the outbox in the order in which they were held."""
     for body in (b"1", b"2", b"3"):
         assert hold(outbox, body)
     assert drained(outbox) == [b"1", b"2", b"3"]
@@ -47,7 +47,7 @@ def test_messages_leave_in_the_order_in_which_they_were_held(outbox: Outbox) -> 
 
 
 def test_a_held_message_keeps_its_parts_and_gets_an_order(outbox: Outbox) -> None:
-    """The order grows with each message, also after others have left."""
+    """A held message keeps its parts and gets an order number, which increases even after others have left."""
     hold(outbox, b"1", 5.0, number=7)
     assert outbox.first() == Held(5.0, b"Gg\0", b"1", Kind.MESSAGE, 7, 1)
     outbox.remove_first()
@@ -56,20 +56,20 @@ def test_a_held_message_keeps_its_parts_and_gets_an_order(outbox: Outbox) -> Non
 
 
 def test_a_message_stays_until_it_is_removed(outbox: Outbox) -> None:
-    """A message that the socket did not take is not lost."""
+    """A message stays in the outbox until it is removed, so that one that the socket refuses is not lost."""
     hold(outbox)
     assert outbox.first() is outbox.first()
     assert len(outbox) == 1
 
 
 def test_no_more_than_its_capacity_is_held(outbox: Outbox) -> None:
-    """The newest is refused."""
+    """An outbox at its capacity refuses the newest message."""
     assert [hold(outbox, body) for body in (b"1", b"2", b"3", b"4")] == [True, True, True, False]
     assert drained(outbox) == [b"1", b"2", b"3"]
 
 
 def test_no_more_than_its_bytes_are_held(outbox: Outbox) -> None:
-    """Exactly as many fit, and a message that has left makes room."""
+    """An outbox holds exactly as many bytes as configured, and a message that leaves makes room."""
     assert [hold(outbox, b"x" * size) for size in (6, 5, 4)] == [True, False, True]
     assert outbox._ledger.size == 10
     outbox.remove_first()
@@ -77,12 +77,12 @@ def test_no_more_than_its_bytes_are_held(outbox: Outbox) -> None:
 
 
 def test_an_outbox_without_capacity_holds_nothing() -> None:
-    """0 turns it off."""
+    """A capacity of 0 disables the outbox."""
     assert not hold(Outbox(Ledger(capacity=0, max_bytes=10)))
 
 
 def test_expired_messages_make_room(outbox: Outbox) -> None:
-    """Wherever they stand."""
+    """Expired messages make room, at whichever position they are."""
     for deadline in (9.0, 5.0, 9.0):
         hold(outbox, deadline=deadline)
     assert not hold(outbox, now=4.9)
@@ -90,7 +90,7 @@ def test_expired_messages_make_room(outbox: Outbox) -> None:
 
 
 def test_expired_messages_are_dropped_and_counted(outbox: Outbox) -> None:
-    """The others keep their order and their bytes."""
+    """Expired messages are dropped and counted, while the others keep their order and their bytes."""
     for body, deadline in ((b"1", 9.0), (b"22", 5.0), (b"333", 9.0)):
         hold(outbox, body, deadline)
     assert [outbox.expire(now) for now in (4.9, 5.0)] == [0, 1]
@@ -99,7 +99,7 @@ def test_expired_messages_are_dropped_and_counted(outbox: Outbox) -> None:
 
 
 def test_messages_that_expired_to_make_room_are_counted_too(outbox: Outbox) -> None:
-    """By the next call of `expire`."""
+    """Messages that were dropped as expired to make room are counted by the next call of `expire`."""
     for _ in range(3):
         hold(outbox, deadline=5.0)
     assert hold(outbox, now=5.0)
@@ -107,7 +107,7 @@ def test_messages_that_expired_to_make_room_are_counted_too(outbox: Outbox) -> N
 
 
 def test_each_expired_message_is_counted_once(outbox: Outbox) -> None:
-    """Messages that expire later are not forgotten over it."""
+    """Each expired message is counted once, and messages that expire later are still counted then."""
     for deadline in (5.0, 9.0):
         hold(outbox, deadline=deadline)
     assert [outbox.expire(now) for now in (5.0, 5.0, 8.9, 9.0, 9.0)] == [1, 0, 0, 1, 0]
@@ -116,14 +116,14 @@ def test_each_expired_message_is_counted_once(outbox: Outbox) -> None:
 
 
 def test_a_message_that_was_sent_does_not_expire(outbox: Outbox) -> None:
-    """Only held messages are counted."""
+    """A message that was sent no longer expires, because only held messages are counted."""
     hold(outbox, deadline=5.0)
     outbox.remove_first()
     assert outbox.expire(6.0) == 0
 
 
 def test_nothing_due_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refused message does not look at 100,000 others."""
+    """With nothing expired, refusing a message examines none of the 100,000 held ones."""
     outbox = Outbox(Ledger(capacity=100_000, max_bytes=2**30))
     for _ in range(100_000):
         hold(outbox, deadline=5.0)
@@ -135,7 +135,7 @@ def test_nothing_due_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_messages_that_expire_one_after_the_other_are_not_searched_for_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in an outage of longer than the expiry: each new message is held once another one has expired."""
+    """In an outage longer than the expiry, messages that expire one by one do not cause a search of all each time."""
     count = 10_000
     outbox = Outbox(Ledger(capacity=count, max_bytes=2**30))
     for number in range(count):
@@ -155,7 +155,7 @@ def test_messages_that_expire_one_after_the_other_are_not_searched_for_each_time
 
 
 def test_a_withdrawn_request_is_not_sent(outbox: Outbox) -> None:
-    """It is found by its number, once."""
+    """A request is withdrawn once, by its number, and is not sent."""
     for number in (7, 8):
         hold(outbox, b"%d" % number, number=number)
     assert [outbox.withdraw(7), outbox.withdraw(7), outbox.withdraw(9)] == [True, False, False]
@@ -164,7 +164,7 @@ def test_a_withdrawn_request_is_not_sent(outbox: Outbox) -> None:
 
 
 def test_clearing_leaves_nothing(outbox: Outbox) -> None:
-    """The room is free again."""
+    """Clearing removes all messages and frees their room."""
     hold(outbox, b"x" * 10)
     outbox.clear()
     assert (len(outbox), outbox._ledger.size) == (0, 0)
@@ -172,7 +172,7 @@ def test_clearing_leaves_nothing(outbox: Outbox) -> None:
 
 
 def test_several_outboxes_share_one_bound(ledger: Ledger, outbox: Outbox) -> None:
-    """And one order: what was held first anywhere is known."""
+    """Several outboxes share one bound and one order, so that the first message held in any of them is known."""
     other = Outbox(ledger)
     assert [hold(one) for one in (outbox, other, outbox, other)] == [True, True, True, False]
     assert (order(outbox), order(other)) == (1, 2)
@@ -181,7 +181,7 @@ def test_several_outboxes_share_one_bound(ledger: Ledger, outbox: Outbox) -> Non
 
 
 def test_what_was_accepted_before_is_held_whatever_the_bounds_are(outbox: Outbox) -> None:
-    """It moves from one outbox to another, and keeps its order."""
+    """A message that was accepted before may move to another outbox beyond the bounds, and keeps its order."""
     other = Outbox(outbox._ledger)
     for _ in range(3):
         hold(outbox)
@@ -193,14 +193,14 @@ def test_what_was_accepted_before_is_held_whatever_the_bounds_are(outbox: Outbox
 
 
 def test_messages_that_are_sent_again_expire_silently(outbox: Outbox) -> None:
-    """They were acknowledged once: most have arrived."""
+    """Messages that are sent again expire uncounted, because they were acknowledged and most have arrived."""
     outbox.hold(Held(5.0, b"Gg\0", b"1", Kind.REPEAT, counts=0), 0.0)
     hold(outbox, deadline=5.0)
     assert (outbox.expire(5.0), len(outbox)) == (1, 0)
 
 
 def test_a_message_held_before_its_subscription_is_known(ledger: Ledger, outbox: Outbox) -> None:
-    """Also while it moves to another outbox."""
+    """A message held before a subscription to its group counts as older, even when it moves between outboxes."""
     hold(outbox)
     ledger.subscribed(b"Gg\0")
     ledger.subscribed(b"Gh\0")

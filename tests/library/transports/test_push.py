@@ -1,4 +1,4 @@
-"""The PUSH of a link."""
+"""The PUSH socket of a link."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def forwarder_context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
 def test_frames_that_a_lost_connection_did_not_take_let_the_context_end(
     forwarder_context: "zmq.Context[zmq.Socket[bytes]]", linger: float
 ) -> None:
-    """The connection is ended by libzmq itself, which must not wait for a peer to take the frames."""
+    """Frames for a lost connection do not delay the context's end: libzmq discards them and awaits no peer."""
     pull = forwarder_context.socket(zmq.PULL)
     pull.set(zmq.RCVHWM, 1)
     port = pull.bind_to_random_port("tcp://127.0.0.1")
@@ -34,7 +34,7 @@ def test_frames_that_a_lost_connection_did_not_take_let_the_context_end(
         push.send(FRAME, zmq.DONTWAIT)
     pull.close(linger=0)
     assert push.monitor.poll(10_000), "it is cut off"
-    # Let libzmq end the connection, which it does in a call on the socket, and of which nothing tells.
+    # Let libzmq end the connection, which it does during a call on the socket and without an event.
     assert not push._socket.poll(200, zmq.POLLOUT)
     push.close(linger)
     ending = threading.Thread(target=context.term, daemon=True)

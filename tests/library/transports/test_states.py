@@ -15,23 +15,23 @@ TABLE = {
     UP: (GREETING, None, DOWN, None, VERIFYING, VERIFYING, None, DRAINING),
     DRAINING: (GREETING, None, DOWN, None, None, None, None, None),
 }
-"""Where each event leads, None for an event that changes nothing."""
+"""The target state of each event, None for an event that changes nothing."""
 
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("event", Event)
 def test_each_event_leads_where_the_table_says(state: State, event: Event) -> None:
-    """Every state and every event."""
+    """For each state and each event, the transition equals the one in this independent table."""
     assert TRANSITIONS[state].get(event) is TABLE[state][EVENTS.index(event)]
 
 
 def test_every_state_with_a_connection_can_be_left_by_a_loss() -> None:
-    """A lost connection of the subscriber's side is always noticed."""
+    """The loss of the subscriber's connection leads from every state with a connection to `DOWN`."""
     assert {state for state in State if TRANSITIONS[state].get(Event.LOST) is DOWN} == set(State) - {CONNECTING, DOWN}
 
 
 def test_a_link_is_up_only_after_a_welcome_and_an_echo() -> None:
-    """No other event leads to `UP`."""
+    """A welcome and then an echo are the only way to `UP`."""
     into = {(state, event) for state in State for event, target in TRANSITIONS[state].items() if target is UP}
     assert into == {(VERIFYING, Event.ECHOED)}
     reached_by = {event for event, target in TRANSITIONS[GREETING].items() if target is VERIFYING}
@@ -40,7 +40,7 @@ def test_a_link_is_up_only_after_a_welcome_and_an_echo() -> None:
 
 
 def test_every_state_can_be_reached() -> None:
-    """From `CONNECTING`."""
+    """Every state can be reached from `CONNECTING`."""
     reached = {CONNECTING}
     for _ in State:
         reached |= {target for state in reached for target in TRANSITIONS[state].values()}
