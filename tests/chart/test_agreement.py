@@ -1,4 +1,4 @@
-"""What the chart takes for granted about operator, webhook and forwarder, and the other way round."""
+"""The assumptions of the chart about operator, webhook and forwarder, and theirs about the chart."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ from channels_zmq_operator.status import REASONS
 from channels_zmq_operator.webhook_certificates import WEBHOOK, WebhookCertificates
 
 Right = tuple[str, str, str]
-"""Group, resource and verb."""
+"""The group, the resource and the verb of a permission."""
 
 
 def container(manifests: list[Manifest], component: str) -> Manifest:
@@ -39,7 +39,7 @@ def container(manifests: list[Manifest], component: str) -> Manifest:
 @needs_helm
 @pytest.mark.parametrize("component", ["operator", "webhook"])
 def test_every_variable_is_a_setting(component: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings read what the chart writes, and mean the same by it."""
+    """Every variable that the chart writes is a setting, which gets the value that the chart means."""
     monitors: dict[str, Any] = {"labels": {"release": "prometheus", "empty": ""}, "interval": "7s"}
     values = {"watchNamespaces": ["a", "b"], "operator": {"replicas": 2}, "monitoring": {"serviceMonitor": monitors}}
     manifests = render(values, namespace="messaging")
@@ -77,7 +77,7 @@ def names_of_leases(manifests: list[Manifest]) -> str:
 
 @needs_helm
 def test_the_chart_says_what_the_settings_would_say_anyway() -> None:
-    """Defaults are the same on both sides, but for the log's format."""
+    """The chart and the settings have the same defaults, but for the log's format and the webhook's name."""
     for component in ("operator", "webhook"):
         for variable in container(render(), component)["env"]:
             name = variable["name"].removeprefix(PREFIX).lower()
@@ -90,7 +90,7 @@ def test_the_chart_says_what_the_settings_would_say_anyway() -> None:
 @needs_helm
 @pytest.mark.parametrize("component", ["operator", "webhook"])
 def test_each_component_runs_a_command(component: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that the program has."""
+    """Each component runs a command that the program has."""
     (command,) = container(render(), component)["args"]
     with pytest.raises(SystemExit):
         importlib.import_module("channels_zmq_operator.__main__").main([command, "--help"])
@@ -98,7 +98,7 @@ def test_each_component_runs_a_command(component: str, capsys: pytest.CaptureFix
 
 
 def test_the_chart_has_the_version_of_the_program() -> None:
-    """Both of its versions are that one, and its default images are of it."""
+    """Both versions of the chart, and so its default images, are that of the program."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert chart["version"] == chart["appVersion"] == __version__
 
@@ -108,7 +108,10 @@ def test_the_chart_has_the_version_of_the_program() -> None:
 
 @needs_helm
 def test_the_configuration_is_the_one_that_the_operator_completes() -> None:
-    """The name inside it, the path and port behind it, the label that it goes by; and no authority in the template."""
+    """The webhook's configuration has the name, path, port and label that the operator and the webhook expect.
+
+    The template contains no authority, which the operator adds.
+    """
     manifests = render()
     (webhook,) = one(manifests, "MutatingWebhookConfiguration")["webhooks"]
     assert webhook["name"] == WEBHOOK
@@ -124,18 +127,18 @@ def test_the_configuration_is_the_one_that_the_operator_completes() -> None:
 
 @needs_helm
 def test_only_namespaces_with_layers_are_looked_at() -> None:
-    """Beside the selector of the values."""
+    """The webhook is called only for watched namespaces, in addition to the selector of the values."""
     values = {"watchNamespaces": ["a"], "injection": {"namespaceSelector": {"matchLabels": {"x": "y"}}}}
     (webhook,) = one(render(values), "MutatingWebhookConfiguration")["webhooks"]
     named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a"]}
     assert webhook["namespaceSelector"] == {"matchLabels": {"x": "y"}, "matchExpressions": [named]}
 
 
-# Rights
+# Permissions
 
 
 class Recorder:
-    """A cluster that takes everything and notes what was asked."""
+    """A cluster that accepts everything and records the permissions that are used."""
 
     def __init__(self) -> None:
         self.rights: set[Right] = set()
@@ -186,7 +189,7 @@ def resource(spec: Any, generation: int = 1) -> Manifest:
 
 
 async def rights_that_are_used() -> set[Right]:
-    """Return what the operator does: what it reconciles, watches, tells and keeps."""
+    """Return the permissions that the operator uses to reconcile, watch, record events and renew certificates."""
     cluster = Recorder()
     reconciler = Reconciler(cluster, Choices("image", service_monitors=True))
     reconciler.layer_seen(resource({}), gone=False)
@@ -233,7 +236,7 @@ LEASE = {("coordination.k8s.io", "leases", verb) for verb in ("get", "update", "
 
 @needs_helm
 async def test_every_right_is_used_and_none_is_missing() -> None:
-    """Those of the operator are what it does, neither more nor less; an election adds the Lease."""
+    """The operator has exactly the permissions that it uses; leader election adds those for the Lease."""
     used = await rights_that_are_used()
     assert rights(roles({})) == used
     assert rights(roles({"operator": {"replicas": 2}})) == used | LEASE
@@ -243,7 +246,10 @@ async def test_every_right_is_used_and_none_is_missing() -> None:
 
 @needs_helm
 async def test_watched_namespaces_get_roles() -> None:
-    """The same rights there; in the cluster only the webhook's configuration, and not even that without a webhook."""
+    """Each watched namespace gets a role with the same permissions.
+
+    In the cluster the operator may access only the webhook's configuration, and not even that without a webhook.
+    """
     found = roles({"watchNamespaces": ["a", "b"]})
     (cluster_wide,) = [each for each in found if each["kind"] == "ClusterRole"]
     assert {what for _, what, _ in rights([cluster_wide])} == {"mutatingwebhookconfigurations"}
@@ -259,7 +265,7 @@ async def test_watched_namespaces_get_roles() -> None:
 
 
 def test_the_page_on_upgrades_names_the_versions() -> None:
-    """Those of the wire format, of this release, and of Kubernetes, by which manifests are checked."""
+    """The page on upgrades names this release, its wire format, and the Kubernetes versions of the checked schemas."""
     page = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
     version = __version__.rpartition(".")[0]
     oldest, newest = (one.rpartition(".")[0] for one in (OLDEST, NEWEST))
@@ -268,7 +274,7 @@ def test_the_page_on_upgrades_names_the_versions() -> None:
 
 @needs_helm
 def test_users_of_the_cluster_may_do_with_layers_what_they_may_do_else() -> None:
-    """Who may view sees layers, who may edit makes and scales them, and other tools find the Secret to bind to."""
+    """The view role reads layers, the edit role also creates and scales them, and Service Binding tools read them."""
     manifests = render({}, namespace="home")
     users = [
         each for each in manifests if each["metadata"].get("labels", {}).get("app.kubernetes.io/component") == "users"
@@ -297,7 +303,7 @@ def cluster_groups() -> set[str]:
 
 @needs_helm
 def test_what_has_a_name_is_named() -> None:
-    """Of definitions, webhook configurations and Secrets of its own, the operator may touch only those."""
+    """The operator may access only its own definition, webhook configuration and certificate Secrets by name."""
     manifests = render({"watchNamespaces": []}, namespace="home")
     named = {
         what: rule["resourceNames"]
@@ -318,7 +324,7 @@ def test_what_has_a_name_is_named() -> None:
 
 @needs_helm
 def test_every_binding_binds_a_role_to_the_operator() -> None:
-    """And the webhook has no rights and no token."""
+    """Every binding binds an existing role to the operator; the webhook has no permissions and no token."""
     manifests = render({"watchNamespaces": ["a"]}, namespace="home")
     account = one(manifests, "ServiceAccount", "-operator")["metadata"]["name"]
     known = {(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in manifests}
@@ -337,7 +343,7 @@ def test_every_binding_binds_a_role_to_the_operator() -> None:
 
 
 TARGET = {"namespace", "service", "pod", "endpoint", "job", "instance", "layer_namespace", "layer"}
-"""Labels that Prometheus adds; the last two only to what forwarders expose."""
+"""Labels that Prometheus adds, the last two only to the metrics of forwarders."""
 METRIC = re.compile(r"\b(channels_zmq_[a-z_]+|process_[a-z_]+)")
 GROUPED = re.compile(r"\b(?:by|on|group_left) \(([a-z_, ]*)\)")
 SELECTED = re.compile(r"([a-z_]+)\{([^}]*)\}")
@@ -360,7 +366,7 @@ def alerts(values: Values | None = None) -> list[dict[str, Any]]:
 
 @needs_helm
 async def test_every_metric_that_is_asked_for_exists(unused_tcp_port: int) -> None:
-    """In the dashboard and in the alerts, with the labels that are asked for."""
+    """Every metric in the dashboard and the alerts exists, with the labels that the expressions use."""
     known = await exposed_samples(unused_tcp_port)
     asked = [*dashboard(), *((alert["alert"], alert["expr"]) for alert in alerts())]
     assert len(asked) > 30
@@ -378,7 +384,7 @@ async def test_every_metric_that_is_asked_for_exists(unused_tcp_port: int) -> No
 
 
 async def test_the_dashboard_shows_every_metric(unused_tcp_port: int) -> None:
-    """Of ours; but for what is there by the way."""
+    """The dashboard shows every metric of ours, but for `channels_zmq_operator_info`, which is incidental."""
     text = " ".join(expression for _, expression in dashboard())
     by_the_way = {"channels_zmq_operator_info"}
     for name in await exposed_samples(unused_tcp_port):
@@ -388,7 +394,7 @@ async def test_the_dashboard_shows_every_metric(unused_tcp_port: int) -> None:
 
 
 def test_the_dashboard_is_laid_out() -> None:
-    """No two panels share a place or a number, and each says what it shows."""
+    """No two panels of the dashboard share a place or an id, and each has a description."""
     board = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
@@ -407,7 +413,7 @@ def test_the_dashboard_is_laid_out() -> None:
 
 @needs_helm
 def test_every_alert_has_a_page() -> None:
-    """A heading in monitoring.md, and no heading is left without an alert."""
+    """Every alert has a heading in monitoring.md, to which its runbook URL leads, and every heading has an alert."""
     text = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
     headings = re.findall(r"^### (.*)$", text.partition("\n## Alerts\n")[2].partition("\n## ")[0], re.MULTILINE)
     found = alerts()
@@ -421,14 +427,14 @@ def test_every_alert_has_a_page() -> None:
 
 @needs_helm
 def test_without_a_webhook_nobody_misses_it() -> None:
-    """No alert on a webhook that is not there, and nothing else of it."""
+    """Without a webhook there is neither an alert on it nor any other object of it."""
     values = {**EVERYTHING, "injection": {"mode": "None"}}
     assert not [alert for alert in alerts(values) if "Webhook" in alert["alert"]]
     assert not [each for each in render(values) if each["metadata"]["name"].endswith("-webhook")]
 
 
 def test_argo_cd_looks_at_what_a_status_has() -> None:
-    """The example names conditions that there are, and a reason that there is."""
+    """The Argo CD example uses only conditions, and a reason, that the status has."""
     (check,) = yaml.safe_load((ROOT / "examples" / "kubernetes" / "argocd.yaml").read_text(encoding="utf-8"))[
         "data"
     ].values()
@@ -443,7 +449,7 @@ def test_argo_cd_looks_at_what_a_status_has() -> None:
 
 @needs_helm
 def test_the_policy_has_the_variables_and_the_bounds_of_the_webhook() -> None:
-    """It is written by hand; what it does with them is tested on an API server."""
+    """The handwritten policy has the variables and the bounds of the webhook; an API server tests its behaviour."""
     policy = one(render({"injection": {"mode": "AdmissionPolicy"}}), "MutatingAdmissionPolicy")
     written = {each["name"]: each["expression"] for each in policy["spec"]["variables"]}
     assert re.findall(r"'(\w+)'", written["options"]) == list(ENV_KEYS)

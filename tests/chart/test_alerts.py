@@ -1,7 +1,7 @@
-"""The chart's alerts, evaluated by promtool: what fires in each incident, and what does not.
+"""The chart's alerts, evaluated by promtool: which of them fire in each incident, and which do not.
 
-Every case begins with ten minutes in which all is well: two replicas of the operator, two of the webhook, and the layer
-`chat` in the namespace `shop` with two forwarders. Then some series change, for longer than any alert waits.
+Every case begins with ten healthy minutes: two replicas of the operator, two of the webhook, and the layer `chat` in
+the namespace `shop` with two forwarders. Then some series change, for longer than any alert waits.
 """
 
 import re
@@ -26,16 +26,16 @@ VALUES: Values = {
     "monitoring": {"serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
 }
 STEP = 30
-"""Seconds between two scrapes, and between two evaluations."""
+"""The seconds between two scrapes, and between two evaluations."""
 BEFORE, AFTER = 20, 150
-"""Samples of each series before the incident, and from its beginning on."""
+"""The number of samples of each series before the incident, and from its beginning on."""
 START = 1_767_225_600
 DAY = 86_400
 
 Changes = dict[str, str]
-"""By a series, in short: its samples from the beginning of the incident on, or one that stays; as promtool has them."""
+"""Maps a shortened series to its samples from the beginning of the incident on, or to a constant one, for promtool."""
 GONE = "stale"
-"""The series is no longer in a scrape that went well, or the scrape failed, or there is no such target any more."""
+"""The series is missing in a successful scrape, or the scrape failed, or its target no longer exists."""
 
 
 def condition(kind: str, reason: str, layer: str = "chat") -> str:
@@ -74,15 +74,15 @@ def pods(changes: dict[str, Changes], *names: str) -> dict[str, Changes]:
 
 @dataclass(frozen=True)
 class Case:
-    """What an alert does in an incident.
+    """The behaviour of an alert in an incident.
 
     Args:
-        alert: Its name.
+        alert: The name of the alert.
         what: The incident.
-        changes: By pod: what its series become.
+        changes: The new samples of series, by pod.
         fires: The alert's labels, without those of its target; None if it does not fire at any time.
-        target: The pod whose labels it has.
-        summary: How it describes the incident.
+        target: The pod whose labels the alert has.
+        summary: The alert's description of the incident.
         beside: The other alerts that fire in the end.
     """
 
@@ -357,7 +357,7 @@ def alerts() -> dict[str, Manifest]:
 
 
 def target(pod: str) -> Labels:
-    """Return the labels of a pod's target; `@` in its name is followed by another layer or namespace than the usual."""
+    """Return the labels of a pod's target; `@` in its name is followed by an unusual layer or namespace."""
     kind, number, where = re.findall(r"(\w+)-(\d)@?(\w*)", pod)[0]
     if kind == "forwarder":
         layer = where or "chat"
@@ -371,7 +371,7 @@ def target(pod: str) -> Labels:
 
 
 def named(pod: str, short: str) -> tuple[str, Labels]:
-    """Return the name and the own labels of a series that is given in short."""
+    """Return the name and the own labels of a shortened series."""
     name, _, labels = short.partition("{")
     kind = pod.partition("-")[0]
     return "up" if name == "up" else f"channels_zmq_{kind}_{name}", dict(re.findall(r'(\w+)="([^"]*)"', labels))
@@ -423,20 +423,20 @@ def expectations(case: Case) -> dict[str, Any]:
 @needs_promtool
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_an_alert_fires_when_it_should(case: Case, tmp_path: Path) -> None:
-    """After its time and not before, with its labels and its text; and no other alert fires that is not named."""
+    """An alert fires after its time and not before, with its labels and text; unnamed alerts do not fire."""
     given = {"interval": f"{STEP}s", "start_timestamp": str(START), "input_series": input_series(case.changes)}
     problem = evaluate(rule(), given | expectations(case), tmp_path)
     assert not problem, problem
 
 
 def test_every_alert_has_cases() -> None:
-    """One at least in which it fires, and one in which it does not."""
+    """Every alert has at least one case in which it fires, and one in which it does not."""
     fires = {case.alert for case in CASES if case.fires is not None}
     assert fires == {case.alert for case in CASES if case.fires is None} == alerts().keys()
 
 
 async def test_the_series_are_those_of_the_programs(unused_tcp_port: int) -> None:
-    """Each has the labels that its program gives it, neither more nor less."""
+    """Every series of the cases has exactly the labels that its program exposes."""
     known = await exposed_samples(unused_tcp_port) | {"up": set()}
     for changes in (HEALTHY, *(case.changes for case in CASES)):
         for pod, found in changes.items():
@@ -446,12 +446,12 @@ async def test_the_series_are_those_of_the_programs(unused_tcp_port: int) -> Non
 
 
 def test_a_queue_without_readers_is_told_before_its_messages_expire() -> None:
-    """With the defaults of both: what is older than `expiry` is not in a queue any more."""
+    """By default the alert on the age of a queue fires before messages expire and leave the queue."""
     assert default_values()["monitoring"]["prometheusRule"]["queueAgeSeconds"] < Layer().expiry
 
 
 @needs_promtool
 def test_promtool_takes_the_rules(tmp_path: Path) -> None:
-    """Without an objection."""
+    """`promtool check` accepts the rules."""
     problem = check(rule(), tmp_path)
     assert not problem, problem

@@ -20,7 +20,7 @@ def package(folder: Path, *given: str) -> "subprocess.CompletedProcess[str]":
 
 @needs_helm
 def test_it_names_the_images_that_were_built(tmp_path: Path) -> None:
-    """And is the chart of the repository else."""
+    """The packaged chart has the digests of the images that were built, and is that of the repository otherwise."""
     done = package(tmp_path, *(f"{image}={digest}" for image, digest in DIGESTS.items()))
     assert done.returncode == 0, done.stderr
     (archive,) = (tmp_path / "dist").glob("channels-zmq-*.tgz")
@@ -38,7 +38,7 @@ def test_it_names_the_images_that_were_built(tmp_path: Path) -> None:
 @needs_helm
 @pytest.mark.parametrize("given", ["chat=" + DIGESTS["operator"], "operator=sha256:1"])
 def test_what_is_no_digest_of_an_image_is_refused(tmp_path: Path, given: str) -> None:
-    """By name."""
+    """An argument that is not the digest of a known image is refused, and named in the error."""
     done = package(tmp_path, given)
     assert done.returncode == 1
     assert given in done.stderr

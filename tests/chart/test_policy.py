@@ -1,4 +1,4 @@
-"""The MutatingAdmissionPolicy does what the webhook does, by the word of a real API server.
+"""The MutatingAdmissionPolicy has the same effect as the webhook, tested on a real API server.
 
 Needs KUBECONFIG, kubectl, and Kubernetes 1.36 or newer. Pods are only created as a dry run.
 """
@@ -37,7 +37,7 @@ def kubectl(*arguments: str, given: Any = None) -> subprocess.CompletedProcess[s
 
 @pytest.fixture(scope="module")
 def policy() -> Iterator[None]:
-    """The policy, for one namespace, in force."""
+    """Apply the policy for one namespace, and wait until it is in force."""
     served = kubectl("get", "--raw", "/apis/admissionregistration.k8s.io/v1")
     if "mutatingadmissionpolicies" not in served.stdout:
         pytest.skip("the cluster serves no MutatingAdmissionPolicy v1")
@@ -58,7 +58,7 @@ def policy() -> Iterator[None]:
 
 
 def until_in_force() -> None:
-    """Wait: a policy is in force a moment after it is there, and a namespace has no account at first."""
+    """Wait until the policy is in force, which takes a moment; a new namespace has no service account at first."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if "CHANNELS_ZMQ_" in create(pod({}, [{"name": "a"}])).stdout:
@@ -86,7 +86,7 @@ def create(manifest: Manifest) -> subprocess.CompletedProcess[str]:
 
 
 def injected(manifest: Manifest) -> Manifest:
-    """Return a pod as the webhook makes it."""
+    """Return a pod as the webhook patches it."""
     out = copy.deepcopy(manifest)
     for operation in json.loads("".join(patch(manifest) or ["[]"])):
         assert operation["op"] == "add"
@@ -102,7 +102,7 @@ def injected(manifest: Manifest) -> Manifest:
 
 
 def ours(manifest: Manifest) -> Any:
-    """Return what injection adds, in an order that does not matter, without what the API server adds itself."""
+    """Return the injected parts, in an order that does not matter, without the API server's own additions."""
     spec = manifest["spec"]
 
     def listed(entries: Any) -> list[str]:
@@ -134,7 +134,7 @@ def unlabelled(annotations: dict[str, str]) -> Manifest:
 
 
 def layers(count: int) -> dict[str, str]:
-    """Return the annotation with so many layers beside that of the label."""
+    """Return the annotation for this number of layers, one of which is that of the label."""
     return {"channels-zmq.io/layers": ",".join(f"a{number}=b{number}" for number in range(10, 9 + count))}
 
 
@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Manifest, str]] = {
 
 @pytest.mark.parametrize("manifest", PODS.values(), ids=PODS.keys())
 def test_the_policy_does_what_the_webhook_does(policy: None, manifest: Manifest) -> None:
-    """Variables, mounts, volumes and the note of what was done."""
+    """The policy adds the same variables, mounts, volumes and annotation as the webhook."""
     done = create(manifest)
     assert done.returncode == 0, done.stderr
     assert ours(yaml.safe_load(done.stdout)) == ours(injected(manifest))
@@ -218,7 +218,7 @@ def test_the_policy_does_what_the_webhook_does(policy: None, manifest: Manifest)
 
 @pytest.mark.parametrize("manifest, said", BAD.values(), ids=BAD.keys())
 def test_the_policy_refuses_what_the_webhook_refuses(policy: None, manifest: Manifest, said: str) -> None:
-    """With a message that says what is wrong."""
+    """The policy refuses each pod that the webhook refuses, with a message that states the reason."""
     with pytest.raises(InjectionError):
         patch(manifest)
     done = create(manifest)
@@ -227,14 +227,14 @@ def test_the_policy_refuses_what_the_webhook_refuses(policy: None, manifest: Man
 
 
 def test_the_operators_own_pods_are_left_alone(policy: None) -> None:
-    """A forwarder, whatever labels its template was given."""
+    """The policy leaves a forwarder's pod unchanged, whatever labels its template has."""
     manifest = pod({}, [{"name": "a"}])
     manifest["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "channels-zmq-operator"
     assert "CHANNELS_ZMQ_" not in create(manifest).stdout
 
 
 def test_a_pod_without_the_label_is_left_alone(policy: None) -> None:
-    """Annotations alone are not looked at."""
+    """The policy leaves a pod without the label unchanged, even if it has annotations."""
     manifest = pod({"channels-zmq.io/layers": "jobs=work"}, [{"name": "a"}])
     del manifest["metadata"]["labels"]
     assert "CHANNELS_ZMQ_" not in create(manifest).stdout

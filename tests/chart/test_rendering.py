@@ -1,4 +1,4 @@
-"""What both Helms make of the chart, for a matrix of values."""
+"""The objects that both Helms render from the chart, for a matrix of values."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def versions(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", MATRIX)
 def test_every_object_is_one_that_kubernetes_takes(name: str) -> None:
-    """Strictly, by the schemas of the oldest and of the newest version."""
+    """Every object is strictly valid by the schemas of the oldest and of the newest supported Kubernetes."""
     for version in versions(name):
         for manifest in render(MATRIX[name], kube_version=version):
             try:
@@ -50,7 +50,7 @@ def test_every_object_is_one_that_kubernetes_takes(name: str) -> None:
 
 @by_values
 def test_both_helms_render_the_same(values: Values) -> None:
-    """Helm 3 and Helm 4."""
+    """Helm 3 and Helm 4 render the same objects."""
     if len(helms()) < 2:
         pytest.skip("needs two Helms: helm and helm3")
     first, second = (sorted(render(values, helm=helm), key=identity) for helm in helms())
@@ -60,7 +60,7 @@ def test_both_helms_render_the_same(values: Values) -> None:
 @pytest.mark.parametrize("helm", helms() or [""])
 @by_values
 def test_lint_passes(values: Values, helm: str) -> None:
-    """Strictly."""
+    """`helm lint --strict` passes for every set of values."""
     command = [helms()[helm], "lint", "--strict", f"--kube-version={KUBERNETES}", "--values=-", str(CHART)]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,7 +69,7 @@ def test_lint_passes(values: Values, helm: str) -> None:
 @pytest.mark.parametrize("release", RELEASES)
 @by_values
 def test_names_fit(values: Values, release: str) -> None:
-    """Every name and label has 63 characters at most, whatever the release is called, and no two objects share one."""
+    """Names and labels have at most 63 characters for any release name, and no two objects share a name."""
     manifests = render(values, release=release)
     found = [identity(manifest) for manifest in manifests]
     assert len(set(found)) == len(found)
@@ -83,7 +83,7 @@ def test_names_fit(values: Values, release: str) -> None:
         if manifest["kind"] == "ZmqChannelLayer":
             assert len(name) <= LONGEST_NAME
         assert all(len(value) <= 63 for value in manifest["metadata"].get("labels", {}).values())
-    for manifest in manifests:  # the operator adds these for the authority
+    for manifest in manifests:  # the operator appends -ca to the name of the authority's Secret
         if manifest["kind"] == "Deployment" and manifest["metadata"]["name"].endswith("-webhook"):
             (volume,) = [
                 one for one in manifest["spec"]["template"]["spec"]["volumes"] if one["name"] == "certificates"
@@ -97,7 +97,7 @@ def pods(manifests: list[Manifest]) -> list[Manifest]:
 
 @by_values
 def test_every_pod_is_restricted(values: Values) -> None:
-    """As the Pod Security Standard of that name requires, with a read-only root."""
+    """Every pod meets the restricted Pod Security Standard, with a read-only root."""
     found = pods(render(values))
     assert found
     for pod in found:
@@ -121,7 +121,7 @@ def test_every_pod_is_restricted(values: Values) -> None:
 
 @by_values
 def test_nothing_is_called_latest(values: Values) -> None:
-    """Each image has a tag or a digest, and the default tag is the version of the application."""
+    """No image is `latest`: each has a tag or a digest, and the default tag is the version of the application."""
     images = [container["image"] for pod in pods(render(values)) for container in pod["containers"]]
     for image in images:
         assert "latest" not in image
@@ -131,7 +131,10 @@ def test_nothing_is_called_latest(values: Values) -> None:
 
 
 def test_an_image_has_a_registry_and_a_digest_if_told() -> None:
-    """The digest wins over the tag, and the operator is told of the forwarder's image in the same form."""
+    """An image has the registry and the digest of the values; a digest wins over a tag.
+
+    The operator gets the forwarder's image in the same form.
+    """
     operator = one(render(EVERYTHING), "Deployment", "-operator")
     container = operator["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry.example:5000/channels-zmq-operator:1.2"
@@ -144,7 +147,7 @@ def variables(container: Manifest) -> dict[str, Any]:
 
 @by_values
 def test_the_definition_is_the_operators(values: Values) -> None:
-    """Templating changes no character of it."""
+    """The rendered definition is that of the operator, of which templating changes no character."""
     found = [each for each in render(values) if each["kind"] == "CustomResourceDefinition"]
     assert [each["spec"] for each in found] == (
         [crd.crd()["spec"]] if values.get("crds", {}).get("enabled", True) else []
@@ -155,14 +158,14 @@ def test_the_definition_is_the_operators(values: Values) -> None:
 
 
 def test_the_tests_layer_is_one() -> None:
-    """What `helm test` makes passes the resource's own schema."""
+    """The layer that `helm test` creates is valid by the resource's own schema."""
     layer = one(render(), "ZmqChannelLayer")
     schema = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     assert list(Draft202012Validator(schema).iter_errors(layer)) == []
 
 
 def test_pods_that_are_selected_have_the_labels() -> None:
-    """Of Services, budgets, policies, monitors and Deployments; each selects one component and no other's pods."""
+    """Every selector of a Service, budget, policy or Deployment selects the pods of exactly one component."""
     manifests = render(EVERYTHING)
     labels = [
         each["spec"]["template"]["metadata"]["labels"] for each in manifests if each["kind"] in ("Deployment", "Job")
@@ -182,7 +185,7 @@ def test_pods_that_are_selected_have_the_labels() -> None:
 
 
 def test_a_constraint_gets_the_labels_of_its_pods() -> None:
-    """Unless it has a selector of its own."""
+    """A topology constraint without a selector gets the labels of its pods."""
     deployment = one(render(EVERYTHING), "Deployment", "-operator")
     first, second = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert first["labelSelector"] == deployment["spec"]["selector"]
@@ -190,7 +193,10 @@ def test_a_constraint_gets_the_labels_of_its_pods() -> None:
 
 
 def test_a_webhook_in_the_network_of_its_node_has_ports_of_its_own() -> None:
-    """A node has each port once: a rollout makes room before it starts the next pod, and probes follow the ports."""
+    """On the host network, the webhook has ports of its own, which its probes use.
+
+    A node has each port once, so a rollout removes a pod before it starts the next one.
+    """
     values: Values = {"webhook": {"hostNetwork": True, "port": 20250, "adminPort": 20080}}
     deployment = one(render(values), "Deployment", "-webhook")
     assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
@@ -203,7 +209,7 @@ def test_a_webhook_in_the_network_of_its_node_has_ports_of_its_own() -> None:
 
 
 def test_monitors_find_their_services() -> None:
-    """By labels and by the port's name, in the namespace of the release."""
+    """Every ServiceMonitor selects one Service by its labels and port name, in the namespace of the release."""
     manifests = render(EVERYTHING, namespace="messaging")
     services = [each for each in manifests if each["kind"] == "Service"]
     monitors = [each for each in manifests if each["kind"] == "ServiceMonitor"]
@@ -217,14 +223,14 @@ def test_monitors_find_their_services() -> None:
 
 
 def test_a_policy_needs_a_new_cluster() -> None:
-    """An older one is told so by Helm, not by the API server."""
+    """For an older cluster, Helm refuses the policy with a message before the API server does."""
     with pytest.raises(RenderError, match=r"injection.mode: AdmissionPolicy needs Kubernetes 1.36, this is v1.35.0"):
         render({"injection": {"mode": "AdmissionPolicy"}}, kube_version="1.35.0")
 
 
 @pytest.mark.parametrize(("watched", "namespace"), [([], "default"), (["a", "default"], "default"), (["a", "b"], "a")])
 def test_the_test_runs_where_the_operator_looks(watched: list[str], namespace: str) -> None:
-    """In the namespace of the release if it can."""
+    """`helm test` runs in a watched namespace, and in that of the release if it is watched."""
     hooks = [
         each
         for each in render({"watchNamespaces": watched})
@@ -235,7 +241,10 @@ def test_the_test_runs_where_the_operator_looks(watched: list[str], namespace: s
 
 
 def test_the_test_uses_injection_where_there_is_some() -> None:
-    """Else it has references of its own to the same ConfigMap and Secret; the label, which admits it, in any case."""
+    """`helm test` uses injection if it is enabled; otherwise it refers to the same ConfigMap and Secret itself.
+
+    It has the label, which the network policy admits, in any case.
+    """
     given = {}
     for mode in ("Webhook", "None"):
         manifests = render({"injection": {"mode": mode}})
@@ -250,6 +259,9 @@ def test_the_test_uses_injection_where_there_is_some() -> None:
 
 @pytest.mark.skipif("4" not in helms(), reason="needs Helm 4, which needs no cluster for this")
 def test_the_notes_warn_of_a_namespace_that_others_use() -> None:
-    """Users who may create pods in the operator's namespace can obtain its permissions: do not use `default`."""
+    """The notes warn of the namespace `default`.
+
+    Users who may create pods in the operator's namespace can obtain its permissions.
+    """
     assert notes().startswith("WARNING: this release is in the namespace `default`.")
     assert notes(namespace="channels-zmq-system").startswith("The operator of channels-zmq watches all namespaces.")

@@ -1,4 +1,4 @@
-"""What the scenarios record of an incident, stretched to the hours that an alert may need."""
+"""The recorded samples of an incident, stretched to the hours that an alert may need."""
 
 from timelines import Scrape, stretched
 
@@ -9,7 +9,10 @@ def found(*scrapes: Scrape, held: tuple[int, ...], steps: int = 100) -> tuple[di
 
 
 def test_a_held_gauge_keeps_its_value_and_what_is_away_stays_away() -> None:
-    """What was recorded comes before, in its own time, and afterwards."""
+    """During a hold a gauge keeps its value and a missing series stays missing.
+
+    Recorded samples precede and follow the hold at their own times.
+    """
     series, ends = found(
         Scrape(10, {"a": 1.0}),
         Scrape(12.1, {"a": 0.0, "b": 5.0}),
@@ -22,7 +25,7 @@ def test_a_held_gauge_keeps_its_value_and_what_is_away_stays_away() -> None:
 
 
 def test_a_held_counter_goes_on_growing_as_it_does() -> None:
-    """A burst before does not count, and what is recorded later is not less."""
+    """During a hold a counter grows at its present rate, without an earlier burst, and later samples are not less."""
     series, _ = found(
         Scrape(0, {"drops_total": 0.0}),
         Scrape(2, {"drops_total": 90.0}),
@@ -34,7 +37,7 @@ def test_a_held_counter_goes_on_growing_as_it_does() -> None:
 
 
 def test_a_counter_that_begins_anew_after_a_hold_does() -> None:
-    """Its process is another one."""
+    """A counter of a new process starts over after a hold."""
     series, ends = found(
         Scrape(0, {"c_total": 1.0}),
         Scrape(2, {"c_total": 3.0}),

@@ -1,4 +1,4 @@
-"""`values.yaml`, its schema and the README's table: one source, and every value does something."""
+"""`values.yaml`, its schema and the README's table have one source, and every value has an effect."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ WHERE: dict[str, Values] = {
     "certificates.certManager.duration": CERT_MANAGER,
     "certificates.certManager.renewBefore": CERT_MANAGER,
 }
-"""Values without effect unless others are set."""
+"""The other values without which a value has no effect."""
 NAMED: list[dict[str, Any]] = [{"name": "x", "value": "y"}]
 OTHER: dict[str, Any] = {
     "image.digest": f"sha256:{'b' * 64}",
@@ -48,18 +48,21 @@ OTHER: dict[str, Any] = {
     "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}],
     "rbac.create": False,
 }
-"""Other values than the defaults, where the type alone does not tell one."""
+"""Values other than the defaults, where the type alone does not suggest one."""
 
 
 def test_the_generated_files_are_up_to_date() -> None:
-    """`make generate` would write nothing."""
+    """The generated files are up to date, so `make generate` would change nothing."""
     assert (CHART / "values.schema.json").read_text(encoding="utf-8") == generator().schema()
     assert (CHART / "templates" / "crd.yaml").read_text(encoding="utf-8") == generator().definition()
     assert "\n".join(generator().table()) in (CHART / "README.md").read_text(encoding="utf-8")
 
 
 def test_schema_table_and_values_name_the_same() -> None:
-    """Each value once, with its sentence; what the schema does not know is refused at every level that is ours."""
+    """The schema and the table have each value once, with its description.
+
+    The schema refuses unknown values at every level of ours.
+    """
     table = (CHART / "README.md").read_text(encoding="utf-8")
 
     def known(schema: dict[str, Any], values: dict[str, Any], above: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -80,7 +83,7 @@ def test_schema_table_and_values_name_the_same() -> None:
 
 
 def test_the_schema_is_one_and_takes_the_defaults() -> None:
-    """As JSON Schema, draft 7, which is what Helm reads."""
+    """The schema is valid by draft 7 of JSON Schema, which Helm reads, and accepts the defaults."""
     Draft7Validator.check_schema(SCHEMA)
     assert list(Draft7Validator(SCHEMA).iter_errors(default_values())) == []
 
@@ -112,7 +115,7 @@ def present_value(values: Values, path: tuple[str, ...], default: Any) -> Any:
 @needs_helm
 @pytest.mark.parametrize("leaf", LEAVES, ids=[".".join(path) for path in PATHS])
 def test_every_value_changes_what_is_rendered(leaf: Any) -> None:
-    """With all parts of the chart switched on."""
+    """Every value changes the rendered objects when all parts of the chart are enabled."""
     path = ".".join(leaf.path)
     base = {**EVERYTHING, **WHERE.get(path, {})}
     if path.endswith(".serviceAccount.create"):
@@ -149,7 +152,7 @@ BAD: dict[str, tuple[Values, str]] = {
 @needs_helm
 @pytest.mark.parametrize(("values", "words"), BAD.values(), ids=BAD.keys())
 def test_a_bad_value_is_refused_by_name(values: Values, words: str) -> None:
-    """By both Helms."""
+    """Both Helms refuse an invalid value with an error that names it."""
     for helm in helms():
         with pytest.raises(RenderError) as caught:
             render(values, helm=helm)
@@ -158,7 +161,7 @@ def test_a_bad_value_is_refused_by_name(values: Values, words: str) -> None:
 
 @needs_helm
 def test_an_old_cluster_is_refused() -> None:
-    """By the chart's own metadata."""
+    """The chart's own metadata refuses a cluster that is too old."""
     with pytest.raises(RenderError, match=r"1\.30"):
         render(kube_version="1.29.0")
     assert render(kube_version="1.30.0-eks-1")

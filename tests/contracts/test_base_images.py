@@ -1,4 +1,4 @@
-"""How base images are pinned, by a registry on the loopback that asks for a token."""
+"""The pinning of base images, tested with a registry on the loopback that requires a token."""
 
 import hashlib
 import json
@@ -95,7 +95,10 @@ def base(path: Path) -> str:
 
 
 def test_every_dockerfile_gets_the_digest_of_its_tag(registry: Registry, tmp_path: Path) -> None:
-    """Beside the tag, in that line alone; the registry is asked once, and running it again changes nothing."""
+    """Every Dockerfile gets the digest beside the tag, in that line alone.
+
+    One request reaches the registry for all of them, and a second run changes nothing.
+    """
     paths = dockerfiles(tmp_path, *[registry.image] * 3)
     before = paths[0].read_text()
     assert pin(*paths).returncode == 0
@@ -108,7 +111,7 @@ def test_every_dockerfile_gets_the_digest_of_its_tag(registry: Registry, tmp_pat
 
 
 def test_a_digest_follows_its_tag(registry: Registry, tmp_path: Path) -> None:
-    """Once the tag has moved."""
+    """A digest is updated once its tag has moved."""
     paths = dockerfiles(tmp_path, registry.image)
     pin(*paths)
     former = base(paths[0])
@@ -128,7 +131,10 @@ def test_a_digest_follows_its_tag(registry: Registry, tmp_path: Path) -> None:
 def test_nothing_is_written_if_one_image_has_no_digest_for_all_platforms(
     registry: Registry, tmp_path: Path, tag: str, answer: tuple[str, bytes], said: str
 ) -> None:
-    """One platform's manifest would break the build on all others; an error page has a digest, too."""
+    """Nothing is written if one image has no index of platforms.
+
+    One platform's manifest would break the build on all others; an error page has a digest, too.
+    """
     registry.tags = {"good": (INDEX, b"{}"), tag: answer}
     paths = dockerfiles(tmp_path, registry.image.replace("3.13-slim", "good"), registry.image)
     before = [path.read_text() for path in paths]
@@ -140,7 +146,7 @@ def test_nothing_is_written_if_one_image_has_no_digest_for_all_platforms(
 
 
 def test_an_image_without_a_digest_is_named_by_the_check(registry: Registry, tmp_path: Path) -> None:
-    """The release asks for it; no registry is asked."""
+    """The check, which the release runs, names an image without a digest and sends no request to a registry."""
     paths = dockerfiles(tmp_path, registry.image, registry.image)
     pin(paths[0])
     asked = registry.manifests
@@ -154,7 +160,7 @@ def test_an_image_without_a_digest_is_named_by_the_check(registry: Registry, tmp
 
 
 def test_all_images_have_one_base_that_a_build_argument_replaces() -> None:
-    """Dependabot reads no ARG, so the name stands in a FROM of its own; every other stage begins with BASE."""
+    """All images have one base in a FROM of its own, as Dependabot reads no ARG; other stages begin with BASE."""
     assert len({base(path) for path in DOCKERFILES}) == 1
     for path in DOCKERFILES:
         stages = re.findall(r"(?m)^(?:ARG|FROM) .*", path.read_text())

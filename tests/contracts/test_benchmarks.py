@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they receive, and write every figure. Speed is not tested here."""
+"""The benchmarks run, check the messages that they receive, and write every figure; speed is not tested here."""
 
 import json
 import os
@@ -33,7 +33,7 @@ needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the h
 @pytest.mark.slow
 @pytest.mark.redis
 def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path: Path) -> None:
-    """Every measure runs for every peer, finds nothing wrong, and lands in the JSON file."""
+    """A quick run measures every peer, finds no fault, and writes positive figures to the JSON file."""
     path = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--json", str(path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
@@ -55,7 +55,7 @@ def test_a_quick_run_writes_positive_figures_for_every_measure_and_peer(tmp_path
 @pytest.mark.slow
 @needs_git
 def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path) -> None:
-    """Every figure that both have, for both topologies; the other commit's tree is gone afterwards."""
+    """A run with a base compares every common figure for both topologies, and removes the other commit's tree."""
     path, folder = tmp_path / "figures.json", tmp_path / "temporary"
     folder.mkdir()
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "2", "--json", str(path), "--base", "HEAD"]
@@ -76,7 +76,7 @@ def test_a_quick_run_compares_ours_with_another_commit(tmp_path: Path) -> None:
 @needs_git
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal.Signals) -> None:
-    """A signal ends the processes of the run first and removes the other commit's tree then."""
+    """A signal ends the processes of a run first, and then removes the other commit's tree."""
     command = [sys.executable, "-m", "benchmarks", "--quick", "--base", "HEAD", "--no-peers", "--only", "throughput"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -91,7 +91,7 @@ def test_a_run_that_is_interrupted_leaves_no_tree(tmp_path: Path, number: signal
 
 @needs_git
 def test_a_commit_that_does_not_exist_is_named() -> None:
-    """Status 2, before anything is measured."""
+    """An unknown commit is named in the error, with status 2, before anything is measured."""
     command = [sys.executable, "-m", "benchmarks", "--base", "no-such-commit", "--no-peers", "--only", "jobs"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ran.returncode == 2
@@ -100,7 +100,7 @@ def test_a_commit_that_does_not_exist_is_named() -> None:
 
 
 def test_a_layer_of_another_tree_is_never_silently_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder without the package gives an error instead of our own figures."""
+    """A folder without the package raises ImportError instead of measuring our own package."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ImportError, match="which is not in"):
         replace(peer("embedded-local", Addresses()), path=(str(tmp_path),)).open()
@@ -126,28 +126,34 @@ def rounds(*values: float) -> dict[int, float]:
     ],
 )
 def test_a_figure_may_be_worse_by_the_tolerance(figure: str, ours: dict[int, float], met: bool, clear: bool) -> None:
-    """Worse is more for a time and less for a rate; few rounds, or an interval around the limit, are unclear."""
+    """A figure may be worse by the tolerance: more for a time, less for a rate.
+
+    Few rounds, or an interval around the limit, are unclear.
+    """
     (found,) = compare("m", "dedicated", {figure: ours}, {figure: rounds(*[100] * 5)}, 3)
     assert (found.met, found.clear) == (met, clear)
     assert found.low <= found.ratio <= found.high
 
 
 def test_only_rounds_of_both_are_compared() -> None:
-    """A ratio has both sides from one round: a machine that became slower for a while says nothing about the code."""
+    """Only rounds of both sides are compared: a machine that is slow for a while says nothing about the code."""
     ours, base = {0: 100.0, 1: 300.0, 2: 100.0}, {1: 300.0, 2: 100.0, 3: 7.0}
     (found,) = compare("m", "dedicated", {"p50_us": ours, "p99_us": ours}, {"p50_us": base}, 3)
     assert (found.ours, found.base, found.ratio) == (200.0, 200.0, 1.0)
 
 
 def test_a_zero_of_the_base_is_not_compared() -> None:
-    """Nothing is a multiple of it; the other rounds count."""
+    """A round in which the base is zero is not compared, since no figure is a multiple of it; other rounds count."""
     assert compare("m", "dedicated", {"groups_left": rounds(0, 3)}, {"groups_left": rounds(0, 0)}, 3) == []
     (found,) = compare("m", "dedicated", {"lost": rounds(4, 4)}, {"lost": rounds(0, 2)}, 3)
     assert (found.ours, found.base, found.ratio) == (4.0, 2.0, 2.0)
 
 
 def test_what_is_compared_is_measured_back_to_back_in_turns() -> None:
-    """So that a change of the machine's speed meets both, and neither always comes second."""
+    """Compared entries are measured back to back and in alternating order.
+
+    So a change of the machine's speed affects both, and neither is always second.
+    """
     bench = Bench(Addresses(), "asyncio", quick=True)
     pairs = [[Entry("a", "a", bench), Entry("base-a", "a", bench)], [Entry("b", "b", bench)]]
     order = [[[one.label for one in pair] for pair in _order(pairs, turn)] for turn in range(3)]
@@ -156,7 +162,10 @@ def test_what_is_compared_is_measured_back_to_back_in_turns() -> None:
 
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_what_can_be_measured_side_by_side_is(side_by_side: bool) -> None:
-    """One call has both benches then; a failure is that of both. A peer without a base is measured alone."""
+    """Two entries are measured in one call if the measure supports that, and then share a failure.
+
+    A peer without a base is measured alone.
+    """
     calls: list[list[str]] = []
 
     def run(bench: Bench, name: str) -> Figures:
@@ -184,7 +193,7 @@ def test_what_can_be_measured_side_by_side_is(side_by_side: bool) -> None:
 
 @pytest.mark.slow
 def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path) -> None:
-    """One replica as a real process: every review is answered rightly, and the figures land in the JSON file."""
+    """The webhook's benchmark runs one real replica, checks every review, and writes its figures to the JSON file."""
     path = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks.webhook", "--seconds", "1", "--rate", "50", "--json", str(path)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -208,14 +217,14 @@ def test_the_webhooks_benchmark_reports_its_figures(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_answer_of_the_webhook_is_named(response: dict[str, object], said: str) -> None:
-    """Only the patch of the very pod that was asked for is right."""
+    """Only a patch for the pod of the review is right; any other answer is named."""
     found = webhook.fault(7, {"response": response})
     assert said in found
     assert bool(found) is bool(said)
 
 
 def test_a_message_out_of_turn_or_changed_is_named() -> None:
-    """A receiver says which message came instead of which, or that one was changed."""
+    """A receiver names a message that arrived instead of the expected one, or whose content was changed."""
     check(message(7), 7, "somebody")
     with pytest.raises(WrongResultError, match="somebody: message 8 instead of 7"):
         check(message(8), 7, "somebody")
@@ -225,12 +234,12 @@ def test_a_message_out_of_turn_or_changed_is_named() -> None:
 
 @pytest.mark.parametrize("size", [100, 1_000, 100_000, 1_000_000])
 def test_a_text_makes_a_message_of_a_size(size: int) -> None:
-    """But for the bytes of its number and of the length of the text."""
+    """A text results in a message of the given size, plus the bytes of its number and of the text's length."""
     assert size <= len(ormsgpack.packb(message(100_000, text_for(size)))) <= size + 8
 
 
 def test_a_stream_is_spread_evenly() -> None:
-    """Each job has two processes that watch it, each process as many jobs as any other, and all events are counted."""
+    """Each job has the same number of watching processes, each process watches as many jobs, and all events count."""
     watched = [stream.watchers(job) for job in range(stream.JOBS)]
     assert {len(one) for one in watched} == {stream.WATCHERS}
     counts = [sum(index in one for one in watched) for index in range(stream.CONSUMERS)]
@@ -249,14 +258,17 @@ def test_a_stream_is_spread_evenly() -> None:
     ],
 )
 def test_jobs_that_are_lost_repeated_or_out_of_order_are_wrong(seen: list[list[Job]], fault: str) -> None:
-    """Each job of ours reaches exactly one worker, in order."""
+    """A job of ours that is lost, repeated, out of order or unknown is a wrong result."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     with pytest.raises(WrongResultError, match=fault):
         check_jobs(bench, "dedicated", seen, {(0, 0), (0, 1), (0, 2)})
 
 
 def test_the_share_that_arrives_counts_each_message_once_for_each_receiver() -> None:
-    """What a Redis layer repeats is noted; what ours repeats is wrong, and so is what was never sent."""
+    """The share counts each message once for each receiver.
+
+    A repetition by a Redis layer is noted; one by ours, or a message that was never sent, is wrong.
+    """
     bench = Bench(Addresses(), "asyncio", quick=True)
     assert cuts.share("cuts", bench, "dedicated", [[0, 1, 2, 3], [0, 3]], 4) == 0.75
     assert cuts.share("cuts", bench, "redis-core", [[0, 1, 1, 0], []], 4) == 0.25
@@ -267,7 +279,7 @@ def test_the_share_that_arrives_counts_each_message_once_for_each_receiver() -> 
 
 
 def test_repeats_of_redis_core_are_noted_and_losses_are_wrong() -> None:
-    """Its known defect does not end the run, any other fault does."""
+    """A repetition by redis-core, which is a known defect, is noted; any other fault ends the run."""
     bench = Bench(Addresses(), "asyncio", quick=True)
     check_jobs(bench, "redis-core", [[(0, 0), (0, 1)], [(0, 1)]], {(0, 0), (0, 1)})
     assert bench.notes == ["jobs, redis-core: of 2 jobs 1 were handed out twice, 0 out of order"]
@@ -284,7 +296,10 @@ def _vanish(line: Line) -> None:
 
 
 def test_a_wrong_result_in_another_process_reaches_the_harness() -> None:
-    """Also out of a task group; any other failure comes with its traceback."""
+    """A wrong result in another process raises in the harness, even from a task group.
+
+    Any other failure includes its traceback.
+    """
     for error in (WrongResultError("bad"), ExceptionGroup("tasks", [WrongResultError("bad")])):
         with pytest.raises(WrongResultError, match=r"^bad$"), Crew("asyncio") as crew:
             crew.take(crew.start(_fail, error))
@@ -293,13 +308,13 @@ def test_a_wrong_result_in_another_process_reaches_the_harness() -> None:
 
 
 def test_a_process_that_vanishes_is_noticed() -> None:
-    """Nobody waits for a process that is gone."""
+    """A process that vanishes raises CrewError, so that nothing waits for it."""
     with pytest.raises(CrewError, match="_vanish ended too early"), Crew("asyncio") as crew:
         crew.take(crew.start(_vanish))
 
 
 def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing() -> None:
-    """Ours divided by the peer's; nothing is met that was not measured."""
+    """A goal is our figure divided by the peer's, and is undecided while one side was not measured."""
     goal = Goal("p50_us", "raw", "<=", 1.25)
     raw = {"raw": {"p50_us": rounds(100, 120, 80)}}
     found = judge("m", goal, {"dedicated": {"p50_us": rounds(120, 60, 200)}} | raw)
@@ -309,7 +324,7 @@ def test_a_goal_is_a_ratio_and_is_open_while_one_side_is_missing() -> None:
 
 
 def test_a_goal_may_name_another_figure_or_none() -> None:
-    """A figure of the peer with another name, or a share that no machine changes."""
+    """A goal may compare with another figure of the peer, or be a share that depends on no machine."""
     figures = {"dedicated": {"late_us": rounds(50), "lost": rounds(0)}, "raw": {"p50_us": rounds(100)}}
     assert judge("m", Goal("late_us", "raw", "<=", 1.0, than="p50_us"), figures).ratio == 0.5
     found = judge("m", Goal("lost", "", "<=", 0), figures)
@@ -317,7 +332,10 @@ def test_a_goal_may_name_another_figure_or_none() -> None:
 
 
 def test_pages_show_what_a_run_found() -> None:
-    """Medians with units, the ratio, and the goal; only goals with a headline are in the README and in the plot."""
+    """Pages show medians with units, the ratio, and the goal.
+
+    Only goals with a headline are in the README and in the plot.
+    """
     goals = [
         Goal("p50_us", "redis-core", "<=", 0.5, headline="a round trip"),
         Goal("messages_per_s", "redis-core", ">=", 2),
@@ -348,7 +366,7 @@ def test_pages_show_what_a_run_found() -> None:
 
 
 def test_the_latency_plot_has_a_curve_for_each_peer() -> None:
-    """Three loads each, further right for a layer that carries more."""
+    """The latency plot has one curve for each peer, which extends further for a layer with a higher rate."""
     loads = {f"load_{load}_p99_us": {"median": 1_000.0 * load} for load in (20, 50, 80)}
     peers = {
         "dedicated": loads | {"messages_per_s": {"median": 40}},
@@ -361,6 +379,6 @@ def test_the_latency_plot_has_a_curve_for_each_peer() -> None:
 
 
 def test_percentiles_are_nearest_ranks_in_microseconds() -> None:
-    """The 50th and 99th of 1..100."""
+    """A percentile is the nearest rank in microseconds, as for the 50th and the 99th of 1..100."""
     times = [n * 1_000 for n in range(100, 0, -1)]
     assert (percentile(times, 50), percentile(times, 99), percentile(times[:1], 99)) == (50.0, 99.0, 100.0)

@@ -1,4 +1,4 @@
-"""What is built for a release."""
+"""The distributions of a release."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ FOLDERS = {".": "channels_zmq", "forwarder": "channels_zmq_forwarder", "operator
 
 
 def build(copy: Path, age: int) -> dict[str, bytes]:
-    """Return the distributions that a copy of this repository gives, whose files were all changed at one time."""
+    """Return the distributions that are built from a copy of this repository, whose files have one time of change."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in tracked.decode().split("\0")[:-1]:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def build(copy: Path, age: int) -> dict[str, bytes]:
 
 
 def test_two_builds_of_a_commit_give_the_same_distributions(tmp_path: Path) -> None:
-    """In any place and at any time: users can build a commit and compare it with the release."""
+    """Two builds of a commit are identical in any place and at any time, so that users can verify a release."""
     first, second = build(tmp_path / "a", age=10**9), build(tmp_path / "b" / "c", age=2 * 10**9)
     assert {name.partition("-")[0] for name in first} == set(FOLDERS.values())
     assert len(first) == 2 * len(FOLDERS)
@@ -38,7 +38,7 @@ def test_two_builds_of_a_commit_give_the_same_distributions(tmp_path: Path) -> N
 
 
 def write_url(copy: Path, url: str) -> "subprocess.CompletedProcess[str]":
-    """Copy what has the address of the project, and let the Makefile write it."""
+    """Copy the files with the address of the project, and let the Makefile write it."""
     written = [f"{folder}/pyproject.toml" for folder in FOLDERS]
     for name in ("Makefile", "charts/channels-zmq/Chart.yaml", *written):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_url(copy: Path, url: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_release_names_the_address_that_it_was_built_at(tmp_path: Path) -> None:
-    """No address is in the repository: a fork names its own."""
+    """A release has the address that it was built with, as the repository has none: a fork names its own."""
     url = "https://example.org/someone/channels-zmq"
     assert write_url(tmp_path, url).returncode == 0
     for folder in FOLDERS:
@@ -59,7 +59,7 @@ def test_a_release_names_the_address_that_it_was_built_at(tmp_path: Path) -> Non
 
 
 def test_a_release_without_an_address_says_what_is_missing(tmp_path: Path) -> None:
-    """Nothing is written."""
+    """Without an address the error names the missing variable, and nothing is written."""
     done = write_url(tmp_path, "")
     assert done.returncode
     assert "PROJECT_URL=https://... is missing" in done.stderr
@@ -72,7 +72,7 @@ def test_a_release_without_an_address_says_what_is_missing(tmp_path: Path) -> No
     ids=["library", "forwarder"],
 )
 def test_an_sdist_has_its_tests_and_all_that_they_import(folder: str, tests: list[str], tmp_path: Path) -> None:
-    """Packagers can run them: each test module can be collected from the unpacked sdist alone."""
+    """Each test module can be collected from the unpacked sdist alone, so that packagers can run the tests."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT / folder, capture_output=True, timeout=120, check=True)
     (sdist,) = tmp_path.glob("*.tar.gz")

@@ -1,4 +1,4 @@
-"""What a machine can check of the pages: their Python, the tests that they name, and the tutorial, as written."""
+"""The checks of the pages: their Python, the tests that they name, and the tutorial, run as written."""
 
 import asyncio
 import json
@@ -39,12 +39,13 @@ PYTHON = [
 
 @pytest.mark.parametrize("text", PYTHON)
 def test_python_in_pages_is_python(text: str) -> None:
-    """A part of a dictionary counts, and dots for what is left out."""
+    """Every Python block of the pages compiles, even a part of a dictionary or one with dots for omissions."""
     whole = f"{{{text}}}" if text.startswith('"') else text
     compile(whole.replace("{..., ", "{").replace("[..., ", "[").replace("(...):", "():"), "page", "exec")
 
 
 def test_the_tests_that_pages_name_exist() -> None:
+    """Every test file and test function that a page names exists."""
     named = [(page.name, *found) for page in PAGES for found in TEST.findall(page.read_text(encoding="utf-8"))]
     assert len(named) > 50
     for page, path, name in named:
@@ -54,7 +55,7 @@ def test_the_tests_that_pages_name_exist() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The tutorial's project, as its page says."""
+    """Create the tutorial's project as its page describes it."""
     manage = [sys.executable, "-m", "django"]
     subprocess.run([*manage, "startproject", "mysite", str(tmp_path)], check=True)
     subprocess.run([*manage, "startapp", "chat"], cwd=tmp_path, check=True)
@@ -68,7 +69,7 @@ def project(tmp_path: Path) -> Path:
 
 
 async def until_served(address: str) -> str:
-    """Return a page, once there is one."""
+    """Return a page, once it is served."""
     loop = asyncio.get_running_loop()
     end = loop.time() + PATIENCE
     while True:
@@ -80,7 +81,7 @@ async def until_served(address: str) -> str:
 
 
 def test_the_tutorial_names_the_clone_from_where_its_reader_is() -> None:
-    """Beside the clone at first, and in the project from `cd mysite` on."""
+    """The tutorial's paths to the clone are relative to its parent, and to the project after `cd mysite`."""
     shell = "".join(text for _, _, text in fences(ROOT / "docs" / "tutorial.md") if text.count("pip install"))
     before, _, after = shell.partition("cd mysite")
     assert re.findall(r"[./]+/channels-zmq", before) == ["./channels-zmq"] * 2
@@ -88,7 +89,7 @@ def test_the_tutorial_names_the_clone_from_where_its_reader_is() -> None:
 
 
 async def test_the_tutorial_makes_a_chat_that_works(project: Path) -> None:
-    """Under daphne: two browsers in one room get each other's messages; a browser in another room gets neither."""
+    """The tutorial's chat works under daphne: browsers in one room get each other's messages, and no others do."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("CHANNELS_ZMQ_")}
     checked = [sys.executable, "manage.py", "check", "--fail-level", "WARNING"]
     subprocess.run(checked, cwd=project, env=environment, check=True)

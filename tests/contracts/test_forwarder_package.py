@@ -1,4 +1,4 @@
-"""What the forwarder's distribution holds and needs, and that its README tells the truth."""
+"""The contents and the dependencies of the forwarder's distribution, and the tables of its README."""
 
 import re
 import subprocess
@@ -15,7 +15,10 @@ README = (ROOT / "forwarder" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_forwarder_imports_neither_django_nor_channels() -> None:
-    """Its image does not have them. Asked in a fresh interpreter, of every module."""
+    """No module of the forwarder imports Django or Channels, which its image does not have.
+
+    A fresh interpreter imports every module.
+    """
     code = (
         "import importlib, pkgutil, sys, channels_zmq_forwarder as package\n"
         "for module in pkgutil.iter_modules(package.__path__):\n"
@@ -29,7 +32,7 @@ def test_the_forwarder_imports_neither_django_nor_channels() -> None:
 
 
 def test_the_wheel_holds_the_status_page(tmp_path: Path) -> None:
-    """And the marker of type information; nothing of the tests."""
+    """The wheel contains the status page and the marker of type information, and none of the tests."""
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT / "forwarder", check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -40,13 +43,13 @@ def test_the_wheel_holds_the_status_page(tmp_path: Path) -> None:
 
 
 def test_the_metrics_in_the_readme_are_those_that_there_are() -> None:
-    """Dashboards and alerts are written from this table."""
+    """The README's table has exactly the forwarder's metrics, since dashboards and alerts are written from it."""
     families = [f for f in Admin(Exchange(bytes(8)), Traffic()).registry.collect() if f.name.startswith("channels_zmq")]
     there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     assert set(re.findall(r"^\| `(channels_zmq_forwarder_\w+)", README, re.MULTILINE)) == there
 
 
 def test_every_cause_of_drops_is_explained() -> None:
-    """In the README, as the metric spells it."""
+    """The README explains every cause of drops by its label value."""
     table = README[README.index("| cause |") :]
     assert set(re.findall(r"`([a-z_]+)`", table.partition("\n\n")[0])) == set(DROP_CAUSES)

@@ -1,4 +1,4 @@
-"""Runs under load: what `make test-under-load` does, with a command that is quick."""
+"""Runs under load, as `make test-under-load` starts them, with a quick command."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from load import busy_cores
 
 LOAD = Path(__file__).parents[1] / "support" / "load.py"
 COUNT = "import os, psutil; print(len(psutil.Process(os.getppid()).children()) - 1, 'busy')"
-"""Counts the processes that run beside it."""
+"""A command that counts the processes beside it."""
 
 
 def run_load(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -18,7 +18,7 @@ def run_load(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_command_runs_several_times_beside_busy_processes() -> None:
-    """One line a run, with the last line of its output."""
+    """A command runs several times beside busy processes; each run prints one line with its last line of output."""
     ran = run_load("--runs", "2", "--busy", "1", sys.executable, "-c", COUNT)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     lines = ran.stdout.splitlines()
@@ -29,7 +29,7 @@ def test_a_command_runs_several_times_beside_busy_processes() -> None:
 
 
 def test_a_run_that_fails_shows_its_output_and_the_others_go_on() -> None:
-    """The status is 1 at the end."""
+    """A run that fails prints its output, the other runs continue, and the status is 1 at the end."""
     ran = run_load("--runs", "2", "--busy", "0", sys.executable, "-c", "print('first'); raise SystemExit(3)")
     assert ran.returncode == 1
     assert ran.stdout.count("failed with status 3") == 2
@@ -38,7 +38,7 @@ def test_a_run_that_fails_shows_its_output_and_the_others_go_on() -> None:
 
 
 def test_busy_processes_end_with_the_block() -> None:
-    """Nothing stays behind."""
+    """The busy processes end with the block, so that none is left behind."""
     with busy_cores(2) as processes:
         assert len(processes) == 2
         assert all(psutil.pid_exists(one) for one in processes)

@@ -1,4 +1,4 @@
-"""What must be the same everywhere, or must never be there."""
+"""The facts that must be the same everywhere in the project, and those that must never occur."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_there_is_one_version() -> None:
-    """Three distributions, packages and images, the library's dependency on the forwarder, and the changelog."""
+    """All distributions, packages and images have one version, as do the library's dependency and the changelog."""
     version = channels_zmq.__version__
     for folder in (".", "forwarder", "operator"):
         assert tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"] == version
@@ -34,7 +34,7 @@ def test_there_is_one_version() -> None:
 
 
 def test_no_folder_shadows_a_module_of_pythons() -> None:
-    """With an `__init__.py` in `operator/` the standard library's `operator` could not be imported."""
+    """No `__init__.py` is in `operator/`, as it would shadow the standard library's `operator`, nor in the tests."""
     assert not (ROOT / "operator" / "__init__.py").exists()
     assert not list((ROOT / "tests").rglob("__init__.py"))
 
@@ -44,7 +44,7 @@ FROM_THE_INDEX = re.compile(INSTALLER + r"channels[-_.]zmq(?:[-_.](?:forwarder|o
 
 
 def test_a_command_that_fetches_another_projects_package_is_found() -> None:
-    """The search of the next test finds such commands, and leaves those alone that install what is here."""
+    """The search of the next test finds commands that fetch our name from the index, and no others."""
     for command in (
         "pip install channels-zmq",
         "python -m pip install -U 'channels-zmq[encryption]'",
@@ -63,7 +63,10 @@ def test_a_command_that_fetches_another_projects_package_is_found() -> None:
 
 
 def test_nothing_here_fetches_another_projects_package() -> None:
-    """The package index has a foreign project under our name: no page, message or script shows a command for it."""
+    """No page, message or script has a command that fetches our name from the package index.
+
+    The index has a foreign project under that name.
+    """
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     texts = {name: (ROOT / name).read_bytes().decode(errors="replace") for name in tracked.decode().split("\0")[:-1]}
     del texts["tests/contracts/test_project.py"]
@@ -75,7 +78,7 @@ BOUND = re.compile(r"([a-z-]+)>=([0-9.]+)")
 
 
 def lower_bounds(*folders: str) -> dict[str, str]:
-    """Return what the distributions of these folders need at least; `forwarder[daemon]` is one with its extra."""
+    """Return the lower bounds of these folders' distributions; `forwarder[daemon]` is one with its extra."""
     lines: list[str] = []
     for folder, _, extra in (one.rstrip("]").partition("[") for one in folders):
         project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
@@ -84,7 +87,7 @@ def lower_bounds(*folders: str) -> dict[str, str]:
 
 
 def test_what_is_tested_as_the_lowest_versions_is_what_users_may_install() -> None:
-    """`make test-lowest` has exactly the lower bounds that the library and the forwarder declare."""
+    """`make test-lowest` uses exactly the lower bounds that the library and the forwarder declare."""
     locked = dict(
         re.findall(r"^([a-z-]+)==([0-9.]+)", (ROOT / "requirements" / "lowest.txt").read_text(), re.MULTILINE)
     )
@@ -93,19 +96,25 @@ def test_what_is_tested_as_the_lowest_versions_is_what_users_may_install() -> No
 
 
 def test_requirement_files_repeat_the_bounds_of_the_distributions() -> None:
-    """They are compiled from `.in` files, which cannot read a `pyproject.toml`. They hold nothing else."""
+    """The `.in` files repeat the bounds of the distributions and nothing else.
+
+    Requirement files are compiled from them, and they cannot read a `pyproject.toml`.
+    """
     for name, folders in {
         "runtime": (".", "forwarder"),
         "forwarder": ("forwarder[daemon]", "forwarder[cli]"),
         "operator": ("operator",),
     }.items():
         given = dict(BOUND.findall((ROOT / "requirements" / f"{name}.in").read_text()))
-        given.pop("django", None)  # what Channels allows is older than what is tested
+        given.pop("django", None)  # Channels allows an older Django than the tested ones
         assert given == lower_bounds(*folders)
 
 
 def test_the_operator_is_installed_into_a_namespace_of_its_own() -> None:
-    """In every command of the docs: it may read all Secrets, and so may users who create pods in its namespace."""
+    """Every command of the docs installs the operator into a namespace of its own.
+
+    The operator may read all Secrets, and so may users who create pods in its namespace.
+    """
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "charts").rglob("*.md")]
     commands = [
         line
@@ -118,7 +127,10 @@ def test_the_operator_is_installed_into_a_namespace_of_its_own() -> None:
 
 
 def test_the_chats_manifest_lets_no_other_site_open_its_sockets() -> None:
-    """It names the hosts by which pages are opened; the conversation of docs/kubernetes.md comes by the Service's."""
+    """The chat's manifest allows only the hosts by which its pages are opened.
+
+    The conversation of docs/kubernetes.md uses the Service's name.
+    """
     (web,) = [
         one
         for one in yaml.safe_load_all((ROOT / "examples" / "chat" / "kubernetes.yaml").read_text())
@@ -139,7 +151,10 @@ def uses(job: dict[str, Any], action: str) -> list[dict[str, Any]]:
 
 
 def test_workflows_name_actions_by_commit_and_keep_no_credentials() -> None:
-    """A tag can be moved, and what a job runs could read the token that a checkout leaves behind."""
+    """Workflows name actions by commit, since a tag can be moved, and checkouts keep no credentials.
+
+    A job's commands could otherwise read the token that a checkout leaves behind.
+    """
     for workflow in WORKFLOWS.values():
         for job in workflow["jobs"].values():
             for step in job["steps"]:
@@ -150,7 +165,10 @@ def test_workflows_name_actions_by_commit_and_keep_no_credentials() -> None:
 
 
 def test_only_jobs_that_run_nothing_of_this_repository_may_write() -> None:
-    """Those that attest and draft a release, each with the rights for that; a build could use them for anything."""
+    """Only the jobs that attest and draft a release may write, each with its own permissions and without a checkout.
+
+    A build could use such permissions for anything.
+    """
     rights = {}
     for workflow in WORKFLOWS.values():
         assert workflow["permissions"] == {"contents": "read"}
@@ -165,7 +183,10 @@ def test_only_jobs_that_run_nothing_of_this_repository_may_write() -> None:
 
 
 def test_a_release_has_what_is_built_and_attested_and_nothing_else() -> None:
-    """Sdists, wheels and lists of packages; each image from a pinned base, with its own list and provenance."""
+    """A release has the attested sdists, wheels, lists of packages, images and chart, and nothing else.
+
+    Each image is built from a pinned base, with its own list of packages and provenance.
+    """
     jobs = WORKFLOWS["release"]["jobs"]
     assert "run: make distributions sbom" in (ROOT / ".github" / "workflows" / "release.yml").read_text()
     images = {one["dockerfile"] for one in jobs["images"]["strategy"]["matrix"]["include"]}
@@ -192,7 +213,10 @@ def test_a_release_has_what_is_built_and_attested_and_nothing_else() -> None:
 
 
 def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
-    """Every week and with every change, for each Python that another Django is pinned for."""
+    """Every requirement file but that of the lowest versions is audited, every week and with every change.
+
+    The audit runs for each Python for which another Django is pinned.
+    """
     files = {path.stem for path in (ROOT / "requirements").glob("*.txt")} - {"lowest"}
     (audited,) = re.findall(r"(?m)^LOCKS := (.*)$", (ROOT / "Makefile").read_text())
     assert set(audited.split()) == files
@@ -206,7 +230,7 @@ def test_every_requirement_file_that_somebody_installs_is_audited() -> None:
 
 
 def test_versions_and_systems_that_are_promised_are_tested() -> None:
-    """By the workflow: each classifier of the library stands for a job."""
+    """The workflow has a job for each version and system that a classifier of the library names."""
     classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
     jobs = WORKFLOWS["ci"]["jobs"]
     matrix = jobs["test"]["strategy"]["matrix"]

@@ -1,4 +1,4 @@
-"""What every module and every public name has in common: a test file, and one way to be spelled."""
+"""The common structure of modules and public names: a test file for each module, and one spelling."""
 
 import ast
 import re
@@ -21,13 +21,13 @@ from channels_zmq_forwarder.pump import Traffic
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_TESTS = {"__init__", "defaults"}
-"""Modules of the client that decide nothing."""
+"""Modules of the client without decisions to test."""
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LIBRARY, FORWARDER = (Path(str(package.__file__)).parent for package in (channels_zmq, channels_zmq_forwarder))
 
 
 def test_every_module_of_the_client_has_a_test_file_of_its_own() -> None:
-    """It is a state machine without sockets, so each part can be tested alone."""
+    """Every module of the client has a test file, since a state machine without sockets can be tested part by part."""
     modules = {path.stem for path in (LIBRARY / "client").glob("*.py")} - WITHOUT_TESTS
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "library" / "client").glob("test_*.py")}
     assert len(modules) > 10
@@ -38,7 +38,10 @@ def test_every_module_of_the_client_has_a_test_file_of_its_own() -> None:
     "package, causes", [(LIBRARY, {*ADVICE, *SILENT}), (FORWARDER, {*DROP_CAUSES})], ids=["library", "forwarder"]
 )
 def test_every_drop_cause_is_known_and_in_snake_case(package: Path, causes: set[str]) -> None:
-    """Causes are label values, and keys of `stats()` and of the status page."""
+    """Every drop cause is listed and in snake case.
+
+    Causes are label values, and keys of `stats()` and of the status page.
+    """
     in_the_code = set(causes_in(package))
     assert len(in_the_code) > 5
     assert in_the_code <= causes
@@ -46,7 +49,7 @@ def test_every_drop_cause_is_known_and_in_snake_case(package: Path, causes: set[
 
 
 def causes_in(package: Path) -> Iterator[str]:
-    """Find what is passed to `drop`, `_drop` or `_dropped`, and what indexes `drops` or `_drops`."""
+    """Yield the first arguments of `drop`, `_drop` or `_dropped`, and the keys of `drops` or `_drops`."""
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and node.args and name_of(node.func) in ("drop", "_drop", "_dropped"):
@@ -68,7 +71,7 @@ def not_in_snake_case(names: set[str]) -> list[str]:
 
 
 def library_metrics() -> list[Metric]:
-    """The metrics of a layer that has a link in each state."""
+    """Return the metrics of a layer that has a link in each state."""
     stats = EmbeddedZmqChannelLayer(pub_socket_address="inproc://structure").stats()
     close_all()
     link = LinkStats(forwarder="", state="", session=0, carries=False, unacknowledged=0, held=0, sent_again=0)
@@ -77,17 +80,17 @@ def library_metrics() -> list[Metric]:
 
 
 def forwarder_metrics() -> list[Metric]:
-    """The metrics of a forwarder, also those of its process."""
+    """Return the metrics of a forwarder, including those of its process."""
     return list(Admin(Exchange(b"instance"), Traffic()).registry.collect())
 
 
 FREE = {"version", "le"}
-"""Labels whose values are no words."""
+"""Labels whose values are not words."""
 
 
 @pytest.mark.parametrize("collect", [library_metrics, forwarder_metrics])
 def test_metrics_their_labels_and_the_values_of_these_are_in_snake_case(collect: Callable[[], list[Metric]]) -> None:
-    """As Prometheus's own are."""
+    """Metrics, their labels and the labels' values are in snake case, as Prometheus's own are."""
     found = collect()
     labels = [sample.labels for metric in found for sample in metric.samples]
     names = {metric.name for metric in found} | {sample.name for metric in found for sample in metric.samples}

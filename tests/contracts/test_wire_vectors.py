@@ -1,4 +1,4 @@
-"""The published test vectors are what our code writes and reads."""
+"""The published test vectors match the frames that our code writes and reads."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from channels_zmq_forwarder import wire
 
 VECTORS = json.loads((Path(__file__).parents[2] / "docs" / "wire-vectors.json").read_text(encoding="utf-8"))
 FORMER = json.loads((Path(__file__).parent / "former-wire-vectors.json").read_text(encoding="utf-8"))
-"""What processes write that were installed before several forwarders acknowledged frames; written by their code."""
+"""Frames of processes from before several forwarders acknowledged frames, written by their own code."""
 Vector = dict[str, Any]
 HEXADECIMAL = ("instance", "messages", "payload", "secret", "sender", "topics")
 LAYOUTS = {name.lower(): layout for name, layout in vars(wire).items() if isinstance(layout, wire.Layout)}
@@ -21,7 +21,7 @@ def named(vectors: list[Vector]) -> pytest.MarkDecorator:
 
 
 def value(field: str, shown: Any) -> Any:
-    """Return what a field that the vectors show is in our code."""
+    """Return the value in our code of a field that the vectors show."""
     if field in HEXADECIMAL:
         return bytes.fromhex(shown)
     return shown.encode() if isinstance(shown, str) else shown
@@ -29,7 +29,7 @@ def value(field: str, shown: Any) -> Any:
 
 @named(VECTORS["frames"])
 def test_a_frame_is_written_and_read_as_published(vector: Vector) -> None:
-    """Both ways, field by field."""
+    """A frame is encoded and decoded as published, field by field."""
     layout, data = LAYOUTS[vector["kind"]], bytes.fromhex(vector["hex"])
     frame = layout.make(**{field: value(field, shown) for field, shown in vector["fields"].items()})
     assert layout.encode(frame) == data
@@ -38,7 +38,7 @@ def test_a_frame_is_written_and_read_as_published(vector: Vector) -> None:
 
 @named(VECTORS["messages"])
 def test_a_message_is_written_and_read_as_published(vector: Vector) -> None:
-    """Prefix, head and body, both ways."""
+    """A message is encoded and decoded as published, with prefix, head and body."""
     data = bytes.fromhex(vector["hex"])
     fields = {field: value(field, shown) for field, shown in vector["fields"].items()}
     if vector["kind"] == "group":
@@ -63,7 +63,7 @@ def test_a_message_is_written_and_read_as_published(vector: Vector) -> None:
 
 @named(VECTORS["batches"])
 def test_a_batch_is_written_and_split_as_published(vector: Vector) -> None:
-    """From bodies to the frame, and from that to the messages."""
+    """A batch is encoded from its bodies, and split into its messages, as published."""
     data, fields = bytes.fromhex(vector["hex"]), vector["fields"]
     prefix = wire.group_topic(fields["group"]) if "group" in fields else wire.direct_prefix(fields["inbox"].encode())
     bodies = [bytes.fromhex(body) for body in fields["bodies"]]
@@ -77,7 +77,7 @@ def test_a_batch_is_written_and_split_as_published(vector: Vector) -> None:
 
 @named(VECTORS["forwarders"])
 def test_a_list_of_forwarders_is_written_and_read_as_published(vector: Vector) -> None:
-    """Both ways, entry by entry."""
+    """A list of forwarders is encoded and decoded as published, entry by entry."""
     data = bytes.fromhex(vector["hex"])
     known = tuple(
         wire.KnownForwarder(each["pull"].encode(), each["pub"].encode(), each["serves"], each["instance"].encode())
@@ -89,7 +89,7 @@ def test_a_list_of_forwarders_is_written_and_read_as_published(vector: Vector) -
 
 @named(VECTORS["malformed"])
 def test_what_is_published_as_malformed_is_refused(vector: Vector) -> None:
-    """By the decoder of the kind that it claims to be."""
+    """The decoder of the claimed kind refuses every frame that is published as malformed."""
     data = bytes.fromhex(vector["hex"])
     with pytest.raises(wire.FrameError):
         read(vector["kind"], data)
@@ -97,7 +97,7 @@ def test_what_is_published_as_malformed_is_refused(vector: Vector) -> None:
 
 @named(FORMER["frames"])
 def test_a_frame_of_an_older_process_is_read_as_it_was_meant(vector: Vector) -> None:
-    """Fields that have been added since have their defaults."""
+    """A frame of an older process is decoded with its meaning; the fields that it has keep their values."""
     frame = LAYOUTS[vector["kind"]].decode(bytes.fromhex(vector["hex"]))
     assert {field: getattr(frame, field) for field in vector["fields"]} == {
         field: value(field, shown) for field, shown in vector["fields"].items()
@@ -106,7 +106,7 @@ def test_a_frame_of_an_older_process_is_read_as_it_was_meant(vector: Vector) -> 
 
 @named([vector for vector in FORMER["messages"] if vector["fields"]["flags"] <= wire.FLAG_FIRST])
 def test_a_message_of_an_older_process_is_read_as_it_was_meant(vector: Vector) -> None:
-    """Of a group, or to a process."""
+    """A message of an older process is decoded with its meaning, for a group or for a process."""
     data, fields = bytes.fromhex(vector["hex"]), vector["fields"]
     if vector["kind"] == "group":
         topic, sender, number, flags, ttl, payload = wire.read_group(data)
@@ -140,7 +140,7 @@ def read(kind: str, data: bytes) -> None:
 
 
 def test_every_kind_of_frame_has_vectors() -> None:
-    """Several each, good and bad, in this version."""
+    """Every kind of frame has at least three good and three bad vectors, in this version and with unique names."""
     assert VECTORS["version"] == wire.VERSION
     for good in (VECTORS["frames"], VECTORS["malformed"]):
         kinds = [vector["kind"] for vector in good]
@@ -156,5 +156,5 @@ def test_every_kind_of_frame_has_vectors() -> None:
 
 @pytest.mark.parametrize("vector", VECTORS["hashes"], ids=[vector["topic"][:20] for vector in VECTORS["hashes"]])
 def test_a_topic_has_the_published_hash(vector: Vector) -> None:
-    """By it a client names its groups when it has connected again."""
+    """A topic has the published hash, by which a client names its groups when it reconnects."""
     assert wire.topic_hash(bytes.fromhex(vector["topic"])) == vector["hash"]

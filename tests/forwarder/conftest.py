@@ -1,4 +1,4 @@
-"""What the tests of the forwarder share."""
+"""Fixtures that the tests of the forwarder share."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from open_sockets import Sockets
 
 @pytest.fixture
 def sockets() -> Iterator[Sockets[zmq.Socket[bytes]]]:
-    """Sockets without a loop."""
+    """Return a factory of sockets that need no loop."""
     with zmq.Context() as context:
         yield Sockets(context)
         context.destroy(linger=0)
@@ -19,7 +19,7 @@ def sockets() -> Iterator[Sockets[zmq.Socket[bytes]]]:
 
 @pytest.fixture
 def async_sockets() -> Iterator[Sockets[zmq.asyncio.Socket]]:
-    """Sockets of the running loop."""
+    """Return a factory of sockets of the running loop."""
     with zmq.asyncio.Context() as context:
         yield Sockets(context)
         context.destroy(linger=0)
@@ -27,5 +27,5 @@ def async_sockets() -> Iterator[Sockets[zmq.asyncio.Socket]]:
 
 @pytest.fixture
 def clock() -> Clock:
-    """Time that a test moves."""
+    """Return a clock that a test advances."""
     return Clock()

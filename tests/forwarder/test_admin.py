@@ -1,4 +1,4 @@
-"""The admin endpoints."""
+"""The admin endpoints: health, metrics and the status page."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ A = b"a" * 16
 
 
 class Page:
-    """An admin page and what it shows."""
+    """The admin endpoints and the exchange that they show."""
 
     def __init__(self, port: int, clock: Callable[[], float]) -> None:
         self.exchange, self.traffic = Exchange(b"instance"), Traffic()
@@ -67,7 +67,7 @@ def enqueue(channel: bytes, *, n: int = 1) -> bytes:
 
 
 async def test_it_is_alive_before_it_is_ready(page: Page) -> None:
-    """A settling forwarder is not ready, but it must not be restarted."""
+    """A settling forwarder is not ready, but alive, so that it is not restarted."""
     assert (await page.get("/livez"))[0] == 200
     assert (await page.get("/readyz"))[::2] == (503, "settling\n")
     page.exchange.enter(State.SERVING)
@@ -75,7 +75,7 @@ async def test_it_is_alive_before_it_is_ready(page: Page) -> None:
 
 
 async def test_it_is_not_ready_while_it_drains(page: Page) -> None:
-    """A load balancer, or a rollout, must not count on it any more."""
+    """A draining forwarder is not ready, so that no load balancer or rollout counts on it any more."""
     page.exchange.enter(State.SERVING)
     page.exchange.drain(float("inf"))
     assert (await page.get("/readyz"))[::2] == (503, "draining\n")
@@ -83,7 +83,7 @@ async def test_it_is_not_ready_while_it_drains(page: Page) -> None:
 
 
 async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page: Page, clock: Clock) -> None:
-    """The status and a gauge show at once what is refused."""
+    """A forwarder that refuses all messages for a while is not ready; status and gauge show the refusal at once."""
     page.exchange.enter(State.SERVING)
     page.memory.decide(950, 0)
     assert (await page.get("/readyz"))[0] == 200
@@ -96,7 +96,10 @@ async def test_it_is_not_ready_once_it_has_refused_all_messages_for_a_while(page
 async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(
     page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They expire messages, read keys and watch memory; a restart helps."""
+    """A forwarder whose periodic tasks have stopped is not alive.
+
+    These tasks expire messages, reread keys and watch the memory; a restart helps.
+    """
     page.admin.beat(0.0)
     assert (await page.get("/livez"))[0] == 200
     now = time.monotonic()
@@ -107,7 +110,7 @@ async def test_it_is_not_alive_once_its_periodic_tasks_have_stopped(
 
 
 async def test_metrics_count_frames_and_bytes(page: Page) -> None:
-    """The metrics contain counters of frames and bytes, drops by cause, and gauges."""
+    """The metrics count frames, bytes and drops by cause, and have gauges of clients, queues and memory."""
     page.exchange.enter(State.SERVING)
     page.traffic.frames_in, page.traffic.bytes_in, page.traffic.frames_out, page.traffic.bytes_out = 4, 30, 2, 10
     page.traffic.ended_subscribers = 3
@@ -143,7 +146,7 @@ async def test_metrics_count_frames_and_bytes(page: Page) -> None:
 
 
 async def test_the_wait_of_jobs_is_a_histogram(page: Page) -> None:
-    """The exchange observes the time in the queue."""
+    """The time that a message spends in its queue is observed in a histogram."""
     page.exchange.queues.observe_wait(0.02)
     metrics = await page.metrics()
     assert metrics["channels_zmq_forwarder_queue_wait_seconds_bucket", "0.025"] == 1
@@ -151,13 +154,13 @@ async def test_the_wait_of_jobs_is_a_histogram(page: Page) -> None:
 
 
 async def test_a_timer_that_ran_early_has_no_lag(page: Page) -> None:
-    """Clocks are not exact, so a lag may be negative."""
+    """A timer that ran early counts as having no lag: clocks are not exact, so a lag may be negative."""
     page.admin.beat(-0.001)
     assert (await page.metrics())["channels_zmq_forwarder_loop_lag_seconds_sum",] == 0
 
 
 async def test_status_shows_the_longest_queues_first(page: Page) -> None:
-    """The status contains the number of readers of each queue."""
+    """The status lists the longest queues first, with the number of readers of each."""
     for channel, count in ((b"short", 1), (b"long", 3), ("lang-é".encode(), 2)):
         for _ in range(count):
             page.exchange.inbound(enqueue(channel))
@@ -174,7 +177,7 @@ async def test_status_shows_the_longest_queues_first(page: Page) -> None:
 
 
 async def test_status_lists_only_some_of_many(page: Page) -> None:
-    """A page of 100,000 groups would be useless."""
+    """The status lists only some of many groups and queues: a page of 100,000 groups would be useless."""
     for number in range(LISTED + 5):
         page.exchange.upstream(b"\1" + wire.group_topic(f"room{number:03}"))
         page.exchange.inbound(enqueue(b"jobs%d" % number))
@@ -186,7 +189,7 @@ async def test_status_lists_only_some_of_many(page: Page) -> None:
 
 
 async def test_status_shows_the_fullest_windows_of_clients(page: Page) -> None:
-    """Who waits for this forwarder, and who has sent something again."""
+    """The status lists the clients with most unacknowledged messages, and how many each has sent again."""
     for number in range(LISTED + 5):
         inbox = b"%016d" % number
         page.exchange.upstream(b"\1" + wire.inbox_topic(inbox))
@@ -198,14 +201,14 @@ async def test_status_shows_the_fullest_windows_of_clients(page: Page) -> None:
 
 
 async def test_status_survives_names_that_are_not_utf_8(page: Page) -> None:
-    """A subscription may contain any bytes."""
+    """A name that is not UTF-8 is shown with replacement characters, since a subscription may contain any bytes."""
     page.exchange.upstream(b"\1G\xff\xfe\0")
     page.exchange.inbound(enqueue(b"\xff"))
     assert (await page.status())["some_groups"] == ["\ufffd\ufffd"]
 
 
 async def test_status_shows_only_the_beginning_of_a_long_name(page: Page) -> None:
-    """A client may subscribe to a name of megabytes, and every poll of the page would carry it."""
+    """The status cuts a long name, since a client may subscribe to megabytes, which every poll would transfer."""
     page.exchange.upstream(b"\1G" + b"g" * 2_000_000 + b"\0")
     _, _, text = await page.get("/status.json")
     assert len(text) < 5_000
@@ -214,7 +217,7 @@ async def test_status_shows_only_the_beginning_of_a_long_name(page: Page) -> Non
 
 
 async def test_names_are_served_only_at_the_status_address(unused_tcp_port_factory: Callable[[], int]) -> None:
-    """Health and metrics may be public; names of groups and channels stay at an address of their own."""
+    """Names of groups and channels are served only at the status address; health and metrics may be public."""
     page = Page(unused_tcp_port_factory(), lambda: 0.0)
     page.exchange.upstream(b"\1" + wire.group_topic("secret-room"))
     page.exchange.inbound(enqueue(b"secret-jobs"))
@@ -231,7 +234,7 @@ async def test_names_are_served_only_at_the_status_address(unused_tcp_port_facto
 
 
 async def test_an_empty_status_address_serves_no_names(unused_tcp_port: int) -> None:
-    """Health and metrics are served all the same."""
+    """With an empty status address only health and metrics are served."""
     other = Page(unused_tcp_port, lambda: 0.0)
     async with other.admin.serving(other.address, ""):
         assert (await other.get("/status.json"))[0] == 404
@@ -249,7 +252,7 @@ async def test_the_status_contains_version_and_uptime(page: Page) -> None:
 
 
 async def test_the_page_needs_nothing_from_elsewhere(page: Page) -> None:
-    """The page works offline and behind a proxy with a strict content security policy."""
+    """The page loads nothing from elsewhere, so it works offline and behind a proxy with a strict content policy."""
     status, content_type, text = await page.get("/")
     assert (status, content_type) == (200, "text/html")
     assert "status.json" in text
@@ -258,7 +261,7 @@ async def test_the_page_needs_nothing_from_elsewhere(page: Page) -> None:
 
 
 async def test_the_policy_of_the_page_names_its_script_and_style(page: Page) -> None:
-    """A browser runs what has these hashes, and nothing else."""
+    """The content security policy has the hashes of the page's script and style, and permits nothing else."""
     async with aiohttp.ClientSession() as session, session.get(f"http://{page.address}/") as response:
         policy, text = response.headers["Content-Security-Policy"], await response.text()
     for tag in ("script", "style"):
@@ -270,14 +273,14 @@ async def test_the_policy_of_the_page_names_its_script_and_style(page: Page) -> 
 
 
 async def test_an_empty_address_serves_nothing() -> None:
-    """An empty address disables the endpoints."""
+    """An empty address disables the endpoints and raises nothing."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(""):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 async def test_an_address_in_use_is_named(host: str, unused_tcp_port: int) -> None:
-    """The error names an IPv6 address too."""
+    """An address that is in use raises AddressError with the names of the settings, also for IPv6."""
     one, other = (Admin(Exchange(b"instance"), Traffic()) for _ in range(2))
     async with one.serving(f"{host}:{unused_tcp_port}"):
         with pytest.raises(AddressError, match="--admin-address or --status-address"):
@@ -286,7 +289,7 @@ async def test_an_address_in_use_is_named(host: str, unused_tcp_port: int) -> No
 
 
 async def test_all_interfaces_of_both_families_are_served(unused_tcp_port: int) -> None:
-    """Probes reach a pod by an address of either family."""
+    """A wildcard address is served over IPv4 and IPv6, since probes reach a pod by an address of either family."""
     async with Admin(Exchange(b"instance"), Traffic()).serving(f"*:{unused_tcp_port}"):
         for host in ["127.0.0.1", *(["::1"] if socket.has_ipv6 else [])]:
             _, writer = await asyncio.open_connection(host, unused_tcp_port)

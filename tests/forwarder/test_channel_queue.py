@@ -31,14 +31,14 @@ def handed(queue: ChannelQueue) -> list[tuple[bytes, int]]:
 
 
 def test_messages_leave_in_order() -> None:
-    """The queue is first in, first out."""
+    """Messages leave the queue first in, first out."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
     assert handed(queue) == [(A, 1), (A, 2), (A, 3)]
 
 
 def test_a_message_put_back_returns_to_its_place() -> None:
-    """The order of the hand-backs does not matter."""
+    """Messages that are handed back in any order return to their places in the queue."""
     queue = filled(1, 2, 3, 4, 5)
     queue.open_window(A, 1, 4)
     handed(queue)
@@ -50,7 +50,7 @@ def test_a_message_put_back_returns_to_its_place() -> None:
 
 
 def test_a_message_that_is_removed_leaves_the_order() -> None:
-    """Removed messages leave no numbers behind, whatever their place."""
+    """A removed message leaves nothing in the order of the queue, whatever its place."""
     queue = filled(*range(100))
     for number in range(1, 100):
         queue.remove(number)
@@ -69,7 +69,7 @@ def test_readers_take_turns() -> None:
 
 
 def test_a_window_is_absolute() -> None:
-    """The same limit again opens nothing, so that a repeated frame does no harm."""
+    """A window is an absolute limit, so that a repeated frame opens nothing."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 1)
     assert handed(queue) == [(A, 1)]
@@ -80,7 +80,7 @@ def test_a_window_is_absolute() -> None:
 
 
 def test_a_window_can_be_closed() -> None:
-    """A limit that goes down takes the reader out of the turns."""
+    """A lower limit closes the window, and the reader gets no more turns."""
     queue = filled(1)
     queue.open_window(A, 1, 5)
     queue.open_window(A, 1, 0)
@@ -89,7 +89,7 @@ def test_a_window_can_be_closed() -> None:
 
 
 def test_a_window_that_was_never_used_is_not_remembered() -> None:
-    """A reader that left without a message leaves nothing behind."""
+    """A reader that leaves without a message leaves nothing in the queue."""
     queue = ChannelQueue()
     queue.open_window(A, 1, 5)
     queue.open_window(A, 1, 0)
@@ -97,7 +97,7 @@ def test_a_window_that_was_never_used_is_not_remembered() -> None:
 
 
 def test_a_used_window_is_remembered() -> None:
-    """The jobs that were handed over count until the session ends."""
+    """The jobs that a reader was given count until its session ends, even if its window closes."""
     queue = filled(1, 2)
     queue.open_window(A, 1, 1)
     assert handed(queue) == [(A, 1)]
@@ -107,7 +107,7 @@ def test_a_used_window_is_remembered() -> None:
 
 
 def test_a_reader_that_is_forgotten_gets_nothing() -> None:
-    """Other readers get the messages."""
+    """A reader that is forgotten gets no message; the other readers get all of them."""
     queue = filled(1)
     queue.open_window(A, 1, 5)
     queue.open_window(B, 1, 5)
@@ -117,7 +117,10 @@ def test_a_reader_that_is_forgotten_gets_nothing() -> None:
 
 
 def test_jobs_count_until_they_are_settled() -> None:
-    """Jobs settle in the order of their hand-over. A lower count is late; a count beyond what was handed is capped."""
+    """Jobs count until they are settled, which happens in the order of their hand-over.
+
+    A lower count is late and ignored; a count beyond the jobs that were handed over is capped.
+    """
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 9)
     handed(queue)
@@ -131,7 +134,7 @@ def test_jobs_count_until_they_are_settled() -> None:
 
 
 def test_a_job_that_is_handed_back_is_settled_at_once() -> None:
-    """The next report includes it and settles no other job."""
+    """A job that is handed back is settled at once; the next report includes it and settles no other job."""
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 3)
     handed(queue)
@@ -145,7 +148,7 @@ def test_a_job_that_is_handed_back_is_settled_at_once() -> None:
 
 
 def test_a_queue_is_idle_when_nothing_depends_on_it() -> None:
-    """Messages, readers and jobs of ended sessions keep a queue."""
+    """A queue is idle once it has no messages, no readers and no jobs of ended sessions."""
     queue = filled(1)
     assert not queue.idle
     queue.open_window(A, 1, 1)
@@ -171,7 +174,7 @@ def test_clearing_keeps_the_readers() -> None:
 
 
 def test_size_counts_payloads_and_entries() -> None:
-    """Empty messages take memory, and so do jobs until they are settled, even without their payload."""
+    """The size includes an entry for each message, even an empty one, and for each job until it is settled."""
     queue = ChannelQueue()
     queue.put(entry(1, b"x" * 10))
     queue.put(entry(2))
@@ -185,7 +188,7 @@ def test_size_counts_payloads_and_entries() -> None:
 
 
 class QueueAgainstModel(RuleBasedStateMachine):
-    """The queue beside a list of messages and a window for each reader."""
+    """The queue, compared with a set of messages and a window for each reader."""
 
     def __init__(self) -> None:
         super().__init__()

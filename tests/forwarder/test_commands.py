@@ -1,4 +1,4 @@
-"""The commands beside the daemon, against real forwarders, as a person or `helm test` runs them."""
+"""The commands beside the daemon, run against real forwarders as a person or `helm test` runs them."""
 
 import argparse
 import asyncio
@@ -45,7 +45,7 @@ def call(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProc
 
 @contextmanager
 def listening(layer: dict[str, str], *arguments: str) -> "Iterator[subprocess.Popen[str]]":
-    """Show the messages of a group; go on once none is missed, and end the program if it still runs then."""
+    """Run `sub` for a group once it listens to every forwarder, and kill it at the end if it still runs."""
     forwarders = len(layer["CHANNELS_ZMQ_PUB_SOCKET_ADDRESS"].split(","))
     with subprocess.Popen(
         command("sub", "chat", *arguments),
@@ -63,7 +63,7 @@ def listening(layer: dict[str, str], *arguments: str) -> "Iterator[subprocess.Po
 
 
 async def lines(shown: "subprocess.Popen[str]") -> list[Any]:
-    """Return what a program has shown as JSON; it ends by itself."""
+    """Return the JSON lines that a program has printed, once it ends by itself."""
     output, problems = await asyncio.to_thread(shown.communicate, timeout=60)
     assert (shown.returncode, problems) == (0, "")
     return [json.loads(line) for line in output.splitlines()]
@@ -86,7 +86,7 @@ def variables(pull: str, pub: str, **more: str) -> dict[str, str]:
 
 
 def test_messages_come_back() -> None:
-    """By a forwarder that starts only after the script: it asks until there is one."""
+    """`selftest` waits for a forwarder that starts after it, and receives every message back in order."""
     pull, pub = addresses()
     forwarder = Forwarder(pull, pub)
     try:
@@ -101,7 +101,7 @@ def test_messages_come_back() -> None:
 
 @pytest.mark.slow
 def test_messages_come_back_with_curve(tmp_path: Path) -> None:
-    """With the keys as the layer's ConfigMap and Secrets have them; a stranger's key gets no answer and says so."""
+    """`selftest` works with the keys of the layer's ConfigMap and Secrets; a foreign key gets no answer and fails."""
     (server_public, server_secret), (public, secret), (_, foreign) = (zmq.curve_keypair() for _ in range(3))
     for name, content in (
         ("server.public", server_public),
@@ -136,7 +136,7 @@ def test_messages_come_back_with_curve(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nobody_there_is_a_failure() -> None:
-    """With a sentence about what to look at."""
+    """Without a forwarder `selftest` fails, and suggests what to check."""
     done = run(variables(*addresses()), seconds=1)
     assert done.returncode == 1
     assert "is it ready" in done.stderr
@@ -144,7 +144,7 @@ def test_nobody_there_is_a_failure() -> None:
 
 @pytest.mark.slow
 def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
-    """The volume is optional, so the pod starts without it."""
+    """A missing key file fails `selftest`: its volume is optional, so a pod starts without it."""
     missing, server = tmp_path / "secret-key", tmp_path / "server-key"
     server.write_bytes(zmq.curve_keypair()[0])
     keys = {"CURVE_SERVER_KEY_FILE": str(server), "CURVE_SECRET_KEY_FILE": str(missing)}
@@ -163,7 +163,7 @@ def test_a_key_that_never_comes_is_a_failure(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_pair_of_keys_is_a_failure(tmp_path: Path, server: str, secret: str, problem: str) -> None:
-    """That names the file, or what is missing."""
+    """An invalid or incomplete pair of keys fails with an error that states the reason."""
     given = {}
     for key, content in (("SERVER", server), ("SECRET", secret)):
         if content:
@@ -177,7 +177,7 @@ def test_what_is_no_pair_of_keys_is_a_failure(tmp_path: Path, server: str, secre
 
 @pytest.mark.slow
 def test_without_the_variables_it_says_which_one_is_missing() -> None:
-    """And what gives them to a pod."""
+    """Without variables the error names the missing one, and the label that injects it into a pod."""
     done = call({}, "ping", "--timeout=0.1")
     assert done.returncode == 1
     assert "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS is not set (does the pod have the label of a layer?)" in done.stderr
@@ -185,7 +185,7 @@ def test_without_the_variables_it_says_which_one_is_missing() -> None:
 
 @pytest.mark.slow
 def test_a_name_that_is_not_known_is_a_failure() -> None:
-    """After it has waited for it."""
+    """A host name that cannot be resolved within the timeout is a failure."""
     done = run(variables("tcp://no.such.host.invalid:1", "tcp://no.such.host.invalid:2"), seconds=1)
     assert done.returncode == 1
     assert "cannot resolve tcp://no.such.host.invalid:1" in done.stderr
@@ -205,20 +205,23 @@ def running(count: int) -> Iterator[list[Forwarder]]:
 
 @pytest.fixture(scope="module")
 def forwarders() -> Iterator[list[Forwarder]]:
-    """Two forwarders of one layer, which all tests of this module share."""
+    """Run two forwarders of one layer, which all tests of this module share."""
     with running(2) as pair:
         yield pair
 
 
 def layer_of(forwarders: list[Forwarder]) -> dict[str, str]:
-    """Return the variables of their layer."""
+    """Return the variables of the layer of these forwarders."""
     return variables(*(",".join(each) for each in zip(*((one.pull, one.pub) for one in forwarders), strict=True)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["selftest", "ping", "bench"])
 def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> None:
-    """By itself: a message that is sent by one does not come back by another. One that is not there is a failure."""
+    """Each command checks every forwarder by itself, and a missing one is a failure.
+
+    A message that is sent by one forwarder does not return by another.
+    """
     flags = {"selftest": ["--messages=10"], "ping": [], "bench": ["--messages=2000", "--size=50"]}[name]
     done = call(layer_of(forwarders), name, *flags)
     assert done.returncode == 0, done.stderr
@@ -233,7 +236,10 @@ def test_every_forwarder_is_asked(forwarders: list[Forwarder], name: str) -> Non
 
 @pytest.mark.slow
 def test_keys_are_found_as_layers_find_them(tmp_path: Path) -> None:
-    """By value or by file; without a secret key there is a new one for each process."""
+    """Keys are found by value or by file as layers find them, and an error does not show the key.
+
+    Without a secret key each process generates one.
+    """
     (server, _), (_, secret) = zmq.curve_keypair(), zmq.curve_keypair()
     (tmp_path / "server").write_bytes(server)
     by_value = {"CURVE_SERVER_KEY": server.decode(), "CURVE_SECRET_KEY": secret.decode()}
@@ -253,7 +259,7 @@ def test_keys_are_found_as_layers_find_them(tmp_path: Path) -> None:
 
 
 def test_every_forwarder_of_a_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the keys of all."""
+    """A name that resolves to several forwarders results in a target for each, all with the same keys."""
     pairs = [addresses(), addresses()]
     monkeypatch.setattr(target, "resolve_pairs", lambda pull, pub: pairs)
     given = argparse.Namespace(
@@ -263,7 +269,7 @@ def test_every_forwarder_of_a_name_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ping_says_what_a_forwarder_is(forwarders: list[Forwarder]) -> None:
-    """One that settles takes no messages yet, which is a failure."""
+    """`ping` describes a forwarder; one that settles accepts no messages yet, which is a failure."""
     one, settling = forwarders[0], Forwarder(*addresses(), settle=60, flags=("--settle-at-most=60",))
     done = call(variables(one.pull, one.pub), "ping", "--count=3")
     assert re.search(
@@ -282,7 +288,7 @@ def test_ping_says_what_a_forwarder_is(forwarders: list[Forwarder]) -> None:
 async def test_what_is_published_arrives_and_what_arrives_is_shown(
     forwarders: list[Forwarder], serializer: str
 ) -> None:
-    """Between the commands and a layer, in both directions, by all kinds of names."""
+    """`pub` publishes to every kind of name of a layer, and `sub` prints the messages of a layer's groups."""
     layer, jobs = layer_of(forwarders), f"jobs-{serializer}"
     ours = DedicatedZmqChannelLayer(
         pull_socket_address=[one.pull for one in forwarders],
@@ -313,6 +319,7 @@ async def test_what_is_published_arrives_and_what_arrives_is_shown(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
+    """A signal ends `sub` with exit code 130 and no message on standard error."""
     one = forwarders[0]
     with listening(variables(one.pull, one.pub)) as sub:
         sub.send_signal(number)
@@ -335,7 +342,7 @@ def test_sub_ends_at_a_signal(forwarders: list[Forwarder], number: int) -> None:
     ],
 )
 def test_bad_input_is_told(forwarders: list[Forwarder], arguments: list[str], problem: str) -> None:
-    """In one line, and fails."""
+    """Invalid input fails with a one-line error that begins with the command."""
     one = forwarders[0]
     done = call(variables(one.pull, one.pub), *arguments)
     assert done.returncode == 1
@@ -362,7 +369,7 @@ def test_bad_input_is_told(forwarders: list[Forwarder], arguments: list[str], pr
     ],
 )
 def test_a_number_or_name_out_of_bounds_is_bad_usage(arguments: list[str], problem: str) -> None:
-    """Which names the flag, and the bound."""
+    """A number or name out of bounds exits with 2, and the error names the argument and the bound."""
     done = call(variables(*addresses()), *arguments)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"channels-zmq-forwarder {arguments[0]}: error: argument ")
@@ -370,6 +377,7 @@ def test_a_number_or_name_out_of_bounds_is_bad_usage(arguments: list[str], probl
 
 
 def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
+    """`pub` fails with an error if the channel is full."""
     one = forwarders[0]
     done = call(variables(one.pull, one.pub), "pub", "full", "{}", "--channel", "--count=3", "--capacity=2")
     assert done.returncode == 1
@@ -377,7 +385,7 @@ def test_a_full_queue_is_told(forwarders: list[Forwarder]) -> None:
 
 
 async def is_flushed(layer: DedicatedZmqChannelLayer) -> bool:
-    """Flush a layer; return whether all clients have answered in time."""
+    """Flush a layer; return whether all clients answered in time."""
     try:
         await layer.flush()
     except FlushIncomplete:
@@ -387,13 +395,16 @@ async def is_flushed(layer: DedicatedZmqChannelLayer) -> bool:
 
 @pytest.mark.slow
 async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> None:
-    """It is not a client while it shows messages: a flush needs an answer from each client."""
+    """A flush does not wait for `sub`, which is not a client while it prints messages.
+
+    A flush needs an answer from each client.
+    """
     one = forwarders[0]
     async with DedicatedZmqChannelLayer(**one.config) as layer:
         await layer.group_add("chat", await layer.new_channel())
         with listening(variables(one.pull, one.pub), "--count=1", "--json") as sub:
             async with asyncio.timeout(PATIENCE):
-                while not await is_flushed(layer):  # the machine may stand still for longer than a flush waits
+                while not await is_flushed(layer):  # the machine may pause for longer than a flush waits
                     pass
             await layer.group_send("chat", {"type": "a"})
             assert [line["message"] for line in await lines(sub)] == [{"type": "a"}]
@@ -401,7 +412,7 @@ async def test_a_flush_does_not_wait_for_sub(forwarders: list[Forwarder]) -> Non
 
 @pytest.mark.slow
 def test_a_flush_does_not_wait_for_a_client_that_rests(forwarders: list[Forwarder]) -> None:
-    """Such as `pub` between two messages: it answers that it has nothing to empty."""
+    """A client that rests, such as `pub` between two messages, answers a flush, since it has nothing to drop."""
     one = target.Target(forwarders[0].pull, forwarders[0].pub, None)
     ended = threading.Event()
 
@@ -426,7 +437,7 @@ def test_a_flush_does_not_wait_for_a_client_that_rests(forwarders: list[Forwarde
 
 @pytest.mark.slow
 def test_sub_goes_on_after_a_malformed_message(forwarders: list[Forwarder]) -> None:
-    """A forwarder relays what is published to a group without a look at it."""
+    """`sub` reports a malformed message and continues: a forwarder relays group messages without reading them."""
     one = forwarders[0]
     layer = variables(one.pull, one.pub)
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, listening(layer, "--count=1") as sub:
@@ -439,7 +450,7 @@ def test_sub_goes_on_after_a_malformed_message(forwarders: list[Forwarder]) -> N
 
 
 def test_pub_uses_the_first_forwarder_that_answers(forwarders: list[Forwarder]) -> None:
-    """One of several may be gone; without any it fails."""
+    """`pub` uses the first forwarder that answers, as one of several may be missing; without any it fails."""
     missing = Forwarder(*addresses())
     assert call(layer_of([missing, forwarders[0]]), "pub", "chat", "{}", "--timeout=5").returncode == 0
     done = call(layer_of([missing]), "pub", "chat", "{}", "--timeout=0.1")
@@ -448,7 +459,7 @@ def test_pub_uses_the_first_forwarder_that_answers(forwarders: list[Forwarder]) 
 
 @pytest.mark.slow
 def test_several_selftests_at_once_do_not_meet(forwarders: list[Forwarder]) -> None:
-    """Each has a group of its own."""
+    """Concurrent selftests both succeed, since each uses a group of its own."""
     layer = layer_of(forwarders[:1])
     with ThreadPoolExecutor(2) as threads:
         both = [threads.submit(call, layer, "selftest", "--messages=3000") for _ in range(2)]
@@ -457,7 +468,10 @@ def test_several_selftests_at_once_do_not_meet(forwarders: list[Forwarder]) -> N
 
 @pytest.mark.slow
 async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy sender puts several into one frame; this one counts as busy from the first one on."""
+    """`sub` prints each message of a batch, which a busy sender puts into one frame.
+
+    This sender counts as busy from the first message on.
+    """
     monkeypatch.setattr(batch, "RUN", 0)
     monkeypatch.setattr(batch, "WITHIN", float("inf"))
     one = forwarders[0]
@@ -471,7 +485,7 @@ async def test_sub_shows_each_message_of_a_batch(forwarders: list[Forwarder], mo
 
 @pytest.mark.slow
 def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> None:
-    """As with `| head -1`: no traceback."""
+    """`sub` ends without a traceback when its output is closed, as in a pipe to `head -1`."""
     one = forwarders[0]
     layer = variables(one.pull, one.pub)
     with listening(layer) as sub:
@@ -485,7 +499,7 @@ def test_sub_ends_when_nobody_reads_its_output(forwarders: list[Forwarder]) -> N
 
 @pytest.mark.slow
 def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: list[Forwarder]) -> None:
-    """Else the forwarder would not answer it any more."""
+    """A client subscribes to its inbox again after a cut, as the forwarder would not answer it otherwise."""
     one = forwarders[0]
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
@@ -505,7 +519,7 @@ def test_a_client_whose_connection_was_cut_claims_its_inbox_again(forwarders: li
 
 @pytest.mark.slow
 def test_another_program_on_a_port_is_told() -> None:
-    """In place of a traceback."""
+    """If another program uses the port, the error suggests that, without a traceback."""
     with zmq.Context() as context, context.socket(zmq.XPUB) as other, ThreadPoolExecutor(1) as thread:
         pull, pub = addresses()
         other.bind(pub)
@@ -520,13 +534,13 @@ def test_another_program_on_a_port_is_told() -> None:
 
 @pytest.mark.slow
 def test_top_asks_no_proxy(forwarders: list[Forwarder]) -> None:
-    """It would take 127.0.0.1 for its own machine."""
+    """`top` ignores proxy variables, since a proxy would connect to its own 127.0.0.1."""
     done = call({"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}, "top", "--count=1", forwarders[0].admin)
     assert done.returncode == 0, done.stderr
 
 
 def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:
-    """And rates, from the second look on."""
+    """`top` prints the state of every forwarder and the waiting messages of queues, once per interval."""
     one = forwarders[0]
     assert call(variables(one.pull, one.pub), "pub", "long", "{}", "--channel", "--count=7").returncode == 0
     done = call({}, "top", "--interval=0.1", "--count=2", *(f"http://{each.admin}" for each in forwarders))
@@ -539,7 +553,7 @@ def test_top_shows_forwarders_and_queues(forwarders: list[Forwarder]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["file", "value"])
 def test_inside_a_forwarders_container_its_own_variables_and_key_are_enough(tmp_path: Path, by: str) -> None:
-    """Although its key is in no list of allowed ones."""
+    """In a forwarder's container `ping` works with the forwarder's own variables and key, which no list allows."""
     secret = tmp_path / "server"
     secret.write_bytes(zmq.curve_keypair()[1])
     allowed = tmp_path / "allowed"

@@ -1,4 +1,4 @@
-"""The connections to a publishing socket: who is far behind, and how a single one ends."""
+"""The connections to a publishing socket: which subscribers are too far behind, and how one connection is ended."""
 
 import os
 import socket
@@ -19,7 +19,7 @@ from channels_zmq_forwarder.connections import Connections, Peer, SlowSubscriber
 FRAME = bytes(16 * 1024)
 BEHIND = 8 * 2**20
 FAR = 8 * BEHIND
-"""More than a subscriber may be behind, and the system holds for a connection."""
+"""More than a subscriber may be behind, and more than the system buffers for a connection."""
 
 LOCAL = "tcp://127.0.0.1:*"
 
@@ -39,7 +39,7 @@ class Publisher:
         self.published = 0
 
     def subscribe(self, topic: bytes = b"") -> zmq.Socket[bytes]:
-        """Return a subscriber; libzmq reads no more than one frame ahead of it."""
+        """Return a subscriber that buffers no more than one frame."""
         subscriber = self._sockets.open(zmq.SUB)
         subscriber.set(zmq.RCVHWM, 1)
         subscriber.subscribe(topic)
@@ -51,7 +51,7 @@ class Publisher:
         return subscriber
 
     def connect(self) -> socket.socket:
-        """Return a connection to it that speaks no ZeroMQ."""
+        """Return a connection to the publisher that does not speak ZeroMQ."""
         port = int(self.address.rpartition(":")[2])
         return socket.create_connection(("127.0.0.1", port), timeout=10)
 
@@ -66,7 +66,7 @@ class Publisher:
 
 @pytest.fixture
 def make(sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Callable[..., Publisher]]:
-    """Return a function that makes a publisher."""
+    """Return a function that creates a publisher."""
     made = []
 
     def make(address: str = LOCAL, **settings: Any) -> Publisher:
@@ -84,7 +84,7 @@ def read(subscriber: zmq.Socket[bytes]) -> None:
 
 
 def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make: Callable[..., Publisher]) -> None:
-    """Once it is further behind than it may be; one that reads everything gets everything."""
+    """A subscriber that falls too far behind is disconnected, and one that reads everything receives everything."""
     publisher = make()
     fast, _ = publisher.subscribe(), publisher.subscribe()
     slow_peer = list(publisher.connections.peers.values())[-1]
@@ -104,13 +104,13 @@ def test_the_connection_of_a_slow_subscriber_is_ended_and_no_other(make: Callabl
 
 
 def test_it_may_connect_anew(make: Callable[..., Publisher]) -> None:
-    """What waited for it is lost."""
+    """A slow subscriber may connect again after it is disconnected; the messages that waited for it are lost."""
     publisher = make()
     slow = publisher.subscribe()
     while not publisher.look():
         publisher.publish()
     assert publisher.xpub.recv() == b"\0"
-    while not publisher.xpub.poll(0):  # it notices the end once it has read what came before
+    while not publisher.xpub.poll(0):  # it notices the end once it has read the frames before it
         if slow.poll(1):
             read(slow)
     assert publisher.xpub.recv() == b"\1"
@@ -119,7 +119,7 @@ def test_it_may_connect_anew(make: Callable[..., Publisher]) -> None:
 
 
 def test_a_subscriber_that_reads_late_is_not_behind(make: Callable[..., Publisher]) -> None:
-    """What it has taken does not count, whatever was published."""
+    """A subscriber that reads late is not behind, as the bytes that it has received do not count."""
     publisher = make()
     late = publisher.subscribe()
     for _ in range(FAR // (64 * len(FRAME))):
@@ -132,7 +132,10 @@ def test_a_subscriber_that_reads_late_is_not_behind(make: Callable[..., Publishe
 def test_a_new_connection_is_not_behind_by_what_another_one_of_its_descriptor_has_received(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A client was replaced between two looks, and both were busy at that moment."""
+    """A new connection is not judged by the bytes of the previous connection with its descriptor.
+
+    A client may be replaced between two looks, while both connections are busy.
+    """
     acknowledged = 500 * BEHIND
     monkeypatch.setattr(connections, "_has_unsent", lambda descriptor: True)
     monkeypatch.setattr(connections, "_acknowledged", lambda descriptor: acknowledged)
@@ -144,7 +147,7 @@ def test_a_new_connection_is_not_behind_by_what_another_one_of_its_descriptor_ha
 
 
 def test_a_subscriber_of_other_topics_is_not_behind(make: Callable[..., Publisher]) -> None:
-    """Nothing waits for it, although it reads nothing."""
+    """A subscriber of other topics is not behind although it reads nothing, since nothing waits for it."""
     publisher = make()
     publisher.subscribe(b"other")
     for _ in range(FAR // len(FRAME)):
@@ -156,7 +159,10 @@ def test_a_subscriber_of_other_topics_is_not_behind(make: Callable[..., Publishe
 def test_a_connection_that_cannot_or_need_not_be_judged_stays(
     make: Callable[..., Publisher], tmp_path: Path, case: str
 ) -> None:
-    """The system does not tell what the peer of a local socket has taken."""
+    """Without a bound, and over a local socket, no subscriber is disconnected.
+
+    The system does not report how much the peer of a local socket has received.
+    """
     publisher = make(behind=0) if case == "no bound" else make(f"ipc://{tmp_path}/pub")
     publisher.subscribe()
     for _ in range(FAR // len(FRAME)):
@@ -165,7 +171,7 @@ def test_a_connection_that_cannot_or_need_not_be_judged_stays(
 
 
 def test_a_look_is_due_when_enough_was_published(make: Callable[..., Publisher]) -> None:
-    """A look at a thousand connections takes a millisecond."""
+    """Connections are checked only after enough was published, since checking a thousand takes a millisecond."""
     publisher = make()
     assert [publisher.slow.is_due(published) for published in (0, BEHIND // 16 - 1, BEHIND // 16)] == [0, 0, 1]
     publisher.slow.look(BEHIND)
@@ -175,7 +181,7 @@ def test_a_look_is_due_when_enough_was_published(make: Callable[..., Publisher])
 def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone(
     make: Callable[..., Publisher],
 ) -> None:
-    """The system gives the number of a closed file to the next one."""
+    """A descriptor that now belongs to another connection is left alone: the system reuses numbers of closed files."""
     publisher = make()
     subscriber = publisher.subscribe()
     (descriptor,) = publisher.connections.peers
@@ -186,7 +192,7 @@ def test_a_descriptor_that_belongs_to_another_connection_meanwhile_is_left_alone
 
 
 def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make: Callable[..., Publisher]) -> None:
-    """Nothing fails."""
+    """Ending or checking a connection whose descriptor is closed does not fail."""
     publisher = make()
     publisher.connections.peers[2**20] = Peer("127.0.0.1", 1)
     publisher.connections.end(2**20)
@@ -197,7 +203,7 @@ def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(make: Callable[...,
 def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(
     make: Callable[..., Publisher], tmp_path: Path
 ) -> None:
-    """And all are closed."""
+    """A descriptor that now belongs to a file stays open, and no other descriptor is leaked."""
     publisher = make()
     with open(tmp_path / "file", "w") as file:
         publisher.connections.peers[file.fileno()] = Peer("127.0.0.1", 1)
@@ -210,7 +216,7 @@ def test_a_descriptor_that_belongs_to_a_file_meanwhile_is_left_alone(
 def test_where_sockets_are_no_descriptors_no_connection_is_ended(
     make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On Windows: the number of one may be that of a file."""
+    """On Windows no connection is ended, since the number of a socket may be that of a file."""
     publisher = make()
     publisher.subscribe()
     publisher.connections.turn()
@@ -222,7 +228,7 @@ def test_where_sockets_are_no_descriptors_no_connection_is_ended(
 
 
 def test_a_connection_is_ended_when_no_descriptor_is_left(make: Callable[..., Publisher]) -> None:
-    """For example of a revoked key: a peer that uses up the descriptors must not keep it connected."""
+    """A connection, for example of a revoked key, is ended even if its peer has used up all descriptors."""
     publisher = make()
     publisher.subscribe()
     (descriptor,) = publisher.connections.peers
@@ -235,7 +241,7 @@ def test_a_connection_is_ended_when_no_descriptor_is_left(make: Callable[..., Pu
 def test_a_step_processes_a_bounded_number_of_events(
     make: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a flood of connections lets the rest of the program run."""
+    """A step processes a bounded number of events, so that a flood of connections lets the rest of the program run."""
     publisher = make()
     publisher.subscribe()
     monkeypatch.setattr(connections, "EVENTS", 1)
@@ -250,7 +256,10 @@ def test_a_step_processes_a_bounded_number_of_events(
 
 
 def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """A number is free as soon as a connection has ended. It is better to log no address than a wrong one."""
+    """A refused peer is not logged with the address of a new connection that has its descriptor.
+
+    A descriptor is free as soon as a connection has ended. It is better to log no address than a wrong one.
+    """
     server = sockets.open(zmq.PULL)
     refused: list[Peer] = []
     watched = Connections(server, refused.append)
@@ -273,5 +282,5 @@ def test_nobody_is_taken_for_a_refused_peer_whose_number_it_has(sockets: Sockets
     [(Peer("10.0.0.1", 5), "10.0.0.1:5"), (Peer("::1", 5), "[::1]:5"), (Peer("a local socket"), "a local socket")],
 )
 def test_a_peer_is_shown_as_people_write_it(peer: Peer, shown: str) -> None:
-    """In log lines."""
+    """A peer is formatted as people write addresses, for log lines."""
     assert str(peer) == shown

@@ -1,4 +1,4 @@
-"""Keys and lists of keys."""
+"""CURVE keys and lists of allowed keys."""
 
 import logging
 import os
@@ -20,33 +20,33 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, *keys: bytes) -> None:
-    """Replace the file in one step."""
+    """Replace the file atomically."""
     fresh = path.with_suffix(".new")
     fresh.write_bytes(b"\n".join(keys) + b"\n")
     fresh.replace(path)
 
 
 def test_a_key_may_have_space_around_it() -> None:
-    """A file that contains a key ends with a new line."""
+    """A key may have white space around it, since a key file ends with a newline."""
     assert curve.key(f" {ONE.decode()}\n") == ONE
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 41, "~" * 40, "é" * 40, " " * 40])
 def test_an_invalid_key_is_refused_without_being_shown(text: str) -> None:
-    """A mistyped key still contains most of the key."""
+    """The error for an invalid key does not show it, since a mistyped key still contains most of the key."""
     with pytest.raises(CurveKeyError, match="40 characters of Z85") as caught:
         curve.key(text)
     assert not text.strip() or text not in str(caught.value)
 
 
 def test_a_public_key_follows_from_its_secret_key() -> None:
-    """Only the secret key has to be configured."""
+    """The public key is derived from the secret key, so only the latter has to be configured."""
     public, secret = new_pair()
     assert curve.public_key(secret) == public
 
 
 def test_a_file_without_a_key_is_named(path: Path) -> None:
-    """The error names the file and the reason."""
+    """A missing or unreadable key file raises CurveKeyError with its name and the reason."""
     with pytest.raises(CurveKeyError, match=f"{path}: No such file"):
         curve.key_in(path)
     path.write_bytes(b"\xff")
@@ -55,13 +55,13 @@ def test_a_file_without_a_key_is_named(path: Path) -> None:
 
 
 def test_a_list_holds_values_and_the_lines_of_a_file(path: Path) -> None:
-    """Comments and empty lines are ignored."""
+    """A list contains its values and the lines of its file, without comments and empty lines."""
     write(path, b"# the web servers", TWO, b"", b"#")
     assert AllowedKeys([ONE], path).keys == {ONE, TWO}
 
 
 def test_a_broken_line_is_named_but_not_shown(path: Path) -> None:
-    """At the start an unreadable list is an error."""
+    """An invalid line is an error at the start, which names the line and does not show it."""
     write(path, ONE, TWO[:-1])
     with pytest.raises(CurveKeyError, match=f"{path}, line 2") as caught:
         AllowedKeys([], path)
@@ -69,7 +69,7 @@ def test_a_broken_line_is_named_but_not_shown(path: Path) -> None:
 
 
 def test_a_changed_file_is_read_again(path: Path) -> None:
-    """A refresh returns the revoked keys; configured keys stay."""
+    """A refresh rereads a changed file and returns the revoked keys; configured keys stay."""
     write(path, ONE, TWO)
     allowed = AllowedKeys([ONE], path)
     assert allowed.refresh() == set()
@@ -83,7 +83,7 @@ def test_a_changed_file_is_read_again(path: Path) -> None:
 def test_a_file_that_cannot_be_used_any_more_changes_nothing(
     path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    """The error is logged once, and the file is read again when it is valid."""
+    """A file that becomes invalid leaves the list as it is and is logged once; a valid file is read again."""
     write(path, ONE)
     allowed = AllowedKeys([], path)
     path.unlink()
@@ -101,12 +101,12 @@ def test_a_file_that_cannot_be_used_any_more_changes_nothing(
 
 
 def test_a_list_without_a_file_never_changes() -> None:
-    """Without a file, the list cannot change."""
+    """A list without a file has nothing to reread, so a refresh revokes no key."""
     assert AllowedKeys([ONE]).refresh() == set()
 
 
 def test_keygen_writes_a_pair_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the owner can read the secret key; existing files are not overwritten."""
+    """`keygen` writes a secret key that only its owner can read, and overwrites no file."""
     name = str(tmp_path / "web")
     assert main(["keygen", name]) == 0
     secret = tmp_path / "web.secret"
@@ -117,7 +117,7 @@ def test_keygen_writes_a_pair_of_files(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_keygen_prints_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a name the keys are printed."""
+    """`keygen` without a name prints the pair of keys."""
     assert main(["keygen"]) == 0
     words = capsys.readouterr().out.split()
     assert words[::2] == ["public", "secret"]

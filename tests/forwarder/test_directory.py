@@ -25,7 +25,7 @@ def directory() -> Directory:
 
 
 def test_the_union_contains_what_any_client_lists(directory: Directory) -> None:
-    """Each client learns of what the others know."""
+    """The union contains every forwarder that any client lists, so that each client learns of all of them."""
     directory.update(A, (forwarder(1), forwarder(2)))
     directory.update(B, (forwarder(2), forwarder(3)))
     assert directory.union == {address(1), address(2), address(3)}
@@ -33,7 +33,7 @@ def test_the_union_contains_what_any_client_lists(directory: Directory) -> None:
 
 
 def test_a_client_that_is_gone_takes_its_list_along(directory: Directory) -> None:
-    """What others list as well stays."""
+    """The list of a disconnected client is removed, except for forwarders that other clients list as well."""
     directory.update(A, (forwarder(1), forwarder(2)))
     directory.update(B, (forwarder(2),))
     directory.remove(A)
@@ -44,7 +44,7 @@ def test_a_client_that_is_gone_takes_its_list_along(directory: Directory) -> Non
 
 
 def test_a_list_replaces_the_last_one_of_its_client(directory: Directory) -> None:
-    """A client forgets a forwarder by not listing it any more."""
+    """A new list replaces the previous one of its client, which removes a forwarder by omitting it."""
     directory.update(A, (forwarder(1),))
     directory.update(A, (forwarder(2),))
     assert directory.union == {address(2)}
@@ -53,7 +53,7 @@ def test_a_list_replaces_the_last_one_of_its_client(directory: Directory) -> Non
 
 
 def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory: Directory) -> None:
-    """A client that has lost its link does not hide that others use theirs."""
+    """A forwarder serves if the link of any client is up, even if other clients have lost theirs."""
     directory.update(A, (forwarder(1, serves=False), forwarder(2, serves=False)))
     assert not directory.serves
     directory.update(B, (forwarder(1),))
@@ -64,7 +64,7 @@ def test_a_forwarder_serves_if_the_link_of_any_client_is_up(directory: Directory
 
 
 def test_the_links_of_all_clients_are_counted(directory: Directory) -> None:
-    """By forwarder: how many clients are connected, and how many send by it."""
+    """The links of each forwarder are counted: how many clients are connected, and how many send by it."""
     assert directory.links() == []
     directory.update(A, (forwarder(1), forwarder(2)))
     directory.update(B, (forwarder(1, serves=False),))
@@ -74,7 +74,10 @@ def test_the_links_of_all_clients_are_counted(directory: Directory) -> None:
 
 
 def test_the_union_is_bounded_and_what_exceeds_it_is_counted() -> None:
-    """Clients cannot make welcomes grow without a bound; a place that is given up is taken."""
+    """The union is bounded, so that clients cannot make welcomes grow for ever, and the excess is counted.
+
+    A place that becomes free is used.
+    """
     drops: Counter[str] = Counter()
     directory = Directory(drops)
     full = tuple(map(forwarder, range(wire.MAX_FORWARDERS)))
@@ -89,7 +92,10 @@ def test_the_union_is_bounded_and_what_exceeds_it_is_counted() -> None:
 
 
 def test_the_union_has_the_instance_that_was_reported_last(directory: Directory) -> None:
-    """One that does not know it yet hides nothing; a restart is known once a client reports it."""
+    """The union has the instance that a client reported last, even if another client does not know it yet.
+
+    A restart is known once a client reports it.
+    """
     one, two = (forwarder(1)._replace(instance=digit * wire.INSTANCE_DIGITS) for digit in (b"1", b"2"))
     directory.update(A, (one,))
     directory.update(B, (forwarder(1),))

@@ -1,4 +1,4 @@
-"""How an exchange ends."""
+"""The drain of an exchange: it returns its messages to clients before it ends."""
 
 import random
 from collections import Counter, deque
@@ -18,7 +18,7 @@ SECONDS = 10.0
 
 
 class Draining(Exchange):
-    """An exchange as its clients see it."""
+    """An exchange as its clients use it."""
 
     def __init__(self, clock: Clock, instance: bytes = b"instance") -> None:
         super().__init__(instance, clock=clock)
@@ -53,7 +53,7 @@ def exchange(clock: Clock) -> Draining:
 
 
 class Process:
-    """A client of two exchanges, of which the first drains: what it sends is on its way until `deliver` takes it."""
+    """A client of two exchanges, of which the first drains; the frames that it sends are in flight until `deliver`."""
 
     def __init__(self, inbox: bytes, one: Draining, other: Draining) -> None:
         self.inbox, self.one, self.other = inbox, one, other
@@ -68,7 +68,7 @@ class Process:
         self.xsub.append(wire.READY.encode(wire.Ready(inbox, 1, 2, 0, 0, 0, b"0")))
 
     def send(self) -> None:
-        """Send a message for a normal channel: by the first exchange until that drains."""
+        """Send a message for a normal channel, to the first exchange until that drains."""
         number = next(self.sends, None)
         if number is not None:
             payload = b"%b %d" % (self.inbox, number)
@@ -95,7 +95,7 @@ class Process:
             self.xsub.append(wire.TAKEN.encode(wire.Taken(self.inbox, 1, message.ordinal)))
 
     def deliver(self, way: deque[bytes]) -> Frames:
-        """Let a frame arrive; return what the first exchange publishes."""
+        """Let a frame arrive; return the frames that the first exchange publishes."""
         if not way:
             return ()
         if way is self.elsewhere:
@@ -118,14 +118,14 @@ def payloads(frames: Iterable[bytes], inbox: bytes = A) -> list[bytes]:
 
 
 def test_draining_is_reported_to_all_clients(exchange: Draining) -> None:
-    """A client that connects later learns of it by its welcome."""
+    """Draining is reported to all clients; a client that connects later learns it from its welcome."""
     exchange.connect(A)
     assert [wire.WELCOME.decode(frame).state for frame in exchange.begin()] == [State.DRAINING]
     assert wire.WELCOME.decode(exchange.connect(B)[0]).state == State.DRAINING
 
 
 def test_draining_is_reported_again_while_a_client_has_not_detached(exchange: Draining, clock: Clock) -> None:
-    """A welcome may have been lost at XPUB's mark."""
+    """Draining is reported again while a client has not detached: a welcome may be lost at XPUB's high-water mark."""
     exchange.connect(A)
     exchange.announce()
     exchange.begin()
@@ -138,7 +138,7 @@ def test_draining_is_reported_again_while_a_client_has_not_detached(exchange: Dr
 
 
 def test_without_a_client_that_takes_part_it_is_over_at_once(exchange: Draining) -> None:
-    """A client that lists no forwarders would never detach."""
+    """Without a client that takes part the drain is over at once: one that lists no forwarders would never detach."""
     exchange.connect(A, forwarders=b"")
     exchange.send(b"1")
     assert not exchange.is_drained
@@ -149,7 +149,10 @@ def test_without_a_client_that_takes_part_it_is_over_at_once(exchange: Draining)
 
 
 def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange: Draining) -> None:
-    """Until then messages and jobs may arrive that belong before others."""
+    """Messages are returned once all clients have detached from both ports.
+
+    Until then messages and jobs may arrive that belong before others.
+    """
     exchange.connect(A)
     exchange.connect(B)
     exchange.send(b"1")
@@ -160,7 +163,7 @@ def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange
 
 
 def test_a_client_that_ends_is_not_waited_for(exchange: Draining) -> None:
-    """A client that dies meanwhile never detaches."""
+    """The drain does not wait for a client that disconnects, since it never detaches."""
     exchange.connect(A)
     exchange.connect(B)
     exchange.send(b"1")
@@ -170,7 +173,10 @@ def test_a_client_that_ends_is_not_waited_for(exchange: Draining) -> None:
 
 
 def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange: Draining, clock: Clock) -> None:
-    """One process with a broken connection must not cost all messages that wait."""
+    """A client that does not detach delays the return of messages for half of the time.
+
+    One process with a broken connection must not cost all messages that wait.
+    """
     exchange.connect(A)
     exchange.connect(B)
     exchange.send(b"1")
@@ -184,7 +190,7 @@ def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange
 
 
 def test_it_is_over_when_everything_has_been_taken(exchange: Draining) -> None:
-    """The last frame of the last client ends it."""
+    """The drain is over when every returned message has been taken."""
     exchange.connect(A)
     exchange.send(b"1", b"2")
     exchange.begin()
@@ -201,7 +207,7 @@ def test_it_is_over_when_everything_has_been_taken(exchange: Draining) -> None:
 
 
 def test_it_is_over_when_its_time_is_over(exchange: Draining, clock: Clock) -> None:
-    """What still waits is counted."""
+    """The drain is over when its time is, and the messages that still wait are counted."""
     exchange.connect(A)
     exchange.send(b"1")
     exchange.begin()
@@ -212,7 +218,7 @@ def test_it_is_over_when_its_time_is_over(exchange: Draining, clock: Clock) -> N
 
 
 def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(exchange: Draining) -> None:
-    """The messages of a channel stay in order, and no client gets all."""
+    """The messages of a channel are returned in order to one client, and channels to all clients in turn."""
     for inbox in (A, B):
         exchange.connect(inbox)
     for channel in (b"one", b"two", b"three"):
@@ -224,7 +230,7 @@ def test_a_channel_goes_to_one_client_in_order_and_channels_go_to_all_in_turns(e
 
 
 def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken(exchange: Draining) -> None:
-    """What it takes makes room at once; the channel stays with it."""
+    """A client has a bounded number of untaken messages, and gets more of the same channel as it takes them."""
     for inbox in (A, B):
         exchange.connect(inbox)
     numbers = [b"%d" % number for number in range(WINDOW + 10)]
@@ -238,7 +244,7 @@ def test_a_client_is_returned_a_bounded_number_of_messages_that_it_has_not_taken
 
 
 def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange: Draining) -> None:
-    """Channels without returned messages so far go to the clients with free capacity."""
+    """A channel whose client is busy does not delay others, which are returned to clients with free capacity."""
     for inbox in (A, B):
         exchange.connect(inbox)
     exchange.send(*[b"x"] * (WINDOW + 1), channel=b"long")
@@ -251,7 +257,7 @@ def test_a_channel_whose_client_is_busy_does_not_hold_up_the_others(exchange: Dr
 
 
 def test_who_does_not_know_its_session_cannot_detach_a_client(exchange: Draining) -> None:
-    """On the PULL port any client could name its inbox."""
+    """A detach of another session is ignored, since any client could send the inbox to the PULL port."""
     exchange.connect(A)
     exchange.send(b"1")
     exchange.begin()
@@ -261,7 +267,7 @@ def test_who_does_not_know_its_session_cannot_detach_a_client(exchange: Draining
 
 @pytest.mark.parametrize("ordinal, session", [(2, 1), (0, 1), (1, 2)])
 def test_what_was_not_returned_cannot_be_taken(exchange: Draining, ordinal: int, session: int) -> None:
-    """A late report, and one of another session, change nothing."""
+    """A report beyond the returned messages, a late one or one of another session is ignored."""
     exchange.connect(A)
     exchange.send(b"1")
     exchange.begin()
@@ -271,7 +277,7 @@ def test_what_was_not_returned_cannot_be_taken(exchange: Draining, ordinal: int,
 
 
 def test_taking_again_does_no_harm(exchange: Draining) -> None:
-    """The report is cumulative, so that a client may repeat it."""
+    """Reports of taken messages are cumulative, so that a client may repeat them."""
     exchange.connect(A)
     exchange.send(b"1", b"2")
     exchange.begin()
@@ -283,7 +289,10 @@ def test_taking_again_does_no_harm(exchange: Draining) -> None:
 
 @pytest.mark.parametrize("event", ["end", "new session"])
 def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange: Draining, event: str) -> None:
-    """It is unknown whether they arrived, and messages must not be delivered twice. The others go to another client."""
+    """Messages that a client has not taken are lost with its session.
+
+    It is unknown whether they arrived, and messages must not be delivered twice.
+    """
     for inbox in (A, B):
         exchange.connect(inbox)
     numbers = [b"%d" % number for number in range(WINDOW + 1)]
@@ -303,7 +312,7 @@ def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange
 
 
 def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchange: Draining) -> None:
-    """In order, behind what is lost."""
+    """The messages of a channel that were not yet returned go to another client, in order, if their client ends."""
     for inbox in (A, B):
         exchange.connect(inbox)
     exchange.send(*[b"%d" % number for number in range(WINDOW + 2)])
@@ -315,7 +324,7 @@ def test_the_rest_of_a_channel_goes_to_another_client_if_its_client_ends(exchang
 
 
 def test_what_is_put_into_a_queue_late_is_returned_too(exchange: Draining) -> None:
-    """A job that is handed back, and a message of a client that does not know better."""
+    """A job that is handed back late, and a message of a client that is not aware of the drain, are returned too."""
     exchange.connect(A)
     exchange.begin()
     exchange.detach(A)
@@ -328,7 +337,7 @@ def test_what_is_put_into_a_queue_late_is_returned_too(exchange: Draining) -> No
 
 
 def test_a_message_that_has_expired_is_not_returned(exchange: Draining, clock: Clock) -> None:
-    """It is counted as it always is."""
+    """A message that expires before it is returned is dropped and counted as expired."""
     exchange.connect(A)
     exchange.send(b"1", ttl=1_000)
     exchange.send(b"2")
@@ -339,7 +348,10 @@ def test_a_message_that_has_expired_is_not_returned(exchange: Draining, clock: C
 
 
 def test_all_jobs_precede_the_welcome(exchange: Draining) -> None:
-    """A client that hands them back and then detaches has none left. What it does not get waits to be returned."""
+    """No job is handed to a client after the welcome that reports draining.
+
+    So a client that hands its jobs back and then detaches has none left. Later messages wait to be returned.
+    """
     exchange.connect(A)
     for limit in (1, 10):
         exchange.upstream(wire.READY.encode(wire.Ready(A, 1, limit, 0, 0, 0, b"jobs")))
@@ -354,7 +366,7 @@ def test_all_jobs_precede_the_welcome(exchange: Draining) -> None:
 
 
 def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange: Draining) -> None:
-    """It would wait for them."""
+    """A client of the first release is handed jobs while the exchange drains, since it would wait for them."""
     exchange.connect(A)
     exchange.connect(B, forwarders=b"")
     for inbox in (A, B):
@@ -366,7 +378,7 @@ def test_a_client_of_the_first_release_is_handed_jobs_as_always(exchange: Draini
 
 
 def test_messages_are_relayed_and_queued_as_always(exchange: Draining) -> None:
-    """Clients change to other forwarders one after the other."""
+    """A draining exchange relays and queues messages, since clients change to other forwarders one by one."""
     exchange.connect(A)
     exchange.begin()
     message = wire.ordered(wire.group_topic("room"), b"sender..", 1, 0, 60_000, b"")
@@ -376,7 +388,7 @@ def test_messages_are_relayed_and_queued_as_always(exchange: Draining) -> None:
 
 
 def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange: Draining) -> None:
-    """It may have sent something before it was welcomed."""
+    """A client that connects during the drain must detach too: it may have sent something before its welcome."""
     exchange.connect(A)
     exchange.begin()
     exchange.connect(B)
@@ -387,7 +399,7 @@ def test_a_client_that_connects_while_it_drains_detaches_as_well(exchange: Drain
 
 
 def test_a_repeated_hello_changes_nothing(exchange: Draining) -> None:
-    """A client that has detached reports another list."""
+    """A client that has detached stays detached if it repeats its hello to report another list."""
     exchange.connect(A)
     exchange.begin()
     exchange.detach(A)
@@ -396,7 +408,7 @@ def test_a_repeated_hello_changes_nothing(exchange: Draining) -> None:
 
 
 def test_a_client_may_detach_before_draining_begins(exchange: Draining) -> None:
-    """It ends, and its last frames are on their way."""
+    """A client that ends may detach before the drain begins, while its last frames are in flight."""
     exchange.connect(A)
     exchange.detach(A)
     exchange.begin()
@@ -404,7 +416,7 @@ def test_a_client_may_detach_before_draining_begins(exchange: Draining) -> None:
 
 
 def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange: Draining, clock: Clock) -> None:
-    """Many channels and clients, and windows that fill up."""
+    """All messages of many channels are returned once and in order to many clients, whose windows fill up."""
     inboxes = [b"%016x" % number for number in range(5)]
     sent: Counter[bytes] = Counter()
     for inbox in inboxes:
@@ -434,7 +446,10 @@ def test_all_messages_are_returned_once_whatever_the_order_of_events(exchange: D
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_message_is_at_another_exchange_once_whatever_arrives_first(clock: Clock, seed: int) -> None:
-    """Frames of several clients are under way while the exchange drains, unread jobs among them."""
+    """Every message is delivered to another exchange exactly once, in whatever order the frames arrive.
+
+    Frames of several clients, among them unread jobs, are in flight while the exchange drains.
+    """
     chance = random.Random(seed)
     one, other = Draining(clock), Draining(clock, b"another!")
     processes = {inbox: Process(inbox, one, other) for inbox in (A, B, C)}

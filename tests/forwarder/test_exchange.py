@@ -1,4 +1,4 @@
-"""What happens to a frame."""
+"""The exchange: the effect of every frame on queues, members, clients and the frames to publish."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ JOBS = b"jobs"
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,7 +38,7 @@ class Clock:
 
 
 class Forwarder(Exchange):
-    """An exchange as its clients see it."""
+    """An exchange as its clients use it."""
 
     def __init__(self, may_be_flushed: bool = True, history_bytes: int = 2**20, **limits: int) -> None:
         self.clock = Clock()
@@ -118,7 +118,7 @@ class Forwarder(Exchange):
         return self.upstream(wire.FLUSH.encode(wire.Flush(inbox, n, ttl)))
 
     def flushed(self, frame: bytes) -> Frames:
-        """Answer as the client that an `Empty` is for."""
+        """Answer as the client to which an `Empty` is addressed."""
         empty = wire.EMPTY.decode(frame)
         return self.inbound(wire.FLUSHED.encode(wire.Flushed(empty.inbox, empty.n)))
 
@@ -161,14 +161,17 @@ def direct_frame(inbox: bytes, payload: bytes = b"hello") -> bytes:
 
 
 def test_a_hello_is_welcomed(forwarder: Forwarder) -> None:
-    """The welcome says which run this is, for which session, and how many clients there are."""
+    """The welcome contains the instance, the session that it is for and the number of clients."""
     forwarder.connect(B)
     (frame,) = forwarder.connect(A, session=7)
     assert wire.WELCOME.decode(frame) == wire.Welcome(A, wire.VERSION, State.SERVING, INSTANCE, 7, 2)
 
 
 def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(forwarder: Forwarder) -> None:
-    """The next connection delivers it first. Nothing is handed over by it, and what it gives back is not lost."""
+    """A hello of an ended session, which a new connection delivers first, begins no session.
+
+    No job is handed over in it, and a job that it hands back is not lost.
+    """
     forwarder.connect(A)
     forwarder.ready(2)
     _, second, _ = [jobs(forwarder.send(payload, inbox=B)) for payload in (b"1", b"2", b"3")]
@@ -182,7 +185,7 @@ def test_what_waited_in_a_client_while_its_connection_broke_begins_no_session(fo
 
 
 def test_only_the_last_sessions_that_ended_are_remembered(forwarder: Forwarder) -> None:
-    """So that clients that come and go take no memory for ever."""
+    """Only the last ended sessions are remembered, so that short-lived clients do not exhaust the memory."""
     for number in range(ENDED_SESSIONS + 2):
         inbox = b"%016x" % number
         forwarder.connect(inbox)
@@ -191,14 +194,20 @@ def test_only_the_last_sessions_that_ended_are_remembered(forwarder: Forwarder) 
 
 
 def test_a_hello_without_a_subscription_is_stray(forwarder: Forwarder) -> None:
-    """XPUB reports a subscription before the hello, so the welcome would not be received."""
+    """A hello without a subscription is dropped as stray, since its client would not receive the welcome.
+
+    XPUB reports a subscription before the hello.
+    """
     assert list(forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))) == []
     assert forwarder.drops == {"stray": 1}
     assert forwarder.clients == {}
 
 
 def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder: Forwarder) -> None:
-    """It would not understand what clients are sent, and a flush would wait for it."""
+    """A client of another version is sent our version and not registered.
+
+    It would not understand the frames for clients, and a flush would wait for it.
+    """
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     (frame,) = forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION + 1, 1, 0)))
     assert wire.WELCOME.decode(frame).version == wire.VERSION
@@ -207,7 +216,7 @@ def test_a_client_of_another_version_is_sent_ours_and_not_registered(forwarder: 
 
 
 def test_a_change_of_state_is_sent_to_all_clients(forwarder: Forwarder) -> None:
-    """Each welcome contains the session of its client."""
+    """A change of state is sent to all clients in a welcome with the session of each."""
     forwarder.connect(A, session=3)
     forwarder.connect(B, session=4)
     welcomes = [wire.WELCOME.decode(frame) for frame in forwarder.enter(State.SETTLING)]
@@ -215,7 +224,10 @@ def test_a_change_of_state_is_sent_to_all_clients(forwarder: Forwarder) -> None:
 
 
 def test_a_change_of_the_number_of_clients_is_announced_once(forwarder: Forwarder) -> None:
-    """The first client that connects to a successor reports how many to wait for."""
+    """A change of the number of clients is announced once, and a further one only after a while.
+
+    So the first client that connects to a successor reports how many to wait for.
+    """
     assert forwarder.announce() == []
     forwarder.connect(A)
     forwarder.connect(B)
@@ -229,7 +241,7 @@ def test_a_change_of_the_number_of_clients_is_announced_once(forwarder: Forwarde
 
 
 def test_welcomes_are_announced_in_portions(forwarder: Forwarder) -> None:
-    """A thousand processes that connect one after the other must not cost a million frames."""
+    """Welcomes are announced in portions: a thousand processes that connect in turn must not cost a million frames."""
     inboxes = {b"%016x" % number for number in range(2 * ANNOUNCE_AT_ONCE + 1)}
     for inbox in inboxes:
         forwarder.connect(inbox)
@@ -239,32 +251,38 @@ def test_welcomes_are_announced_in_portions(forwarder: Forwarder) -> None:
     assert forwarder.announce() == []
 
 
-# Forwarders that clients know
+# Forwarders that clients list
 
 
 def test_a_welcome_contains_the_forwarders_that_any_client_knows(forwarder: Forwarder) -> None:
-    """A client that knows one of them learns of the others before its first join returns."""
+    """A welcome contains every forwarder that any client lists.
+
+    So a client that knows one of them learns of the others before its first join returns.
+    """
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(B, forwarders=listed("two"))
     assert wire.WELCOME.decode(frame).forwarders == listed("one", "two")
 
 
 def test_a_client_of_the_first_release_is_sent_no_list(forwarder: Forwarder) -> None:
-    """The list might be longer than the frames that it accepts."""
+    """A client of the first release is sent no list, which might be longer than the frames that it accepts."""
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(B)
     assert wire.WELCOME.decode(frame).forwarders == b""
 
 
 def test_a_repeated_hello_replaces_the_list_and_is_answered_at_once(forwarder: Forwarder) -> None:
-    """The client may send by a new forwarder as soon as the others know of it."""
+    """A repeated hello replaces the client's list and is answered at once.
+
+    The client may send by a new forwarder as soon as the others know of it.
+    """
     forwarder.connect(A, forwarders=listed("one"))
     (frame,) = forwarder.connect(A, forwarders=listed("two"))
     assert wire.WELCOME.decode(frame).forwarders == listed("two")
 
 
 def test_a_list_ends_with_its_client(forwarder: Forwarder) -> None:
-    """A forwarder that is in no list any more is not passed on."""
+    """The list of a disconnected client is removed, so a forwarder in no other list is not passed on."""
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("two"))
     forwarder.disconnect(A)
@@ -272,7 +290,7 @@ def test_a_list_ends_with_its_client(forwarder: Forwarder) -> None:
 
 
 def test_a_hello_with_a_malformed_list_is_dropped(forwarder: Forwarder) -> None:
-    """It begins no session. A hello of another version is answered, whatever it ends with."""
+    """A hello with a malformed list begins no session; one of another version is answered in any case."""
     assert list(forwarder.connect(A, forwarders=b"?")) == []
     assert forwarder.drops == {"malformed": 1}
     assert forwarder.clients == {}
@@ -282,7 +300,10 @@ def test_a_hello_with_a_malformed_list_is_dropped(forwarder: Forwarder) -> None:
 
 
 def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder: Forwarder) -> None:
-    """Without a delay if it is the first news for a while; a list that shrinks is not news."""
+    """A new forwarder is announced once, without delay if it is the first news for a while.
+
+    A list that shrinks is not news.
+    """
     forwarder.connect(A, forwarders=listed("one"))
     forwarder.connect(B, forwarders=listed("one"))
     assert len(forwarder.announce()) == 2
@@ -298,7 +319,7 @@ def test_a_new_forwarder_is_announced_to_all_clients_once(forwarder: Forwarder) 
 
 
 def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(forwarder: Forwarder) -> None:
-    """A thousand clients that list others must not cost a million frames."""
+    """New forwarders are announced together: a thousand clients that list others must not cost a million frames."""
     for inbox in (A, B):
         forwarder.connect(inbox, forwarders=listed("one"))
     forwarder.announce()
@@ -310,7 +331,7 @@ def test_forwarders_that_are_learned_one_after_the_other_are_announced_together(
 
 
 def test_the_last_unsubscription_ends_a_client(forwarder: Forwarder) -> None:
-    """ZeroMQ reports an unsubscription when a process dies."""
+    """The unsubscription that ZeroMQ reports when a process dies ends its client and its window."""
     forwarder.connect(A)
     forwarder.ready(5)
     forwarder.disconnect(A)
@@ -320,7 +341,7 @@ def test_the_last_unsubscription_ends_a_client(forwarder: Forwarder) -> None:
 
 
 def test_the_end_of_another_topic_ends_no_client(forwarder: Forwarder) -> None:
-    """This holds for the topic of a group and for topics that are similar to the inbox's."""
+    """The end of a group's topic, or of one similar to the inbox's, ends no client."""
     forwarder.connect(A)
     for topic in (b"", b"P", b"P" + A, b"P" + A + b"x", b"G" + A + b"\0"):
         forwarder.upstream(b"\1" + topic)
@@ -329,7 +350,7 @@ def test_the_end_of_another_topic_ends_no_client(forwarder: Forwarder) -> None:
 
 
 def test_a_repeated_hello_changes_nothing(forwarder: Forwarder) -> None:
-    """A client repeats it until it is welcomed; what was handed over in the session still counts."""
+    """A client repeats its hello until it is welcomed, and the jobs of its session still count."""
     forwarder.connect(A)
     forwarder.ready(1)
     assert payloads(forwarder.send(b"1")) == [(A, b"1")]
@@ -339,7 +360,10 @@ def test_a_repeated_hello_changes_nothing(forwarder: Forwarder) -> None:
 
 
 def test_a_new_session_ends_the_credit_of_the_old_one(forwarder: Forwarder) -> None:
-    """ZeroMQ does not report a reconnect that overtakes the death of the old connection."""
+    """A new session ends the credit of the old one, whose frames hand over nothing more.
+
+    ZeroMQ does not report a reconnect that overtakes the death of the old connection.
+    """
     forwarder.connect(A, session=1)
     forwarder.ready(5, session=1)
     forwarder.connect(A, session=2)
@@ -349,10 +373,10 @@ def test_a_new_session_ends_the_credit_of_the_old_one(forwarder: Forwarder) -> N
 
 
 def test_a_hello_of_an_older_session_is_late(forwarder: Forwarder) -> None:
-    """XPUB may read a frame of the dead connection after a frame of its successor.
+    """A hello of an older session is answered with the later session and changes nothing.
 
-    Or the client has two connections, by two addresses: it learns by the welcome of the later session that both lead
-    to one forwarder.
+    XPUB may read a frame of the dead connection after a frame of its successor. Or the client has two connections, by
+    two addresses: it learns by the welcome of the later session that both lead to one forwarder.
     """
     forwarder.connect(A, session=2)
     (frame,) = forwarder.connect(A, session=1)
@@ -361,25 +385,28 @@ def test_a_hello_of_an_older_session_is_late(forwarder: Forwarder) -> None:
 
 
 def test_the_largest_number_of_peers_is_remembered(forwarder: Forwarder) -> None:
-    """The exchange settles until that many clients have connected."""
+    """The largest number of peers in a hello counts: the exchange settles until that many clients have connected."""
     forwarder.connect(A, peers=5)
     forwarder.connect(B, peers=2)
     assert forwarder.peers_expected == 5
 
 
 def test_a_sync_is_answered(forwarder: Forwarder) -> None:
-    """The sync follows the subscriptions, so they are in force."""
+    """A sync is answered, which shows that the subscriptions before it are in force."""
     assert list(forwarder.upstream(wire.SYNC.encode(wire.Sync(A, 9)))) == [wire.SYNCED.encode(wire.Synced(A, 9))]
 
 
 def test_an_echo_is_answered_with_the_instance(forwarder: Forwarder) -> None:
-    """The client compares it with the instance that welcomed it."""
+    """An echo is answered with the instance, which the client compares with the one that welcomed it."""
     (frame,) = forwarder.inbound(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 4, Status.OK, INSTANCE)
 
 
 def test_the_window_of_a_client_is_known_until_it_is_gone(forwarder: Forwarder) -> None:
-    """For the status page; the last report counts. That of a stranger is not kept, since nothing would forget it."""
+    """The last window report of a client is kept for the status page until the client disconnects.
+
+    A report of an unknown client is not kept, since nothing would remove it.
+    """
     for client in (A, B):
         forwarder.connect(client)
     for report in (wire.Window(A, 5, 0), wire.Window(B, 1, 2), wire.Window(A, 3, 7)):
@@ -390,14 +417,14 @@ def test_the_window_of_a_client_is_known_until_it_is_gone(forwarder: Forwarder) 
     assert (forwarder.windows, forwarder.drops) == ({B: wire.Window(B, 1, 2)}, {"stray": 1})
 
 
-# Strangers
+# Malformed and stray frames
 
 
 @pytest.mark.parametrize(
     "frame", [b"", b"?", b"\xff" * 40, b"H", b"Q" + A, b"P" + A + b"\0", b"G\0", b"Gname", b"Gname\0x"]
 )
 def test_malformed_frames_are_counted(forwarder: Forwarder, frame: bytes) -> None:
-    """Both ports count malformed frames and drop them."""
+    """Both ports drop malformed frames and count them."""
     for take in (forwarder.upstream, forwarder.inbound):
         assert list(take(frame)) == []
     assert forwarder.drops == {"malformed": 2}
@@ -416,7 +443,7 @@ def test_clients_cannot_speak_for_the_exchange(forwarder: Forwarder, layout: wir
 
 
 def test_a_topic_that_is_no_inbox_is_not_relayed(forwarder: Forwarder) -> None:
-    """Without the NUL behind the inbox the frame could match other topics."""
+    """A topic without the NUL behind the inbox is not relayed, since it could match other topics."""
     assert list(forwarder.inbound(b"P" + A[:-1] + b"\0\0d" + bytes(40))) == []
     assert list(forwarder.inbound(b"P" + A + b"xd" + bytes(40))) == []
     assert forwarder.drops == {"malformed": 2}
@@ -429,30 +456,30 @@ def test_some_requests_are_only_for_clients(forwarder: Forwarder) -> None:
     assert forwarder.drops == {"stray": 2}
 
 
-# Messages that are relayed
+# Relayed messages
 
 
 def test_a_group_message_is_relayed_unchanged(forwarder: Forwarder) -> None:
-    """The exchange does not read the payload."""
+    """A group message is relayed unchanged, since the exchange does not read the payload."""
     frame = group_frame(b"\0\xff")
     assert list(forwarder.inbound(frame)) == [frame]
 
 
 def test_messages_are_accepted_at_the_producers_port_only(forwarder: Forwarder) -> None:
-    """Upstream frames may be lost silently, so messages are not accepted there."""
+    """Messages are accepted only at the producers' port, since frames to the other one may be lost silently."""
     forwarder.connect(A)
     assert list(forwarder.upstream(group_frame())) == []
     assert list(forwarder.upstream(direct_frame(A))) == []
 
 
 def test_a_direct_message_reaches_its_process(forwarder: Forwarder) -> None:
-    """The topic of a direct message is the inbox of the process."""
+    """A direct message is relayed to its process, whose inbox is the topic."""
     forwarder.connect(A)
     assert list(forwarder.inbound(direct_frame(A))) == [direct_frame(A)]
 
 
 def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder: Forwarder) -> None:
-    """A driver may skip `inbound` only for frames that it would return unchanged."""
+    """A frame is recognised as direct, so that a driver skips `inbound`, only if it would be relayed unchanged."""
     forwarder.connect(A)
     forwarder.upstream(b"\1X" + A + b"\0")
     forwarder.upstream(b"\1Paaa\0aaaaaaaaaaaa\0")
@@ -472,13 +499,13 @@ def test_a_recognised_direct_message_would_be_relayed_unchanged(forwarder: Forwa
 
 
 def test_a_direct_message_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
-    """The process has died or never existed."""
+    """A direct message to a process that has died or never existed is dropped and counted."""
     assert list(forwarder.inbound(direct_frame(A))) == []
     assert forwarder.drops == {"unroutable": 1}
 
 
 def test_a_truncated_frame_is_not_relayed(forwarder: Forwarder) -> None:
-    """A receiver could not decode a truncated message."""
+    """A truncated frame is dropped as malformed, since a receiver could not decode it."""
     forwarder.connect(A)
     assert list(forwarder.inbound(wire.direct_prefix(A) + bytes(20))) == []
     assert list(forwarder.inbound(b"P" + A + b"\0k" + bytes(16))) == []
@@ -488,7 +515,10 @@ def test_a_truncated_frame_is_not_relayed(forwarder: Forwarder) -> None:
 
 @pytest.mark.parametrize("way", ["upstream", "inbound"])
 def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forwarder: Forwarder, way: str) -> None:
-    """A client of an embedded producer has no PUSH."""
+    """A request is relayed to the owner of a channel, and the answer to its sender, at both ports.
+
+    A client of an embedded producer has no PUSH socket.
+    """
     forwarder.connect(A)
     forwarder.connect(B)
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
@@ -499,13 +529,16 @@ def test_a_request_reaches_the_owner_of_a_channel_and_its_answer_the_sender(forw
 
 
 def test_a_request_to_a_disconnected_owner_is_answered(forwarder: Forwarder) -> None:
-    """The exchange answers in its place."""
+    """The exchange answers a request in place of a disconnected owner."""
     (frame,) = forwarder.inbound(wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1")))
     assert wire.CONFIRM.decode(frame) == wire.Confirm(A, 5, Status.GONE, INSTANCE)
 
 
 def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder) -> None:
-    """Its answer counts if it does; after three seconds it is gone."""
+    """A request to an owner that disconnected less than three seconds ago is answered with AWAY, then with GONE.
+
+    The owner may reconnect meanwhile, and then its own answer counts.
+    """
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
     forwarder.connect(B)
     forwarder.disconnect(B)
@@ -519,7 +552,10 @@ def test_an_owner_that_was_lost_a_moment_ago_may_come_back(forwarder: Forwarder)
 
 
 def test_an_owner_that_was_connected_to_the_last_instance_may_come_back(forwarder: Forwarder) -> None:
-    """This instance cannot know it, but a hello says that there was another one."""
+    """An unknown owner is AWAY for three seconds if a hello shows that there was another instance before.
+
+    This instance cannot know which clients the other one had.
+    """
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
     forwarder.connect(A, peers=1)
     forwarder.clock.now += 2.9
@@ -530,7 +566,7 @@ def test_an_owner_that_was_connected_to_the_last_instance_may_come_back(forwarde
 
 
 def test_a_client_that_counts_those_of_this_instance_does_not_tell_of_another_one(forwarder: Forwarder) -> None:
-    """It says hello again, or comes back after a cut."""
+    """A client that repeats its hello or reconnects counts peers of this instance, which shows no earlier one."""
     ask = wire.ASK.encode(wire.Ask(B, 5, 1, A, b"room", b"specific.b!1"))
     forwarder.connect(A)
     forwarder.connect(A, peers=1)
@@ -540,7 +576,7 @@ def test_a_client_that_counts_those_of_this_instance_does_not_tell_of_another_on
 
 
 def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None:
-    """The process that asked has disconnected meanwhile."""
+    """An answer to a process that has disconnected meanwhile is dropped and counted."""
     forwarder.inbound(wire.CONFIRM.encode(wire.Confirm(A, 5, Status.OK, wire.NO_INSTANCE)))
     assert forwarder.drops == {"unroutable": 1}
 
@@ -549,7 +585,7 @@ def test_an_answer_without_a_subscriber_is_counted(forwarder: Forwarder) -> None
 
 
 def test_a_job_waits_for_its_reader(forwarder: Forwarder) -> None:
-    """A job contains the number of the message and the time that it has left to live."""
+    """A job waits for its reader, and then has the number of its message and the remaining time to live."""
     assert statuses(forwarder.send(b"hi", ttl=60_000)) == [Status.OK]
     forwarder.connect(A)
     forwarder.clock.now += 10
@@ -558,7 +594,7 @@ def test_a_job_waits_for_its_reader(forwarder: Forwarder) -> None:
 
 
 def test_a_message_is_confirmed_before_it_is_handed_over(forwarder: Forwarder) -> None:
-    """A process that sends to itself learns first that the send was accepted."""
+    """A message is confirmed before it is handed over, so that a process that sends to itself learns of that first."""
     forwarder.connect(A)
     forwarder.ready(1)
     confirm, job = forwarder.send(b"hi", n=8)
@@ -567,7 +603,7 @@ def test_a_message_is_confirmed_before_it_is_handed_over(forwarder: Forwarder) -
 
 
 def test_each_message_goes_to_exactly_one_reader(forwarder: Forwarder) -> None:
-    """Processes with an open window take turns."""
+    """Each message is handed to exactly one reader; processes with an open window take turns."""
     for inbox in (A, B):
         forwarder.connect(inbox)
         forwarder.ready(2, inbox=inbox)
@@ -576,7 +612,7 @@ def test_each_message_goes_to_exactly_one_reader(forwarder: Forwarder) -> None:
 
 
 def test_a_full_queue_answers_full(forwarder: Forwarder) -> None:
-    """Each send contains the capacity in its sender's configuration."""
+    """A full queue answers FULL by the capacity of each send, which is in its sender's configuration."""
     assert statuses(forwarder.send(capacity=1)) == [Status.OK]
     assert statuses(forwarder.send(capacity=1)) == [Status.FULL]
     assert statuses(forwarder.send(capacity=2)) == [Status.OK]
@@ -584,13 +620,16 @@ def test_a_full_queue_answers_full(forwarder: Forwarder) -> None:
 
 
 def test_a_capacity_of_nothing_leaves_nothing_behind(forwarder: Forwarder) -> None:
-    """No queue is kept for a message that was refused."""
+    """A message that is refused for its capacity of 0 creates no queue."""
     assert statuses(forwarder.send(capacity=0)) == [Status.FULL]
     assert forwarder.queues.by_channel == {}
 
 
 def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder: Forwarder) -> None:
-    """No reader has read it, so delivery is still at most once."""
+    """A job that is handed back keeps its place and is handed to the next reader.
+
+    No reader has read it, so delivery is still at most once.
+    """
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send(b"first"))
@@ -601,7 +640,7 @@ def test_a_job_handed_back_is_handed_to_the_next_reader_in_its_place(forwarder: 
 
 
 def test_jobs_of_another_instance_precede_waiting_messages(forwarder: Forwarder) -> None:
-    """They are older than all messages of this instance; among themselves they keep their order."""
+    """Jobs of another instance precede all messages of this one, which are younger, and keep their order."""
     forwarder.send(b"third")
     for number, payload in ((900, b"first"), (901, b"second")):
         forwarder.back(wire.Job(A, 1, 1, number, 60_000, JOBS, payload))
@@ -611,7 +650,7 @@ def test_jobs_of_another_instance_precede_waiting_messages(forwarder: Forwarder)
 
 
 def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder: Forwarder) -> None:
-    """The answer follows every job, so a reader finds out which hand-overs were lost."""
+    """The number of hand-overs is sent behind every job, so a reader finds out which hand-overs were lost."""
     forwarder.connect(A)
     forwarder.send(b"1")
     job, answer = forwarder.ready(3, ask=Question.HANDED)
@@ -620,7 +659,7 @@ def test_a_waiting_reader_can_query_the_number_of_hand_overs(forwarder: Forwarde
 
 
 def test_a_client_can_be_forgotten_by_a_channel(forwarder: Forwarder) -> None:
-    """A process that reads from ever new channels leaves nothing behind; it counts from zero afterwards."""
+    """A process that reads from ever new channels leaves nothing behind; a forgotten reader counts from zero."""
     forwarder.connect(A)
     for number in range(5):
         channel = b"reply-%d" % number
@@ -633,7 +672,7 @@ def test_a_client_can_be_forgotten_by_a_channel(forwarder: Forwarder) -> None:
 
 
 def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder: Forwarder) -> None:
-    """The reader gave up before a message came."""
+    """A reader that closes its window before a message arrives leaves no queue behind."""
     forwarder.connect(A)
     forwarder.ready(1)
     forwarder.ready(0)
@@ -653,7 +692,7 @@ def test_expired_messages_are_swept_and_counted(forwarder: Forwarder) -> None:
 
 
 def test_all_queues_together_hold_so_many_bytes(forwarder: Forwarder) -> None:
-    """Beyond the limit the exchange refuses a message for any channel."""
+    """All queues together have a limit of bytes, beyond which a message for any channel is refused."""
     forwarder = Forwarder(queue_bytes=2 * ENTRY_SIZE + 10)
     assert statuses(forwarder.send(bytes(5))) == [Status.OK]
     assert statuses(forwarder.send(bytes(6), channel=b"other")) == [Status.FULL]
@@ -664,7 +703,7 @@ def test_all_queues_together_hold_so_many_bytes(forwarder: Forwarder) -> None:
 
 
 def test_full_queues_do_not_stop_a_channel_whose_reader_waits() -> None:
-    """Its messages pass through and are not kept."""
+    """With full queues, a message for a waiting reader still passes through, and is not kept."""
     forwarder = Forwarder(queue_bytes=ENTRY_SIZE)
     forwarder.send(channel=b"nobody-reads-this")
     forwarder.connect(A)
@@ -674,7 +713,7 @@ def test_full_queues_do_not_stop_a_channel_whose_reader_waits() -> None:
 
 
 def test_there_are_at_most_so_many_queues() -> None:
-    """Channel names cannot exhaust the memory; existing queues still work."""
+    """The number of queues is limited, so that channel names cannot exhaust the memory; existing queues still work."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
     forwarder.send(channel=b"one")
@@ -686,7 +725,7 @@ def test_there_are_at_most_so_many_queues() -> None:
 
 
 def test_ready_counts_only_in_the_session_that_is_on(forwarder: Forwarder) -> None:
-    """A client repeats its reports after the welcome."""
+    """A report outside the current session is ignored; a client repeats its reports after the welcome."""
     forwarder.send()
     assert list(forwarder.ready(1)) == []
     forwarder.connect(A, session=2)
@@ -694,7 +733,7 @@ def test_ready_counts_only_in_the_session_that_is_on(forwarder: Forwarder) -> No
 
 
 def test_the_wait_of_each_message_is_observed(forwarder: Forwarder) -> None:
-    """The observed time is the time in the queue."""
+    """The time that each message spends in its queue is observed."""
     waits: list[float] = []
     forwarder.queues.observe_wait = waits.append
     forwarder.connect(A)
@@ -706,7 +745,7 @@ def test_the_wait_of_each_message_is_observed(forwarder: Forwarder) -> None:
 
 
 def test_the_oldest_wait_is_known(forwarder: Forwarder) -> None:
-    """It is 0 if no message waits."""
+    """The oldest wait is that of the message that waits longest, and 0 if none waits."""
     assert forwarder.queues.oldest_wait() == 0
     forwarder.send()
     forwarder.clock.now += 2
@@ -716,7 +755,10 @@ def test_the_oldest_wait_is_known(forwarder: Forwarder) -> None:
 
 
 def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder: Forwarder) -> None:
-    """The client reports the number of received jobs behind its subscription and before its hello."""
+    """Jobs that died with a connection are handed over again.
+
+    The client reports the number of received jobs behind its subscription and before its hello.
+    """
     forwarder.connect(A)
     forwarder.ready(2)
     forwarder.send(b"read"), forwarder.send(b"lost")
@@ -727,7 +769,10 @@ def test_jobs_that_died_with_a_connection_are_handed_over_again(forwarder: Forwa
 
 
 def test_one_question_covers_all_channels_of_a_client(forwarder: Forwarder) -> None:
-    """Ten thousand idle readers cost one frame a second; an ended session gets no answer."""
+    """One question covers all channels of a client: ten thousand idle readers cost one frame a second.
+
+    A question of an ended session gets no answer.
+    """
     forwarder.connect(A)
     for channel in (b"one", b"two", b"three"):
         forwarder.ready(1, channel=channel)
@@ -737,7 +782,10 @@ def test_one_question_covers_all_channels_of_a_client(forwarder: Forwarder) -> N
 
 
 def test_a_query_may_be_answered_while_its_frames_are_published(forwarder: Forwarder) -> None:
-    """An embedded producer is the exchange's driver and its client at once; the order is kept."""
+    """A query may be answered while its frames are published, and the order of messages is kept.
+
+    An embedded producer is the exchange's driver and its client at once.
+    """
     forwarder.connect(A)
     forwarder.connect(B)
     for inbox in (A, B):
@@ -761,7 +809,7 @@ def test_a_query_may_be_answered_while_its_frames_are_published(forwarder: Forwa
 
 
 def test_pending_messages_are_decided_when_a_client_disconnects(forwarder: Forwarder) -> None:
-    """The same happens after a second without an answer."""
+    """A pending message is decided when the queried client disconnects, or after a second without an answer."""
     forwarder.connect(A)
     forwarder.ready(1)
     forwarder.send(capacity=1)
@@ -780,7 +828,7 @@ def test_pending_messages_are_decided_when_a_client_disconnects(forwarder: Forwa
 
 
 def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder: Forwarder) -> None:
-    """Each queue takes one copy, and subscribers receive the message too."""
+    """A group message is put into the queue of each normal member, and relayed to subscribers too."""
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
     forwarder.join(channel=b"other")
@@ -792,7 +840,7 @@ def test_a_group_message_is_put_into_the_queue_of_each_normal_member(forwarder: 
 
 
 def test_a_full_normal_member_misses_the_message(forwarder: Forwarder) -> None:
-    """The drop is counted, and the other members receive the message."""
+    """A message for a full normal member is dropped and counted; it is still relayed to the subscribers."""
     forwarder.connect(A)
     forwarder.join(capacity=1)
     for number in (1, 2):
@@ -802,7 +850,10 @@ def test_a_full_normal_member_misses_the_message(forwarder: Forwarder) -> None:
 
 
 def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarder: Forwarder) -> None:
-    """It is relayed as ever, since another subscriber may have missed it; one that was never here is copied."""
+    """A message that is sent again is relayed, as a subscriber may have missed it, and copied to a member once.
+
+    A message that did not arrive before is copied.
+    """
     forwarder.connect(A)
     forwarder.join()
     forwarder.clock.now += 1.0
@@ -818,7 +869,10 @@ def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarde
 def test_a_message_that_an_instance_may_have_copied_is_not_copied(
     forwarder: Forwarder, elsewhere: bool, acknowledged: bool
 ) -> None:
-    """Whatever became of those copies: a job is never done twice. One that was acknowledged was copied for sure."""
+    """A message that another instance may have copied is not copied again, whatever became of those copies.
+
+    No job is ever done twice. A message that was acknowledged was copied for sure.
+    """
     forwarder.connect(A)
     forwarder.join()
     forwarder.clock.now += 1.0
@@ -829,7 +883,7 @@ def test_a_message_that_an_instance_may_have_copied_is_not_copied(
 
 
 def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder: Forwarder) -> None:
-    """The sender goes on with its own numbers."""
+    """A forged high number does not keep later messages of the sender from normal members."""
     forwarder.connect(A)
     forwarder.join()
     for number in (1, 2**64 - 1, 2, 2):
@@ -838,7 +892,10 @@ def test_a_forged_number_does_not_keep_messages_from_normal_members(forwarder: F
 
 
 def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(forwarder: Forwarder) -> None:
-    """It was published before, as its age shows."""
+    """A message that is sent again is not copied to a member that was added after its publication.
+
+    Its age shows when it was published.
+    """
     forwarder.connect(A)
     forwarder.join()
     forwarder.clock.now += 1.0
@@ -849,7 +906,10 @@ def test_a_message_that_is_sent_again_is_not_for_a_normal_member_added_since(for
 
 
 def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(forwarder: Forwarder) -> None:
-    """Otherwise it would add the member again to the next instance. The confirmation comes last."""
+    """A discard is reported to the processes that added the member, before it is confirmed.
+
+    Otherwise they would add the member again to the next instance.
+    """
     forwarder.connect(A)
     forwarder.connect(B)
     forwarder.connect(C)
@@ -863,7 +923,7 @@ def test_the_processes_that_added_a_normal_member_are_notified_of_its_discard(fo
 
 
 def test_a_normal_member_outlives_the_process_that_added_it(forwarder: Forwarder) -> None:
-    """Only a discard or the end of its life removes it."""
+    """A normal member outlives its process, and only a discard or the end of its life removes it."""
     forwarder.connect(A)
     forwarder.join(life=10_000)
     forwarder.disconnect(A)
@@ -877,7 +937,7 @@ def test_a_normal_member_outlives_the_process_that_added_it(forwarder: Forwarder
 
 
 def test_there_are_at_most_so_many_normal_members() -> None:
-    """The limit of queue names applies."""
+    """The number of normal members is limited to that of queue names."""
     forwarder = Forwarder(queue_names=1)
     forwarder.connect(A)
     assert statuses(forwarder.join()) == [Status.OK]
@@ -885,7 +945,10 @@ def test_there_are_at_most_so_many_normal_members() -> None:
 
 
 def test_members_are_repeated_before_the_hello(forwarder: Forwarder) -> None:
-    """This works while the exchange settles. A repetition is not confirmed, but a later discard is reported."""
+    """Members are repeated before the hello, while the exchange settles.
+
+    A repetition is not confirmed, but a later discard is reported.
+    """
     forwarder.enter(State.SETTLING)
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     take = forwarder.upstream
@@ -906,7 +969,7 @@ def test_members_are_repeated_before_the_hello(forwarder: Forwarder) -> None:
 
 
 def test_a_flush_ends_when_every_client_has_answered(forwarder: Forwarder) -> None:
-    """Queues and members are emptied at once; the request is confirmed at the end."""
+    """A flush empties queues and members at once, and is confirmed when every client has answered."""
     forwarder.connect(A)
     forwarder.connect(B)
     forwarder.send()
@@ -921,7 +984,10 @@ def test_a_flush_ends_when_every_client_has_answered(forwarder: Forwarder) -> No
 
 
 def test_messages_that_arrive_during_a_flush_are_dropped(forwarder: Forwarder) -> None:
-    """The sender of a message to a normal channel learns of it, and may send it again."""
+    """Messages that arrive during a flush are dropped.
+
+    The sender of a message to a normal channel learns of it, and may send it again.
+    """
     forwarder.connect(A)
     forwarder.ready(1)
     (job,) = jobs(forwarder.send())
@@ -937,7 +1003,7 @@ def test_messages_that_arrive_during_a_flush_are_dropped(forwarder: Forwarder) -
 
 
 def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder: Forwarder) -> None:
-    """This holds for the last client that has not answered and for the one that requested the flush."""
+    """A flush does not wait for a client that disconnects, whether it has to answer or has requested the flush."""
     forwarder.connect(A)
     forwarder.connect(B)
     to_a, _ = forwarder.flush(A)
@@ -949,7 +1015,7 @@ def test_a_flush_does_not_wait_for_a_client_that_disconnects(forwarder: Forwarde
 
 
 def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder: Forwarder) -> None:
-    """The request may have been lost with the connection."""
+    """A client that reconnects during a flush is sent the request again, since the first may have been lost."""
     forwarder.connect(A)
     forwarder.flush(A)
     welcome, empty = forwarder.connect(A, session=2)
@@ -959,7 +1025,7 @@ def test_a_client_that_reconnects_during_a_flush_is_asked_again(forwarder: Forwa
 
 
 def test_two_flushes_are_distinguished(forwarder: Forwarder) -> None:
-    """Two clients may use the same request numbers; the answer to one flush does not answer the other."""
+    """The answer to one flush does not answer another one, although two clients may use the same request numbers."""
     forwarder.connect(A)
     forwarder.connect(B)
     one = forwarder.flush(A, n=1)
@@ -974,7 +1040,10 @@ def test_two_flushes_are_distinguished(forwarder: Forwarder) -> None:
 
 @pytest.mark.parametrize("ttl, seconds", [(500, 0.5), (2**32 - 1, MAX_FLUSH)])
 def test_a_flush_that_is_not_answered_ends(forwarder: Forwarder, ttl: int, seconds: float) -> None:
-    """A client that hangs must not stop all others for longer; the one that asked for the flush learns of it."""
+    """A flush that is not answered ends after a bounded time, and its client learns of it.
+
+    A client that hangs must not stop all others for longer.
+    """
     forwarder.connect(A)
     forwarder.flush(ttl=ttl)
     forwarder.clock.now += seconds - 0.1
@@ -986,7 +1055,7 @@ def test_a_flush_that_is_not_answered_ends(forwarder: Forwarder, ttl: int, secon
 
 
 def test_flushes_can_be_forbidden() -> None:
-    """Otherwise any client that may send could drop the messages of all others."""
+    """Flushes can be forbidden, since any client that may send could otherwise drop the messages of all others."""
     forwarder = Forwarder(may_be_flushed=False)
     forwarder.connect(A)
     forwarder.send()
@@ -995,7 +1064,7 @@ def test_flushes_can_be_forbidden() -> None:
 
 
 def test_there_are_at_most_so_many_flushes(forwarder: Forwarder) -> None:
-    """The exchange refuses others, so that memory stays bounded."""
+    """The number of concurrent flushes is limited, so that memory stays bounded."""
     forwarder.connect(A)
     for number in range(MAX_FLUSHES):
         assert statuses(forwarder.flush(n=number)) == []
@@ -1006,7 +1075,7 @@ def test_there_are_at_most_so_many_flushes(forwarder: Forwarder) -> None:
 
 
 def test_large_messages_are_refused_when_memory_runs_short(forwarder: Forwarder) -> None:
-    """Small messages and requests still pass."""
+    """When memory runs short, large messages are refused; small messages and requests still pass."""
     forwarder.connect(A)
     forwarder.refuse_above(1_000)
     assert list(forwarder.inbound(group_frame(bytes(1_000)))) == []
@@ -1019,7 +1088,7 @@ def test_large_messages_are_refused_when_memory_runs_short(forwarder: Forwarder)
 
 
 def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder: Forwarder) -> None:
-    """Requests still pass, and everything does when the limit is lifted."""
+    """With no memory left all messages are refused and requests still pass; messages pass once the limit is lifted."""
     forwarder.connect(A)
     forwarder.refuse_above(0)
     assert list(forwarder.inbound(group_frame(b""))) == []
@@ -1030,7 +1099,7 @@ def test_all_messages_are_refused_when_memory_is_at_its_end(forwarder: Forwarder
 
 
 def test_groups_are_listed(forwarder: Forwarder) -> None:
-    """A group is listed while it has a subscriber."""
+    """A group is listed only while it has a subscriber."""
     forwarder.connect(A)
     forwarder.upstream(wire.subscription(wire.group_topic("Zürich")))
     assert forwarder.groups() == ["Zürich".encode()]
@@ -1058,7 +1127,10 @@ def singles(prefix: bytes = wire.group_topic("room")) -> list[bytes]:
 
 
 def test_batches_pass_while_every_process_can_read_them(forwarder: Forwarder) -> None:
-    """One that has not reported that it can get the messages one by one, also before its hello."""
+    """Batches are relayed only while every process has reported that it reads them.
+
+    For one that has not, also before its hello, the messages are published one by one.
+    """
     forwarder.connect(A)
     assert list(forwarder.inbound(batch_frame())) == [batch_frame()]
     forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
@@ -1071,7 +1143,7 @@ def test_batches_pass_while_every_process_can_read_them(forwarder: Forwarder) ->
 
 
 def test_a_process_that_cannot_read_batches_matters_no_longer_than_it_is_there(forwarder: Forwarder) -> None:
-    """The others get batches again."""
+    """Once a process that cannot read batches disconnects, the others get batches again."""
     forwarder.connect(A)
     forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
     forwarder.disconnect(B)
@@ -1079,7 +1151,7 @@ def test_a_process_that_cannot_read_batches_matters_no_longer_than_it_is_there(f
 
 
 def test_a_process_that_says_hello_again_can_still_read_batches(forwarder: Forwarder) -> None:
-    """An inbox belongs to one process."""
+    """A process that repeats its hello can still read batches, since an inbox belongs to one process."""
     forwarder.connect(A)
     forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 2, 0)))
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
@@ -1088,7 +1160,7 @@ def test_a_process_that_says_hello_again_can_still_read_batches(forwarder: Forwa
 
 @pytest.mark.parametrize("session", [0, 2])
 def test_batching_counts_in_the_session_of_the_last_hello(forwarder: Forwarder, session: int) -> None:
-    """A late frame of another connection says nothing about this one."""
+    """A report of batching from another session is stray: a late frame of another connection proves nothing."""
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     forwarder.upstream(wire.HELLO.encode(wire.Hello(A, wire.VERSION, 1, 0)))
     assert not forwarder.batching(A, session)
@@ -1098,7 +1170,7 @@ def test_batching_counts_in_the_session_of_the_last_hello(forwarder: Forwarder, 
 
 @pytest.mark.parametrize("reads_batches", [True, False])
 def test_a_batch_for_one_process_is_treated_like_any_other(forwarder: Forwarder, reads_batches: bool) -> None:
-    """Each message is dropped and counted if the process is gone."""
+    """A batch for one process is relayed or taken apart, and each message is counted as a drop if that is gone."""
     forwarder.connect(A)
     if not reads_batches:
         forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
@@ -1110,7 +1182,7 @@ def test_a_batch_for_one_process_is_treated_like_any_other(forwarder: Forwarder,
 
 
 def test_the_messages_of_a_batch_are_copied_to_normal_members_once(forwarder: Forwarder) -> None:
-    """Also if some of them have come before by another way."""
+    """Each message of a batch is copied to normal members once, even if it arrived before in a frame of its own."""
     forwarder.connect(A)
     forwarder.join()
     forwarder.inbound(singles()[0])
@@ -1119,7 +1191,7 @@ def test_the_messages_of_a_batch_are_copied_to_normal_members_once(forwarder: Fo
 
 
 def test_messages_of_a_batch_are_refused_one_by_one_when_memory_runs_out(forwarder: Forwarder) -> None:
-    """The limit is that of a message."""
+    """When memory runs out, the messages of a batch are refused one by one, since the limit applies to a message."""
     forwarder.connect(A)
     forwarder.refuse_above(len(singles()[0]))
     assert list(forwarder.inbound(batch_frame())) == singles()[:2]
@@ -1128,7 +1200,7 @@ def test_messages_of_a_batch_are_refused_one_by_one_when_memory_runs_out(forward
 
 @pytest.mark.parametrize("body", [b"", b"\0", b"\1", b"\1\0\0\0\2x", b"\1\0\0\0\1xy", bytes([wire.MAX_BATCH + 1])])
 def test_a_malformed_batch_that_is_taken_apart_is_counted(forwarder: Forwarder, body: bytes) -> None:
-    """Its lengths add up, or it is nothing."""
+    """A batch whose lengths do not add up is dropped as malformed when it is taken apart."""
     forwarder.upstream(wire.subscription(wire.inbox_topic(A)))
     frame = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_BATCH, 60_000, body)
     assert not forwarder.inbound(frame)
@@ -1136,7 +1208,7 @@ def test_a_malformed_batch_that_is_taken_apart_is_counted(forwarder: Forwarder, 
 
 
 def test_a_flush_drops_the_messages_of_a_batch_that_are_left(crowd: Forwarder) -> None:
-    """They were sent before."""
+    """A flush drops the remaining messages of a batch, which were sent before it."""
     assert list(crowd.inbound(batch_frame())) == singles()[:1]
     crowd.flush()
     assert not crowd.is_unfinished
@@ -1147,7 +1219,7 @@ def test_a_flush_drops_the_messages_of_a_batch_that_are_left(crowd: Forwarder) -
 
 @pytest.fixture
 def crowd(forwarder: Forwarder) -> Forwarder:
-    """An exchange with a group of more normal members than are served at once."""
+    """Return an exchange with a group of more normal members than one step serves."""
     forwarder.connect(A)
     for number in range(2 * COPIES_A_STEP + 1):
         forwarder.join(channel=b"%d" % number)
@@ -1155,7 +1227,10 @@ def crowd(forwarder: Forwarder) -> Forwarder:
 
 
 def test_copies_for_many_members_are_made_in_steps(crowd: Forwarder) -> None:
-    """One message must not stop the exchange for long; meanwhile its driver serves no producer."""
+    """Copies for many members are made in steps, so that one message does not stop the exchange for long.
+
+    Meanwhile its driver serves no producer.
+    """
     assert list(crowd.inbound(group_frame())) == [group_frame()]
     depths = [crowd.queues.depth()]
     while crowd.is_unfinished:
@@ -1165,7 +1240,7 @@ def test_copies_for_many_members_are_made_in_steps(crowd: Forwarder) -> None:
 
 
 def test_copies_of_the_messages_of_a_batch_are_made_in_steps(forwarder: Forwarder) -> None:
-    """Each of them has so few that they are made at once."""
+    """The copies of a batch are made in one step for each message, if each has few enough members."""
     forwarder.connect(A)
     for number in range(COPIES_A_STEP):
         forwarder.join(channel=b"%d" % number)
@@ -1178,7 +1253,7 @@ def test_copies_of_the_messages_of_a_batch_are_made_in_steps(forwarder: Forwarde
 
 
 def test_a_flush_drops_the_copies_that_are_left(crowd: Forwarder) -> None:
-    """They belong to a message that was sent before."""
+    """A flush drops the remaining copies of a message, which was sent before it."""
     crowd.inbound(group_frame())
     crowd.flush()
     assert not crowd.is_unfinished
@@ -1186,7 +1261,7 @@ def test_a_flush_drops_the_copies_that_are_left(crowd: Forwarder) -> None:
 
 
 def test_members_without_end_are_forgotten_with_their_client(forwarder: Forwarder) -> None:
-    """Nobody else would discard them."""
+    """Members without an expiry are removed some time after their client, since nothing else would discard them."""
     forwarder.connect(A)
     forwarder.join()
     forwarder.disconnect(A)
@@ -1199,7 +1274,7 @@ def test_members_without_end_are_forgotten_with_their_client(forwarder: Forwarde
 
 
 def ask_again(forwarder: Forwarder, inbox: bytes = A, session: int = 2) -> list[bytes]:
-    """Let a client that has connected again ask for what it has missed; return the messages that it is sent."""
+    """Let a reconnected client request the messages that it missed; return those that it is sent."""
     forwarder.history.end_block()
     hashes = wire.encode_hashes([wire.group_topic("room")])
     out = [*forwarder.upstream(wire.RESUME.encode(wire.Resume(inbox, session, 1000, 0, hashes)))]
@@ -1215,7 +1290,7 @@ def message(prefix: bytes = wire.group_topic("room"), number: int = 1) -> bytes:
 
 
 def test_messages_are_kept_for_clients_whose_connection_is_cut(forwarder: Forwarder) -> None:
-    """Those that nobody receives at the moment, too."""
+    """Messages are kept for clients whose connection is cut, even if nobody receives them at the moment."""
     forwarder.connect(B)
     forwarder.inbound(message())
     forwarder.inbound(message(wire.direct_prefix(A)))
@@ -1227,7 +1302,10 @@ def test_messages_are_kept_for_clients_whose_connection_is_cut(forwarder: Forwar
 
 
 def test_a_client_that_asks_again_in_its_session_gets_one_replay(forwarder: Forwarder) -> None:
-    """It repeats its hello, and what follows it, until it has read the welcome behind other messages."""
+    """A client gets one replay in a session, however often it requests one.
+
+    It repeats its hello, and the frames that follow it, until it has read the welcome behind other messages.
+    """
     forwarder.connect(A, session=2)
     forwarder.inbound(message())
     assert [len(ask_again(forwarder)) for _ in range(3)] == [1, 0, 0]
@@ -1238,7 +1316,7 @@ def test_a_client_that_asks_again_in_its_session_gets_one_replay(forwarder: Forw
 
 
 def test_the_messages_of_a_batch_that_is_taken_apart_are_kept_one_by_one(forwarder: Forwarder) -> None:
-    """As they are published."""
+    """The messages of a batch that is taken apart are kept one by one, as they are published."""
     forwarder.connect(A, session=2)
     forwarder.upstream(wire.subscription(wire.inbox_topic(B)))
     forwarder.inbound(batch_frame())
@@ -1246,7 +1324,7 @@ def test_the_messages_of_a_batch_that_is_taken_apart_are_kept_one_by_one(forward
 
 
 def test_messages_that_are_refused_are_not_kept(forwarder: Forwarder) -> None:
-    """A client that was cut off gets no more than others."""
+    """A message that is refused is not kept, so that a client that was cut off gets no more than others."""
     forwarder.connect(A, session=2)
     forwarder.refuse_above(0)
     forwarder.inbound(message())
@@ -1255,7 +1333,7 @@ def test_messages_that_are_refused_are_not_kept(forwarder: Forwarder) -> None:
 
 
 def test_a_flush_drops_the_messages_that_are_kept(forwarder: Forwarder) -> None:
-    """They are older than it."""
+    """A flush drops the messages that are kept, since they are older than it."""
     forwarder.connect(A, session=2)
     forwarder.inbound(message())
     forwarder.upstream(wire.FLUSH.encode(wire.Flush(A, 1, 1000)))
@@ -1263,7 +1341,7 @@ def test_a_flush_drops_the_messages_that_are_kept(forwarder: Forwarder) -> None:
 
 
 def test_messages_are_kept_for_a_while(forwarder: Forwarder) -> None:
-    """Sweeping forgets them, when it is due."""
+    """Messages are kept for a limited time, after which a sweep that is due drops them."""
     forwarder.inbound(message())
     forwarder.history.end_block()
     assert forwarder.due() == forwarder.clock.now + SECONDS
@@ -1274,14 +1352,14 @@ def test_messages_are_kept_for_a_while(forwarder: Forwarder) -> None:
 
 @pytest.mark.parametrize("session", [1, 3])
 def test_a_request_of_another_session_is_stray(forwarder: Forwarder, session: int) -> None:
-    """It is from a dead connection, or its hello is missing."""
+    """A request of another session is stray: it is from a dead connection, or its hello is missing."""
     forwarder.connect(A, session=2)
     assert ask_again(forwarder, session=session) == []
     assert forwarder.drops["stray"] == 1
 
 
 def test_an_exchange_that_keeps_nothing_answers_at_once() -> None:
-    """An embedded producer does so."""
+    """An exchange without a history, as in an embedded producer, answers a request at once."""
     forwarder = Forwarder(history_bytes=0)
     forwarder.connect(A, session=2)
     forwarder.inbound(message())
@@ -1291,7 +1369,7 @@ def test_an_exchange_that_keeps_nothing_answers_at_once() -> None:
 
 
 def test_malformed_topics_are_dropped(forwarder: Forwarder) -> None:
-    """A hash has four bytes."""
+    """A request whose topics are not hashes of four bytes is dropped as malformed."""
     forwarder.connect(A, session=2)
     assert not forwarder.upstream(wire.RESUME.encode(wire.Resume(A, 2, 1000, 0, b"abc")))
     assert (forwarder.drops["malformed"], forwarder.replays.is_due) == (1, False)

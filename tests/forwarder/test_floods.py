@@ -1,4 +1,7 @@
-"""Who is ended because it sends too fast, and who may connect meanwhile; integration tests have whole forwarders."""
+"""Senders that are ended because they send too fast, and the port that refuses meanwhile.
+
+Integration tests have whole forwarders.
+"""
 
 import asyncio
 import itertools
@@ -34,7 +37,7 @@ class Port:
         return peer, ours
 
     def attempt(self) -> socket.socket:
-        """Return a socket that connects on its own time."""
+        """Return a socket whose connection attempt continues in the background."""
         peer = socket.socket()
         peer.setblocking(False)
         peer.connect_ex(("127.0.0.1", self.number))
@@ -42,7 +45,7 @@ class Port:
         return peer
 
     def send(self, pair: tuple[socket.socket, socket.socket], count: int) -> None:
-        """Let bytes arrive."""
+        """Send bytes and let them arrive."""
         peer, ours = pair
         for _ in range(count // 1024):
             peer.sendall(bytes(1024))
@@ -79,7 +82,7 @@ def is_ended(peer: socket.socket) -> bool:
 
 
 def test_what_each_peer_has_sent_is_measured(port: Port) -> None:
-    """Of connections to the port alone, not of those that this process has made to it."""
+    """The bytes of each peer are measured only for connections to the port, not for this process's own ones to it."""
     pair, other = port.connect(), port.connect()
     port.send(pair, 3 * 1024)
     found = TcpSockets({port.number}).received()
@@ -91,7 +94,10 @@ def test_what_each_peer_has_sent_is_measured(port: Port) -> None:
 
 
 def test_nobody_can_connect_while_the_port_refuses(port: Port) -> None:
-    """Attempts are repeated by the peer's system, so they succeed afterwards. Connections stay."""
+    """While the port refuses, nobody can connect, and existing connections stay.
+
+    The peer's system repeats an attempt, so it succeeds afterwards.
+    """
     pair, sockets = port.connect(), TcpSockets({port.number})
     sockets.refuse()
     peer = port.attempt()
@@ -102,7 +108,7 @@ def test_nobody_can_connect_while_the_port_refuses(port: Port) -> None:
 
 
 def test_the_fastest_senders_are_ended(port: Port, senders: Senders) -> None:
-    """Those that send a quarter of what the fastest one does; the others go on."""
+    """Senders of at least a quarter of the fastest one's bytes are ended; slower ones stay connected."""
     fast, half, slow = (port.connect() for _ in range(3))
     assert senders.look(0.0, is_harmful=True, is_behind=True) == 0
     assert senders.is_measuring
@@ -113,7 +119,7 @@ def test_the_fastest_senders_are_ended(port: Port, senders: Senders) -> None:
 
 
 def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port: Port, senders: Senders) -> None:
-    """A flood of connections may come beside it."""
+    """A fast sender is ended even without a free descriptor, since a flood of connections may accompany it."""
     pair = port.connect()
     with none_left():
         assert senders.look(0.0, is_harmful=True, is_behind=True) == 0
@@ -127,7 +133,10 @@ def test_a_fast_sender_is_ended_when_no_descriptor_is_left(port: Port, senders: 
     ("is_harmful", "count"), [(False, FLOOD), (True, FLOOD // 2)], ids=["much without harm", "little"]
 )
 def test_nobody_is_ended_without_need(port: Port, senders: Senders, is_harmful: bool, count: int) -> None:
-    """A client may send much, and a loop may be held up by something else."""
+    """No sender is ended for sending much without harm, or for harm while it sends little.
+
+    A loop may be delayed by something else.
+    """
     pair = port.connect()
     for moment in range(3):
         assert senders.look(moment, is_harmful=is_harmful, is_behind=True) == 0
@@ -137,7 +146,7 @@ def test_nobody_is_ended_without_need(port: Port, senders: Senders, is_harmful: 
 
 
 def test_what_was_sent_before_the_first_look_does_not_count(port: Port, senders: Senders) -> None:
-    """A client that comes back with many groups sends them at once."""
+    """Bytes from before the first look do not count: a client that reconnects sends its many groups at once."""
     pair = port.connect()
     port.send(pair, FLOOD)
     assert [senders.look(moment, is_harmful=True, is_behind=True) for moment in range(3)] == [0, 0, 0]
@@ -145,7 +154,7 @@ def test_what_was_sent_before_the_first_look_does_not_count(port: Port, senders:
 
 @pytest.mark.parametrize(("is_behind", "seconds"), [(False, 1.0), (True, REFUSES_AT_MOST)])
 def test_the_port_refuses_until_all_is_read(port: Port, senders: Senders, is_behind: bool, seconds: float) -> None:
-    """For a while at most."""
+    """After a flood the port refuses connections until everything is read, or for a limited time."""
     pair = port.connect()
     senders.look(0.0, is_harmful=True, is_behind=True)
     port.send(pair, FLOOD)
@@ -184,7 +193,10 @@ class Sending:
 
 @pytest.mark.parametrize("does", ["holds up the loop", "holds up each turn", "fills the memory"])
 async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, does: str) -> None:
-    """The former harm other clients, the last one the forwarder."""
+    """A sender that delays the loop or fills the memory is ended.
+
+    A delayed loop harms other clients, and a full memory the forwarder.
+    """
     resident = itertools.count(0, GROWTH if does == "fills the memory" else 0)
     turns = 0
     with Sending(port) as peer, ending_floods(senders, lambda: True, lambda: turns, resident.__next__):
@@ -201,7 +213,7 @@ async def test_a_sender_that_does_harm_is_ended(port: Port, senders: Senders, do
 
 @pytest.mark.parametrize("is_behind", [True, False], ids=["the memory grows little", "all is read"])
 async def test_a_sender_that_does_no_harm_goes_on(port: Port, senders: Senders, is_behind: bool) -> None:
-    """It keeps the forwarder behind, which answers, and whose memory grows little; or something else fills that."""
+    """A sender stays connected if it only keeps a responsive forwarder behind, or if others fill its memory."""
     looks = 0
 
     def resident() -> int:
@@ -216,7 +228,7 @@ async def test_a_sender_that_does_no_harm_goes_on(port: Port, senders: Senders, 
 
 
 async def test_a_loop_that_moves_frames_is_not_asked(senders: Senders, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To answer would delay a frame each time. Once it moves none it is asked again."""
+    """A loop that moves frames is not probed, since each answer would delay a frame; an idle one is probed again."""
     turns, asked = itertools.count(), 0
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""Flushes that are under way; `test_exchange` tests how the exchange uses them."""
+"""Flushes in progress; `test_exchange` tests how the exchange uses them."""
 
 import pytest
 from fakes import Clock
@@ -31,7 +31,7 @@ def answers(frames: list[bytes] | None) -> list[wire.Flushed]:
 
 
 def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes: Flushes) -> None:
-    """A second answer of the same client is ignored."""
+    """A flush ends with the answer of the last client, and a second answer of the same client is ignored."""
     of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
     assert (of_a.inbox, of_b.inbox) == (A, B)
     assert flushes.answered(of_a) == []
@@ -42,7 +42,7 @@ def test_every_client_is_asked_and_the_last_answer_ends_the_flush(flushes: Flush
 
 
 def test_no_client_can_answer_for_another_one(flushes: Flushes) -> None:
-    """It is asked by another number."""
+    """A client cannot answer for another one, since each request has a number of its own."""
     of_a, of_b = answers(flushes.begin(asked(7), [A, B]))
     assert flushes.answered(of_b._replace(inbox=A)) == []
     assert flushes.answered(of_b) == []
@@ -50,7 +50,7 @@ def test_no_client_can_answer_for_another_one(flushes: Flushes) -> None:
 
 
 def test_an_answer_counts_for_its_own_flush_only(flushes: Flushes) -> None:
-    """An answer to an unknown flush is ignored."""
+    """An answer counts only for its own flush, and an answer to an unknown flush is ignored."""
     (one,), (other,) = (answers(flushes.begin(asked(number), [A])) for number in (7, 8))
     assert flushes.answered(wire.Flushed(A, one.n ^ other.n ^ 1)) == []
     assert flushes.answered(other) == [asked(8)]
@@ -58,7 +58,7 @@ def test_an_answer_counts_for_its_own_flush_only(flushes: Flushes) -> None:
 
 
 def test_a_disconnected_client_is_not_waited_for(flushes: Flushes) -> None:
-    """A client that has disconnected completes every flush that waited for it alone."""
+    """A client that disconnects completes every flush that waited for it alone."""
     flushes.begin(asked(7), [A, B])
     flushes.begin(asked(8), [B])
     assert flushes.gone(B) == [asked(8)]
@@ -66,7 +66,7 @@ def test_a_disconnected_client_is_not_waited_for(flushes: Flushes) -> None:
 
 
 def test_a_client_that_reconnects_is_asked_again(flushes: Flushes) -> None:
-    """It may have missed the request."""
+    """A client that reconnects is sent each request that it has not answered again, as it may have missed it."""
     first, second = flushes.begin(asked(7), [A, B]), flushes.begin(asked(8), [A, B])
     assert first is not None
     assert second is not None
@@ -77,7 +77,7 @@ def test_a_client_that_reconnects_is_asked_again(flushes: Flushes) -> None:
 
 @pytest.mark.parametrize(("ttl", "seconds"), [(500, 0.5), (2**32 - 1, MAX_FLUSH)])
 def test_it_is_over_when_its_time_is_up(flushes: Flushes, clock: Clock, ttl: int, seconds: float) -> None:
-    """The sender's `ttl` counts, up to the limit."""
+    """A flush expires after the `ttl` of its sender, up to the limit."""
     flushes.begin(asked(7, ttl), [A])
     clock.now += seconds - 0.1
     assert flushes.expire() == []
@@ -88,7 +88,7 @@ def test_it_is_over_when_its_time_is_up(flushes: Flushes, clock: Clock, ttl: int
 
 
 def test_too_many_are_refused(flushes: Flushes) -> None:
-    """Each flush holds up the messages of all clients."""
+    """Flushes beyond a maximum number are refused, since each of them delays the messages of all clients."""
     for number in range(MAX_FLUSHES):
         assert flushes.begin(asked(number), [A]) is not None
     assert flushes.begin(asked(99), [A]) is None

@@ -1,4 +1,4 @@
-"""What is kept of the messages of the last seconds."""
+"""The history: the messages of the last seconds."""
 
 import tracemalloc
 
@@ -24,7 +24,7 @@ def kept(history: History, since: float = 0.0) -> list[bytes]:
 
 
 def test_messages_are_kept_in_order(clock: Clock) -> None:
-    """Those of the current block, too."""
+    """Messages are kept in order, including those of the current block."""
     history = History(2**20, clock)
     block(history, b"0", b"1")
     block(history, b"2")
@@ -34,7 +34,7 @@ def test_messages_are_kept_in_order(clock: Clock) -> None:
 
 
 def test_messages_are_kept_as_they_are(clock: Clock) -> None:
-    """Also what looks like a part of a separator."""
+    """Messages are kept unchanged, even if they equal a part of a separator."""
     history = History(2**20, clock)
     messages = [b"x", SEPARATOR[:8], SEPARATOR[8:], b"\0" * 100_000, SEPARATOR[8:], SEPARATOR[:8]]
     block(history, *messages)
@@ -42,7 +42,7 @@ def test_messages_are_kept_as_they_are(clock: Clock) -> None:
 
 
 def test_a_block_without_messages_is_none(clock: Clock) -> None:
-    """Control frames come, too."""
+    """A block without messages, as when only control frames arrive, is not kept."""
     history = History(2**20, clock)
     block(history)
     assert history.since(0.0) == []
@@ -50,7 +50,7 @@ def test_a_block_without_messages_is_none(clock: Clock) -> None:
 
 
 def test_a_block_says_until_when_its_messages_were_relayed(clock: Clock) -> None:
-    """No message of it came later."""
+    """A block has the time at which it ended; none of its messages was relayed later."""
     history = History(2**20, clock)
     relay(history, b"1")
     clock.now += 0.05
@@ -64,7 +64,7 @@ def test_a_block_says_until_when_its_messages_were_relayed(clock: Clock) -> None
 
 
 def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
-    """As far as its block tells."""
+    """Blocks that ended before the requested time are left out."""
     history = History(2**20, clock)
     for number in range(4):
         block(history, b"%d" % number)
@@ -74,7 +74,7 @@ def test_what_is_older_than_asked_for_is_left_out(clock: Clock) -> None:
 
 
 def test_the_oldest_messages_go_when_there_are_too_many(clock: Clock) -> None:
-    """The separators between them take memory, too."""
+    """The oldest messages are dropped when the history exceeds its bytes, which include the separators."""
     size = 100 * 10 + 99 * len(SEPARATOR)
     history = History(2 * size, clock)
     for number in range(3):
@@ -84,7 +84,7 @@ def test_the_oldest_messages_go_when_there_are_too_many(clock: Clock) -> None:
 
 
 def test_messages_are_forgotten_in_time(clock: Clock) -> None:
-    """Also if nothing follows them."""
+    """Messages are dropped after some seconds, even if none follows them."""
     history = History(2**20, clock)
     assert history.due == float("inf")
     block(history, b"x")
@@ -99,7 +99,7 @@ def test_messages_are_forgotten_in_time(clock: Clock) -> None:
 
 @pytest.mark.parametrize("max_bytes", [2**20, 0])
 def test_the_parts_of_record_do_the_same(clock: Clock, max_bytes: int) -> None:
-    """Each tells the length of what it was called with, also if nothing is kept."""
+    """`write` returns the length of its argument, as `record` expects, even if nothing is kept."""
     history = History(max_bytes, clock)
     relay(history, b"1")
     assert (history.write(b"two"), history.write(SEPARATOR)) == (3, len(SEPARATOR))
@@ -108,7 +108,7 @@ def test_the_parts_of_record_do_the_same(clock: Clock, max_bytes: int) -> None:
 
 
 def test_memory_of_a_large_block_is_given_back(clock: Clock) -> None:
-    """The block is copied; what it was collected in takes no more than a usual one."""
+    """The memory of a large block is freed with it: the block is copied, and its buffer shrinks to the usual size."""
     history = History(2**24, clock)
     tracemalloc.start()
     try:
@@ -122,7 +122,10 @@ def test_memory_of_a_large_block_is_given_back(clock: Clock) -> None:
 
 
 def test_a_buffer_that_could_not_grow_is_replaced(clock: Clock) -> None:
-    """Python closes it. What was in it is lost, and what follows is kept."""
+    """A buffer that could not grow is replaced, since Python closes it.
+
+    Its messages are lost, and later ones are kept.
+    """
     history = History(2**20, clock)
     relay(history, b"lost")
     history._open.close()
@@ -132,7 +135,7 @@ def test_a_buffer_that_could_not_grow_is_replaced(clock: Clock) -> None:
 
 
 def test_a_flush_forgets_everything(clock: Clock) -> None:
-    """Also what has been recorded since the last block."""
+    """A flush drops all messages, including those recorded since the last block."""
     history = History(2**20, clock)
     block(history, b"x")
     relay(history, b"y")

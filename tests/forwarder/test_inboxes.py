@@ -1,4 +1,4 @@
-"""Which connection may use which inbox, as a table; `test_subscribers` has the sockets."""
+"""The table of connections that may use an inbox; `test_subscribers` has the sockets."""
 
 import pytest
 
@@ -19,14 +19,14 @@ def inboxes() -> Inboxes:
 
 
 def test_a_secret_has_one_inbox() -> None:
-    """All sides must make the same one of it."""
+    """A secret has exactly one inbox, since all sides must derive the same one."""
     assert INBOX == b"0c0beacef8877bbf"
     assert wire.claimable(SECRET) != wire.claimable(b"a" * 15 + b"b")
 
 
 @pytest.mark.parametrize("key", [b"", KEY])
 def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes: Inboxes, key: bytes) -> None:
-    """However often it is repeated before that. Behind it, it counts at once."""
+    """A subscription waits for its connection's claim, however often it is repeated; behind the claim it counts."""
     assert [inboxes.subscribe(INBOX, ONE, key) for _ in range(2)] == [Verdict.WAITS] * 2
     assert not inboxes.may_use(HELLO, ONE)
     assert inboxes.claim(CLAIM, ONE, key) == Claimed(True, [])
@@ -36,13 +36,13 @@ def test_a_subscription_waits_for_the_claim_of_its_connection(inboxes: Inboxes, 
 
 
 def test_a_claim_may_come_first(inboxes: Inboxes) -> None:
-    """As on a new socket."""
+    """A claim may precede its subscription, as on a new socket."""
     assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
     assert inboxes.subscribe(INBOX, ONE, KEY) is Verdict.COUNTS
 
 
 def test_without_the_secret_there_is_no_claim(inboxes: Inboxes) -> None:
-    """Nor does one that fails end another one."""
+    """A claim without the secret fails, and does not end the claim of another connection."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.claim(wire.Claim(INBOX, OTHER_SECRET), TWO, OTHER_KEY) is None
     assert not inboxes.may_use(HELLO, TWO)
@@ -50,7 +50,7 @@ def test_without_the_secret_there_is_no_claim(inboxes: Inboxes) -> None:
 
 
 def test_a_connection_uses_one_inbox(inboxes: Inboxes) -> None:
-    """A client has one."""
+    """A connection may use one inbox, since a client has only one."""
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.claim(OTHER_CLAIM, ONE, KEY) is None
     assert inboxes.subscribe(OTHER, ONE, KEY) is Verdict.REFUSED
@@ -63,7 +63,10 @@ def test_a_connection_uses_one_inbox(inboxes: Inboxes) -> None:
 def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_descriptor(
     inboxes: Inboxes, is_known: bool, last: str
 ) -> None:
-    """Whether the new connection is known before they are read, or after."""
+    """Late frames of a connection do not count for the next connection with its descriptor.
+
+    They may be read before the new connection is known, or after that.
+    """
     inboxes.came(ONE)
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.gone(ONE)
@@ -88,7 +91,7 @@ def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_de
 
 
 def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes: Inboxes) -> None:
-    """The subscription waits on."""
+    """A claim does not make a waiting subscription to another inbox count."""
     inboxes.subscribe(OTHER, ONE, KEY)
     assert inboxes.claim(CLAIM, ONE, KEY) == Claimed(False, [])
     assert not inboxes.may_use(OTHER_HELLO, ONE)
@@ -96,13 +99,16 @@ def test_a_claim_does_not_make_the_subscription_to_another_inbox_count(inboxes: 
 
 @pytest.mark.parametrize(("key", "verdict"), [(KEY, Verdict.WAITS), (OTHER_KEY, Verdict.REFUSED)])
 def test_an_inbox_that_is_in_use_is_only_for_its_key(inboxes: Inboxes, key: bytes, verdict: Verdict) -> None:
-    """The same key may belong to the same client, whose former connection has broken."""
+    """A subscription to a used inbox waits if it has the same key, and is refused otherwise.
+
+    The same key may belong to the same client, whose former connection has broken.
+    """
     inboxes.claim(CLAIM, ONE, KEY)
     assert inboxes.subscribe(INBOX, TWO, key) is verdict
 
 
 def test_a_claim_by_a_new_key_adds_it(inboxes: Inboxes) -> None:
-    """While a client changes its key both connections are in use."""
+    """A claim by a new key adds it, since both connections are in use while a client changes its key."""
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.claim(CLAIM, TWO, OTHER_KEY)
     assert inboxes.subscribe(INBOX, TWO, OTHER_KEY) is Verdict.COUNTS
@@ -111,14 +117,14 @@ def test_a_claim_by_a_new_key_adds_it(inboxes: Inboxes) -> None:
 
 
 def test_a_claim_names_the_connections_with_other_keys_that_wait(inboxes: Inboxes) -> None:
-    """They subscribed while the client was away."""
+    """A claim returns the waiting connections with other keys, which subscribed while the client was away."""
     inboxes.subscribe(INBOX, ONE, OTHER_KEY)
     inboxes.subscribe(INBOX, TWO, KEY)
     assert inboxes.claim(CLAIM, THREE, KEY) == Claimed(False, [ONE])
 
 
 def test_nothing_is_left_of_connections_that_have_ended(inboxes: Inboxes) -> None:
-    """Their descriptors name others from then on."""
+    """Nothing is kept of ended connections, whose descriptors belong to others from then on."""
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.subscribe(INBOX, TWO, KEY)
     inboxes.subscribe(OTHER, ONE, KEY)
@@ -134,7 +140,10 @@ def test_nothing_is_left_of_connections_that_have_ended(inboxes: Inboxes) -> Non
 
 @pytest.mark.parametrize("kind", ["R", "B", "K", "X"])
 def test_a_client_that_leaves_is_heard_for_a_while(inboxes: Inboxes, kind: str) -> None:
-    """Its last frames may be read when the end of its connection is known; that of others never counts."""
+    """The last frames of an ended connection count for a while, since they may be read after its end is known.
+
+    Frames of other connections or inboxes never count.
+    """
     frame = kind.encode() + INBOX
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.gone(ONE)

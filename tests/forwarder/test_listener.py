@@ -31,7 +31,10 @@ async def port(unused_tcp_port: int) -> AsyncIterator[int]:
 
 @pytest.fixture
 async def open_peers(port: int) -> AsyncIterator[Callable[..., Awaitable[list[asyncio.StreamReader]]]]:
-    """Opens connections that send something and then wait; returns their readers, the oldest first."""
+    """Return a function that opens connections, which send some bytes and then wait.
+
+    It returns their readers, the oldest first.
+    """
     writers = []
 
     async def connect(count: int, sent: bytes) -> list[asyncio.StreamReader]:
@@ -54,7 +57,7 @@ async def get(port: int, path: str = "/livez", **options: Any) -> tuple[int, Map
 
 
 async def until_closed(reader: asyncio.StreamReader) -> bytes:
-    """Return what arrives before the connection ends."""
+    """Return the bytes that arrive before the connection ends."""
     received = b""
     try:
         async with asyncio.timeout(PATIENCE):
@@ -69,7 +72,10 @@ async def until_closed(reader: asyncio.StreamReader) -> bytes:
 async def test_hundreds_of_half_requests_leave_room_for_a_probe(
     port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]], sent: bytes
 ) -> None:
-    """The oldest connections end, so that their descriptors are free again, and `/livez` answers at once."""
+    """Beyond a number of incomplete requests, the oldest connections are closed, so that `/livez` is answered at once.
+
+    Their descriptors are free again.
+    """
     readers = await open_peers(3 * CONNECTIONS, sent)
     async with asyncio.timeout(PATIENCE):
         assert (await get(port))[0] == 200
@@ -81,7 +87,7 @@ async def test_hundreds_of_half_requests_leave_room_for_a_probe(
 async def test_a_connection_that_does_not_complete_its_request_ends(
     unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """After a fixed time, whether its peer sends a byte now and then or none."""
+    """A connection that does not complete its request in a fixed time is closed, whether its peer sends or not."""
     monkeypatch.setattr(listener, "AT_MOST", 0.05)
     async with listening(f"127.0.0.1:{unused_tcp_port}", ROUTES):
         reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
@@ -93,7 +99,7 @@ async def test_a_connection_that_does_not_complete_its_request_ends(
 async def test_a_connection_serves_one_request(
     port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]]
 ) -> None:
-    """So an idle keep-alive holds no descriptor; the client is told."""
+    """A connection serves one request and announces its end, so that no idle keep-alive holds a descriptor."""
     (reader,) = await open_peers(1, b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n" * 2)
     received = await until_closed(reader)
     assert received.count(b"HTTP/1.1 200 OK") == 1
@@ -102,13 +108,16 @@ async def test_a_connection_serves_one_request(
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8001", "127.0.0.1", "127.0.0.1:1", "[::1]:9600"])
 async def test_a_loopback_listener_serves_requests_for_the_loopback(port: int, host: str) -> None:
-    """By any port: `kubectl port-forward` and `docker -p` have ports of their own."""
+    """A loopback listener serves loopback hosts with any port: `kubectl port-forward` and `docker -p` use their own."""
     assert (await get(port, headers={"Host": host}))[0] == 200
 
 
 @pytest.mark.parametrize("host", ["attacker.example", "localhost.example:9600", "127.0.0.1.example", "", "[::1"])
 async def test_a_loopback_listener_refuses_other_hosts(port: int, host: str) -> None:
-    """A page of the attacker, whose name it points at 127.0.0.1, cannot read a response (DNS rebinding)."""
+    """A loopback listener refuses other hosts, which prevents DNS rebinding.
+
+    A page of an attacker, whose name resolves to 127.0.0.1, cannot read a response.
+    """
     assert (await get(port, headers={"Host": host}))[0] == 421
     assert (await get(port, "/absent", headers={"Host": host}))[0] == 421
 
@@ -116,19 +125,19 @@ async def test_a_loopback_listener_refuses_other_hosts(port: int, host: str) -> 
 async def test_a_probe_without_a_host_is_served(
     port: int, open_peers: Callable[..., Awaitable[list[asyncio.StreamReader]]]
 ) -> None:
-    """HTTP/1.0 has none; browsers always send one."""
+    """A request without a host is served: HTTP/1.0 has none, and browsers always send one."""
     (reader,) = await open_peers(1, b"GET /livez HTTP/1.0\r\n\r\n")
     assert (await until_closed(reader)).startswith(b"HTTP/1.0 200 OK")
 
 
 async def test_a_public_listener_serves_every_host(unused_tcp_port: int) -> None:
-    """Probes and Prometheus use addresses and names of the network."""
+    """A public listener serves every host, since probes and Prometheus use addresses and names of the network."""
     async with listening(f"*:{unused_tcp_port}", ROUTES):
         assert (await get(unused_tcp_port, headers={"Host": "forwarder.example"}))[0] == 200
 
 
 async def test_its_own_loopback_address_is_a_host(unused_tcp_port: int) -> None:
-    """All of 127.0.0.0/8 is the loopback."""
+    """A listener serves its own loopback address, since all of 127.0.0.0/8 is the loopback."""
     address = f"127.0.0.2:{unused_tcp_port}"
     async with (
         listening(address, ROUTES),
@@ -142,21 +151,21 @@ async def test_its_own_loopback_address_is_a_host(unused_tcp_port: int) -> None:
     "path, host, status", [("/livez", "localhost", 200), ("/absent", "localhost", 404), ("/livez", "x", 421)]
 )
 async def test_every_response_has_the_headers_of_security(port: int, path: str, host: str, status: int) -> None:
-    """Errors too: no sniffing, no frame, no referrer, no cache, nothing loaded."""
+    """Every response, even an error, forbids sniffing, frames, referrers, caching and loading of resources."""
     found, headers = await get(port, path, headers={"Host": host})
     assert found == status
     assert {name: headers.get(name) for name in HEADERS} == HEADERS
 
 
 async def test_another_method_is_refused_with_the_same_headers(port: int) -> None:
-    """The endpoints change nothing."""
+    """Another method is refused with the same headers, since the endpoints change nothing."""
     async with aiohttp.ClientSession() as session, session.post(f"http://127.0.0.1:{port}/livez") as response:
         assert response.status == 405
         assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
 
 
 async def test_a_closed_listener_accepts_nobody(unused_tcp_port: int) -> None:
-    """Its port is free again, although a peer still waits."""
+    """A closed listener frees its port, even while a peer is still connected."""
     async with listening(f"127.0.0.1:{unused_tcp_port}", ROUTES):
         reader, writer = await asyncio.open_connection("127.0.0.1", unused_tcp_port)
     await until_closed(reader)

@@ -1,4 +1,4 @@
-"""The command line where the daemon's packages, or its system, are missing: what it does, and what it says."""
+"""The command line without the daemon's packages, or on another system: its effect and its messages."""
 
 import signal
 import subprocess
@@ -11,7 +11,7 @@ from channels_zmq_forwarder.__main__ import BAD_USAGE, EXTRA, main
 
 
 def without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Return what the command does in an interpreter that lacks a package."""
+    """Run the command in an interpreter that lacks a package; return its result."""
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from channels_zmq_forwarder.__main__ import main\n"
@@ -22,7 +22,7 @@ def without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("package", EXTRA)
 def test_without_its_packages_the_daemon_names_the_extra_to_install(package: str) -> None:
-    """In one line, without a traceback."""
+    """Without one of its packages the daemon names the extra to install, in one line without a traceback."""
     done = without(package, "--pull-address", "tcp://127.0.0.1:5555")
     assert done.returncode == BAD_USAGE
     (line,) = done.stderr.splitlines()
@@ -33,14 +33,14 @@ def test_without_its_packages_the_daemon_names_the_extra_to_install(package: str
 @pytest.mark.parametrize("package", EXTRA)
 @pytest.mark.parametrize("command", ["keygen", "selftest"])
 def test_the_other_commands_need_no_extra(package: str, command: str) -> None:
-    """They run where an application does."""
+    """The other commands need no extra, since they run where an application does."""
     done = without(package, command, "--help")
     assert done.returncode == 0, done.stderr
     assert f"channels-zmq-forwarder {command}" in done.stdout
 
 
 def test_without_uvloop_the_daemon_runs_by_asyncio() -> None:
-    """Not each system has a wheel of it."""
+    """Without uvloop, which has no wheel for some systems, the daemon starts on asyncio and parses its settings."""
     done = without("uvloop", "--settle", "9")
     assert done.returncode == BAD_USAGE
     assert "settle-at-most" in done.stderr
@@ -50,7 +50,7 @@ def test_without_uvloop_the_daemon_runs_by_asyncio() -> None:
 def test_on_other_systems_the_daemon_says_where_it_runs(
     system: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what runs here."""
+    """On another system the daemon exits with a message that names Linux, WSL and containers."""
     monkeypatch.setattr(sys, "platform", system)
     assert main(["--log-level", "INFO"]) == BAD_USAGE
     assert "the daemon runs on Linux only: use WSL or a container" in capsys.readouterr().err
@@ -59,14 +59,14 @@ def test_on_other_systems_the_daemon_says_where_it_runs(
 def test_a_module_that_is_missing_for_another_reason_is_no_question_of_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A broken installation shows its traceback."""
+    """A missing module of the forwarder itself raises, since a broken installation needs its traceback."""
     monkeypatch.setitem(sys.modules, "channels_zmq_forwarder.daemon", None)
     with pytest.raises(ModuleNotFoundError, match=r"channels_zmq_forwarder\.daemon"):
         main([])
 
 
 def test_signals_wait_while_the_daemon_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no longer, whatever becomes of it."""
+    """Signals are blocked while the daemon starts, and unblocked afterwards, even if the start fails."""
     blocked: list[set[int]] = []
 
     def start(arguments: object) -> int:
@@ -80,7 +80,10 @@ def test_signals_wait_while_the_daemon_starts(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_signal_that_comes_before_the_start_ends_the_daemon_once_it_has_started() -> None:
-    """The first process of a container is not ended by a signal without a handler, so the signal has to wait."""
+    """A signal from before the start ends the daemon once it has started, with exit code 0.
+
+    The first process of a container ignores a signal without a handler, so the signal has to wait.
+    """
     pull, pub, admin = free_ports(3)
     addresses = {"pull": f"tcp://127.0.0.1:{pull}", "pub": f"tcp://127.0.0.1:{pub}", "admin": f"127.0.0.1:{admin}"}
     flags = [f"--{name}-address={address}" for name, address in addresses.items()]

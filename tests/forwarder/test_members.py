@@ -1,4 +1,4 @@
-"""Normal channels as members of groups."""
+"""The table of normal channels that are members of groups."""
 
 from math import inf
 
@@ -27,7 +27,7 @@ def channels(members: NormalMembers, now: float = 0.0, group: bytes = b"room") -
 
 
 def test_a_member_belongs_to_its_group_until_it_leaves() -> None:
-    """Other groups are not affected."""
+    """A member belongs to its own group only, until it leaves; an empty group is removed."""
     members = NormalMembers(10, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert channels(members) == [b"jobs"]
@@ -39,7 +39,7 @@ def test_a_member_belongs_to_its_group_until_it_leaves() -> None:
 
 
 def test_leaving_a_group_twice_does_nothing() -> None:
-    """A repeated discard sends no notification."""
+    """A repeated discard changes nothing and notifies nobody."""
     members = NormalMembers(10, per_client=100)
     members.join(member(channel=b"other"), 0, {A}.__contains__)
     assert members.leave(member(), 0) == frozenset()
@@ -48,7 +48,10 @@ def test_leaving_a_group_twice_does_nothing() -> None:
 
 
 def test_a_member_ends_with_its_life() -> None:
-    """The age counts: the member may have been added to another instance long ago."""
+    """A member expires at the end of its life, which its age shortens.
+
+    It may have been added to another instance long ago.
+    """
     members = NormalMembers(10, per_client=100)
     members.join(member(age=4_000, life=10_000), 0, {A}.__contains__)
     assert channels(members, now=5.9) == [b"jobs"]
@@ -60,14 +63,17 @@ def test_a_member_ends_with_its_life() -> None:
 
 
 def test_without_an_end_of_life_a_member_stays() -> None:
-    """A life of 0 is for ever."""
+    """A member with a life of 0 never expires."""
     members = NormalMembers(10, per_client=100)
     members.join(member(life=0), 0, {A}.__contains__)
     assert channels(members, now=1e12) == [b"jobs"]
 
 
 def test_adding_again_lengthens_the_life_and_never_shortens_it() -> None:
-    """A process that repeats an old add does not undo a later one."""
+    """Adding a member again lengthens its life and never shortens it.
+
+    A process that repeats an old add does not undo a later one.
+    """
     members = NormalMembers(10, per_client=100)
     members.join(member(life=10_000), 0, {A}.__contains__)
     members.join(member(age=9_000, life=10_000), 0, {A}.__contains__)
@@ -77,7 +83,7 @@ def test_adding_again_lengthens_the_life_and_never_shortens_it() -> None:
 
 
 def test_living_adders_are_remembered() -> None:
-    """A process that has died is not notified."""
+    """A discard returns the adders that are still connected; a process that has died is not notified."""
     members = NormalMembers(10, per_client=100)
     members.join(member(A), 0, {A}.__contains__)
     members.join(member(B), 0, {A, B}.__contains__)
@@ -88,7 +94,7 @@ def test_living_adders_are_remembered() -> None:
 
 
 def test_there_is_a_limit() -> None:
-    """Other channels are refused; existing members can be added again."""
+    """Members beyond the limit are refused; existing members can be added again, and a flush makes room."""
     members = NormalMembers(2, per_client=100)
     assert members.join(member(), 0, {A}.__contains__) is Status.OK
     assert members.join(member(group=b"other"), 0, {A}.__contains__) is Status.OK
@@ -113,7 +119,10 @@ def test_there_is_a_limit() -> None:
 def test_of_an_add_and_a_discard_the_later_one_wins(
     add_age: int, discard_age: int, order: str, is_member: bool
 ) -> None:
-    """The order of arrival does not matter, since every client repeats its own to a new instance."""
+    """Of an add and a discard the later one wins, and the add if both have the same age.
+
+    The order of arrival does not matter, since every client repeats its own to a new instance.
+    """
     members = NormalMembers(10, per_client=100)
     for step in order.split():
         if step == "add":
@@ -125,7 +134,10 @@ def test_of_an_add_and_a_discard_the_later_one_wins(
 
 
 def test_an_add_older_than_a_known_discard_is_reported() -> None:
-    """Its sender should not repeat it again, even if another process has added the channel since."""
+    """An add that is older than a known discard is reported, so that its sender does not repeat it again.
+
+    That holds even if another process has added the channel since.
+    """
     members = NormalMembers(10, per_client=100)
     members.leave(member(age=1_000), 100)
     assert members.join(member(age=2_000, life=0), 100, {A}.__contains__) is None
@@ -136,7 +148,7 @@ def test_an_add_older_than_a_known_discard_is_reported() -> None:
 
 
 def test_an_older_add_does_not_change_the_capacity() -> None:
-    """The capacity of the latest add counts."""
+    """The capacity of the latest add counts, and an older add does not change it."""
     members = NormalMembers(10, per_client=100)
     members.join(member(capacity=3), 100, {A}.__contains__)
     members.join(member(B, age=5_000, capacity=7), 100, {A, B}.__contains__)
@@ -145,7 +157,7 @@ def test_an_older_add_does_not_change_the_capacity() -> None:
 
 
 def test_discards_are_remembered_up_to_the_limit() -> None:
-    """The latest discards are kept; a flush forgets all."""
+    """Only the latest discards are kept, up to the limit; a flush drops all of them."""
     members = NormalMembers(2, per_client=100)
     for channel in (b"one", b"two", b"one", b"three"):
         members.leave(member(channel=channel), 100)
@@ -156,7 +168,7 @@ def test_discards_are_remembered_up_to_the_limit() -> None:
 
 
 def test_expiry_touches_only_what_is_due() -> None:
-    """Lengthening a life many times leaves no stale deadlines behind."""
+    """Lengthening a life many times leaves no stale deadlines behind, and a member expires at its last one."""
     members = NormalMembers(10, per_client=100)
     for second in range(5_000):
         members.join(member(life=10_000), second, {A}.__contains__)
@@ -170,7 +182,10 @@ def test_expiry_touches_only_what_is_due() -> None:
 
 
 def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile() -> None:
-    """What counts is since when the channel belongs to the group without a break."""
+    """A held message reaches a member that was added before its publication and again since.
+
+    The time that counts is since when the channel has belonged to the group without a break.
+    """
     members = NormalMembers(10, per_client=100)
     for now in (1, 3):
         members.join(member(), now, {A}.__contains__)
@@ -179,7 +194,7 @@ def test_a_held_message_reaches_a_member_that_was_added_again_meanwhile() -> Non
 
 
 def test_one_client_adds_so_many_members_and_no_more() -> None:
-    """Others still can, and so can the client once some have left."""
+    """A client adds a bounded number of members; others still can, and so can it once some have left."""
     members = NormalMembers(10, per_client=2)
     for name in (b"one", b"two"):
         assert members.join(member(channel=name), 0, {A, B}.__contains__) is Status.OK
@@ -191,7 +206,10 @@ def test_one_client_adds_so_many_members_and_no_more() -> None:
 
 
 def test_a_member_without_end_ends_with_the_last_client_that_added_it() -> None:
-    """In a while: the client may come back, and adds it again then."""
+    """A member without an expiry ends some time after the last client that added it disconnects.
+
+    The client may reconnect, and adds it again then.
+    """
     members, living = NormalMembers(10, per_client=100), {A, B}
     for inbox in (A, B):
         members.join(member(inbox), 0, living.__contains__)
@@ -211,7 +229,7 @@ def test_a_member_without_end_ends_with_the_last_client_that_added_it() -> None:
 
 
 def test_a_member_with_an_end_outlives_its_client() -> None:
-    """Its life is known, so nothing is kept for ever."""
+    """A member with an expiry outlives its client, since it is not kept for ever in any case."""
     members = NormalMembers(10, per_client=100)
     members.join(member(life=1_000_000), 0, {A}.__contains__)
     members.gone(A, 5, set().__contains__)

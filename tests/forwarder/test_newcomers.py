@@ -1,4 +1,4 @@
-"""Who is disconnected when descriptors run short."""
+"""The peers that are disconnected when descriptors run short."""
 
 import socket
 import sys
@@ -54,12 +54,12 @@ class Server:
         return self.accept(lambda: socket.create_connection(("127.0.0.1", self.ports[port]), timeout=10))
 
     def client(self, port: int = 0) -> socket.socket:
-        """A peer that has completed its handshake."""
+        """Return a peer that has completed its handshake."""
         return self.accept(lambda: RawPeer(self.ports[port], "PUSH")).socket
 
 
 def has_ended(peer: socket.socket) -> bool:
-    """Wait for the end of a connection that the other side has broken."""
+    """Wait for the end of a connection that the other side breaks."""
     with suppress(ConnectionResetError):
         while peer.recv(1000):
             pass
@@ -67,7 +67,7 @@ def has_ended(peer: socket.socket) -> bool:
 
 
 def passes(server: Server, peer: socket.socket, port: int = 0) -> bool:
-    """Send a frame by a connection, and receive it."""
+    """Send a frame over a connection, and receive it."""
     peer.sendall(b"\0\5hello")
     return bool(server.sockets[port].poll(10_000)) and server.sockets[port].recv() == b"hello"
 
@@ -83,7 +83,10 @@ def server(sockets: Sockets[zmq.Socket[bytes]], clock: Clock) -> Iterator[Server
 
 
 def test_silent_peers_are_ended_the_oldest_first(server: Server) -> None:
-    """Clients stay connected, although they are older; while there are free descriptors, all peers do."""
+    """With too few descriptors, silent peers are ended, the oldest first, and clients stay although they are older.
+
+    While there are free descriptors, all peers stay.
+    """
     client = server.client()
     idle = [server.idle() for _ in range(AT_MOST - 1)]
     assert server.newcomers.ended == 0
@@ -97,14 +100,17 @@ def test_silent_peers_are_ended_the_oldest_first(server: Server) -> None:
 
 
 def test_peers_at_one_port_leave_room_at_the_other(server: Server) -> None:
-    """They share the descriptors of one process."""
+    """Silent peers at one port are ended for a client at the other, since both share the process's descriptors."""
     idle = [server.idle(0) for _ in range(AT_MOST)]
     assert passes(server, server.client(1), port=1)
     assert has_ended(idle[0])
 
 
 def test_who_has_been_connected_for_long_stays(server: Server, clock: Clock) -> None:
-    """Its handshake is complete, or libzmq has disconnected it. The new connection is ended instead."""
+    """A peer that has been connected for long stays, and the new connection is ended instead.
+
+    Its handshake is complete, or libzmq would have disconnected it.
+    """
     clients = [server.client() for _ in range(AT_MOST)]
     clock.now += HANDSHAKE / 1000 + 1
     assert has_ended(server.idle())
@@ -112,14 +118,20 @@ def test_who_has_been_connected_for_long_stays(server: Server, clock: Clock) -> 
 
 
 def test_of_peers_that_have_sent_something_the_youngest_is_ended(server: Server) -> None:
-    """All may have completed their handshake. Those that were there before go on with their work."""
+    """Of peers that have sent something the youngest is ended, so that the others continue their work.
+
+    All of them may have completed their handshake.
+    """
     clients = [server.client() for _ in range(AT_MOST)]
     assert has_ended(server.client())
     assert all(passes(server, client) for client in clients)
 
 
 def test_silent_peers_take_no_descriptor_once_there_have_been_too_many(server: Server) -> None:
-    """The system keeps them until they send something, as every ZeroMQ peer does at once."""
+    """Once there have been too many, a silent peer takes no descriptor.
+
+    The system keeps it until it sends something, as every ZeroMQ peer does at once.
+    """
     for _ in range(AT_MOST + 1):
         server.idle()
     with socket.create_connection(("127.0.0.1", server.ports[0])) as silent:

@@ -1,4 +1,4 @@
-"""What a process reads about itself, also when it can open no file any more."""
+"""The facts that a process reads about itself, even when it cannot open another file."""
 
 import logging
 import subprocess
@@ -14,7 +14,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
 def run(code: str, *arguments: Path) -> str:
-    """Run a program in a process of its own, and return what it prints and logs."""
+    """Run a program in a process of its own; return its output and its log."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
@@ -29,7 +29,10 @@ assert raise_descriptor_limit() == 300 - SPARE_DESCRIPTORS == resource.getrlimit
 
 
 def test_as_many_files_may_be_opened_as_the_system_permits() -> None:
-    """Each connection is one; the usual limit is 1,024. A few are spared, and the log shows the number."""
+    """The limit of open files is raised as far as the system permits, except for a few spares, and logged.
+
+    Each connection is a file, and the usual limit is 1,024.
+    """
     assert run(LIMITS) == f"raised the limit of open files from 100 to {300 - process.SPARE_DESCRIPTORS}\n"
 
 
@@ -67,7 +70,10 @@ except OSError:
 
 @needs_proc
 def test_memory_and_lists_of_keys_are_read_when_no_descriptor_is_left(tmp_path: Path) -> None:
-    """Without spare descriptors the list stays in force, and the log shows why, once."""
+    """Memory and lists of keys are read even without a free descriptor.
+
+    Without spare descriptors the list stays in force, and the reason is logged once.
+    """
     path = tmp_path / "allowed"
     assert sorted(run(EXHAUSTED, path).splitlines()) == [
         "True",
@@ -78,7 +84,10 @@ def test_memory_and_lists_of_keys_are_read_when_no_descriptor_is_left(tmp_path: 
 
 @needs_proc
 def test_the_last_known_memory_is_used_if_the_system_stops_reporting_it(caplog: pytest.LogCaptureFixture) -> None:
-    """Or the guard would take it for none. The error is logged once."""
+    """The last known memory counts if the system stops reporting it, since the guard would assume none otherwise.
+
+    The error is logged once.
+    """
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         memory = ResidentMemory(f"/proc/{child.pid}/statm")
         before = memory.read()
@@ -92,21 +101,21 @@ def test_the_last_known_memory_is_used_if_the_system_stops_reporting_it(caplog: 
 
 @needs_proc
 def test_the_memory_of_this_process_is_known() -> None:
-    """In bytes."""
+    """The resident memory of this process is known in bytes."""
     memory = ResidentMemory()
     assert 10**6 < memory.read() < 10**11
     memory.close()
 
 
 def test_where_there_is_no_proc_memory_is_not_known(tmp_path: Path) -> None:
-    """Memory is then not watched."""
+    """Without /proc the resident memory is 0, so that it is not watched."""
     memory = ResidentMemory(str(tmp_path / "statm"))
     assert memory.read() == 0
     memory.close()
 
 
 def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere nothing happens."""
+    """Trimming the heap does not fail with a C library that cannot trim it."""
     trim_heap()
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     trim_heap()
@@ -123,7 +132,7 @@ def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_the_limit_of_the_container_is_read(monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int) -> None:
-    """Both versions of cgroups are read; a huge number means no limit."""
+    """The memory limit is read from both versions of cgroups, where a huge number means no limit."""
     monkeypatch.setattr(process, "Path", FakeFiles(files))
     assert cgroup_memory_limit() == limit
 

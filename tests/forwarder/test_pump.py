@@ -1,4 +1,4 @@
-"""Moving frames between sockets and the exchange."""
+"""The pump, which moves frames between sockets and the exchange."""
 
 import signal
 import subprocess
@@ -28,7 +28,7 @@ WAIT = 5_000
 
 
 class Rig:
-    """A pump whose turns a test makes, with a producer and a subscriber."""
+    """A pump whose turns a test runs, with a producer and a subscriber."""
 
     def __init__(self, sockets: Sockets[zmq.Socket[bytes]], address: str, **options: Any) -> None:
         self.exchange = Exchange(b"instance", history_bytes=2**20)
@@ -41,7 +41,7 @@ class Rig:
         self.push.connect(self.pull)
 
     def turn_until(self, condition: Callable[[], object]) -> None:
-        """Make turns until a condition holds; libzmq delivers in its own threads."""
+        """Run turns until a condition holds; libzmq delivers in its own threads."""
         for _ in range(WAIT // 5):
             self.pump.turn()
             if condition():
@@ -83,7 +83,7 @@ def frame(payload: bytes, group: str = "room", ttl: int = 0) -> bytes:
 
 
 def test_a_group_message_passes(rig: Rig) -> None:
-    """Subscribers receive the frame unchanged."""
+    """Subscribers of a group receive its messages unchanged, and none of a group whose name is longer."""
     rig.connect()
     rig.xsub.send(wire.subscription(wire.group_topic("room")))
     rig.turn_until(rig.exchange.groups)
@@ -93,7 +93,7 @@ def test_a_group_message_passes(rig: Rig) -> None:
 
 
 def test_a_batch_passes_as_it_is(rig: Rig) -> None:
-    """If every client can read it."""
+    """A batch is relayed unchanged if every client can read it."""
     rig.connect()
     rig.xsub.send(wire.subscription(wire.group_topic("room")))
     rig.turn_until(rig.exchange.groups)
@@ -103,7 +103,7 @@ def test_a_batch_passes_as_it_is(rig: Rig) -> None:
 
 
 def test_a_batch_is_taken_apart_for_normal_members(rig: Rig) -> None:
-    """Each message is copied, and producers wait until all copies are made."""
+    """Each message of a batch is copied to normal members, and producers wait until all copies are made."""
     rig.connect()
     rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))
     bodies = [b"first", b"second", b"third"]
@@ -117,7 +117,7 @@ def test_a_batch_is_taken_apart_for_normal_members(rig: Rig) -> None:
 
 
 def test_a_request_is_answered(rig: Rig) -> None:
-    """The answer is published to the inbox of the client."""
+    """The answer to a request is published to the inbox of its client."""
     rig.connect()
     rig.push.send(wire.ECHO.encode(wire.Echo(A, 4)))
     assert wire.CONFIRM.decode(rig.receive()).n == 4
@@ -148,7 +148,10 @@ def test_traffic_is_counted(rig: Rig) -> None:
 
 
 def test_what_is_kept_for_replays_is_known_in_bytes_after_each_block(rig: Rig) -> None:
-    """No beat is needed, which may be late under load, so that the bound of its memory holds."""
+    """The bytes of the history are known after each block without a beat, which may be late under load.
+
+    So the bound of its memory holds.
+    """
     messages = [frame(bytes(BLOCK_BYTES // 4)) for _ in range(4)]
     for message in messages:
         rig.push.send(message)
@@ -160,7 +163,7 @@ def test_what_is_kept_for_replays_is_known_in_bytes_after_each_block(rig: Rig) -
 
 
 def test_every_part_of_a_multipart_message_is_a_frame(rig: Rig) -> None:
-    """Our messages have one part; others do no harm."""
+    """Each part of a multipart message counts as a frame; our messages have one part, and others do no harm."""
     rig.connect()
     rig.push.send_multipart([b"?", b"", wire.ECHO.encode(wire.Echo(A, 4))])
     assert wire.CONFIRM.decode(rig.receive()).n == 4
@@ -168,7 +171,7 @@ def test_every_part_of_a_multipart_message_is_a_frame(rig: Rig) -> None:
 
 
 def test_a_turn_takes_a_bounded_number_of_frames(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """Health checks and subscriptions are served between two turns, however little time these take."""
+    """A turn takes a bounded number of frames, however fast, so that health checks and subscriptions are served."""
     rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)
     for _ in range(FRAMES_A_TURN + 1):
         rig.push.send(frame(b""))
@@ -184,15 +187,15 @@ def test_a_turn_takes_a_bounded_number_of_frames(sockets: Sockets[zmq.Socket[byt
 
 
 def test_a_large_frame_ends_a_turn(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """Other producers are served between two large messages of one producer."""
-    rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)  # else a busy machine may end a turn by its time
+    """A large frame ends a turn, so that other producers are served between two large messages of one."""
+    rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)  # otherwise a busy machine may end a turn by its time
     for _ in range(3):
         rig.push.send(frame(bytes(BYTES_A_TURN)))
         rig.push.send(frame(b""))
     for taken in (1, 3, 5):
         assert rig.pump.turn()
         assert rig.pump.traffic.frames_in == taken
-    rig.exchange.refuse_above(0)  # the same for frames that are not relayed as they came
+    rig.exchange.refuse_above(0)  # the same for frames that are not relayed unchanged
     rig.push.send(frame(bytes(BYTES_A_TURN)))
     rig.push.send(frame(b""))
     assert rig.pump.turn()
@@ -201,7 +204,7 @@ def test_a_large_frame_ends_a_turn(sockets: Sockets[zmq.Socket[bytes]]) -> None:
 
 
 def test_a_turn_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """Each direction has half of the time, and ends with the frame that exceeds it."""
+    """A turn ends when its time is over: each direction has half of it, and ends with the frame that exceeds it."""
     now = [0.0]
     rig = Rig(sockets, "inproc://{}", clock=lambda: now[0])
     taken = []
@@ -222,7 +225,10 @@ def test_a_turn_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) 
 
 
 def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """The clock is read once in many frames, because reading it for each would cost too much."""
+    """A turn of relayed frames ends when the clock is next read after its time is over.
+
+    The clock is read once in many frames, because reading it for each would cost too much.
+    """
     ticks = count(step=SECONDS_A_TURN / 4)
     rig = Rig(sockets, "inproc://{}", clock=lambda: next(ticks))
     for _ in range(2 * LOOKS[2][-1]):
@@ -234,7 +240,7 @@ def test_a_turn_of_relayed_frames_ends_when_its_time_is_over(sockets: Sockets[zm
 
 @pytest.mark.parametrize("is_of_producers", [True, False])
 def test_a_backlog_is_one_that_no_turn_has_emptied(sockets: Sockets[zmq.Socket[bytes]], is_of_producers: bool) -> None:
-    """Each call asks about the turns since the last one."""
+    """A socket is behind if no turn since the last call has emptied it."""
     rig = Rig(sockets, "inproc://{}", clock=lambda: 0.0)
     socket = rig.push if is_of_producers else rig.xsub
     for _ in range(2 * FRAMES_A_TURN + 1):
@@ -249,13 +255,13 @@ def test_a_backlog_is_one_that_no_turn_has_emptied(sockets: Sockets[zmq.Socket[b
 
 
 def test_a_turn_without_input_is_not_followed_by_another(rig: Rig) -> None:
-    """A turn checks both sockets, because their descriptors are edge-triggered."""
+    """A turn without input needs no other; it checks both sockets, as their descriptors are edge-triggered."""
     assert not rig.pump.turn()
     assert all(descriptor >= 0 for descriptor in rig.pump.descriptors())
 
 
 def test_an_ipc_address_is_bound_only_once(sockets: Sockets[zmq.Socket[bytes]], tmp_path: Path) -> None:
-    """ZeroMQ would let the second pump steal it silently."""
+    """An ipc address that another pump has bound is refused, since ZeroMQ would let it be stolen silently."""
     address = f"ipc://{tmp_path}/pub"
     one, other = (Pump(sockets.context, Exchange(b"instance"), Marks()) for _ in range(2))
     one.bind_publisher([address])
@@ -267,7 +273,10 @@ def test_an_ipc_address_is_bound_only_once(sockets: Sockets[zmq.Socket[bytes]], 
 
 
 def test_producers_wait_while_copies_for_many_members_are_made(rig: Rig) -> None:
-    """Subscribers and health checks do not; the order of each queue is that of the messages."""
+    """Producers wait while copies for many members are made, and each queue keeps the order of messages.
+
+    Subscribers and health checks do not wait.
+    """
     rig.connect()
     rig.add(*(b"%d" % number for number in range(2 * COPIES_A_STEP)))
     for number, payload in ((1, b"first"), (2, b"second")):
@@ -298,7 +307,10 @@ for peer in peers:
 def test_other_threads_run_while_a_peer_floods_the_publisher(
     sockets: Sockets[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Libzmq takes all frames in at once, whichever function is called; the thread that ends floods must run then."""
+    """Other threads run while libzmq takes in a flood, so that the thread that ends floods can act.
+
+    Libzmq takes in all frames at once, whichever function is called.
+    """
     rig = Rig(sockets, "tcp://127.0.0.1:*", clock=lambda: 0.0)
     port = int(rig.pub.rpartition(":")[2])
     environment = {"PYTHONPATH": str(Path(opening.__code__.co_filename).parent)}
@@ -329,7 +341,10 @@ def test_other_threads_run_while_a_peer_floods_the_publisher(
 
 
 def test_a_client_whose_connection_was_cut_gets_what_it_has_missed(rig: Rig) -> None:
-    """Whether it was forwarded unchanged or looked at."""
+    """A client whose connection was cut receives the messages that it missed.
+
+    They may have been relayed unchanged or passed through the exchange.
+    """
     rig.push.send(frame(b"forwarded", ttl=60_000))
     rig.turn_until(lambda: rig.pump.traffic.frames_in == 1)
     assert rig.exchange.relays_unchanged

@@ -1,4 +1,4 @@
-"""All queues of an exchange: exact capacity, orphans, and what is due."""
+"""All queues of an exchange: exact capacity, orphans and deadlines."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -92,7 +92,10 @@ def queues(clock: Clock) -> Queues:
 
 
 def test_unsettled_jobs_count_for_the_capacity(queues: Queues) -> None:
-    """A message that fits only once they are settled is pending: it has no answer yet, and the client is queried."""
+    """Unsettled jobs count for the capacity.
+
+    A message that fits only once they are settled is pending: it has no answer yet, and the client is queried.
+    """
     queues.report(5)
     for n in (1, 2):
         assert statuses(queues.send(n=n)) == [(n, Status.OK)]
@@ -102,7 +105,7 @@ def test_unsettled_jobs_count_for_the_capacity(queues: Queues) -> None:
 
 
 def test_a_pending_message_is_accepted_when_a_client_has_settled(queues: Queues) -> None:
-    """The answer to the query makes room; the message is confirmed and handed over at once."""
+    """An answer that settles a job makes room, so that the pending message is confirmed and handed over at once."""
     queues.report(5)
     queues.send(), queues.send()
     (query,) = queues.send(b"third", n=3)
@@ -113,7 +116,7 @@ def test_a_pending_message_is_accepted_when_a_client_has_settled(queues: Queues)
 
 
 def test_a_pending_message_is_refused_when_nothing_was_settled(queues: Queues) -> None:
-    """All clients have answered, so the channel is full."""
+    """A pending message is refused as FULL once all clients have answered and none has settled a job."""
     queues.report(1), queues.report(1, inbox=B)
     queues.send(), queues.send()
     first, second = queues.send(n=3)
@@ -123,7 +126,10 @@ def test_a_pending_message_is_refused_when_nothing_was_settled(queues: Queues) -
 
 
 def test_a_report_that_answers_no_query_decides_nothing_but_room(queues: Queues) -> None:
-    """It may precede the query; its number of settled jobs counts nevertheless."""
+    """A report that answers no query does not refuse a pending message, but the jobs that it settles make room.
+
+    It may precede the query.
+    """
     queues.report(2)
     queues.send(), queues.send()
     (query,) = queues.send(n=3)
@@ -133,7 +139,7 @@ def test_a_report_that_answers_no_query_decides_nothing_but_room(queues: Queues)
 
 
 def test_a_silent_client_is_waited_for_only_so_long(queues: Queues) -> None:
-    """The message is refused after that."""
+    """A pending message is refused if a client does not answer in time."""
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -144,7 +150,10 @@ def test_a_silent_client_is_waited_for_only_so_long(queues: Queues) -> None:
 
 
 def test_a_client_that_ends_is_not_waited_for(queues: Queues) -> None:
-    """Its jobs still count, since it may reconnect and report that it never received them."""
+    """A client that ends is not waited for, and its jobs count for a while.
+
+    It may reconnect and report that it never received them.
+    """
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -155,7 +164,7 @@ def test_a_client_that_ends_is_not_waited_for(queues: Queues) -> None:
 
 
 def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues: Queues) -> None:
-    """No answer of a client could make room."""
+    """A channel whose waiting messages fill it is full without a query, since no answer could make room."""
     queues.send(), queues.send()
     assert statuses(queues.send(n=3)) == [(3, Status.FULL)]
     queues.report(1)
@@ -165,7 +174,7 @@ def test_a_channel_whose_waiting_messages_fill_it_is_full_at_once(queues: Queues
 
 
 def test_pending_messages_keep_their_order(queues: Queues) -> None:
-    """A later message does not overtake one that is pending, even if it would fit by its own capacity."""
+    """A later message does not overtake a pending one, even if it would fit by its own capacity."""
     queues.report(9)
     queues.send(), queues.send()
     (query,) = queues.send(b"third", n=3)
@@ -176,7 +185,10 @@ def test_pending_messages_keep_their_order(queues: Queues) -> None:
 
 
 def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues: Queues) -> None:
-    """A client may have settled a job between its answer and this message."""
+    """A message that arrives during a round of queries is decided by the next round.
+
+    A client may have settled a job between its answer and this message.
+    """
     queues.report(1), queues.report(1, inbox=B)
     queues.send(capacity=3), queues.send(capacity=3)
     queues.report(2, inbox=B)
@@ -192,7 +204,7 @@ def test_a_message_that_arrives_during_a_round_is_decided_by_the_next(queues: Qu
 
 
 def test_there_is_one_query_for_each_round(queues: Queues) -> None:
-    """Other messages wait for the answers that are under way."""
+    """There is one query for each round, and other messages wait for the answers that are in flight."""
     queues.report(5)
     for _ in range(3):
         queues.send(capacity=3)
@@ -201,7 +213,7 @@ def test_there_is_one_query_for_each_round(queues: Queues) -> None:
 
 
 def test_reports_in_time_make_queries_unnecessary(queues: Queues) -> None:
-    """A client that reports with each window stays below the capacity."""
+    """A client that reports with each window stays below the capacity, so no query is sent."""
     queues.report(2)
     for n in range(100):
         out = queues.send(n=n + 1)
@@ -211,7 +223,7 @@ def test_reports_in_time_make_queries_unnecessary(queues: Queues) -> None:
 
 
 def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues: Queues) -> None:
-    """A copy is never confirmed; the drop is counted."""
+    """A copy of a group message is never confirmed; if it does not fit, it is dropped and counted."""
     queues.report(1)
     queues.send(n=0, capacity=1)
     (query,) = queues.send(n=0, capacity=1)
@@ -220,7 +232,7 @@ def test_a_copy_of_a_group_message_is_dropped_without_an_answer(queues: Queues) 
 
 
 def test_a_message_that_expires_makes_room_for_a_pending_one(queues: Queues) -> None:
-    """The sweep finds it by its deadline."""
+    """A sweep drops an expired message by its deadline, which makes room for a pending one."""
     queues.report(1)
     queues.send(), queues.send(ttl=500)
     assert queries(queues.send(n=3))
@@ -229,7 +241,7 @@ def test_a_message_that_expires_makes_room_for_a_pending_one(queues: Queues) -> 
 
 
 def test_an_expired_message_makes_room(queues: Queues) -> None:
-    """The place of the expired message does not matter."""
+    """An expired message makes room for a new one, whatever its place in the queue."""
     queues.send(), queues.send(ttl=500)
     queues.clock.now += 0.4
     assert statuses(queues.send()) == [(1, Status.FULL)]
@@ -239,7 +251,7 @@ def test_an_expired_message_makes_room(queues: Queues) -> None:
 
 
 def test_pending_messages_take_memory(queues: Queues, clock: Clock) -> None:
-    """They are refused like others beyond the limit."""
+    """Pending messages count for the limit of bytes, beyond which messages are refused."""
     queues = Queues(clock, queue_bytes=3 * ENTRY_SIZE)
     queues.report(2)
     queues.send(), queues.send()
@@ -252,7 +264,10 @@ def test_pending_messages_take_memory(queues: Queues, clock: Clock) -> None:
 
 
 def test_a_flush_drops_what_is_pending_and_answers_so(queues: Queues) -> None:
-    """Its sender may send it again. Clients flush the jobs that they hold."""
+    """A flush drops pending messages and answers FLUSHING, so that their senders may send them again.
+
+    Clients flush the jobs that they hold.
+    """
     queues.report(2)
     queues.send(), queues.send()
     queues.send(n=3)
@@ -263,7 +278,10 @@ def test_a_flush_drops_what_is_pending_and_answers_so(queues: Queues) -> None:
 
 
 def test_a_job_that_comes_back_after_a_flush_stays_dropped(queues: Queues) -> None:
-    """Its client may have handed it back before it emptied itself: that frame and its answer come by two ways."""
+    """A job that is handed back after a flush stays dropped.
+
+    Its client may have handed it back before it emptied itself: that frame and its answer arrive at two ports.
+    """
     queues.report(1)
     job = the_job(queues.send(b"handed"))
     queues.report(2)
@@ -281,7 +299,7 @@ def test_a_job_that_comes_back_after_a_flush_stays_dropped(queues: Queues) -> No
 
 
 def test_jobs_that_never_arrived_are_put_back(queues: Queues) -> None:
-    """They return to their old places for the next reader."""
+    """Jobs that never arrived are put back to their places for the next reader."""
     queues.report(3)
     for number in range(4):
         queues.send(b"%d" % number, capacity=9)
@@ -293,7 +311,10 @@ def test_jobs_that_never_arrived_are_put_back(queues: Queues) -> None:
 
 
 def test_the_exchange_may_have_noticed_the_death_first(queues: Queues) -> None:
-    """The jobs are kept for the report, and received jobs are not handed over again."""
+    """If the exchange notices a death first, it keeps the jobs for the report.
+
+    Jobs that were received are not handed over again.
+    """
     queues.report(2), queues.report(5, inbox=B)
     queues.send(b"0", capacity=9), queues.send(b"1", capacity=9), queues.send(b"2", capacity=9)
     queues.end(A)
@@ -304,7 +325,10 @@ def test_the_exchange_may_have_noticed_the_death_first(queues: Queues) -> None:
 
 
 def test_a_job_that_was_put_back_is_not_put_back_again_by_a_late_frame_of_its_client(queues: Queues) -> None:
-    """It had handed the job back by the connection that it has given up, and somebody else has read it since."""
+    """A late frame of a client does not put back a job that was put back and read by another client since.
+
+    The client had handed the job back over the connection that it has given up.
+    """
     queues.report(2)
     job = the_job(queues.send(b"0"))
     queues.report_received(0)
@@ -316,7 +340,10 @@ def test_a_job_that_was_put_back_is_not_put_back_again_by_a_late_frame_of_its_cl
 
 
 def test_a_job_that_was_put_back_and_handed_over_again_may_be_handed_back(queues: Queues) -> None:
-    """A large one is settled by then, since it goes back by another way."""
+    """A job that was put back and handed over again may be handed back, even once it is settled.
+
+    A large job is settled by then, since it is handed back at another port.
+    """
     queues.report(1)
     queues.send(b"0")
     queues.report_received(0)
@@ -328,7 +355,10 @@ def test_a_job_that_was_put_back_and_handed_over_again_may_be_handed_back(queues
 
 
 def test_a_message_that_waits_is_not_put_back_a_second_time(queues: Queues) -> None:
-    """It would count twice for the memory, and one client could replace what waits for others."""
+    """A message that waits is not put back a second time.
+
+    It would count twice for the memory, and one client could replace the messages that wait for others.
+    """
     queues.report(1)
     job = the_job(queues.send(b"0"))
     queues.report(1, 1)
@@ -340,7 +370,7 @@ def test_a_message_that_waits_is_not_put_back_a_second_time(queues: Queues) -> N
 
 
 def test_a_new_session_may_begin_before_the_report(queues: Queues) -> None:
-    """A hello of a new session ends the old one."""
+    """A report of received jobs counts also after the hello of a new session, which ends the old one."""
     queues.report(2)
     queues.send(b"0")
     queues.begin(A, 2)
@@ -349,7 +379,7 @@ def test_a_new_session_may_begin_before_the_report(queues: Queues) -> None:
 
 
 def test_a_report_of_a_dead_session_closes_its_window(queues: Queues) -> None:
-    """A late Ready from the old connection hands nothing over."""
+    """A late Ready from the old connection, behind the report of its session, hands nothing over."""
     queues.report(1)
     queues.report_received(0)
     assert queues.report(5) == []
@@ -358,7 +388,7 @@ def test_a_report_of_a_dead_session_closes_its_window(queues: Queues) -> None:
 
 
 def test_a_report_of_an_unknown_session_is_ignored(queues: Queues) -> None:
-    """It may be repeated or meant for another instance."""
+    """A report of an unknown session or channel is ignored: it may be repeated or meant for another instance."""
     queues.report(1)
     queues.send()
     assert queues.report_received(0, session=7) == []
@@ -367,7 +397,7 @@ def test_a_report_of_an_unknown_session_is_ignored(queues: Queues) -> None:
 
 
 def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues: Queues) -> None:
-    """The count is the number of jobs that were handed over and not settled."""
+    """Jobs that a client did not settle are counted as lost if it does not reconnect in time."""
     queues.report(3)
     for _ in range(3):
         queues.send(capacity=9)
@@ -382,7 +412,7 @@ def test_jobs_of_a_client_that_does_not_reconnect_are_counted_as_lost(queues: Qu
 
 
 def test_orphans_are_bounded_in_number(clock: Clock) -> None:
-    """The oldest are counted as lost first."""
+    """Orphaned jobs are kept up to a bounded number; the oldest are counted as lost first."""
     queues = Queues(clock, queue_names=2)
     for session in (1, 2, 3):
         queues.begin(A, session)
@@ -393,7 +423,7 @@ def test_orphans_are_bounded_in_number(clock: Clock) -> None:
 
 
 def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock: Clock) -> None:
-    """It reaches its reader, but its payload is not kept."""
+    """A message that passes through full queues reaches its reader, but cannot be put back, as it is not kept."""
     queues = Queues(clock, queue_bytes=ENTRY_SIZE)
     queues.send(channel=b"nobody-reads-this")
     queues.report(1)
@@ -404,7 +434,7 @@ def test_a_message_that_passes_through_full_queues_cannot_be_put_back(clock: Clo
 
 
 def test_a_job_that_is_handed_back_late_is_put_back_once(queues: Queues) -> None:
-    """Its session has ended, and the report about that session does not put it back again."""
+    """A job that is handed back after its session has ended is put back once, even if reported as never received."""
     queues.report(2)
     (job,) = [frame for frame in queues.send(b"0") if isinstance(frame, wire.Job)]
     queues.end(A)
@@ -416,7 +446,10 @@ def test_a_job_that_is_handed_back_late_is_put_back_once(queues: Queues) -> None
 
 @pytest.mark.parametrize("has_ended", [True, False])
 def test_nobody_can_hand_back_a_job_of_another_client(queues: Queues, has_ended: bool) -> None:
-    """It would be read twice. Only its client knows what it contains."""
+    """A client cannot hand back a job of another client, which would be read twice.
+
+    Only its own client knows the payload.
+    """
     queues.report(2)
     (job,) = [frame for frame in queues.send(b"secret") if isinstance(frame, wire.Job)]
     if has_ended:
@@ -429,7 +462,10 @@ def test_nobody_can_hand_back_a_job_of_another_client(queues: Queues, has_ended:
 
 
 def test_forgetting_a_channel_gives_up_unsettled_jobs(queues: Queues) -> None:
-    """Both sides count from zero afterwards, so a later report could not settle it."""
+    """Forgetting a channel counts its unsettled jobs as lost.
+
+    Both sides count from zero afterwards, so a later report could not settle them.
+    """
     queues.report(2)
     queues.send()
     queues.report(2, ask=Question.FORGET)
@@ -441,7 +477,7 @@ def test_forgetting_a_channel_gives_up_unsettled_jobs(queues: Queues) -> None:
 
 
 def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues: Queues) -> None:
-    """The total covers all channels of the session."""
+    """The total of jobs that a client was handed covers all channels of its session."""
     for channel in (b"one", b"two"):
         queues.report(5, channel=channel)
         queues.send(channel=channel)
@@ -452,7 +488,7 @@ def test_a_client_learns_how_many_jobs_it_was_handed_in_all(queues: Queues) -> N
 
 
 def test_numbers_of_two_instances_differ(clock: Clock) -> None:
-    """A job that is handed back to another instance settles nothing there."""
+    """Two instances number jobs differently, so that a job handed back to another instance settles nothing there."""
     one, other = Queues(clock), ChannelQueues(b"another!", Limits(), clock, Counter())
     one.report(1)
     (job,) = [frame for frame in one.send() if isinstance(frame, wire.Job)]
@@ -468,7 +504,7 @@ def test_numbers_of_two_instances_differ(clock: Clock) -> None:
 
 
 class CountingClock:
-    """A clock that stands still."""
+    """A clock that does not advance."""
 
     now = 1000.0
 
@@ -477,7 +513,7 @@ class CountingClock:
 
 
 def test_a_sweep_with_nothing_due_costs_nothing() -> None:
-    """The first deadline decides, whatever the number of queues."""
+    """A sweep with nothing due reads only the first deadline, whatever the number of queues."""
     queues = Queues(CountingClock())
     for number in range(20_000):
         queues.send(channel=b"%d" % number)
@@ -507,7 +543,7 @@ def test_a_sweep_with_nothing_due_costs_nothing() -> None:
 
 
 def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues: Queues) -> None:
-    """Expired messages are found without a walk over the others."""
+    """A full queue refuses a message without a walk over its messages: expired ones are found by their deadlines."""
     for _ in range(1000):
         queues.send(capacity=1000)
     queue = queues.by_channel[JOBS]
@@ -524,7 +560,7 @@ def test_a_full_queue_refuses_without_a_walk_over_its_messages(queues: Queues) -
 
 
 def test_messages_that_have_left_leave_no_deadlines_behind(queues: Queues) -> None:
-    """Stale deadlines are dropped when there are many of them."""
+    """Stale deadlines of messages that were read are dropped when there are many of them."""
     for _ in range(10_000):
         queues.send()
         queues.report(1, inbox=B)
@@ -535,7 +571,7 @@ def test_messages_that_have_left_leave_no_deadlines_behind(queues: Queues) -> No
 
 
 def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues: Queues) -> None:
-    """They would keep most of its memory until they are over."""
+    """A backlog that was read leaves no deadlines, which would keep most of its memory until they are over."""
     for _ in range(10_000):
         queues.send(capacity=10_000)
     queues.report(10_000)
@@ -543,7 +579,10 @@ def test_a_backlog_that_has_been_read_leaves_no_deadlines_behind(queues: Queues)
 
 
 def test_a_message_that_returns_again_and_again_has_one_deadline(queues: Queues) -> None:
-    """A reader that is cancelled all the time must not fill the memory."""
+    """A message that is handed back repeatedly keeps few deadlines.
+
+    A reader that is cancelled all the time must not fill the memory.
+    """
     queues.send(b"hi")
     for number in range(3_000):
         (job,) = queues.report(number + 1, number)
@@ -553,11 +592,11 @@ def test_a_message_that_returns_again_and_again_has_one_deadline(queues: Queues)
     assert queues.used() == (1, 0)
 
 
-# Messages that are taken out for good
+# Messages that are withdrawn
 
 
 def test_messages_are_withdrawn_in_order(queues: Queues) -> None:
-    """Their memory is free afterwards."""
+    """Messages are withdrawn in order, which frees their memory."""
     for payload in (b"1", b"2", b"3"):
         queues.send(payload, capacity=3)
     entries, frames = queues.withdraw(JOBS, 2)
@@ -568,7 +607,7 @@ def test_messages_are_withdrawn_in_order(queues: Queues) -> None:
 
 
 def test_channels_on_which_messages_wait_are_known(queues: Queues) -> None:
-    """Whatever takes the messages away: a reader, expiry or a flush."""
+    """The channels with waiting messages are known, whether a reader, expiry or a flush removes the messages."""
     for channel in (b"read", b"expired", b"flushed"):
         queues.send(channel=channel, ttl=10 if channel == b"expired" else 60_000)
     assert list(queues.waiting) == [b"read", b"expired", b"flushed"]
@@ -581,7 +620,7 @@ def test_channels_on_which_messages_wait_are_known(queues: Queues) -> None:
 
 
 def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues: Queues) -> None:
-    """It is confirmed, and waits."""
+    """A pending message is confirmed and waits when a withdrawal makes room."""
     queues.send(b"1")
     (job,) = (frame for frame in queues.report(1) if isinstance(frame, wire.Job))
     queues.send(b"2")
@@ -592,11 +631,11 @@ def test_a_pending_message_is_accepted_when_others_are_withdrawn(queues: Queues)
     assert (job.payload, list(queues.waiting)) == (b"1", [JOBS])
 
 
-# Clients that want too much
+# Clients that request too much
 
 
 def test_one_client_begins_so_many_queues_and_no_more(clock: Clock) -> None:
-    """Others still can, and so can the client once some of its queues are gone."""
+    """A client creates a bounded number of queues; others still can, and so can it once some of its queues are gone."""
     queues = Queues(clock, names_per_client=2)
     for name in (b"one", b"two"):
         assert statuses(queues.send(channel=name, ttl=1_000)) == [(1, Status.OK)]
@@ -611,7 +650,7 @@ def test_one_client_begins_so_many_queues_and_no_more(clock: Clock) -> None:
 
 @pytest.mark.parametrize("way", ["sent", "handed back"])
 def test_no_message_waits_longer_than_permitted(clock: Clock, way: str) -> None:
-    """Whatever its sender says."""
+    """No message waits longer than the limit, whatever time to live its sender states."""
     queues = Queues(clock, max_ttl=5_000)
     if way == "sent":
         queues.send(ttl=60_000)

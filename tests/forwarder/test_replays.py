@@ -1,4 +1,4 @@
-"""What is published once more for clients whose connection was cut."""
+"""The messages that are published once more for clients whose connection was cut."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ TTL = 60_000
 
 
 class Rig:
-    """A history, and what is replayed of it."""
+    """A history, and the replays of it."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -54,7 +54,7 @@ class Rig:
         return answers
 
     def messages(self, inbox: bytes = A) -> list[bytes]:
-        """Return what a client is sent, whose answer has to end once."""
+        """Return the messages that a client is sent; its answer has to end once."""
         answers = [one for one in self.answers() if one.inbox == inbox]
         assert [one.last for one in answers] == [0] * (len(answers) - 1) + [1]
         return list(contents(answers))
@@ -75,7 +75,7 @@ def rig(clock: Clock) -> Rig:
 
 
 def test_a_client_is_sent_the_messages_of_its_groups_in_order(rig: Rig) -> None:
-    """Nobody else's, whatever the order in which they were published."""
+    """A client is sent the messages of its groups and its inbox in order of publication, and no others."""
     one = rig.relay(wire.group_topic("one"))
     rig.relay(wire.group_topic("two"))
     direct = rig.relay(wire.direct_prefix(A))
@@ -87,7 +87,7 @@ def test_a_client_is_sent_the_messages_of_its_groups_in_order(rig: Rig) -> None:
 
 
 def test_a_client_with_many_groups_is_sent_all_messages(rig: Rig) -> None:
-    """But not those that are for other clients alone."""
+    """A client with too many groups is sent the messages of all groups, but not those for other clients alone."""
     one, other = rig.relay(wire.group_topic("one")), rig.relay(wire.group_topic("two"))
     rig.relay(wire.direct_prefix(B))
     rig.ask(A, every=1)
@@ -95,13 +95,13 @@ def test_a_client_with_many_groups_is_sent_all_messages(rig: Rig) -> None:
 
 
 def test_an_answer_comes_also_if_there_is_nothing(rig: Rig) -> None:
-    """So that the client waits for nothing."""
+    """A client gets an answer even if there is no message, so that it does not wait."""
     rig.ask(A, "one", session=9)
     assert rig.answers() == [wire.Replayed(A, 9, 1)]
 
 
 def test_what_is_older_than_asked_for_is_not_sent(rig: Rig) -> None:
-    """The client has it already."""
+    """Messages that are older than requested are not sent, since the client has them already."""
     rig.relay(wire.group_topic("one"))
     rig.clock.now += 1.0
     rig.relay(wire.group_topic("one"))
@@ -112,7 +112,7 @@ def test_what_is_older_than_asked_for_is_not_sent(rig: Rig) -> None:
 
 
 def test_a_message_has_its_age_and_what_it_has_left_to_live(rig: Rig) -> None:
-    """One that its sender has sent again is older."""
+    """A replayed message has its age and its remaining time to live; a sender that sent it again adds to the age."""
     new = rig.relay(wire.group_topic("one"))
     old = rig.record(wire.again(new, TTL - 500, 500, elsewhere=True, acknowledged=False))
     rig.relay(wire.group_topic("one"), ttl=1200)
@@ -124,14 +124,14 @@ def test_a_message_has_its_age_and_what_it_has_left_to_live(rig: Rig) -> None:
 
 @pytest.mark.parametrize("frame", [b"G", b"Gone", b"Gone\0", b"Gone\0" + bytes(20), b"G\0"])
 def test_what_is_malformed_is_not_sent_again(rig: Rig, frame: bytes) -> None:
-    """The hot loop looks at the first byte of a frame only."""
+    """A malformed message is not replayed, although the hot loop recorded it by its first byte alone."""
     rig.record(frame)
     rig.ask(A, every=1)
     assert rig.messages() == []
 
 
 def test_messages_share_frames_that_every_client_can_take(rig: Rig) -> None:
-    """Whatever the largest payload is that it allows."""
+    """Messages share frames that every client can accept, whatever its largest payload is."""
     frames = [rig.relay(wire.group_topic("one"), b"x" * 500) for _ in range(20)]
     large = rig.relay(wire.group_topic("one"), b"x" * 2 * FRAME_BYTES)
     rig.ask(A, "one")
@@ -143,7 +143,7 @@ def test_messages_share_frames_that_every_client_can_take(rig: Rig) -> None:
 
 
 def test_whoever_asks_meanwhile_is_served_by_the_next_replay(rig: Rig) -> None:
-    """One goes through the history for all that have asked before."""
+    """A request during a replay is served by the next replay, which serves all earlier requests at once."""
     frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(2 * STEP_BYTES // 1000)]
     rig.ask(A, "one")
     first = rig.step()
@@ -155,7 +155,7 @@ def test_whoever_asks_meanwhile_is_served_by_the_next_replay(rig: Rig) -> None:
 
 
 def test_a_replay_is_made_in_short_steps(rig: Rig) -> None:
-    """A forwarder has other things to do between them."""
+    """A replay is made in short steps, so that the forwarder does other work between them."""
     for _ in range(2 * STEP_BYTES // 1000):
         rig.relay(wire.group_topic("one"), b"x" * 1000)
     for inbox in (A, B):
@@ -168,7 +168,7 @@ def test_a_replay_is_made_in_short_steps(rig: Rig) -> None:
 
 
 def test_replays_are_bounded_in_bytes(rig: Rig) -> None:
-    """When many clients come back at once, the last ones miss what they have missed, and are told."""
+    """Replays are bounded in bytes: of many clients that reconnect at once, the last get only the end of an answer."""
     frame = rig.relay(wire.group_topic("one"), b"x" * 2**20)
     for number in range(40):
         rig.ask(b"%016d" % number, "one")
@@ -182,7 +182,7 @@ def test_replays_are_bounded_in_bytes(rig: Rig) -> None:
 
 
 def test_one_client_leaves_something_to_the_next_one(rig: Rig) -> None:
-    """However much it asks for."""
+    """A client that requests much leaves some of the bytes to the next one."""
     for _ in range(15):
         rig.relay(wire.group_topic("one"), b"x" * 2**20)
     counts = []
@@ -193,7 +193,7 @@ def test_one_client_leaves_something_to_the_next_one(rig: Rig) -> None:
 
 
 def test_large_messages_to_many_clients_leave_one_after_the_other(rig: Rig) -> None:
-    """Each client gets a copy of its own."""
+    """Copies of a large message for many clients are published in separate steps, since each client gets its own."""
     rig.relay(wire.group_topic("one"), b"x" * 2**20)
     for number in range(20):
         rig.ask(b"%016d" % number, "one")
@@ -204,7 +204,7 @@ def test_large_messages_to_many_clients_leave_one_after_the_other(rig: Rig) -> N
 
 
 def test_a_replay_serves_so_many_clients(rig: Rig) -> None:
-    """The others are served by the next one."""
+    """A replay serves a bounded number of clients, and the next one serves the others."""
     frame = rig.relay(wire.group_topic("one"))
     inboxes = [b"%016d" % number for number in range(CLIENTS + 1)]
     for inbox in inboxes:
@@ -214,7 +214,7 @@ def test_a_replay_serves_so_many_clients(rig: Rig) -> None:
 
 
 def test_a_client_that_does_not_wait_any_more_gets_nothing_more(rig: Rig) -> None:
-    """But the end of its answer; another one that has asked later gets everything."""
+    """A client whose time to wait is over gets only the end of its answer; a later request is answered in full."""
     frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(4 * STEP_BYTES // 1000)]
     rig.ask(A, "one")
     rig.clock.now += ANSWERED_WITHIN
@@ -228,7 +228,7 @@ def test_a_client_that_does_not_wait_any_more_gets_nothing_more(rig: Rig) -> Non
 
 
 def test_one_client_gets_so_many_frames(rig: Rig) -> None:
-    """XPUB would drop more of them, and others with them."""
+    """A client gets a bounded number of frames, since XPUB would drop more, and those of others with them."""
     for _ in range(FRAMES + 10):
         rig.relay(wire.group_topic("one"), b"x" * (FRAME_BYTES // 2))
     rig.ask(A, "one")
@@ -236,7 +236,7 @@ def test_one_client_gets_so_many_frames(rig: Rig) -> None:
 
 
 def test_the_age_of_a_message_is_that_of_its_step(rig: Rig) -> None:
-    """It does not wait for those of the next step."""
+    """A message has its age at its own step, and does not wait for later steps."""
     frames = [rig.relay(wire.group_topic("one"), b"x" * 1000) for _ in range(2 * STEP_BYTES // 1000)]
     rig.ask(A, "one")
     sent = []
@@ -250,7 +250,7 @@ def test_the_age_of_a_message_is_that_of_its_step(rig: Rig) -> None:
 
 
 def test_a_flush_ends_a_replay(rig: Rig) -> None:
-    """Nothing from before it is published any more; the clients are told."""
+    """A flush ends a replay, so that no earlier message is published, and the clients get the end of their answer."""
     for _ in range(2 * STEP_BYTES // 1000):
         rig.relay(wire.group_topic("one"), b"x" * 1000)
     rig.ask(A, "one")

@@ -48,7 +48,7 @@ def settings(**changes: Any) -> Settings:
 
 @asynccontextmanager
 async def running(changes: Settings) -> AsyncIterator[Server]:
-    """Run a forwarder until the block ends; it accepts producers."""
+    """Run a forwarder that accepts producers until the block ends."""
     stop = asyncio.Event()
     started: asyncio.Future[Server] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(changes, stop, ready=started.set_result))
@@ -88,7 +88,7 @@ async def receive(xsub: zmq.asyncio.Socket, layout: wire.Layout[Frame]) -> Frame
 
 
 async def test_frames_pass_in_both_directions(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
-    """The frames pass through a whole forwarder."""
+    """Frames pass through a whole forwarder in both directions."""
     async with running(settings()) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0])
         assert wire.WELCOME.decode(await xsub.recv()).state == State.SERVING
@@ -99,7 +99,7 @@ async def test_frames_pass_in_both_directions(async_sockets: Sockets[zmq.asyncio
 
 @pytest.mark.parametrize("address", ["tcp://[::1]:*", "tcp://*:*"])
 async def test_frames_pass_by_ipv6(async_sockets: Sockets[zmq.asyncio.Socket], address: str) -> None:
-    """The addresses that the forwarder reports can be connected to."""
+    """A forwarder that binds an IPv6 or wildcard address is reachable by IPv6 at the address that it reports."""
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
     async with running(settings(pull_address=[address], pub_address=[address])) as server:
@@ -113,7 +113,7 @@ async def test_frames_pass_by_ipv6(async_sockets: Sockets[zmq.asyncio.Socket], a
 
 
 async def test_a_burst_is_taken_whole(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
-    """The descriptor reports a burst once, so turns continue by themselves, in one chain."""
+    """A burst is received completely: the descriptor reports it once, so turns continue by themselves, in one chain."""
     async with running(settings()) as server:
         push = async_sockets.open(zmq.PUSH, server.pull_addresses[0])
         for _ in range(5_000):
@@ -148,10 +148,10 @@ async def test_a_turn_that_fails_is_followed_by_another(
 async def test_producers_are_accepted_when_the_subscribers_have_reconnected(
     async_sockets: Sockets[zmq.asyncio.Socket],
 ) -> None:
-    """A hello reports how many clients the last instance had; the forwarder settles until they have connected."""
+    """A forwarder settles until as many clients have connected as a hello reports of the last instance."""
     server = Server(settings(settle_at_most=3600.0))
     stop = asyncio.Event()
-    server.exchange.peers_expected = 1  # otherwise it would let producers in at once
+    server.exchange.peers_expected = 1  # otherwise it would accept producers at once
     async with server.beating():
         start = asyncio.create_task(server.start(stop))
         while not server.pub_addresses:
@@ -171,7 +171,10 @@ async def test_producers_are_accepted_when_the_subscribers_have_reconnected(
 async def test_input_that_arrives_while_news_are_published_is_read_at_once(
     async_sockets: Sockets[zmq.asyncio.Socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ZeroMQ takes it in while it sends, and the descriptor does not report it afterwards."""
+    """Input that arrives while news are published is read at once.
+
+    ZeroMQ takes it in while it sends, and the descriptor does not report it afterwards.
+    """
     monkeypatch.setattr(server_module, "BEAT", 3600.0)
     async with running(settings()) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0])
@@ -179,7 +182,7 @@ async def test_input_that_arrives_while_news_are_published_is_read_at_once(
         descriptor = server.pump.descriptors()[1]
         for number in range(20):
             await xsub.send(wire.SYNC.encode(wire.Sync(A, number)))
-            # Nothing else runs until the input is there; then publishing takes it in.
+            # Nothing else runs until the input arrives; then publishing takes it in.
             select.select([descriptor], [], [], 5)
             server._publish(server.exchange.enter(State.SERVING))
             async with asyncio.timeout(5):
@@ -191,7 +194,7 @@ async def test_input_that_arrives_while_news_are_published_is_read_at_once(
 async def test_producers_are_accepted_at_the_latest_after_a_while(
     async_sockets: Sockets[zmq.asyncio.Socket], unused_tcp_port: int
 ) -> None:
-    """Subscribers that do not reconnect must not stop all others."""
+    """Producers are accepted after a maximum time, so that subscribers that do not reconnect do not stop all others."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     begun = time.monotonic()
     changes = settings(pub_address=[address], settle=0.5, settle_at_most=0.8)
@@ -204,13 +207,13 @@ async def test_producers_are_accepted_at_the_latest_after_a_while(
     await task
 
 
-# The end
+# Draining and stopping
 
 
 async def test_a_forwarder_returns_what_waits_before_it_ends(
     async_sockets: Sockets[zmq.asyncio.Socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By frames alone: it does not wait for a beat."""
+    """A forwarder returns its waiting messages before it ends, driven by frames alone and not by beats."""
     monkeypatch.setattr(server_module, "BEAT", 3600.0)
     stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(settings(), stop, ready=started.set_result))
@@ -235,7 +238,7 @@ async def test_a_forwarder_returns_what_waits_before_it_ends(
 async def test_a_forwarder_drains_for_a_bounded_time(
     async_sockets: Sockets[zmq.asyncio.Socket], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A client that does not respond loses what waits; the log counts it."""
+    """A forwarder drains for a bounded time: messages for a client that does not respond are lost and logged."""
     caplog.set_level(logging.INFO)
     async with running(settings(drain_at_most=0.2)) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=listed(serves=False))
@@ -253,7 +256,7 @@ async def test_a_forwarder_drains_for_a_bounded_time(
 async def test_a_forwarder_ends_at_once_if_nobody_takes_part(
     async_sockets: Sockets[zmq.asyncio.Socket], drain_at_most: float, forwarders: bytes
 ) -> None:
-    """The setting may say so, and clients that list no forwarders do not detach."""
+    """A forwarder ends at once if its setting forbids draining, or if no client lists forwarders and so detaches."""
     async with running(settings(drain_at_most=drain_at_most)) as server:
         xsub = await subscriber(async_sockets, server.pub_addresses[0], forwarders=forwarders)
         await receive(xsub, wire.WELCOME)
@@ -262,7 +265,7 @@ async def test_a_forwarder_ends_at_once_if_nobody_takes_part(
 
 
 async def test_a_forwarder_that_settles_can_be_stopped() -> None:
-    """It stops at once and never accepts producers."""
+    """A forwarder that settles stops at once, and never accepts producers."""
     stop = asyncio.Event()
     called: list[Server] = []
     task = asyncio.create_task(serve(settings(settle=30.0, settle_at_most=30.0), stop, ready=called.append))
@@ -283,7 +286,7 @@ async def test_a_forwarder_that_settles_can_be_stopped() -> None:
 async def test_a_forwarder_that_everybody_can_use_says_so(
     caplog: pytest.LogCaptureFixture, address: str, keys: dict[str, str | list[str]], warning: str
 ) -> None:
-    """A client on another machine needs a key that is on the list."""
+    """A forwarder that any machine can use logs a warning, unless it has a key and a list of allowed keys."""
     async with running(settings(pull_address=[address], pub_address=[address], **keys)):
         pass
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -291,7 +294,10 @@ async def test_a_forwarder_that_everybody_can_use_says_so(
 
 
 async def test_events_of_connections_are_read_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flood of them lets other work run; and all are read, although the descriptor reports them only once."""
+    """Events of connections are read in steps, so that a flood of them lets other work run.
+
+    All are read, although the descriptor reports them only once.
+    """
     monkeypatch.setattr(connections, "EVENTS", 1)
     async with running(settings()) as server:
         (known,) = [server.pump.connections[one] for one in server.pump.connections if one.type == zmq.XPUB]
@@ -304,7 +310,7 @@ async def test_events_of_connections_are_read_in_steps(monkeypatch: pytest.Monke
 
 
 async def test_memory_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above 70 % large messages are refused, above 90 % all; without a limit memory is not read."""
+    """Above 70 % of the memory limit large messages are refused, above 90 % all messages."""
     server = Server(settings(memory_limit=1000))
     for resident, largest in ((950, 0), (750, 65_536), (700, 65_536), (650, None)):
         monkeypatch.setattr(server.resident, "read", partial(int, resident))
@@ -315,7 +321,7 @@ async def test_memory_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing could follow from it."""
+    """Without a limit a beat does not read the memory, since nothing could follow from it."""
     monkeypatch.setattr(server_module, "cgroup_memory_limit", lambda: 0)
     server = Server(settings())
     monkeypatch.setattr(server.resident, "read", lambda: pytest.fail("read"))
@@ -326,7 +332,10 @@ async def test_a_beat_reads_no_memory_without_a_limit(monkeypatch: pytest.Monkey
 async def test_freed_memory_is_returned_before_anything_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The C library keeps it otherwise, and messages would be refused for ever."""
+    """Freed memory is returned to the system before messages are refused.
+
+    The C library keeps it otherwise, and messages would be refused for ever.
+    """
     resident = [950]
     monkeypatch.setattr(server_module, "trim_heap", lambda: resident.__setitem__(0, 100))
     server = Server(settings(memory_limit=1000))
@@ -343,7 +352,7 @@ async def test_freed_memory_is_returned_before_anything_is_refused(
 async def test_queues_may_hold_a_share_of_the_memory_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log reports that the setting is not applied as it stands."""
+    """Queues and subscribers get a share of the memory limit, and the log reports that the settings are reduced."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(ResidentMemory, "read", lambda self: 100_000)
     server = Server(settings(memory_limit=10**6, queue_bytes=10**6))
@@ -354,7 +363,7 @@ async def test_queues_may_hold_a_share_of_the_memory_limit(
 
 
 async def test_the_history_has_a_share_of_the_memory_limit() -> None:
-    """What it holds counts as memory that is known to be in use."""
+    """The history holds a sixteenth of the memory limit, so that a second block replaces the first one."""
     server = Server(settings(memory_limit=16 * 10_000, history_bytes=10**6))
     server.exchange.history.record(b"x" * 9_000)
     server.exchange.history.end_block()
@@ -366,7 +375,7 @@ async def test_the_history_has_a_share_of_the_memory_limit() -> None:
 
 
 async def test_a_beat_that_fails_is_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
-    """A defect is logged and does not stop the periodic work."""
+    """A defect in a beat is logged and does not stop the periodic work."""
     server = Server(settings())
     calls = []
 
@@ -385,7 +394,7 @@ async def test_a_beat_that_fails_is_followed_by_another(caplog: pytest.LogCaptur
 
 
 async def test_expired_messages_are_swept(async_sockets: Sockets[zmq.asyncio.Socket]) -> None:
-    """The sweep needs no frame from outside."""
+    """Expired messages are swept without a frame from outside."""
     async with running(settings()) as server:
         server.exchange.inbound(wire.ENQUEUE.encode(wire.Enqueue(A, 1, 0, 10, b"jobs", b"")))
         assert server.exchange.queues.depth() == 1
@@ -394,7 +403,7 @@ async def test_expired_messages_are_swept(async_sockets: Sockets[zmq.asyncio.Soc
 
 
 def test_a_json_line_is_one_object() -> None:
-    """The object contains the traceback if there is one."""
+    """A JSON log line is one object, which contains the traceback if there is one."""
     try:
         raise ValueError("broken\nin two")
     except ValueError:
@@ -406,7 +415,7 @@ def test_a_json_line_is_one_object() -> None:
     assert "broken" in parsed["exception"]
 
 
-# As a program
+# The forwarder as a program
 
 
 def run(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -424,7 +433,7 @@ LOCALLY = ("--pull-address", LOCAL, "--pub-address", LOCAL, "--admin-address", "
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
-    """The exit code is 0; each log line is JSON with `--log-format json`."""
+    """SIGTERM and SIGINT drain the forwarder, which exits with 0; each log line is JSON with `--log-format json`."""
     with run(*LOCALLY, "--log-format", "json", "--settle", "0") as process:
         assert process.stderr is not None
         lines = [json.loads(process.stderr.readline()) for _ in range(2)]
@@ -444,7 +453,7 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
 def test_a_second_signal_ends_it_at_once(
     sockets: Sockets[zmq.Socket[bytes]], number: signal.Signals, unused_tcp_port: int
 ) -> None:
-    """The operator does not have to wait for clients that do not respond."""
+    """A second signal ends a draining forwarder at once, so that a user need not wait for unresponsive clients."""
     address = f"tcp://127.0.0.1:{unused_tcp_port}"
     flags = ("--pub-address", address, "--settle", "0", "--drain-at-most", "3600")
     with run(*LOCALLY, *flags) as process:
@@ -486,7 +495,7 @@ class Client:
             pass
 
     def stuck(self, group: str) -> "zmq.Socket[bytes]":
-        """Return a subscriber of a group that takes next to nothing in until it is read."""
+        """Return a subscriber of a group that buffers next to nothing until it is read."""
         sub = self._sockets.open(zmq.SUB)
         sub.set(zmq.RCVHWM, 1)
         sub.rcvtimeo = 1_000
@@ -527,7 +536,10 @@ def client(
 
 
 def test_a_queue_that_nobody_reads_stops_no_other_message(client: Client) -> None:
-    """It fills its share of the memory. Once it has been read, messages are accepted again."""
+    """A queue without readers fills its share of the memory and stops no other message.
+
+    Once it has been read, messages are accepted again.
+    """
     sent = 0
     while (status := client.send()) == Status.OK:
         sent += 1
@@ -546,7 +558,10 @@ def test_a_queue_that_nobody_reads_stops_no_other_message(client: Client) -> Non
 
 
 def test_a_subscriber_that_is_too_far_behind_stops_no_large_message(client: Client) -> None:
-    """Its connection is ended before memory is short, at the least advised limit, and however fast it falls behind."""
+    """A subscriber that is too far behind is disconnected before memory is short.
+
+    That holds at the least advised limit, and however fast it falls behind.
+    """
     client.stuck("room")
     client.xsub.send(wire.subscription(wire.group_topic("room")))
     client.xsub.send(wire.SYNC.encode(wire.Sync(A, 1)))
@@ -568,9 +583,10 @@ def test_a_subscriber_that_is_too_far_behind_stops_no_large_message(client: Clie
 
 @pytest.mark.parametrize("client", ["ipc"], indirect=True)
 def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client: Client) -> None:
-    """What was buffered for it is freed, and the C library returns that memory only when it is asked to.
+    """Messages are accepted again once a slow subscriber has read its backlog.
 
-    Nothing bounds in bytes what may wait for a subscriber by `ipc://`.
+    The memory of that backlog is freed, and the C library returns it only on request. Nothing bounds the bytes that
+    wait for a subscriber by `ipc://`.
     """
     message = wire.ordered(wire.group_topic("room"), b"sender..", 1, wire.FLAG_FIRST, 60_000, bytes(60_000))
     stuck, sent = client.stuck("room"), 0
@@ -590,7 +606,7 @@ def test_messages_are_accepted_again_when_a_slow_subscriber_has_read(client: Cli
 
 @pytest.mark.parametrize("flag", ["--pull-address", "--pub-address", "--admin-address", "--status-address"])
 def test_an_address_in_use_ends_it_with_one_line(flag: str) -> None:
-    """The line names the address and the reason."""
+    """An address in use ends the program with one line that names the address and the reason."""
     with zmq.Context() as context, context.socket(zmq.PULL) as taken:
         taken.bind(LOCAL)
         address = taken.get_string(zmq.LAST_ENDPOINT)
@@ -606,13 +622,13 @@ def test_an_address_in_use_ends_it_with_one_line(flag: str) -> None:
 
 
 def test_a_setting_that_cannot_be_used_ends_it_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Invalid settings end the program before it opens a socket."""
+    """Invalid settings end the program with one line, before it opens a socket."""
     assert main(["--settle", "9"]) == BAD_USAGE
     assert capsys.readouterr().err == "channels-zmq-forwarder: settle-at-most (5.0) is less than settle (9.0)\n"
 
 
 def test_help_names_every_flag() -> None:
-    """The help contains descriptions and defaults."""
+    """`--help` names every flag with its description."""
     with run("--help", env={**os.environ, "COLUMNS": "200"}) as process:
         out, _ = process.communicate(timeout=10)
     assert process.returncode == 0

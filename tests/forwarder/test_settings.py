@@ -1,4 +1,4 @@
-"""Flags and environment variables."""
+"""The forwarder's flags and environment variables."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from channels_zmq_forwarder.settings import PREFIX, Settings, SettingsError, par
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The developer's environment does not count."""
+    """Remove the forwarder's variables of the developer from the environment."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"{PREFIX}{name.upper()}", raising=False)
 
 
 def test_without_settings_a_forwarder_binds_loopback_addresses() -> None:
-    """Binding other interfaces is a decision of the user."""
+    """Without settings a forwarder binds loopback addresses, since other interfaces are a decision of the user."""
     settings = parse([])
     addresses = [*settings.pull_address, *settings.pub_address, f"tcp://{settings.admin_address}"]
     assert addresses == ["tcp://127.0.0.1:5555", "tcp://127.0.0.1:5556", "tcp://127.0.0.1:9600"]
@@ -39,18 +39,18 @@ def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_there_may_be_several_addresses(arguments: list[str]) -> None:
-    """Commas and repeated flags are equivalent."""
+    """Several addresses may be given by repeated flags, or separated by commas."""
     assert parse(arguments).pull_address == ["tcp://*:1", "ipc:///tmp/a"]
 
 
 def test_addresses_in_a_variable_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists in variables are separated by commas."""
+    """A variable contains several addresses, separated by commas."""
     monkeypatch.setenv(f"{PREFIX}PUB_ADDRESS", "tcp://*:1, tcp://*:2")
     assert parse([]).pub_address == ["tcp://*:1", "tcp://*:2"]
 
 
 def test_sizes_have_units() -> None:
-    """Sizes have the usual units."""
+    """A size may have a decimal or a binary unit."""
     settings = parse(["--max-message-size", "2MiB", "--queue-bytes", "1GB", "--memory-limit", "512MiB"])
     assert (settings.max_message_size, settings.queue_bytes) == (2 * 2**20, 10**9)
     assert settings.memory_limit == 512 * 2**20
@@ -58,12 +58,12 @@ def test_sizes_have_units() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9600", "[::1]:9600", "*:9600", "localhost:0"])
 def test_the_admin_page_has_a_host_and_a_port(address: str) -> None:
-    """IPv6 addresses stand in brackets; `*` is all interfaces."""
+    """The admin address is a host and a port, with IPv6 addresses in brackets and `*` for all interfaces."""
     assert parse(["--admin-address", address]).admin_address == address
 
 
 def test_the_admin_page_can_be_off() -> None:
-    """An empty address disables it."""
+    """An empty admin address is valid and disables the endpoints."""
     assert parse(["--admin-address", ""]).admin_address == ""
 
 
@@ -86,7 +86,7 @@ def test_names_leave_the_machine_only_if_that_is_asked_for(arguments: list[str],
 
 
 def test_levels_are_read_in_any_case() -> None:
-    """Users type `--log-level debug`."""
+    """A log level is accepted in any case, since users type `--log-level debug`."""
     assert parse(["--log-level", "debug"]).log_level == "DEBUG"
 
 
@@ -112,14 +112,14 @@ def test_levels_are_read_in_any_case() -> None:
     ],
 )
 def test_invalid_settings_are_named(arguments: list[str], sentence: str) -> None:
-    """The error names the flag, the variable and the reason."""
+    """The error for an invalid setting names the flag, the variable and the reason."""
     with pytest.raises(SettingsError) as caught:
         parse(arguments)
     assert sentence in str(caught.value)
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    """Users can correct all mistakes in one step."""
+    """One error names all invalid settings, so that users can correct them in one step."""
     with pytest.raises(SettingsError, match=r"--queue-names .*; --settle "):
         parse(["--queue-names", "0", "--settle", "-1"])
 
@@ -134,14 +134,14 @@ def test_all_mistakes_are_named_at_once() -> None:
     ],
 )
 def test_an_unknown_flag_is_named_without_its_value(arguments: list[str], error: str) -> None:
-    """The value may be a secret key."""
+    """The error for an unknown flag names it without its value, which may be a secret key."""
     with pytest.raises(SettingsError) as caught:
         parse(arguments)
     assert str(caught.value) == error
 
 
 def test_help_lists_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    """It ends the program."""
+    """`--help` lists all flags and exits with 0."""
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
@@ -150,7 +150,7 @@ def test_help_lists_all_flags(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """`--help` and the README show the descriptions."""
+    """Every setting has a description, which `--help` and the README show."""
     assert all(field.description for field in Settings.model_fields.values())
 
 
@@ -163,14 +163,17 @@ def test_settings_do_not_change() -> None:
 
 @pytest.mark.parametrize("begins", ["{", "[", "a"])
 def test_allowed_keys_may_begin_with_any_character(begins: str) -> None:
-    """Some of those of Z85 begin a list or an object of JSON."""
+    """An allowed key may begin with any character of Z85, even one that begins a list or an object of JSON."""
     keys = [begins + "0" * 39, "1" * 39 + "]"]
     given = parse([f"--curve-secret-key={'k' * 40}", f"--curve-allowed-keys={keys[0]}, {keys[1]}"])
     assert given.allowed_keys == keys
 
 
 def test_allowed_keys_are_given_by_one_flag() -> None:
-    """Some of the keys would not count. Of other flags the last one counts, and addresses may be given one by one."""
+    """A second flag with allowed keys is refused, since some keys would not count otherwise.
+
+    Of other flags the last one counts, and addresses may be given one by one.
+    """
     with pytest.raises(SettingsError, match="--curve-allowed-keys is given twice: separate the keys by commas"):
         parse(["--curve-allowed-keys=1", "--curve-allowed-keys=2"])
     given = parse(

@@ -1,8 +1,8 @@
 """Normal channels with clients that connect, read, hand back, reconnect and die, over pipes that are cut.
 
 A seeded random run drives an exchange and its clients frame by frame. Each frame may be delivered late, and a cut
-connection loses what was under way in it. The clients keep to docs/wire-protocol.md; what the run checks is what that
-page promises.
+connection loses the frames that were in flight in it. The clients follow docs/wire-protocol.md; the run checks the
+promises of that page.
 """
 
 import random
@@ -22,7 +22,7 @@ STEPS = 4_000
 
 
 class Window:
-    """What a client knows of one channel."""
+    """The state of one channel that a client knows."""
 
     def __init__(self) -> None:
         self.received = self.settled = self.limit = 0
@@ -73,7 +73,7 @@ class Run:
     """One random run.
 
     Args:
-        seed: Of the random choices.
+        seed: The seed of the random choices.
         deaths: Whether processes die for good, and connections are away for long.
     """
 
@@ -87,7 +87,7 @@ class Run:
         self.created = self.sent = 0
         for _ in range(3):
             self.create()
-        self.open: dict[int, float] = {}  # sends without an answer: n -> when there must be one
+        self.open: dict[int, float] = {}  # sends without an answer: n -> its deadline
         self.accepted: set[int] = set()
         self.read: set[int] = set()
         self.lost: set[int] = set()
@@ -118,7 +118,7 @@ class Run:
     def from_client(self, frame: bytes) -> None:
         before = self.used()
         self.publish(self.exchange.upstream(frame))
-        if frame[:1] not in (b"B", b"D"):  # these put back, over the capacity if need be
+        if frame[:1] not in (b"B", b"D"):  # these put jobs back, even beyond the capacity
             self.check_capacity(before)
 
     def used(self) -> dict[bytes, int]:
@@ -167,7 +167,7 @@ class Run:
         assert queues.depth() == sum(len(queue.waiting) for queue in queues.by_channel.values())
 
     def unsettled(self, channel: bytes) -> int:
-        """Return how many jobs of their sessions clients have in their hands or on the way to them."""
+        """Return how many jobs of their sessions clients hold or have in flight to them."""
         under_way = [
             (client, wire.JOB.decode(frame))
             for client in self.clients.values()
@@ -205,7 +205,7 @@ class Run:
             client.ready(channel, ask=self.random.choice((Question.NOTHING, Question.HANDED)))
 
     def take(self, client: Client) -> None:
-        """Let a reader take a job; the exchange learns of it by the next report."""
+        """Let a reader take a job; the next report informs the exchange."""
         for window in client.windows.values():
             if window.box:
                 number = int.from_bytes(window.take().payload)
@@ -224,18 +224,18 @@ class Run:
             client.ready(channel)
 
     def lose(self, frames: list[bytes]) -> None:
-        """Jobs that are being handed back are lost with a connection: it is unknown whether they arrived."""
+        """Record the jobs that are being handed back as lost, since it is unknown whether they arrived."""
         self.lost |= {int.from_bytes(wire.BACK.decode(frame).payload) for frame in frames if frame[:1] == b"B"}
 
     def cut(self, client: Client) -> None:
-        """Cut a connection. The exchange notices before the client is back, or not at all."""
+        """Cut a connection; the exchange notices that before the client reconnects, or not at all."""
         topic = wire.inbox_topic(client.inbox)
         if self.random.random() < 0.5 and topic in self.exchange.topics:
             self.lose([*client.late, *client.up])
             client.late.clear()
             self.from_client(wire.unsubscription(topic))
         else:
-            # What the exchange had taken off the wire is read beside the frames of the next connection.
+            # The exchange reads the frames that it had received beside those of the next connection.
             kept = self.random.randrange(3)
             client.late.extend(list(client.up)[:kept])
             self.lose(list(client.up)[kept:])
@@ -278,7 +278,10 @@ class Run:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_without_deaths_every_job_is_read_exactly_once(seed: int) -> None:
-    """Cut connections lose nothing but jobs that were being handed back, and no send stays without an answer."""
+    """Without deaths every job is read exactly once, and every send is answered.
+
+    Cut connections lose nothing but jobs that were being handed back.
+    """
     run = Run(seed, deaths=False)
     for _ in range(STEPS):
         run.step()

@@ -1,4 +1,4 @@
-"""Options and binding of sockets."""
+"""Options and addresses of sockets."""
 
 import errno
 import socket as addresses
@@ -50,7 +50,7 @@ needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6
 def test_addresses_of_both_families_are_bound(
     sockets: Sockets[zmq.Socket[bytes]], address: str, reached_by: list[str]
 ) -> None:
-    """`*` is all interfaces of both families, so that clients reach a pod by an address of either."""
+    """A wildcard address binds all interfaces of both families, so that clients reach a pod by an address of either."""
     pull = sockets.open(zmq.PULL)
     port = bind(pull, address).rpartition(":")[2]
     for host in reached_by:
@@ -65,7 +65,7 @@ def test_addresses_of_both_families_are_bound(
 
 @pytest.mark.parametrize("error", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
 def test_all_interfaces_are_bound_without_ipv6_too(error: int) -> None:
-    """The fallback is IPv4 alone; a literal of IPv6 is an error."""
+    """Without IPv6 a wildcard address is bound to IPv4 alone, and an IPv6 literal is an error."""
 
     class Socket:
         def __init__(self) -> None:
@@ -97,7 +97,7 @@ def test_all_interfaces_are_bound_without_ipv6_too(error: int) -> None:
 def test_a_name_stands_for_all_its_addresses(
     monkeypatch: pytest.MonkeyPatch, found: list[str], resolved: list[str]
 ) -> None:
-    """The addresses may all be IPv6, and keep the system's order."""
+    """A name resolves to all its addresses, of either family, in the system's order."""
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **more: [(0, 0, 0, "", (at, 0)) for at in found])
     assert resolve("tcp://forwarder:5555") == resolved
 
@@ -106,32 +106,35 @@ def test_a_name_stands_for_all_its_addresses(
     "address", ["tcp://*:1", "tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://lo:1", "ipc:///run/f", "inproc://f"]
 )
 def test_other_addresses_are_not_resolved(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Literals, interfaces and other transports are returned unchanged."""
+    """Literals, interfaces and addresses of other transports are returned unchanged."""
     monkeypatch.setattr(module, "_interfaces", lambda: {"lo"})
     assert resolve(address) == [address]
 
 
 def test_a_name_that_cannot_be_resolved_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """The error contains the system's reason."""
+    """A name that cannot be resolved raises AddressError with the address and the system's reason."""
     with pytest.raises(AddressError, match=r"cannot bind tcp://nowhere.invalid:5555: "):
         bind(sockets.open(zmq.PULL), "tcp://nowhere.invalid:5555")
 
 
 def test_a_pair_of_paths_is_not_resolved() -> None:
-    """Only names are."""
+    """A pair of ipc paths is returned unchanged, since only names are resolved."""
     pair = "ipc:///run/pull", "ipc:///run/pub"
     assert resolve_pairs(*pair) == [pair]
 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.example"])
 def test_an_invalid_host_name_is_an_error_like_any_other(host: str) -> None:
-    """Such as one with an empty variable in it; Python raises `UnicodeError`."""
+    """An invalid host name raises OSError, where Python raises `UnicodeError`.
+
+    Such a name results, for example, from an empty variable in it.
+    """
     with pytest.raises(OSError, match="invalid host name"):
         resolve(f"tcp://{host}:5555")
 
 
 def test_an_address_in_use_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """The error names the address and the reason."""
+    """An address in use raises AddressError with the address and the reason."""
     one, other = sockets.open(zmq.PULL), sockets.open(zmq.PULL)
     address = bind(one, "tcp://127.0.0.1:*")
     assert not address.endswith("*")
@@ -140,13 +143,16 @@ def test_an_address_in_use_is_named(sockets: Sockets[zmq.Socket[bytes]]) -> None
 
 
 def test_an_ipc_address_without_a_folder_is_refused(tmp_path: Path) -> None:
-    """The lock file reports the reason before ZeroMQ does."""
+    """An ipc address in a missing folder is refused by its lock file, before ZeroMQ refuses it."""
     with pytest.raises(AddressError, match="No such file"):
         guard(f"ipc://{tmp_path}/none/pub")
 
 
 def test_without_file_locks_an_ipc_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows: two processes would take it from each other unnoticed."""
+    """Without file locks, as on Windows, an ipc path is refused.
+
+    Two processes would take it from each other unnoticed.
+    """
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with pytest.raises(AddressError, match=r"cannot bind ipc://.*: this system cannot lock ipc paths, so use tcp://"):
         guard(f"ipc://{tmp_path}/pub")
@@ -159,7 +165,10 @@ def guarded(address: str) -> IO[str]:
 
 
 def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path: Path) -> None:
-    """Who may write to the folder could have any file emptied that the forwarder may write to."""
+    """A lock file is not written through a symbolic link.
+
+    Otherwise a user who may write to the folder could make the forwarder empty any of its files.
+    """
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "pub.lock").symlink_to(victim)
@@ -169,7 +178,7 @@ def test_a_lock_file_is_not_written_through_a_symbolic_link(tmp_path: Path) -> N
 
 
 def test_a_lock_file_is_for_its_owner_alone_and_keeps_what_it_holds(tmp_path: Path) -> None:
-    """It is empty as a rule."""
+    """A lock file is accessible to its owner alone, and keeps its content."""
     lock = tmp_path / "pub.lock"
     with guarded(f"ipc://{tmp_path}/pub"):
         assert lock.stat().st_mode & 0o777 == 0o600
@@ -181,7 +190,7 @@ def test_a_lock_file_is_for_its_owner_alone_and_keeps_what_it_holds(tmp_path: Pa
 def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(
     sockets: Sockets[zmq.Socket[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Idle connections would use up the descriptors."""
+    """A peer that does not complete its handshake is disconnected: idle connections would use up the descriptors."""
     monkeypatch.setattr(module, "HANDSHAKE", 100)
     pull = sockets.open(zmq.PULL)
     accept_options(pull, 1000)
@@ -193,7 +202,7 @@ def test_a_peer_that_does_not_complete_its_handshake_is_disconnected(
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "ipc://@abstract", "ipc://*"])
 def test_other_addresses_need_no_lock_file(address: str) -> None:
-    """TCP refuses a second bind; an abstract address has no file."""
+    """TCP and abstract addresses need no lock file: TCP refuses a second bind, and an abstract address has no file."""
     assert guard(address) is None
 
 
@@ -213,12 +222,12 @@ def test_other_addresses_need_no_lock_file(address: str) -> None:
     ],
 )
 def test_a_local_address_is_told_from_others(address: str, expected: bool) -> None:
-    """Without a question to DNS."""
+    """An address is local if it is a path, `localhost` or a loopback literal, without a DNS query."""
     assert is_local(address) is expected
 
 
 def test_options_are_read(sockets: Sockets[zmq.Socket[bytes]]) -> None:
-    """Integer options are returned as ints."""
+    """An integer option of a socket is returned as an int."""
     socket = sockets.open(zmq.PULL)
     assert number(socket, zmq.RCVHWM) == 1_000
     assert not readable(socket)
@@ -228,7 +237,10 @@ def test_options_are_read(sockets: Sockets[zmq.Socket[bytes]]) -> None:
 def test_the_patience_of_heartbeats_grows_with_the_largest_frame(
     sockets: Sockets[zmq.Socket[bytes]], max_frame: int, timeout: int
 ) -> None:
-    """A frame under way holds them up: on a link of 16 Mbit/s it takes half a second for each megabyte."""
+    """The heartbeat timeout grows with the largest frame, since a frame in flight delays heartbeats.
+
+    On a link of 16 Mbit/s it takes half a second for each megabyte.
+    """
     options = heartbeats(max_frame)
     assert options == {zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: timeout}
     socket = sockets.open(zmq.XSUB)

@@ -1,4 +1,4 @@
-"""What subscribers may send, and which connections are ended."""
+"""The frames that subscribers may send, and the connections that are ended."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +22,7 @@ HELLO = wire.HELLO.encode(wire.Hello(INBOX, wire.VERSION, 1, 0))
 
 
 class Publisher:
-    """A publishing socket, with CURVE keys if wanted, and the subscribers that connect to it."""
+    """A publishing socket, optionally with CURVE keys, and the subscribers that connect to it."""
 
     def __init__(self, sockets: Sockets[zmq.Socket[bytes]], marks: Marks, *, has_keys: bool = False) -> None:
         self._sockets = sockets
@@ -42,7 +42,7 @@ class Publisher:
             self.gate.close()
 
     def connect(self, pair: tuple[bytes, bytes] | None = None, **options: Any) -> zmq.Socket[bytes]:
-        """Return a subscriber that does not come back once its connection was ended."""
+        """Return a subscriber that does not reconnect once its connection is ended."""
         xsub = self._sockets.open(zmq.XSUB)
         xsub.set(zmq.RECONNECT_IVL, -1)
         for name, value in options.items():
@@ -71,17 +71,17 @@ class Publisher:
         return self.receive(lambda frames: frame in frames)
 
     def drop(self, count: int) -> list[bytes]:
-        """Return the frames that arrive until so many were dropped."""
+        """Return the frames that arrive until this number of frames was dropped."""
         return self.receive(lambda frames: len(self.drops) >= count)
 
     def keep(self, count: int) -> list[bytes]:
-        """Return the frames that arrive until there are so many connections."""
+        """Return the frames that arrive until there is this number of connections."""
         return self.receive(lambda frames: len(self.connections.peers) == count)
 
 
 @pytest.fixture
 def make(sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Callable[..., Publisher]]:
-    """Return a function that makes a publisher."""
+    """Return a function that creates a publisher."""
     made = []
 
     def make(has_keys: bool = False, **marks: int) -> Publisher:
@@ -111,7 +111,10 @@ def make(sockets: Sockets[zmq.Socket[bytes]]) -> Iterator[Callable[..., Publishe
 def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(
     make: Callable[..., Publisher], topic: bytes
 ) -> None:
-    """A prefix would match the messages of many groups, and a long one takes 50 times its size in memory."""
+    """A subscriber to an invalid topic is disconnected.
+
+    A prefix would match the messages of many groups, and a long one takes 50 times its size in memory.
+    """
     publisher = make()
     good, bad = publisher.connect(), publisher.connect()
     good.send(wire.subscription(wire.group_topic("room")))
@@ -126,7 +129,7 @@ def test_who_subscribes_to_something_that_is_no_topic_is_disconnected(
 
 
 def test_the_longest_names_are_topics(make: Callable[..., Publisher]) -> None:
-    """Of a group and of an inbox."""
+    """The longest name of a group, and an inbox, are valid topics."""
     publisher = make()
     subscriber = publisher.connect()
     for frame in (wire.subscription(wire.group_topic("x" * wire.MAX_NAME)), *opening(SECRET)):
@@ -137,7 +140,10 @@ def test_the_longest_names_are_topics(make: Callable[..., Publisher]) -> None:
 
 
 def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make: Callable[..., Publisher]) -> None:
-    """Libzmq refuses it by its head, before it takes memory."""
+    """A frame that is larger than any of ours disconnects its sender.
+
+    Libzmq refuses it by its head, before it takes memory.
+    """
     publisher = make()
     subscriber = publisher.connect()
     subscriber.send(wire.subscription(wire.group_topic("room")))
@@ -147,7 +153,7 @@ def test_a_frame_larger_than_any_of_ours_disconnects_its_sender(make: Callable[.
 
 
 def test_a_subscriber_with_too_many_topics_is_disconnected(make: Callable[..., Publisher]) -> None:
-    """Its topics end; those of others stay."""
+    """A subscriber with too many topics is disconnected and its topics end; those of others stay."""
     publisher = make(topics=2000)
     good, bad = publisher.connect(), publisher.connect()
     good.send(wire.subscription(wire.group_topic("room")))
@@ -180,7 +186,10 @@ def claimed(publisher: Publisher, **options: tuple[bytes, bytes]) -> zmq.Socket[
 def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(
     make: Callable[..., Publisher], frames: list[bytes]
 ) -> None:
-    """The claim comes first on a new socket; when libzmq connects again it sends the subscriptions first."""
+    """A subscription to an inbox counts once it is claimed, in either order.
+
+    The claim is first on a new socket; when libzmq reconnects, it sends the subscriptions first.
+    """
     publisher = make()
     subscriber = publisher.connect()
     for frame in (*frames, HELLO):
@@ -195,7 +204,10 @@ def test_a_subscription_to_an_inbox_counts_once_it_is_claimed(
     ids=lambda frame: chr(frame[0]),
 )
 def test_nobody_can_use_the_inbox_of_somebody_else(make: Callable[..., Publisher], frame: bytes) -> None:
-    """A client that has claimed another inbox, or none; XPUB reports an unsubscription whether there was one or not."""
+    """A frame for an inbox is dropped if its client has claimed another inbox, or none.
+
+    XPUB reports an unsubscription whether there was a subscription or not.
+    """
     publisher = make()
     owner, others = claimed(publisher), [RawPeer(publisher.port) for _ in range(2)]
     others[0].send(opening(b"b" * 16)[0], frame)
@@ -213,7 +225,7 @@ def test_nobody_can_use_the_inbox_of_somebody_else(make: Callable[..., Publisher
     [wire.CLAIM.encode(wire.Claim(INBOX, b"b" * 16)), wire.CLAIM.encode(wire.Claim(b"0" * 16, SECRET))],
 )
 def test_who_claims_an_inbox_without_its_secret_is_disconnected(make: Callable[..., Publisher], claim: bytes) -> None:
-    """It has no part in the inbox before that, either."""
+    """A subscriber that claims an inbox without its secret is disconnected, and has no access to it before that."""
     publisher = make()
     subscriber = publisher.connect()
     for frame in (SUBSCRIPTION, claim, HELLO):
@@ -224,7 +236,7 @@ def test_who_claims_an_inbox_without_its_secret_is_disconnected(make: Callable[.
 
 
 def test_a_claim_ends_with_its_connection(make: Callable[..., Publisher]) -> None:
-    """The next connection may have the same file descriptor."""
+    """A claim ends with its connection, since the next one may have the same file descriptor."""
     publisher = make()
     for _ in range(3):
         owner = claimed(publisher)
@@ -240,7 +252,10 @@ def test_a_claim_ends_with_its_connection(make: Callable[..., Publisher]) -> Non
 
 @pytest.mark.parametrize("frame", [frame for frame in well_formed(INBOX) if frame[:1] in (b"R", b"B")])
 def test_what_a_client_sends_before_it_leaves_counts(make: Callable[..., Publisher], frame: bytes) -> None:
-    """It hands its jobs back when it closes, and the end of its connection may be known before they are read."""
+    """The frames that a client sends before it disconnects count.
+
+    It hands its jobs back when it closes, and the end of its connection may be known before they are read.
+    """
     publisher = make()
     owner = claimed(publisher)
     owner.send(frame)
@@ -253,7 +268,7 @@ def test_what_a_client_sends_before_it_leaves_counts(make: Callable[..., Publish
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make: Callable[..., Publisher], is_first: bool) -> None:
-    """Whether it does before the client or behind it: its connection is ended."""
+    """A subscriber to an inbox with another key is disconnected, whether it subscribes before the client or after."""
     publisher = make(has_keys=True)
     group = wire.subscription(wire.group_topic("room"))
     if is_first:
@@ -275,7 +290,10 @@ def test_another_key_cannot_subscribe_to_the_inbox_of_a_client(make: Callable[..
 def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(
     make: Callable[..., Publisher], has_new_key: bool
 ) -> None:
-    """By the same key; and by a new one on a new socket, where its claim comes first."""
+    """A client may reconnect before the end of its connection is noticed, with the same key or a new one.
+
+    With a new key on a new socket its claim is first.
+    """
     publisher, pair = make(has_keys=True), new_pair()
     first = claimed(publisher, pair=pair)
     second = publisher.connect(new_pair() if has_new_key else pair)
@@ -288,7 +306,10 @@ def test_a_client_may_connect_again_before_the_end_of_its_connection_is_noticed(
 
 
 def test_a_subscriber_that_says_hello_too_often_is_disconnected(make: Callable[..., Publisher]) -> None:
-    """Each hello may be answered by a list of forwarders, which is much longer."""
+    """A subscriber that sends too many hellos is disconnected.
+
+    Each hello may be answered by a list of forwarders, which is much longer.
+    """
     publisher = make()
     subscriber = claimed(publisher)
     for _ in range(HELLOS + 1):
@@ -301,7 +322,10 @@ def test_a_subscriber_that_says_hello_too_often_is_disconnected(make: Callable[.
 def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_the_same_descriptor(
     make: Callable[..., Publisher],
 ) -> None:
-    """Clients that come and go get the same one, and each says hello."""
+    """Hellos of ended connections do not count for the next connection with the same descriptor.
+
+    Short-lived clients get the same one in turn, and each sends a hello.
+    """
     publisher = make()
     for _ in range(HELLOS + 5):
         subscriber = claimed(publisher)
@@ -313,7 +337,10 @@ def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_
 
 
 def test_a_claim_that_is_read_after_the_end_of_its_connection_does_not_count(make: Callable[..., Publisher]) -> None:
-    """Else the next connection with the same file descriptor would be ended for a claim of its own."""
+    """A claim that is read after the end of its connection does not count.
+
+    Otherwise the next connection with the same descriptor would be ended for a claim of its own.
+    """
     publisher = make()
     hasty = publisher.connect()
     publisher.keep(1)

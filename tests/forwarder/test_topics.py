@@ -1,4 +1,4 @@
-"""The topics of all connections."""
+"""The topics of all connections, and the bounds on them."""
 
 import pytest
 
@@ -22,20 +22,23 @@ def topics() -> Topics:
 
 
 def test_a_connection_with_too_many_topics_is_the_one_to_end(topics: Topics) -> None:
-    """It may have a quarter of all. Others may still subscribe."""
+    """A connection with more than a quarter of all topics is ended, and others may still subscribe."""
     assert [topics.subscribe(group(number), ONE) for number in range(4)] == [None, None, None, ONE]
     assert topics.subscribe(group(4), TWO) is None
 
 
 def test_if_there_are_too_many_in_all_the_connection_with_most_is_ended(topics: Topics) -> None:
-    """Whichever client subscribes next: clients cannot prevent others from subscribing."""
+    """If there are too many topics in all, the connection with most of them is ended, whichever client subscribes next.
+
+    So clients cannot prevent others from subscribing.
+    """
     for number in range(12):
         assert topics.subscribe(group(number), number // 3 if number < 9 else number) is None
     assert topics.subscribe(group(12), TWO) == 0
 
 
 def test_a_topic_counts_for_the_first_connection_only(topics: Topics) -> None:
-    """Another subscriber of the same topic takes next to no memory."""
+    """A topic counts for its first connection only, since another subscriber of it takes next to no memory."""
     for number in range(3):
         topics.subscribe(group(number), ONE)
     assert [topics.subscribe(group(number), TWO) for number in range(4)] == [None] * 4
@@ -43,7 +46,7 @@ def test_a_topic_counts_for_the_first_connection_only(topics: Topics) -> None:
 
 
 def test_a_topic_that_has_ended_counts_no_more(topics: Topics) -> None:
-    """It may begin again."""
+    """A topic that has ended no longer counts, and can be subscribed to again."""
     for _ in range(10):
         assert topics.subscribe(group(0), ONE) is None
         topics.end(group(0))
@@ -51,7 +54,10 @@ def test_a_topic_that_has_ended_counts_no_more(topics: Topics) -> None:
 
 
 def test_a_connection_that_ends_takes_its_count_along(topics: Topics) -> None:
-    """Its descriptor may name another connection before its topics have ended."""
+    """The topics of an ended connection do not count for the next one with its descriptor.
+
+    The descriptor may be reused before these topics have ended.
+    """
     for number in range(3):
         topics.subscribe(group(number), ONE)
     topics.gone(ONE)

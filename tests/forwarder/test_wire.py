@@ -1,4 +1,4 @@
-"""Encoding and decoding of frames."""
+"""The encoding and decoding of frames."""
 
 import re
 from contextlib import suppress
@@ -30,7 +30,7 @@ addresses = st.binary(min_size=1, max_size=wire.MAX_ADDRESS).filter(lambda addre
 
 @st.composite
 def frames(draw: st.DrawFn) -> tuple[Layout[Any], Any]:
-    """A layout and a frame that fits it."""
+    """Draw a layout and a frame that fits it."""
     layout: Layout[Any] = draw(st.sampled_from(LAYOUTS))
     codes = re.findall(r"\d*\w", layout.numbers.format)
     numbers = [draw(NUMBERS[code]) for code in codes]
@@ -50,7 +50,7 @@ def test_what_is_encoded_is_decoded_again(case: tuple[Layout[Any], Any]) -> None
 def test_mutated_frames_are_refused_or_read_and_never_anything_else(
     case: tuple[Layout[Any], Any], data: st.DataObject
 ) -> None:
-    """Any bytes give a frame or FrameError, never another exception."""
+    """Decoding any bytes returns a frame or raises FrameError, and never another exception."""
     layout, frame = case
     raw = bytearray(layout.encode(frame))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -75,7 +75,7 @@ def test_mutated_frames_are_refused_or_read_and_never_anything_else(
 
 @given(st.binary(max_size=80), st.integers(0, 90))
 def test_any_bytes_are_a_message_or_refused(raw: bytes, at: int) -> None:
-    """The head of a group or direct message is read from any bytes or refused."""
+    """Reading the head or the topic of any bytes succeeds or raises FrameError."""
     for read in (partial(wire.read_order, raw, at), partial(wire.channel_and_payload, raw), partial(wire.split, raw)):
         with suppress(FrameError):
             read()
@@ -84,7 +84,7 @@ def test_any_bytes_are_a_message_or_refused(raw: bytes, at: int) -> None:
 
 
 def test_a_frame_begins_with_its_kind_and_inbox() -> None:
-    """ZeroMQ matches subscriptions and the exchange routes by the first bytes."""
+    """A frame begins with its kind and inbox, by which ZeroMQ matches subscriptions and the exchange routes."""
     assert wire.SYNC.encode(wire.Sync(INBOX, 7)) == b"Y" + INBOX + bytes(7) + b"\7"
     assert wire.SYNCED.encode(wire.Synced(INBOX, 7)) == b"P" + INBOX + b"\0y" + bytes(7) + b"\7"
 
@@ -105,14 +105,14 @@ def test_a_frame_of_another_kind_is_refused() -> None:
 
 @pytest.mark.parametrize("inbox", [b"0123456789ABCDEF", b"0123456789abcde\0", b"0123456789abcdeg", b"0123456789 abcde"])
 def test_an_inbox_is_sixteen_lowercase_hexadecimal_digits(inbox: bytes) -> None:
-    """Any other bytes behind the kind are invalid."""
+    """An inbox that is not 16 lowercase hexadecimal digits is invalid."""
     with pytest.raises(FrameError, match="invalid inbox"):
         wire.SYNC.decode(b"Y" + inbox + bytes(8))
     assert wire.inbox_of(b"P" + inbox + b"\0") == b""
 
 
 def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic() -> None:
-    """A similar topic does not name a process."""
+    """The inbox is read only from an inbox topic; a similar topic does not name a process."""
     assert wire.inbox_of(wire.inbox_topic(INBOX)) == INBOX
     for other in (b"", b"P", b"P" + INBOX, b"P" + INBOX + b"x", b"G" + INBOX + b"\0", b"P" + INBOX + b"\0\0"):
         assert wire.inbox_of(other) == b""
@@ -120,7 +120,7 @@ def test_the_inbox_of_a_topic_is_read_only_from_an_inbox_topic() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: chr(layout.kind))
 def test_a_frame_that_ends_within_its_numbers_is_refused(layout: Layout[Any]) -> None:
-    """The error names the kind and the least number of bytes."""
+    """A frame that ends within its numbers is refused with its kind and the least number of bytes."""
     with pytest.raises(FrameError, match=f"kind {chr(layout.kind)!r} has at least"):
         layout.decode(
             layout._before + INBOX + layout._behind + bytes(layout.numbers.size - 1) if layout.numbers.size else b""
@@ -129,25 +129,28 @@ def test_a_frame_that_ends_within_its_numbers_is_refused(layout: Layout[Any]) ->
 
 @pytest.mark.parametrize("tail", [b"", b"\0", b"jobs", b"\0payload", b"j" * 401 + b"\0payload"])
 def test_a_name_that_is_missing_empty_or_too_long_is_refused(tail: bytes) -> None:
-    """A job without a channel cannot be delivered."""
+    """A missing, empty or overlong name is refused, since a job without a channel cannot be delivered."""
     with pytest.raises(FrameError, match="name"):
         wire.ENQUEUE.decode(b"Q" + INBOX + bytes(16) + tail)
 
 
 def test_a_name_never_holds_a_nul() -> None:
-    """A name that ends the frame contains no NUL either."""
+    """A name that contains a NUL is refused, even one that ends the frame."""
     with pytest.raises(FrameError, match="no NUL"):
         wire.READY.decode(b"R" + INBOX + bytes(29) + b"jo\0bs")
 
 
 def test_the_longest_name_of_channels_fits() -> None:
-    """Channels counts characters, frames count bytes: 99 digits of four bytes each."""
+    """The longest name of Channels fits: it has 99 characters, which are up to four bytes each in a frame."""
     longest = ("\U0001d7d8" * 99).encode()
     assert wire.REMOVED.decode(wire.REMOVED.encode(wire.Removed(INBOX, longest, longest))).channel == longest
 
 
 def test_a_hello_and_a_welcome_of_version_1_are_read() -> None:
-    """So that the version is known. They end where the list of forwarders begins, which reads as an empty list."""
+    """A hello and a welcome of version 1 are decoded, so that the version is known.
+
+    They end where the list of forwarders begins, which decodes as an empty list.
+    """
     hello = wire.HELLO.decode(b"H" + INBOX + b"\x01\0\0\0\x02\0\0\0\x03")
     assert hello == wire.Hello(INBOX, 1, 2, 3, b"")
     welcome = wire.WELCOME.decode(b"P" + INBOX + b"\0w\x01\0instance\0\0\0\x02\0\0\0\x03")
@@ -156,7 +159,7 @@ def test_a_hello_and_a_welcome_of_version_1_are_read() -> None:
 
 
 def test_a_hello_of_a_later_version_is_read() -> None:
-    """Bytes that a later version appends do not hide its version number."""
+    """A hello of a later version is decoded, with its version number and the appended bytes."""
     hello = wire.Hello(INBOX, wire.VERSION + 1, 1, 0)
     assert wire.HELLO.decode(wire.HELLO.encode(hello) + b"and more") == hello._replace(forwarders=b"and more")
     with pytest.raises(FrameError, match="has 25 bytes"):
@@ -164,7 +167,7 @@ def test_a_hello_of_a_later_version_is_read() -> None:
 
 
 def test_a_group_message_is_read_back() -> None:
-    """The head contains the key of the run, the number, flags and ttl."""
+    """The head of a group message contains the key of the run, the number, flags and time to live."""
     topic = wire.group_topic("Zürich")
     frame = wire.ordered(topic, b"sender..", 5, wire.FLAG_FIRST, 60_000, b"\0\1payload")
     end = wire.topic_end(frame)
@@ -175,7 +178,7 @@ def test_a_group_message_is_read_back() -> None:
 
 
 def test_a_direct_message_is_read_back() -> None:
-    """It names its channel in full, because several channels of a process share an inbox."""
+    """A direct message contains the full name of its channel, since several channels of a process share an inbox."""
     body = wire.direct_body("specific.é!1", b"\0payload")
     frame = wire.ordered(wire.direct_prefix(INBOX), b"sender..", 1, 0, 0, body)
     *_, start = wire.read_order(frame, wire.SUB_KIND + 1)
@@ -197,7 +200,10 @@ known_forwarders = st.builds(wire.KnownForwarder, addresses, addresses, st.boole
 
 @given(st.lists(known_forwarders, max_size=wire.MAX_FORWARDERS + 1))
 def test_a_list_of_forwarders_is_read_back(known: list[KnownForwarder | wire.KnownForwarder]) -> None:
-    """As many as may be listed. An address may contain anything but a NUL: a path of ipc may contain spaces."""
+    """A list of forwarders is decoded as it was encoded, up to the number and bytes that may be listed.
+
+    An address may contain anything but a NUL: a path of ipc may contain spaces.
+    """
     listed = wire.listed(known)
     assert wire.decode_forwarders(wire.encode_forwarders(listed)) == tuple(listed) == tuple(known[: len(listed)])
     if len(listed) < min(len(known), wire.MAX_FORWARDERS):
@@ -207,27 +213,30 @@ def test_a_list_of_forwarders_is_read_back(known: list[KnownForwarder | wire.Kno
 
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_list_of_forwarders_or_refused(raw: bytes) -> None:
-    """What is read encodes to the same bytes."""
+    """Any bytes that decode as a list of forwarders encode to the same bytes; others raise FrameError."""
     with suppress(FrameError):
         assert wire.encode_forwarders(wire.decode_forwarders(raw)) == raw
 
 
 @pytest.mark.parametrize("address", [b"", b"a\0b", b"x" * (wire.MAX_ADDRESS + 1)])
 def test_an_invalid_address_of_a_forwarder_is_never_sent(address: bytes) -> None:
-    """The hello that contains it would be dropped as malformed."""
+    """An invalid address of a forwarder is not encoded, since its hello would be dropped as malformed."""
     with pytest.raises(FrameError, match="forwarder"):
         wire.encode_forwarders([wire.KnownForwarder(b"pull", address, True)])
 
 
 @pytest.mark.parametrize("instance", [b"0", b"A" * 16, b"g" * 16, b"0" * 15, b"0" * 17])
 def test_an_invalid_instance_in_a_list_is_refused(instance: bytes) -> None:
-    """It is the hexadecimal form of the eight bytes in a welcome."""
+    """An instance in a list is the hexadecimal form of the eight bytes in a welcome, and is refused otherwise."""
     with pytest.raises(FrameError, match="16 lowercase hexadecimal digits"):
         wire.encode_forwarders([wire.KnownForwarder(b"pull", b"pub", True, instance)])
 
 
 def test_the_longest_list_of_forwarders_fits_into_a_frame() -> None:
-    """A frame that is larger than the overhead beside the smallest payload would close its connection."""
+    """The longest list of forwarders fits into a frame.
+
+    A frame that is larger than the overhead beside the smallest payload would close its connection.
+    """
     longest = b"x" * wire.MAX_ADDRESS
     known = [wire.KnownForwarder(longest, longest, True, b"0" * wire.INSTANCE_DIGITS)] * wire.MAX_FORWARDERS
     welcome = wire.Welcome(INBOX, 1, 0, bytes(8), 1, 1, wire.encode_forwarders(wire.listed(known)))
@@ -240,14 +249,14 @@ def test_the_longest_list_of_forwarders_fits_into_a_frame() -> None:
 
 @pytest.mark.parametrize("frame", [b"", b"G", b"G\0", b"Gname", b"\0\0"])
 def test_a_topic_has_a_name_and_a_nul(frame: bytes) -> None:
-    """Otherwise a prefix match would reach the wrong subscribers."""
+    """A topic without a name or a NUL is refused, since a prefix match would reach the wrong subscribers."""
     with pytest.raises(FrameError, match="NUL"):
         wire.topic_end(frame)
 
 
 @pytest.mark.parametrize("body, reason", [(b"", "lacks"), (b"\0p", "lacks"), (b"name", "lacks"), (b"\xff\0p", "UTF-8")])
 def test_a_direct_message_without_a_readable_channel_is_refused(body: bytes, reason: str) -> None:
-    """Such a message could not be delivered."""
+    """A direct message without a readable channel is refused, since it could not be delivered."""
     with pytest.raises(FrameError, match=reason):
         wire.channel_and_payload(body)
 
@@ -262,13 +271,16 @@ def test_durations_are_bounded(seconds: float, expected: int) -> None:
 
 
 def test_a_group_message_is_parsed_in_one_call() -> None:
-    """Topic, sender, number, flags, milliseconds to live and payload."""
+    """One call reads the topic, sender, number, flags, milliseconds to live and payload of a group message."""
     frame = wire.ordered(wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
     assert wire.read_group(frame) == (wire.group_topic("chat"), b"sender!!", 7, wire.FLAG_FIRST, 60_000, b"payload")
 
 
 def test_a_direct_message_is_parsed_in_one_call() -> None:
-    """Sender, number, flags, milliseconds to live, and the body: channel and payload."""
+    """One call reads the sender, number, flags, milliseconds to live and body of a direct message.
+
+    The body is the channel and the payload.
+    """
     inbox = b"0123456789abcdef"
     frame = wire.ordered(wire.direct_prefix(inbox), b"sender!!", 7, 0, 60_000, wire.direct_body("a!b", b"payload"))
     assert wire.read_direct(frame) == (b"sender!!", 7, 0, 60_000, b"a!b\0payload")
@@ -278,7 +290,7 @@ def test_a_direct_message_is_parsed_in_one_call() -> None:
     "frame", [b"G", b"Gchat", b"G\0", b"Gchat\0", b"Gchat\0sender!!", b"Gchat\0sender!!" + bytes(12)]
 )
 def test_a_group_message_that_ends_early_is_none(frame: bytes) -> None:
-    """A frame without a topic is invalid too."""
+    """A group message that ends early or lacks a topic raises FrameError."""
     with pytest.raises(wire.FrameError):
         wire.read_group(frame)
 
@@ -288,13 +300,13 @@ bodies = st.lists(st.binary(max_size=20), min_size=1, max_size=wire.MAX_BATCH)
 
 @given(bodies)
 def test_the_bodies_of_a_batch_are_read_back(bodies: list[bytes]) -> None:
-    """As many as a batch may have, of any length."""
+    """A batch of up to the maximum number of bodies, of any length, is decoded as it was encoded."""
     assert wire.batch_bodies(wire.batch(bodies)) == bodies
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_bodies_of_a_batch_or_refused(raw: bytes) -> None:
-    """What is read encodes to the same bytes."""
+    """Any bytes that decode as a batch encode to the same bytes; others raise FrameError."""
     with suppress(FrameError):
         assert wire.batch(wire.batch_bodies(raw)) == raw
 
@@ -302,7 +314,7 @@ def test_any_bytes_are_bodies_of_a_batch_or_refused(raw: bytes) -> None:
 @pytest.mark.parametrize("prefix", [wire.group_topic("room"), wire.direct_prefix(INBOX)])
 @pytest.mark.parametrize("is_again", [False, True])
 def test_a_batch_is_split_into_messages_with_consecutive_numbers(prefix: bytes, is_again: bool) -> None:
-    """They have all that the batch had; only the first one may begin a run."""
+    """The messages of a batch have consecutive numbers and its other fields; only the first may begin a run."""
     batch = wire.ordered(prefix, b"sender..", 7, wire.FLAG_FIRST | wire.FLAG_BATCH, 60_000, wire.batch([b"a", b"b"]))
     alone = [wire.ordered(prefix, b"sender..", 7 + at, 1 - at, 60_000, body) for at, body in enumerate((b"a", b"b"))]
     if is_again:
@@ -337,7 +349,10 @@ def message(topic: str, number: int, body: bytes = b"x", *, flags: int = 0, ttl:
     ],
 )
 def test_messages_that_follow_each_other_are_merged(frames: list[bytes], counts: list[int]) -> None:
-    """Into batches that split into the same messages; only those of different runs change places."""
+    """Consecutive messages of a run are merged into batches, which split into the same messages.
+
+    Only messages of different runs change places.
+    """
     merged = wire.merged(frames, 100)
     assert [len(wire.split(frame)) for frame in merged] == [wire.messages_in(frame) for frame in merged] == counts
     before = [one for frame in frames for one in wire.split(frame)]
@@ -345,14 +360,14 @@ def test_messages_that_follow_each_other_are_merged(frames: list[bytes], counts:
 
 
 def test_numbers_beyond_the_last_one_are_refused() -> None:
-    """A forged batch must not raise anything else."""
+    """A forged batch whose numbers exceed the last one raises FrameError, and nothing else."""
     frame = wire.ordered(b"Ga\0", b"sender..", wire.MAX_NUMBER, wire.FLAG_BATCH, 0, wire.batch([b"a", b"b"]))
     with pytest.raises(FrameError, match="too high"):
         wire.split(frame)
 
 
 def test_frames_are_distinguished_without_being_decoded() -> None:
-    """Loops that relay frames compare only their first bytes."""
+    """The first bytes distinguish frames, so loops that relay them need not decode them."""
     room, inbox = wire.group_topic("room"), wire.inbox_topic(INBOX)
     message, direct = wire.ordered(room, bytes(8), 1, 0, 0, b""), wire.direct_prefix(INBOX) + bytes(30)
     assert wire.subscribed_topic(wire.subscription(room)) == room
@@ -367,13 +382,13 @@ def test_frames_are_distinguished_without_being_decoded() -> None:
 
 @given(st.lists(st.binary(max_size=50), max_size=20))
 def test_a_list_of_messages_is_read_back(messages: list[bytes]) -> None:
-    """Any bytes, also none."""
+    """A list of any messages, even an empty one, is decoded as it was encoded."""
     assert wire.decode_messages(wire.encode_messages(messages)) == messages
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_list_of_messages_or_refused(raw: bytes) -> None:
-    """What is read is written the same."""
+    """Any bytes that decode as a list of messages encode to the same bytes; others raise FrameError."""
     try:
         messages = wire.decode_messages(raw)
     except wire.FrameError:
@@ -382,7 +397,7 @@ def test_any_bytes_are_a_list_of_messages_or_refused(raw: bytes) -> None:
 
 
 def test_the_hashes_of_topics_are_read_back() -> None:
-    """In whatever order."""
+    """The hashes of topics are decoded as a set, without their order; other lengths than 4 bytes each are refused."""
     topics = [wire.group_topic(f"g{number}") for number in range(wire.MAX_HASHES)]
     assert wire.decode_hashes(wire.encode_hashes(topics)) == {wire.topic_hash(topic) for topic in topics}
     with pytest.raises(wire.FrameError, match="4 bytes each"):
@@ -390,7 +405,7 @@ def test_the_hashes_of_topics_are_read_back() -> None:
 
 
 def test_what_has_expired_is_not_replayed() -> None:
-    """It has waited for as long as it had left to live."""
+    """A message whose age reaches its time to live is not replayed; a younger one has the remaining milliseconds."""
     frame = wire.ordered(wire.group_topic("room"), b"s" * 8, 7, wire.FLAG_FIRST, 1000, b"x")
     again = wire.for_replay(frame, 999)
     assert again is not None

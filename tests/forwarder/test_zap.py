@@ -1,4 +1,4 @@
-"""The keys that may connect to a guarded socket."""
+"""The keys that may connect to a guarded socket, and keys that are revoked."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Peers:
         return client
 
     def refused(self, count: int) -> None:
-        """Make turns until that many connections were refused."""
+        """Run turns until that many connections are refused."""
         while self.gate.refused < count:
             self.turn()
 
@@ -51,7 +51,7 @@ class Peers:
 
 @pytest.fixture
 def closing() -> Iterator[list[Peers]]:
-    """A list of peers that are closed at the end."""
+    """Return a list of peers that are closed at the end."""
     made: list[Peers] = []
     yield made
     for peers in made:
@@ -72,7 +72,7 @@ def guard(sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list[Peers
 
 
 def test_any_key_may_connect_without_a_list(guard: Callable[..., Peers]) -> None:
-    """CURVE then encrypts the traffic and authenticates the server only."""
+    """Without a list any key may connect: CURVE then encrypts the traffic and authenticates only the server."""
     peers = guard(None)
     peers.client(new_pair()[1])
     while not peers.socket.poll(0):
@@ -84,14 +84,14 @@ def test_any_key_may_connect_without_a_list(guard: Callable[..., Peers]) -> None
 def test_refusals_are_logged_at_a_limited_rate(
     guard: Callable[..., Peers], clock: Clock, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """The rate is limited for each address; the next line reports how many were not logged."""
+    """Refusals are logged at a limited rate for each address, and the next line reports how many were not logged."""
     peers = guard(AllowedKeys([new_pair()[0]]))
     other = new_pair()[0] if wrong == "server's key" else None
     with caplog.at_level(logging.WARNING):
         for count in range(1, 4):
             peers.client(new_pair()[1], public=other)
             peers.refused(count)
-        assert sum("was refused" in line for line in caplog.messages) <= 2  # one whose address went too fast may differ
+        assert sum("was refused" in line for line in caplog.messages) <= 2  # a peer that left too fast has no address
         clock.now += zap.LOG_EVERY
         peers.client(new_pair()[1], public=other)
         peers.refused(4)
@@ -100,7 +100,7 @@ def test_refusals_are_logged_at_a_limited_rate(
 
 
 def test_nobody_is_let_in_when_the_gate_is_gone(guard: Callable[..., Peers]) -> None:
-    """By default ZeroMQ then accepts every peer."""
+    """Once the gate is closed no peer can connect, although ZeroMQ accepts every peer by default then."""
     peers = guard(None)
     peers.gate.close()
     client = peers.client(new_pair()[1])
@@ -163,7 +163,7 @@ class Admitted(Peers):
 def admit(
     sockets: Sockets[zmq.Socket[bytes]], clock: Clock, closing: list[Peers], tmp_path: Path
 ) -> Callable[..., Admitted]:
-    """Return a function that makes a socket which admits two keys."""
+    """Return a function that creates a socket that admits two keys."""
 
     def admit(kind: zmq.SocketType) -> Admitted:
         closing.append(admitted := Admitted(sockets, clock, tmp_path / "allowed", kind))
@@ -173,7 +173,10 @@ def admit(
 
 
 def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit: Callable[..., Admitted]) -> None:
-    """Although it has subscribed to nothing but what another client had subscribed to before, and sends nothing."""
+    """A client whose key is revoked receives nothing more and cannot reconnect, and other clients miss no message.
+
+    That holds although it subscribes to nothing but the topic of another client, and sends nothing.
+    """
     admitted = admit(zmq.XPUB)
     one, two = admitted.subscribe("one"), admitted.subscribe("two")
     admitted.allow("one")
@@ -183,14 +186,17 @@ def test_a_revoked_key_receives_nothing_more_and_nobody_else_notices(admit: Call
     for number in range(20):
         admitted.socket.send(b"G%d" % number)
     assert [one.recv() for _ in range(20)] == [b"G%d" % number for number in range(20)]
-    while not admitted.gate.refused:  # it tries again, and is not let in
+    while not admitted.gate.refused:  # it reconnects, and is refused
         admitted.turn()
     assert not two.poll(0)
     assert admitted.admission.end_revoked() == 0
 
 
 def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit: Callable[..., Admitted]) -> None:
-    """What it sent before the list has changed is treated like that as well: the list decides when a frame is read."""
+    """A frame of a revoked key is dropped and ends its connection, even if it was sent before the list changed.
+
+    The list decides when a frame is read.
+    """
     admitted = admit(zmq.PULL)
     one, two = (admitted.connect(name, zmq.PUSH) for name in ("one", "two"))
     for client in (one, two):
@@ -207,7 +213,7 @@ def test_what_a_revoked_key_still_sends_is_dropped_and_ends_its_connection(admit
 
 
 def test_a_key_that_is_put_back_is_admitted_again(admit: Callable[..., Admitted]) -> None:
-    """At once, without another key being revoked."""
+    """A key that is put back into the list is admitted again at once, without another key being revoked."""
     admitted = admit(zmq.PULL)
     client = admitted.connect("two", zmq.PUSH)
     for names in (("one",), ("one", "two")):

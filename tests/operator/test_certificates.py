@@ -1,4 +1,4 @@
-"""The webhook's certificates: what is renewed when, and that a leaf is trusted at every moment."""
+"""The webhook's certificates: when each is renewed, and that clients trust the leaf at every moment."""
 
 import ssl
 from base64 import b64decode, b64encode
@@ -27,7 +27,7 @@ DAY = timedelta(days=1)
 
 
 def trusts(bundle: bytes, leaf: bytes, now: datetime) -> bool:
-    """Return whether a client that has this bundle would accept this leaf, by the rules of the web."""
+    """Return whether a client with this bundle accepts this leaf, by the rules of the Web PKI."""
     store = Store(x509.load_pem_x509_certificates(bundle))
     verifier = PolicyBuilder().store(store).time(now).build_server_verifier(DNSName(NAMES[0]))
     try:
@@ -47,7 +47,7 @@ def changed(secret: Manifest, key: str, value: bytes) -> Manifest:
 
 
 def test_the_first_ones_are_valid_for_every_name() -> None:
-    """One authority and a leaf by it, with a key that fits; valid already for a clock that is late."""
+    """The first leaf is signed by the one authority and valid for every name, even if a client's clock is late."""
     found = renewed(None, NAMES, START)
     assert len(found.authorities) == 1
     assert trusts(found.bundle, found.leaf, START)
@@ -58,7 +58,7 @@ def test_the_first_ones_are_valid_for_every_name() -> None:
 
 
 def test_nothing_changes_until_something_is_due() -> None:
-    """The very same certificates, for two thirds of the leaf's life."""
+    """The certificates stay equal for two thirds of the leaf's life; then the leaf and its key are renewed."""
     first = renewed(None, NAMES, START)
     assert renewed(first, NAMES, START + 59 * DAY) is not first
     assert renewed(first, NAMES, START + 59 * DAY) == first
@@ -69,7 +69,7 @@ def test_nothing_changes_until_something_is_due() -> None:
 
 
 def test_other_names_need_another_leaf() -> None:
-    """By the same authority."""
+    """A leaf with outdated names is replaced by one that the same authority signs."""
     first = renewed(None, ["old.home.svc"], START)
     second = renewed(first, NAMES, START)
     assert second.authorities == first.authorities
@@ -77,7 +77,10 @@ def test_other_names_need_another_leaf() -> None:
 
 
 def test_a_new_authority_stands_beside_the_old_one_before_it_signs() -> None:
-    """Both are in the bundle; a leaf that is due meanwhile is signed by the old one, later ones by the new one."""
+    """A new authority is in the bundle, beside the old one, before it signs a leaf.
+
+    A leaf that is due meanwhile is signed by the old authority, later ones by the new one.
+    """
     first = renewed(None, NAMES, START)
     due = START + AUTHORITY_DAYS * DAY * 2 / 3 + DAY
     second = renewed(first, NAMES, due)
@@ -91,7 +94,7 @@ def test_a_new_authority_stands_beside_the_old_one_before_it_signs() -> None:
 
 
 def test_an_expired_authority_leaves_the_bundle() -> None:
-    """And everything is made anew where nothing else is left."""
+    """An expired authority is dropped from the bundle; if none is left, a new one is created."""
     first = renewed(None, NAMES, START)
     after = renewed(first, NAMES, START + (AUTHORITY_DAYS + 1) * DAY)
     assert len(after.authorities) == 1
@@ -101,10 +104,10 @@ def test_an_expired_authority_leaves_the_bundle() -> None:
 
 @pytest.mark.parametrize("every", [1, 7, 29])
 def test_for_twelve_years_what_pods_serve_is_trusted(every: int) -> None:
-    """Day by day, with an operator that looks every so many days: by the bundle of now and by that of the look before.
+    """For twelve years, at each interval between reconciliations, clients trust the leaf that pods serve.
 
-    Pods take up a leaf up to one look late: the leaf before is trusted still. And by the bundle before too, as an API
-    server may not have the new one yet.
+    They trust it by the current bundle and by the previous one, since an API server may not have the new bundle yet.
+    The current bundle also trusts the previous leaf, since pods load a leaf up to one reconciliation late.
     """
     now, before = START, renewed(None, NAMES, START)
     leaves, authorities = {before.leaf}, set(before.authorities)
@@ -123,7 +126,7 @@ def test_for_twelve_years_what_pods_serve_is_trusted(every: int) -> None:
 
 
 def test_secrets_give_back_what_was_put_into_them() -> None:
-    """One or several authorities; and Kubernetes takes them."""
+    """Certificates survive the round trip through their Secrets, which are valid in every supported Kubernetes."""
     first = renewed(None, NAMES, START)
     second = renewed(first, NAMES, START + 2500 * DAY)
     assert len(second.authorities) == 2
@@ -138,7 +141,7 @@ def test_secrets_give_back_what_was_put_into_them() -> None:
 
 
 def test_the_pair_is_one_that_python_serves(tmp_path: Any) -> None:
-    """The formats are those of files."""
+    """Python's TLS server loads the leaf and its key from files, and a client loads the bundle."""
     found = renewed(None, NAMES, START)
     (tmp_path / "tls.crt").write_bytes(found.leaf)
     (tmp_path / "tls.key").write_bytes(found.key)
@@ -160,7 +163,7 @@ other = renewed(None, NAMES, START)
     ],
 )
 def test_a_leaf_that_was_tampered_with_is_made_anew_by_the_same_authority(key: str, value: bytes) -> None:
-    """So that what pods still serve stays trusted."""
+    """A damaged leaf or key is replaced by the same authority, so that clients still trust the leaf that pods serve."""
     first = renewed(None, NAMES, START)
     leaf, authority = secrets(first)
     found = from_secrets(changed(leaf, key, value), authority)
@@ -173,7 +176,7 @@ def test_a_leaf_that_was_tampered_with_is_made_anew_by_the_same_authority(key: s
 
 @pytest.mark.parametrize("leaf", [None, {}, {"data": None}, {"data": {"tls.crt": "?"}}])
 def test_a_lost_leaf_is_made_anew_by_the_same_authority(leaf: Any) -> None:
-    """As if it were due."""
+    """A missing or unreadable leaf Secret keeps the authority, which signs a new leaf as if one were due."""
     first = renewed(None, NAMES, START)
     found = from_secrets(leaf, secrets(first)[1])
     assert found == Certificates(first.authorities, b"", b"")
@@ -181,7 +184,7 @@ def test_a_lost_leaf_is_made_anew_by_the_same_authority(leaf: Any) -> None:
 
 
 def test_a_leaf_of_another_authority_is_made_anew() -> None:
-    """Also one that says it is of the same."""
+    """A leaf that another authority signed is replaced, even though its issuer has the same name."""
     first = renewed(None, NAMES, START)
     after = renewed(Certificates(first.authorities, other.leaf, other.key), NAMES, START)
     assert after.leaf != other.leaf
@@ -193,7 +196,7 @@ def test_a_leaf_of_another_authority_is_made_anew() -> None:
     [("ca.crt", b"nonsense"), ("ca.key", b"nonsense"), ("ca.key", other.authorities[0].key), ("ca.key", b"")],
 )
 def test_an_authority_that_was_tampered_with_is_none(key: str, value: bytes) -> None:
-    """Nothing can be signed by it: everything is made anew."""
+    """A damaged or missing authority can sign nothing, so its Secrets count as absent and all are created again."""
     leaf, authority = secrets(renewed(None, NAMES, START))
     assert from_secrets(leaf, changed(authority, key, value)) is None
     assert from_secrets(leaf, None) is None
@@ -201,7 +204,7 @@ def test_an_authority_that_was_tampered_with_is_none(key: str, value: bytes) -> 
 
 
 def test_an_own_leaf_without_names_is_replaced() -> None:
-    """A foreign certificate in the operator's Secret does not cause a failure."""
+    """A certificate without names in the operator's Secret is replaced and does not cause a failure."""
     first = renewed(None, NAMES, START)
     authority = first.authorities[0]
     found = Certificates(first.authorities, authority.certificate, authority.key)
@@ -209,7 +212,7 @@ def test_an_own_leaf_without_names_is_replaced() -> None:
 
 
 def test_keys_are_not_shown() -> None:
-    """Neither by accident nor in a log."""
+    """The repr of certificates omits the private keys, so that no log leaks them; the Secret contains the key."""
     first = renewed(None, NAMES, START)
     assert "PRIVATE" not in repr(first)
     assert b64decode(secrets(first)[0]["data"]["tls.key"]) == first.key

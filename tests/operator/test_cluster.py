@@ -1,4 +1,4 @@
-"""The client, against a small server that notes what comes in and answers what a test says."""
+"""The Kubernetes client, against a small server that records the requests and sends the answer that a test sets."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ HOOK = {
 
 
 class Server:
-    """What an API server looks like to a client."""
+    """An API server, as far as a client can distinguish one."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -86,21 +86,21 @@ def refusal(status: int, reason: str, message: str = "") -> dict[str, Any]:
     ],
 )
 async def test_a_kind_has_its_path(cluster: RealCluster, server: Server, kind: str, namespace: str, path: str) -> None:
-    """The one request is the one that was meant: nothing is discovered."""
+    """A request for a kind uses the path of its API group directly, without discovery."""
     assert await cluster.get(kind, namespace, "x") == SERVICE
     assert [(one.method, one.path) for one in server.seen] == [("GET", path)]
     assert cluster.requests == 1
 
 
 def test_every_kind_has_an_api_version_and_a_plural() -> None:
-    """Those of Kubernetes are lower case."""
+    """Every kind has a lower-case plural and a versioned API group, as Kubernetes requires."""
     for kind, where in KINDS.items():
         assert where.plural.startswith(kind.lower()[:-1]), kind
         assert where.api_version.rpartition("/")[2][0] == "v", kind
 
 
 async def test_what_is_not_there_is_none(cluster: RealCluster, server: Server) -> None:
-    """And no error; any other refusal is one."""
+    """An object that does not exist is returned as None; any other refusal raises ClusterError."""
     server.status, server.answer = 404, refusal(404, "NotFound")
     assert await cluster.get("Service", "home", "x") is None
     server.status, server.answer = 403, refusal(403, "Forbidden", "not you")
@@ -114,7 +114,10 @@ async def test_what_is_not_there_is_none(cluster: RealCluster, server: Server) -
 async def test_a_list_is_of_one_namespace_or_of_all(
     cluster: RealCluster, server: Server, namespace: str, path: str
 ) -> None:
-    """By label, and without contents; each item says what it is, which the server's list leaves out."""
+    """A list selects by label, in one namespace or in all, and requests metadata only.
+
+    Each item gets an apiVersion and a kind, which the server's list leaves out.
+    """
     server.answer = {"kind": "PartialObjectMetadataList", "items": [{"metadata": {"name": "x"}, "spec": {}}]}
     assert [one async for one in cluster.metadata("Deployment", namespace, "owned")] == [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}}
@@ -125,13 +128,13 @@ async def test_a_list_is_of_one_namespace_or_of_all(
 
 
 async def test_an_empty_list_is_read(cluster: RealCluster, server: Server) -> None:
-    """The API server sends null for the items of an empty list of metadata."""
+    """A list whose items are null is empty, since the API server sends null for an empty list of metadata."""
     server.answer = {"kind": "PartialObjectMetadataList", "metadata": {}, "items": None}
     assert [one async for one in cluster.metadata("ConfigMap", "")] == []
 
 
 async def test_a_list_is_read_page_by_page(cluster: RealCluster, server: Server) -> None:
-    """A page is asked for once the one before is used up."""
+    """The next page of a list is requested only after the items of the previous page are used up."""
     server.answer = {"metadata": {"continue": "more"}, "items": [{"metadata": {"name": "x"}}]}
     found = cluster.metadata("ConfigMap", "")
     assert (await anext(found))["metadata"] == {"name": "x"}
@@ -144,7 +147,7 @@ async def test_a_list_is_read_page_by_page(cluster: RealCluster, server: Server)
 
 
 async def test_an_apply_is_server_side_and_forced(cluster: RealCluster, server: Server) -> None:
-    """As our field manager; the body is the manifest as it is, and the answer what the object is then."""
+    """An apply sends the unchanged manifest under our field manager, with force, and returns the resulting object."""
     server.answer = {**SERVICE, "metadata": {**SERVICE["metadata"], "uid": UID}}  # type: ignore[dict-item]
     assert (await cluster.apply(SERVICE))["metadata"]["uid"] == UID
     assert server.last() == ("PATCH", "/api/v1/namespaces/home/services/chat")
@@ -156,13 +159,13 @@ async def test_an_apply_is_server_side_and_forced(cluster: RealCluster, server: 
 
 
 async def test_a_status_is_applied_to_its_subresource(cluster: RealCluster, server: Server) -> None:
-    """The path says so."""
+    """A status is applied to the path of the status subresource."""
     await cluster.apply({"kind": KIND, "metadata": {"name": "chat", "namespace": "home"}}, subresource="status")
     assert server.last()[1] == "/apis/channels-zmq.io/v1alpha1/namespaces/home/zmqchannellayers/chat/status"
 
 
 async def test_events_and_leases_are_created_and_replaced(cluster: RealCluster, server: Server) -> None:
-    """A POST without a name, and a PUT with it."""
+    """A creation is a POST without a name, and a replacement is a PUT with the object's name."""
     event = {"kind": "Event", "metadata": {"generateName": "chat-", "namespace": "home"}}
     await cluster.create(event)
     assert server.last() == ("POST", "/apis/events.k8s.io/v1/namespaces/home/events")
@@ -173,7 +176,7 @@ async def test_events_and_leases_are_created_and_replaced(cluster: RealCluster, 
 
 
 async def test_a_deletion_is_of_that_one_object(cluster: RealCluster, server: Server) -> None:
-    """By its uid; it is not an error if it is gone, or another one has its name."""
+    """A deletion is conditional on the uid, and succeeds if that object is gone or another one has its name."""
     await cluster.delete("Service", "home", "chat", UID)
     assert server.last() == ("DELETE", "/api/v1/namespaces/home/services/chat")
     assert server.bodies[-1]["preconditions"] == {"uid": UID}
@@ -186,7 +189,7 @@ async def test_a_deletion_is_of_that_one_object(cluster: RealCluster, server: Se
 
 
 async def test_kinds_that_are_served(cluster: RealCluster, server: Server) -> None:
-    """Known, unknown in a known group, a group that does not exist, or one whose discovery is forbidden."""
+    """A kind is served if its group lists it, and is not if the group lacks it, is missing or is forbidden to read."""
     server.answer = {"resources": [{"name": "servicemonitors"}]}
     assert await cluster.serves("ServiceMonitor")
     assert server.last() == ("GET", "/apis/monitoring.coreos.com/v1")
@@ -202,7 +205,7 @@ async def test_kinds_that_are_served(cluster: RealCluster, server: Server) -> No
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 429, 500, 503])
 async def test_a_refusal_tells_what_and_why(cluster: RealCluster, server: Server, status: int) -> None:
-    """The request, the server's words, and both again as data; it is asked once."""
+    """A refusal raises ClusterError with the request, the server's message, status and reason, and is not retried."""
     server.status, server.answer = status, refusal(status, "BecauseOfThis", "it is so")
     with pytest.raises(ClusterError) as caught:
         await cluster.apply(SERVICE)
@@ -212,7 +215,7 @@ async def test_a_refusal_tells_what_and_why(cluster: RealCluster, server: Server
 
 
 async def test_a_namespace_that_is_being_deleted_is_an_error_of_its_own(cluster: RealCluster, server: Server) -> None:
-    """Nothing can be created in it, and there is nothing to be done about that."""
+    """A write into a terminating namespace raises NamespaceEnding, since nothing can be created in it any more."""
     causes = [{"reason": "NamespaceTerminating", "message": "namespace home is being terminated"}]
     server.status, server.answer = 403, {**refusal(403, "Forbidden", "no"), "details": {"causes": causes}}
     with pytest.raises(NamespaceEnding):
@@ -221,7 +224,7 @@ async def test_a_namespace_that_is_being_deleted_is_an_error_of_its_own(cluster:
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", '{"kind": "Status"}', "null"])
 async def test_a_refusal_without_words_is_one_too(cluster: RealCluster, server: Server, answer: str) -> None:
-    """A proxy on the way does not speak Kubernetes."""
+    """An error without a Status object raises ClusterError by its HTTP status: a proxy does not speak Kubernetes."""
     server.status, server.answer = 502, answer
     with pytest.raises(ClusterError) as caught:
         await cluster.apply(SERVICE)
@@ -231,7 +234,7 @@ async def test_a_refusal_without_words_is_one_too(cluster: RealCluster, server: 
 
 @pytest.mark.parametrize("answer", ["", "<html>", "[]", "null", "5"])
 async def test_an_answer_that_is_no_object_is_a_failure(cluster: RealCluster, server: Server, answer: str) -> None:
-    """Not an exception of another kind."""
+    """A successful response that is not a JSON object raises ClusterError, not an exception of another kind."""
     server.answer = answer
     with pytest.raises(ClusterError) as caught:
         await cluster.get("Service", "home", "x")
@@ -239,7 +242,7 @@ async def test_an_answer_that_is_no_object_is_a_failure(cluster: RealCluster, se
 
 
 async def test_a_server_that_is_away_is_a_failure_without_a_status(unused_tcp_port: int) -> None:
-    """The connection is refused."""
+    """A refused connection raises ClusterError with status 0."""
     async with client.ApiClient(client.Configuration(host=f"http://127.0.0.1:{unused_tcp_port}")) as api:
         cluster: Cluster = RealCluster(api)
         for call in (cluster.get("Service", "home", "x"), cluster.apply(SERVICE), cluster.serves(KIND)):
@@ -251,7 +254,7 @@ async def test_a_server_that_is_away_is_a_failure_without_a_status(unused_tcp_po
 async def test_a_server_that_hangs_is_given_up(
     cluster: RealCluster, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the time for one request."""
+    """A request to a server that hangs raises ClusterError once the timeout for one request has passed."""
     monkeypatch.setattr(module, "TIMEOUT", 0.05)
     server.hangs = True
     with pytest.raises(ClusterError, match="Timeout") as caught:
@@ -261,7 +264,7 @@ async def test_a_server_that_hangs_is_given_up(
 
 
 async def test_a_connection_that_breaks_is_a_failure(unused_tcp_port: int) -> None:
-    """In the middle of an answer."""
+    """A connection that breaks in the middle of a response raises ClusterError with status 0."""
 
     async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -279,7 +282,7 @@ async def test_a_connection_that_breaks_is_a_failure(unused_tcp_port: int) -> No
 async def test_outside_of_a_pod_it_connects_by_kubeconfig(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The current context of the file in KUBECONFIG."""
+    """Outside of a pod, the client uses the current context of the kubeconfig file."""
     path = tmp_path / "config"
     path.write_text(
         yaml.safe_dump(

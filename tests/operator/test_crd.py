@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, as far as that can be known without an API server."""
+"""The CustomResourceDefinition, as far as it can be checked without an API server."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ Schema = dict[str, Any]
 
 
 def nodes(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
-    """Yield every schema inside of one."""
+    """Yield a schema and every schema inside it, each with its path."""
     yield path, schema
     for name, part in schema.get("properties", {}).items():
         yield from nodes(part, f"{path}.{name}")
@@ -36,12 +36,15 @@ NODES = dict(nodes(ROOT, "resource"))
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_kubernetes_takes_the_definition(version: str) -> None:
-    """Strictly, by the schema of definitions themselves."""
+    """The definition is strictly valid by Kubernetes' own schema of CustomResourceDefinitions."""
     assert problems(DEFINITION, version) == []
 
 
 def test_the_schema_is_structural() -> None:
-    """What apiextensions demands: a type everywhere, no references, no `additionalProperties` beside `properties`."""
+    """The schema is structural, as apiextensions demands.
+
+    It has a type everywhere, no references, and no `additionalProperties` beside `properties`.
+    """
     for path, node in NODES.items():
         assert "type" in node or node.get("x-kubernetes-int-or-string"), path
         assert not {"$ref", "$defs", "title", "const", "oneOf", "definitions", "patternProperties"} & node.keys(), path
@@ -54,14 +57,14 @@ def test_the_schema_is_structural() -> None:
 
 
 def test_every_field_is_described() -> None:
-    """So that `kubectl explain` says something; apiVersion, kind and metadata are Kubernetes' own."""
+    """Every field of spec and status has a description for `kubectl explain`; Kubernetes describes the others."""
     for path, node in NODES.items():
         if not path.endswith("[]") and path.startswith(("resource.spec", "resource.status")):
             assert node.get("description", "").endswith("."), path
 
 
 def test_every_default_is_valid() -> None:
-    """Each by its own schema, those of whole parts too; and an empty spec becomes what pydantic makes of it."""
+    """Every default is valid by its own schema, and the defaults of an empty spec equal those of pydantic."""
     for path, node in NODES.items():
         if "default" in node:
             assert list(Draft202012Validator(strict(node)).iter_errors(node["default"])) == [], path
@@ -76,7 +79,7 @@ def test_every_default_is_valid() -> None:
 
 
 def defaulted(value: Any, schema: Schema) -> Any:
-    """Return a value as the API server stores it."""
+    """Return a value as the API server stores it, with the schema's defaults."""
     if not isinstance(value, dict) or "properties" not in schema:
         return value
     out = dict(value)
@@ -89,7 +92,7 @@ def defaulted(value: Any, schema: Schema) -> Any:
 
 
 def test_columns_show_what_is_there() -> None:
-    """Each path leads to a field of the schema."""
+    """The path of every printer column leads to a scalar or list field of the schema."""
     for column in VERSION["additionalPrinterColumns"]:
         node: Schema = ROOT
         path, chosen = re.subn(r'\[\?\(@\.type=="(Ready|Progressing)"\)\]', "[]", column["jsonPath"])
@@ -103,14 +106,14 @@ def test_columns_show_what_is_there() -> None:
 
 
 def test_conditions_are_a_map() -> None:
-    """So that each can be applied by itself."""
+    """The conditions are a map list keyed by type, so that each can be applied by itself."""
     conditions = ROOT["properties"]["status"]["properties"]["conditions"]
     assert conditions["x-kubernetes-list-type"] == "map"
     assert conditions["x-kubernetes-list-map-keys"] == ["type"]
 
 
 def test_rules_have_messages() -> None:
-    """Static ones: built ones cost too much."""
+    """Every CEL rule has a static message, since computed messages cost too much, and the first limits the name."""
     rules = [rule for node in NODES.values() for rule in node.get("x-kubernetes-validations", ())]
     assert rules
     for rule in rules:
@@ -120,7 +123,7 @@ def test_rules_have_messages() -> None:
 
 
 def test_rules_point_at_fields_that_the_schema_has() -> None:
-    """The API server refuses a definition whose `fieldPath` leads nowhere, also within `metadata`."""
+    """Every `fieldPath` leads to a field, also within `metadata`: the API server refuses a definition otherwise."""
     for node in NODES.values():
         for rule in node.get("x-kubernetes-validations", ()):
             inner = node
@@ -133,7 +136,7 @@ def test_rules_point_at_fields_that_the_schema_has() -> None:
 
 
 def strict(schema: Schema) -> Schema:
-    """Return a schema that refuses unknown fields, as kubectl does, and knows a number from a text."""
+    """Return a schema that refuses unknown fields, as kubectl does, and distinguishes a number from a string."""
     out = dict(schema)
     if schema.get("x-kubernetes-int-or-string"):
         out["type"] = ["integer", "string"]
@@ -221,12 +224,12 @@ BY_RULE: dict[str, tuple[Any, str]] = {
     "a size that is a word": ({"layer": {"maxMessageSize": "large"}}, "spec.layer.maxMessageSize"),
     "too short a rotation": ({"security": {"rotateEvery": "59m"}}, "spec.security.rotateEvery"),
 }
-"""What only the rules in CEL refuse, which need a cluster."""
+"""Specs that only the CEL rules refuse; only a cluster evaluates those."""
 
 
 @pytest.mark.parametrize("spec", GOOD.values(), ids=GOOD.keys())
 def test_both_take_a_good_spec(spec: Any) -> None:
-    """And also as the API server completes it."""
+    """The schema and pydantic both accept a good spec, with the API server's defaults and without them."""
     assert schema_takes(spec)
     assert parse({"spec": spec}) == parse({"spec": defaulted(spec, SPEC)})
     assert schema_takes(defaulted(spec, SPEC))
@@ -234,7 +237,10 @@ def test_both_take_a_good_spec(spec: Any) -> None:
 
 @pytest.mark.parametrize(("spec", "where"), BAD.values(), ids=BAD.keys())
 def test_both_refuse_a_bad_spec(spec: Any, where: str) -> None:
-    """Pydantic too, since a definition may be older than its operator; it names the field."""
+    """The schema and pydantic both refuse a bad spec, since a definition may be older than its operator.
+
+    The error of pydantic names the field.
+    """
     assert not schema_takes(spec)
     with pytest.raises(SpecError) as caught:
         parse({"spec": spec})
@@ -243,7 +249,7 @@ def test_both_refuse_a_bad_spec(spec: Any, where: str) -> None:
 
 @pytest.mark.parametrize(("spec", "where"), BY_RULE.values(), ids=BY_RULE.keys())
 def test_what_rules_refuse_pydantic_refuses_too(spec: Any, where: str) -> None:
-    """These pass the schema itself, and the field has a rule."""
+    """Pydantic refuses a spec that the schema accepts and only a CEL rule of the field refuses."""
     assert schema_takes(spec)
     node: Schema = SPEC
     for name in where.split(".")[1:]:
@@ -258,7 +264,7 @@ SIZES = st.one_of(st.integers(1, 2**31), st.sampled_from(["1", "10k", "16Mi", "2
 
 
 def values(schema: Schema) -> st.SearchStrategy[Any]:
-    """Return values for a schema, most of them good ones."""
+    """Return a strategy of values for a schema, most of them valid."""
     return st.one_of(good(schema), good(schema), good(schema), JUNK)
 
 
@@ -287,14 +293,14 @@ def good(schema: Schema) -> st.SearchStrategy[Any]:
 
 @given(good(SPEC))
 def test_what_the_cluster_stores_can_be_served(spec: Any) -> None:
-    """A spec that the schema takes is one that pydantic takes: nothing else comes to the operator."""
+    """Pydantic accepts every spec that the schema and its rules accept, and no other spec reaches the operator."""
     spec = without_nothings(spec)
     if schema_takes(spec) and not breaks_a_rule(spec):
         assert pydantic_takes(spec)
 
 
 def breaks_a_rule(value: Any, schema: Schema = SPEC) -> bool:
-    """Return whether a junk size is in it, which only a rule refuses."""
+    """Return whether the value contains a junk size, which only a CEL rule refuses."""
     if schema.get("x-kubernetes-int-or-string"):
         return (isinstance(value, str) and value not in ("1", "10k", "16Mi", "2Gi", "1G")) or value in (-2, -1, 0)
     known = schema.get("properties", {})
@@ -302,7 +308,7 @@ def breaks_a_rule(value: Any, schema: Schema = SPEC) -> bool:
 
 
 def without_nothings(value: Any) -> Any:
-    """Return a value as the API server reads it: it drops a null where there is a default."""
+    """Return a value as the API server reads it: it drops a null from a field with a default."""
     if isinstance(value, dict):
         return {key: without_nothings(inner) for key, inner in value.items() if inner is not None}
     return [without_nothings(inner) for inner in value] if isinstance(value, list) else value

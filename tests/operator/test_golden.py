@@ -1,6 +1,6 @@
-"""What a layer is made of, as whole manifests: compared with `golden/`, and with what Kubernetes takes.
+"""The manifests of a layer, compared as a whole with `golden/` and with the schemas of Kubernetes.
 
-After a change that is meant: `UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/operator/test_golden.py`, then read the
+After an intended change: `UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/operator/test_golden.py`, then read the
 diff.
 """
 
@@ -66,7 +66,7 @@ MATRIX: dict[str, tuple[dict[str, Any], bool]] = {
     "single": ({"forwarders": 1}, False),
     "closed": ({"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}}, True),
 }
-"""Specs, and whether the cluster knows ServiceMonitors."""
+"""Each spec, and whether the cluster serves ServiceMonitors."""
 by_name = pytest.mark.parametrize("name", MATRIX)
 
 
@@ -80,7 +80,7 @@ def rendered(name: str, layer: str = "chat") -> list[Manifest]:
 
 @by_name
 def test_it_is_as_it_was(name: str) -> None:
-    """Every field of every object."""
+    """Every field of every rendered object equals the golden file of its spec."""
     path = GOLDEN / f"{name}.yaml"
     text = yaml.safe_dump_all(rendered(name), sort_keys=False, width=120)
     if os.environ.get("UPDATE_GOLDEN"):
@@ -89,14 +89,14 @@ def test_it_is_as_it_was(name: str) -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    """Each belongs to a spec."""
+    """Every golden file belongs to a spec of the matrix, and every spec has one."""
     assert {path.stem for path in GOLDEN.glob("*")} == set(MATRIX)
 
 
 @by_name
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_kubernetes_takes_every_object(name: str, version: str) -> None:
-    """Strictly, by the schemas of the oldest and of the newest version."""
+    """Every object is strictly valid by the schemas of the oldest and of the newest supported Kubernetes."""
     for manifest in rendered(name):
         try:
             assert problems(manifest, version) == []
@@ -106,7 +106,7 @@ def test_kubernetes_takes_every_object(name: str, version: str) -> None:
 
 @by_name
 def test_names_fit_with_the_longest_layer(name: str) -> None:
-    """Names and labels have 63 characters at most."""
+    """Names and label values have at most 63 characters, even for the longest name of a layer."""
     for manifest in rendered(name, "l" * LONGEST_NAME):
         assert len(manifest["metadata"]["name"]) <= 63
         assert all(len(value) <= 63 for value in manifest["metadata"]["labels"].values())
@@ -114,7 +114,10 @@ def test_names_fit_with_the_longest_layer(name: str) -> None:
 
 @by_name
 def test_everything_belongs_to_the_layer(name: str) -> None:
-    """By its label, by which it is watched, and by its owner, with which it goes; and nothing asks for injection."""
+    """Every object has the label by which it is watched and the owner with which it is garbage-collected.
+
+    No object requests injection.
+    """
     for manifest in rendered(name):
         metadata = manifest["metadata"]
         assert metadata["namespace"] == "messaging"
@@ -128,7 +131,7 @@ def test_everything_belongs_to_the_layer(name: str) -> None:
 
 @by_name
 def test_the_forwarders_pod_is_restricted(name: str) -> None:
-    """As the Pod Security Standard of that name requires, without a token, and with a read-only root."""
+    """The forwarder's pod meets the restricted Pod Security Standard, without a token and with a read-only root."""
     (deployment,) = [each for each in rendered(name) if each["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -145,7 +148,7 @@ def test_the_forwarders_pod_is_restricted(name: str) -> None:
 
 @by_name
 def test_selectors_find_the_forwarders_pod(name: str) -> None:
-    """Of the Service, the budget, the network policy and the Deployment itself."""
+    """The selectors of Service, budget, NetworkPolicy, Deployment and ServiceMonitor match the labels they select."""
     objects = {each["kind"]: each for each in rendered(name)}
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
     for selector in (
@@ -166,7 +169,7 @@ def test_selectors_find_the_forwarders_pod(name: str) -> None:
 
 @by_name
 def test_no_secret_key_stands_outside_of_secrets(name: str) -> None:
-    """Neither the forwarders' nor the applications'; the public key may be seen."""
+    """Only Secrets contain the secret keys of forwarders and applications; the public key may appear elsewhere."""
     for manifest in rendered(name):
         if manifest["kind"] != "Secret":
             text = yaml.safe_dump(manifest)
@@ -176,5 +179,5 @@ def test_no_secret_key_stands_outside_of_secrets(name: str) -> None:
 
 @by_name
 def test_the_configuration_is_made_last(name: str) -> None:
-    """Pods that wait for it find everything else when it is there."""
+    """The ConfigMap is applied last, so that pods that wait for it find everything else."""
     assert rendered(name)[-1]["kind"] == "ConfigMap"

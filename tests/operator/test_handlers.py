@@ -1,4 +1,4 @@
-"""kopf's part: what is watched and how, and what comes of an event."""
+"""Kopf's part of the operator: what it watches and how, and the effect of each event."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ LAYER = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "chat", "
 
 
 class Told:
-    """What a queue and a WebhookCertificates were told."""
+    """A work queue and a WebhookCertificates that record the calls to them."""
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
@@ -42,7 +42,7 @@ class Told:
 
 
 class World:
-    """A registry of handlers, and a cluster whose events go through it."""
+    """A registry of handlers, and a cluster whose events pass through it."""
 
     def __init__(self, *, trust: bool = True) -> None:
         self.told, self.cluster = Told(), FakeCluster()
@@ -70,7 +70,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def levels() -> Iterator[None]:
-    """Give loggers back their levels, which are kopf's settings for a whole process."""
+    """Restore the levels of the loggers, which kopf's settings change for the whole process."""
     names = ("kopf.objects", "kopf.activities", "kopf._core", "aiohttp.access")
     before = {name: logging.getLogger(name).level for name in names}
     yield
@@ -79,7 +79,7 @@ def levels() -> Iterator[None]:
 
 
 def test_every_kind_is_watched_once() -> None:
-    """Layers, each kind of child, and the webhook's configuration where there is one to keep."""
+    """Layers, pods and each kind of child are watched once, as is the webhook's configuration where it is managed."""
     found = [(one.selector.group, one.selector.version, one.selector.any_name) for one in World().handlers]  # type: ignore[union-attr]
     expected = {(*_group(kind), KINDS[kind].plural) for kind in (KIND, *PRUNED, "Pod", "MutatingWebhookConfiguration")}
     assert len(found) == len(set(found)) == len(expected)
@@ -93,7 +93,7 @@ def _group(kind: str) -> tuple[str, str]:
 
 
 def test_no_handler_makes_kopf_write() -> None:
-    """No finalizer, no annotation: it only watches, and it can log in."""
+    """Kopf only watches and can log in; no handler makes it add a finalizer or an annotation."""
     registry = World().registry
     assert not registry._changing.get_all_handlers()
     assert not registry._spawning.get_all_handlers()
@@ -103,7 +103,7 @@ def test_no_handler_makes_kopf_write() -> None:
 
 
 async def test_a_layer_is_looked_at_when_its_spec_is_new() -> None:
-    """When it is listed, made or changed; not at its status, and not when it goes."""
+    """A layer is enqueued when it is listed or created or its spec changes, not at a new status or a deletion."""
     world = World()
     made = world.cluster.put(LAYER)
     await world.tell(None, made)
@@ -121,7 +121,10 @@ async def test_a_layer_is_looked_at_when_its_spec_is_new() -> None:
 
 @pytest.mark.parametrize("kind", PRUNED)
 async def test_a_child_that_changes_makes_its_layer_be_looked_at(kind: str) -> None:
-    """Found by its owner, also before the layer is seen. With only the label, it belongs to another owner."""
+    """A child that changes enqueues its owner, also before the layer is seen.
+
+    A child with only the label belongs to another owner and enqueues nothing.
+    """
     world = World()
     owner = {"kind": KIND, "name": "chat", "uid": "u"}
     metadata = {"name": "x", "namespace": "home", "labels": {OWNER_LABEL: "other"}, "ownerReferences": [owner]}
@@ -134,7 +137,7 @@ async def test_a_child_that_changes_makes_its_layer_be_looked_at(kind: str) -> N
 
 
 async def test_the_webhooks_configuration_is_told_to_its_keeper() -> None:
-    """Whatever happened to it."""
+    """Every event of the webhook's configuration passes it unchanged to WebhookCertificates."""
     world = World()
     await world.tell("MODIFIED", {"kind": "MutatingWebhookConfiguration", "metadata": {"name": "x"}, "webhooks": []})
     assert world.told.configurations == [
@@ -143,7 +146,7 @@ async def test_the_webhooks_configuration_is_told_to_its_keeper() -> None:
 
 
 def test_only_what_is_ours_is_watched() -> None:
-    """The server sends children with our label, the one configuration, and the one definition."""
+    """The API server sends only children with our label, the one webhook configuration and the one definition."""
     found = handlers.settings(Settings(webhook_name="hook"))
     for kind in PRUNED:
         assert found.watching.label_selectors[(*_group(kind), KINDS[kind].plural)] == OWNER_LABEL
@@ -155,13 +158,13 @@ def test_only_what_is_ours_is_watched() -> None:
 
 
 def test_with_namespaces_nothing_is_scanned() -> None:
-    """There is no right to."""
+    """An operator with a list of namespaces does not scan the cluster, since it has no permission to."""
     found = handlers.settings(Settings(watch_namespaces="a,b"))
     assert found.scanning.disabled
 
 
 def test_waits_are_bounded_and_nothing_is_posted() -> None:
-    """A watch ends by itself before a client would give it up; kopf makes no events, and is quiet."""
+    """A watch ends before its client's timeout, requests have a timeout, and kopf posts no events and logs little."""
     found = handlers.settings(Settings())
     assert not found.posting.enabled
     assert found.watching.server_timeout is not None
@@ -175,7 +178,7 @@ def test_waits_are_bounded_and_nothing_is_posted() -> None:
 
 @pytest.mark.parametrize("namespaces", [[], ["a", "b"]])
 async def test_kopf_is_run_as_this_operator_alone(namespaces: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without peering, with an identity, and in the namespaces of the settings."""
+    """Kopf runs without peering, under the replica's identity and in the namespaces of the settings."""
     given = SimpleNamespace()
 
     async def operator(**options: Any) -> None:
@@ -194,15 +197,15 @@ async def test_kopf_is_run_as_this_operator_alone(namespaces: list[str], monkeyp
 
 
 def test_the_version_of_the_resource_is_the_one_that_is_watched() -> None:
-    """One place says what it is."""
+    """The client uses the group and version of the layers' model, so that both are defined in one place."""
     assert KINDS[KIND].api_version == f"{GROUP}/{VERSION}" == API_VERSION
 
 
-# What is kept of what is seen
+# The content that is kept of watched objects
 
 
 class BigServer:
-    """An API server whose namespace has many large ConfigMaps with our label, which it makes when they are asked for.
+    """An API server whose namespace has many large ConfigMaps with our label, created when they are requested.
 
     Args:
         owners: Their owner references.
@@ -211,7 +214,7 @@ class BigServer:
     def __init__(self, owners: list[Manifest]) -> None:
         self.owners = owners
         self.served = {kind: KINDS[kind] for kind in (KIND, *PRUNED)}
-        self.served["Namespace"] = Kind("v1", "namespaces", namespaced=False)  # kopf waits until it knows these two
+        self.served["Namespace"] = Kind("v1", "namespaces", namespaced=False)  # kopf waits for these two kinds
         self.served["CustomResourceDefinition"] = Kind(
             "apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
         )
@@ -306,7 +309,7 @@ OWNED = [{"apiVersion": API_VERSION, "kind": KIND, "name": "chat", "uid": "uid-o
 
 @pytest.mark.parametrize("owners", [[], OWNED], ids=["owned by nobody", "owned by a layer"])
 async def test_large_objects_with_our_label_take_little_memory(big_server: BigServer, owners: list[Manifest]) -> None:
-    """300 ConfigMaps of a megabyte come page by page through kopf, and go again: nothing of their content stays."""
+    """Kopf reads 300 ConfigMaps of a megabyte page by page, and none of their content stays in memory."""
     reconciler, told, stop = Reconciler(FakeCluster(), Choices("image")), Told(), asyncio.Event()
     handled = handlers.registry(reconciler, told, PRUNED, None)  # type: ignore[arg-type]
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What is injected into pods, and what is left as it is."""
+"""The injection into pods, and the fields that it leaves as they are."""
 
 import copy
 import json
@@ -39,13 +39,13 @@ def pod(label: str | None = "chat", annotations: dict[str, str] | None = None, *
 
 
 def operations(pod: Manifest) -> list[dict[str, Any]]:
-    """Return the patch, parsed; empty if there is nothing to do."""
+    """Return the parsed patch; it is empty if there is nothing to inject."""
     parts = patch(pod)
     return [] if parts is None else list(json.loads("".join(parts)))
 
 
 def injected(before: Manifest) -> Manifest:
-    """Return the pod as the API server has it afterwards, checked; the argument is not changed."""
+    """Return the pod as the API server stores it after the patch, checked; the argument is not changed."""
     untouched = copy.deepcopy(before)
     after: Manifest = jsonpatch.apply_patch(before, operations(before))
     assert before == untouched
@@ -62,13 +62,13 @@ def variables(container: Manifest) -> dict[str, Manifest]:
 
 
 def test_a_pod_without_the_label_is_left_alone() -> None:
-    """Nor is one with an empty label changed."""
+    """A pod without the label, or with an empty one, is not changed."""
     assert patch(pod(None)) is None
     assert patch(pod("")) is None
 
 
 def test_variables_refer_to_the_layers_config_map() -> None:
-    """Which a pod waits for; nothing is copied."""
+    """The variables refer to the layer's ConfigMap, for which a pod waits, and copy no value."""
     (container,) = injected(pod())["spec"]["containers"]
     found = variables(container)
     assert found.keys() == VARIABLES
@@ -81,7 +81,10 @@ def test_variables_refer_to_the_layers_config_map() -> None:
 
 
 def test_whether_there_are_keys_does_not_depend_on_the_config_map() -> None:
-    """Who may edit a ConfigMap could name another server, or none with keys; without the Secret the pod waits."""
+    """The layer's Secret, for which a pod waits, determines the paths of the keys, and not its ConfigMap.
+
+    Otherwise an editor of the ConfigMap could name another server, or a layer without keys.
+    """
     (container,) = injected(pod())["spec"]["containers"]
     found = {name: one["valueFrom"] for name, one in variables(container).items() if name.endswith("_FILE")}
     assert found == {
@@ -94,7 +97,10 @@ def test_whether_there_are_keys_does_not_depend_on_the_config_map() -> None:
 
 
 def test_the_keys_are_a_volume_that_anybody_can_read_and_that_may_come_later() -> None:
-    """Only the two keys of the layer's Secret, and those of the users' one, read-only, where the paths say."""
+    """The keys are mounted read-only from a volume that every user can read and whose Secrets are optional.
+
+    It contains only the two keys of the layer's Secret and those of the users' Secret, at the paths of the variables.
+    """
     after = injected(pod())
     (volume,) = after["spec"]["volumes"]
     curve = [
@@ -114,7 +120,7 @@ def test_the_keys_are_a_volume_that_anybody_can_read_and_that_may_come_later() -
 
 
 def test_own_variables_win() -> None:
-    """What the author set stays as it is, and where it is; only the rest is added behind it."""
+    """A variable that the pod's author set keeps its value and position; only missing variables are appended."""
     own = [{"name": "FIRST", "value": "1"}, {"name": f"{ENV}OPTIONS", "value": "{}"}]
     (container,) = injected(pod(containers=[{"name": "web", "env": own}]))["spec"]["containers"]
     assert container["env"][:2] == own
@@ -122,7 +128,7 @@ def test_own_variables_win() -> None:
 
 
 def test_own_volumes_and_mounts_win() -> None:
-    """Nothing is mounted twice at one place, and no volume is there twice; others stay in front."""
+    """An existing volume or mount takes precedence over one with its name or path, so that none occurs twice."""
     volumes = [{"name": "data", "emptyDir": {}}, {"name": "channels-zmq-chat", "emptyDir": {}}]
     mounts = [{"name": "data", "mountPath": f"{FOLDER}/chat"}]
     containers = [{"name": "web", "volumeMounts": mounts}, {"name": "side", "volumeMounts": []}]
@@ -133,13 +139,13 @@ def test_own_volumes_and_mounts_win() -> None:
 
 
 def test_a_volume_is_added_behind_others() -> None:
-    """Theirs come first."""
+    """The volume of a layer is appended after the volumes of the pod's author."""
     spec = injected(pod(volumes=[{"name": "data", "emptyDir": {}}]))["spec"]
     assert [one["name"] for one in spec["volumes"]] == ["data", "channels-zmq-chat"]
 
 
 def test_init_and_sidecar_containers_get_the_layer_too() -> None:
-    """All of them, wherever they stand; ephemeral ones are left alone."""
+    """Every init container and sidecar gets the layer; ephemeral containers are not changed."""
     sidecar = {"name": "proxy", "restartPolicy": "Always"}
     ephemeral = [{"name": "debug", "image": "busybox"}]
     before = pod(initContainers=[{"name": "migrate"}, sidecar], ephemeralContainers=ephemeral)
@@ -151,7 +157,7 @@ def test_init_and_sidecar_containers_get_the_layer_too() -> None:
 
 
 def test_the_annotation_chooses_containers() -> None:
-    """By name, also init containers; the others are not changed."""
+    """The annotation selects containers and init containers by name, and the others are not changed."""
     before = pod(
         annotations={CONTAINERS_ANNOTATION: " worker, migrate ,"},
         containers=[{"name": "web"}, {"name": "worker"}],
@@ -165,12 +171,15 @@ def test_the_annotation_chooses_containers() -> None:
 
 
 def test_no_chosen_container_means_no_change() -> None:
-    """An empty list opts out, although the label is there."""
+    """An empty list of containers opts the pod out, although it has the label."""
     assert patch(pod(annotations={CONTAINERS_ANNOTATION: ""})) is None
 
 
 def test_another_alias_has_its_name_in_the_variables() -> None:
-    """As `channel_layers_from_env` reads them; the keys in the ConfigMap are the same."""
+    """An alias is part of the variables' names, as `channel_layers_from_env` reads them.
+
+    The keys of the ConfigMap are the same.
+    """
     (container,) = injected(pod(annotations={ALIAS_ANNOTATION: "big_jobs"}))["spec"]["containers"]
     found = variables(container)
     assert found.keys() == {name.replace(ENV, f"{ENV}_BIG_JOBS__", 1) for name in VARIABLES}
@@ -178,7 +187,7 @@ def test_another_alias_has_its_name_in_the_variables() -> None:
 
 
 def test_several_layers_come_by_annotation() -> None:
-    """Each with its variables and its key; a layer with two aliases has one volume."""
+    """The annotation adds several layers, each with its variables and keys; two aliases of one layer share a volume."""
     before = pod(annotations={LAYERS_ANNOTATION: "default=chat, jobs = work ,again=work,"})
     after = injected(before)
     (container,) = after["spec"]["containers"]
@@ -190,12 +199,12 @@ def test_several_layers_come_by_annotation() -> None:
 
 
 def test_the_annotation_alone_suffices() -> None:
-    """Beside a label without a value."""
+    """The annotation requests a layer even if the label has no value."""
     assert wish(pod("", {LAYERS_ANNOTATION: "default=chat"})).layers == {"default": "chat"}
 
 
 def test_what_was_done_is_written_down() -> None:
-    """With or without other annotations, which stay."""
+    """The injected layers are recorded in an annotation, which replaces a stale one and keeps all others."""
     assert injected(pod())["metadata"]["annotations"] == {INJECTED_ANNOTATION: "default=chat"}
     found = injected(pod(annotations={"a": "b"}))["metadata"]["annotations"]
     assert found == {"a": "b", INJECTED_ANNOTATION: "default=chat"}
@@ -204,7 +213,7 @@ def test_what_was_done_is_written_down() -> None:
 
 
 def test_a_container_that_came_after_the_first_injection_gets_its_share() -> None:
-    """Another webhook may add one; the first ones do not change again."""
+    """A container that another webhook adds after the first injection is injected, and the first ones do not change."""
     after = injected(pod())
     first = copy.deepcopy(after["spec"]["containers"][0])
     after["spec"]["containers"].append({"name": "late"})
@@ -232,7 +241,7 @@ def test_a_container_that_came_after_the_first_injection_gets_its_share() -> Non
     ],
 )
 def test_what_cannot_be_understood_is_named(label: str, annotations: dict[str, str], said: str) -> None:
-    """The message tells which label or annotation it was, and what is wrong with it."""
+    """The error names the label or annotation that is invalid, and the reason."""
     with pytest.raises(InjectionError, match=said):
         patch(pod(label, annotations))
 
@@ -253,13 +262,13 @@ def test_what_cannot_be_understood_is_named(label: str, annotations: dict[str, s
     ],
 )
 def test_what_is_no_pod_is_refused(field: str, value: Any, said: str) -> None:
-    """By a message that names the field, not by an exception of Python's."""
+    """An object that is not a pod raises InjectionError with the field's name, not one of Python's own exceptions."""
     with pytest.raises(InjectionError, match=said):
         patch({**pod(), field: value})
 
 
 def test_a_container_with_a_strange_name_is_none_that_was_chosen() -> None:
-    """The API server will say what is wrong with it."""
+    """A container whose name is not a string is not selected, and is left for the API server to refuse."""
     spec = {"containers": [{"name": ["web"]}, {"name": "web"}]}
     found = operations({**pod(annotations={CONTAINERS_ANNOTATION: "web"}), "spec": spec})
     assert not [one for one in found if one["path"].startswith("/spec/containers/0")]
@@ -267,13 +276,13 @@ def test_a_container_with_a_strange_name_is_none_that_was_chosen() -> None:
 
 @pytest.mark.parametrize("name", ["c", "c" * LONGEST_NAME, "a-b-1"])
 def test_every_name_of_a_layer_is_taken(name: str) -> None:
-    """Also the longest: its volume has a valid name."""
+    """A layer of any valid name is injected, as even the longest one makes a valid name of a volume."""
     (volume,) = injected(pod(name))["spec"]["volumes"]
     assert len(volume["name"]) <= 63
 
 
 def test_sixteen_layers_in_two_hundred_containers_are_injected() -> None:
-    """Containers of both kinds count."""
+    """A pod with the most layers and the most containers is injected; init containers count as containers."""
     more = ",".join(f"a{number}=b{number}" for number in range(MOST_LAYERS - 1))
     init = [{"name": f"i{number}"} for number in range(50)]
     containers = [{"name": f"c{number}", "env": [{"name": "OWN"}]} for number in range(MOST_CONTAINERS - 50)]
@@ -286,7 +295,7 @@ def test_sixteen_layers_in_two_hundred_containers_are_injected() -> None:
 
 
 def test_more_layers_are_refused() -> None:
-    """Those of the annotation and that of the label, also where an alias is named twice."""
+    """A pod with more layers is refused; those of the annotation and the label count, also if an alias occurs twice."""
     more = ",".join(f"a{number}=b" for number in range(MOST_LAYERS))
     with pytest.raises(InjectionError, match=f"a pod has at most {MOST_LAYERS} layers"):
         patch(pod(annotations={LAYERS_ANNOTATION: more}))
@@ -296,7 +305,7 @@ def test_more_layers_are_refused() -> None:
 
 
 def test_more_containers_are_refused() -> None:
-    """Of both kinds together; a pod that wants nothing may have any number."""
+    """A pod with more containers and init containers together is refused, unless it requests no layer."""
     containers = [{"name": f"c{number}"} for number in range(MOST_CONTAINERS)]
     patch(pod(containers=containers))
     too_many: dict[str, Any] = {"containers": containers, "initContainers": [{"name": "init"}]}
@@ -320,7 +329,7 @@ annotations = st.dictionaries(
 
 
 def fields(**parts: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Return objects of which any field may be absent, or junk."""
+    """Return a strategy of objects in which any field may be absent or junk."""
     return st.fixed_dictionaries({}, optional={name: part | junk for name, part in parts.items()})
 
 
@@ -340,7 +349,7 @@ pods = fields(
 
 @given(pods)
 def test_any_pod_is_patched_or_refused(before: Manifest) -> None:
-    """Nothing else comes out of it, the patch fits, a second one is empty, and no problem is new."""
+    """Any pod is either refused or gets a patch that fits; a second patch is empty, and no new problem arises."""
     try:
         found = operations(before)
     except InjectionError:
@@ -376,7 +385,7 @@ good = st.builds(
 
 @given(good)
 def test_any_valid_pod_stays_valid(before: Manifest) -> None:
-    """By the schemas of the oldest and of the newest Kubernetes, and what the author set is still there."""
+    """A valid pod stays valid by every supported Kubernetes, and keeps the variables that its author set."""
     after = injected(before)
     for old, new in zip(before["spec"]["containers"], after["spec"]["containers"], strict=True):
         own = old.get("env", [])

@@ -20,7 +20,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = 3600.0
 OWNER = Owner(name="chat", namespace="home", uid="u")
 Secrets = tuple[Manifest | None, Manifest | None]
-"""The forwarders' and the applications'."""
+"""The Secret of the forwarders and that of the applications."""
 
 
 def after(seconds: float) -> datetime:
@@ -54,7 +54,7 @@ def public(secret: str) -> str:
 
 
 def test_new_keys_fit_each_other() -> None:
-    """The public key is that of the forwarders, and only the applications' key is allowed."""
+    """The public key belongs to the forwarders' secret key, and only the applications' key is allowed."""
     keys = first()
     assert keys.server_public == public(keys.server_secret)
     assert keys.allowed == (public(keys.client_secret),)
@@ -65,14 +65,14 @@ def test_new_keys_fit_each_other() -> None:
 
 
 def test_nothing_changes_until_a_rotation_is_due() -> None:
-    """The very same keys, read back from the Secrets."""
+    """Keys that are read back from their Secrets are the same until a rotation is due."""
     keys = first()
     assert next_keys(*secrets(keys), HOUR, after(HOUR - 1)) == keys
     assert due_at(keys, HOUR) == after(HOUR)
 
 
 def test_a_rotation_is_announced_before_it_happens() -> None:
-    """The next key is allowed for long before any application has it; then it comes, and the one before stays."""
+    """The next key is allowed long before any application has it, and the previous one stays allowed for a period."""
     keys = first()
     announced = next_keys(*secrets(keys), HOUR, after(HOUR))
     assert announced.client_secret == keys.client_secret
@@ -95,7 +95,7 @@ def test_a_rotation_is_announced_before_it_happens() -> None:
 
 
 def written(before: Secrets, keys: LayerKeys) -> Iterator[Secrets]:
-    """Yield what the cluster holds while new Secrets are written, one after the other as they are rendered."""
+    """Yield the Secrets of the cluster while new ones are written, one after the other in the order of rendering."""
     server, client = secrets(keys)
     yield before
     yield server, before[1]
@@ -105,14 +105,14 @@ def written(before: Secrets, keys: LayerKeys) -> Iterator[Secrets]:
 @pytest.mark.parametrize("late", [0, 20, 100, 10 * HOUR])
 @pytest.mark.parametrize("dies_at", [None, 0, 1])
 def test_the_present_key_and_the_one_before_are_allowed_at_every_moment(late: float, dies_at: int | None) -> None:
-    """Over fifty rotations, with looks that come late, and operators that die between the two Secrets.
+    """Over fifty rotations, each key that an application had within the last period is in the forwarder's list.
 
-    A forwarder has its list up to 80 s late, and an application its key at once or never: what any application has had
-    within the last period is in the list that the forwarder has.
+    That holds for late reconciliations, and for operators that die between the two Secrets. A forwarder has its list up
+    to 80 s late, and an application its key at once or never.
     """
     now = 0.0
     held: Secrets = (None, None)
-    history: list[tuple[float, list[str], str]] = []  # when, what forwarders may have, what applications get
+    history: list[tuple[float, list[str], str]] = []  # (time, keys allowed by forwarders, key of applications)
     for step in range(150):
         keys = next_keys(*held, HOUR, after(now))
         moments = list(written(held, keys))
@@ -142,12 +142,15 @@ def test_the_present_key_and_the_one_before_are_allowed_at_every_moment(late: fl
 def asked(
     before: Secrets, seconds: float, text: str = "leak", *, every: float = 1000 * HOUR, server: bool = False
 ) -> LayerKeys:
-    """Look at Secrets while a rotation is asked for."""
+    """Compute the next keys from Secrets while a rotation is requested."""
     return next_keys(*before, every, after(seconds), rotate_now=text, rotate_server_key=server)
 
 
 def test_a_rotation_that_is_asked_for_revokes_what_was_before() -> None:
-    """As soon as applications have the new key: the list has it for long before, and the former one for long after."""
+    """A requested rotation revokes the former key once applications have the new one.
+
+    The list contains the new key long before that, and the former one long after.
+    """
     keys = first()
     announced = asked(secrets(keys), 10)
     assert announced.client_secret == keys.client_secret
@@ -169,7 +172,7 @@ def test_a_rotation_that_is_asked_for_revokes_what_was_before() -> None:
 
 
 def test_a_rotation_is_asked_for_by_a_new_text() -> None:
-    """The text of a new layer does not request a rotation; nor does the same text again, or an empty one."""
+    """A rotation is requested by a new text, not by the text of a new layer, the same text again or an empty one."""
     keys = asked((None, None), 0, "a")
     assert keys.rotated_for == "a"
     assert asked(secrets(keys), 1, "a") == keys
@@ -180,7 +183,10 @@ def test_a_rotation_is_asked_for_by_a_new_text() -> None:
 
 
 def test_a_key_that_was_announced_may_be_lost_as_well() -> None:
-    """It is replaced by a new key, and removed from the list; a second request does the same."""
+    """A requested rotation replaces a key that was only announced, and removes it from the list.
+
+    A second request does the same.
+    """
     keys = first()
     periodic = next_keys(*secrets(keys), HOUR, after(HOUR))
     first_asked = asked(secrets(periodic), HOUR + 1)
@@ -191,7 +197,10 @@ def test_a_key_that_was_announced_may_be_lost_as_well() -> None:
 
 
 def test_with_the_servers_key_everything_is_new_at_once() -> None:
-    """Nobody passes the new server with an old file, and the new ones have everything: only the new key is allowed."""
+    """A new server key replaces the client keys at once too, and only the new client key is allowed.
+
+    An application with an old file cannot connect to the new server anyway, and one with the new file has both keys.
+    """
     keys = first()
     for before in (keys, next_keys(*secrets(keys), HOUR, after(HOUR)), asked(secrets(keys), 1)):
         found = asked(secrets(before), 2 * HOUR, "all", server=True)
@@ -208,9 +217,10 @@ def test_with_the_servers_key_everything_is_new_at_once() -> None:
 def test_a_rotation_that_is_asked_for_refuses_nobody_who_reads_his_file(
     late: float, dies: tuple[int | None, ...]
 ) -> None:
-    """Whenever the operator dies between the two Secrets, and its next look comes late; in the end one key is allowed.
+    """A requested rotation refuses no application that reads its file again, and in the end one key is allowed.
 
-    Forwarders have their list up to 80 s late, and applications their key.
+    That holds whenever the operator dies between the two Secrets, and if its next reconciliation is late. Forwarders
+    have their list up to 80 s late, and applications their key.
     """
     held: Secrets = secrets(first())
     now = 100.0
@@ -236,7 +246,10 @@ def test_a_rotation_that_is_asked_for_refuses_nobody_who_reads_his_file(
 
 
 def test_a_lost_clients_key_is_replaced_by_the_announced_one() -> None:
-    """It is in the list already; else a new one is made, and running applications stay allowed."""
+    """A lost client key is replaced by the announced one, which is in the list already, or else by a new one.
+
+    Running applications stay allowed.
+    """
     keys = first()
     announced = next_keys(*secrets(keys), HOUR, after(HOUR))
     server, _ = secrets(announced)
@@ -250,7 +263,7 @@ def test_a_lost_clients_key_is_replaced_by_the_announced_one() -> None:
 
 
 def test_a_lost_forwarders_key_is_made_anew_and_applications_keep_theirs() -> None:
-    """It cannot be had back."""
+    """A lost key of the forwarders cannot be restored, so it is created anew; applications keep their key."""
     keys = first()
     found = next_keys(None, secrets(keys)[1], HOUR, after(1))
     assert found.client_secret == keys.client_secret
@@ -260,7 +273,7 @@ def test_a_lost_forwarders_key_is_made_anew_and_applications_keep_theirs() -> No
 
 @pytest.mark.parametrize("value", ["", "short", "?" * 40, "ü" * 20, "\x00" * 40, "a" * 41, "#" * 40])
 def test_what_was_tampered_with_is_made_anew(value: str) -> None:
-    """Each entry by itself; the rest stays, and everything fits together again."""
+    """An invalid entry is replaced by itself; the others stay, and all keys fit together again."""
     keys = next_keys(*secrets(first()), HOUR, after(HOUR))
     server, client = secrets(keys)
     for found in (
@@ -278,7 +291,7 @@ def test_what_was_tampered_with_is_made_anew(value: str) -> None:
 
 @pytest.mark.parametrize("when", ["", "yesterday", "2026-13-01T00:00:00Z"])
 def test_times_that_were_tampered_with_are_no_reason_to_hurry(when: str) -> None:
-    """A rotation without a time is due, and is announced; an announcement without a time begins now."""
+    """A rotation without a valid time is due and is announced; an announcement without a time starts now."""
     server, client = secrets(first())
     client["metadata"]["annotations"][ROTATED_AT] = when
     announced = next_keys(server, client, HOUR, after(1))
@@ -299,7 +312,7 @@ junk = st.none() | st.dictionaries(
 
 @given(junk, junk)
 def test_any_secrets_give_keys(server: Any, client: Any) -> None:
-    """Whatever their content; and the resulting keys are stable."""
+    """Secrets of any content result in keys, which are the same when they are read back."""
     if server and server.get("metadata") is None:
         server.pop("metadata", None)
     if client and client.get("metadata") is None:
@@ -309,7 +322,7 @@ def test_any_secrets_give_keys(server: Any, client: Any) -> None:
 
 
 def test_the_next_key_is_mounted_nowhere() -> None:
-    """Neither into forwarders nor into applications, and it is in no other object."""
+    """The next key is only in the forwarders' Secret, and is mounted into neither forwarders nor applications."""
     announced = next_keys(*secrets(first()), HOUR, after(HOUR))
     for manifest in render(OWNER, Spec(), announced, Choices("image")):
         if manifest["metadata"]["name"] != "chat-forwarder" or manifest["kind"] != "Secret":
@@ -321,7 +334,7 @@ def test_the_next_key_is_mounted_nowhere() -> None:
 
 
 def test_keys_are_not_shown() -> None:
-    """A log line with them says nothing."""
+    """The repr of the keys contains no secret key, so that no log line discloses one."""
     announced = next_keys(*secrets(first()), HOUR, after(HOUR))
     for secret in (announced.server_secret, announced.client_secret, announced.next_secret):
         assert secret not in repr(announced)

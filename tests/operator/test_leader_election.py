@@ -1,4 +1,4 @@
-"""The election: never two leaders, and never none for long."""
+"""Leader election: never two leaders at a time, and never none for long."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ def lease(cluster: FakeCluster) -> Manifest:
 
 
 async def test_the_first_one_leads_and_the_second_one_waits() -> None:
-    """For as long as the first one renews; who leads can be read in the Lease."""
+    """The first replica leads for as long as it renews the Lease, which names it, and the second one waits."""
     cluster, clock = FakeCluster(), Clock()
     one, two = replica(cluster, "one", clock), replica(cluster, "two", clock)
     assert not one.leads
@@ -44,7 +44,7 @@ async def test_the_first_one_leads_and_the_second_one_waits() -> None:
 
 
 async def test_two_of_one_name_are_two() -> None:
-    """Whatever the replicas are called, each process is one by itself."""
+    """Two processes whose replicas have the same name have different identities, so only one of them leads."""
     cluster, clock = FakeCluster(), Clock()
     one, two = replica(cluster, "same", clock), replica(cluster, "same", clock)
     assert await one.attempt()
@@ -52,7 +52,10 @@ async def test_two_of_one_name_are_two() -> None:
 
 
 async def test_a_leader_without_renewal_stops_before_another_one_begins() -> None:
-    """It stops after two thirds of the duration; the other one begins after all of it without a renewal."""
+    """A leader that cannot renew stops after two thirds of the Lease's duration, before another replica acquires it.
+
+    The other replica begins only after the whole duration has passed without a renewal.
+    """
     cluster, clock = FakeCluster(), Clock()
     one, two = replica(cluster, "one", clock), replica(cluster, "two", clock)
     assert await one.attempt()
@@ -70,7 +73,7 @@ async def test_a_leader_without_renewal_stops_before_another_one_begins() -> Non
 
 
 async def test_a_lease_that_is_seen_for_the_first_time_is_waited_for() -> None:
-    """However old its times are: another's clock may be wrong."""
+    """A replica waits a whole duration for a Lease that is new to it, since the holder's clock may be wrong."""
     cluster, clock = FakeCluster(), Clock()
     assert await replica(cluster, "one", clock).attempt()
     cluster.edit("Lease", HOME, "lease", lambda found: found["spec"].update(renewTime="1999-01-01T00:00:00.000000Z"))
@@ -82,7 +85,7 @@ async def test_a_lease_that_is_seen_for_the_first_time_is_waited_for() -> None:
 
 
 async def test_a_longer_lease_is_respected() -> None:
-    """One of a version with another duration."""
+    """A replica waits for the duration that the Lease states, since the holder may be a version with another one."""
     cluster, clock = FakeCluster(), Clock()
     one, two = LeaderElection(cluster, HOME, "lease", "one", duration=60, clock=clock), replica(cluster, "two", clock)
     assert await one.attempt()
@@ -94,7 +97,7 @@ async def test_a_longer_lease_is_respected() -> None:
 
 
 async def test_a_lease_that_was_given_up_is_taken_at_once() -> None:
-    """And the one that gave it up does not lead any more; who does not lead gives up nothing."""
+    """A released Lease is acquired at once and its former holder no longer leads; a non-holder releases nothing."""
     cluster, clock = FakeCluster(), Clock()
     one, two = replica(cluster, "one", clock), replica(cluster, "two", clock)
     assert await one.attempt()
@@ -107,7 +110,7 @@ async def test_a_lease_that_was_given_up_is_taken_at_once() -> None:
 
 
 async def test_a_lease_that_was_taken_away_is_not_ours_to_give_up() -> None:
-    """Who sees another one in it stops at once; who has not seen it yet leaves it alone."""
+    """A leader that reads another holder in the Lease stops at once, and does not release that holder's Lease."""
     cluster, clock = FakeCluster(), Clock()
     one = replica(cluster, "one", clock)
     for look in (one.attempt, one.release):
@@ -122,7 +125,7 @@ async def test_a_lease_that_was_taken_away_is_not_ours_to_give_up() -> None:
 
 
 async def test_a_renewal_counts_from_its_beginning() -> None:
-    """The reply may be late: another one has seen the renewal before it."""
+    """A renewal counts from the start of its request, since another replica may see it before the reply arrives."""
     cluster, clock = FakeCluster(), Clock()
     one = replica(cluster, "one", clock)
 
@@ -138,7 +141,7 @@ async def test_a_renewal_counts_from_its_beginning() -> None:
 
 
 async def test_giving_up_can_fail() -> None:
-    """The lease then runs out."""
+    """A replica whose release fails no longer leads; the Lease then expires."""
     cluster, clock = FakeCluster(), Clock()
     one = replica(cluster, "one", clock)
     assert await one.attempt()
@@ -148,7 +151,7 @@ async def test_giving_up_can_fail() -> None:
 
 
 async def test_a_leader_outlives_a_short_outage(caplog: pytest.LogCaptureFixture) -> None:
-    """It leads on until its time is over, and tells of the trouble once."""
+    """A leader whose renewals fail leads on until its time is over, and logs the failure once."""
     cluster, clock = FakeCluster(), Clock()
     one = replica(cluster, "one", clock)
     assert await one.attempt()
@@ -165,14 +168,17 @@ async def test_a_leader_outlives_a_short_outage(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("spec", [None, {}, {"holderIdentity": None}, {"holderIdentity": ""}])
 async def test_a_lease_of_nobody_is_taken(spec: Any) -> None:
-    """Also one that was created manually."""
+    """A Lease without a holder is acquired at once, also one that was created manually."""
     cluster, clock = FakeCluster(), Clock()
     cluster.put({"kind": "Lease", "metadata": {"name": "lease", "namespace": HOME}, "spec": spec})
     assert await replica(cluster, "one", clock).attempt()
 
 
 async def test_of_two_that_take_it_at_once_one_is_refused() -> None:
-    """By the version of the Lease, or by its name if it does not exist yet."""
+    """Of replicas that acquire the Lease concurrently, one succeeds.
+
+    The API server refuses the others by the Lease's resource version, or by its name if it does not exist yet.
+    """
     cluster, clock = FakeCluster(), Clock()
     for _ in range(3):
         replicas = [replica(cluster, str(number), clock) for number in range(5)]
@@ -184,9 +190,10 @@ async def test_of_two_that_take_it_at_once_one_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 async def test_there_are_never_two_leaders(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three replicas that look at random times, by clocks of their own, of a cluster that is slow and fails.
+    """Three replicas with clocks of their own and an unreliable API server never lead two at a time.
 
-    Requests take up to 8 s, are refused, or have their effect and no reply. When all is well again, somebody leads.
+    They try at random times. Requests last up to 8 s, are refused, or take effect without a reply. When the API server
+    is reliable again, exactly one replica leads.
     """
     chance = random.Random(seed)
     cluster, time = FakeCluster(), Clock()
@@ -241,7 +248,7 @@ async def test_there_are_never_two_leaders(seed: int, monkeypatch: pytest.Monkey
 
 
 async def test_it_waits_for_its_turn_and_keeps_it() -> None:
-    """By a real clock: the second one begins when the first one ends, and ends when the lease is taken from it."""
+    """On a real clock, the second replica leads once the first one stops, and stops when the Lease is taken away."""
     cluster = FakeCluster()
     one, two = (LeaderElection(cluster, HOME, "lease", name, duration=0.5) for name in ("one", "two"))
     stop = asyncio.Event()
@@ -262,7 +269,7 @@ async def test_it_waits_for_its_turn_and_keeps_it() -> None:
 
 
 async def test_a_request_that_hangs_does_not_keep_it_leading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its time ends while it waits."""
+    """A leader whose renewal hangs stops leading when its time ends."""
     cluster = FakeCluster()
     one = LeaderElection(cluster, HOME, "lease", "one", duration=0.3)
     assert await one.attempt()
@@ -277,7 +284,7 @@ async def test_a_request_that_hangs_does_not_keep_it_leading(monkeypatch: pytest
 
 
 async def test_who_waits_can_be_stopped() -> None:
-    """At once."""
+    """A replica that waits for the Lease returns within a second once it is stopped."""
     cluster = FakeCluster()
     assert await LeaderElection(cluster, HOME, "lease", "one").attempt()
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The commands, as a user types them."""
+"""The operator's commands, as a user runs them."""
 
 import asyncio
 import io
@@ -24,13 +24,13 @@ LAYER = "apiVersion: channels-zmq.io/v1alpha1\nkind: ZmqChannelLayer\nmetadata: 
 
 
 def test_crd_prints_the_definition(capsys: pytest.CaptureFixture[str]) -> None:
-    """As YAML that can be applied."""
+    """`crd` prints the CustomResourceDefinition as YAML that can be applied."""
     assert main(["crd"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == crd.crd()
 
 
 def test_render_prints_what_a_layer_is_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Valid objects, with zeros for keys."""
+    """`render` prints the valid objects of a layer, without a ServiceMonitor, since it knows of no cluster."""
     path = tmp_path / "layer.yaml"
     path.write_text(LAYER)
     assert main(["render", "-f", str(path)]) == 0
@@ -45,7 +45,7 @@ def test_render_prints_what_a_layer_is_made_of(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_render_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """And without CURVE there are no keys."""
+    """`render -f -` reads standard input and uses the configured image; without CURVE it prints no keys."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(LAYER + "spec: {security: {curve: Disabled}}\n"))
     monkeypatch.setenv(f"{PREFIX}FORWARDER_IMAGE", "mine:5")
     assert main(["render", "-f", "-"]) == 0
@@ -77,7 +77,7 @@ def test_render_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_render_says_what_is_wrong_with_a_file(
     text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one message on standard error, without a traceback, and by its exit code."""
+    """`render` reports an invalid file in one message on standard error, without a traceback, and exits with 2."""
     path = tmp_path / "layer.yaml"
     if text is not None:
         path.write_text(text)
@@ -89,7 +89,7 @@ def test_render_says_what_is_wrong_with_a_file(
 
 
 def test_render_takes_no_binary_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor anything else that is not text."""
+    """`render` reports a file that is not text and exits with the code for bad usage."""
     path = tmp_path / "layer.yaml"
     path.write_bytes(b"\xff\xfe\x00\x01")
     assert main(["render", "-f", str(path)]) == BAD_USAGE
@@ -98,7 +98,7 @@ def test_render_takes_no_binary_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["render"]])
 def test_wrong_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With the usage."""
+    """Invalid arguments print the usage on standard error and exit with the code for bad usage."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == BAD_USAGE
@@ -106,7 +106,7 @@ def test_wrong_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFi
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """On standard output."""
+    """`--version` prints the version on standard output and exits with 0."""
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
@@ -115,7 +115,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def root_logger() -> Any:
-    """Give the root logger back its handlers."""
+    """Restore the handlers and the level of the root logger."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield root
@@ -124,7 +124,7 @@ def root_logger() -> Any:
 
 @pytest.mark.usefixtures("root_logger")
 def test_a_process_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the format of its log, and by its exit code."""
+    """A process that fails logs the error in the format of its log, and exits with the code for failure."""
 
     async def serve(*_: Any) -> None:
         raise OSError("port in use")
@@ -140,7 +140,7 @@ def test_a_process_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_webhook_in_order(number: signal.Signals, tmp_path: Path, unused_tcp_port: int) -> None:
-    """A real process: it ends with 0, and its log is JSON."""
+    """SIGTERM and SIGINT make a real webhook process exit with 0, and its log is JSON to the last line."""
     environment = {
         **os.environ,
         f"{PREFIX}LOG_FORMAT": "json",
@@ -164,7 +164,7 @@ def test_a_signal_ends_the_webhook_in_order(number: signal.Signals, tmp_path: Pa
 
 
 def test_a_log_line_is_one_json_object() -> None:
-    """Whatever is in it."""
+    """A JSON log record is one line, also with newlines, a traceback and a lone surrogate in it."""
     try:
         raise ValueError("a\nb")
     except ValueError:

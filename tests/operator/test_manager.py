@@ -1,4 +1,4 @@
-"""One run of the operator: from the start to the stop, with kopf's part played by the test."""
+"""One run of the operator, from its start to its stop; the test plays the part of kopf."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +22,7 @@ from channels_zmq_operator.workqueue import WorkQueue
 
 
 class Run:
-    """An operator that runs in a cluster in memory."""
+    """An operator that runs in an in-memory cluster."""
 
     def __init__(self, cluster: FakeCluster, port: int, **settings: Any) -> None:
         self.cluster, self.port, self.stop = cluster, port, asyncio.Event()
@@ -55,7 +55,7 @@ class Run:
             return answer.status, await answer.text()
 
     async def answers(self) -> None:
-        """Wait until it answers probes."""
+        """Wait until the operator answers probes."""
         async with asyncio.timeout(10):
             while True:
                 with suppress(aiohttp.ClientConnectionError):
@@ -69,7 +69,7 @@ class Run:
                 await asyncio.sleep(0.001)
 
     async def end(self, *, alone: bool = True) -> None:
-        """Stop it, and check that it leaves nothing running."""
+        """Stop the operator, and check that it leaves no task running."""
         self.stop.set()
         async with asyncio.timeout(10):
             await self.task
@@ -96,7 +96,7 @@ def layer(cluster: FakeCluster) -> None:
 
 
 async def test_it_watches_until_it_is_told_to_stop(unused_tcp_port: int) -> None:
-    """And leaves nothing running."""
+    """The operator watches, is ready and serves metrics until its stop, and leaves no task running."""
     async with running(FakeCluster(), unused_tcp_port) as run:
         await run.until(lambda: run.watching)
         assert (await run.page("readyz"))[0] == 200
@@ -111,7 +111,7 @@ async def test_it_watches_until_it_is_told_to_stop(unused_tcp_port: int) -> None
 
 @pytest.mark.parametrize("served", [True, False])
 async def test_monitors_are_watched_where_the_cluster_knows_them(served: bool, unused_tcp_port: int) -> None:
-    """Else kopf would wait for them."""
+    """ServiceMonitors are watched only in a cluster that serves them, since kopf would wait for an unknown kind."""
     cluster = FakeCluster(served=(KIND, "ServiceMonitor") if served else (KIND,))
     async with running(cluster, unused_tcp_port) as run:
         await run.until(lambda: run.watching)
@@ -121,14 +121,17 @@ async def test_monitors_are_watched_where_the_cluster_knows_them(served: bool, u
 
 @pytest.mark.parametrize("namespaces", ["", "home"])
 async def test_the_definition_is_watched_where_it_may_be(namespaces: str, unused_tcp_port: int) -> None:
-    """With some namespaces only there is no right to."""
+    """The definition is watched unless namespaces are listed, since the operator then has no permission to."""
     async with running(FakeCluster(), unused_tcp_port, watch_namespaces=namespaces) as run:
         await run.until(lambda: run.watching)
         assert any("definition" in name for name in run.watched) is (not namespaces)
 
 
 async def test_the_end_of_the_definition_is_that_of_the_operator(unused_tcp_port: int) -> None:
-    """The next process waits for the definition: kopf may look for one that is created again before it is served."""
+    """The deletion of the definition ends the operator, so that the next process waits for a new one.
+
+    Kopf may look up a definition that is created again before it is served.
+    """
     run = Run(FakeCluster(), unused_tcp_port)
     await run.until(lambda: run.watching)
     (definition,) = (function for name, function in run.handlers.items() if "definition" in name)
@@ -145,7 +148,7 @@ async def test_the_end_of_the_definition_is_that_of_the_operator(unused_tcp_port
 async def test_it_lives_while_its_kind_is_not_there_yet(
     unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It answers probes meanwhile, says once what it waits for, and begins by itself."""
+    """Without its kind, the operator answers probes, logs the reason once, and starts once the kind is served."""
     monkeypatch.setattr(module, "WAIT_FOR_KIND", 0.01)
     cluster = FakeCluster(served=())
     cluster.refusal = lambda request: refused(0, "ClientConnectorError") if len(cluster.log) < 5 else None
@@ -160,7 +163,7 @@ async def test_it_lives_while_its_kind_is_not_there_yet(
 
 
 async def test_it_can_be_stopped_while_it_waits(unused_tcp_port: int) -> None:
-    """At once."""
+    """An operator that waits for its kind stops without having watched anything."""
     cluster = FakeCluster(served=())
     async with running(cluster, unused_tcp_port) as run:
         await run.until(lambda: bool(cluster.log))
@@ -172,7 +175,7 @@ def has_looked(cluster: FakeCluster, than: int) -> bool:
 
 
 async def test_the_webhooks_certificate_is_kept_where_there_is_a_webhook(unused_tcp_port: int) -> None:
-    """And where the operator is the one who makes it."""
+    """The certificate is managed only if there is a webhook whose certificates the operator creates."""
     for settings, kept in (
         ({"webhook_name": "hook"}, True),
         ({"webhook_name": "hook", "certificates": "External"}, False),
@@ -187,7 +190,7 @@ async def test_the_webhooks_certificate_is_kept_where_there_is_a_webhook(unused_
 
 
 async def test_a_part_that_ends_ends_everything(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing goes on half: the process is to be started again."""
+    """A task that fails ends the whole operator, so that the process restarts and does not continue in part."""
 
     async def broken(*_: Any) -> None:
         raise ZeroDivisionError
@@ -202,7 +205,7 @@ async def test_a_part_that_ends_ends_everything(unused_tcp_port: int, monkeypatc
 
 
 async def test_an_error_of_the_watch_is_one_of_the_operator(unused_tcp_port: int) -> None:
-    """Kopf ends where it cannot go on."""
+    """An error with which kopf ends also ends the operator."""
     run = Run(FakeCluster(), unused_tcp_port)
     run.watch_ends = PermissionError("no")
     await run.until(lambda: run.watching)
@@ -246,7 +249,10 @@ def deployment(cluster: FakeCluster) -> None:
 
 
 async def test_layers_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that are known, without a change; and one list of each kind shows that the watches live."""
+    """Every known layer is reconciled periodically without a change.
+
+    One list of each kind shows that the watches are alive.
+    """
     resync = Resync(monkeypatch)
     layer(resync.cluster)
     deployment(resync.cluster)
@@ -264,7 +270,10 @@ async def test_layers_are_looked_at_again_now_and_then(monkeypatch: pytest.Monke
 async def test_the_operator_begins_anew_when_service_monitors_are_defined_or_not_any_more(
     monkeypatch: pytest.MonkeyPatch, begins: bool, message: str
 ) -> None:
-    """What is watched is decided once. A layer whose ServiceMonitor is refused would be stuck."""
+    """The operator restarts when the cluster starts or stops serving ServiceMonitors, as the watches are set up once.
+
+    Otherwise a layer whose ServiceMonitor is refused would be stuck.
+    """
     resync = Resync(monkeypatch)
     resync.reconciler.choices = Choices("image", service_monitors=begins)
     resync.cluster.served = (KIND,) if begins else (KIND, "ServiceMonitor")
@@ -277,7 +286,7 @@ async def test_the_operator_begins_anew_when_service_monitors_are_defined_or_not
 async def test_a_watch_that_has_died_silently_ends_the_operator(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[FakeCluster], None]
 ) -> None:
-    """It is started again then, and watches anew."""
+    """A watch that misses an object ends the operator, which then restarts with new watches."""
     resync = Resync(monkeypatch)
     resync.cluster.watchers.clear()
     make(resync.cluster)
@@ -290,7 +299,10 @@ async def test_a_watch_that_has_died_silently_ends_the_operator(
 async def test_a_deletion_that_no_watch_reports_ends_the_operator(
     monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:
-    """Kopf lists again after an outage of the API server, which does not show what was deleted meanwhile."""
+    """A deletion that no watch reports ends the operator.
+
+    After an outage of the API server, kopf lists again, which does not show what was deleted meanwhile.
+    """
     resync = Resync(monkeypatch)
     layer(resync.cluster)
     deployment(resync.cluster)
@@ -302,7 +314,10 @@ async def test_a_deletion_that_no_watch_reports_ends_the_operator(
 
 
 async def test_a_definition_that_changes_has_the_watches_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kopf may have looked for the kind in the moment before it was served, and would not look again."""
+    """A change of the definition starts a check of the watches at once.
+
+    Kopf may have looked up the kind in the moment before it was served, and would not repeat that.
+    """
     resync = Resync(monkeypatch)
     resync.cluster.watchers.clear()
     layer(resync.cluster)
@@ -314,7 +329,7 @@ async def test_a_definition_that_changes_has_the_watches_looked_at_at_once(monke
 
 
 async def test_a_watch_that_is_late_is_not_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it shows within its time, and what is gone by then, is not held against it."""
+    """A watch that reports an object within its time, or whose object is gone by then, is alive."""
     resync = Resync(monkeypatch)
     resync.cluster.watchers.clear()
     layer(resync.cluster)
@@ -335,7 +350,7 @@ async def test_a_watch_that_is_late_is_not_dead(monkeypatch: pytest.MonkeyPatch)
 async def test_a_cluster_that_is_away_is_no_dead_watch(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, and tried again soon."""
+    """A check of the watches that the cluster refuses is logged and repeated soon, and does not end the operator."""
     resync = Resync(monkeypatch)
     resync.cluster.refusal = lambda request: refused(0, "Away")
     task = resync.run(every=3600.0)
@@ -348,7 +363,7 @@ async def test_a_cluster_that_is_away_is_no_dead_watch(
 
 
 async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:
-    """It is restarted when a look hangs, or none begins; not when it was idle."""
+    """The liveness probe fails once no due reconciliation ends for a while, but not for an idle operator."""
     clock = Clock()
 
     async def look(key: Any) -> float:
@@ -374,7 +389,7 @@ async def test_without_progress_it_is_not_alive(unused_tcp_port: int) -> None:
 
 
 async def test_of_two_replicas_one_works(unused_tcp_port_factory: Callable[[], int]) -> None:
-    """The other one is alive and ready, and takes over at once when the first one ends."""
+    """Of two replicas one watches; the other is alive and ready, and takes over at once when the first one ends."""
     cluster = FakeCluster()
     one = Run(cluster, unused_tcp_port_factory(), leader_election=True, identity="one")
     await one.until(lambda: one.watching)
@@ -390,7 +405,7 @@ async def test_of_two_replicas_one_works(unused_tcp_port_factory: Callable[[], i
 
 
 async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None:
-    """It has nothing to give up."""
+    """A replica that waits for the Lease can be stopped, and leaves the Lease to its holder."""
     cluster = FakeCluster()
     other = LeaderElection(cluster, "home", "channels-zmq-operator", "other")
     assert await other.attempt()
@@ -403,7 +418,7 @@ async def test_a_replica_that_waits_can_be_stopped(unused_tcp_port: int) -> None
 
 
 async def test_a_replica_that_loses_the_lease_ends(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its workers first; it is started again and waits for its turn."""
+    """A replica that loses the Lease ends, and leaves the Lease to the new leader."""
     monkeypatch.setattr(module, "LeaderElection", lambda *given: LeaderElection(*given, duration=0.3))
     cluster = FakeCluster()
     run = Run(cluster, unused_tcp_port, leader_election=True)

@@ -1,4 +1,4 @@
-"""What a spec may say, and how it is told where it is wrong."""
+"""The specs that are valid, and the errors that name an invalid field."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from channels_zmq_operator.models import LARGEST_SPEC, PLACEMENT, Limits, Owner,
 
 
 def test_a_large_spec_is_refused() -> None:
-    """The operator keeps those of all layers; some fields take anything."""
+    """A large spec is refused, since the operator keeps the specs of all layers, and some fields accept anything."""
     parse({"spec": {"resources": {"x": "x" * (LARGEST_SPEC - 100)}}})
     with pytest.raises(SpecError, match=f"spec: longer than {LARGEST_SPEC} characters"):
         parse({"spec": {"resources": {"x": "x" * LARGEST_SPEC}}})
@@ -17,7 +17,7 @@ def test_a_large_spec_is_refused() -> None:
 
 @pytest.mark.parametrize("resource", [{}, {"spec": None}, {"spec": {}}])
 def test_an_empty_spec_is_a_working_layer(resource: dict[str, Any]) -> None:
-    """Everything has a default."""
+    """An empty spec is a working layer, since every field has a default."""
     spec = parse(resource)
     assert spec == Spec()
     assert spec.forwarders == 2
@@ -26,7 +26,7 @@ def test_an_empty_spec_is_a_working_layer(resource: dict[str, Any]) -> None:
 
 
 def test_names_outside_are_camel_case() -> None:
-    """As everywhere in Kubernetes."""
+    """The fields of a resource have camel-case names, as everywhere in Kubernetes."""
     spec = parse(
         {"spec": {"layer": {"groupExpiry": 5, "channelCapacity": {"a.*": 2}}, "networkPolicy": {"enabled": False}}}
     )
@@ -66,9 +66,9 @@ def test_names_outside_are_camel_case() -> None:
     ],
 )
 def test_an_error_names_the_field(spec: Any, said: str) -> None:
-    """By its path as people write it."""
+    """An error begins with the path of the field, as users write it."""
     if spec == []:
-        assert parse({"spec": spec}) == Spec()  # nothing stands there
+        assert parse({"spec": spec}) == Spec()  # an empty list counts as an absent spec
         return
     with pytest.raises(SpecError) as caught:
         parse({"spec": spec})
@@ -76,7 +76,7 @@ def test_an_error_names_the_field(spec: Any, said: str) -> None:
 
 
 def test_every_wrong_field_is_named() -> None:
-    """Not only the first."""
+    """An error names every invalid field, not only the first."""
     with pytest.raises(SpecError, match=r"^spec\.forwarders: .*; spec\.layer\.expiry: .*; spec\.x: "):
         parse({"spec": {"forwarders": 0, "layer": {"expiry": 0}, "x": 1}})
 
@@ -86,19 +86,19 @@ def test_every_wrong_field_is_named() -> None:
     [("16Mi", 2**24), (5, 5), ("5", 5), ("1k", 1000), ("1Gi", 2**30), ("2M", 2_000_000), ("1Ki", 1024)],
 )
 def test_sizes(text: int | str, expected: int) -> None:
-    """In bytes."""
+    """A size is parsed to its number of bytes, with decimal and binary suffixes."""
     assert size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "Mi", "1.5Mi", "-1", "1 Mi", "1mi", "1Ti", "0x1", "1Mi\n"])
 def test_what_is_no_size(text: str) -> None:
-    """Is refused by its name."""
+    """A text that is not a size raises ValueError."""
     with pytest.raises(ValueError, match="is not a size"):
         size(text)
 
 
 def test_durations() -> None:
-    """In seconds; an invalid duration is refused, and the error names its field."""
+    """A duration is parsed to seconds; an invalid one raises ValueError."""
     assert [seconds(text) for text in ("5s", "2m", "1h", "720h")] == [5, 120, 3600, 2_592_000]
     for text in ("", "h", "1", "1.5h", "1h30m", "-1h", "1H"):
         with pytest.raises(ValueError, match="is not a duration"):
@@ -106,19 +106,19 @@ def test_durations() -> None:
 
 
 def test_the_shortest_rotation_is_an_hour() -> None:
-    """However it is written."""
+    """A rotation interval of one hour is accepted in every unit."""
     for text in ("1h", "60m", "3600s"):
         assert parse({"spec": {"security": {"rotateEvery": text}}}).security.rotate_every == text
 
 
 def test_a_spec_does_not_change() -> None:
-    """What was parsed once may be kept."""
+    """A parsed spec is frozen, so that it can be kept."""
     with pytest.raises(ValidationError):
         Spec().forwarders = 2  # type: ignore[misc]
 
 
 def test_the_owner_is_the_resource_without_its_content() -> None:
-    """Also of one that was never in a cluster."""
+    """An Owner identifies its resource, even one that was never in a cluster."""
     metadata = {"name": "chat", "namespace": "home", "uid": "u", "generation": 3}
     assert Owner.of({"metadata": metadata}) == Owner(name="chat", namespace="home", uid="u", generation=3)
     assert Owner.of({"metadata": metadata}).key == ("home", "chat")
@@ -135,7 +135,7 @@ CHOSEN: dict[str, Any] = {
 
 
 def test_limits_name_every_field_that_is_not_allowed() -> None:
-    """With the value of the chart that would allow it."""
+    """The limits' error names every forbidden field, with the value of the chart that would allow it."""
     with pytest.raises(SpecError) as caught:
         Limits(labels=("team.example/",)).check(parse({"spec": CHOSEN}))
     assert str(caught.value) == (
@@ -151,7 +151,7 @@ def test_limits_name_every_field_that_is_not_allowed() -> None:
 
 
 def test_limits_let_through_what_they_allow() -> None:
-    """By its prefix; and everything else of a spec in any case."""
+    """The limits accept labels and annotations with an allowed prefix, and every field that they do not restrict."""
     limits = Limits(image_overrides=True, labels=("team.example/", "app"), annotations=("id",), pod_overrides=True)
     limits.check(parse({"spec": CHOSEN}))
     rest = {"image": {"pullSecrets": ["a"]}, "podTemplate": {"spec": {key: [] for key in PLACEMENT}}}

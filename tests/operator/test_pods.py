@@ -1,4 +1,4 @@
-"""What is said of a pod that does not become ready, and which pods of applications are outdated."""
+"""The problem that keeps a pod from becoming ready, and which pods of applications are outdated."""
 
 from typing import Any
 
@@ -77,18 +77,18 @@ CASES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_keeps_it_from_being_ready(case: str) -> None:
-    """In the words of the cluster, and nothing as long as it may become ready by itself."""
+    """A pod's problem quotes the cluster, and is empty as long as the pod may become ready by itself."""
     status, expected = CASES[case]
     assert problem(pod(status)) == expected
 
 
 def test_one_that_is_ending_has_no_problem() -> None:
-    """Nobody waits for it."""
+    """A pod that is being deleted has no problem, since nothing waits for it."""
     assert problem(pod(waiting("ErrImagePull"), deletionTimestamp="now")) == ""
 
 
 def test_a_long_message_is_cut() -> None:
-    """A registry may say much."""
+    """A problem is cut at its longest length, since a registry's message may be long."""
     assert len(problem(pod(waiting("ErrImagePull", "x" * 10_000)))) == LONGEST
 
 
@@ -105,7 +105,10 @@ def test_a_long_message_is_cut() -> None:
 def test_a_pod_is_outdated_that_uses_the_layer_and_is_older(
     created: str, label: str, injected: str, expected: bool
 ) -> None:
-    """By the label, or by what the webhook wrote down."""
+    """A pod is outdated if it is older than the settings and uses the layer.
+
+    The webhook's annotation, or else the label, states which layers it uses.
+    """
     annotations = {"channels-zmq.io/injected": injected} if injected else None
     metadata = {"creationTimestamp": created, "labels": {"channels-zmq.io/layer": label}, "annotations": annotations}
     assert is_outdated({"metadata": metadata}, "chat", "2026-01-02T00:00:00Z") is expected

@@ -1,4 +1,4 @@
-"""One layer in a cluster: made, kept, repaired and cleaned up, whatever happens in between."""
+"""One layer in a cluster: created, maintained, repaired and cleaned up, whatever happens in between."""
 
 import asyncio
 import copy
@@ -26,7 +26,10 @@ from channels_zmq_operator.workqueue import WorkQueue
 
 
 async def test_a_new_layer_gets_everything() -> None:
-    """Every object, its keys and its status; the ConfigMap that pods wait for comes last."""
+    """A new layer gets every object, its keys and its status.
+
+    The ConfigMap for which pods wait is applied last.
+    """
     world = World({})
     again = await world.settle()
     world.check()
@@ -39,14 +42,17 @@ async def test_a_new_layer_gets_everything() -> None:
 
 
 async def test_a_layer_costs_few_requests() -> None:
-    """Two for each object and one for the status; its echoes cost none."""
+    """A new layer costs two requests for each object and one for the status.
+
+    The watch events of its own writes cost none.
+    """
     world = World({})
     await world.settle()
     assert len(world.asked()) == 2 * len(CHILDREN) + 1
 
 
 async def test_a_look_without_a_change_makes_no_request() -> None:
-    """However often."""
+    """Reconciling an unchanged layer makes no request, however often it happens."""
     world = World({})
     await world.settle()
     world.asked()
@@ -57,7 +63,7 @@ async def test_a_look_without_a_change_makes_no_request() -> None:
 
 @pytest.mark.parametrize("holds", [False, True])
 async def test_echoes_of_our_own_cost_nothing(holds: bool) -> None:
-    """Whether they come before the reply or long after the look."""
+    """Watch events of our own writes cause no request, whether they arrive before the reply or long afterwards."""
     world = World()
     world.cluster.holds_events = holds
     world.make({})
@@ -76,7 +82,7 @@ async def test_echoes_of_our_own_cost_nothing(holds: bool) -> None:
 
 
 async def test_the_forwarder_that_becomes_ready_is_told() -> None:
-    """By one write of the status and an event, and nothing else is touched."""
+    """Forwarders that become ready cause one write of the status and an event, and no other request."""
     world = World({})
     await world.settle()
     world.asked()
@@ -92,7 +98,10 @@ async def test_the_forwarder_that_becomes_ready_is_told() -> None:
 
 
 async def test_a_service_that_cannot_become_headless_is_made_anew() -> None:
-    """As one of before several forwarders; nothing else is ever deleted because it is refused."""
+    """A Service that cannot become headless, as one of an older release, is deleted and created anew.
+
+    No other object is ever deleted because the cluster refuses it.
+    """
     world = World({})
     await world.settle()
     before = world.child("Service")["metadata"]["uid"]
@@ -117,7 +126,7 @@ async def test_a_service_that_cannot_become_headless_is_made_anew() -> None:
 
 
 async def test_a_name_that_is_taken_between_two_attempts_is_left_alone() -> None:
-    """It was free at the first, which failed."""
+    """A name that was free at the first attempt, which failed, and is taken at the second, is left to its object."""
     world = World({})
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "ConfigMap" else None
     with pytest.raises(ClusterError):
@@ -132,7 +141,7 @@ async def test_a_name_that_is_taken_between_two_attempts_is_left_alone() -> None
 
 
 async def test_a_changed_spec_changes_what_depends_on_it() -> None:
-    """And only that; the keys stay."""
+    """A changed spec causes only the objects that depend on it to be applied, and the keys stay."""
     world = World({})
     await world.settle()
     keys = world.keys()
@@ -146,7 +155,7 @@ async def test_a_changed_spec_changes_what_depends_on_it() -> None:
 
 
 async def test_what_is_no_longer_wanted_is_pruned() -> None:
-    """Also what is seen only later; and it comes back."""
+    """An object that the spec disables is pruned, also by a restarted operator, and is created again when enabled."""
     world = World({})
     await world.settle()
     closed = {"networkPolicy": {"enabled": False}, "monitoring": {"serviceMonitor": "Disabled"}}
@@ -164,7 +173,10 @@ async def test_what_is_no_longer_wanted_is_pruned() -> None:
 
 
 async def test_without_curve_there_are_no_keys() -> None:
-    """The forwarders' Secret goes, and what applications have is only the addresses; back again there are new keys."""
+    """Disabling CURVE prunes the forwarders' Secret and leaves applications only the addresses.
+
+    Enabling it again creates new keys.
+    """
     world = World({})
     await world.settle()
     keys = world.keys()
@@ -180,7 +192,7 @@ async def test_without_curve_there_are_no_keys() -> None:
 
 
 async def test_others_objects_are_left_alone() -> None:
-    """Even with our label, as long as the layer is not their owner."""
+    """A foreign object is not pruned even if it has our label, as long as the layer is not its owner."""
     world = World({})
     foreign = {"name": "theirs", "namespace": "home", "labels": {OWNER_LABEL: "chat"}}
     world.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": foreign, "data": {}})
@@ -189,7 +201,7 @@ async def test_others_objects_are_left_alone() -> None:
 
 
 async def test_what_the_operator_does_not_allow_is_refused_like_an_invalid_spec() -> None:
-    """By a condition and an event; what runs goes on as it was."""
+    """A spec beyond the operator's limits is refused by a condition and an event; the forwarders run on unchanged."""
     world = World()
     world.reconciler.choices = replace(CHOICES, limits=Limits())
     world.make({})
@@ -208,7 +220,7 @@ async def test_what_the_operator_does_not_allow_is_refused_like_an_invalid_spec(
 
 
 async def test_nothing_is_kept_of_what_no_layer_owns() -> None:
-    """Our label alone makes no object ours, and no watch looks dead for not having shown it."""
+    """An object with only our label is not kept, and no watch counts as dead for not having reported it."""
     world = World({})
     await world.settle()
     for layer in ("chat", "none"):
@@ -221,7 +233,7 @@ async def test_nothing_is_kept_of_what_no_layer_owns() -> None:
 
 
 async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
-    """Whatever a layer, its objects or their status contain."""
+    """The operator keeps only the fields that it uses, whatever a layer, its objects or their status contain."""
     world = World({})
     await world.settle()
     marks = "somebody's megabyte"
@@ -236,7 +248,7 @@ async def test_of_what_is_seen_only_what_is_used_is_kept() -> None:
 
 
 async def test_an_object_that_lost_its_owner_is_taken_back() -> None:
-    """After the owner reference was removed, the next reconciliation applies it again."""
+    """An object whose owner reference was removed is applied again by the next reconciliation."""
     world = World({})
     await world.settle()
     world.edit("ConfigMap", lambda found: found["metadata"].update(ownerReferences=[]), "chat-channels")
@@ -272,7 +284,7 @@ EDITS: dict[str, tuple[str, str, Callable[[Manifest], Any]]] = {
 
 @pytest.mark.parametrize("what", EDITS)
 async def test_a_child_that_was_edited_is_repaired(what: str) -> None:
-    """By one request, to what it was; the keys too."""
+    """An edited child, even one with keys, is restored to its former content by one request."""
     world = World({})
     await world.settle()
     kind, name, change = EDITS[what]
@@ -289,7 +301,7 @@ async def test_a_child_that_was_edited_is_repaired(what: str) -> None:
 
 @pytest.mark.parametrize("kind, name", sorted(CHILDREN))
 async def test_a_child_that_was_deleted_is_made_again(kind: str, name: str) -> None:
-    """As it was, with the same keys."""
+    """A deleted child is created again as it was, with the same keys."""
     world = World({})
     await world.settle()
     keys = world.keys()
@@ -302,7 +314,7 @@ async def test_a_child_that_was_deleted_is_made_again(kind: str, name: str) -> N
 
 
 async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
-    """The watch shows it before the reply comes, which is older."""
+    """An edit that the watch reports before the older reply to an apply arrives is repaired."""
     world = World({})
     await world.settle()
     raced = False
@@ -324,7 +336,10 @@ async def test_an_edit_between_an_apply_and_its_reply_is_repaired() -> None:
 
 
 async def test_a_layer_that_goes_is_forgotten() -> None:
-    """The cluster's garbage collection deletes its children, and they are not created again."""
+    """Of a deleted layer nothing is kept.
+
+    The cluster's garbage collection deletes its children, and they are not created again.
+    """
     world = World({})
     await world.settle()
     world.cluster.remove(KIND, *KEY)
@@ -337,7 +352,7 @@ async def test_a_layer_that_goes_is_forgotten() -> None:
 
 @pytest.mark.parametrize("collected", ["before", "after", "never"])
 async def test_a_layer_that_was_made_again_under_its_name_is_a_new_one(collected: str) -> None:
-    """Whenever the garbage collection comes."""
+    """A layer that is created again under its name owns new children, whenever garbage collection runs."""
     world = World({})
     await world.settle()
     world.cluster.remove(KIND, *KEY)
@@ -356,7 +371,10 @@ async def test_a_layer_that_was_made_again_under_its_name_is_a_new_one(collected
 
 
 async def test_a_deletion_that_no_watch_has_reported_is_noticed_by_the_status() -> None:
-    """The objects of the layer were made again for ever, and collected again each time, as their owner is gone."""
+    """A layer whose deletion no watch reported is noticed by its status and forgotten.
+
+    Otherwise its objects would be created again for ever, and collected each time, as their owner is gone.
+    """
     world = World({})
     await world.settle()
     world.cluster.edit("Deployment", *KEY[:1], "chat-forwarder", ready)
@@ -372,7 +390,7 @@ async def test_a_deletion_that_no_watch_has_reported_is_noticed_by_the_status() 
 
 
 async def test_a_layer_that_was_exchanged_while_nobody_watched_is_a_new_one() -> None:
-    """The watch shows another uid under the same name, and no deletion: nothing is known of it."""
+    """A layer whose uid changes without a reported deletion is new, so nothing that was known of it is used."""
     world = World({})
     await world.settle()
     world.cluster.watchers.clear()
@@ -384,7 +402,7 @@ async def test_a_layer_that_was_exchanged_while_nobody_watched_is_a_new_one() ->
 
 
 def test_only_a_new_spec_is_a_reason_to_look() -> None:
-    """Not a status, which is our own, nor a label."""
+    """Only a new spec enqueues a layer, not a status, which is our own, nor a label."""
     world = World({})
     for change in (
         lambda found: found.update(status={"ready": "x"}),
@@ -398,7 +416,7 @@ def test_only_a_new_spec_is_a_reason_to_look() -> None:
 
 
 async def test_a_layer_that_goes_during_a_look_is_no_failure() -> None:
-    """Its status cannot be written any more."""
+    """A layer that is deleted during its reconciliation is no failure, although its status cannot be written."""
     world = World({})
 
     def vanish(request: Request) -> None:
@@ -413,7 +431,7 @@ async def test_a_layer_that_goes_during_a_look_is_no_failure() -> None:
 
 
 async def test_an_invalid_spec_is_told_once_and_nothing_is_tried() -> None:
-    """A condition, an event, and no look until it changes."""
+    """An invalid spec causes a condition and one event, and no further reconciliation until it changes."""
     world = World({"layer": {"capacity": 0}})
     assert await world.settle() == float("inf")
     assert world.asked() == [("create", "Event", ""), STATUS]
@@ -434,7 +452,7 @@ async def test_an_invalid_spec_is_told_once_and_nothing_is_tried() -> None:
 
 
 async def test_a_spec_that_became_invalid_leaves_the_forwarder_running() -> None:
-    """And an old refusal is not told beside it."""
+    """A spec that becomes invalid leaves all children in place, and an earlier refusal is no longer reported."""
     world = World({})
     await world.settle()
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Deployment" else None
@@ -449,7 +467,11 @@ async def test_a_spec_that_became_invalid_leaves_the_forwarder_running() -> None
 
 
 async def test_fields_of_a_newer_definition_are_ignored() -> None:
-    """An upgrade installs it first: the operator that still runs must not refuse every layer for its defaults."""
+    """Unknown fields of a newer definition are ignored.
+
+    An upgrade installs the definition first, and the operator that still runs must not refuse every layer for its
+    defaults.
+    """
     world = World({"newer": {"enabled": True}, "layer": {"newer": 1, "capacity": 7}})
     await world.settle()
     assert world.children() == CHILDREN
@@ -459,7 +481,10 @@ async def test_fields_of_a_newer_definition_are_ignored() -> None:
 @pytest.mark.parametrize("labels", [{}, {OWNER_LABEL: "chat"}], ids=["a stranger", "with our label"])
 @pytest.mark.parametrize("kind, name", sorted(CHILDREN))
 async def test_what_is_not_ours_is_left_alone(kind: str, name: str, labels: dict[str, str]) -> None:
-    """Else it would go with the layer. The condition names it; once it is away, the layer is made."""
+    """A foreign object with a child's name is left alone, as it would otherwise be deleted with the layer.
+
+    The condition names it. Once it is gone, the layer is created.
+    """
     world = World()
     metadata = {"name": name, "namespace": "home", "labels": labels}
     world.cluster.put({"apiVersion": KINDS[kind].api_version, "kind": kind, "metadata": metadata, "spec": {"mine": 1}})
@@ -480,7 +505,10 @@ async def test_what_is_not_ours_is_left_alone(kind: str, name: str, labels: dict
 
 @pytest.mark.parametrize("status, reason", [(403, "Forbidden"), (409, "Conflict"), (500, ""), (422, "Invalid")])
 async def test_a_refusal_is_told_and_tried_again(status: int, reason: str) -> None:
-    """A condition, one event however often it is tried, and what is possible is done; then it recovers by itself."""
+    """A refusal causes a condition and one event, however often it is retried, and the other objects are applied.
+
+    Once the cluster accepts, the layer recovers by itself.
+    """
     world = World({})
     world.cluster.refusal = lambda request: refused(status, reason) if request[1] == "NetworkPolicy" else None
     for _ in range(3):
@@ -497,7 +525,10 @@ async def test_a_refusal_is_told_and_tried_again(status: int, reason: str) -> No
 
 
 async def test_a_namespace_that_is_being_deleted_is_left_in_silence(caplog: pytest.LogCaptureFixture) -> None:
-    """Its layers and their events are deleted with it, so nobody would read of a failure."""
+    """A layer in a terminating namespace is not retried, and nothing is logged.
+
+    Its layers and their events are deleted with it, so nobody would read of a failure.
+    """
     world = World({})
     await world.settle()
     world.edit("Deployment", lambda found: found["spec"].update(replicas=5))
@@ -509,7 +540,7 @@ async def test_a_namespace_that_is_being_deleted_is_left_in_silence(caplog: pyte
 
 
 async def test_no_event_can_be_made() -> None:
-    """This is not a separate failure."""
+    """An event that cannot be created does not fail the reconciliation."""
     world = World({"layer": {"capacity": 0}})
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[0] == "create" else None
     await world.settle()
@@ -517,7 +548,7 @@ async def test_no_event_can_be_made() -> None:
 
 
 async def test_a_cluster_that_is_away_for_a_while_changes_nothing() -> None:
-    """Every request fails at some time, and in the end everything is as it should be."""
+    """A layer is complete after an outage in which every request fails at some time."""
     world = World({})
     count = 0
 
@@ -550,7 +581,7 @@ CHANGES: dict[str, Callable[[World], Any]] = {
 
 
 async def changed(change: str) -> World:
-    """Return a world in which something has just happened."""
+    """Return a world in which a change has just happened."""
     world = World(None if change == "a new layer" else {})
     await world.settle()
     world.asked()
@@ -565,7 +596,10 @@ async def changed(change: str) -> World:
 @pytest.mark.parametrize("before", [True, False], ids=["before it", "after it"])
 @pytest.mark.parametrize("change", CHANGES)
 async def test_wherever_an_operator_dies_the_next_one_completes_it(change: str, before: bool) -> None:
-    """At every single request, before or after its effect: the same objects, and keys that were there stay."""
+    """An operator that dies at any request is completed by the next one, with the same objects and the existing keys.
+
+    That holds before and after the effect of every single request.
+    """
     whole = await changed(change)
     await whole.reconciler.reconcile(KEY)
     length = len(whole.asked())
@@ -591,7 +625,7 @@ async def test_wherever_an_operator_dies_the_next_one_completes_it(change: str, 
 
 
 def kept(before: dict[Name, Manifest], world: World, *, rotates: bool) -> None:
-    """Check that the forwarders' key is the one that was there, and that the applications' stays allowed."""
+    """Check that the forwarders' key is the previous one, and that the applications' previous key stays allowed."""
     for (_, _, name), secret in before.items():
         entry = "secret-key" if name == "chat-forwarder" else "CHANNELS_ZMQ_CURVE_SECRET_KEY"
         old = b64decode(secret["data"][entry]).decode()
@@ -603,7 +637,10 @@ def kept(before: dict[Name, Manifest], world: World, *, rotates: bool) -> None:
 
 
 async def test_keys_rotate_in_two_steps() -> None:
-    """The list first, the applications' key three minutes later, and the next look is told for when it is due."""
+    """A rotation changes the list first and the applications' key three minutes later.
+
+    Each reconciliation returns when the next one is due.
+    """
     world = World({"security": {"rotateEvery": "1h"}})
     assert await world.settle() == 3600
     world.asked()
@@ -623,7 +660,7 @@ def rotates(world: World, text: str, **more: bool) -> None:
 
 
 async def test_a_leaked_key_is_withdrawn_in_three_steps() -> None:
-    """The status says when the former key is on no list any more."""
+    """A requested rotation removes the leaked key from the list in the third step, and the status then confirms it."""
     world = World({})
     await world.settle()
     _, leaked = world.keys()
@@ -648,7 +685,10 @@ async def test_a_leaked_key_is_withdrawn_in_three_steps() -> None:
 
 
 async def test_the_servers_key_is_renewed_by_replacing_the_forwarder() -> None:
-    """Secrets first, the Deployment after them; applications have both keys in one write."""
+    """A new server key is written to the Secrets first and to the Deployment after them.
+
+    Applications get both keys in one write.
+    """
     world = World({})
     await world.settle()
     before = world.keys()
@@ -674,7 +714,7 @@ async def test_the_servers_key_is_renewed_by_replacing_the_forwarder() -> None:
 
 
 async def test_a_restart_makes_nothing_new() -> None:
-    """The next operator applies everything once, which changes nothing."""
+    """An operator that restarts applies everything once, which changes nothing."""
     world = World({})
     await world.settle()
     before = copy.deepcopy(world.cluster.objects)
@@ -685,7 +725,7 @@ async def test_a_restart_makes_nothing_new() -> None:
 
 
 async def test_children_that_are_seen_before_their_layer_cost_nothing() -> None:
-    """The watches of kopf come in any order."""
+    """Children that are seen before their layer change nothing, since kopf's watches report in any order."""
     world = World({})
     await world.settle()
     before, keys = copy.deepcopy(world.cluster.objects), world.keys()
@@ -704,7 +744,7 @@ def scale(replicas: int, deployment: Manifest) -> None:
 
 
 async def test_a_queue_of_layers_settles() -> None:
-    """Twenty layers by four workers, with edits meanwhile: no layer is looked at twice at once."""
+    """Four workers reconcile twenty layers that are edited meanwhile, and never one layer twice at once."""
     cluster = FakeCluster()
     running: set[Key] = set()
     reconciler = Reconciler(cluster, CHOICES)

@@ -1,4 +1,4 @@
-"""Details of what is rendered that the golden files do not show."""
+"""Details of the rendered objects that the golden files do not show."""
 
 import json
 from base64 import b64decode, b64encode
@@ -61,19 +61,19 @@ def container(**given: Any) -> Manifest:
     ],
 )
 def test_a_layer_may_change_parts_of_the_image(default: str, image: dict[str, str], expected: str) -> None:
-    """What it leaves out is that of the default, of whose digest a mirror has a copy; a digest wins over a tag."""
+    """An image inherits the omitted parts of the default, whose digest a mirror also has; a digest wins over a tag."""
     assert container(spec={"image": image}, image=default)["image"] == expected
 
 
 def test_the_forwarder_takes_its_arguments() -> None:
-    """They are flags that it has, with values that it takes."""
+    """Every argument of the container is a flag that the forwarder has."""
     fields = {"--" + name.replace("_", "-") for name in ForwarderSettings.model_fields}
     for argument in container()["args"]:
         assert argument.partition("=")[0] in fields
 
 
 def patched(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the patch of a pod that wants a layer."""
+    """Return the patch of a pod that requests a layer."""
     return list(json.loads("".join(patch(pod) or ())))
 
 
@@ -94,7 +94,7 @@ def environment(spec: dict[str, Any], *, curve: bool = True) -> dict[str, str]:
 
 
 def test_the_library_takes_what_is_injected() -> None:
-    """Every entry, as it comes into a pod: the layer is the one that the spec describes."""
+    """The library configures the layer that the spec describes from every entry that is injected into a pod."""
     spec = {
         "layer": {
             "capacity": 7,
@@ -128,13 +128,13 @@ def test_the_library_takes_what_is_injected() -> None:
 
 
 def test_without_curve_the_library_is_told_of_no_key() -> None:
-    """The entries are there, so that a pod can wait for them, and empty."""
+    """Without CURVE the entries of the keys exist, so that a pod can wait for them, and are empty."""
     config = channel_layers_from_env(environment({"security": {"curve": "Disabled"}}, curve=False))["default"]["CONFIG"]
     assert not [name for name in config if name.startswith("curve")]
 
 
 def files(secrets: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Return what a pod with the layer finds in its files, as the kubelet mounts entries of Secrets."""
+    """Return the files of a pod with the layer, as the kubelet mounts entries of Secrets."""
     pod = {"metadata": {"labels": {LAYER_LABEL: "chat"}}, "spec": {"containers": [{"name": "web"}]}}
     (mount,) = next(one["value"] for one in patched(pod) if one["path"].endswith("/volumeMounts"))
     (volume,) = next(one["value"] for one in patched(pod) if one["path"] == "/spec/volumes")
@@ -147,7 +147,7 @@ def files(secrets: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def test_the_keys_are_where_their_secret_says() -> None:
-    """The webhook mounts them there."""
+    """The webhook mounts the keys at the paths that their Secret states."""
     variables, found = environment({}), files({"chat-client": objects()["Secret", "chat-client"]["data"]})
     for name, key in (("SERVER", KEYS.server_public), ("SECRET", KEYS.client_secret)):
         assert found[variables[f"{ENV}CURVE_{name}_KEY_FILE"]] == key
@@ -155,7 +155,10 @@ def test_the_keys_are_where_their_secret_says() -> None:
 
 @pytest.mark.parametrize("curve", [True, False])
 def test_a_layer_that_encrypts_takes_its_keys_from_a_secret_of_its_users(curve: bool) -> None:
-    """The operator makes no such Secret; without one there is a path and no file, which the library refuses."""
+    """A layer with encryption reads its keys from a Secret of its users, which the operator does not create.
+
+    Without it there is a path and no file, which the library refuses.
+    """
     spec = {"security": {"encryption": "Enabled"}}
     config = channel_layers_from_env(environment(spec, curve=curve))["default"]["CONFIG"]
     path = config["symmetric_encryption_keys_file"]
@@ -167,7 +170,7 @@ def test_a_layer_that_encrypts_takes_its_keys_from_a_secret_of_its_users(curve: 
 
 
 def test_a_layer_does_not_encrypt_unless_its_spec_says_so() -> None:
-    """Also if there is a Secret of that name: it may be there for later."""
+    """A layer does not encrypt unless its spec enables it, even if a Secret of that name exists for later use."""
     for spec in ({}, {"security": {"encryption": "Disabled"}}):
         assert "symmetric_encryption_keys_file" not in channel_layers_from_env(environment(spec))["default"]["CONFIG"]
 
@@ -182,13 +185,13 @@ def template(**pod_template: Any) -> Manifest:
 
 
 def test_own_labels_of_pods_do_not_break_the_selector() -> None:
-    """Whatever the template contains, the operator's labels take precedence."""
+    """The operator's labels take precedence over those of the template, so that the selector matches."""
     found = template(metadata={"labels": {OWNER_LABEL: "x", "app.kubernetes.io/name": "x", "team": "a"}})
     assert found["metadata"]["labels"]["team"] == "a"
 
 
 def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
-    """By names, where lists have such; what is ours stays as it is."""
+    """A template's lists are merged by name where their items have one, and the operator's fields stay as they are."""
     plain = template()["spec"]
     env, volume = {"name": "TZ", "value": "UTC"}, {"name": "data", "emptyDir": {}}
     mounts = [{"name": "data", "mountPath": "/data"}, {"name": "data", "mountPath": "/keys"}]
@@ -210,7 +213,10 @@ def test_a_template_adds_to_the_pod_and_to_its_container() -> None:
 
 
 def test_a_template_says_where_pods_run_and_for_how_long() -> None:
-    """They replace the defaults; a default toleration stays if the template has none with its key."""
+    """A template's placement and grace period replace the defaults.
+
+    A default toleration stays if the template has none with its key.
+    """
     plain = template()["spec"]
     keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
     assert [(one["key"], one["tolerationSeconds"]) for one in plain["tolerations"]] == [(key, 25) for key in keys]
@@ -240,12 +246,12 @@ def test_a_template_says_where_pods_run_and_for_how_long() -> None:
     ],
 )
 def test_a_toleration_of_its_author_is_not_shortened(own: Manifest, added: int) -> None:
-    """Kubernetes takes the shortest of those that match."""
+    """A default toleration that an author's covers is omitted: Kubernetes takes the shortest of those that match."""
     assert len(template(spec={"tolerations": [own]})["spec"]["tolerations"]) == 1 + added
 
 
 def test_a_cluster_that_assigns_users_is_told_of_none() -> None:
-    """OpenShift refuses others than those of the namespace."""
+    """In a cluster that assigns users, the pod names none: OpenShift refuses others than those of the namespace."""
     found = render(OWNER, parse({}), KEYS, Choices("i", assigns_users=True))
     (deployment,) = [one for one in found if one["kind"] == "Deployment"]
     security = deployment["spec"]["template"]["spec"]["securityContext"]
@@ -253,7 +259,7 @@ def test_a_cluster_that_assigns_users_is_told_of_none() -> None:
 
 
 def test_what_forwarders_are_not_told_is_their_own_default() -> None:
-    """A forwarder of another release may not know all flags, so it gets only those that the layer sets."""
+    """A forwarder gets no flag for a default, which is its own as well: another release may not know all flags."""
     own = ForwarderSettings(_cli_parse_args=False)
     for name, value in ForwarderPart().model_dump().items():
         assert getattr(own, name) == (size(value) if name.endswith("_bytes") else value)
@@ -262,14 +268,14 @@ def test_what_forwarders_are_not_told_is_their_own_default() -> None:
 
 @pytest.mark.parametrize("name", sorted(ForwarderPart.model_fields))
 def test_forwarders_are_told_what_a_layer_sets(name: str) -> None:
-    """Sizes in bytes."""
+    """A forwarder gets one flag for each setting of the layer, with sizes in bytes."""
     value, told = {"log_level": ("DEBUG", "DEBUG")}.get(name, ("4Ki", "4096") if name.endswith("_bytes") else (4, "4"))
     given = container(spec={"forwarder": {to_camel(name): value}})["args"]
     assert set(given) - set(container()["args"]) == {f"--{name.replace('_', '-')}={told}"}
 
 
 def test_what_applications_are_told_by_default_is_their_own_default() -> None:
-    """Of how they use forwarders; there are no hooks."""
+    """The spec's defaults for clients equal those of the library, and no hooks are set."""
     config = channel_layers_from_env(environment({}))["default"]["CONFIG"]
     own = DedicatedConfig(pull_socket_address=("tcp://a:1",), pub_socket_address=("tcp://a:2",))
     for name in ("prefetch", "outbox_capacity", "outbox_bytes", "connect_timeout", "linger"):
@@ -278,7 +284,7 @@ def test_what_applications_are_told_by_default_is_their_own_default() -> None:
 
 
 def test_a_new_server_key_restarts_the_forwarder_and_a_rotation_does_not() -> None:
-    """It reads its list again, but not its own key."""
+    """A new server key changes the pod's template and a rotation does not, since a forwarder rereads only its list."""
 
     def pod(keys: LayerKeys) -> Any:
         return objects(keys=keys)["Deployment", "chat-forwarder"]["spec"]["template"]
@@ -289,7 +295,7 @@ def test_a_new_server_key_restarts_the_forwarder_and_a_rotation_does_not() -> No
 
 
 def test_an_empty_template_annotation_is_no_null() -> None:
-    """Without keys and without annotations nothing stands there."""
+    """Without keys and annotations, the annotations are an empty map, and there is no volume and no CURVE flag."""
     deployment = objects({"security": {"curve": "Disabled"}}, keys=None)["Deployment", "chat-forwarder"]
     assert deployment["spec"]["template"]["metadata"]["annotations"] == {}
     assert "volumes" not in deployment["spec"]["template"]["spec"]
@@ -300,7 +306,10 @@ def test_an_empty_template_annotation_is_no_null() -> None:
     ("domain", "ending"), [("cluster.local", ".cluster.local."), ("k8s.corp", ".k8s.corp."), ("", "")]
 )
 def test_addresses_are_those_of_the_service(domain: str, ending: str) -> None:
-    """Its name, its namespace, its ports; fully qualified, unless the cluster's domain is not known."""
+    """The addresses have the Service's name, namespace and ports.
+
+    They are fully qualified unless the cluster's domain is unknown.
+    """
     service = objects()["Service", "chat-forwarder"]
     ports = {one["name"]: one["port"] for one in service["spec"]["ports"]}
     host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc{ending}"
@@ -308,7 +317,7 @@ def test_addresses_are_those_of_the_service(domain: str, ending: str) -> None:
 
 
 def test_rendering_twice_gives_the_same() -> None:
-    """And what one gets may be changed without harm to the next."""
+    """Changing a rendered object does not affect the next rendering."""
     first = render(OWNER, parse({}), KEYS, Choices("i"))
     for one in first:
         one["metadata"]["labels"].clear()
@@ -326,7 +335,7 @@ def test_rendering_twice_gives_the_same() -> None:
 def test_a_service_monitor_has_the_labels_by_which_prometheus_finds_it(
     own: dict[str, Any], labels: dict[str, str], interval: str
 ) -> None:
-    """The layer's win over the operator's, but no label replaces those by which it is watched."""
+    """A layer's labels and interval win over the operator's, but none replaces the labels used for watching."""
     monitors = Monitors({"release": "all", "team": "all", OWNER_LABEL: "other"}, "7s")
     choices = Choices("i", monitors, service_monitors=True)
     found = render(OWNER, parse({"spec": {"monitoring": own}}), KEYS, choices)

@@ -1,4 +1,4 @@
-"""What a layer says of its pods and of those of its applications, and how upgrades of the operator reach layers."""
+"""The status of a layer's pods and of its applications' pods, and how upgrades of the operator reach layers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ def pod(name: str = "chat-forwarder-x", reason: str = "", **labels: str) -> Mani
 
 
 async def test_why_a_pod_does_not_start_is_told() -> None:
-    """As a condition and once as an event, as long as it lasts."""
+    """The reason why a pod does not start is a condition while it lasts, and is reported once as an event."""
     world = World({})
     await world.settle()
     world.cluster.put(pod(reason="ImagePullBackOff"))
@@ -53,7 +53,7 @@ def fails(status: Manifest, found: Manifest) -> None:
 
 
 async def test_the_same_problems_are_told_once() -> None:
-    """Whichever of the pods was seen last, and if those of an image come in turns."""
+    """A problem is reported once, whichever pod was seen last, and even if an image's problems alternate."""
     world = World({})
     names = ("chat-forwarder-x", "chat-forwarder-y")
     for name in names:
@@ -69,7 +69,7 @@ async def test_the_same_problems_are_told_once() -> None:
 
 @pytest.mark.parametrize("lacks", ["ownerReferences", "labels"])
 async def test_only_pods_of_forwarders_count(lacks: str) -> None:
-    """Anybody may put our label on a pod."""
+    """Only pods of forwarders count for the status, since any user may put our label on a pod."""
     world = World({})
     other = pod(reason="ErrImagePull")
     del other["metadata"][lacks]
@@ -80,7 +80,7 @@ async def test_only_pods_of_forwarders_count(lacks: str) -> None:
 
 
 async def test_a_pod_that_is_gone_has_no_problem() -> None:
-    """Another one may be in its place."""
+    """A deleted pod does not degrade its layer, since another one may be in its place."""
     world = World({})
     world.cluster.put(pod(reason="CrashLoopBackOff"))
     await world.settle()
@@ -91,7 +91,7 @@ async def test_a_pod_that_is_gone_has_no_problem() -> None:
 
 
 async def test_pods_may_be_seen_before_their_layer() -> None:
-    """And nothing is kept of those that belong to none, once they are gone."""
+    """A pod that is seen before its layer counts, and nothing is kept of a deleted pod without a layer."""
     world = World()
     world.cluster.put(pod(reason="ErrImagePull"))
     world.cluster.put(pod("stray", "ErrImagePull", **{OWNER_LABEL: "none"}))
@@ -104,7 +104,7 @@ async def test_pods_may_be_seen_before_their_layer() -> None:
 
 
 async def test_a_paused_layer_is_left_as_it_is() -> None:
-    """Whatever is edited, deleted or upgraded, until it is paused no more."""
+    """A paused layer is not changed, whatever is edited, deleted or upgraded, until it is resumed."""
     world = World({})
     await world.settle()
     world.edit("Deployment", ready)
@@ -139,13 +139,13 @@ class Upgraded(World):
             self.cluster.put({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {}})
 
     async def upgrade(self, image: str = "image:2") -> None:
-        """Start another operator, and let it look at every layer."""
+        """Start another operator, and let it reconcile every layer."""
         self.start()
         self.reconciler.choices = replace(CHOICES, forwarder_image=image)
         await self.look()
 
     async def look(self) -> None:
-        """Look at every layer, as it is due after a while."""
+        """Reconcile every layer, as is due after a while."""
         for name in OTHERS:
             self.due.add(("home", name))
         await self.settle(50)
@@ -175,7 +175,7 @@ async def world() -> Upgraded:
 
 
 async def test_an_upgrade_reaches_one_layer_after_the_other(world: Upgraded) -> None:
-    """The next begins when the forwarders of the one before are replaced."""
+    """The upgrade of a layer begins once the forwarders of the previous one are replaced."""
     await world.upgrade()
     done: list[str] = []
     while len(done) < len(OTHERS):
@@ -193,7 +193,7 @@ async def test_an_upgrade_reaches_one_layer_after_the_other(world: Upgraded) -> 
 
 
 async def test_who_waits_looks_again_soon(world: Upgraded) -> None:
-    """Nothing else would tell it."""
+    """A layer that waits for its upgrade is reconciled again soon, since no event announces its turn."""
     await world.upgrade()
     (first,) = world.upgraded()
     waiting: Key = ("home", next(name for name in OTHERS if name != first))
@@ -201,7 +201,7 @@ async def test_who_waits_looks_again_soon(world: Upgraded) -> None:
 
 
 async def test_it_waits_for_its_turn_also_where_its_watch_is_slow(world: Upgraded) -> None:
-    """Kopf lists kinds side by side: a layer may be known before its Deployment is."""
+    """Only one layer is upgraded even if no Deployment is known yet, since kopf lists kinds side by side."""
     world.reconciler = Reconciler(world.cluster, replace(CHOICES, forwarder_image="image:2"), clock=lambda: world.now)
     world.cluster.watchers.clear()
     for name in OTHERS:
@@ -214,7 +214,7 @@ async def test_it_waits_for_its_turn_also_where_its_watch_is_slow(world: Upgrade
 
 
 async def test_a_layer_that_is_deleted_during_its_turn_gives_it_back(world: Upgraded) -> None:
-    """In the middle of a look, of which the deletion was told before."""
+    """A layer whose deletion is reported during its reconciliation gives up its turn to the next one."""
 
     def deleted(request: Request) -> ClusterError | None:
         if request[:2] == ("apply", f"{KIND}/status"):
@@ -236,7 +236,10 @@ async def test_a_layer_that_is_deleted_during_its_turn_gives_it_back(world: Upgr
 
 
 async def test_an_upgrade_that_fails_goes_one_layer_further_after_a_restart(world: Upgraded) -> None:
-    """The forwarders of the others are not touched; one that is mended by its spec lets it go on."""
+    """A failing upgrade reaches one more layer after a restart, since a new process does not know of the first.
+
+    The last layer is not upgraded while the second one is incomplete, even once the first one is ready.
+    """
     await world.upgrade()
     (first,) = world.upgraded()
     await world.upgrade()
@@ -265,7 +268,10 @@ async def test_a_layer_that_holds_the_others_up_can_be_taken_out(world: Upgraded
 
 
 async def test_what_its_own_author_changes_waits_for_nobody(world: Upgraded) -> None:
-    """Nor does a layer that is not complete before: it could hold up all others for ever."""
+    """A change by the layer's author is applied without waiting for a turn.
+
+    A layer that was incomplete before does not wait either: it could delay all others for ever.
+    """
     await world.upgrade()
     (first,) = world.upgraded()
     second, third = (name for name in OTHERS if name != first)
@@ -277,7 +283,7 @@ async def test_what_its_own_author_changes_waits_for_nobody(world: Upgraded) -> 
 
 
 async def test_a_restart_without_a_change_replaces_nothing(world: Upgraded) -> None:
-    """So layers do not wait."""
+    """A restart with the same image replaces no forwarder, so no layer waits."""
     before = world.asked()
     await world.upgrade("image:1")
     assert before
@@ -292,7 +298,10 @@ def application(name: str, created: str, **labels: str) -> Manifest:
 
 
 async def test_pods_that_are_older_than_their_settings_are_counted() -> None:
-    """Until they are gone, by a look now and then; a new layer has none, though pods may wait for it."""
+    """Pods that are older than the layer's settings are counted periodically until they are gone.
+
+    A new layer has none, though pods may wait for it.
+    """
     world = World({})
     world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
     await world.settle()
@@ -319,7 +328,7 @@ async def test_pods_that_are_older_than_their_settings_are_counted() -> None:
 
 
 async def test_settings_survive_a_restart_into_trouble() -> None:
-    """Whatever comes before they are counted again: a refusal, or a layer that is paused."""
+    """The settings' time survives a restart in which a refusal or a pause precedes the next count of pods."""
     world = World({})
     world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
     await world.settle()
@@ -344,7 +353,7 @@ async def test_settings_survive_a_restart_into_trouble() -> None:
 
 @pytest.mark.parametrize("spec", [{"paused": True}, {"forwarders": -1}])
 async def test_outdated_pods_are_counted_also_while_nothing_is_changed(spec: dict[str, Any]) -> None:
-    """Because the layer is paused, or its spec is invalid: the pods are replaced all the same."""
+    """Outdated pods are counted although the layer is paused or its spec invalid, as pods are replaced all the same."""
     world = World({})
     world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
     await world.settle()
@@ -361,7 +370,7 @@ async def test_outdated_pods_are_counted_also_while_nothing_is_changed(spec: dic
 
 
 async def test_a_paused_layer_is_not_degraded_by_what_was_refused_before() -> None:
-    """Nothing is asked of the cluster any more, so nobody would notice that the cause is gone."""
+    """A pause clears an earlier refusal: without further requests, nobody would notice that its cause is gone."""
     world = World({})
     world.cluster.refusal = lambda request: refused(403, "Forbidden") if request[1] == "Service" else None
     with pytest.raises(ClusterError):
@@ -373,7 +382,7 @@ async def test_a_paused_layer_is_not_degraded_by_what_was_refused_before() -> No
 
 
 async def test_a_layer_is_not_ready_with_fewer_forwarders_than_its_spec_has() -> None:
-    """Those that were ready before are not all: the Deployment could not be changed."""
+    """A layer is not ready with fewer ready forwarders than its spec has, if the Deployment could not be changed."""
     world = World({})
     await world.settle()
     world.edit("Deployment", ready)
@@ -402,7 +411,7 @@ async def test_a_layer_is_not_ready_with_fewer_forwarders_than_its_spec_has() ->
     ],
 )
 async def test_what_applications_learn_at_their_start_makes_them_outdated(change: dict[str, Any]) -> None:
-    """Whichever part of the spec it is in."""
+    """A change of settings that applications read at their start makes them outdated, in any part of the spec."""
     world = World({})
     world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
     await world.settle()
@@ -413,7 +422,7 @@ async def test_what_applications_learn_at_their_start_makes_them_outdated(change
 
 
 async def test_what_applications_do_not_learn_at_their_start_makes_none_outdated() -> None:
-    """Such as another image, or new keys."""
+    """A change that does not affect the settings of applications, such as new keys, makes none outdated."""
     world = World({})
     world.cluster.put(application("old", "2025-12-31T00:00:00Z"))
     await world.settle()

@@ -1,6 +1,6 @@
-"""The definition's CEL rules, evaluated without an API server: what each lets through, and what it refuses.
+"""The definition's CEL rules, evaluated without an API server: the values that each accepts and refuses.
 
-The library knows CEL itself; Kubernetes' quantities are added here, as its documentation describes them.
+The library implements CEL itself; Kubernetes' quantities are added here, as its documentation describes them.
 """
 
 import re
@@ -18,7 +18,7 @@ QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([numkMGTPE]|[KMGTPE]i|)|[e
 
 
 def quantity(text: str) -> Decimal:
-    """Return a quantity's value."""
+    """Return the value of a quantity."""
     match = QUANTITY.fullmatch(text)
     assert match is not None, text
     number, suffix, exponent = match.groups()
@@ -28,7 +28,7 @@ def quantity(text: str) -> Decimal:
 
 
 def holds(rule: str, value: Any) -> bool:
-    """Return whether a rule lets a value through."""
+    """Return whether a rule accepts a value."""
     context = cel.Context()
     context.add_function("isQuantity", lambda text: QUANTITY.fullmatch(text) is not None)
     context.add_function("quantity", lambda text: text)  # compared as they are written
@@ -42,12 +42,12 @@ def holds(rule: str, value: Any) -> bool:
 
 
 def refusals(rules: list[dict[str, Any]], value: Any) -> list[str]:
-    """Return the messages that a value gets."""
+    """Return the messages of the rules that refuse a value."""
     return [rule["message"] for rule in rules if not holds(rule["rule"], value)]
 
 
 def every_rule() -> list[dict[str, Any]]:
-    """Return the rules of the whole definition, wherever they stand."""
+    """Return the rules of the whole definition, at any depth."""
     found: list[dict[str, Any]] = []
 
     def walk(node: Any) -> None:
@@ -65,7 +65,7 @@ def every_rule() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("value", ["16Mi", 16777216, "1", "2Gi", 2**31, "16e3", "1.5Mi", "2048Mi", "1k"])
 def test_a_size_within_bounds_passes(value: Any) -> None:
-    """As a number, or in any way in which Kubernetes writes quantities."""
+    """A size within the bounds is accepted as a number and in every notation of Kubernetes' quantities."""
     assert refusals(crd.SIZE_RULES, value) == []
 
 
@@ -85,7 +85,7 @@ def test_a_size_within_bounds_passes(value: Any) -> None:
     ],
 )
 def test_another_size_gets_one_message(value: Any, message: str) -> None:
-    """An invalid quantity is not also reported as out of bounds."""
+    """Any other size gets one message: an invalid quantity is not also reported as out of bounds."""
     assert refusals(crd.SIZE_RULES, value) == [message]
 
 
@@ -94,24 +94,24 @@ def test_another_size_gets_one_message(value: Any, message: str) -> None:
     [("1h", True), ("720h", True), ("60m", True), ("3600s", True), ("59m", False), ("1s", False)],
 )
 def test_keys_live_for_an_hour_at_least(value: str, passes: bool) -> None:
-    """Whatever the unit."""
+    """A rotation interval below one hour is refused, in every unit."""
     assert (refusals(crd.DURATION_RULES, value) == []) is passes
 
 
 @pytest.mark.parametrize("name", ["chat", "a", "a-1", "a" * 47])
 def test_a_name_that_makes_a_service_passes(name: str) -> None:
-    """Its children's names are longer, and have 63 characters at most."""
+    """A name is accepted if its children's longer names are valid and have at most 63 characters."""
     assert refusals(crd.RULES, {"metadata": {"name": name}}) == []
 
 
 @pytest.mark.parametrize("name", ["a" * 48, "1a", "a.b", "a-", "-a", "A"])
 def test_another_name_is_refused(name: str) -> None:
-    """By exactly one rule."""
+    """Any other name is refused by exactly one rule."""
     assert len(refusals(crd.RULES, {"metadata": {"name": name}})) == 1
 
 
 def test_these_are_all_rules_that_there_are() -> None:
-    """A new one needs a table here."""
+    """The definition has only the rules that are tested here, so a new one needs a table here."""
     assert {rule["rule"] for rule in every_rule()} == {
         rule["rule"] for rules in (crd.SIZE_RULES, crd.DURATION_RULES, crd.RULES) for rule in rules
     }

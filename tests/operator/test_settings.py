@@ -11,7 +11,7 @@ from channels_zmq_operator.settings import PREFIX, Settings
 
 
 def test_defaults_need_no_variable() -> None:
-    """All namespaces, one replica, no webhook."""
+    """Without any variable, the operator watches all namespaces as one replica and without a webhook."""
     settings = Settings()
     assert settings.watch_namespaces == []
     assert not settings.leader_election
@@ -22,7 +22,7 @@ def test_defaults_need_no_variable() -> None:
     "text, expected", [("", []), ("a", ["a"]), ("a,b", ["a", "b"]), (" a , b ,", ["a", "b"]), (",", [])]
 )
 def test_namespaces_are_separated_by_commas(text: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a Helm value; blanks do not matter."""
+    """Namespaces are separated by commas as in a Helm value, and blanks are ignored."""
     monkeypatch.setenv(f"{PREFIX}WATCH_NAMESPACES", text)
     assert Settings().watch_namespaces == expected
 
@@ -40,7 +40,7 @@ def test_namespaces_are_separated_by_commas(text: str, expected: list[str], monk
     ],
 )
 def test_what_makes_no_sense_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name of the setting."""
+    """An invalid value is refused with an error that names its setting."""
     monkeypatch.setenv(f"{PREFIX}{name}", value)
     with pytest.raises(ValidationError, match=re.compile(name, re.IGNORECASE)):
         Settings()
@@ -58,14 +58,14 @@ def test_what_makes_no_sense_is_refused(name: str, value: str, monkeypatch: pyte
 def test_layers_are_restricted_where_the_operator_watches_all_namespaces(
     namespaces: str, restrict: str, limited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unless the setting says otherwise; by default nothing may be chosen."""
+    """An operator of all namespaces allows layers no choice by default, unless the setting determines otherwise."""
     monkeypatch.setenv(f"{PREFIX}WATCH_NAMESPACES", namespaces)
     monkeypatch.setenv(f"{PREFIX}RESTRICT_LAYERS", restrict)
     assert Settings().limits == (Limits() if limited else None)
 
 
 def test_what_layers_may_choose_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefixes are separated by commas; an empty one would allow everything, and is ignored."""
+    """Allowed prefixes are separated by commas; an empty one would allow everything, and is ignored."""
     monkeypatch.setenv(f"{PREFIX}IMAGE_OVERRIDES", "true")
     monkeypatch.setenv(f"{PREFIX}ALLOWED_LABELS", "a/, b.example/,")
     monkeypatch.setenv(f"{PREFIX}ALLOWED_ANNOTATIONS", "")
@@ -73,7 +73,10 @@ def test_what_layers_may_choose_is_listed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_service_monitors_of_forwarders_look_as_the_chart_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of a label may be empty, and contain an equals sign."""
+    """The labels and the interval of ServiceMonitors are settings.
+
+    A label's value may be empty, and contain an equals sign.
+    """
     assert Settings().choices.monitors == Monitors({}, "30s")
     monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_LABELS", "release=prometheus, a/b=,c=d=e")
     monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_INTERVAL", "7s")
@@ -82,19 +85,19 @@ def test_service_monitors_of_forwarders_look_as_the_chart_says(monkeypatch: pyte
 
 @pytest.mark.parametrize("labels", ["release", "=prometheus", "a=b,c"])
 def test_what_is_no_label_is_refused(labels: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the error shows one."""
+    """An invalid label is refused with an error that shows a valid one."""
     monkeypatch.setenv(f"{PREFIX}SERVICE_MONITOR_LABELS", labels)
     with pytest.raises(ValidationError, match="is not a label such as release=prometheus"):
         Settings()
 
 
 def test_every_setting_is_described() -> None:
-    """For the table of the documentation."""
+    """Every setting has a description, for the table of the documentation."""
     for name, field in Settings.model_fields.items():
         assert (field.description or "").endswith("."), name
 
 
 def test_settings_do_not_change() -> None:
-    """They are read once."""
+    """Settings are frozen, since they are read once."""
     with pytest.raises(ValidationError):
         Settings().workers = 2  # type: ignore[misc]

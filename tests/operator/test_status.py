@@ -1,4 +1,4 @@
-"""What a layer's status says: every condition, with every reason."""
+"""The status of a layer: every condition, with every reason."""
 
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ def deployment(
     generation: int = 2,
     **conditions: tuple[str, str],
 ) -> dict[str, Any]:
-    """Return two forwarders as they are kept; its controller has seen generation 2."""
+    """Return a Deployment of two forwarders as it is kept; its controller has observed generation 2."""
     observed = {
         "observedGeneration": 2,
         "replicas": there,
@@ -153,7 +153,7 @@ def conditions(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @by_case
 def test_conditions_and_reasons(case: str) -> None:
-    """Accepted, Ready, Progressing, Degraded, Stalled, AppsOutdated."""
+    """Each case has its status and reason for Accepted, Ready, Progressing, Degraded, Stalled and AppsOutdated."""
     seen, expected = CASES[case]
     found = said(seen)
     assert " ".join(f"{one['status'][0]}/{one['reason']}" for one in found["conditions"]) == expected
@@ -162,7 +162,7 @@ def test_conditions_and_reasons(case: str) -> None:
 
 @by_case
 def test_the_definition_takes_every_status(case: str) -> None:
-    """With every field known, and nothing beside it."""
+    """The definition's schema accepts every status and knows all of its fields."""
     found = said(CASES[case][0])
     schema = crd.schema_of(Status)
     assert list(Draft202012Validator(schema).iter_errors(found)) == []
@@ -174,13 +174,13 @@ def test_the_definition_takes_every_status(case: str) -> None:
 
 
 def test_every_reason_occurs() -> None:
-    """And no other one."""
+    """The cases cover every reason of the table, and no other reason occurs."""
     found = {(one["type"], one["reason"]) for seen, _ in CASES.values() for one in said(seen)["conditions"]}
     assert found == {(kind, reason) for kind, reasons in REASONS.items() for reason in reasons}
 
 
 def test_messages_say_what_others_said() -> None:
-    """The problem of the spec, the words of the cluster, those of the Deployment."""
+    """A message quotes the spec's problem, the cluster's refusal or the Deployment, up to 1024 characters."""
     found = conditions(said(Seen(problem="spec.x: bad")))
     assert found["Accepted"]["message"] == found["Ready"]["message"] == "spec.x: bad"
     found = conditions(said(Seen(refusal="exceeded quota", deployment=STUCK)))
@@ -193,7 +193,7 @@ def test_messages_say_what_others_said() -> None:
 
 
 def test_times_are_kept_until_a_condition_turns() -> None:
-    """Another reason or message is not a transition."""
+    """A transition time changes only with the status of its condition, not with its reason or message."""
     starting = said(Seen())
     failing = said(Seen(deployment=STUCK), starting, LATER)
     times = {kind: one["lastTransitionTime"] for kind, one in conditions(failing).items()}
@@ -218,7 +218,7 @@ def test_times_are_kept_until_a_condition_turns() -> None:
 
 
 def test_numbers_and_addresses() -> None:
-    """Those of the table, of the scale subresource, and of the Service Binding."""
+    """The status has the numbers of the table and the scale subresource, the addresses and the Service Binding."""
     found = said(Seen(deployment=deployment(1, there=3)))
     assert (found["replicas"], found["forwarders"], found["readyForwarders"], found["ready"]) == (3, 2, 1, "1/2")
     host = "chat-forwarder.home.svc.cluster.local."
@@ -229,7 +229,10 @@ def test_numbers_and_addresses() -> None:
 
 
 def test_the_version_is_that_of_who_made_the_pods() -> None:
-    """Nothing is said before there are any; what is left as it is keeps the version of before."""
+    """The version is that of the operator that created the pods, and absent before there are any.
+
+    A layer that is not changed keeps the version of its status.
+    """
     assert "version" not in said(Seen())
     assert said(Seen(deployment=deployment()))["version"] == __version__
     for kept_as_it_is in (Seen(problem="x"), Seen(refusal="x"), Seen(paused=True), Seen(waits=True)):
@@ -239,32 +242,32 @@ def test_the_version_is_that_of_who_made_the_pods() -> None:
 
 
 def test_what_nobody_has_counted_stays_as_it_was() -> None:
-    """As after a start of the operator, if something else comes first."""
+    """AppsOutdated stays as it was until pods are counted, for example after a start of the operator."""
     before = said(Seen(deployment=deployment(), outdated=3))
     assert conditions(said(Seen(paused=True), before))["AppsOutdated"] == conditions(before)["AppsOutdated"]
 
 
 def test_settings_stand_there_with_their_time() -> None:
-    """From where they are known when the operator starts again."""
+    """The status records the applications' settings and their time, from which a restarted operator knows them."""
     settings = AppSettings(digest="d", since=NOW)
     assert said(Seen(settings=settings))["settings"] == {"digest": "d", "since": NOW}
 
 
 def test_the_deployment_counts_as_long_as_a_new_number_is_not_applied() -> None:
-    """And before there is one, the spec."""
+    """The number of forwarders is the Deployment's, or the spec's before there is a Deployment."""
     assert said(Seen(forwarders=5))["ready"] == "0/5"
     assert said(Seen(forwarders=5, deployment=deployment()))["ready"] == "2/2"
 
 
 def test_an_invalid_spec_has_no_addresses() -> None:
-    """And nothing that is ready."""
+    """The status of an invalid spec has no addresses, no binding and no ready forwarders."""
     found = said(Seen(problem="x"))
     assert found["ready"] == "0/0"
     assert not {"addresses", "binding", "keysRotatedFor"} & found.keys()
 
 
 def test_a_bad_edit_takes_nothing_from_a_layer_that_runs() -> None:
-    """Its applications go on, and find it by its status."""
+    """A bad edit changes no more than conditions, so that applications still find the running layer by its status."""
     before = said(Seen(deployment=deployment(), rotated_for="today"))
     after = said(Seen(problem="x", deployment=deployment(), rotated_for="today"), before, LATER)
     assert {**after, "conditions": []} == {**before, "conditions": []}
@@ -272,7 +275,7 @@ def test_a_bad_edit_takes_nothing_from_a_layer_that_runs() -> None:
 
 
 def test_only_times_do_not_count_as_a_difference() -> None:
-    """So that a status is written when it says something else, and only then."""
+    """Two statuses that differ only in times are equal, so that a status is written only if its content changes."""
     one = said(Seen())
     assert not differs(one, said(Seen(), now=LATER))
     assert differs(one, said(Seen(deployment=deployment()), one))

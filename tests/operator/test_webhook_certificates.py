@@ -25,7 +25,7 @@ CHARTS = {
     "metadata": {"name": "injector", "labels": {"by": "helm"}},
     "webhooks": [{"name": WEBHOOK, "failurePolicy": "Fail", "clientConfig": {"service": {"name": "hook"}}}],
 }
-"""The configuration as the chart makes it."""
+"""The webhook's configuration as the chart creates it."""
 
 
 class World:
@@ -39,7 +39,7 @@ class World:
         self.trust = self.started()
 
     def started(self) -> WebhookCertificates:
-        """Return a new operator's WebhookCertificates, told by the watch."""
+        """Return a new operator's WebhookCertificates, which gets the events of the watch."""
         new = WebhookCertificates(self.cluster, SETTINGS, clock=lambda: self.now)
         self.cluster.watchers.clear()
         self.cluster.watch(lambda event, found: new.configuration_seen(found) if found["kind"] == WEBHOOKS else None)
@@ -59,7 +59,7 @@ class World:
         return found
 
     def empty(self) -> None:
-        """Do what `helm upgrade --force` does."""
+        """Remove the bundle, as `helm upgrade --force` does."""
         self.cluster.edit(WEBHOOKS, "", "injector", lambda found: found["webhooks"][0]["clientConfig"].pop("caBundle"))
 
     def asked(self) -> list[Request]:
@@ -80,11 +80,11 @@ def signed_by_one(leaf: bytes, bundle: bytes) -> bool:
 GETS = [("get", "Secret", "pair"), ("get", "Secret", "pair-ca")]
 BUNDLE = ("apply", WEBHOOKS, "injector")
 FIRST = [*GETS, ("apply", "Secret", "pair-ca"), BUNDLE, ("apply", "Secret", "pair-ca"), ("apply", "Secret", "pair")]
-"""The authority once more, since its owner is known by then."""
+"""The requests of the first reconciliation; the authority is applied again, since its owner is known by then."""
 
 
 async def test_the_secrets_go_with_the_configuration() -> None:
-    """It is their owner, also where it was made anew: uninstalling the chart leaves nothing."""
+    """The configuration owns the Secrets, also after their owner was removed: uninstalling the chart leaves nothing."""
     world = World()
     await world.trust.look()
     for name in ("pair", "pair-ca"):
@@ -99,7 +99,10 @@ async def test_the_secrets_go_with_the_configuration() -> None:
 
 
 async def test_the_first_look_makes_everything() -> None:
-    """The authority, then the bundle, then the leaf: only a trusted leaf is served; the chart's fields stay."""
+    """The authority is written first, then the bundle, then the leaf, so that only a trusted leaf is served.
+
+    The chart's fields of the configuration stay.
+    """
     world = World()
     await world.trust.look()
     assert world.asked() == FIRST
@@ -114,7 +117,7 @@ async def test_the_first_look_makes_everything() -> None:
 
 
 async def test_nothing_is_written_when_nothing_is_due() -> None:
-    """Nothing changes in the cluster, and no Secret is applied; also not by the next operator."""
+    """When nothing is due, neither this operator nor the next one applies a Secret or changes the cluster."""
     world = World()
     await world.trust.look()
     before = world.cluster.objects.copy()
@@ -126,7 +129,7 @@ async def test_nothing_is_written_when_nothing_is_due() -> None:
 
 
 async def test_a_due_leaf_is_renewed_and_the_bundle_stays() -> None:
-    """The authority is not written again."""
+    """A due leaf is renewed with an event, and neither the authority nor the bundle is changed."""
     world = World()
     await world.trust.look()
     first, bundle = world.certificates(), world.bundle()
@@ -144,7 +147,7 @@ async def test_a_due_leaf_is_renewed_and_the_bundle_stays() -> None:
 
 
 async def test_both_authorities_are_trusted_during_a_change() -> None:
-    """The new one first, and the old one until it expires."""
+    """During a change the bundle has the new authority first, and the old one until it expires."""
     world = World()
     await world.trust.look()
     first = world.certificates()
@@ -162,7 +165,7 @@ async def test_both_authorities_are_trusted_during_a_change() -> None:
 
 
 async def test_no_leaf_is_written_while_its_bundle_is_refused() -> None:
-    """Pods go on with what is trusted; then it is made up for."""
+    """While the bundle is refused, pods keep the trusted leaf; the renewal happens once the bundle is accepted."""
     world = World()
     await world.trust.look()
     first = world.certificates()
@@ -179,7 +182,10 @@ async def test_no_leaf_is_written_while_its_bundle_is_refused() -> None:
 @pytest.mark.parametrize("days", [61, 2500, 5000])
 @pytest.mark.parametrize("before", [True, False])
 async def test_what_is_served_is_trusted_wherever_the_operator_dies(days: int, before: bool) -> None:
-    """At every request, before or after its effect; the next operator completes it."""
+    """An operator that dies at any request, before or after its effect, leaves a trusted leaf.
+
+    The next operator completes the renewal.
+    """
     for request in range(1, 6):
         world = World()
         await world.trust.look()
@@ -201,7 +207,7 @@ async def test_what_is_served_is_trusted_wherever_the_operator_dies(days: int, b
 
 
 async def test_it_tries_again_until_the_configuration_is_there() -> None:
-    """It is refused meanwhile; the pauses grow to a minute, and are short again after a success."""
+    """Without the configuration, retries pause for up to a minute; after a success the pauses are short again."""
     world = World(configured=False)
     pauses = [await world.trust.attempt() for _ in range(9)]
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
@@ -233,7 +239,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 async def settled() -> None:
-    """Let everything happen that does not wait for time to pass."""
+    """Run everything that does not wait for time to pass."""
     for _ in range(100):
         await asyncio.sleep(0)
 
@@ -247,7 +253,7 @@ async def kept(world: World) -> AsyncIterator[None]:
 
 
 async def test_the_configuration_that_comes_wakes_it() -> None:
-    """It need not wait for the end of the pause."""
+    """A configuration that is created ends the pause before the next attempt."""
     world = World(configured=False)
     async with kept(world):
         await until(lambda: BUNDLE in world.cluster.log)
@@ -257,7 +263,7 @@ async def test_the_configuration_that_comes_wakes_it() -> None:
 
 
 async def test_a_bundle_that_was_emptied_comes_back() -> None:
-    """At once, and the same, again and again; one that was deleted and made again too."""
+    """A bundle that is removed is applied again, unchanged and at once, also to a configuration created anew."""
     world = World()
     async with kept(world):
         await until(lambda: bool(world.bundle()))
@@ -274,7 +280,7 @@ async def test_a_bundle_that_was_emptied_comes_back() -> None:
 
 
 async def test_an_echo_of_our_own_does_not_wake_it() -> None:
-    """Nor does any change to the configuration that leaves the bundle alone: an idle operator asks for nothing."""
+    """An idle operator sends no request after an echo of its own write, or a change that leaves the bundle alone."""
     world = World()
     async with kept(world):
         await settled()
@@ -289,7 +295,7 @@ async def test_an_echo_of_our_own_does_not_wake_it() -> None:
 
 @pytest.mark.parametrize("name", ["pair", "pair-ca"])
 async def test_a_secret_that_was_deleted_is_back_within_a_minute(name: str) -> None:
-    """What pods serve meanwhile is trusted as long as the authority is there."""
+    """A deleted Secret is restored within a minute; pods' leaves stay trusted if the authority still exists."""
     world = World()
     assert await world.trust.attempt() <= 60
     bundle = world.bundle()

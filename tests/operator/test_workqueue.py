@@ -1,4 +1,4 @@
-"""Who is looked at when: never a layer twice at once, soon after a change, and less often while it fails."""
+"""The work queue: never a layer twice at once, soon after a change, and less often while a layer fails."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ NEVER = float("inf")
 
 
 class Work:
-    """Looks that last until a test lets them end, and end as it says."""
+    """A reconciler whose calls last until a test releases them, and end with the result that the test sets."""
 
     def __init__(self) -> None:
         self.begun: list[Key] = []
@@ -41,7 +41,7 @@ class Work:
 
 
 async def settled() -> None:
-    """Let everything happen that does not wait for time to pass."""
+    """Run everything that does not wait for time to pass."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -57,13 +57,13 @@ async def working(workers: int = 1) -> AsyncIterator[tuple[WorkQueue, Work, Cloc
 
 
 async def wake(queue: WorkQueue) -> None:
-    """Let the workers see the time, as the end of their pause would."""
+    """Make the workers read the clock, as the end of their pause does."""
     queue._changed.set()
     await settled()
 
 
 async def test_what_is_added_is_looked_at_once() -> None:
-    """However often it was added before."""
+    """A layer that is added several times before a worker is free is reconciled once."""
     async with working() as (queue, work, _):
         for _ in range(3):
             queue.add(A)
@@ -75,7 +75,10 @@ async def test_what_is_added_is_looked_at_once() -> None:
 
 
 async def test_several_are_looked_at_at_once_but_never_one_twice() -> None:
-    """As many as there are workers; what changes meanwhile is looked at once more afterwards."""
+    """Workers reconcile different layers concurrently, but never one layer twice at once.
+
+    A layer that changes during its reconciliation is reconciled once more afterwards.
+    """
     async with working(3) as (queue, work, _):
         work.held = True
         for _ in range(5):
@@ -92,7 +95,7 @@ async def test_several_are_looked_at_at_once_but_never_one_twice() -> None:
 
 
 async def test_more_layers_than_workers_wait() -> None:
-    """And all get their turn."""
+    """With two workers no more than two layers are reconciled at a time, and all ten get their turn."""
     async with working(2) as (queue, work, _):
         keys = [("home", str(number)) for number in range(10)]
         work.held = True
@@ -107,7 +110,7 @@ async def test_more_layers_than_workers_wait() -> None:
 
 
 async def test_a_later_look_comes_when_it_is_due() -> None:
-    """Not sooner, and it is put forward by a change."""
+    """A delayed reconciliation runs when it is due and not before; a change brings it forward."""
     async with working() as (queue, work, clock):
         work.result = 100.0
         queue.add(A)
@@ -121,14 +124,14 @@ async def test_a_later_look_comes_when_it_is_due() -> None:
         queue.add(A)
         await settled()
         assert work.begun == [A, A, A]
-        queue.add(A, 1000)  # does not put off what is due at 100
+        queue.add(A, 1000)  # does not postpone the reconciliation that is due at 100
         clock.now += 100
         await wake(queue)
         assert len(work.begun) == 4
 
 
 async def test_workers_wake_by_themselves_when_a_look_is_due() -> None:
-    """By a real clock."""
+    """On a real clock, idle workers wake without a notification when a reconciliation is due."""
     work = Work()
     queue = WorkQueue(work)
     queue.add(A, 0.01)
@@ -142,7 +145,7 @@ async def test_workers_wake_by_themselves_when_a_look_is_due() -> None:
 
 @pytest.mark.parametrize("error", [ClusterError("x", 403, "Forbidden", ""), ZeroDivisionError("oh")])
 async def test_pauses_double_while_it_fails_and_are_bounded(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the failure is; after a success they begin anew."""
+    """The pause before a retry doubles from 0.5 s up to 60 s, whatever the error, and starts over after a success."""
     async with working() as (queue, work, clock):
         work.result = error
         queue.add(A)
@@ -166,7 +169,7 @@ async def test_pauses_double_while_it_fails_and_are_bounded(error: Exception, ca
 
 
 async def test_a_failing_layer_does_not_hold_up_another() -> None:
-    """Each has a pause of its own."""
+    """Each layer has a backoff of its own, so a failing layer does not delay another one."""
     async with working() as (queue, work, _):
         work.result = ClusterError("x", 500, "", "")
         queue.add(A)
@@ -178,7 +181,10 @@ async def test_a_failing_layer_does_not_hold_up_another() -> None:
 
 
 async def test_it_is_stuck_while_there_is_something_to_do_and_nothing_ends() -> None:
-    """Not while it is idle, however long, nor just after that; with too few workers, or one that hangs, it is."""
+    """The queue is stuck while a layer is due and no reconciliation ends, because all workers hang or none runs.
+
+    An idle queue is not stuck, however long it is idle, nor when work arrives just after that.
+    """
     async with working() as (queue, work, clock):
         clock.now += 10_000
         assert queue.stuck_for() == 0
@@ -202,7 +208,7 @@ async def test_it_is_stuck_while_there_is_something_to_do_and_nothing_ends() -> 
 
 
 async def test_it_is_not_stuck_while_others_end() -> None:
-    """A layer that takes long, or waits long behind others, does not cause a restart."""
+    """A layer that takes long, or waits long behind others, does not cause a restart while other layers finish."""
     async with working(2) as (queue, work, clock):
         work.held = True
         queue.add(A)
