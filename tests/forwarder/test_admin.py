@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from fakes import Clock
 from prometheus_client.parser import text_string_to_metric_families
@@ -273,9 +274,16 @@ async def test_the_policy_of_the_page_names_its_script_and_style(page: Page) -> 
 
 
 async def test_an_empty_address_serves_nothing() -> None:
-    """An empty address disables the endpoints and raises nothing."""
+    """An empty address disables the endpoints: the process listens at no further port."""
+
+    def listening() -> set[object]:
+        return {one.laddr for one in psutil.Process().net_connections() if one.status == psutil.CONN_LISTEN}
+
+    before = listening()
     async with Admin(Exchange(b"instance"), Traffic()).serving(""):
-        pass
+        assert listening() == before
+    async with Admin(Exchange(b"instance"), Traffic()).serving("127.0.0.1:0"):
+        assert len(listening()) == len(before) + 1
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])

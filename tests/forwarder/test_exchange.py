@@ -677,7 +677,6 @@ def test_a_window_that_closes_unused_leaves_nothing_behind(forwarder: Forwarder)
     forwarder.ready(1)
     forwarder.ready(0)
     assert forwarder.queues.by_channel == {}
-    forwarder.disconnect(A)
 
 
 def test_expired_messages_are_swept_and_counted(forwarder: Forwarder) -> None:

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,10 +116,13 @@ def test_where_there_is_no_proc_memory_is_not_known(tmp_path: Path) -> None:
 
 
 def test_the_heap_is_trimmed_if_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trimming the heap does not fail with a C library that cannot trim it."""
+    """Trimming asks the C library to keep no free memory, and does nothing with one that cannot trim the heap."""
+    kept: list[int] = []
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(malloc_trim=kept.append))
     trim_heap()
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     trim_heap()
+    assert kept == [0]
 
 
 @pytest.mark.parametrize(

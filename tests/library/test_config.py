@@ -135,15 +135,9 @@ def test_capacities_may_be_pairs() -> None:
     assert list(parse(EmbeddedConfig, {"channel_capacity": pairs}).channel_capacity.items()) == pairs
 
 
-@pytest.mark.parametrize("value", [5, "a", ["abc"], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
-def test_capacities_of_another_form_are_refused(value: str | int | list[str] | dict[str | int, str | int]) -> None:
+@pytest.mark.parametrize("value", [5, "a", ["abc"], [1, 2], [None], {"a": 0}, {"a": 2**31}, {"a": "x"}, {5: 5}])
+def test_capacities_of_another_form_are_refused(value: object) -> None:
     """Malformed capacities raise an error that names the key."""
-    assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
-
-
-@pytest.mark.parametrize("value", [[1, 2], [None]])
-def test_capacities_in_a_list_of_no_pairs_are_refused(value: list[int | None]) -> None:
-    """A list of capacities whose elements are not pairs raises the layer's own error."""
     assert refusal(EmbeddedConfig, {"channel_capacity": value}).setting.startswith("CONFIG['channel_capacity']")
 
 

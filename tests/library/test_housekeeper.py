@@ -157,13 +157,15 @@ def test_a_call_during_a_tick_is_not_forgotten(housekeeper: Housekeeper, connect
 
 
 def test_a_call_for_a_later_time_changes_nothing(housekeeper: Housekeeper, connection: Connection) -> None:
-    """A call for a later time does not delay the next tick, and a call for an unwatched connection raises nothing."""
-    connection.again = 0.05
+    """A call for a later time does not delay the next tick, and a call for an unwatched connection causes none."""
+    connection.again, unwatched = 0.05, Connection()
     housekeeper.watch(connection)
     await_tick(connection)
     housekeeper.call(connection, time.monotonic() + LATER)
-    await_tick(connection)
-    housekeeper.call(Connection(), 0.0)
+    housekeeper.call(unwatched, 0.0)
+    for _ in range(2):
+        await_tick(connection)
+    assert unwatched.threads == set()
 
 
 def test_of_two_calls_at_once_the_earlier_one_counts(

@@ -195,13 +195,14 @@ def test_without_a_list_everybody_with_the_public_key_may_connect() -> None:
     assert server_source().read() == (SECRET, None)
 
 
+@pytest.mark.parametrize("has_file", [False, True])
 @pytest.mark.parametrize("allowed", [(), (OTHER.decode(),)])
-def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str, ...]) -> None:
-    """The list of allowed keys may be empty, which allows no client, and may be in a file."""
-    secret, keys = server_source(allowed).read()
+def test_a_list_may_be_empty_and_may_have_a_file(file: Path, allowed: tuple[str, ...], has_file: bool) -> None:
+    """The allowed keys are those of the list, which may be empty and then allows no client, and those of the file."""
+    secret, keys = server_source(allowed, str(file) if has_file else None).read()
     assert secret == SECRET
     assert keys is not None
-    assert server_source(None, str(file)).read()[1] is not None
+    assert keys.keys == {*(key.encode() for key in allowed), *([SERVER] if has_file else [])}
 
 
 @pytest.mark.parametrize(

@@ -270,10 +270,8 @@ def unable(
     assert open_descriptors() == before
 
 
-def test_for_a_loop_that_cannot_watch_the_housekeeper_reads_at_once_and_for_as_long(
-    pipe: Pipe, unable: tuple[Loops, asyncio.Runner]
-) -> None:
-    """The housekeeper reads in place of a loop that cannot watch; it is asked once, for the loop's first waiter."""
+def test_for_a_loop_that_cannot_watch_the_housekeeper_reads(pipe: Pipe, unable: tuple[Loops, asyncio.Runner]) -> None:
+    """The housekeeper reads in place of a loop that cannot watch, and is asked once, for the first waiter."""
     loops, runner = unable
 
     async def wait_attached() -> tuple[int, list[tuple[asyncio.AbstractEventLoop | None, bytes]], bool]:

@@ -14,7 +14,7 @@ from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.gaps import HOLD
 from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
-from channels_zmq.client.output import LinkLost, LinkRestored, Output, Reply, Upstream
+from channels_zmq.client.output import Reply, Upstream
 from channels_zmq.client.requests import LOST, Request, next_number
 from channels_zmq.client.resumption import REPLAYED_WITHIN
 from channels_zmq.names import OwnNames
@@ -141,60 +141,6 @@ def foreign_reply(client: Client, n: int = 3, *, exchange: int = 0) -> Reply:
     """Return the confirmation of another process's request, for the exchange by which it was asked."""
     confirm = wire.CONFIRM.encode(wire.Confirm(FOREIGN, n, Status.OK, wire.NO_INSTANCE))
     return Reply(confirm, to=client.attachments[exchange])
-
-
-# The output
-
-
-def test_an_output_is_busy_while_something_is_to_be_done_under_the_lock() -> None:
-    """Actions that need the connection's lock make an output busy; empty lists and readers to wake do not."""
-    out = Output()
-    out.send_upstream([])
-    out.wake.append(Reader())
-    assert not out.busy
-    acts: list[Callable[[], None]] = [
-        lambda: out.send_upstream([b"1"]),
-        lambda: out.reply(Reply(b"2")),
-        lambda: out.change(LinkLost()),
-    ]
-    for act in acts:
-        act()
-        assert out.busy
-        out.take()
-        assert not out.busy
-
-
-def test_input_that_was_found_is_something_to_do() -> None:
-    """Input that was found makes an output busy until it is taken."""
-    out = Output()
-    out.input_found()
-    assert (out.has_input, out.busy) == (True, True)
-    out.take()
-    assert (out.has_input, out.busy) == (False, False)
-
-
-def test_taking_an_output_begins_anew_with_it() -> None:
-    """Taking an output returns its frames in order and resets it, but not changes and readers, which need no lock."""
-    out = Output()
-    reader, change, exchange = Reader(), LinkRestored(3), Client(SECRET, SENDER).attach()
-    out.send_upstream([b"1", b"2"])
-    out.send_upstream([b"3"], exchange)
-    out.reply(Reply(b"4"))
-    welcome = wire.Confirm(INBOX, 1, Status.OK, INSTANCE)
-    out.session.append((exchange, welcome))
-    out.emptied = True
-    out.change(change)
-    out.wake.append(reader)
-    taken = out.take()
-    assert (taken.upstream, taken.replies, taken.session, taken.emptied) == (
-        [Upstream(b"1"), Upstream(b"2"), Upstream(b"3", exchange)],
-        [Reply(b"4")],
-        [(exchange, welcome)],
-        True,
-    )
-    again = out.take()
-    assert (again.upstream, again.replies, again.session, again.emptied) == ([], [], [], False)
-    assert (out.changes, out.wake) == ([change], [reader])
 
 
 # Group messages
