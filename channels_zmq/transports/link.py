@@ -726,7 +726,8 @@ class Link:
 
     @property
     def _is_renewing(self) -> bool:
-        return self.downlink.is_changing or self._push_is_due or self._uplink.is_changing
+        is_greeting = self.state is State.UP and self._subscriber.welcome is None  # by the next session
+        return is_greeting or self.downlink.is_changing or self._push_is_due or self._uplink.is_changing
 
     def _begin_renewal(self) -> None:
         self.refusal = ""

@@ -2243,6 +2243,31 @@ def test_keys_that_change_during_the_change_wait_for_its_end(renewal: Renewal, s
     assert (renewal.watched, renewal.told) == ([third], ["up"])
 
 
+def test_keys_that_change_before_the_next_session_is_welcomed_wait_for_it(renewal: Renewal) -> None:
+    """Keys that change again wait for the welcome of the next session, even once the former subscriber has ended.
+
+    Otherwise the welcome would change PUSH for the first keys, and that of a third session would do it once more while
+    the former PUSH still delivers its frames.
+    """
+    renewal.change_subscriber()
+    renewal.event(renewal.first, DISCONNECTED)
+    renewal.link.downlink.read()
+    renewal.tick()
+    assert renewal.first.is_closed
+    assert renewal.begin() is None
+    renewal.change_push()
+    renewal.tick(RETIRE_AFTER - 0.01)
+    assert renewal.link.downlink.next is None
+    renewal.tick(0.02)
+    third = cast(Subscriber, renewal.link.downlink.next)
+    assert third.connected_with == [renewal.keys.keys]
+    renewal.event(third, CONNECTED)
+    renewal.change_push()
+    renewal.tick(RETIRE_AFTER)
+    assert [push.linger for push in renewal.context.pushes] == [2000, 2000, None]
+    assert renewal.told == ["up"]
+
+
 def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal: Renewal) -> None:
     """If keys are refused while newer ones wait, the newer ones are used at once."""
     second = renewal.begin()
