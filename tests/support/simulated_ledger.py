@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from math import inf
 
 from simulated_network import ID_SIZE
 from simulated_process import Process
@@ -9,6 +10,8 @@ from simulated_time import World
 
 from channels_zmq_forwarder import wire
 
+IN_TRANSIT = 10.0
+"""Seconds for which a request whose call has ended may still be in transit."""
 ROUNDING = 0.002
 """Seconds by which an age may be inexact, because frames carry it in milliseconds."""
 
@@ -27,6 +30,8 @@ class Message:
     read_by: list[tuple[Process, str]] = field(default_factory=list)
     unknown_to: set[Process] = field(default_factory=set)
     """Steady processes without a link to a forwarder that carried the message."""
+    copied_to: set[str] = field(default_factory=set)
+    """Normal channels from which a copy of the group message was read."""
 
     @property
     def payload(self) -> bytes:
@@ -47,6 +52,19 @@ class Member:
     left: float | None = None
 
 
+@dataclass(slots=True, eq=False)
+class Change:
+    """A call that adds a normal channel to a group, or discards it, with the time when it ended."""
+
+    process: Process
+    member: tuple[str, str]
+    """The group and the channel."""
+    adds: bool
+    called: float
+    ended: float = inf
+    is_confirmed: bool = False
+
+
 class Ledger:
     """All messages of a simulation, with the checks of their delivery.
 
@@ -58,6 +76,8 @@ class Ledger:
         self.world = world
         self.messages: list[Message] = []
         self.members: list[Member] = []
+        self.changes: dict[tuple[str, str], list[Change]] = {}
+        """The changes of normal members, by group and channel, in the order of their calls."""
         self.flushed = -1.0
         """Time of the call of the last flush that has returned."""
         self.excused: set[int] = set()
@@ -81,6 +101,17 @@ class Ledger:
         member = Member(process, channel, topic, self.world.now, is_first)
         self.members.append(member)
         return member
+
+    def change(self, process: Process, group: str, channel: str, *, adds: bool) -> Change:
+        change = Change(process, (group, channel), adds, self.world.now)
+        self.changes.setdefault(change.member, []).append(change)
+        return change
+
+    def is_normal_member(self, member: tuple[str, str]) -> bool | None:
+        """Return whether a normal channel must be in a group; None if that depends on who was faster, or has ended."""
+        *others, last = self.changes[member]
+        is_certain = last.is_confirmed and not last.process.is_gone
+        return last.adds if is_certain and all(one.ended + IN_TRANSIT < last.called for one in others) else None
 
     # Checks of events
 
@@ -130,6 +161,17 @@ class Ledger:
         message = self.of(bytes(payload))
         assert not message.read_by, f"a job is read twice: {message.number} of {message.sender.number}"
         message.read_by.append((process, "job"))
+
+    def took_copy(self, channel: str, payload: bytes) -> None:
+        """Check a copy of a group message that a reader of a normal channel has received."""
+        message = self.of(bytes(payload))
+        what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
+        assert channel not in message.copied_to, f"copied twice: {what}"
+        assert any(one.adds and wire.group_topic(one.member[0]) == message.topic for one in self._of(channel)), what
+        message.copied_to.add(channel)
+
+    def _of(self, channel: str) -> list[Change]:
+        return [one for member, changes in self.changes.items() if member[1] == channel for one in changes]
 
     # Checks at the end
 

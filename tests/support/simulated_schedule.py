@@ -7,7 +7,7 @@ from simulated_forwarder import Forwarder
 from simulated_ledger import Member, Message
 from simulated_network import Line
 from simulated_process import Process
-from simulation import GROUPS, JOBS, LONG, SHORT, Simulation, address
+from simulation import COPIES, GROUPS, JOBS, LONG, SHORT, Simulation, address
 
 from channels_zmq.client import batch
 from channels_zmq.client.resumption import ON_THE_WAY
@@ -69,10 +69,12 @@ class Schedule(Simulation):
         """Addresses without a forwarder that every process lists; they refuse connections or are silent."""
         if self.random.random() < 0.5:
             self.network.black_holes.update(*self.nowhere)
+        self.has_copies = self.random.random() < 0.3
+        """Whether normal channels belong to groups: one to the first group, one to any group now and then."""
         self.members: dict[Process, list[Member]] = {}
         self.churning: list[Member] = []
         self.flush_calls = 0
-        self.begun = self.world.now
+        self.begun = self.quiet_since = self.world.now
 
     def go(self) -> None:
         """Run the schedule, and check its promises."""
@@ -80,6 +82,8 @@ class Schedule(Simulation):
             self._start_at(one)
         for number in range(self.random.randint(2, 5)):
             self.new_process(is_steady=number == 0 or self.random.random() < 0.4)
+        if self.has_copies:
+            self.change_member(self.processes[0], GROUPS[0], COPIES[0], adds=True)
         self.run(WARM_UP)
         self._traffic()
         self._fault()
@@ -121,6 +125,9 @@ class Schedule(Simulation):
         for channel in JOBS:
             if self.random.random() < 0.4:
                 self.read_jobs(process, channel, pause=choose((0.0, 0.1, 1.0)))
+        for channel in COPIES if self.has_copies else ():
+            if self.random.random() < 0.4:
+                self.read_copies(process, channel, pause=choose((0.0, 0.1)))
         return process
 
     # Traffic
@@ -141,6 +148,8 @@ class Schedule(Simulation):
             self.send_direct(process, self.random.choice(self.living()))
         elif what < 0.9:
             self.send_job(process, self.random.choice(JOBS))
+        elif what < 0.92 and self.has_copies:
+            self.change_member(process, self.random.choice(GROUPS), COPIES[1], adds=self.random.random() < 0.6)
         else:
             self._churn(process)
 
@@ -359,6 +368,8 @@ class Schedule(Simulation):
         self.note("heal")
         self.is_healing = True
         self.traffic_every = 0.5
+        for channel in COPIES * 4 if self.has_copies else ():  # of which many may wait
+            self.read_copies(self.processes[0], channel)
         self._start_all()
         self.world.after(12.0, self._start_all)  # draining forwarders have ended by then
 
@@ -375,6 +386,7 @@ class Schedule(Simulation):
             all(one.is_well for one in alive)
             and all(len(one.links._homes.serving) == len(alive) for one in living)
             and sum(one.links.held for one in living) < 20
+            and sum(len(queue.waiting) for one in alive for queue in one.exchange.queues.by_channel.values()) < 100
         )
 
     def _known(self) -> list[Forwarder]:
@@ -391,6 +403,7 @@ class Schedule(Simulation):
     def _last_messages(self) -> None:
         """Send to all channels, so that all gaps are detected, and read the waiting jobs."""
         self.note("quiet")
+        self.quiet_since = self.world.now
         for process in self.living():
             for group in GROUPS:
                 self.send_group(process, group)
@@ -410,6 +423,21 @@ class Schedule(Simulation):
         if not self.flush_calls:
             for process in living:
                 self._check_received(process)
+            for member in self.ledger.changes:
+                self._check_normal_member(*member)
+
+    def _check_normal_member(self, group: str, channel: str) -> None:
+        """Check that all forwarders agree on a normal member, and that it got exactly one copy of each last message."""
+        expected = self.ledger.is_normal_member((group, channel))
+        if expected is None:
+            return
+        what = f"{channel} must{'' if expected else ' not'} be in {group}"
+        for forwarder in self._known():
+            found = forwarder.exchange._members.of(group.encode(), self.world.now)
+            assert expected is any(name == channel.encode() for name, _ in found), f"{what}: {self._name(forwarder)}"
+        for message in self.ledger.messages:
+            if message.topic == wire.group_topic(group) and message.published >= self.quiet_since:
+                assert (channel in message.copied_to) is expected, f"{what}: message {message.number}"
 
     def _check_at_rest(self, process: Process) -> None:
         client, links = process.client, process.links

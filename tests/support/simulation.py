@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from simulated_forwarder import Forwarder
-from simulated_ledger import Ledger, Member, Message
+from simulated_ledger import Change, Ledger, Member, Message
 from simulated_network import Network
 from simulated_process import Process, replace_surroundings
 from simulated_time import Cancelled, Task, World, sleep
@@ -24,6 +24,8 @@ TTL = 600_000
 CAPACITY = 10_000
 GROUPS = ("one", "two", "three")
 JOBS = ("work", "mail")
+COPIES = ("always", "sometimes")
+"""Normal channels that are members of groups."""
 JOB_CAPACITY = 20
 SHORT, LONG = (0.1, 2.5), (3.8, 7.0)
 """Ranges for the seconds of a freeze: subscribers notice the longer ones and never the shorter ones."""
@@ -156,6 +158,36 @@ class Simulation:
 
     def read_jobs(self, process: Process, channel: str, *, pause: float = 0.0, count: float = inf) -> Task:
         return process.run(self._work(process, channel, pause, count), self._ended)
+
+    async def _read_copies(self, process: Process, channel: str, pause: float) -> None:
+        while True:
+            payload = await process.connection.receive(channel, CAPACITY, normal=True)
+            self.ledger.took_copy(channel, bytes_of(payload))
+            if pause:
+                await sleep(process.loop, self.random.uniform(0, pause))
+
+    def read_copies(self, process: Process, channel: str, *, pause: float = 0.0) -> None:
+        process.run(self._read_copies(process, channel, pause), self._ended)
+
+    def change_member(self, process: Process, group: str, channel: str, *, adds: bool) -> None:
+        """Let a process add a normal channel to a group, or discard it."""
+        change = self.ledger.change(process, group, channel, adds=adds)
+        self._open_calls[change] = process
+        process.run(self._change_member(change), self._ended)
+
+    async def _change_member(self, change: Change) -> None:
+        connection, (group, channel) = change.process.connection, change.member
+        try:
+            if change.adds:
+                await connection.add_normal(group, channel, CAPACITY, None)
+            else:
+                await connection.discard_normal(group, channel)
+            change.is_confirmed = True
+        except ForwarderUnavailable:
+            assert not self.is_quiet, "no change can fail without a fault"
+        finally:
+            change.ended = self.world.now
+            self._open_calls.pop(change, None)
 
     def _ended(self, result: Any, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, Cancelled) and type(error).__name__ != "StopConsumer":
