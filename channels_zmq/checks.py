@@ -37,7 +37,7 @@ def check_configuration(**given: Any) -> list[django.CheckMessage]:
 
 
 def check_deployment(**given: Any) -> list[django.CheckMessage]:
-    """Reach the forwarders, and find what is right for development only."""
+    """Reach the forwarders, and find settings that are right for development only."""
     out: list[django.CheckMessage] = []
     for entry in entries(configured()):
         if entry.missing_file:
@@ -58,7 +58,7 @@ def _fault(fault: Fault) -> django.CheckMessage:
 
 
 def _shared(found: Iterable[Entry]) -> list[django.CheckMessage]:
-    """Warn of aliases that have the default address, and so each other's messages."""
+    """Warn of aliases that share the default address, and so receive each other's messages."""
     alike: dict[str, list[str]] = {}
     for entry in found:
         if entry.layer is not None and "pub_socket_address" not in entry.layer.config.model_fields_set:

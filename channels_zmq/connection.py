@@ -5,9 +5,9 @@ waits.
 
 Theory of operation. A *step* (`with self._step:`) holds the lock while the client decides and the transport sends.
 Under the lock nothing waits, and no foreign code runs: no log handler, no serializer, no callback of the application.
-What a step leaves to be done is done when it ends: frames are sent before the lock is released; coroutines are woken
-and log lines written after it. A step never begins inside another one. An operation on a socket may take input in
-without a sign on its descriptor, so a step that has found input reads it before it returns.
+The end of a step carries out its actions: it sends frames before it releases the lock; it wakes coroutines and writes
+log lines afterwards. A step never begins inside another one. An operation on a socket may take in input that the
+descriptor does not signal, so a step that has found input reads it before it returns.
 """
 
 import asyncio
@@ -52,17 +52,17 @@ from channels_zmq_forwarder.wire import Status, Topic
 NOTICE_EVERY = 1.0
 """Seconds after which the housekeeper notices that an event loop is blocked, or that no layer is left."""
 UNUSED_FOR = 10.0
-"""Seconds after its last layer is gone that a connection is closed."""
+"""Seconds without a layer after which a connection is closed."""
 BATCH_WITHIN = 0.01
-"""Seconds that messages of a busy sender wait at most, if its event loop does not come to the end of its turn."""
+"""Seconds that messages of a busy sender wait at most, if its event loop does not finish its turn."""
 HELD_EVERY = 0.002
-"""Seconds between two looks at what is still to be sent when the connection is closed."""
+"""Seconds between two checks for unsent messages when the connection is closed."""
 SLICE = 500
 """Mailboxes that one step of the housekeeper handles."""
 TURNS_IN_A_ROW = 50
-"""Turns of reading after which the housekeeper looks after other connections."""
+"""Turns of reading after which the housekeeper serves other connections."""
 ASK_AGAIN_AFTER = 0.05
-"""Seconds until a request is made again that could not be carried out yet."""
+"""Seconds until a request that could not be carried out yet is sent again."""
 NEVER = 60.0
 
 Announcer = Callable[[LinkChange], bytes | None]
@@ -70,7 +70,7 @@ Announcer = Callable[[LinkChange], bytes | None]
 
 
 class _Step:
-    """The lock of a connection; its exit does what the step has left to be done."""
+    """The lock of a connection; its exit carries out the actions of the step."""
 
     __slots__ = ("_acquire", "_connection", "_counters", "_out", "_release")
 
@@ -106,7 +106,7 @@ class Connection:
 
     Args:
         options: Bounds and times.
-        client: Decides what frames mean.
+        client: Interprets frames.
         open_transport: Makes the transport, from a function that arranges for `tick` at a time at the latest.
     """
 
@@ -146,7 +146,7 @@ class Connection:
 
     @property
     def address(self) -> str:
-        """Where the other side is, for messages to people."""
+        """The address of the other side, for messages to people."""
         return self._transport.address
 
     @property
@@ -155,7 +155,7 @@ class Connection:
         return self._transport.is_bound
 
     def start(self) -> None:
-        """Open the sockets and let the housekeeper look after them.
+        """Open the sockets and let the housekeeper serve them.
 
         Raises:
             ConfigurationError: If an address or a key is invalid.
@@ -167,9 +167,9 @@ class Connection:
         housekeeper().watch(self)
 
     def use(self, layer: object, defaults: Defaults, announcer: Announcer) -> None:
-        """Note a layer that uses this connection; the one made last decides where no call brings a setting along."""
+        """Note a layer that uses this connection. Its defaults replace the former, but the longest expiry applies."""
         with self._step:
-            if self.users:  # each layer keeps its messages for as long as it wants
+            if self.users:  # no layer's messages may expire early because another one has a shorter expiry
                 defaults = replace(defaults, max_ttl=max(defaults.max_ttl, self.client.defaults.max_ttl))
             self.users.add(layer)
             self.client.use(defaults)
@@ -178,10 +178,10 @@ class Connection:
     # Steps
 
     def perform(self, *, after_turn: bool = False) -> bool:
-        """Send what the client wants sent, under the lock; return whether input is to be read once it is released.
+        """Send the frames of the client, under the lock; return whether input is to be read once it is released.
 
         Args:
-            after_turn: Whether a turn of reading is over, so that others come first; then false is returned.
+            after_turn: Whether a turn of reading is over, so that other work takes precedence; then return False.
         """
         out, transport = self.client.out, self._transport
         while out.busy:
@@ -226,7 +226,7 @@ class Connection:
             raise ConnectionClosed(self._transport.address)
 
     def _promote(self) -> Producer:
-        """Let the transport become one that can send, under the lock.
+        """Promote the transport to one that can send, under the lock.
 
         Raises:
             AddressInUse: If another process is the producer at an embedded address.
@@ -266,6 +266,7 @@ class Connection:
 
         Raises:
             OutboxFull: If the forwarder is unreachable and no more messages are held.
+            AddressInUse: If another process is the producer at an embedded address.
             ConnectionClosed: If the connection was closed meanwhile.
         """
         with self._step:
@@ -301,7 +302,7 @@ class Connection:
     async def send_after_echo(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool:
         """Send a message to a channel of this process that seems full because of messages in flight.
 
-        Some of these may have been lost. An echo by the same way has them all before it.
+        Some of these may have been lost. The answer to an echo by the same way arrives behind all others.
 
         Returns:
             False if the channel is full.
@@ -328,7 +329,7 @@ class Connection:
             ForwarderUnavailable: If no answer arrives in time, or the forwarder was lost before it answered; whether
                 the message was delivered is unknown.
             RequestRefused: If the forwarder has no room for another queue, is short of memory, or is being
-                flushed again and again.
+                flushed repeatedly.
         """
         what, name = f"send({channel!r})", channel.encode()
 
@@ -358,7 +359,7 @@ class Connection:
         """Return the payload of the next message of a process-specific channel if one is there, without waiting."""
         box = self.client.mailboxes.boxes.get(channel)
         if box is None or not box.mail or box.windows:
-            return None  # as far as can be seen without the lock; `receive` will look again
+            return None  # as far as can be seen without the lock; `receive` checks again
         with self._lock:
             return None if self.closed else self.client.mailboxes.take(box)
 
@@ -399,7 +400,7 @@ class Connection:
                 raise
 
     def _look_at_loop(self) -> None:
-        """Let the housekeeper look whether the loop still runs that has just become the attached one."""
+        """Let the housekeeper check whether the loop that has just become the attached one still runs."""
         self.call_soon(time.monotonic() + LOOK_EVERY)
 
     def _stop_waiting(self, loop: asyncio.AbstractEventLoop, box: Mailbox[Waiter], waiter: Waiter) -> None:
@@ -408,10 +409,10 @@ class Connection:
         self.call_soon(self.client.due)
 
     def _clean_up(self, action: Callable[[], None], error: BaseException | None = None) -> None:
-        """Do what has to be done when a coroutine ends, as a step.
+        """Clean up after a coroutine that ends, as a step.
 
-        The garbage collector ends a coroutine whose loop was closed, in whichever thread it happens to run, which may
-        hold the lock. It must not wait for that, so `tick` cleans up.
+        The garbage collector ends a coroutine whose loop was closed. It runs in any thread, even one that holds the
+        lock, and so must not wait for the lock: `tick` cleans up then.
         """
         if isinstance(error, GeneratorExit):
             self._left_over.append(action)
@@ -427,7 +428,7 @@ class Connection:
             self.has_input = more = self._transport.read()
             if more or self.client.out.busy:
                 self.perform(after_turn=True)
-            if self.client.may_be_due:  # a job may have come that no reader waits for, or a message behind a gap
+            if self.client.may_be_due:  # a job that no reader waits for, or a message behind a gap, may have arrived
                 self.call_soon(self.client.due)
             return more
 
@@ -448,7 +449,7 @@ class Connection:
     # Groups
 
     async def join(self, topic: Topic, group: str, channel: str, capacity: int, life: float | None) -> None:
-        """Add a channel of this process to a group. It receives every message published after this has returned.
+        """Add a channel of this process to a group. Once this returns, it receives every message published afterwards.
 
         Raises:
             ForwarderUnavailable: If no answer arrives in time; a membership that was there before stays.
@@ -521,11 +522,11 @@ class Connection:
     async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
         """Ask another process to add its channel to a group or to remove it.
 
-        It is waited for if its connection was lost a moment ago. That it is gone is not an error.
+        If that process lost its connection a moment ago, this waits for its return. If it has ended, this is no error.
 
         Raises:
             ForwarderUnavailable: If no answer arrives in time.
-            OwnerUnavailable: If the other process does not come back in time.
+            OwnerUnavailable: If the other process does not reconnect in time.
         """
         what = f"group_{'add' if add else 'discard'}({group!r}, {channel!r})"
 
@@ -547,7 +548,7 @@ class Connection:
         """
         if not self._transport.is_alone:
             await self._flush_everybody()
-        if self._transport.is_alone:  # as may have turned out just now
+        if self._transport.is_alone:  # which may have become known just now
             with self._step:
                 self.client.empty()
 
@@ -565,7 +566,7 @@ class Connection:
     # Waiting for an answer
 
     async def _ask_while(self, status: Status, ask: Callable[[], Awaitable[int]]) -> int:
-        """Ask until the answer is another one than this, for `connect_timeout` at most; return the last answer."""
+        """Ask again while the answer is this status, for `connect_timeout` at most; return the last answer."""
         until = time.monotonic() + self._options.connect_timeout
         while True:
             answer = await ask()
@@ -591,7 +592,7 @@ class Connection:
             number: Of the request.
             frame: The request.
             what: The call, for messages to people.
-            to_all: Whether it goes to every exchange, by the subscribers' way, and each has to answer it.
+            to_all: Whether it is sent to every exchange, by the subscribers' way, and each has to answer it.
             repeats: Whether it may be sent again until it is answered.
             produces: Whether only the producer of an embedded layer may send it.
             key: Chooses the exchange of a request to one.
@@ -599,7 +600,7 @@ class Connection:
 
         Raises:
             ForwarderUnavailable: If no answer arrives within `connect_timeout`.
-            ConnectionLost: If the connection was lost before a request was answered that may not be sent again.
+            ConnectionLost: If the connection was lost before the answer, and the request may not be sent again.
         """
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
@@ -644,7 +645,7 @@ class Connection:
         self._loops.leave(loop)
 
     def _late_answer(self, request: Request[Waiter]) -> int | Exception | None:
-        """Read what is there: an answer that has arrived counts, however long this loop was busy."""
+        """Read all input: an answer that has arrived counts, even if this loop was too busy to read it in time."""
         for _ in range(TURNS_IN_A_ROW):
             if not self.drain() or request.answer is not None:
                 break
@@ -657,7 +658,7 @@ class Connection:
         housekeeper().call(self, when)
 
     def watched(self) -> Watched:
-        """Return what the housekeeper is to watch: the transport's sockets, and input that no event loop reads."""
+        """Return the sockets that the housekeeper is to watch: the transport's, and input that no event loop reads."""
         with self._step:
             watched = self._transport.watched()
             return Watched(
@@ -678,7 +679,7 @@ class Connection:
                 handle(event)
 
     def read_unattended(self) -> None:
-        """Read what has arrived while no event loop does, in turns that release the lock."""
+        """Read the input that no event loop reads, in turns that release the lock."""
         for _ in range(TURNS_IN_A_ROW):
             if not self.drain():
                 return
@@ -692,7 +693,7 @@ class Connection:
             if self.closed:
                 return now + NEVER
             if self._changes:
-                return now  # one that has just come: it is announced before held messages are sent
+                return now  # a change that was added just now: it is announced before held messages are sent
             if self._producer is not None:
                 self._producer.send_batch()
             while self._left_over:
@@ -756,7 +757,7 @@ class Connection:
     # The end
 
     def deliver_held(self) -> None:
-        """Wait until everything is sent and acknowledged, at most `linger`; the housekeeper sees to it."""
+        """Wait until the housekeeper has sent everything and all is acknowledged, at most `linger`."""
         producer, until = self._producer, time.monotonic() + self._options.linger
         if producer is None or not producer.held:
             return
@@ -767,7 +768,7 @@ class Connection:
             time.sleep(HELD_EVERY)
 
     def stop(self) -> bool:
-        """Begin to close: unread jobs go back, readers and callers end. Return False if another thread has done it."""
+        """Begin to close: hand unread jobs back, end readers and callers. Return False if that was done before."""
         with self._step:
             if self.closed:
                 return False
@@ -799,7 +800,7 @@ class Connection:
         self._transport.abandon()
 
     def stats(self) -> Stats:
-        """Return the counts so far and what is there now."""
+        """Return the counts so far and the present state."""
         counters, producer = self.client.counters, self._producer
         return Stats(
             connected=self._transport.is_connected,

@@ -25,12 +25,12 @@ from channels_zmq.runtime import refuse_gevent
 _lock = threading.Lock()
 _connections: dict[tuple[object, ...], Connection] = {}
 _ended: set[bytes] = set()
-"""Inboxes of this process whose connection was closed: nothing arrives for their channels any more."""
+"""Inboxes of this process whose connection was closed: no message arrives for their channels any more."""
 _closing: dict[Connection, list[tuple[object, ...]]] = {}
 """Connections that are about to be closed, and their keys. One that has bound an address releases it before its
 successor binds it."""
 _before_fork: list[object] = []
-"""What belongs to the parent process."""
+"""Objects that belong to the parent process."""
 
 
 def connection(
@@ -43,10 +43,10 @@ def connection(
     """Return this process's connection for a key; open it if it does not exist or has been closed.
 
     Args:
-        key: What a connection is shared by.
+        key: Layers with an equal key share a connection.
         make: Makes the connection.
         layer: Uses it from now on, so that it is not closed as unused.
-        defaults: The layer's, where no call brings a setting along.
+        defaults: The layer's settings, where no call passes them.
         announcer: The layer's.
 
     Raises:
@@ -89,7 +89,7 @@ def close(known: Connection) -> None:
 
 
 async def close_from_loop(known: Connection) -> None:
-    """Close a connection without holding up the running loop; it is closed also if this is cancelled."""
+    """Close a connection without blocking the running loop; it is closed even if this is cancelled."""
     closed, errors = Waiter(asyncio.get_running_loop()), list[Exception]()
 
     def work() -> None:
@@ -111,7 +111,7 @@ async def close_from_loop(known: Connection) -> None:
 
 
 def _withdraw(known: Connection, *, if_unused: bool = False) -> bool:
-    """Stop handing out a connection; return False if that was done before, or if a layer uses it and must not."""
+    """Stop handing out a connection; return False if that was done before, or, with `if_unused`, if a layer uses it."""
     with _lock:
         if if_unused and len(known.users):
             return False
@@ -139,7 +139,7 @@ def _end(known: Connection) -> None:
 
 
 def _close_soon(known: Connection) -> None:
-    """Close a connection that no layer uses, from the housekeeper, which may not block."""
+    """Close a connection that no layer uses, from the housekeeper, which must not block."""
     threading.Thread(target=_close_unused, args=(known,), name="channels-zmq closing", daemon=True).start()
 
 

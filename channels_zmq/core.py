@@ -2,7 +2,7 @@
 
 This is where the data-flow diagram begins and ends: `group_send` and `send` on one side, `receive` on the other.
 
-What only one of the layers needs is imported when its first connection is made: most projects use one of them.
+Modules that only one of the layers needs are imported when its first connection is made: most projects use one layer.
 """
 
 import os
@@ -34,20 +34,20 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.sockets import longest_transfer
 
 SESSION_BITS = 31
-"""Random bits of the number at which sessions begin; as many more sessions fit into its field."""
+"""Random bits of the number at which sessions begin; its field has room for 2**31 more sessions."""
 
 Config = TypeVar("Config", bound=LayerConfig)
 
 
 class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc] # Channels has no type information
-    """What both layers do; see Channels' channel layer specification."""
+    """The common part of both layers; see Channels' channel layer specification."""
 
     MessageTooLarge = MessageTooLarge
     _model: type[Config]
 
     @property
     def extensions(self) -> list[str]:
-        """What this layer offers of what the specification leaves open."""
+        """The optional extensions of the specification that this layer has."""
         return ["groups"] if self._prefix else ["groups", "flush"]
 
     def __init__(self, **config: Any) -> None:
@@ -80,10 +80,10 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
         Args:
             channel: A name from `new_channel` of any process, or any name without `!` for a normal channel.
-            message: A dict of what the serializer carries.
+            message: A dict of values that the serializer carries.
 
         Raises:
-            ChannelFull: If as many messages as its capacity wait on the channel, as far as this process can know.
+            ChannelFull: If `capacity` messages wait on the channel, as far as this process can know.
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
             ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`.
@@ -120,7 +120,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
         Raises:
             StopConsumer: If the layer was closed, now or since the channel was made.
-            TypeError: If the channel belongs to another process, or to none.
+            TypeError: If the name is invalid, or if the channel belongs to another process, or to none.
         """
         name = names.channel(channel, self._prefix).name if self._prefix else channel
         while True:
@@ -139,7 +139,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             self._connection().client.counters.drop("malformed")
 
     def _next(self, channel: str) -> Awaitable[Payload]:
-        """Validate a channel's name and return what waits for its next message."""
+        """Validate a channel's name and return an awaitable of its next message."""
         target = names.channel(channel, self._prefix)
         known = self._known_connection
         if known is not None and target.owner == known.inbox and not known.closed:
@@ -218,7 +218,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Drop all messages and groups, of every client of the layer, before this returns.
 
         Raises:
-            ForwarderUnavailable: If some client did not answer within `connect_timeout`.
+            ForwarderUnavailable: If the forwarder did not answer within `connect_timeout`, or some client within 1 s.
             RequestRefused: If the layer has a prefix, or the forwarder does not permit it.
         """
         if self._prefix:
@@ -232,14 +232,14 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         return self._connection().stats()
 
     def stats_if_used(self) -> Stats | None:
-        """Return what `stats` does, or None if this process has not used the layer; opens no connection."""
+        """Return the same as `stats`, or None if this process has not used the layer; opens no connection."""
         connection = self._known_connection
         return None if connection is None or connection.closed else connection.stats()
 
     async def close(self) -> None:
         """Close the sockets of this process at the layer's address; consumers that wait end with `StopConsumer`.
 
-        What was sent is delivered within `linger` seconds. Another use of the layer opens them again.
+        Sent messages are still delivered, within `linger` seconds. The next use of the layer opens the sockets again.
         """
         connection, self._known_connection = self._known_connection, None
         if connection is not None and not connection.closed:
@@ -258,11 +258,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
     @property
     def address(self) -> str:
-        """Where messages arrive from."""
+        """The address that messages arrive from."""
         raise NotImplementedError
 
     def _key(self) -> tuple[object, ...]:
-        """Return what a connection is shared by."""
+        """Return the key of a connection: layers with an equal key share it."""
         raise NotImplementedError
 
     def _make_connection(self) -> Connection:
@@ -289,7 +289,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         return connection
 
     def _defaults(self) -> Defaults:
-        """Return what the connection needs from this layer, without a reference to it."""
+        """Return the settings that the connection needs from this layer, without a reference to it."""
         capacities, capacity = self.channel_capacity, self.capacity
 
         def capacity_of(channel: str) -> int:
@@ -350,16 +350,16 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
 
 
 class EmbeddedZmqChannelLayer(_ZmqChannelLayer[EmbeddedConfig]):
-    """A channel layer without any other process: one process sends, and any number receive.
+    """A channel layer without a forwarder: one process sends, and any number receive.
 
-    CONFIG: the fields of `channels_zmq.config.EmbeddedConfig`. With the default address all happens in one process.
+    CONFIG: the fields of `channels_zmq.config.EmbeddedConfig`. The default address reaches one process only.
     """
 
     _model = EmbeddedConfig
 
     @property
     def address(self) -> str:
-        """Where the sending process publishes."""
+        """The address at which the sending process publishes."""
         return self.config.pub_socket_address
 
     def _key(self) -> tuple[object, ...]:
@@ -384,7 +384,7 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
 
     @property
     def address(self) -> str:
-        """Where the forwarders publish."""
+        """The addresses at which the forwarders publish."""
         return ", ".join(self.config.pub_socket_address)
 
     def _key(self) -> tuple[object, ...]:

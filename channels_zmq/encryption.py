@@ -5,8 +5,8 @@ mailboxes, or before the serializer for messages of normal channels. The design 
 
 - AES-256-GCM. The key of a sender is derived from the first of `symmetric_encryption_keys` and a random salt of its own
   (HKDF with SHA-256), so that a counter is a nonce which never repeats.
-- A sealed payload is `version | salt | counter | length of the group's topic | topic | ciphertext and tag`. All before
-  the ciphertext is authenticated. A message to a channel has no topic: the channel's name is authenticated instead.
+- A sealed payload is `version | salt | counter | length of the group's topic | topic | ciphertext and tag`. The fields
+  before the ciphertext are authenticated. A message to a channel has no topic: the channel's name is authenticated.
 - A forked process opens its own connection, and so has a keyring with another salt.
 """
 
@@ -36,7 +36,7 @@ _EXTRACT = b"channels-zmq payload encryption"
 
 
 class _Cipher(Protocol):
-    """What is used of `cryptography`, which is imported only if there are keys."""
+    """The part of `cryptography` that is used; it is imported only if there are keys."""
 
     def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes, /) -> bytes: ...
 
@@ -49,7 +49,7 @@ class _Package(NamedTuple):
 
 
 def package() -> _Package:
-    """Return what is used of `cryptography`.
+    """Return the parts of `cryptography` that are used.
 
     Raises:
         ConfigurationError: If the package is not installed.
@@ -86,7 +86,8 @@ class Keyring:
         path: The file with the keys, one a line, if CONFIG has none; it is read again when it changes.
 
     Raises:
-        ConfigurationError: If the file cannot be read or has no valid keys, or if `cryptography` is not installed.
+        ConfigurationError: If the file cannot be read, has no key or an invalid one, or if `cryptography` is not
+            installed.
     """
 
     def __init__(self, keys: Sequence[SecretBytes], path: str | None) -> None:
@@ -152,7 +153,7 @@ class Keyring:
         start = _HEAD.size + size
         topic, context = sealed[_HEAD.size : start], sealed[:start]
         if not topic:
-            context += place  # if it names a topic, the payload is not opened: no sender seals for one here
+            context += place  # a group's topic as `place` fails: a payload for a group has its topic in the head
         elif topic != place and not may_be_a_copy:
             return None
         if version != _VERSION:
@@ -166,7 +167,7 @@ class Keyring:
             cipher = self._make(_derived(root, salt))
             payload = self._decrypt(cipher, nonce, ciphertext, context)
             if payload is not None:
-                self._remember(known, salt, cipher)  # a stranger's message does not get here
+                self._remember(known, salt, cipher)  # only for senders that have a key
                 return payload
         return None
 
@@ -185,9 +186,9 @@ class Keyring:
     # Keys
 
     def refresh(self) -> tuple[int, str] | None:
-        """Read the file again if it has changed; return a line to log and its level, None if there is nothing to say.
+        """Read the file again if it has changed; return the level and the text of a line to log, if there is one.
 
-        A file that cannot be read, or has no valid keys, changes nothing.
+        A file that cannot be read, has no key or an invalid one, changes nothing.
         """
         if self._path is None:
             return None
@@ -208,7 +209,7 @@ class Keyring:
         return logging.INFO, f"reloaded the encryption keys: {len(texts)}"
 
     def _use(self, texts: Sequence[bytes]) -> None:
-        # What was derived from the former keys goes last: a reader that finds the new table finds the new keys, too.
+        # The table of derived keys is replaced last: a reader that finds the new table finds the new keys, too.
         self._roots = [hmac.digest(_EXTRACT, text, "sha256") for text in texts]
         self._renew_sender()
         self._known: dict[bytes, _Cipher] = {}
@@ -236,7 +237,7 @@ def _state_of(path: str) -> tuple[int, int, int]:
 
 
 def _keys_in(path: str) -> list[bytes]:
-    """Return the keys in a file, one a line; empty lines, and lines that begin with `# `, are ignored."""
+    """Return the keys in a file, one a line; ignore empty lines, `#` alone, and lines that begin with `# `."""
     try:
         with open(path, "rb") as file:
             lines = [line.strip() for line in file.read().splitlines()]

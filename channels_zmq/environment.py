@@ -22,7 +22,7 @@ DEDICATED = "channels_zmq.core.DedicatedZmqChannelLayer"
 ENV_PREFIX = "CHANNELS_ZMQ_"
 OPTIONS = "options"
 _NO_OPTION = re.compile("curve_|symmetric_|socket_address")
-"""Keys that `OPTIONS` may not have: who may write options need not be trusted to say which server is the right one."""
+"""Keys that `OPTIONS` may not have: its writer need not be trusted to choose the server."""
 _NOT_OURS = re.compile(r"CHANNELS_ZMQ_(FORWARDER_|([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT(_[0-9]|$)))")
 """The forwarder's own variables, and those that Kubernetes derives from a Service whose name begins with our prefix."""
 
@@ -83,7 +83,7 @@ def _layer(alias: str, values: dict[str, str]) -> dict[str, Any]:
 
 
 def _options(variable: str, text: str, model: type[LayerConfig]) -> dict[str, Any]:
-    """Return the options that this version knows: an operator may be newer."""
+    """Return the options that this version knows: the operator that wrote them may be newer."""
     try:
         options = json.loads(text)
     except ValueError as error:

@@ -7,10 +7,11 @@ ChannelsZmqError
 │   └── MessageTooLarge         larger than max_message_size
 ├── OutboxFull                  the forwarder is unreachable, or slow, and the outbox is full (also ChannelFull)
 ├── ForwarderUnavailable        no answer within connect_timeout (also ConnectionError)
+│   ├── OwnerUnavailable        the process that owns a channel lost its connection and did not return in time
 │   ├── ConnectionLost          the connection was lost before the answer: the outcome is unknown
 │   ├── FlushIncomplete         a process of the layer did not answer in time
 │   └── WireVersionMismatch     the forwarder speaks another version of the wire format
-├── RequestRefused              the forwarder is at one of its limits
+├── RequestRefused              the forwarder is at one of its limits, or does not permit the request
 ├── ConnectionClosed            the layer was closed while it was in use
 └── AddressInUse                another process produces on this address (also OSError)
 """
@@ -24,7 +25,7 @@ class ChannelsZmqError(Exception):
     """Base of all errors of this library."""
 
 
-class ConfigurationError(ChannelsZmqError, ImproperlyConfigured):  # type: ignore[misc] # nor has Django
+class ConfigurationError(ChannelsZmqError, ImproperlyConfigured):  # type: ignore[misc] # Django has no type information
     """A key of CONFIG, or an environment variable, is invalid.
 
     Attributes:
@@ -100,7 +101,7 @@ class ForwarderUnavailable(ChannelsZmqError, ConnectionError):
 
 
 class OwnerUnavailable(ForwarderUnavailable):
-    """The process that owns a channel lost its connection a moment ago: it does not know of the change of a group."""
+    """The process that owns a channel lost its connection a moment ago: it was not asked to change the group."""
 
     def __init__(self, address: str, timeout: float, what: str) -> None:
         ChannelsZmqError.__init__(
@@ -154,7 +155,7 @@ class WireVersionMismatch(ForwarderUnavailable):
 
 
 class RequestRefused(ChannelsZmqError):
-    """The forwarder is at a limit of its own, such as `--queue-names`, or does not permit it; nothing was done."""
+    """The forwarder is at a limit, such as `--queue-names`, or does not permit the request; nothing was done."""
 
 
 class ConnectionClosed(ChannelsZmqError):

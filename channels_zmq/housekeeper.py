@@ -2,7 +2,7 @@
 
 It sleeps on the sockets' monitors and on the connections' deadlines. It resubscribes after a reconnect while the loop
 is blocked, reads while no loop does, flushes the outbox, repeats unanswered requests and hands jobs back. Messages do
-not pass through it otherwise. Nothing tells that an event loop has ended, so it looks at those that read.
+not pass through it otherwise. No event signals that an event loop has ended, so it polls the loops that read.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from channels_zmq_forwarder.sockets import next_event
 
 IDLE = 3600.0
 LOOK_EVERY = 0.5
-"""Seconds after which it is noticed that an event loop has ended. No waiter of this process depends on that, and each
-look delays a round trip that it meets by 100 us."""
+"""Seconds between two checks whether an event loop has ended. No waiter of this process depends on them, and each one
+delays a concurrent round trip by 100 us."""
 AFTER_ERROR = 1.0
-"""Seconds until a connection that failed is looked after again."""
+"""Seconds until a connection that failed is served again."""
 
 
 class Watched(NamedTuple):
@@ -68,7 +68,7 @@ class Housekeeper:
         self._ended = False
 
     def watch(self, connection: Kept) -> None:
-        """Look after a connection from now on."""
+        """Serve a connection from now on."""
         with self._lock:
             self._due[connection] = 0.0
             if self._thread is None and not self._ended:
@@ -80,7 +80,7 @@ class Housekeeper:
         self._wake()
 
     def forget(self, connection: Kept) -> None:
-        """Stop to look after a connection; its sockets are not touched any more when this returns."""
+        """Stop serving a connection: wait until its sockets are not touched any more, 5 s at most."""
         done = threading.Event()
         with self._lock:
             watched = self._due.pop(connection, None) is not None
@@ -115,7 +115,7 @@ class Housekeeper:
                 self.abandon()
 
     def abandon(self) -> None:
-        """Close what wakes the thread, which has ended, or is that of the parent of a forked child."""
+        """Close the sockets that wake the thread, which has ended, or belongs to the parent of a forked child."""
         for end in self._wakes or ():
             end.close()
 
@@ -170,7 +170,7 @@ class Housekeeper:
     def _wait(self, poller: zmq.Poller, loops: Mapping[Kept, AbstractEventLoop]) -> list[tuple[Any, int]]:
         """Wait until an input is there, or something is due, or an event loop has ended; return the inputs.
 
-        To look at the loops alone takes a third of the CPU time of a whole turn.
+        Checking the loops alone takes a third of the CPU time of a whole turn.
         """
         while True:
             left = self._sleep(LOOK_EVERY if loops else IDLE)

@@ -21,7 +21,7 @@ logger = logging.getLogger("channels_zmq")
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """What it takes to connect: the public key of the side that binds, and an own secret key."""
+    """The keys that a connection takes: the public key of the side that binds, and an own secret key."""
 
     server: bytes
     secret: bytes = field(repr=False)
@@ -32,9 +32,9 @@ class KeySetting:
     """One key as CONFIG gives it.
 
     Args:
-        name: The key of CONFIG for the value; with `_file` behind it that for the file.
+        name: The key of CONFIG for the value; with the suffix `_file`, the one for the file.
         value: The key itself.
-        path: Or where it stands.
+        path: Or the file that holds it.
     """
 
     name: str
@@ -68,11 +68,11 @@ class KeySetting:
 
 
 class ClientKeySource:
-    """Where the keys of the side that connects come from.
+    """Reads the keys of the side that connects.
 
     Args:
         server: The public key of the other side.
-        secret: The own secret key; without one each process makes itself a key, which no list of allowed keys has.
+        secret: The own secret key; without one each process generates its own, which no list of allowed keys contains.
     """
 
     def __init__(self, server: KeySetting, secret: KeySetting) -> None:
@@ -96,14 +96,14 @@ class KeyWatch:
     """The keys that a transport connects with, and whether it should connect anew.
 
     Args:
-        source: Where they come from; None for a transport without CURVE.
+        source: Reads them; None for a transport without CURVE.
     """
 
     def __init__(self, source: ClientKeySource | None) -> None:
         self.current: ClientKeys | None = None
         """The keys that were read last."""
         self.problem = ""
-        """Why they could not be read."""
+        """Why they could not be read; empty if they were."""
         self._source = source
         self._found: ClientKeys | None = None
         self._has_looked = False
@@ -142,7 +142,7 @@ class KeyWatch:
             self._has_looked = True
 
     def have_changed(self) -> bool:
-        """Return whether the last look has found keys to connect with: new ones, or some that were refused."""
+        """Return whether `look` has found keys to connect with since the last call: new ones, or refused ones."""
         has_looked, self._has_looked = self._has_looked, False
         if not has_looked or (self._found == self.current and not self._refused):
             return False
@@ -151,11 +151,12 @@ class KeyWatch:
 
 
 class ServerKeySource:
-    """Where the keys of the side that binds come from: the producer of an embedded layer.
+    """Reads the keys of the side that binds: the producer of an embedded layer.
 
     Args:
         secret: Its secret key.
-        allowed: Public keys that may connect, and the file with more of them. None allows all with the public key.
+        allowed: Public keys that may connect.
+        allowed_file: The file with more of them. If both are None, every client that has the public key may connect.
     """
 
     def __init__(self, secret: KeySetting, allowed: tuple[str, ...] | None, allowed_file: str | None) -> None:
@@ -166,7 +167,7 @@ class ServerKeySource:
         """Return the secret key and the list.
 
         Args:
-            log: What the list calls with the level of each line to log, the line and its arguments.
+            log: Called by the list with the level of each line to log, the line and its arguments.
 
         Raises:
             ConfigurationError: If a key is missing or invalid.
@@ -184,14 +185,14 @@ class ServerKeySource:
 
 
 def client_keys(settings: LayerConfig) -> ClientKeySource | None:
-    """Return where CONFIG has the keys of the side that connects; None if it has none."""
+    """Return the source of the keys of the side that connects; None if CONFIG has none."""
     server = KeySetting("curve_server_key", settings.curve_server_key, settings.curve_server_key_file)
     secret = KeySetting("curve_secret_key", settings.curve_secret_key, settings.curve_secret_key_file)
     return ClientKeySource(server, secret) if server.is_set else None
 
 
 def server_keys(settings: LayerConfig) -> ServerKeySource | None:
-    """Return where CONFIG has the keys of an embedded producer; None if it has none."""
+    """Return the source of the keys of an embedded producer; None if CONFIG has none."""
     if not isinstance(settings, EmbeddedConfig):
         return None
     secret = KeySetting(

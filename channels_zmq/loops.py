@@ -42,7 +42,7 @@ class Waiter:
         return not self.future.done() and not self.loop.is_closed()
 
     async def wait(self, at_most: float) -> None:
-        """Wait to be woken, for so many seconds at most; `asyncio.timeout` would take 2 us more."""
+        """Wait to be woken, for `at_most` seconds; `asyncio.timeout` would take 2 us more."""
         timer = self.loop.call_later(at_most, _settle, self.future)
         try:
             await self.future
@@ -102,7 +102,7 @@ class Loops:
         self._watches: dict[AbstractEventLoop, _Watch] = {}
 
     def watch(self, descriptor: int | None) -> None:
-        """Change the descriptor; the loops that watch the former one change over to it."""
+        """Change the descriptor; the loops that watch the former one watch the new one instead."""
         self.descriptor = descriptor
         for loop in list(self._watches):
             self._on(loop, self._change_over)
@@ -137,7 +137,7 @@ class Loops:
         return True
 
     def leave(self, loop: AbstractEventLoop) -> None:
-        """Remove a waiter from a loop, which stops to watch with its last one unless it is attached."""
+        """Remove a waiter from a loop, which stops watching with its last one unless it is attached."""
         watch = self._watches.get(loop)
         if watch is not None:
             watch.waiters -= 1

@@ -20,7 +20,7 @@ from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 
 PREFIX = "channels_zmq"
 CAUSES = sorted({*ADVICE, *SILENT})
-"""Causes of drops; each is there from the beginning, so that a rate shows the first drop."""
+"""Causes of drops; each is exported from the beginning, so that a rate shows the first drop."""
 
 
 class _Number(NamedTuple):
@@ -74,14 +74,14 @@ class LayerCollector(Collector):
     """Collects the metrics of layers at each scrape.
 
     Args:
-        layers: Returns the layers by alias; those of others are left out.
+        layers: Returns the layers by alias; those of other packages are left out.
     """
 
     def __init__(self, layers: Callable[[], Mapping[str, object]] = used_layers) -> None:
         self._layers = layers
 
     def describe(self) -> Iterator[Metric]:
-        """Return the metrics without values, by which a registry notices that they are there already."""
+        """Return the metrics without values, by which a registry detects a second registration."""
         return families({})
 
     def collect(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""Names of channels: which are valid, who reads each, and how new ones are made.
+"""Names of channels: which are valid, which process reads each, and how new ones are made.
 
 Pure. A *process-specific channel* is one that `new_channel` made; its name holds the inbox of the process that reads
 it. A *normal channel* has no `!` in its name; it is a queue in the exchange. A name with a `!` that `new_channel` did
@@ -26,7 +26,7 @@ class Channel(NamedTuple):
     """A valid channel name.
 
     Attributes:
-        name: The name, behind the layer's prefix if it is that of a normal channel.
+        name: The name; that of a normal channel begins with the layer's prefix.
         owner: The inbox of the process that reads a process-specific channel, else empty.
         is_normal: Whether any process may read it.
     """
@@ -50,7 +50,7 @@ def _channel(name: str, prefix: str) -> Channel:
 
 
 def prefixed(name: str, prefix: str) -> str:
-    """Return the name of a group or normal channel behind a layer's prefix."""
+    """Return the name of a group or normal channel with a layer's prefix."""
     return f"{prefix}:{name}" if prefix else name
 
 
@@ -58,7 +58,7 @@ def channel(name: object, prefix: str = "") -> Channel:
     """Validate a channel name, for a layer with a prefix.
 
     Raises:
-        TypeError: If the name is invalid; the message says what a valid one looks like.
+        TypeError: If the name is invalid; the message describes a valid one.
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel name must be a str, not {type(name).__name__}")
@@ -75,7 +75,7 @@ def topic(name: object, prefix: str = "") -> Topic:
     """Validate a group name and return the topic of its messages, for a layer with a prefix.
 
     Raises:
-        TypeError: If the name is invalid; the message says what a valid one looks like.
+        TypeError: If the name is invalid; the message describes a valid one.
     """
     if not isinstance(name, str):
         raise TypeError(f"a group name must be a str, not {type(name).__name__}")
@@ -110,7 +110,7 @@ class OwnNames:
         return name
 
     def __contains__(self, name: str) -> bool:
-        """Return whether `new` has made a name."""
+        """Return whether `new` made a name."""
         head, code = name[:-_CODE], name[-_CODE:]
         return secrets.compare_digest(code.encode(), self._code(head).encode())
 

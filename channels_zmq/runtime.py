@@ -1,4 +1,4 @@
-"""Whether this process can run the layer at all. Pure: looks at what is imported and imports nothing itself."""
+"""Whether this process can run the layer at all. Pure: inspects the imported modules and imports nothing itself."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,10 @@ _NEEDED = ("threading", "socket", "select")
 
 
 def refuse_gevent(modules: Mapping[str, Any] | None = None) -> None:
-    """Raise at once if gevent or eventlet has replaced what the layer waits with.
+    """Refuse to run if gevent or eventlet has patched the modules that the layer waits with.
 
     Both run all threads of a process as coroutines of one. libzmq waits in C, where no coroutine can take over, so the
-    first wait would stop the whole process for good, without a word.
+    first wait would stop the whole process for good, without an error.
 
     Args:
         modules: The imported modules by name; `sys.modules` if None.
@@ -40,5 +40,5 @@ def _by_gevent(modules: Mapping[str, Any]) -> Iterator[str]:
 
 def _by_eventlet(modules: Mapping[str, Any]) -> Iterator[str]:
     patcher = modules.get("eventlet.patcher")
-    names = {"threading": "thread"}  # eventlet's word for it
+    names = {"threading": "thread"}  # eventlet's name for it
     return (name for name in _NEEDED if patcher is not None and patcher.is_monkey_patched(names.get(name, name)))

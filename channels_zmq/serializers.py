@@ -4,7 +4,7 @@ In the data-flow diagram this is between the layer and the wire. `msgpack` is th
 readable on the wire; `register` adds others. The choice of the msgpack library: docs/design/0002.
 
 A reader gets a list for a tuple. With `msgpack` it gets a datetime, date, time or UUID as its ISO text, a Decimal as
-text, and a member of an enum (such as Django's `TextChoices`) as its value; `json` refuses the former, and bytes.
+text, and a member of an enum (such as Django's `TextChoices`) as its value; `json` refuses all but the last, and bytes.
 """
 
 import json
@@ -90,7 +90,7 @@ def pack(serializer: Serializer, message: Message) -> bytes:
     """Return the bytes of a message.
 
     Raises:
-        SerializationError: If something in it cannot be carried (names the path to it), if it holds the reserved key
+        SerializationError: If a value in it cannot be carried (names the path to it), if it holds the reserved key
             `__asgi_channel__`, or if the serializer returns anything but bytes (names the serializer).
     """
     if not isinstance(message, dict):
@@ -106,7 +106,7 @@ def pack(serializer: Serializer, message: Message) -> bytes:
 
 
 def _exact_bytes(serializer: Serializer, payload: object) -> bytes:
-    """Copy what a serializer returned: nothing it still holds may change a message that waits to be sent."""
+    """Copy the result of a serializer: no object that it still holds may change a message that waits to be sent."""
     if isinstance(payload, (bytes, bytearray, memoryview)):
         return bytes(payload)
     name = next((repr(name) for name, one in _registry.items() if one is serializer), repr(serializer.dumps))

@@ -60,7 +60,7 @@ def dedicated_layer(
 ) -> Iterator[Layer]:
     """Put a dedicated layer in the place of an alias, with a prefix that no other process uses.
 
-    A prefix keeps apart what shares a forwarder. `flush` is refused with one.
+    A prefix separates layers that share a forwarder. `flush` is refused with one.
 
     Args:
         addresses: `pull_socket_address` and `pub_socket_address`, as `ForwarderProcess.config` has them.
@@ -107,7 +107,7 @@ class ForwarderProcess:
         """Start it, and wait until it accepts messages.
 
         Raises:
-            RuntimeError: If it ends, or does not serve in time; has what it has logged.
+            RuntimeError: If it ends, or does not serve in time; the message contains its log.
         """
         command = [sys.executable, "-m", "channels_zmq_forwarder", "--settle", "0.05", "--status-address", ""]
         command += ["--pull-address", self.config["pull_socket_address"], "--admin-address", "", *self._flags]

@@ -1,4 +1,4 @@
-"""Run a callback before a worker process ends, whichever way the library that forked it ends it.
+"""Run a callback before a worker process ends, by any way in which the library that forked it ends it.
 
 - multiprocessing ends a child by `os._exit` after its own finalizers; nothing registered with `atexit` runs.
 - billiard, Celery's multiprocessing, shares these finalizers, but a process of Celery's prefork pool never reaches
@@ -35,7 +35,7 @@ def on_worker_exit(callback: Callable[[], None]) -> None:
 
 
 def _on_shutdown(**_: Any) -> None:
-    """Run what this process has registered; Celery logs what a receiver raises."""
+    """Run the callbacks that this process has registered; Celery logs the exceptions of a receiver."""
     for callback, pid in list(_registered.items()):
         if pid == os.getpid():
             callback()

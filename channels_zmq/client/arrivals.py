@@ -1,9 +1,9 @@
 """Probes: how a process learns up to which time everything has arrived that was published for it.
 
 Pure. Frames arrive in the order in which an exchange has published them, but they may wait at the exchange, or on a
-slow link, for seconds. A probe is a sync: its answer comes behind everything that was published before it. Probes are
-sent if something depends on it, and each second while much arrives, since a lost connection is followed by the request
-to replay what was published since the last one that was answered.
+slow link, for seconds. A probe is a sync: its answer arrives behind everything that was published before it. This
+process sends probes if something depends on them, and each second while much arrives: after a lost connection it
+requests a replay of everything that was published since the last answered probe.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ SILENT_AFTER = 2.75
 """Seconds without a frame after which no more is expected, beyond those that the largest one takes. A link waits as
 long for an acknowledgement."""
 PROBE_BYTES = 64 * 1024
-"""What may arrive without a probe: to replay so much is cheaper than that all processes probe all the time."""
+"""Bytes that may arrive without a probe: replaying them is cheaper than constant probes by all processes."""
 
 
 class _Probe(NamedTuple):
@@ -40,17 +40,17 @@ class Arrivals:
         self.unproved = 0
         """Bytes that were read since the last probe."""
         self._attachment = attachment
-        self._probes: deque[_Probe] = deque()  # that were not answered
+        self._probes: deque[_Probe] = deque()  # the unanswered ones
         self._began = self._proved_until = self._sent_at = -inf
 
     def begin(self, now: float) -> None:
-        """Begin a session: whoever has missed what was published before has to ask for a replay."""
+        """Begin a session. Only a replay can bring messages that were published before it and missed."""
         self._probes.clear()
         self._began, self._proved_until, self.unproved = now, -inf, 0
 
     @property
     def complete_until(self) -> float:
-        """What was published before this time, in monotonic seconds, has arrived, or does not come in this session."""
+        """The monotonic time before which everything published has arrived, or will not arrive in this session."""
         self._take_answers()
         return max(self._began, self._proved_until)
 
@@ -61,7 +61,7 @@ class Arrivals:
 
         Args:
             now: Monotonic seconds.
-            since: A former probe counts if it was sent later than that.
+            since: An earlier probe counts if it was sent after this time.
         """
         self._take_answers()
         if self._proved_until > since:

@@ -18,7 +18,7 @@ class Attachment:
 
     Args:
         inbox: Of this process.
-        prefetch: Jobs that may come ahead of their readers, for each channel.
+        prefetch: Jobs that the exchange may hand over ahead of readers, for each channel.
         drop: Counts dropped jobs by cause.
         window: Frames that may be unacknowledged.
         window_bytes: Bytes that they may have together.
@@ -44,21 +44,21 @@ class Attachment:
         self.is_reachable = True
         """Whether requests to all exchanges wait for the answer of this one."""
         self.notes_sent = 0
-        """The number of the last note of normal members that went ahead of its last hello."""
+        """The number of the last note of normal members that was sent before its last hello."""
         self.synced = 0
-        """The highest number of a sync that it has answered: what it had sent before has been read."""
+        """The highest number of a sync that it has answered: everything that it sent before has been read."""
         self.emptied_by = -1
         """The number of its last request to drop everything: each may arrive by two connections, or again."""
         self.batching_session = -1
         """The last session in which it has accepted batches."""
         self._instance = b""
         self.clients = 0
-        """How many clients it had, as it has reported last while it did not settle."""
+        """How many clients it had, by its last report while it did not settle."""
         self.taken_over = 0
         """How many messages of normal channels this exchange has returned in this session, because it is to end."""
 
     def welcomed(self, welcome: wire.Welcome) -> None:
-        """Learn how many clients the exchange has. While it settles, most of them are not back yet."""
+        """Note how many clients the exchange has. While it settles, most of them have not reconnected yet."""
         if welcome.state != wire.State.SETTLING:
             self.clients = welcome.clients
 

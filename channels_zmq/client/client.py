@@ -25,7 +25,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import FLAG_BATCH, Status, Topic
 
 REMEMBERED_ASKS = 4096
-"""Changes of memberships that other processes have asked for whose numbers are remembered."""
+"""Memberships that other processes have changed, whose request numbers are remembered."""
 MANY = 64
 
 
@@ -35,7 +35,7 @@ class Client:
     Args:
         secret: 16 bytes that prove to exchanges that the inbox is its own; the inbox is made of them.
         sender: 8 bytes that name it in sequence numbers.
-        prefetch: Jobs that may come ahead of their readers, for each normal channel and exchange.
+        prefetch: Jobs that an exchange may hand over ahead of readers, for each normal channel and exchange.
         idle: Seconds after which an unused mailbox is forgotten.
         window: Frames that each exchange may leave unacknowledged.
         window_bytes: Bytes that they may have together.
@@ -146,14 +146,14 @@ class Client:
         return self._session
 
     def lose(self, attachment: Attachment) -> None:
-        """Wait no longer for an exchange that cannot be reached; `unsure` follows once all that has arrived is read."""
+        """Stop waiting for an unreachable exchange; `unsure` follows once everything that has arrived is read."""
         attachment.is_reachable = False
         attachment.credit.end_session()
         for number, request in self.requests.lost(attachment):
             self._complete(number, request)
 
     def unsure(self, attachment: Attachment) -> None:
-        """Let the requests fail that were sent to an exchange which may never answer them."""
+        """Fail the requests that were sent to an exchange which may never answer them."""
         for number, request in self.requests.unsure(attachment):
             self._complete(number, request)
 
@@ -163,7 +163,7 @@ class Client:
         """Take one frame that an exchange has sent. Malformed frames are counted and ignored.
 
         Returns:
-            Of a frame with several messages what takes them, one with each step; else None.
+            For a frame with several messages, an iterator that takes one of them at each step; else None.
         """
         try:
             if frame[:1] == wire.GROUP_BYTE:
@@ -185,13 +185,13 @@ class Client:
     # Messages that were missed while a connection was cut
 
     def resume(self, attachment: Attachment, session: int) -> bytes | None:
-        """Return the request that an exchange replays what is missing; None if nothing can be."""
+        """Return the request to an exchange to replay missing messages; None if none can be missing."""
         request = attachment.resumption.request(session, self.memberships.groups)
         self._await_replays()
         return request
 
     def connection_lost(self, attachment: Attachment, since: float) -> None:
-        """Note that the connection to an exchange is gone, by which everything had arrived until a time."""
+        """Note that the connection to an exchange was lost; it had delivered everything published before a time."""
         attachment.resumption.lost(since)
         self._await_replays()
 
@@ -228,12 +228,12 @@ class Client:
         return join
 
     def join_synced(self, join: Join, sync: int) -> None:
-        """Complete a join whose subscription is in force, which the answer to `sync` has shown."""
+        """Complete a join whose subscription is in force, as the answer to `sync` proves."""
         self.memberships.in_force(join.group, sync)
         self.memberships.completed(join)
 
     def join_failed(self, join: Join) -> None:
-        """Take a join back."""
+        """Undo a join."""
         self.out.send_upstream(self.memberships.failed(join))
 
     def leave(self, topic: Topic, channel: str) -> None:
@@ -243,7 +243,8 @@ class Client:
     def _asked(self, frame: bytes, attachment: Attachment) -> None:
         """Add a channel of this process to a group, or remove it, for another process.
 
-        The answer goes the way by which the request came, since the process that asks may be connected there alone.
+        The answer is sent by the exchange that delivered the request: the process that asks may be connected there
+        alone.
         """
         ask = wire.ASK.decode(frame)
         channel, topic = wire.name(ask.channel), wire.group_topic(wire.name(ask.group))
@@ -275,7 +276,7 @@ class Client:
         self.out.send_upstream([sync])
 
     def _is_overtaken(self, ask: wire.Ask) -> bool:
-        """Return whether the process that asks has changed its mind since: a stalled connection may deliver it late."""
+        """Return whether a newer request for this membership has arrived: a stalled connection delivers some late."""
         key = ask.reply, ask.group, ask.channel
         last = self._last_asks.pop(key, 0)
         self._last_asks[key] = max(ask.n, last)
@@ -342,7 +343,7 @@ class Client:
     # Normal channels
 
     def _job(self, frame: bytes, attachment: Attachment) -> None:
-        """Take a job. Its payload stays sealed until a reader takes it: it may have to go back."""
+        """Take a job. Its payload stays sealed until a reader takes it: it may have to be handed back."""
         job = wire.JOB.decode(frame)
         waiter, frames = attachment.credit.arrived(job)
         self.receiver.now = self._clock()
@@ -361,7 +362,7 @@ class Client:
         self.out.send_upstream(attachment.credit.queried(wire.QUERY.decode(frame)), attachment)
 
     def _returned(self, frame: bytes, attachment: Attachment) -> None:
-        """Take over a message that an exchange gives back because it is about to end, and send it to another one."""
+        """Take over a message that an exchange returns because it is about to end, and send it to another one."""
         job = wire.RETURNED.decode(frame)
         if job.session != attachment.credit.session:
             return  # it has counted this one as lost already
@@ -405,11 +406,11 @@ class Client:
         self.out.busy = True
 
     def before_hello(self, attachment: Attachment, *, loses_frames: bool = True) -> list[bytes]:
-        """Return what an exchange must know before the hello of a new session, and cannot.
+        """Return the frames that an exchange needs before the hello of a new session.
 
         Args:
             attachment: The exchange.
-            loses_frames: Whether it may not receive what it was sent in the former session.
+            loses_frames: Whether frames that were sent to it in the former session may be lost.
         """
         attachment.notes_sent = self.normal_members.last_number
         received = attachment.credit.leave_session(loses_frames=loses_frames)
@@ -418,7 +419,7 @@ class Client:
     def begin_session(self, attachment: Attachment, session: int, instance: bytes) -> None:
         """Repeat to an exchange that has just welcomed us what it cannot know: requests, and readers that wait.
 
-        While it had not, other exchanges alone may have answered requests about normal members.
+        Until then, only other exchanges may have answered requests about normal members.
         """
         attachment.is_reachable = True
         members = self.normal_members.repeat(attachment.notes_sent)
@@ -435,7 +436,7 @@ class Client:
     # Emptying
 
     def empty(self) -> None:
-        """Drop all messages and memberships; who waits for a message stays."""
+        """Drop all messages and memberships; readers keep waiting."""
         self.out.send_upstream(self.memberships.clear())
         self.mailboxes.clear()
         self.normal_members.clear()
@@ -458,8 +459,8 @@ class Client:
 
         Args:
             now: Monotonic seconds.
-            at_most: Mailboxes, windows, ends of memberships and held messages to look at, each.
-            is_behind: What missing messages are waited for.
+            at_most: The maximum number of mailboxes, of windows, of ends of memberships and of held messages to handle.
+            is_behind: Whether missing messages may still arrive.
         """
         for attachment in self.attachments:
             self.out.send_upstream(attachment.credit.keep(now, at_most), attachment)
@@ -471,12 +472,12 @@ class Client:
 
     @property
     def may_be_due(self) -> bool:
-        """Whether `due` can be finite; it spares a look for each message."""
+        """Whether `due` can be finite; it spares computing `due` for each message."""
         return bool(self._read_normally) or self.gaps.frames > 0
 
     @property
     def due(self) -> float:
-        """When `keep` has something to do for what has arrived, or for readers of normal channels."""
+        """When `keep` has something to do for messages that have arrived, or for readers of normal channels."""
         due = self.gaps.due if self.gaps.frames else inf
         for attachment in self.attachments:
             credit_due = attachment.credit.due

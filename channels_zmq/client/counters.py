@@ -26,7 +26,7 @@ ADVICE = {
 }
 """Causes that are reported, and what to do about each."""
 SILENT = frozenset(("abandoned", "drop_rate"))
-"""Causes that are counted only: what arrives for a consumer that has ended, and what `drop_rate` asks for."""
+"""Causes that are only counted: messages for a consumer that has ended, and those that `drop_rate` drops."""
 
 
 class Report(NamedTuple):
@@ -38,7 +38,7 @@ class Report(NamedTuple):
 
 
 class LinkStats(TypedDict):
-    """What `layer.stats()` says about one link."""
+    """What `layer.stats()` reports about one link."""
 
     forwarder: str
     """The addresses of the forwarder."""
@@ -56,7 +56,7 @@ class LinkStats(TypedDict):
 
 
 class Stats(TypedDict):
-    """What `layer.stats()` returns: counts since the process first used the address, and what is there now."""
+    """What `layer.stats()` returns: counts since the connection was opened, and the present state."""
 
     connected: bool
     sent: int
@@ -126,5 +126,5 @@ class Counters:
         self.reports.append(Report(level, message, arguments))
 
     def lost(self) -> int:
-        """Return how many messages were lost so far, for whatever cause."""
+        """Return how many messages were lost so far, except by causes of `SILENT`."""
         return self.dropped.total() - sum(self.dropped[cause] for cause in SILENT)

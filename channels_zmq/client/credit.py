@@ -6,8 +6,8 @@ harm. Other rules strand jobs: docs/design/0004.
 
 - The limit is the number of received jobs, one for each waiting reader, and `prefetch` more while the channel is read.
 - A job is *settled* once a reader has taken it or it was handed back; until then it counts towards the capacity.
-- Unless a reader comes within `GRACE`, unread jobs are returned to the exchange, to their old places. A reader that was
-  woken has `WOKEN_GRACE`: its event loop may be busy.
+- Unless a reader takes them within `GRACE`, unread jobs are returned to the exchange, to their old places. A reader
+  that was woken has `WOKEN_GRACE`: its event loop may be busy.
 - When a connection is lost, the exchange learns which jobs have arrived. It returns the others to their queues.
 - Once a second the client queries how many jobs the exchange has handed over in total, which reveals lost jobs.
 - A channel that was not read for a while is forgotten on both sides.
@@ -27,7 +27,7 @@ from channels_zmq_forwarder.wire import Question
 GRACE = 0.1
 """Seconds after its last reader that a normal channel keeps its credit, for a reader that returns at once."""
 WOKEN_GRACE = 1.0
-"""The same after a reader was woken: less than a turn of a busy event loop would starve the readers there."""
+"""The same after a reader was woken: a time shorter than a turn of a busy event loop would starve its readers."""
 ASK_EVERY = 1.0
 """Seconds between two questions for the total."""
 FORGET_AFTER = 30.0
@@ -40,7 +40,7 @@ Box = Mailbox[Any]
 
 @dataclass(slots=True, eq=False)
 class Window:
-    """How far the exchange may go on one normal channel.
+    """The credit of the exchange on one normal channel.
 
     Attributes:
         box: Where its jobs wait; its waiters are the readers.
@@ -48,10 +48,10 @@ class Window:
         limit: The limit that the exchange was sent last in this session.
         most: The largest one of this session: no more jobs can have been handed over.
         kept_until: Until when its jobs and its credit are kept without a reader that waits or takes a job.
-        look_at: The next housekeeping.
+        look_at: When housekeeping is next due.
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
-        returned: The jobs of this session that went back last: those after the first ordinal, up to the second one.
-            Nothing says whether the exchange has received them.
+        returned: The jobs of this session that were handed back last: those after the first ordinal, up to the second
+            one. It is unknown whether the exchange has received them.
     """
 
     box: Box
@@ -64,7 +64,7 @@ class Window:
     returned: tuple[int, int] = 0, 0
 
     def wanted(self, prefetch: int) -> int:
-        """Return the limit that suits the readers which are here; jobs of other exchanges count too."""
+        """Return the limit that suits the present readers; unread jobs of other exchanges count too."""
         return self.received + max(0, len(self.box.waiters) + prefetch - len(self.box.mail))
 
     @property
@@ -78,7 +78,7 @@ class Credit:
 
     Args:
         inbox: Of this process.
-        prefetch: Jobs that may come ahead of their readers, for each channel.
+        prefetch: Jobs that the exchange may hand over ahead of readers, for each channel.
         drop: Counts dropped jobs by cause.
         clock: Monotonic seconds.
     """
@@ -198,14 +198,14 @@ class Credit:
     # Sessions
 
     def leave_session(self, *, loses_frames: bool = True) -> list[bytes]:
-        """Take no more jobs of the session, and return the frames that say which ones were read or wait for a reader.
+        """Take no more jobs of the session, and return the frames that report which ones were read.
 
         The last unread ones to arrive count as not arrived, and are withheld: the exchange puts them back
         with the others, so that the capacity of the channel stays exact. The frames are the same until the next session
         has begun, since the exchange may not have received them.
 
         Args:
-            loses_frames: Whether the exchange may not receive what it was sent in the session: jobs that went back.
+            loses_frames: Whether frames of the session to the exchange may be lost, such as jobs that were handed back.
         """
         self._hellos += 1
         if self.session:
@@ -221,7 +221,7 @@ class Credit:
         first, last = window.returned
         received = window.received - len(unread)
         if loses_frames and received <= last:
-            received = min(received, first)  # of those that went back it puts back what it has not received
+            received = min(received, first)  # the exchange puts back those handed-back jobs that it has not received
         return wire.RECEIVED.encode(wire.Received(self._inbox, self.session, received, box.name.encode()))
 
     def begin_session(self, session: int, *, is_same: bool) -> list[bytes]:
@@ -229,9 +229,9 @@ class Credit:
 
         Args:
             session: Its number.
-            is_same: Whether it is the instance that has handed over the jobs which are withheld, and has them back. Any
-                other one knows nothing of them. If there were several hellos, an earlier one may have reached the
-                former instance: whether a job was handed to another reader is unknown, and so it is lost.
+            is_same: Whether it is the instance that handed over the withheld jobs, and so has put them back. Any other
+                one knows nothing of them. If there were several hellos, an earlier one may have reached the former
+                instance: it is unknown whether a job was handed to another reader, and so it counts as lost.
         """
         now = self._clock()
         for window in self._windows.values():
@@ -275,14 +275,14 @@ class Credit:
         self._looks.clear()
 
     def empty(self) -> None:
-        """Drop the jobs that are withheld; those in the mailboxes are dropped with the other messages there."""
+        """Drop the withheld jobs; those in the mailboxes are dropped with the other messages there."""
         for window in self._windows.values():
             window.withheld.clear()
 
     # Housekeeping
 
     def keep(self, now: float, at_most: int = 1000) -> list[bytes]:
-        """Hand back what is not read, and ask for the total; return the frames."""
+        """Hand back unread jobs, and query the total; return the frames."""
         frames: list[bytes] = []
         for _ in range(at_most):
             window = self._looks.pop(now)
@@ -315,7 +315,7 @@ class Credit:
         return self._close(window) if self._is_open and (box.mail or window.is_open) else []
 
     def _ready_again(self, window: Window) -> list[bytes]:
-        """Repeat the limit for the readers that wait. If a job is there, the one that was woken for it has not come."""
+        """Repeat the limit for waiting readers. If a job waits, too, the reader woken for it has not taken it."""
         if not any(map(self._is_ours, window.box.mail)):
             return [self._ready(window)]
         frames = self._close(window)
@@ -323,7 +323,7 @@ class Credit:
         return [*frames, self._ready(window)]
 
     def hand_everything_back(self) -> list[bytes]:
-        """Return the frames that give all unread jobs back, because this process stops reading."""
+        """Return the frames that hand all unread jobs back, because this process stops reading."""
         if not self._is_open:
             return []
         return [frame for window in self._windows.values() for frame in self._close(window)]
@@ -341,9 +341,9 @@ class Credit:
     def _close(self, window: Window) -> list[bytes]:
         """Close a window and hand its jobs back.
 
-        The window closes first, or the exchange would hand over the same jobs again. They are not settled by that frame
-        but by going back, each to its old place. The last frame settles those that have expired, and large ones, which
-        go back another way.
+        The window closes first, or the exchange would hand over the same jobs again. That frame does not settle them:
+        their return does, each to its old place. The last frame settles those that have expired, and large ones, which
+        are returned by the producers' way.
         """
         window.limit = window.received
         closing = self._ready(window)
@@ -367,7 +367,7 @@ class Credit:
         return delivery is not None and delivery.source is self and delivery.session == self.session
 
     def _settled(self, window: Window) -> int:
-        """Return the jobs of this session that do not wait here any more."""
+        """Return the number of jobs of this session that do not wait here any more."""
         return max(0, window.received - sum(map(self._is_unread, window.box.mail)))
 
     def _ready(self, window: Window, *, ask: Question = Question.NOTHING, answers: int = 0) -> bytes:

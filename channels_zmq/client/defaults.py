@@ -1,4 +1,4 @@
-"""What a client needs from a layer where no call brings it along. Pure."""
+"""The settings of a layer that a client needs where no call passes them. Pure."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from channels_zmq_forwarder import wire
 
 @dataclass(slots=True)
 class Defaults:
-    """The settings of the layer that was made last: it decides for all layers of an address."""
+    """The settings of the layer that began last to use a connection: they apply to all its layers."""
 
     capacity: Callable[[str], int] = lambda channel: 100
     group_expiry: float | None = None
     max_ttl: int = wire.MAX_MILLISECONDS
-    """Milliseconds that a message waits to be read at most, whatever its sender says: the expiry."""
+    """Maximum milliseconds that a message waits to be read, even if its sender permits more: the longest expiry of the
+    layers."""

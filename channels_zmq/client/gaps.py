@@ -3,8 +3,8 @@
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
 gap waits for the missing ones for `HOLD`, and longer while they may be on their way or not read yet. The first
 message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
-while any exchange replays what its connection has lost. `client/arrivals.py` knows what is on its way. Runs of other
-senders and topics never wait.
+while any exchange replays what its connection has lost. `client/arrivals.py` determines whether messages are on their
+way. Runs of other senders and topics never wait.
 """
 
 import sys
@@ -22,15 +22,15 @@ HOLD = 0.2
 BEHIND_AT_MOST = 3.0
 """How many seconds longer it waits while the missing ones may be on their way, or this process has not read them."""
 GRAIN = 0.05
-"""Seconds to which the times of gaps are rounded up, so that many gaps are looked at together."""
+"""Seconds to which the times of gaps are rounded up, so that many gaps are handled together."""
 LOOK_AGAIN_AFTER = 0.02
-"""Seconds until it is asked again whether that is so; then after twice as many each time, up to `HOLD`. To ask 50 times
-a second took so much of the time of a process that was saturated that it lost messages."""
+"""Seconds until the next check whether they may; then twice as long each time, up to `HOLD`. With 50 checks a second a
+saturated process lost messages."""
 MAX_BYTES = 32 * 2**20
 """Bound of the memory of all held messages together, unless it is a single one. Beyond it the oldest gap is given up. A
-replay of 60,000 messages takes 2 s on a busy core, in which as many as 30,000 newer ones arrive."""
+replay of 60,000 messages takes 2 s on a busy core, in which up to 30,000 newer ones arrive."""
 OVERHEAD = 600
-"""Bytes of memory that a held message takes beside its payload, and as many that its gap does."""
+"""Bytes of memory that a held message takes beside its payload; a gap takes the same."""
 SPARE = 64
 """Entries of closed gaps that a heap may have beside one for each open gap."""
 
@@ -85,12 +85,12 @@ class Gaps:
         self.beginnings: dict[Run, _Gap] = {}
         """Runs of which nothing was delivered: their first messages wait until all sockets have been read."""
         self.replays_until = 0.0
-        """Nothing that is missing is given up before."""
+        """No missing message is given up before this time, except to bound the memory."""
         self._size = 0
         self._gaps: dict[Run, _Gap] = {}
         self._oldest_first: list[tuple[float, int, _Gap]] = []  # a heap, with some gaps that have closed
-        self._count = 0  # of what was put into it
-        self._look_at = 0.0  # nothing is given up before this, since it may have been on its way a moment ago
+        self._count = 0  # of all entries that were put into it
+        self._look_at = 0.0  # `expire` gives up nothing before: missing messages may have been on their way
         self._missed, self._clock = missed, clock
 
     def hold(self, runs: Runs, sender: bytes, number: int, size: int, deliver: Deliver, *, begins: bool) -> bool:
@@ -101,7 +101,7 @@ class Gaps:
             sender: Of the message.
             number: Of the message.
             size: Bytes of its payload.
-            deliver: Called with nothing when its turn has come.
+            deliver: Called without arguments when it is the message's turn.
             begins: Whether it is the first one of its run here, rather than behind a gap.
         """
         run, at = (runs, sender), ceil(self._clock() / GRAIN) * GRAIN
@@ -159,7 +159,7 @@ class Gaps:
 
     @property
     def awaits_replay(self) -> bool:
-        """Whether everything that is missing may still come."""
+        """Whether all missing messages may still arrive."""
         return self._clock() < self.replays_until
 
     def expire(self, now: float, is_behind: IsBehind = nothing_is_behind, at_most: int = sys.maxsize) -> None:
@@ -167,7 +167,7 @@ class Gaps:
 
         Args:
             now: Monotonic seconds.
-            is_behind: What missing messages are waited for.
+            is_behind: Whether missing messages may still arrive.
             at_most: How many to deliver, and the rest of the last run; `due` is not later than `now` if there are more.
         """
         given_up, enough = -inf, self.frames - at_most
@@ -215,7 +215,7 @@ class Gaps:
             heappop(self._oldest_first)
 
     def _give_up(self, gap: _Gap) -> None:
-        """Give up what is missing before the first held message of a run; deliver that, and those that follow it."""
+        """Give up the messages missing before the first held one of a run; deliver that, and those that follow it."""
         runs, sender = gap.run
         first = self._first(gap)
         if first is not None:

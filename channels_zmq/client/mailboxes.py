@@ -7,7 +7,8 @@ the members of a group share one payload.
 - A message stays in its mailbox until a reader takes it: a reader that is woken and then cancelled loses nothing.
 - At most `capacity` messages wait on a channel; the newest is refused. Expired messages do not count.
 - Waiters are woken in the order of their arrival, one for each message.
-- A mailbox without messages, readers and memberships is forgotten, at the latest `idle` seconds after its last use.
+- A mailbox without messages, readers and memberships is forgotten at one of the checks, at most `idle` seconds apart,
+  that follow its last use by `idle` seconds or more; at once if its reader gives up, or it leaves its last group.
 - At most `MAX_UNCLAIMED` channels without a reader keep their messages.
 """
 
@@ -22,7 +23,7 @@ from channels_zmq.client.deadlines import Deadlines
 MAX_UNCLAIMED = 10_000
 """Channels without a reader whose messages are kept."""
 LOOK_SECONDS = 1e-5
-"""Seconds between two looks at a mailbox, for each message in it: a look takes 5 % of that."""
+"""Seconds between two checks of a mailbox, for each message in it: a check takes 5 % of that."""
 
 
 class Wakeable(Protocol):
@@ -45,7 +46,7 @@ class Shared:
 
 
 class Delivery(NamedTuple):
-    """Where a job comes from: the credit and the session by which it was handed over, and its number in its queue."""
+    """The origin of a job: the credit and the session by which it was handed over, and its number in its queue."""
 
     source: object
     session: int
@@ -54,7 +55,7 @@ class Delivery(NamedTuple):
 
 Payload = bytes | Shared
 Mail = tuple[float, Payload, Delivery | None]
-"""A message in a mailbox: its deadline, its payload, and for a job where it comes from, else None.
+"""A message in a mailbox: its deadline, its payload, and for a job its origin, else None.
 
 A plain tuple, since one is made for each message: it takes 0.03 us, a named tuple 0.25 us."""
 
@@ -69,15 +70,15 @@ class Mailbox(Generic[Waiter]):
     Attributes:
         in_use: The mailboxes that have had a message: mostly few of very many. This one enters and leaves by itself.
         mail: Messages in the order of their arrival.
-        waiters: Readers in the order of theirs.
-        read_at: When a reader took a message, or gave up waiting.
+        waiters: Readers in the order of their arrival.
+        read_at: When a reader last took a message, or gave up waiting; at first when the mailbox was made.
         is_read: Whether a reader waits, or has taken a message and is expected back.
         memberships: Groups that the channel belongs to.
         windows: Exchanges that may hand over jobs of this normal channel; these are bounded by credit.
         in_flight: Order numbers of the direct messages which this process has sent to the channel and which have not
             arrived yet; None for none.
         newest_seen: The newest of `in_flight` at the last housekeeping.
-        look_at: The next housekeeping of this mailbox; its messages do not expire before.
+        look_at: When housekeeping of this mailbox is next due; its messages do not expire before.
     """
 
     name: str
@@ -100,7 +101,7 @@ class Mailbox(Generic[Waiter]):
         return self.mail
 
     def append(self, mail: Mail) -> None:
-        """Add a message, whatever the capacity."""
+        """Add a message, even beyond the capacity."""
         if self.mail is _NO_MAIL:
             self.begin()
         self.mail.append(mail)
@@ -233,7 +234,10 @@ class Mailboxes(Generic[Waiter]):
             self._drop("mailbox_full", refused)
 
     def announce(self, boxes: Iterable[Mailbox[Waiter]], mail: Mail, wake: list[Waiter]) -> None:
-        """Put a message of the layer itself into mailboxes, over the capacity if need be; not into forgotten ones."""
+        """Put a message of the layer itself into mailboxes, even beyond the capacity.
+
+        Forgotten mailboxes, and those of normal channels, do not get it.
+        """
         living = [box for box in boxes if not box.windows and self.boxes.get(box.name) is box]
         wake += [waiter for box in living if (waiter := self.put(box, mail)) is not None]
 
@@ -286,7 +290,7 @@ class Mailboxes(Generic[Waiter]):
         return successor
 
     def release(self, box: Mailbox[Waiter]) -> None:
-        """Forget a mailbox that has lost its reader or a membership, or keep what waits there for a while.
+        """Forget a mailbox that has lost its reader or a membership, or keep its messages for a while.
 
         A consumer that leaves its last group and does not wait for a message is about to end: what it has left unread
         counts as abandoned, unless it reads again after all.
@@ -318,7 +322,7 @@ class Mailboxes(Generic[Waiter]):
 
         Args:
             now: Monotonic seconds.
-            at_most: Mailboxes to look at; if more are due, the result is not after `now`.
+            at_most: Mailboxes to check; if more are due, the result is not after `now`.
         """
         for _ in range(at_most):
             box = self._looks.pop(now)
@@ -345,13 +349,13 @@ class Mailboxes(Generic[Waiter]):
             self._look(box, next_look)
 
     def _is_expecting(self, box: Mailbox[Waiter]) -> bool:
-        """Return whether a message may still arrive. What was in flight at the last look, `idle` ago, is lost."""
+        """Return whether a message may still arrive. Those that were in flight at the last check are lost."""
         newest = box.in_flight[-1] if box.in_flight else 0
         seen, box.newest_seen = box.newest_seen, newest
         return 0 < newest != seen
 
     def clear(self) -> None:
-        """Drop all messages, but keep who waits for one."""
+        """Drop all messages; readers keep waiting."""
         for box in list(self.boxes.values()):
             box.clear()
             box.in_flight = None

@@ -149,7 +149,7 @@ class Memberships:
     def in_force(self, group: Group, sync: int) -> None:
         """Note that a sync was answered: subscriptions that were sent before it are in force.
 
-        What arrived on the topic before belongs to an earlier subscription, so its numbers say nothing about losses.
+        Messages that arrived on the topic before belong to an earlier subscription, so their numbers prove no losses.
         """
         if 0 < group.in_force_after < sync:
             group.in_force_after = 0

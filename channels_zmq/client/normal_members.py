@@ -2,9 +2,9 @@
 
 Pure. The exchange keeps the memberships of normal channels, and loses them when it ends. So each process repeats its
 notes at the start of each session, before its hello: an exchange that settles knows the members before it serves. What
-is noted between the hello and the welcome follows the welcome. Each note has an age. If an exchange gets an add and a
-removal, the younger applies, so that a removed channel stays removed, although another process still treats it as a
-member.
+is noted between the hello and the welcome follows the welcome. Each note has an age. If an exchange gets an addition
+and a removal, the newer one applies, so that a removed channel stays removed, although another process still treats it
+as a member.
 """
 
 import time
@@ -44,7 +44,7 @@ class NormalMembers:
         return len(self._notes)
 
     def changed(self, member: wire.Member) -> None:
-        """Note an addition that was confirmed, or a removal that was asked for."""
+        """Note an addition that was confirmed, or a removal that was requested."""
         now = self._clock()
         self.last_number += 1
         note = self._notes[_key(member)] = _Note(member, now, self.last_number)

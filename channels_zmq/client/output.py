@@ -1,6 +1,6 @@
-"""What the steps of a client want done: frames to send, readers to wake, changes of the link.
+"""The actions that result from the steps of a client: frames to send, readers to wake, changes of the link.
 
-Pure: the connection that owns the client executes it, most of it under its lock, the rest once the lock is released.
+Pure: the connection that owns the client executes them, most under its lock, the rest once the lock is released.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ SessionFrame = wire.Welcome | wire.Confirm
 
 
 class LinkLost(NamedTuple):
-    """No exchange can be reached any more; consumers are notified if they want to be."""
+    """No exchange can be reached any more; consumers are notified if `on_disconnect` is configured."""
 
 
 class LinkRestored(NamedTuple):
@@ -38,8 +38,8 @@ class Reply(NamedTuple):
 
     Attributes:
         frame: What is sent.
-        key: By which its exchange is chosen, unless it is for a certain one.
-        to: That exchange.
+        key: Chooses the exchange, unless `to` does.
+        to: The exchange; None to choose it by `key`.
         ttl: Seconds that it may wait for a connection; None for `connect_timeout`.
     """
 
@@ -51,7 +51,7 @@ class Reply(NamedTuple):
 
 @dataclass(slots=True)
 class Output:
-    """What the steps of a client since the last `take` want done.
+    """The actions that result from the steps of a client since the last `take`.
 
     Attributes:
         upstream: Frames for the subscribers' way, in order.
@@ -60,8 +60,8 @@ class Output:
         emptied: Whether the transport must drop the messages that it holds, before anything else.
         changes: Of the link to the exchange, to announce to consumers once the lock is released.
         wake: Readers and callers to wake once the lock is released.
-        has_input: Whether an operation on a socket has found input, which its descriptor may not show.
-        busy: Whether anything is set that is to be done under the lock.
+        has_input: Whether an operation on a socket has found input, which its descriptor may not signal.
+        busy: Whether anything is to be done under the lock.
     """
 
     upstream: list[Upstream] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Output:
     def send_upstream(self, frames: Iterable[bytes], to: Attachment | None = None) -> None:
         """Add frames for the subscribers' way of one exchange, or of all.
 
-        That way is for small frames, so a large job goes back by the producers' way.
+        That way is for small frames, so a large job is returned by the producers' way.
         """
         for frame in frames:
             if len(frame) <= wire.MAX_UPSTREAM:
@@ -102,7 +102,7 @@ class Output:
         self.busy = True
 
     def take(self) -> "Output":
-        """Return what is to be done under the lock, and begin anew with that."""
+        """Remove and return the actions that are to be done under the lock."""
         taken = Output(self.upstream, self.replies, self.session, self.emptied)
         self.upstream, self.replies, self.session, self.emptied = [], [], [], False
         self.busy = self.has_input = False

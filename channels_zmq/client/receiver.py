@@ -1,8 +1,8 @@
 """Group and direct messages that arrive, from the frame to the mailbox.
 
 In the data-flow diagram this is between the client and the mailboxes. A repeated message is dropped; one behind a gap
-waits for a moment, since others may still come before it. The payloads of a layer with encryption keys are opened here,
-once for all local members of a group, and wait as plain bytes. Pure.
+waits for a moment, since the missing ones may still arrive. The payloads of a layer with encryption keys are opened
+here, once for all local members of a group, and wait as plain bytes. Pure.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -39,10 +39,10 @@ class Receiver:
         sender: 8 bytes that name it in sequence numbers.
         mailboxes: Take the messages.
         memberships: The groups that its channels belong to.
-        gaps: Hold what is behind a gap.
-        attachments: The exchanges that messages come from: the client's own list, which it changes.
-        counters: Count what arrives and what is dropped.
-        out: Takes whom to wake, and the frames that unsubscribe from groups whose last member has just ended.
+        gaps: Hold messages behind a gap.
+        attachments: The exchanges that messages arrive from: the client's own list, which it changes.
+        counters: Count received and dropped messages.
+        out: Takes the readers to wake, and the frames that unsubscribe from groups whose last member has just ended.
         clock: Monotonic seconds.
         opener: Opens payloads; None if they are not sealed.
     """
@@ -78,7 +78,7 @@ class Receiver:
         self._capacity, self._max_ttl = defaults.capacity, defaults.max_ttl
 
     def clear(self) -> None:
-        """Drop the messages that are held, and take no gap for a loss that the exchange has made on purpose."""
+        """Drop the held messages; a gap that an exchange has made by a flush does not count as a loss."""
         self._gaps.clear()
         self._direct_runs.restart()  # the exchange drops messages until all clients have answered
 
@@ -87,7 +87,7 @@ class Receiver:
     def take_group_batch(
         self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payloads: Iterable[bytes]
     ) -> Iterator[None]:
-        """Take the group messages of one frame, one with each step."""
+        """Take the group messages of one frame, one at each step."""
         flags &= ~FLAG_BATCH
         for each, payload in enumerate(payloads, number):
             self.take_group(frame, topic, sender, each, flags, ttl, payload)
@@ -97,7 +97,7 @@ class Receiver:
     def take_group(
         self, frame: bytes, topic: Topic, sender: bytes, number: int, flags: int, ttl: int, payload: bytes
     ) -> None:
-        """Take a group message, which may be for nobody here."""
+        """Take a group message, whose group may have no member here."""
         group = self._memberships.groups.get(topic)
         if group is None:
             return
@@ -184,7 +184,7 @@ class Receiver:
     # Direct messages
 
     def take_direct(self, frame: bytes) -> Iterator[None] | None:
-        """Take a direct message, or return what takes those of a batch, one with each step.
+        """Take a direct message, or return an iterator that takes those of a batch, one at each step.
 
         Raises:
             FrameError: If the frame is malformed.
@@ -237,7 +237,7 @@ class Receiver:
                 self._counters.drop("undecryptable")
                 return
             payload = opened
-        if box is None:  # not made before: what cannot be opened must not take memory
+        if box is None:  # not made before: a payload that cannot be opened must not take memory
             box = self._mailboxes.open(channel, self._capacity(channel))
         now = self.now = self._clock()
         if ttl > self._max_ttl:
@@ -273,11 +273,11 @@ class Receiver:
     def _out_of_order(
         self, runs: Runs, sender: bytes, number: int, missing: int, size: int, deliver: Callable[[], None]
     ) -> None:
-        """Hold a message before which others may still come.
+        """Hold a message before which others may still arrive.
 
-        What is missing in a gap may come by another exchange. Or the connection was cut a moment ago, which nobody has
-        noticed yet: then it is replayed. What is missing before the first message of a run can come only if
-        there is another way, or if it was asked for already.
+        Messages missing in a gap may arrive by another exchange. Or the connection was cut a moment ago and this
+        process has not noticed it yet: then they are replayed. Messages missing before the first one of a run can
+        arrive only by another exchange, or by a replay that was requested already.
         """
         self.now = self._clock()  # a turn has to end, even if it delivers nothing
         has_two_ways = len(self._attachments) > 1

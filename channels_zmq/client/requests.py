@@ -24,9 +24,9 @@ LOST = -1
 Waiter = TypeVar("Waiter")
 
 RANDOM_BITS = 24
-"""Of the 64 of a request number; the others last for three years at 10,000 requests a second."""
+"""Random bits among the 64 of a request number; the others last for three years at 10,000 requests a second."""
 _RANDOM_BYTES = 4096
-"""Drawn at a time: each call of the system takes as long as the rest of a request's start."""
+"""Random bytes drawn at a time: each system call takes as long as the rest of a request's start."""
 _numbers = itertools.count(1)
 _random: list[int] = []
 """Random numbers of 32 bits, each for one request."""
@@ -52,7 +52,7 @@ class Request(Generic[Waiter]):
     Attributes:
         frame: What is sent.
         repeats: Whether it may be sent again.
-        to_all: Whether it goes to every exchange, by the subscribers' way, and each has to answer it.
+        to_all: Whether it is sent to every exchange, by the subscribers' way, and each has to answer it.
         waiter: Is woken by the answer; None for a request of another process.
         key: Chooses the exchange of a request to one.
         member: The normal channel that it adds to a group, to be noted once it is confirmed.
@@ -98,7 +98,7 @@ class Requests(Generic[Waiter]):
         Args:
             number: Of the request.
             answer: A status, or the error by which the request fails as a whole.
-            exchange: That has answered.
+            exchange: The one that has answered.
         """
         request = self._open.get(number)
         if request is None or request.answer is not None:
@@ -137,7 +137,7 @@ class Requests(Generic[Waiter]):
         return open_to_all
 
     def unsure(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
-        """Answer the requests that only this exchange could have answered, and will not, by `LOST`; return them."""
+        """Answer with `LOST` the requests that only this exchange could have answered, and will not; return them."""
         sent = [
             (number, one)
             for number, one in self._open.items()
@@ -148,7 +148,7 @@ class Requests(Generic[Waiter]):
         return sent
 
     def lost(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
-        """Wait for an exchange no longer; return the requests to all that this completes."""
+        """Stop waiting for an exchange; return the requests to all that this completes."""
         completed = []
         for number, request in self._open.items():
             if request.to_all and request.answer is None and exchange in request.asked:
@@ -177,7 +177,7 @@ class Requests(Generic[Waiter]):
     def due(self, now: float) -> float:
         """Return when to call `to_repeat`.
 
-        It is not called without a connection, so a request may be overdue: that one is looked at again later, not now.
+        `to_repeat` is not called without a connection, so a request may be overdue: it is checked again later, not now.
         """
         while self._due and self._due[0][1] not in self._open:
             self._due.popleft()

@@ -1,8 +1,8 @@
-"""What the connection to one exchange may have lost, and the request that the exchange replays it.
+"""The messages that the connection to one exchange may have lost, and the request to the exchange to replay them.
 
-Pure. A connection that breaks loses what is on its way, and what is published before this process has subscribed again.
-The exchange keeps messages for some seconds, and is asked for them with each hello until it welcomes the session. What
-it has not replayed when nothing of the answer has come for `REPLAYED_WITHIN` counts as missed.
+Pure. A connection that breaks loses the messages on their way, and those that are published before this process has
+subscribed again. The exchange keeps messages for some seconds, and this process requests them with each hello until it
+is welcomed. Those that are not replayed when no part of the answer has arrived for `REPLAYED_WITHIN` count as missed.
 """
 
 import time
@@ -16,13 +16,12 @@ ON_THE_WAY = 0.25
 READ_WITHIN = 1.0
 """Seconds until the exchange has read the request, at most: behind the subscriptions, and those of others."""
 BACK_WITHIN = 0.25
-"""How many seconds a cut connection is waited for: mostly the next one is there, and asks, after 0.1 s."""
+"""Seconds to wait for the next connection after a cut: mostly it is up, and requests the replay, after 0.1 s."""
 REPLAYED_WITHIN = 1.0
-"""How many seconds a part of the answer is waited for, after each hello and each part, beyond those that the largest
-one takes."""
+"""Seconds to wait for a part of the answer, after each hello and each part, beyond those that the largest one takes."""
 ARRIVED_WITHIN = 10.0
-"""How many seconds the whole is waited for in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN`
-at most, for which the first part is waited for, but a slow link takes longer."""
+"""Seconds to wait for the whole answer in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN` at
+most, which bounds the wait for the first part, but a slow link takes longer."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -38,16 +37,16 @@ class Resumption:
 
     def __init__(self, inbox: bytes, longest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = 0.0
-        """Until when the next connection, or the answer, is waited for."""
+        """Until when to wait for the next connection, or for the answer."""
         self._inbox, self._longest, self._clock = inbox, longest, clock
         self._missing_since: float | None = None
-        self._session = 0  # in which was asked
-        self._asked_at = 0.0  # for the first time in it
+        self._session = 0  # of the last request
+        self._asked_at = 0.0  # when the first request in it was sent
         self._attempts = 0
         self._is_asked = False
 
     def lost(self, since: float) -> None:
-        """Note that the connection is gone, by which everything had arrived that was published until a time."""
+        """Note that the connection was lost; it had delivered everything published before a time."""
         self._is_asked = False
         self.until = self._clock() + BACK_WITHIN
         if self._missing_since is None or self._attempts >= ATTEMPTS:
@@ -84,9 +83,9 @@ class Resumption:
         self.until = min(now + REPLAYED_WITHIN, self._asked_at + at_most) + self._longest
 
     def ended(self) -> None:
-        """Note that the answer is complete: nothing is missing any more that the exchange still had.
+        """Note that the answer is complete: every missing message that the exchange still had has arrived.
 
-        Unless the connection is gone again: the end of the answer may be read only then.
+        This changes nothing if the connection has been lost again before the end of the answer is read.
         """
         if self._is_asked:
             self._missing_since, self._attempts, self.until = None, 0, 0.0

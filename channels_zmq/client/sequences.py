@@ -15,10 +15,10 @@ from collections.abc import Callable
 from channels_zmq_forwarder.wire import FLAG_FIRST, MAX_JUMP, is_repeated
 
 SENT_TOPICS = 32_768
-"""Topics in one generation of a sender: at least so many keep their number, at most twice as many are held.
+"""Topics in one generation of a sender: at least this many keep their number, at most twice as many are held.
 
-A topic takes about 120 bytes, and a message 0.2 us, 0.4 us beyond two generations: a sender that uses so many topics in
-turns begins a run anew for each message, and then its receivers cannot see losses (`make bench-sequences`).
+A topic takes about 120 bytes, and a message 0.2 us, 0.4 us beyond two generations: a sender that uses more topics in
+turns begins a run anew for each message, and then its receivers cannot detect losses (`make bench-sequences`).
 """
 RECEIVED_RUNS = 4096
 """Senders in one generation of a topic, at about 80 bytes each, 200 for the first one (`make bench-sequences`)."""
@@ -67,7 +67,7 @@ class Numbers:
 class Runs:
     """The last number of each sender on one topic.
 
-    A number below zero is that of a run which may go on anywhere: what lies between was not for this process.
+    A number below zero belongs to a run that may continue anywhere: the numbers between were not for this process.
 
     Args:
         size: Senders in one generation.
@@ -84,7 +84,7 @@ class Runs:
         return len(self._young) + len(self._old or ())
 
     def see(self, sender: bytes, number: int, flags: int) -> int:
-        """Look at a number, and note it if it is the next one or the first one.
+        """Classify a number, and note it if it is the next one or the first one.
 
         Returns:
             0 if it was noted, else `REPEATED`, `BEGINS`, or how many numbers are missing before it. In the last two
@@ -112,7 +112,7 @@ class Runs:
         return 0 if last is None else _between(last, number, 0)
 
     def is_repeated(self, sender: bytes, number: int) -> bool:
-        """Return whether a frame of a sender that was held is a duplicate meanwhile."""
+        """Return whether a held frame of a sender has become a duplicate meanwhile."""
         return is_repeated(number, self.last(sender))
 
     def last(self, sender: bytes) -> int:
@@ -123,12 +123,12 @@ class Runs:
         return abs(last or 0)
 
     def start_after(self, sender: bytes, number: int) -> None:
-        """Take every frame of a sender up to this number for one that was there before."""
+        """Treat every frame of a sender up to this number as received before."""
         if number:
             self._young[sender] = max(number, self.last(sender))
 
     def restart(self) -> None:
-        """Let every run go on anywhere above its last number; what was received before stays a repetition."""
+        """Let every run continue anywhere above its last number; lower numbers remain repetitions."""
         self._young = {sender: -abs(last) for sender, last in self._young.items()}
         if self._old:
             self._old = {sender: -abs(last) for sender, last in self._old.items()}
@@ -148,5 +148,5 @@ class Runs:
 
 
 def _between(last: int, number: int, otherwise: int) -> int:
-    """Return how many numbers lie between two, unless the run goes on anywhere or jumps: no sender skips so many."""
+    """Return how many numbers lie between two, unless the run may continue anywhere, or jumps too far for a loss."""
     return number - last - 1 if 0 <= last < number <= last + MAX_JUMP else otherwise

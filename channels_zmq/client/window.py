@@ -19,12 +19,12 @@ from typing import NamedTuple
 BLOCK_FRAMES = 1024
 BLOCK_BYTES = 512 * 1024
 BLOCK_SECONDS = 0.5
-"""A marker follows after so many frames, so many bytes or so much time, whatever comes first. With 64 frames the
-answers took 5 % of a busy sender's time; with 512 a fifth of the slowest 1 % of round trips met a marker. One that is
-due by its time interrupts a busy process for 0.4 ms, so with 0.1 s one of a hundred round trips met one, and took twice
-as long."""
+"""A marker follows after this many frames, bytes or seconds, whichever is reached first. With 64 frames the answers
+took 5 % of a busy sender's time; with 512 a fifth of the slowest 1 % of round trips met a marker. One that is due by
+its time interrupts a busy process for 0.4 ms, so with 0.1 s one of a hundred round trips met one, and took twice as
+long."""
 LARGE = 1024
-"""A block of frames that are not larger is bounded by their number, 1 MiB: looking at the sizes would take longer."""
+"""A block of frames that are not larger is bounded by their number, 1 MiB: measuring each would take longer."""
 KEEP_SECONDS = 0.5
 KEEP_FRAMES = 16_384
 KEEP_BYTES = 8 * 2**20
@@ -32,16 +32,16 @@ KEEP_BYTES = 8 * 2**20
 NOW = float("-inf")
 """When a marker is due behind a full block."""
 LEAST_BYTES = 2**20
-"""A window takes so many bytes, however few `outbox_bytes` are configured."""
+"""A window takes at least this many bytes, even if `outbox_bytes` is smaller."""
 AHEAD_SECONDS = 4.0
 AHEAD_BYTES = 8 * 2**20
-"""It takes as many bytes as the link carries in this time, according to the last answer to a marker, and so many that a
-link of 16 Mbit/s does: messages do not expire in a socket, so that the rest is to wait in the outbox."""
+"""It takes the bytes that the link carries in this time, according to the last answer to a marker, and at least those
+of a link of 16 Mbit/s: messages do not expire in a socket, so the rest is to wait in the outbox."""
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """What was sent between two markers, and when the first frame and the marker were.
+    """The frames that were sent between two markers, and when the first one and the second marker were sent.
 
     Attributes:
         frames: The frames that are kept.
@@ -89,11 +89,11 @@ class Window:
         self.room = 0
         """How many frames that are not `LARGE` may be kept by `keep` before `append` has to be called again."""
         self._max_frames, self._max_bytes, self._clock = max_frames, max(max_bytes, LEAST_BYTES), clock
-        self._bytes = min(self._max_bytes, AHEAD_BYTES)  # that it takes now
+        self._bytes = min(self._max_bytes, AHEAD_BYTES)  # the present bound
         self._block_frames = min(BLOCK_FRAMES, max(1, max_frames // 2))  # one is answered while the next one is sent
         self._begin_block()
         self._marked: deque[_Block] = deque()
-        self._markers: set[int] = set()  # that were not answered
+        self._markers: set[int] = set()  # the unanswered ones
         self._marked_frames = 0
         self._kept: deque[_Block] = deque()
         self._kept_frames = self._kept_size = 0
@@ -172,7 +172,7 @@ class Window:
         """Note that a marker with this number was sent behind all frames."""
         self._markers.add(number)
         block = self._open
-        if not len(block):  # it asks for the answer to those before once more
+        if not len(block):  # a repeated request to acknowledge the earlier blocks
             return
         small = sum(map(len, block.frames)) - block.kept_size
         block.kept_size += small
@@ -184,7 +184,7 @@ class Window:
         self._begin_block()  # last: `kept` may be read by another thread, and counts a block rather twice than not
 
     def acknowledge(self, number: int) -> bool:
-        """Take an answer; return whether it is that to a marker, which acknowledges everything before it."""
+        """Take an answer; return whether it answers a marker, and so acknowledges everything before that."""
         if number not in self._markers:
             return False
         marked = self._marked
@@ -204,7 +204,7 @@ class Window:
         return True
 
     def forget(self, now: float) -> None:
-        """Let go of acknowledged frames that are old, or too many beside the last block."""
+        """Discard acknowledged frames that are old, or that exceed the bounds beside the last block."""
         kept = self._kept
         while kept and (
             kept[0].acknowledged_at + KEEP_SECONDS <= now

@@ -8,4 +8,4 @@ ToolError                       why a command failed, and what to change
 
 
 class ToolError(Exception):
-    """A command cannot do what it was asked for; the message says why and what to change."""
+    """A command cannot be carried out; the message states why and what to change."""

@@ -13,7 +13,7 @@ from channels_zmq_forwarder.commands.text import counted, duration, printable
 
 
 class Mark(StrEnum):
-    """How a line is meant."""
+    """The kind of a line."""
 
     OK = "ok"
     NOTE = "note"
@@ -35,14 +35,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is known of one layer."""
+    """The findings about one layer."""
 
     heading: str
     lines: list[Line] = field(default_factory=list)
 
     @property
     def problems(self) -> int:
-        """How many lines are of something wrong."""
+        """How many lines report a problem."""
         return sum(line.mark is Mark.WRONG for line in self.lines)
 
 
@@ -77,7 +77,7 @@ def _lines(entry: Entry, timeout: float) -> Iterator[Line]:
 
 
 def _settings(layer: Layer) -> Iterator[Line]:
-    """Yield what is unusual about the settings."""
+    """Yield lines about unusual settings."""
     if layer.config.drop_rate:
         share = f"{layer.config.drop_rate:.0%} of the messages"
         yield Line(Mark.NOTE, f"drop_rate: {share} are dropped on purpose", "Only for tests of an application.")
@@ -99,7 +99,7 @@ def _line(layer: Layer, finding: Finding) -> Line:
 
 
 def _together(findings: list[Finding]) -> Iterator[Line]:
-    """Yield what only all forwarders together show."""
+    """Yield findings that only all forwarders together show."""
     clients = {finding.clients for finding in findings if not finding.problem}
     if len(clients) > 1:
         text = f"the forwarders have from {min(clients)} to {max(clients)} clients: not all processes reach all of them"
@@ -109,7 +109,7 @@ def _together(findings: list[Finding]) -> Iterator[Line]:
 
 
 def _alone(layer: Layer) -> Iterator[Line]:
-    """Yield what an embedded layer that reaches only its process does inside this one."""
+    """Yield findings about an embedded layer that reaches only its own process, measured inside this one."""
     if not layer.config.drop_rate:
         seconds = asyncio.run(_round_trip(layer))
         yield Line(Mark.OK, f"{layer.address}: a message to a group of this process takes {duration(seconds)}")

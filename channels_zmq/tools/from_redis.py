@@ -22,7 +22,7 @@ _SERIALIZERS = ("msgpack", "json")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What becomes of one key: `taken over`, `renamed`, `replaced` or `left out`, and why."""
+    """The fate of one key: `taken over`, `renamed`, `replaced`, `left out` or `new`, and why."""
 
     key: str
     fate: str
@@ -37,7 +37,7 @@ class Translation:
         alias: Of the layer.
         backend: Of channels_redis.
         config: Our CONFIG; encryption keys are `Expression`s.
-        lines: What became of each key, in the order of the keys.
+        lines: The fate of each key, in the order of the keys.
     """
 
     alias: str
@@ -61,7 +61,7 @@ def translate(layers: Mapping[str, Any], pull: str, pub: str) -> list[Translatio
         pub: Its `pub_socket_address`.
 
     Raises:
-        ToolError: If the settings contain no layer, if an entry is invalid, or if the addresses are.
+        ToolError: If the settings contain no layer of channels_redis, if an entry is invalid, or if the addresses are.
     """
     found = [
         _translated(alias, given["BACKEND"], given.get("CONFIG") or {}, pull, pub)
@@ -108,7 +108,7 @@ def _hosts(value: Any, config: dict[str, Any]) -> Line:
 
 
 def _same(key: str, why: str) -> Callable[[Any, dict[str, Any]], Line]:
-    """Return what takes over a key whose values mean the same."""
+    """Return a function that takes over a key whose values mean the same."""
 
     def take(value: Any, config: dict[str, Any]) -> Line:
         try:
@@ -183,14 +183,14 @@ _KEYS: dict[str, Callable[[Any, dict[str, Any]], Line]] = {
 
 
 def _only_here(given: Mapping[str, Any]) -> Iterator[Line]:
-    """Yield what the pub/sub layer did not have."""
+    """Yield lines about features that the pub/sub layer does not have."""
     if "capacity" not in given:
         yield Line("capacity", "new", "100 by default; the pub/sub layer has no limit. Raise it if bursts are larger.")
     yield Line("normal channels", "new", "send() to one reaches one reader; in the pub/sub layer it reached all.")
 
 
 def report(translations: list[Translation]) -> Iterator[str]:
-    """Yield what became of each key, as comments for the settings."""
+    """Yield the fate of each key, as comments for the settings."""
     for one in translations:
         yield printable(f"# {one.alias}: {one.backend}")
         width = max(len(line.key) for line in one.lines)

@@ -24,7 +24,7 @@ LOCAL = "inproc://"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with the configuration of a layer.
+    """A fault in the configuration of a layer.
 
     Attributes:
         alias: Of the layer.
@@ -124,7 +124,7 @@ def layer(alias: str) -> Layer:
     """Return a new layer of this package for an alias.
 
     Raises:
-        ToolError: If the alias is unknown, if its layer is another one's, or if its configuration is invalid.
+        ToolError: If the alias is unknown, if its layer is of another package, or if its configuration is invalid.
     """
     layers = configured()
     if alias not in layers:

@@ -18,14 +18,14 @@ from channels_zmq.tools.layers import Layer, is_alone
 from channels_zmq_forwarder.commands.text import as_json, printable
 
 LOOK_EVERY = 0.01
-"""Seconds between two looks at whether a forwarder has taken a message."""
+"""Seconds between two checks whether a forwarder has taken a message."""
 
 
 def parsed(text: str) -> Message:
     """Return the message that a text of JSON describes.
 
     Raises:
-        ToolError: If it is not a JSON object with a type; names the place.
+        ToolError: If it is not a JSON object with a type; names the place of invalid JSON.
     """
     try:
         message = json.loads(text)
@@ -44,7 +44,7 @@ async def send(layer: Layer, message: Message, *, group: str = "", channel: str 
     """Send a message, and wait until a forwarder has it.
 
     Raises:
-        ToolError: If it cannot be sent; says why.
+        ToolError: If it cannot be sent; states why.
     """
     _refuse_alone(layer, "send to")
     try:
@@ -78,7 +78,7 @@ async def listen(
     channel: str = "",
     count: int = 0,
 ) -> None:
-    """Receive messages until there were enough.
+    """Receive messages until `count` have arrived.
 
     Args:
         layer: Closed at the end.
@@ -89,7 +89,7 @@ async def listen(
         count: Of the messages; 0 for no end.
 
     Raises:
-        ToolError: If it cannot be received from; says why.
+        ToolError: If the group or channel cannot be received from; states why.
     """
     _refuse_alone(layer, "receive from")
     try:

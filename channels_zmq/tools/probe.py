@@ -27,7 +27,7 @@ from channels_zmq_forwarder.wire import State
 Socket = zmq.Socket[bytes]
 
 ASK_EVERY = 0.5
-"""Seconds after which a question is repeated: it may have been lost, or come before the exchange served."""
+"""Seconds after which a question is repeated: it may have been lost, or have arrived before the exchange served."""
 ROUNDS = 5
 """Round trips of which the shortest counts."""
 LIFE = 10_000
@@ -36,7 +36,7 @@ LIFE = 10_000
 
 @dataclass(slots=True)
 class Finding:
-    """What is known of one exchange.
+    """The findings about one exchange.
 
     Attributes:
         pull: Where it takes messages; empty for the producer of an embedded layer.
@@ -44,10 +44,10 @@ class Finding:
         problem: What is wrong with it; empty if nothing is.
         advice: What to do about that.
         is_lasting: Whether the problem stays until a setting is changed.
-        is_resolved: Whether its name is known.
+        is_resolved: Whether its name was resolved.
         listens: Whether anything accepts connections at `pub`.
         version: Of its wire format; 0 if it did not answer.
-        state: As it says.
+        state: As it reports.
         instance: Its number, as its status page shows it.
         clients: Processes that are connected to it, without the probe.
         round_trip: Seconds from a question to its answer; 0 if it was not measured.
@@ -75,7 +75,7 @@ class Finding:
 
 
 class _Problem(Exception):
-    """A probe ends here."""
+    """The problem that ends a probe."""
 
     def __init__(self, problem: str, advice: str, *, is_lasting: bool = False) -> None:
         super().__init__(problem)
@@ -108,12 +108,12 @@ def probe(layer: Layer, timeout: float, *, sends_largest: bool = False) -> list[
     threads.shutdown()
     context.term()
     for one in running:
-        one.result()  # raises what a probe has not foreseen
+        one.result()  # raises an unexpected error
     return [*findings, *(each.finding for each in probes)]
 
 
 def _exchanges(layer: Layer, deadline: float) -> tuple[list[Forwarder], list[Finding]]:
-    """Return the exchanges to reach, and what is known of those whose name cannot be resolved."""
+    """Return the exchanges to reach, and the findings about those whose name cannot be resolved."""
     if isinstance(layer, DedicatedZmqChannelLayer):
         pairs, settings = layer.config.forwarders, "pull_socket_address and pub_socket_address"
     else:
@@ -181,7 +181,7 @@ class _Side:
 
     def failed(self) -> _Problem | None:
         """Return why the other side refuses this process, if it does."""
-        if self.failure == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # the other side has closed before it said why
+        if self.failure == zmq.Event.HANDSHAKE_FAILED_NO_DETAIL:  # the other side has closed without a reason
             problem = f"{self.address} aborts the handshake: {REFUSALS[self.failure]}"
             advice = (
                 "Check the curve_ settings here and the keys there. Or are pull_socket_address and pub_socket_address "
@@ -198,7 +198,7 @@ class _Side:
         return _Problem(problem, advice, is_lasting=True)
 
     def silence(self) -> _Problem:
-        """Return what it means that no answer came."""
+        """Return the most likely reason why no answer arrived."""
         if not self.is_connected:
             advice = f"Start the forwarder, or correct {self.setting}; a firewall may block the connection."
             return _Problem(f"nothing accepts connections at {self.address}", advice)
@@ -267,7 +267,7 @@ class _Probe:
         return side
 
     def _greet(self, sub: _Side) -> None:
-        """Say hello until the exchange serves."""
+        """Send hellos until the exchange serves."""
         finding = self.finding
         hello = wire.HELLO.encode(wire.Hello(self._inbox, wire.VERSION, 1, 0))
         while True:
@@ -284,7 +284,7 @@ class _Probe:
                 advice = "Install channels-zmq and channels-zmq-forwarder of one release."
                 raise _Problem(problem, advice, is_lasting=True)
             if welcome.state == State.SERVING:
-                # Else the forwarder would take batches of other processes apart meanwhile.
+                # Otherwise the forwarder would split the batches of other processes meanwhile.
                 sub.socket.send(wire.BATCHING.encode(wire.Batching(self._inbox, 1)))
                 return
 
@@ -325,15 +325,15 @@ class _Probe:
         must: bool = True,
         at_once: bool = True,
     ) -> bytes | None:
-        """Ask by one side, again and again, until the answer arrives by the subscribers' way.
+        """Send a question by one side, repeatedly, until the answer arrives by the subscribers' way.
 
         Args:
-            side: By which to ask.
-            question: The frame; empty if the answer comes without one, or not at all if the connection is cut.
+            side: The side that sends.
+            question: The frame; empty if it was sent already. A cut of the connection then ends the wait.
             kind: Of the answer.
             number: In the answer.
-            must: Whether there has to be an answer.
-            at_once: Whether not to wait before the first question.
+            must: Whether a missing answer is an error.
+            at_once: Whether to send the first question without delay.
 
         Returns:
             The answer, or None if it does not arrive in time.

@@ -1,7 +1,7 @@
 """`manage.py channels_zmq stats` and `top`: the state of the forwarders.
 
-A forwarder answers every client by the wire protocol (`probe`); more is in its status page, which is on a loopback
-address unless its `--status-address` is another one.
+A forwarder answers every client by the wire protocol (`probe`). Its status page shows more, on a loopback address
+unless its `--status-address` is another one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ def stats(layer: Layer, given: Sequence[str], timeout: float) -> Iterator[str]:
 
 
 def _missing(found: Sequence[Page], finding: Finding) -> list[str]:
-    """Return why there is nothing more to be said about a forwarder."""
+    """Return why no details of a forwarder can be shown."""
     if finding.problem:
         return []
     tried = "; ".join(page.problem or f"{page.address} is the page of another forwarder" for page in found)

@@ -15,7 +15,7 @@ _IPV6_LITERAL = f"{TCP}["
 
 
 class Forwarder(NamedTuple):
-    """The addresses of a forwarder: where it takes messages in, and where it publishes."""
+    """The addresses of a forwarder: where it receives messages, and where it publishes."""
 
     pull: str
     pub: str
@@ -25,7 +25,10 @@ class Forwarder(NamedTuple):
 
 
 def _is_literal(address: str) -> bool:
-    """Return whether there is nothing to resolve: a fork while another thread resolves may leave a lock behind."""
+    """Return whether an address needs no resolving.
+
+    Literals are not resolved: a fork while another thread resolves may leave a lock behind.
+    """
     try:
         ip_address(host_of(address).strip("[]"))
     except ValueError:
@@ -54,7 +57,7 @@ class Lookup:
 class Bootstrap:
     """The forwarders of CONFIG: addresses, or names that resolve to one or several.
 
-    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders.
+    If a name has addresses of both families, only those of IPv4 count: they lead to the same forwarders.
 
     Args:
         configured: As CONFIG gives them.
@@ -84,11 +87,11 @@ class Bootstrap:
         return bool(self._named) and self._clock() >= self._due
 
     def hurry(self) -> None:
-        """Resolve the names at the next look, because a forwarder cannot be reached."""
+        """Let the next call of `look` resolve the names, because a forwarder cannot be reached."""
         self._due = 0.0
 
     def look(self) -> None:
-        """Resolve the names if that is due. Blocks while the system does it."""
+        """Resolve the names if that is due. Blocks while the system resolves."""
         if not self.is_due:
             return
         self._due = self._clock() + self._every
@@ -104,7 +107,7 @@ class Bootstrap:
 
 
 class Endpoint:
-    """An address to connect to, and whether that takes IPv6.
+    """An address to connect to, and whether the connection takes IPv6.
 
     ZeroMQ resolves a name to one family only, which is an option of the socket. IPv4 is used wherever the name has such
     an address.
@@ -124,7 +127,7 @@ class Endpoint:
         return _is_literal(self.address)
 
     def look(self) -> None:
-        """Resolve a name again. Blocks while the system does it."""
+        """Resolve a name again. Blocks while the system resolves."""
         if self.is_literal:
             return
         try:

@@ -4,10 +4,10 @@ In the data-flow diagram this is the arrow from a forwarder into a process, and 
 requests. `link` decides when; this is how one subscriber takes over from another.
 
 Theory of operation. The second one connects beside the first one, subscribes to the same topics, and begins the next
-session. The forwarder publishes its welcome on both connections, and each has brought by then what was published
-before. So the former one is read up to the welcome, and then the current one from its beginning, whose first messages
-are repeats: nothing is missed or overtaken, however slow the link is. Only one of them is read, and watched by event
-loops, at any time. A former one that breaks, or takes too long, is read as far as it goes; the forwarder is asked to
+session. The forwarder publishes its welcome on both connections, behind everything that was published before. So the
+former one is read up to the welcome, and then the current one from its beginning, whose first messages are repeats: no
+message is missed or overtaken, even on a slow link. Only one of them is read, and watched by event loops, at any time.
+If a former one breaks, or takes too long, the frames that have arrived on it are read, and the forwarder is asked to
 replay the rest.
 """
 
@@ -27,7 +27,7 @@ CHANGE_WITHIN = 10.0
 
 
 class Watcher(Protocol):
-    """Whoever lets event loops watch subscribers."""
+    """Lets event loops watch subscribers."""
 
     def watch(self, subscriber: Subscriber) -> None:
         """Let event loops watch a subscriber."""
@@ -42,7 +42,7 @@ class Downlink:
     Args:
         make: Makes a subscriber that is not connected.
         watcher: Lets event loops watch the one that is read.
-        out: Takes that input may be there.
+        out: Is notified that input may be there.
         call_soon: Arranges for a call of `keep` at a time at the latest.
     """
 
@@ -102,18 +102,18 @@ class Downlink:
     # Receiving
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read, or may be there to be read behind a former connection that is gone."""
+        """Return whether a frame can be read, or may be readable once a lost former connection is read to its end."""
         return self._reading.has_input() or (self._reads_former and not self._reading.is_connected)
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time, which a probe finds out."""
+        """Return whether messages that were published before a time may still arrive, which a probe finds out."""
         return self._reads_former or self.current.is_behind(now, since)
 
     def _read_former(self) -> bool:
         has_more = self._reading.read()
         if has_more or self._reading.is_connected:
             return has_more
-        self.read_current()  # nothing comes by the former one any more
+        self.read_current()  # no frame arrives by the former one any more
         return True
 
     # Changes
@@ -143,7 +143,7 @@ class Downlink:
         subscriber.subscribe_inbox()
 
     def give_up_next(self) -> None:
-        """Close the next subscriber, which was refused or is of no use any more."""
+        """Close the next subscriber, which was refused or is not needed any more."""
         if self.next is not None:
             self.next.close()
             self.next = None
@@ -152,7 +152,7 @@ class Downlink:
         """Begin the next session by the next subscriber, which has connected.
 
         Args:
-            before: Returns what the exchange must know before the hello.
+            before: Returns the frames that the exchange needs before the hello.
         """
         assert self.next is not None, "called only for a subscriber that has connected"
         self.current.read()  # what has arrived counts as received in the former session
@@ -171,7 +171,7 @@ class Downlink:
             self._call_soon(0.0)
 
     def lost(self) -> None:
-        """Note that the connection of the current subscriber is gone; a former one is not waited for then."""
+        """Note that the connection of the current subscriber was lost; a former one is not waited for then."""
         self._end_former()
         self.current.lost()
 
@@ -195,7 +195,7 @@ class Downlink:
         self.current.say_hello()  # with the request to replay what it has lost
 
     def _end_former(self) -> None:
-        """Expect no more of a former subscriber than has arrived."""
+        """Expect no more frames from a former subscriber than have arrived."""
         if self._reads_former and self._reading.is_connected:
             self._reading.lost()
             self._change_by = time.monotonic() + READS_FORMER_FOR

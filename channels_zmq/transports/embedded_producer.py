@@ -109,7 +109,7 @@ class EmbeddedProducer:
         self._keys_have_changed = False
         self._published = 0  # bytes
         self._endpoint = ""
-        """Where the socket is bound, as the system says."""
+        """Where the socket is bound, as the system reports."""
         self._exchange = Exchange(os.urandom(8))
         self._settled_at = inf
         self._unsettled: deque[tuple[float, bytes]] = deque()
@@ -117,11 +117,11 @@ class EmbeddedProducer:
         self._batch = Batch()
 
     def start(self) -> None:
-        """Bind the address, unless it is of this process alone, and be the first client of the own exchange.
+        """Bind the address, unless it is of this process alone, and become the first client of the own exchange.
 
         Raises:
             AddressInUse: If the address cannot be bound.
-            ConfigurationError: If a key is missing.
+            ConfigurationError: If a key is missing or invalid.
         """
         client, session = self._client, self._client.new_session()
         if self._former is not None:
@@ -201,12 +201,12 @@ class EmbeddedProducer:
 
     @property
     def is_bound(self) -> bool:
-        """Whether the address is one that other processes reach."""
+        """Whether the address is bound: other processes can reach it."""
         return self._xpub is not None
 
     @property
     def descriptor(self) -> int | None:
-        """What event loops watch for frames of the readers."""
+        """The descriptor that event loops watch for frames of the readers."""
         return number(self._xpub, zmq.FD) if self._xpub is not None else None
 
     @property
@@ -216,13 +216,13 @@ class EmbeddedProducer:
 
     @property
     def held(self) -> int:
-        """How many messages wait for the end of the turn, or for readers that are on their way back."""
+        """How many messages wait for the end of the turn, or for readers that are reconnecting."""
         return len(self._batch.bodies) + len(self._unsettled)
 
     # Sending
 
     def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> bool:
-        """Deliver a message to the members here, and publish it if another process, or a queue, wants it."""
+        """Deliver a message to the members here, and publish it if another process or a queue belongs to the group."""
         receiver, exchange, begins = self._client.receiver, self._exchange, False
         if self._settled_at < inf:
             receiver.deliver_group(topic, ttl, payload)
@@ -249,7 +249,7 @@ class EmbeddedProducer:
         return False
 
     def _publish(self, prefix: bytes, body: bytes, ttl: int) -> bool:
-        """Publish a message, or let it wait for others; return whether it is the first one that waits."""
+        """Publish a message, or add it to a batch; return whether it is the first one of the batch."""
         batch = self._batch
         if batch.bodies:
             if batch.add(prefix, body, ttl):
@@ -301,7 +301,7 @@ class EmbeddedProducer:
             self._call_soon(0.0)
         return has_input or (sent and xpub is not None and readable(xpub))
 
-    # Holding, while readers are on their way back
+    # Holding, while readers reconnect
 
     def _hold(self, frame: bytes) -> None:
         if len(self._unsettled) >= SETTLE_FRAMES or self._unsettled_size + len(frame) > SETTLE_BYTES:
@@ -310,7 +310,7 @@ class EmbeddedProducer:
         self._unsettled_size += len(frame)
 
     def _must_wait(self, frame: bytes) -> bool:
-        """Hold a request to another process that may be on its way back, as it would count as gone; return whether."""
+        """Hold a request to a process that may be reconnecting, as it would count as gone; return whether it waits."""
         if self._settled_at >= inf or wire.sub_kind(frame) != wire.ASK.kind:
             return False
         with suppress(OutboxFull):  # the request is repeated
@@ -328,7 +328,7 @@ class EmbeddedProducer:
         """Do nothing: local members are served before a message is held."""
 
     def mark_now(self) -> None:
-        """Publish what waits for the end of the turn: there is nothing to acknowledge."""
+        """Publish the messages that wait for the end of the turn: there is nothing to acknowledge."""
         self.send_batch()
 
     def withdraw(self, number: int) -> None:
@@ -374,7 +374,7 @@ class EmbeddedProducer:
         return self._xpub is not None and readable(self._xpub)
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether a frame can be read: what this process publishes itself is on no way."""
+        """Return whether a frame can be read: messages of this process itself are delivered at once."""
         return self.has_input()
 
     def read(self) -> bool:
@@ -398,7 +398,7 @@ class EmbeddedProducer:
         return True
 
     def watched(self) -> Watched:
-        """Return the sockets by which CURVE clients are let in, and by which connections come and go."""
+        """Return the sockets that authenticate CURVE clients, and that report connections."""
         watched: dict[Socket, Callable[[], None]] = {}
         if self._gate is not None:
             watched[self._gate.socket] = self._gate.turn
@@ -455,14 +455,14 @@ class EmbeddedProducer:
         return []
 
     def abandon(self) -> None:
-        """Let go of the lock file and of the listening port, which the parent of a forked child still holds."""
+        """Release the lock file and the listening port, which the parent of a forked child still holds."""
         self._release_guard()
         if self._endpoint:
             _close_listener(self._endpoint)
 
 
 def _close_listener(endpoint: str) -> None:
-    """Close this process's copy of the descriptor that listens at an endpoint; ZeroMQ does not say which it is."""
+    """Close this process's copy of the descriptor that listens at an endpoint; ZeroMQ does not report which it is."""
     for descriptor in map(int, os.listdir("/dev/fd")):
         with suppress(OSError):  # the directory itself
             if S_ISSOCK(os.fstat(descriptor).st_mode) and _listens(descriptor, endpoint):

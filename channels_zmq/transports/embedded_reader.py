@@ -59,7 +59,7 @@ class EmbeddedReader:
         self._was_up = False
         self._is_retired = False
         self._expects_retry = False
-        """Whether the next failure says only that ZeroMQ is about to connect again, which it reports with each loss."""
+        """Whether the next failure means only that ZeroMQ will connect again, which it reports after each loss."""
 
     def start(self) -> None:
         """Connect to the producer, unless a key file is missing so far.
@@ -85,7 +85,7 @@ class EmbeddedReader:
 
         Raises:
             AddressInUse: If the address cannot be bound.
-            ConfigurationError: If a key is missing.
+            ConfigurationError: If a key is missing or invalid.
         """
         producer = EmbeddedProducer(self.address, self._options, self._client, self._call_soon, self)
         producer.start()
@@ -112,7 +112,7 @@ class EmbeddedReader:
 
     @property
     def descriptor(self) -> int:
-        """What event loops watch for input."""
+        """The descriptor that event loops watch for input."""
         return self._subscriber.descriptor
 
     @property
@@ -139,7 +139,7 @@ class EmbeddedReader:
         return self._subscriber.has_input()
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time, which a probe finds out."""
+        """Return whether messages that were published before a time may still arrive, which a probe finds out."""
         return self._subscriber.is_behind(now, since)
 
     def read(self) -> bool:
@@ -249,7 +249,7 @@ class EmbeddedReader:
         return []
 
     def abandon(self) -> None:
-        """Do nothing: a forked child has nothing here to let go of."""
+        """Do nothing: a forked child has nothing here to release."""
 
 
 def _reachable(address: str) -> str:

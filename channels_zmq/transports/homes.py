@@ -18,7 +18,7 @@ ROTATE_EVERY = 1.0
 
 
 class Named(Protocol):
-    """What can be a home: it has a name that is the same in every process."""
+    """A possible home: its name is the same in every process."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -36,7 +36,7 @@ class Homes(Generic[Home]):
 
     def __init__(self, was_used: Callable[[bytes], bool]) -> None:
         self.only: Home | None = None
-        """The only home that serves, if there is exactly one: nothing is to be chosen then."""
+        """The only home that serves, if there is exactly one: then there is no choice."""
         self._was_used = was_used
         self.serving: list[Home] = []
         """All homes that serve."""

@@ -12,8 +12,8 @@ are sent again, so the frames that libzmq still holds are discarded with the soc
 Keys can change while the link is up, without an interruption. A second subscriber takes over from the first one
 (`downlink`). Then a second PUSH takes over (`uplink`), and sends the window again.
 
-Only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets' monitors meanwhile. `states` has
-the table of transitions; `_enter` is the only method that changes the state.
+Between `start` and `close` only `tick` opens and closes sockets. The housekeeper calls it, and polls the sockets'
+monitors meanwhile. `states` has the table of transitions; `_enter` is the only method that changes the state.
 """
 
 import logging
@@ -47,11 +47,11 @@ from channels_zmq_forwarder.wire import Topic
 
 ECHO_EVERY = 1.0
 PATIENCE = SILENT_AFTER
-"""Seconds without an answer to what was sent, after which an echo has to prove the link again; up to `BLOCK_SECONDS` of
-them pass before an answer is asked for. A large message has as many more as it takes on the slowest link. With 3 s,
-what went to a frozen forwarder at 15,000 messages/s arrived by another one after 3.3 to 3.6 s; 3.5 s are the goal."""
+"""Seconds without an acknowledgement after which an echo has to prove the link again; up to `BLOCK_SECONDS` of them
+pass before one is requested. A large message adds the time that it takes on the slowest link. With 3 s, messages to a
+frozen forwarder at 15,000 messages/s arrived by another one after 3.3 to 3.6 s; 3.5 s are the goal."""
 REPORTED_AFTER = 3.0
-"""Seconds after which a forwarder is reported that could not be reached since the start."""
+"""Seconds after the start until a forwarder that was never reached is reported."""
 CONNECTS_WITHIN = 0.5
 """Seconds for which the first messages wait for a second link that is about to come up."""
 FULL_RETRY = 0.005
@@ -68,10 +68,10 @@ EARLY = 0.025
 
 
 class Owner(Watcher, Protocol):
-    """The set of links: it is told what concerns the others too.
+    """The set of links, which a link notifies of events that concern the others, too.
 
     Attributes:
-        holds_back: Whether held messages have to wait for an announcement that goes before them.
+        holds_back: Whether held messages have to wait for an announcement that precedes them.
     """
 
     holds_back: bool
@@ -106,7 +106,7 @@ class Link:
         options: Bounds and times.
         client: Takes the frames that arrive.
         ledger: Bounds what all links hold.
-        owner: Is told when the link begins or ceases to carry messages.
+        owner: Is notified when the link begins or ceases to carry messages.
         call_soon: Arranges for `tick` at a time at the latest.
         known: Returns the list of forwarders that a hello carries.
     """
@@ -128,7 +128,7 @@ class Link:
         self.refusal = ""
         self.state = State.CONNECTING
         self.instance = b""
-        """The last instance that this link was up with; nothing if it never was."""
+        """The last instance that this link was up with; empty if it never was."""
         self.listed: dict[Forwarder, str] | None = None
         """The forwarders that the last welcome lists, and their instances; None if it has no list."""
         self.other_version: int | None = None
@@ -187,14 +187,14 @@ class Link:
         return self.attachment.batching_session == self.downlink.current.session
 
     def is_coming(self, now: float) -> bool:
-        """Return whether it has begun to connect a moment ago and is not up yet."""
+        """Return whether it began to connect a moment ago and is not up yet."""
         if self.state is State.CONNECTING:
             return now < self._started_at + CONNECTS_WITHIN
         is_on_the_way = self.state in (State.GREETING, State.VERIFYING) and self.other_version is None
         return is_on_the_way and now < self._greeted_at + CONNECTS_WITHIN
 
     def is_greeting(self, now: float) -> bool:
-        """Return whether it has said hello a moment ago and waits for the welcome."""
+        """Return whether it sent a hello a moment ago and waits for the welcome."""
         waits = self._subscriber.welcome is None and self.other_version is None
         return self.is_connected and waits and now < self._greeted_at + PATIENCE
 
@@ -223,7 +223,7 @@ class Link:
         return {**downwards, **self._uplink.monitors(self._push_event)}
 
     def stats(self) -> LinkStats:
-        """Return what `layer.stats()` says about this link."""
+        """Return what `layer.stats()` reports about this link."""
         return LinkStats(
             forwarder=self.address,
             state=self.state.value,
@@ -243,7 +243,7 @@ class Link:
     # Sending
 
     def publish(self, prefix: bytes, body: bytes, ttl: int, count: int = 1, flags: int = 0) -> int:
-        """Number a message, or as many as a batch has, and send the frame.
+        """Number a message, or those of a batch, and send the frame.
 
         Args:
             prefix: Of the frame.
@@ -253,7 +253,7 @@ class Link:
             flags: `wire.FLAG_BATCH` for a batch.
 
         Returns:
-            The first number; 0 if it has to be held.
+            The first number; 0 if the message has to be held.
         """
         number, first_flag = self._numbers.next(prefix, count)
         frame = wire.ordered(prefix, self._sender, number, flags | first_flag, ttl, body)
@@ -287,7 +287,7 @@ class Link:
         return True
 
     def send_request(self, frame: bytes, number: int) -> bool:
-        """Send a request, unless messages are held that have to go before it."""
+        """Send a request, unless held messages have to be sent first; return whether it was sent."""
         if not (self.passes and self.send(frame)):
             return False
         self._client.requests.sent_by(number, self.attachment)
@@ -298,7 +298,7 @@ class Link:
         return self._subscriber.send(frame)
 
     def make_room(self) -> bool:
-        """Read for one turn if the window is full: an answer may have arrived that the event loop has not come to.
+        """Read for one turn if the window is full: an answer may have arrived that the event loop has not read yet.
 
         Returns:
             Whether a message can be sent now.
@@ -310,7 +310,7 @@ class Link:
         return self.passes
 
     def mark_now(self) -> None:
-        """Ask for the acknowledgement of everything at once."""
+        """Request the acknowledgement of all frames now."""
         if self.state is State.UP and len(self._window):
             self._send_marker()
 
@@ -418,13 +418,13 @@ class Link:
         return self.downlink.has_input()
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time, which a probe finds out."""
+        """Return whether messages that were published before a time may still arrive, which a probe finds out."""
         return self.downlink.is_behind(now, since)
 
     # The state
 
     def _enter(self, event: Event) -> bool:
-        """Change the state as the table says; return whether the event counts in it."""
+        """Change the state by the table; return whether it has an entry for the event."""
         former, state = self.state, TRANSITIONS[self.state].get(event)
         if state is None:
             return False
@@ -444,7 +444,7 @@ class Link:
         return True
 
     def _await_answers(self) -> None:
-        """Let the requests fail to which no answer has arrived, once everything that has is read."""
+        """Fail the requests to which no answer has arrived, once everything that has arrived is read."""
         now = time.monotonic()
         self._answered_by = min(self._answered_by, now + READS_FORMER_FOR)
         self._fail_requests(now)
@@ -480,7 +480,7 @@ class Link:
             self._lost()
 
     def _lost(self) -> None:
-        """Note that the subscriber's connection is gone."""
+        """Note that the subscriber's connection was lost."""
         self.downlink.lost()
         self._give_up_push()
         self._enter(Event.LOST)
@@ -548,7 +548,7 @@ class Link:
         self._client.fail_requests(error)
 
     def _drains(self) -> None:
-        """Stop using a forwarder that is about to end, and hand back the unread jobs it has handed out."""
+        """Stop using a forwarder that is about to end, and hand its unread jobs back."""
         if not self._enter(Event.DRAINS):
             return
         self._client.stop_reading(self.attachment)
@@ -616,14 +616,14 @@ class Link:
         return due
 
     def _report_window(self, now: float) -> None:
-        """Tell the forwarder how far it is behind, for its status page."""
+        """Report to the forwarder how far it is behind, for its status page."""
         window = len(self._window), self._sent_again
         if window != self._reported_window and now >= self._reported_at + REPORT_EVERY and self.takes_batches:
             self._reported_window, self._reported_at = window, now
             self._send_uncounted(wire.WINDOW.encode(wire.Window(self._client.inbox, *window)))
 
     def _keep_connecting(self, now: float) -> None:
-        """Wait no longer for a forwarder that does not answer; log once that it was never reached."""
+        """Stop waiting for a forwarder that does not answer; log once that it was never reached."""
         if self.state is State.CONNECTING:
             # It may be frozen: its system accepts connections, but the forwarder does not answer.
             until = self._started_at + (PATIENCE if self._owner.may_be_used(self) else CONNECTS_WITHIN)
@@ -649,7 +649,7 @@ class Link:
                 self._begin_renewal()
             else:
                 if self.is_connected:
-                    self._lost()  # what is not read yet comes again by the next connection
+                    self._lost()  # messages that are not read yet arrive again by the next connection
                 self._subscriber.connect(self._keys.current)
         except ConfigurationError as error:
             self._client.counters.report(logging.ERROR, "%s", error)
@@ -687,7 +687,7 @@ class Link:
             self._send_echo()
 
     def _watch_silence(self, now: float) -> float:
-        """Give the link up if nothing is acknowledged any more, whatever the sockets say; return when to look again.
+        """Give the link up if nothing is acknowledged any more, even if it is connected; return when to check again.
 
         Time in which this process itself was suspended does not count, and unread input prevents it.
         """
@@ -707,10 +707,10 @@ class Link:
         return now + (left if 0 < left < WATCH_EVERY else WATCH_EVERY)
 
     def _is_unanswered(self, now: float, since: float, silent_for: float, patience: float) -> bool:
-        """Return whether what was sent by PUSH will not be answered any more.
+        """Return whether frames that were sent by PUSH will not be answered any more.
 
-        The answer may be late because a slow link brings much else. Halfway a probe asks for one by the subscriber's
-        way: as long as frames arrive ahead of its answer, the other one may be among those behind them.
+        The answer may be late because a slow link carries many other frames. Halfway a probe requests one by the
+        subscriber's way: as long as frames arrive ahead of that, the other answer may be among those behind them.
 
         Args:
             now: Monotonic seconds.
@@ -749,7 +749,7 @@ class Link:
             self._client.counters.report(logging.WARNING, line, self.address, self.refusal)
 
     def _renewed(self, welcome: wire.Welcome) -> None:
-        """Change over to a new PUSH as well, since the next session has begun while the link is up."""
+        """Let a new PUSH take over as well, since the next session has begun while the link is up."""
         if welcome.instance == self.instance:
             self._push_is_due = True
         else:  # another instance has taken its place meanwhile
@@ -767,7 +767,7 @@ class Link:
         self.flush()
 
     def _keep_renewing(self, now: float) -> None:
-        """Go on with a change of keys, as far as it is due; give it up if the link is not up any more."""
+        """Continue a change of keys, as far as it is due; give it up if the link is not up any more."""
         if self.downlink.next is not None and (self.state is not State.UP or self.refusal):
             self.downlink.give_up_next()
             self._keys_are_due = self._keys_are_due or not self.refusal

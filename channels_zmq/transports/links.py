@@ -159,7 +159,7 @@ class Links:
 
     @property
     def descriptor(self) -> int | None:
-        """What event loops watch for input; None on Windows, whose selectors have no descriptor."""
+        """The descriptor that event loops watch for input; None on Windows, whose selectors have none."""
         return self._selector.fileno() if hasattr(self._selector, "fileno") else None
 
     @property
@@ -201,12 +201,12 @@ class Links:
         self._context.term()
 
     def abandon(self) -> None:
-        """Do nothing: a forked child has nothing here to let go of."""
+        """Do nothing: a forked child has nothing here to release."""
 
     # Sending
 
     def publish_group(self, topic: bytes, payload: bytes, ttl: int) -> bool:
-        """Number a message and send it, or hold it, or let it wait for the end of the turn, which is returned.
+        """Send a group message, hold it, or add it to a batch; return whether it begins a batch.
 
         Raises:
             OutboxFull: If no more messages are held.
@@ -228,7 +228,7 @@ class Links:
         return False
 
     def publish_direct(self, owner: bytes, channel: str, payload: bytes, ttl: int) -> bool:
-        """Number a message and send it, or hold it, or let it wait for the end of the turn, which is returned.
+        """Send a direct message, hold it, or add it to a batch; return whether it begins a batch.
 
         Raises:
             OutboxFull: If no more messages are held.
@@ -236,7 +236,7 @@ class Links:
         return self.publish_group(wire.direct_prefix(owner), wire.direct_body(channel, payload), ttl)
 
     def send_batch(self) -> None:
-        """Send the messages that wait for the end of the turn. They were accepted, so they are held in any case."""
+        """Send the messages that wait for the end of the turn, or hold them, even beyond the bounds of the outbox."""
         batch = self._batch
         if not batch.bodies:
             return
@@ -257,7 +257,7 @@ class Links:
         """Send a message to a channel of this process by a forwarder, so that it keeps its place among others.
 
         Returns:
-            False if the channel is full. None if that cannot be known before the messages in flight have arrived.
+            False if the channel is full. None if this is unknown until the messages in flight have arrived.
 
         Raises:
             OutboxFull: If no more messages are held.
@@ -302,7 +302,7 @@ class Links:
     def send_to(self, to: Attachment, frame: bytes) -> bool:
         """Send a frame to one forwarder behind everything that was sent to it; return whether input is there now.
 
-        If PUSH has no connection, nothing is on its way by it any more.
+        If PUSH has no connection, no frame is on its way by it any more, and the XSUB sends.
         """
         self.send_batch()
         link = self._by_attachment.get(to)
@@ -344,7 +344,7 @@ class Links:
             link.drop_held()
 
     def mark_now(self) -> None:
-        """Ask for the acknowledgement of everything at once."""
+        """Request the acknowledgement of all frames now."""
         self.send_batch()
         for link in self._links.values():
             link.mark_now()
@@ -356,8 +356,8 @@ class Links:
         return any(link.has_input() for link in self._links.values())
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time, which probes find out."""
-        return sum([link.is_behind(now, since) for link in self._links.values()]) > 0  # each one is asked
+        """Return whether messages that were published before a time may still arrive, which probes find out."""
+        return sum([link.is_behind(now, since) for link in self._links.values()]) > 0  # each one sends its probe
 
     def read(self) -> bool:
         """Feed the client for one turn of each link; return whether more input may be there."""
@@ -373,7 +373,7 @@ class Links:
                 self._client.gaps.all_is_read()
         return has_more
 
-    # Links that come and go
+    # Changes of links
 
     def take_session(self, frames: Sequence[tuple[Attachment, SessionFrame]]) -> None:
         """Take welcomes, and the answers to echoes and markers."""
@@ -414,10 +414,10 @@ class Links:
     def _serve(self) -> None:
         """Choose homes among the links that are up, and whose forwarders all other clients have reached.
 
-        The other forwarders must know of it: a process that has just started may know only one of them, learns of this
-        one by its first welcome, and subscribes there before its first `group_add` returns. And it must have as many
-        clients as the others: those that run have to learn of it, too. They get `REACHED_WITHIN` for that. So nothing
-        is chosen while a link is about to come up, for its forwarder may be the one that has the clients.
+        The other forwarders must list it: a process that has just started may know only one of them, learns of this one
+        by its first welcome, and subscribes there before its first `group_add` returns. And it must have at least the
+        clients of each other one: running clients have to learn of it, too, within `REACHED_WITHIN`. So no home is
+        chosen while a link is about to come up, for its forwarder may be the one that has the clients.
 
         When a link ceases to be a home, the next homes send its messages again that may be lost.
         """
@@ -450,7 +450,7 @@ class Links:
         counters.reconnects += 1
         self._client.out.change(LinkRestored(counters.lost() - outage.lost_before or None))
         self.holds_back = True
-        self._call_soon(0.0)  # `tick` sends what is held
+        self._call_soon(0.0)  # `tick` sends the held messages
 
     def _move(self, messages: list[Held]) -> None:
         """Hold messages at their next homes."""
@@ -489,7 +489,7 @@ class Links:
     def _look_at_lists(self, now: float) -> None:
         """Note which forwarders the last welcomes list, but for those that this process reaches by other addresses.
 
-        That is only known once all that are connected have said which instance they are.
+        Those are known only once all connected forwarders have reported their instances.
         """
         may_learn = not any(one.is_greeting(now) for one in self._links.values())
         ours = {_instance(one).hex() for one in self._links.values()}
@@ -626,7 +626,7 @@ class Links:
         self._call_soon(0.0)
 
     def _take_resolved(self) -> None:
-        """Learn of what names stand for now, and log once that one cannot be resolved."""
+        """Take the addresses that names resolve to now, and log once that a name cannot be resolved."""
         self._has_resolved = False
         problem = self._bootstrap.problem
         if problem and not self._has_reported_problem:
@@ -640,5 +640,5 @@ def _instance(link: Link) -> bytes:
 
 
 def _lists(link: Link, other: Link) -> bool:
-    """Return whether a forwarder has acknowledged that there is another one; one of an older release lists none."""
+    """Return whether a forwarder lists another one; one of an older release has no list, and counts as if it did."""
     return link.listed is None or other.forwarder in link.listed

@@ -17,7 +17,7 @@ class Kind(Enum):
     """The kinds of held messages."""
 
     MESSAGE = "message"
-    """A group or direct message without a number: `body` is what follows its head."""
+    """A group or direct message without a number: `body` is the part behind its head."""
     REPEAT = "repeat"
     """A group or direct message that was sent before: `body` is the frame."""
     REQUEST = "request"
@@ -29,14 +29,14 @@ class Held(NamedTuple):
 
     Attributes:
         deadline: When it expires.
-        key: By which its home is chosen; of a group or direct message the prefix.
+        key: Chooses its home; the prefix of a group or direct message.
         body: See `Kind`.
         kind: Its kind.
         number: Of the request, by which `withdraw` finds it; 0 if no caller waits for it.
         order: Grows with each message.
         counts: How many messages are lost if it expires.
         published: Of a message that is sent again: the latest time at which it may have been sent first.
-        instance: By which it was sent last.
+        instance: The instance to which it was sent last.
     """
 
     deadline: float
@@ -53,7 +53,7 @@ class Held(NamedTuple):
 class Ledger:
     """The bounds shared by all outboxes of a process.
 
-    Messages that are sent again do not count for the bounds: those of the window, from which they come, hold for them.
+    Messages that are sent again do not count for the bounds: they were subject to those of the window.
 
     Args:
         capacity: How many messages.
@@ -97,7 +97,7 @@ class Ledger:
             self._new_size += by * len(held.body)
 
     def full_by(self, body: bytes) -> str:
-        """Return the option by which a new message with this body does not fit; nothing if it fits."""
+        """Return the option by which a new message with this body does not fit; empty if it fits."""
         if self._new_count >= self.capacity:
             return "outbox_capacity"
         return "outbox_bytes" if self._new_size + len(body) > self.max_bytes else ""
@@ -115,7 +115,7 @@ class Outbox:
         self._held: OrderedDict[int, Held] = OrderedDict()  # by order
         self._requests: dict[int, int] = {}  # number of a held request -> its order
         self._expired = 0
-        self._earliest = inf  # nothing is searched for expired messages before this
+        self._earliest = inf  # no search for expired messages is due before this
 
     def __len__(self) -> int:
         return len(self._held)
@@ -126,7 +126,7 @@ class Outbox:
         Args:
             held: The message.
             now: Monotonic seconds.
-            must: Whether it is held whatever the bounds are: it was accepted before.
+            must: Whether it is held even beyond the bounds: it was accepted before.
         """
         ledger = self._ledger
         if not must and ledger.full_by(held.body):

@@ -26,8 +26,8 @@ _OPTIONS: dict[SocketOption, int] = {
     zmq.SNDHWM: HIGH_WATER_MARK,
     zmq.LINGER: 0,
 }
-"""A lost connection ends what libzmq holds for it by the linger time of that moment: if frames could not be sent, the
-default, for ever, would let the context never end."""
+"""When a connection is lost, libzmq applies the linger time of that moment to the frames that it holds: with the
+default, for ever, frames that cannot be sent would keep the context from ending."""
 
 
 class Push:
@@ -35,7 +35,7 @@ class Push:
 
     Args:
         context: Makes the socket.
-        address: Where the forwarder takes messages in.
+        address: Where the forwarder receives messages.
         keys: To connect with; None without CURVE.
 
     Raises:

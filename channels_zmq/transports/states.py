@@ -8,7 +8,7 @@
                    ^               |                    |                   |
                    +---- lost -----+------- lost -------+------- lost ------+
 
-`DRAINING` follows a welcome which says so, and ends with the connection. A reconnect of the subscriber's side always
+`DRAINING` follows a welcome that reports it, and ends with the connection. A reconnect of the subscriber's side always
 begins with GREETING. A lost connection of the producer's side only has to be verified again by an echo.
 """
 
@@ -16,7 +16,7 @@ from enum import Enum
 
 
 class State(Enum):
-    """How far the connection to a forwarder is. Messages are sent only while it is `UP`."""
+    """The state of the connection to a forwarder. Messages are sent only while it is `UP`."""
 
     CONNECTING = "connecting"
     """The first attempt to connect is under way: this may be a forwarder that others use already."""
@@ -33,7 +33,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a link."""
+    """An event of a link."""
 
     CONNECTED = "connected"
     FAILED = "failed"
@@ -71,4 +71,4 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     },
     State.DRAINING: {Event.CONNECTED: State.GREETING, Event.LOST: State.DOWN},
 }
-"""Where each event leads. An event that a state does not list changes nothing."""
+"""The state after each event. An event that a state does not list changes nothing."""

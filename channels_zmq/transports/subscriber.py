@@ -34,7 +34,7 @@ WAKES_A_TURN = 1000
 SECONDS_A_TURN = 0.005
 """A turn of reading ends at any of these bounds, so that the event loop runs other callbacks."""
 READS_FORMER_FOR = 1.0
-"""Seconds for which what came by a former connection is read before a session begins by the next one."""
+"""Seconds for which frames of a former connection are read before a session begins by the next one."""
 _CONNECTING: dict[SocketOption, int] = {
     zmq.RECONNECT_IVL: 100,
     zmq.RECONNECT_IVL_MAX: 0,
@@ -44,7 +44,7 @@ _NO_COMMON_KEY = "only one side has CURVE keys, or curve_server_key is the key o
 REFUSALS: dict[int, str] = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "the key of this process (curve_secret_key) is not allowed",
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: _NO_COMMON_KEY,
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_COMMON_KEY,  # which of the two it is depends on who is faster
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: _NO_COMMON_KEY,  # which of the two it is depends on which side is faster
 }
 _EVENTS = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 for _event in REFUSALS:
@@ -88,11 +88,11 @@ class Subscriber:
         self._client, self._attachment, self._known = client, attachment, known
         self.endpoint = Endpoint(address)
         self._subscribed: set[bytes] = set()
-        """The topics of groups that the socket is subscribed to. ZeroMQ counts, so it must be each only once."""
+        """The topics of groups that the socket is subscribed to. ZeroMQ counts: each must be subscribed only once."""
         self._batch: Iterator[None] | None = None
         """The messages of a frame that are left to be taken."""
         self._before_hello: Callable[[], Iterable[bytes]] | None = None
-        """What to send before the hello of a session that is about to begin."""
+        """Returns the frames to send before the hello of a session that is about to begin."""
         self._greets_by = 0.0
         self._hello_at = 0.0
         self._socket = context.socket(zmq.XSUB)
@@ -105,7 +105,7 @@ class Subscriber:
         self.descriptor = number(self._socket, zmq.FD)
 
     def connect_first(self, keys: KeyWatch) -> bool:
-        """Connect for the first time, unless a key file is missing so far; return whether it does.
+        """Connect for the first time, unless a key file is missing so far; return whether it has connected.
 
         Raises:
             ConfigurationError: If the address or a key is invalid.
@@ -140,12 +140,12 @@ class Subscriber:
         self._socket.send(wire.subscription(wire.inbox_topic(self._client.inbox)), zmq.DONTWAIT)
 
     def send(self, frame: bytes) -> bool:
-        """Send a frame up; return whether input is there now, which the descriptor will not show.
+        """Send a frame up; return whether input is there now, which the descriptor does not signal.
 
-        ZeroMQ keeps what is sent without a connection, and sends it ahead of the hello of the next one. A request would
-        be answered to a client that the exchange does not know yet; `begin_session` sends every open request again.
-        Subscriptions and unsubscriptions of consumers that come and go in an outage would take memory, and delay the
-        hello; what has changed in the end is sent with the next connection.
+        ZeroMQ keeps frames that are sent without a connection, and sends them ahead of the hello of the next one. A
+        request would be answered to a client that the exchange does not know yet; `begin_session` sends every open
+        request again. Subscriptions and unsubscriptions of consumers that begin and end during an outage would take
+        memory, and delay the hello; the changes that remain are sent with the next connection.
         """
         if frame[:1] in REQUESTS and self.welcome is None:
             return False
@@ -184,7 +184,7 @@ class Subscriber:
         self._batch = self._client.feed(frame, self._attachment)
 
     def _read_on(self, until: float) -> bool:
-        """Take what is left of a batch, and further frames, until a time."""
+        """Take the rest of a batch, and further frames, until a time."""
         receiver, wake, take_frame = self._client.receiver, self._client.out.wake, self._take_frame
         for _ in range(FRAMES_A_TURN - 1):
             if self._batch is not None:
@@ -208,7 +208,7 @@ class Subscriber:
             self._sync(number)
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time, which a probe finds out.
+        """Return whether messages that were published before a time may still arrive, which a probe finds out.
 
         Args:
             now: Monotonic seconds.
@@ -226,11 +226,11 @@ class Subscriber:
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
         """Begin a new session, because a connection was made.
 
-        What came by the former connection counts as received by it, so that is read first: one turn now and one with
-        each `tick`, as it may be much, and for a bounded time, as the new connection may bring messages without end.
+        Frames of the former connection count as received by it, so they are read first: one turn now and one with each
+        `tick`, as they may be many, and for a bounded time, as the new connection may deliver frames without end.
 
         Args:
-            before: Returns what the exchange must know before the hello.
+            before: Returns the frames that the exchange needs before the hello.
         """
         self._before_hello, self._greets_by = before, time.monotonic() + READS_FORMER_FOR
         self._go_on_greeting()
@@ -242,13 +242,13 @@ class Subscriber:
             self.begin_session(before())
 
     def begin_session(self, before: Iterable[bytes]) -> None:
-        """Begin a new session: say hello.
+        """Begin a new session: send the hello.
 
-        libzmq sends the subscriptions again when it is asked for anything. Those that have changed follow, then the
-        claim of the inbox, and what the exchange must know before the hello.
+        libzmq sends the subscriptions again at the next call on the socket. Those that have changed follow, then the
+        claim of the inbox, and the frames that the exchange needs before the hello.
 
         Args:
-            before: What that is.
+            before: The latter.
         """
         self.is_connected = True
         self.welcome = None
@@ -264,7 +264,7 @@ class Subscriber:
         self.say_hello()
 
     def lost(self) -> None:
-        """Note that the connection is gone, and with it what was on its way."""
+        """Note that the connection was lost, and the frames on their way with it."""
         if self.is_connected:
             self._client.connection_lost(self._attachment, self.arrivals.complete_until)
         self.is_connected = False
@@ -279,7 +279,7 @@ class Subscriber:
         return first
 
     def tick(self, now: float) -> None:
-        """Go on to greet, repeat the hello or send a probe, if that is due."""
+        """Continue to greet, repeat the hello or send a probe, if that is due."""
         if self._before_hello is not None:
             self._go_on_greeting()
         elif now >= self.due:
@@ -289,7 +289,7 @@ class Subscriber:
 
     @property
     def due(self) -> float:
-        """When `tick` has something to do: until the exchange serves, and so again once it is about to end."""
+        """When the hello is due: it is repeated until the exchange serves, and again once it is about to end."""
         if self._before_hello is not None:
             return -inf
         serves = self.welcome is not None and self.welcome.state == wire.State.SERVING
@@ -309,7 +309,7 @@ class Subscriber:
         self._socket.close(linger=None if self.is_connected else 0)  # no exchange would receive the rest
 
     def say_hello(self) -> None:
-        """Send the hello of this session, again if need be."""
+        """Send the hello of this session, or repeat it."""
         self._hello_at = time.monotonic()
         peers = self._client.peers(self._attachment)
         hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, self._known())

@@ -1,4 +1,8 @@
-"""The interface of a connection to its transport. All methods run under the connection's lock, and never wait."""
+"""The interface of a connection to its transport.
+
+Methods run under the connection's lock and never wait, unless they state otherwise. Properties and `stats` are read
+without the lock, too.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Protocol
@@ -41,14 +45,14 @@ class Transport(Protocol):
 
     @property
     def descriptor(self) -> int | None:
-        """What event loops watch for input; None if nothing can arrive, or if no descriptor stands for all inputs."""
+        """The descriptor that event loops watch for input; None if nothing can arrive, or if none covers all inputs."""
 
     @property
     def inputs(self) -> Collection[int]:
         """The descriptors of the sockets that input arrives by; none if nothing can arrive."""
 
     def start(self) -> None:
-        """Open what is needed to receive.
+        """Open the sockets that receive.
 
         Raises:
             ConfigurationError: If an address or a key is invalid.
@@ -62,13 +66,13 @@ class Transport(Protocol):
 
         Raises:
             AddressInUse: If another process is the producer at this address.
-            ConfigurationError: If a key is missing.
+            ConfigurationError: If a key is missing or invalid.
         """
 
     def send_upstream(self, frame: bytes, to: Attachment | None = None) -> bool:
         """Send a frame the subscribers' way to one exchange, or to all; return whether input is there now.
 
-        It may get lost.
+        The frame may be lost.
         """
 
     def send_downstream(
@@ -98,19 +102,19 @@ class Transport(Protocol):
         """Return whether a frame can be read."""
 
     def is_behind(self, now: float, since: float) -> bool:
-        """Return whether something may still arrive that was published before a time; both in monotonic seconds."""
+        """Return whether messages that were published before a time may still arrive; both in monotonic seconds."""
 
     def read(self) -> bool:
         """Feed the client for one turn; return whether more input may be there."""
 
     def watched(self) -> Watched:
-        """Return what to watch: monitors, whose callbacks need the lock, and sockets, whose callbacks run without."""
+        """Return the monitors and other sockets to watch. Their callbacks run under the lock."""
 
     def tick(self, now: float) -> float:
         """Do what is due; return when to call again at the latest."""
 
     def look_around(self) -> None:
-        """Look at what is outside and may block: names, lists of keys. Called once a second, without the lock."""
+        """Read names and keys again, which may block, or begin to. Called once a second, without the lock."""
 
     def close(self) -> None:
         """Close the sockets. What was sent is still delivered, within the linger time."""
@@ -122,7 +126,7 @@ class Transport(Protocol):
         """Return the state of each link to a forwarder."""
 
     def abandon(self) -> None:
-        """Let go of what a forked child has inherited, without touching a ZeroMQ socket."""
+        """Release the resources that a forked child has inherited, without touching a ZeroMQ socket."""
 
 
 class Producer(Transport, Protocol):
@@ -133,7 +137,7 @@ class Producer(Transport, Protocol):
         """How many messages wait to be sent, or to be acknowledged."""
 
     def mark_now(self) -> None:
-        """Ask for the acknowledgement of everything at once."""
+        """Request the acknowledgement of all frames now."""
 
     def publish_group(self, topic: Topic, payload: bytes, ttl: int) -> bool:
         """Send or hold a group message; `ttl` is in milliseconds.
@@ -156,13 +160,13 @@ class Producer(Transport, Protocol):
         """
 
     def send_batch(self) -> None:
-        """Send the messages that wait for others to the same destination. Every other method does that first."""
+        """Send the messages that wait for others to the same destination. All other methods that send do that first."""
 
     def publish_own(self, channel: str, payload: bytes, ttl: int, capacity: int) -> bool | None:
         """Send a message to a channel of this process.
 
         Returns:
-            False if the channel is full. None if that cannot be known before the messages in flight have arrived.
+            False if the channel is full. None if this is unknown until the messages in flight have arrived.
 
         Raises:
             OutboxFull: If no more messages are held.

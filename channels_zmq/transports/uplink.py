@@ -1,7 +1,7 @@
 """The way from a process to one forwarder: a PUSH, and a second one while keys change.
 
-In the data-flow diagram this is the arrow out of the process. `link` decides when a connection is opened, and what is
-sent again by it.
+In the data-flow diagram this is the arrow out of the process. `link` decides when a connection is opened, and which
+messages it sends again.
 """
 
 import logging
@@ -27,7 +27,7 @@ class Uplink:
 
     Args:
         context: Makes the sockets.
-        address: Where the forwarder takes messages in.
+        address: Where the forwarder receives messages.
         linger: Seconds for which frames are still delivered once a socket is closed.
         counters: Report an address or a key that is invalid.
     """
@@ -62,7 +62,7 @@ class Uplink:
         """Open a connection by which to send from now on; the one before is closed a moment later.
 
         Returns:
-            Whether that is possible. Why not is logged.
+            Whether it is open; if it is not, the reason is logged.
         """
         self.opens_at = now + OPEN_EVERY
         try:
@@ -83,7 +83,7 @@ class Uplink:
         self._is_stale = True
 
     def keep(self, now: float) -> float:
-        """Close what is of no use any more; return when to be called next.
+        """Close connections that have failed or are not used any more; return when to be called next.
 
         After `open` it has to be called within `RETIRE_AFTER`.
         """

@@ -11,7 +11,7 @@ BAD_USAGE = 2
 ENDING = (signal.SIGTERM, signal.SIGINT)
 """The signals that end the daemon."""
 EXTRA = ("aiohttp", "prometheus_client", "pydantic", "pydantic_settings", "pythonjsonlogger")
-"""What the extra `daemon` installs, and the daemon cannot do without."""
+"""The packages that the extra `daemon` installs, and the daemon requires."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -53,7 +53,7 @@ BEATS_WITHIN = 10.0
 LISTED = 50
 """How many groups, queues and forwarders the status page lists."""
 NAME_BYTES = 200
-"""Bytes of a name that the status page shows: Channels allows 99 characters, a hostile client as many as it likes."""
+"""Bytes of a name that the status page shows: Channels permits 99 characters, a hostile client sends longer names."""
 
 
 class Admin:
@@ -63,7 +63,7 @@ class Admin:
         exchange: The exchange to report on.
         traffic: The counters of the pump.
         gate: The gate that counts refused connections; None without CURVE.
-        memory: Decides what is refused; None without a limit.
+        memory: Decides which messages are refused; None without a limit.
     """
 
     def __init__(

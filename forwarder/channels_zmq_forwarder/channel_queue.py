@@ -58,7 +58,7 @@ time once many before it were deleted.)"""
 
 @dataclass(slots=True)
 class Credit:
-    """How far one client may go on one channel: `handed` counts up to the absolute `limit` of its session."""
+    """The credit of one client on one channel: `handed` counts up to the absolute `limit` of its session."""
 
     session: int
     limit: int = 0
@@ -90,7 +90,7 @@ class Round:
     """Messages that are pending on a channel, in order, and the queries that decide about them.
 
     A round is over when `asked` is empty. It decides about the first `judged` messages: those that were there when it
-    began, since an answer says nothing about what was settled after it.
+    began, since an answer does not cover jobs that were settled after it.
     """
 
     pending: deque[Pending] = field(default_factory=deque)
@@ -106,7 +106,7 @@ class Round:
 
 @dataclass(slots=True, eq=False)
 class ChannelQueue:
-    """What waits on one normal channel, who may take it, and what its clients have not settled."""
+    """The messages that wait on one normal channel, the credit of its readers, and their unsettled jobs."""
 
     begun_by: bytes = b""
     """The inbox of the client that was the first to use the channel; none for copies of group messages."""
@@ -115,7 +115,7 @@ class ChannelQueue:
     holders: set[bytes] = field(default_factory=set)
     """The clients that have unsettled jobs of this channel."""
     orphans: dict[tuple[bytes, int], Jobs] = field(default_factory=dict)
-    """Unsettled jobs of sessions that have ended, by inbox and session: where they are is not known yet."""
+    """Unsettled jobs of sessions that have ended, by inbox and session: it is not known yet which have arrived."""
     round: Round | None = None
     """Not None while messages are pending."""
     unsettled: int = 0
@@ -123,7 +123,7 @@ class ChannelQueue:
     size: int = 0
     """Bytes of memory that everything here takes, by estimate."""
     counted: tuple[int, int] = 0, 0
-    """What of `size` and `unsettled` the owner of the queue has added to its totals."""
+    """The `size` and `unsettled` that the owner of the queue has added to its totals."""
     _order: list[int] = field(default_factory=list)
     """A heap of the numbers of `waiting`, and of some that have left it."""
     _turns: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
@@ -136,7 +136,7 @@ class ChannelQueue:
 
     @property
     def used(self) -> int:
-        """How much of the capacity is used: what waits and what is unsettled at clients."""
+        """How much of the capacity is used: the waiting messages and the unsettled jobs."""
         return len(self.waiting) + self.unsettled
 
     @property
@@ -167,9 +167,9 @@ class ChannelQueue:
         return entry
 
     def open_window(self, inbox: bytes, session: int, limit: int) -> Credit:
-        """Set how far a client may go in its session, which begins with nothing handed.
+        """Set the limit of a client in its session, which begins without jobs.
 
-        A window that is closed before anything passed is not remembered: it would begin the same way again.
+        A window that is closed before a job was handed over is not remembered: it would begin the same way again.
         """
         credit = self.credits.get(inbox)
         if credit is None:
@@ -219,7 +219,7 @@ class ChannelQueue:
         """Take an unsettled job out because its client hands it back; return it, or None if it is not known here.
 
         Raises:
-            ForeignJob: If it contains something else: its client knows what.
+            ForeignJob: If its payload is another one: only a client that received the job knows that.
         """
         credit = self.credits.get(inbox)
         held: list[Jobs] = [credit.unsettled] if credit is not None else []

@@ -22,7 +22,7 @@ from channels_zmq_forwarder.sockets import next_event
 try:  # not when they are needed: there may be no descriptor left to open a module by
     import fcntl
     import resource
-except ImportError:  # on Windows, which has nothing that they are called for
+except ImportError:  # on Windows, where nothing calls them
     pass
 
 _WATCHED = (
@@ -51,7 +51,7 @@ _DROP = struct.pack("=HBBI", 0x06, 0, 0, 0)
 _FILTER = struct.Struct("@HP")
 """`struct sock_fprog`: the number of instructions, and where they are."""
 LOOKS = 16
-"""Number of looks while the largest permitted backlog is published."""
+"""Number of checks while the largest permitted backlog is published."""
 
 
 class Peer(NamedTuple):
@@ -91,7 +91,7 @@ class Breaker:
         return False
 
     def close(self) -> None:
-        """Give up its own descriptors."""
+        """Close its own descriptors."""
         os.close(self._copy)
         os.close(self._nothing)
 
@@ -130,7 +130,7 @@ class Connections:
         with suppress(zmq.Again):
             while len(arrived) < EVENTS:
                 event, descriptor = next_event(self.monitor)
-                # At once, because the peer of a connection that has ended can no longer be asked for.
+                # At once, because the peer of a connection that has ended can no longer be looked up.
                 arrived.append((event, descriptor, _peer(descriptor) if event == zmq.Event.ACCEPTED else None))
         for event, descriptor, peer in arrived:
             self._process(event, descriptor, peer)
@@ -153,8 +153,8 @@ class Connections:
             failed, self._has_failed = self._has_failed, False
             peer = self.peers.pop(descriptor, _UNKNOWN)
             if failed and self._refused is not None:
-                # A peer that is still connected is not that of the connection that has ended, but of a later one with
-                # the same number, which was there already when it was asked for.
+                # A peer that is still connected belongs to a later connection with the same number, which was there
+                # already when the peer was looked up.
                 self._refused(_UNKNOWN if peer == _peer(descriptor) else peer)
 
     def end(self, descriptor: int) -> bool:
@@ -167,7 +167,7 @@ class Connections:
         return self._breaker.end(descriptor, self.peers.get(descriptor))
 
     def defer(self) -> None:
-        """From now on let the system keep new connections back until their peers have sent something, as ZMTP peers do.
+        """Let the system keep further connections back until their peers have sent something, as ZMTP peers do.
 
         A connection whose peer sends nothing takes no descriptor meanwhile; it is accepted after `DEFERRED`. In return
         more addresses of refused peers are lost: as the greeting is there already, such a connection ends at once.
@@ -186,7 +186,7 @@ class Connections:
 class TcpSockets:
     """The TCP connections of this process to some of its ports, and their listeners, on Linux.
 
-    Unlike `Connections` it sees those as well whose events have not been read yet, and may be used by any thread.
+    Unlike `Connections` it includes those whose events have not been read yet, and may be used by any thread.
     """
 
     def __init__(self, ports: Collection[int]) -> None:
@@ -208,7 +208,7 @@ class TcpSockets:
                 socket.setsockopt(sockets.SOL_SOCKET, _ATTACH_FILTER, _FILTER.pack(1, ctypes.addressof(program)))
 
     def accept(self) -> None:
-        """End what `refuse` began."""
+        """Let peers connect again, after `refuse`."""
         for socket in self._each(listening=True):
             with suppress(OSError):
                 socket.setsockopt(sockets.SOL_SOCKET, _DETACH_FILTER, 0)
@@ -232,12 +232,12 @@ class _Behind:
 class SlowSubscribers:
     """Ends the connections of subscribers that fall far behind, so that the memory which waits for them is bounded.
 
-    libzmq bounds the number of messages that wait for a subscriber, whatever their size. At most as many bytes wait as
-    were published since the connection was first seen to have something left to send, but for those that its peer has
-    acknowledged since, and a little that was there before. A subscriber of few topics is thus overrated, but only while
-    its connection is stuck at every look.
+    libzmq bounds the number of messages that wait for a subscriber, but not their size. The waiting bytes are at most
+    those that were published since the connection was first seen to have something left to send, without those that its
+    peer has acknowledged since, and a little that was there before. A subscriber of few topics is thus overrated, but
+    only while its connection is stuck at every check.
 
-    Only TCP connections on Linux are looked at.
+    Only TCP connections on Linux are checked.
 
     Args:
         connections: Those of the publishing socket.
@@ -251,11 +251,11 @@ class SlowSubscribers:
         self._behind: dict[tuple[int, Peer], _Behind] = {}  # another peer's connection may get the same descriptor
 
     def is_due(self, published: int) -> bool:
-        """Return whether so much was published since the last look that another one makes sense."""
+        """Return whether enough was published since the last check for another one."""
         return self.max_bytes > 0 and published >= self._looked_at + self.max_bytes // LOOKS
 
     def look(self, published: int) -> list[Peer]:
-        """Look at all connections if that is due.
+        """Check all connections if that is due.
 
         Args:
             published: Bytes that were published since the start.
@@ -321,8 +321,8 @@ def _has_unsent(descriptor: int) -> bool:
 def _break(connection: sockets.socket) -> None:
     """Break a connection that libzmq reads.
 
-    After `shutdown` libzmq goes on to read from a TCP connection for as long as the peer sends. Connecting it to no
-    address resets it, and drops what was not read.
+    After `shutdown` libzmq continues to read from a TCP connection for as long as the peer sends. Connecting it to no
+    address resets it, and drops unread bytes.
     """
     no_address = bytes(16)  # of the family AF_UNSPEC
     if connection.family == sockets.AF_UNIX or ctypes.CDLL(None).connect(connection.fileno(), no_address, 16):
@@ -351,5 +351,5 @@ def _peer_of(socket: sockets.socket) -> Peer:
 
 
 def plain_host(host: str) -> str:
-    """Return an IPv4 address as such, also if it is the peer of an IPv6 socket."""
+    """Return an IPv4 address as such, even if it is the peer of an IPv6 socket."""
     return host.removeprefix("::ffff:")

@@ -95,8 +95,8 @@ class AllowedKeys:
     def refresh(self) -> frozenset[bytes]:
         """Read the file again if it has changed; return the keys that are no longer allowed.
 
-        If the file cannot be read, or holds no key any more, the list stays as it is, and the error is logged: an empty
-        file is probably being written, and is not a request to refuse all clients.
+        If the file cannot be read, has an invalid line or no key any more, the list stays as it is, and the error is
+        logged: an empty file is probably being written, and is not a request to refuse all clients.
         """
         if self._path is None:
             return frozenset()

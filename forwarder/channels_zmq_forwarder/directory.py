@@ -4,7 +4,7 @@ Pure: the exchange passes in the list of each hello, and sends the union in each
 
 - The union contains the list in the last hello of each connected client; the list is removed with its client.
 - An exchange adds no addresses itself: it does not know by which addresses clients reach it or others.
-- The union has as many entries as a list may have. Others are counted, and enter it when there is room.
+- The union has the bounds of a list. Entries beyond them are counted, and enter it when there is room.
 """
 
 from collections import Counter
@@ -71,7 +71,7 @@ class Directory:
         return [(address, count, self._serving[address]) for address, count in sorted(self._known.items())]
 
     def remove(self, inbox: bytes) -> None:
-        """Forget the list of a client that is gone."""
+        """Forget the list of a client that has disconnected."""
         self.update(inbox, ())
 
     def _count(self, forwarder: wire.KnownForwarder, change: int) -> None:

@@ -24,7 +24,7 @@ from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.queues import ChannelQueues
 
 WINDOW = 256
-"""Messages that are returned to a client and that it has not taken yet."""
+"""Maximum number of messages that were returned to a client and that it has not taken yet."""
 
 
 class Way(Enum):
@@ -63,7 +63,7 @@ class Drain:
     Args:
         queues: The messages that are returned.
         clock: Monotonic seconds.
-        drops: Counts what is lost, by cause.
+        drops: Counts lost messages, by cause.
     """
 
     def __init__(self, queues: ChannelQueues, clock: Callable[[], float], drops: Counter[str]) -> None:
@@ -108,7 +108,7 @@ class Drain:
             self._attached.add(inbox)
 
     def leave(self, inbox: bytes) -> None:
-        """Take part without this client from now on: it is gone, or a new session of it begins."""
+        """Remove a client from the drain: it has disconnected, or begins a new session."""
         client = self._participants.pop(inbox, None)
         if client is not None:
             self._attached.discard(inbox)
@@ -164,7 +164,7 @@ class Drain:
 
     def _next(self) -> tuple[bytes, bytes] | None:
         """Return a channel whose messages can be returned now, and the client that gets them."""
-        # Few channels are passed over: a client fills up in one, which then goes to the end.
+        # Few channels are passed over: a client fills up in one, which then moves to the end.
         for channel in self._queues.waiting:
             owner = self._owners.get(channel)
             if owner is None or owner not in self._participants:
@@ -189,7 +189,7 @@ class Drain:
         return out
 
     def end(self) -> Outcome:
-        """Count what is left behind; return how the drain has ended.
+        """Count the messages that are left behind; return how the drain has ended.
 
         Messages that still wait are `not_returned`. Of others it is unknown whether their clients have them.
         """

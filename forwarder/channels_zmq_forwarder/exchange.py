@@ -4,11 +4,12 @@ In the data-flow diagram this is the box between PULL and XPUB. Pure: no sockets
 (`pump`, or the library's embedded connection) publishes the frames that it returns, in order. It may call back with an
 answer to one of them before it has published the others, since each call leaves the exchange in order.
 
-- Group and inbox frames are relayed unchanged; their payload is never decoded. A batch is taken apart only while a
-  client is connected that cannot read it, or while something is to be done with each message.
+- Group and inbox frames are relayed unchanged; their payload is never decoded. A batch is split only while a client is
+  connected that cannot read it, or while the exchange has to process each message.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
 - Messages of the last seconds are kept for clients whose connection is cut (`replays.py`).
-- A client exists from its hello until its last unsubscription; its credit ends with either, and with a new hello.
+- A client exists from its hello until no connection is subscribed to its inbox. Then its credit ends, and with the
+  hello of a new session.
 - Before an exchange ends, it drains: clients send through others, and take back the waiting messages.
 - Every frame that does not reach its destination is counted, by cause.
 """
@@ -34,9 +35,9 @@ ANNOUNCE_EVERY = 1.0
 """Seconds between two rounds of welcomes that report how many clients there are and which forwarders they know."""
 ANNOUNCE_AT_ONCE = 1000
 ENDED_SESSIONS = 10_000
-"""Clients that are gone whose last session is remembered."""
+"""Disconnected clients whose last session is remembered."""
 RETURNS_WITHIN = 3.0
-"""Seconds for which a client whose connection was lost, or one of the last instance, may come back."""
+"""Seconds within which a client whose connection was lost, or one of the last instance, may reconnect."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
 # Of a direct message, for `is_direct`, which is called for each frame:
@@ -48,7 +49,7 @@ _LEAST_DIRECT = wire.SUB_KIND + 1 + wire.ORDER_SIZE
 
 
 class _Ended(NamedTuple):
-    """The last session of a client that is gone, and when it was lost."""
+    """The last session of a disconnected client, and when it was lost."""
 
     session: int
     at: float
@@ -64,7 +65,7 @@ class Exchange:
         instance: 8 bytes that no other run has.
         limits: Bounds of the queues of normal channels; the defaults of `Limits` if None.
         may_be_flushed: Whether clients may flush.
-        history_bytes: Memory for the messages of the last seconds, which clients get again whose connection was cut.
+        history_bytes: Memory for the messages of the last seconds, to replay them to clients whose connection was cut.
         clock: Monotonic seconds.
     """
 
@@ -83,7 +84,7 @@ class Exchange:
         self.clients: dict[bytes, int] = {}
         """The session of each client, by its inbox."""
         self.windows: dict[bytes, wire.Window] = {}
-        """What each client has reported last of its send window, by its inbox."""
+        """The last report of each client about its send window, by its inbox."""
         self._ended: OrderedDict[bytes, _Ended] = OrderedDict()
         self._resumed: dict[bytes, int] = {}  # the session in which each client has asked for a replay last
         self.topics: set[bytes] = set()
@@ -160,7 +161,7 @@ class Exchange:
             self._published = inf
 
     def is_direct(self, frame: bytes) -> bool:
-        """Return whether a frame is a direct message to a living process: `inbound` would return it unchanged."""
+        """Return whether a frame is a direct message to a connected process: `inbound` would return it unchanged."""
         return (
             frame[_DIRECT_AT] == _DIRECT
             and frame[:1] == wire.INBOX_BYTE
@@ -176,9 +177,9 @@ class Exchange:
         return [self._welcome(inbox, session) for inbox, session in self.clients.items()]
 
     def drain(self, until: float) -> list[bytes]:
-        """Begin to end, until a time of the clock at the latest; return the welcomes that report it and what follows.
+        """Begin to end, until a time of the clock at the latest; return the welcomes that report it, and what follows.
 
-        Frames are taken as before. The clients that take part detach, and are returned what waits (`drain.py`).
+        Frames are taken as before. The clients that take part detach, and take over the waiting messages (`drain.py`).
         """
         self._next_round = self._clock() + ANNOUNCE_EVERY
         return [*self._drain.begin(until), *self.enter(wire.State.DRAINING), *self._drain.step()]
@@ -200,14 +201,14 @@ class Exchange:
     def announce(self) -> list[bytes]:
         """Return welcomes if the number of clients has changed, or if they know more forwarders than before.
 
-        To be called several times a second. A successor waits for as many clients as its first client knows of. A round
-        over all clients begins once in `ANNOUNCE_EVERY` at most; a call returns `ANNOUNCE_AT_ONCE` welcomes at most.
-        Rounds go on while clients are expected to detach, since a welcome may have been lost.
+        To be called several times a second. A successor waits for the number of clients that its clients report. A
+        round over all clients begins once in `ANNOUNCE_EVERY` at most; a call returns `ANNOUNCE_AT_ONCE` welcomes at
+        most. Rounds continue while clients are expected to detach, since a welcome may have been lost.
         """
         now = self._clock()
         if not self._to_inform:
             news = self.directory.news
-            self._announced_news &= news  # one that comes back is news
+            self._announced_news &= news  # one that is listed again is news
             is_known = len(self.clients) == self._announced and news == self._announced_news
             if (is_known and not self._drain.is_expecting) or now < self._next_round:
                 return []
@@ -228,7 +229,7 @@ class Exchange:
         return min(*parts, self.history.due)
 
     def sweep(self) -> list[bytes]:
-        """Expire and decide what is due, at a cost that follows what is due; return the frames to publish."""
+        """Expire and decide all that is due, at a cost that grows with it; return the frames to publish."""
         out = self.queues.sweep()
         self._members.expire(self._clock())
         self.history.forget()
@@ -283,8 +284,8 @@ class Exchange:
         known = self.clients.get(hello.inbox)
         if hello.session < (known or self._ended.get(hello.inbox, _NEVER).session + 1):
             # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor. And
-            # what a client sends while its connection breaks waits in its socket for the next one. If that began the
-            # session anew, jobs would be handed over that the client has never seen, but reports as received.
+            # frames that a client sends while its connection breaks wait in its socket for the next one. If such a
+            # hello began the session anew, the client would report jobs as received that it has never seen.
             self.drops["stray"] += 1
             # A client with two connections learns by this welcome that both lead here, by two addresses.
             return NOTHING if known is None else [self._welcome(hello.inbox, known)]
@@ -389,7 +390,7 @@ class Exchange:
         return bool(self._copies or self._messages)
 
     def go_on(self) -> list[bytes]:
-        """Go on with the last frame of a producer, for a bounded time; return the frames to publish."""
+        """Continue with the last frame of a producer, for a bounded time; return the frames to publish."""
         enough = self._copied + COPIES_A_STEP
         out = self._copy() if self._copies else []
         while self._messages and not self._copies and self._copied < enough:

@@ -25,19 +25,19 @@ from channels_zmq_forwarder.connections import Breaker, Peer, TcpSockets
 logger = logging.getLogger("channels_zmq_forwarder")
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks at a loop that moves frames, or answers."""
+"""Seconds between two checks of a loop that moves frames, or answers."""
 PATIENCE = 0.05
-"""Seconds after which a loop that has not answered is behind, and between two looks at it from then on."""
+"""Seconds after which a loop that has not answered is behind, and between two checks of it from then on."""
 HELD_UP = 3
-"""Looks in a row at a loop that does not answer, after which it is held up: 0.15 s after the first one, unless the
-system runs others."""
+"""Consecutive checks of a loop that does not answer, after which it is held up: 0.15 s after the first one, unless the
+system runs other processes."""
 GROWTH = 64 * 2**20
 """Bytes by which the memory may grow while frames of subscribers wait: 50,000 queues that a client begins at once."""
 MEASURE = 0.03
-"""Seconds between two looks while harm is done."""
+"""Seconds between two checks while harm is done."""
 FLOOD = 128 * 1024
-"""Bytes that are sent to the ports between two looks if a flood goes on. Clients send little upstream; one that comes
-back with thousands of groups has sent it before the first look."""
+"""Bytes that arrive at the ports between two checks if a flood continues. Clients send little upstream; one that
+reconnects with thousands of groups has sent them before the first check."""
 REFUSES_AT_MOST = 10.0
 """Seconds for which no client can connect because of one flood."""
 
@@ -46,7 +46,7 @@ Sender = tuple[int, Peer]
 
 
 class Senders:
-    """The peers that send to some TCP ports. Does nothing but on Linux, which reports how much each has sent.
+    """The peers that send to some TCP ports. Works on Linux only, which reports how much each has sent.
 
     Args:
         ports: The ports.
@@ -54,20 +54,20 @@ class Senders:
 
     def __init__(self, ports: Collection[int]) -> None:
         self.is_measuring = False
-        """Whether another look should follow soon."""
+        """Whether another call of `look` should follow soon."""
         self.ended = 0
-        """Floods that are over: all that they have sent was read."""
+        """Floods that are over: all their frames were read, or clients have been refused for `REFUSES_AT_MOST`."""
         self._sockets, self._breaker = TcpSockets(ports), Breaker()
         self._before: dict[Sender, int] = {}
         self._refuses_until = 0.0
 
     def look(self, now: float, *, is_harmful: bool, is_behind: bool) -> int:
-        """End the fastest connections if harm was done since the last look; refuse others until all is read.
+        """End the fastest connections if harm was done since the last call; refuse new ones until all is read.
 
         Args:
             now: Monotonic seconds.
-            is_harmful: Whether what they send does harm.
-            is_behind: Whether frames wait that were taken in.
+            is_harmful: Whether their frames do harm.
+            is_behind: Whether buffered frames wait.
 
         Returns:
             How many connections were ended.
@@ -88,7 +88,7 @@ class Senders:
         return sum(self._breaker.end(*one) for one in sent if sent[one] >= max(sent.values()) / 4)
 
     def close(self) -> None:
-        """Give up what it has open."""
+        """Close its descriptors."""
         self._breaker.close()
 
 
@@ -101,8 +101,8 @@ def ending_floods(
     The thread calls all functions.
 
     Args:
-        subscribers: Who sends to the publishing socket.
-        is_behind: Returns whether frames of subscribers wait that were taken in.
+        subscribers: The peers that send to the publishing socket.
+        is_behind: Returns whether buffered frames of subscribers wait.
         turns: Returns a number that grows while the loop moves frames.
         resident: Returns the resident bytes of this process.
     """
@@ -155,7 +155,7 @@ class _Watch:
         return PATIENCE if unanswered else LOOK_EVERY
 
     def _moves_frames(self) -> bool:
-        """Return whether the loop has ended a turn since the last look."""
+        """Return whether the loop has ended a turn since the last call."""
         before, self._turns_before = self._turns_before, self._turns()
         return self._turns_before != before
 

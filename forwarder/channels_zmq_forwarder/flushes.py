@@ -1,8 +1,8 @@
 """Flushes in progress: the request of each, and the clients that have not answered yet. Pure.
 
 During a flush messages are dropped. It ends when all clients have answered or disconnected, or at its deadline: a
-silent client must not prevent others from sending. It empties itself once it reads its `Empty` frame. Answers arrive on
-the producers' port, so the request to each client has a number that other clients cannot guess.
+silent client must not prevent others from sending. It empties itself once it reads its `Empty` frame. Answers may
+arrive on the producers' port, so the request to each client has a number that other clients cannot guess.
 """
 
 import secrets
@@ -13,7 +13,7 @@ from math import inf
 from channels_zmq_forwarder import wire
 
 MAX_FLUSH = 1.0
-"""Seconds after which a flush ends, whatever `ttl` its sender asks for."""
+"""Seconds after which a flush ends, even if its sender requests a longer `ttl`."""
 MAX_FLUSHES = 16
 """Flushes that may be under way at a time; the exchange refuses others."""
 
@@ -23,7 +23,7 @@ class _Flush:
     request: wire.Flush
     deadline: float
     waiting: dict[bytes, int]
-    """The number by which each client was asked that has not answered yet."""
+    """The number of the request to each client that has not answered yet."""
 
 
 class Flushes:

@@ -13,7 +13,7 @@ from math import inf
 from typing import NamedTuple
 
 SECONDS = 20.0
-"""For how long messages are kept: less than receivers remember runs, by which they recognise what they have already."""
+"""For how long messages are kept: less than receivers remember runs, by which they recognise repetitions."""
 BLOCK_BYTES = 64 * 1024
 """Bytes of input after which the pump ends a block."""
 SEPARATOR = os.urandom(16)
@@ -52,10 +52,10 @@ class History:
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_bytes = max_bytes
         self.size = 0
-        """Bytes of memory that the blocks take which have ended."""
+        """Bytes of memory that ended blocks take."""
         self.write: Callable[[bytes], int]
         """Called with a message that is relayed now, then with `SEPARATOR`, it does what `record` does, in half the
-        time. Returns the length of what it was called with."""
+        time. Returns the length of its argument."""
         self._clock = clock
         self._blocks: deque[Block] = deque()
         self._make_buffer()
@@ -98,7 +98,7 @@ class History:
         return self._blocks[0].until + SECONDS if self._blocks else inf
 
     def forget(self) -> None:
-        """Drop what is too old."""
+        """Drop blocks that are too old."""
         now = self._clock()
         while self.due <= now:
             self._drop_first()

@@ -24,11 +24,11 @@ LAST = frozenset(bytes([layout.kind]) for layout in (wire.READY, wire.BACK, wire
 
 
 class Verdict(Enum):
-    """What becomes of a subscription to an inbox."""
+    """The decision about a subscription to an inbox."""
 
     COUNTS = 1
     WAITS = 2
-    """For the claim of its connection."""
+    """It waits for the claim of its connection."""
     REFUSED = 3
 
 

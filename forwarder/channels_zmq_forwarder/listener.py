@@ -27,7 +27,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every response that does not set them itself."""
+"""Headers of every response that does not set them itself."""
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _PORT = re.compile(r":[0-9]*$")
 
@@ -73,7 +73,7 @@ class _Arrival(asyncio.Protocol):
 
     Args:
         runner: Of the HTTP server.
-        connections: The last ones that the listener has accepted, the oldest first; some may be closed.
+        connections: Those that the listener has accepted last, the oldest first; some may be closed.
     """
 
     def __init__(self, runner: web.AppRunner, connections: deque[asyncio.Transport]) -> None:

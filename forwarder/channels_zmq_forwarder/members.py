@@ -6,8 +6,8 @@ is an argument.
 - A member stays until it is discarded or expires, even if the process that added it has ended. A member without an
   expiry is removed `KEPT_FOR` after the last process that added it has disconnected.
 - Adding a member again extends its life and never shortens it.
-- The later of an add and a discard applies, in whatever order they arrive: clients repeat both to every exchange that
-  they connect to. Discards are remembered for this.
+- The later of an addition and a discard applies, even if they arrive in the other order: clients repeat both to every
+  exchange that they connect to. Discards are remembered for this.
 - Each queue gets one copy of a message that is sent again: the last number of each sender and group is remembered.
 - Every connected process that added a member is notified when it is discarded.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from channels_zmq_forwarder.wire import FLAG_ACKNOWLEDGED, FLAG_ELSEWHERE, Member, Status, is_repeated
 
 KEPT_FOR = 60.0
-"""Seconds that a member without end is kept for the processes that added it to come back."""
+"""Seconds that a member without an expiry is kept for the processes that added it to reconnect."""
 
 Name = tuple[bytes, bytes]
 """A group and a normal channel."""
@@ -84,7 +84,7 @@ class NormalMembers:
         Args:
             member: The request; `age` is how long ago it was made.
             now: Seconds of the clock.
-            is_living: Whether a client still is there, to forget adders that are not.
+            is_living: Returns whether a client is connected, to forget adders that are not.
 
         Returns:
             OK, REFUSED if there are too many members, or None if the channel has been discarded since.
@@ -117,7 +117,7 @@ class NormalMembers:
         return Status.OK
 
     def gone(self, inbox: bytes, now: float, is_living: Callable[[bytes], bool]) -> None:
-        """End the members without end that no living client has added, in a while."""
+        """Note that a client has disconnected; members without an expiry that no other one added end in `KEPT_FOR`."""
         for name in self._added.pop(inbox, ()):
             known = self._groups.get(name[0], {}).get(name[1])
             if known is None or known.expires < inf or any(map(is_living, known.adders)):
@@ -126,7 +126,7 @@ class NormalMembers:
             self._expires(now + KEPT_FOR, name)
 
     def leave(self, member: Member, now: float) -> frozenset[bytes]:
-        """Take a channel out of a group, unless it was added later; return the inboxes that had added it."""
+        """Remove a channel from a group, unless it was added later; return the inboxes that had added it."""
         name, discarded = (member.group, member.channel), now - member.age / 1000
         self._discards[name] = max(discarded, self._discards.get(name, -inf))
         self._discards.move_to_end(name)

@@ -31,7 +31,7 @@ LEAST_SHARE = 0.05
 HISTORY_SHARE = 1 / 16
 """Share of the limit that the messages of the last seconds may take."""
 FILLS_ABOVE = 0.4
-"""Share of the limit beside queues above which what producers send may be a flood."""
+"""Share of the limit, beside queues and history, above which producers may be flooding."""
 TRIM_EVERY = 1.0
 """Seconds between two trims of the heap; one took 5 to 27 ms with 450 MiB in use."""
 TRIM_AFTER = 10_000
@@ -64,7 +64,7 @@ class MemoryGuard:
         self.limit = limit
         self.refuses = Refusal.NOTHING
         self.is_filling = False
-        """Whether so much is in use beside queues that a flood of messages must be ended."""
+        """Whether the memory use beside queues and history is so high that a flood of messages must be ended."""
         self._clock = clock
         self._trimmed = -inf
         self._all_since = inf
@@ -118,7 +118,7 @@ class MemoryGuard:
 
         Args:
             resident: Resident bytes of the process, 0 if the system does not report them.
-            held: Bytes that are known to be in use, whatever the system reports.
+            held: Bytes that are known to be in use, even if the system reports fewer.
         """
         self.refuses = self._decision(max(resident, held))
         self.is_filling = self.limit > 0 and resident - held > self.limit * FILLS_ABOVE
@@ -150,10 +150,10 @@ class Trims:
             now: Monotonic seconds.
             ended: How many connections have been ended since the start, because they were slow or sent too much.
             topics: How many topics have ended since the start.
-            is_behind: Whether frames that were taken in wait to be read: of an ended connection, too.
+            is_behind: Whether buffered frames wait to be read, those of an ended connection included.
         """
         if ended > self._ended or topics >= self._topics + TRIM_AFTER or (is_behind and now <= self._until):
-            self._until = now + 2 * TRIM_EVERY  # once more when what was taken in is gone
+            self._until = now + 2 * TRIM_EVERY  # once more when the buffered frames have been read
         self._ended = ended
         if not self._due <= now <= self._until:
             return False

@@ -1,6 +1,6 @@
 """This process as reported by the system: its resident memory and memory limit, its heap, and its open files.
 
-Peers can use up the descriptors of a forwarder. It must be able to read its sources then, too.
+Peers can use up the descriptors of a forwarder. This module must be able to read its sources even then.
 """
 
 import ctypes

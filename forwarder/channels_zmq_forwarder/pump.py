@@ -4,8 +4,8 @@
 bytes and time, so that health checks and subscriptions are served under any load.
 
 A descriptor of libzmq is edge-triggered: it becomes readable once when commands arrive for the socket, and *any*
-operation on the socket takes these in. So a turn ends with a look at XPUB, the socket that it also sends on, and every
-publish outside a turn must be followed by one. A missed look would delay input until the next frame arrives.
+operation on the socket takes these in. So a turn ends with a poll of XPUB, the socket that it also sends on, and every
+publish outside a turn must be followed by one. A missing poll would delay input until the next frame arrives.
 """
 
 import time
@@ -38,10 +38,10 @@ BYTES_A_TURN = 2**20
 SECONDS_A_TURN = 0.005
 """Half of it for each direction, so that neither starves the other. One frame may take longer."""
 LOOK_PAUSE = 20
-"""How many times as long as a look at the subscribers the pause before the next one is: of thousands it takes 10 ms."""
+"""The pause after a check of the subscribers, as a multiple of its duration: a check of thousands takes 10 ms."""
 LOOKS = (range(1, 2), range(2, 33), *(range(at, at + 32) for at in range(33, FRAMES_A_TURN, 32)))
-"""The numbers of producers' frames in a turn, up to each look at the clock. A look takes 50 ns, relaying a small frame
-1 us. The first frame is followed by a look at the socket, too: mostly there is no other one, and asking takes half the
+"""The numbers of producers' frames in a turn, up to each reading of the clock. That takes 50 ns, relaying a small frame
+1 us. The first frame is followed by a poll of the socket, too: mostly there is no other one, and a poll takes half the
 time of `zmq.Again`."""
 
 
@@ -84,7 +84,7 @@ class Pump:
         self.turns = 0
         """How many turns are over."""
         self.is_behind_subscribers = False
-        """Whether the last turn has left frames that were taken in."""
+        """Whether the last turn has left buffered frames of subscribers."""
         self._is_behind_producers = self._has_read_producers = self._has_read_subscribers = False
         self._has_revoked = False  # so that producers' keys are checked, which takes about 1 us a frame
         self._pull = context.socket(zmq.PULL)
@@ -142,7 +142,7 @@ class Pump:
         return self.is_behind_subscribers or more or replays.is_due
 
     def was_behind(self) -> tuple[bool, bool]:
-        """Return for producers and for subscribers whether all turns since the last call have left frames of theirs."""
+        """Return whether all turns since the last call have left frames of producers, and those of subscribers."""
         producers = self._is_behind_producers and not self._has_read_producers
         subscribers = self.is_behind_subscribers and not self._has_read_subscribers
         self._has_read_producers = self._has_read_subscribers = False
@@ -170,7 +170,7 @@ class Pump:
         return ended
 
     def _end_slow_subscribers(self) -> None:
-        """End the connections of slow subscribers while much comes in, not only with each beat."""
+        """End the connections of slow subscribers while many frames arrive, not only with each beat."""
         now = self._clock()
         if now >= self._end_slow_at:
             self.subscribers.end_slow(self.traffic.bytes_out)

@@ -1,11 +1,11 @@
 """All queues of an exchange: their common bounds, hand-overs, and the jobs of clients that are lost.
 
-In the data-flow diagram this is the box inside the exchange that a message for a channel without `!` passes. Pure: time
-comes from a clock that is an argument, frames go out as lists.
+In the data-flow diagram this is the box inside the exchange that a message for a channel without `!` passes. Pure: the
+clock is an argument, frames are returned in lists.
 
 - The messages that wait on a channel and the jobs that its clients have not settled never exceed its capacity.
-- A message that would exceed it only because of unsettled jobs is pending: the clients are queried how much they have
-  settled, and once they have answered, or `ANSWER_WITHIN` is over, it is accepted or refused.
+- A message that would exceed it only because of unsettled jobs is pending: the exchange queries how many the clients
+  have settled, and accepts or refuses it once they have answered, or after `ANSWER_WITHIN`.
 - Jobs of a session that has ended are orphans for `ORPHANS_WAIT`: the client reports which jobs it had received, and
   the others return to their queues. Jobs without a report are counted as lost.
 - No operation iterates over all queues: due work is found by deadlines.
@@ -32,15 +32,15 @@ _OURS = 2**39
 
 
 class Limits(NamedTuple):
-    """What the queues of an exchange may hold together."""
+    """Bounds of all queues of an exchange together."""
 
     queue_bytes: int = 256 * 2**20
     queue_names: int = 100_000
-    """Of queues in all, and of normal members of groups."""
+    """The number of queues, and of normal members of groups."""
     names_per_client: int = 100_000
-    """Of queues that one client has begun, and of normal members that it has added."""
+    """The number of queues that one client has begun, and of normal members that it has added."""
     max_ttl: int = wire.MAX_MILLISECONDS
-    """Milliseconds that a message waits at most, whatever its sender says."""
+    """Milliseconds that a message waits at most, even if its sender permits more."""
 
 
 @dataclass(slots=True)
@@ -59,9 +59,9 @@ class ChannelQueues:
 
     Args:
         instance: 8 bytes that no other exchange has.
-        limits: How many queues there may be, and how many bytes they may hold together.
+        limits: Bounds of the queues.
         clock: Monotonic seconds.
-        drops: Counts what the queues drop, by cause.
+        drops: Counts dropped messages, by cause.
     """
 
     def __init__(self, instance: bytes, limits: Limits, clock: Callable[[], float], drops: Counter[str]) -> None:
@@ -79,20 +79,20 @@ class ChannelQueues:
         self._clock = clock
         self._drops = drops
         self._readers: dict[bytes, Reader] = {}
-        self._begun: Counter[bytes] = Counter()  # how many queues each client has begun that still are there
+        self._begun: Counter[bytes] = Counter()  # how many of the queues each client has begun
         # A number names a message for ever: clients hand jobs back by it, also to another instance.
         self._base = self._foreign = int.from_bytes(instance[:3]) << 40
         self._first = self._number = self._base + _OURS
         self._flushed = self._first, self._base  # the last numbers of either kind that a flush has dropped
         self._rounds = 0
-        # What is due, and what has waited longest, without a look at every queue. Items of messages that have left are
-        # skipped when their time comes; `_compact` bounds how many there are.
+        # These find due work, and the oldest message, without checking every queue. Items of messages that have left
+        # are skipped when they are due; `_compact` bounds how many there are.
         self._expiry: list[tuple[float, int, bytes]] = []
         self._since: OrderedDict[int, float] = OrderedDict()
         self._pending: deque[tuple[float, bytes]] = deque()
         self._orphans: deque[tuple[float, bytes, bytes, int]] = deque()
         # Which jobs were put back because a client had not received them. The frames by which it handed some of them
-        # back may come after its report, by the connection that it has given up.
+        # back may arrive after its report, by the connection that it has given up.
         self._undelivered: OrderedDict[tuple[bytes, int], None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class ChannelQueues:
         return out
 
     def received(self, report: wire.Received) -> list[bytes]:
-        """Put back the jobs of an earlier session that never reached their client; the others are settled."""
+        """Put back the jobs of an earlier session that never reached their client, and settle the others."""
         out = []
         reader = self._readers.get(report.inbox)
         if reader is not None and reader.session == report.session:
@@ -209,7 +209,7 @@ class ChannelQueues:
             Up to `count` messages that have not expired, and the frames that follow from the room that they leave.
         """
         queue, now, entries = self.by_channel[channel], self._clock(), list[Entry]()
-        del self.waiting[channel]  # if more wait, it goes behind the other channels
+        del self.waiting[channel]  # if more wait, it is added again behind the other channels
         while queue.waiting and len(entries) < count:
             entry = self._take_first(queue, now)
             if entry is not None:
@@ -253,7 +253,7 @@ class ChannelQueues:
         return self._go_on(back.channel, queue, now)
 
     def ready(self, ready: wire.Ready) -> list[bytes]:
-        """Take a client's report: let it have jobs up to its limit, and note what it has settled.
+        """Take a client's report: hand it jobs up to its limit, and note how many it has settled.
 
         A report of a session that has ended is ignored; the client repeats it after its next welcome.
         """
@@ -313,7 +313,7 @@ class ChannelQueues:
         )
 
     def sweep(self) -> list[bytes]:
-        """Do what is due: drop what has expired, decide about pending messages, count orphans as lost."""
+        """Do what is due: drop expired messages, decide about pending ones, count orphans as lost."""
         now = self._clock()
         out = self._expire(now)
         while self._pending and self._pending[0][0] <= now:
@@ -353,7 +353,7 @@ class ChannelQueues:
     # Steps
 
     def _go_on(self, channel: bytes, queue: ChannelQueue, now: float) -> list[bytes]:
-        """Hand over what readers may have, decide what can be decided, and bring the books up to date."""
+        """Hand messages over to readers, decide about pending ones where that is possible, and update the totals."""
         out = []
         while queue.readers and queue.waiting:
             entry = self._take_first(queue, now)
@@ -427,9 +427,9 @@ class ChannelQueues:
         return self._decide(queue, queue.round, pending.since)
 
     def _decide(self, queue: ChannelQueue, round_: Round, now: float) -> list[bytes]:
-        # The first pending message is accepted as soon as it fits, whatever made the room. It is refused only once a
-        # round that began after its arrival is over. Messages that arrived later go into the next round, unless no
-        # client has to be queried.
+        # The first pending message is accepted as soon as it fits, even during a round. It is refused only once a round
+        # that began after its arrival is over. Messages that arrived later belong to the next round, unless no client
+        # has to be queried.
         out = []
         while round_.pending:
             if queue.used < round_.pending[0].send.capacity:

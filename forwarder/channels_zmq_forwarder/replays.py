@@ -1,8 +1,8 @@
-"""Replays what clients have missed whose connection was cut: for them alone, through their inboxes.
+"""Replays missed messages to the clients whose connection was cut: to them alone, through their inboxes.
 
-Pure. A client that has connected again asks by `Resume`. A replay goes through the history once for all that have asked
-before it, in short steps beside the traffic. Receivers recognise by their numbers what they have already, and put the
-rest into its place.
+Pure. A client that has reconnected requests a replay by `Resume`. A replay iterates over the history once for all
+clients that have asked before it, in short steps beside the traffic. Receivers recognise repeated messages by their
+numbers, and put the others into their places.
 """
 
 import time
@@ -17,9 +17,9 @@ from channels_zmq_forwarder.history import Block, History
 CLIENTS = 64
 """Clients that one replay serves."""
 ANSWERED_WITHIN = 3.0
-"""Seconds for which a client is replayed to; for so long it waits for the first part, too."""
+"""Seconds for which a replay serves a client; the client waits as long for the first part."""
 FRAME_BYTES = 4096
-"""Bytes of messages in one frame, unless a single one is larger: every socket takes so many, whatever its limit is."""
+"""Bytes of messages in one frame, unless a single one is larger: every socket accepts that many."""
 FRAMES = 4000
 """Frames for one client in one replay: XPUB's high-water mark guarantees no more in a burst."""
 STEP_BYTES = 256 * 1024
@@ -29,12 +29,12 @@ STEP_SECONDS = 0.002
 
 @dataclass(slots=True, eq=False)
 class _Reader:
-    """A client that has asked for what was published since a time."""
+    """A client that has requested the messages that were published since a time."""
 
     request: wire.Resume
     since: float
     until: float
-    """When its replay ends, whatever is left."""
+    """When its replay ends, even if messages are left."""
     allowance: float = 0.0
     """Bytes that it may still get."""
     frames: int = 0
@@ -42,7 +42,7 @@ class _Reader:
     size: int = 0
 
     def add(self, message: bytes) -> list[bytes]:
-        """Add a message; return the frame that it does not fit into any more, if so."""
+        """Add a message; return the frame of those before it if it does not fit beside them."""
         full = [self.frame()] if self.messages and self.size + len(message) > FRAME_BYTES else []
         self.messages.append(message)
         self.size += len(message)
@@ -65,7 +65,7 @@ class Replays:
     """The clients that have asked, and the replay that is under way.
 
     Args:
-        history: What can be replayed. Replays may have twice its bytes a second, one client half of what is left.
+        history: The messages to replay. Replays may have twice its bytes a second, one client half of the rest.
         clock: Monotonic seconds.
     """
 
@@ -87,7 +87,7 @@ class Replays:
         Raises:
             FrameError: If its topics are malformed.
         """
-        # To refuse it now. The set itself is made when its turn comes: it takes 16 times as much memory.
+        # To refuse it now. The set itself is made when the replay begins: it takes 16 times as much memory.
         wire.decode_hashes(resume.topics)
         now = self._clock()
         self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
@@ -103,7 +103,7 @@ class Replays:
         self.is_due = bool(self._asked)
 
     def step(self) -> list[bytes]:
-        """Go on for a bounded time; return the frames to publish."""
+        """Continue the replay for a bounded time; return the frames to publish."""
         now = self._clock()
         self._allowance += (now - self._allowed_at) * self._bytes_a_second
         self._allowance, self._allowed_at = min(self._bytes_a_second, self._allowance), now
@@ -120,11 +120,11 @@ class Replays:
         else:
             self._answers = None
             self.is_due = bool(self._asked)
-        # What was added leaves now, since its age is that of this moment.
+        # The added messages leave now, since their ages are those of this moment.
         return [*out, *(reader.frame() for reader in self._served if reader.messages)]
 
     def _replay(self) -> Iterator[list[bytes]]:
-        """Go through the history, in parts between which a step may end. `_served` has those that lack something."""
+        """Iterate over the history, in parts between which a step may end. `_served` has the clients not yet done."""
         wanted = _Wanted(list(self._served))
         for reader in self._served:
             reader.allowance = self._allowance / 2
@@ -161,7 +161,7 @@ class Replays:
 
 
 class _Wanted:
-    """Which clients want a message.
+    """Finds the clients to which a message is replayed.
 
     Args:
         readers: The clients that are served.
@@ -177,7 +177,7 @@ class _Wanted:
                     self._by_hash[topic_hash].append(reader)
 
     def by(self, frame: bytes) -> Sequence[_Reader]:
-        """Return who belongs to its group, as far as the hash tells, or whose inbox it is for."""
+        """Return the clients that belong to its group, as far as the hash shows, or the one whose inbox it is for."""
         if not wire.is_group(frame):
             return self._by_inbox.get(wire.inbox_in(frame), ())
         named = self._by_hash.get(wire.topic_hash(wire.prefix_of(frame)), ())

@@ -4,7 +4,7 @@ Start: subscribers are accepted first, and producers once the subscribers of the
 the messages that producers held meanwhile are received. The rule, and the losses without it:
 docs/design/0003.
 
-Stop: clients switch to other forwarders and take over what waits in queues of normal channels (`drain`). Nothing is
+Stop: clients switch to other forwarders and take over the messages in queues of normal channels (`drain`). No socket is
 unbound meanwhile: that would end open connections.
 """
 
@@ -43,12 +43,12 @@ from channels_zmq_forwarder.zap import LOG_EVERY, Gate
 logger = logging.getLogger("channels_zmq_forwarder")
 
 BEAT = 0.1
-"""Seconds between two checks of memory, lag and what is due."""
+"""Seconds between two checks of memory, lag and due work."""
 REFRESH_KEYS_EVERY = 1.0
 LARGE = 65_536
 """Bytes of a message above which it is refused as soon as memory runs short."""
 SETTLE_LOOK_EVERY = 0.02
-"""Seconds between two looks at whether the subscribers are back."""
+"""Seconds between two checks whether the subscribers have reconnected."""
 
 
 async def serve(
@@ -64,7 +64,7 @@ async def serve(
         settings: Addresses and limits.
         stop: Ends the forwarder in order: it drains first.
         ready: Called once producers are accepted.
-        end: Ends the forwarder at once, also while it drains. It is set here when the forwarder has drained.
+        end: Ends the forwarder at once, also while it drains. The forwarder sets it when it has drained.
 
     Raises:
         AddressError: If an address cannot be bound.
@@ -154,7 +154,7 @@ class Server:
         self.pull_addresses = self.pump.bind_pull(self.settings.pull_address)
         self._pull_ports |= _tcp_ports(self.pull_addresses)
         self._publish(self.exchange.enter(wire.State.SERVING))
-        self._input()  # both sockets: what was there when they were bound is not reported by their descriptors
+        self._input()  # both sockets: their descriptors do not report input that was there when they were bound
         logger.info("accepting producers on %s", ", ".join(self.pull_addresses))
 
     def _warn_if_open(self) -> None:
@@ -171,7 +171,7 @@ class Server:
             logger.warning(line)
 
     async def drain(self) -> None:
-        """Let the clients take over what waits here; return when they have, or when it takes too long."""
+        """Let the clients take over the waiting messages; return when they have, or when it takes too long."""
         if self.pull_addresses and self.settings.drain_at_most:
             logger.info(
                 "draining: %d of %d clients take over messages, %d messages wait",
@@ -238,7 +238,7 @@ class Server:
             asyncio.get_running_loop().call_soon(self._step, connections)
 
     def _publish(self, frames: Sequence[bytes]) -> None:
-        """Publish frames outside a turn, and begin a turn if that took input in; the only way to publish from here."""
+        """Publish frames outside a turn, and begin a turn if that took in input; the only way to publish from here."""
         if frames and self.pump.publish(frames):
             self._input()
 
@@ -257,7 +257,7 @@ class Server:
 
     @asynccontextmanager
     async def beating(self) -> AsyncIterator[None]:
-        """Watch loop lag, memory and floods, and sweep what is due, while the block runs."""
+        """Watch loop lag, memory and floods, and do due work, while the block runs."""
         beat = asyncio.create_task(self._beat())
         try:
             pump = self.pump

@@ -24,7 +24,7 @@ OWN_STATUS_ADDRESS = "127.0.0.1:9601"
 
 
 class SettingsError(ValueError):
-    """A flag or variable is invalid; the message names it, its value and what is valid."""
+    """A flag or variable is invalid; the message names it and the reason, but never a key."""
 
 
 class Settings(BaseSettings):
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
 
     @property
     def status_page_address(self) -> str:
-        """Where the status page is; empty for nowhere."""
+        """The address of the status page; empty if it is disabled."""
         if self.status_address is not None:
             return self.status_address
         is_private = not self.admin_address or is_local(TCP + self.admin_address)
@@ -248,7 +248,7 @@ def _check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, known, 1)
             hint = f"did you mean {near[0]}?" if near else "flags and commands are listed by --help"
             raise SettingsError(f"{flag} is not a flag; {hint}")
-        elif flag == KEYS and flag in seen:  # of other flags the last one counts
+        elif flag == KEYS and flag in seen:  # other flags add up, as addresses do, or the last one counts
             raise SettingsError(f"{flag} is given twice: separate the keys by commas")
         else:
             seen.add(flag)

@@ -1,7 +1,7 @@
 """Helpers for ZeroMQ sockets, in the forwarder and in the library: options, addresses, binding, the fast `send`.
 
-In the data-flow diagram these are the ends of the arrows: XPUB, PULL and the sockets that connect to them. All errors
-are an `AddressError`: an address cannot be bound.
+In the data-flow diagram these are the ends of the arrows: XPUB, PULL and the sockets that connect to them. An address
+that cannot be bound is an `AddressError`.
 """
 
 import errno
@@ -27,7 +27,7 @@ HANDSHAKE = 5_000
 UNACKNOWLEDGED = 10_000
 """Milliseconds after which Linux ends a connection whose peer acknowledges nothing that it was sent.
 
-Heartbeats do not find that out in the middle of a frame: libzmq sends none before the rest of it.
+Heartbeats do not detect that in the middle of a frame: libzmq sends none before the rest of it.
 """
 SLOWEST_LINK = 16_000_000
 """Bits per second between an exchange and each of its clients, all busy at once."""
@@ -103,9 +103,9 @@ def resolve(address: str) -> list[str]:
 def resolve_pairs(pull: str, pub: str) -> list[tuple[str, str]]:
     """Return the two addresses of every forwarder that two names lead to.
 
-    Of a name that has addresses of both families only those of IPv4 count: they lead to the same forwarders. A name is
-    resolved once, since two answers may differ while forwarders come and go; of two names that share hosts only these
-    count, of others the order. Blocks while the system resolves the names.
+    If a name has addresses of both families, only those of IPv4 count: they lead to the same forwarders. If both
+    addresses have one name, it is resolved once, since two answers may differ while forwarders start and end. If two
+    names share hosts, only these count; otherwise the sorted addresses are paired. Blocks while the system resolves.
 
     Raises:
         OSError: If a name cannot be resolved.
@@ -145,7 +145,7 @@ def is_local(address: str) -> bool:
 
 
 def heartbeats(max_frame: int) -> dict[zmq.SocketOption, int]:
-    """Return the options by which both ends of a subscriber's connection find out that the other one is gone.
+    """Return the options by which both ends of a subscriber's connection detect that the other one is lost.
 
     A frame under way holds up the heartbeats behind it. So the patience is 2 s, and the time that the largest frame
     takes on the slowest link: on a slower one healthy connections would be cut in the middle of a frame.
@@ -164,7 +164,7 @@ def plain_send(socket: "zmq.Socket[bytes]") -> Callable[[bytes, int], object]:
 
 
 def accept_options(socket: "zmq.Socket[bytes]", max_frame: int) -> None:
-    """Set the options of every socket that strangers may connect to.
+    """Set the options of every socket that untrusted peers may connect to.
 
     It has no receive mark. libzmq stops reading from a connection at the mark. If the peer ends the connection then,
     and has sent a heartbeat before, libzmq aborts the process (`Assertion failed: !_io_error`).
@@ -192,7 +192,7 @@ def publish_options(xpub: "zmq.Socket[bytes]", marks: Marks) -> None:
 def bind(socket: "zmq.Socket[bytes]", address: str) -> str:
     """Bind a socket and return its address, with the port that the system chose for `:0` or `:*`.
 
-    `tcp://*:PORT` is IPv6 and IPv4 where the machine has both. Of a name with several addresses an IPv4 one is bound.
+    `tcp://*:PORT` is IPv6 and IPv4 where the machine has both. Of the addresses of a name an IPv4 one is preferred.
 
     Raises:
         AddressError: If the address is in use, not of this machine, or invalid.

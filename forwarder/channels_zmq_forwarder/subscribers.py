@@ -4,9 +4,10 @@ In the data-flow diagram this is XPUB, seen from the subscribers. The forwarder 
 connection is ended, and no other one is affected, if its peer
 
 - holds a key that has been revoked,
-- subscribes to something that is not a topic, to too many, or to the inbox of another client (`Inboxes`),
+- subscribes to something that is not a topic, to too many, or to the inbox of another client, or claims that inbox
+  (`Inboxes`),
 - does not take what is published (`SlowSubscribers`), or
-- says hello too often, since each hello may be answered by a long list.
+- sends hellos too often, since each one may be answered by a long list.
 """
 
 from collections import Counter
@@ -69,7 +70,7 @@ class Subscribers:
         self._hellos: Counter[int] = Counter()
         self._forget_hellos_at = 0.0
         self._ended: list[Ended] = []
-        self._ending: set[int] = set()  # their frames that were taken in already are dropped
+        self._ending: set[int] = set()  # frames of theirs that are buffered already are dropped
         connections.accepted.append(self._inboxes.came)
         connections.gone = self._gone
 
@@ -176,11 +177,11 @@ class Subscribers:
         return self._admission.end_revoked()
 
     def is_due(self, published: int) -> bool:
-        """Return whether so much was published since the last look that the next one should not wait."""
+        """Return whether so much was published since the last check that the next one should not wait."""
         return self._slow.is_due(published)
 
     def end_slow(self, published: int) -> None:
-        """End the connections of slow peers if another look at them makes sense; the next `look` reports them.
+        """End the connections of slow peers if another check of them is due; the next `look` reports them.
 
         Args:
             published: Bytes that were published since the start.
@@ -188,7 +189,7 @@ class Subscribers:
         self._ended += [Ended(peer, "it was too far behind") for peer in self._slow.look(published)]
 
     def look(self, now: float, published: int) -> list[Ended]:
-        """End the connections of slow peers, and let the others say hello again.
+        """End the connections of slow peers, and begin to count the hellos of the others anew.
 
         To be called several times a second.
 

@@ -84,7 +84,7 @@ class State(IntEnum):
     SERVING = 0
     SETTLING = 1
     DRAINING = 2
-    """It is about to end: clients send by other exchanges, and take back what waits here."""
+    """It is about to end: clients send by other exchanges, and take over the messages that wait here."""
 
 
 class Status(IntEnum):
@@ -99,7 +99,7 @@ class Status(IntEnum):
     FLUSHING = 5
     """The exchange is being flushed: it drops the message."""
     AWAY = 6
-    """The connection of the channel's owner was lost a moment ago; it may be back when it is asked again."""
+    """The connection of the channel's owner was lost a moment ago; a repeated request may reach it."""
 
 
 class Layout(Generic[T]):
@@ -146,7 +146,7 @@ class Layout(Generic[T]):
         """Decode a frame of this kind.
 
         Raises:
-            FrameError: If the bytes are too short or of another kind, or if a name is missing or too long.
+            FrameError: If the bytes have a wrong length, kind or inbox, or if a name is missing, empty or too long.
         """
         if len(data) < self._tail:
             raise FrameError(f"a frame of kind {chr(self.kind)!r} has at least {self._tail} bytes")
@@ -512,7 +512,7 @@ UPSTREAM_LAYOUTS = (
     FLUSH,
     FLUSHED,
 )
-"""Frames of clients that come by the subscribers' way, some of them by the producers' way as well."""
+"""Frames of clients that arrive by the subscribers' way, some of them by the producers' way as well."""
 CLIENT_LAYOUTS = (*UPSTREAM_LAYOUTS, ENQUEUE, ECHO, WINDOW)
 INBOX_LAYOUTS = (
     ASK,
@@ -536,7 +536,7 @@ SUB_KIND = 1 + INBOX_SIZE + 1
 """Index of the sub-kind in a frame for an inbox."""
 
 GROUP_BYTE = b"G"
-"""What `frame[:1]` of a group message is; loops that cannot afford a call to `is_group` compare with it."""
+"""The value of `frame[:1]` of a group message; loops that cannot afford a call to `is_group` compare with it."""
 INBOX_BYTE = b"P"
 HELLO_BYTE = b"H"
 CLAIM_BYTE = b"C"
@@ -796,7 +796,7 @@ milliseconds that it has left to live, and the index of its body."""
 
 
 def is_repeated(number: int, last: int) -> bool:
-    """Return whether a frame has been there before, where `last` was the last number of its run.
+    """Return whether a frame has arrived before, where `last` was the last number of its run.
 
     A number that is lower by more than a sender ever sends again begins the run anew: a forged one must not make all
     that follow it repetitions.
@@ -978,7 +978,7 @@ class KnownForwarder(NamedTuple):
 
 
 def listed(forwarders: Iterable[KnownForwarder]) -> list[KnownForwarder]:
-    """Return as many forwarders, in order, as a list may have."""
+    """Return the first forwarders, up to the bounds of a list."""
     fitting: list[KnownForwarder] = []
     size = 0
     for each in forwarders:

@@ -65,7 +65,7 @@ class Gate:
         socket.curve_secretkey = self._secret_key
         socket.curve_server = True
         socket.zap_domain = b"channels-zmq"
-        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else every key is let in once this socket is closed
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # otherwise every key may connect once this socket is closed
         return Connections(socket, self._was_refused)
 
     def allows(self, key: bytes) -> bool:
@@ -130,8 +130,8 @@ class Admission:
     A key may be revoked while it is in use. The list that is in force when a frame is read decides.
 
     Args:
-        socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may go
-            on receiving topics that others had subscribed to before.
+        socket: The socket. An XPUB must report each subscription (`XPUB_VERBOSE`), or a holder of a revoked key may
+            continue to receive topics that others had subscribed to before.
         connections: Those of the socket.
         gate: Guards the socket; None if every client may connect.
         dropped: Called with the cause of each frame that is dropped.

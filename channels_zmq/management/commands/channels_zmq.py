@@ -19,7 +19,7 @@ from channels_zmq_forwarder.commands.text import as_json, counted
 from channels_zmq_forwarder.commands.top import show as show_pages
 
 ENDLESS = ("listen", "top")
-"""Subcommands that Ctrl-C ends in order; the others have not done then what they were asked for."""
+"""Subcommands that Ctrl-C ends without an error; any other one is then incomplete."""
 
 
 class Command(BaseCommand):  # type: ignore[misc] # Django has no type information
@@ -27,7 +27,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
 
     help = "Check, use and monitor the channel layers of channels-zmq."
     requires_system_checks: ClassVar[list[str]] = []
-    """None: `doctor` reports what they find, and more."""
+    """Empty: `doctor` reports their findings, and more."""
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the subcommands and their arguments."""
@@ -127,11 +127,11 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no type informati
         asyncio.run(messages.listen(layers.layer(layer), took, self._note, group=group, channel=channel, count=count))
 
     def stats(self, layer: str, status_address: list[str], timeout: float, **options: Any) -> None:
-        """Show what forwarders tell."""
+        """Show the state of forwarders."""
         self._print(*status.stats(layers.layer(layer), status_address, timeout))
 
     def top(self, layer: str, status_address: list[str], interval: float, count: int, **options: Any) -> None:
-        """Show it again and again."""
+        """Show the activity of forwarders repeatedly."""
         places = status.addresses(layers.layer(layer), status_address)
         on_terminal = bool(self.stdout.isatty())
         show_pages(places, self._print, interval=interval, count=count, on_terminal=on_terminal)
@@ -177,7 +177,7 @@ def _read(path: str) -> dict[str, Any]:
     """Return the JSON object in a file, or in stdin.
 
     Raises:
-        ToolError: If the place holds no message; names the place.
+        ToolError: If it cannot be read, or does not contain a JSON object; names the file.
     """
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ def seconds(text: str) -> float:
     """Return a duration.
 
     Raises:
-        ArgumentTypeError: If it is not a number of seconds, 0 or less, or above a day.
+        ArgumentTypeError: If it is not a number of seconds above 0 and at most a day.
     """
     try:
         if 0 < float(text) <= LONGEST:
@@ -41,7 +41,7 @@ def name(text: str) -> str:
     """Return the name of a group or channel.
 
     Raises:
-        ArgumentTypeError: If the forwarder would not take it.
+        ArgumentTypeError: If the forwarder would not accept it.
     """
     if not wire.is_topic(wire.group_topic(text)):
         raise ArgumentTypeError(f"a name has 1 to {wire.MAX_NAME} bytes")

@@ -24,7 +24,7 @@ MAX_SIZE = 2**26
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure each forwarder, and print what was measured.
+    """Measure each forwarder, and print the results.
 
     Raises:
         CommandError: If a forwarder does not answer, or if messages are lost.

@@ -16,13 +16,13 @@ from channels_zmq_forwarder.commands.target import CommandError, Target
 from channels_zmq_forwarder.sockets import heartbeats, use_ipv6
 
 ASK_AGAIN = 1.0
-"""Seconds until a question is asked once more: a forwarder that starts may be asked too early."""
+"""Seconds until a request is repeated: a forwarder that starts may have received it too early."""
 LIFE = 60_000
 """Milliseconds that a message lives."""
 
 
 class Client:
-    """A client that has not said hello yet.
+    """A client, which begins its session by `hello`.
 
     Args:
         context: Of its sockets.
@@ -54,7 +54,7 @@ class Client:
         self.sub.close()
 
     def hello(self, deadline: float) -> wire.Welcome:
-        """Begin a session, and return what the forwarder says of itself.
+        """Begin a session, and return the welcome of the forwarder.
 
         Args:
             deadline: Monotonic seconds.
@@ -69,12 +69,12 @@ class Client:
                 f"{self.target}: it uses version {welcome.version} of the wire format, this program version "
                 f"{wire.VERSION}"
             )
-        # Else the forwarder would take batches of other processes apart meanwhile.
+        # Otherwise the forwarder would split the batches of other processes meanwhile.
         self.sub.send(wire.BATCHING.encode(wire.Batching(self.inbox, 1)))
         return welcome
 
     def sync(self, deadline: float) -> None:
-        """Wait until all subscriptions are in force: no message is missed from here on.
+        """Wait until all subscriptions are in force: from then on no message is missed.
 
         Raises:
             CommandError: If the forwarder does not answer by the deadline, in monotonic seconds.
@@ -92,11 +92,11 @@ class Client:
         self._answer(self.push, wire.ECHO.encode(wire.Echo(self.inbox, self._asked)), wire.CONFIRM.kind, deadline)
 
     def subscribe(self, group: str) -> None:
-        """Receive the messages of a group, once `sync` has returned; some come in batches, which `wire.split` reads."""
+        """Subscribe to a group; `sync` waits until that is in force. Some messages arrive in batches (`wire.split`)."""
         self.sub.send(wire.subscription(wire.group_topic(group)))
 
     def leave(self) -> None:
-        """Be a client no longer: a flush would wait for its answer, and other clients for its arrival everywhere."""
+        """Stop being a client: a flush would wait for its answer, and other clients until it is at every forwarder."""
         self.sub.send(wire.unsubscription(wire.inbox_topic(self.inbox)))
 
     def group_send(self, group: str, payload: bytes) -> None:
@@ -109,7 +109,7 @@ class Client:
         self._send_ordered(wire.direct_prefix(owner), wire.direct_body(channel, payload))
 
     def enqueue(self, channel: str, payload: bytes, capacity: int, deadline: float) -> wire.Status:
-        """Send a message to a normal channel; return what the forwarder says of it.
+        """Send a message to a normal channel; return the status that the forwarder answers.
 
         Raises:
             CommandError: If it does not answer by the deadline, in monotonic seconds; the message may be in the queue.
@@ -132,7 +132,7 @@ class Client:
         return None
 
     def rest(self, seconds: float) -> None:
-        """Do nothing for a while but answer flushes; what arrives meanwhile is dropped."""
+        """Only answer flushes for a while; drop all other frames that arrive meanwhile."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.receive(end)

@@ -12,7 +12,7 @@ def main(arguments: Sequence[str]) -> None:
     """Make the pair.
 
     Raises:
-        CommandError: If a file cannot be written, or is there.
+        CommandError: If a file cannot be written, or exists already.
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder keygen",

@@ -17,10 +17,10 @@ from channels_zmq_forwarder.commands.text import counted
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Ask each forwarder, and print what it answers.
+    """Send requests to each forwarder, and print its state and the round trips.
 
     Raises:
-        CommandError: If one of them does not answer, or takes no messages.
+        CommandError: If one of them does not answer, or accepts no messages.
     """
     parser = argparse.ArgumentParser(
         prog="channels-zmq-forwarder ping",

@@ -53,14 +53,14 @@ def main(arguments: Sequence[str]) -> None:
             if number:
                 client.rest(given.every)
             _send(client, given, payload)
-        client.echo(time.monotonic() + given.timeout)  # what was sent before it has arrived
+        client.echo(time.monotonic() + given.timeout)  # its answer proves that all messages have arrived
 
 
 def _client(context: "zmq.Context[zmq.Socket[bytes]]", targets: Sequence[Target], timeout: float) -> Client:
     """Return a client of the first forwarder that answers a hello."""
     *others, last = targets
     for one in others:
-        with suppress(CommandError, wire.FrameError):  # it is gone, or its port is that of another program
+        with suppress(CommandError, wire.FrameError):  # it has ended, or another program uses its port
             return _greeted(context, one, timeout)
     return _greeted(context, last, timeout)
 

@@ -15,11 +15,11 @@ from channels_zmq_forwarder.commands.target import CommandError
 
 GROUP = "channels-zmq-selftest"
 TWICE = 0.5
-"""Seconds in which a message that comes back twice would have done so."""
+"""Seconds within which the duplicate of a message would arrive."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Send messages through every forwarder of a layer, and check that all of them come back, once and in order.
+    """Send messages through every forwarder of a layer, and check that all of them arrive, once and in order.
 
     Raises:
         CommandError: If one of the forwarders fails.
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _exchange(client: Client, messages: int, deadline: float) -> None:
-    """Say hello, subscribe, publish, compare. The group has a name of its own: several selftests may run at once."""
+    """Subscribe, send a hello, publish, compare. The group has a unique name: several selftests may run at once."""
     group = f"{GROUP}-{client.inbox.decode()}"
     client.subscribe(group)
     client.hello(deadline)

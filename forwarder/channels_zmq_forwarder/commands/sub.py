@@ -22,7 +22,7 @@ MOST_SENDERS = 10_000
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Show messages until there were as many as asked for, or until Ctrl-C.
+    """Show messages until `--count` have arrived, or until Ctrl-C.
 
     Raises:
         CommandError: If a forwarder does not answer at the start.
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     target.add_arguments(parser)
     given = parser.parse_args(arguments)
-    payloads.decode(b"", given.serializer)  # a missing package is told now
+    payloads.decode(b"", given.serializer)  # a missing package is reported now
     if any("!" in group for group in given.groups):
         raise CommandError("only messages of groups can be shown: a message of a channel goes to one reader")
     deadline = time.monotonic() + given.timeout
@@ -81,7 +81,7 @@ def _show(clients: list[Client], serializer: payloads.Serializer, *, json_lines:
                 continue
             for topic, sender, number, flags, _, payload in messages:
                 if flags & wire.FLAG_AGAIN and number <= shown.get((topic, sender), 0):
-                    continue  # another forwarder has brought it already
+                    continue  # another forwarder has delivered it already
                 if len(shown) >= MOST_SENDERS:
                     shown.clear()
                 shown[topic, sender] = number

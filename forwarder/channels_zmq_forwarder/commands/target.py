@@ -17,11 +17,11 @@ from channels_zmq_forwarder.sockets import EVERYWHERE, resolve_pairs
 APPLICATION, OWN = "CHANNELS_ZMQ_", "CHANNELS_ZMQ_FORWARDER_"
 DEFAULTS = {"pull": "tcp://127.0.0.1:5555", "pub": "tcp://127.0.0.1:5556"}
 RETRY = 0.2
-"""Seconds between two looks for a name or a file."""
+"""Seconds between two attempts to resolve a name or to find a file."""
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked for; the message says what to look at."""
+    """A command cannot be carried out; the message states why."""
 
 
 class Target(NamedTuple):
@@ -30,7 +30,7 @@ class Target(NamedTuple):
     Attributes:
         pull: Where it takes messages.
         pub: Where it publishes.
-        keys: With CURVE its public key, and the secret key to connect by.
+        keys: Its public key and the secret key to connect with; None without CURVE.
     """
 
     pull: str
@@ -53,15 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, timeout: float = 5.0) -> N
 
 
 def find(given: argparse.Namespace, environment: Mapping[str, str], deadline: float) -> list[Target]:
-    """Return all forwarders of the layer; waits for names that are not known yet, and for files that are not there yet.
+    """Return all forwarders of the layer; wait for names that cannot be resolved yet, and for files that do not exist.
 
     Args:
-        given: What `add_arguments` has parsed.
+        given: The parsed flags of `add_arguments`.
         environment: The variables, used for flags that are not given.
         deadline: Monotonic seconds.
 
     Raises:
-        CommandError: If a name stays unknown, or a key is missing or invalid.
+        CommandError: If the addresses are not in pairs, a name cannot be resolved, or a key is missing or invalid.
     """
     pull, pub = (_address(given, environment, way) for way in ("pull", "pub"))
     keys = _keys(given, environment, deadline)
@@ -124,7 +124,7 @@ def _key_of(environment: Mapping[str, str], variable: str, deadline: float) -> b
 
 
 def _key(path: str, deadline: float) -> bytes:
-    """Return the key in a file, which may come a moment after the start."""
+    """Return the key in a file, which may appear a moment after the start."""
     while not Path(path).exists():
         if time.monotonic() > deadline:
             raise CommandError(f"{path} does not exist")

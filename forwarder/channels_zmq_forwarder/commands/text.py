@@ -59,13 +59,13 @@ DRAW_EVERY = 0.1
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show on standard error how far something is, if that is a terminal; the line is erased at the end.
+    """Show a progress bar on standard error, if that is a terminal; erase it at the end.
 
     Args:
         total: Steps to be done.
 
     Yields:
-        What is to be called with the number of further steps.
+        A function to call with the number of further steps.
     """
     done, drawn_at, begin = 0, 0.0, time.monotonic()
 

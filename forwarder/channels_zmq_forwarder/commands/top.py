@@ -29,7 +29,7 @@ REACH = (
     "run this command there, or use `kubectl port-forward` or `ssh -L` and give HOST:PORT"
 )
 _WEB = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks no proxy, which would take 127.0.0.1 for its own machine."""
+"""Uses no proxy, which would take 127.0.0.1 for its own machine."""
 HEADS = ("FORWARDER", "STATE", "UP", "CLIENTS", "IN/s", "OUT/s", "MB/s", "GROUPS", "WAITING", "OLDEST", "DROPS")
 
 
@@ -66,7 +66,7 @@ class Page:
     Attributes:
         address: HOST:PORT.
         data: The page; empty if it could not be read.
-        problem: Why.
+        problem: Why it could not be read.
         at: Monotonic seconds when it was read.
     """
 
@@ -76,7 +76,7 @@ class Page:
     at: float = 0.0
 
     def number(self, key: str) -> float:
-        """Return a number of the page; 0 if it has none by that name, as that of another version."""
+        """Return a number of the page; 0 if it has none by that name, as the page of another version may."""
         found = self.data.get(key, 0)
         return found if isinstance(found, int | float) else 0
 
@@ -180,14 +180,14 @@ def show(
     on_terminal: bool,
     pause: Callable[[float], Any] = time.sleep,
 ) -> None:
-    """Show the pages again and again: on a terminal in place, elsewhere one below the other.
+    """Show the pages repeatedly: on a terminal in place, elsewhere one below the other.
 
     Args:
-        places: See `addresses`.
-        write: Called with each text, whose last line has no end.
+        places: For each forwarder the addresses where its page may be; see `pages`.
+        write: Called with each text, without a newline at its end.
         interval: Seconds between two of them.
         count: How many; 0 for no end.
-        on_terminal: Whether the texts go to a terminal.
+        on_terminal: Whether the texts are written to a terminal.
         pause: Waits for seconds.
     """
     before: list[Page] = []
