@@ -3,9 +3,9 @@
 `--base COMMIT` also measures the library and the forwarder of that commit, in the same rounds, and compares every
 figure.
 
-`python -m benchmarks serializers` compares the msgpack libraries instead. The status is 0 if everything that was
-received was right, also when goals were missed; 1 if a receiver found a wrong count, order or content, or a process
-failed; 2 for a wrong flag or a server that did not start.
+`python -m benchmarks serializers` compares the msgpack libraries instead. The status is 0 if all received messages were
+right, also when goals were missed; 1 if a receiver found a wrong count, order or content, or a process failed; 2 for a
+wrong flag or a server that did not start.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from .servers import ServerError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the flags, measure, print, write the JSON file."""
+    """Parse the flags, measure, print, and write the JSON file."""
     flags = _parser().parse_args(arguments)
     if flags.what == "serializers":
         print(serializers.report(quick=flags.quick))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 DRAWS = 2_000
 CONFIDENCE = 0.95
 CLEAR_FROM = 5
-"""Rounds; all values of fewer lie on one side of the true median in more than 6 of 100 runs."""
+"""The number of rounds; all values of fewer lie on one side of the true median in more than 6 of 100 runs."""
 
 Rounds = Mapping[int, float]
 """The value of a figure by round; a round in which the measure failed is missing."""
@@ -25,12 +25,12 @@ class Comparison:
     Args:
         measure: The name of the measure.
         figure: The name of the figure, which ends with its unit.
-        layer: Which layer of both.
+        layer: The layer of both.
         ours: Our median.
         base: The base's median.
         ratio: The median of ours / base over the rounds.
         low, high: The bootstrap interval of that median (95 %).
-        limit: What the ratio may be at most, or at least where more is better.
+        limit: The highest permitted ratio, or the lowest one where more is better.
         met: Whether the ratio keeps to the limit.
         clear: Whether there were enough rounds, and the whole interval lies on the same side of the limit.
     """
@@ -55,9 +55,9 @@ def compare(
 
     Args:
         measure: The name of the measure.
-        layer: Which layer of both.
+        layer: The layer of both.
         ours: Our figures by name.
-        base: Those of the base.
+        base: The figures of the base by name.
         tolerance: By how many percent a figure of ours may be worse.
     """
     return [
@@ -68,7 +68,7 @@ def compare(
 
 
 def more_is_better(figure: str) -> bool:
-    """Return whether a figure counts things a second, or is a share of what should be; all others are costs."""
+    """Return whether a figure counts things per second, or is a share of a maximum; all others are costs."""
     return figure.endswith(("_per_s", "_share"))
 
 

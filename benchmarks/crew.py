@@ -1,4 +1,4 @@
-"""The processes of one measure: start them, talk to them, notice when one fails, end them.
+"""The processes of one measure: start them, exchange values, notice failures, end them.
 
 A *role* is a module-level function, plain or `async`, that runs in a process of its own. Its first argument is its
 `Line` to the harness. Processes are spawned, never forked: each is as fresh as a server's worker.
@@ -27,7 +27,7 @@ class WrongResultError(Exception):
 
 
 class CrewError(Exception):
-    """A process of a measure failed, or did not answer in time; the text says what it said."""
+    """A process of a measure failed, or did not answer in time; the text contains its report."""
 
 
 class Line:
@@ -41,15 +41,15 @@ class Line:
         self._end.send(value)
 
     def get(self) -> Any:
-        """Wait for the next value, blocking."""
+        """Block until the next value arrives, and return it."""
         return self._end.recv()
 
     def poll(self, seconds: float = 0.0) -> bool:
-        """Say whether a value came within that time."""
+        """Return whether a value arrives within that time."""
         return self._end.poll(seconds)
 
     async def aget(self) -> Any:
-        """Wait for the next value on the running loop."""
+        """Wait for the next value on the running loop, and return it."""
         if not self._end.poll():
             loop = asyncio.get_running_loop()
             readable: asyncio.Future[None] = loop.create_future()
@@ -62,7 +62,7 @@ class Line:
         return self._end.recv()
 
     async def arrives(self, seconds: float) -> bool:
-        """Say whether a value came within that time, and take it."""
+        """Return whether a value arrives within that time, and discard it."""
         try:
             async with asyncio.timeout(seconds):
                 await self.aget()
@@ -83,16 +83,16 @@ class _Report:
 
 
 class Reports(Line):
-    """The line of a role to the harness: what it puts is told apart from its failure."""
+    """The line of a role to the harness, which distinguishes its values from its failure."""
 
     def put(self, value: object) -> None:
         """Send a value to the harness."""
         super().put(_Report(value))
 
     def fail(self, error: Exception) -> None:
-        """Tell the harness that this role failed, and why."""
+        """Report to the harness that this role failed, and why."""
         wrong = error
-        while isinstance(wrong, ExceptionGroup):  # out of a task group
+        while isinstance(wrong, ExceptionGroup):  # raised in a task group
             wrong = wrong.exceptions[0]
         if isinstance(wrong, WrongResultError):
             super().put(_Report(wrong=str(wrong)))
@@ -120,7 +120,7 @@ class Crew:
     """The processes of one measure for one peer.
 
     Args:
-        loop: `asyncio` or `uvloop`: what `async` roles run on.
+        loop: `asyncio` or `uvloop`, on which `async` roles run.
         timeout: Seconds that `take` waits for one value.
     """
 
@@ -146,17 +146,17 @@ class Crew:
         return worker
 
     def link(self) -> tuple[Line, Line]:
-        """Two ends of a pipe, to be given to two roles."""
+        """Return two ends of a pipe, for two roles."""
         one, other = (Line(end) for end in _spawn.Pipe())
         self._lent += [one, other]
         return one, other
 
     def take(self, worker: Worker) -> Any:
-        """Wait for the next value of that worker.
+        """Wait for the next value of that worker, and return it.
 
         Raises:
-            WrongResultError: Any of the workers found a wrong count, order or content.
-            CrewError: Any of them failed, or the time is up.
+            WrongResultError: If any of the workers found a wrong count, order or content.
+            CrewError: If any of them failed, or the time has expired.
         """
         while not worker.values:
             if worker not in self._talking:
@@ -171,7 +171,7 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the processes end, or end them by pid if something went wrong."""
+        """Wait until the processes have ended, or end them by pid after an error."""
         for worker in self._workers:
             if kind is not None:
                 worker.process.terminate()

@@ -1,8 +1,8 @@
 """A program that `start` runs anew each time: it imports a layer and sends itself a message by a group.
 
-It is run by its path and imports nothing of the benchmarks, so that nothing is imported but what a layer needs. Its
-argument is JSON (`backend`, `config`, `group`, `message`, `loop`), and so is the line that it prints as soon as the
-message has come.
+It is run by its path and imports nothing of the benchmarks, so that only the imports of the layer count. Its argument
+is JSON (`backend`, `config`, `group`, `message`, `loop`), and so is the line that it prints as soon as the message has
+arrived.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ import time
 from typing import Any
 
 AGAIN_AFTER = 0.05
-"""Seconds; a layer may return from `group_add` before its server knows of it."""
+"""Seconds after which a message is sent again; a layer may return from `group_add` before its server knows."""
 
 
 def main() -> None:
-    """Time the imports, then let a message through."""
+    """Time the imports, then send and receive a message."""
     order = json.loads(sys.argv[1])
     begin = time.perf_counter()
     importlib.import_module("channels.layers")

@@ -26,7 +26,7 @@ LIMIT = "512MiB"
 SIZES = (1, 30, 1000, 4600)
 CONNECTIONS = 3
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-"""Of ZMTP 3.0 without keys (ZeroMQ RFC 23)."""
+"""The greeting of ZMTP 3.0 without keys (ZeroMQ RFC 23)."""
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def _resident(pid: int) -> float:
 
 
 def _flood(port: int, kind: str, size: int, seconds: float) -> float:
-    """Send by several connections; return the MiB that they have taken."""
+    """Send by several connections, and return the MiB that they have taken."""
     end, sent = time.monotonic() + seconds, [0.0] * CONNECTIONS
 
     def send(number: int) -> None:

@@ -1,4 +1,4 @@
-"""What the project asks of its figures: a ratio to a figure of the same run, or a share that no machine changes."""
+"""The project's goals for its figures: a ratio to a figure of the same run, or a share that no machine changes."""
 
 import statistics
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Figures = Mapping[str, Mapping[str, Mapping[int, float]]]
-"""peer -> figure -> round -> value"""
+"""The values by peer, figure and round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +15,12 @@ class Goal:
 
     Args:
         figure: The name of the figure of ours.
-        peer: Whose figure is the measure. Empty: the figure of ours itself is compared with `factor`.
+        peer: The peer to compare with. Empty: the figure of ours itself is compared with `factor`.
         relation: Whether the ratio must be at most or at least `factor`.
         factor: The limit.
         ours: Which of our layers.
         than: The name of the peer's figure, if it is another one.
-        headline: What the README calls it; without one it is in the table of all goals alone.
+        headline: Its name in the README; without one it is only in the table of all goals.
     """
 
     figure: str
@@ -34,9 +34,9 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A goal and what was found: medians, their ratio, and the extremes of the ratios of the single rounds.
+    """A goal and its result: medians, their ratio, and the extremes of the ratios of the single rounds.
 
-    `met` is None when one of the two was not measured.
+    `met` is None if one of the two was not measured.
     """
 
     measure: str

@@ -1,6 +1,6 @@
 """The messages that are sent through the layers: 200 bytes as msgpack, numbered, and checked by each receiver.
 
-Where another size is measured, the text has another length (`text_for`).
+If another size is measured, the text has another length (`text_for`).
 """
 
 import ormsgpack
@@ -16,21 +16,21 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 3 + "0123456789" * 3 + 
 
 
 def message(number: int, text: str = TEXT) -> Message:
-    """The message of that number; `PROBE` and `STOP` are numbers that are not counted."""
+    """Return the message of that number; `PROBE` and `STOP` are numbers that are not counted."""
     return {"type": KIND, "n": number, "text": text}
 
 
 def text_for(size: int) -> str:
-    """Return the text with which a message is of that size as msgpack, give or take a few bytes for its number."""
+    """Return the text with which a message has that size as msgpack, within a few bytes for its number."""
     length = size - len(ormsgpack.packb(message(0, "")))
     return (TEXT * (length // len(TEXT) + 1))[:length]
 
 
 def check(got: Message, expected: int, receiver: str, text: str = TEXT) -> None:
-    """Compare a received message with the one that must come now.
+    """Compare a received message with the one that must arrive now.
 
     Raises:
-        WrongResultError: It is another one, or its content was changed.
+        WrongResultError: If it is another one, or its content was changed.
     """
     if got != message(expected, text):
         found = got.get("n")

@@ -1,4 +1,4 @@
-"""Tables and plots for the documentation, from the JSON file of a run. Pure; called by docs/generate.py."""
+"""Tables and plots for the documentation, from the JSON file of a run, without I/O; docs/generate.py calls them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ UNITS = (
     ("_mib", " MiB"),
     ("_percent", " %"),
 )
-"""What the name of a figure ends with, and what stands behind its number."""
+"""The ends of the names of figures, each with the unit that follows its number."""
 
 WIDTH, LABELS, ROW, TOP = 820, 390, 24, 34
 TICKS = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -74,7 +74,7 @@ def goals(run: Run) -> Iterator[str]:
 
 
 def figures(run: Run, measure: str) -> Iterator[str]:
-    """Return all medians of one measure, a line a figure, a column a peer."""
+    """Return all medians of one measure, a row for each figure and a column for each peer."""
     peers = run["measures"].get(measure, {})
     names = dict.fromkeys(name for found in peers.values() for name in found)
     yield f"| figure | {' | '.join(PEERS[peer] for peer in peers)} |"
@@ -85,7 +85,7 @@ def figures(run: Run, measure: str) -> Iterator[str]:
 
 
 def about(run: Run) -> Iterator[str]:
-    """Return what the run was made with."""
+    """Return the machine, the versions and the settings of the run."""
     machine, packages = run["machine"], run["machine"]["packages"]
     rounds = run["settings"]["rounds"] or "5 or fewer, as each measure says"
     yield f"{run['date'][:10]}, {machine['cores']} cores ({machine['processor']}), Python {machine['python']},"

@@ -1,6 +1,6 @@
-"""Who is measured: channel layers, each by its import path and the CONFIG that a project would give it.
+"""The channel layers that are measured, each by its import path and the CONFIG that a project would give it.
 
-Every layer is spoken to by the Channels API only, so that ours and the peers run through the same code.
+Every layer is used by the Channels API only, so that ours and the peers run through the same code.
 """
 
 import importlib
@@ -13,10 +13,10 @@ from .servers import Addresses, free_port
 
 Message = dict[str, Any]
 
-# More than any measure has under way at once: a layer that drops is not faster.
+# More than any measure has in flight at once: a layer that drops is not faster.
 CAPACITY = 1_000_000
 LEAN = "-lean"
-"""What the name of a peer ends with if the consumers on it are those of `channels_zmq.consumers`."""
+"""The end of the name of a peer whose consumers are those of `channels_zmq.consumers`."""
 
 
 class Layer(Protocol):
@@ -32,10 +32,10 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One channel layer and its CONFIG; can be sent to another process.
+    """One channel layer and its CONFIG, which can be sent to another process.
 
     Args:
-        name: How the tables call it.
+        name: Its name in the tables.
         backend: The dotted path of the layer's class, as in CHANNEL_LAYERS.
         config: The keyword arguments of that class.
         path: Folders to import it from, if it is not the layer of this environment.
@@ -75,7 +75,7 @@ async def close(layer: Layer) -> None:
 
 
 def peer(name: str, addresses: Addresses) -> Peer:
-    """The channel layer of that name on the servers of this run, with or without `LEAN`.
+    """Return the channel layer of that name on the servers of this run, with or without `LEAN`.
 
     Args:
         name: `dedicated`, `encrypted` (the same with a key), `embedded` (reachable by TCP, on a fresh port),

@@ -1,6 +1,6 @@
 """TCP relays between processes and a server: connections that a measure can cut.
 
-The tests have one of their own: they are published without the benchmarks.
+The tests have a relay of their own: they are published without the benchmarks.
 """
 
 import asyncio
@@ -12,11 +12,11 @@ CHUNK = 65_536
 
 
 async def relay(line: Line, targets: list[list[int]]) -> None:
-    """Run relays, several for each process that a measure cuts off; report their ports, then obey.
+    """Run relays, several for each process that a measure cuts off; report their ports, then follow its orders.
 
     Args:
-        line: Takes `("cut", number)` and `("mend", number)` of a process, and `None` for the end.
-        targets: For each process the ports that its relays lead to.
+        line: Receives `("cut", number)` and `("mend", number)` for a process, and `None` for the end.
+        targets: For each process the ports to which its relays connect.
     """
     relays = [[_Relay(target) for target in ports] for ports in targets]
     for of_process in relays:
@@ -49,7 +49,7 @@ class _Relay:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
-        """Close all connections and accept none."""
+        """Close all connections, and accept no new ones."""
         if self._server is not None:
             self._server.close()
         for writer in self._open:

@@ -1,4 +1,4 @@
-"""The tables for people, and the JSON file for everything else."""
+"""The tables for people, and the JSON file for programs."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on, without anything that names the machine."""
+    """Return the facts on which the figures depend, without anything that identifies the machine."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "processor": _processor(),
@@ -38,7 +38,7 @@ def machine() -> dict[str, object]:
 
 
 def goals_table(verdicts: list[Verdict], titles: dict[str, str]) -> str:
-    """One line a goal: measure, ours, the peer's figure, the ratio with its extremes, the goal, met or missed."""
+    """Return a row for each goal: measure, ours, the peer's figure, the ratio and its extremes, goal and result."""
     rows = [("measure", "figure", "ours", "peer", "ratio", "goal", "")]
     for one in verdicts:
         goal = one.goal
@@ -59,7 +59,7 @@ def goals_table(verdicts: list[Verdict], titles: dict[str, str]) -> str:
 
 
 def figures_table(measure: Measure, medians: dict[str, dict[str, float]]) -> str:
-    """All medians of one measure, a line a figure, a column a peer."""
+    """Return all medians of one measure, a row for each figure and a column for each peer."""
     peers = list(medians)
     names = list(dict.fromkeys(name for peer in peers for name in medians[peer]))
     rows = [(measure.name, *peers)]
@@ -68,13 +68,13 @@ def figures_table(measure: Measure, medians: dict[str, dict[str, float]]) -> str
 
 
 def comparison_table(comparisons: list[Comparison]) -> str:
-    """One line a figure: ours, the base's, their ratio with its interval, the limit, a verdict."""
+    """Return a row for each figure: ours, the base's, their ratio with its interval, the limit, a verdict."""
     rows = [("measure", "figure", "layer", "ours", "base", "ratio", "95 %", "goal", "")]
     return table(rows + [_compared(one) for one in comparisons])
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns of equal width; the first row is the head."""
+    """Return columns of equal width; the first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join((lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
@@ -114,7 +114,7 @@ def write(
 
 
 def default_path() -> Path:
-    """`results/<date>.json` beside this module; git ignores that folder."""
+    """Return `results/<date>.json` beside this module; git ignores that folder."""
     return Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
 
 

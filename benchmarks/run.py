@@ -1,7 +1,7 @@
-"""Rounds: every round measures every peer in turn, in another order each time; a figure is the median over rounds.
+"""Rounds: each one measures every peer in turn, in another order each time; a figure is the median over rounds.
 
-Slow changes of the machine (heat, neighbours) thus meet all peers alike. The base of a comparison is measured directly
-before or after ours.
+Slow changes of the machine (heat, neighbours) thus affect all peers alike. The base of a comparison is measured
+directly before or after ours.
 """
 
 import statistics
@@ -42,16 +42,16 @@ MEASURES = (
 
 OURS = ("dedicated", "embedded", "embedded-local")
 BASE = "base-"
-"""What the name of a peer of ours begins with if it runs the tree of another commit."""
+"""The prefix of the name of a peer of ours that runs the tree of another commit."""
 
 
 @dataclass(slots=True)
 class Result:
-    """All that a run found.
+    """The results of a run.
 
     Args:
         figures: measure -> peer -> figure -> round -> value.
-        failures: What was wrong, each with the measure and the peer that it names.
+        failures: Wrong results and failed processes, each with its measure and peer.
         notes: Known defects of peers that were seen and counted.
     """
 
@@ -60,18 +60,18 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
     def medians(self, measure: str) -> dict[str, dict[str, float]]:
-        """Of one measure: peer -> figure -> median over rounds."""
+        """Return the medians over rounds of one measure: peer -> figure -> median."""
         return {
             peer: {name: statistics.median(values.values()) for name, values in figures.items()}
             for peer, figures in self.figures.get(measure, {}).items()
         }
 
     def verdicts(self, measures: list[Measure]) -> list[Verdict]:
-        """Every goal of these measures, judged."""
+        """Return a verdict on every goal of these measures."""
         return [judge(one.name, goal, self.figures.get(one.name, {})) for one in measures for goal in one.goals]
 
     def comparisons(self, tolerance: float) -> list[Comparison]:
-        """Every figure of ours beside that of the base."""
+        """Return every figure of ours beside that of the base."""
         return [
             comparison
             for measure, peers in self.figures.items()
@@ -83,7 +83,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A peer that is measured, and on what."""
+    """A peer to measure, and its bench."""
 
     label: str
     peer: str
@@ -93,11 +93,11 @@ class Entry:
 def run(
     measures: list[Measure], rounds: int | None, loop: str, quick: bool, skip: set[str], base: str | None = None
 ) -> Result:
-    """Measure.
+    """Run the measures, and return their results.
 
     Args:
-        measures: What to measure.
-        rounds: How often; as often as each measure takes, if None.
+        measures: The measures to run.
+        rounds: The number of rounds; the default of each measure if None.
         loop: `asyncio` or `uvloop`, for every process of every layer.
         quick: Small sizes, whose figures mean nothing.
         skip: Peers to leave out.
@@ -124,7 +124,7 @@ def run(
 
 
 def _entries(peer: str, bench: Bench, base: Bench | None) -> list[Entry]:
-    """Return a peer, and the base's one of the same kind, to be measured directly after each other."""
+    """Return a peer, and that of the base of the same kind, to be measured directly after each other."""
     entries = [Entry(peer, peer, bench)]
     if base is not None and peer in OURS:
         entries.append(Entry(BASE + peer, peer, base))
@@ -132,13 +132,13 @@ def _entries(peer: str, bench: Bench, base: Bench | None) -> list[Entry]:
 
 
 def _order(pairs: list[list[Entry]], turn: int) -> list[list[Entry]]:
-    """Return who comes when: each round begins with another peer, and every other one has the base first."""
+    """Return the order of a round: each begins with another peer, and every other one has the base first."""
     start = turn % len(pairs) if pairs else 0
     return [pair[::-1] if turn % 2 else pair for pair in pairs[start:] + pairs[:start]]
 
 
 def _measure_once(measure: Measure, entries: list[Entry], turn: int, result: Result) -> None:
-    """Measure a peer, and the base's one if there is one: side by side where the measure can, else in this order."""
+    """Measure a peer, and that of the base if there is one: side by side if the measure can, else in this order."""
     for group in [entries] if measure.in_turns else [[entry] for entry in entries]:
         began, labels = time.monotonic(), " and ".join(entry.label for entry in group)
         try:

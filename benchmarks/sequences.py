@@ -1,8 +1,8 @@
-"""`python -m benchmarks.sequences`: what sequence numbers cost, in time and memory, on both sides.
+"""`python -m benchmarks.sequences`: the cost of sequence numbers, in time and memory, on both sides.
 
 Prints for growing numbers of topics (of one sender) and of runs (senders of one topic): nanoseconds for each message,
 and bytes of memory for each entry. Beyond the size of two generations a sender forgets topics before it uses them
-again, and their receivers cannot see losses; the last column says which share of the messages began a run anew.
+again, and their receivers cannot notice losses; the last column is the share of the messages that began a new run.
 """
 
 import time

@@ -1,9 +1,9 @@
 """The msgpack libraries on messages as Channels carries them. Figures: us to encode and to decode, and the size.
 
 A channel layer must refuse a dict whose keys are not str, because no library reads such a message back by default.
-ormsgpack refuses it when encoding. msgspec and msgpack encode it; for them a walk over the message in Python is what
-it costs to refuse, and is measured as `+ keys` beside the library alone. What each does with other values is tried
-too, below the table.
+ormsgpack refuses it when encoding. msgspec and msgpack encode it; to refuse it with them costs a walk over the message
+in Python, which is measured as `+ keys` beside the library alone. The table below shows how each library handles other
+values.
 """
 
 import datetime as dt
@@ -48,7 +48,7 @@ Codec = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 
 def report(quick: bool = False) -> str:
-    """Measure and return the tables."""
+    """Measure, and return the tables."""
     rounds, seconds = (3, 0.002) if quick else (9, 0.05)
     rows: list[tuple[str, ...]] = [
         ("message", "library", "bytes", "encode us", "decode us", "both us", "ratio to ormsgpack")
@@ -59,7 +59,7 @@ def report(quick: bool = False) -> str:
 
 
 def codecs() -> dict[str, Codec]:
-    """The libraries, as a layer would use them; `+ keys` refuses keys that are not str before encoding."""
+    """Return the libraries as a layer would use them; `+ keys` refuses keys that are not str before encoding."""
     msgpack = importlib.import_module("msgpack")  # it ships no type information
     encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder()
     packer = msgpack.Packer(autoreset=True)
@@ -76,7 +76,7 @@ def refuse_other_keys(value: object) -> None:
     """Walk over a message and refuse dict keys that are not str.
 
     Raises:
-        TypeError: There is one.
+        TypeError: If there is such a key.
     """
     if type(value) is dict:
         for key, inner in value.items():
@@ -122,7 +122,7 @@ def _rows(name: str, content: Message, rounds: int, seconds: float) -> list[tupl
 
 
 def _time(call: Callable[[Any], object], value: object, seconds: float) -> float:
-    """Microseconds a call, from as many calls as fit into about that time."""
+    """Return the microseconds for a call, from as many calls as fit into about that time."""
     start = time.perf_counter()
     call(value)
     once = max(time.perf_counter() - start, 1e-7)

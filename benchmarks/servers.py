@@ -30,12 +30,12 @@ STOP_TIMEOUT = 15.0
 
 
 class ServerError(Exception):
-    """A server did not start; the text says which one and what it printed."""
+    """A server did not start; the text names it and contains its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the servers of this run listen; an empty string for one that was not asked for."""
+    """Where the servers of this run listen; an empty string for a server that was not requested."""
 
     redis: str = ""
     redis_pid: int = 0
@@ -49,14 +49,14 @@ class Addresses:
 
 
 class Redis(NamedTuple):
-    """A redis-server that runs."""
+    """A running redis-server."""
 
     url: str = ""
     pid: int = 0
 
 
 class Running(NamedTuple):
-    """A forwarder that runs."""
+    """A running forwarder."""
 
     pull: str = ""
     pub: str = ""
@@ -89,7 +89,7 @@ def groups_at(addresses: Addresses, peer: str) -> int:
     if not peer.startswith("redis"):
         with urllib.request.urlopen(f"http://{addresses.forwarder_admin}/status.json", timeout=START_TIMEOUT) as answer:
             return int(json.load(answer)["groups"])
-    import redis  # only here: most processes of a run need none
+    import redis  # only here: most processes of a run do not need it
 
     with redis.Redis.from_url(addresses.redis) as client:
         names = client.keys("*group*") if peer == "redis-core" else client.pubsub_channels("*group*")
@@ -106,7 +106,7 @@ def free_port() -> int:
 
 @contextmanager
 def redis_server(port: int = 0, keeps_in: str = "") -> Iterator[Redis]:
-    """A redis-server that drops no slow subscriber.
+    """Start a redis-server that drops no slow subscriber.
 
     Args:
         port: Where it listens; 0: anywhere.
@@ -128,11 +128,11 @@ def redis_server(port: int = 0, keeps_in: str = "") -> Iterator[Redis]:
 
 @contextmanager
 def forwarder(environment: Mapping[str, str], ports: tuple[int, int] = (0, 0)) -> Iterator[Running]:
-    """Our forwarder with its default settings, queues and metrics on.
+    """Start our forwarder with its default settings, queues and metrics on.
 
     Args:
         environment: Further variables.
-        ports: Of producers and of subscribers; 0: any.
+        ports: The ports of producers and of subscribers; 0: any.
     """
     pull, pub = (f"tcp://127.0.0.1:{port or free_port()}" for port in ports)
     admin = f"127.0.0.1:{free_port()}"
@@ -146,10 +146,10 @@ def forwarder(environment: Mapping[str, str], ports: tuple[int, int] = (0, 0)) -
 
 @contextmanager
 def c_proxy() -> Iterator[tuple[str, str, int]]:
-    """Raw libzmq: PULL to PUB by `zmq_proxy`, which is C; yields its addresses and its pid.
+    """Run raw libzmq: PULL to PUB by `zmq_proxy`, which is C; yields its addresses and its pid.
 
-    PUB, for XPUB would hand it subscriptions that it cannot pass on to PULL: it then never sleeps again, and keeps one
-    core busy for whatever is measured on the same machine.
+    It uses PUB, because XPUB would receive subscriptions that the proxy cannot forward to PULL: it then never sleeps
+    again, and keeps one core busy, which disturbs every measure on the same machine.
     """
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe()
@@ -162,7 +162,7 @@ def c_proxy() -> Iterator[tuple[str, str, int]]:
         pull, pub = ours.recv()
         yield pull, pub, process.pid or 0
     finally:
-        ours.close()  # which is what ends it
+        ours.close()  # which ends the proxy
         process.join(STOP_TIMEOUT)
         if process.is_alive():
             process.kill()

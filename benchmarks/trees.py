@@ -23,18 +23,18 @@ PACKAGES = ("channels_zmq", "channels_zmq_forwarder")
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A commit and the folders to import its packages from.
+    """A commit and the folders from which its packages are imported.
 
     Args:
         commit: The abbreviated hash.
-        path: What stands in front of `sys.path` in each process that runs this tree.
+        path: The first entries of `sys.path` in each process that runs this tree.
     """
 
     commit: str
     path: tuple[str, ...]
 
     def environment(self) -> dict[str, str]:
-        """Return what a program needs to run this tree."""
+        """Return the environment variables with which a program runs this tree."""
         return {"PYTHONPATH": os.pathsep.join(self.path)}
 
 

@@ -1,9 +1,9 @@
 """`python -m benchmarks.webhook`: how long a review takes.
 
-One replica of the webhook as a real process, asked over TLS from this process, as an API server asks it: reviews of a
-pod with three containers by connections that stay open, at a fixed rate whether or not the answers are there yet. Times
-count from the moment at which a review was due, so that one that had to wait counts with its waiting. The status is 0
-if every answer was right, also when the goal was missed; 1 if one was not; 2 if the webhook did not start.
+One replica of the webhook as a real process, which this process queries over TLS, as an API server does: reviews of a
+pod with three containers by connections that stay open, at a fixed rate whether or not the answers have arrived. Times
+count from the moment at which a review was due, so that a delayed one counts with its delay. The status is 0 if every
+answer was right, also when the goal was missed; 1 if one was not; 2 if the webhook did not start.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NAME = "localhost"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was measured; times in milliseconds."""
+    """The measured figures; times in milliseconds."""
 
     reviews: int
     rate: float
@@ -88,7 +88,7 @@ def uid(number: int) -> str:
 
 
 def review(number: int) -> bytes:
-    """Return a review under a uid of its own."""
+    """Return a review with a uid of its own."""
     request = {
         "uid": uid(number),
         "kind": {"group": "", "version": "v1", "kind": "Pod"},
@@ -100,7 +100,7 @@ def review(number: int) -> bytes:
 
 
 def fault(number: int, answer: Any) -> str:
-    """Return what is wrong with an answer; nothing if it is right."""
+    """Return the fault of an answer, or an empty text if it is right."""
     response = answer["response"]
     if response["uid"] != uid(number):
         return f"review {number} got the answer to another one"
@@ -111,10 +111,10 @@ def fault(number: int, answer: Any) -> str:
 
 @contextmanager
 def webhook() -> Iterator[tuple[int, ssl.SSLContext]]:
-    """Run one replica; yield its port, and a context that trusts it.
+    """Run one replica, and yield its port and a context that trusts it.
 
     Raises:
-        ServerError: It did not start.
+        ServerError: If it does not start.
     """
     pair = certificates.renewed(None, [NAME], certificates.now())
     port, admin = free_port(), free_port()
@@ -147,7 +147,7 @@ async def _until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
 
 
 async def measure(port: int, context: ssl.SSLContext, rate: float, seconds: float) -> tuple[Figures, list[str]]:
-    """Send reviews at a rate for some seconds; return the figures, and what was wrong."""
+    """Send reviews at a rate for some seconds, and return the figures and the faults."""
     url = f"https://{NAME}:{port}/mutate"
     times: list[float] = []
     faults: list[str] = []
@@ -186,7 +186,7 @@ async def measure(port: int, context: ssl.SSLContext, rate: float, seconds: floa
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the flags, measure, print, write the JSON file."""
+    """Parse the flags, measure, print, and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.webhook", description="How long a review takes.")
     parser.add_argument("--rate", type=float, default=200.0, help="reviews a second (default: 200)")
     parser.add_argument("--seconds", type=float, default=20.0, help="for how long (default: 20)")

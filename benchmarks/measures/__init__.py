@@ -1,1 +1,1 @@
-"""One module a measure: its roles (what runs in other processes), its peers, its figures and their units."""
+"""One module for each measure: its roles (the code of other processes), its peers, its figures and their units."""

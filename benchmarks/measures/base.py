@@ -1,4 +1,4 @@
-"""What a measure is, and what it is given."""
+"""The definition of a measure, and its environment."""
 
 import os
 import time
@@ -26,7 +26,7 @@ class Bench:
         loop: `asyncio` or `uvloop`.
         quick: Small sizes, whose figures mean nothing.
         notes: Known defects of peers are added here.
-        path: Folders to import our layers from, if they are those of another commit.
+        path: Folders from which our layers are imported, if they are those of another commit.
     """
 
     addresses: Addresses
@@ -36,44 +36,44 @@ class Bench:
     path: tuple[str, ...] = ()
 
     def peer(self, name: str, **config: object) -> Peer:
-        """The channel layer of that name on this run's servers, with further keyword arguments of its class."""
+        """Return the channel layer of that name on this run's servers, with further keyword arguments of its class."""
         found = peer(name, self.addresses)
         return replace(found, path=self.path, config={**found.config, **config})
 
     @contextmanager
     def alone(self, name: str) -> Iterator["Bench"]:
-        """Servers for the peer of that name alone, whose memory no other measure has used."""
+        """Start servers for the peer of that name alone, whose memory no other measure has used."""
         with servers({name}, self.environment()) as addresses:
             yield replace(self, addresses=addresses)
 
     def environment(self) -> dict[str, str]:
-        """What a program needs to run our layers."""
+        """Return the environment variables with which a program runs our layers."""
         return {"PYTHONPATH": os.pathsep.join(self.path)} if self.path else {}
 
     def server(self, name: str) -> int:
-        """The pid of the server that the peer of that name uses."""
+        """Return the pid of the server that the peer of that name uses."""
         return self.addresses.redis_pid if name.startswith("redis") else self.addresses.forwarder_pid
 
     def crew(self) -> Crew:
-        """No processes yet."""
+        """Return a crew without processes."""
         return Crew(self.loop)
 
     def size(self, full: int, quick: int) -> int:
-        """The full size, or the one of a smoke test."""
+        """Return the full size, or the one of a smoke test."""
         return quick if self.quick else full
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Something to measure for several peers.
+    """One measure for several peers.
 
     Args:
-        name: What `--only` takes.
-        title: What the table says.
-        peers: Whom it is measured for, ours first.
+        name: The name for `--only`.
+        title: The title of the table.
+        peers: The peers that are measured, ours first.
         run: Measures one peer once and returns figures by name; the end of a name is its unit.
-        goals: What is asked of the figures.
-        at_most: The number of rounds, where one takes so long that few have to do.
+        goals: The goals for the figures.
+        at_most: The number of rounds, if one takes so long that a few must suffice.
         in_turns: Measures one peer once on several benches side by side, for figures that scatter more than they
             differ if the benches are measured one after the other.
     """
@@ -87,7 +87,7 @@ class Measure:
     in_turns: Callable[[Sequence[Bench], str], list[Figures]] | None = None
 
     def rounds(self, wanted: int | None) -> int:
-        """Return how many rounds to run, if the caller wants so many, or as many as it takes."""
+        """Return the number of rounds that the caller wants, or by default as many as the measure needs."""
         return self.at_most if wanted is None else wanted
 
     def measured(self, benches: Sequence[Bench], name: str) -> list[Figures]:
@@ -98,22 +98,22 @@ class Measure:
 
 
 def fresh(prefix: str) -> str:
-    """A name that no earlier round has used."""
+    """Return a name that no earlier round has used."""
     return f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
 def percentile(values: list[int], percent: float) -> float:
-    """The nearest-rank percentile of times in ns, in us."""
+    """Return the nearest-rank percentile of times in ns, in us."""
     ordered = sorted(values)
     rank = max(0, min(len(ordered) - 1, round(percent / 100 * len(ordered)) - 1))
     return ordered[rank] / 1_000
 
 
 def cpu_seconds(pid: int) -> float:
-    """The CPU time of a process so far, in seconds, on Linux; `/proc/PID/stat` counts it in steps of 10 ms."""
+    """Return the CPU time of a process so far, in seconds, on Linux; `/proc/PID/stat` has steps of 10 ms."""
     return time.clock_gettime(~pid << 3 | 2)  # the clock that clock_getcpuclockid(3) names
 
 
 def private_bytes(pid: int) -> int:
-    """The memory that a process shares with no other."""
+    """Return the bytes of memory that a process shares with no other one."""
     return int(psutil.Process(pid).memory_full_info().uss)

@@ -1,14 +1,13 @@
 """The share of messages that arrive although connections are cut, and while servers are replaced.
 
 One process sends 200 messages a second to a group with a member in each of two others. `cuts`: the connections of these
-two are closed and refused for 2 s every 10 s. `replacement`, at the same time and elsewhere: everything that serves
-them is replaced, as a rollout does it. Ours: two forwarders, each of which ends when another one is ready, as with our
-operator. Redis: the server is ended by SIGTERM and started again at its port, twice, with its data as its defaults keep
-them.
+two are closed and refused for 2 s every 10 s. `replacement`, at the same time and elsewhere: all their servers are
+replaced, as in a rollout. Ours: two forwarders, each of which ends when another one is ready, as with our operator.
+Redis: the server is ended by SIGTERM and started again at its port, twice, with its data as its defaults keep them.
 
-A figure is what the receivers got, over what was sent, from 0 to 1. Late is not lost: a sender waits for a call as long
-as it takes, and a receiver has `LATE` for the last message. Where `receive` raises, which ends a consumer of Channels,
-it is called again; that is counted and noted. Of ours no message may arrive twice or out of order.
+A figure is the share of the sent messages that the receivers got, from 0 to 1. Late is not lost: a sender waits for a
+call as long as it takes, and a receiver has `LATE` for the last message. If `receive` raises, which ends a consumer of
+Channels, it is called again; that is counted and noted. Of ours no message may arrive twice or out of order.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ from .base import Bench, Figures, Measure, fresh
 RECEIVERS = 2
 A_SECOND = 200
 CYCLES, CALM, CUT, RECOVERY = 2, 4, 2, 4
-"""Of `cuts`: how often, and seconds before, of and after each cut."""
+"""The cycles of `cuts`: their number, and the seconds before, of and after each cut."""
 REST = 1.0
 """Seconds of traffic before and after each step of a replacement."""
 LATE = 15.0
@@ -72,7 +71,7 @@ def _cut(bench: Bench, name: str) -> float:
 
 
 def _reached_by(bench: Bench, ports: list[int]) -> Bench:
-    """Return the servers as they are reached by relays."""
+    """Return a bench whose servers are reached through relays."""
     tcp = [f"tcp://127.0.0.1:{port}" for port in ports]
     redis = f"redis://127.0.0.1:{ports[0]}/0"
     return replace(bench, addresses=Addresses(redis=redis, forwarder_pull=tcp[0], forwarder_pub=tcp[-1]))
@@ -87,7 +86,7 @@ def _replace(bench: Bench, name: str) -> float:
 
 
 def _redis(stack: ExitStack, bench: Bench, name: str) -> tuple[Peer, Callable[[], None]]:
-    """Start a server with its data on disk; return how to replace it."""
+    """Start a server with its data on disk, and return a peer and a function that replaces it."""
     port, folder = free_port(), stack.enter_context(tempfile.TemporaryDirectory())
     running = stack.enter_context(ExitStack())
     server = running.enter_context(redis_server(port, folder))
@@ -103,7 +102,10 @@ def _redis(stack: ExitStack, bench: Bench, name: str) -> tuple[Peer, Callable[[]
 
 
 def _forwarders(stack: ExitStack, bench: Bench, name: str) -> tuple[Peer, Callable[[], None]]:
-    """Start two forwarders; return how to replace both, the new one first, with three addresses for the three."""
+    """Start two forwarders, and return a peer and a function that replaces both, the new one first.
+
+    CONFIG has three addresses for the three.
+    """
     ports = [(free_port(), free_port()) for _ in range(3)]
     running = [stack.enter_context(ExitStack()) for _ in ports]
     for one, pair in zip(running[:2], ports[:2], strict=True):
@@ -123,7 +125,7 @@ def _forwarders(stack: ExitStack, bench: Bench, name: str) -> tuple[Peer, Callab
 def _share(
     what: str, bench: Bench, crew: Crew, sender: Peer, receivers: list[Peer], disturb: Callable[[], None]
 ) -> float:
-    """Return the share that arrives of what is sent while something is done to the layer."""
+    """Return the share of messages that arrive while the layer is disturbed."""
     group, links = fresh("group"), [crew.link() for _ in receivers]
     reading = [crew.start(receive, other, peer, group) for peer, (_, other) in zip(receivers, links, strict=True)]
     sending = crew.start(send, [one for one, _ in links], sender, group)
@@ -142,7 +144,7 @@ def _share(
 
 
 def share(what: str, bench: Bench, name: str, seen: list[list[int]], sent: int) -> float:
-    """Return the share of what was sent to each receiver that they saw, one list for each.
+    """Return the share of the sent messages that the receivers saw, from one list for each.
 
     Raises:
         WrongResultError: If messages of the run arrived twice, out of order, or were never sent.
@@ -158,7 +160,7 @@ def share(what: str, bench: Bench, name: str, seen: list[list[int]], sent: int) 
 
 
 async def send(line: Line, links: list[Line], peer: Peer, group: str) -> None:
-    """Send at the rate until the harness says stop, and then that it was the last one until that is heard."""
+    """Send at the rate until the harness stops it, then repeat a last message until the harness ends it."""
     logging.disable()
     layer = peer.open()
     unreached = links
@@ -185,7 +187,7 @@ async def send(line: Line, links: list[Line], peer: Peer, group: str) -> None:
 
 
 async def receive(line: Line, link: Line, peer: Peer, group: str) -> None:
-    """Read until the last message, or until it is too late; report the numbers, and how often `receive` raised."""
+    """Read until the last message, or until it is too late; report the numbers, and how many times `receive` raised."""
     logging.disable()
     layer = peer.open()
     channel = await layer.new_channel()

@@ -1,4 +1,4 @@
-"""What encryption costs: the dedicated layer with a key beside the one without, in turns.
+"""The cost of encryption: the dedicated layer with a key beside the one without, in turns.
 
 Figures: those of `throughput` and of `round_trip`, where each message is sealed and opened once, and is 200 bytes.
 """
@@ -10,7 +10,7 @@ from .base import Bench, Figures, Measure
 
 
 def run(bench: Bench, name: str) -> Figures:
-    """Measure with or without a key once."""
+    """Measure once, with a key or without."""
     return throughput.run(bench, name) | round_trip.run(bench, name)
 
 

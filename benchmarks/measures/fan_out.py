@@ -2,7 +2,7 @@
 
 Figures, for each size: `p50_us`, from before `group_send` until the last member has the message (one message at a
 time); `deliveries_per_s`, messages times members, with several messages sent one after another without waiting. A
-member is what a consumer is: a task that loops over `receive()` of its own channel.
+member is like a consumer: a task that loops over `receive()` of its own channel.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ def run(bench: Bench, name: str) -> Figures:
 async def send(
     line: Line, link: Line, peer: Peer, groups: dict[int, str], single: dict[int, int], burst: dict[int, int]
 ) -> None:
-    """Send one by one, each when the last member has had the one before; then a burst."""
+    """Send one message after the other, each when the last member has the one before; then send a burst."""
     layer = peer.open()
     for size in SIZES:
         await layer.group_send(groups[size], message(PROBE))
@@ -62,7 +62,7 @@ async def send(
 async def receive(
     line: Line, link: Line, peer: Peer, groups: dict[int, str], single: dict[int, int], burst: dict[int, int]
 ) -> None:
-    """Run the members; tell the sender when the last one has a message (in the burst: the last message)."""
+    """Run the members, and report to the sender when the last one has a message, of the burst the last message."""
     layer = peer.open()
     for size in SIZES:
         tally = _Tally(link, size, single[size], single[size] + burst[size])
@@ -78,7 +78,7 @@ async def receive(
 
 
 class _Tally:
-    """How many members still have to get each message."""
+    """How many members still lack each message."""
 
     def __init__(self, link: Line, members: int, single: int, total: int) -> None:
         self.messages = [message(number) for number in range(total)]

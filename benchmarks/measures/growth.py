@@ -1,13 +1,13 @@
-"""What becomes dearer as the layer grows: by idle consumers and groups, clients, forwarders, and bytes of a message.
+"""Costs that increase as the layer grows: by idle consumers and groups, clients, forwarders, and message size.
 
 The size is a part of a figure's name. `p50_us`: from before `group_send` until the one member, in another process, has
-the message. `client_cpu_percent` and `server_cpu_percent`: of a core, what the process of the consumers and the server
-(all forwarders together) use while nothing happens, over `REST`.
+the message. `client_cpu_percent` and `server_cpu_percent`: percent of a core that the process of the consumers and the
+server (all forwarders together) use while nothing happens, over `REST`.
 
-- `consumers`: so many wait in the member's process, each in a group of its own. Fewer for Redis core, whose receive
-  loops take long to begin.
-- `clients`: processes that are connected to a forwarder, simulated by raw sockets that say hello as one does.
-- `forwarders`: so many serve both processes.
+- `consumers`: the number that wait in the member's process, each in a group of its own. Fewer for Redis core, whose
+  receive loops take long to begin.
+- `clients`: processes that are connected to a forwarder, simulated by raw sockets that send a hello as one does.
+- `forwarders`: the number that serve both processes.
 - `bytes`: of the message.
 """
 
@@ -36,7 +36,7 @@ FORWARDERS = (1, 2, 4, 8)
 BYTES = (100, 1_000, 10_000, 100_000, 1_000_000)
 SENDS = 200
 REST = 2
-"""Seconds over which processes at rest are measured."""
+"""Seconds for which processes at rest are measured."""
 HELLO_WITHIN = 30.0
 PROBE_SECONDS = 0.05
 
@@ -46,7 +46,7 @@ def run(bench: Bench, name: str) -> Figures:
     figures = _by_consumers(bench, name) | _by_bytes(bench, name)
     if name == "dedicated":
         figures |= _by_forwarders(bench, name)
-        if not bench.path:  # the raw sockets speak the protocol of this tree
+        if not bench.path:  # the raw sockets use the protocol of this tree
             figures |= _by_clients(bench, name)
     return figures
 
@@ -100,7 +100,7 @@ def _by_clients(bench: Bench, name: str) -> Figures:
 
 
 def _at_rest(prefix: str, bench: Bench, pair: "_Pair", servers: list[int]) -> Figures:
-    """Return how much of a core is used while nothing happens."""
+    """Return the percentage of a core that each side uses while nothing happens."""
     groups = {"client": [pair.member.pid], "server": servers}
     before = {side: sum(map(cpu_seconds, pids)) for side, pids in groups.items()}
     began = time.monotonic()
@@ -120,12 +120,12 @@ class _Pair:
         self._crew, self._sender = crew, sender
 
     def grow(self, consumers: int) -> None:
-        """Let there be so many idle consumers."""
+        """Add idle consumers until there are this many."""
         self.member.line.put(("grow", consumers))
         self._crew.take(self.member)
 
     def p50(self, count: int, size: int = 200) -> float:
-        """Return the time of a message of that size, in us."""
+        """Return the median time of messages of that size, in us."""
         self.member.line.put(("read", count, size))
         self._sender.line.put((count, size))
         times: list[int] = self._crew.take(self._sender)
@@ -145,7 +145,7 @@ def _pair(crew: Crew, peer: Peer) -> Iterator[_Pair]:
 
 
 async def send(line: Line, link: Line, peer: Peer, group: str) -> None:
-    """Send so many messages of a size as the harness says, each when the member has the one before."""
+    """Send as many messages of a size as the harness requests, each when the member has the one before."""
     layer = peer.open()
     await layer.group_send(group, message(PROBE))
     while not await link.arrives(PROBE_SECONDS):
@@ -163,7 +163,7 @@ async def send(line: Line, link: Line, peer: Peer, group: str) -> None:
 
 
 async def wait(line: Line, link: Line, peer: Peer, group: str) -> None:
-    """Be the member of the group; read messages, or make idle consumers, as the harness says."""
+    """Run the member of the group, which reads messages or adds idle consumers as the harness requests."""
     layer = peer.open()
     channel = await layer.new_channel()
     await layer.group_add(group, channel)
@@ -192,7 +192,7 @@ async def _read(layer: Layer, channel: str, link: Line, count: int, text: str, w
 
 
 def be_clients(line: Line, pull: str, pub: str) -> None:
-    """Be as many clients of a forwarder as the harness says."""
+    """Connect as many clients to a forwarder as the harness requests."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with zmq.Context() as context, ExitStack() as clients:

@@ -1,4 +1,4 @@
-"""Consumers that wait for messages which do not come: what `memory` and `growth` have many of."""
+"""Consumers that wait for messages that never arrive: `memory` and `growth` have many of them."""
 
 import asyncio
 import gc
@@ -8,10 +8,10 @@ from benchmarks.messages import PROBE, message
 from benchmarks.peers import Layer, Message
 
 AT_A_TIME = 64
-"""Calls under way: fewer than the connections that a Redis layer may open, which are 100."""
+"""The number of calls in flight: fewer than the connections that a Redis layer may open, which are 100."""
 PROBE_SECONDS = 0.05
 REST = 0.2
-"""Seconds in which tasks that were made have begun to wait."""
+"""Seconds within which new tasks have begun to wait."""
 
 
 class Consumers:
@@ -23,7 +23,7 @@ class Consumers:
         self._layer = layer
 
     async def add(self, count: int) -> None:
-        """Make consumers; return when the server knows of them as far as it will."""
+        """Add consumers, and wait until the server knows them as far as it will."""
         for first in range(0, count, AT_A_TIME):
             made = [self._layer.new_channel() for _ in range(min(AT_A_TIME, count - first))]
             for channel in await asyncio.gather(*made):
@@ -32,7 +32,7 @@ class Consumers:
         await self.settle()
 
     async def join(self, memberships: Iterable[tuple[str, str]]) -> None:
-        """Add channels to groups; return when the server knows of it."""
+        """Add channels to groups, and wait until the server knows of it."""
         calls: list[Awaitable[None]] = []
         for group, channel in memberships:
             calls.append(self._layer.group_add(group, channel))
@@ -43,13 +43,13 @@ class Consumers:
         await self.settle()
 
     async def end(self) -> None:
-        """Stop waiting."""
+        """Cancel all reads."""
         for read in self.reads:
             read.cancel()
         await asyncio.wait(self.reads)
 
     async def settle(self) -> None:
-        """Return when all commands so far are carried out: one more channel gets a message, in turn behind them."""
+        """Wait until all commands so far are done: one more channel gets a message, which follows them."""
         channel = await self._layer.new_channel()
         reads = asyncio.create_task(self._layer.receive(channel))
         while not reads.done():

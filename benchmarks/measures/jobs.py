@@ -5,7 +5,7 @@ number of jobs over the time from the first send to the last receive. Then one c
 `send_p50_us` (ours returns when the forwarder has confirmed the job, Redis core when Redis has stored it).
 
 Each job must reach exactly one worker, and each worker must see the jobs of a coroutine in their order. Redis core is
-known to hand a part of the jobs out twice as soon as two processes read; that is counted and noted instead of ending
+known to deliver a part of the jobs twice as soon as two processes read; that is counted and noted instead of ending
 the run, and its jobs/s counts each job once. Redis pub/sub is not measured: it delivers every job to every worker.
 """
 
@@ -79,7 +79,7 @@ async def send(line: Line, link: Line, peer: Peer, channel: str, each: int, conf
 
 
 async def work(line: Line, peer: Peer, channel: str) -> None:
-    """Read until a stop; report what was read, and when the last job of the first part came."""
+    """Read until a stop, and report the jobs that were read, and when the last job of the first part arrived."""
     layer = peer.open()
     seen: list[Job] = []
     end = 0
@@ -96,15 +96,15 @@ async def work(line: Line, peer: Peer, channel: str) -> None:
         if got["lane"] != CONFIRMED:
             end = time.monotonic_ns()
     line.put((seen, end))
-    await line.aget()  # the loop runs on meanwhile: a layer hands back what it had prefetched
+    await line.aget()  # the loop continues meanwhile: a layer returns the jobs that it had prefetched
     await close(layer)
 
 
 def check_jobs(bench: Bench, name: str, seen: list[list[Job]], expected: set[Job]) -> None:
-    """Compare what the workers saw, one list for each, with the jobs that were sent.
+    """Compare the jobs that the workers saw, one list for each, with those that were sent.
 
     Raises:
-        WrongResultError: A job was lost, changed its number, came twice or out of order.
+        WrongResultError: If a job was lost, changed its number, or arrived twice or out of order.
     """
     times = Counter(job for one in seen for job in one)
     lost, strange = expected - times.keys(), times.keys() - expected

@@ -1,13 +1,14 @@
-"""WebSockets that come and go, 1,000 a second, each in two groups: how long joining takes, and what is left behind.
+"""WebSockets that come and go, 1,000 a second, each in two groups: how long joining takes, and what it leaves.
 
 Each makes a channel and waits on it, joins a group of its own and one of 50 rooms, and leaves both `LIFE` later: 2,000
 joins and 2,000 leaves a second for `SECONDS`, in one process. A peer that cannot keep up has at most `BUSY` to do at a
 time; `joins_per_s` is the rate that it reached. Figures of `group_add`: p50 and p99 in us, of the own group, which is
 new to the process and to the server, and of the room, where others of the process are already. (Ours and Redis core
-return when the membership is in force, Redis pub/sub when it has written the command.) Then, of the server: connections
-at most and after the last has left, its memory before and after in MiB, and the groups that it still has.
+return when the membership is in force, Redis pub/sub when it has written the command.) Then, of the server: the
+highest number of connections and the number after the last has left, its memory before and after in MiB, and the
+groups that it still has.
 
-Those who are there when the time is over get one message by each of their two groups before they leave.
+WebSockets that are present at the end get one message by each of their two groups before they leave.
 """
 
 import asyncio
@@ -30,16 +31,18 @@ from .base import Bench, Figures, Measure, fresh, percentile, private_bytes
 
 SECONDS = 10
 A_SECOND = 1_000
-"""WebSockets."""
+"""The number of WebSockets that arrive each second."""
 ROOMS = 50
 LIFE = 2.0
-"""Seconds."""
+"""Seconds for which each WebSocket stays."""
 BUSY = 64
-"""WebSockets that join or leave at the same time; with more than 100 the calls of Redis core raise, for want of
-connections."""
+"""The number of WebSockets that join or leave at the same time.
+
+With more than 100 the calls of Redis core raise, for lack of connections.
+"""
 LOOK_EVERY = 0.25
 FORGET_WITHIN = 5.0
-"""Seconds that a server has to forget the last groups."""
+"""Seconds within which a server must have forgotten the last groups."""
 PROBE_SECONDS = 0.05
 
 
@@ -70,7 +73,7 @@ def run(bench: Bench, name: str) -> Figures:
 
 
 async def serve(line: Line, peer: Peer, names: str, seconds: int) -> None:
-    """Let WebSockets come and go; report the joins a second and their times, and when all have left."""
+    """Let WebSockets join and leave, and report the joins a second and their times, and when all have left."""
     layer = peer.open()
     storm = _Storm(layer, names, peer.name)
     await storm.come(0)
@@ -105,7 +108,7 @@ class _Storm:
         self._busy = asyncio.Semaphore(BUSY)
 
     async def run(self, seconds: int) -> float:
-        """Let them come at the rate, or as fast as the layer can; return the joins a second."""
+        """Let WebSockets join at the rate, or as fast as the layer can, and return the joins a second."""
         begin, number = time.monotonic(), 0
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._leave_when_due(begin + seconds))
@@ -127,7 +130,7 @@ class _Storm:
         self._present.append(_WebSocket(channel, groups, number, reads, time.monotonic() + LIFE))
 
     async def leave(self) -> None:
-        """Let the one leave that is there for longest."""
+        """Let the WebSocket leave that has stayed longest."""
         one = self._present.popleft()
         for group in one.groups:
             await self._layer.group_discard(group, one.channel)
@@ -137,7 +140,7 @@ class _Storm:
             raise WrongResultError(f"{self._name}: a message that was not sent: {one.reads.result()}")
 
     async def deliver(self) -> None:
-        """Send to each group of those who are there, and let each read its two messages."""
+        """Send to each group of the present WebSockets, and let each of them read its two messages."""
         await self._settle()
         for one in self._present:
             await self._layer.group_send(one.groups[0], message(one.number))
@@ -155,7 +158,7 @@ class _Storm:
                 tasks.create_task(self.leave()).add_done_callback(self._release)
 
     async def _settle(self) -> None:
-        """Return when all subscriptions are in force: that of one more channel is later than all others."""
+        """Wait until all subscriptions are in force: that of one more channel follows all others."""
         channel = await self._layer.new_channel()
         reads = asyncio.create_task(self._layer.receive(channel))
         while not reads.done():

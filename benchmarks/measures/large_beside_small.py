@@ -1,4 +1,4 @@
-"""Small messages beside large ones: 1,000 of 200 bytes a second, while messages of 1 MB come ten times a second.
+"""Small messages beside large ones: 1,000 of 200 bytes a second, and ten of 1 MB a second.
 
 One process sends the small ones to a group and another the large ones to another group; a third one has a consumer in
 each. So the server and the connection of the third carry both, as they do for any application. Figures: p50 and p99 in
@@ -21,7 +21,7 @@ LARGE = 1_000_000
 """Bytes: a little less than the default of `max_message_size`, 1 MiB."""
 SMALL_A_SECOND, LARGE_A_SECOND = 1_000, 10
 TENTHS = 25
-"""Of a second, for which each of both is measured."""
+"""Tenths of a second for which each of both is measured."""
 PROBE_SECONDS = 0.05
 
 Times = list[int]
@@ -57,7 +57,7 @@ def run(bench: Bench, name: str) -> Figures:
 
 
 async def send(line: Line, link: Line, peer: Peer, group: str, text: str, rate: int, counts: list[int]) -> None:
-    """Send so many messages at a rate, and again, whenever the harness says so."""
+    """Send a number of messages at a rate each time when the harness requests it."""
     layer = peer.open()
     await layer.group_send(group, message(PROBE, text))
     while not await link.arrives(PROBE_SECONDS):
@@ -80,7 +80,7 @@ async def send(line: Line, link: Line, peer: Peer, group: str, text: str, rate: 
 
 
 async def receive(line: Line, links: list[Line], peer: Peer, groups: tuple[str, str], counts: tuple[int, int]) -> None:
-    """Receive small ones, then small and large ones; report when each came."""
+    """Receive small messages, then small and large ones, and report when each arrived."""
     layer = peer.open()
     channels = [await layer.new_channel() for _ in groups]
     texts = TEXT, text_for(LARGE)

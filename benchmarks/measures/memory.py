@@ -1,12 +1,12 @@
-"""What is kept for consumers that wait, in bytes for each: of a consumer, of a membership, and of a group.
+"""Memory for waiting consumers, in bytes for each: of a consumer, of a membership, and of a group.
 
 Four processes make `COUNT` consumers together: channels, each with a task in `receive`. Then all of these join one
-group, and then each a group of its own, which makes as many groups as consumers. What the processes (`client`) and the
-server take more after each step is divided by the number of consumers (`consumers`; nothing is extrapolated): of the
-memory that they share with no other process (USS). So the task of a consumer is part of the figure, for every layer,
-and the one membership part of the group's.
+group, and then each a group of its own, which makes as many groups as consumers. The memory that the processes
+(`client`) and the server add at each step is divided by the number of consumers (`consumers`; nothing is extrapolated).
+It is the memory that they share with no other process (USS). So the task of a consumer is part of the figure, for every
+layer, and the one membership part of the group's.
 
-In the end all consumers get one message by the group of all, and it is checked that each did.
+At the end all consumers get one message by the group of all, and the run checks that each did.
 """
 
 from benchmarks.crew import Line
@@ -54,7 +54,7 @@ def run(bench: Bench, name: str) -> Figures:
 
 
 async def wait(line: Line, peer: Peer, own: str, everyone: str, count: int) -> None:
-    """Make consumers, their memberships and groups, step by step; then let each read one message."""
+    """Make consumers, their memberships and groups, step by step, then let each consumer read one message."""
     layer = peer.open()
     warm = Consumers(layer)
     await warm.add(AT_A_TIME)
@@ -78,7 +78,7 @@ async def wait(line: Line, peer: Peer, own: str, everyone: str, count: int) -> N
 
 
 async def send_to_all(line: Line, peer: Peer, group: str) -> None:
-    """Send the one message."""
+    """Send the one message to the group of all consumers."""
     layer = peer.open()
     await layer.group_send(group, message(0))
     line.put("sent")

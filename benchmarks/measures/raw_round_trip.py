@@ -1,7 +1,7 @@
 """The limit of `round_trip`: raw libzmq, without a serializer, by the C proxy.
 
 One PUSH and one SUB socket on each side, 200 bytes behind the topic. `raw` receives by blocking in libzmq, with no
-event loop at all: nothing that serves asyncio can be as quick. `raw-asyncio` reads the SUB socket through its FD on
+event loop at all: nothing that serves asyncio can be as fast. `raw-asyncio` reads the SUB socket through its FD on
 an event loop, as any layer for asyncio must.
 """
 
@@ -35,7 +35,7 @@ def run_raw(bench: Bench, name: str) -> Figures:
 
 
 def raw_ask(line: Line, pull: str, pub: str, own: bytes, other: bytes, count: int) -> None:
-    """Role A on raw sockets, blocking."""
+    """Run role A on raw sockets that block."""
     with zmq.Context() as context:
         push, sub = _sockets(context, pull, pub, own)
         push.send(other + _frame(PROBE))
@@ -56,7 +56,7 @@ def raw_ask(line: Line, pull: str, pub: str, own: bytes, other: bytes, count: in
 
 
 def raw_answer(line: Line, pull: str, pub: str, own: bytes, other: bytes, count: int) -> None:
-    """Role B on raw sockets, blocking."""
+    """Run role B on raw sockets that block."""
     with zmq.Context() as context:
         push, sub = _sockets(context, pull, pub, own)
         expected = 0
@@ -72,7 +72,7 @@ def raw_answer(line: Line, pull: str, pub: str, own: bytes, other: bytes, count:
 
 
 async def raw_asyncio_ask(line: Line, pull: str, pub: str, own: bytes, other: bytes, count: int) -> None:
-    """Role A on raw sockets, the SUB socket read through its FD."""
+    """Run role A on raw sockets, and read the SUB socket through its FD."""
     with zmq.Context() as context:
         push, sub = _sockets(context, pull, pub, own)
         reader = _Reader(sub)
@@ -96,7 +96,7 @@ async def raw_asyncio_ask(line: Line, pull: str, pub: str, own: bytes, other: by
 
 
 async def raw_asyncio_answer(line: Line, pull: str, pub: str, own: bytes, other: bytes, count: int) -> None:
-    """Role B on raw sockets, the SUB socket read through its FD."""
+    """Run role B on raw sockets, and read the SUB socket through its FD."""
     with zmq.Context() as context:
         push, sub = _sockets(context, pull, pub, own)
         reader = _Reader(sub)
@@ -114,7 +114,7 @@ async def raw_asyncio_answer(line: Line, pull: str, pub: str, own: bytes, other:
 
 
 class _Reader:
-    """Reads one socket on the running loop; its FD is edge-triggered, so every wake-up drains it."""
+    """A reader of one socket on the running loop; its FD is edge-triggered, so every wake-up drains it."""
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
         self._socket = socket

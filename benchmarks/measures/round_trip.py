@@ -1,7 +1,7 @@
 """Round trip between two processes: A sends to B, B answers, A has the answer. Figures: p50 and p99 in us.
 
-By a channel (`send` to the other's own channel) and by a group with one member. The limit is raw libzmq with plain
-blocking receives; `raw-asyncio` is printed for information and is not a goal (`raw_round_trip`).
+The messages go to a channel (`send` to the other's own channel) and to a group with one member. The limit is raw libzmq
+with plain blocking receives; `raw-asyncio` is printed for information and is not a goal (`raw_round_trip`).
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from .raw_round_trip import run_raw
 
 PROBE_SECONDS = 0.05
 BURST = 250
-"""Round trips in a row of one of two trees that are compared."""
+"""The number of successive round trips of one of two trees that are compared."""
 WARM_UP = 10
-"""Round trips before each burst that are not counted: the processor's caches are full of the other tree."""
+"""Round trips before each burst that are not counted, as the processor's caches are full of the other tree."""
 
 
 def run(bench: Bench, name: str) -> Figures:
@@ -59,7 +59,10 @@ def _start(crew: Crew, peer: Peer, way: str, count: int) -> tuple[Worker, Worker
 
 
 async def ask(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str]) -> None:
-    """Role A: send, wait for the answer, note the time in ns; as often as the harness says, until that is 0."""
+    """Role A: send, wait for the answer, and record the time in ns.
+
+    It repeats this as many times as the harness requests, until that is 0.
+    """
     layer = peer.open()
     own, other = await _meet(layer, link, way, groups[0], groups[1])
     await _reach(layer, own, other, way)
@@ -82,7 +85,7 @@ async def ask(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, s
 
 
 async def answer(line: Line, link: Line, peer: Peer, way: str, groups: tuple[str, str], count: int) -> None:
-    """Role B: send back what came."""
+    """Role B: send each message back."""
     layer = peer.open()
     own, other = await _meet(layer, link, way, groups[1], groups[0])
     expected = 0
@@ -108,7 +111,7 @@ async def _meet(layer: Layer, link: Line, way: str, group: str, other_group: str
 
 
 async def _reach(layer: Layer, own: str, other: str, way: str) -> None:
-    """Send probes until one came back. The read is never cancelled: that ends a channel of Redis pub/sub."""
+    """Send probes until one has returned. The read is never cancelled: that ends a channel of Redis pub/sub."""
     back = asyncio.create_task(layer.receive(own))
     while not back.done():
         await _send(layer, way, other, message(PROBE))

@@ -1,9 +1,9 @@
 """How long a process takes to start. Figures in ms, each the median of several fresh interpreters.
 
-`first_message_ms`, from before the process is made until its first message is through: it makes a layer, joins a group,
-sends to it and receives. `import_ms`: what importing the layer's module takes once `channels.layers` is imported, as
+`first_message_ms`, from before the process is made until it has its first message: it makes a layer, joins a group,
+sends to it and receives. `import_ms`: the time of importing the layer's module once `channels.layers` is imported, as
 any project with Channels does; `channels_import_ms` is the latter, for comparison. A management command, a test run and
-every worker that a server starts take that much longer by a layer.
+every worker that a server starts take that much longer with a layer.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""A stream of events over many groups, as AWX sends them. Figures: events/s, and CPU time in us an event.
+"""A stream of events over many groups, as AWX sends them. Figures: events/s, and CPU time in us per event.
 
 One process sends events of 1 kB, in turn for 200 jobs that run at the same time, each of which has a group. Eight
 processes serve the browsers. A job is watched by consumers in two of the processes, so that each process has 50
 consumers and gets a quarter of the events: the progress of a job has few viewers and is never sent to all. A layer that
 loses is not faster, so the sender keeps to a window (`WINDOW`) and every consumer checks all events of its job.
 
-The CPU time is that of all nine processes and of the server. Where there are fewer cores than that, it decides.
+The CPU time is that of all nine processes and of the server. With fewer cores than that, it decides.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from .base import Bench, Figures, Measure, cpu_seconds, fresh
 CONSUMERS = 8
 JOBS = 200
 WATCHERS = 2
-"""Processes with a consumer for a job."""
+"""The number of processes that have a consumer for a job."""
 TEXT = text_for(1_000)
 WINDOW = 2_000
-"""Events under way. All of them may wait for one process, and XPUB may drop from 5,000 on (`throughput`)."""
+"""Events in flight. All of them may wait for one process, and XPUB may drop from 5,000 on (`throughput`)."""
 ACKNOWLEDGE_EVERY = 50
 PROBE_SECONDS = 1.0
 
@@ -81,7 +81,7 @@ async def produce(line: Line, links: list[Line], peer: Peer, groups: list[str], 
 
 
 async def consume(line: Line, link: Line, peer: Peer, groups: list[str], index: int, count: int) -> None:
-    """Run a consumer for each job that is watched here; acknowledge what they have got in all."""
+    """Run a consumer for each job that is watched here, and acknowledge the number of events that they all have."""
     layer = peer.open()
     jobs = [job for job in range(JOBS) if index in watchers(job)]
     channels = [await layer.new_channel() for _ in jobs]
@@ -99,7 +99,7 @@ async def consume(line: Line, link: Line, peer: Peer, groups: list[str], index: 
 
 
 class _Window:
-    """What the consumers have acknowledged, and so how far the producer may go."""
+    """The events that the consumers have acknowledged, and therefore the limit for the producer."""
 
     def __init__(self, links: list[Line]) -> None:
         self.end = WINDOW

@@ -2,7 +2,7 @@
 
 This is a WSGI view, a Celery task or a management command: every call makes a new event loop. The group has one
 member: in another process where the layer reaches one, else in the same process (`inmemory`, `embedded-local`). It
-reads and checks all messages afterwards, wherever it is: a reader that is busy meanwhile would take the caller's time
+reads and checks all messages afterwards in either case: a reader that is busy meanwhile would take the caller's time
 on a machine with few cores, and only from the layers that reach another process. `floor` is `async_to_sync` of a
 coroutine that does nothing.
 """
@@ -71,13 +71,13 @@ def call_nothing(line: Line, count: int) -> None:
 
 
 async def receive(line: Line, link: Line, peer: Peer, group: str, count: int) -> None:
-    """The member of the group in another process."""
+    """Run the member of the group in another process."""
     layer = peer.open()
     channel = await layer.new_channel()
     await layer.group_add(group, channel)
     check(await layer.receive(channel), PROBE, "probe")
     link.put("reached")
-    link.get()  # the loop stands still until all is sent
+    link.get()  # the loop is blocked until everything is sent
     await _read_all(layer, channel, count, peer.name)
     link.put("done")
     line.put("done")
@@ -94,7 +94,7 @@ async def _read_all(layer: Layer, channel: str, count: int, name: str) -> None:
 
 
 async def _nothing(group: str, content: Message) -> None:
-    """What `floor` calls."""
+    """Do nothing, as the call that `floor` measures."""
 
 
 def _time_in_a_thread(layer: Layer | None, group: str, count: int) -> list[int]:

@@ -1,10 +1,11 @@
-"""Messages a second from one process to one other, pipelined, 200 bytes each. Figures: messages/s.
+"""Messages per second from one process to one other, pipelined, 200 bytes each. Figures: messages/s.
 
 The sender sends as fast as it may; the receiver reads everything in one loop over `receive()`. The time runs from
 before the first send to after the last receive (the clock is the system's monotonic one, the same for both
-processes). `WINDOW` bounds what is under way, in the same way for everyone, so that no layer is quick by dropping. It
-is below *half* of the smallest high-water mark on the way (10,000 at the forwarder): libzmq tells the writer of a pipe
-what was read only after every half of the mark, so XPUB may drop from 5,000 frames under way on.
+processes). `WINDOW` bounds the messages in flight, in the same way for every peer, so that no layer is fast by
+dropping. It is below *half* of the smallest high-water mark on the path (10,000 at the forwarder): libzmq reports to
+the writer of a pipe how much was read only after every half of the mark, so XPUB may drop from 5,000 frames in flight
+on.
 """
 
 import time

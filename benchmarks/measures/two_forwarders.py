@@ -1,12 +1,12 @@
-"""What a second forwarder adds: messages over 1,000 groups by one or two forwarders. Figure: messages a CPU second.
+"""The gain of a second forwarder: messages over 1,000 groups by one or two. Figure: messages per CPU second.
 
 One process sends, one receives; the figure is the number of messages over the CPU time of the forwarder that has used
 most. On a machine with enough cores that is the one which sets the limit; here cores are shared with the sender and the
-receiver, so that messages/s would show these. Two forwarders carry at most twice as much: as far as the homes of the
-groups are spread evenly.
+receiver, so that messages/s would show these. Two forwarders carry at most twice as much, if the homes of the groups
+are spread evenly.
 
-A forwarder that has nothing to do for most of the time takes more time for a message than a busy one, which takes many
-at once. So the forwarders stand still (SIGSTOP) until about `BACKLOG` messages have been sent to each, again and again.
+A forwarder that is idle for most of the time takes more time for a message than a busy one, which takes many at once.
+So the forwarders are frozen (SIGSTOP) until about `BACKLOG` messages have been sent to each, again and again.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from .base import Bench, Figures, Measure, cpu_seconds, fresh
 
 GROUPS = 1_000
 BACKLOG = 3_000
-"""For each forwarder: fewer than the window of a link takes."""
+"""The backlog of each forwarder, which is less than the window of a link."""
 FORWARDERS = {"one-forwarder": 1, "two-forwarders": 2}
 
 
@@ -57,7 +57,7 @@ def run(bench: Bench, name: str) -> Figures:
 async def send(
     line: Line, link: Line, peer: Peer, groups: list[str], count: int, backlog: int, pids: list[int]
 ) -> None:
-    """Send to all groups in turns, so many messages at once, and wait until the receiver has them."""
+    """Send a backlog of messages to all groups in turns, and wait until the receiver has them, again and again."""
     layer = peer.open()
     await link.aget()
     await _use_all(layer, peer)
@@ -91,7 +91,7 @@ async def _use_all(layer: Layer, peer: Peer) -> None:
 
 
 async def receive(line: Line, link: Line, peer: Peer, groups: list[str], count: int, backlog: int) -> None:
-    """Read everything, and check it: the order holds for each group, as its forwarder is the same."""
+    """Read and check everything: the order holds for each group, as its forwarder is the same."""
     layer = peer.open()
     channel = await layer.new_channel()
     for group in groups:

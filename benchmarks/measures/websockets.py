@@ -1,12 +1,12 @@
-"""A room of 1,000 WebSockets, served by two uvicorn processes with Channels consumers; one process sends to the room.
+"""A room of 1,000 WebSockets, served by two uvicorn processes with Channels consumers; one process sends to it.
 
-The consumers do what Channels' tutorial does: they join the group, and pass on each of its messages as JSON text; those
+The consumers do what Channels' tutorial does: they join the group, and send each of its messages as JSON text; those
 of a peer with `-lean` are of `channels_zmq.consumers`, the others of Channels. The browsers are one process of TCP
 connections that read WebSocket frames (without compression) and check each.
 
 Figures. One message at a time, from before `group_send` until the last browser has it: `last_p50_us`, `last_p99_us`;
 `cpu_us_per_delivery` is the CPU time of the sender, the servers and the forwarder or Redis meanwhile, for each browser
-that got a message. Then as many messages as the layer carries, with a few under way: `messages_per_s`. Then, at 20, 50
+that got a message. Then as many messages as the layer carries, with a few in flight: `messages_per_s`. Then, at 20, 50
 and 80 % of that rate, the time of each single delivery from the moment for which its message was planned:
 `load_20_p99_us` and so on.
 """
@@ -35,17 +35,17 @@ from .base import Bench, Figures, Measure, cpu_seconds, fresh, percentile
 
 SERVERS = 2
 WARM_UP = 3
-"""Messages that are not counted."""
+"""The number of first messages that are not counted."""
 UNDER_WAY = 4
-"""Messages that may be under way while the rate is measured."""
+"""The number of messages that may be in flight while the rate is measured."""
 LOADS = (20, 50, 80)
-"""Percent of the rate."""
+"""The loads, in percent of the rate."""
 PACED_SECONDS = 2.5
 TEXT_FRAME, PING, PONG = 0x81, 0x89, 0x8A
-"""First bytes of WebSocket frames."""
+"""The first bytes of WebSocket frames."""
 MASKED = 0x80
 LONG_FRAME, HUGE_FRAME = 126, 127
-"""Lengths in the second byte of a WebSocket frame that say: the length follows in 2 bytes, or in 8."""
+"""Values of the length byte of a WebSocket frame after which the length follows in 2 or in 8 bytes."""
 
 
 def run(bench: Bench, name: str) -> Figures:
@@ -95,7 +95,7 @@ def _cpu(crew: Crew, workers: tuple[Worker, ...]) -> float:
 
 
 async def serve(line: Line, peer: Peer, room: str, port: int, lean: bool) -> None:
-    """Serve the room by one process, with our consumers or those of Channels."""
+    """Serve the room in one process, with our consumers or those of Channels."""
     peer.layer_class()
     settings.configure(CHANNEL_LAYERS={"default": {"BACKEND": peer.backend, "CONFIG": peer.config}})
 
@@ -119,7 +119,7 @@ async def serve(line: Line, peer: Peer, room: str, port: int, lean: bool) -> Non
 
 
 async def send(line: Line, link: Line, peer: Peer, room: str) -> None:
-    """Send to the room as the harness asks."""
+    """Send to the room as the harness requests."""
     layer, numbers = peer.open(), itertools.count()
 
     async def send_next() -> int:
@@ -152,7 +152,7 @@ async def send(line: Line, link: Line, peer: Peer, room: str) -> None:
 
 
 async def _paced(link: Line, send_next: Any, count: int, interval: int) -> dict[int, int]:
-    """Send at planned moments, however late the ones before are; return these moments by number."""
+    """Send at planned moments, however late the earlier ones were, and return these moments by number."""
     planned, start = {}, time.monotonic_ns() + interval
     for turn in range(count):
         at = start + turn * interval
@@ -164,7 +164,7 @@ async def _paced(link: Line, send_next: Any, count: int, interval: int) -> dict[
 
 
 async def browse(line: Reports, link: Line, ports: list[int], sockets: int) -> None:
-    """Be all browsers; report to the sender when the last one has a message."""
+    """Run all browsers, and report to the sender when the last one has a message."""
     loop, room = asyncio.get_running_loop(), _Room(line, link, sockets)
     browsers: list[_Browser] = []
     for number in range(sockets):
@@ -182,7 +182,7 @@ async def browse(line: Reports, link: Line, ports: list[int], sockets: int) -> N
 
 
 class _Room:
-    """When each message arrived, at any browser."""
+    """The times at which each message arrived at the browsers."""
 
     def __init__(self, line: Reports, link: Line, sockets: int) -> None:
         self.times: defaultdict[int, list[int]] = defaultdict(list)
@@ -191,7 +191,7 @@ class _Room:
         self._texts: list[bytes] = []
 
     def text(self, number: int) -> bytes:
-        """Return what the message of that number has to be."""
+        """Return the text that the message of that number must have."""
         while number >= len(self._texts):
             self._texts.append(json.dumps({"n": len(self._texts), "text": TEXT}).encode())
         return self._texts[number]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-PATIENCE = 5.0  # seconds that a child may take to leave after each signal
+PATIENCE = 5.0  # seconds within which a child must exit after each signal
 COLOURS = (36, 32, 33, 35)  # of a terminal: cyan, green, yellow, magenta
 
 
@@ -25,7 +25,7 @@ class Child:
 
 
 class Children:
-    """A context: leaving it stops the children, the last started first."""
+    """A context that stops the children when it ends, the child that started last first."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,7 +50,7 @@ class Children:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            # A terminal's Ctrl-C goes to its whole group; who stops when is decided here.
+            # A terminal sends Ctrl-C to its whole process group; the order of stopping is decided here.
             start_new_session=True,
         )
         colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
@@ -68,7 +68,7 @@ class Children:
         await child.printing
 
     async def first_to_end(self) -> str:
-        """Wait until a child ends that was not killed here, and return what to say about it."""
+        """Wait until a child ends that was not killed here, and return a message about it."""
         return await self._ended.get()
 
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
@@ -77,7 +77,7 @@ class Children:
 
 async def _stop(child: Child) -> None:
     child.watching.cancel()
-    # SIGINT first: everything here takes it as "leave in order".
+    # SIGINT first: every child exits in order at it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             child.process.send_signal(number)

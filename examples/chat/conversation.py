@@ -1,6 +1,6 @@
-"""Two people in a room, over real WebSockets: what the demo says to itself, and how long a message takes.
+"""Two people in a room, over real WebSockets: the conversation of the demo, and how long a message takes.
 
-Run by itself it takes the address of a site, `python conversation.py http://chat-web:8000`, and lets the first two
+As a program it takes the address of a site, `python conversation.py http://chat-web:8000`, and lets the first two
 processes behind that name talk to each other.
 """
 
@@ -23,7 +23,7 @@ PATIENCE = 60.0  # seconds for one message: a worker or a forwarder may still be
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Seconds from one page's socket to another's, of each message."""
+    """The seconds that each message took from one page's socket to another's."""
 
     samples: list[float]
 
@@ -33,13 +33,13 @@ class Latency:
 
 
 async def converse(first: str, second: str, messages: int = 200, *, page: str = "") -> Latency:
-    """Let two people talk in the lobby, then count the time of more messages in another room.
+    """Let two people talk in the lobby, then measure the time of more messages in another room.
 
     Args:
-        first: address of the web process that serves the first person, "http://127.0.0.1:8000".
-        second: the same of the second person.
-        messages: how many to measure.
-        page: the address that their browsers show, where it is another than that of the process.
+        first: Address of the web process that serves the first person, "http://127.0.0.1:8000".
+        second: The same of the second person.
+        messages: How many to measure.
+        page: The address that their browsers show, if it is not that of the process.
     """
     async with Person(first, "lobby", "Ada", page) as ada, Person(second, "lobby", "Bo", page) as bo:
         await bo.sees(await ada.says(f"Hello! I am served by {ada.process}."))
@@ -63,7 +63,7 @@ async def _exchange(ada: "Person", bo: "Person", messages: int) -> list[float]:
 
 
 class Person:
-    """Somebody's page in a room, without the page."""
+    """A person's page in a room, without a browser."""
 
     def __init__(self, site: str, room: str, name: str, page: str = "") -> None:
         self.name = name
@@ -87,13 +87,13 @@ class Person:
         return self._socket
 
     async def says(self, text: str) -> str:
-        """Say something and return its key."""
+        """Send a message, and return its key."""
         key = secrets.token_hex(12)
         await self.socket.send(json.dumps({"type": "say", "key": key, "text": text}))
         return key
 
     async def sees(self, key: str, *, finished: bool = False) -> None:
-        """Wait until the entry is here; `finished`: until its job is done."""
+        """Wait until the entry has arrived; `finished`: until its job is done."""
 
         def wanted(message: dict[str, Any]) -> bool:
             entries = message["entries"] if message["type"] == "entries" else []
@@ -102,7 +102,7 @@ class Person:
         await self._until(wanted)
 
     async def learns_of_the_layer(self, *, up: bool) -> None:
-        """Wait for the news that the layer has gone, or is back."""
+        """Wait for the announcement that the layer is away, or back."""
         await self._until(lambda message: message["type"] == "layer" and message["up"] is up)
 
     async def _until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Person:
 
 
 def processes(site: str) -> list[str]:
-    """Return the addresses behind the name of a site, as sites of their own."""
+    """Return the addresses behind the name of a site, each as a site of its own."""
     parts = urlsplit(site)
     port = parts.port or 80
     found = socket.getaddrinfo(parts.hostname, port, socket.AF_INET, socket.SOCK_STREAM)

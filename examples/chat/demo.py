@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 READY_PATIENCE = 30.0  # seconds
 FORWARDERS = 2
 ANY = range(20_000, 32_000)
-"""Below the ports that systems give to connecting sockets, one of which could take a port that is free for a moment."""
+"""The ports to try, below those that systems give to connecting sockets, one of which could take a free port."""
 LOCAL = ("127.0.0.1", "localhost")
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def prepare_environment(options: argparse.Namespace) -> None:
-    """Set what the mode decides; all else in the environment, such as a serializer, stays as it is."""
+    """Set the variables of the mode, and keep all others in the environment, such as a serializer."""
     for key in (
         "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS",
         "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS",
@@ -58,7 +58,7 @@ def prepare_environment(options: argparse.Namespace) -> None:
     ):
         os.environ.pop(key, None)
     if options.host not in LOCAL:
-        # Under which name a phone comes is not known; the demo shows nothing that a stranger may not see.
+        # The name that a phone uses for this host is unknown; the demo shows nothing confidential.
         os.environ.setdefault("CHAT_ALLOWED_HOSTS", "*")
 
 
@@ -136,7 +136,7 @@ def stop_by_signals() -> asyncio.Event:
 
 
 async def until_stopped(stop: asyncio.Event, show: Coroutine[Any, Any, None], trouble: Awaitable[str]) -> int:
-    """Run the demo until it ends, is stopped, or fails; return the exit code."""
+    """Run the demo until it ends, is stopped, or fails, and return the exit code."""
     showing, stopping = asyncio.create_task(show), asyncio.create_task(stop.wait())
     troubled = asyncio.ensure_future(trouble)
     tasks: set[asyncio.Future[Any]] = {showing, stopping, troubled}
@@ -166,10 +166,10 @@ async def ended(task: asyncio.Task[None], text: str) -> str:
 
 
 async def ready(address: str) -> None:
-    """Ask until the address answers with 200.
+    """Query the address until it answers with 200.
 
     Raises:
-        TimeoutError: it did not within 30 seconds.
+        TimeoutError: If it does not within 30 seconds.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READY_PATIENCE
@@ -209,7 +209,7 @@ def free_port_from(host: str, port: int) -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return ports that are free on this host; all are held until the last is found, so they differ."""
+    """Return ports that are free on this host; all are held until the last one is found, so they differ."""
     with ExitStack() as held:
         sockets = [held.enter_context(bind("127.0.0.1", 0)) for _ in range(number)]
         return [sock.getsockname()[1] for sock in sockets]

@@ -1,4 +1,4 @@
-"""The forwarders of the demo: started, killed when a page asks for it, and started again."""
+"""The forwarders of the demo: started, killed when a page requests it, and started again."""
 
 import asyncio
 import os
@@ -10,17 +10,17 @@ from channels_zmq import channel_layers_from_env
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 ASKED, PAGES = "forwarders", "counting.pages"
-"""The normal channel by which pages ask, and the group that hears how the forwarders are: see chat/counting.py."""
+"""The normal channel for requests of pages, and the group that gets the forwarders' states: see chat/counting.py."""
 AWAY = 3.0
 """Seconds until a killed forwarder is started again."""
 
 
 class Forwarders:
-    """As many forwarders as there are pairs of ports.
+    """The forwarders, one for each triple of ports.
 
     Args:
-        children: Which they belong to.
-        ports: Of each PULL, XPUB and the status page.
+        children: The processes of the demo, which the forwarders join.
+        ports: The ports for PULL, XPUB and the status page of each forwarder.
     """
 
     def __init__(self, children: Children, ports: list[tuple[int, int, int]]) -> None:
@@ -31,17 +31,17 @@ class Forwarders:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which processes find them."""
+        """The environment variables with the forwarders' addresses."""
         pulls, pubs = (",".join(f"tcp://127.0.0.1:{one[place]}" for one in self._ports) for place in (0, 1))
         return {"CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": pulls, "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": pubs}
 
     @property
     def status_pages(self) -> list[str]:
-        """Where each has its status page."""
+        """The addresses of the forwarders' status pages."""
         return [f"http://127.0.0.1:{admin}" for _, _, admin in self._ports]
 
     async def start(self, index: int) -> None:
-        """Start one."""
+        """Start the forwarder with this index."""
         pull, pub, admin = self._ports[index]
         addresses = ["--pull-address", f"tcp://127.0.0.1:{pull}", "--pub-address", f"tcp://127.0.0.1:{pub}"]
         admin_address = ["--admin-address", f"127.0.0.1:{admin}"]
@@ -50,8 +50,8 @@ class Forwarders:
         self.states[index] = "running"
 
     async def obey(self) -> None:
-        """Do what pages ask for, and tell them of each change."""
-        # As the web processes have it: a serializer or a prefix may be in the environment.
+        """Carry out requests of pages, and announce each change of a state to them."""
+        # The settings of the web processes: a serializer or a prefix may be in the environment.
         settings = channel_layers_from_env({**os.environ, **self.environment})["default"]
         async with DedicatedZmqChannelLayer(**settings["CONFIG"]) as layer:
             while True:

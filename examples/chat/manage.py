@@ -9,7 +9,7 @@ from types import FrameType
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat.settings")
-    # `runworker` leaves in order on Ctrl-C only, and a supervisor (Kubernetes, systemd) sends SIGTERM.
+    # `runworker` exits in order on Ctrl-C only, and a supervisor (Kubernetes, systemd) sends SIGTERM.
     signal.signal(signal.SIGTERM, interrupt)
     from django.core.management import execute_from_command_line  # the settings module has to be named first
 

@@ -25,7 +25,7 @@ LONG = "soak"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the flags, run the scenarios, print."""
+    """Parse the flags, run the scenarios, and print the figures."""
     flags = _parser().parse_args(arguments)
     options = Options(
         senders=flags.senders,

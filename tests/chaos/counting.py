@@ -1,7 +1,7 @@
 """Exact counts of messages that were lost, delivered twice or out of order, and of jobs.
 
-Pure. A sequence takes a few integers and the numbers that are missing, so a count may run for hours. A job takes twelve
-bytes in a file, which survives the worker.
+No I/O. A sequence takes a few integers and the numbers that are missing, so a count may run for hours. A job takes
+twelve bytes in a file, which survives the worker.
 """
 
 import struct
@@ -15,7 +15,7 @@ JOB = struct.Struct("!III")
 """A job in a log: its sender, its channel, its number."""
 Job = tuple[int, int, int]
 EXAMPLES = 2
-"""Gaps that are described one by one."""
+"""The number of gaps that are described one by one."""
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Sequence:
         missing: Numbers below it that have not arrived.
         twice: Arrivals of a number that had arrived before.
         disorder: First arrivals of a number after a higher one.
-        lateness: Seconds that the last message took; infinite if none has come since `Tally.forget_lag`.
+        lateness: Seconds that the last message took; infinite if none has arrived since `Tally.forget_lag`.
     """
 
     following: int = 0
@@ -71,7 +71,7 @@ class Gaps:
         self._last = self._clock()
 
     def arrived(self) -> float:
-        """Record an arrival; return its time."""
+        """Record an arrival, and return its time."""
         now = self._clock()
         if self._last is not None:
             self.longest = max(self.longest, now - self._last)
@@ -85,7 +85,7 @@ class Gaps:
 
 
 Sent = dict[int, list[int]]
-"""By sender, how many numbers it has sent of each topic."""
+"""The count of numbers that each sender has sent of each topic."""
 
 
 class Tally:
@@ -123,7 +123,7 @@ class Tally:
         return max((one.lateness for one in self._sequences.values()), default=0.0)
 
     def forget_lag(self) -> None:
-        """Count messages for `lag` from now on."""
+        """Let only later messages count for `lag`."""
         for sequence in self._sequences.values():
             sequence.lateness = inf
 
@@ -147,12 +147,12 @@ class Tally:
 
     @property
     def twice(self) -> int:
-        """Messages that arrived again."""
+        """How many messages arrived again."""
         return sum(sequence.twice for sequence in self._sequences.values())
 
     @property
     def disorder(self) -> int:
-        """Messages that arrived after a later one of their sender and topic."""
+        """How many messages arrived after a later one of their sender and topic."""
         return sum(sequence.disorder for sequence in self._sequences.values())
 
     def _of(self, sender: int, topic: int) -> Sequence:
@@ -167,7 +167,7 @@ class JobCounts:
         confirmed: Jobs whose `send` returned.
         done: Jobs that a worker did.
         lost: Confirmed jobs that no worker did.
-        twice: Repetitions of a job, by the same worker or another.
+        twice: Repetitions of a job, by the same worker or another one.
         unknown: Jobs whose `send` raised; they may have been done.
     """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 START = 90.0
-"""Seconds within which a forwarder is ready; beside others it may settle for 60 s."""
+"""Seconds within which a forwarder becomes ready; beside others it may settle for 60 s."""
 STOP = 30.0
 """Seconds within which a process exits once it was asked to; a forwarder may drain for 10 s."""
 ANSWER = 30.0
@@ -51,19 +51,19 @@ class Process:
 
     @property
     def runs(self) -> bool:
-        """Whether it is still running."""
+        """Whether the process is still running."""
         return self.popen.poll() is None
 
     def freeze(self) -> None:
-        """Suspend it by SIGSTOP."""
+        """Suspend the process by SIGSTOP."""
         self.popen.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Resume it by SIGCONT."""
+        """Resume the process by SIGCONT."""
         self.popen.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it by SIGKILL and wait for its exit."""
+        """End the process by SIGKILL, and wait for its exit."""
         self.popen.kill()
         self.popen.wait()
         self._close_pipes()
@@ -84,11 +84,11 @@ class Process:
             raise FaultError(f"{self.name} exited with status {status}{self.tail()}")
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM."""
+        """Send SIGTERM, upon which the process exits."""
         self.popen.terminate()
 
     def tail(self) -> str:
-        """Return the end of its log, as the second half of a sentence."""
+        """Return the end of the process's log, as the second half of a sentence."""
         text = self._log.read_text(encoding="utf-8", errors="replace")[-TAIL:].strip()
         return f"; its log ends:\n{text}" if text else ""
 
@@ -131,7 +131,7 @@ class ClientProcess(Process):
         return self.answer()
 
     def tell(self, verb: str, *arguments: object) -> None:
-        """Send a command without waiting; take its answer before the next command."""
+        """Send a command without waiting; `answer` must be called before the next command."""
         assert self.popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended: `answer` raises
             self.popen.stdin.write(json.dumps([verb, arguments]).encode() + b"\n")
@@ -151,7 +151,7 @@ class ClientProcess(Process):
         return result
 
     def ask_to_end(self) -> None:
-        """Close its standard input, upon which it closes its layer and exits."""
+        """Close the client's standard input, upon which it closes its layer and exits."""
         assert self.popen.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.popen.stdin.close()
@@ -172,7 +172,7 @@ class ForwarderProcess(Process):
 
     Args:
         admin: Where its admin endpoints listen.
-        flags: Further ones.
+        flags: Further flags of the program.
     """
 
     def __init__(self, name: str, log: Path, pull: str, pub: str, admin: str, flags: Iterable[str] = ()) -> None:
@@ -182,7 +182,7 @@ class ForwarderProcess(Process):
         super().__init__(name, command, log)
 
     def await_ready(self) -> None:
-        """Wait until it accepts messages.
+        """Wait until the forwarder accepts messages.
 
         Raises:
             FaultError: If it exits or is not ready in time.
@@ -192,7 +192,7 @@ class ForwarderProcess(Process):
             raise FaultError(f"{self.name} exited with status {self.popen.returncode}{self.tail()}")
 
     def jobs(self) -> int:
-        """Return how many jobs are in its queues, including those that clients have not settled.
+        """Return how many jobs are in the forwarder's queues, including those that clients have not settled.
 
         Raises:
             FaultError: If it does not answer.
@@ -220,10 +220,10 @@ class Site:
 
     Args:
         name: Name of the forwarder in reports.
-        folder: Where its log goes.
-        ports: For PULL, PUB and the admin endpoints.
+        folder: Where its log is written.
+        ports: Ports for PULL, PUB and the admin endpoints.
         host: Where PULL and PUB are bound.
-        flags: Further ones of the forwarder.
+        flags: Further flags of the forwarder.
     """
 
     def __init__(
@@ -236,12 +236,12 @@ class Site:
 
     @property
     def running(self) -> ForwarderProcess:
-        """The process; only valid while there is one."""
+        """The running process; only valid while there is one."""
         assert self.process is not None
         return self.process
 
     def start(self, group: "ProcessGroup") -> None:
-        """Start a forwarder; do not wait until it is ready."""
+        """Start a forwarder without waiting until it is ready."""
         pull, pub = (f"tcp://{self.host}:{port}" for port in (self.pull_port, self.pub_port))
         log, admin = self._folder / f"{self.name}.log", f"127.0.0.1:{self._admin_port}"
         self.process = group.add(ForwarderProcess(self.name, log, pull, pub, admin, self._flags))
@@ -267,7 +267,7 @@ class ProcessGroup:
         self._processes: list[Process] = []
 
     def add(self, process: AnyProcess) -> AnyProcess:
-        """Add a process; return it."""
+        """Add a process, and return it."""
         self._processes.append(process)
         return process
 
@@ -276,7 +276,7 @@ class ProcessGroup:
         return [process for process in self._processes if process.runs]
 
     def end(self, processes: list[Process]) -> None:
-        """Ask processes to end, all at the same time; record those that fail."""
+        """Ask processes to end, all at the same time, and record those that fail."""
         for process in processes:
             process.ask_to_end()
         for process in processes:

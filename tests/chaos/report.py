@@ -1,4 +1,4 @@
-"""The figures of a scenario, its goal, and the tables that show both. Pure."""
+"""The figures of a scenario, its goal, and the tables that show both, without I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +10,12 @@ from counting import JobCounts
 UNCOUNTED = 0.01
 """The relative error that a layer's own count of its losses may have."""
 LAX = 1_000.0
-"""Milliseconds that a short form allows at least, and adds for the latest message: the machine may be busy."""
+"""Milliseconds that a short form permits at least, and adds for the latest message: the machine may be busy."""
 HEADER = (
     *("scenario", "what happens", "times", "messages", "lost, twice, out of order", "longest silence (ms)"),
     *("latest message (ms)", "jobs confirmed", "jobs lost", "sends that raised", "result"),
 )
-"""Of the table in docs/operations.md, into which a full run is pasted."""
+"""The header of the table in docs/operations.md, into which a full run is pasted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ class Received:
 
     @property
     def counted(self) -> int:
-        """Losses that the layer itself has counted."""
+        """How many losses the layer itself has counted."""
         return sum(self.stats["dropped"].get(cause, 0) for cause in ("missed", "mailbox_full"))
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Messages or jobs per second of all senders: those asked for, and those that were sent."""
+    """Messages or jobs per second of all senders: the requested pace and the achieved one."""
 
     asked: float
     achieved: float
@@ -94,7 +94,7 @@ class Figures:
 
     @property
     def messages(self) -> int:
-        """Messages that were sent to judged receivers; a group message counts once for each of them."""
+        """How many messages were sent to judged receivers; a group message counts once for each of them."""
         return sum(one.messages for one in self.judged.values())
 
     @property
@@ -120,7 +120,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What must hold; None sets no limit.
+    """The limits of a scenario; None sets no limit.
 
     Every goal includes that nothing is delivered twice or out of order, that only jobs at risk are lost, that no job is
     done twice, that no send is refused, that layers count their losses, and that no process fails.
@@ -131,7 +131,7 @@ class Goal:
         lateness_ms: Milliseconds that a message may take.
         raised: Sends that may raise.
         confirmed: Jobs that must be confirmed.
-        pace: Share of the messages and jobs per second asked for that must be sent.
+        pace: Share of the requested messages and jobs per second that must be sent.
         growth: Factor by which the memory of a process may grow.
         trend: The same from the median of the first third of the samples to that of the last third.
         is_long_replay: Whether a receiver gets thousands of messages by one replay. It waits for them for a second,
@@ -200,7 +200,7 @@ class Outcome:
         scenario: Its name.
         what: What happens in it.
         figures: Its figures; None if it was aborted.
-        shortfalls: What fell short of the goal; empty if it was met.
+        shortfalls: The limits of the goal that it exceeded; empty if the goal was met.
         log: The ends of the logs of processes that failed.
     """
 
@@ -212,7 +212,7 @@ class Outcome:
 
     @property
     def result(self) -> str:
-        """The last column: `met`, or what fell short."""
+        """The last column: `met`, or the shortfalls."""
         return "; ".join(self.shortfalls) or "met"
 
     def line(self) -> str:
@@ -241,7 +241,7 @@ class Outcome:
         return name, self.what, number(figures.faults), *messages, *jobs, self.result
 
     def notes(self) -> list[str]:
-        """Return what has no column in the table."""
+        """Return the facts that have no column in the table."""
         figures = self.figures
         if figures is None:
             return []

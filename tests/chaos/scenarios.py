@@ -1,4 +1,4 @@
-"""The scenarios: faults under load, and what must hold."""
+"""The scenarios: faults under load, and their goals."""
 
 import time
 from collections.abc import Callable
@@ -23,10 +23,10 @@ class Scenario:
         what: What happens, for the table.
         act: Causes the faults while the load runs.
         setting: How it begins.
-        goal: What must hold.
+        goal: The limits that it must keep.
         repetitions: Number of faults.
         short: Number of faults with `--short`.
-        missing: Returns what the machine lacks for it; an empty text if nothing.
+        missing: Returns the tools or permissions that the machine lacks for it; an empty text if none.
     """
 
     name: str
@@ -142,7 +142,7 @@ def stall(stage: Stage, seconds: float = 5) -> None:
 
 
 def cut_network(stage: Stage, seconds: float = 8) -> None:
-    """Cut the network between one forwarder and some clients, in silence, for longer than they wait for an answer."""
+    """Cut the network between one forwarder and some clients, without a sign, for longer than they await an answer."""
     assert stage.network is not None
     for site in stage.in_turns():
         stage.network.cut((site.pull_port, site.pub_port))
@@ -190,7 +190,7 @@ def freeze_receiver(stage: Stage) -> None:
 def freeze_receiver_and_kill(stage: Stage) -> None:
     """Suspend a receiver, kill a forwarder that has frames queued for it, and resume the receiver.
 
-    In turns before and after forwarders give the receiver up.
+    This happens in turns before and after the forwarders disconnect the receiver.
     """
     slow = stage.random.choice(list(stage.receivers))
     for seconds, site in zip(cycle((1.5, 6)), stage.in_turns(), strict=False):
@@ -204,7 +204,7 @@ def freeze_receiver_and_kill(stage: Stage) -> None:
 
 
 def slow_down(stage: Stage) -> None:
-    """Let the first receiver take a tenth of what it is sent."""
+    """Let the first receiver take a tenth of its messages."""
     for _ in stage.repetitions():
         stage.measure_memory()
         stage.slow_down_receiver(0)
@@ -246,7 +246,7 @@ def soak(stage: Stage) -> None:
             time.sleep(min(60, seconds / 20))  # of load
 
 
-# The other forwarders carry on: silence is shorter than the start of a forwarder.
+# The other forwarders continue: silence is shorter than the start of a forwarder.
 SEVERAL = Goal(silence_ms=500, raised=0)
 
 DELAYED = Setting(sites=2, running=2, delay=0.2, job_rate=20)
@@ -288,7 +288,7 @@ SCENARIOS = [
         3,
     ),
     Scenario("kill-only", "one forwarder, killed by SIGKILL and started again", kill_in_turns, ALONE, Goal(), 20, 3),
-    # A receiver all of whose topics are at home in the frozen forwarder hears nothing until the sender gives that up.
+    # A receiver whose topics all belong to the frozen forwarder gets nothing until the sender disconnects from it.
     Scenario(
         "freeze-1-of-2", "two forwarders, one stands still for 5 s", freeze_in_turns, TWO, Goal(lateness_ms=3_500), 3
     ),
@@ -330,7 +330,7 @@ SCENARIOS = [
         10,
         3,
     ),
-    # What is sent meanwhile arrives once the connections are back.
+    # Messages that are sent meanwhile arrive once the connections are restored.
     Scenario(
         "push-stalled",
         "the connections on which all clients send stand still for 5 s",
@@ -339,7 +339,7 @@ SCENARIOS = [
         Goal(lateness_ms=6_000),
         3,
     ),
-    # The receiver gives the connection up after 3 s, and what it lacks is replayed once it has another one.
+    # The receiver closes the connection after 3 s, and missing messages are replayed on the next one.
     Scenario(
         "xsub-stalled",
         "the connection on which one receiver receives stands still for 4 s",
@@ -366,7 +366,7 @@ SCENARIOS = [
         4,
         missing=partial(missing, "ip", "iptables"),
     ),
-    # The other forwarder brings what is published by it. The rest waits in the history of the one that is cut off.
+    # The other forwarder delivers its own messages. The rest waits in the history of the one that is cut off.
     Scenario(
         "receiver-cut",
         "two forwarders, the network between one and a receiver is cut for 12 s",
@@ -385,7 +385,7 @@ SCENARIOS = [
         2,
         missing=partial(missing, "ip", "iptables"),
     ),
-    # There and back by the slow way takes 0.4 s, in which a receiver gets `prefetch` jobs of a channel at most.
+    # A round trip on the slow link takes 0.4 s, in which a receiver gets at most `prefetch` jobs of a channel.
     Scenario(
         "network-delay",
         "two forwarders, everything to and from one takes 200 ms; 20 jobs/s",
@@ -394,7 +394,7 @@ SCENARIOS = [
         Goal(lateness_ms=1_000),
         2,
     ),
-    # Forwarders give a frozen receiver up after 2.5 s: what is published for it from then on is lost.
+    # Forwarders disconnect a frozen receiver after 2.5 s: messages that are published for it afterwards are lost.
     Scenario("consumer-frozen", "a receiver stands still for 30 s", freeze_receiver, PADDED, Goal()),
     # Its mailboxes are full all the time.
     Scenario(

@@ -23,7 +23,7 @@ from traffic import Load
 TOPICS = 50
 JOB_CHANNELS = [f"jobs-{number}" for number in range(4)]
 CAPACITY = 1_000_000
-"""Of mailboxes and outboxes. It exceeds what is sent during an outage, so that no loss is due to capacity."""
+"""The capacity of mailboxes and outboxes. It exceeds an outage's messages, so that no loss is due to capacity."""
 PREFETCH = 4
 """Jobs that a forwarder hands to a receiver ahead of its readers, for each channel: the default of the layer."""
 HANDED = len(JOB_CHANNELS) * (1 + PREFETCH)
@@ -31,7 +31,7 @@ HANDED = len(JOB_CHANNELS) * (1 + PREFETCH)
 CONNECTED = 30.0
 """Seconds within which every client reconnects."""
 CAUGHT_UP = 30.0
-"""Seconds that a receiver is waited for after a fault, until its messages are recent ones."""
+"""Seconds after a fault within which a receiver's messages must be recent ones again."""
 LAG = 1.0
 """Seconds that a recent message may have taken."""
 
@@ -169,12 +169,12 @@ class Stage:
 
     @property
     def relay(self) -> Relay:
-        """The relay; only valid where there is one."""
+        """The relay; only valid if there is exactly one."""
         (relay,) = self._relays.values()
         return relay
 
     def open(self) -> None:
-        """Start everything; return when all clients are connected and all receivers have joined."""
+        """Start everything, and wait until all clients are connected and all receivers have joined."""
         if self.network is not None:
             self.network.__enter__()
         for relay in self._relays.values():
@@ -254,13 +254,13 @@ class Stage:
         self.at_risk += inside + begun - returned
 
     def freeze_receiver(self, index: int) -> None:
-        """Suspend a receiver; what it loses is reported and not judged."""
+        """Suspend a receiver, whose losses are reported and not judged."""
         self._exempt.add(index)
         self.receivers[index].freeze()
         self.at_risk += HANDED * self._running
 
     def slow_down_receiver(self, index: int) -> None:
-        """Let a receiver take about a tenth of the messages; what it loses is reported and not judged."""
+        """Let a receiver take about a tenth of the messages; its losses are reported and not judged."""
         self._exempt.add(index)
         self.receivers[index].ask("slow_down", 10 / self._rate)
 
@@ -277,7 +277,7 @@ class Stage:
         self.receivers[index].ask("begin")
 
     def change_keys(self, former: str, key: str) -> None:
-        """Give all clients another key, and revoke the former one when each has left it."""
+        """Give all clients another key, and revoke the former one once no client uses it."""
         assert self._rotation is not None, "only with `keys`"
         clients = [*self._senders, *self.receivers.values()]
         sessions, connections = [_sessions(client) for client in clients], sum(map(_connections, clients))
@@ -436,7 +436,7 @@ class Stage:
 
 
 def _is_connected(client: ClientProcess, forwarders: int) -> bool:
-    """Return whether a client sends by as many forwarders as run."""
+    """Return whether a client sends by as many forwarders as are running."""
     return [link["carries"] for link in client.ask("stats")["links"]].count(True) == forwarders
 
 

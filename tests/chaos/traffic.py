@@ -87,7 +87,7 @@ class Sender:
         return sum(self._sent_jobs), self._finished_jobs
 
     async def stop(self) -> dict[str, Any]:
-        """Stop; return how many messages and jobs were sent to each topic and channel, and the unknown jobs."""
+        """Stop, and return how many messages and jobs were sent to each topic and channel, and the unknown jobs."""
         self._stopped.set()
         seconds = time.monotonic() - self._began
         await asyncio.gather(*self._tasks)
@@ -178,11 +178,11 @@ class Receiver:
         return own
 
     async def work(self, channels: list[str]) -> None:
-        """Start to do jobs, by one reader for each channel."""
+        """Start to do jobs, with one reader for each channel."""
         self._tasks += [asyncio.create_task(self._work(channel)) for channel in channels]
 
     async def slow_down(self, pause: float) -> None:
-        """Let the readers of messages sleep for so many seconds after each message."""
+        """Let the readers of messages sleep for this number of seconds after each message."""
         self._pause = pause
 
     async def begin(self) -> None:
@@ -194,7 +194,7 @@ class Receiver:
         self._tally.gaps.end()
 
     async def forget_lag(self) -> None:
-        """Forget how late messages were so far."""
+        """Let only later messages count for the lag."""
         self._tally.forget_lag()
 
     async def lag(self) -> float:

@@ -21,7 +21,7 @@ Layer = DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
 
 @pytest.fixture
 def forwarder() -> Iterator[Forwarder]:
-    """A forwarder of this test alone."""
+    """Start a forwarder that only this test uses."""
     pull, pub = free_ports(2)
     own = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}")
     own.start()
@@ -31,7 +31,7 @@ def forwarder() -> Iterator[Forwarder]:
 
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
-    """What senders take for the forwarder's port for producers; receivers reach the forwarder itself."""
+    """Relay senders to the forwarder's port for producers; receivers connect to the forwarder directly."""
     with relay_to(forwarder.pull) as relay:
         yield relay
         close_all()
@@ -39,7 +39,7 @@ def relay(forwarder: Forwarder) -> Iterator[Relay]:
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    """A network of this test alone."""
+    """Create a network that only this test uses."""
     if lacking := missing("ip"):
         pytest.skip(lacking)
     with Network() as network:
@@ -48,7 +48,7 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture(params=["embedded-inproc", "embedded-tcp", "embedded-ipc", "dedicated"])
 def make_layer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Layer]]:
-    """Make layers of one topology and address; their connections are closed at the end."""
+    """Return a function that makes layers of one topology and address, and close their connections at the end."""
     if request.param == "dedicated":
         shared = request.getfixturevalue("forwarder")
 
@@ -70,7 +70,7 @@ def make_layer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
 
 @pytest.fixture(params=["embedded-tcp", "dedicated"])
 def make_shared_layer(request: pytest.FixtureRequest) -> Iterator[Callable[..., Layer]]:
-    """Make layers of one topology at an address that other processes reach."""
+    """Return a function that makes layers of one topology at an address that other processes can reach."""
     if request.param == "dedicated":
         config = request.getfixturevalue("forwarder").config
         yield partial(DedicatedZmqChannelLayer, **config)
@@ -81,7 +81,7 @@ def make_shared_layer(request: pytest.FixtureRequest) -> Iterator[Callable[..., 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Any]:
-    """Chromium."""
+    """Start Chromium."""
     from browsers import chromium  # only the tests with a browser need playwright
 
     async with chromium() as browser:
@@ -90,7 +90,7 @@ async def browser() -> AsyncIterator[Any]:
 
 @pytest.fixture
 def open_peer() -> Iterator[Callable[..., Peer]]:
-    """Start processes that use the layer of a CONFIG; they are killed after the test."""
+    """Return a function that starts processes with the layer of a CONFIG, and kill them after the test."""
     peers: list[Peer] = []
 
     def open_peer(loop: str = "asyncio", **config: Any) -> Peer:
@@ -104,7 +104,10 @@ def open_peer() -> Iterator[Callable[..., Peer]]:
 
 @pytest.fixture(params=[name for name in FACTORIES if name != "readerless"])
 def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Run a coroutine to its end on a new event loop, bounded in time; a module may ask for all `FACTORIES`."""
+    """Return a function that runs a coroutine on a new event loop, bounded in time.
+
+    A module may parametrize it with all `FACTORIES`.
+    """
 
     def run(coroutine: Any) -> Any:
         async def bounded() -> Any:

@@ -12,7 +12,7 @@ from channels_zmq_forwarder.listener import CONNECTIONS
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: local"])
 def test_half_requests_use_up_no_descriptors(forwarder: Forwarder, sent: bytes) -> None:
-    """`/readyz` answers at once beside five hundred of them, and the forwarder holds no more than its bound."""
+    """Beside five hundred half requests, `/readyz` answers, and the forwarder holds at most `CONNECTIONS` of them."""
     before = forwarder.descriptors()
     with ExitStack() as stack:
         for _ in range(5 * CONNECTIONS):

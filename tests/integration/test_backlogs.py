@@ -1,4 +1,4 @@
-"""Much that waits on the way to a forwarder whose connection stands still or is cut: bounded, and all arrives."""
+"""Backlogs for a forwarder whose connection stalls or is cut are bounded, and arrive in full."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ def held(layer: DedicatedZmqChannelLayer) -> int:
 
 @pytest.mark.parametrize("run", FACTORIES, indirect=True)
 def test_a_connection_that_is_cut_under_a_backlog_loses_nothing(run: Run, forwarder: Forwarder, relay: Relay) -> None:
-    """Of 30,000 messages to a group and to a process nothing is lost, repeated or overtaken, though it is cut twice."""
+    """Of 30,000 messages to a group and a process, none is lost, repeated or reordered by two cuts."""
 
     async def scenario() -> None:
         many = {"capacity": 10**6, "outbox_capacity": 10**6}
@@ -51,7 +51,10 @@ def test_a_connection_that_is_cut_under_a_backlog_loses_nothing(run: Run, forwar
 
 
 def test_what_waits_for_a_connection_that_stands_still_is_bounded(run: Run, forwarder: Forwarder, relay: Relay) -> None:
-    """By `outbox_bytes`, in the window and again in the outbox. What was accepted arrives, once and in order."""
+    """A stalled connection holds at most `outbox_bytes` in the window and again in the outbox.
+
+    Every message that was accepted arrives once and in order.
+    """
     bound, size = 2**20, 10_000
 
     async def scenario() -> None:

@@ -22,7 +22,7 @@ COUNT = 500
 
 @pytest.fixture(autouse=True)
 def _busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sender counts as busy from its first message on, however slow this machine is."""
+    """Make each sender count as busy from its first message on, however slow this machine is."""
     monkeypatch.setattr(batch, "RUN", 0)
     monkeypatch.setattr(batch, "WITHIN", inf)
 
@@ -43,15 +43,15 @@ def only(address: Any) -> Any:
 
 
 async def connected(layer: Any) -> None:
-    """Wait until messages leave; an embedded layer binds with its first one."""
+    """Wait until messages leave; an embedded layer binds with its first message."""
     await layer.group_send("none", numbered(0))
     await until(lambda: layer.stats()["connected"] and not layer.stats()["held"])
 
 
 async def peer_in_room(layer: Any, open_peer: Make) -> tuple[Any, str]:
-    """Return another process, and its channel in the group that this one sends to.
+    """Return another process, and its channel in the group to which this process sends.
 
-    It has reported that it reads batches before it joins.
+    The other process has reported that it reads batches before it joins.
     """
     await connected(layer)
     peer = open_peer(**config_of(layer), capacity=2 * COUNT)
@@ -67,7 +67,10 @@ def test_all_messages_arrive_in_order_by_fewer_frames(
     context: zmq.Context[zmq.Socket[bytes]],
     reads_batches: bool,
 ) -> None:
-    """Beside a process of an older version, which cannot read batches, each message has a frame of its own."""
+    """All messages arrive in order, in at most a tenth as many frames if every process reads batches.
+
+    Beside a process of an older version, which cannot read batches, each message has a frame of its own.
+    """
 
     async def scenario() -> None:
         layer = make_shared_layer(capacity=2 * COUNT)
@@ -93,7 +96,7 @@ def test_all_messages_arrive_in_order_by_fewer_frames(
 
 
 def check_frames(raw: RawPeer, reads_batches: bool) -> None:
-    """Read all messages by a raw socket: their numbers follow each other, in as many frames as may be."""
+    """Check at a raw socket that no message is missing, and that batches arrive only if it reads them."""
     frames: list[bytes] = []
     while sum(len(wire.split(frame)) for frame in frames) < COUNT:
         frame = raw.xsub.recv()
@@ -110,7 +113,7 @@ def check_frames(raw: RawPeer, reads_batches: bool) -> None:
 def test_a_handler_that_goes_on_to_compute_does_not_keep_its_messages_back(
     make_shared_layer: Make, run: Run, open_peer: Make
 ) -> None:
-    """They leave although the turn of the event loop does not end: this one waits until they have arrived."""
+    """Messages leave although the turn of the event loop does not end: this one blocks until they have arrived."""
 
     async def scenario() -> None:
         layer = make_shared_layer()
@@ -126,7 +129,7 @@ def test_a_handler_that_goes_on_to_compute_does_not_keep_its_messages_back(
 
 
 def test_messages_of_synchronous_code_arrive_in_order(make_shared_layer: Make, run: Run, open_peer: Make) -> None:
-    """Each call has an event loop of its own, which ends with it."""
+    """Messages of synchronous code arrive in order, although each call has a short-lived event loop of its own."""
     layer = make_shared_layer()
     peer, channel = run(peer_in_room(layer, open_peer))
     for number in range(20):
@@ -135,7 +138,7 @@ def test_messages_of_synchronous_code_arrive_in_order(make_shared_layer: Make, r
 
 
 def test_the_last_messages_of_a_layer_that_is_closed_arrive(make_shared_layer: Make, run: Run, open_peer: Make) -> None:
-    """They wait for others, and none follows."""
+    """Closing a layer sends the messages that wait for others to fill their batch."""
 
     async def scenario() -> None:
         layer = make_shared_layer()
@@ -150,7 +153,7 @@ def test_the_last_messages_of_a_layer_that_is_closed_arrive(make_shared_layer: M
 
 
 def test_a_member_that_joins_does_not_get_what_its_process_sent_before(make_shared_layer: Make, run: Run) -> None:
-    """Although that has not left yet."""
+    """A new member does not receive earlier messages of its own process, even if they have not left yet."""
 
     async def scenario() -> None:
         layer = make_shared_layer()

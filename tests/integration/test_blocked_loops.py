@@ -1,4 +1,4 @@
-"""An event loop that stands still or has ended: its process goes on receiving, within bounds."""
+"""A process keeps receiving, within bounds, while its event loop is blocked or has ended."""
 
 import asyncio
 import threading
@@ -22,7 +22,10 @@ Run = Callable[..., Any]
 MANY = 20_000
 EXPIRY = 1.0
 LATE = 1.5
-"""Seconds beyond its expiry that a message may be old: it counts from its arrival, which is noticed within a second."""
+"""How many seconds beyond its expiry a message may be old.
+
+Its age counts from its arrival, which is noticed within a second.
+"""
 SOON = 1.0
 BATCH = 500
 IN_AN_HOUR = 3600.0
@@ -35,7 +38,7 @@ def _close() -> Any:
 
 
 async def send_with_times(layer: Any, group: str, count: int, batch: int) -> None:
-    """Send messages that hold when they were sent, with other callbacks between them."""
+    """Send messages that contain their time of sending, and let other callbacks run between batches."""
     for number in range(count):
         await layer.group_send(group, {"n": number, "at": time.monotonic()})
         if number % batch == 0:
@@ -53,7 +56,7 @@ async def open_both(make: Make, open_peer: Make, **config: Any) -> tuple[Any, Pe
 
 
 async def housekeeping(layer: Any) -> None:
-    """Let the housekeeper look after the connection of a layer now, and wait until it sleeps again."""
+    """Let the housekeeper check the connection of a layer now, and wait until it sleeps again."""
     keeper, known = housekeeper(), layer._connection()
     keeper.call(known, 0.0)
 
@@ -67,7 +70,7 @@ async def housekeeping(layer: Any) -> None:
 def test_while_a_loop_is_blocked_its_process_takes_messages_in_and_lets_them_expire(
     make_shared_layer: Make, run: Run, open_peer: Make
 ) -> None:
-    """Nothing piles up: what is there afterwards is young, and everything else is counted as lost."""
+    """A process with a blocked loop receives messages, expires those that are old, and counts each lost one."""
 
     async def scenario() -> None:
         layer, peer = await open_both(make_shared_layer, open_peer, expiry=EXPIRY, capacity=MANY)
@@ -98,7 +101,10 @@ def test_while_a_loop_is_blocked_its_process_takes_messages_in_and_lets_them_exp
 def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
     make_shared_layer: Make, run: Run, open_peer: Make
 ) -> None:
-    """The loop that read last was the one that watched; it stops in the middle of a stream of messages."""
+    """A reader on another loop gets each message within a second after the watching loop has ended.
+
+    The loop that read last was the one that watched; it stops in the middle of a stream of messages.
+    """
     layers: list[Any] = []
     read: list[float] = []
     waits = threading.Event()
@@ -146,7 +152,10 @@ def test_what_arrives_after_a_loop_has_ended_reaches_the_reader_on_another_one(
 def test_what_arrives_after_the_only_loop_has_ended_is_read_without_one(
     make_shared_layer: Make, run: Run, open_peer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The housekeeper notices the end itself, however short the loop ran: nothing else is due for an hour."""
+    """The housekeeper notices by itself that the only loop has ended, and reads what arrives afterwards.
+
+    This holds however short the loop ran: nothing else is due for an hour.
+    """
     monkeypatch.setattr(connection, "NOTICE_EVERY", IN_AN_HOUR)
     monkeypatch.setattr(links, "ROTATE_EVERY", IN_AN_HOUR)
     for transport in (embedded_reader, embedded_producer, link):
@@ -158,7 +167,7 @@ def test_what_arrives_after_the_only_loop_has_ended_is_read_without_one(
         layers.append(layer)
         channel = await layer.new_channel()
         await layer.group_add("chat", channel)
-        await housekeeping(layer)  # before the loop is attached, so that only that can let it look again
+        await housekeeping(layer)  # before the loop is attached, so that only the attachment can wake it again
         reading = asyncio.create_task(layer.receive(channel))
         await asyncio.sleep(0)
         await asyncio.to_thread(peer.ask, "send", "group:chat", "0", 0, 1)
@@ -174,7 +183,7 @@ def test_what_arrives_after_the_only_loop_has_ended_is_read_without_one(
 
 @pytest.mark.slow
 def test_a_reader_in_a_busy_loop_gets_its_jobs(make_shared_layer: Make, run: Run, open_peer: Make) -> None:
-    """The loop comes round after its jobs would go back if nobody was on the way to them."""
+    """A reader gets its jobs although its busy loop turns too rarely to fetch them before they would be returned."""
     busy = True
 
     async def hold_up() -> None:

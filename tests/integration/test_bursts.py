@@ -1,4 +1,4 @@
-"""Many requests at once: each is answered, however many have come before a process gets to read them."""
+"""Each of many simultaneous requests is answered, however many arrive before a process reads them."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ COUNT = 1000
 
 @pytest.fixture
 def other() -> Iterator[Any]:
-    """A second process."""
+    """Start a second process, and check at the end that it had no errors."""
     other = RemoteActor()
     yield other
     other.close()
@@ -26,7 +26,7 @@ def other() -> Iterator[Any]:
 
 
 async def attach(layer: Any, channel: str) -> None:
-    """Let the running loop be the one that reads what comes, so that nothing is read while it stands still."""
+    """Make the running loop the one that reads input, so that nothing is read while it is blocked."""
     reader = asyncio.create_task(layer.receive(channel))
     await asyncio.sleep(0)
     await layer.send(channel, {})
@@ -36,7 +36,7 @@ async def attach(layer: Any, channel: str) -> None:
 def test_a_process_answers_as_many_questions_for_its_channels_as_come_at_once(
     run: Any, forwarder: Forwarder, other: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another process adds the channel of this one to a thousand groups, while this one's loops stand still."""
+    """A process answers a thousand requests of another process that adds its channel to as many groups at once."""
     config = {**forwarder.config, "connect_timeout": 15.0}
     other.open("DedicatedZmqChannelLayer", config)
 
@@ -58,7 +58,7 @@ def test_a_process_answers_as_many_questions_for_its_channels_as_come_at_once(
 def test_an_embedded_producer_answers_as_many_questions_as_come_at_once(
     run: Any, other: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A reader joins a thousand groups at once; each confirmation comes, and so does each message."""
+    """A reader joins a thousand groups at once; the producer confirms each join, and each message arrives."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     config = {"pub_socket_address": address, "connect_timeout": 15.0}
 

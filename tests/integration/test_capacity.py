@@ -1,4 +1,4 @@
-"""The capacity of a channel is exact: what was read, lost or dropped leaves room, and nothing else does."""
+"""The capacity of a channel is exact: only a message that was read, lost or dropped leaves room."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ def _close() -> Any:
 
 
 async def accepted(layer: Any, channel: str) -> int:
-    """Return how many messages a channel takes before it is full."""
+    """Return how many messages a channel accepts before it is full."""
     for count in range(10 * CAPACITY):
         try:
             await layer.send(channel, {"n": count})
@@ -37,7 +37,7 @@ async def accepted(layer: Any, channel: str) -> int:
 
 
 async def takes_its_capacity(layer: Any, channel: str) -> None:
-    """Check that an empty channel takes exactly its capacity, keeps it in order, and is empty again."""
+    """Check that an empty channel accepts exactly its capacity, keeps the order, and is empty again."""
     assert await accepted(layer, channel) == CAPACITY
     assert [(await layer.receive(channel))["n"] for _ in range(CAPACITY)] == list(range(CAPACITY))
 
@@ -47,7 +47,7 @@ async def takes_its_capacity(layer: Any, channel: str) -> None:
 def test_a_channel_takes_exactly_its_capacity_whatever_happened_before(
     make_layer: Make, run: Run, kind: str, prefetch: int
 ) -> None:
-    """At first, after reads, after a cancelled read, and as a member of a group."""
+    """A channel accepts exactly its capacity at first, after reads, after a cancelled read, and as a group's member."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=CAPACITY, prefetch=prefetch)
@@ -77,7 +77,7 @@ def test_a_channel_takes_exactly_its_capacity_whatever_happened_before(
 def test_after_a_flush_by_another_process_a_channel_is_empty_for_its_senders(
     make_shared_layer: Make, run: Run, open_peer: Make
 ) -> None:
-    """What the flush has dropped, wherever it was, does not count against the capacity."""
+    """Messages that a flush drops anywhere no longer count against the capacity of their channel."""
 
     async def scenario() -> None:
         layer = make_shared_layer(capacity=CAPACITY)
@@ -97,7 +97,10 @@ def test_after_a_flush_by_another_process_a_channel_is_empty_for_its_senders(
 def test_messages_that_the_forwarder_drops_during_a_flush_do_not_count(
     run: Run, forwarder: Forwarder, open_peer: Make
 ) -> None:
-    """It drops what comes until every client has emptied itself; one that does not answer makes that last."""
+    """Messages that the forwarder drops during a flush do not count against the capacity.
+
+    The forwarder drops messages until every client has emptied its mailboxes; a silent client delays that.
+    """
     other = open_peer(**forwarder.config, connect_timeout=15.0)
     other.ask("until_connected", True)
 
@@ -126,7 +129,7 @@ def test_messages_that_the_forwarder_drops_during_a_flush_do_not_count(
 
 @pytest.mark.slow
 def test_messages_that_a_killed_forwarder_held_arrive_and_count_once(run: Run, forwarder: Forwarder) -> None:
-    """They were on their way to a channel of the sender itself, and are sent again by the next instance."""
+    """Messages to the sender's own channel that a killed forwarder held are sent again, and count once."""
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=CAPACITY)
@@ -148,7 +151,10 @@ def test_messages_that_a_killed_forwarder_held_arrive_and_count_once(run: Run, f
 
 
 def test_messages_that_the_forwarder_refuses_for_want_of_memory_do_not_count(run: Run) -> None:
-    """It drops them all, so that a channel of the sender itself stays empty and is never full."""
+    """If the forwarder refuses messages because its memory is exhausted, they do not count against the capacity.
+
+    It drops all of them, so a channel of the sender itself stays empty and is never full.
+    """
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     exhausted = Forwarder(pull, pub, flags=("--memory-limit", "1MiB"))
     exhausted.start()
@@ -171,7 +177,7 @@ def test_messages_that_the_forwarder_refuses_for_want_of_memory_do_not_count(run
 def test_a_channel_that_no_process_reads_is_refused_dropped_and_made_no_queue_of(
     make_layer: Make, run: Run, request: pytest.FixtureRequest
 ) -> None:
-    """Its name is valid, but `new_channel` did not make it."""
+    """A name that `new_channel` did not make cannot be read, drops messages, and makes no queue or group."""
 
     async def scenario() -> None:
         layer = make_layer()

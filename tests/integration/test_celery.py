@@ -23,7 +23,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 def worker(
     folder: Path, forwarder: Forwarder, channel: str, tasks: int, *flags: str, **variables: str
 ) -> Iterator[None]:
-    """Run a worker until the end of the block; its output is kept in the folder."""
+    """Run a worker until the end of the block, and keep its output in the folder."""
     environment = os.environ | {
         "PYTHONPATH": str(SUPPORT),
         "BROKER_FOLDER": str(folder / "broker"),
@@ -57,10 +57,10 @@ def worker(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Wait until a worker has ended by itself, or end it.
+    """Wait until a worker has ended by itself, or kill it.
 
     Its pool may wait for ever: for the lock of a queue that a child held when it was ended (`_help_stuff_finish` of
-    billiard). What its tasks sent has arrived by then, so that is not what is tested here.
+    billiard). The messages of its tasks have arrived by then, so this does not affect the test.
     """
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     try:
@@ -73,7 +73,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 async def numbers(folder: Path, forwarder: Forwarder, tasks: int, *flags: str, **variables: str) -> list[int]:
-    """Return the numbers that a consumer of this process receives, as many as there are tasks."""
+    """Return the numbers that a consumer of this process receives, one for each task."""
     found: list[int] = []
     async with DedicatedZmqChannelLayer(**forwarder.config) as layer:
         channel = await layer.new_channel()
@@ -92,7 +92,7 @@ PREFORK = ("--pool", "prefork", "--concurrency", "2", "--max-tasks-per-child", "
 
 
 async def test_a_child_that_ends_after_its_task_has_delivered(forwarder: Forwarder, tmp_path: Path) -> None:
-    """Celery ends a child by os._exit, which runs no exit handler of Python's."""
+    """A child that ends after its task has delivered its message, though `os._exit` runs no exit handler of Python."""
     assert await numbers(tmp_path, forwarder, 2, *PREFORK) == [0, 1]
 
 
@@ -111,6 +111,6 @@ async def test_a_child_that_ends_after_its_task_has_delivered(forwarder: Forward
 async def test_every_pool_delivers_what_its_tasks_sent(
     forwarder: Forwarder, tmp_path: Path, flags: tuple[str, ...], variables: dict[str, str]
 ) -> None:
-    """20 of 20 messages arrive, whichever way the worker ends its processes."""
+    """With every pool, 20 of 20 messages arrive, however the worker ends its processes."""
     expected = list(range(20)) if not variables else list(range(-1, 20))
     assert await numbers(tmp_path, forwarder, 20, *flags, **variables) == expected

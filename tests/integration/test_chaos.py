@@ -36,14 +36,14 @@ def outcome_of(scenario: str, loop: str, folder: Path, *flags: str, within: floa
 
 
 def skip_without_tools(scenario: str) -> None:
-    """Skip a scenario for which this machine lacks tools, or the right to use them."""
+    """Skip the test if this machine lacks tools for its scenario, or the permission to use them."""
     (found,) = [one for one in SCENARIOS if one.name == scenario]
     if missing := found.missing():
         pytest.skip(missing)
 
 
 def assert_nothing_is_lost(outcome: dict[str, Any]) -> None:
-    """Every group and direct message arrived once and in order, no job was done twice, and no process failed."""
+    """Check that each group and direct message arrived once and in order, no job ran twice, and no process failed."""
     assert outcome["shortfalls"] == []
     figures = outcome["figures"]
     assert figures["judged"]
@@ -78,7 +78,7 @@ def test_no_message_is_lost_with_a_forwarder(loop: str, scenario: str, row: int,
 
 @pytest.mark.slow
 def test_no_message_of_four_senders_is_lost_at_a_high_rate(tmp_path: Path) -> None:
-    """15,000 messages a second, as far as the machine carries them, and three forwarders that are killed."""
+    """Killing three forwarders under 15,000 messages a second, or as many as the machine can carry, loses none."""
     outcome = outcome_of("kill-1-of-3", "uvloop", tmp_path, "--senders", "4", "--rate", "15000", "--row", "20")
     assert_nothing_is_lost(outcome)
     assert len(outcome["figures"]["senders"]) == 4
@@ -104,7 +104,7 @@ def test_no_message_of_four_senders_is_lost_at_a_high_rate(tmp_path: Path) -> No
     ],
 )
 def test_no_message_is_lost_with_a_connection(scenario: str, judged: int, tmp_path: Path) -> None:
-    """Connections that are cut or stand still, and a receiver that does or dies, lose nothing for the others."""
+    """Cut or stalled connections, and a receiver that stalls or dies, cause no loss for other processes."""
     skip_without_tools(scenario)
     outcome = outcome_of(scenario, "asyncio", tmp_path)
     assert_nothing_is_lost(outcome)
@@ -114,7 +114,7 @@ def test_no_message_is_lost_with_a_connection(scenario: str, judged: int, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["xsub-stalled", "receiver-cut"])
 def test_a_long_replay_loses_only_what_is_counted(scenario: str, tmp_path: Path) -> None:
-    """A busy machine may replay less than all of it in time."""
+    """A long replay loses only messages that are counted; a busy machine may replay only a part of it in time."""
     skip_without_tools(scenario)
     outcome = outcome_of(scenario, "asyncio", tmp_path)
     assert outcome["shortfalls"] == []
@@ -123,7 +123,7 @@ def test_a_long_replay_loses_only_what_is_counted(scenario: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_only_jobs_at_risk_are_lost(tmp_path: Path) -> None:
-    """Workers and forwarders are killed at random: each job is done once at most, and the others once."""
+    """If workers and forwarders are killed at random, each job runs at most once, and only jobs at risk are lost."""
     outcome = outcome_of("random-jobs", "asyncio", tmp_path)
     assert outcome["shortfalls"] == []
     jobs = outcome["figures"]["jobs"]
@@ -133,7 +133,7 @@ def test_only_jobs_at_risk_are_lost(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_while_nothing_happens(tmp_path: Path) -> None:
-    """Five minutes of load: no process grows by more than a tenth from the first third to the last one."""
+    """In five minutes of load, no process grows by more than a tenth from the first third to the last one."""
     outcome = outcome_of("soak", "asyncio", tmp_path, "--minutes", "5", within=420)
     assert_nothing_is_lost(outcome)
     memory = outcome["figures"]["memory"]
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_while_nothing_happens(tmp_path: Path) -> None:
 
 
 def test_every_scenario_has_its_row_in_the_documentation() -> None:
-    """The tables of docs/operations.md have the columns that are printed, and one row at least for each scenario."""
+    """The tables of docs/operations.md have the printed columns, and at least one row for each scenario."""
     section = (ROOT / "docs/operations.md").read_text().partition("### Measured\n")[2].partition("\n### ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     rows = [line for line in lines if line not in table([HEADER]).splitlines()]
@@ -168,7 +168,7 @@ def test_every_scenario_has_its_row_in_the_documentation() -> None:
 def test_the_count_finds_what_is_lost_doubled_and_disordered(
     numbers: list[int], lost: int, twice: int, disorder: int
 ) -> None:
-    """Five numbers were sent, 0 to 4."""
+    """Of the five numbers 0 to 4, the sequence counts those that are lost, repeated or out of order."""
     sequence = Sequence()
     for number in numbers:
         sequence.take(number)
@@ -176,7 +176,10 @@ def test_the_count_finds_what_is_lost_doubled_and_disordered(
 
 
 def test_a_tally_keeps_senders_and_topics_apart() -> None:
-    """A topic without any arrival is lost as a whole; topics of other receivers do not count."""
+    """A tally counts each sender and topic separately.
+
+    A topic without any arrival is lost as a whole; topics of other receivers do not count.
+    """
     tally = Tally(clock=lambda: 10.0)
     for sender, topic, number in [(0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 2), (1, 0, 2)]:
         tally.take(sender, topic, number, sent_at=9.75)
@@ -190,7 +193,7 @@ def test_a_tally_keeps_senders_and_topics_apart() -> None:
 
 
 def test_a_receiver_has_caught_up_when_the_last_message_of_each_sequence_is_recent() -> None:
-    """One that has come since the fault; a sequence that still waits for older messages is behind."""
+    """The lag is the longest delay of any sequence's last message, infinite until each has one since the fault."""
     tally = Tally(clock=lambda: 10.0)
     assert tally.lag == 0.0
     tally.take(0, 0, 0, sent_at=9.0)
@@ -205,7 +208,7 @@ def test_a_receiver_has_caught_up_when_the_last_message_of_each_sequence_is_rece
 
 
 def test_silence_is_measured_from_the_start_to_the_end_of_the_load() -> None:
-    """The time before the first arrival counts, and the time between the last one and the end of the load."""
+    """Silence includes the time before the first arrival, and that between the last one and the end of the load."""
     now = iter([0.0, 1.0, 1.5, 4.5, 100.0])
     gaps = Gaps(clock=lambda: next(now))
     gaps.begin()
@@ -218,7 +221,7 @@ def test_silence_is_measured_from_the_start_to_the_end_of_the_load() -> None:
 
 
 def test_the_jobs_of_all_workers_are_compared_with_those_of_the_senders() -> None:
-    """A confirmed job that no worker did is lost; a repetition counts whichever worker did it."""
+    """A confirmed job that no worker ran is lost, and a repetition counts whichever worker ran it."""
     done = [[(0, 0, 0), (0, 0, 2), (0, 1, 0)], [(0, 0, 2), (0, 0, 3), (0, 0, 3)]]
     logs = [b"".join(JOB.pack(*job) for job in worker) for worker in done]
     counts = count_jobs({0: [5, 1]}, [(0, 0, 3), (0, 0, 4)], [logs[0] + b"half", logs[1]])
@@ -264,7 +267,7 @@ GOAL = Goal(silence_ms=500, lateness_ms=500, raised=0, confirmed=9, trend=1.1)
     ],
 )
 def test_a_goal_that_is_not_met_is_named(values: dict[str, Any], shortfall: str | None) -> None:
-    """Each limit of a goal can be exceeded."""
+    """Each limit of a goal that is not met is named in the shortfalls."""
     assert GOAL.shortfalls(figures_with(**values)) == ([] if shortfall is None else [shortfall])
 
 
@@ -278,12 +281,12 @@ def test_a_goal_that_is_not_met_is_named(values: dict[str, Any], shortfall: str 
     ],
 )
 def test_a_short_form_assumes_little_about_the_speed_of_the_machine(values: dict[str, Any], meets: bool) -> None:
-    """It allows a second more and any pace, but no loss."""
+    """The goal of a short form permits another second and any pace, but no loss."""
     assert (GOAL.relaxed().shortfalls(figures_with(**values)) == []) is meets
 
 
 def test_a_long_replay_on_a_busy_machine_may_lose_what_the_receiver_counts() -> None:
-    """A receiver waits for a replay for a second."""
+    """On a busy machine, a long replay may lose the messages that the receiver counts; it waits a second for them."""
     goal = Goal(is_long_replay=True)
     assert goal.shortfalls(figures_with(lost=2, missed=2)) == ["lost 2 (at most 0)"]
     assert goal.relaxed().shortfalls(figures_with(lost=2, missed=2)) == []
@@ -291,7 +294,7 @@ def test_a_long_replay_on_a_busy_machine_may_lose_what_the_receiver_counts() -> 
 
 
 def test_the_table_has_a_dash_where_there_are_no_messages() -> None:
-    """A scenario may have only jobs, or end by an error."""
+    """The table has a dash for each figure of messages if a scenario has only jobs, or ended with an error."""
     jobs = Outcome("a", "jobs", figures_with(messages=0), [])
     lines = figures_table([jobs, Outcome("b", "error", None, ["no answer"])]).splitlines()
     assert lines[2:] == [
@@ -301,7 +304,7 @@ def test_the_table_has_a_dash_where_there_are_no_messages() -> None:
 
 
 def test_a_process_that_failed_falls_short() -> None:
-    """The table shows the error and the last line of the log."""
+    """If a process failed, the shortfalls name the error and the last line of its log."""
     figures = figures_with()
     figures.failures = ["forwarder-0 exited with status 1; its log ends:\nTraceback\nKeyError: 'x'"]
     assert Goal().shortfalls(figures) == ["forwarder-0 exited with status 1; its log ends: KeyError: 'x'"]

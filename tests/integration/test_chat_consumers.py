@@ -1,4 +1,4 @@
-"""The example chat without a server: its rooms and jobs, and its consumers on Channels' in-memory layer."""
+"""The example chat without a server: its rooms, its jobs, and its consumers on Channels' in-memory layer."""
 
 import asyncio
 import json
@@ -39,12 +39,12 @@ def entry(key: str, order: int = 1, revision: int = 0) -> rooms.Entry:
 
 class TestNames:
     def test_any_room_name_becomes_a_valid_group_name(self) -> None:
-        """Letters of any script, spaces and 48 characters: the group's name is short and plain."""
+        """A room name of any script, with spaces and 48 characters, becomes a short and plain group name."""
         for room in ("lobby", "Café №1", "部屋", "x" * 48):
             InMemoryChannelLayer().require_valid_group_name(rooms.group_of(room))
 
     def test_people_who_differ_in_case_or_composition_meet(self) -> None:
-        """The same name typed on two keyboards is one room; another name is another room."""
+        """A name in another case or Unicode composition is the same room; another name is another room."""
         assert rooms.group_of("CAFÉ") == rooms.group_of("cafe\u0301")
         assert rooms.group_of("tea") != rooms.group_of("tea2")
 
@@ -53,47 +53,47 @@ class TestNames:
         [("a/b", "a-b"), ("..", "lobby"), ("", "lobby"), (" tea \n kitchen ", "tea kitchen")],
     )
     def test_a_room_name_can_stand_in_an_address(self, typed: str, room: str) -> None:
-        """What a path cannot hold is replaced, and nothing is left empty."""
+        """Characters that a path cannot contain are replaced, and an empty name becomes the lobby."""
         assert rooms.clean_room(typed) == room
 
     def test_half_a_surrogate_pair_is_replaced(self) -> None:
-        """JSON lets it through and no serializer takes it."""
+        """Half a surrogate pair is replaced, because JSON permits it and no serializer accepts it."""
         assert rooms.clean_text(json.loads('"a\\ud800b"')) == "a?b"
 
     def test_what_is_not_a_text_is_nothing(self) -> None:
-        """A page may send any JSON."""
+        """A value that is not a string becomes an empty text, because a page may send any JSON."""
         assert rooms.clean_text(["a"]) == ""
 
 
 class TestHistory:
     def test_an_entry_is_news_once(self) -> None:
-        """The same entry from another member is not news."""
+        """An entry is new only once; the same entry from another member is not."""
         history = rooms.History()
         assert history.put(entry("a"))
         assert not history.put(entry("a"))
 
     def test_a_newer_revision_replaces_an_older_one_only(self) -> None:
-        """Steps of a job may overtake each other; the newest stays."""
+        """Only a newer revision replaces an entry, because the steps of a job may overtake each other."""
         history = rooms.History([entry("a", revision=2)])
         assert not history.put(entry("a", revision=1))
         assert history.put(entry("a", revision=3))
         assert [known["revision"] for known in history.entries()] == [3]
 
     def test_the_oldest_entries_leave_at_the_limit(self) -> None:
-        """A room keeps a fixed number of entries, and one that is older than all of them is not news."""
+        """A full room drops its oldest entry for a new one, and ignores one that is older than all of them."""
         history = rooms.History([entry(key, order) for order, key in enumerate("abc", start=2)], limit=3)
         assert history.put(entry("d", 9))
         assert not history.put(entry("z", 1))
         assert [known["id"] for known in history.entries()] == ["b", "c", "d"]
 
     def test_an_answer_stands_below_its_question_when_the_clock_is_slow(self) -> None:
-        """The order is above every order seen, and above the last one given out."""
+        """The next order is higher than each order seen or returned before, even if the clock is slow."""
         history = rooms.History([entry("a", order=1000)])
         assert [history.next_order(at=10), history.next_order(at=10)] == [1001, 1002]
         assert history.next_order(at=5000) == 5000
 
     def test_two_digests_tell_who_lacks_what(self) -> None:
-        """Each side finds what it lacks, and whether the other lacks something."""
+        """By two digests, each side finds the entries that it lacks, and whether the other side lacks any."""
         mine, others = rooms.History([entry("a"), entry("b")]), rooms.History([entry("b", revision=1)])
         assert mine.lacks(others.digest()) == ["b"]
         assert others.lacks(mine.digest()) == ["a"]
@@ -101,7 +101,7 @@ class TestHistory:
         assert not rooms.History().exceeds(mine.digest())
 
     def test_the_attic_forgets_the_rooms_left_longest_ago(self) -> None:
-        """It is bounded, as everything that outlives a connection."""
+        """The attic is bounded: it forgets the rooms that were left longest ago."""
         attic = rooms.Attic(limit=2)
         for group in ("a", "b", "a", "c"):
             attic.keep(group, [entry(group)])
@@ -110,7 +110,7 @@ class TestHistory:
 
 class TestRoster:
     def test_a_member_without_a_sign_of_life_expires(self) -> None:
-        """Each sign holds for a time; without another one the member is gone."""
+        """A member expires unless another heartbeat renews it in time."""
         roster = rooms.Roster()
         assert roster.renew("channel", "Ada", "web1", until=10.0)
         assert not roster.renew("channel", "Ada", "web1", until=12.0)
@@ -119,7 +119,7 @@ class TestRoster:
         assert len(roster) == 0
 
     def test_nobody_expires_for_the_time_in_which_nobody_could_be_heard(self) -> None:
-        """After an outage all members get time for another heartbeat."""
+        """After an outage, in which no heartbeat could arrive, all members get time for another one."""
         roster = rooms.Roster()
         roster.renew("channel", "Ada", "web1", until=10.0)
         roster.extend(until=50.0)
@@ -128,35 +128,35 @@ class TestRoster:
 
 class TestJobs:
     def test_a_message_without_a_slash_is_no_command(self) -> None:
-        """Most of what is said."""
+        """A message that does not begin with a slash is no command."""
         assert jobs.parse("hello /roll") is None
 
     def test_commands_are_recognised(self) -> None:
-        """With and without an argument."""
+        """A command is parsed into its name and argument, and its argument may be missing."""
         assert jobs.parse("/roll 2d6") == jobs.Command("roll", "2d6")
         assert jobs.parse("/roll") == jobs.Command("roll", "")
         assert jobs.parse("/count a b") == jobs.Command("count", "a b")
 
     @pytest.mark.parametrize("text", ["/", "/dance", "/count", "/roll x", "/roll 0d6", "/roll 99d6", "/roll 2d1"])
     def test_a_wrong_command_is_refused_before_a_worker_sees_it(self, text: str) -> None:
-        """The hint goes to the one who wrote it."""
+        """A wrong command raises an error with a hint, before a worker receives it."""
         with pytest.raises(jobs.UnknownCommandError, match="/roll 2d6"):
             jobs.parse(text)
 
     def test_each_die_is_a_step(self) -> None:
-        """The progress ends at 1, and the last step has the sum."""
+        """Each die is one step; the progress ends at 1, and the last step has the sum."""
         steps = list(jobs.roll("3d6", randint=lambda low, high: high))
         assert [round(step.done, 2) for step in steps] == [0.33, 0.67, 1.0]
         assert steps[-1].result == "6 + 6 + 6 = 18"
 
     def test_words_and_letters_are_counted(self) -> None:
-        """The last step has everything."""
+        """The last step of a count has the numbers of words and letters, and the most frequent letters."""
         assert list(jobs.count("to be or"))[-1] == jobs.Step(1.0, "3 words, 6 letters; most often: o × 2, t × 1, b × 1")
 
 
 @pytest.fixture(autouse=True)
 def layer() -> Iterator[InMemoryChannelLayer]:
-    """A fresh in-memory layer as the default one, and an attic without a past."""
+    """Make a new in-memory layer the default one, and the attic empty."""
     layer = InMemoryChannelLayer()
     consumers.attic = rooms.Attic()
     with as_default(layer):
@@ -164,7 +164,7 @@ def layer() -> Iterator[InMemoryChannelLayer]:
 
 
 class Page:
-    """A page's side of the WebSocket."""
+    """The page's side of a WebSocket."""
 
     def __init__(self, communicator: WebsocketCommunicator) -> None:
         self.communicator = communicator
@@ -174,7 +174,7 @@ class Page:
         return key
 
     async def sees(self, kind: str, wanted: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the first message of a kind for which `wanted` holds; the others before it are dropped."""
+        """Return the first message of a kind for which `wanted` holds, and drop the others before it."""
         async with asyncio.timeout(5):
             while True:
                 message: dict[str, Any] = await self.communicator.receive_json_from(timeout=5)
@@ -197,7 +197,7 @@ async def page(name: str, room: str = "lobby", beat: float = 60.0) -> AsyncItera
 
 
 async def test_what_one_says_arrives_at_everybody_in_the_room() -> None:
-    """At the other and at oneself, under the name that the page gave it; not in another room."""
+    """A message arrives at all members of its room, also the author, with the page's key, and in no other room."""
     async with page("Ada") as ada, page("Bo") as bo, page("Cy", room="elsewhere") as cy:
         key = await ada.says("hello")
         for member in (ada, bo):
@@ -208,7 +208,7 @@ async def test_what_one_says_arrives_at_everybody_in_the_room() -> None:
 
 
 async def test_a_newcomer_asks_the_others_for_the_history() -> None:
-    """It is in no store: it comes from a member, through the layer."""
+    """A new member gets the history from another member through the layer, because no store has it."""
     async with page("Ada") as ada:
         await ada.says("before you came")
         await ada.sees("entries")
@@ -218,7 +218,7 @@ async def test_a_newcomer_asks_the_others_for_the_history() -> None:
 
 
 async def test_a_reloaded_page_finds_its_room_again() -> None:
-    """Without other members, the process itself still has the room's entries."""
+    """A reloaded page gets the entries of its room from its process, also if there are no other members."""
     async with page("Ada") as ada:
         await ada.says("note to self")
         await ada.sees("entries")
@@ -227,7 +227,7 @@ async def test_a_reloaded_page_finds_its_room_again() -> None:
 
 
 async def test_coming_and_leaving_is_seen() -> None:
-    """Each knows who is there, and is told of a change."""
+    """Each member knows who is in the room, and is notified when another one joins or leaves."""
     async with page("Ada") as ada:
         async with page("Bo") as bo:
             assert (await ada.sees("notice"))["change"] == "came"
@@ -238,7 +238,7 @@ async def test_coming_and_leaving_is_seen() -> None:
 
 
 async def test_a_member_of_a_killed_process_vanishes(layer: InMemoryChannelLayer) -> None:
-    """A member that misses three heartbeats is removed, also without a message that it leaves."""
+    """A member that misses three heartbeats is removed, also without a message that it left."""
     ghost = {"id": "ghost", "name": "Gus", "process": "web2", "lease": 3 * BEAT, "digest": {}}
     async with page("Ada", beat=BEAT) as ada:
         await ada.sees("roster")
@@ -249,7 +249,7 @@ async def test_a_member_of_a_killed_process_vanishes(layer: InMemoryChannelLayer
 
 
 async def test_beats_keep_a_member_here() -> None:
-    """One that was forgotten, as after a long pause of the process, comes back with its next beat."""
+    """A member that was forgotten, as after a long pause of its process, is in the room again at its next beat."""
     async with page("Ada", beat=BEAT) as ada, page("Bo", beat=BEAT):
         await ada.sees_people("Ada", "Bo")
         await channel_layers["default"].group_send(
@@ -260,13 +260,13 @@ async def test_beats_keep_a_member_here() -> None:
 
 
 def last_member() -> str:
-    """Return the channel of the one who came last into the lobby."""
+    """Return the channel of the member that joined the lobby last."""
     channels: list[str] = list(channel_layers["default"].groups[rooms.group_of("lobby")])
     return channels[-1]
 
 
 async def test_typing_is_seen_by_the_others_only() -> None:
-    """The one who types knows it."""
+    """A notice that a member types is sent to the others, and not to the member itself."""
     async with page("Ada") as ada, page("Bo") as bo:
         await ada.communicator.send_json_to({"type": "typing"})
         assert (await bo.sees("typing"))["name"] == "Ada"
@@ -276,7 +276,7 @@ async def test_typing_is_seen_by_the_others_only() -> None:
 
 
 async def test_a_command_goes_to_one_worker_and_its_steps_to_everybody(layer: InMemoryChannelLayer) -> None:
-    """The entry appears at once, and its revisions carry the progress up to the result."""
+    """One worker runs a command, whose entry appears at once; its revisions bring each step to all members."""
     async with page("Ada") as ada, page("Bo") as bo:
         await ada.says("/roll 2d6")
         message = await asyncio.wait_for(layer.receive(jobs.CHANNEL), 5)
@@ -292,7 +292,10 @@ async def test_a_command_goes_to_one_worker_and_its_steps_to_everybody(layer: In
 
 
 async def test_a_failed_job_is_told_and_the_worker_goes_on(layer: InMemoryChannelLayer) -> None:
-    """An unknown job, as from a newer web process, does not end the worker."""
+    """A job that fails is reported in its entry, and the worker continues.
+
+    A newer web process, for instance, may send an unknown job.
+    """
     await layer.group_add("watch", channel := await layer.new_channel())
     worker = ApplicationCommunicator(jobs.JobsConsumer.as_asgi(), {"type": "channel", "channel": jobs.CHANNEL})
     for job in ("juggle", "roll"):
@@ -305,14 +308,14 @@ async def test_a_failed_job_is_told_and_the_worker_goes_on(layer: InMemoryChanne
 
 
 async def test_a_wrong_command_is_refused_to_its_author() -> None:
-    """With the key, so that the page can take the message back."""
+    """A wrong command is refused to its author with its key, so that the page can withdraw the message."""
     async with page("Ada") as ada:
         key = await ada.says("/dance")
         assert (await ada.sees("refused"))["key"] == key
 
 
 async def test_a_message_that_is_sent_again_appears_once() -> None:
-    """A page whose connection broke cannot know what had arrived: it sends it again."""
+    """A message that is sent twice appears once, as a page whose connection broke has to send it again."""
     async with page("Ada") as ada, page("Bo") as bo:
         await ada.says("once", key="a" * 16)
         await ada.sees("entries")
@@ -324,7 +327,7 @@ async def test_a_message_that_is_sent_again_appears_once() -> None:
 
 @pytest.mark.parametrize("frame", [" ", "[]", "{}", "nonsense", '{"type": "say", "key": 1}', '{"type": ["say"]}'])
 async def test_a_frame_that_is_not_from_our_page_ends_nothing(frame: str) -> None:
-    """Strangers connect too."""
+    """An invalid frame does not end the connection, because any client can connect."""
     async with page("Ada") as ada:
         await ada.communicator.send_to(text_data=frame)
         await ada.communicator.send_to(bytes_data=b"\xff")
@@ -333,14 +336,14 @@ async def test_a_frame_that_is_not_from_our_page_ends_nothing(frame: str) -> Non
 
 
 async def test_a_page_without_a_name_is_not_let_in() -> None:
-    """The page asks for one before it connects."""
+    """A connection without a name is rejected, because our page asks for one before it connects."""
     application = URLRouter([path("ws/room/<str:room>/", consumers.RoomConsumer.as_asgi())])
     accepted, _ = await WebsocketCommunicator(application, "ws/room/lobby/").connect()
     assert not accepted
 
 
 async def test_an_outage_is_shown_and_the_gap_it_left_closes(layer: InMemoryChannelLayer) -> None:
-    """What only one member has after an outage, the others get when the layer is back."""
+    """An outage is shown, and entries that only one member has are exchanged when the layer is back."""
     async with page("Ada") as ada, page("Bo") as bo:
         await ada.sees_people("Ada", "Bo")
         first, second = layer.groups[rooms.group_of("lobby")]
@@ -359,7 +362,7 @@ async def test_an_outage_is_shown_and_the_gap_it_left_closes(layer: InMemoryChan
 
 
 async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InMemoryChannelLayer) -> None:
-    """If the channel is full, all members see that this job is not done."""
+    """If the channel of the jobs is full, the entry shows that the job is not done."""
     layer.channel_capacity = layer.compile_capacities({jobs.CHANNEL: 1})
     await layer.send(jobs.CHANNEL, {"type": "job.run"})
     async with page("Ada") as ada:
@@ -369,7 +372,7 @@ async def test_a_job_that_no_worker_can_be_asked_for_is_marked_failed(layer: InM
 
 
 async def test_a_page_that_comes_during_an_outage_is_told_to_try_again() -> None:
-    """Without the layer, members cannot join: the page gets the reason, and reconnects automatically."""
+    """A page that connects while the layer is away gets the reason, and a close code that makes it try again."""
 
     async def group_add(group: str, channel: str) -> None:
         raise ConnectionError("nobody answers at tcp://127.0.0.1:1")
@@ -384,7 +387,7 @@ async def test_a_page_that_comes_during_an_outage_is_told_to_try_again() -> None
 
 
 async def test_a_consumer_that_fails_still_leaves_its_room(layer: InMemoryChannelLayer) -> None:
-    """No ghost beats on for a page whose consumer ended by an error."""
+    """A consumer that ends with an error leaves its room, so that no member remains without a page."""
     async with page("Bo") as bo:
         await bo.sees("roster")
         member = consumers.RoomConsumer.as_asgi(process="web1", beat_seconds=60.0)
@@ -410,7 +413,7 @@ class TestCounting:
         ids=["all", "from later on", "with a gap", "some again"],
     )
     def test_gaps_and_repetitions_are_counted(self, numbers: list[int], arrived: int, lost: int, twice: int) -> None:
-        """By the numbers that the page's process gives."""
+        """Gaps and repetitions are counted by the numbers that the page's process assigns."""
         count = counting.Count()
         for number in numbers:
             count.add(number)

@@ -1,6 +1,6 @@
-"""The example chat as people see it: Chromium, a forwarder, two web processes and a worker.
+"""The example chat as users see it: Chromium, a forwarder, two web processes and a worker.
 
-Nothing here waits for a time: each step waits for what the page shows.
+No step waits for a fixed time: each waits for something that the page shows.
 """
 
 import os
@@ -80,7 +80,7 @@ class Stack:
             raise
 
     def stop_all(self) -> None:
-        """Stop what runs, the last started first."""
+        """Stop the processes that run, the one started last first."""
         for name in reversed(list(self._running)):
             self.stop(name)
         self.forwarder.end()
@@ -134,7 +134,7 @@ class Person:
 
 
 async def enter(browser: Browser, site: str, name: str, room: str, *, phone: bool = False) -> Person:
-    """Come in by the landing page, and wait until the room is live."""
+    """Enter a room by the landing page, and wait until it is live."""
     screen = ViewportSize(width=390, height=844) if phone else ViewportSize(width=1280, height=800)
     context = await browser.new_context(viewport=screen, has_touch=phone, is_mobile=phone)
     page = await context.new_page()
@@ -148,7 +148,7 @@ async def enter(browser: Browser, site: str, name: str, room: str, *, phone: boo
 
 
 async def enter_both(browser: Browser, stack: Stack, room: str) -> tuple[Person, Person]:
-    """Ada on the first web process, Bo on the second; each sees the other."""
+    """Return Ada on the first web process and Bo on the second, once each of them sees the other."""
     ada = await enter(browser, stack.site(1), "Ada", room)
     bo = await enter(browser, stack.site(2), "Bo", room)
     await expect(ada.people).to_contain_text("Bo")
@@ -157,7 +157,7 @@ async def enter_both(browser: Browser, stack: Stack, room: str) -> tuple[Person,
 
 
 async def test_two_people_on_two_web_processes_talk(browser: Browser, stack: Stack) -> None:
-    """What Ada says arrives at Bo; they see each other, and where; and that the other types."""
+    """A message of Ada arrives at Bo; each of them sees the other's process, and that the other one types."""
     ada, bo = await enter_both(browser, stack, "talk")
     await expect(ada.people).to_contain_text("web2")
     await ada.says("Hello from the first process")
@@ -168,7 +168,7 @@ async def test_two_people_on_two_web_processes_talk(browser: Browser, stack: Sta
 
 
 async def test_a_job_of_the_worker_is_seen_by_both(browser: Browser, stack: Stack) -> None:
-    """The command travels to the worker's process, its progress and result to both pages."""
+    """The worker's process gets the command, and both pages show its progress and the same result."""
     ada, bo = await enter_both(browser, stack, "jobs")
     await ada.says("/roll 5d6")
     for person in (ada, bo):
@@ -180,7 +180,7 @@ async def test_a_job_of_the_worker_is_seen_by_both(browser: Browser, stack: Stac
 
 
 async def test_a_wrong_command_comes_back_to_its_author(browser: Browser, stack: Stack) -> None:
-    """With a hint, and the text is in the field again to be corrected."""
+    """The author of a wrong command sees a hint, and the text in the field again to correct it."""
     ada = await enter(browser, stack.site(1), "Ada", "wrong")
     await ada.says("/dance")
     await expect(ada.page.get_by_role("alert")).to_contain_text("/roll 2d6")
@@ -188,7 +188,7 @@ async def test_a_wrong_command_comes_back_to_its_author(browser: Browser, stack:
 
 
 async def test_a_late_comer_gets_the_history(browser: Browser, stack: Stack) -> None:
-    """From a member on another process: nothing is stored anywhere."""
+    """A new member gets the history from a member on another process, because nothing is stored anywhere."""
     ada = await enter(browser, stack.site(1), "Ada", "late")
     for number in range(3):
         await ada.says(f"before Bo came {number}")
@@ -198,7 +198,7 @@ async def test_a_late_comer_gets_the_history(browser: Browser, stack: Stack) -> 
 
 
 async def test_a_closed_tab_leaves_the_room(browser: Browser, stack: Stack) -> None:
-    """The browser says nothing but goodbye to its socket; that is enough."""
+    """Closing a tab removes its user from the room, as closing the WebSocket is enough."""
     ada, bo = await enter_both(browser, stack, "tab")
     await bo.page.close()
     await ada.sees("Bo left")
@@ -206,7 +206,7 @@ async def test_a_closed_tab_leaves_the_room(browser: Browser, stack: Stack) -> N
 
 
 async def test_a_restarted_forwarder_is_seen_and_loses_nothing(browser: Browser, stack: Stack) -> None:
-    """Both pages say that the layer is away; what is said meanwhile arrives when it is back, and the talk goes on."""
+    """Both pages show that the layer is away; messages written meanwhile arrive when it is back, as do later ones."""
     ada, bo = await enter_both(browser, stack, "outage")
     assert stack.forwarder.end() == 0
     for person in (ada, bo):
@@ -226,7 +226,10 @@ async def test_a_restarted_forwarder_is_seen_and_loses_nothing(browser: Browser,
 
 
 async def test_a_killed_web_process_loses_its_people_and_gets_them_back(browser: Browser, stack: Stack) -> None:
-    """Its page shows the outage and keeps the typed text; the others see that a member left; then it recovers."""
+    """A killed web process removes its users and keeps their typed text, and they return when it is back.
+
+    Its page shows the outage, and the others see that a member is gone.
+    """
     ada, bo = await enter_both(browser, stack, "killed")
     await ada.says("before")
     await bo.sees("before")
@@ -244,7 +247,7 @@ async def test_a_killed_web_process_loses_its_people_and_gets_them_back(browser:
 
 
 async def test_a_shared_link_asks_for_a_name(browser: Browser, stack: Stack) -> None:
-    """The address of a room has no name in it, so it can be passed on."""
+    """The address of a room contains no name, so a person who opens a shared link is asked for one."""
     ada = await enter(browser, stack.site(1), "Ada", "shared room")
     assert ada.page.url == f"{stack.site(1)}/room/shared%20room/"
     page = await (await browser.new_context()).new_page()
@@ -255,7 +258,7 @@ async def test_a_shared_link_asks_for_a_name(browser: Browser, stack: Stack) -> 
 
 
 async def test_the_room_fits_on_a_phone(browser: Browser, stack: Stack) -> None:
-    """Nothing sticks out to the side, the field is on the screen, and targets are large enough for a thumb."""
+    """On a phone nothing overflows to the side, the buttons are on the screen, and each is at least 40 pixels large."""
     ada = await enter(browser, stack.site(1), "Ada", "phone", phone=True)
     await ada.says("a" * 300)
     await expect(ada.pending).to_have_count(0)
@@ -268,7 +271,7 @@ async def test_the_room_fits_on_a_phone(browser: Browser, stack: Stack) -> None:
 
 
 async def test_the_room_works_by_keyboard(browser: Browser, stack: Stack) -> None:
-    """The field has the focus; Tab goes on to the dice and to Send, which Enter and Space press."""
+    """The field has the focus, Tab moves it to the dice and on to Send, and Space presses Send."""
     ada = await enter(browser, stack.site(1), "Ada", "keys")
     await expect(ada.page.get_by_label("Your message")).to_be_focused()
     await ada.page.keyboard.type("by keys only")

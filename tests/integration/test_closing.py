@@ -1,4 +1,4 @@
-"""Closing beside other threads, and descriptors that are used again: errors of the library alone, no foreign reader."""
+"""Closing beside other threads, and reused descriptors: only the library's errors, and no foreign reader is lost."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def _close() -> Any:
 def test_threads_that_send_while_the_layer_is_closed_succeed_or_raise_what_the_library_documents(
     make_layer: Make, run: Run
 ) -> None:
-    """Never an error of ZeroMQ; afterwards the layer works."""
+    """Threads that send while the layer is closed get documented errors only, none of ZeroMQ; then the layer works."""
     layer = make_layer(connect_timeout=2)
     unexpected: list[BaseException] = []
     rounds = threading.Event()
@@ -76,7 +76,7 @@ def test_threads_that_send_while_the_layer_is_closed_succeed_or_raise_what_the_l
 
 
 def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run: Run) -> None:
-    """The layer is closed by another thread; files that get its descriptors at once stay watched by the loop."""
+    """If another thread closes the layer, the loop still watches files that reuse its descriptors at once."""
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -99,7 +99,7 @@ def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run:
                 loop.add_reader(reads, readable.append, reads)
             await asyncio.gather(reading, return_exceptions=True)
             for _ in range(5):
-                await asyncio.sleep(0)  # what the library has left for this loop to do
+                await asyncio.sleep(0)  # the callbacks that the library still has on this loop
             readable.clear()
             for _, writes in pipes:
                 os.write(writes, b"x")
@@ -114,7 +114,10 @@ def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run:
 
 
 def test_a_layer_that_is_used_while_it_is_closed_opens_again(make_layer: Make, run: Run) -> None:
-    """Also if closing was cancelled: the first connection has bound the address, and releases it all the same."""
+    """A layer that is used while it is closed opens again, also if closing was cancelled.
+
+    The first connection has bound the address, and releases it all the same.
+    """
 
     async def scenario() -> None:
         layer = make_layer()

@@ -26,20 +26,23 @@ MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 
 @pytest.fixture
 def project(tmp_path: Path, forwarder: Forwarder) -> Project:
-    """A project with a dedicated layer, an embedded one and one of others."""
+    """Make a project with a dedicated layer, an embedded one, and one of another package."""
     dedicated = {"BACKEND": DEDICATED, "CONFIG": forwarder.config}
     return Project(tmp_path, {"default": dedicated, "alone": {"BACKEND": EMBEDDED}, "memory": MEMORY})
 
 
 @pytest.fixture
 def listener(project: Project, listener_of: Any) -> Any:
-    """Start `listen` in the project, and wait until it has joined."""
+    """Return a function that starts `listen` in the project, and waits until it has joined."""
     return partial(listener_of, project)
 
 
 @pytest.fixture
 def listener_of() -> Iterator[Any]:
-    """Start `listen` in a project, and wait until it has joined; it is killed if it does not end."""
+    """Return a function that starts `listen` in a project, and waits until it has joined.
+
+    A process that has not ended is killed at the end.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def listen(project: Project, *arguments: str) -> "subprocess.Popen[str]":
@@ -56,7 +59,7 @@ def listener_of() -> Iterator[Any]:
 
 
 def test_doctor_examines_every_layer(project: Project, forwarder: Forwarder) -> None:
-    """One that is reached, one that is in each process, and one of others; all is well, so the status is 0."""
+    """`doctor` checks a reachable layer, an embedded one and a foreign one, and exits with 0 if all are in order."""
     done = project.manage("channels_zmq", "doctor")
     assert done.returncode == 0, done.stderr
     assert f"default: {DEDICATED}" in done.stdout
@@ -67,7 +70,7 @@ def test_doctor_examines_every_layer(project: Project, forwarder: Forwarder) -> 
 
 
 def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forwarder) -> None:
-    """A forwarder that is gone beside one that is there, and a mistake in CONFIG; each with what to do."""
+    """`doctor` exits with 1 and names each problem and its remedy: an unreachable forwarder, and mistakes in CONFIG."""
     config = {
         "pull_socket_address": [forwarder.pull, "tcp://127.0.0.1:9"],
         "pub_socket_address": [forwarder.pub, "tcp://127.0.0.1:10"],
@@ -106,7 +109,7 @@ def test_doctor_ends_with_1_if_anything_is_wrong(tmp_path: Path, forwarder: Forw
     ],
 )
 def test_what_cannot_be_done_says_why(project: Project, arguments: tuple[str, ...], parts: list[str]) -> None:
-    """In one line, with what to change and no traceback."""
+    """A call that cannot succeed prints its reason, and no traceback."""
     done = project.manage("channels_zmq", *arguments)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
@@ -115,7 +118,7 @@ def test_what_cannot_be_done_says_why(project: Project, arguments: tuple[str, ..
 
 
 def test_listen_shows_what_send_sends(project: Project, listener: Any) -> None:
-    """To a group: one line for people, and one of JSON."""
+    """`listen` shows each message that `send` sends to a group: as a line for people, or as one of JSON."""
     people = listener("--group", "room", "--count", "1")
     program = listener("--group", "room", "--json", "--count", "1")
     done = project.manage("channels_zmq", "send", "--group", "room", '{"type": "chat.message", "text": "hi"}')
@@ -127,7 +130,7 @@ def test_listen_shows_what_send_sends(project: Project, listener: Any) -> None:
 
 
 def test_a_message_waits_in_a_normal_channel_for_listen(project: Project) -> None:
-    """Sent from stdin, and read afterwards."""
+    """A message that `send` reads from stdin waits in a normal channel until `listen` reads it."""
     done = project.manage("channels_zmq", "send", "--channel", "jobs", "-", text='{"type": "job", "n": 1}')
     assert done.returncode == 0, done.stderr
     done = project.manage("channels_zmq", "listen", "--channel", "jobs", "--json", "--count", "1")
@@ -136,11 +139,11 @@ def test_a_message_waits_in_a_normal_channel_for_listen(project: Project) -> Non
 
 
 async def test_a_shared_embedded_layer_can_be_heard_and_not_sent_to(tmp_path: Path, listener_of: Any) -> None:
-    """Its one producer is the application; the command is told so, and does not take its place."""
+    """A shared embedded layer can be listened to, but `send` refuses it and does not replace its only producer."""
     config = {"pub_socket_address": f"ipc://{tmp_path}/pub"}
     project = Project(tmp_path, {"default": {"BACKEND": EMBEDDED, "CONFIG": config}})
     async with EmbeddedZmqChannelLayer(**config) as layer:
-        await layer.group_send("nobody", {"type": "first"})  # it is held for readers that come within half a second
+        await layer.group_send("nobody", {"type": "first"})  # it is kept for readers that connect within half a second
         process = await asyncio.to_thread(listener_of, project, "--group", "room", "--json", "--count", "1")
         await layer.group_send("room", {"type": "second"})
         out, error = await asyncio.to_thread(process.communicate, timeout=PATIENCE)
@@ -153,7 +156,7 @@ async def test_a_shared_embedded_layer_can_be_heard_and_not_sent_to(tmp_path: Pa
 
 
 def test_listen_ends_cleanly_at_ctrl_c(project: Project, listener: Any) -> None:
-    """With status 0, no traceback, and no member left behind."""
+    """At Ctrl-C, `listen` exits with 0, without output or a traceback."""
     process = listener("--group", "room")
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=PATIENCE)
@@ -161,14 +164,14 @@ def test_listen_ends_cleanly_at_ctrl_c(project: Project, listener: Any) -> None:
 
 
 def test_doctor_has_found_nothing_at_ctrl_c(tmp_path: Path) -> None:
-    """It is not the status of a project in order, and no traceback."""
+    """At Ctrl-C, `doctor` exits with 130, not with the status of a project in order, and without a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(PATIENCE)
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         config = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": address}
         project = Project(tmp_path, {"default": {"BACKEND": DEDICATED, "CONFIG": config}})
         process = project.start("channels_zmq", "doctor", "--timeout", "2")
-        accepted, _ = silent.accept()  # it is under way
+        accepted, _ = silent.accept()  # `doctor` is running
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=PATIENCE)
         accepted.close()
@@ -176,7 +179,7 @@ def test_doctor_has_found_nothing_at_ctrl_c(tmp_path: Path) -> None:
 
 
 def test_listen_ends_when_nobody_reads_its_output(project: Project, listener: Any) -> None:
-    """As with `| head -1`: no traceback."""
+    """`listen` exits with 0 and without a traceback when its output is closed, as by `| head -1`."""
     process = listener("--group", "room")
     process.stdout.close()
     for _ in range(2):
@@ -189,7 +192,7 @@ def test_listen_ends_when_nobody_reads_its_output(project: Project, listener: An
 
 
 def test_a_message_that_no_forwarder_takes_is_an_error(tmp_path: Path) -> None:
-    """It would be lost with the process that sent it."""
+    """`send` fails if no forwarder accepts the message, which would be lost with the sending process."""
     pull, pub = free_ports(2)
     config = {"pull_socket_address": f"tcp://127.0.0.1:{pull}", "pub_socket_address": f"tcp://127.0.0.1:{pub}"}
     layers = {"default": {"BACKEND": DEDICATED, "CONFIG": {**config, "connect_timeout": 0.3, "linger": 0}}}
@@ -200,7 +203,7 @@ def test_a_message_that_no_forwarder_takes_is_an_error(tmp_path: Path) -> None:
 
 
 async def test_stats_and_top_show_the_status_page(project: Project, forwarder: Forwarder) -> None:
-    """State, clients and the queues of normal channels; without a page there is a reason."""
+    """`stats` and `top` show state, clients and queues of normal channels, or why there is no status page."""
     async with DedicatedZmqChannelLayer(**forwarder.config) as layer:
         await layer.send("jobs", {"type": "job"})
         done = project.manage("channels_zmq", "stats", "--status-address", forwarder.admin)
@@ -223,7 +226,7 @@ async def test_stats_and_top_show_the_status_page(project: Project, forwarder: F
 
 
 def test_top_draws_in_place_on_a_terminal(project: Project, forwarder: Forwarder) -> None:
-    """Until Ctrl-C, which ends it with status 0 and no traceback."""
+    """On a terminal, `top` redraws in place until Ctrl-C, which ends it with status 0 and no traceback."""
     outer, inner = os.openpty()
     arguments = ("top", "--status-address", forwarder.admin, "--interval", "0.1")
     process = project.start("channels_zmq", *arguments, stdout=inner, stderr=subprocess.PIPE)
@@ -242,7 +245,7 @@ def test_top_draws_in_place_on_a_terminal(project: Project, forwarder: Forwarder
 
 
 def test_from_redis_prints_settings_that_work(tmp_path: Path) -> None:
-    """From the settings of the project, from a file and from stdin: what it prints is a module of settings."""
+    """`from-redis` prints the same working module of settings from the project's settings, a file and stdin."""
     redis = {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": ["redis://a"], "capacity": 5}}
     layers = {"default": redis}
     project = Project(tmp_path, layers)

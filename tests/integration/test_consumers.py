@@ -22,7 +22,7 @@ Run = Callable[..., Any]
 
 
 class Talk:
-    """Sends each message to all members of the room; a text after `/` is a job. A mixin for a consumer."""
+    """A mixin for a consumer that sends each message to all members of the room; a text after `/` is a job."""
 
     groups = ("room",)
     channel_layer: Any
@@ -41,7 +41,7 @@ class Talk:
 
 
 class JsonRoom(JsonWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
-    """The same room for those who speak JSON, by handlers that run in threads."""
+    """The same room for clients that use JSON, with handlers that run in threads."""
 
     groups = ("room",)
 
@@ -53,7 +53,7 @@ class JsonRoom(JsonWebsocketConsumer):  # type: ignore[misc] # Channels has no t
 
 
 class Jobs(SyncConsumer):  # type: ignore[misc] # as above
-    """Does jobs in a thread and answers to the channel that it is told."""
+    """A consumer that runs jobs in a thread and replies to the channel that the job names."""
 
     def work(self, event: dict[str, Any]) -> None:
         answer = {"type": "said", "text": event["text"].upper()}
@@ -61,16 +61,16 @@ class Jobs(SyncConsumer):  # type: ignore[misc] # as above
 
 
 class Room(Talk, AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
-    """The room by Channels' consumer."""
+    """The room with Channels' consumer."""
 
 
 class LeanRoom(Talk, consumers.AsyncWebsocketConsumer):
-    """The room by ours."""
+    """The room with this library's consumer."""
 
 
 @pytest.fixture
 def layer(make_layer: Make) -> Iterator[Any]:
-    """The default layer of Channels for one test."""
+    """Make a layer the default one of Channels during the test."""
     layer = make_layer()
     with as_default(layer):
         yield layer
@@ -78,7 +78,7 @@ def layer(make_layer: Make) -> Iterator[Any]:
 
 @asynccontextmanager
 async def visitor(consumer: Any) -> AsyncIterator[WebsocketCommunicator]:
-    """A browser's side of a WebSocket, connected."""
+    """Connect the browser's side of a WebSocket."""
     browser = WebsocketCommunicator(consumer.as_asgi(), "/")
     accepted, _ = await browser.connect(timeout=PATIENCE)
     assert accepted
@@ -88,7 +88,7 @@ async def visitor(consumer: Any) -> AsyncIterator[WebsocketCommunicator]:
 
 @asynccontextmanager
 async def worker(layer: Any) -> AsyncIterator[None]:
-    """What `manage.py runworker jobs` runs."""
+    """Run the worker that `manage.py runworker jobs` runs."""
     application = ChannelNameRouter({"jobs": Jobs.as_asgi()})
     task = asyncio.create_task(Worker(application, ["jobs"], layer).listener("jobs"))
     yield
@@ -97,7 +97,7 @@ async def worker(layer: Any) -> AsyncIterator[None]:
 
 
 def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, run: Run) -> None:
-    """Asynchronous and synchronous consumers in one group, each of which gets each message once."""
+    """Asynchronous and synchronous consumers of one group get each message once, and leave no channel or group."""
 
     async def scenario() -> None:
         async with visitor(Room) as ada, visitor(LeanRoom) as bo, visitor(JsonRoom) as cy:
@@ -115,7 +115,7 @@ def test_what_one_visitor_says_all_hear_and_none_leaves_a_trace(layer: Any, run:
 
 
 def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> None:
-    """A consumer that ended takes nothing along."""
+    """A consumer that has ended takes no message from the others, which receive all later ones."""
 
     async def scenario() -> None:
         async with visitor(Room) as ada:
@@ -132,7 +132,10 @@ def test_who_leaves_hears_no_more_and_the_others_go_on(layer: Any, run: Run) -> 
 
 @pytest.mark.filterwarnings("ignore:async_to_sync was passed a non-async-marked callable")  # by asgiref's own worker
 def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: Any, run: Run) -> None:
-    """A normal channel for the job, a process-specific channel for the answer; others do not get the answer."""
+    """A worker runs the jobs of WebSockets, and each answer arrives only at the WebSocket that sent the job.
+
+    The job has a normal channel, and the answer a process-specific one.
+    """
 
     async def scenario() -> None:
         async with worker(layer), visitor(Room) as ada, visitor(Room) as bo:
@@ -150,7 +153,7 @@ def test_a_worker_does_the_jobs_of_websockets_and_answers_each_its_own(layer: An
 
 
 def test_closing_the_layer_ends_consumers_without_an_error(layer: Any, run: Run) -> None:
-    """Whether they wait for the layer or are busy in a handler when it happens: `StopConsumer` is their end."""
+    """Closing the layer ends consumers by `StopConsumer`, both one that waits and one that is busy in a handler."""
 
     async def scenario() -> None:
         goes_on = asyncio.Event()

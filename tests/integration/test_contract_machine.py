@@ -1,8 +1,9 @@
-"""A layer beside a model of the contract: any calls in any order, by several event loops and processes.
+"""A layer beside a model of its contract: any calls in any order, from several event loops and processes.
 
-The model knows what must be true and no more. A message is *sure* if some reader must get it, else it may have been
-refused at a full channel, or come while its receiver joined or left. Of two messages one *precedes* the other if one
-process sent both one after the other, or if the exchange is known to have passed on the first before the second left.
+The model knows only what must be true. A message is *sure* if some reader must get it; otherwise it may have been
+refused at a full channel, or have arrived while its receiver joined or left. Of two messages one *precedes* the other
+if one process sent both in this order, or if the exchange is known to have published the first before the second was
+sent.
 """
 
 import itertools
@@ -52,7 +53,7 @@ def batched(items: list[Any]) -> list[list[Any]]:
 
 
 CALLS = ["join", "join and cancel", "join twice", "renew", "renew and cancel", "discard", "send"]
-"""What begins while all connections are cut."""
+"""The calls that may begin while all connections are cut."""
 actors = groups = st.integers(0, 1)
 lanes = st.sampled_from(LANES)
 loops = st.sampled_from([lane for lane in LANES if lane != FRESH])
@@ -61,12 +62,12 @@ turns = st.integers(0, 3)
 
 
 DOUBT = 1.0
-"""Seconds by which the age of a replayed message is known on a busy machine."""
+"""Seconds of doubt about the age of a replayed message on a busy machine."""
 
 
 @dataclass
 class Sent:
-    """A message that may wait on a channel."""
+    """A message that may wait in a channel."""
 
     number: int
     shown: str
@@ -75,14 +76,14 @@ class Sent:
     step: int
     group: int | None
     members: frozenset[int] = frozenset()
-    """The members of the group when it was sent."""
+    """The members of the group when the message was sent."""
     sure: bool = True
     passed: float = inf
-    """The step at which the exchange is known to have passed it on."""
+    """The step at which the exchange is known to have published the message."""
     arrived: bool = False
 
     def precedes(self, other: "Sent") -> bool:
-        """Return whether it must be read first."""
+        """Return whether this message must be read before the other one."""
         if self.actor == other.actor and (self.step != other.step or self.lane == other.lane):
             return self.number < other.number
         return self.passed <= other.step
@@ -90,27 +91,27 @@ class Sent:
 
 @dataclass
 class Channel:
-    """A channel and what may wait on it; `owner` is the actor that reads it, None for a normal channel."""
+    """A channel and the messages that may wait in it; `owner` is the actor that reads it, None for a normal channel."""
 
     name: str
     owner: int | None
     waiting: list[Sent]
     readers: int = 0
     doubtful: set[int] = field(default_factory=set)
-    """Messages from just before it joined. A replay may bring them: nobody knows exactly when they were published."""
+    """Messages from just before it joined, which a replay may bring: their publishing times are not known exactly."""
     replayed: set[int] = field(default_factory=set)
-    """Those of them that the last replay may have put into its mailbox, where they take room."""
+    """The doubtful messages that the last replay may have put into the mailbox, where they use capacity."""
     replay_ended: float = 0
-    """The step at which that replay was over, infinite if it is still to come."""
+    """The step at which that replay ended, infinite if it has not ended yet."""
 
     @property
     def least(self) -> int:
-        """How many messages count for the capacity for certain."""
+        """How many messages certainly count against the capacity."""
         return sum(sent.sure for sent in self.waiting) - self.readers
 
     @property
     def most(self) -> int:
-        """How many messages may count for the capacity."""
+        """How many messages may count against the capacity."""
         return len(self.waiting) + len(self.replayed)
 
     def add(self, sent: Sent) -> None:
@@ -118,7 +119,7 @@ class Channel:
         self.waiting.sort(key=lambda sent: sent.number)
 
     def take(self, message: Any) -> None:
-        """Check a message that was read and forget it."""
+        """Check a message that was read, and forget it."""
         found = next((sent for sent in self.waiting if sent.number == message["n"]), None)
         if found is None and message["n"] in self.doubtful:
             self.doubtful.remove(message["n"])
@@ -137,7 +138,7 @@ class Channel:
 
 
 class World:
-    """The processes of one topology; each example has addresses or names of its own in it."""
+    """The processes of one topology, in which each example has its own addresses or names."""
 
     def __init__(self, topology: str) -> None:
         self.topology = topology
@@ -154,7 +155,7 @@ class World:
                 relay.start()
 
     def open(self, **config: Any) -> str:
-        """Let every actor begin with a layer of its own; return what is to stand before all names."""
+        """Open a layer in every actor, and return the prefix of all names of this example."""
         prefix = f"e{next(self.examples)}."
         if self.topology == "dedicated":
             settings = ("pull_socket_address", "pub_socket_address")
@@ -176,13 +177,13 @@ class World:
         self._until(lambda: actor.stats()["connected"] is connected, f"connected is not {connected}")
 
     def cut(self, *, noticed: bool) -> list[int]:
-        """Cut all connections while everything is acknowledged, and let nobody connect.
+        """Cut all connections while every message is acknowledged, and let no process connect.
 
         Args:
-            noticed: Whether to wait until all actors have noticed it.
+            noticed: Whether to wait until all actors have noticed the cut.
 
         Returns:
-            How often each actor had connected anew before.
+            How many times each actor had reconnected before.
         """
         for actor in self.actors:
             self._until(lambda: not actor.stats()["held"], "it does not get acknowledged")  # noqa: B023 # called at once
@@ -195,7 +196,7 @@ class World:
         return before
 
     def restore(self, before: list[int]) -> None:
-        """Let all actors connect anew, and wait until they have."""
+        """Let all actors reconnect, and wait until they have."""
         for relay in self.relays:
             relay.start()
         for actor, count in zip(self.actors, before, strict=True):
@@ -218,7 +219,7 @@ class World:
 
 
 class Contract(RuleBasedStateMachine):
-    """Two actors at most, two groups, three process-specific channels, and two normal ones."""
+    """At most two actors, two groups, three process-specific channels, and two normal ones."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -226,9 +227,9 @@ class Contract(RuleBasedStateMachine):
         self.step = self.number = 0
         self.readers: list[tuple[Channel, int, int]] = []
         self.blocked: tuple[int, int] | None = None
-        """The actor and the loop that is blocked."""
+        """The actor and the index of its loop that is blocked."""
         self.logged: dict[int, int] = {}
-        """The number of the last line that came of the log of each process."""
+        """The number of the last log line that arrived from each process."""
         self.channels: list[Channel] = []
 
     @initialize(
@@ -256,7 +257,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, channel=channels, by=actors, then=actors, lane=lanes)
     def group_add(self, group: int, channel: int, by: int, then: int, lane: int) -> None:
-        """What is sent afterwards must come, what is under way may."""
+        """A new member must receive every message sent afterwards, and may receive those in flight."""
         index = channel % len(self.channels)
         target, then = self.channels[index], then % len(self.world.senders)
         members = [self.channels[other] for other in sorted(self.members[group] | {index})]
@@ -277,7 +278,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, channel=channels, by=actors, then=actors, lane=lanes)
     def group_discard(self, group: int, channel: int, by: int, then: int, lane: int) -> None:
-        """What is sent afterwards must not come, what is under way may."""
+        """A discarded member must not receive a message sent afterwards, and may receive those in flight."""
         index = channel % len(self.channels)
         self._call(by, lane, "group_discard", self.groups[group], self.channels[index].name)
         self.members[group].discard(index)
@@ -287,7 +288,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, value=values, by=actors, lane=lanes)
     def group_send(self, group: int, value: Any, by: int, lane: int) -> None:
-        """It never raises, and each member gets it that has room."""
+        """A `group_send` never raises, and each member with room gets the message."""
         by %= len(self.world.senders)
         members = [self.channels[index] for index in sorted(self.members[group])]
         self._see_how_full(members)
@@ -297,7 +298,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, values=st.lists(values, min_size=2, max_size=4), by=actors, lane=lanes)
     def group_send_by_both(self, group: int, values: list[Any], by: int, lane: int) -> None:
-        """Messages of one batch are sent by layers with different settings: all come, in their order."""
+        """Messages of one batch that layers with different settings send all arrive in order."""
         by %= len(self.world.senders)
         members = [self.channels[index] for index in sorted(self.members[group])]
         if any(one.most + len(values) > self.capacity for one in members):
@@ -319,7 +320,7 @@ class Contract(RuleBasedStateMachine):
             self._will_arrive(sent, channel)
 
     def _will_arrive(self, sent: Sent, channel: Channel) -> None:
-        """Note a message that is refused on its arrival if the channel is full then."""
+        """Note a message that is refused if the channel is full when it arrives."""
         if channel.least >= self.capacity:
             self._settle()  # so that it arrives, and is refused, before a reader makes room
         else:
@@ -329,7 +330,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(channel=channels, value=values, by=actors, lane=lanes)
     def send(self, channel: int, value: Any, by: int, lane: int) -> None:
-        """It raises if the sender knows that the channel is full, and only if it may be."""
+        """A `send` raises `ChannelFull` if the sender knows that the channel is full, and only if it may be."""
         by %= len(self.world.senders)
         target = self.channels[channel % len(self.channels)]
         self._see_how_full([target])
@@ -354,14 +355,14 @@ class Contract(RuleBasedStateMachine):
 
     @rule(channel=channels, by=actors, lane=lanes)
     def receive(self, channel: int, by: int, lane: int) -> None:
-        """A message that is there comes."""
+        """A `receive` returns a message that waits in the channel."""
         target, by = self._readable(channel, by)
         if sum(sent.sure for sent in target.waiting) > target.readers:
             target.take(self._call(by, lane, "receive", target.name))
 
     @rule(channel=channels, by=actors, loop=loops)
     def begin_reading(self, channel: int, by: int, loop: int) -> None:
-        """A reader waits, or has its message before it is queried."""
+        """A reader waits, or gets a message before its result is queried."""
         target, by = self._readable(channel, by)
         if len(self.readers) < MAX_READERS:
             self.step += 1
@@ -370,7 +371,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, MAX_READERS - 1), cancel=st.booleans())
     def end_reading(self, which: int, cancel: bool) -> None:
-        """A cancelled reader has its message, or leaves it to the next; another one waits for a message that comes."""
+        """A cancelled reader returns its message or leaves it to the next reader; any other one waits for a message."""
         if self.readers:
             target, _, _ = self.readers[which % len(self.readers)]
             sure = sum(sent.sure for sent in target.waiting)
@@ -386,7 +387,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(channel=channels, value=values, by=actors, loop=loops, before=turns, after=turns)
     def race(self, channel: int, value: Any, by: int, loop: int, before: int, after: int) -> None:
-        """A reader that is cancelled while its message comes loses nothing: the next one is given it."""
+        """A reader that is cancelled while its message arrives loses nothing: the next reader gets it."""
         target, by = self._readable(channel, by)
         if by not in self.world.senders:
             return
@@ -404,7 +405,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, channel=channels, values=st.lists(values, min_size=8, max_size=8))
     def send_at_once(self, group: int, channel: int, values: list[Any]) -> None:
-        """Two loops of every process that may send: each keeps its own order, and nothing is lost."""
+        """Two loops of every sending process send at once: each loop keeps its order, and nothing is lost."""
         target = self.channels[channel % len(self.channels)]
         members = [self.channels[index] for index in sorted(self.members[group])]
         if any(one.most + len(values) > self.capacity for one in (target, *members)):
@@ -425,7 +426,7 @@ class Contract(RuleBasedStateMachine):
 
     @rule(group=groups, by=actors, lane=lanes)
     def flush(self, group: int, by: int, lane: int) -> None:
-        """Nothing is there any more, except what a reader has taken already."""
+        """After a `flush` no message remains except those that a reader has already taken."""
         by %= len(self.world.senders)
         self._call(by, lane, "flush")
         self.members = [set(), set()]
@@ -438,14 +439,14 @@ class Contract(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Let everything arrive; the forwarder knows of the groups that have members, and of no other."""
+        """When everything has arrived, the forwarder knows exactly the groups that have members."""
         self._settle()
         self._read_log()
         self._see_subscriptions()
 
     @rule(group=groups, channel=channels, loop=loops, turns=turns, by=actors)
     def join_twice(self, group: int, channel: int, loop: int, turns: int, by: int) -> None:
-        """Of two joins of one pair one is cancelled: the channel is a member all the same."""
+        """If one of two joins of a channel to a group is cancelled, the channel becomes a member all the same."""
         index = channel % len(self.channels)
         target = self.channels[index]
         owner = by if target.owner is None else target.owner
@@ -467,7 +468,7 @@ class Contract(RuleBasedStateMachine):
     def block(
         self, group: int, channel: int, value: Any, by: int, loop: int, then: int, lane: int, reads: bool
     ) -> None:
-        """While a loop is blocked all others go on, and what is sent meanwhile to its readers is there afterwards."""
+        """While a loop is blocked all others continue, and its readers find afterwards what was sent meanwhile."""
         by, then = by % len(self.world.actors), then % len(self.world.senders)
         lane = 1 - loop if (then, lane) == (by, loop) else lane
         own = [index for index, one in enumerate(self.channels) if one.owner == by]
@@ -495,10 +496,10 @@ class Contract(RuleBasedStateMachine):
         calls=st.lists(st.tuples(st.sampled_from(CALLS), groups, channels, actors, loops), min_size=2, max_size=6),
     )
     def outage(self, noticed: bool, calls: list[tuple[str, int, int, int, int]]) -> None:
-        """All connections are cut while nothing is under way: nothing is lost, and memberships stay.
+        """If all connections are cut while nothing is in flight, nothing is lost and memberships remain.
 
-        Calls that begin meanwhile end as they should: a cancelled one undoes only what it did itself, and what is sent
-        arrives once and in order.
+        Calls that begin meanwhile have their usual results: a cancelled one undoes only its own effects, and messages
+        arrive once and in order.
         """
         self._settle()
         receiving = [channel for channel in self.channels if channel.owner is not None]
@@ -516,10 +517,10 @@ class Contract(RuleBasedStateMachine):
             self.group_send(group, None, 0, 0)
         self._see_subscriptions()
 
-    # What the rules are made of
+    # Helpers of the rules
 
     def _see_subscriptions(self) -> None:
-        """Compare the groups that have a process-specific member with the forwarder's topics."""
+        """Compare the number of groups that have a process-specific member with the forwarder's topics."""
         if self.world.relays:
             has_member = [any(self.channels[index].owner is not None for index in members) for members in self.members]
             wanted = sum(has_member) + 1  # that of the log
@@ -540,7 +541,7 @@ class Contract(RuleBasedStateMachine):
         return {"n": sent.number, "value": value}
 
     def _joins(self, group: int, index: int) -> None:
-        """Note a member: what is under way to its group may come, and fill it before something that was sent later."""
+        """Note a new member: messages in flight to its group may arrive, and fill it before later ones."""
         if index in self.members[group]:
             return
         self.members[group].add(index)
@@ -569,7 +570,7 @@ class Contract(RuleBasedStateMachine):
             self._settle()
 
     def _settle(self) -> None:
-        """Let everything arrive: what one actor sends to another stands behind all that it sent before."""
+        """Let everything arrive: a message between actors arrives after all that its sender has sent before."""
         for by in self.world.senders:
             for to, name in enumerate(self.private):
                 self._call(by, self._going(by, 0), "send", name, {"from": by})
@@ -585,13 +586,13 @@ class Contract(RuleBasedStateMachine):
         return 1 - loop if self.blocked == (actor, loop) else loop
 
     def _passed(self, by: int) -> None:
-        """Note that the exchange has passed on all that an actor has sent."""
+        """Note that the exchange has published all messages that an actor has sent."""
         for sent in itertools.chain(self.under_way, *(channel.waiting for channel in self.channels)):
             if sent.actor == by:
                 sent.passed = min(sent.passed, self.step)
 
     def _read_everything(self) -> None:
-        """Whatever must come comes, and nothing else does."""
+        """Check that every message that must arrive does, and no other one."""
         while self.readers:
             self._end_reading(0, cancel=True)
         self._settle()
@@ -612,10 +613,10 @@ class Contract(RuleBasedStateMachine):
             assert dropped.keys() <= {"mailbox_full"}, dropped
 
     def _read_log(self, *, wait: bool = False) -> list[str]:
-        """Read the lines that the log handlers have sent: each comes once, and those of a process in their order.
+        """Read the lines of the log handlers, and check that each arrives once, in the order of its process.
 
         Args:
-            wait: Whether to wait for the one that says that it is the last.
+            wait: Whether to wait for the last line, "the end".
         """
         lines: list[str] = []
         while not wait or "the end" not in lines:
@@ -639,7 +640,7 @@ class Contract(RuleBasedStateMachine):
             channel.take(message)
 
     def teardown(self) -> None:
-        """Read everything, and close."""
+        """Read everything, and close the layers."""
         try:
             if self.channels:
                 self._read_everything()
@@ -651,10 +652,10 @@ class Contract(RuleBasedStateMachine):
 
 
 class Outage:
-    """The calls that begin while all connections are cut, one at most for each group and channel.
+    """The calls that begin while all connections are cut, at most one for each group and channel.
 
     Args:
-        contract: Whose connections are cut.
+        contract: The machine whose connections are cut.
     """
 
     def __init__(self, contract: Contract) -> None:
@@ -662,7 +663,7 @@ class Outage:
         self._actors, self._channels, self._members = contract.world.actors, contract.channels, contract.members
         self._changed: set[tuple[int, int]] = set()
         self._may_get: list[set[int]] = [set(), set()]
-        """Channels that may or may not get what is sent to each group, because they leave it."""
+        """Channels that are leaving each group, so that they may or may not get a message to it."""
         self._begun: list[tuple[int, int]] = []
         self._joining: list[tuple[int, int]] = []
         self._unknown: list[tuple[int, int]] = []
@@ -687,7 +688,7 @@ class Outage:
                 self._begin_join(group, index, by if owner is None else owner, loop, twice=True)
 
     def end(self) -> None:
-        """Let all calls end that were begun."""
+        """Wait until all calls that were begun have ended."""
         for by, handle in self._begun:
             assert self._actors[by].finish(handle) is None
         for group, index in self._joining:
@@ -701,15 +702,15 @@ class Outage:
         return int(self._actors[by].begin(loop, name, *arguments))
 
     def _begin_join(self, group: int, index: int, by: int, loop: int, *, twice: bool = False) -> None:
-        """Add a member, or renew a membership, which holds meanwhile."""
+        """Add a member, or renew a membership, which remains valid meanwhile."""
         handle = self._begin(by, loop, *(("join_twice", group, index, 1) if twice else ("group_add", group, index)))
         self._begun.append((by, handle))
         self._joining.append((group, index))
 
     def _join_and_cancel(self, group: int, index: int, by: int, loop: int) -> None:
-        """Begin to add a member, and cancel that: a membership that was there stays, and there is no new one.
+        """Begin to add a member, and cancel that: an existing membership remains, and no new one results.
 
-        Whether the forwarder gets to know of a normal channel is unknown.
+        For a normal channel, it is unknown whether the request reaches the forwarder.
         """
         handle = self._begin(by, loop, "group_add", group, index)
         if self._actors[by].finish(handle, cancel=True) is None:
@@ -719,7 +720,7 @@ class Outage:
             self._may_get[group].add(index)
 
     def _discard(self, group: int, index: int, by: int, loop: int) -> None:
-        """Remove a member: its own process does it at once, others when the connections are back."""
+        """Remove a member: its own process does it at once, others when the connections are restored."""
         handle = self._begin(by, loop, "group_discard", group, index)
         if self._channels[index].owner == by:
             assert self._actors[by].finish(handle) is None
@@ -731,7 +732,7 @@ class Outage:
             sent.sure = sent.sure and (sent.arrived or sent.group != group)
 
     def _send(self, group: int, by: int, loop: int) -> None:
-        """Send to a group if all of its members have room for certain."""
+        """Send to a group if all of its members certainly have room."""
         contract, by = self._contract, by % len(self._contract.world.senders)
         members = [self._channels[index] for index in sorted(self._members[group])]
         others = [self._channels[index] for index in sorted(self._may_get[group])]
@@ -746,7 +747,7 @@ class Outage:
 
 @pytest.fixture(params=TOPOLOGIES)
 def world(request: pytest.FixtureRequest) -> Any:
-    """The processes of a topology."""
+    """Start the processes of a topology."""
     world = World(request.param)
     yield world
     world.end()
@@ -756,5 +757,5 @@ def world(request: pytest.FixtureRequest) -> Any:
     "effort", [pytest.param(QUICK, id="quick"), pytest.param(THOROUGH, id="thorough", marks=pytest.mark.slow)]
 )
 def test_the_layer_keeps_the_contract(world: World, effort: settings) -> None:
-    """Whatever is called in whatever order, on whatever loop, in whatever process."""
+    """The layer keeps its contract, whichever calls come in whichever order from whichever loop and process."""
     run_state_machine_as_test(cast(type[Contract], partial(Contract, world)), settings=effort)

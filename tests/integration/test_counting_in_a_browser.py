@@ -1,6 +1,6 @@
-"""The page of `make demo` that kills forwarders while it counts messages, as people see it.
+"""The page of `make demo` that kills forwarders while it counts messages, as users see it.
 
-With SCREENSHOTS=FOLDER it leaves a picture of the page there: `make screenshots`.
+With SCREENSHOTS=FOLDER the test saves a picture of the page in that folder: `make screenshots`.
 """
 
 import os
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture
 def address() -> Iterator[str]:
-    """The page's address, while the demo runs."""
+    """Run the demo, and return the address of its page."""
     command = [sys.executable, str(DEMO), "dedicated", "--messages", "2", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
@@ -49,7 +49,7 @@ async def counts(page: Page) -> dict[str, list[str]]:
 async def test_what_arrives_stays_equal_to_what_is_sent_while_forwarders_are_killed(
     browser: Browser, address: str
 ) -> None:
-    """Each of two in turn; nothing is lost, and nothing arrives twice."""
+    """If each of two forwarders is killed in turn, no message is lost, and none arrives twice."""
     page = await (await browser.new_context(viewport={"width": 760, "height": 720})).new_page()
     page.on("pageerror", lambda error: pytest.fail(f"the page: {error}"))
     await page.goto(address)
@@ -73,7 +73,7 @@ async def test_what_arrives_stays_equal_to_what_is_sent_while_forwarders_are_kil
 
 
 async def test_without_forwarders_to_kill_there_is_no_button(browser: Browser) -> None:
-    """As with the embedded layer, which counts all the same."""
+    """With the embedded layer the page has no button to kill forwarders, and counts all the same."""
     command = [sys.executable, str(DEMO), "embedded", "--messages", "2", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None

@@ -1,4 +1,4 @@
-"""CURVE on real sockets, both topologies: only clients with the right keys are served."""
+"""CURVE on real sockets, in both topologies: only clients with the right keys are served."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from channels_zmq_forwarder.curve import new_pair, secure_client
 
 
 class Keys:
-    """A server's pair and two clients', as files; both clients are allowed."""
+    """The key pairs of a server and two clients, as files; both clients are allowed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Keys:
         return str(self.folder / name)
 
     def allow(self, *names: str) -> None:
-        """Replace the file with the list in one step, as a mounted volume does."""
+        """Replace the file of allowed keys in one step, as a mounted volume does."""
         fresh = self.folder / "allowed.new"
         lines = ["# who may connect", "", *(self.public(name) for name in names)]
         fresh.write_text("\n".join(lines) + "\n", encoding="ascii")
@@ -58,7 +58,7 @@ def keys(tmp_path: Path) -> Keys:
 
 @pytest.fixture
 def guarded(keys: Keys, tmp_path: Path) -> Iterator[Forwarder]:
-    """A forwarder with CURVE and a list of allowed keys in a file."""
+    """Start a forwarder with CURVE and a file of allowed keys."""
     pull, pub = free_ports(2)
     own = Forwarder(
         f"tcp://127.0.0.1:{pull}",
@@ -81,7 +81,7 @@ def _close() -> Iterator[None]:
 
 
 async def passes(layer: Any, text: str = "hello") -> None:
-    """Bring a message through a group, and one through a normal channel."""
+    """Check that a message passes through a group, and another one through a normal channel."""
     channel = await layer.new_channel()
     await layer.group_add("chat", channel)
     await layer.group_send("chat", {"text": text})
@@ -92,7 +92,7 @@ async def passes(layer: Any, text: str = "hello") -> None:
 
 
 def test_a_forwarder_serves_who_has_an_allowed_key(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """By value and by file."""
+    """A forwarder serves each client that has an allowed key, given by value or by file."""
     by_file = {"curve_server_key_file": keys.file("server.public"), "curve_secret_key_file": keys.file("two.secret")}
 
     async def scenario() -> None:
@@ -113,7 +113,10 @@ def test_a_forwarder_serves_who_has_an_allowed_key(run: Any, guarded: Forwarder,
 def test_who_has_not_gets_nothing_and_is_logged(
     run: Any, guarded: Forwarder, keys: Keys, who: str, reason: str
 ) -> None:
-    """The client learns why, as far as CURVE tells; the log has the address, at a limited rate and without a key."""
+    """A client without an allowed key gets no connection, and an error with the reason, as far as CURVE reveals it.
+
+    The log has its address, at a limited rate and without a key.
+    """
     given = {
         "stranger": keys.client("stranger"),
         "wrong server": {**keys.client("one"), "curve_server_key": keys.public("stranger")},
@@ -126,7 +129,7 @@ def test_who_has_not_gets_nothing_and_is_logged(
             await layer.group_add("chat", await layer.new_channel())
         assert reason in str(caught.value)
         assert not layer.stats()["connected"]
-        # It tries once a second; now and then the address is gone before the forwarder can look at it.
+        # It tries once a second; sometimes the address is gone before the forwarder can query it.
         await until(lambda: "127.0.0.1 was refused" in guarded.log_text())
 
     run(scenario())
@@ -139,7 +142,7 @@ def test_who_has_not_gets_nothing_and_is_logged(
 
 
 def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """Also for who is connected with it already; others lose nothing."""
+    """An added key works at once, and a revoked one no longer, also if its client is connected; others lose nothing."""
 
     async def scenario() -> None:
         one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
@@ -166,7 +169,10 @@ def test_a_key_that_is_added_works_at_once_and_a_revoked_one_no_more(run: Any, g
 def test_a_revoked_key_neither_reads_nor_writes_whatever_it_did_before(
     run: Any, guarded: Forwarder, keys: Keys
 ) -> None:
-    """It has subscribed to others' topics, and sent neither a hello nor other frames; others are not affected."""
+    """A revoked key neither reads nor writes, also by raw sockets that subscribed to groups and sent no hello.
+
+    Other clients are not affected.
+    """
 
     async def scenario(reader: Any, writer: Any) -> None:
         one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
@@ -180,7 +186,7 @@ def test_a_revoked_key_neither_reads_nor_writes_whatever_it_did_before(
         assert (await one.receive("jobs"))["text"] == "before"
         keys.allow("one")
         await until(lambda: "1 connections with revoked keys" in guarded.log_text())
-        while reader.poll(0):  # what came before the end
+        while reader.poll(0):  # messages from before the end
             reader.recv()
         writer.send(enqueue("injected"))
         await until(lambda: 'drops_total{cause="revoked_key"} 1.0' in guarded.metrics())
@@ -208,7 +214,7 @@ def enqueue(text: str) -> bytes:
 
 
 def test_removing_a_key_that_nobody_uses_disturbs_nobody(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """The last step of a rotation."""
+    """Removing an unused key, the last step of a rotation, neither cuts a connection nor loses a message."""
 
     async def scenario() -> None:
         one = DedicatedZmqChannelLayer(**guarded.config, **keys.client("one"))
@@ -230,7 +236,7 @@ def test_removing_a_key_that_nobody_uses_disturbs_nobody(run: Any, guarded: Forw
 
 
 def test_a_client_takes_up_a_new_key_from_its_file(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """Once the old one is refused; what it sent meanwhile arrives."""
+    """Once its old key is refused, a client reads the new one from its file; messages sent meanwhile arrive."""
     mine = Path(keys.file("mine.secret"))
     mine.write_text(keys.secret("one"), encoding="ascii")
 
@@ -250,7 +256,7 @@ def test_a_client_takes_up_a_new_key_from_its_file(run: Any, guarded: Forwarder,
 
 
 def test_a_key_file_that_comes_late_is_waited_for(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """In a container it may be mounted a moment after the start."""
+    """A client waits for a key file that appears late, as one that a container mounts just after the start."""
     late = Path(keys.file("late.secret"))
     write = f"import time, pathlib; time.sleep(0.3); pathlib.Path({str(late)!r}).write_text({keys.secret('one')!r})"
 
@@ -284,7 +290,7 @@ asyncio.run(main())
 
 
 def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys, caplog: Any) -> None:
-    """The readers connect with keys of their own; a stranger is refused."""
+    """An embedded producer serves a reader with an allowed key of its own, and refuses one with another key."""
     import json
 
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
@@ -321,7 +327,10 @@ def test_an_embedded_producer_serves_who_has_an_allowed_key(run: Any, keys: Keys
 def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
     run: Any, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever its holder has subscribed to; another reader loses nothing. A thread of its own logs the line."""
+    """An embedded producer ends the connections of a revoked key, also those with subscriptions.
+
+    Another reader loses nothing. The library's log thread writes the line about it.
+    """
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     config = {
         "pub_socket_address": address,
@@ -365,7 +374,7 @@ def test_an_embedded_producer_ends_the_connections_of_a_revoked_key(
 
 
 def test_a_process_without_the_servers_secret_key_cannot_produce(run: Any, keys: Keys) -> None:
-    """Which the error names."""
+    """A process without the server's secret key cannot produce, and the error names the missing setting."""
 
     async def scenario() -> None:
         layer = EmbeddedZmqChannelLayer(pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}", **keys.client("one"))
@@ -376,7 +385,7 @@ def test_a_process_without_the_servers_secret_key_cannot_produce(run: Any, keys:
 
 
 def test_keys_from_the_environment(run: Any, guarded: Forwarder, keys: Keys) -> None:
-    """As everything else."""
+    """A layer can take its keys from the environment."""
     layers = channel_layers_from_env(
         {
             "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": guarded.pull,
@@ -390,7 +399,7 @@ def test_keys_from_the_environment(run: Any, guarded: Forwarder, keys: Keys) -> 
 
 @pytest.mark.parametrize("setting", ["curve_server_key", "curve_secret_key"])
 def test_no_error_shows_a_key(run: Any, keys: Keys, setting: str) -> None:
-    """Neither an invalid key, nor the others beside it; nor does a repr."""
+    """No error and no repr shows a key, neither an invalid one nor the others beside it."""
     broken = keys.secret("one")[:-1] + "~"
     config = {**keys.client("two"), setting: broken}
     addresses = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": "tcp://127.0.0.1:10"}
@@ -411,7 +420,10 @@ def test_no_error_shows_a_key(run: Any, keys: Keys, setting: str) -> None:
 def test_a_key_file_that_is_missing_holds_up_nothing_and_is_read_once_it_is_there(
     run: Any, guarded: Forwarder, keys: Keys
 ) -> None:
-    """Neither making the layer nor using it blocks the loop; other layers of the process work meanwhile."""
+    """A missing key file delays neither making nor using the layer, and is read once it exists.
+
+    The loop is not blocked, and other layers of the process work meanwhile.
+    """
     late = keys.folder / "late.secret"
     patience = 1.0
     config = {"curve_server_key": keys.public("server"), "curve_secret_key_file": str(late)}

@@ -1,4 +1,4 @@
-"""`make demo` and `make demo-embedded`, run as they are."""
+"""`make demo` and `make demo-embedded`, run with their own commands."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_the_embedded_demo_talks_to_itself_and_prints_the_latency() -> None:
-    """One process serves the chat, its two people see each other's messages, and it ends with code 0."""
+    """In the embedded demo one process serves two users, who see each other's messages, and it exits with 0."""
     demo = subprocess.run(command("embedded", "--once"), capture_output=True, text=True, timeout=60, check=False)
 
     assert demo.stderr == ""
@@ -44,7 +44,7 @@ def test_the_embedded_demo_talks_to_itself_and_prints_the_latency() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_embedded_demo_without_a_traceback(number: signal.Signals) -> None:
-    """Ctrl-C, and what a supervisor sends, is a clean end: code 0 and nothing on stderr."""
+    """Ctrl-C, or the signal of a supervisor, ends the embedded demo with code 0 and nothing on stderr."""
     with subprocess.Popen(command("embedded"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         assert any("Ctrl-C" in line for line in demo.stdout)
@@ -57,7 +57,7 @@ def test_a_signal_ends_the_embedded_demo_without_a_traceback(number: signal.Sign
 
 @pytest.mark.slow
 def test_the_dedicated_demo_talks_between_two_web_processes() -> None:
-    """A forwarder, two web processes and a worker start, carry the conversation, and stop in order."""
+    """The dedicated demo starts forwarders, two web processes and a worker, lets two users talk, and stops in order."""
     demo = subprocess.run(command("dedicated", "--once"), capture_output=True, text=True, timeout=120, check=False)
 
     assert demo.stderr == ""
@@ -69,7 +69,7 @@ def test_the_dedicated_demo_talks_between_two_web_processes() -> None:
 
 @pytest.mark.slow
 def test_a_killed_child_ends_the_dedicated_demo_with_its_name() -> None:
-    """When a process of the demo dies, the demo says which, stops the others and ends with code 1."""
+    """If a process of the demo dies, the demo names it, stops the others and exits with 1."""
     with subprocess.Popen(command("dedicated"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         pid = next(int(found[1]) for line in demo.stdout if (found := re.match(r"web2 .*process \[(\d+)\]", line)))
@@ -77,7 +77,7 @@ def test_a_killed_child_ends_the_dedicated_demo_with_its_name() -> None:
         os.kill(pid, signal.SIGKILL)
         _, errors = demo.communicate(timeout=30)
 
-    assert errors.splitlines()[-1] == "web2 ended with code -9"  # before it a busy machine may have said that it waits
+    assert errors.splitlines()[-1] == "web2 ended with code -9"  # before it, a busy machine may print that it waits
     assert demo.returncode == 1
 
 
@@ -91,7 +91,10 @@ def hosts() -> str:
 
 
 def test_a_page_of_another_site_opens_no_socket_of_the_chat_on_kubernetes() -> None:
-    """Those of the hosts in its manifest do: the Service, by which its conversation comes, and a port-forward."""
+    """Only pages of the hosts in the manifest for Kubernetes can open a WebSocket; any other origin gets a 403.
+
+    These hosts are the Service, which the pod with the conversation uses, and a port-forward.
+    """
     environment = {**os.environ, "CHAT_ALLOWED_HOSTS": hosts()}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command("embedded"), env=environment, text=True, **pipes) as demo:
@@ -110,7 +113,10 @@ def test_a_page_of_another_site_opens_no_socket_of_the_chat_on_kubernetes() -> N
 async def test_pages_reach_who_kills_forwarders_whatever_the_environment_sets(
     forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer with another serializer or prefix than the web processes' would hear nothing."""
+    """A page's request to kill a forwarder arrives although the environment sets a serializer and a prefix.
+
+    A layer with settings other than those of the web processes would receive nothing.
+    """
     for key, value in (("SERIALIZER", "json"), ("PREFIX", "demo")):
         monkeypatch.setenv(f"CHANNELS_ZMQ_{key}", value)
     killed: asyncio.Queue[str] = asyncio.Queue()

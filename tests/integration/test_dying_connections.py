@@ -1,4 +1,4 @@
-"""Jobs that are handed over while the consumer's connection dies: each is read once, waits, or is counted as lost."""
+"""Jobs in flight while the consumer's connection is cut: each is read once, waits, or is counted as lost."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ CUTS = 6
 
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
-    """What the consumer takes for the forwarder's port for subscribers."""
+    """Relay the consumer to the forwarder's port for subscribers."""
     with relay_to(forwarder.pub) as relay:
         yield relay
 
@@ -30,7 +30,7 @@ def relay(forwarder: Forwarder) -> Iterator[Relay]:
 def test_every_job_that_was_confirmed_is_read_once_or_counted_as_lost(
     open_peer: Make, forwarder: Forwarder, relay: Relay, loop: str, prefetch: int
 ) -> None:
-    """The connection is cut several times in the middle of the stream."""
+    """If the connection is cut six times amid a stream, each confirmed job is read once or counted as lost."""
     sender = open_peer(loop, **forwarder.config, capacity=JOBS)
     by_relay = {**forwarder.config, "pub_socket_address": relay.address}
     reader = open_peer(loop, **by_relay, capacity=JOBS, prefetch=prefetch)

@@ -1,4 +1,4 @@
-"""The first moments of an embedded layer: readers that were there before its producer miss nothing."""
+"""The first moments of an embedded layer: readers that started before its producer miss nothing."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def address() -> Iterator[str]:
 def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
     run: Run, open_peer: Make, loop: str
 ) -> None:
-    """Several times, each with readers that have joined before the address was bound."""
+    """The first message of a producer reaches the readers that joined before it bound the address, 4 times of 4."""
     readers = [open_peer(loop) for _ in range(2)]
 
     async def scenario(address: str, number: int) -> None:
@@ -51,7 +51,7 @@ def test_the_first_message_of_a_producer_reaches_the_readers_that_came_before(
 def test_a_reader_that_starts_beside_a_producer_misses_nothing_from_its_join_on(
     run: Run, tmp_path: Path, open_peer: Make, transport: str
 ) -> None:
-    """Also the first message, which its producer sends as soon as `group_add` has returned there."""
+    """A reader that starts beside a producer receives each message that is sent after its `group_add` has returned."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}" if transport == "tcp" else f"ipc://{tmp_path}/pub"
     reader = open_peer()
 
@@ -75,7 +75,7 @@ def test_a_reader_that_starts_beside_a_producer_misses_nothing_from_its_join_on(
 def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
     run: Run, address: str, open_peer: Make
 ) -> None:
-    """Neither raises; the producer learns of the member that stayed."""
+    """A normal channel can join and leave a group before there is a producer, which then delivers accordingly."""
     producer = open_peer()
 
     async def scenario() -> None:
@@ -98,8 +98,11 @@ def test_a_normal_channel_joins_and_leaves_a_group_before_there_is_a_producer(
 def test_a_channel_of_a_reader_that_came_before_its_producer_joins_and_leaves_a_group(
     run: Run, address: str, open_peer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The producer asks its process, which has yet to connect; another reader asks it as well."""
-    monkeypatch.setattr(embedded_producer, "SETTLE", 2.0)  # so long that busy machines connect their readers within it
+    """A reader's channel joins and leaves a group although its process has yet to connect to the new producer.
+
+    The producer requests the change from that process, and another reader requests one as well.
+    """
+    monkeypatch.setattr(embedded_producer, "SETTLE", 2.0)  # busy machines connect their readers within this time
     reader, other = (open_peer(pub_socket_address=address) for _ in range(2))
 
     async def scenario() -> None:
@@ -122,7 +125,7 @@ def test_a_channel_of_a_reader_that_came_before_its_producer_joins_and_leaves_a_
 
 
 def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
-    """Without a producer it empties only its own process; with one, all processes."""
+    """A reader's flush empties only its own process without a producer, and all processes with one."""
     producer = open_peer()
 
     async def scenario() -> None:
@@ -144,7 +147,10 @@ def test_a_reader_may_flush(run: Run, address: str, open_peer: Make) -> None:
 
 
 def test_a_connection_that_the_reader_makes_while_it_becomes_the_producer_is_ignored(run: Run) -> None:
-    """It may have connected to the address that its own process has just bound; the housekeeper learns of it later."""
+    """A reader that becomes the producer ignores a late event of its own connection.
+
+    It may have connected to the address that its own process then bound, and the housekeeper reports that only later.
+    """
 
     async def scenario() -> None:
         layer = EmbeddedZmqChannelLayer(pub_socket_address=f"tcp://127.0.0.1:{free_ports(1)[0]}")

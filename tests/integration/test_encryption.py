@@ -1,4 +1,4 @@
-"""Layers with encryption keys: every way of a message, strangers without a key, and rotation while messages flow."""
+"""Layers with encryption keys: every path of a message, processes without a key, and rotation under load."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ STEPS = ([OLD], [OLD, NEW], [NEW, OLD], [NEW])
 
 @pytest.mark.parametrize("serializer", ["msgpack", "json"])
 def test_messages_pass_by_every_way(make_layer: Make, run: Run, serializer: str) -> None:
-    """Group, direct, normal channel, and a normal channel that is a member of a group."""
+    """Encrypted messages pass through a group, a process-specific and a normal channel, and one in a group."""
 
     async def scenario() -> None:
         layer = make_layer(symmetric_encryption_keys=[OLD], serializer=serializer)
@@ -48,7 +48,7 @@ def test_messages_pass_by_every_way(make_layer: Make, run: Run, serializer: str)
 
 
 def test_messages_pass_between_processes(make_shared_layer: Make, open_peer: Make, run: Run) -> None:
-    """One that reads before it sends, so that both topologies can do it: the other one is the producer."""
+    """Encrypted messages pass between processes in both topologies; the process that sends is the producer."""
     made = make_shared_layer(symmetric_encryption_keys=[OLD])
     config = {key: value for key, value in made.config.model_dump().items() if key.endswith("socket_address")}
     config = {key: value[0] if isinstance(value, tuple) else value for key, value in config.items()}
@@ -73,7 +73,7 @@ async def join(layer: Any, group: str) -> str:
 
 
 async def read(layer: Any, channel: str, total: int) -> list[int]:
-    """Read from a channel, but the last message from `jobs`, of which a copy of a group's may be there before."""
+    """Read a channel, but the last message from `jobs`, which may have a copy of a group's message before it."""
     found = [(await layer.receive(channel))["n"] for _ in range(total - 1)]
     while found[-1] != total:
         job = (await layer.receive("jobs"))["n"]
@@ -82,7 +82,7 @@ async def read(layer: Any, channel: str, total: int) -> list[int]:
 
 
 def test_jobs_that_are_handed_back_can_be_read_by_others(forwarder: Forwarder, run: Run) -> None:
-    """They go back sealed: what a process has fetched ahead, and does not read."""
+    """Jobs that a process has fetched ahead and returns are encrypted, and another process reads them."""
 
     async def scenario() -> None:
         config = {**forwarder.config, "symmetric_encryption_keys": [OLD], "prefetch": 10}
@@ -100,7 +100,7 @@ def test_jobs_that_are_handed_back_can_be_read_by_others(forwarder: Forwarder, r
 
 
 def test_the_forwarder_sees_no_content(forwarder: Forwarder, run: Run) -> None:
-    """Of a group message, as every subscriber receives it."""
+    """The frame of a group message, as the forwarder and every subscriber see it, reveals no content."""
 
     async def scenario(subscriber: "zmq.Socket[bytes]") -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, symmetric_encryption_keys=[OLD])
@@ -126,7 +126,7 @@ async def wait_for_subscription(forwarder: Forwarder) -> None:
 
 @pytest.mark.parametrize("keys", [[], [NEW]])
 def test_a_process_without_the_key_cannot_inject(forwarder: Forwarder, run: Run, keys: list[str]) -> None:
-    """Its messages are dropped and counted on every way, and the others' still arrive."""
+    """Messages of a process without the key are dropped and counted on every path, and the others still arrive."""
 
     async def scenario() -> None:
         ours = DedicatedZmqChannelLayer(**forwarder.config, symmetric_encryption_keys=[OLD])
@@ -146,7 +146,7 @@ def test_a_process_without_the_key_cannot_inject(forwarder: Forwarder, run: Run,
 
 
 def test_consumers_are_told_of_an_outage(forwarder: Forwarder, run: Run) -> None:
-    """What the layer itself announces was never sealed, and reaches the reader of a normal channel, too."""
+    """The layer's own announcement of an outage, which is not encrypted, reaches a reader and counts as no loss."""
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, symmetric_encryption_keys=[OLD], on_disconnect="went")
@@ -165,7 +165,7 @@ def test_consumers_are_told_of_an_outage(forwarder: Forwarder, run: Run) -> None
 def test_processes_at_neighbouring_steps_of_a_rotation_understand_each_other(
     make_shared_layer: Make, run: Run, one: list[str], other: list[str]
 ) -> None:
-    """So processes may be restarted one after the other, with the keys of the next step."""
+    """Processes at neighbouring steps of a rotation read each other's messages, so they can restart one by one."""
 
     async def scenario() -> None:
         sender, _ = layers = [make_shared_layer(symmetric_encryption_keys=keys) for keys in (one, other)]
@@ -183,7 +183,7 @@ def test_processes_at_neighbouring_steps_of_a_rotation_understand_each_other(
 
 
 class Files:
-    """The keys of two processes, which are given to one after the other."""
+    """The key files of two processes, which get new keys one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = [folder / name for name in ("sender", "receiver")]
@@ -202,7 +202,7 @@ class Files:
 def test_keys_are_rotated_under_load_without_a_loss(
     make_shared_layer: Make, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, order: tuple[int, int]
 ) -> None:
-    """Two connections read each step's keys from their files, in either order, while messages of all kinds flow."""
+    """Two processes rotate their keys in either order under load, and no message of any kind is lost."""
     files = Files(tmp_path)
     caplog.set_level(logging.INFO, "channels_zmq")
 
@@ -241,14 +241,14 @@ def test_keys_are_rotated_under_load_without_a_loss(
                 before, at = reads(), sent
                 files.give(files.paths[process], keys)
                 await until(lambda: reads() > before and sent > at + 5)  # noqa: B023
-            # What is under way with the former keys has arrived before the next step takes one away.
+            # Messages with the former keys must arrive before the next step removes one.
             await until(lambda: len(done) >= sent - 1)
         stop.set()
         await sending
         read = [(await receiver.receive(channel))["n"] for _ in range(2 * sent)]
         assert read == [n for number in range(1, sent + 1) for n in (3 * number, 3 * number + 1)]
         await until(lambda: len(done) == sent)
-        # In any order: a job that is not read in time goes back, and later ones may be read before it.
+        # The order is free: a job that is not read in time is returned, and later ones may be read before it.
         assert sorted(done) == [3 * number + 2 for number in range(1, sent + 1)]
         working.cancel()
         assert (sender.stats()["dropped"], receiver.stats()["dropped"]) == ({}, {})
@@ -257,7 +257,7 @@ def test_keys_are_rotated_under_load_without_a_loss(
 
 
 def test_a_forked_child_counts_with_a_salt_of_its_own(forwarder: Forwarder) -> None:
-    """Parent and child would seal two messages with one counter, which reveals both."""
+    """A forked child has a salt of its own; with a shared one, equal counters would reveal two messages."""
     program = f"""
 import asyncio, os
 from channels_zmq.core import DedicatedZmqChannelLayer

@@ -1,4 +1,4 @@
-"""Consumers that have ended with messages unread: counted apart, bounded in number, and no reason for advice."""
+"""Unread messages of consumers that have ended: counted apart, bounded in number, and no reason for advice."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 
 
 async def come_and_go(layer: Any, count: int) -> list[str]:
-    """Let consumers come, wait and end; return their channels."""
+    """Let consumers begin, wait and end, and return their channels."""
     channels = [await layer.new_channel() for _ in range(count)]
     reads = [asyncio.create_task(layer.receive(channel)) for channel in channels]
     await asyncio.sleep(0)
@@ -32,7 +32,7 @@ async def come_and_go(layer: Any, count: int) -> list[str]:
 def test_what_waits_for_an_ended_consumer_is_abandoned_and_never_called_expired(
     make_layer: Make, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its mailbox is gone afterwards, and no log line advises to read sooner."""
+    """A message for an ended consumer counts as abandoned, its mailbox is removed, and no log line says "expired"."""
 
     async def scenario() -> None:
         layer = make_layer(expiry=0.2)
@@ -51,7 +51,10 @@ def test_what_waits_for_an_ended_consumer_is_abandoned_and_never_called_expired(
 def test_what_a_busy_consumer_has_not_read_when_it_is_disconnected_is_abandoned(
     make_layer: Make, run: Run, caplog: pytest.LogCaptureFixture, generic: Any
 ) -> None:
-    """Its handler is running, so that nobody waits for the other messages when the client goes away."""
+    """Messages that a busy consumer has not read when its client disconnects count as abandoned.
+
+    Its handler is running, so no reader waits for the other messages when the client disconnects.
+    """
     handling, disconnects = asyncio.Event(), asyncio.Event()
 
     class Busy(generic.AsyncWebsocketConsumer):  # type: ignore[misc] # Channels has no type information
@@ -89,7 +92,10 @@ def test_what_a_busy_consumer_has_not_read_when_it_is_disconnected_is_abandoned(
 def test_the_mailboxes_of_ended_consumers_are_bounded_in_number(
     make_layer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest are dropped first, long before what waits there expires; a consumer that reads keeps its own."""
+    """The oldest mailboxes of ended consumers are dropped at a limit, long before their messages expire.
+
+    A consumer that reads keeps its own mailbox.
+    """
     monkeypatch.setattr(mailboxes, "MAX_UNCLAIMED", 50)
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""A conversation by both layers in interpreters that lack what some installations and systems do not have."""
+"""A conversation by both layers in interpreters that lack features which some systems do not have."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from forwarders import PATIENCE, config_of
 pytestmark = pytest.mark.slow
 
 DAEMONS = ("aiohttp", "prometheus_client", "pydantic_settings", "uvloop")
-"""Packages of the forwarder's extra `daemon` that a web process does not have."""
+"""Packages of the forwarder's extra `daemon`, which a web process does not have."""
 WINDOWS = "without-what-windows-lacks"
 ENVIRONMENTS = {f"without-{package}": f"sys.modules[{package!r}] = None" for package in DAEMONS}
 ENVIRONMENTS["without-the-daemons-packages"] = "\n".join(ENVIRONMENTS.values())
@@ -56,7 +56,7 @@ print(json.dumps(asyncio.run(converse())))
 
 
 def converse(environment: str, config: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Return how the conversation has gone by the layer of a CONFIG."""
+    """Run the conversation with the layer of a CONFIG in a process of its own."""
     program = f"import sys\n{ENVIRONMENTS[environment]}\n{CONVERSATION}"
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program, json.dumps(config)],
@@ -69,7 +69,10 @@ def converse(environment: str, config: dict[str, Any]) -> subprocess.CompletedPr
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_a_layer_works_without_what_it_does_not_need(make_layer: Callable[..., Any], environment: str) -> None:
-    """Groups, process-specific and normal channels, from an event loop and from threads, in both topologies."""
+    """A layer works without optional packages and system features, in both topologies.
+
+    This holds for groups, process-specific and normal channels, from an event loop and from threads.
+    """
     config = config_of(make_layer())
     done = converse(environment, config)
     if environment == WINDOWS and "ipc://" in str(config):

@@ -1,4 +1,4 @@
-"""One peer sends as much as it can: the forwarder goes on, and others notice nothing."""
+"""If one peer sends as much as it can, the forwarder keeps serving, and others are not affected."""
 
 import contextlib
 import os
@@ -21,18 +21,18 @@ from channels_zmq_forwarder.curve import new_pair
 
 MEBIBYTE = 2**20
 AT_MOST = 100 * MEBIBYTE
-"""What a flood may add to the forwarder's memory."""
+"""The number of bytes by which a flood may increase the forwarder's memory."""
 LIMIT = {"XSUB": "4GiB", "PUSH": "768MiB"}
 PING = b"\x04\x07\x04PING\0\0"
 
 
 class Flood:
-    """Connections that send the same frames again and again, each time anew once they have been ended."""
+    """Connections that send the same frames again and again, and reconnect once they have been ended."""
 
     def __init__(self, address: str, frames: bytes, kind: str = "XSUB", connections: int = 3) -> None:
         self._port, self._frames, self._kind, self._is_over = port_of(address), frames, kind, threading.Event()
         self.sent = self.ended = 0
-        """How often the frames were sent, as far as the connections took them, and how many of these were ended."""
+        """How many times connections began to send the frames, and how many connections were ended."""
         self._threads = [threading.Thread(target=self._run) for _ in range(connections)]
 
     def _run(self) -> None:
@@ -63,7 +63,7 @@ def memory(forwarder: Forwarder) -> int:
 
 
 class IdleFlood:
-    """Connections to both ports whose peers send nothing but the given bytes, each made anew once it has been ended."""
+    """Connections to both ports whose peers send only the given bytes, and reconnect once they have been ended."""
 
     def __init__(self, forwarder: Forwarder, sent: bytes, connections: int = 400) -> None:
         self._ports, self._sent, self._count = [port_of(forwarder.pull), port_of(forwarder.pub)], sent, connections
@@ -104,7 +104,7 @@ class IdleFlood:
 
 @contextlib.contextmanager
 def running(forwarder: Forwarder) -> Iterator[None]:
-    """Start a forwarder; end it behind the layers that use it."""
+    """Start a forwarder, and end it after the layers that use it."""
     forwarder.start()
     try:
         yield
@@ -122,7 +122,10 @@ def forwarder(tmp_path: Path) -> Iterator[Forwarder]:
 
 
 def test_a_flood_of_frames_that_are_too_large_stops_nobody_else(run: Any, forwarder: Forwarder) -> None:
-    """Libzmq refuses them by their heads: health checks are answered, messages pass, and the memory is bounded."""
+    """In a flood of frames that are too large, health checks and messages pass, and the memory is bounded.
+
+    Libzmq refuses such frames by their heads.
+    """
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)
@@ -145,7 +148,10 @@ def test_a_flood_of_frames_that_are_too_large_stops_nobody_else(run: Any, forwar
 def test_a_forwarder_outlives_peers_that_end_in_a_flood_of_frames_and_heartbeats(
     forwarder: Forwarder, kind: str
 ) -> None:
-    """Libzmq aborts a process that bounds what it takes in, if a peer leaves while that bound is reached."""
+    """A forwarder outlives peers that disconnect amid a flood of frames and heartbeats.
+
+    Libzmq aborts a process that bounds its input if a peer disconnects while that bound is reached.
+    """
     data = (on_the_wire(b"?" * 10) * 300 + PING) * 300
     for number in range(40):
         peer = RawPeer(port_of(forwarder.pull if kind == "PUSH" else forwarder.pub), kind)
@@ -162,7 +168,10 @@ def test_a_forwarder_outlives_peers_that_end_in_a_flood_of_frames_and_heartbeats
 def test_who_sends_faster_than_the_forwarder_reads_is_disconnected(
     run: Any, tmp_path: Path, kind: str, size: int
 ) -> None:
-    """Else it would hold up the loop, or fill the memory. Others stay connected, and what is read is freed."""
+    """A peer that sends faster than the forwarder reads is disconnected, and its memory is freed.
+
+    Otherwise it would block the loop, or fill the memory. Other clients stay connected.
+    """
     addresses = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     # Producers are ended at half of the limit; on a busy machine the rest must not fill up before that.
     forwarder = Forwarder(*addresses, flags=("--memory-limit", LIMIT[kind]), log=tmp_path / "log")
@@ -188,7 +197,10 @@ def test_who_sends_faster_than_the_forwarder_reads_is_disconnected(
 
 @pytest.mark.parametrize("sent", [b"", b"\xff"])
 def test_idle_connections_lock_nobody_out(run: Any, tmp_path: Path, sent: bytes) -> None:
-    """There are more of them than descriptors: clients go on, a new one gets in, a probe too, and keys are read."""
+    """With more idle connections than descriptors, clients stay connected, and a new one and a probe are served.
+
+    The forwarder also reads its file of allowed keys.
+    """
     server, client, other = (new_pair() for _ in range(3))
     secret, allowed, fresh = (tmp_path / name for name in ("secret", "allowed", "fresh"))
     secret.write_bytes(server[1])
@@ -222,13 +234,13 @@ def test_idle_connections_lock_nobody_out(run: Any, tmp_path: Path, sent: bytes)
 
 
 def test_a_large_job_that_nobody_reads_goes_back(run: Any, forwarder: Forwarder) -> None:
-    """By the producers' way, since that of subscribers takes small frames only."""
+    """An unread large job is returned by the producers' port, as that of subscribers takes only small ones."""
     text = "x" * 2 * wire.MAX_UPSTREAM
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)
         await layer.send("jobs", {"text": "small"})
-        assert await layer.receive("jobs") == {"text": "small"}  # so there is room for two more
+        assert await layer.receive("jobs") == {"text": "small"}  # so the reader has credit for two more
         await layer.send("jobs", {"text": text})
         await until(lambda: forwarder.status()["waiting"] == 1)
         with zmq.Context() as context, Peer(context, forwarder.pull, forwarder.pub) as other:

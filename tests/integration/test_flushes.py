@@ -1,4 +1,4 @@
-"""A flush beside other traffic: it does not delay others for long, and it drops only unconfirmed messages."""
+"""A flush beside other traffic: it does not delay others for long, and drops only unconfirmed messages."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from channels_zmq.errors import FlushIncomplete, RequestRefused
 
 
 def test_a_process_that_does_not_answer_ends_a_flush_for_the_others(forwarder: Forwarder, run: Any) -> None:
-    """What is confirmed meanwhile is there afterwards: nothing that the flush drops is confirmed."""
+    """A silent process ends a flush after 1 s, and every message that was confirmed meanwhile remains."""
 
     async def scenario(silent: Peer) -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)
@@ -31,7 +31,7 @@ def test_a_process_that_does_not_answer_ends_a_flush_for_the_others(forwarder: F
 
 
 def test_a_forwarder_may_forbid_to_flush(run: Any) -> None:
-    """The error names the flag."""
+    """A forwarder with `--no-flush` refuses a flush with an error that names the flag, and drops nothing."""
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     forwarder = Forwarder(pull, pub, flags=("--no-flush",))
     forwarder.start()

@@ -1,4 +1,4 @@
-"""Code of the application that the library calls: handlers of logging, serializers, callbacks, finalizers.
+"""Code of the application that the library calls: log handlers, serializers, callbacks, finalizers.
 
 It may block, hold locks of its own or use the layer. So it never runs under a lock of the library, and a log handler
 never on an event loop.
@@ -25,11 +25,11 @@ Make = Callable[..., Any]
 Run = Callable[..., Any]
 
 BOUNDED = PATIENCE / 4
-"""Seconds after which a scenario gives up to wait, so that a deadlock fails instead of lasting."""
+"""Seconds after which a scenario stops waiting, so that a deadlock is a failure and not a hang."""
 
 
 class Forwarding(logging.Handler):
-    """Sends each record to a group by the layer, as an application does that shows its log to visitors."""
+    """A handler that sends each record to a group, as an application does that shows its log to visitors."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__(logging.WARNING)
@@ -40,7 +40,7 @@ class Forwarding(logging.Handler):
 
 
 class Locking(logging.Handler):
-    """Sends records of the application; logging itself holds the handler's lock meanwhile."""
+    """A handler that sends records of the application while logging holds the handler's lock."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__(logging.WARNING)
@@ -56,7 +56,7 @@ class Locking(logging.Handler):
 
 
 class Blocking(logging.Handler):
-    """Takes no record before it is let go."""
+    """A handler that blocks on each record until it is released."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -70,7 +70,7 @@ class Blocking(logging.Handler):
 
 @pytest.fixture
 def add_handler() -> Iterator[Callable[..., None]]:
-    """Add handlers to a logger for the time of a test."""
+    """Return a function that adds a handler to a logger, and remove these handlers after the test."""
     added: list[tuple[str, logging.Handler]] = []
 
     def add(handler: logging.Handler, name: str = "channels_zmq") -> None:
@@ -83,7 +83,7 @@ def add_handler() -> Iterator[Callable[..., None]]:
 
 
 async def forward_log(layer: Any) -> None:
-    """Send the library's records to the group `log` from now on."""
+    """Send all later records of the library to the group `log`."""
     logging.getLogger("channels_zmq").addHandler(Forwarding(layer))
 
 
@@ -97,7 +97,7 @@ async def overflow(layer: Any) -> None:
 
 
 async def expire(layer: Any) -> None:
-    """Lose a message because its reader takes no second one in time."""
+    """Lose a message because its reader does not take a second one in time."""
     member = await layer.new_channel()
     await layer.group_add("late", member)
     reading = asyncio.create_task(layer.receive(member))
@@ -109,13 +109,13 @@ async def expire(layer: Any) -> None:
 
 
 async def overfill(layer: Any, channel: str) -> None:
-    """Send more messages to a channel than it takes."""
+    """Send more messages to a channel than its capacity."""
     for number in range(layer.capacity + 1):
         await layer.send(channel, {"n": number})
 
 
 async def overflow_beside_logging(layer: Any) -> list[bool]:
-    """Lose a message while the application's log handler is about to send; return whether both threads ended."""
+    """Lose a message while the application's log handler is about to send, and return whether both threads ended."""
     handler = Locking(layer)
     logging.getLogger().addHandler(handler)
     member = await layer.new_channel()
@@ -138,7 +138,7 @@ async def overflow_beside_logging(layer: Any) -> list[bool]:
 
 
 def test_a_handler_may_send_what_is_logged_about_an_outage(forwarder: Forwarder, open_peer: Make) -> None:
-    """The process goes on, and both lines arrive: the outage's, sent while it lasted, and the end's."""
+    """A handler may send the log lines about an outage: both the one during it and the one after it arrive."""
     peer = open_peer(**forwarder.config)
     peer.ask("until_connected", True)
     peer.run(forward_log)
@@ -156,7 +156,7 @@ def test_a_handler_may_send_what_is_logged_about_an_outage(forwarder: Forwarder,
 def test_a_handler_may_send_what_is_logged_about_a_loss(
     request: pytest.FixtureRequest, open_peer: Make, topology: str, loss: Any
 ) -> None:
-    """By the very layer that has lost a message."""
+    """A handler may send the log line about a loss through the same layer that has lost the message."""
     addresses = {"pub_socket_address": "inproc://channels"}
     if topology == "dedicated":
         addresses = request.getfixturevalue("forwarder").config
@@ -169,13 +169,16 @@ def test_a_handler_may_send_what_is_logged_about_a_loss(
 
 
 def test_a_handler_that_sends_under_its_own_lock_and_a_loss_do_not_wait_for_each_other(open_peer: Make) -> None:
-    """The handler skips the library's records, but logging takes its lock for them all the same."""
+    """A handler that sends under its own lock and a loss do not deadlock.
+
+    The handler skips the library's records, but logging takes its lock for them all the same.
+    """
     peer = open_peer(pub_socket_address="inproc://channels", capacity=1)
     assert peer.run(overflow_beside_logging) == [True, True]
 
 
 def test_a_handler_that_blocks_stops_no_event_loop(make_layer: Make, run: Run, add_handler: Any) -> None:
-    """Messages pass while it holds up the library's thread for log lines, and nothing else."""
+    """A handler that blocks delays only the library's log thread, and messages still pass."""
     handler = Blocking()
     add_handler(handler)
 
@@ -197,7 +200,7 @@ def test_a_handler_that_blocks_stops_no_event_loop(make_layer: Make, run: Run, a
 def test_a_handler_that_raises_gets_the_next_record_all_the_same(
     make_layer: Make, run: Run, add_handler: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its error is printed, as there is no caller to raise it to."""
+    """A handler that raises gets the next record too; its error is printed, as no caller could handle it."""
     lines: list[str] = []
 
     class Raising(logging.Handler):
@@ -249,7 +252,7 @@ class OwnedLock:
 
 
 class Foreign:
-    """Notes which code of the application has run, and which of it under a lock of the library."""
+    """A record of the application's code that has run, and of that which ran under a lock of the library."""
 
     def __init__(self) -> None:
         self.ran: set[str] = set()
@@ -270,7 +273,7 @@ class Foreign:
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch, add_handler: Any) -> Iterator[Foreign]:
-    """Foreign code of every sort, beside connections, a housekeeper and a reporter whose locks know their holders."""
+    """Provide foreign code of every sort, and make all locks of the library know their holders."""
     foreign = Foreign()
     threads = SimpleNamespace(**{name: getattr(threading, name) for name in threading.__all__})
     threads.Lock = threads.RLock = OwnedLock
@@ -307,7 +310,10 @@ def foreign(monkeypatch: pytest.MonkeyPatch, add_handler: Any) -> Iterator[Forei
 def test_no_foreign_code_runs_under_the_lock_of_a_connection(
     make_layer: Make, run: Run, foreign: Foreign, request: pytest.FixtureRequest
 ) -> None:
-    """Over losses of every sort, an outage where there can be one, expiry, closing, and a layer that is dropped."""
+    """No foreign code runs under a lock of the library, whatever happens.
+
+    The test causes losses of every sort, an outage of a forwarder, expiry, closing, and a layer that is dropped.
+    """
 
     async def scenario() -> None:
         layer = make_layer(capacity=2, expiry=1, serializer="noting", on_disconnect="gone", on_reconnect="back")
@@ -354,7 +360,10 @@ CALLS: dict[str, Callable[[Any, str], Coroutine[Any, Any, Any]]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_the_collector_may_end_a_coroutine_in_a_thread_that_holds_the_lock(call: str) -> None:
-    """One of an event loop that was closed while it waited. What it leaves behind is cleaned up soon."""
+    """The garbage collector may end a coroutine in a thread that holds the lock, and its state is cleaned up.
+
+    The event loop of the coroutine was closed while the coroutine waited.
+    """
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     layer = DedicatedZmqChannelLayer(pull_socket_address=pull, pub_socket_address=pub)
 

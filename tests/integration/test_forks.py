@@ -1,4 +1,4 @@
-"""Forks at awkward moments: the child holds nothing of its parent's, neither a lock nor a port."""
+"""Forks at awkward moments: the child holds neither a lock nor a port of its parent."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ async def cannot_read(layer, channel):
 
 
 def python(program: str) -> "subprocess.Popen[str]":
-    """Run a program that may use a layer in a process of its own."""
+    """Start a program that may use a layer in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", USE + program],
         stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ def python(program: str) -> "subprocess.Popen[str]":
 
 
 def output(program: str) -> tuple[str, str]:
-    """Return what a program that may use a layer prints, and its errors."""
+    """Return the output and the errors of a program that may use a layer."""
     with python(program) as process:
         try:
             return process.communicate(timeout=30)
@@ -67,7 +67,10 @@ def output(program: str) -> tuple[str, str]:
 def test_a_child_works_that_was_forked_while_a_thread_held_a_lock(
     request: pytest.FixtureRequest, topology: str, lock: str
 ) -> None:
-    """That thread does not exist in the child, so nothing would ever release the lock."""
+    """A child that was forked while a thread held a lock can use the layer, and not its parent's channel.
+
+    That thread does not exist in the child, so nothing else would ever release the lock.
+    """
     if topology == "dedicated":
         layer = f"DedicatedZmqChannelLayer(**{request.getfixturevalue('forwarder').config!r})"
     else:
@@ -102,7 +105,10 @@ print("both")
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_a_child_does_not_keep_the_address_of_an_embedded_producer(tmp_path: Any, transport: str) -> None:
-    """The parent ends, and another process takes its place while the child lives."""
+    """A child does not keep the address of an embedded producer.
+
+    The parent ends, and another process becomes the producer while the child lives.
+    """
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}" if transport == "tcp" else f"ipc://{tmp_path}/pub"
     layer = f"EmbeddedZmqChannelLayer(pub_socket_address={address!r})"
     parent = python(f"""
@@ -122,11 +128,14 @@ print(child, flush=True)
         with python(f"asyncio.run(use({layer}))") as successor:
             assert successor.communicate(timeout=30) == ("", "")
             assert successor.returncode == 0
-        parent.communicate()  # the end of its input ends the child
+        parent.communicate()  # closing its input ends the child
 
 
 def test_a_child_of_an_embedded_producer_has_no_more_descriptors_than_its_parent() -> None:
-    """A copy of a pipe's end would keep it open: neither process would learn that the other one has closed it."""
+    """A child of an embedded producer sees the end of a pipe that both processes have closed.
+
+    A copy of a pipe's end in either process would keep the pipe open.
+    """
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     program = f"""
 import select

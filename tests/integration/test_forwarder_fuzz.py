@@ -21,14 +21,14 @@ from channels_zmq_forwarder.wire import Status
 MAX_MESSAGE = 65_536
 QUEUE_BYTES = 32 * 2**20
 RSS_BOUND = QUEUE_BYTES + 100 * 2**20
-"""What the forwarder may grow by: its queues and, by far too much, names, subscriptions and buffers."""
+"""How many bytes the forwarder may grow: its queues, and a generous bound for names, subscriptions and buffers."""
 BATCH = 500
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
 def forwarder(log: Path, ports: list[int]) -> Iterator[subprocess.Popen[bytes]]:
-    """A forwarder of its own process that lets producers in."""
+    """Run a forwarder in a process of its own, and wait until it accepts producers."""
     pull, pub, admin = (f"127.0.0.1:{port}" for port in ports)
     command = [sys.executable, "-m", "channels_zmq_forwarder", "--settle", "0", "--admin-address", admin]
     command += ["--pull-address", f"tcp://{pull}", "--pub-address", f"tcp://{pub}"]
@@ -46,7 +46,7 @@ def forwarder(log: Path, ports: list[int]) -> Iterator[subprocess.Popen[bytes]]:
 def strike(
     context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str, count: int, rng: random.Random, *, flushing: bool
 ) -> None:
-    """Send `count` frames, half of them to each port, some in parts; no more ahead than the forwarder reads."""
+    """Send `count` frames, half of them to each port, some in parts, and never far ahead of the forwarder."""
     with Peer(context, pull, pub) as peer:
         frames = mutated(rng, well_formed(peer.inbox), flushing)
         for _ in range(count // (2 * BATCH)):
@@ -57,7 +57,7 @@ def strike(
                 parts = [next(frames) for _ in range(min(left, rng.choice((1, 1, 1, 1, 1, 1, 1, 3))))]
                 peer.push.send_multipart(parts)
                 left -= len(parts)
-            # The peer may have been told to go by its own frames: an unsubscription, a hello of a later session.
+            # Its own frames may have disconnected the peer: an unsubscription, a hello of a later session.
             peer.say(b"\1" + wire.inbox_topic(peer.inbox))
             peer.sync()
             peer.echo()
@@ -74,14 +74,14 @@ def metrics(admin: int) -> dict[tuple[str, ...], float]:
 
 
 def is_served(context: zmq.Context[zmq.Socket[bytes]], pull: str, pub: str) -> None:
-    """Do once everything that clients do, and check every answer."""
+    """Check the answer to each kind of request that a client makes."""
     with Peer(context, pull, pub) as peer:
         peer.say(b"\1" + wire.group_topic("fresh"))
         peer.sync()
         peer.echo()
         message = wire.ordered(wire.group_topic("fresh"), b"sender..", 1, wire.FLAG_FIRST, 9_000, b"hello")
         peer.push.send(message)
-        while wire.is_for(peer.inbox, frame := peer.xsub.recv()):  # a welcome comes whenever other clients have gone
+        while wire.is_for(peer.inbox, frame := peer.xsub.recv()):  # a welcome arrives whenever other clients have left
             pass
         assert frame == message
         peer.say(wire.READY.encode(wire.Ready(peer.inbox, 1, 1, 0, 0, 0, b"fresh-jobs")))
@@ -100,7 +100,10 @@ def test_a_flood_of_broken_frames_harms_nobody(
     unused_tcp_port_factory: Callable[[], int],
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Alive, ready, answering correctly, no larger than its bounds, nothing logged as an error, everything counted."""
+    """After a flood of broken frames, the forwarder is ready, answers correctly and stays within its bounds.
+
+    It logs no error, and counts the frames that it drops.
+    """
     rng = random.Random(count)
     ports = pull_port, pub_port, admin = [unused_tcp_port_factory() for _ in range(3)]
     pull, pub = f"tcp://127.0.0.1:{pull_port}", f"tcp://127.0.0.1:{pub_port}"

@@ -1,4 +1,4 @@
-"""The status page as people see it, in Chromium."""
+"""The status page as users see it, in Chromium."""
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 async def open_page() -> AsyncIterator[Callable[[str], Awaitable[Page]]]:
-    """Opens a page as wide as a phone and fails if a script of it does."""
+    """Return a function that opens a page as wide as a phone, and fail if a script of it has an error."""
     errors = []
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -45,7 +45,10 @@ async def open_page() -> AsyncIterator[Callable[[str], Awaitable[Page]]]:
 async def test_the_page_shows_what_happens_and_when_nothing_answers(
     open_page: Callable[[str], Awaitable[Page]], unused_tcp_port: int
 ) -> None:
-    """State, numbers, queues, groups and drops, all by itself; names of strangers are text and nothing else."""
+    """The page updates state, numbers, queues, groups and drops by itself, and shows when nothing answers.
+
+    Names that clients choose appear as text and never as HTML.
+    """
     exchange, traffic = Exchange(b"instance"), Traffic()
     admin = Admin(exchange, traffic)
     address = f"127.0.0.1:{unused_tcp_port}"

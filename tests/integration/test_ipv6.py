@@ -1,4 +1,4 @@
-"""IPv6, by a literal and by a name that has no IPv4 address."""
+"""IPv6, by a literal address and by a name that has no IPv4 address."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ def only_ipv6(name: str) -> bool:
 
 @pytest.fixture(params=["[::1]", "name"])
 def host(request: pytest.FixtureRequest) -> str:
-    """A host that is reached by IPv6 alone."""
+    """Return a host that is reached by IPv6 alone."""
     if request.param != "name":
         return str(request.param)
     name = next((name for name in ("ip6-localhost", "ip6-loopback") if only_ipv6(name)), None)
@@ -35,7 +35,7 @@ def host(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def config(request: pytest.FixtureRequest, host: str, topology: str) -> Iterator[dict[str, Any]]:
-    """CONFIG of a layer of either topology."""
+    """Return the CONFIG of a layer of either topology."""
     pull, pub = (f"tcp://{host}:{port}" for port in free_ports(2))
     if topology == "dedicated":
         forwarder = Forwarder(pull, pub)
@@ -50,7 +50,7 @@ def config(request: pytest.FixtureRequest, host: str, topology: str) -> Iterator
 
 @pytest.mark.parametrize("topology", ["embedded", "dedicated"])
 def test_messages_pass_by_ipv6(run: Run, open_peer: Make, topology: str, config: dict[str, Any]) -> None:
-    """A group, a channel of another process, and a normal channel."""
+    """By IPv6, messages pass to a group, to a channel of another process, and to a normal channel."""
     make = DedicatedZmqChannelLayer if topology == "dedicated" else EmbeddedZmqChannelLayer
     peer = open_peer(**config)
 

@@ -1,4 +1,4 @@
-"""Joining a group: one subscription however often, nothing of before, and a failed join takes back only itself."""
+"""Joins: one subscription for each group, no earlier messages, and a failed join that undoes only itself."""
 
 import asyncio
 from collections.abc import Callable
@@ -34,7 +34,7 @@ async def is_back(layer: Any) -> None:
 
 
 def test_a_member_that_is_added_a_hundred_times_has_one_subscription(run: Run, forwarder: Forwarder) -> None:
-    """One discard ends it."""
+    """A member that is added a hundred times has one subscription, which a single discard ends."""
 
     def topics() -> list[str]:
         return [line for line in forwarder.metrics().splitlines() if "_subscriptions " in line and line[0] != "#"]
@@ -56,7 +56,7 @@ def test_a_member_that_is_added_a_hundred_times_has_one_subscription(run: Run, f
 
 
 def test_a_renewal_that_fails_in_an_outage_leaves_the_membership(run: Run, forwarder: Forwarder) -> None:
-    """The member was there before; a message that is sent after the outage reaches it."""
+    """A renewal that fails in an outage leaves the membership, so a message after the outage arrives."""
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=0.2)
@@ -78,7 +78,10 @@ def test_a_renewal_that_fails_in_an_outage_leaves_the_membership(run: Run, forwa
 def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connection(
     run: Run, forwarder: Forwarder
 ) -> None:
-    """The process that asks is connected all the time, and the owner of the channel is back a moment later."""
+    """A change of a membership by another process waits for the owner, which reconnects a moment later.
+
+    The requesting process is connected all the time.
+    """
 
     async def scenario() -> None:
         with relay_to(forwarder.pub) as relay:
@@ -95,7 +98,7 @@ def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connec
                 asyncio.ensure_future(asking.group_add("joins", channel)),
                 asyncio.ensure_future(asking.group_discard("leaves", channel)),
             ]
-            asked_often = status["frames_in"] + 10 * len(changes)  # an acknowledgement may be asked for in between
+            asked_often = status["frames_in"] + 10 * len(changes)  # an acknowledgement may be requested in between
             while not changes[0].done() and (await asyncio.to_thread(forwarder.status))["frames_in"] < asked_often:
                 pass
             relay.start()
@@ -109,7 +112,10 @@ def test_a_change_by_another_process_waits_for_an_owner_that_has_lost_its_connec
 
 
 def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, forwarder: Forwarder) -> None:
-    """For longer than the call may take: it may come back, and would not know of the change."""
+    """A join by another process raises `OwnerUnavailable` if the owner stays away for longer than the timeout.
+
+    The owner may return, and would not know of the change.
+    """
 
     async def scenario() -> None:
         with relay_to(forwarder.pub) as relay:
@@ -129,7 +135,10 @@ def test_a_change_by_another_process_raises_if_the_owner_stays_away(run: Run, fo
 
 
 def test_a_reader_whose_connection_was_cut_waits_for_its_producer(run: Run) -> None:
-    """ZeroMQ reports with the loss that it is about to connect again, not that it has tried to."""
+    """A reader whose connection was cut waits for its producer, so that its flush and its join succeed.
+
+    With the loss ZeroMQ reports that it is about to reconnect, not that it has tried to.
+    """
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
 
     async def scenario() -> None:
@@ -154,7 +163,10 @@ def test_a_reader_whose_connection_was_cut_waits_for_its_producer(run: Run) -> N
 
 
 def test_a_cancelled_join_takes_nothing_from_another_one_of_the_same_channel(make_shared_layer: Make, run: Run) -> None:
-    """Two at once, of which either is cancelled, some turns of the loop later each time."""
+    """If one of two simultaneous joins of a channel is cancelled, the other one succeeds all the same.
+
+    Either is cancelled, some turns of the loop later each time.
+    """
 
     async def scenario() -> None:
         layer = make_shared_layer()
@@ -175,7 +187,7 @@ def test_a_cancelled_join_takes_nothing_from_another_one_of_the_same_channel(mak
 
 @pytest.mark.slow
 def test_a_joining_reader_of_an_embedded_layer_may_cancel_beside_another(run: Run, open_peer: Make) -> None:
-    """The same where a join has to wait for the producer, which is another process."""
+    """A cancelled join does not affect another one of its channel where joins wait for a producer process."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     producer = open_peer(pub_socket_address=address)
     producer.ask("send", "group:none", "0", 0, 1)
@@ -198,7 +210,7 @@ def test_a_joining_reader_of_an_embedded_layer_may_cancel_beside_another(run: Ru
 
 
 def test_a_process_gets_no_message_of_its_own_from_before_its_join(make_shared_layer: Make, run: Run) -> None:
-    """Many are on their way when it joins; the first that it reads is the one sent after the join."""
+    """A process gets none of the 100 messages that it sent just before its join; the first one is from afterwards."""
 
     async def scenario() -> None:
         layer = make_shared_layer(capacity=1000)
@@ -218,7 +230,7 @@ def test_a_process_gets_no_message_of_its_own_from_before_its_join(make_shared_l
 
 @pytest.mark.slow
 def test_a_process_gets_no_message_of_its_own_that_was_held_before_its_join(run: Run, forwarder: Forwarder) -> None:
-    """What waits in the outbox of an outage was sent before, although it is published after the join."""
+    """A process gets no message that its outbox held before its join, although it is published afterwards."""
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, connect_timeout=20)
@@ -248,7 +260,10 @@ def test_a_process_gets_no_message_of_its_own_that_was_held_before_its_join(run:
 def test_a_second_member_that_joins_in_an_outage_misses_nothing_afterwards(
     run: Run, forwarder: Forwarder, open_peer: Make
 ) -> None:
-    """The process is subscribed on account of the first member, but the forwarder is away: the join waits."""
+    """A second member that joins in an outage misses no message that is sent after its join has returned.
+
+    The process has subscribed for the first member, but the forwarder is away: the join waits.
+    """
     sender = open_peer(**forwarder.config)
     sender.ask("until_connected", True)
 

@@ -1,4 +1,4 @@
-"""An answer that is there counts, however long the event loop was busy when its time was up."""
+"""An answer that has arrived counts, however long the event loop was busy when the time had expired."""
 
 import asyncio
 import signal
@@ -25,7 +25,7 @@ def layer(forwarder: Forwarder) -> Any:
 
 
 async def block_until(condition: Callable[[], bool]) -> None:
-    """Let a call that was just made begin; then block the loop until its effect is there and its time is over."""
+    """Let a new call begin, then block the loop until its effect is visible and its time has expired."""
     await asyncio.sleep(0)
     wait_until(condition)
     time.sleep(2 * TIMEOUT)
@@ -34,7 +34,7 @@ async def block_until(condition: Callable[[], bool]) -> None:
 def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any
 ) -> None:
-    """It is in its queue once."""
+    """A job that was confirmed while the loop was blocked is no error, and is in its queue once."""
 
     def waits(count: int) -> bool:
         return bool(forwarder.status()["waiting"] == count)
@@ -56,7 +56,7 @@ def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any
 ) -> None:
-    """The channel is a member."""
+    """A join that was confirmed while the loop was blocked is no error, and the channel is a member."""
 
     async def scenario() -> None:
         channel = await layer.new_channel()
@@ -75,7 +75,10 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any, number: int
 ) -> None:
-    """The connection is known to be lost before the loop has read the answer."""
+    """A job that was confirmed before its forwarder ended is no error.
+
+    The connection is known to be lost before the loop has read the answer.
+    """
 
     async def scenario() -> None:
         await layer.new_channel()

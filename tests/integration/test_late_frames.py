@@ -1,4 +1,4 @@
-"""Frames that come late: what a client makes of them that were under way when it changed its mind."""
+"""Late frames: how a client handles those that were in flight when its own state changed."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from channels_zmq_forwarder import wire
 
 
 def group_message(number: int, flags: int = 0) -> bytes:
-    """A message of another process for the group `room`."""
+    """Return a message of another process to the group `room`."""
     payload = serializers.pack(serializers.named("msgpack"), {"n": number})
     return wire.ordered(wire.group_topic("room"), b"sender..", number, flags, 60_000, payload)
 
@@ -30,7 +30,7 @@ def stand_in() -> Iterator[StandIn]:
 
 @pytest.fixture
 def actor(stand_in: StandIn) -> Iterator[Actor]:
-    """A process whose layer is connected to the stand-in."""
+    """Start an actor whose layer is connected to the stand-in."""
     actor = Actor()
     actor.open("DedicatedZmqChannelLayer", stand_in.config)
     with stand_in.serving():
@@ -41,14 +41,14 @@ def actor(stand_in: StandIn) -> Iterator[Actor]:
 
 
 def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in: StandIn, actor: Actor) -> None:
-    """What was sent to the group while this process had no member of it was not for it: nothing is missed."""
+    """A message that crosses a discard, and those sent before the next join, do not count as missed later."""
     channel = actor.call(0, "new_channel")
     with stand_in.serving():
         actor.call(0, "group_add", "room", channel)
     stand_in.publish(group_message(5, wire.FLAG_FIRST))
     assert actor.call(0, "receive", channel) == {"n": 5}
     actor.call(0, "group_discard", "room", channel)
-    stand_in.publish(group_message(6))  # was under way to the subscriber that it was
+    stand_in.publish(group_message(6))  # was in flight before the subscription ended
     stand_in.await_client()
     with stand_in.serving():
         actor.call(0, "group_add", "room", channel)
@@ -60,7 +60,10 @@ def test_a_message_that_crosses_a_discard_is_no_loss_later(stand_in: StandIn, ac
 def test_what_may_still_arrive_is_not_given_up(
     stand_in: StandIn, actor: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is behind reads newer messages by one connection before older ones by another."""
+    """A gap is not given up while its messages may still arrive.
+
+    A process that is behind reads newer messages from one connection before older ones from another.
+    """
     channel = actor.call(0, "new_channel")
     with stand_in.serving():
         actor.call(0, "group_add", "room", channel)
@@ -82,7 +85,10 @@ def test_what_may_still_arrive_is_not_given_up(
 
 
 def test_what_a_flush_has_dropped_is_no_loss(stand_in: StandIn, actor: Actor) -> None:
-    """The exchange drops messages until every client has emptied itself; the numbers go on behind them."""
+    """Messages that a flush has dropped do not count as lost, though the sequence numbers include them.
+
+    The exchange drops messages until every client has emptied its mailboxes.
+    """
     channel = actor.call(0, "new_channel")
     prefix = wire.direct_prefix(stand_in.client)
     for number in (5, 9):
@@ -96,7 +102,7 @@ def test_what_a_flush_has_dropped_is_no_loss(stand_in: StandIn, actor: Actor) ->
 
 
 def test_a_join_returns_once_its_subscription_is_in_force(stand_in: StandIn, actor: Actor) -> None:
-    """And so does every other one of the same group meanwhile; a later one need not wait."""
+    """Each join of a group waits until the group's subscription is in force; a later one returns at once."""
     first, second, third = (actor.call(0, "new_channel") for _ in range(3))
     stand_in.holds_syncs = True
     joins = [actor.begin(0, "group_add", "room", channel) for channel in (first, second)]
@@ -110,7 +116,10 @@ def test_a_join_returns_once_its_subscription_is_in_force(stand_in: StandIn, act
 
 
 def test_a_join_is_asked_for_behind_the_first_hello() -> None:
-    """Else it returns before the forwarder knows this client, and a flush by another process misses it."""
+    """A join is requested after the first hello.
+
+    Otherwise it returns before the forwarder knows this client, and a flush by another process misses it.
+    """
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     actor = Actor()
     actor.open("DedicatedZmqChannelLayer", {"pull_socket_address": pull, "pub_socket_address": pub})
@@ -131,7 +140,7 @@ def test_a_join_is_asked_for_behind_the_first_hello() -> None:
 
 
 def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in: StandIn, actor: Actor) -> None:
-    """It may send to the group right after."""
+    """A join for another process is confirmed once its subscription is in force, as a message may follow at once."""
     channel = actor.call(0, "new_channel")
     stand_in.holds_syncs = True
     number = stand_in.ask(1, b"room", channel.encode())
@@ -143,7 +152,10 @@ def test_another_process_is_answered_once_the_subscription_is_in_force(stand_in:
 
 
 def test_the_answer_to_an_abandoned_join_confirms_no_later_one(stand_in: StandIn, actor: Actor) -> None:
-    """Joined, left and joined again: who joins third waits for the answer behind the second subscription."""
+    """The answer to an abandoned join confirms no later one.
+
+    After a join, a discard and a second join, a third join waits for the answer to the second subscription.
+    """
     first, second, third = (actor.call(0, "new_channel") for _ in range(3))
     stand_in.holds_syncs = True
     joins = [actor.begin(0, "group_add", "room", first)]

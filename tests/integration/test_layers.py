@@ -1,4 +1,4 @@
-"""The contract of a channel layer, by real sockets: every topology, both event loops."""
+"""The contract of a channel layer on real sockets, with every topology and both event loops."""
 
 import asyncio
 import threading
@@ -22,13 +22,13 @@ Run = Callable[..., Any]
 
 
 async def nothing_waits(layer: Any, channel: str) -> bool:
-    """Return whether nothing waits on a process-specific channel, once all that was sent before has arrived."""
+    """Return whether a process-specific channel is empty, once all earlier messages have arrived."""
     await layer.send(channel, {"type": "mark"})
     return bool((await layer.receive(channel))["type"] == "mark")
 
 
 def test_every_member_of_a_group_gets_its_own_copy_once(make_layer: Make, run: Run) -> None:
-    """Two members in one process are handed equal dicts that are not the same."""
+    """Two members in one process each get an equal dict of their own, exactly once."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -47,7 +47,7 @@ def test_every_member_of_a_group_gets_its_own_copy_once(make_layer: Make, run: R
 
 
 def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer: Make, run: Run) -> None:
-    """`chat`, `chat2`, `cha` and the normal channel `chat` are four things."""
+    """`chat`, `chat2`, `cha` and the normal channel `chat` do not get each other's messages."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -65,7 +65,7 @@ def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer
 
 
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(make_layer: Make, run: Run) -> None:
-    """And discarding twice, or from a group that never existed, is not an error."""
+    """A discarded member gets nothing sent afterwards; a discard without a membership is no error."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -81,7 +81,7 @@ def test_a_discarded_member_gets_nothing_sent_after_the_discard(make_layer: Make
 
 
 def test_one_senders_messages_arrive_in_order_across_group_and_direct(make_layer: Make, run: Run) -> None:
-    """FIFO from one sender to one channel, whichever way."""
+    """Messages of one sender to one channel arrive in order, whether by a group or directly."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=1000)
@@ -96,7 +96,7 @@ def test_one_senders_messages_arrive_in_order_across_group_and_direct(make_layer
 
 
 def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, run: Run) -> None:
-    """`send` raises at capacity, `group_send` does not, and what waits is the oldest."""
+    """At capacity, `send` raises, `group_send` does not, and the channel keeps the oldest messages."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=3)
@@ -108,7 +108,7 @@ def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, r
             await layer.send(channel, {"n": 3})
         await layer.group_send("chat", {"n": 4})
         while not layer.stats()["dropped"]:
-            await asyncio.sleep(0)  # until the group's message has found the channel full
+            await asyncio.sleep(0)  # until the group's message was refused
         assert [(await layer.receive(channel))["n"] for _ in range(3)] == [0, 1, 2]
         assert await nothing_waits(layer, channel)
         assert layer.stats()["dropped"] == {"mailbox_full": 1}
@@ -117,7 +117,7 @@ def test_a_full_process_channel_says_so_and_keeps_the_oldest(make_layer: Make, r
 
 
 def test_a_full_normal_channel_says_so_exactly(make_layer: Make, run: Run) -> None:
-    """The capacity is the one that CONFIG gives for the name."""
+    """A normal channel accepts exactly the capacity that CONFIG has for its name."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=2, channel_capacity={"jobs.*": 5})
@@ -132,7 +132,7 @@ def test_a_full_normal_channel_says_so_exactly(make_layer: Make, run: Run) -> No
 
 
 def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, run: Run) -> None:
-    """Process and normal channel alike; what expired makes room."""
+    """A message of a process-specific or normal channel expires also below a second, and leaves room for another."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=1, expiry=0.05)
@@ -147,7 +147,7 @@ def test_a_message_expires_after_its_time_even_below_a_second(make_layer: Make, 
 
 
 def test_each_job_goes_to_one_reader(make_layer: Make, run: Run) -> None:
-    """Four readers share 200 jobs; each job is done exactly once."""
+    """Four readers share 200 jobs, and each job is done exactly once."""
 
     async def scenario() -> None:
         layer = make_layer(capacity=1000)
@@ -175,7 +175,10 @@ def test_each_job_goes_to_one_reader(make_layer: Make, run: Run) -> None:
 def test_who_only_sends_jobs_is_not_read_for_in_another_thread(
     make_layer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If its loop can read the answers, the housekeeper does not as well: it would wake up for each of them."""
+    """The housekeeper does not read for a process that only sends jobs, as it would wake up for each answer.
+
+    The process's own loop can read the answers.
+    """
     by_housekeeper = 0
     read = Connection.read_unattended
 
@@ -198,7 +201,10 @@ def test_who_only_sends_jobs_is_not_read_for_in_another_thread(
 
 
 def test_a_connection_at_rest_is_looked_after_once_a_second(make_layer: Make, run: Run) -> None:
-    """Not as often as one whose event loop may just have ended: that would take a hundredth of a core."""
+    """The housekeeper checks a connection at rest only once a second, which saves a hundredth of a core.
+
+    It checks one whose event loop may just have ended more often.
+    """
 
     async def scenario() -> None:
         layer = make_layer()
@@ -214,7 +220,7 @@ def test_a_connection_at_rest_is_looked_after_once_a_second(make_layer: Make, ru
 
 
 def test_a_normal_channel_can_be_a_member_and_gets_one_copy(make_layer: Make, run: Run) -> None:
-    """Added twice it still gets one; discarded it gets none."""
+    """A normal channel that is added to a group twice gets one copy of each message, and none once discarded."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -233,7 +239,7 @@ def test_a_normal_channel_can_be_a_member_and_gets_one_copy(make_layer: Make, ru
 
 @pytest.mark.parametrize("kind", ["process", "plain"])
 def test_a_cancelled_read_loses_nothing(make_layer: Make, run: Run, kind: str) -> None:
-    """Whether it is cancelled while it waits or after it was woken."""
+    """A read loses no message, whether it is cancelled while it waits or after it was woken."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -253,9 +259,9 @@ def test_a_cancelled_read_loses_nothing(make_layer: Make, run: Run, kind: str) -
 
 
 def test_of_several_readers_none_is_stranded(make_layer: Make, run: Run) -> None:
-    """Three wait on one channel; the first is cancelled, the others get the messages in their order.
+    """If the first of three readers of one channel is cancelled, the others get the messages in their order.
 
-    Which of two readers is woken first is open: one thread may have taken the first message, another the second one.
+    Which of two readers wakes first is open: one thread may have taken the first message, another the second one.
     """
 
     async def scenario() -> None:
@@ -272,7 +278,7 @@ def test_of_several_readers_none_is_stranded(make_layer: Make, run: Run) -> None
 
 
 def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make, run: Run) -> None:
-    """`StopConsumer` is what ends a consumer without a traceback."""
+    """Closing the layer ends readers by `StopConsumer`, which causes no traceback, and the layer can open again."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -291,7 +297,10 @@ def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make
 
 
 def test_a_channel_of_before_the_layer_was_closed_joins_and_leaves_no_group(make_layer: Make, run: Run) -> None:
-    """A consumer that ends later leaves its groups all the same. It opens no connection."""
+    """A channel from before the layer was closed joins and leaves no group, and opens no connection.
+
+    A consumer that ends later discards its groups all the same, which is no error.
+    """
 
     async def scenario() -> None:
         layer = make_layer()
@@ -306,7 +315,7 @@ def test_a_channel_of_before_the_layer_was_closed_joins_and_leaves_no_group(make
 
 
 def test_flush_empties_everything(make_layer: Make, run: Run) -> None:
-    """Process-specific channels, normal channels, groups and normal members."""
+    """A flush empties process-specific channels, normal channels, groups and their normal members."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -325,7 +334,10 @@ def test_flush_empties_everything(make_layer: Make, run: Run) -> None:
 
 
 def test_what_cannot_be_sent_is_refused_before_anything_is(make_layer: Make, run: Run) -> None:
-    """Size, keys and values; the error names the place, and the next message arrives."""
+    """A message with an invalid size, key, value or name is refused, and the next one arrives.
+
+    The error names the invalid place.
+    """
 
     async def scenario() -> None:
         layer = make_layer()
@@ -345,7 +357,7 @@ def test_what_cannot_be_sent_is_refused_before_anything_is(make_layer: Make, run
 
 
 def test_group_expiry_ends_a_membership_and_spares_one_that_is_read(make_layer: Make, run: Run) -> None:
-    """Two members; one of them reads."""
+    """The group expiry ends the membership of a channel that is not read, and spares one that is read."""
 
     async def scenario() -> None:
         layer = make_layer(group_expiry=0.3)
@@ -362,7 +374,10 @@ def test_group_expiry_ends_a_membership_and_spares_one_that_is_read(make_layer: 
 
 
 def test_plain_threads_send_by_async_to_sync_on_the_connection_that_is_there(make_layer: Make, run: Run) -> None:
-    """Each call makes an event loop of its own; the connection stays the same, and nothing is lost."""
+    """Threads that send by `async_to_sync` use the existing connection, and lose nothing.
+
+    Each call has an event loop of its own.
+    """
 
     async def scenario() -> None:
         layer = make_layer(capacity=1000)
@@ -389,7 +404,7 @@ def test_plain_threads_send_by_async_to_sync_on_the_connection_that_is_there(mak
 
 
 def test_readers_in_two_loops_at_once(make_layer: Make, run: Run) -> None:
-    """A second loop in another thread reads its own channel while the first one waits on its own."""
+    """A second loop in another thread reads its own channel while the first one reads another."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -415,7 +430,7 @@ def test_readers_in_two_loops_at_once(make_layer: Make, run: Run) -> None:
 
 
 def test_consumers_that_come_and_go_leave_nothing(make_layer: Make, run: Run) -> None:
-    """1,000 consumers: each joins, reads, is cancelled and leaves."""
+    """1,000 consumers that join, read and are cancelled leave no channel, group or message."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -449,7 +464,7 @@ def test_consumers_that_come_and_go_leave_nothing(make_layer: Make, run: Run) ->
 
 
 def test_the_resilience_mode_loses_what_it_is_told_to_and_counts_it(make_layer: Make, run: Run) -> None:
-    """A rate of 1 loses everything."""
+    """With a drop rate of 1, the resilience mode loses and counts every message."""
 
     async def scenario() -> None:
         layer = make_layer(drop_rate=1)
@@ -462,7 +477,10 @@ def test_the_resilience_mode_loses_what_it_is_told_to_and_counts_it(make_layer: 
 
 
 def test_nobody_can_guess_the_session_of_a_client(make_layer: Make, run: Run) -> None:
-    """Its number is its proof where a frame comes by a connection that is not tied to its inbox."""
+    """Each session of a client has a different and large number, which nobody can guess.
+
+    This number is the client's proof where a frame arrives on a connection that is not tied to its inbox.
+    """
 
     async def scenario() -> None:
         sessions = set()

@@ -1,7 +1,7 @@
-"""Strangers' frames against the library's sockets: it neither falls, nor grows, nor serves its consumers worse.
+"""Random frames against the library's sockets: it neither fails, nor grows, nor serves its consumers worse.
 
-From above, by a stand-in for a forwarder that publishes anything to everybody; and from below, at the port of an
-embedded producer.
+They arrive from above, from a stand-in for a forwarder that publishes anything to every client, and from below, at the
+port of an embedded producer.
 """
 
 import gc
@@ -26,12 +26,12 @@ MAX_MESSAGE = 65_536
 BATCH = 500
 STRIKES = 10
 RSS_BOUND = 100 * 2**20
-"""What the process may grow by: mailboxes, members and queues that the whole ones among the frames make."""
+"""How many bytes the process may grow: mailboxes, members and queues from the valid ones among the frames."""
 COUNTS = [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
 
 
 def processes_are_well(actor: Actor, before: int) -> int:
-    """No exception was logged, the housekeeper lives, and memory is bounded; return the megabytes grown."""
+    """Check that there is no exception, the housekeeper lives and memory is bounded; return the megabytes grown."""
     assert [line for line in actor.errors() if "Traceback" in line][:1] == []
     keepers = [thread for thread in threading.enumerate() if thread.name == "channels-zmq housekeeper"]
     assert [keeper.is_alive() for keeper in keepers] == [True]
@@ -42,7 +42,7 @@ def processes_are_well(actor: Actor, before: int) -> int:
 
 
 def messages_pass(actor: Actor, lane: int) -> None:
-    """A group message and a direct one pass, to a reader that waits and to one that comes later."""
+    """Check that a group message and a direct one pass, to a reader that waits and to one that begins later."""
     channel = actor.call(lane, "new_channel")
     actor.call(lane, "group_add", "fresh", channel)
     reader = actor.begin(lane, "receive", channel)
@@ -64,7 +64,10 @@ def actor() -> Iterator[Actor]:
 def test_a_forwarder_that_sends_broken_frames_harms_no_consumer(
     count: int, actor: Actor, record_property: Callable[[str, object], None]
 ) -> None:
-    """Readers go on waiting, what is malformed is counted, and messages pass; requests too, in a new session."""
+    """A forwarder that sends broken frames ends no reader: they are counted, and later messages still pass.
+
+    In a new session requests pass, too.
+    """
     rng = random.Random(count)
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     config = {"pull_socket_address": pull, "pub_socket_address": pub, "max_message_size": MAX_MESSAGE}
@@ -112,7 +115,7 @@ def test_a_forwarder_that_sends_broken_frames_harms_no_consumer(
 def test_peers_that_send_broken_frames_up_harm_no_embedded_producer(
     count: int, actor: Actor, record_property: Callable[[str, object], None]
 ) -> None:
-    """Its own readers go on waiting, and it serves them and other processes."""
+    """Peers that send broken frames to an embedded producer end no reader, and it still serves all processes."""
     rng = random.Random(count)
     (port,) = free_ports(1)
     pub = f"tcp://127.0.0.1:{port}"
@@ -132,7 +135,7 @@ def test_peers_that_send_broken_frames_up_harm_no_embedded_producer(
                 for _ in range(count // (STRIKES * BATCH)):
                     for frame in itertools.islice(frames, BATCH):
                         peer.say(frame)
-                    # The peer may have been told to go by its own frames.
+                    # The peer's own frames may have disconnected it.
                     peer.say(b"\1" + wire.inbox_topic(peer.inbox))
                     peer.sync()
             oversized(context, zmq.XSUB, pub, MAX_MESSAGE)

@@ -1,4 +1,4 @@
-"""Processes and layers that come and go: fork, interpreter exit, changed settings, fresh loops."""
+"""The lives of processes and layers: fork, interpreter exit, changed settings, fresh loops."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ def _close() -> Iterator[None]:
 
 
 def python(program: str) -> str:
-    """Run a program in a process of its own and return what it printed."""
+    """Run a program in a process of its own, and return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=30, check=False
     )
@@ -37,7 +37,10 @@ def python(program: str) -> str:
 
 
 def test_what_was_sent_just_before_the_interpreter_exits_arrives(run: Any, forwarder: Forwarder) -> None:
-    """Nothing closes the layer; the exit does, within `linger`, and also in a child of multiprocessing."""
+    """Messages from just before the interpreter exits arrive, also from a child of multiprocessing.
+
+    No code closes the layer; the exit does, within `linger`.
+    """
     program = f"""
 import asyncio, multiprocessing
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -67,7 +70,7 @@ if __name__ == "__main__":
 
 
 def test_a_forked_child_opens_everything_anew(run: Any, forwarder: Forwarder) -> None:
-    """Parent and child both send and receive after the fork, each by an inbox of its own."""
+    """Parent and child both send and receive after a fork, the child by an inbox of its own."""
     program = f"""
 import asyncio, os
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -93,12 +96,12 @@ print("both")
 
 
 def test_a_thousand_calls_in_fresh_loops_open_no_connection(forwarder: Forwarder) -> None:
-    """`async_to_sync` makes an event loop for each call; sockets, threads and descriptors stay."""
+    """A thousand calls by `async_to_sync`, each in a new event loop, add no connection, thread or descriptor."""
     layer = DedicatedZmqChannelLayer(**forwarder.config)
     channel = async_to_sync(layer.new_channel)()
     async_to_sync(layer.group_add)("chat", channel)
     async_to_sync(layer.send)("warm-up", {})
-    gc.collect()  # what earlier tests left
+    gc.collect()  # objects of earlier tests
     me = psutil.Process()
     before = len(connections.connections()), me.num_threads(), me.num_fds()
     for number in range(1000):
@@ -107,12 +110,12 @@ def test_a_thousand_calls_in_fresh_loops_open_no_connection(forwarder: Forwarder
     assert async_to_sync(layer.receive)("jobs") == {"n": 1}
     gc.collect()
     assert len(connections.connections()) == before[0] == 1
-    # The end of the last loop is noticed a moment later, and a thread may be ending.
+    # The library notices the end of the last loop a moment later, and a thread may be ending.
     wait_until(lambda: me.num_threads() <= before[1] and me.num_fds() <= before[2])
 
 
 def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: Forwarder) -> None:
-    """As `setting_changed` does, a hundred times; the last layer's channels work."""
+    """A hundred layers that are made and dropped one after the other, as by `setting_changed`, share one connection."""
     names = set()
     for _ in range(100):
         layer = DedicatedZmqChannelLayer(**forwarder.config)
@@ -122,7 +125,10 @@ def test_layers_that_are_dropped_and_made_again_share_one_connection(forwarder: 
 
 
 def test_changed_settings_leave_no_socket_and_no_thread_behind(run: Any, forwarder: Forwarder) -> None:
-    """A hundred times by Django's own signal, to a dedicated layer and back to an embedded one; each layer works."""
+    """A hundred changes of the settings leave no connection, thread or descriptor, and each layer works.
+
+    Django's own signal changes them between a dedicated layer and an embedded one.
+    """
     if not settings.configured:
         settings.configure()
     me = psutil.Process()
@@ -154,14 +160,14 @@ def test_changed_settings_leave_no_socket_and_no_thread_behind(run: Any, forward
                 first = sizes()
             if number % 10 == 0:
                 gc.collect()
-                await until(has_not_grown)  # a thread may be there for a moment that writes a log line
+                await until(has_not_grown)  # a thread that writes a log line may exist for a moment
         assert first[0] == 2
 
     run(scenario())
 
 
 def test_a_blocked_client_is_subscribed_again(run: Any, forwarder: Forwarder) -> None:
-    """Its event loop stands still while the forwarder is replaced; a message sent meanwhile is there afterwards."""
+    """A client whose loop is blocked while its forwarder is replaced subscribes again, and gets a message sent then."""
     program = f"""
 import asyncio
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -192,7 +198,7 @@ asyncio.run(main())
         await asyncio.to_thread(wait_until, lambda: "chat" in forwarder.status()["some_groups"])
         await layer.group_send("chat", {"n": os.getpid()})
         await layer.send(channel, {"n": 1})
-        await layer.receive(channel)  # behind the former, so that one has been published
+        await layer.receive(channel)  # behind the group message, so that one has been published
         other.stdin.write(b"\n")
         assert await other.stdout.readline() == f"{os.getpid()}\n".encode()
         await other.wait()

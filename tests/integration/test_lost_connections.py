@@ -1,4 +1,4 @@
-"""A way to the forwarder that breaks or leads nowhere while the way back stays: the sending socket is replaced."""
+"""The sending socket is replaced if its connection breaks or leads nowhere while the receiving one remains."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture
 def swallower() -> Iterator[zmq.Socket[bytes]]:
-    """A stranger that takes messages in as a forwarder does, and answers nothing."""
+    """Bind a socket that takes messages as a forwarder does, and answers nothing."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     pull = context.socket(zmq.PULL)
     pull.bind("tcp://127.0.0.1:*")
@@ -27,12 +27,12 @@ def swallower() -> Iterator[zmq.Socket[bytes]]:
 
 
 def layer_by(relay: Relay, forwarder: Forwarder, **config: Any) -> DedicatedZmqChannelLayer:
-    """Return a layer that sends by the relay and receives from the forwarder itself."""
+    """Return a layer that sends through the relay and receives from the forwarder directly."""
     return DedicatedZmqChannelLayer(pull_socket_address=relay.address, pub_socket_address=forwarder.pub, **config)
 
 
 def swallowed_messages(swallower: zmq.Socket[bytes]) -> int:
-    """Return how many group messages the stranger has; what else it has are echoes."""
+    """Return how many group messages the swallower has, and check that all its other frames are echoes."""
     frames = []
     while swallower.poll(0):
         frames.append(swallower.recv())
@@ -43,7 +43,10 @@ def swallowed_messages(swallower: zmq.Socket[bytes]) -> int:
 def test_a_sending_socket_whose_echo_stays_unanswered_is_replaced(
     run: Any, forwarder: Forwarder, relay: Relay, swallower: zmq.Socket[bytes]
 ) -> None:
-    """What waits meanwhile arrives, and so does what was sent to the stranger: it is sent again."""
+    """A sending socket whose echo remains unanswered is replaced, and all messages arrive once and in order.
+
+    Those that the swallower took are sent again.
+    """
 
     async def scenario() -> None:
         layer = layer_by(relay, forwarder, capacity=1000)
@@ -76,7 +79,10 @@ def test_a_sending_socket_whose_echo_stays_unanswered_is_replaced(
 def test_after_an_outage_longer_than_their_expiry_nothing_stale_arrives(
     run: Any, forwarder: Forwarder, relay: Relay
 ) -> None:
-    """What a socket holds cannot expire there, so the socket is thrown away; receivers see that gap."""
+    """After an outage that is longer than their expiry, no stale message arrives, and each is counted as lost.
+
+    Messages in a socket cannot expire there, so the socket is discarded; receivers notice that gap.
+    """
 
     async def scenario() -> None:
         layer = layer_by(relay, forwarder, expiry=1.0)
@@ -84,7 +90,7 @@ def test_after_an_outage_longer_than_their_expiry_nothing_stale_arrives(
         await layer.group_add("chat", channel)
         await layer.group_send("chat", {"n": 0})
         assert (await layer.receive(channel))["n"] == 0
-        await until(lambda: layer.stats()["held"] == 0)  # acknowledged, so not among the lost
+        await until(lambda: layer.stats()["held"] == 0)  # acknowledged, so not counted as lost
 
         relay.hold()
         for _ in range(30):

@@ -1,4 +1,4 @@
-"""Prometheus metrics of layers that this process uses."""
+"""Prometheus metrics of the layers that this process uses."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def layers(forwarder: Forwarder) -> Iterator[None]:
-    """A dedicated layer, an embedded one, and one of others."""
+    """Configure a dedicated layer, an embedded one, and one of another package."""
     if not settings.configured:
         settings.configure()
     known = {
@@ -46,7 +46,7 @@ def layers(forwarder: Forwarder) -> Iterator[None]:
 
 
 def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
-    """Return what a scrape brings, by name and the values of its labels."""
+    """Return the samples of a scrape, by name and the values of their labels."""
     text = generate_latest(registry).decode()
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -56,7 +56,7 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
 
 
 async def use(alias: str) -> Any:
-    """Send a message to a group with one member, and leave it unread; return the layer."""
+    """Send a message to a group with one member, leave it unread, and return the layer."""
     layer = get_channel_layer(alias)
     channel = await layer.new_channel()
     await layer.group_add("room", channel)
@@ -67,7 +67,7 @@ async def use(alias: str) -> Any:
 
 
 async def test_a_scrape_shows_what_each_layer_has_counted(layers: None, registry: CollectorRegistry) -> None:
-    """By alias; the layers of others have none."""
+    """A scrape has the counters of each layer of this library, labelled with its alias."""
     alone = await use("alone")
     await alone.group_send("room", {"type": "a"})
     await alone.group_send("room", {"type": "a"})
@@ -89,7 +89,7 @@ async def test_a_scrape_shows_what_each_layer_has_counted(layers: None, registry
 
 
 async def test_a_scrape_opens_no_connection(layers: None, registry: CollectorRegistry, forwarder: Forwarder) -> None:
-    """Of a layer that was made and not used, or closed."""
+    """A scrape neither opens a connection of a layer nor shows one that is unused or closed."""
     layer = get_channel_layer("default")
     assert samples(registry) == {}
     assert forwarder.status()["clients"] == 0
@@ -101,13 +101,13 @@ async def test_a_scrape_opens_no_connection(layers: None, registry: CollectorReg
 
 
 def test_a_registry_takes_them_once(registry: CollectorRegistry) -> None:
-    """Else every value would be there twice, and Prometheus would refuse them all."""
+    """A second registration is refused: each value would appear twice, and Prometheus would reject all."""
     with pytest.raises(ValueError, match="channels_zmq"):
         metrics.register(registry)
 
 
 async def test_every_name_follows_prometheus(layers: None, registry: CollectorRegistry) -> None:
-    """Prefix, snake_case, and _total exactly for counters."""
+    """Each metric has the prefix, a name in snake_case, and `_total` only if it is a counter."""
     await use("default")
     for family in registry.collect():
         assert family.name.startswith("channels_zmq_")
@@ -150,12 +150,12 @@ assert sent() == ['channels_zmq_messages_sent_total{alias="default"} 3.0'], sent
 
 
 def test_a_forked_child_counts_for_itself() -> None:
-    """From zero, once it has used the layer; the parent goes on."""
+    """A forked child counts from zero once it has used the layer, and the parent's counters continue."""
     subprocess.run([sys.executable, "-W", "error", "-c", FORK], check=True, timeout=PATIENCE)
 
 
 def test_the_layers_do_not_import_the_package(tmp_path: Path) -> None:
-    """It is needed only by who registers the metrics."""
+    """The layers do not import `prometheus_client`, which only users of the metrics need."""
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
     program = "from channels_zmq import core, apps, checks; core.EmbeddedZmqChannelLayer()"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {program}"]
@@ -163,7 +163,7 @@ def test_the_layers_do_not_import_the_package(tmp_path: Path) -> None:
 
 
 async def test_a_collector_takes_layers_that_channels_does_not_know() -> None:
-    """By names of one's own."""
+    """A collector accepts layers that Channels does not know, by names of the user's choice."""
     async with EmbeddedZmqChannelLayer(pub_socket_address="inproc://own") as layer:
         await layer.group_send("room", {})
         registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""A network of the test's own between a process and a forwarder, which is cut without a word to either."""
+"""A network for the test alone between a process and a forwarder, which is cut without a sign to either."""
 
 import asyncio
 from typing import Any
@@ -11,12 +11,15 @@ from peers import Peer
 from channels_zmq.core import DedicatedZmqChannelLayer
 
 LARGE = 1_000_000
-"""Bytes, of which the buffers of a new TCP connection take a part."""
+"""A message size in bytes that exceeds the buffers of a new TCP connection."""
 
 
 @pytest.mark.slow
 def test_a_network_that_is_cut_in_the_middle_of_a_frame_is_noticed(run: Any, network: Network) -> None:
-    """Heartbeats wait behind it: until TCP gave up, a process kept its connection, and the jobs that it was handed."""
+    """A forwarder notices a network that is cut in the middle of a frame, and drops the client.
+
+    Heartbeats wait behind the frame: until TCP gave up, a process kept its connection, and the jobs assigned to it.
+    """
     forwarder = Forwarder(*(f"tcp://{network.host}:{port}" for port in free_ports(2)))
     forwarder.start()
     peer = Peer("asyncio", by=network.prefix, **forwarder.config)

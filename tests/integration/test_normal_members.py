@@ -1,4 +1,4 @@
-"""Normal channels as members of groups, over a restart of the forwarder: who has them added again, and who not."""
+"""Normal channels as members of groups when the forwarder restarts: which return and which do not."""
 
 import asyncio
 import signal
@@ -31,7 +31,10 @@ async def back(layer: Any, forwarder: Forwarder) -> None:
 
 
 def test_a_member_gets_what_waited_in_other_processes_outboxes(run: Run, forwarder: Forwarder, open_peer: Make) -> None:
-    """The forwarder knows the member again before it takes the first message in."""
+    """After a restart, a normal member gets messages that waited in the outboxes of other processes.
+
+    The forwarder knows the member again before it accepts the first message.
+    """
     sender = open_peer(**forwarder.config)
     sender.ask("until_connected", True)
 
@@ -51,7 +54,10 @@ def test_a_member_gets_what_waited_in_other_processes_outboxes(run: Run, forward
 def test_a_discarded_member_does_not_return_with_the_process_that_had_added_it(
     run: Run, forwarder: Forwarder, open_peer: Make
 ) -> None:
-    """That process stands still during the discard and during the restart, and reconnects last."""
+    """A discarded member does not return with the process that had added it.
+
+    That process is stopped during the discard and the restart, and reconnects last.
+    """
     adder = open_peer(**forwarder.config)
     adder.ask("add", "chat", "jobs")
 
@@ -76,7 +82,10 @@ def test_a_discarded_member_does_not_return_with_the_process_that_had_added_it(
 
 @pytest.mark.slow
 def test_a_membership_that_has_ended_does_not_return_after_a_restart(run: Run, forwarder: Forwarder) -> None:
-    """The process that added the member forgets it after `group_expiry`, as the forwarder does."""
+    """A membership that has expired by `group_expiry` does not return after a restart of the forwarder.
+
+    The process that added the member forgets it as the forwarder does.
+    """
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config, group_expiry=0.5, capacity=10_000)

@@ -1,4 +1,4 @@
-"""Layers with different prefixes at one address: each is a layer of its own, and none of it shows in names."""
+"""Layers with different prefixes at one address are separate layers, and no name shows its prefix."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,10 @@ KEYS = ["an encryption key of some length"]
     "keys", [pytest.param([], id="plain"), pytest.param(KEYS, id="encrypted", marks=pytest.mark.slow)]
 )
 def test_layers_of_different_prefixes_do_not_meet(make_layer: Make, run: Run, keys: list[str]) -> None:
-    """By groups, normal channels, and normal channels in groups; a prefix that begins like another is another."""
+    """Layers with different prefixes share no message, also if one prefix begins with another one.
+
+    This holds for groups, normal channels, and normal channels in groups.
+    """
 
     async def scenario() -> None:
         layers = {
@@ -51,6 +54,8 @@ def test_layers_of_different_prefixes_do_not_meet(make_layer: Make, run: Run, ke
 
 
 def test_capacities_are_by_names_without_the_prefix(make_layer: Make, run: Run) -> None:
+    """A channel has the capacity of its name without the prefix, and an error shows that name."""
+
     async def scenario() -> None:
         layer = make_layer(prefix="stage", channel_capacity={"jobs": 1}, prefetch=0)
         await layer.send("jobs", {"n": 1})
@@ -65,7 +70,7 @@ def test_capacities_are_by_names_without_the_prefix(make_layer: Make, run: Run) 
 def test_other_processes_have_the_same_prefix_or_hear_nothing(
     make_shared_layer: Make, open_peer: Callable[..., Any], run: Run
 ) -> None:
-    """In groups; a direct message still reaches a channel whose name is known."""
+    """A process with another prefix gets no group message, while a direct one still reaches its known channel."""
 
     async def scenario() -> None:
         layer = make_shared_layer(prefix="stage")
@@ -85,7 +90,7 @@ def test_other_processes_have_the_same_prefix_or_hear_nothing(
 
 
 def test_a_layer_with_a_prefix_cannot_be_flushed(make_layer: Make, run: Run) -> None:
-    """It would empty the others at its address; what waits stays."""
+    """A layer with a prefix refuses a flush, which would empty the others at its address; messages remain."""
 
     async def scenario() -> None:
         layer, other = make_layer(prefix="stage"), make_layer()
@@ -101,5 +106,6 @@ def test_a_layer_with_a_prefix_cannot_be_flushed(make_layer: Make, run: Run) -> 
 
 @pytest.mark.parametrize("prefix", ["with blank", "ümlaut", "x" * 51, "a!b", None])
 def test_bad_prefixes_are_refused(prefix: object) -> None:
+    """A prefix that is too long, not a string, or contains invalid characters raises `ConfigurationError`."""
     with pytest.raises(ConfigurationError, match="prefix"):
         EmbeddedZmqChannelLayer(prefix=prefix)

@@ -1,4 +1,4 @@
-"""What a probe finds out about real forwarders, embedded producers, and what is neither."""
+"""The findings of a probe at real forwarders, embedded producers, and other programs."""
 
 import socket
 import threading
@@ -30,14 +30,14 @@ def _close() -> Iterator[None]:
 
 
 def found(layer: Layer, timeout: float = 5.0, **options: Any) -> Finding:
-    """Return what a probe finds at the only exchange of a layer."""
+    """Return the finding of a probe at the only exchange of a layer."""
     (finding,) = probe(layer, timeout, **options)
     return finding
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Forwarder]:
-    """A forwarder that only CLIENT may connect to."""
+    """Start a forwarder to which only CLIENT may connect."""
     pull, pub = free_ports(2)
     flags = (f"--curve-secret-key={SERVER[1]}", f"--curve-allowed-keys={CLIENT[0]}")
     own = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}", flags=flags)
@@ -47,7 +47,7 @@ def guarded(tmp_path: Path) -> Iterator[Forwarder]:
 
 
 def test_a_forwarder_that_serves_is_described(forwarder: Forwarder) -> None:
-    """Its state, version, instance and clients, and how long an answer takes."""
+    """A probe reports a forwarder's state, version, instance and clients, and how long an answer takes."""
     finding = found(DedicatedZmqChannelLayer(**forwarder.config), sends_largest=True)
     assert (finding.problem, finding.state, finding.version) == ("", "serving", wire.VERSION)
     assert finding.instance == forwarder.status()["instance"]
@@ -65,7 +65,7 @@ def test_a_forwarder_that_serves_is_described(forwarder: Forwarder) -> None:
     ],
 )
 def test_keys_are_accepted_or_refused_for_a_reason(guarded: Forwarder, keys: Any, part: str) -> None:
-    """A refusal comes at once and lasts."""
+    """A probe reports accepted keys, or at once a lasting problem with the reason of the refusal."""
     begun = time.monotonic()
     finding = found(DedicatedZmqChannelLayer(**guarded.config, **keys), 20.0)
     assert time.monotonic() - begun < 10
@@ -74,7 +74,7 @@ def test_keys_are_accepted_or_refused_for_a_reason(guarded: Forwarder, keys: Any
 
 
 async def test_a_probe_leaves_nothing_behind(forwarder: Forwarder) -> None:
-    """It takes no message, and the forwarder forgets it."""
+    """A probe takes no message, and the forwarder no longer counts it afterwards."""
     async with DedicatedZmqChannelLayer(**forwarder.config) as layer:
         await layer.send("jobs", {"type": "job"})
         assert found(layer, sends_largest=True).clients == 1
@@ -84,7 +84,7 @@ async def test_a_probe_leaves_nothing_behind(forwarder: Forwarder) -> None:
 
 
 async def test_a_flush_does_not_wait_for_a_probe(forwarder: Forwarder) -> None:
-    """It answers for itself, as every client has to."""
+    """A flush succeeds beside a probe, which answers it as every client has to."""
     async with DedicatedZmqChannelLayer(**forwarder.config) as layer:
         await layer.group_add("room", await layer.new_channel())
         stop = threading.Event()
@@ -104,7 +104,10 @@ async def test_a_flush_does_not_wait_for_a_probe(forwarder: Forwarder) -> None:
 
 
 def test_a_message_that_does_not_fit_is_found(forwarder: Forwarder) -> None:
-    """The forwarder would cut the connection of the first process that sends one."""
+    """A probe reports that the forwarder does not accept the largest message of the layer.
+
+    It would cut the connection of the first process that sends one.
+    """
     layer = DedicatedZmqChannelLayer(**forwarder.config, max_message_size=3 * 2**20)
     finding = found(layer, 20.0, sends_largest=True)
     assert "3145728 bytes (max_message_size) is not accepted" in finding.problem
@@ -112,7 +115,7 @@ def test_a_message_that_does_not_fit_is_found(forwarder: Forwarder) -> None:
 
 
 def answering(frames: Callable[[wire.Hello], list[bytes]]) -> "tuple[str, Callable[[], None]]":
-    """Bind an XPUB that answers each hello with frames; return its address, and what ends it."""
+    """Bind an XPUB that answers each hello with frames, and return its address and a function that ends it."""
     context, stop = zmq.Context(), threading.Event()
     xpub = context.socket(zmq.XPUB)
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
@@ -138,7 +141,7 @@ def answering(frames: Callable[[wire.Hello], list[bytes]]) -> "tuple[str, Callab
 
 @pytest.mark.parametrize("answer", [b"w?", b"w"])
 def test_an_invalid_frame_as_the_answer_is_a_problem(answer: bytes) -> None:
-    """Another program may publish at that address."""
+    """An invalid frame as the answer is a problem, because another program may publish at that address."""
     address, end = answering(lambda hello: [wire.inbox_topic(hello.inbox) + part for part in (b"", answer)])
     try:
         layer = DedicatedZmqChannelLayer(pull_socket_address="tcp://127.0.0.1:9", pub_socket_address=address)
@@ -150,7 +153,7 @@ def test_an_invalid_frame_as_the_answer_is_a_problem(answer: bytes) -> None:
 
 
 def test_a_probe_whose_connection_was_cut_claims_its_inbox_again(forwarder: Forwarder) -> None:
-    """Else the forwarder would not answer it any more."""
+    """A probe whose connection was cut claims its inbox again, as the forwarder would not answer it otherwise."""
     relay: Relay
 
     def cut(hello: wire.Hello) -> list[bytes]:
@@ -168,7 +171,7 @@ def test_a_probe_whose_connection_was_cut_claims_its_inbox_again(forwarder: Forw
 
 
 def test_what_a_probe_has_not_foreseen_is_no_success(forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although a thread of its own raises it."""
+    """An unforeseen error of a probe is raised to its caller, although it occurs in a thread of its own."""
 
     def fail(self: Any) -> None:
         raise RuntimeError("unforeseen")
@@ -187,7 +190,7 @@ def test_what_a_probe_has_not_foreseen_is_no_success(forwarder: Forwarder, monke
     ],
 )
 def test_what_a_welcome_says_is_understood(version: int, state: wire.State, part: str, is_lasting: bool) -> None:
-    """A version that is not ours lasts, a state may pass."""
+    """A welcome with a foreign version is a lasting problem, and a state that accepts no messages a passing one."""
 
     def welcome(hello: wire.Hello) -> list[bytes]:
         return [wire.WELCOME.encode(wire.Welcome(hello.inbox, version, state, bytes(8), hello.session, 1))]
@@ -203,7 +206,10 @@ def test_what_a_welcome_says_is_understood(version: int, state: wire.State, part
 
 
 def test_addresses_of_two_forwarders_are_told_apart(forwarder: Forwarder) -> None:
-    """A load balancer in front of several does this: messages would be held until one of two connections is lost."""
+    """A probe reports addresses of two different forwarders, as a load balancer in front of several gives them.
+
+    Messages would be held until one of two connections is lost.
+    """
     pull, pub = free_ports(2)
     other = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}")
     other.start()
@@ -227,7 +233,7 @@ def test_addresses_of_two_forwarders_are_told_apart(forwarder: Forwarder) -> Non
     ],
 )
 def test_an_address_that_does_not_answer_is_named(forwarder: Forwarder, pull: str, pub: str, part: str) -> None:
-    """With the reason, at the end of the time; it may be there later."""
+    """A probe reports an address that does not answer with the reason, as a problem that may pass."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         silent = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         known = {"pull": forwarder.pull, "pub": forwarder.pub, "silent": silent}
@@ -239,7 +245,10 @@ def test_an_address_that_does_not_answer_is_named(forwarder: Forwarder, pull: st
 
 @pytest.mark.parametrize("address", ["ipc://{folder}/pub", "tcp://127.0.0.1:{port}", "tcp://*:{port}"])
 async def test_the_producer_of_an_embedded_layer_is_reached(tmp_path: Path, address: str) -> None:
-    """Once one exists; a probe does not become it. An address that binds all interfaces cannot be connected to."""
+    """A probe reaches the producer of an embedded layer once there is one, and does not become it.
+
+    No socket can connect to an address that binds all interfaces, and the probe reaches its producer all the same.
+    """
     layer = EmbeddedZmqChannelLayer(pub_socket_address=address.format(folder=tmp_path, port=free_ports(1)[0]))
     assert not found(layer, 0.3).listens
     async with layer:
@@ -249,14 +258,14 @@ async def test_the_producer_of_an_embedded_layer_is_reached(tmp_path: Path, addr
 
 
 def test_every_address_of_a_name_is_probed(forwarder: Forwarder) -> None:
-    """As a layer resolves it: localhost is one forwarder here."""
+    """A probe resolves names as a layer does, so that localhost is one forwarder here."""
     config = {key: value.replace("127.0.0.1", "localhost") for key, value in forwarder.config.items()}
     finding = found(DedicatedZmqChannelLayer(**config))
     assert (finding.problem, finding.pull) == ("", forwarder.pull)
 
 
 def test_a_name_that_nobody_knows_is_a_problem_of_an_embedded_layer_too() -> None:
-    """Although a listener is not required there."""
+    """A name that cannot be resolved is a problem of an embedded layer, too, though that needs no listener."""
     (finding,) = probe(EmbeddedZmqChannelLayer(pub_socket_address="tcp://name.invalid:1"), 5.0)
     assert not finding.is_resolved
     assert "cannot resolve name.invalid" in finding.problem

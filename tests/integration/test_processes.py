@@ -1,4 +1,4 @@
-"""Four processes on one forwarder: which messages each gets, how often, in which order; how many without a reader."""
+"""Four processes at one forwarder: which messages each gets, in which order, and how many wait unread."""
 
 import os
 from collections import Counter
@@ -14,13 +14,16 @@ from peers import Peer, Read, wait_until
 Open = Callable[..., list[Peer]]
 
 SENT = 400
-"""Messages of one sender; those of all four together stay below half of the forwarder's mark (docs/operations.md)."""
+"""The number of messages of one sender.
+
+Those of all four together stay below half of the forwarder's high-water mark (docs/operations.md).
+"""
 CAPACITY = 30
 
 
 @pytest.fixture(scope="module", params=["tcp", "ipc"])
 def shared_forwarder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forwarder]:
-    """A forwarder for all tests of this module."""
+    """Start a forwarder for all tests of this module."""
     if request.param == "tcp":
         pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     else:
@@ -34,7 +37,7 @@ def shared_forwarder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module", params=FACTORIES)
 def processes(request: pytest.FixtureRequest) -> Iterator[list[Peer]]:
-    """Four processes for all tests of this module."""
+    """Start four processes for all tests of this module."""
     peers = [Peer(request.param) for _ in range(4)]
     yield peers
     for peer in peers:
@@ -43,12 +46,12 @@ def processes(request: pytest.FixtureRequest) -> Iterator[list[Peer]]:
 
 @pytest.fixture
 def open_layers(processes: list[Peer], shared_forwarder: Forwarder) -> Iterator[Open]:
-    """Open a layer in each of the four, and close it at the end of the test."""
+    """Return a function that opens a layer in each of the four processes; the layers are closed after the test."""
 
     def open_layers(**config: Any) -> list[Peer]:
         for peer in processes:
             peer.ask("open", {**shared_forwarder.config, **config})
-            peer.ask("until_connected", True)  # for a name that goes to others by the test, not by the layer
+            peer.ask("until_connected", True)  # because the test, not the layer, hands names to other processes
         return processes
 
     yield open_layers
@@ -58,12 +61,12 @@ def open_layers(processes: list[Peer], shared_forwarder: Forwarder) -> Iterator[
 
 @pytest.fixture
 def name() -> str:
-    """A name that no other test uses at the forwarder."""
+    """Return a name that no other test uses at the forwarder."""
     return f"name-{os.urandom(4).hex()}"
 
 
 def in_order(senders: int) -> dict[str, list[int]]:
-    """Return what a reader has read of each sender if nothing is lost, repeated or out of order."""
+    """Return the numbers that a reader reads of each sender if none is lost, repeated or out of order."""
     return {str(sender): list(range(SENT)) for sender in range(senders)}
 
 
@@ -76,7 +79,7 @@ def by_sender(read: Read) -> dict[str, list[int]]:
 
 
 def expect_no_more(peers: list[Peer], channels: dict[str, Peer]) -> None:
-    """Check that nothing waits on process-specific channels, and that nothing was lost or came twice."""
+    """Check that process-specific channels are empty, and that no message was lost or arrived twice."""
     for channel, peer in channels.items():
         peer.ask("send", channel, "mark", 0, 1)
         assert peer.ask("receive", channel, 1) == [["mark", 0]]
@@ -86,7 +89,7 @@ def expect_no_more(peers: list[Peer], channels: dict[str, Peer]) -> None:
 
 
 def test_every_member_gets_each_message_of_each_sender_once_and_in_order(open_layers: Open, name: str) -> None:
-    """Each of four processes sends to a group in which each has two members."""
+    """If each of four processes sends to a group, each of eight members gets each message once and in order."""
     peers = open_layers(capacity=10_000)
     members = {peer.ask("member", name): peer for peer in peers for _ in range(2)}
     reads = [peer.begin("receive", channel, 4 * SENT) for channel, peer in members.items()]
@@ -99,7 +102,7 @@ def test_every_member_gets_each_message_of_each_sender_once_and_in_order(open_la
 
 
 def test_direct_messages_of_each_sender_arrive_once_and_in_order(open_layers: Open) -> None:
-    """Each of four processes sends to a channel of each, its own among them."""
+    """If each of four processes sends to a channel of each, its own included, all messages arrive once and in order."""
     peers = open_layers(capacity=10_000)
     channels = {peer.ask("channel"): peer for peer in peers}
     reads = [peer.begin("receive", channel, 4 * SENT) for channel, peer in channels.items()]
@@ -117,10 +120,10 @@ def test_direct_messages_of_each_sender_arrive_once_and_in_order(open_layers: Op
 def test_each_job_is_done_once_over_all_workers_and_in_order_as_each_sees_it(
     open_layers: Open, name: str, prefetch: int
 ) -> None:
-    """Two processes send jobs, two others compete for them; a last job finds nothing before it that came twice.
+    """Two processes send jobs, two others compete for them, and each job is done once, in each sender's order.
 
-    The order is that of each sender, and sure without `prefetch`: a job that came ahead of a reader may go back when
-    the reader is slow, and lose its place.
+    A last job proves that no job before it was delivered twice. The order is certain only without `prefetch`: a job
+    that was fetched ahead of a slow reader may be returned, and lose its place.
     """
     peers = open_layers(capacity=10_000, prefetch=prefetch)
     workers = peers[2:]
@@ -143,7 +146,7 @@ def test_each_job_is_done_once_over_all_workers_and_in_order_as_each_sees_it(
 
 
 def test_a_normal_channel_takes_exactly_its_capacity_from_all_senders_together(open_layers: Open, name: str) -> None:
-    """Three processes send at once; each refusal is a ChannelFull, and one message that is read makes room for one."""
+    """Three processes that send at once fill a normal channel to exactly its capacity, and reads make room again."""
     peers = open_layers(capacity=CAPACITY, prefetch=0)  # with it, some would wait in a reader's process too
     offers = [peer.begin("offer", name, str(sender), CAPACITY) for sender, peer in enumerate(peers[:3])]
     assert sum(offer.result(20) for offer in offers) == CAPACITY
@@ -154,7 +157,10 @@ def test_a_normal_channel_takes_exactly_its_capacity_from_all_senders_together(o
 
 
 def test_an_unread_member_keeps_exactly_its_capacity_and_the_rest_is_counted(open_layers: Open, name: str) -> None:
-    """What it keeps is the oldest, the sender is told of nothing, and a member that reads gets everything."""
+    """An unread member keeps the oldest messages up to its capacity, and its process counts the others as lost.
+
+    The sender gets no error, and a member that reads gets every message.
+    """
     peers = open_layers(capacity=CAPACITY)
     unread, beside = peers[1].ask("member", name), peers[2].ask("member", name)
     peers[2].ask("collect", beside)
@@ -170,7 +176,10 @@ def test_an_unread_member_keeps_exactly_its_capacity_and_the_rest_is_counted(ope
 
 
 def test_an_unread_channel_of_another_process_keeps_exactly_its_capacity(open_layers: Open) -> None:
-    """Only its own process can know that it is full: the sender is not told, and the owner counts what it refused."""
+    """An unread channel keeps exactly its capacity, and its process counts the others as lost.
+
+    Only that process can know that the channel is full, so a sender in another process gets no error.
+    """
     peers = open_layers(capacity=CAPACITY)
     unread = peers[1].ask("channel")
     assert peers[0].ask("offer", unread, "0", 3 * CAPACITY) == 3 * CAPACITY
@@ -182,7 +191,7 @@ def test_an_unread_channel_of_another_process_keeps_exactly_its_capacity(open_la
 
 
 def test_a_normal_member_of_a_group_takes_exactly_its_capacity(open_layers: Open, name: str) -> None:
-    """The queue in the forwarder keeps the oldest messages of the group; `group_send` raises nothing."""
+    """The queue of a normal member keeps exactly its capacity, the oldest messages, and `group_send` does not raise."""
     peers = open_layers(capacity=CAPACITY, prefetch=0)
     jobs = f"jobs-{name}"
     peers[0].ask("add", name, jobs)

@@ -1,4 +1,4 @@
-"""The fixtures and helpers for tests of applications, as such tests use them: in a pytest of their own."""
+"""The fixtures and helpers for tests of applications, used in a pytest process of their own."""
 
 import os
 from pathlib import Path
@@ -32,13 +32,13 @@ filterwarnings = error
 
 @pytest.fixture(autouse=True)
 def project(pytester: pytest.Pytester) -> None:
-    """A project whose settings name a layer without a running forwarder."""
+    """Make a project whose settings name a layer without a running forwarder."""
     pytester.makeini(INI)
     pytester.makeconftest(SETTINGS)
 
 
 def passes(pytester: pytest.Pytester, code: str, passed: int, *arguments: str) -> pytest.RunResult:
-    """Run tests in a process of their own; all of them have to pass."""
+    """Run tests in a process of their own, and check that all of them pass."""
     pytester.makepyfile(code)
     done = pytester.runpytest_subprocess("-q", *arguments)
     done.assert_outcomes(passed=passed)
@@ -57,7 +57,7 @@ def layer(request):
 
 
 def test_the_layer_of_a_test_stands_in_the_place_of_default(pytester: pytest.Pytester) -> None:
-    """For code with an event loop and without, and other aliases stay."""
+    """The test's layer replaces the alias `default`, with and without an event loop, and no other alias."""
     code = """
     from asgiref.sync import async_to_sync
 
@@ -78,7 +78,7 @@ def test_the_layer_of_a_test_stands_in_the_place_of_default(pytester: pytest.Pyt
 
 
 def test_a_test_sees_nothing_of_the_one_before(pytester: pytest.Pytester) -> None:
-    """Neither messages in a queue nor members of a group; afterwards the settings are as they were."""
+    """A test sees neither messages nor members of an earlier one, and the settings are restored afterwards."""
     code = """
     from django.conf import settings
     from channels_zmq import connections
@@ -105,7 +105,7 @@ def test_a_test_sees_nothing_of_the_one_before(pytester: pytest.Pytester) -> Non
 
 
 def test_each_worker_of_xdist_has_a_forwarder_of_its_own(pytester: pytest.Pytester) -> None:
-    """And each test a layer, so that no two of them meet."""
+    """Each worker of xdist has a forwarder of its own, and each test a layer, so no two of them meet."""
     code = """
     import os, pathlib
 
@@ -124,7 +124,7 @@ def test_each_worker_of_xdist_has_a_forwarder_of_its_own(pytester: pytest.Pytest
 
 
 def test_config_comes_from_a_fixture(pytester: pytest.Pytester) -> None:
-    """Such as a share of messages to lose, for tests of resilience."""
+    """A fixture sets the CONFIG of the layer, such as a share of messages to lose in tests of resilience."""
     code = """
     @pytest.fixture
     def channel_layer_config():
@@ -142,7 +142,10 @@ def test_config_comes_from_a_fixture(pytester: pytest.Pytester) -> None:
 
 
 def test_nothing_is_imported_by_tests_that_use_none_of_it(pytester: pytest.Pytester) -> None:
-    """Pytest loads the plugin in every run, also in projects that only have this package installed."""
+    """Tests that do not use the plugin import neither this library nor its dependencies.
+
+    Pytest loads the plugin in every run, also in projects that only have this package installed.
+    """
     pytester.makeconftest("")
     code = """
     import sys
@@ -156,7 +159,7 @@ def test_nothing_is_imported_by_tests_that_use_none_of_it(pytester: pytest.Pytes
 
 
 def test_without_django_settings_the_reason_is_clear(pytester: pytest.Pytester) -> None:
-    """A layer can stand in the place of an alias only where there are settings."""
+    """Without Django settings, the error states that a layer can replace an alias only if they are configured."""
     pytester.makeconftest("")
     pytester.makepyfile("def test_layer(channel_layer): pass")
     done = pytester.runpytest_subprocess("-q")
@@ -165,7 +168,7 @@ def test_without_django_settings_the_reason_is_clear(pytester: pytest.Pytester) 
 
 
 def test_a_forwarder_can_be_ended_and_started_again() -> None:
-    """At the same addresses; its folder goes with it."""
+    """A forwarder can be stopped, killed and started again, and its folder is removed at the end."""
     with ForwarderProcess() as forwarder:
         folder = Path(forwarder.config["pub_socket_address"].removeprefix("ipc://")).parent
         assert folder.is_dir()
@@ -176,7 +179,7 @@ def test_a_forwarder_can_be_ended_and_started_again() -> None:
 
 
 def test_a_forwarder_that_does_not_start_says_why() -> None:
-    """With what it has logged, and nothing stays behind."""
+    """If a forwarder does not start, the error contains its log, and no folder remains."""
     own = ForwarderProcess("--queue-names", "none")
     folder = Path(own.config["pub_socket_address"].removeprefix("ipc://")).parent
     with pytest.raises(RuntimeError, match=r"(?s)does not start.*queue-names"), own:
@@ -185,7 +188,7 @@ def test_a_forwarder_that_does_not_start_says_why() -> None:
 
 
 def test_variables_of_the_environment_do_not_reach_a_forwarder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer may have some for a forwarder of the application."""
+    """Variables of the environment, as for a forwarder of the application, do not affect this forwarder."""
     monkeypatch.setenv("CHANNELS_ZMQ_FORWARDER_MAX_MESSAGE_SIZE", "none")
     with ForwarderProcess():
         assert os.environ["CHANNELS_ZMQ_FORWARDER_MAX_MESSAGE_SIZE"] == "none"

@@ -1,4 +1,4 @@
-"""A receiver whose connection is cut gets what was published meanwhile."""
+"""A receiver whose connection is cut gets the messages that were published meanwhile."""
 
 import asyncio
 import time
@@ -13,12 +13,12 @@ from channels_zmq.core import DedicatedZmqChannelLayer
 
 MESSAGES = 1000
 ON_THE_WAY = 0.5
-"""Seconds that messages take at most on a busy machine: members that join meanwhile may get them."""
+"""Seconds for which messages are in flight at most on a busy machine: members that join meanwhile may get them."""
 
 
 @pytest.fixture
 def relay(forwarder: Forwarder) -> Iterator[Relay]:
-    """What the receiver takes for the forwarder's port for subscribers."""
+    """Relay the receiver to the forwarder's port for subscribers."""
     with relay_to(forwarder.pub) as relay:
         yield relay
         close_all()
@@ -29,7 +29,7 @@ async def deliver(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> 
 
 
 def layers(forwarder: Forwarder, relay: Relay) -> tuple[DedicatedZmqChannelLayer, DedicatedZmqChannelLayer]:
-    """Return a layer that sends, and one that receives by the relay: two connections of one process."""
+    """Return a layer that sends, and one that receives through the relay: two connections of one process."""
     sender = DedicatedZmqChannelLayer(pull_socket_address=forwarder.pull, pub_socket_address=forwarder.pub)
     receiver = DedicatedZmqChannelLayer(
         pull_socket_address=forwarder.pull, pub_socket_address=relay.address, capacity=2 * MESSAGES
@@ -38,7 +38,10 @@ def layers(forwarder: Forwarder, relay: Relay) -> tuple[DedicatedZmqChannelLayer
 
 
 def test_what_is_published_while_a_receiver_is_cut_off_arrives(run: Any, forwarder: Forwarder, relay: Relay) -> None:
-    """In order and once, for groups and for single channels; the sender repeats nothing."""
+    """Messages to groups and channels of a receiver that is cut off arrive once and in order.
+
+    The sender repeats none of them: the forwarder replays them.
+    """
 
     async def scenario() -> None:
         sender, receiver = layers(forwarder, relay)
@@ -69,7 +72,7 @@ def test_what_is_published_while_a_receiver_is_cut_off_arrives(run: Any, forward
 def test_a_member_that_joins_when_the_connection_is_back_gets_nothing_older(
     run: Any, forwarder: Forwarder, relay: Relay
 ) -> None:
-    """What its process has missed is for the members of that time."""
+    """A member that joins after a cut gets no message from before, unlike the members of that time."""
 
     async def scenario() -> None:
         sender, receiver = layers(forwarder, relay)

@@ -1,4 +1,4 @@
-"""A forwarder that goes and comes, and processes that die: what arrives, what is told, what is lost."""
+"""A forwarder that is away for a while, and processes that die: which messages arrive, and which errors appear."""
 
 import asyncio
 import subprocess
@@ -25,7 +25,10 @@ def _close() -> Iterator[None]:
 def test_what_is_sent_while_the_forwarder_is_away_arrives_once_and_in_order(
     run: Any, forwarder: Forwarder, how: str
 ) -> None:
-    """Consumers are told of both, and no subscription is lost."""
+    """Messages that are sent while the forwarder is away arrive once and in order.
+
+    Consumers get both announcements, and no subscription is lost.
+    """
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(
@@ -49,7 +52,7 @@ def test_what_is_sent_while_the_forwarder_is_away_arrives_once_and_in_order(
 
 
 def test_a_waiting_reader_of_a_normal_channel_is_served_after_a_restart(run: Any, forwarder: Forwarder) -> None:
-    """Its credit died with the forwarder and is told again."""
+    """A reader that waits on a normal channel is served after a restart, because its credit is announced again."""
 
     async def scenario() -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)
@@ -68,7 +71,10 @@ def test_a_waiting_reader_of_a_normal_channel_is_served_after_a_restart(run: Any
 
 
 def test_an_absent_forwarder_is_named(run: Any) -> None:
-    """`group_add` and a confirmed send wait for `connect_timeout`; a message for a group is held."""
+    """An error names the absent forwarder: `group_add` and a confirmed `send` wait for `connect_timeout`.
+
+    The outbox holds messages for a group up to its capacity.
+    """
     pull, pub = free_ports(2)
 
     async def scenario() -> None:
@@ -92,7 +98,10 @@ def test_an_absent_forwarder_is_named(run: Any) -> None:
 
 
 def test_a_second_sending_process_is_told_of_the_dedicated_layer(tmp_path: Any, run: Any) -> None:
-    """ZeroMQ would let it steal an `ipc://` address."""
+    """A second process that sends at one address gets an error that recommends the dedicated layer.
+
+    ZeroMQ would let it take over an `ipc://` address.
+    """
     address = f"ipc://{tmp_path}/pub"
     program = f"""
 import asyncio
@@ -117,7 +126,7 @@ input()
 
 
 def test_an_embedded_reader_that_came_first_is_served(run: Any) -> None:
-    """It subscribes, and gets what the producer sends once it has started; also a job by a normal channel."""
+    """An embedded reader that started first gets the jobs and group messages of a producer that starts later."""
     address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     program = f"""
 import asyncio
@@ -147,7 +156,7 @@ asyncio.run(main())
 
 
 def test_a_killed_consumer_takes_nothing_of_others_along(run: Any, forwarder: Forwarder) -> None:
-    """After SIGKILL of one worker the other gets all further jobs, and at most the dead one's window is lost."""
+    """After SIGKILL of one worker, another one gets all later jobs, except at most the dead worker's credit."""
     program = f"""
 import asyncio
 from channels_zmq.core import DedicatedZmqChannelLayer
@@ -178,7 +187,7 @@ asyncio.run(main())
 
 
 def test_a_forwarder_of_another_wire_version_is_named(run: Any) -> None:
-    """A stand-in forwarder welcomes with a version that does not exist yet."""
+    """A forwarder with an unknown version of the wire format raises `WireVersionMismatch` with that version."""
     import zmq
 
     from channels_zmq.errors import WireVersionMismatch

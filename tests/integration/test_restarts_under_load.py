@@ -1,4 +1,4 @@
-"""A forwarder that is replaced while processes send: no message is lost, and each arrives once and in order."""
+"""A forwarder that is replaced while processes send: each message arrives once and in order."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,16 +11,18 @@ pytestmark = pytest.mark.slow
 
 GROUP, JOBS = "group:chat", "jobs"
 MESSAGES, FEW = 500, 20
-"""Messages of one sender to one target before, during and after the outage, and while the forwarder stands still."""
+"""Messages of one sender to one target before, during and after the outage, and while the forwarder is frozen."""
 BOUND = MESSAGES // 2
-"""Jobs of one sender that a killed forwarder may take along: those that it had confirmed and not handed over, which is
-milliseconds at the pace of a flood."""
+"""The number of jobs of one sender that a killed forwarder may lose.
+
+These are jobs that it had confirmed and not yet delivered, which is milliseconds at the pace of a flood.
+"""
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def peers(request: pytest.FixtureRequest, forwarder: Forwarder) -> Iterator[list[Peer]]:
-    """Two processes to send and two to receive, all connected."""
-    # A job that is held meanwhile must not expire, however slowly a forwarder starts.
+    """Start two processes that send and two that receive, and connect all of them."""
+    # A job that waits meanwhile must not expire, however slowly a forwarder starts.
     bounds: dict[str, Any] = {"capacity": 10**6, "outbox_capacity": 10**6, "connect_timeout": PATIENCE}
     peers = [Peer(request.param, **forwarder.config, **bounds) for _ in range(4)]
     for peer in peers:
@@ -31,10 +33,10 @@ def peers(request: pytest.FixtureRequest, forwarder: Forwarder) -> Iterator[list
 
 
 class Floods:
-    """All that the senders send: each to the group, to a channel of each receiver, and jobs.
+    """The floods of all senders: each to the group, to a channel of each receiver, and to the jobs.
 
     Args:
-        senders: By the names in their messages.
+        senders: The senders by the names in their messages.
         direct: Channels of the receivers.
     """
 
@@ -46,11 +48,11 @@ class Floods:
                 sender.ask("flood", target, name)
 
     def go_on(self, count: int, *, jobs: bool) -> dict[str, int]:
-        """Let further messages go out; return how many jobs each sender has sent in all.
+        """Wait until more messages have been sent, and return how many jobs each sender has sent in total.
 
         Args:
             count: Messages of each sender to each target.
-            jobs: Whether to wait for jobs too, of which one waits for its confirmation while no forwarder is there.
+            jobs: Whether to wait for jobs too, one of which waits for its confirmation while there is no forwarder.
         """
         targets = [*self._ordered, JOBS] if jobs else self._ordered
         waits = [peer.begin("until_flooded", target, count) for peer in self._senders.values() for target in targets]
@@ -59,7 +61,7 @@ class Floods:
         return {name: peer.ask("until_flooded", JOBS, 0) for name, peer in self._senders.items()}
 
     def end(self) -> dict[tuple[str, str], Any]:
-        """Stop and return what was sent, by sender and target."""
+        """End the floods, and return what was sent, by sender and target."""
         return {
             (name, target): peer.ask("end_flood", target)
             for name, peer in self._senders.items()
@@ -75,10 +77,11 @@ def numbers_of(read: Read, sender: str) -> list[int]:
 def test_a_forwarder_replaced_under_load_loses_nothing_but_jobs_of_a_killed_one(
     peers: list[Peer], forwarder: Forwarder, how: str
 ) -> None:
-    """Group, direct and jobs of two senders before, during and after.
+    """A forwarder that is replaced under load loses nothing, except jobs if it is killed.
 
-    By SIGTERM, by SIGKILL, and by SIGKILL after it stood still for a moment, so that it is sure to take some along. The
-    order of jobs is not looked at: one that goes back from a slow reader may meet an exchange that is further on.
+    Two senders send to a group, to channels and to jobs before, during and after. The forwarder ends by SIGTERM, by
+    SIGKILL, or by SIGKILL after a freeze, so that it certainly takes some messages along. The order of jobs is not
+    checked: one that a slow reader returns may meet an exchange that is already further.
     """
     senders, receivers = {"a": peers[0], "b": peers[1]}, peers[2:]
     members = [peer.ask("member", "chat") for peer in receivers]
@@ -130,7 +133,7 @@ def test_a_forwarder_replaced_under_load_loses_nothing_but_jobs_of_a_killed_one(
 
 
 def jobs_done(sender: Peer, workers: list[Peer]) -> list[Read]:
-    """Return what each worker has done once a mark has come to it, behind all that was for it."""
+    """Return the jobs that each worker has done once it has received a mark, which follows all others."""
     number = 0
     while True:
         sender.ask("send", JOBS, "mark", number, 1)

@@ -1,4 +1,4 @@
-"""Many consumers, many groups, and frozen processes: no state is left behind, and others stay connected."""
+"""Many consumers, many groups, and frozen processes: no state remains, and others stay connected."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ pytestmark = pytest.mark.slow
 
 MANY = 10_000
 BLOCK = 1000
-"""Messages sent before all of them have arrived: well below half of the forwarder's mark (docs/operations.md)."""
+"""Messages in flight at most: well below half of the forwarder's high-water mark (docs/operations.md)."""
 
 StartPeer = Callable[..., Peer]
 
 
 @pytest.fixture
 def start_peer(forwarder: Forwarder) -> Iterator[StartPeer]:
-    """Start connected processes; they are ended after the test."""
+    """Return a function that starts a connected process; the processes are ended after the test."""
     started: list[Peer] = []
 
     def start_peer(loop: str = "asyncio") -> Peer:
@@ -38,7 +38,10 @@ def numbers_of(read: Read) -> list[int]:
 
 @pytest.mark.parametrize("topology", ["embedded", "dedicated"])
 def test_ten_thousand_consumers_that_come_and_go_leave_nothing(forwarder: Forwarder, topology: str) -> None:
-    """Descriptors, threads, mailboxes and groups are as before; memory stays once a first round has warmed it up."""
+    """10,000 consumers that have ended leave no mailbox, group, descriptor or thread.
+
+    Memory stays bounded once a first round has warmed it up.
+    """
     config = forwarder.config if topology == "dedicated" else {"pub_socket_address": "inproc://channels"}
     peer = Peer("asyncio", **config)
     rounds: list[dict[str, int]] = []
@@ -55,7 +58,7 @@ def test_ten_thousand_consumers_that_come_and_go_leave_nothing(forwarder: Forwar
 def test_every_one_of_ten_thousand_subscriptions_survives_a_reconnect(
     start_peer: StartPeer, forwarder: Forwarder
 ) -> None:
-    """After the forwarder was killed and started again each group delivers, and exactly once."""
+    """Each of 10,000 groups delivers exactly once after the forwarder was killed and started again."""
     reader, sender = start_peer(), start_peer()
     channels = reader.ask("members", "room", MANY, patience=3 * PATIENCE)
     forwarder.kill()
@@ -72,9 +75,10 @@ def test_every_one_of_ten_thousand_subscriptions_survives_a_reconnect(
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_process_that_does_not_read_for_ten_seconds_is_not_cut_off(start_peer: StartPeer, loop: str) -> None:
-    """Neither its loop nor its keeper runs, under a flood of five times the forwarder's mark and with heartbeats on.
+    """A process that does not read for ten seconds is not disconnected, and loses nothing.
 
-    ZeroMQ's own threads go on: they answer the heartbeats and take in what comes, so that nothing is lost at all.
+    Neither its loop nor its housekeeper runs, under a flood of five times the forwarder's mark and with heartbeats on.
+    ZeroMQ's own threads continue: they answer the heartbeats and read the input.
     """
     sender, beside, still = start_peer(), start_peer(), start_peer(loop)
     beside.ask("member", "chat")
@@ -95,9 +99,10 @@ def test_a_process_that_does_not_read_for_ten_seconds_is_not_cut_off(start_peer:
 
 
 def test_a_frozen_process_goes_on_receiving_when_it_thaws(start_peer: StartPeer, forwarder: Forwarder) -> None:
-    """By SIGSTOP: the forwarder takes it for dead. Awake again it begins a new session, and gets what it has missed.
+    """A process that was frozen by SIGSTOP continues to receive when it thaws, and counts each message that it missed.
 
-    That is what was published within the last seconds; what is older may be missing, and is counted.
+    The forwarder takes it for dead, so it begins a new session, in which it gets the messages published within the last
+    seconds; older ones may be missing.
     """
     sender, beside, frozen = start_peer(), start_peer(), start_peer()
     chat = {peer: peer.ask("member", "chat") for peer in (beside, frozen)}

@@ -1,4 +1,4 @@
-"""The dedicated layer in the servers that people run: daphne and uvicorn, a process of each."""
+"""The dedicated layer in the servers that users run: daphne and uvicorn, a process of each."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ SERVERS = {
 
 @contextmanager
 def server(name: str, port: int, forwarder: Forwarder) -> Iterator[subprocess.Popen[bytes]]:
-    """A server of the application at a port."""
+    """Run a server of the application at a port."""
     addresses = {
         "CHANNELS_ZMQ_PULL_SOCKET_ADDRESS": forwarder.pull,
         "CHANNELS_ZMQ_PUB_SOCKET_ADDRESS": forwarder.pub,
@@ -41,7 +41,7 @@ def server(name: str, port: int, forwarder: Forwarder) -> Iterator[subprocess.Po
 
 
 async def visit(port: int) -> ClientConnection:
-    """Connect to a server once it is there."""
+    """Connect to a server once it accepts connections."""
     while True:
         try:
             return await connect(f"ws://127.0.0.1:{port}/", proxy=None)
@@ -50,7 +50,7 @@ async def visit(port: int) -> ClientConnection:
 
 
 def test_people_on_daphne_and_on_uvicorn_are_in_one_room(forwarder: Forwarder) -> None:
-    """What each says the others hear, once and in order, whichever server they came by; both servers end in order."""
+    """Users on daphne and uvicorn get each message of the others once and in order, and both servers end in order."""
     ports = dict(zip(SERVERS, free_ports(2), strict=True))
 
     async def scenario() -> None:
@@ -70,7 +70,7 @@ def test_people_on_daphne_and_on_uvicorn_are_in_one_room(forwarder: Forwarder) -
     with ExitStack() as running:
         servers = [running.enter_context(server(name, port, forwarder)) for name, port in ports.items()]
         asyncio.run(scenario())
-        wait_until(lambda: forwarder.status()["groups"] == 0)  # all have left
+        wait_until(lambda: forwarder.status()["groups"] == 0)  # all users have left
         for process in servers:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""Several equal forwarders: what a process sends, receives and learns while they come, end and die."""
+"""Several equal forwarders: what a process sends, receives and learns while they start, end and die."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ GROUPS = [f"group-{number}" for number in range(30)]
 
 @pytest.fixture
 def forwarders() -> Iterator[list[Forwarder]]:
-    """Three forwarders; the third one is not started."""
+    """Make three forwarders, of which the third is not started."""
     all_of_them = [
         Forwarder(*(f"tcp://127.0.0.1:{port}" for port in free_ports(2)), settle=0.1, flags=("--settle-at-most", "2"))
         for _ in range(3)
@@ -36,7 +36,7 @@ def forwarders() -> Iterator[list[Forwarder]]:
 
 
 def layer_of(forwarders: list[Forwarder], **config: Any) -> DedicatedZmqChannelLayer:
-    """Return a layer of its own connection."""
+    """Return a layer of these forwarders."""
     return DedicatedZmqChannelLayer(
         pull_socket_address=[one.pull for one in forwarders],
         pub_socket_address=[one.pub for one in forwarders],
@@ -58,7 +58,7 @@ def frames_in(forwarder: Forwarder) -> int:
 
 
 async def members(layer: DedicatedZmqChannelLayer) -> str:
-    """Return a channel that is in all groups."""
+    """Return a channel that is a member of all groups."""
     channel = await layer.new_channel()
     await asyncio.gather(*(layer.group_add(group, channel) for group in GROUPS))
     return channel
@@ -70,7 +70,7 @@ async def publish(layer: DedicatedZmqChannelLayer, number: int) -> None:
 
 
 async def numbers(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> dict[str, list[int]]:
-    """Return the numbers that arrive for each group until there are `count` of each."""
+    """Return the numbers that arrive for each group, `count` for each on average."""
     found: dict[str, list[int]] = {group: [] for group in GROUPS}
     for _ in range(count * len(GROUPS)):
         message = await layer.receive(channel)
@@ -80,7 +80,10 @@ async def numbers(layer: DedicatedZmqChannelLayer, channel: str, count: int) -> 
 
 @pytest.mark.parametrize("run", FACTORIES, indirect=True)
 def test_topics_are_spread_over_the_forwarders_and_keep_their_order(run: Run, forwarders: list[Forwarder]) -> None:
-    """Every group is received whole, by whichever it is sent; neither forwarder carries everything."""
+    """Topics are spread over the forwarders, and all messages of each group arrive in order.
+
+    Each forwarder carries a part of them.
+    """
 
     async def scenario() -> None:
         sender, receiver = layer_of(forwarders[:2]), layer_of(forwarders[:2][::-1])
@@ -100,7 +103,7 @@ def test_topics_are_spread_over_the_forwarders_and_keep_their_order(run: Run, fo
 
 @pytest.mark.parametrize("how", ["end", "kill"])
 def test_a_forwarder_that_goes_takes_no_message_along(run: Run, forwarders: list[Forwarder], how: str) -> None:
-    """What it had and what it would have had is carried by the other one: all, once, in order, without a pause."""
+    """If one of two forwarders ends or dies, the other carries its topics: all messages arrive once and in order."""
 
     async def scenario() -> None:
         sender, receiver = layer_of(forwarders[:2]), layer_of(forwarders[:2][::-1])
@@ -121,7 +124,7 @@ def test_a_forwarder_that_goes_takes_no_message_along(run: Run, forwarders: list
 
 
 def test_jobs_move_from_a_forwarder_that_ends_to_another(run: Run, forwarders: list[Forwarder]) -> None:
-    """All of them, in order: it gives back what waits in its queues."""
+    """A forwarder that ends hands the jobs in its queues to another one, all of them and in order."""
 
     async def scenario() -> None:
         layer = layer_of(forwarders[:2])
@@ -139,7 +142,7 @@ def test_jobs_move_from_a_forwarder_that_ends_to_another(run: Run, forwarders: l
 def test_jobs_of_the_only_forwarder_wait_in_the_clients_for_its_successor(
     run: Run, forwarders: list[Forwarder]
 ) -> None:
-    """A restart on the same address loses none."""
+    """A restart of the only forwarder loses no job: the clients hold them for its successor."""
 
     async def scenario() -> None:
         layer = layer_of(forwarders[:1])
@@ -161,8 +164,8 @@ def test_a_forwarder_that_never_existed_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     is_silent: bool,
 ) -> None:
-    """Everything works, nothing waits for it, and one line is logged, also if its address does not refuse."""
-    monkeypatch.setattr(link, "PATIENCE", 3600.0)  # of a link that is waited for
+    """A listed forwarder that never existed delays nothing and is logged once, also if its address accepts peers."""
+    monkeypatch.setattr(link, "PATIENCE", 3600.0)  # for a link that has not connected
 
     async def scenario() -> None:
         layer = layer_of(forwarders)
@@ -193,8 +196,11 @@ def test_a_forwarder_that_never_existed_changes_nothing(
 def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(
     run: Run, forwarders: list[Forwarder], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """By the end of the connection, not by silence. Its outcome is unknown, and it is not sent again."""
-    monkeypatch.setattr(link, "PATIENCE", 3600.0)  # of a link that does not answer
+    """A confirmed send raises at once when its forwarder dies, and is not sent again, as its outcome is unknown.
+
+    The end of the connection causes this, not silence.
+    """
+    monkeypatch.setattr(link, "PATIENCE", 3600.0)  # for a link that does not answer
 
     async def scenario() -> None:
         layer = layer_of(forwarders[:count], connect_timeout=3600.0)
@@ -214,7 +220,7 @@ def test_a_confirmed_send_fails_at_once_when_its_forwarder_dies(
 def test_a_forwarder_that_is_killed_takes_along_the_jobs_that_waited_in_it(
     run: Run, forwarders: list[Forwarder]
 ) -> None:
-    """Exactly as many as it has shown. Those that were read, and those that are sent later, are done once."""
+    """A killed forwarder loses exactly the jobs that waited in it; those read before or sent later are done once."""
 
     async def scenario() -> None:
         layer = layer_of(forwarders[:2])
@@ -223,7 +229,7 @@ def test_a_forwarder_that_is_killed_takes_along_the_jobs_that_waited_in_it(
             await layer.send("jobs", {"n": number})
         done = [(await layer.receive("jobs"))["n"] for _ in range(30)]
         home = max(forwarders[:2], key=lambda one: int(one.status()["waiting"]))
-        await until(lambda: home.status()["waiting"] == 70)  # what came ahead of its reader goes back
+        await until(lambda: home.status()["waiting"] == 70)  # jobs that were fetched ahead of their reader are returned
         await asyncio.to_thread(home.kill)
         await up(layer, 1)
         for number in range(100, 110):
@@ -237,7 +243,10 @@ def test_a_forwarder_that_is_killed_takes_along_the_jobs_that_waited_in_it(
 def test_a_process_with_an_old_list_learns_of_the_others(
     run: Run, forwarders: list[Forwarder], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before its first `group_add` returns, so it misses nothing that is sent by a forwarder that it did not know."""
+    """A process with an old list of forwarders learns of the others before its first `group_add` returns.
+
+    It therefore misses nothing that is sent by a forwarder that it did not know.
+    """
 
     async def scenario() -> None:
         sender = layer_of(forwarders[:2])
@@ -255,7 +264,7 @@ def test_a_process_with_an_old_list_learns_of_the_others(
 def test_lists_that_differ_are_logged_once_with_both(
     run: Run, forwarders: list[Forwarder], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a process whose list lacks a forwarder that others use."""
+    """A process whose list lacks a forwarder that others use logs one line with both lists."""
 
     async def scenario() -> None:
         await asyncio.to_thread(forwarders[2].start)
@@ -273,9 +282,9 @@ def test_lists_that_differ_are_logged_once_with_both(
 def test_a_name_stands_for_all_forwarders_that_it_resolves_to(
     run: Run, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also for one that is added later; the name is resolved again every `resolve_every` seconds.
+    """A name stands for all forwarders that it resolves to, also for one that is added later.
 
-    A worker that waits already gets jobs of every forwarder.
+    The name is resolved again every `resolve_every` seconds. A waiting worker gets jobs of every forwarder.
     """
     pull, pub = free_ports(2)
     hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]

@@ -1,4 +1,4 @@
-"""Several layers at one address, and many that come and go: none harms another, none leaves anything behind."""
+"""Several layers at one address, and many short-lived ones: none harms another, and none leaves anything behind."""
 
 import asyncio
 import gc
@@ -30,7 +30,10 @@ def _close() -> Any:
 def test_a_name_server_that_does_not_answer_holds_up_no_other_layer(
     run: Run, forwarder: Forwarder, monkeypatch: pytest.MonkeyPatch, topology: str
 ) -> None:
-    """One thread looks after all connections, and each asks it for what it needs; closing waits for it as well."""
+    """A name server that does not answer delays no other layer, not even its closing.
+
+    One thread maintains all connections, and each requests its addresses from that thread.
+    """
     asked, answers = threading.Event(), threading.Event()
     lookup = socket.getaddrinfo
 
@@ -72,7 +75,10 @@ def test_a_name_server_that_does_not_answer_holds_up_no_other_layer(
 def test_a_layer_with_a_short_expiry_drops_no_message_of_another_one_in_an_outage(
     run: Run, forwarder: Forwarder
 ) -> None:
-    """They share the connection; each message has the expiry of the layer that sent it, whichever was made first."""
+    """In an outage each message has the expiry of the layer that sent it, whichever layer was made first.
+
+    The layers share one connection.
+    """
 
     async def scenario() -> None:
         short = DedicatedZmqChannelLayer(**forwarder.config, expiry=0.3)
@@ -94,7 +100,7 @@ def test_a_layer_with_a_short_expiry_drops_no_message_of_another_one_in_an_outag
 
 
 def test_messages_of_two_expiries_that_wait_in_one_mailbox_end_each_at_its_time(make_layer: Make, run: Run) -> None:
-    """The short one behind the long one goes first."""
+    """Messages of two expiries in one mailbox expire each at its own time, the short one from the middle."""
 
     async def scenario() -> None:
         long, short = make_layer(), make_layer(expiry=0.2)
@@ -111,7 +117,10 @@ def test_messages_of_two_expiries_that_wait_in_one_mailbox_end_each_at_its_time(
 
 @pytest.mark.slow
 def test_fifty_layers_that_were_closed_leave_nothing(make_layer: Make, run: Run) -> None:
-    """No finalizer of multiprocessing, no thread, no descriptor. A thread that has ended is counted for a moment."""
+    """Fifty closed layers leave no finalizer of multiprocessing, no thread and no descriptor.
+
+    A thread that has ended still counts for a moment.
+    """
     me = psutil.Process()
 
     def left() -> tuple[int, int, int]:
@@ -141,7 +150,10 @@ def test_fifty_layers_that_were_closed_leave_nothing(make_layer: Make, run: Run)
 def test_a_layer_that_is_made_while_its_address_is_closed_as_unused_works(
     make_layer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The housekeeper closes an unused connection at once, so that it meets the next layer at any moment."""
+    """A layer works also if it is made while its address is being closed as unused.
+
+    The housekeeper closes an unused connection at once, so this happens to the next layer at any moment.
+    """
     monkeypatch.setattr(connection, "UNUSED_FOR", -1.0)
     monkeypatch.setattr(connection, "NOTICE_EVERY", 0.001)
 

@@ -1,4 +1,4 @@
-"""Links that are as slow as the heartbeats allow for: the largest message passes, and all connections stay."""
+"""Links that are as slow as the heartbeats permit: the largest message passes, and all connections remain."""
 
 import asyncio
 import time
@@ -17,21 +17,21 @@ from channels_zmq_forwarder.sockets import SLOWEST_LINK
 
 Make = Callable[..., Forwarder]
 RATE = SLOWEST_LINK / 8
-"""Bytes a second."""
+"""The bytes that the slowest link carries in a second."""
 JOBS = 12
-"""Of 1 MiB: they take 6 s."""
+"""The number of jobs of 1 MiB, which take 6 s."""
 PARTS, PART = 160, 64 * 1024
-"""Messages that take 5 s together, and the bytes of the text of each."""
+"""The number of messages that take 5 s together, and the bytes of the text of each."""
 EXPIRY = 2.0
 PROCESSES = 20
-"""That share one link, of which each has as much as it needs at least."""
+"""The number of processes that share one link, each with the minimum that it needs."""
 ENVELOPE = 100
-"""Bytes that the rest of a message takes beside its text, at most."""
+"""The number of bytes of a message beside its text, at most."""
 
 
 @pytest.fixture
 def make_forwarder() -> Iterator[Make]:
-    """Start a forwarder that takes messages of a certain size, at a host."""
+    """Return a function that starts a forwarder with a certain maximum message size at a host."""
     started: list[Forwarder] = []
 
     def make(size: int, host: str = "127.0.0.1") -> Forwarder:
@@ -55,7 +55,10 @@ def make_forwarder() -> Iterator[Make]:
 def test_a_process_that_gets_more_than_its_link_carries_can_send(
     run: Any, make_forwarder: Make, size: int, count: int, is_up: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Answers to what it sends, or to the echo that proves its link, wait for seconds behind messages for it."""
+    """A process that gets more than its link carries can send, and no connection is cut.
+
+    Answers to its messages, or to the echo that proves its link, wait for seconds behind messages for the process.
+    """
     forwarder = make_forwarder(size)
 
     async def scenario() -> None:
@@ -86,7 +89,7 @@ def test_a_process_that_gets_more_than_its_link_carries_can_send(
 
 @pytest.mark.slow
 def test_what_waits_at_the_forwarder_when_a_connection_is_cut_is_replayed(run: Any, forwarder: Forwarder) -> None:
-    """However far the process was behind."""
+    """If a connection is cut, all messages that wait for it at the forwarder are replayed, however many."""
 
     async def scenario() -> None:
         with relay_to(forwarder.pub, RATE) as relay:
@@ -104,7 +107,7 @@ def test_what_waits_at_the_forwarder_when_a_connection_is_cut_is_replayed(run: A
                 if len(received) == PARTS * 2 // 3:
                     relay.cut()
             assert received == list(range(PARTS))
-            await until(lambda: receiver.stats()["reconnects"] == 1)  # the replay may come before the link is up
+            await until(lambda: receiver.stats()["reconnects"] == 1)  # the replay may arrive before the link is up
             assert receiver.stats()["dropped"] == {}
             close_all()
 
@@ -113,7 +116,7 @@ def test_what_waits_at_the_forwarder_when_a_connection_is_cut_is_replayed(run: A
 
 @pytest.mark.slow
 def test_what_waits_at_a_forwarder_that_ends_arrives(run: Any, make_forwarder: Make) -> None:
-    """Though what is sent by the other forwarder comes ahead of it."""
+    """Messages that wait at a forwarder that ends arrive in order, though the other one's messages overtake them."""
     first, second = (make_forwarder(2**20) for _ in range(2))
 
     async def scenario() -> None:
@@ -130,7 +133,7 @@ def test_what_waits_at_a_forwarder_that_ends_arrives(run: Any, make_forwarder: M
                 await sender.group_send("chat", {"n": number, "text": "x" * PART})
             received = [
                 (await receiver.receive(channel))["n"] for _ in range(PARTS // 4)
-            ]  # the sender keeps none of it
+            ]  # the sender holds none of it
             carries = max((first, second), key=lambda one: one.status()["frames_in"])
             ending = asyncio.create_task(asyncio.to_thread(carries.end))
             await until(lambda: [link["state"] for link in sender.stats()["links"]].count("up") == 1)
@@ -146,7 +149,10 @@ def test_what_waits_at_a_forwarder_that_ends_arrives(run: Any, make_forwarder: M
 
 @pytest.mark.slow
 def test_what_a_slow_link_does_not_carry_in_time_expires(run: Any, forwarder: Forwarder) -> None:
-    """It waits in the outbox, but for some seconds of it: in the socket it would not expire, and arrive however old."""
+    """Messages that a slow link does not carry in time expire in the outbox, except for some seconds' worth.
+
+    In the socket they would not expire, and would arrive however old.
+    """
 
     async def scenario() -> None:
         with relay_to(forwarder.pull, RATE) as relay:
@@ -179,7 +185,7 @@ def test_what_a_slow_link_does_not_carry_in_time_expires(run: Any, forwarder: Fo
 
 @pytest.mark.slow
 def test_large_jobs_by_a_slow_link_all_arrive(run: Any, forwarder: Forwarder) -> None:
-    """Each of their confirmations takes its time, and so does the acknowledgement of what is sent beside them."""
+    """Large jobs all arrive through a slow link, though each confirmation and acknowledgement takes seconds."""
 
     async def scenario() -> None:
         with relay_to(forwarder.pull, RATE) as relay:
@@ -203,7 +209,7 @@ def test_large_jobs_by_a_slow_link_all_arrive(run: Any, forwarder: Forwarder) ->
 
 @pytest.mark.slow
 def test_a_sender_of_jobs_notices_that_its_connection_stands_still(run: Any, forwarder: Forwarder) -> None:
-    """Though it sends nothing else; its callers learn it before their time is over."""
+    """A sender of jobs notices a stalled connection although it sends nothing else, and raises before the timeout."""
 
     async def scenario() -> None:
         with relay_to(forwarder.pull) as relay:
@@ -221,7 +227,10 @@ def test_a_sender_of_jobs_notices_that_its_connection_stands_still(run: Any, for
 @pytest.mark.parametrize("size", [2**20, pytest.param(2**23, marks=pytest.mark.slow)], ids=["1 MiB", "8 MiB"])
 @pytest.mark.parametrize("slow", ["pull_socket_address", "pub_socket_address"], ids=["sending", "receiving"])
 def test_the_largest_message_passes_the_slowest_link(run: Any, make_forwarder: Make, slow: str, size: int) -> None:
-    """Heartbeats and acknowledgements wait behind it for longer than a dead peer would be waited for."""
+    """The largest message passes the slowest link without a reconnect.
+
+    Heartbeats and acknowledgements wait behind it for longer than a dead peer would be tolerated.
+    """
     forwarder = make_forwarder(size)
 
     async def scenario() -> None:
@@ -253,7 +262,10 @@ async def take(layer: DedicatedZmqChannelLayer, channel: str) -> int:
 def test_the_largest_message_reaches_20_processes_by_the_slowest_link_for_each(
     run: Any, network: Network, make_forwarder: Make
 ) -> None:
-    """Heartbeats wait behind it: 8 MiB for all of them by 320 Mbit/s disconnected all, and reached none."""
+    """The largest message reaches 20 processes through one link with the minimum for each.
+
+    Heartbeats wait behind it: 8 MiB for all of them at 320 Mbit/s disconnected all, and reached none.
+    """
     if lacking := missing("tc"):
         pytest.skip(lacking)
     size = 2**23

@@ -1,4 +1,4 @@
-"""A process that does not keep up loses its own messages; those of others and the memory are left alone."""
+"""A process that does not keep up loses only its own messages, and the memory is bounded."""
 
 import asyncio
 import logging
@@ -15,14 +15,14 @@ from channels_zmq_forwarder.wire import group_topic
 
 BEHIND = 4 * 2**20
 LARGE = 16 * 2**20
-"""Largest message, from which the patience of heartbeats follows: they must not end the connection before."""
+"""The largest message in bytes, from which the heartbeats' timeout follows, so that they do not disconnect first."""
 TEXT = "x" * 50_000
 AT_ONCE = 20
 
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Forwarder]:
-    """A forwarder that bounds what may wait for a subscriber."""
+    """Start a forwarder that bounds the backlog of a subscriber."""
     pull, pub = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     forwarder = Forwarder(
         pull, pub, flags=("--subscriber-bytes", f"{BEHIND}", "--max-message-size", f"{LARGE}"), log=tmp_path / "log"
@@ -34,7 +34,7 @@ def guarded(tmp_path: Path) -> Iterator[Forwarder]:
 
 @pytest.fixture(params=["embedded-tcp", "dedicated"])
 def bounded(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[Any, Any, Any]]:
-    """A layer whose subscribers may be `BEHIND`, the address to subscribe at, and what has been logged there."""
+    """Return a layer whose subscribers may be `BEHIND`, the address to subscribe to, and a function for its log."""
     layer: DedicatedZmqChannelLayer | EmbeddedZmqChannelLayer
     settings: dict[str, Any] = {"capacity": 10_000, "max_message_size": LARGE}
     if request.param == "dedicated":
@@ -50,7 +50,7 @@ def bounded(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) ->
 
 
 async def join(layer: Any) -> str:
-    """Join in another process; return the channel."""
+    """Join in another process, and return the channel."""
     await until(lambda: layer.stats()["connected"])  # a reader without a producer does not wait for it
     channel = str(await layer.new_channel())
     await layer.group_add("all", channel)
@@ -58,18 +58,18 @@ async def join(layer: Any) -> str:
 
 
 async def read(layer: Any, channel: str) -> list[int]:
-    """Read `AT_ONCE` messages in another process; return their numbers."""
+    """Read `AT_ONCE` messages in another process, and return their numbers."""
     return [(await layer.receive(channel))["n"] for _ in range(AT_ONCE)]
 
 
 def test_only_the_connection_of_a_subscriber_that_does_not_keep_up_is_ended(
     bounded: tuple[Any, str, Callable[[], str]], open_peer: Callable[..., Any], run: Callable[..., Any]
 ) -> None:
-    """It reads nothing; another one gets everything, in order."""
+    """Only the connection of a subscriber that reads nothing is ended, and another one gets everything in order."""
     layer, address, log = bounded
 
     async def scenario() -> None:
-        await layer.group_send("nobody", {})  # an embedded layer binds, and holds messages for a moment
+        await layer.group_send("nobody", {})  # makes an embedded layer bind, which holds messages for a moment
         peer = await asyncio.to_thread(open_peer, **config_of(layer), capacity=10_000, max_message_size=LARGE)
         channel = await asyncio.to_thread(peer.run, join)
         await until(lambda: layer.stats()["connected"] and not layer.stats()["held"])

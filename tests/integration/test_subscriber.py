@@ -1,4 +1,4 @@
-"""The socket that receives, and its session, with an exchange that a test plays by hand."""
+"""The socket that receives, and its session, with an exchange that the test operates by hand."""
 
 import contextlib
 import socket as sockets
@@ -44,7 +44,7 @@ OPTIONS = Options(
 
 
 class Fed(Client):
-    """A client that keeps what it is fed."""
+    """A client that records the frames that it is fed."""
 
     def __init__(self) -> None:
         super().__init__(SECRET, b"s" * 8, longest=LONGEST)
@@ -61,7 +61,7 @@ class Fed(Client):
 
 @pytest.fixture
 def context() -> Iterator["zmq.Context[Socket]"]:
-    """Every socket of it is closed in the end."""
+    """Make a context, and close all its sockets at the end."""
     context: zmq.Context[Socket] = zmq.Context()
     yield context
     context.destroy(linger=0)
@@ -69,11 +69,11 @@ def context() -> Iterator["zmq.Context[Socket]"]:
 
 @pytest.fixture
 def exchange(context: "zmq.Context[Socket]") -> Socket:
-    """The publishing side."""
+    """Bind the publishing side."""
     exchange = context.socket(zmq.XPUB)
     exchange.set(zmq.RCVTIMEO, round(PATIENCE * 1000))
     exchange.set(zmq.SNDHWM, 0)
-    exchange.set(zmq.XPUB_VERBOSE, 1)  # else a subscription that another connection had already is not shown
+    exchange.set(zmq.XPUB_VERBOSE, 1)  # otherwise a repeated subscription of another connection is hidden
     exchange.bind("tcp://127.0.0.1:*")
     return exchange
 
@@ -85,7 +85,7 @@ def client() -> Fed:
 
 @pytest.fixture
 def subscriber(context: "zmq.Context[Socket]", exchange: Socket, client: Fed) -> Iterator[Subscriber]:
-    """Connected, and subscribed to its inbox."""
+    """Return a subscriber that is connected, and subscribed to its inbox."""
     address = exchange.get_string(zmq.LAST_ENDPOINT)
     subscriber = Subscriber(context, address, OPTIONS, client, client.attach(), lambda: client.known)
     subscriber.connect(None)
@@ -107,7 +107,7 @@ def welcome(session: int, clients: int = 1, state: wire.State = wire.State.SERVI
 
 
 def hello(exchange: Socket) -> wire.Hello:
-    """Return the next hello; behind each one the process says that it can read batches."""
+    """Return the next hello, and check that a report that the process reads batches follows it."""
     while (frame := exchange.recv())[:1] == wire.CLAIM_BYTE:
         pass
     said = wire.HELLO.decode(frame)
@@ -119,7 +119,10 @@ def hello(exchange: Socket) -> wire.Hello:
 
 
 def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
-    """Unread input may hold more in any case. No probe is sent before the welcome: the exchange would not answer."""
+    """A probe shows whether everything has arrived, but unread input may always contain more.
+
+    No probe is sent before the welcome, as the exchange would not answer it.
+    """
     subscriber.greet(list)
     hello(exchange)
     now = time.monotonic()
@@ -141,7 +144,7 @@ def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, ex
 
 
 def test_who_gets_much_probes_by_itself(subscriber: Subscriber, exchange: Socket) -> None:
-    """Its connection may be lost at any moment."""
+    """A process that receives much sends a probe by itself, because its connection may be lost at any moment."""
     subscriber.greet(list)
     hello(exchange)
     subscriber.take(welcome(subscriber.session))
@@ -156,7 +159,10 @@ def test_who_gets_much_probes_by_itself(subscriber: Subscriber, exchange: Socket
 def test_input_that_is_there_while_a_frame_is_sent_is_reported(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """The descriptor will not show it: without a look afterwards the frame would wait for a second."""
+    """Input that arrives while a frame is sent is reported.
+
+    The descriptor does not show it: without a check afterwards the frame would wait for a second.
+    """
     exchange.send(TOPIC + b"early")
     await_input(subscriber)
     assert subscriber.send(b"up")
@@ -167,7 +173,7 @@ def test_input_that_is_there_while_a_frame_is_sent_is_reported(
 
 
 def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> None:
-    """It is sent like any other frame."""
+    """A hello reports input that has arrived, as any other frame does."""
     exchange.send(TOPIC + b"early")
     await_input(subscriber)
     subscriber.say_hello()
@@ -175,26 +181,26 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
 
 
 def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:
-    """A step would read in vain."""
+    """A hello without input reports none, as a step would read in vain."""
     subscriber.greet(list)
     assert not subscriber._client.out.busy
 
 
 def test_reading_without_input_feeds_nothing(subscriber: Subscriber, client: Fed) -> None:
-    """No more is to be expected then."""
+    """Reading without input feeds nothing, and reports that no more is there."""
     assert not subscriber.read()
     assert client.fed == []
 
 
 def publish_many(exchange: Socket, subscriber: Subscriber, count: int) -> None:
-    """Publish frames and wait until the first has arrived."""
+    """Publish frames, and wait until the first one has arrived."""
     for number in range(count):
         exchange.send(TOPIC + b"%d" % number)
     await_input(subscriber)
 
 
 def read_all(subscriber: Subscriber, client: Fed, count: int) -> int:
-    """Read until all frames have arrived; return the longest turn."""
+    """Read until all frames have arrived, and return the length of the longest turn."""
     longest, end = 0, time.monotonic() + PATIENCE
     while len(client.fed) < count:
         before = len(client.fed)
@@ -207,7 +213,7 @@ def read_all(subscriber: Subscriber, client: Fed, count: int) -> int:
 def test_frames_are_fed_in_order_in_turns_of_bounded_length(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """The event loop runs other callbacks between two turns."""
+    """Frames are fed in order, in turns of at most `FRAMES_A_TURN`, between which the loop runs other callbacks."""
     count = 4 * FRAMES_A_TURN
     publish_many(exchange, subscriber, count)
     assert read_all(subscriber, client, count) <= FRAMES_A_TURN
@@ -218,7 +224,7 @@ def test_frames_are_fed_in_order_in_turns_of_bounded_length(
 def test_a_turn_ends_early_when_it_has_woken_many_or_taken_long(
     subscriber: Subscriber, exchange: Socket, client: Fed, bound: str
 ) -> None:
-    """More input is left, and reported."""
+    """A turn that has woken many readers or taken long ends early, and reports that more input is left."""
     publish_many(exchange, subscriber, 100)
 
     def reach() -> None:
@@ -243,7 +249,7 @@ def test_a_turn_ends_early_when_it_has_woken_many_or_taken_long(
 
 
 def test_a_session_begins_with_what_must_be_known_before_and_a_hello(subscriber: Subscriber, exchange: Socket) -> None:
-    """Each connection begins another one, with a higher number."""
+    """Each connection begins a session with a higher number: first its claim and the given frames, then a hello."""
     for session in (1, 2):
         subscriber.greet(lambda: [b"first", b"second"])
         assert [exchange.recv() for _ in range(3)] == [subscriber._client.claim, b"first", b"second"]
@@ -254,7 +260,10 @@ def test_a_session_begins_with_what_must_be_known_before_and_a_hello(subscriber:
 def test_a_session_begins_when_everything_before_it_is_read(
     subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be very much, so it is read in turns, between which the event loop runs."""
+    """A session begins when everything before it is read.
+
+    That may be very much, so it is read in turns, between which the event loop runs.
+    """
     has_more = iter([True, True, False])
     monkeypatch.setattr(subscriber, "read", lambda: next(has_more))
     subscriber.greet(list)
@@ -267,7 +276,10 @@ def test_a_session_begins_when_everything_before_it_is_read(
 def test_a_session_begins_though_messages_arrive_without_end(
     subscriber: Subscriber, exchange: Socket, client: Fed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They come by the new connection, or faster than this process reads."""
+    """A session begins after a limited time even if messages arrive without end.
+
+    They arrive by the new connection, or faster than this process reads.
+    """
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(subscriber, "read", lambda: True)
@@ -283,7 +295,7 @@ def test_a_session_begins_though_messages_arrive_without_end(
 def test_a_session_that_has_not_begun_does_not_outlive_its_connection(
     subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next connection begins one."""
+    """A session that has not begun when its connection is lost does not begin; the next connection begins one."""
     monkeypatch.setattr(subscriber, "read", lambda: True)
     subscriber.greet(list)
     subscriber.lost()
@@ -295,7 +307,10 @@ def test_a_session_that_has_not_begun_does_not_outlive_its_connection(
 def test_sessions_of_one_process_have_different_numbers(
     context: "zmq.Context[Socket]", subscriber: Subscriber, client: Fed
 ) -> None:
-    """Also at different exchanges: a frame about one session is never taken for one about another."""
+    """Sessions of one process have different numbers, also at different exchanges.
+
+    So no frame about one session is ever taken for one about another.
+    """
     other = Subscriber(context, subscriber.endpoint.address, OPTIONS, client, client.attach())
     for one in (subscriber, other, subscriber):
         one.greet(list)
@@ -306,7 +321,7 @@ def test_sessions_of_one_process_have_different_numbers(
 def test_a_hello_of_the_same_session_reports_the_forwarders_that_are_known_now(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """Whether the exchange has welcomed this process or not."""
+    """A later hello of a session reports the forwarders that are known by then, also before a welcome."""
     subscriber.greet(list)
     client.known = b"more"
     subscriber.say_hello()
@@ -317,7 +332,10 @@ def test_a_hello_of_the_same_session_reports_the_forwarders_that_are_known_now(
 
 
 def test_only_the_first_welcome_of_a_session_is_news(subscriber: Subscriber) -> None:
-    """A later one may carry another state; one of another session is ignored."""
+    """Only the first welcome of a session counts as new; a later one may update it.
+
+    A welcome of another session is ignored.
+    """
     subscriber.greet(list)
     assert [subscriber.take(welcome(session)) for session in (0, 1, 1)] == [False, True, False]
     subscriber.take(welcome(1, clients=5))
@@ -328,7 +346,7 @@ def test_only_the_first_welcome_of_a_session_is_news(subscriber: Subscriber) -> 
 
 
 def test_a_hello_carries_the_number_of_clients_that_was_seen_last(subscriber: Subscriber, exchange: Socket) -> None:
-    """An exchange that settles waits for as many."""
+    """A hello carries the last known number of clients, for which a settling exchange waits."""
     subscriber.greet(list)
     subscriber.take(welcome(1, clients=5))
     subscriber.greet(list)
@@ -338,7 +356,7 @@ def test_a_hello_carries_the_number_of_clients_that_was_seen_last(subscriber: Su
 def test_a_hello_is_repeated_until_the_exchange_serves(
     subscriber: Subscriber, exchange: Socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once a second, and only while there is a connection."""
+    """A hello is repeated once a second until the exchange serves, and only while there is a connection."""
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     assert subscriber.due == inf
@@ -367,9 +385,9 @@ def test_a_hello_is_repeated_until_the_exchange_serves(
 def test_connecting_anew_keeps_the_subscriptions(
     context: "zmq.Context[Socket]", subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """As with other keys: ZeroMQ sends them again."""
+    """Connecting again, as with other keys, keeps the subscriptions: ZeroMQ sends them again."""
     subscriber.connect(None)
-    while exchange.recv() != wire.subscription(TOPIC):  # the end of the former connection may show first
+    while exchange.recv() != wire.subscription(TOPIC):  # the end of the former connection may arrive first
         pass
     exchange.send(TOPIC + b"x")
     await_input(subscriber)
@@ -378,7 +396,7 @@ def test_connecting_anew_keeps_the_subscriptions(
 
 
 def test_an_invalid_address_is_an_error_that_names_the_setting(context: "zmq.Context[Socket]", client: Fed) -> None:
-    """It is the address that CONFIG has."""
+    """An invalid address raises an error that names the setting in CONFIG."""
     invalid = Subscriber(context, "tcp://nonsense", OPTIONS, client, client.attach())
     try:
         with pytest.raises(ConfigurationError, match="pub_socket_address"):
@@ -390,7 +408,10 @@ def test_an_invalid_address_is_an_error_that_names_the_setting(context: "zmq.Con
 def test_a_missing_key_file_is_reported_and_waited_for(
     context: "zmq.Context[Socket]", exchange: Socket, client: Fed, tmp_path: Path
 ) -> None:
-    """It may be mounted a moment later. Without keys there is nothing to wait for."""
+    """A missing key file is reported and delays the connection, because it may be mounted a moment later.
+
+    Without keys, the connection waits for nothing.
+    """
     missing = KeySetting("curve_server_key", None, str(tmp_path / "key"))
     address = exchange.get_string(zmq.LAST_ENDPOINT)
     subscriber = Subscriber(context, address, OPTIONS, client, client.attach())
@@ -405,7 +426,7 @@ def test_a_missing_key_file_is_reported_and_waited_for(
 
 
 def events(monitor: Socket, until: int) -> list[int]:
-    """Return what a monitor reports, up to one event."""
+    """Return the events that a monitor reports, up to a certain one."""
     seen: list[int] = []
     while until not in seen:
         assert monitor.poll(round(PATIENCE * 1000)), f"only {seen} so far"
@@ -414,7 +435,7 @@ def events(monitor: Socket, until: int) -> list[int]:
 
 
 def test_a_monitor_reports_connections_and_their_end(subscriber: Subscriber, exchange: Socket) -> None:
-    """A session begins with the one and ends with the other."""
+    """A monitor reports the begin and the end of a connection, with which a session begins and ends."""
     assert events(subscriber.monitor, zmq.Event.HANDSHAKE_SUCCEEDED) == [zmq.Event.HANDSHAKE_SUCCEEDED]
     exchange.close(linger=0)
     assert events(subscriber.monitor, zmq.Event.DISCONNECTED) == [zmq.Event.DISCONNECTED]
@@ -424,7 +445,10 @@ def test_a_monitor_reports_connections_and_their_end(subscriber: Subscriber, exc
 def test_a_monitor_reports_an_attempt_to_connect_that_has_failed(
     context: "zmq.Context[Socket]", interval: int, failure: int
 ) -> None:
-    """By the event that such a socket has: one that does not connect again is closed instead."""
+    """A monitor reports a failed attempt to connect by the event that the socket has.
+
+    A socket that does not connect again is closed instead.
+    """
     push = context.socket(zmq.PUSH)
     push.set(zmq.RECONNECT_IVL, interval)
     watched = monitor(push, failure)
@@ -441,7 +465,7 @@ def test_a_monitor_reports_an_attempt_to_connect_that_has_failed(
 def test_a_disconnected_socket_receives_nothing_any_more(
     context: "zmq.Context[Socket]", exchange: Socket, client: Fed, was_connected: bool
 ) -> None:
-    """The session is over; whether there ever was a connection does not matter."""
+    """A disconnected socket has no session, whether it was ever connected or not."""
     subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client, client.attach())
     if was_connected:
         subscriber.connect(None)
@@ -457,7 +481,10 @@ def test_a_disconnected_socket_receives_nothing_any_more(
 def test_a_request_is_not_sent_ahead_of_the_welcome(
     subscriber: Subscriber, exchange: Socket, layout: wire.Layout[wire.Sync]
 ) -> None:
-    """The exchange would answer a client that it does not know yet; the client asks again once it is welcomed."""
+    """A request is not sent ahead of the welcome; the client repeats it once it is welcomed.
+
+    The exchange would answer a client that it does not know yet.
+    """
     request = bytes((layout.kind,)) + b"request"
     subscriber.send(request)
     subscriber.greet(list)
@@ -476,9 +503,12 @@ def send_changes(subscriber: Subscriber, client: Client) -> None:
 def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
     subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """Consumers come and go in an outage, and ZeroMQ would keep every frame of theirs, and send it before the hello."""
+    """After an outage a subscriber sends only the net changes of its subscriptions, before its hello.
+
+    Consumers begin and end in an outage, and ZeroMQ would keep each of their frames, and send it before the hello.
+    """
     one, other, third = (wire.group_topic(name) for name in ("one", "other", "third"))
-    subscriber.send(wire.unsubscription(one))  # of a member that left before there was this socket
+    subscriber.send(wire.unsubscription(one))  # for a member that was discarded before this socket existed
     client.join(one, "a", 9, None)
     for _ in range(1000):
         client.join(other, "b", 9, None)
@@ -504,11 +534,11 @@ def test_without_a_connection_only_what_remains_of_subscriptions_is_sent_later(
     assert [exchange.recv() for _ in range(3)] == [*changes, client.claim]
 
 
-# What a cut connection has lost
+# Messages that a cut connection has lost
 
 
 def requests(exchange: Socket) -> list[wire.Resume]:
-    """Return what the process asks for until it reports that it can read batches, which ends its hello."""
+    """Return the replays that the process requests before it reports that it reads batches, which ends its hello."""
     asked = []
     while (frame := exchange.recv())[:1] != bytes([wire.BATCHING.kind]):
         if frame[:1] == bytes([wire.RESUME.kind]):
@@ -517,7 +547,7 @@ def requests(exchange: Socket) -> list[wire.Resume]:
 
 
 def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
-    """Nothing can be missing."""
+    """The first session requests no replay, because nothing can be missing."""
     subscriber.greet(list)
     assert requests(exchange) == []
 
@@ -525,7 +555,10 @@ def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: So
 def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """Since the last probe that was answered: what was published after it may have waited for this process."""
+    """A session after a cut requests a replay since the last answered probe.
+
+    Messages that were published after that probe may still have waited for this process.
+    """
     clock = Clock()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     subscriber._attachment.resumption._clock = clock
@@ -555,7 +588,7 @@ def test_a_session_that_follows_a_cut_asks_for_what_is_missing(
 
 
 def test_a_session_without_a_cut_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
-    """The exchange may only have forgotten the last one."""
+    """A session without a cut requests no replay: the exchange may only have forgotten the last session."""
     for _ in range(2):
         subscriber.greet(list)
         assert requests(exchange) == []

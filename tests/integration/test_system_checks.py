@@ -17,7 +17,10 @@ EMBEDDED = "channels_zmq.core.EmbeddedZmqChannelLayer"
 
 
 def test_check_finds_a_mistake_and_fails(tmp_path: Path) -> None:
-    """Without --deploy, by every command that runs checks; with the id, the alias and a hint."""
+    """A mistake in CONFIG fails `check` without --deploy, and so each command that runs checks.
+
+    The error has the id, the alias and a hint.
+    """
     project = Project(tmp_path, {"default": {"BACKEND": DEDICATED, "CONFIG": {"pull_adress": "tcp://a:1"}}})
     done = project.manage("check")
     assert done.returncode == 1
@@ -27,7 +30,10 @@ def test_check_finds_a_mistake_and_fails(tmp_path: Path) -> None:
 
 
 def test_forwarders_are_reached_with_deploy_only(tmp_path: Path, forwarder: Forwarder) -> None:
-    """By the tag, and with Django's other checks; nothing is said of a forwarder that answers."""
+    """Only `check --deploy` connects to forwarders, and reports one that is down, but none that answers.
+
+    The check has the tag `channels_zmq`.
+    """
     gone = {"pull_socket_address": "tcp://127.0.0.1:9", "pub_socket_address": forwarder.pub}
     layers = {"good": {"BACKEND": DEDICATED, "CONFIG": forwarder.config}}
     assert Project(tmp_path, layers).manage("check", "--deploy", "--tag", "channels_zmq").returncode == 0
@@ -40,7 +46,10 @@ def test_forwarders_are_reached_with_deploy_only(tmp_path: Path, forwarder: Forw
 
 
 def test_a_setting_that_cannot_become_right_is_an_error(tmp_path: Path, forwarder: Forwarder) -> None:
-    """Interchanged addresses fail a deployment, while a forwarder that is down may only be late."""
+    """A setting that can never work is an error: swapped addresses fail a deployment.
+
+    A forwarder that is down may only be late.
+    """
     swapped = {"pull_socket_address": forwarder.pub, "pub_socket_address": forwarder.pull}
     project = Project(tmp_path, {"default": {"BACKEND": DEDICATED, "CONFIG": swapped}})
     done = project.manage("check", "--deploy", "--tag", "channels_zmq")
@@ -50,7 +59,7 @@ def test_a_setting_that_cannot_become_right_is_an_error(tmp_path: Path, forwarde
 
 
 def test_reaching_forwarders_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, and though one accepts connections and stays silent."""
+    """The check of many forwarders is bounded in time, even if one accepts connections and stays silent."""
     if not settings.configured:
         settings.configure()
     monkeypatch.setattr(checks, "PATIENCE", 0.5)
@@ -70,7 +79,10 @@ def test_reaching_forwarders_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_embedded_layer_whose_producer_has_not_started_is_fine() -> None:
-    """Its address is bound by the first process that sends, which the check does not become."""
+    """An embedded layer whose producer has not started causes no warning.
+
+    The first process that sends binds its address, and the check does not become that process.
+    """
     if not settings.configured:
         settings.configure()
     config = {"pub_socket_address": f"tcp://127.0.0.1:{free_ports(1)[0]}"}

@@ -1,4 +1,4 @@
-"""How long the library holds up an event loop: a burst pauses it no longer than a few messages do."""
+"""How long the library blocks an event loop: a burst blocks it no longer than a few messages do."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ MEMBERS = 10_000
 BURST = 50
 SOME = 5
 SHORT = 0.02
-"""Seconds of CPU time: no pause below this is worth a comparison."""
+"""Seconds of CPU time below which a pause is too short for a comparison."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,9 +25,9 @@ def _close() -> Any:
 
 
 class Ticker:
-    """Notes the longest time between two turns of the running event loop, in CPU time of its thread.
+    """A record of the longest time between two turns of the running event loop, in CPU time of its thread.
 
-    What other processes and threads take on a busy machine does not count.
+    The time of other processes and threads on a busy machine does not count.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,10 @@ class Ticker:
 def test_a_burst_to_a_large_group_pauses_the_loop_no_longer_than_a_few_messages(
     make_shared_layer: Make, run: Run, open_peer: Make, waiting: bool
 ) -> None:
-    """Its members wait for each message, or read none; the sender is another process."""
+    """A burst to a large group pauses the loop no longer than a few messages do, whether its members wait or not.
+
+    The sender is another process.
+    """
     read = 0
 
     async def consume(layer: Any, channel: str) -> None:

@@ -19,12 +19,12 @@ from chat.lifespan import Lifespan
 
 
 async def work() -> None:
-    """Do in this process what `manage.py runworker jobs` does in its own."""
+    """Run in this process the worker that `manage.py runworker jobs` runs in its own."""
     await Worker(application, [jobs.CHANNEL], get_channel_layer()).arun()
 
 
 async def count() -> None:
-    """Count in this process what the pages of all processes send."""
+    """Count in this process the messages from the pages of all processes."""
     await counting.tally(settings.CHAT_PROCESS)
 
 

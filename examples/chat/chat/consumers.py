@@ -1,4 +1,4 @@
-"""One page in a room: what it says goes to the room's group, what the group says goes to the page.
+"""One page in a room: its messages are sent to the room's group, and the group's messages to the page.
 
     page  --say, typing-->  RoomConsumer  --room.entry, member.*-->  group of the room  -->  every RoomConsumer in it
                                  |  ^
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 TRY_AGAIN_LATER = 1013
 LEASE_BEATS = 3
-# With more people, each one beats less often: a room's beats stay linear in its size, not quadratic.
+# With more members, each one beats less often: a room's beats stay linear in its size, not quadratic.
 BEATS_PER_SECOND = 4
-# What a layer raises when a message cannot be taken now.
+# The errors of a layer that cannot accept a message now.
 UNDELIVERABLE = (ChannelFull, ConnectionError)
 
 # Shared by the rooms of this process on purpose: it outlives the connections.
@@ -50,10 +50,10 @@ class RoomConsumer(AsyncWebsocketConsumer):
         self.layer_up = True
         self._beating: asyncio.Task[None] | None = None
 
-    # The page comes and goes.
+    # The connection of the page.
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Run the member; however it ends, also by an error or a cancelled task, it leaves the room."""
+        """Run the member, which leaves the room however it ends, also by an error or a cancelled task."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -92,7 +92,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         with contextlib.suppress(*UNDELIVERABLE):
             await self.channel_layer.group_discard(self.group, self.channel_name)
 
-    # What the page sends.
+    # Messages from the page.
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         try:
@@ -151,14 +151,14 @@ class RoomConsumer(AsyncWebsocketConsumer):
             reason = "Too many jobs are waiting." if full else "The channel layer is away: no worker was asked."
             await self._tell_room("room.entry", entry=jobs.revise(entry, jobs.Step(1.0, reason)))
 
-    # What the room says.
+    # Messages from the room.
 
     async def room_entry(self, event: dict[str, Any]) -> None:
         if self.history.put(event["entry"]):
             await self._give("entries", entries=[event["entry"]])
 
     async def member_joined(self, event: dict[str, Any]) -> None:
-        """Somebody came, or (`again`) has the channel layer back and compares what it knows."""
+        """A member has joined, or (`again`) has the channel layer back and compares its entries."""
         if event["id"] == self.channel_name:
             return
         await self._note_member(event, notice=not event["again"])
@@ -193,7 +193,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         if news:
             await self._give("entries", entries=news)
 
-    # What the channel layer says about itself.
+    # Messages of the channel layer about itself.
 
     async def layer_disconnected(self, event: dict[str, Any]) -> None:
         self.layer_up = False
@@ -208,11 +208,11 @@ class RoomConsumer(AsyncWebsocketConsumer):
     # Presence.
 
     async def _beat(self) -> None:
-        """Say every few seconds that this member is here, and drop those who do not say it any more."""
+        """Announce every few seconds that this member is present, and drop members that no longer do so."""
         while True:
             await asyncio.sleep(self._interval())
             if not self.layer_up:
-                continue  # no member can be heard now, so silence does not mean that one has left
+                continue  # no beat can arrive now, so silence does not mean that a member has left
             with contextlib.suppress(*UNDELIVERABLE):
                 await self._tell_room("member.alive", **self._presence())
             gone = self.roster.expire(time.monotonic())
@@ -234,7 +234,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         return {**self._presence(), "digest": self.history.digest()}
 
     async def _announce(self, *, again: bool) -> None:
-        with contextlib.suppress(*UNDELIVERABLE):  # the beats say it too
+        with contextlib.suppress(*UNDELIVERABLE):  # the beats announce it too
             await self._tell_room("member.joined", again=again, **self._introduction())
 
     async def _note_member(self, event: dict[str, Any], *, notice: bool) -> None:
@@ -255,7 +255,7 @@ class RoomConsumer(AsyncWebsocketConsumer):
         await self.channel_layer.group_send(self.group, {"type": kind, **fields})
 
     async def _tell_one(self, channel: str, kind: str, **fields: Any) -> None:
-        with contextlib.suppress(*UNDELIVERABLE):  # it is asked or answered again after the next outage
+        with contextlib.suppress(*UNDELIVERABLE):  # it is requested or answered again after the next outage
             await self.channel_layer.send(channel, {"type": kind, **fields})
 
     async def _give(self, kind: str, **fields: Any) -> None:

@@ -1,10 +1,10 @@
-"""A page that counts: what its web process sends to a group, and what of it arrives at every web process.
+"""A page that counts messages: those that its web process sends to a group, and those that arrive at each process.
 
     page <--sent, arrived-- CountingConsumer --counting.number--> group "counting" --> tally() of every web process
                                    ^                                                        |
                                    '--------------- counting.arrived, ten times a second ---'
 
-With `make demo` the page can kill a forwarder: it asks for that on the normal channel "forwarders", which the program
+With `make demo` the page can kill a forwarder: it requests that on the normal channel "forwarders", which the program
 that started them reads.
 """
 
@@ -19,17 +19,17 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 
 NUMBERS, PAGES = "counting", "counting.pages"
-"""Groups: of the tallies, and of the pages, which hear how the forwarders are."""
+"""The groups of the tallies and of the pages, which receive the states of the forwarders."""
 FORWARDERS = "forwarders"
 """The normal channel of the process that has started the forwarders."""
 RATE, BURSTS = 500, 50
-"""Messages a second, and in how many bursts."""
+"""The number of messages per second, and the number of bursts in which they are sent."""
 REPORT_EVERY = 0.1
 FORGET_AFTER = 10.0
 
 
 class Count:
-    """What has arrived of one page's numbers."""
+    """The count of one page's numbers that have arrived."""
 
     def __init__(self) -> None:
         self.arrived = self.lost = self.twice = 0
@@ -37,7 +37,7 @@ class Count:
         self._last = 0
 
     def add(self, number: int) -> None:
-        """Count a number; the first one may be any, as this process may have come later."""
+        """Count a number; the first one may be any, as this process may have started later."""
         self.heard_at = time.monotonic()
         if self._last and number <= self._last:
             self.twice += 1
@@ -52,7 +52,7 @@ class Count:
 
 
 async def tally(process: str) -> None:
-    """Count what arrives at this process, and tell each page its count; runs as long as the web process does."""
+    """Count the numbers that arrive at this process, and report its count to each page, until the web process ends."""
     layer = get_channel_layer()
     counts: dict[str, Count] = {}
     channel = await layer.new_channel("counting")
@@ -66,7 +66,7 @@ async def tally(process: str) -> None:
     try:
         while True:
             message = await layer.receive(channel)
-            if message["type"] == "counting.number":  # the layer also says when it is away, and back
+            if message["type"] == "counting.number":  # the layer also announces when it is away, and back
                 counts.setdefault(message["page"], Count()).add(message["n"])
     finally:
         reporting.cancel()
@@ -79,12 +79,12 @@ async def _report(layer: Any, process: str, counts: dict[str, Count]) -> None:
             if time.monotonic() > count.heard_at + FORGET_AFTER:
                 del counts[page]
                 continue
-            with contextlib.suppress(ChannelFull):  # the next report says more
+            with contextlib.suppress(ChannelFull):  # the next report contains more
                 await layer.send(page, {"type": "counting.arrived", "process": process, **count.report()})
 
 
 class CountingConsumer(AsyncWebsocketConsumer):
-    """The page's end: sends numbers until it is told to pause, and passes on what the tallies say."""
+    """The page's end: it sends numbers until it is paused, and forwards the reports of the tallies to the page."""
 
     def __init__(self, process: str = "", forwarders: int = 0) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class CountingConsumer(AsyncWebsocketConsumer):
         self._sending: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Run it; however it ends, it sends no more."""
+        """Run the consumer, which sends no more numbers however it ends."""
         try:
             await super().__call__(scope, receive, send)
         finally:

@@ -1,4 +1,4 @@
-"""Background jobs: a page's "/roll 2d6" travels to the normal channel "jobs", and one worker does it.
+"""Background jobs: a page's "/roll 2d6" is sent to the normal channel "jobs", and one worker runs it.
 
 A job is a generator of steps. The worker sends the room's entry again after each step, so all members see the progress.
 """
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class JobsConsumer(AsyncConsumer):
-    """What a worker does with a message from the channel "jobs"."""
+    """The handlers of a worker for messages from the channel "jobs"."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.pause = pause
 
     async def job_run(self, message: dict[str, Any]) -> None:
-        """Do one job.
+        """Run one job.
 
         Args:
             message: `job` and `argument` as `parse` returned them, `group` of the room and its `entry`.
@@ -44,8 +44,8 @@ class JobsConsumer(AsyncConsumer):
             failed = revise(entry, Step(1.0, "The worker could not do this."))
             await self.channel_layer.group_send(message["group"], {"type": "room.entry", "entry": failed})
 
-    # A worker's consumer has a channel of its own too, so it hears of outages like any other. What it sends meanwhile
-    # waits in the layer; there is nothing to do but to say so.
+    # A worker's consumer has a channel of its own too, so it learns of outages like any other. Its messages meanwhile
+    # wait in the layer, so logging the outage is enough.
 
     async def layer_disconnected(self, message: dict[str, Any]) -> None:
         logger.warning("The channel layer is away")
@@ -56,7 +56,7 @@ class JobsConsumer(AsyncConsumer):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a job is, 0 to 1, and what there is to show by then."""
+    """The progress of a job, 0 to 1, and the result so far."""
 
     done: float
     result: str
@@ -75,10 +75,10 @@ class UnknownCommandError(ValueError):
 
 
 def parse(text: str) -> Command | None:
-    """Return the command in a message, or None if it is something to say.
+    """Return the command in a message, or None if it is an ordinary message.
 
     Raises:
-        UnknownCommandError: with a hint on what can be written instead.
+        UnknownCommandError: If there is no such command; the text is a hint on valid commands.
     """
     if not text.startswith("/"):
         return None
@@ -93,7 +93,7 @@ def parse(text: str) -> Command | None:
 
 
 def revise(entry: Entry, step: Step) -> Entry:
-    """Return the entry after a step: the higher revision is what replaces the older one everywhere."""
+    """Return the entry after a step, with a higher revision, which replaces the older one everywhere."""
     return {**entry, "revision": entry["revision"] + 1, "done": step.done, "result": step.result}
 
 

@@ -12,7 +12,7 @@ class Lifespan:
     """An ASGI application for the scope "lifespan".
 
     Args:
-        background: called once at the start, each returns a coroutine to run.
+        background: Each one is called once at the start, and returns a coroutine to run.
     """
 
     def __init__(self, *background: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -1,6 +1,6 @@
-"""What a room is made of: names, the recent history, and who is here.
+"""The parts of a room: names, the recent history, and the members who are present.
 
-Pure: no channel layer, no event loop, and time only as an argument.
+No I/O: no channel layer, no event loop, and time only as an argument.
 """
 
 import hashlib
@@ -38,12 +38,12 @@ def clean_text(text: object) -> str:
 
 
 def is_key(key: object) -> bool:
-    """Tell whether a page's own name for its message can be the entry's id."""
+    """Return whether the page's own name of a message can be the entry's id."""
     return isinstance(key, str) and _KEY.match(key) is not None
 
 
 def group_of(room: str) -> str:
-    """Return the group of a room: any name becomes letters and digits, and people who differ in case meet."""
+    """Return the group of a room: any name becomes letters and digits, and names in another case are the same room."""
     canonical = unicodedata.normalize("NFKC", room).casefold()
     return "chat.room." + hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
@@ -56,9 +56,9 @@ def _one_line(text: str) -> str:
 class Entry(TypedDict):
     """One line of a room: a member's message, or a job and its progress.
 
-    `at` is when it was written, in ms since the epoch, by the clock of that host; it is shown. `order` is that
-    time too, but always above every order seen before: an answer stands below its question whatever the hosts'
-    clocks say. A job's entry is sent again with a higher `revision` for each step; `done` runs from 0 to 1.
+    `at` is the time of writing, in ms since the epoch, by the clock of that host; it is shown. `order` is that time
+    too, but always above every earlier order: an answer follows its question whatever the hosts' clocks show. A job's
+    entry is sent again with a higher `revision` for each step; `done` increases from 0 to 1.
     """
 
     id: str
@@ -83,7 +83,7 @@ class History:
             self.put(entry)
 
     def put(self, entry: Entry) -> bool:
-        """Take an entry in and tell whether it is news: unknown, or a newer revision, and not older than the limit."""
+        """Add an entry, and return whether it is new: unknown, or a newer revision, and not older than the limit."""
         known = self._entries.get(entry["id"])
         if known is not None and known["revision"] >= entry["revision"]:
             return False
@@ -103,7 +103,7 @@ class History:
         return sorted(self._entries.values(), key=_position)
 
     def digest(self) -> dict[str, int]:
-        """Return what is known, as id -> revision: small enough to tell a room."""
+        """Return the known entries, as id -> revision: small enough to send to a room."""
         return {entry["id"]: entry["revision"] for entry in self._entries.values()}
 
     def lacks(self, digest: Mapping[str, int]) -> list[str]:
@@ -127,7 +127,7 @@ def _position(entry: Entry) -> tuple[int, str]:
 
 
 class Attic:
-    """What members knew when they left, for those who come to the same process later (a reload of the page)."""
+    """The entries that members had when they left, for members who join the same process later (a reloaded page)."""
 
     def __init__(self, limit: int = ATTIC) -> None:
         self._rooms: OrderedDict[str, list[Entry]] = OrderedDict()
@@ -145,7 +145,7 @@ class Attic:
 
 @dataclass(slots=True)
 class Member:
-    """Somebody else's page in the room, and until when it counts as there without another sign of life."""
+    """Another member's page in the room, and the time until which it counts as present without another heartbeat."""
 
     channel: str
     name: str
@@ -154,17 +154,17 @@ class Member:
 
 
 class Roster:
-    """Who is here besides oneself.
+    """The other members who are present.
 
-    A sign of life says for how many seconds it holds. That is counted by the receiver's own monotonic clock, so a
-    killed process takes its people out of every room, and no two hosts have to agree on the time.
+    A heartbeat contains the number of seconds for which it is valid. The receiver's own monotonic clock counts them, so
+    a killed process disappears from every room, and no two hosts have to agree on the time.
     """
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
 
     def renew(self, channel: str, name: str, process: str, until: float) -> bool:
-        """Note a sign of life and tell whether the member is a new one."""
+        """Record a heartbeat, and return whether the member is a new one."""
         new = channel not in self._members
         self._members[channel] = Member(channel, name, process, until)
         return new
@@ -173,12 +173,12 @@ class Roster:
         return self._members.pop(channel, None)
 
     def extend(self, until: float) -> None:
-        """Keep all members at least until then, because they could not be heard for a while."""
+        """Keep all members at least until then, because their heartbeats could not arrive for a while."""
         for member in self._members.values():
             member.until = max(member.until, until)
 
     def expire(self, now: float) -> list[Member]:
-        """Remove and return those who have not been heard in time."""
+        """Remove and return the members without a heartbeat in time."""
         gone = [member for member in self._members.values() if member.until < now]
         for member in gone:
             del self._members[member.channel]

@@ -9,10 +9,10 @@ from django.core.management.utils import get_random_secret_key
 
 import channels_zmq
 
-# The layer puts a message of these types into the channel of every local consumer: the banner in the page.
+# The layer sends a message of these types to the channel of every local consumer, which shows a banner in the page.
 os.environ.setdefault("CHANNELS_ZMQ_ON_DISCONNECT", "layer.disconnected")
 os.environ.setdefault("CHANNELS_ZMQ_ON_RECONNECT", "layer.reconnected")
-# What the counting page's numbers wait in, for as long as a forwarder may be away.
+# The channels in which the counting page's numbers wait, for as long as a forwarder may be away.
 os.environ.setdefault("CHANNELS_ZMQ_CHANNEL_CAPACITY", '{"counting.*": 100000}')
 CHANNEL_LAYERS = channels_zmq.channel_layers_from_env()
 
@@ -30,7 +30,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 DATABASES: dict[str, object] = {}
 
-# What the pages call this process; the one who shows the chat sees that people sit on different ones.
+# The name of this process in the pages, which shows that users are on different processes.
 CHAT_PROCESS = os.environ.get("CHAT_PROCESS", f"process {os.getpid()}")
 # An embedded layer is one process, so the jobs run in it too. With a forwarder: `manage.py runworker jobs`.
 _embedded = "0" if os.environ.get("CHANNELS_ZMQ_PULL_SOCKET_ADDRESS") else "1"
@@ -39,5 +39,5 @@ CHAT_JOBS_IN_PROCESS = os.environ.get("CHAT_JOBS_IN_PROCESS", _embedded) == "1"
 CHAT_FORWARDERS = int(os.environ.get("CHAT_FORWARDERS", "0"))
 # Seconds between the steps of a job: long enough to see its progress.
 CHAT_JOB_PAUSE = float(os.environ.get("CHAT_JOB_PAUSE", "0.25"))
-# Seconds between two signs of life of a member; one that missed three of them is gone.
+# Seconds between two heartbeats of a member; a member that missed three of them is removed.
 CHAT_BEAT_SECONDS = float(os.environ.get("CHAT_BEAT_SECONDS", "5"))

@@ -16,7 +16,7 @@ def landing(request: HttpRequest) -> HttpResponse:
 
 
 def enter(request: HttpRequest) -> HttpResponse:
-    """Turn the landing page's form into the room's address; the room's page takes the name out of it."""
+    """Redirect the landing page's form to the room's address; the room's page reads and removes the name."""
     room = rooms.clean_room(request.GET.get("room", ""))
     name = rooms.clean_name(request.GET.get("name", ""))
     query = f"?{urlencode({'name': name})}" if name else ""
@@ -41,7 +41,7 @@ def health(request: HttpRequest) -> HttpResponse:
 def content_security_policy(
     get_response: Callable[[HttpRequest], HttpResponse],
 ) -> Callable[[HttpRequest], HttpResponse]:
-    """A middleware: a page loads nothing but what this site serves, and no inline script."""
+    """Return a middleware that permits a page to load only resources of this site, and no inline script."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         response = get_response(request)
