@@ -561,7 +561,7 @@ class Connection:
                 f"flush(): {self.address} does not allow it (--no-flush), or too many flushes are in progress"
             )
         if status == Status.GONE:
-            raise FlushIncomplete(self.address, MAX_FLUSH)
+            raise FlushIncomplete(self.address, min(MAX_FLUSH, self._options.connect_timeout))
 
     # Waiting for an answer
 

@@ -86,7 +86,11 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             ChannelFull: If `capacity` messages wait on the channel, as far as this process can know.
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
-            ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`.
+            ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`, or if the connection
+                was lost before.
+            RequestRefused: If the forwarder has no room for another normal channel.
+            AddressInUse: If another process produces on the address of an embedded layer.
+            TypeError: If the name is invalid.
         """
         target = names.channel(channel, self._prefix)
         payload = self._pack(message)
@@ -158,7 +162,10 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Add a channel to a group. Once this returns, the channel receives every message published afterwards.
 
         Raises:
-            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`.
+            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`, or if the process that owns the
+                channel lost its connection and does not return in time.
+            RequestRefused: If the forwarder has no room for another normal channel in a group.
+            TypeError: If a name is invalid.
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)
@@ -178,7 +185,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Remove a channel from a group; it is not an error if it does not belong to it.
 
         Raises:
-            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`.
+            ForwarderUnavailable: If no confirmation arrives within `connect_timeout`, or if the process that owns the
+                channel lost its connection and does not return in time.
+            TypeError: If a name is invalid.
         """
         topic = names.topic(group, self._prefix)
         target = names.channel(channel, self._prefix)
@@ -199,6 +208,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         Raises:
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
+            AddressInUse: If another process produces on the address of an embedded layer.
+            TypeError: If the name is invalid.
         """
         topic = names.topic(group, self._prefix)
         payload = self._pack(message)

@@ -25,7 +25,7 @@ QUEUES_FILL_UP_TO = 0.6
 SUBSCRIBER_SHARE = 0.25
 """Share of the limit that may wait for a single subscriber."""
 SUBSCRIBER_FILLS_UP_TO = 0.55
-"""Share of the limit that the process may use while one is so far behind; the history takes up to a tenth beside it."""
+"""Share of the limit that the process may use while one is so far behind; the history takes a sixteenth beside it."""
 LEAST_SHARE = 0.05
 """Share of the limit that queues may hold, and that may wait for a subscriber, in any case."""
 HISTORY_SHARE = 1 / 16

@@ -343,7 +343,7 @@ class Ask(NamedTuple):
 
 
 class Confirm(NamedTuple):
-    """Answers `Enqueue`, `Member`, `Flush`, `Ask` and, with the instance, `Echo`."""
+    """Answers `Enqueue`, `Member`, `Flush`, `Ask` and `Echo`. An owner that answers `Ask` gives no instance (zeros)."""
 
     inbox: bytes
     n: int
