@@ -76,6 +76,7 @@ class Ledger:
         self.world = world
         self.messages: list[Message] = []
         self.members: list[Member] = []
+        self._memberships: dict[tuple[Process, str, bytes | str], Member] = {}
         self.changes: dict[tuple[str, str], list[Change]] = {}
         """The changes of normal members, by group and channel, in the order of their calls."""
         self.flushed = -1.0
@@ -100,6 +101,7 @@ class Ledger:
         is_first = topic not in process.client.memberships.groups
         member = Member(process, channel, topic, self.world.now, is_first)
         self.members.append(member)
+        self._memberships[process, channel, topic] = member
         return member
 
     def change(self, process: Process, group: str, channel: str, *, adds: bool) -> Change:
@@ -115,9 +117,10 @@ class Ledger:
 
     # Checks of events
 
-    def received(self, process: Process, channel: str, payload: bytes, member: Member | None = None) -> None:
+    def received(self, process: Process, channel: str, payload: bytes) -> None:
         """Check a group or direct message that a consumer has received."""
         message = self.of(bytes(payload))
+        member = self._memberships.get((process, channel, message.topic))
         receiver = process, channel
         what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
         assert receiver not in message.read_by, f"twice: {what}"

@@ -177,7 +177,7 @@ class Process:
         number: Identifies the process.
         forwarders: The forwarders in its CONFIG.
         delays: Delays of its connections; those of the network if None.
-        settings: `outbox_capacity`, `window` and `prefetch`.
+        settings: `outbox_capacity`, `outbox_bytes`, `window` and `prefetch`.
     """
 
     context: Context
@@ -214,7 +214,7 @@ class Process:
             linger=2.0,
             max_message_size=2**20,
             outbox_capacity=settings.outbox_capacity,
-            outbox_bytes=2**24,
+            outbox_bytes=settings.outbox_bytes,
             keys=cast(ClientKeySource, self.keys),
         )
         client = Client(
@@ -222,7 +222,7 @@ class Process:
             b"%08d" % number,
             prefetch=settings.prefetch,
             window=settings.window,
-            window_bytes=2**24,
+            window_bytes=settings.outbox_bytes,
             clock=world,
         )
         client.numbers = Numbers(world.nanoseconds)

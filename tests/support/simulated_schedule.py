@@ -9,7 +9,7 @@ from simulated_network import Line
 from simulated_process import Process
 from simulation import COPIES, GROUPS, JOBS, LONG, SHORT, Simulation, address
 
-from channels_zmq.client import batch
+from channels_zmq.client import batch, window
 from channels_zmq.client.resumption import ON_THE_WAY
 from channels_zmq.client.window import BLOCK_SECONDS
 from channels_zmq.errors import ForwarderUnavailable
@@ -21,6 +21,8 @@ WARM_UP = 6.0
 HEALING = 75.0
 """Maximum seconds until all forwarders have settled, which takes 60 at most, and all links are up."""
 QUIET = 11.0
+FEW_BYTES = 2_000
+"""Bytes of an outbox and of a window that few messages fill."""
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
 """Seconds after a join in which a repeated message may count as one from before it."""
 
@@ -52,6 +54,7 @@ class Schedule(Simulation):
         self.faults_every = choose((0.3, 1.0, 2.0, 6.0))
         self.traffic_every = choose((0.02, 0.05, 0.2))
         self.flushes = self.random.random() < 0.1
+        monkeypatch.setattr(window, "LEAST_BYTES", FEW_BYTES)
         if self.random.random() < 0.5:  # each message waits for those that follow in the same turn of its event loop
             monkeypatch.setattr(batch, "RUN", 0)
             monkeypatch.setattr(batch, "WITHIN", float("inf"))
@@ -116,6 +119,7 @@ class Schedule(Simulation):
             [*self._in_some_net(self.addresses if lists_all else some), *self.nowhere],
             is_steady=is_steady,
             outbox=choose((20, 10_000, 10_000)),
+            outbox_bytes=choose((FEW_BYTES, 2**24, 2**24)),
             window=choose((20, 100, 4096)),
             prefetch=choose((0, 1, 4)),
         )

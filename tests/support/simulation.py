@@ -86,11 +86,12 @@ class Simulation:
         is_steady: bool = False,
         delays: tuple[float, float] | None = None,
         outbox: int = 10_000,
+        outbox_bytes: int = 2**24,
         window: int = 4096,
         prefetch: int = 4,
     ) -> Process:
         self._numbers += 1
-        settings = SimpleNamespace(outbox_capacity=outbox, window=window, prefetch=prefetch)
+        settings = SimpleNamespace(outbox_capacity=outbox, outbox_bytes=outbox_bytes, window=window, prefetch=prefetch)
         process = Process(
             self.world,
             self.network,
@@ -112,10 +113,10 @@ class Simulation:
 
     # Consumers
 
-    async def _read(self, process: Process, channel: str, member: Member | None = None) -> None:
+    async def _read(self, process: Process, channel: str) -> None:
         while True:
             payload = await process.connection.receive(channel, CAPACITY, normal=False)
-            self.ledger.received(process, channel, bytes_of(payload), member)
+            self.ledger.received(process, channel, bytes_of(payload))
 
     def join(self, process: Process, group: str, name: str) -> Member:
         """Let a new consumer join a group and read, and return its membership."""
@@ -137,7 +138,7 @@ class Simulation:
             self._open_calls.pop(member, None)
         member.joined = self.world.now
         if member.left is None:
-            await self._read(process, channel, member)
+            await self._read(process, channel)
 
     def _join_failed(self, process: Process, member: Member) -> None:
         assert not self.is_quiet, "no join can fail without a fault"
