@@ -42,7 +42,7 @@ demo-embedded: $(STAMP) ## The same chat from one process with the embedded laye
 	@$(BIN)/python examples/chat/demo.py embedded
 
 # A simulated schedule that has failed is replayed with the same order of sets.
-test test-all test-slow test-under-load: export PYTHONHASHSEED ?= $(shell date +%s)
+test test-all test-slow test-under-load simulate: export PYTHONHASHSEED ?= $(shell date +%s)
 
 test: $(STAMP) ## Run the quick tests (under 5 minutes on 2 cores)
 	$(PARALLEL) -m "not slow"
@@ -53,6 +53,9 @@ test-all: $(STAMP) ## Run every test; browser tests need chromium, some need red
 test-slow: $(STAMP) ## Run only the slow tests
 	$(PARALLEL) -m slow $(SIMULATIONS)
 	$(PYTEST) -m slow $(SIMULATIONS:%=--ignore=%)
+
+simulate: $(STAMP) ## Run SCHEDULES (5000) random schedules of the simulation that no run had before: about 4 a second and core
+	SIMULATION_FIRST=$(shell date +%s)000 SIMULATION_MANY=$(or $(SCHEDULES),5000) $(PARALLEL) -m slow -k many_random tests/library/test_simulation.py
 
 coverage: $(STAMP) ## Measure how much of the three packages their own quick tests run; below the floor it fails
 	$(PARALLEL) -q -m "not slow" tests/library tests/forwarder tests/operator --cov --cov-report=term:skip-covered
@@ -202,4 +205,4 @@ sbom: ## List the packages that each distribution is locked to, as CycloneDX, in
 clean: ## Remove .venv, caches and build results
 	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs .venv-channels dist .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/results
 
-.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench bench-publish chaos bench-sequences bench-floods bench-connections bench-webhook distributions project-url sbom clean
+.PHONY: docs help setup demo demo-embedded test test-all test-slow coverage screenshots test-under-load simulate test-lowest test-channels lint types check generate chart promtool chart-archive images base-images e2e e2e-kind format lock audit bench bench-publish chaos bench-sequences bench-floods bench-connections bench-webhook distributions project-url sbom clean

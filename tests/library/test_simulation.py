@@ -2,7 +2,8 @@
 
 `SIMULATION_SEED=7 pytest -s -k random tests/library/test_simulation.py` replays one random schedule and prints its
 events. `SIMULATION_WITHOUT=freeze,stall_push` leaves out faults, which shows the ones that a failure needs. The course
-also depends on the order of sets: a failure names PYTHONHASHSEED, which the make targets set.
+also depends on the order of sets: a failure names PYTHONHASHSEED, which the make targets set. `make simulate` runs
+seeds that no run had before.
 """
 
 import os
@@ -21,7 +22,9 @@ from channels_zmq.transports.states import State
 
 SEEDS = 20
 """Number of schedules that fit into a few seconds."""
-MANY = 600
+FIRST, MANY = (
+    int(os.environ.get(f"SIMULATION_{name}", default)) for name, default in (("FIRST", SEEDS), ("MANY", 600))
+)
 REPLAY = os.environ.get("SIMULATION_SEED", "")
 HASH_SEED = os.environ.get("PYTHONHASHSEED", "random")
 WITHOUT = os.environ.get("SIMULATION_WITHOUT", "").split(",")
@@ -48,7 +51,7 @@ def test_a_random_schedule_keeps_all_promises(monkeypatch: pytest.MonkeyPatch, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(SEEDS, SEEDS + MANY, 50))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + MANY, 50))
 def test_many_random_schedules_keep_all_promises(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     """The promises hold for many more seeds, and a failure names its seed."""
     for seed in range(first, first + 50):
