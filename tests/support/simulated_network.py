@@ -183,7 +183,7 @@ class _Socket:
     def __init__(self, network: "Network", process: "Process") -> None:
         self.network, self.process = network, process
         self.line: Line | None = None
-        self.address, self.is_closed = "", False
+        self.address, self.key, self.is_closed = "", b"", False
         self.attempt = 0
         """Number of the latest attempt to connect, which makes earlier ones void."""
         self._pipe: deque[bytes] = deque()
@@ -212,6 +212,10 @@ class _Socket:
 
     def failed(self) -> None:
         self.monitor.report(self.failure)
+
+    def refused(self) -> None:
+        """Report that the forwarder does not allow the key: libzmq connects no more by itself."""
+        self.monitor.report(zmq.Event.HANDSHAKE_FAILED_AUTH)
 
     def _out(self, frame: bytes) -> None:
         if self.line is not None:
@@ -330,6 +334,10 @@ class Push(_Socket):
         self._is_lost = True
         super().failed()
 
+    def refused(self) -> None:
+        self._is_lost = True
+        super().refused()
+
     def disconnected(self) -> None:
         self.line, self._is_lost = None, True
         self.monitor.report(zmq.Event.DISCONNECTED)
@@ -379,6 +387,8 @@ class Network:
         self.making: Process | None = None
         """The process that is being created."""
         self.delays = (0.0002, 0.01)
+        self.refusals: dict[tuple[Process, bytes, Forwarder], float] = {}
+        """Until when a forwarder does not allow a key of a process."""
         self._listening: dict[str, Forwarder] = {}
         self._waiting: dict[str, list[tuple[_Socket, int]]] = {}
 
@@ -429,6 +439,8 @@ class Network:
             forwarder.on_thaw.append(lambda: self._shake_hands(socket, attempt, forwarder))
         elif socket.process.is_frozen:
             socket.process.on_thaw.append(lambda: self._shake_hands(socket, attempt, forwarder))
+        elif self.refusals.get((socket.process, socket.key, forwarder), 0.0) > self.world.now:
+            socket.refused()
         else:
             line = Line(self.world, socket, forwarder)
             self.lines = [one for one in self.lines if one.is_open or one.is_known]

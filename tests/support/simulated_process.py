@@ -146,7 +146,9 @@ def replace_surroundings(
     monkeypatch.setattr(links_module, "selectors", SimpleNamespace(DefaultSelector=Selector, EVENT_READ=1))
     monkeypatch.setattr(push_module, "plain_send", lambda socket: socket.send)
     monkeypatch.setattr(subscriber_module, "readable", lambda socket: socket.readable())
-    monkeypatch.setattr(subscriber_module, "secure_client", lambda socket, server, secret: None)
+    monkeypatch.setattr(
+        subscriber_module, "secure_client", lambda socket, server, secret: setattr(socket, "key", secret)
+    )
     monkeypatch.setattr(requests_module, "_numbers", iter(range(1, 2**62)))
     return housekeeper
 
@@ -160,8 +162,12 @@ class Keys:
     def change(self) -> None:
         self._changes += 1
 
+    @property
+    def secret(self) -> bytes:
+        return b"%d" % self._changes
+
     def read(self) -> ClientKeys:
-        return ClientKeys(b"", b"%d" % self._changes)
+        return ClientKeys(b"", self.secret)
 
     def missing_file(self) -> str:
         return ""

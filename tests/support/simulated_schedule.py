@@ -21,6 +21,8 @@ WARM_UP = 6.0
 HEALING = 75.0
 """Maximum seconds until all forwarders have settled, which takes 60 at most, and all links are up."""
 QUIET = 11.0
+LATE_KEYS = 4.0
+"""Maximum seconds for which a forwarder refuses a new key: it settles for longer if a client is missing."""
 FEW_BYTES = 2_000
 """Bytes of an outbox and of a window that few messages fill."""
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
@@ -243,6 +245,7 @@ class Schedule(Simulation):
             self.cuts_all |= lengths is LONG
             self.note(f"freeze {self._name(forwarder)} for {seconds:.3f}")
             forwarder.freeze(seconds)
+            self.fault_at = max(self.fault_at, self.world.now + seconds)  # a join may wait for its first connection
 
     def _add(self) -> None:
         """Start a forwarder at an address that only a single, new process knows."""
@@ -305,6 +308,11 @@ class Schedule(Simulation):
         process = self.random.choice(self.living())
         self.note(f"change the keys of {process.number}")
         process.keys.change()
+        for forwarder in self._alive():  # which may learn of the new key late
+            if self.random.random() < 0.3:
+                seconds = self.random.uniform(0.1, LATE_KEYS)
+                self.note(f"{self._name(forwarder)} refuses them for {seconds:.3f}")
+                self.network.refusals[process, process.keys.secret, forwarder] = self.world.now + seconds
 
     def _freeze_process(self) -> None:
         fickle = self._fickle()
@@ -364,7 +372,7 @@ class Schedule(Simulation):
         ), "a join has failed although a forwarder was there"
 
     fault_at = 0.0
-    """Time when the last fault began or the last stall ended."""
+    """Time when the last fault began, or when the last stall or freeze ended."""
 
     # The end
 
