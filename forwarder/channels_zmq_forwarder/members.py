@@ -151,11 +151,10 @@ class NormalMembers:
                 self._remove(name)
 
     def clear(self) -> None:
-        """Forget all members and discards."""
+        """Forget all members and discards, but not which messages were copied: they may be sent again afterwards."""
         self._groups.clear()
         self._discards.clear()
         self._expiry.clear()
-        self._copied.clear()
         self._added.clear()
         self.count = 0
 

@@ -864,6 +864,24 @@ def test_a_message_that_is_sent_again_is_copied_to_a_normal_member_once(forwarde
     assert forwarder.queues.depth() == 2
 
 
+def test_a_message_that_is_sent_again_after_a_flush_is_not_copied_again(forwarder: Forwarder) -> None:
+    """A flush does not forget which messages were copied: a reader may have taken the copy before the flush.
+
+    The member returns with the age of its first addition, by a process that has missed the flush.
+    """
+    forwarder.connect(A)
+    forwarder.join()
+    forwarder.clock.now += 1.0
+    frame = group_frame()
+    forwarder.inbound(frame)
+    assert payloads(forwarder.ready(1)) == [(A, b"hello")]
+    *_, empty = forwarder.flush()
+    forwarder.flushed(empty)
+    forwarder.join(age=1_000)
+    forwarder.inbound(wire.again(frame, 60_000, 10, elsewhere=False, acknowledged=False))
+    assert forwarder.queues.depth() == 0
+
+
 @pytest.mark.parametrize(("elsewhere", "acknowledged"), [(True, False), (False, True)])
 def test_a_message_that_an_instance_may_have_copied_is_not_copied(
     forwarder: Forwarder, elsewhere: bool, acknowledged: bool
