@@ -618,7 +618,8 @@ class Connection:
                 if to_all:
                     found = self._transport.send_upstream(frame)
                 else:
-                    found = self._transport.send_downstream(frame, now + timeout, number, key)
+                    # A full outbox refuses messages; the caller of this waits until its time is over.
+                    found = self._transport.send_downstream(frame, now + timeout, number, key, must=not produces)
                 if found:
                     self.client.out.input_found()
             if request.answer is None:

@@ -195,6 +195,11 @@ class Client:
         attachment.resumption.lost(since)
         self._await_replays()
 
+    def take_over(self, attachment: Attachment, since: float) -> None:
+        """Note that another connection to the exchange ends; it had delivered everything published before a time."""
+        attachment.resumption.lacks(since)
+        self._await_replays()
+
     def _await_replays(self) -> None:
         self.gaps.replays_until = max(one.resumption.until for one in self.attachments)
 

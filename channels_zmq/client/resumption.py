@@ -52,6 +52,17 @@ class Resumption:
         if self._missing_since is None or self._attempts >= ATTEMPTS:
             self._missing_since, self._attempts = since, 0
 
+    @property
+    def missing_since(self) -> float | None:
+        """The time since which published messages may be missing; None if none are."""
+        return self._missing_since
+
+    def lacks(self, since: float) -> None:
+        """Request with the next hello everything published since a time, which another connection has not delivered."""
+        self._missing_since = since if self._missing_since is None else min(since, self._missing_since)
+        self._attempts, self._is_asked = 0, False
+        self.until = self._clock() + BACK_WITHIN
+
     def request(self, session: int, topics: Collection[bytes]) -> bytes | None:
         """Return the request for what is missing, and wait for its answer; None if nothing can be missing.
 

@@ -578,8 +578,9 @@ class Links:
     def _remove_doubles(self) -> None:
         while self._doubles:
             double, kept = self._doubles.pop(0)
+            lacks = kept.take_over(double)
             self._remove(double)
-            if kept.forwarder in self._links and kept.is_connected and kept.session < double.session:
+            if kept.forwarder in self._links and kept.is_connected and (lacks or kept.session < double.session):
                 kept.greet()
 
     # Housekeeping
