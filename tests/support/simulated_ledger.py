@@ -47,7 +47,7 @@ class Member:
     topic: wire.Topic
     called: float
     is_first: bool
-    """Whether no other channel of the process belonged to the group at the time of the call."""
+    """Whether no other channel of the process belonged to the group at the time of the call, which was its own."""
     joined: float | None = None
     left: float | None = None
 
@@ -97,8 +97,8 @@ class Ledger:
     def of(self, payload: bytes) -> Message:
         return self.messages[int.from_bytes(payload[-ID_SIZE:])]
 
-    def member(self, process: Process, channel: str, topic: wire.Topic) -> Member:
-        is_first = topic not in process.client.memberships.groups
+    def member(self, process: Process, channel: str, topic: wire.Topic, *, is_foreign: bool) -> Member:
+        is_first = not is_foreign and topic not in process.client.memberships.groups
         member = Member(process, channel, topic, self.world.now, is_first)
         self.members.append(member)
         self._memberships[process, channel, topic] = member

@@ -20,6 +20,7 @@ from channels_zmq import connection as connection_module
 from channels_zmq.client import requests as requests_module
 from channels_zmq.client.client import Client
 from channels_zmq.client.counters import Report
+from channels_zmq.client.defaults import Defaults
 from channels_zmq.client.sequences import Numbers
 from channels_zmq.connection import HELD_EVERY, Connection
 from channels_zmq.keys import ClientKeys, ClientKeySource
@@ -233,6 +234,7 @@ class Process:
         )
         client.numbers = Numbers(world.nanoseconds)
         client.receiver.own_names = AnyName()
+        client.defaults = Defaults(capacity=lambda channel: 10_000)
         network.making = self
         self.client = client
         self.connection = Connection(self.options, client, partial(Links, forwarders, self.options, client))

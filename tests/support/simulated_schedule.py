@@ -164,7 +164,10 @@ class Schedule(Simulation):
         groups = [group for group in GROUPS if process not in self.steady or self._is_member(process, group)]
         if groups and len(self.churning) < 40:
             self._open += 1
-            member = self.join(process, self.random.choice(groups), f"churn{self._open}")
+            caller = self.random.choice(self.living()) if self.random.random() < 0.2 else process
+            if caller.is_frozen or caller.is_blocked:
+                caller = process
+            member = self.join(process, self.random.choice(groups), f"churn{self._open}", by=caller)
             self.churning.append(member)
         if self.churning and self.random.random() < 0.7:
             member = self.random.choice(self.churning)
@@ -364,6 +367,8 @@ class Schedule(Simulation):
     def _join_failed(self, process: Process, member: Member) -> None:
         """Check that a join failed for a reason: a fault since the call, or no well forwarder."""
         super()._join_failed(process, member)
+        if process is not member.process:
+            return  # which may have been cut off, frozen or blocked
         links = process.links._links.values()
         up = {link.instance for link in links if link.state is State.UP and link._greeted_at < self.world.now - 1.0}
         well = [one for one in self._alive() if one.is_well and one.exchange.instance in up]

@@ -118,27 +118,44 @@ class Simulation:
             payload = await process.connection.receive(channel, CAPACITY, normal=False)
             self.ledger.received(process, channel, bytes_of(payload))
 
-    def join(self, process: Process, group: str, name: str) -> Member:
-        """Let a new consumer join a group and read, and return its membership."""
+    def join(self, process: Process, group: str, name: str, by: Process | None = None) -> Member:
+        """Let a new consumer of a process join a group and read, and return its membership.
+
+        Another process may add its channel to the group.
+        """
         channel = f"specific.{process.client.inbox.decode()}!{name}"
-        member = self.ledger.member(process, channel, wire.group_topic(group))
-        self._open_calls[member] = process
-        process.run(self._join(process, group, channel, member), self._ended)
+        is_foreign = by not in (None, process)
+        member = self.ledger.member(process, channel, wire.group_topic(group), is_foreign=is_foreign)
+        caller = self._open_calls[member] = by or process
+        caller.run(self._join(caller, group, member), self._ended)
         return member
 
-    async def _join(self, process: Process, group: str, channel: str, member: Member) -> None:
+    async def _join(self, caller: Process, group: str, member: Member) -> None:
+        process, channel = member.process, member.channel
         try:
-            await process.connection.join(member.topic, group, channel, CAPACITY, None)
+            if caller is process:
+                await process.connection.join(member.topic, group, channel, CAPACITY, None)
+            else:
+                await caller.connection.change_foreign(process.client.inbox, group, channel, add=True)
         except ForwarderUnavailable:
-            self.note(f"{process.number} could not join {group}")
+            self.note(f"{caller.number} could not add a channel of {process.number} to {group}")
             member.left = member.called
-            self._join_failed(process, member)
-            return
+            self._join_failed(caller, member)
+        else:
+            if caller is process or self._is_in_group(member):
+                member.joined = self.world.now
+            else:  # it was cut off for so long that its forwarder takes it for gone, which is no error
+                member.left = member.called
         finally:
             self._open_calls.pop(member, None)
-        member.joined = self.world.now
-        if member.left is None:
-            await self._read(process, channel)
+        # A request that was not answered in time may have been carried out.
+        if not process.is_gone and (caller is not process or member.left is None):
+            process.run(self._read(process, channel), self._ended)
+
+    @staticmethod
+    def _is_in_group(member: Member) -> bool:
+        group = member.process.client.memberships.groups.get(wire.Topic(member.topic))
+        return group is not None and member.process.client.mailboxes.boxes.get(member.channel) in group.members
 
     def _join_failed(self, process: Process, member: Member) -> None:
         assert not self.is_quiet, "no join can fail without a fault"
