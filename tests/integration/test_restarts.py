@@ -73,7 +73,7 @@ def test_a_waiting_reader_of_a_normal_channel_is_served_after_a_restart(run: Any
 def test_an_absent_forwarder_is_named(run: Any) -> None:
     """An error names the absent forwarder: `group_add` and a confirmed `send` wait for `connect_timeout`.
 
-    The outbox holds messages for a group up to its capacity.
+    The outbox holds messages for a group up to its capacity, and requests to other processes beyond it.
     """
     pull, pub = free_ports(2)
 
@@ -93,6 +93,8 @@ def test_an_absent_forwarder_is_named(run: Any) -> None:
         assert (layer.stats()["held"], layer.stats()["dropped"]) == (2, {"outbox_full": 1})
         with pytest.raises(ChannelFull, match="outbox_capacity"):
             await layer.send(await layer.new_channel(), {})
+        with pytest.raises(ForwarderUnavailable, match="group_add"):  # a full outbox holds this request, too
+            await layer.group_add("chat", "specific.0123456789abcdef!of-another-process")
 
     run(scenario())
 
