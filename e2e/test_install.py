@@ -110,7 +110,7 @@ def test_an_operator_without_a_definition_says_so_and_begins_when_it_is_there(re
             kubectl("apply", "--server-side", "-f", "-", given=definition)
             kubectl("wait", f"crd/{CRD}", "--for=condition=Established")
             until(is_applied, "the kind is known")
-            kubectl("wait", "zcl/chat", "-n", namespace, "--for=condition=Ready", "--timeout=180s", patience=200)
+            wait_ready(namespace=namespace, patience=180)
             if turn == "first":
                 assert restarts() == 0
             kubectl("delete", "zcl", "-A", "--all")

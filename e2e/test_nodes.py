@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from kube import apply, get, kubectl, layer, until, wait_ready
+from kube import Manifest, apply, get, kubectl, layer, rolled_out, until, wait_ready
 from recorder import Alerts
 from releases import NAMESPACE, OPERATOR, Release
-from streams import OWNED, PAUSE, Traffic, complete, homes, nodes
+from streams import OWNED, Traffic, complete, homes, nodes
 
 COMMAND = os.environ.get("E2E_NODE")
 pytestmark = pytest.mark.skipif(not COMMAND, reason="E2E_NODE names no command that makes a node fail")
+NOTICED_WITHIN = 150.0
+"""Seconds from the failure of a node until Kubernetes marks it: 47 to 58, which is not the operator's."""
 BACK_WITHIN = 90.0
-"""Seconds from the failure of a node until a layer has all its forwarders again."""
+"""Seconds from then until a layer has all its forwarders again: 25 of a toleration, and a start with its settling."""
+PAUSE = 10.0
+"""Seconds without a message that the failure of a node may cost: clients give up a silent forwarder after 2.75."""
 LEASE = "channels-zmq-operator"
+OPERATORS = "app.kubernetes.io/component=operator"
 
 
 class Nodes:
@@ -41,7 +46,7 @@ class Nodes:
 
     def _run(self, *arguments: str) -> None:
         assert COMMAND is not None
-        subprocess.run([COMMAND, *arguments], check=True, timeout=180)
+        subprocess.run([COMMAND, *arguments], check=True, timeout=300)
 
 
 @pytest.fixture
@@ -59,6 +64,13 @@ def ready(namespace: str) -> str:
     return str(get("zcl", "chat", namespace=namespace)["status"]["ready"])
 
 
+def elsewhere(than: str) -> Manifest:
+    """Return a layer's `podTemplate` that keeps its forwarders off a node."""
+    others = {"key": "metadata.name", "operator": "NotIn", "values": [than]}
+    terms = {"nodeSelectorTerms": [{"matchFields": [others]}]}
+    return {"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}}
+
+
 @pytest.mark.parametrize("how", ["power-off", "cut-network"])
 @pytest.mark.parametrize("number", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts: Alerts, how: str, number: int) -> None:
@@ -68,12 +80,10 @@ def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts:
     """
     if (how, number) == ("cut-network", 1):
         pytest.skip("as with the power off")
-    release.ensure({"operator": {"nodeSelector": {"kubernetes.io/hostname": nodes()[0]}}})
-    first = {"key": "metadata.name", "operator": "NotIn", "values": nodes()[:1]}  # which cannot be stopped
-    terms = {"nodeSelectorTerms": [{"matchFields": [first]}]}
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
-    template = {"spec": {"affinity": affinity} if number == 1 else {}}
-    apply(layer("chat", forwarders=number, podTemplate=template), namespace=namespace)
+    first = nodes()[0]  # which cannot be stopped
+    release.ensure({"operator": {"nodeSelector": {"kubernetes.io/hostname": first}}})
+    template = {"podTemplate": elsewhere(first)} if number == 1 else {}
+    apply(layer("chat", forwarders=number, **template), namespace=namespace)
     complete(namespace)
     there = set(homes(OWNED, namespace).values())
     assert len(there) == number, "they are spread over the nodes"
@@ -83,10 +93,11 @@ def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts:
     alerts.hold()
     began = time.monotonic()
     machines.stop(victim, how)
-    until(lambda: ready(namespace) == f"{number - 1}/{number}", "the layer says that one is missing", patience=100)
+    missing = f"{number - 1}/{number}"
+    until(lambda: ready(namespace) == missing, "the layer says that one is missing", patience=NOTICED_WITHIN)
     noticed = time.monotonic() - began
     alerts.hold("ForwarderDown", "LayerNotReady")
-    until(lambda: ready(namespace) == f"{number}/{number}", "the layer has all forwarders again", patience=100)
+    until(lambda: ready(namespace) == f"{number}/{number}", "it has all forwarders again", patience=BACK_WITHIN)
     took = time.monotonic() - began
     alerts.hold()  # though the pod on the node that is off is still there
     machines.start()
@@ -94,7 +105,6 @@ def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts:
     alerts.hold()
     found = traffic.end()
     print(f"{how}, {number} forwarders: said so after {noticed:.0f} s, ready again after {took:.0f} s")
-    assert took < BACK_WITHIN + 10 * (number == 1)
     if number > 1:
         assert found.lost == [0, 0]
         assert found.silence < PAUSE
@@ -116,7 +126,7 @@ def test_the_operator_that_leads_loses_its_node(
         return leader() not in ("", than)
 
     def where() -> str:
-        return homes("app.kubernetes.io/component=operator", NAMESPACE).get(leader(), "")
+        return homes(OPERATORS, NAMESPACE).get(leader(), "")
 
     first = nodes()[0]
     for _ in range(5):  # one that runs beside the control plane cannot be stopped
@@ -125,13 +135,15 @@ def test_the_operator_that_leads_loses_its_node(
         before = leader()
         kubectl("delete", "pod", before, "-n", NAMESPACE)
         until(partial(another_leads, before), "another one leads")
+        rolled_out(OPERATOR, namespace=NAMESPACE)
     victim, before = where(), leader()
     assert victim != first
-    kubectl("rollout", "status", f"deployment/{OPERATOR}", "-n", NAMESPACE, "--timeout=120s")
+    assert len(set(homes(OPERATORS, NAMESPACE).values())) == 2, "the replicas are spread over the nodes"
     alerts.hold()
     machines.stop(victim, "power-off")
     began = time.monotonic()
-    apply(layer("chat"), namespace=namespace)
+    # Kubernetes takes a minute to learn that the node is off, and would send a forwarder there until then.
+    apply(layer("chat", podTemplate=elsewhere(victim)), namespace=namespace)
     until(lambda: leader() not in ("", before), "another one leads")
     wait_ready(namespace=namespace)
     print(f"a layer that was made while the leader's node was off: ready after {time.monotonic() - began:.0f} s")

@@ -5,15 +5,16 @@ import random
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nodes
 import pytest
-from kube import apply, conditions, events, forwarded, get, kubectl, layer, until, wait_ready
+from kube import Manifest, apply, conditions, events, forwarded, get, kubectl, layer, until, wait_ready
 from proxies import operator_process
 from releases import NAMESPACE, OPERATOR, Release
+from streams import is_complete, is_ready
 
 LAYERS = 200
 KILLS = 20
@@ -131,18 +132,19 @@ def test_many_layers_and_then_nothing_to_do(namespace: str) -> None:
         kubectl("create", "-n", namespace, "-f", "-", given=layers)
         created = time.monotonic() - began
 
-        def ready() -> bool:
+        def are(wanted: Callable[[Manifest], bool]) -> bool:
             found = get("zcl", namespace=namespace)
-            print(len(found), sum(_ready(one) for one in found))
-            return len(found) == LAYERS and all(_ready(one) for one in found)
+            print(len(found), sum(map(wanted, found)))
+            return len(found) == LAYERS and all(map(wanted, found))
 
-        until(ready, "all are ready", patience=300, every=1.0)
+        until(lambda: are(is_ready), "all are ready", patience=900, every=1.0)
         took = time.monotonic() - began
         requests = metric(port, "channels_zmq_operator_api_requests_total") - before
         memory = metric(port, "process_resident_memory_bytes") / 2**20
         assert (
             len(kubectl("get", "deploy,svc,cm,secret,pdb,netpol", "-n", namespace, "-o", "name").split()) >= 7 * LAYERS
         )
+        until(lambda: are(is_complete), "their status changes no more", patience=300, every=1.0)
         settled = metric(port, "channels_zmq_operator_api_requests_total")
         time.sleep(60)  # a minute of nothing to do
         idle = metric(port, "channels_zmq_operator_api_requests_total") - settled
@@ -156,8 +158,3 @@ def test_many_layers_and_then_nothing_to_do(namespace: str) -> None:
         assert idle <= 36 + 2 * 3
         kubectl("delete", "zcl", "--all", "-n", namespace)
         until(lambda: not get("deployment", namespace=namespace), "their children are gone", patience=300)
-
-
-def _ready(one: Any) -> bool:
-    found = (one.get("status") or {}).get("conditions", ())
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in found)

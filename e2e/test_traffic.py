@@ -14,17 +14,33 @@ from kube import (
     events,
     get,
     kubectl,
+    last_line,
     layer,
     logs,
     pod,
     program,
     rolled_out,
     until,
+    wait,
     wait_ready,
 )
 from recorder import QUEUE_AGE, Alerts
 from releases import NAMESPACE, OPERATOR, ROOT, Release
-from streams import LABELS, MAP, OWNED, PAUSE, VOLUME, Traffic, complete, forwarders, nodes
+from streams import (
+    LABELS,
+    MAP,
+    OWNED,
+    PAUSE,
+    VOLUME,
+    Traffic,
+    complete,
+    forwarders,
+    is_ready,
+    kill_one,
+    nodes,
+    reachable,
+    replaced,
+)
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -55,18 +71,13 @@ def roll_out(namespace: str) -> None:
     complete(namespace)
 
 
-def kill_one(namespace: str) -> None:
-    """Delete a forwarder without giving it time to drain."""
-    name = forwarders(namespace)[0]
-    kubectl("delete", "pod", name, "-n", namespace, "--grace-period=0", "--force")
-    complete(namespace)
-
-
 def drain(namespace: str) -> None:
     """Evict the forwarders of each node in turn, as before its upgrade."""
     for node in nodes():
-        kubectl("drain", node, "--ignore-daemonsets", f"--pod-selector={OWNED}", "--timeout=100s")
-        kubectl("uncordon", node)
+        try:
+            wait("drain", node, "--ignore-daemonsets", f"--pod-selector={OWNED}", patience=180)
+        finally:
+            kubectl("uncordon", node)
     complete(namespace)
 
 
@@ -90,7 +101,7 @@ def test_a_forwarder_that_is_killed_loses_no_message(chat: str) -> None:
     """Jobs that waited in it are gone, and those that were being sent fail; the other forwarder carries on."""
     traffic = Traffic(chat)
     traffic.begin()
-    kill_one(chat)
+    replaced(kill_one(chat), chat)
     found = traffic.end()
     assert found.lost == [0, 0]
     assert found.silence < PAUSE
@@ -102,7 +113,7 @@ def test_the_only_forwarder_is_killed(chat: str) -> None:
     complete(chat)
     traffic = Traffic(chat)
     traffic.begin()
-    kill_one(chat)
+    replaced(kill_one(chat), chat)
     assert traffic.end().lost == [0, 0]
 
 
@@ -153,6 +164,7 @@ def test_a_forwarder_that_ends_again_and_again_is_told_and_holds_no_drain(
     )
     assert "a container ended with" in degraded["message"]
     assert conditions("chat", namespace=namespace)["Ready"]["status"] == "False"
+    until(lambda: reachable(namespace), "its address is known")
     alerts.hold("ForwarderDown", "LayerDegraded", "LayerNotReady")
     for name in forwarders(namespace):
         assert "Success" in evict(name, namespace)
@@ -210,6 +222,13 @@ def without_operator() -> Iterator[None]:
         kubectl("scale", f"deploy/{OPERATOR}", "-n", NAMESPACE, "--replicas=1")
 
 
+def only_ready_ones(namespace: str) -> bool:
+    """Return whether the layer `chat` has two forwarders, both ready, and its name resolves to no others."""
+    found = get("pods", namespace=namespace, selector=OWNED)
+    there = {one["status"].get("podIP") for one in found if is_ready(one)}
+    return len(found) == len(there) == 2 and reachable(namespace) == there
+
+
 def test_data_goes_on_without_an_operator_which_catches_up(chat: str, alerts: Alerts) -> None:
     """Messages do not pass through it; Kubernetes itself replaces a forwarder that fails meanwhile."""
     alerts.hold()
@@ -222,7 +241,7 @@ def test_data_goes_on_without_an_operator_which_catches_up(chat: str, alerts: Al
         rolled_out("chat-forwarder", namespace=chat)
         assert traffic.end().nothing_lost
         assert get("deployment", "late-forwarder", namespace=chat) is None
-        until(lambda: len(get("pods", namespace=chat, selector=OWNED)) == 2, "nothing is left of the other forwarder")
+        until(lambda: only_ready_ones(chat), "nothing is left of the other forwarder")
         alerts.hold("OperatorDown")
     wait_ready("late", namespace=chat)
     until(lambda: get("networkpolicy", "chat-forwarder", namespace=chat), "the policy is back")
@@ -276,7 +295,7 @@ def steal(namespace: str) -> None:
 
 def is_refused(namespace: str) -> bool:
     """Return whether the stolen key was of no use the last time."""
-    return "ForwarderUnavailable" in logs("thief", namespace=namespace).splitlines()[-1]
+    return "ForwarderUnavailable" in last_line("thief", namespace=namespace)
 
 
 @pytest.mark.long
@@ -287,7 +306,7 @@ def test_a_leaked_key_is_withdrawn_and_nobody_else_notices(chat: str) -> None:
     traffic.begin()
     apply(layer("chat", security={"rotateNow": "leak-1"}), namespace=chat)
     done = "jsonpath={.status.keysRotatedFor}=leak-1"
-    kubectl("wait", "zcl/chat", "-n", chat, f"--for={done}", "--timeout=420s", patience=440)
+    wait("wait", "zcl/chat", "-n", chat, f"--for={done}", patience=420)
     until(lambda: is_refused(chat), "the stolen key is refused", patience=100)
     apply(pod("after", program("ask"), labels=LABELS, volumes=[VOLUME]), namespace=chat)
     assert "ok default" in ended("after", namespace=chat)
@@ -323,9 +342,7 @@ def test_pods_that_run_take_up_new_keys_of_the_server(chat: str, change: Callabl
     wait_ready(namespace=chat)
     assert get("secret", "chat-client", namespace=chat)["data"]["server-key"] != old
     until(lambda: is_refused(chat), "the stolen key is refused")
-    until(
-        lambda: logs("asks", namespace=chat).splitlines()[-1] == "ok default", "the pod has its new keys", patience=120
-    )
+    until(lambda: last_line("asks", namespace=chat) == "ok default", "the pod has its new keys")
     assert is_refused(chat)
 
 

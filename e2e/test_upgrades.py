@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import pytest
-from kube import apply, conditions, get, kubectl, layer, until, wait_ready
+from kube import apply, conditions_of, get, kubectl, layer, until, wait_ready
 from releases import CHART, NAME, NAMESPACE, Release, helm
 from streams import Traffic, complete
 
@@ -28,8 +28,8 @@ def upgrade(release: Release, image: dict[str, str]) -> None:
 
 
 def state(namespace: str) -> dict[str, dict[str, Any]]:
-    """Return the conditions of each layer."""
-    return {name: conditions(name, namespace=namespace) for name in LAYERS}
+    """Return the conditions of each layer, all of the same moment."""
+    return {one["metadata"]["name"]: conditions_of(one) for one in get("zcl", namespace=namespace)}
 
 
 def images(namespace: str) -> dict[str, str]:
@@ -57,7 +57,7 @@ def test_an_upgrade_replaces_the_forwarders_of_one_layer_after_the_other(release
         assert list(progress.values()).count("RollingOut") <= 1, progress
         return all(same in image for image in images(layers).values()) and set(progress.values()) == {"Complete"}
 
-    until(done, "all layers are upgraded", patience=240)
+    until(done, "all layers are upgraded", patience=480)
     assert "UpgradeWaits" in seen
     assert traffic.end().nothing_lost
 

@@ -10,10 +10,13 @@ forwarder. The names are those of this process alone, since other pods may do th
 import asyncio
 import sys
 import uuid
+from typing import Any
 
 from django.utils.module_loading import import_string
 
 import channels_zmq
+
+TRIES = 4
 
 
 async def main(aliases: list[str]) -> None:
@@ -23,7 +26,7 @@ async def main(aliases: list[str]) -> None:
         layer = import_string(layers[alias]["BACKEND"])(**layers[alias]["CONFIG"])
         channel, own = await layer.new_channel(), uuid.uuid4().hex
         group, jobs = f"asked-{own}", f"jobs-{own}"
-        await layer.group_add(group, channel)
+        await _joined(layer, group, channel)
         await layer.group_send(group, {"type": "group", "alias": alias})
         await layer.send(channel, {"type": "direct"})
         await layer.send(jobs, {"type": "job"})
@@ -32,6 +35,18 @@ async def main(aliases: list[str]) -> None:
             sys.exit(f"{alias}: {came}")
         print("ok", alias, flush=True)
         await layer.close()
+
+
+async def _joined(layer: Any, group: str, channel: str) -> None:
+    """Join a group, also if the forwarders are still starting: a pod may be there before them."""
+    for _ in range(TRIES - 1):
+        try:
+            await layer.group_add(group, channel)
+        except ConnectionError as error:
+            print(error, flush=True)
+        else:
+            return
+    await layer.group_add(group, channel)
 
 
 asyncio.run(asyncio.wait_for(main(sys.argv[1:]), 60))

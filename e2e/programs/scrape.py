@@ -10,8 +10,9 @@ import json
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 
-TIMEOUT = 5.0
+TIMEOUT = 10.0  # seconds, as Prometheus has by default
 NAMES = tuple(sys.argv[1:])
 
 
@@ -20,7 +21,7 @@ def scrape(url: str) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             lines = answer.read().decode().splitlines()
-    except OSError:
+    except (OSError, HTTPException):  # also of a process that is killed while it answers
         return None
     return "".join(f"{line}\n" for line in lines if line.startswith(NAMES))
 

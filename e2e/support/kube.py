@@ -49,7 +49,7 @@ def kubectl(*arguments: str, given: Any = None, check: bool = True, patience: fl
         patience: Seconds.
 
     Raises:
-        KubectlError: It ended with an error.
+        KubectlError: If it ends with an error, or not within `patience`.
     """
     done = attempt(*arguments, given=given, patience=patience)
     if check and done.returncode:
@@ -58,13 +58,24 @@ def kubectl(*arguments: str, given: Any = None, check: bool = True, patience: fl
 
 
 def attempt(*arguments: str, given: Any = None, patience: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    """Run kubectl, whatever comes of it."""
+    """Run kubectl; return its exit code and output also if it fails."""
     if isinstance(given, list):
         given = {"apiVersion": "v1", "kind": "List", "items": given}
     text = given if given is None or isinstance(given, str) else json.dumps(given)
-    return subprocess.run(
-        ["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=patience, check=False
-    )
+    command = ["kubectl", *arguments]
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=patience, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {patience:g} s")
+
+
+def wait(*arguments: str, patience: float = PATIENCE) -> None:
+    """Run a command of kubectl that waits by itself, and reports what it waited for.
+
+    Raises:
+        KubectlError: If it does not end well within `patience` seconds.
+    """
+    kubectl(*arguments, f"--timeout={patience:g}s", patience=patience + 20)
 
 
 def refused(manifest: Manifest, *, namespace: str) -> str:
@@ -120,8 +131,12 @@ def apply(*manifests: Manifest, namespace: str) -> None:
 
 def conditions(name: str, *, namespace: str) -> dict[str, Manifest]:
     """Return the conditions of a layer by type."""
-    found = get("zmqchannellayer", name, namespace=namespace) or {}
-    return {one["type"]: one for one in found.get("status", {}).get("conditions", ())}
+    return conditions_of(get("zmqchannellayer", name, namespace=namespace) or {})
+
+
+def conditions_of(one: Manifest) -> dict[str, Manifest]:
+    """Return the conditions of an object by type."""
+    return {each["type"]: each for each in one.get("status", {}).get("conditions", ())}
 
 
 def options(name: str, namespace: str) -> dict[str, Any]:
@@ -133,12 +148,12 @@ def options(name: str, namespace: str) -> dict[str, Any]:
 
 def wait_ready(name: str = "chat", *, namespace: str, patience: float = PATIENCE) -> None:
     """Wait until a layer is ready."""
-    kubectl("wait", f"zmqchannellayer/{name}", "-n", namespace, "--for=condition=Ready", f"--timeout={patience:g}s")
+    wait("wait", f"zmqchannellayer/{name}", "-n", namespace, "--for=condition=Ready", patience=patience)
 
 
 def rolled_out(deployment: str, *, namespace: str) -> None:
     """Wait until a Deployment runs what it should, and nothing else."""
-    kubectl("rollout", "status", f"deployment/{deployment}", "-n", namespace, f"--timeout={PATIENCE:g}s")
+    wait("rollout", "status", f"deployment/{deployment}", "-n", namespace)
 
 
 def events(namespace: str, name: str = "") -> list[Manifest]:
@@ -150,6 +165,11 @@ def events(namespace: str, name: str = "") -> list[Manifest]:
 def logs(pod: str, *, namespace: str, container: str = "") -> str:
     """Return what a pod has printed; nothing if it has not started."""
     return attempt("logs", "-n", namespace, pod, *(["-c", container] if container else [])).stdout
+
+
+def last_line(pod: str, *, namespace: str) -> str:
+    """Return the last line that a pod has printed; an empty text if there is none."""
+    return (logs(pod, namespace=namespace).splitlines() or [""])[-1]
 
 
 def container(name: str = "main", command: list[str] | None = None, **rest: Any) -> Manifest:
@@ -220,13 +240,18 @@ def ended(name: str, *, namespace: str, patience: float = PATIENCE) -> str:
 
 @contextmanager
 def forwarded(target: str, port: int, *, namespace: str) -> Iterator[int]:
-    """Forward a port of this machine to one of a pod or Service, and yield its number."""
+    """Forward a port of this machine to one of a pod or Service, and yield its number.
+
+    Raises:
+        KubectlError: If kubectl refuses, such as for a pod that has just ended.
+    """
     command = ["kubectl", "port-forward", "-n", namespace, target, f":{port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert "Forwarding from" in line, line
+        if "Forwarding from" not in line:
+            raise KubectlError(f"kubectl port-forward {target}: {line.strip()}")
         yield int(line.split("127.0.0.1:")[1].split()[0])
     finally:
         process.terminate()
@@ -234,16 +259,18 @@ def forwarded(target: str, port: int, *, namespace: str) -> Iterator[int]:
 
 
 def diagnosis(namespace: str) -> str:
-    """Return what one wants to read after a failure: objects, events, descriptions, logs."""
-    commands = (
-        ("get", "zcl,deploy,pods,svc,cm,secrets,jobs", "-n", namespace, "-o", "wide"),
-        ("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
-        ("describe", "zcl,pods", "-n", namespace),
-    )
-    parts = [f"$ kubectl {' '.join(arguments)}\n{attempt(*arguments).stdout}" for arguments in commands]
-    for found in get("pods", namespace=namespace):
-        name = found["metadata"]["name"]
-        parts.append(
-            f"$ kubectl logs {name}\n{attempt('logs', '-n', namespace, name, '--all-containers', '--tail=60').stdout}"
-        )
+    """Return objects, events, descriptions and logs of a namespace, to explain a failure."""
+    pods = attempt("get", "pods", "-n", namespace, "-o", "name").stdout.split()
+    parts = [
+        _shown("get", "zcl,deploy,pods,svc,cm,secrets,jobs", "-n", namespace, "-o", "wide"),
+        _shown("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
+        _shown("describe", "zcl,pods", "-n", namespace),
+        *(_shown("logs", "-n", namespace, name, "--all-containers", "--tail=60") for name in pods),
+    ]
     return "\n".join(parts)
+
+
+def _shown(*arguments: str) -> str:
+    """Return a command of kubectl and its output; the kubelet of a node that is off answers no request for logs."""
+    done = attempt(*arguments, "--request-timeout=10s")
+    return f"$ kubectl {' '.join(arguments)}\n{done.stdout}{done.stderr}"

@@ -1,13 +1,16 @@
 """A node that has no kubelet: pods that are sent there are said to run. For counts of pods that no test machine has."""
 
+import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 NAME = "e2e-standin"
 TAINT = {"key": "channels-zmq.io/e2e-standin", "value": "yes", "effect": "NoSchedule"}
@@ -38,29 +41,34 @@ def standin() -> Iterator[None]:
 
 
 def _beat(stop: threading.Event) -> None:
-    """Say that the node is well, however many pods there are: else all of them would be evicted."""
+    """Report that the node is ready, however many pods there are: else all of them would be evicted."""
     api = client.CoreV1Api(client.ApiClient())
     while True:
         ready = _condition("Ready", "True")
-        api.patch_node_status(NAME, {"status": {"capacity": ROOM, "allocatable": ROOM, "conditions": [ready]}})
+        status = {"status": {"capacity": ROOM, "allocatable": ROOM, "conditions": [ready]}}
+        _quietly(api.patch_node_status, NAME, status)
         taints = {"spec": {"taints": [TAINT]}}  # without what the node had for not being ready
-        api.patch_node(NAME, taints)
+        _quietly(api.patch_node, NAME, taints)
         if stop.wait(5.0):
             return
 
 
 def _play(stop: threading.Event) -> None:
+    """Let pods run and end as soon as they should: one that waits for 90 s counts as failing."""
     api = client.CoreV1Api(client.ApiClient())
-    number = 0
-    while not stop.wait(0.2):
-        pods: list[Any] = api.list_pod_for_all_namespaces(field_selector=f"spec.nodeName={NAME}").items
-        for pod in pods:
-            where = pod.metadata.name, pod.metadata.namespace
-            if pod.metadata.deletion_timestamp:
-                _quietly(api.delete_namespaced_pod, *where, grace_period_seconds=0)
-            elif pod.status.phase == "Pending":
-                number += 1
-                _quietly(api.patch_namespaced_pod_status, *where, {"status": _running(pod, number)})
+    numbers = itertools.count(1)
+
+    def answer(pod: Any) -> None:
+        where = pod.metadata.name, pod.metadata.namespace
+        if pod.metadata.deletion_timestamp:
+            _quietly(api.delete_namespaced_pod, *where, grace_period_seconds=0)
+        elif pod.status.phase == "Pending":
+            _quietly(api.patch_namespaced_pod_status, *where, {"status": _running(pod, next(numbers))})
+
+    with ThreadPoolExecutor(8) as threads:
+        while not stop.wait(0.2):
+            found: Any = _quietly(api.list_pod_for_all_namespaces, field_selector=f"spec.nodeName={NAME}")
+            list(threads.map(answer, found.items if found else ()))
 
 
 def _running(pod: Any, number: int) -> dict[str, Any]:
@@ -81,9 +89,11 @@ def _condition(kind: str, status: str) -> dict[str, str]:
     return {"type": kind, "status": status, "lastTransitionTime": now, "lastHeartbeatTime": now, "reason": "Standin"}
 
 
-def _quietly(call: Any, *arguments: Any, **options: Any) -> None:
+def _quietly(call: Any, *arguments: Any, **options: Any) -> Any:
+    """Return the result of a request, or None if it fails: what is still to be done is tried again soon."""
     try:
-        call(*arguments, **options)
-    except ApiException as error:
-        if error.status not in (404, 409):
-            raise
+        return call(*arguments, **options)
+    except (ApiException, HTTPError) as error:
+        if getattr(error, "status", 0) not in (404, 409):
+            print(f"{NAME}: {error}")
+        return None

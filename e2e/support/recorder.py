@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from kube import Manifest, apply, kubectl, pod, program, programs
+from kube import Manifest, apply, pod, program, programs, wait
 from kubernetes import client, config
 from prometheus_client.parser import text_string_to_metric_families
 from promtool import evaluate, firing
@@ -27,8 +27,8 @@ from channels_zmq_operator.naming import OWNER_LABEL
 
 EVERY, SOON = 3, 0.5
 """Seconds between two scrapes; and while a scenario waits for them."""
-PATIENCE = 60.0
-"""Seconds that two scrapes may take: a target that does not answer takes five."""
+PATIENCE = 120.0
+"""Seconds that two scrapes may take: a target that does not answer takes ten."""
 QUEUE_AGE = 5
 """Seconds that a message may wait before an alert: the default is longer than a scenario wants to wait."""
 VALUES = {
@@ -68,7 +68,7 @@ def start_scraper(namespace: str, node: str) -> None:
     idle["command"] = ["tail", "-f", "/dev/null"]
     where = {"kubernetes.io/hostname": node}
     apply(MAP, pod(SCRAPER, idle, volumes=[VOLUME], nodeSelector=where), namespace=namespace)
-    kubectl("wait", f"pod/{SCRAPER}", "-n", namespace, "--for=condition=Ready", "--timeout=120s")
+    wait("wait", f"pod/{SCRAPER}", "-n", namespace, "--for=condition=Ready")
 
 
 class Recorder:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from kube import LAYER_LABEL, PATIENCE, container, get, kubectl, pod, until
+from kube import LAYER_LABEL, container, get, kubectl, pod, rolled_out, until
 
 ROOT = Path(__file__).parents[2]
 CHART = "charts/channels-zmq"
@@ -18,6 +18,8 @@ DOCUMENTED = "channels-zmq-system"
 """Where the documentation puts it."""
 CRD = "zmqchannellayers.channels-zmq.io"
 OPERATOR, WEBHOOK = f"{NAME}-operator", f"{NAME}-webhook"
+PART = "app.kubernetes.io/part-of=channels-zmq"
+"""Selects what belongs to the release."""
 Values = dict[str, Any]
 
 
@@ -49,6 +51,7 @@ class Release:
         if self._values != wanted:
             if self._values is not None:
                 self.remove()
+            self.forget()  # until it is installed
             helm("install", NAME, CHART, "-n", NAMESPACE, values=wanted)
             self._values = wanted
         self.wait()
@@ -57,7 +60,8 @@ class Release:
         """Wait until operator and webhook are ready, and the API server reaches the webhook by its Service."""
         there = [name for name in (OPERATOR, WEBHOOK) if get("deployment", name, namespace=NAMESPACE)]
         for name in there:
-            kubectl("rollout", "status", f"deployment/{name}", "-n", NAMESPACE, f"--timeout={PATIENCE:g}s")
+            rolled_out(name, namespace=NAMESPACE)
+        until(lambda: not ending_pods(), "the pods of before have ended")
         if WEBHOOK in there:
             (namespace, *_) = (self._values or {}).get("watchNamespaces") or [NAMESPACE]
             asks = pod("asks-the-webhook", container(), labels={LAYER_LABEL: "chat"})
@@ -78,6 +82,7 @@ class Release:
 
         The layers go first: for half a minute after a definition is new the garbage collector does not know its kind.
         """
+        self.forget()  # until everything is removed
         for namespace in (NAMESPACE, DOCUMENTED):
             helm("uninstall", NAME, "-n", namespace, "--ignore-not-found", program=program)
         if get("crd", CRD):
@@ -85,8 +90,15 @@ class Release:
         for namespace in (NAMESPACE, DOCUMENTED):  # of a test that failed
             kubectl("delete", "jobs,configmaps", "-n", namespace, "-l", "app.kubernetes.io/component=test")
         until(lambda: not leftovers(), lambda: f"these are left: {leftovers()}")
+        until(lambda: not get("pods", namespace=NAMESPACE, selector=PART), "its pods have ended")
         kubectl("delete", "crd", CRD, "--ignore-not-found")
         self._values = None
+
+
+def ending_pods() -> list[str]:
+    """Return the pods of the release that were deleted and have not ended yet."""
+    found = get("pods", namespace=NAMESPACE, selector=PART)
+    return [one["metadata"]["name"] for one in found if "deletionTimestamp" in one["metadata"]]
 
 
 def leftovers() -> list[str]:
@@ -95,13 +107,12 @@ def leftovers() -> list[str]:
         "deployments,services,serviceaccounts,configmaps,secrets,roles,rolebindings,poddisruptionbudgets,"
         "networkpolicies,leases"
     )
-    mine = "app.kubernetes.io/part-of=channels-zmq"
     cluster_wide = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations"
     found: list[str] = []
     for arguments in (
-        ("get", kinds, "-A", "-l", mine),
+        ("get", kinds, "-A", "-l", PART),
         ("get", kinds, "-A", "-l", "app.kubernetes.io/managed-by=channels-zmq-operator"),
-        ("get", cluster_wide, "-l", mine),
+        ("get", cluster_wide, "-l", PART),
     ):
         found += kubectl(*arguments, "-o", "name").split()
     return found

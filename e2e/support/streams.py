@@ -3,7 +3,22 @@
 import json
 from typing import Any
 
-from kube import CHAT_IMAGE, FORWARDER, LAYER_LABEL, apply, ended, get, kubectl, logs, pod, program, programs, until
+from kube import (
+    CHAT_IMAGE,
+    FORWARDER,
+    LAYER_LABEL,
+    Manifest,
+    apply,
+    conditions_of,
+    ended,
+    get,
+    kubectl,
+    logs,
+    pod,
+    program,
+    programs,
+    until,
+)
 
 LABELS = {LAYER_LABEL: "chat"}
 MAP, VOLUME = programs()
@@ -104,16 +119,55 @@ def forwarders(namespace: str) -> list[str]:
     return list(homes(OWNED, namespace))
 
 
+def kill_one(namespace: str) -> str:
+    """Kill a forwarder of the layer `chat`, which has no time to drain; return the name of its pod."""
+    name = forwarders(namespace)[0]
+    kubectl("delete", "pod", name, "-n", namespace, "--grace-period=0", "--force")
+    return name
+
+
+def replaced(killed: str, namespace: str) -> None:
+    """Wait until the layer `chat` has another forwarder instead of one that was killed.
+
+    Its status may be from before the kill.
+    """
+    number = get("zcl", "chat", namespace=namespace)["spec"]["forwarders"]
+
+    def is_replaced() -> bool:
+        found = get("pods", namespace=namespace, selector=OWNED)
+        names = {one["metadata"]["name"] for one in found}
+        return killed not in names and len(found) == number and all(map(is_ready, found))
+
+    until(is_replaced, f"another forwarder instead of {killed}", patience=180)
+    complete(namespace)
+
+
+def is_ready(one: Manifest) -> bool:
+    """Return whether a pod or a layer is ready."""
+    return conditions_of(one).get("Ready", {}).get("status") == "True"
+
+
+def reachable(namespace: str) -> set[str]:
+    """Return the addresses to which the name of the layer `chat` resolves."""
+    slices = get("endpointslices", namespace=namespace, selector="kubernetes.io/service-name=chat-forwarder")
+    return {address for one in slices for each in one.get("endpoints") or () for address in each["addresses"]}
+
+
+def is_complete(one: Manifest) -> bool:
+    """Return whether the status of a layer says that all its forwarders are ready, and none is being replaced."""
+    found = {kind: each["status"] for kind, each in conditions_of(one).items()}
+    return (found.get("Ready"), found.get("Progressing")) == ("True", "False")
+
+
 def complete(namespace: str, name: str = "chat") -> None:
     """Wait until a layer is as its spec says, and nothing changes any more."""
 
     def settled() -> bool:
         wanted = get("zcl", name, namespace=namespace)
         status = wanted.get("status") or {}
-        found = {one["type"]: one["status"] for one in status.get("conditions", ())}
         return bool(
             status.get("observedGeneration") == wanted["metadata"]["generation"]
-            and (found["Ready"], found["Progressing"]) == ("True", "False")
+            and is_complete(wanted)
             and status["replicas"] == wanted["spec"]["forwarders"]
         )
 
