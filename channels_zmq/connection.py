@@ -533,7 +533,7 @@ class Connection:
         def ask() -> Awaitable[int]:
             number = next_number()
             frame = wire.ASK.encode(wire.Ask(owner, number, add, self.inbox, group.encode(), channel.encode()))
-            return self._ask(number, frame, what, key=wire.direct_prefix(owner))
+            return self._ask(number, frame, what, key=wire.direct_prefix(owner), must=True)
 
         if await self._ask_while(Status.AWAY, ask) == Status.AWAY:
             raise OwnerUnavailable(self.address, self._options.connect_timeout, what)
@@ -583,6 +583,7 @@ class Connection:
         to_all: bool = False,
         repeats: bool = True,
         produces: bool = False,
+        must: bool = False,
         key: bytes = b"",
         member: wire.Member | None = None,
     ) -> int:
@@ -595,6 +596,7 @@ class Connection:
             to_all: Whether it is sent to every exchange, by the subscribers' way, and each has to answer it.
             repeats: Whether it may be sent again until it is answered.
             produces: Whether only the producer of an embedded layer may send it.
+            must: Whether a request to one is held even if the outbox is full: it carries no message.
             key: Chooses the exchange of a request to one.
             member: The normal channel that it adds to a group.
 
@@ -618,8 +620,7 @@ class Connection:
                 if to_all:
                     found = self._transport.send_upstream(frame)
                 else:
-                    # A full outbox refuses messages; the caller of this waits until its time is over.
-                    found = self._transport.send_downstream(frame, now + timeout, number, key, must=not produces)
+                    found = self._transport.send_downstream(frame, now + timeout, number, key, must=must)
                 if found:
                     self.client.out.input_found()
             if request.answer is None:
