@@ -54,7 +54,7 @@ test-slow: $(STAMP) ## Run only the slow tests
 	$(PARALLEL) -m slow $(SIMULATIONS)
 	$(PYTEST) -m slow $(SIMULATIONS:%=--ignore=%)
 
-simulate: $(STAMP) ## Run SCHEDULES (5000) random schedules of the simulation that no run had before: about 4 a second and core
+simulate: $(STAMP) ## Run SCHEDULES (5000) random schedules of the simulation that no run had before, in fifties: about 4 a second and core
 	SIMULATION_FIRST=$(shell date +%s)000 SIMULATION_MANY=$(or $(SCHEDULES),5000) $(PARALLEL) -m slow -k many_random tests/library/test_simulation.py
 
 coverage: $(STAMP) ## Measure how much of the three packages their own quick tests run; below the floor it fails

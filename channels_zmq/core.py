@@ -229,7 +229,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
         """Drop all messages and groups, of every client of the layer, before this returns.
 
         Raises:
-            ForwarderUnavailable: If the forwarder did not answer within `connect_timeout`, or some client within 1 s.
+            ForwarderUnavailable: If the forwarder did not answer within `connect_timeout`, or some client within
+                1 s, or `connect_timeout` if that is less.
             RequestRefused: If the layer has a prefix, or the forwarder does not permit it.
         """
         if self._prefix:

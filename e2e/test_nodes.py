@@ -18,7 +18,7 @@ from streams import OWNED, Traffic, complete, homes, nodes
 COMMAND = os.environ.get("E2E_NODE")
 pytestmark = pytest.mark.skipif(not COMMAND, reason="E2E_NODE names no command that makes a node fail")
 NOTICED_WITHIN = 150.0
-"""Seconds from the failure of a node until Kubernetes marks it: 47 to 58, which is not the operator's."""
+"""Seconds from the failure of a node until Kubernetes marks it, which took 47 to 58. The operator has no part in it."""
 BACK_WITHIN = 90.0
 """Seconds from then until a layer has all its forwarders again: 25 of a toleration, and a start with its settling."""
 PAUSE = 10.0

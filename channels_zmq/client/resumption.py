@@ -54,7 +54,7 @@ class Resumption:
 
     @property
     def missing_since(self) -> float | None:
-        """The time since which published messages may be missing; None if none are."""
+        """The time since which published messages may be missing, until an answer is complete; None if none are."""
         return self._missing_since
 
     def lacks(self, since: float) -> None:

@@ -463,7 +463,7 @@ class Link:
     def complete_until(self) -> float:
         """The monotonic time before which it has delivered everything published; -inf before the first session."""
         missing_since = self.attachment.resumption.missing_since
-        return self._subscriber.arrivals.complete_until if missing_since is None else missing_since
+        return self.downlink.complete_until if missing_since is None else missing_since
 
     def take_over(self, double: "Link") -> bool:
         """Request what another link to the same forwarder, which is about to be removed, has not delivered.

@@ -505,7 +505,8 @@ class Links:
         """Ignore a link or one of those to the same forwarder, which is known by several addresses.
 
         A forwarder has one session for this process, that of the later hello, and answers both links with its welcome.
-        `tick` removes the link that is ignored, and begins a new session by the other one if its own was the earlier.
+        `tick` removes the link that is ignored. It begins a new session by the other one if its own was the earlier, or
+        to request what the removed link has not delivered.
         """
         for other in same:
             if not {link.forwarder, other.forwarder} & self._ignored.keys():

@@ -126,7 +126,7 @@ class Outbox:
         Args:
             held: The message.
             now: Monotonic seconds.
-            must: Whether it is held even beyond the bounds: it was accepted before.
+            must: Whether it is held even beyond the bounds: it was accepted before, or carries no message.
         """
         ledger = self._ledger
         if not must and ledger.full_by(held.body):

@@ -54,7 +54,7 @@ def _beat(stop: threading.Event) -> None:
 
 
 def _play(stop: threading.Event) -> None:
-    """Let pods run and end as soon as they should: one that waits for 90 s counts as failing."""
+    """Let pods run and end as soon as they should: after 90 s their Deployment exceeds its progress deadline."""
     api = client.CoreV1Api(client.ApiClient())
     numbers = itertools.count(1)
 

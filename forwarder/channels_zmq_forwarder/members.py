@@ -8,7 +8,8 @@ is an argument.
 - Adding a member again extends its life and never shortens it.
 - The later of an addition and a discard applies, even if they arrive in the other order: clients repeat both to every
   exchange that they connect to. Discards are remembered for this.
-- Each queue gets one copy of a message that is sent again: the last number of each sender and group is remembered.
+- Each queue gets one copy of a message that is sent again: the last number of each sender and group is remembered, also
+  over a flush.
 - Every connected process that added a member is notified when it is discarded.
 """
 
@@ -41,7 +42,8 @@ class NormalMembers:
     """The normal members of all groups.
 
     Args:
-        limit: How many there may be, and how many discards are remembered, the latest first.
+        limit: How many there may be, how many discards are remembered, and how many runs of copied messages, the latest
+            first.
         per_client: How many one client may add.
     """
 

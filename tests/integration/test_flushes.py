@@ -13,7 +13,7 @@ from channels_zmq.errors import FlushIncomplete, RequestRefused
 
 
 def test_a_process_that_does_not_answer_ends_a_flush_for_the_others(forwarder: Forwarder, run: Any) -> None:
-    """A silent process ends a flush after 1 s, and every message that was confirmed meanwhile remains."""
+    """A silent process ends a flush with an error that names 1 s, and confirmed messages remain."""
 
     async def scenario(silent: Peer) -> None:
         layer = DedicatedZmqChannelLayer(**forwarder.config)

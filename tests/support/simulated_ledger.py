@@ -110,7 +110,10 @@ class Ledger:
         return change
 
     def is_normal_member(self, member: tuple[str, str]) -> bool | None:
-        """Return whether a normal channel must be in a group; None if that depends on who was faster, or has ended."""
+        """Return whether a normal channel must be in a group.
+
+        None if it is uncertain: changes may have overlapped, or the last one has failed, or its process is gone.
+        """
         *others, last = self.changes[member]
         is_certain = last.is_confirmed and not last.process.is_gone
         return last.adds if is_certain and all(one.ended + IN_TRANSIT < last.called for one in others) else None
@@ -170,6 +173,7 @@ class Ledger:
         message = self.of(bytes(payload))
         what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
         assert channel not in message.copied_to, f"copied twice: {what}"
+        assert message.published > self.flushed, f"flushed: {what}"
         assert any(one.adds and wire.group_topic(one.member[0]) == message.topic for one in self._of(channel)), what
         message.copied_to.add(channel)
 

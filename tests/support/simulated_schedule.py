@@ -22,7 +22,7 @@ HEALING = 75.0
 """Maximum seconds until all forwarders have settled, which takes 60 at most, and all links are up."""
 QUIET = 11.0
 LATE_KEYS = 4.0
-"""Maximum seconds for which a forwarder refuses a new key: it settles for longer if a client is missing."""
+"""Maximum seconds for which a forwarder refuses a new key. One that starts waits longer for a missing client."""
 FEW_BYTES = 2_000
 """Bytes of an outbox and of a window that few messages fill."""
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS

@@ -81,7 +81,7 @@ ACTS: dict[str, Callable[[Output], object]] = {
 
 @pytest.mark.parametrize("act", ACTS)
 def test_what_is_to_be_done_under_the_lock_makes_an_output_busy(out: Output, act: str) -> None:
-    """Each action that needs the connection's lock makes the output busy until it is taken."""
+    """These actions need the connection's lock, and make the output busy until it is taken."""
     assert not out.busy
     ACTS[act](out)
     assert (out.busy, out.has_input) == (True, act == "input")

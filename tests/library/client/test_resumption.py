@@ -39,9 +39,27 @@ def test_whatever_is_replayed_is_recognised_by_its_run() -> None:
 
 
 def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
-    """A process that connects for the first time or with other keys requests nothing, as nothing can be missing."""
+    """A process that connects for the first time requests nothing, as nothing can be missing."""
     assert request(resumption) is None
     assert resumption.until == 0.0
+
+
+@pytest.mark.parametrize(("lost", "lacks"), [(2.0, 1.0), (2.0, 5.0), (None, 1.0)])
+def test_what_another_connection_has_not_delivered_is_requested_too(
+    resumption: Resumption, clock: Clock, lost: float | None, lacks: float
+) -> None:
+    """Of the time of the own loss and that of another connection, the earlier one counts, with all attempts."""
+    if lost is not None:
+        resumption.lost(clock.now - lost)
+        for session in range(ATTEMPTS):
+            request(resumption, session)
+    resumption.lacks(clock.now - lacks)
+    assert resumption.until == clock.now + BACK_WITHIN
+    assert resumption.missing_since == clock.now - max(lacks, lost or 0.0)
+    resumption.ended()
+    assert resumption.missing_since is not None, "an answer to an earlier request changes nothing"
+    resumption.lost(clock.now)
+    assert resumption.missing_since == clock.now - max(lacks, lost or 0.0)
 
 
 def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption: Resumption, clock: Clock) -> None:

@@ -36,7 +36,7 @@ def test_nothing_serves_at_first(homes: Homes[Home]) -> None:
 
 
 def test_with_one_home_there_is_nothing_to_choose(homes: Homes[Home]) -> None:
-    """The only home gets every topic, without any record."""
+    """The only home gets every topic."""
     homes.serve([A])
     assert homes.only is A
     assert {homes.of(topic) for topic in TOPICS} == {A}
@@ -104,7 +104,7 @@ def test_only_the_topics_of_a_home_that_goes_move(homes: Homes[Home]) -> None:
 
 
 def test_what_is_noted_is_bounded_by_what_is_in_use(homes: Homes[Home]) -> None:
-    """The recorded topics are bounded by those in use, and none is left after two rotations."""
+    """No recorded topic is left after two rotations without its use."""
     homes.serve([A, B])
     for topic in TOPICS:
         homes.of(topic)
