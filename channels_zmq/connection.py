@@ -521,7 +521,7 @@ class Connection:
     async def change_foreign(self, owner: bytes, group: str, channel: str, *, add: bool) -> None:
         """Ask another process to add its channel to a group or to remove it.
 
-        If that process lost its connection a moment ago, this waits for its return. If it has ended, this is no error.
+        If that process lost its connection a moment ago, this waits for its return. It is not an error if it has ended.
 
         Raises:
             ForwarderUnavailable: If no answer arrives in time.

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from kube import apply, get, kubectl, layer, options, pod, program, programs, until, wait_ready
-from releases import CHART, CRD, NAME, NAMESPACE, OPERATOR, Release, helm, leftovers
+from releases import CHART, CRD, NAME, NAMESPACE, OPERATOR, OPERATORS, Release, helm, leftovers
 from releases import programs as helms
 
 MAP, VOLUME = programs()
@@ -127,5 +127,5 @@ def log_of(deployment: str) -> str:
 
 def restarts() -> int:
     """Return how often the operator's container was started again."""
-    (operator,) = get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator")
+    (operator,) = get("pods", namespace=NAMESPACE, selector=OPERATORS)
     return int(operator["status"]["containerStatuses"][0]["restartCount"])

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from kube import Manifest, apply, get, kubectl, layer, rolled_out, until, wait_ready
 from recorder import Alerts
-from releases import NAMESPACE, OPERATOR, Release
+from releases import NAMESPACE, OPERATOR, OPERATORS, Release
 from streams import OWNED, Traffic, complete, homes, nodes
 
 COMMAND = os.environ.get("E2E_NODE")
@@ -24,7 +24,6 @@ BACK_WITHIN = 90.0
 PAUSE = 10.0
 """Seconds without a message that the failure of a node may cost: clients give up a silent forwarder after 2.75."""
 LEASE = "channels-zmq-operator"
-OPERATORS = "app.kubernetes.io/component=operator"
 
 
 class Nodes:
@@ -74,7 +73,7 @@ def elsewhere(than: str) -> Manifest:
 @pytest.mark.parametrize("how", ["power-off", "cut-network"])
 @pytest.mark.parametrize("number", [2, pytest.param(1, marks=pytest.mark.long)])
 def test_a_node_fails(machines: Nodes, release: Release, namespace: str, alerts: Alerts, how: str, number: int) -> None:
-    """With two forwarders nothing is lost, and there is no outage that is worth the name; with one it is printed.
+    """With two forwarders nothing is lost, and the pause is short; with one forwarder it is printed.
 
     The operator runs elsewhere: one alone would say nothing until it is replaced, too.
     """

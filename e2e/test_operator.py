@@ -13,7 +13,7 @@ import nodes
 import pytest
 from kube import Manifest, apply, conditions, events, forwarded, get, kubectl, layer, until, wait_ready
 from proxies import operator_process
-from releases import NAMESPACE, OPERATOR, Release
+from releases import NAMESPACE, OPERATOR, OPERATORS, Release
 from streams import is_complete, is_ready
 
 LAYERS = 200
@@ -42,7 +42,7 @@ def children(namespace: str) -> dict[str, Any]:
 def away(installed: Release) -> Iterator[None]:
     """The chart without its operator."""
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=0")
-    until(lambda: not get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator"), "it is away")
+    until(lambda: not get("pods", namespace=NAMESPACE, selector=OPERATORS), "it is away")
     yield
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=1")
     installed.wait()
@@ -105,7 +105,7 @@ def test_a_refused_permission_is_told_and_survived(namespace: str) -> None:
         kubectl("replace", "-f", "-", given=full)
     wait_ready(namespace=namespace)
     assert conditions("chat", namespace=namespace)["Degraded"]["reason"] == "AsExpected"
-    (pod,) = get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator")
+    (pod,) = get("pods", namespace=NAMESPACE, selector=OPERATORS)
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from kube import Manifest, apply, get, kubectl, layer, until, wait_ready
 from proxies import Proxy, Request, operator_process
 from recorder import Alerts
-from releases import NAMESPACE, OPERATOR, Release
+from releases import NAMESPACE, OPERATOR, OPERATORS, Release
 
 VALUES = {"operator": {"replicas": 2}}  # a Lease is needed then
 MONITORS: Manifest = {
@@ -43,7 +43,7 @@ def environment(release: Release) -> Iterator[dict[str, str]]:
     found = get("deployment", OPERATOR, namespace=NAMESPACE)
     (container,) = found["spec"]["template"]["spec"]["containers"]
     kubectl("scale", "deployment", OPERATOR, "-n", NAMESPACE, "--replicas=0")
-    until(lambda: not get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator"), "it is away")
+    until(lambda: not get("pods", namespace=NAMESPACE, selector=OPERATORS), "it is away")
     # A namespace that ends refuses new objects by 403, as if a right were missing.
     until(lambda: not kubectl("get", "zcl", "-A", "-o", "name").strip(), "the layers of other scenarios are gone")
     kubectl("delete", "secret", "channels-zmq-webhook", "channels-zmq-webhook-ca", "-n", NAMESPACE)
@@ -72,7 +72,7 @@ def test_without_the_right_to_its_lease_no_replica_works(release: Release, names
     less = {**full, "rules": [rule for rule in role["rules"] if "leases" not in rule["resources"]]}
 
     def states() -> list[Manifest]:
-        found = get("pods", namespace=NAMESPACE, selector="app.kubernetes.io/component=operator")
+        found = get("pods", namespace=NAMESPACE, selector=OPERATORS)
         return [state for one in found for state in one["status"]["containerStatuses"]]
 
     def restarts() -> int:

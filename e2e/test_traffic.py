@@ -25,7 +25,7 @@ from kube import (
     wait_ready,
 )
 from recorder import QUEUE_AGE, Alerts
-from releases import NAMESPACE, OPERATOR, ROOT, Release
+from releases import NAMESPACE, OPERATOR, OPERATORS, ROOT, Release
 from streams import (
     LABELS,
     MAP,
@@ -43,8 +43,6 @@ from streams import (
 )
 
 pytestmark = pytest.mark.usefixtures("installed")
-
-OPERATORS = "app.kubernetes.io/component=operator"
 
 
 @pytest.fixture

@@ -30,14 +30,13 @@ from kube import (
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from recorder import Alerts
-from releases import NAMESPACE, OPERATOR, WEBHOOK, Release
+from releases import NAMESPACE, OPERATOR, WEBHOOK, WEBHOOKS, Release
 from signers import signer
 from streams import homes
 
 from channels_zmq_operator import certificates
 
 LABELS = {LAYER_LABEL: "chat"}
-WEBHOOKS = "app.kubernetes.io/component=webhook"
 
 
 def test_while_it_is_down_only_pods_with_the_label_wait(installed: Release, namespace: str, alerts: Alerts) -> None:

@@ -38,8 +38,9 @@ class Resumption:
     def __init__(self, inbox: bytes, longest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = 0.0
         """Until when to wait for the next connection, or for the answer."""
+        self.missing_since: float | None = None
+        """The time since which published messages may be missing, until an answer is complete; None if none are."""
         self._inbox, self._longest, self._clock = inbox, longest, clock
-        self._missing_since: float | None = None
         self._session = 0  # of the last request
         self._asked_at = 0.0  # when the first request in it was sent
         self._attempts = 0
@@ -49,17 +50,12 @@ class Resumption:
         """Note that the connection was lost; it had delivered everything published before a time."""
         self._is_asked = False
         self.until = self._clock() + BACK_WITHIN
-        if self._missing_since is None or self._attempts >= ATTEMPTS:
-            self._missing_since, self._attempts = since, 0
-
-    @property
-    def missing_since(self) -> float | None:
-        """The time since which published messages may be missing, until an answer is complete; None if none are."""
-        return self._missing_since
+        if self.missing_since is None or self._attempts >= ATTEMPTS:
+            self.missing_since, self._attempts = since, 0
 
     def lacks(self, since: float) -> None:
         """Request with the next hello everything published since a time, which another connection has not delivered."""
-        self._missing_since = since if self._missing_since is None else min(since, self._missing_since)
+        self.missing_since = since if self.missing_since is None else min(since, self.missing_since)
         self._attempts, self._is_asked = 0, False
         self.until = self._clock() + BACK_WITHIN
 
@@ -70,7 +66,7 @@ class Resumption:
             session: The one that begins.
             topics: Of the groups of this process.
         """
-        if self._missing_since is None:
+        if self.missing_since is None:
             return None
         now = self._clock()
         if session != self._session:
@@ -78,7 +74,7 @@ class Resumption:
             self._attempts += 1
         self._is_asked = True
         self._wait(now, ANSWERED_WITHIN)
-        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY + READ_WITHIN)
+        age = wire.milliseconds(now - self.missing_since + ON_THE_WAY + READ_WITHIN)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))
@@ -99,4 +95,4 @@ class Resumption:
         This changes nothing if the connection has been lost again before the end of the answer is read.
         """
         if self._is_asked:
-            self._missing_since, self._attempts, self.until = None, 0, 0.0
+            self.missing_since, self._attempts, self.until = None, 0, 0.0

@@ -746,8 +746,8 @@ class Link:
 
     @property
     def _is_renewing(self) -> bool:
-        is_greeting = self.state is State.UP and self._subscriber.welcome is None  # by the next session
-        return is_greeting or self.downlink.is_changing or self._push_is_due or self._uplink.is_changing
+        awaits_welcome = self.state is State.UP and self._subscriber.welcome is None  # of the next session
+        return awaits_welcome or self.downlink.is_changing or self._push_is_due or self._uplink.is_changing
 
     def _begin_renewal(self) -> None:
         self.refusal = ""

@@ -168,7 +168,7 @@ def logs(pod: str, *, namespace: str, container: str = "") -> str:
 
 
 def last_line(pod: str, *, namespace: str) -> str:
-    """Return the last line that a pod has printed; an empty text if there is none."""
+    """Return the last line that a pod has printed; an empty text if it has printed nothing."""
     return (logs(pod, namespace=namespace).splitlines() or [""])[-1]
 
 

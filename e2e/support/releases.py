@@ -18,6 +18,8 @@ DOCUMENTED = "channels-zmq-system"
 """Where the documentation puts it."""
 CRD = "zmqchannellayers.channels-zmq.io"
 OPERATOR, WEBHOOK = f"{NAME}-operator", f"{NAME}-webhook"
+OPERATORS, WEBHOOKS = (f"app.kubernetes.io/component={each}" for each in ("operator", "webhook"))
+"""Select the pods of the operator, and those of the webhook."""
 PART = "app.kubernetes.io/part-of=channels-zmq"
 """Selects what belongs to the release."""
 Values = dict[str, Any]

@@ -128,7 +128,7 @@ class TestRoster:
 
 class TestJobs:
     def test_a_message_without_a_slash_is_no_command(self) -> None:
-        """A message that does not begin with a slash is no command."""
+        """A message that does not begin with a slash is not a command."""
         assert jobs.parse("hello /roll") is None
 
     def test_commands_are_recognised(self) -> None:

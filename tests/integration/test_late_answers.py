@@ -34,7 +34,7 @@ async def block_until(condition: Callable[[], bool]) -> None:
 def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any
 ) -> None:
-    """A job that was confirmed while the loop was blocked is no error, and is in its queue once."""
+    """A job that was confirmed while the loop was blocked is not an error, and is in its queue once."""
 
     def waits(count: int) -> bool:
         return bool(forwarder.status()["waiting"] == count)
@@ -56,7 +56,7 @@ def test_a_job_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any
 ) -> None:
-    """A join that was confirmed while the loop was blocked is no error, and the channel is a member."""
+    """A join that was confirmed while the loop was blocked is not an error, and the channel is a member."""
 
     async def scenario() -> None:
         channel = await layer.new_channel()
@@ -75,7 +75,7 @@ def test_a_join_that_was_confirmed_while_the_loop_was_blocked_is_no_error(
 def test_a_job_that_was_confirmed_before_its_forwarder_ended_is_no_error(
     run: Run, forwarder: Forwarder, layer: Any, number: int
 ) -> None:
-    """A job that was confirmed before its forwarder ended is no error.
+    """A job that was confirmed before its forwarder ended is not an error.
 
     The connection is known to be lost before the loop has read the answer.
     """

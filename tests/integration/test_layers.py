@@ -65,7 +65,7 @@ def test_a_group_is_neither_its_prefix_nor_a_channel_of_the_same_name(make_layer
 
 
 def test_a_discarded_member_gets_nothing_sent_after_the_discard(make_layer: Make, run: Run) -> None:
-    """A discarded member gets nothing sent afterwards; a discard without a membership is no error."""
+    """A discarded member gets nothing sent afterwards; a discard without a membership is not an error."""
 
     async def scenario() -> None:
         layer = make_layer()
@@ -299,7 +299,7 @@ def test_closing_ends_readers_cleanly_and_the_layer_opens_again(make_layer: Make
 def test_a_channel_of_before_the_layer_was_closed_joins_and_leaves_no_group(make_layer: Make, run: Run) -> None:
     """A channel from before the layer was closed joins and leaves no group, and opens no connection.
 
-    A consumer that ends later discards its groups all the same, which is no error.
+    A consumer that ends later discards its groups all the same, which is not an error.
     """
 
     async def scenario() -> None:

@@ -22,9 +22,7 @@ from channels_zmq.transports.states import State
 
 SEEDS = 20
 """Number of schedules that fit into a few seconds."""
-FIRST, MANY = (
-    int(os.environ.get(f"SIMULATION_{name}", default)) for name, default in (("FIRST", SEEDS), ("MANY", 600))
-)
+FIRST, MANY = int(os.environ.get("SIMULATION_FIRST") or SEEDS), int(os.environ.get("SIMULATION_MANY") or 600)
 REPLAY = os.environ.get("SIMULATION_SEED", "")
 HASH_SEED = os.environ.get("PYTHONHASHSEED", "random")
 WITHOUT = os.environ.get("SIMULATION_WITHOUT", "").split(",")

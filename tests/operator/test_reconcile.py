@@ -416,7 +416,7 @@ def test_only_a_new_spec_is_a_reason_to_look() -> None:
 
 
 async def test_a_layer_that_goes_during_a_look_is_no_failure() -> None:
-    """A layer that is deleted during its reconciliation is no failure, although its status cannot be written."""
+    """A layer that is deleted during its reconciliation is not a failure, although its status cannot be written."""
     world = World({})
 
     def vanish(request: Request) -> None:

@@ -33,6 +33,9 @@ class Message:
     copied_to: set[str] = field(default_factory=set)
     """Normal channels from which a copy of the group message was read."""
 
+    def __str__(self) -> str:
+        return f"message {self.number} of {self.sender.number} on {self.topic!r}"
+
     @property
     def payload(self) -> bytes:
         return self.number.to_bytes(ID_SIZE)
@@ -125,7 +128,7 @@ class Ledger:
         message = self.of(bytes(payload))
         member = self._memberships.get((process, channel, message.topic))
         receiver = process, channel
-        what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
+        what = f"{message} to {channel}"
         assert receiver not in message.read_by, f"twice: {what}"
         message.read_by.append(receiver)
         last = self._last.get((receiver, message.sender, message.topic), 0)
@@ -171,7 +174,7 @@ class Ledger:
     def took_copy(self, channel: str, payload: bytes) -> None:
         """Check a copy of a group message that a reader of a normal channel has received."""
         message = self.of(bytes(payload))
-        what = f"message {message.number} of {message.sender.number} on {message.topic!r} to {channel}"
+        what = f"{message} to {channel}"
         assert channel not in message.copied_to, f"copied twice: {what}"
         assert message.published > self.flushed, f"flushed: {what}"
         assert any(one.adds and wire.group_topic(one.member[0]) == message.topic for one in self._of(channel)), what

@@ -124,9 +124,9 @@ class Simulation:
         Another process may add its channel to the group.
         """
         channel = f"specific.{process.client.inbox.decode()}!{name}"
-        is_foreign = by not in (None, process)
-        member = self.ledger.member(process, channel, wire.group_topic(group), is_foreign=is_foreign)
-        caller = self._open_calls[member] = by or process
+        caller = by or process
+        member = self.ledger.member(process, channel, wire.group_topic(group), is_foreign=caller is not process)
+        self._open_calls[member] = caller
         caller.run(self._join(caller, group, member), self._ended)
         return member
 

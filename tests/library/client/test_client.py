@@ -942,7 +942,7 @@ def test_a_marker_that_is_answered_acknowledges_what_was_sent_before_it(pair: Cl
 
 
 def test_the_answer_to_a_request_acknowledges_nothing(client: Client) -> None:
-    """The answer to a request acknowledges no frames, however high its number, because the number is no marker's."""
+    """The answer to a request acknowledges no frames, however high its number, because the number is not a marker's."""
     client.attachments[0].window.append(group_frame(1))
     client.attachments[0].window.marked(5)
     begin(client, 9, Request(b"frame", waiter=Reader()))

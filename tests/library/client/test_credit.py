@@ -315,7 +315,7 @@ def test_an_expired_job_does_not_go_back(
 def test_an_announcement_in_a_mailbox_of_jobs_does_not_go_back(
     credit: Credit, box: Mailbox[Reader], clock: Clock
 ) -> None:
-    """An announcement in a mailbox of jobs does not go back, because it is no job of the exchange."""
+    """An announcement in a mailbox of jobs does not go back, because it is not a job of the exchange."""
     wait(credit, box)
     announcement = (clock.now + 60, b"announcement", None)
     box.append(announcement)

@@ -74,7 +74,7 @@ def test_renewing_the_sole_member_subscribes_once_and_unsubscribes_once(membersh
 def test_leaving_a_group_without_being_a_member_changes_nothing(
     memberships: Memberships, mailboxes: Mailboxes[Reader], topic: wire.Topic, channel: str
 ) -> None:
-    """Leaving an unknown group, or one of which the channel is no member, changes nothing and raises nothing."""
+    """Leaving an unknown group, or one of which the channel is not a member, changes nothing and raises nothing."""
     added(memberships)
     mailboxes.open("c", 9)
     assert memberships.leave(topic, channel) == []

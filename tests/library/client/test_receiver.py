@@ -416,7 +416,7 @@ def test_a_malformed_message_of_a_batch_is_counted_and_the_others_are_taken(rig:
 def test_a_message_of_this_process_is_delivered_or_refused_at_once(
     rig: Rig, channel: str, capacity: int, accepted: list[bool]
 ) -> None:
-    """A message to this process itself is accepted or refused by the sending layer's capacity; refusal is no loss."""
+    """A message to this process itself is accepted up to the sending layer's capacity; a refusal is not a loss."""
     assert [rig.receiver.deliver_own(channel, TTL, b"x", capacity) for _ in accepted] == accepted
     came = rig.came()
     assert (came.mail, came.received, came.dropped) == ({channel: [b"x"] * capacity}, capacity, {})

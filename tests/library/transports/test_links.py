@@ -529,7 +529,7 @@ def test_an_outage_without_a_known_loss_is_restored_without_a_number(make: Calla
 
 
 def test_a_link_that_never_was_up_is_no_outage(rig: Rig) -> None:
-    """The failure of a link that never was up is no outage, because no connection was announced."""
+    """The failure of a link that never was up is not an outage, because no connection was announced."""
     rig.exchange(A).connected()
     rig.go_down(A)
     assert rig.changes() == []
