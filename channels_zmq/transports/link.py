@@ -237,6 +237,7 @@ class Link:
     def close(self) -> None:
         """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
+        self._subscriber.say_goodbye()
         self.downlink.close()
         self._uplink.close()
 

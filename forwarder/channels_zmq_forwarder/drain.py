@@ -8,6 +8,8 @@ Pure: the exchange reports its clients and their frames, and publishes the messa
   hands back those that no reader has taken, and detaches.
 - Messages are returned once every client that takes part has detached on both connections or has disconnected. A
   client that does not detach delays this for at most half of the time, and gets no messages.
+- A client whose connection was lost may return within `RETURNS_WITHIN`: the end waits for it, since it requests what it
+  has missed, and detaches.
 - All messages of a channel are returned to one client, in the order of the queue; channels go to the clients in turns.
 - At most `WINDOW` returned messages of a client are not yet taken. If it disconnects, or the time is over, it is
   unknown whether it has these: they are counted as `lost_delivery`, since messages must not be delivered twice.
@@ -22,9 +24,12 @@ from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.queues import ChannelQueues
+from channels_zmq_forwarder.replays import Replays
 
 WINDOW = 256
 """Maximum number of messages that were returned to a client and that it has not taken yet."""
+RETURNS_WITHIN = 3.0
+"""Seconds within which a client whose connection was lost, or one of the last instance, may reconnect."""
 
 
 class Way(Enum):
@@ -62,16 +67,22 @@ class Drain:
 
     Args:
         queues: The messages that are returned.
+        replays: To clients that have missed messages; the end waits for them, too.
         clock: Monotonic seconds.
         drops: Counts lost messages, by cause.
     """
 
-    def __init__(self, queues: ChannelQueues, clock: Callable[[], float], drops: Counter[str]) -> None:
+    def __init__(
+        self, queues: ChannelQueues, replays: Replays, clock: Callable[[], float], drops: Counter[str]
+    ) -> None:
         self.has_begun = False
-        self._queues, self._clock, self._drops = queues, clock, drops
+        self._queues, self._replays, self._clock, self._drops = queues, replays, clock, drops
         self._patient_until = self._until = inf
         self._participants: dict[bytes, Participant] = {}
         self._attached: set[bytes] = set()
+        self._lost: dict[
+            bytes, float
+        ] = {}  # those whose connection was lost, and until when they may return; the first one is at the front
         self._turns: dict[bytes, None] = {}  # those that have detached and have room; the first is next
         self._owners: dict[bytes, bytes] = {}  # the client that gets the messages of a channel
         self._returned = self._untaken = 0
@@ -85,6 +96,12 @@ class Drain:
         return len(self._participants)
 
     @property
+    def returning(self) -> int:
+        """How many clients may return whose connection was lost."""
+        self._forget_lost()
+        return len(self._lost)
+
+    @property
     def is_expecting(self) -> bool:
         """Whether clients are expected to detach."""
         return self.has_begun and bool(self._attached)
@@ -94,8 +111,12 @@ class Drain:
         """Whether nothing is left to do, or no time to do it."""
         if not self.has_begun:
             return False
-        is_idle = not (self._attached or self._queues.waiting or self._untaken)
-        return is_idle or not self._participants or self._clock() >= self._until
+        if self._clock() >= self._until:
+            return True
+        if self.returning:
+            return False
+        is_busy = self._attached or self._queues.waiting or self._untaken or self._replays.is_due
+        return not (self._participants and is_busy)
 
     # Clients
 
@@ -104,11 +125,24 @@ class Drain:
         known = self._participants.get(inbox)
         if known is None or known.session != session:
             self.leave(inbox)
+            self._lost.pop(inbox, None)
             self._participants[inbox] = Participant(session)
             self._attached.add(inbox)
 
+    def lost(self, inbox: bytes) -> None:
+        """Remove a client from the drain, since its connection was lost; it may return."""
+        if inbox in self._participants:
+            self._forget_lost()
+            self._lost[inbox] = self._clock() + RETURNS_WITHIN
+            self.leave(inbox)
+
+    def _forget_lost(self) -> None:
+        now = self._clock()
+        while self._lost and next(iter(self._lost.values())) <= now:
+            del self._lost[next(iter(self._lost))]
+
     def leave(self, inbox: bytes) -> None:
-        """Remove a client from the drain: it has disconnected, or begins a new session."""
+        """Remove a client from the drain: it takes no part any more, or begins a new session."""
         client = self._participants.pop(inbox, None)
         if client is not None:
             self._attached.discard(inbox)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.directory import Address, Directory
-from channels_zmq_forwarder.drain import Drain, Outcome, Way
+from channels_zmq_forwarder.drain import RETURNS_WITHIN, Drain, Outcome, Way
 from channels_zmq_forwarder.flushes import Flushes
 from channels_zmq_forwarder.history import History
 from channels_zmq_forwarder.members import NormalMembers
@@ -36,8 +36,6 @@ ANNOUNCE_EVERY = 1.0
 ANNOUNCE_AT_ONCE = 1000
 ENDED_SESSIONS = 10_000
 """Disconnected clients whose last session is remembered."""
-RETURNS_WITHIN = 3.0
-"""Seconds within which a client whose connection was lost, or one of the last instance, may reconnect."""
 COPIES_A_STEP = 200
 """Copies of a group message for normal members that are made at once: they take about 3 ms."""
 # Of a direct message, for `is_direct`, which is called for each frame:
@@ -96,9 +94,9 @@ class Exchange:
         self.queues = ChannelQueues(instance, limits, clock, self.drops)
         self._clock = clock
         self.directory = Directory(self.drops)
-        self._drain = Drain(self.queues, clock, self.drops)
         self.history = History(history_bytes, clock)
         self.replays = Replays(self.history, clock)
+        self._drain = Drain(self.queues, self.replays, clock, self.drops)
         self._members = NormalMembers(limits.queue_names, limits.names_per_client)
         self._copies: list[wire.Enqueue] = []  # of a group message, that are left to be made; the last one first
         self._copied = 0  # copies made so far
@@ -193,6 +191,11 @@ class Exchange:
     def participants(self) -> int:
         """How many clients take part in a drain."""
         return len(self._drain)
+
+    @property
+    def returning(self) -> int:
+        """How many clients may return whose connection was lost a moment ago: the end of a drain waits for them."""
+        return self._drain.returning
 
     def end(self) -> Outcome:
         """Count the messages that wait as lost, because the exchange ends; return how its drain went."""
@@ -299,7 +302,7 @@ class Exchange:
         self.directory.update(hello.inbox, forwarders)
         if forwarders:
             self._drain.join(hello.inbox, hello.session)
-        else:  # it does not know how to detach
+        else:  # it does not know how to detach, or is about to disconnect
             self._drain.leave(hello.inbox)
         return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 
@@ -341,7 +344,7 @@ class Exchange:
         self._without_batches.discard(inbox)
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
-        self._drain.leave(inbox)
+        self._drain.lost(inbox)
         return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
 
     def _sync(self, frame: bytes) -> list[bytes]:

@@ -174,9 +174,10 @@ class Server:
         """Let the clients take over the waiting messages; return when they have, or when it takes too long."""
         if self.pull_addresses and self.settings.drain_at_most:
             logger.info(
-                "draining: %d of %d clients take over messages, %d messages wait",
+                "draining: %d of %d clients take over messages, %d more may return, %d messages wait",
                 self.exchange.participants,
                 len(self.exchange.clients),
+                self.exchange.returning,
                 self.exchange.queues.depth(),
             )
             self._publish(self.exchange.drain(time.monotonic() + self.settings.drain_at_most))

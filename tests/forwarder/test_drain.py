@@ -8,7 +8,7 @@ import pytest
 from fakes import Clock
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.drain import WINDOW, Outcome
+from channels_zmq_forwarder.drain import RETURNS_WITHIN, WINDOW, Outcome
 from channels_zmq_forwarder.exchange import ANNOUNCE_EVERY, Exchange, Frames
 from channels_zmq_forwarder.wire import KnownForwarder, State, Status
 
@@ -21,12 +21,15 @@ class Draining(Exchange):
     """An exchange as its clients use it."""
 
     def __init__(self, clock: Clock, instance: bytes = b"instance") -> None:
-        super().__init__(instance, clock=clock)
+        super().__init__(instance, history_bytes=10_000, clock=clock)
         self.clock = clock
         self.enter(State.SERVING)
 
     def connect(self, inbox: bytes, session: int = 1, forwarders: bytes = LIST) -> Frames:
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
+        return self.hello(inbox, session, forwarders)
+
+    def hello(self, inbox: bytes, session: int = 1, forwarders: bytes = LIST) -> Frames:
         return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 0, forwarders)))
 
     def disconnect(self, inbox: bytes) -> Frames:
@@ -172,6 +175,79 @@ def test_a_client_that_ends_is_not_waited_for(exchange: Draining) -> None:
     assert payloads(exchange.disconnect(B)) == [b"1"]
 
 
+@pytest.mark.parametrize("cut", ["before", "attached", "detached"])
+def test_the_end_waits_for_a_client_that_may_return(exchange: Draining, clock: Clock, cut: str) -> None:
+    """A client whose connection is lost before or during the drain may return for `RETURNS_WITHIN`, and not longer."""
+    exchange.connect(A)
+    exchange.connect(B)
+    if cut == "before":
+        exchange.disconnect(B)
+    exchange.begin()
+    exchange.detach(A)
+    if cut == "detached":
+        exchange.detach(B)
+    if cut != "before":
+        exchange.disconnect(B)
+    clock.now += RETURNS_WITHIN - 0.01
+    assert not exchange.is_drained
+    clock.now += 0.02
+    assert exchange.is_drained
+
+
+def test_the_end_waits_for_all_clients_that_may_return(exchange: Draining, clock: Clock) -> None:
+    """The client that was lost last decides, and one that was lost long ago is forgotten."""
+    for inbox in (A, B, C):
+        exchange.connect(inbox)
+    exchange.disconnect(A)
+    clock.now += 2.0
+    exchange.disconnect(B)
+    clock.now += 2.0
+    assert exchange.returning == 1
+    exchange.begin()
+    exchange.detach(C)
+    assert not exchange.is_drained
+    clock.now += 1.01
+    assert exchange.is_drained
+
+
+def test_the_end_waits_for_the_replay_to_a_client_that_has_returned(exchange: Draining, clock: Clock) -> None:
+    """A client that has returned is sent what it has missed before the exchange ends."""
+    exchange.connect(A)
+    exchange.disconnect(A)
+    exchange.begin()
+    exchange.inbound(wire.ordered(wire.direct_prefix(A), b"s" * 8, 1, 0, 60_000, wire.direct_body("c", b"1")))
+    exchange.connect(A, session=2)
+    exchange.upstream(wire.RESUME.encode(wire.Resume(A, 2, 1000, 0)))
+    exchange.detach(A, session=2)
+    assert not exchange.is_drained
+    frames: list[bytes] = []
+    while exchange.replays.is_due:
+        frames += exchange.replays.step()
+    assert exchange.is_drained
+    assert len(wire.decode_messages(wire.REPLAYED.decode(frames[0]).messages)) == 1
+
+
+def test_the_end_does_not_wait_for_a_client_that_has_said_goodbye(exchange: Draining) -> None:
+    """A hello without a list says that its client disconnects for good."""
+    exchange.connect(A)
+    exchange.hello(A, forwarders=b"")
+    exchange.disconnect(A)
+    exchange.begin()
+    assert exchange.returning == 0
+    assert exchange.is_drained
+
+
+def test_a_client_that_may_return_does_not_delay_the_end_beyond_its_time(exchange: Draining, clock: Clock) -> None:
+    """The drain ends when its time is over, even if a client was lost a moment before."""
+    exchange.connect(A)
+    exchange.begin()
+    clock.now += SECONDS - 0.1
+    exchange.disconnect(A)
+    assert not exchange.is_drained
+    clock.now += 0.1
+    assert exchange.is_drained
+
+
 def test_a_client_that_does_not_detach_delays_this_for_half_of_the_time(exchange: Draining, clock: Clock) -> None:
     """A client that does not detach delays the return of messages for half of the time.
 
@@ -288,7 +364,9 @@ def test_taking_again_does_no_harm(exchange: Draining) -> None:
 
 
 @pytest.mark.parametrize("event", ["end", "new session"])
-def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange: Draining, event: str) -> None:
+def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(
+    exchange: Draining, clock: Clock, event: str
+) -> None:
     """Messages that a client has not taken are lost with its session.
 
     It is unknown whether they arrived, and messages must not be delivered twice.
@@ -307,6 +385,8 @@ def test_messages_that_a_client_has_not_taken_are_lost_with_its_session(exchange
         exchange.detach(A, session=1)
         assert not exchange.is_drained
         exchange.detach(A, session=2)
+    else:
+        clock.now += RETURNS_WITHIN
     assert frames is not None
     assert exchange.is_drained
 

@@ -249,7 +249,7 @@ async def test_a_forwarder_drains_for_a_bounded_time(
         await receive(xsub, wire.CONFIRM)
         begun = time.monotonic()
     assert 0.2 <= time.monotonic() - begun < 5
-    assert "draining: 1 of 1 clients take over messages, 1 messages wait" in caplog.messages
+    assert "draining: 1 of 1 clients take over messages, 0 more may return, 1 messages wait" in caplog.messages
     assert "stopping: returned 0 messages of normal channels, 0 of them not acknowledged; dropped 1" in caplog.messages
 
 
@@ -444,7 +444,7 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     assert [line["message"].partition(" on ")[0] for line in lines] == [
         "accepting subscribers",
         "accepting producers",
-        "draining: 0 of 0 clients take over messages, 0 messages wait",
+        "draining: 0 of 0 clients take over messages, 0 more may return, 0 messages wait",
         "stopping: returned 0 messages of normal channels, 0 of them not acknowledged; dropped 0",
     ]
 

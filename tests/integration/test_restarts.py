@@ -4,11 +4,13 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from channels.exceptions import ChannelFull
 from forwarders import Forwarder, close_all, free_ports, until
+from peers import Peer, wait_until
 
 from channels_zmq.core import DedicatedZmqChannelLayer, EmbeddedZmqChannelLayer
 from channels_zmq.errors import AddressInUse, ForwarderUnavailable
@@ -186,6 +188,20 @@ asyncio.run(main())
         assert 100 - len(got) <= 1 + layer.config.prefetch
 
     run(scenario())
+
+
+@pytest.mark.parametrize("how, returning", [("end", 0), ("kill", 1)])
+def test_a_forwarder_that_ends_waits_for_processes_that_may_return(tmp_path: Path, how: str, returning: int) -> None:
+    """A process that was killed may as well be cut off, and return; one that has closed its layer does not."""
+    pull, pub = free_ports(2)
+    forwarder = Forwarder(f"tcp://127.0.0.1:{pull}", f"tcp://127.0.0.1:{pub}", log=tmp_path / "log")
+    forwarder.start()
+    peer = Peer("asyncio", **forwarder.config)
+    peer.ask("member", "chat")
+    getattr(peer, how)()
+    wait_until(lambda: not forwarder.status()["clients"])
+    assert forwarder.end() == 0
+    assert f"draining: 0 of 0 clients take over messages, {returning} more may return" in forwarder.log_text()
 
 
 def test_a_forwarder_of_another_wire_version_is_named(run: Any) -> None:

@@ -180,6 +180,17 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
     assert subscriber._client.out.has_input
 
 
+def test_a_process_that_disconnects_for_good_lists_no_forwarder_any_more(
+    subscriber: Subscriber, exchange: Socket
+) -> None:
+    """The goodbye is a hello of the same session without a list; without a connection nothing is sent."""
+    subscriber.say_goodbye()
+    subscriber.greet(list)
+    greeted = hello(exchange)
+    subscriber.say_goodbye()
+    assert wire.HELLO.decode(exchange.recv()) == greeted._replace(forwarders=b"")
+
+
 def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:
     """A hello without input reports none, as a step would read in vain."""
     subscriber.greet(list)

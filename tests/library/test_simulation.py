@@ -107,6 +107,29 @@ def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) 
     assert [[link.state for link in one.links._links.values()] for one in processes] == [[State.UP]] * 10
 
 
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_a_drain_waits_for_a_process_whose_connection_is_cut(simulation: Simulation, seconds: float) -> None:
+    """The forwarder ends once the process has returned, and has got what it has missed."""
+    simulation.start_forwarder(B)
+    sender, members = sender_and_receiver(simulation, A, B)
+    receiver = members[0].process
+    for topic in TOPICS:
+        simulation.send_group(sender, topic)
+    simulation.run(0.5)
+    line = next(line for line in receiver.lines("pub") if line.forwarder is simulation.forwarders[A])
+    line.cut(seconds - 0.05, 0.001)
+    for drains in (True, False):
+        for _ in range(round(seconds / 0.01)):
+            for topic in TOPICS:
+                simulation.send_group(sender, topic)
+            simulation.run(0.01)
+        if drains:
+            simulation.forwarders[A].drain()
+    simulation.run(5.0)
+    assert not simulation.forwarders[A].is_alive
+    assert lost(simulation, members) == []
+
+
 def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Simulation) -> None:
     """A topic with only a held message keeps its home when a second forwarder appears, and loses nothing."""
     sender, members = sender_and_receiver(simulation, A, B, window=20)
@@ -210,6 +233,8 @@ def test_a_job_under_way_to_a_lost_connection_is_counted_when_the_forwarder_ends
     assert job.is_confirmed
     forwarder.drain()
     simulation.run(1.0)
+    assert forwarder.is_alive, "the process might return"
+    simulation.run(3.0)
     assert not forwarder.is_alive
     assert not job.read_by
     assert forwarder.exchange.drops["lost_delivery"] == 1

@@ -202,6 +202,10 @@ class Subscriber:
     def say_hello(self) -> None:
         self.lists.append(self.known())
 
+    def say_goodbye(self) -> None:
+        if self.is_connected:
+            self.lists.append(b"")
+
     def lost(self) -> None:
         self.is_lost |= self.is_connected
         self.welcome, self.is_connected = None, False
