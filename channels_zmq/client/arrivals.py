@@ -41,20 +41,18 @@ class Arrivals:
         """Bytes that were read since the last probe."""
         self._attachment = attachment
         self._probes: deque[_Probe] = deque()  # the unanswered ones
-        self.began = -inf
-        """When the session began."""
-        self._proved_until = self._sent_at = -inf
+        self._began = self._proved_until = self._sent_at = -inf
 
     def begin(self, now: float) -> None:
         """Begin a session. Only a replay can bring messages that were published before it and missed."""
         self._probes.clear()
-        self.began, self._proved_until, self.unproved = now, -inf, 0
+        self._began, self._proved_until, self.unproved = now, -inf, 0
 
     @property
     def complete_until(self) -> float:
         """The monotonic time before which everything published has arrived, or will not arrive in this session."""
         self._take_answers()
-        return max(self.began, self._proved_until)
+        return max(self._began, self._proved_until)
 
     def probe(self, now: float, since: float) -> int:
         """Return the number of a sync to send, or 0 if none is due.

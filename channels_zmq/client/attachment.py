@@ -22,6 +22,7 @@ class Attachment:
         drop: Counts dropped jobs by cause.
         window: Frames that may be unacknowledged.
         window_bytes: Bytes that they may have together.
+        began: When this process began to receive, by other exchanges.
         longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
@@ -33,12 +34,13 @@ class Attachment:
         drop: Callable[[str, int], None],
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
+        began: float = 0.0,
         longest: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credit = Credit(inbox, prefetch, drop, clock)
         self.window = Window(window, window_bytes, clock)
-        self.resumption = Resumption(inbox, longest, clock)
+        self.resumption = Resumption(inbox, began, longest, clock)
         self.longest = longest
         """Seconds that the largest frame takes on the slowest link."""
         self.is_reachable = True

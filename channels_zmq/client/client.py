@@ -90,7 +90,9 @@ class Client:
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self._clock = clock
         drop = self.counters.drop
-        self._make_attachment = partial(Attachment, inbox, prefetch, drop, window, window_bytes, longest, clock)
+        self._make_attachment = partial(
+            Attachment, inbox, prefetch, drop, window, window_bytes, clock(), longest, clock
+        )
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
@@ -182,22 +184,17 @@ class Client:
             self.counters.drop("malformed")
         return None
 
-    # Messages that were missed while a connection was cut
+    # Messages that were published while this process was not connected
 
     def resume(self, attachment: Attachment, session: int) -> bytes | None:
         """Return the request to an exchange to replay missing messages; None if none can be missing."""
-        request = attachment.resumption.request(session, self.memberships.groups)
+        request = attachment.resumption.request(session, self.memberships.joined())
         self._await_replays()
         return request
 
     def connection_lost(self, attachment: Attachment, since: float) -> None:
         """Note that the connection to an exchange was lost; it had delivered everything published before a time."""
         attachment.resumption.lost(since)
-        self._await_replays()
-
-    def take_over(self, attachment: Attachment, since: float) -> None:
-        """Note that another connection to the exchange ends; it had delivered everything published before a time."""
-        attachment.resumption.lacks(since)
         self._await_replays()
 
     def _await_replays(self) -> None:

@@ -156,6 +156,10 @@ class Memberships:
             group.runs.restart()
             group.runs.start_after(self._sender, group.floor)
 
+    def joined(self) -> list[Topic]:
+        """Return the topics of the groups whose subscription is in force: their members are not to miss a message."""
+        return [topic for topic, group in self.groups.items() if not group.in_force_after]
+
     def leave(self, topic: Topic, channel: str) -> list[bytes]:
         """Remove a channel from a group; return the frames that unsubscribe."""
         group, box = self.groups.get(topic), self._mailboxes.boxes.get(channel)

@@ -1,8 +1,9 @@
-"""The messages that the connection to one exchange may have lost, and the request to the exchange to replay them.
+"""The messages of one exchange that may not have reached this process, and the request to replay them.
 
 Pure. A connection that breaks loses the messages on their way, and those that are published before this process has
-subscribed again. The exchange keeps messages for some seconds, and this process requests them with each hello until it
-is welcomed. Those that are not replayed when no part of the answer has arrived for `REPLAYED_WITHIN` count as missed.
+subscribed again. And others may learn of an exchange, and send by it, before this process does. The exchange keeps
+messages for some seconds, and this process requests them with each hello until it is welcomed. Those that are not
+replayed when no part of the answer has arrived for `REPLAYED_WITHIN` count as missed.
 """
 
 import time
@@ -31,15 +32,17 @@ class Resumption:
 
     Args:
         inbox: Of this process.
+        began: When this process began to receive, by other exchanges.
         longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, inbox: bytes, longest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, inbox: bytes, began: float, longest: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.until = 0.0
         """Until when to wait for the next connection, or for the answer."""
-        self.missing_since: float | None = None
-        """The time since which published messages may be missing, until an answer is complete; None if none are."""
+        self._missing_since: float | None = began  # until an answer is complete; None if nothing is missing
         self._inbox, self._longest, self._clock = inbox, longest, clock
         self._session = 0  # of the last request
         self._asked_at = 0.0  # when the first request in it was sent
@@ -50,23 +53,17 @@ class Resumption:
         """Note that the connection was lost; it had delivered everything published before a time."""
         self._is_asked = False
         self.until = self._clock() + BACK_WITHIN
-        if self.missing_since is None or self._attempts >= ATTEMPTS:
-            self.missing_since, self._attempts = since, 0
-
-    def lacks(self, since: float) -> None:
-        """Request with the next hello everything published since a time, which another connection has not delivered."""
-        self.missing_since = since if self.missing_since is None else min(since, self.missing_since)
-        self._attempts, self._is_asked = 0, False
-        self.until = self._clock() + BACK_WITHIN
+        if self._missing_since is None or self._attempts >= ATTEMPTS:
+            self._missing_since, self._attempts = since, 0
 
     def request(self, session: int, topics: Collection[bytes]) -> bytes | None:
         """Return the request for what is missing, and wait for its answer; None if nothing can be missing.
 
         Args:
             session: The one that begins.
-            topics: Of the groups of this process.
+            topics: Of the groups that this process has joined.
         """
-        if self.missing_since is None:
+        if self._missing_since is None:
             return None
         now = self._clock()
         if session != self._session:
@@ -74,7 +71,7 @@ class Resumption:
             self._attempts += 1
         self._is_asked = True
         self._wait(now, ANSWERED_WITHIN)
-        age = wire.milliseconds(now - self.missing_since + ON_THE_WAY + READ_WITHIN)
+        age = wire.milliseconds(now - self._missing_since + ON_THE_WAY + READ_WITHIN)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)
         return wire.RESUME.encode(wire.Resume(self._inbox, session, age, every, hashes))
@@ -95,4 +92,4 @@ class Resumption:
         This changes nothing if the connection has been lost again before the end of the answer is read.
         """
         if self._is_asked:
-            self.missing_since, self._attempts, self.until = None, 0, 0.0
+            self._missing_since, self._attempts, self.until = None, 0, 0.0

@@ -109,11 +109,6 @@ class Downlink:
         """Return whether messages that were published before a time may still arrive, which a probe finds out."""
         return self._reads_former or self.current.is_behind(now, since)
 
-    @property
-    def complete_until(self) -> float:
-        """The monotonic time before which the subscriber that is read has delivered everything published."""
-        return self._reading.arrivals.complete_until
-
     def _read_former(self) -> bool:
         has_more = self._reading.read()
         if has_more or self._reading.is_connected:

@@ -460,26 +460,6 @@ class Link:
             self._answered_by = inf
             self._client.unsure(self.attachment)
 
-    @property
-    def complete_until(self) -> float:
-        """The monotonic time before which it has delivered everything published; -inf before the first session."""
-        missing_since = self.attachment.resumption.missing_since
-        return self.downlink.complete_until if missing_since is None else missing_since
-
-    def take_over(self, double: "Link") -> bool:
-        """Request what another link to the same forwarder, which is about to be removed, has not delivered.
-
-        If this link had subscribed by then, it delivers that itself.
-
-        Returns:
-            Whether a new session is needed for this.
-        """
-        since = double.complete_until
-        if since == -inf or (self.is_connected and self._subscriber.arrivals.began <= since):
-            return False
-        self._client.take_over(self.attachment, since)
-        return True
-
     def _before_hello(self) -> Iterable[bytes]:
         self._fail_requests()
         return self._client.before_hello(self.attachment)

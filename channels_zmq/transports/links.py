@@ -505,8 +505,7 @@ class Links:
         """Ignore a link or one of those to the same forwarder, which is known by several addresses.
 
         A forwarder has one session for this process, that of the later hello, and answers both links with its welcome.
-        `tick` removes the link that is ignored. It begins a new session by the other one if its own was the earlier, or
-        to request what the removed link has not delivered.
+        `tick` removes the link that is ignored, and begins a new session by the other one if its own was the earlier.
         """
         for other in same:
             if not {link.forwarder, other.forwarder} & self._ignored.keys():
@@ -579,9 +578,8 @@ class Links:
     def _remove_doubles(self) -> None:
         while self._doubles:
             double, kept = self._doubles.pop(0)
-            lacks = kept.take_over(double)
             self._remove(double)
-            if kept.forwarder in self._links and kept.is_connected and (lacks or kept.session < double.session):
+            if kept.forwarder in self._links and kept.is_connected and kept.session < double.session:
                 kept.greet()
 
     # Housekeeping

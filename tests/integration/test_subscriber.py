@@ -85,9 +85,12 @@ def client() -> Fed:
 
 @pytest.fixture
 def subscriber(context: "zmq.Context[Socket]", exchange: Socket, client: Fed) -> Iterator[Subscriber]:
-    """Return a subscriber that is connected, and subscribed to its inbox."""
+    """Return a subscriber that is connected, and subscribed to its inbox; nothing is missing from before."""
     address = exchange.get_string(zmq.LAST_ENDPOINT)
-    subscriber = Subscriber(context, address, OPTIONS, client, client.attach(), lambda: client.known)
+    attachment = client.attach()
+    client.resume(attachment, 0)
+    attachment.resumption.ended()
+    subscriber = Subscriber(context, address, OPTIONS, client, attachment, lambda: client.known)
     subscriber.connect(None)
     subscriber.subscribe_inbox()
     assert [exchange.recv(), exchange.recv()] == [client.claim, wire.subscription(TOPIC)]
@@ -557,10 +560,18 @@ def requests(exchange: Socket) -> list[wire.Resume]:
     return asked
 
 
-def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
-    """The first session requests no replay, because nothing can be missing."""
+def test_the_first_session_asks_for_what_others_have_sent_before(
+    context: "zmq.Context[Socket]", exchange: Socket, client: Fed
+) -> None:
+    """The first session with an exchange requests what was published since the start of the process."""
+    subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client, client.attach())
+    subscriber.connect(None)
+    subscriber.subscribe_inbox()
     subscriber.greet(list)
-    assert requests(exchange) == []
+    (asked,) = requests(exchange)
+    assert (asked.session, asked.topics) == (subscriber.session, b"")
+    assert asked.age >= MARGIN_MS
+    subscriber.close()
 
 
 def test_a_session_that_follows_a_cut_asks_for_what_is_missing(

@@ -107,6 +107,25 @@ def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) 
     assert [[link.state for link in one.links._links.values()] for one in processes] == [[State.UP]] * 10
 
 
+def test_a_process_that_learns_of_a_forwarder_late_gets_what_others_have_sent_by_it(simulation: Simulation) -> None:
+    """When the only known forwarder ends, names resolve to its successor earlier in one process than in another."""
+    sender, members = sender_and_receiver(simulation, A)
+    simulation.forwarders[A].drain()
+    simulation.start_forwarder(B)
+    simulation.run(1.0)
+    for seconds, process in ((0.2, sender), (1.0, members[0].process)):
+        for _ in range(round(seconds / 0.01)):
+            for topic in TOPICS:
+                simulation.send_group(sender, topic)
+            simulation.run(0.01)
+        process.resolves(B)
+    simulation.run(5.0)
+    for topic in TOPICS:
+        simulation.send_group(sender, topic)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_a_drain_waits_for_a_process_whose_connection_is_cut(simulation: Simulation, seconds: float) -> None:
     """The forwarder ends once the process has returned, and has got what it has missed."""

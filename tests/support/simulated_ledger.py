@@ -28,8 +28,6 @@ class Message:
     is_accepted: bool = True
     is_confirmed: bool = False
     read_by: list[tuple[Process, str]] = field(default_factory=list)
-    unknown_to: set[Process] = field(default_factory=set)
-    """Steady processes without a link to a forwarder that carried the message."""
     copied_to: set[str] = field(default_factory=set)
     """Normal channels from which a copy of the group message was read."""
 

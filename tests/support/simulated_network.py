@@ -326,8 +326,6 @@ class Push(_Socket):
         waiting = len(self._pipe if self.line is None else self.line.up.under_way)
         if self._is_lost or waiting >= self.network.push_mark:
             raise zmq.Again
-        for message in messages(frame):
-            self.network.copied(message, self.address)
         self._out(frame)
 
     def failed(self) -> None:
@@ -374,13 +372,10 @@ class Network:
         world: Time and random choices.
         push_mark: High-water mark of each PUSH, in frames.
         lost: Called with each frame that is lost in transit.
-        copied: Called with each group or direct message that a PUSH accepts, and its address.
     """
 
-    def __init__(
-        self, world: World, push_mark: int, lost: Callable[[bytes], None], copied: Callable[[bytes, str], None]
-    ) -> None:
-        self.world, self.push_mark, self.lost, self.copied = world, push_mark, lost, copied
+    def __init__(self, world: World, push_mark: int, lost: Callable[[bytes], None]) -> None:
+        self.world, self.push_mark, self.lost = world, push_mark, lost
         self.lines: list[Line] = []
         self.black_holes: set[str] = set()
         """Addresses that accept no connection but do not refuse it either."""
@@ -404,10 +399,6 @@ class Network:
         self._listening[address] = forwarder
         for socket, attempt in self._waiting.pop(address, ()):
             self.world.after(self.world.random.uniform(0, RETRY), self._try, socket, attempt)
-
-    def is_same(self, one: str, another: str) -> bool:
-        """Return whether two addresses lead to the same forwarder."""
-        return one == another or self._listening.get(one, one) is self._listening.get(another, another)
 
     def stop_listening(self, address: str) -> None:
         self._listening.pop(address, None)

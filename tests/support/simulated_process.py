@@ -324,6 +324,13 @@ class Process:
             self._look()
         self.tick_at(self.connection.tick(self.world.now))
 
+    def resolves(self, forwarder: Forwarder) -> None:
+        """Let a name in CONFIG resolve to one more forwarder."""
+        found = self.links._bootstrap._found
+        self.links._bootstrap._found = {**found, forwarder: [forwarder]}
+        self.links._has_resolved = True
+        self.connection.call_soon(0.0)
+
     # Faults and the end
 
     def has_read(self, message: bytes) -> None:

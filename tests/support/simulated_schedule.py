@@ -21,6 +21,8 @@ WARM_UP = 6.0
 HEALING = 75.0
 """Maximum seconds until all forwarders have settled, which takes 60 at most, and all links are up."""
 QUIET = 11.0
+RESOLVE_EVERY = 5.0
+"""Seconds between two times that a process resolves names."""
 LATE_KEYS = 4.0
 """Maximum seconds for which a forwarder refuses a new key. One that starts waits longer for a missing client."""
 FEW_BYTES = 2_000
@@ -63,7 +65,9 @@ class Schedule(Simulation):
         self.network.delays = choose(((0.0002, 0.002), (0.0005, 0.02), (0.001, 0.08)))
         self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
         self.cuts_steady = self.random.random() < 0.3
-        """Whether steady processes are cut off too. Then a forwarder that ends may take along what they have missed."""
+        """Whether steady processes are cut off too. A forwarder that is killed then would take along what they miss."""
+        self.keys_are_late = self.random.random() < 0.5
+        """Whether forwarders may learn of a new key late."""
         self.cuts_all = False
         """Whether a forwarder was frozen for so long that all of its subscribers were cut off."""
         self.without = set(without)
@@ -193,7 +197,7 @@ class Schedule(Simulation):
             self._drain: 3,
             self._start: 6,
             self._freeze: 3,
-            self._add: 0.7,
+            self._add: 1.5,
             self._cut_push: 4,
             self._stall_push: 3,
             self._cut_sub: 4,
@@ -207,7 +211,9 @@ class Schedule(Simulation):
             self._flush: 0.5 if self.flushes else 0,
         }
         if self.cuts_steady:
-            faults |= {self._kill: 0, self._drain: 0, self._freeze: 0}
+            faults |= {self._kill: 0, self._freeze: 0}
+            if self.keys_are_late:  # a process may be cut off for longer than a forwarder waits for its return
+                faults[self._drain] = 0
         fault = self.random.choices(list(faults), list(faults.values()))[0]
         if fault.__name__.lstrip("_") not in self.without:
             self.fault_at = max(self.fault_at, self.world.now)
@@ -218,15 +224,24 @@ class Schedule(Simulation):
     def _alive(self) -> list[Forwarder]:
         return [one for one in dict.fromkeys(self.forwarders.values()) if one.is_alive]
 
+    def _found(self) -> list[Forwarder]:
+        """Return the living forwarders but for new ones that some process has not found yet.
+
+        If such a forwarder ends, and no other was there, that process misses what others have sent by it.
+        """
+        inboxes = {one.client.inbox for one in self.living()}
+        first = self.addresses[: self.count]
+        return [one for one in self._alive() if one.addresses[0] in first or inboxes <= one.exchange.clients.keys()]
+
     def _kill(self) -> None:
-        alive = self._alive()
+        alive = self._found()
         if alive and not any(one.is_frozen for one in self.processes if not one.is_gone):
             if any(one.closed_at + 1.0 > self.world.now for one in self.processes):
                 return  # no client would repeat a message that it has just delivered
             self.kill_forwarder(self.random.choice(alive))
 
     def _drain(self) -> None:
-        well = [one for one in self._alive() if not one.is_frozen and not one.is_ending]
+        well = [one for one in self._found() if not one.is_frozen and not one.is_ending]
         if well:
             forwarder = self.random.choice(well)
             self.note(f"drain {self._name(forwarder)}")
@@ -251,13 +266,20 @@ class Schedule(Simulation):
             self.fault_at = max(self.fault_at, self.world.now + seconds)  # a join may wait for its first connection
 
     def _add(self) -> None:
-        """Start a forwarder at an address that only a single, new process knows."""
-        if len(self.addresses) < 4:
-            one = address(len(self.addresses) + 1)
-            self.addresses = [*self.addresses, one]
-            self.note(f"add {one.pub}")
-            self._start_at(one)
+        """Start a forwarder at a new address, to which names resolve now: each process learns of it in its own time.
+
+        A new process may know it at once. The others may learn of it from their forwarders first.
+        """
+        if len(self.addresses) >= 4:
+            return
+        one = address(len(self.addresses) + 1)
+        self.addresses = [*self.addresses, one]
+        self.note(f"add {one.pub}")
+        self._start_at(one)
+        if self.random.random() < 0.5:
             self.new_process(lists_all=True)
+        for process in self.living():
+            self.world.after(self.random.uniform(0, RESOLVE_EVERY), process.resolves, *self._in_some_net([one]))
 
     def _a_line(self, port: str, processes: list[Process]) -> Line | None:
         lines = [line for process in processes for line in process.lines(port) if not line.up.is_cut]
@@ -311,7 +333,7 @@ class Schedule(Simulation):
         process = self.random.choice(self.living())
         self.note(f"change the keys of {process.number}")
         process.keys.change()
-        for forwarder in self._alive():  # which may learn of the new key late
+        for forwarder in self._alive() if self.keys_are_late else ():
             if self.random.random() < 0.3:
                 seconds = self.random.uniform(0.1, LATE_KEYS)
                 self.note(f"{self._name(forwarder)} refuses them for {seconds:.3f}")
@@ -526,4 +548,4 @@ class Schedule(Simulation):
             if any(wire.read_group(copy)[3] & wire.FLAG_ACKNOWLEDGED for _, copy in copies):
                 return False  # its members then most likely got it, and the exact set of them is unknown
         # Messages that a process could not deliver before it was closed or killed are lost with it.
-        return (not message.sender.is_gone or message.sender.has_delivered) and process not in message.unknown_to
+        return not message.sender.is_gone or message.sender.has_delivered

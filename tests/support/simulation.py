@@ -57,7 +57,7 @@ class Simulation:
         self._write = write
         self.ledger = Ledger(self.world)
         push_mark = self.random.choice((20, 200, 10_000, 10_000))
-        self.network = Network(self.world, push_mark, self._frame_was_lost, self._copy_was_sent)
+        self.network = Network(self.world, push_mark, self._frame_was_lost)
         self.housekeeper = replace_surroundings(monkeypatch, self.world, self.network, self._log)
         self.forwarders: dict[discovery.Forwarder, Forwarder] = {}
         """The last run at each address."""
@@ -250,14 +250,6 @@ class Simulation:
             self._open_calls.pop(message, None)
 
     # Frames in transit
-
-    def _copy_was_sent(self, copy: bytes, address: str) -> None:
-        """Record the steady processes that cannot receive a message, because they do not know its forwarder yet."""
-        message = self.ledger.of(copy)
-        for process in self.steady:
-            ways = [link.forwarder.pull for link in process.links._links.values() if link.instance]
-            if not any(self.network.is_same(address, way) for way in ways):
-                message.unknown_to.add(process)
 
     def _frame_was_lost(self, frame: bytes) -> None:
         """Excuse a lost job that was going back, because its arrival is unknown."""

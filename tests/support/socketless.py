@@ -9,7 +9,7 @@ import pytest
 import zmq
 from fakes import Clock
 
-from channels_zmq.client.arrivals import SILENT_AFTER, Arrivals
+from channels_zmq.client.arrivals import SILENT_AFTER
 from channels_zmq.client.attachment import Attachment
 from channels_zmq.client.client import Client
 from channels_zmq.errors import ConfigurationError
@@ -137,7 +137,6 @@ class Subscriber:
         self.ticked: list[float] = []
         self.is_closed = self.is_lost = self.others_come_first = False
         self.probed_at = -inf
-        self.arrivals = Arrivals(attachment)
         self.keys: ClientKeys | None = None
         context.subscribers.append(self)
 
@@ -195,7 +194,6 @@ class Subscriber:
         self.subscribed = groups
         self.session = self.client.new_session()
         self.welcome, self.is_connected = None, True
-        self.arrivals.begin(self.client._clock())
         self.greeted.append(frames)
         self.say_hello()
 

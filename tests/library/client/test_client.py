@@ -1702,14 +1702,19 @@ def replay(client: Client, *messages: bytes, last: int = 1, exchange: int = 0, s
 
 
 def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clock) -> None:
-    """After its connection was cut, and only then, a client requests the missed messages of all its groups."""
+    """A client requests the missed messages of the groups it has joined, at a new exchange and after a cut.
+
+    A join that waits for the exchange is not among them: messages from before it would be replayed.
+    """
     add(client, topic=G)
-    add(client, topic=H)
-    assert client.resume(client.attachments[0], 1) is None
-    assert not client.gaps.awaits_replay
-    lose_connection(client, clock)
-    assert wire.decode_hashes(resume(client).topics) == {wire.topic_hash(G), wire.topic_hash(H)}
-    assert client.gaps.awaits_replay
+    client.join(H, "a", 9, None)
+    for _ in ("new", "cut"):
+        assert wire.decode_hashes(resume(client).topics) == {wire.topic_hash(G)}
+        assert client.gaps.awaits_replay
+        replay(client)
+        assert client.resume(client.attachments[0], SESSION + 6) is None
+        assert not client.gaps.awaits_replay
+        lose_connection(client, clock)
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])

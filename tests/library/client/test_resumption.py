@@ -1,4 +1,4 @@
-"""The messages that a cut connection may have lost, and the request for them."""
+"""The messages that may not have reached a process, and the request for them."""
 
 import pytest
 from fakes import Clock
@@ -25,7 +25,11 @@ MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
 
 @pytest.fixture
 def resumption(clock: Clock) -> Resumption:
-    return Resumption(INBOX, LONGEST, clock)
+    """Return that of a process whose first request was answered."""
+    resumption = Resumption(INBOX, clock.now, LONGEST, clock)
+    request(resumption, 1)
+    resumption.ended()
+    return resumption
 
 
 def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] = TOPICS) -> wire.Resume | None:
@@ -38,28 +42,17 @@ def test_whatever_is_replayed_is_recognised_by_its_run() -> None:
     assert history.SECONDS + ANSWERED_WITHIN < REMEMBERED
 
 
-def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
-    """A process that connects for the first time requests nothing, as nothing can be missing."""
-    assert request(resumption) is None
-    assert resumption.until == 0.0
-
-
-@pytest.mark.parametrize(("lost", "lacks"), [(2.0, 1.0), (2.0, 5.0), (None, 1.0)])
-def test_what_another_connection_has_not_delivered_is_requested_too(
-    resumption: Resumption, clock: Clock, lost: float | None, lacks: float
-) -> None:
-    """Of the time of the own loss and that of another connection, the earlier one counts, with all attempts."""
-    if lost is not None:
-        resumption.lost(clock.now - lost)
-        for session in range(ATTEMPTS):
-            request(resumption, session)
-    resumption.lacks(clock.now - lacks)
-    assert resumption.until == clock.now + BACK_WITHIN
-    assert resumption.missing_since == clock.now - max(lacks, lost or 0.0)
+def test_what_others_have_sent_before_a_process_connects_is_asked_for(clock: Clock) -> None:
+    """The first request covers the time since the process began to receive by other exchanges."""
+    resumption = Resumption(INBOX, clock.now, LONGEST, clock)
+    assert resumption.until == 0.0, "nothing waits for an exchange that may never be reached"
+    clock.now += 30.0
+    asked = request(resumption, 1)
+    assert asked is not None
+    assert asked.age == 30_000 + MARGIN_MS
+    assert resumption.until == clock.now + PART
     resumption.ended()
-    assert resumption.missing_since is not None, "an answer to an earlier request changes nothing"
-    resumption.lost(clock.now)
-    assert resumption.missing_since == clock.now - max(lacks, lost or 0.0)
+    assert request(resumption, 2) is None
 
 
 def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption: Resumption, clock: Clock) -> None:

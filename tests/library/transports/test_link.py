@@ -2268,15 +2268,6 @@ def test_keys_that_change_before_the_next_session_is_welcomed_wait_for_it(renewa
     assert renewal.told == ["up"]
 
 
-def test_a_former_subscriber_that_is_read_decides_what_has_been_delivered(renewal: Renewal) -> None:
-    """Until the next session is welcomed, the link has delivered no more than its former subscriber."""
-    renewal.clock.now += 5.0
-    second = renewal.change_subscriber()
-    assert renewal.link.complete_until == renewal.first.arrivals.began < second.arrivals.began
-    renewal.welcome()
-    assert renewal.link.complete_until == second.arrivals.began
-
-
 def test_keys_that_wait_are_taken_up_at_once_if_those_before_them_are_refused(renewal: Renewal) -> None:
     """If keys are refused while newer ones wait, the newer ones are used at once."""
     second = renewal.begin()

@@ -1376,49 +1376,6 @@ def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None
     assert rig.sent(A)[-3:] == [b"1", b"2", b"3"]
 
 
-@pytest.mark.parametrize("was_cut", [False, True])
-def test_a_double_leaves_to_the_other_link_what_it_has_not_delivered(make: Callable[..., Rig], was_cut: bool) -> None:
-    """The link that is kept requests what the double has not delivered, if it was published before its own session.
-
-    The double's connection may have been cut a moment before, or hold frames that are not read yet.
-    """
-    rig = make(B)
-    rig.links._listed[A] = rig.clock.now
-    rig.links._learn()
-    rig.exchange(A).instance = rig.exchange(B).instance = b"a" * 8
-    began = rig.clock.now
-    rig.come_up(A)
-    rig.clock.now += 5.0
-    if was_cut:
-        rig.client.connection_lost(rig.link(A).attachment, began + 1.0)
-        rig.exchange(A).disconnected()
-        rig.exchange(A).connected()
-    kept = rig.link(B)
-    rig.exchange(B).connected()
-    session = kept.session
-    rig.welcome(A, session=session)
-    rig.welcome(B)
-    rig.tick()
-    assert list(rig.links._links) == [B]
-    assert kept.attachment.resumption.missing_since == (began + 1.0 if was_cut else began)
-    assert kept.session > session, "a further hello has requested it"
-
-
-def test_a_double_leaves_nothing_to_a_link_that_has_subscribed_before_it(make: Callable[..., Rig]) -> None:
-    """A link that was connected all the time has delivered everything by itself."""
-    rig = make(A)
-    rig.come_up(A)
-    rig.clock.now += 5.0
-    rig.welcome(A, forwarders=encoded(A, B))
-    rig.tick()
-    rig.exchange(B).instance = INSTANCES[A]
-    rig.exchange(B).connected()
-    rig.welcome(B)
-    rig.tick()
-    assert list(rig.links._links) == [A]
-    assert rig.link(A).attachment.resumption.missing_since is None
-
-
 @pytest.mark.parametrize("order", [(B, A), (A, B)])
 @pytest.mark.parametrize("configured", [(A,), (A, B), (B, A), (C, A, B)])
 def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
