@@ -1,4 +1,4 @@
-"""One exchange as the client sees it: its session, its credit, its send window, and what its connection has lost.
+"""One exchange as the client sees it: its session, its credit, its send window, and what it has not delivered.
 
 Pure. A client is attached to several equal exchanges: it subscribes at all of them and reads from all. This is the
 state that it keeps for each.
@@ -22,7 +22,6 @@ class Attachment:
         drop: Counts dropped jobs by cause.
         window: Frames that may be unacknowledged.
         window_bytes: Bytes that they may have together.
-        began: When this process began to receive, by other exchanges.
         longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
@@ -34,13 +33,12 @@ class Attachment:
         drop: Callable[[str, int], None],
         window: int = 4096,
         window_bytes: int = 64 * 2**20,
-        began: float = 0.0,
         longest: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credit = Credit(inbox, prefetch, drop, clock)
         self.window = Window(window, window_bytes, clock)
-        self.resumption = Resumption(inbox, began, longest, clock)
+        self.resumption = Resumption(inbox, longest, clock)
         self.longest = longest
         """Seconds that the largest frame takes on the slowest link."""
         self.is_reachable = True
@@ -58,6 +56,11 @@ class Attachment:
         """How many clients it had, by its last report while it did not settle."""
         self.taken_over = 0
         """How many messages of normal channels this exchange has returned in this session, because it is to end."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no session has begun so far."""
+        return not self._instance
 
     def welcomed(self, welcome: wire.Welcome) -> None:
         """Note how many clients the exchange has. While it settles, most of them have not reconnected yet."""

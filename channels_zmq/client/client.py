@@ -90,9 +90,8 @@ class Client:
         """Whether the exchange is in this process, so that a subscription is in force at once."""
         self._clock = clock
         drop = self.counters.drop
-        self._make_attachment = partial(
-            Attachment, inbox, prefetch, drop, window, window_bytes, clock(), longest, clock
-        )
+        self._make_attachment = partial(Attachment, inbox, prefetch, drop, window, window_bytes, longest, clock)
+        self._reached_at: float | None = None  # when the first session with any exchange began
         self._session = session
         self._read_normally: dict[str, Mailbox[Any]] = {}  # normal channels that were read, most of them still
         self._most_read = 0
@@ -137,6 +136,7 @@ class Client:
         self.unsure(attachment)
         attachment.credit.detach()
         self.attachments.remove(attachment)
+        self._await_replays()
 
     def peers(self, attachment: Attachment) -> int:
         """Return how many clients there are as far as this exchange, or one that can be reached, has reported."""
@@ -188,17 +188,28 @@ class Client:
 
     def resume(self, attachment: Attachment, session: int) -> bytes | None:
         """Return the request to an exchange to replay missing messages; None if none can be missing."""
-        request = attachment.resumption.request(session, self.memberships.joined())
+        request = attachment.resumption.request(session, self.memberships.joined)
         self._await_replays()
         return request
 
+    def connected(self, attachment: Attachment) -> None:
+        """Note that there is a connection to an exchange.
+
+        If it is the first one, others may have sent by this exchange since this process could be reached by another.
+        """
+        if attachment.is_new and self._reached_at is not None:
+            self._lacks(attachment, self._reached_at)
+
     def connection_lost(self, attachment: Attachment, since: float) -> None:
         """Note that the connection to an exchange was lost; it had delivered everything published before a time."""
-        attachment.resumption.lost(since)
+        self._lacks(attachment, since)
+
+    def _lacks(self, attachment: Attachment, since: float) -> None:
+        attachment.resumption.lacks(since)
         self._await_replays()
 
     def _await_replays(self) -> None:
-        self.gaps.replays_until = max(one.resumption.until for one in self.attachments)
+        self.gaps.replays_until = max((one.resumption.until for one in self.attachments), default=0.0)
 
     def _replayed(self, frame: bytes, attachment: Attachment) -> Iterator[None] | None:
         replayed = wire.REPLAYED.decode(frame)
@@ -424,6 +435,8 @@ class Client:
         Until then, only other exchanges may have answered requests about normal members.
         """
         attachment.is_reachable = True
+        if self._reached_at is None:
+            self._reached_at = self._clock()
         members = self.normal_members.repeat(attachment.notes_sent)
         requests = [one.frame for one in self.requests.reached(attachment)]
         self.out.send_upstream([*members, *requests, *attachment.begin_session(session, instance)], attachment)

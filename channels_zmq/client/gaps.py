@@ -3,7 +3,7 @@
 Pure. While a sender changes from one exchange to another, its messages arrive by two connections. A message behind a
 gap waits for the missing ones for `HOLD`, and longer while they may be on their way or not read yet. The first
 message of a run may or may not be behind a gap, so it waits only until all sockets have been read. Both wait longer
-while any exchange replays what its connection has lost. `client/arrivals.py` determines whether messages are on their
+while any exchange replays what it has not delivered. `client/arrivals.py` determines whether messages are on their
 way. Runs of other senders and topics never wait.
 """
 

@@ -32,36 +32,33 @@ class Resumption:
 
     Args:
         inbox: Of this process.
-        began: When this process began to receive, by other exchanges.
         longest: Seconds that the largest frame takes on the slowest link.
         clock: Monotonic seconds.
     """
 
-    def __init__(
-        self, inbox: bytes, began: float, longest: float = 0.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, inbox: bytes, longest: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.until = 0.0
         """Until when to wait for the next connection, or for the answer."""
-        self._missing_since: float | None = began  # until an answer is complete; None if nothing is missing
+        self._missing_since: float | None = None  # until an answer is complete
         self._inbox, self._longest, self._clock = inbox, longest, clock
         self._session = 0  # of the last request
         self._asked_at = 0.0  # when the first request in it was sent
         self._attempts = 0
         self._is_asked = False
 
-    def lost(self, since: float) -> None:
-        """Note that the connection was lost; it had delivered everything published before a time."""
+    def lacks(self, since: float) -> None:
+        """Note that there is no connection, or was none before; everything published before a time has arrived."""
         self._is_asked = False
         self.until = self._clock() + BACK_WITHIN
         if self._missing_since is None or self._attempts >= ATTEMPTS:
             self._missing_since, self._attempts = since, 0
 
-    def request(self, session: int, topics: Collection[bytes]) -> bytes | None:
+    def request(self, session: int, joined: Callable[[], Collection[bytes]]) -> bytes | None:
         """Return the request for what is missing, and wait for its answer; None if nothing can be missing.
 
         Args:
             session: The one that begins.
-            topics: Of the groups that this process has joined.
+            joined: Returns the topics of the groups that this process has joined.
         """
         if self._missing_since is None:
             return None
@@ -71,6 +68,7 @@ class Resumption:
             self._attempts += 1
         self._is_asked = True
         self._wait(now, ANSWERED_WITHIN)
+        topics = joined()
         age = wire.milliseconds(now - self._missing_since + ON_THE_WAY + READ_WITHIN)
         every = len(topics) > wire.MAX_HASHES
         hashes = b"" if every else wire.encode_hashes(topics)

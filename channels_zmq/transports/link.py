@@ -212,6 +212,10 @@ class Link:
         """Report which forwarders this process knows now."""
         self._subscriber.say_hello()
 
+    def say_goodbye(self) -> None:
+        """Report that this process is about to disconnect for good."""
+        self._subscriber.say_goodbye()
+
     @property
     def held(self) -> int:
         """How many messages wait to be sent, or to be acknowledged."""
@@ -237,7 +241,6 @@ class Link:
     def close(self) -> None:
         """Close the sockets. Frames that they have taken are still delivered, within the linger time."""
         self.flush()
-        self._subscriber.say_goodbye()
         self.downlink.close()
         self._uplink.close()
 

@@ -193,6 +193,7 @@ class Links:
         """Send held messages as far as possible, and close the sockets."""
         self.send_batch()
         for link in self._links.values():
+            link.say_goodbye()
             link.close()
         self._selector.close()
 

@@ -232,6 +232,7 @@ class Subscriber:
         Args:
             before: Returns the frames that the exchange needs before the hello.
         """
+        self._client.connected(self._attachment)
         self._before_hello, self._greets_by = before, time.monotonic() + READS_FORMER_FOR
         self._go_on_greeting()
 

@@ -207,7 +207,7 @@ class _State(Collector):
             ("published_bytes", "Bytes published.", traffic.bytes_out),
             (
                 "replayed_messages",
-                "Messages replayed to clients whose connection was cut.",
+                "Messages replayed to clients that had missed them.",
                 exchange.replays.messages,
             ),
             (
@@ -249,7 +249,7 @@ class _State(Collector):
             ),
             (
                 "history_bytes",
-                "Memory of the messages of the last seconds, kept for clients whose connection is cut.",
+                "Memory of the messages of the last seconds, kept for clients that miss them.",
                 exchange.history.size,
             ),
             (

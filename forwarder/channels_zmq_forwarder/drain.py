@@ -8,14 +8,14 @@ Pure: the exchange reports its clients and their frames, and publishes the messa
   hands back those that no reader has taken, and detaches.
 - Messages are returned once every client that takes part has detached on both connections or has disconnected. A
   client that does not detach delays this for at most half of the time, and gets no messages.
-- A client whose connection was lost may return within `RETURNS_WITHIN`: the end waits for it, since it requests what it
-  has missed, and detaches.
+- A client whose connection was lost may return within `RETURNS_WITHIN`, request what it has missed, and detach. The end
+  waits for such clients, and for the replays, but for the former for at most half of the time.
 - All messages of a channel are returned to one client, in the order of the queue; channels go to the clients in turns.
 - At most `WINDOW` returned messages of a client are not yet taken. If it disconnects, or the time is over, it is
   unknown whether it has these: they are counted as `lost_delivery`, since messages must not be delivered twice.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -80,9 +80,7 @@ class Drain:
         self._patient_until = self._until = inf
         self._participants: dict[bytes, Participant] = {}
         self._attached: set[bytes] = set()
-        self._lost: dict[
-            bytes, float
-        ] = {}  # those whose connection was lost, and until when they may return; the first one is at the front
+        self._returning: OrderedDict[bytes, float] = OrderedDict()  # until when lost ones may return, in this order
         self._turns: dict[bytes, None] = {}  # those that have detached and have room; the first is next
         self._owners: dict[bytes, bytes] = {}  # the client that gets the messages of a channel
         self._returned = self._untaken = 0
@@ -98,8 +96,10 @@ class Drain:
     @property
     def returning(self) -> int:
         """How many clients may return whose connection was lost."""
-        self._forget_lost()
-        return len(self._lost)
+        now = self._clock()
+        while self._returning and next(iter(self._returning.values())) <= now:
+            self._returning.popitem(last=False)
+        return len(self._returning)
 
     @property
     def is_expecting(self) -> bool:
@@ -111,12 +111,14 @@ class Drain:
         """Whether nothing is left to do, or no time to do it."""
         if not self.has_begun:
             return False
-        if self._clock() >= self._until:
+        now = self._clock()
+        if now >= self._until:
             return True
-        if self.returning:
+        if self.returning and now < self._patient_until:
             return False
-        is_busy = self._attached or self._queues.waiting or self._untaken or self._replays.is_due
-        return not (self._participants and is_busy)
+        if not self._participants:
+            return True
+        return not (self._attached or self._queues.waiting or self._untaken or self._replays.is_due)
 
     # Clients
 
@@ -125,21 +127,15 @@ class Drain:
         known = self._participants.get(inbox)
         if known is None or known.session != session:
             self.leave(inbox)
-            self._lost.pop(inbox, None)
+            self._returning.pop(inbox, None)
             self._participants[inbox] = Participant(session)
             self._attached.add(inbox)
 
-    def lost(self, inbox: bytes) -> None:
+    def connection_lost(self, inbox: bytes) -> None:
         """Remove a client from the drain, since its connection was lost; it may return."""
         if inbox in self._participants:
-            self._forget_lost()
-            self._lost[inbox] = self._clock() + RETURNS_WITHIN
+            self._returning[inbox] = self._clock() + RETURNS_WITHIN
             self.leave(inbox)
-
-    def _forget_lost(self) -> None:
-        now = self._clock()
-        while self._lost and next(iter(self._lost.values())) <= now:
-            del self._lost[next(iter(self._lost))]
 
     def leave(self, inbox: bytes) -> None:
         """Remove a client from the drain: it takes no part any more, or begins a new session."""

@@ -7,7 +7,7 @@ answer to one of them before it has published the others, since each call leaves
 - Group and inbox frames are relayed unchanged; their payload is never decoded. A batch is split only while a client is
   connected that cannot read it, or while the exchange has to process each message.
 - A message for a normal channel waits in its queue until it is handed to exactly one reader with credit.
-- Messages of the last seconds are kept for clients whose connection is cut (`replays.py`).
+- Messages of the last seconds are kept for clients that miss them (`replays.py`).
 - A client exists from its hello until no connection is subscribed to its inbox. Then its credit ends, and with the
   hello of a new session.
 - Before an exchange ends, it drains: clients send through others, and take back the waiting messages.
@@ -63,7 +63,7 @@ class Exchange:
         instance: 8 bytes that no other run has.
         limits: Bounds of the queues of normal channels; the defaults of `Limits` if None.
         may_be_flushed: Whether clients may flush.
-        history_bytes: Memory for the messages of the last seconds, to replay them to clients whose connection was cut.
+        history_bytes: Memory for the messages of the last seconds, to replay them to clients that have missed them.
         clock: Monotonic seconds.
     """
 
@@ -344,7 +344,7 @@ class Exchange:
         self._without_batches.discard(inbox)
         self.directory.remove(inbox)
         self._members.gone(inbox, self._clock(), self._is_living)
-        self._drain.lost(inbox)
+        self._drain.connection_lost(inbox)
         return self.queues.end(inbox) + self._confirm_flushes(self._flushes.gone(inbox))
 
     def _sync(self, frame: bytes) -> list[bytes]:

@@ -7,7 +7,7 @@ Pure: the server measures and trims the heap, and passes the figures in.
   of many small messages after they have left, and that alone must never lead to a refusal.
 - A subscriber may be behind by a quarter of the limit, and by less where the process itself leaves less, so that a slow
   one does not stop the others.
-- The messages of the last seconds, kept for clients whose connection is cut, take a sixteenth of the limit at most.
+- The messages of the last seconds, kept for clients that miss them, take a sixteenth of the limit at most.
 - Above 70 % of the limit large messages are refused, until less than 65 % is in use; above 90 % all, until less than
   80 % is. The gaps keep the decision from changing with every message.
 - Neither does the C library return memory that is scattered. So its heap is trimmed before anything is refused, and

@@ -1,8 +1,8 @@
-"""Replays missed messages to the clients whose connection was cut: to them alone, through their inboxes.
+"""Replays messages to the clients that have missed them, and to no others: through their inboxes.
 
-Pure. A client that has reconnected requests a replay by `Resume`. A replay iterates over the history once for all
-clients that have asked before it, in short steps beside the traffic. Receivers recognise repeated messages by their
-numbers, and put the others into their places.
+Pure. A client that has connected, for the first time or again, requests a replay by `Resume`. A replay iterates over
+the history once for all clients that have asked before it, in short steps beside the traffic. Receivers recognise
+repeated messages by their numbers, and put the others into their places.
 """
 
 import time

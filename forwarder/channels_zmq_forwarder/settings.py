@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         ByteSize(16 * 2**20),
         ge=0,
         description="Memory for the group and direct messages of the last 20 seconds, at most a sixteenth of the "
-        "memory limit; they are replayed to clients whose connection was cut. 0 keeps none.",
+        "memory limit; they are replayed to clients that have missed them. 0 keeps none.",
     )
     max_ttl: float = Field(
         86_400.0, gt=0, le=4_294_967, description="Maximum seconds that a message waits in a queue of a normal channel."

@@ -178,7 +178,7 @@ class Forwarder(Part):
     history_bytes: Size = Field(
         "16Mi",
         description="Memory of each forwarder for the group and direct messages of the last 20 seconds, which it "
-        "replays to clients whose connection was cut; at most a sixteenth of its memory limit.",
+        "replays to clients that have missed them; at most a sixteenth of its memory limit.",
     )
     queue_bytes: Size = Field("256Mi", description="Maximum memory of all queues of normal channels in each forwarder.")
     queue_names: int = Field(

@@ -165,8 +165,8 @@ def test_messages_are_returned_once_all_clients_have_detached_both_ways(exchange
     assert len(returned(exchange.upstream(wire.DETACH.encode(wire.Detach(B, 1))))) == 1
 
 
-def test_a_client_that_ends_is_not_waited_for(exchange: Draining) -> None:
-    """The drain does not wait for a client that disconnects, since it never detaches."""
+def test_a_client_that_disconnects_does_not_delay_the_return_of_messages(exchange: Draining) -> None:
+    """Messages are returned at once when a client disconnects, since it never detaches in this session."""
     exchange.connect(A)
     exchange.connect(B)
     exchange.send(b"1")
@@ -227,6 +227,21 @@ def test_the_end_waits_for_the_replay_to_a_client_that_has_returned(exchange: Dr
     assert len(wire.decode_messages(wire.REPLAYED.decode(frames[0]).messages)) == 1
 
 
+@pytest.mark.parametrize("detaches", [False, True])
+def test_the_end_waits_for_a_client_that_has_returned_until_it_detaches(exchange: Draining, detaches: bool) -> None:
+    """A client that has returned is one that may detach, even if it had detached before."""
+    exchange.connect(A)
+    exchange.begin()
+    if detaches:
+        exchange.detach(A)
+    exchange.disconnect(A)
+    exchange.connect(A, session=2)
+    assert exchange.returning == 0
+    assert not exchange.is_drained
+    exchange.detach(A, session=2)
+    assert exchange.is_drained
+
+
 def test_the_end_does_not_wait_for_a_client_that_has_said_goodbye(exchange: Draining) -> None:
     """A hello without a list says that its client disconnects for good."""
     exchange.connect(A)
@@ -237,14 +252,16 @@ def test_the_end_does_not_wait_for_a_client_that_has_said_goodbye(exchange: Drai
     assert exchange.is_drained
 
 
-def test_a_client_that_may_return_does_not_delay_the_end_beyond_its_time(exchange: Draining, clock: Clock) -> None:
-    """The drain ends when its time is over, even if a client was lost a moment before."""
-    exchange.connect(A)
+def test_clients_that_may_return_delay_the_end_for_half_of_the_time(exchange: Draining, clock: Clock) -> None:
+    """Processes that begin and are killed one after the other do not make a drain take all of its time."""
     exchange.begin()
-    clock.now += SECONDS - 0.1
-    exchange.disconnect(A)
-    assert not exchange.is_drained
-    clock.now += 0.1
+    for session in (1, 2, 3):
+        exchange.connect(A, session)
+        exchange.disconnect(A)
+        clock.now += SECONDS / 6 - 0.01
+        assert not exchange.is_drained
+    clock.now += 0.04
+    assert exchange.returning == 1
     assert exchange.is_drained
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from event_loops import FACTORIES
 from forwarders import Forwarder, close_all, free_ports, port_of, until
+from relays import Relay
 
 from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConnectionLost
@@ -121,6 +122,39 @@ def test_a_forwarder_that_goes_takes_no_message_along(run: Run, forwarders: list
         assert sender.stats()["reconnects"] == 0
 
     run(scenario())
+
+
+@pytest.mark.parametrize("run", FACTORIES, indirect=True)
+def test_a_process_that_finds_a_new_forwarder_late_misses_nothing(run: Run, forwarders: list[Forwarder]) -> None:
+    """If another process finds the successor of all forwarders first, what it sends there is replayed to this one."""
+    former, _, successor = forwarders
+    relay = Relay(free_ports(1)[0], port_of(successor.pub))
+
+    async def scenario() -> None:
+        sender = layer_of([former, successor])
+        receiver = DedicatedZmqChannelLayer(
+            pull_socket_address=[former.pull, successor.pull],
+            pub_socket_address=[former.pub, relay.address],
+            capacity=10**6,
+        )
+        channel = await members(receiver)
+        await up(sender, 1)
+        await publish(sender, 0)
+        await asyncio.to_thread(former.end)
+        await asyncio.to_thread(successor.start)
+        for number in range(1, 20):
+            await publish(sender, number)
+        await until(lambda: sender.stats()["connected"] and not sender.stats()["waiting"])
+        assert successor.status()["clients"] == 1
+        relay.start()
+        await publish(sender, 20)
+        assert await numbers(receiver, channel, 21) == {group: list(range(21)) for group in GROUPS}
+        assert receiver.stats()["dropped"] == {}
+
+    try:
+        run(scenario())
+    finally:
+        relay.end()
 
 
 def test_jobs_move_from_a_forwarder_that_ends_to_another(run: Run, forwarders: list[Forwarder]) -> None:

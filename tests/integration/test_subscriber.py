@@ -85,12 +85,9 @@ def client() -> Fed:
 
 @pytest.fixture
 def subscriber(context: "zmq.Context[Socket]", exchange: Socket, client: Fed) -> Iterator[Subscriber]:
-    """Return a subscriber that is connected, and subscribed to its inbox; nothing is missing from before."""
+    """Return a subscriber that is connected, and subscribed to its inbox."""
     address = exchange.get_string(zmq.LAST_ENDPOINT)
-    attachment = client.attach()
-    client.resume(attachment, 0)
-    attachment.resumption.ended()
-    subscriber = Subscriber(context, address, OPTIONS, client, attachment, lambda: client.known)
+    subscriber = Subscriber(context, address, OPTIONS, client, client.attach(), lambda: client.known)
     subscriber.connect(None)
     subscriber.subscribe_inbox()
     assert [exchange.recv(), exchange.recv()] == [client.claim, wire.subscription(TOPIC)]
@@ -560,18 +557,21 @@ def requests(exchange: Socket) -> list[wire.Resume]:
     return asked
 
 
-def test_the_first_session_asks_for_what_others_have_sent_before(
-    context: "zmq.Context[Socket]", exchange: Socket, client: Fed
+def test_the_first_session_asks_for_nothing(subscriber: Subscriber, exchange: Socket) -> None:
+    """The first session requests no replay, because nothing can be missing."""
+    subscriber.greet(list)
+    assert requests(exchange) == []
+
+
+def test_the_first_session_with_a_further_exchange_asks_for_what_others_have_sent(
+    subscriber: Subscriber, exchange: Socket, client: Fed
 ) -> None:
-    """The first session with an exchange requests what was published since the start of the process."""
-    subscriber = Subscriber(context, exchange.get_string(zmq.LAST_ENDPOINT), OPTIONS, client, client.attach())
-    subscriber.connect(None)
-    subscriber.subscribe_inbox()
+    """The first session with a further exchange requests what was published since a welcome by the first one."""
+    client.begin_session(client.attach(), 1, b"other")
     subscriber.greet(list)
     (asked,) = requests(exchange)
     assert (asked.session, asked.topics) == (subscriber.session, b"")
     assert asked.age >= MARGIN_MS
-    subscriber.close()
 
 
 def test_a_session_that_follows_a_cut_asks_for_what_is_missing(

@@ -225,13 +225,14 @@ class Schedule(Simulation):
         return [one for one in dict.fromkeys(self.forwarders.values()) if one.is_alive]
 
     def _found(self) -> list[Forwarder]:
-        """Return the living forwarders but for new ones that some process has not found yet.
+        """Return the living forwarders; if not all processes have found any of them yet, only those that they know.
 
-        If such a forwarder ends, and no other was there, that process misses what others have sent by it.
+        If a new forwarder ends, and no other was there, a process that had not found it misses what was sent by it.
         """
-        inboxes = {one.client.inbox for one in self.living()}
-        first = self.addresses[: self.count]
-        return [one for one in self._alive() if one.addresses[0] in first or inboxes <= one.exchange.clients.keys()]
+        inboxes, alive = {one.client.inbox for one in self.living()}, self._alive()
+        if any(inboxes <= one.exchange.clients.keys() and one.is_well for one in alive):
+            return alive
+        return [one for one in alive if one.addresses[0] in self.addresses[: self.count]]
 
     def _kill(self) -> None:
         alive = self._found()

@@ -132,6 +132,7 @@ class Subscriber:
         self.subscribed: set[wire.Topic] = set()
         self.arriving: list[bytes] = []
         self.greeted: list[list[bytes]] = []
+        self.resumes: list[wire.Resume] = []
         self.lists: list[bytes] = []
         self.connected_with: list[ClientKeys | None] = []
         self.ticked: list[float] = []
@@ -184,6 +185,7 @@ class Subscriber:
         return self.has_input() or (self.others_come_first and self.probed_at + SILENT_AFTER > now)
 
     def greet(self, before: Callable[[], Iterable[bytes]]) -> None:
+        self.client.connected(self.attachment)
         while self.read():  # all at once
             pass
         self.begin_session(before())
@@ -199,6 +201,8 @@ class Subscriber:
 
     def say_hello(self) -> None:
         self.lists.append(self.known())
+        if self.welcome is None and (frame := self.client.resume(self.attachment, self.session)) is not None:
+            self.resumes.append(wire.RESUME.decode(frame))
 
     def say_goodbye(self) -> None:
         if self.is_connected:

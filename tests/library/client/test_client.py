@@ -16,7 +16,7 @@ from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.output import Reply, Upstream
 from channels_zmq.client.requests import LOST, Request, next_number
-from channels_zmq.client.resumption import REPLAYED_WITHIN
+from channels_zmq.client.resumption import ON_THE_WAY, READ_WITHIN, REPLAYED_WITHIN
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question, Status
@@ -1702,19 +1702,34 @@ def replay(client: Client, *messages: bytes, last: int = 1, exchange: int = 0, s
 
 
 def test_a_client_asks_for_the_messages_of_its_groups(client: Client, clock: Clock) -> None:
-    """A client requests the missed messages of the groups it has joined, at a new exchange and after a cut.
+    """After its connection was cut, and only then, a client requests the missed messages of the groups it has joined.
 
     A join that waits for the exchange is not among them: messages from before it would be replayed.
     """
     add(client, topic=G)
     client.join(H, "a", 9, None)
-    for _ in ("new", "cut"):
-        assert wire.decode_hashes(resume(client).topics) == {wire.topic_hash(G)}
-        assert client.gaps.awaits_replay
-        replay(client)
-        assert client.resume(client.attachments[0], SESSION + 6) is None
-        assert not client.gaps.awaits_replay
-        lose_connection(client, clock)
+    client.connected(client.attachments[0])
+    assert client.resume(client.attachments[0], 1) is None
+    assert not client.gaps.awaits_replay
+    lose_connection(client, clock)
+    assert wire.decode_hashes(resume(client).topics) == {wire.topic_hash(G)}
+    assert client.gaps.awaits_replay
+
+
+def test_a_client_asks_another_exchange_for_what_was_sent_since_it_could_be_reached(clock: Clock) -> None:
+    """The first exchange of a process has nothing for it; by another one, others may have sent before it connects."""
+    client = Client(SECRET, SENDER, clock=clock)
+    first, other = client.attach(), client.attach()
+    client.connected(first)
+    client.connected(other)
+    assert client.resume(first, SESSION) is client.resume(other, SESSION + 1) is None
+    client.begin_session(first, SESSION, INSTANCE)
+    clock.now += 30.0
+    client.connected(other)
+    assert client.gaps.awaits_replay, "from the first frame on"
+    assert resume(client, exchange=1).age == 30_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
+    client.detach(other)
+    assert not client.gaps.awaits_replay
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])

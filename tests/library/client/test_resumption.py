@@ -25,15 +25,11 @@ MARGIN_MS = 1000 * (ON_THE_WAY + READ_WITHIN)
 
 @pytest.fixture
 def resumption(clock: Clock) -> Resumption:
-    """Return that of a process whose first request was answered."""
-    resumption = Resumption(INBOX, clock.now, LONGEST, clock)
-    request(resumption, 1)
-    resumption.ended()
-    return resumption
+    return Resumption(INBOX, LONGEST, clock)
 
 
 def request(resumption: Resumption, session: int = 2, topics: list[wire.Topic] = TOPICS) -> wire.Resume | None:
-    frame = resumption.request(session, topics)
+    frame = resumption.request(session, lambda: topics)
     return None if frame is None else wire.RESUME.decode(frame)
 
 
@@ -42,22 +38,15 @@ def test_whatever_is_replayed_is_recognised_by_its_run() -> None:
     assert history.SECONDS + ANSWERED_WITHIN < REMEMBERED
 
 
-def test_what_others_have_sent_before_a_process_connects_is_asked_for(clock: Clock) -> None:
-    """The first request covers the time since the process began to receive by other exchanges."""
-    resumption = Resumption(INBOX, clock.now, LONGEST, clock)
-    assert resumption.until == 0.0, "nothing waits for an exchange that may never be reached"
-    clock.now += 30.0
-    asked = request(resumption, 1)
-    assert asked is not None
-    assert asked.age == 30_000 + MARGIN_MS
-    assert resumption.until == clock.now + PART
-    resumption.ended()
-    assert request(resumption, 2) is None
+def test_nothing_is_asked_for_if_nothing_can_be_missing(resumption: Resumption) -> None:
+    """A process that was not connected to any exchange before requests nothing, nor does it look at its groups."""
+    assert resumption.request(1, lambda: pytest.fail("it looks at its groups")) is None
+    assert resumption.until == 0.0
 
 
 def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption: Resumption, clock: Clock) -> None:
     """The request covers the time since everything had arrived, plus a margin for messages in transit then."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     hashes = wire.encode_hashes(TOPICS)
     assert request(resumption) == wire.Resume(INBOX, 2, 2000 + int(MARGIN_MS), 0, hashes)
     assert resumption.until == clock.now + PART
@@ -65,11 +54,11 @@ def test_what_was_published_since_everything_had_arrived_is_asked_for(resumption
 
 def test_a_cut_before_the_answer_adds_to_what_is_missing(resumption: Resumption, clock: Clock) -> None:
     """After another cut the request still covers the first one, and only the new session's answer counts."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     for _ in range(ATTEMPTS):
         request(resumption)
     clock.now += 1.0
-    resumption.lost(clock.now - 0.1)
+    resumption.lacks(clock.now - 0.1)
     asked = request(resumption, 3)
     assert asked is not None
     assert asked.age == 3000 + MARGIN_MS
@@ -80,9 +69,9 @@ def test_the_end_of_an_answer_that_is_read_after_another_cut_leaves_something_mi
     resumption: Resumption, clock: Clock
 ) -> None:
     """The end of an answer that is read after another cut covers the first cut only, so a further request follows."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     request(resumption)
-    resumption.lost(clock.now - 0.1)
+    resumption.lacks(clock.now - 0.1)
     resumption.ended()
     asked = request(resumption, 3)
     assert asked is not None
@@ -93,11 +82,11 @@ def test_the_end_of_an_answer_that_is_read_after_another_cut_leaves_something_mi
 
 def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Clock) -> None:
     """After the answer nothing is requested until the next cut."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     request(resumption)
     resumption.ended()
     assert (resumption.until, request(resumption)) == (0.0, None)
-    resumption.lost(clock.now - 0.1)
+    resumption.lacks(clock.now - 0.1)
     asked = request(resumption)
     assert asked is not None
     assert asked.age == 100 + MARGIN_MS
@@ -106,7 +95,7 @@ def test_nothing_is_missing_after_the_answer(resumption: Resumption, clock: Cloc
 @pytest.mark.parametrize("count, every", [(0, 0), (wire.MAX_HASHES, 0), (wire.MAX_HASHES + 1, 1)])
 def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: Clock, count: int, every: int) -> None:
     """A process with more groups than a request can list requests all messages, so that the frame is small enough."""
-    resumption.lost(clock.now)
+    resumption.lacks(clock.now)
     asked = request(resumption, topics=[wire.group_topic(f"g{number}") for number in range(count)])
     assert asked is not None
     assert (asked.every, len(asked.topics)) == (every, 0 if every else 4 * count)
@@ -115,7 +104,7 @@ def test_a_process_with_many_groups_asks_for_all(resumption: Resumption, clock: 
 
 def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption: Resumption, clock: Clock) -> None:
     """The wait for an exchange that never answers is bounded, however often the hello is repeated."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     begun = clock.now
     for _ in range(10):
         request(resumption)
@@ -125,7 +114,7 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
 
 def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
     """An answer is expected from the cut on, because messages of other exchanges belong behind those to be replayed."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     assert resumption.until == clock.now + BACK_WITHIN
     clock.now += 0.1
     request(resumption)
@@ -134,7 +123,7 @@ def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, cl
 
 def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Resumption, clock: Clock) -> None:
     """The wait for an answer is extended by each of its parts, up to a bound, and not by parts of an earlier answer."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     request(resumption)
     begun = clock.now
     for _ in range(5):
@@ -150,12 +139,12 @@ def test_an_answer_in_many_parts_is_waited_for_while_they_arrive(resumption: Res
 
 def test_the_same_messages_are_asked_for_a_few_times(resumption: Resumption, clock: Clock) -> None:
     """The same messages are requested `ATTEMPTS` times: after that, their replay may itself break each connection."""
-    resumption.lost(clock.now - 2.0)
+    resumption.lacks(clock.now - 2.0)
     for session in range(2, 2 + ATTEMPTS):
         asked = request(resumption, session)
         assert asked is not None
         assert asked.age == 2000 + MARGIN_MS
-    resumption.lost(clock.now)
+    resumption.lacks(clock.now)
     asked = request(resumption, 9)
     assert asked is not None
     assert asked.age == MARGIN_MS

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from fakes import AnyName, Clock, Reader
-from socketless import CONNECTED, INVALID, TWO, Context, Exchange, options, perform, replace_sockets
+from socketless import CONNECTED, INVALID, TWO, Context, Exchange, Subscriber, options, perform, replace_sockets
 
 from channels_zmq.client import batch
 from channels_zmq.client.client import Client
@@ -1374,6 +1374,33 @@ def test_a_double_that_was_up_loses_no_message(make: Callable[..., Rig]) -> None
     rig.tick()
     rig.publish(b"3", H)
     assert rig.sent(A)[-3:] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("was_cut", [False, True])
+def test_a_link_that_replaces_a_double_asks_for_what_that_has_not_delivered(
+    make: Callable[..., Rig], was_cut: bool
+) -> None:
+    """The first hello by another address requests everything that was published since the process could be reached.
+
+    The double's connection may have been cut a moment before, or hold frames that are not read yet.
+    """
+    rig = make(B)
+    rig.links._listed[A] = rig.clock.now
+    rig.links._learn()
+    rig.exchange(A).instance = rig.exchange(B).instance = b"a" * 8
+    rig.come_up(A)
+    rig.clock.now += 5.0
+    if was_cut:
+        rig.exchange(A).disconnected()
+        rig.exchange(A).connected()
+    rig.exchange(B).connected()
+    rig.welcome(A, session=rig.link(B).session)
+    rig.welcome(B)
+    rig.tick()
+    assert list(rig.links._links) == [B]
+    (asked,) = cast(Subscriber, rig.link(B).downlink.current).resumes
+    assert asked.age >= 5000
+    assert asked.session == rig.link(B).session
 
 
 @pytest.mark.parametrize("order", [(B, A), (A, B)])
