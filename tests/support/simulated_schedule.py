@@ -66,8 +66,9 @@ class Schedule(Simulation):
         self.freezes = choose(((SHORT,), (LONG,), (SHORT, LONG)))
         self.cuts_steady = self.random.random() < 0.3
         """Whether steady processes are cut off too. A forwarder that is killed then would take along what they miss."""
-        self.keys_are_late = self.random.random() < 0.5
-        """Whether forwarders may learn of a new key late."""
+        self.keys_are_late = not self.cuts_steady and self.random.random() < 0.5
+        """Whether forwarders may learn of a new key late. If connections are cut as well, a process is cut off for
+        longer than messages behind a gap wait."""
         self.cuts_all = False
         """Whether a forwarder was frozen for so long that all of its subscribers were cut off."""
         self.without = set(without)
@@ -212,8 +213,6 @@ class Schedule(Simulation):
         }
         if self.cuts_steady:
             faults |= {self._kill: 0, self._freeze: 0}
-            if self.keys_are_late:  # a process may be cut off for longer than a forwarder waits for its return
-                faults[self._drain] = 0
         fault = self.random.choices(list(faults), list(faults.values()))[0]
         if fault.__name__.lstrip("_") not in self.without:
             self.fault_at = max(self.fault_at, self.world.now)
