@@ -25,6 +25,11 @@ from demo_forwarders import Forwarders
 DEMO = Path(__file__).parents[2] / "examples" / "chat" / "demo.py"
 LATENCY = re.compile(r"^40 messages from page to page: p50 (\d+\.\d\d) ms, p99 (\d+\.\d\d) ms$", re.MULTILINE)
 
+WAITS = re.compile(
+    r"^the forwarder at \S+ and \S+ (cannot be reached; trying again|is reachable after .*)\n", re.MULTILINE
+)
+"""Lines of a process that waits for a forwarder, which takes more than 3 s to start on a busy machine."""
+
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, str(DEMO), *arguments, "--messages", "40", "--port", "0"]
@@ -60,7 +65,7 @@ def test_the_dedicated_demo_talks_between_two_web_processes() -> None:
     """The dedicated demo starts forwarders, two web processes and a worker, lets two users talk, and stops in order."""
     demo = subprocess.run(command("dedicated", "--once"), capture_output=True, text=True, timeout=120, check=False)
 
-    assert demo.stderr == ""
+    assert WAITS.sub("", demo.stderr) == ""
     assert demo.returncode == 0, demo.stdout
     assert "Traceback" not in demo.stdout
     assert LATENCY.search(demo.stdout), demo.stdout
