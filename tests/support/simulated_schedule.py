@@ -23,6 +23,8 @@ HEALING = 75.0
 QUIET = 11.0
 RESOLVE_EVERY = 5.0
 """Seconds between two times that a process resolves names."""
+FOUND_WITHIN = RESOLVE_EVERY + 4.0
+"""Seconds until all processes have found a new forwarder, even frozen ones, and got what others have sent by it."""
 LATE_KEYS = 4.0
 """Maximum seconds for which a forwarder refuses a new key. One that starts waits longer for a missing client."""
 FEW_BYTES = 2_000
@@ -73,6 +75,8 @@ class Schedule(Simulation):
         """Whether a forwarder was frozen for so long that all of its subscribers were cut off."""
         self.without = set(without)
         self.addresses = [address(number) for number in range(1, self.count + 1)]
+        self.found_at: dict[Address, float] = {}
+        """When all processes have found a forwarder at a new address."""
         self.has_two_nets = self.random.random() < 0.2
         """Whether each forwarder has two pairs of addresses, of which each process lists one."""
         self.nowhere = [address(9)] if self.random.random() < 0.2 else []
@@ -224,14 +228,11 @@ class Schedule(Simulation):
         return [one for one in dict.fromkeys(self.forwarders.values()) if one.is_alive]
 
     def _found(self) -> list[Forwarder]:
-        """Return the living forwarders; if not all processes have found any of them yet, only those that they know.
+        """Return the living forwarders but for new ones that some process may not have found yet.
 
-        If a new forwarder ends, and no other was there, a process that had not found it misses what was sent by it.
+        If such a forwarder ends, and no other was there, that process misses what others have sent by it.
         """
-        inboxes, alive = {one.client.inbox for one in self.living()}, self._alive()
-        if any(inboxes <= one.exchange.clients.keys() and one.is_well for one in alive):
-            return alive
-        return [one for one in alive if one.addresses[0] in self.addresses[: self.count]]
+        return [one for one in self._alive() if self.found_at.get(one.addresses[0], 0.0) <= self.world.now]
 
     def _kill(self) -> None:
         alive = self._found()
@@ -276,6 +277,7 @@ class Schedule(Simulation):
         self.addresses = [*self.addresses, one]
         self.note(f"add {one.pub}")
         self._start_at(one)
+        self.found_at[one] = self.world.now + FOUND_WITHIN
         if self.random.random() < 0.5:
             self.new_process(lists_all=True)
         for process in self.living():
