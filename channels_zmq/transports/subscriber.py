@@ -312,7 +312,9 @@ class Subscriber:
     def say_hello(self) -> None:
         """Send the hello of this session, or repeat it."""
         self._hello_at = time.monotonic()
-        self._send_hello(self._known())
+        peers = self._client.peers(self._attachment)
+        hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, self._known())
+        self._socket.send(wire.HELLO.encode(hello), zmq.DONTWAIT)
         if self.welcome is None and (resume := self._client.resume(self._attachment, self.session)) is not None:
             self._socket.send(resume, zmq.DONTWAIT)
         if self.send(wire.BATCHING.encode(wire.Batching(self._client.inbox, self.session))):
@@ -321,12 +323,7 @@ class Subscriber:
     def say_goodbye(self) -> None:
         """Report that this process is about to disconnect for good, so that no exchange waits for its return."""
         if self.is_connected:
-            self._send_hello(b"")
-
-    def _send_hello(self, forwarders: bytes) -> None:
-        peers = self._client.peers(self._attachment)
-        hello = wire.Hello(self._client.inbox, wire.VERSION, self.session, peers, forwarders)
-        self._socket.send(wire.HELLO.encode(hello), zmq.DONTWAIT)
+            self._socket.send(wire.DETACH.encode(wire.Detach(self._client.inbox, self.session)), zmq.DONTWAIT)
 
 
 def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:

@@ -47,6 +47,8 @@ class Participant:
     detached: set[Way] = field(default_factory=set)
     returned: int = 0
     taken: int = 0
+    says_goodbye: bool = False
+    """Whether it has detached before the drain: it disconnects for good."""
 
     @property
     def untaken(self) -> int:
@@ -132,9 +134,11 @@ class Drain:
             self._attached.add(inbox)
 
     def connection_lost(self, inbox: bytes) -> None:
-        """Remove a client from the drain, since its connection was lost; it may return."""
-        if inbox in self._participants:
-            self._returning[inbox] = self._clock() + RETURNS_WITHIN
+        """Remove a client from the drain, since its connection was lost; it may return unless it has said goodbye."""
+        client = self._participants.get(inbox)
+        if client is not None:
+            if not client.says_goodbye:
+                self._returning[inbox] = self._clock() + RETURNS_WITHIN
             self.leave(inbox)
 
     def leave(self, inbox: bytes) -> None:
@@ -151,6 +155,7 @@ class Drain:
         """Note that a client sends nothing this way any more."""
         client = self._in_session(frame.inbox, frame.session)
         if client is not None:
+            client.says_goodbye |= not self.has_begun
             client.detached.add(way)
             if len(client.detached) == len(Way) and frame.inbox in self._attached:
                 self._attached.discard(frame.inbox)

@@ -302,7 +302,7 @@ class Exchange:
         self.directory.update(hello.inbox, forwarders)
         if forwarders:
             self._drain.join(hello.inbox, hello.session)
-        else:  # it does not know how to detach, or is about to disconnect
+        else:  # it does not know how to detach
             self._drain.leave(hello.inbox)
         return [self._welcome(hello.inbox, hello.session), *self._flushes.again(hello.inbox), *out]
 

@@ -27,9 +27,6 @@ class Draining(Exchange):
 
     def connect(self, inbox: bytes, session: int = 1, forwarders: bytes = LIST) -> Frames:
         self.upstream(wire.subscription(wire.inbox_topic(inbox)))
-        return self.hello(inbox, session, forwarders)
-
-    def hello(self, inbox: bytes, session: int = 1, forwarders: bytes = LIST) -> Frames:
         return self.upstream(wire.HELLO.encode(wire.Hello(inbox, wire.VERSION, session, 0, forwarders)))
 
     def disconnect(self, inbox: bytes) -> Frames:
@@ -243,9 +240,9 @@ def test_the_end_waits_for_a_client_that_has_returned_until_it_detaches(exchange
 
 
 def test_the_end_does_not_wait_for_a_client_that_has_said_goodbye(exchange: Draining) -> None:
-    """A hello without a list says that its client disconnects for good."""
+    """A client that detaches before the drain, if only upstream, disconnects for good."""
     exchange.connect(A)
-    exchange.hello(A, forwarders=b"")
+    exchange.upstream(wire.DETACH.encode(wire.Detach(A, 1)))
     exchange.disconnect(A)
     exchange.begin()
     assert exchange.returning == 0

@@ -180,15 +180,13 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
     assert subscriber._client.out.has_input
 
 
-def test_a_process_that_disconnects_for_good_lists_no_forwarder_any_more(
-    subscriber: Subscriber, exchange: Socket
-) -> None:
-    """The goodbye is a hello of the same session without a list; without a connection nothing is sent."""
+def test_a_process_that_disconnects_for_good_detaches(subscriber: Subscriber, exchange: Socket) -> None:
+    """The goodbye is a detach of the current session; without a connection nothing is sent."""
     subscriber.say_goodbye()
     subscriber.greet(list)
-    greeted = hello(exchange)
+    hello(exchange)
     subscriber.say_goodbye()
-    assert wire.HELLO.decode(exchange.recv()) == greeted._replace(forwarders=b"")
+    assert wire.DETACH.decode(exchange.recv()) == wire.Detach(INBOX, subscriber.session)
 
 
 def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:

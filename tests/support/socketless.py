@@ -206,7 +206,7 @@ class Subscriber:
 
     def say_goodbye(self) -> None:
         if self.is_connected:
-            self.lists.append(b"")
+            self.sent.append(wire.DETACH.encode(wire.Detach(self.client.inbox, self.session)))
 
     def lost(self) -> None:
         self.is_lost |= self.is_connected
