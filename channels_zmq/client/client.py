@@ -195,16 +195,14 @@ class Client:
     def connected(self, attachment: Attachment) -> None:
         """Note that there is a connection to an exchange.
 
-        If it is the first one, others may have sent by this exchange since this process could be reached by another.
+        If it is the first one, others may have sent by this exchange since this process could be reached by another, as
+        if a connection had been lost then.
         """
         if attachment.is_new and self._reached_at is not None:
-            self._lacks(attachment, self._reached_at)
+            self.connection_lost(attachment, self._reached_at)
 
     def connection_lost(self, attachment: Attachment, since: float) -> None:
         """Note that the connection to an exchange was lost; it had delivered everything published before a time."""
-        self._lacks(attachment, since)
-
-    def _lacks(self, attachment: Attachment, since: float) -> None:
         attachment.resumption.lacks(since)
         self._await_replays()
 

@@ -213,8 +213,9 @@ class Link:
         self._subscriber.say_hello()
 
     def say_goodbye(self) -> None:
-        """Report that this process is about to disconnect for good."""
-        self._subscriber.say_goodbye()
+        """Report that this process is about to disconnect for good, so that no forwarder waits for its return."""
+        if self._subscriber.is_connected:
+            self.send_upstream(self._detach())
 
     @property
     def held(self) -> int:

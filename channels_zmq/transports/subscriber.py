@@ -320,11 +320,6 @@ class Subscriber:
         if self.send(wire.BATCHING.encode(wire.Batching(self._client.inbox, self.session))):
             self._client.out.input_found()
 
-    def say_goodbye(self) -> None:
-        """Report that this process is about to disconnect for good, so that no exchange waits for its return."""
-        if self.is_connected:
-            self._socket.send(wire.DETACH.encode(wire.Detach(self._client.inbox, self.session)), zmq.DONTWAIT)
-
 
 def set_options(socket: Socket, options: dict[SocketOption, int]) -> None:
     """Set several options of a socket."""

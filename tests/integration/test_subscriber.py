@@ -180,15 +180,6 @@ def test_a_hello_reports_input_too(subscriber: Subscriber, exchange: Socket) -> 
     assert subscriber._client.out.has_input
 
 
-def test_a_process_that_disconnects_for_good_detaches(subscriber: Subscriber, exchange: Socket) -> None:
-    """The goodbye is a detach of the current session; without a connection nothing is sent."""
-    subscriber.say_goodbye()
-    subscriber.greet(list)
-    hello(exchange)
-    subscriber.say_goodbye()
-    assert wire.DETACH.decode(exchange.recv()) == wire.Detach(INBOX, subscriber.session)
-
-
 def test_a_hello_without_input_reports_none(subscriber: Subscriber) -> None:
     """A hello without input reports none, as a step would read in vain."""
     subscriber.greet(list)

@@ -79,6 +79,17 @@ def sender_and_receiver(
     return sender, members
 
 
+def send_to_all(simulation: Simulation, sender: Process) -> None:
+    for topic in TOPICS:
+        simulation.send_group(sender, topic)
+
+
+def send_steadily(simulation: Simulation, sender: Process, seconds: float) -> None:
+    for _ in range(round(seconds / 0.01)):
+        send_to_all(simulation, sender)
+        simulation.run(0.01)
+
+
 def lost(simulation: Simulation, members: list[Member]) -> list[int]:
     return [message.order for member in members for message in simulation.ledger.lost(member)]
 
@@ -88,12 +99,10 @@ def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Sim
     sender, members = sender_and_receiver(simulation, A, B)
     (line,) = sender.lines("pull")
     line.stall(2.4)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.start_forwarder(B)
     simulation.run(2.3)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
 
@@ -114,14 +123,10 @@ def test_a_process_that_learns_of_a_forwarder_late_gets_what_others_have_sent_by
     simulation.start_forwarder(B)
     simulation.run(1.0)
     for seconds, process in ((0.2, sender), (1.0, members[0].process)):
-        for _ in range(round(seconds / 0.01)):
-            for topic in TOPICS:
-                simulation.send_group(sender, topic)
-            simulation.run(0.01)
+        send_steadily(simulation, sender, seconds)
         process.resolves(B)
     simulation.run(5.0)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
 
@@ -132,16 +137,12 @@ def test_a_drain_waits_for_a_process_whose_connection_is_cut(simulation: Simulat
     simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     receiver = members[0].process
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.5)
     line = next(line for line in receiver.lines("pub") if line.forwarder is simulation.forwarders[A])
     line.cut(seconds - 0.05, 0.001)
     for drains in (True, False):
-        for _ in range(round(seconds / 0.01)):
-            for topic in TOPICS:
-                simulation.send_group(sender, topic)
-            simulation.run(0.01)
+        send_steadily(simulation, sender, seconds)
         if drains:
             simulation.forwarders[A].drain()
     simulation.run(5.0)
@@ -156,12 +157,10 @@ def test_a_held_message_keeps_its_topic_although_it_has_no_number(simulation: Si
     line.stall(2.5)
     for _ in range(30):
         simulation.send_group(sender, "another")
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.start_forwarder(B)
     simulation.run(1.2)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
 
@@ -171,21 +170,18 @@ def test_what_waits_behind_a_gap_is_not_for_members_that_join_meanwhile(simulati
     simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     receiver = members[0].process
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.1)
     for line in receiver.lines("pub"):
         line.down.cut(0)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.01)
     for forwarder in simulation.forwarders.values():
         forwarder.exchange.history.clear()
     for line in receiver.lines("pub"):
         line.near_notices()
     simulation.run(1.0)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.02)
     assert receiver.client.gaps.frames == len(TOPICS)
     late = [simulation.join(receiver, topic, "late") for topic in TOPICS]
@@ -209,8 +205,7 @@ def test_a_receiver_that_is_cut_off_from_one_of_two_forwarders_for_a_while_misse
         if line.forwarder is forwarder:
             line.cut(near_after=2.5, far_after=2.5)
     for _ in range(15):
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.run(1.0)
     for one in B:
         simulation.network.listen(one, forwarder)
@@ -228,8 +223,7 @@ def test_a_second_cut_before_the_end_of_a_replay_is_read_loses_nothing(simulatio
         (line,) = receiver.lines("pub")
         line.cut(near_after=0.001, far_after=0.001)
         simulation.run(0.01)
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.run(0.4)
     simulation.run(5.0)
     assert lost(simulation, members) == []
@@ -363,8 +357,7 @@ def test_a_forwarder_that_was_idle_is_not_used_before_all_clients_have_learned_o
     simulation.run(5.0)
     sender = simulation.start_process([A, B])
     for _ in range(100):
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.run(0.02)
     simulation.run(5.0)
     assert lost(simulation, members) == []
@@ -392,13 +385,11 @@ def test_a_run_that_begins_by_one_way_and_goes_on_by_another_is_read_from_its_be
     forwarder = simulation.start_forwarder(B)
     sender, members = sender_and_receiver(simulation, A, B)
     members[0].process.freeze(1.5)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.7)
     forwarder.drain()
     simulation.run(0.1)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
 
@@ -414,8 +405,7 @@ def test_the_beginning_of_a_run_is_waited_for_while_its_connection_is_cut(simula
         return next(one for one in process.lines(port) if one.forwarder is simulation.forwarders[A])
 
     line(receiver, "pub").cut(near_after=1.0, far_after=0.0)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(0.9)
     assert not sending.held
     while receiving.state is State.UP:
@@ -423,8 +413,7 @@ def test_the_beginning_of_a_run_is_waited_for_while_its_connection_is_cut(simula
     line(sender, "pull").near_notices()
     while sending.state is State.UP:
         simulation.world.run(0.0001)
-    for topic in TOPICS:
-        simulation.send_group(sender, topic)
+    send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
 
@@ -443,8 +432,7 @@ def test_a_receiver_that_was_cut_off_gets_what_it_has_missed(
         if round_ == 100:
             for line in receiver.lines("pub"):
                 line.cut(*notices)
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.send_direct(sender, receiver)
         simulation.run(0.01)
     simulation.run(2.0)
@@ -464,8 +452,7 @@ def test_other_keys_that_end_a_connection_lose_nothing_that_it_has_brought(simul
     receiver.block(1.5)
     receiver.keys.change()
     for _ in range(60):
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.run(0.02)
     simulation.run(5.0)
     assert lost(simulation, members) == []
@@ -480,8 +467,7 @@ def test_a_receiver_that_notices_late_that_it_was_cut_off_gets_what_it_has_misse
         if round_ == 100:
             (line,) = receiver.lines("pub")
             line.cut(0.001, 0.001)
-        for topic in TOPICS:
-            simulation.send_group(sender, topic)
+        send_to_all(simulation, sender)
         simulation.run(0.01)
     simulation.run(2.0)
     assert lost(simulation, members) == []

@@ -204,10 +204,6 @@ class Subscriber:
         if self.welcome is None and (frame := self.client.resume(self.attachment, self.session)) is not None:
             self.resumes.append(wire.RESUME.decode(frame))
 
-    def say_goodbye(self) -> None:
-        if self.is_connected:
-            self.sent.append(wire.DETACH.encode(wire.Detach(self.client.inbox, self.session)))
-
     def lost(self) -> None:
         self.is_lost |= self.is_connected
         self.welcome, self.is_connected = None, False

@@ -1759,6 +1759,17 @@ def test_a_silent_link_is_noticed_by_ticks(pair: Rig) -> None:
 # The end
 
 
+def test_closing_detaches_from_each_forwarder_that_is_connected(make: Callable[..., Rig]) -> None:
+    """The goodbye is a detach of the current session; without a connection nothing is sent."""
+    rig = make(A, B)
+    rig.come_up(A)
+    connected, other = (cast(Subscriber, rig.link(one).downlink.current) for one in (A, B))
+    session, before = rig.link(A).session, list(other.sent)
+    rig.links.close()
+    assert wire.DETACH.decode(connected.sent[-1]) == wire.Detach(rig.client.inbox, session)
+    assert other.sent == before
+
+
 def test_closing_sends_what_is_held_and_closes_everything(pair: Rig, context: Context) -> None:
     """Closing sends held messages, closes every socket, and gives accepted messages the linger time for delivery."""
     pair.exchange(A).push.is_full = True
