@@ -176,7 +176,7 @@ class Admin:
                         "channel": _shown(name),
                         "waiting": len(queue.waiting),
                         "unsettled": queue.unsettled,
-                        "readers": queue.readers,
+                        "readers": queue.open_windows,
                     }
                     for name, queue in queues
                 ],

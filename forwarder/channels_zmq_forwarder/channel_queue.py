@@ -130,7 +130,7 @@ class ChannelQueue:
     """The readers whose window is open, each once; the first is next."""
 
     @property
-    def readers(self) -> int:
+    def open_windows(self) -> int:
         """How many readers have their window open: if there are any, nothing waits."""
         return len(self._turns)
 

@@ -87,17 +87,17 @@ class Drain:
         self._owners: dict[bytes, bytes] = {}  # the client that gets the messages of a channel
         self._returned = self._untaken = 0
 
-    def __contains__(self, inbox: bytes) -> bool:
+    def gets_no_jobs(self, inbox: bytes) -> bool:
         """Return whether a client takes part in a drain that has begun."""
         return self.has_begun and inbox in self._participants
 
-    def __len__(self) -> int:
-        """Return how many clients take part."""
+    @property
+    def participants(self) -> int:
+        """How many clients take part."""
         return len(self._participants)
 
-    @property
-    def returning(self) -> int:
-        """How many clients may return whose connection was lost."""
+    def count_returning(self) -> int:
+        """Forget the clients that have not returned in time; return how many others may still return."""
         now = self._clock()
         while self._returning and next(iter(self._returning.values())) <= now:
             self._returning.popitem(last=False)
@@ -116,7 +116,7 @@ class Drain:
         now = self._clock()
         if now >= self._until:
             return True
-        if self.returning and now < self._patient_until:
+        if self.count_returning() and now < self._patient_until:
             return False
         if not self._participants:
             return True

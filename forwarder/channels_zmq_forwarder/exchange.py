@@ -190,12 +190,11 @@ class Exchange:
     @property
     def participants(self) -> int:
         """How many clients take part in a drain."""
-        return len(self._drain)
+        return self._drain.participants
 
-    @property
-    def returning(self) -> int:
-        """How many clients may return whose connection was lost a moment ago: the end of a drain waits for them."""
-        return self._drain.returning
+    def count_returning(self) -> int:
+        """Return how many clients may return whose connection was lost: the end of a drain waits for them."""
+        return self._drain.count_returning()
 
     def end(self) -> Outcome:
         """Count the messages that wait as lost, because the exchange ends; return how its drain went."""
@@ -285,7 +284,9 @@ class Exchange:
             return [self._welcome(hello.inbox, hello.session)]
         forwarders = wire.decode_forwarders(hello.forwarders)
         known = self.clients.get(hello.inbox)
-        if hello.session < (known or self._ended.get(hello.inbox, _NEVER).session + 1):
+        last = self._ended.get(hello.inbox, _NEVER).session
+        is_stale = hello.session < known if known is not None else hello.session <= last
+        if is_stale:
             # XPUB reads its pipes in turns, so that frames of a dead connection may follow those of its successor. And
             # frames that a client sends while its connection breaks wait in its socket for the next one. If such a
             # hello began the session anew, the client would report jobs as received that it has never seen.
@@ -448,7 +449,7 @@ class Exchange:
 
     def _ready(self, frame: bytes) -> list[bytes]:
         ready = wire.READY.decode(frame)
-        return self.queues.ready(ready._replace(limit=0) if ready.inbox in self._drain else ready)
+        return self.queues.ready(ready._replace(limit=0) if self._drain.gets_no_jobs(ready.inbox) else ready)
 
     def _received(self, frame: bytes) -> list[bytes]:
         return self.queues.received(wire.RECEIVED.decode(frame))

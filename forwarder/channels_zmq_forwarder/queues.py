@@ -44,8 +44,8 @@ class Limits(NamedTuple):
 
 
 @dataclass(slots=True)
-class Reader:
-    """A client in its session: the normal channels that it holds credit for, and how many jobs it was handed in all."""
+class ClientSession:
+    """A client's session: the normal channels for which it has credit, and how many jobs it was handed in all."""
 
     session: int
     channels: set[bytes] = field(default_factory=set)
@@ -78,7 +78,7 @@ class ChannelQueues:
         self._instance = instance
         self._clock = clock
         self._drops = drops
-        self._readers: dict[bytes, Reader] = {}
+        self._sessions: dict[bytes, ClientSession] = {}
         self._begun: Counter[bytes] = Counter()  # how many of the queues each client has begun
         # A number names a message for ever: clients hand jobs back by it, also to another instance.
         self._base = self._foreign = int.from_bytes(instance[:3]) << 40
@@ -115,25 +115,25 @@ class ChannelQueues:
     def begin(self, inbox: bytes, session: int) -> list[bytes]:
         """Begin a client's session, with no credit; return the frames that follow from the end of its last one."""
         out = self.end(inbox)
-        self._readers[inbox] = Reader(session)
+        self._sessions[inbox] = ClientSession(session)
         return out
 
     def end(self, inbox: bytes) -> list[bytes]:
         """End a client's session, if it has one; its unsettled jobs become orphans."""
-        reader = self._readers.pop(inbox, None)
-        return self._end_credit(inbox, reader) if reader is not None else []
+        client = self._sessions.pop(inbox, None)
+        return self._end_credit(inbox, client) if client is not None else []
 
-    def _end_credit(self, inbox: bytes, reader: Reader) -> list[bytes]:
+    def _end_credit(self, inbox: bytes, client: ClientSession) -> list[bytes]:
         now = self._clock()
         out = []
-        for channel in reader.channels:
+        for channel in client.channels:
             queue = self.by_channel[channel]
             credit = queue.forget(inbox)
             if credit is not None and credit.unsettled:
                 queue.orphans[inbox, credit.session] = credit.unsettled
                 self._orphans.append((now + ORPHANS_WAIT, channel, inbox, credit.session))
             out += self._go_on(channel, queue, now)
-        reader.channels.clear()
+        client.channels.clear()
         while len(self._orphans) > self.limits.queue_names:
             out += self._lose(*self._orphans.popleft()[1:])
         return out
@@ -141,11 +141,11 @@ class ChannelQueues:
     def received(self, report: wire.Received) -> list[bytes]:
         """Put back the jobs of an earlier session that never reached their client, and settle the others."""
         out = []
-        reader = self._readers.get(report.inbox)
-        if reader is not None and reader.session == report.session:
+        client = self._sessions.get(report.inbox)
+        if client is not None and client.session == report.session:
             # The death of that session has not been noticed yet. A late Ready of it must not open a window again.
-            reader.ended = True
-            out = self._end_credit(report.inbox, reader)
+            client.ended = True
+            out = self._end_credit(report.inbox, client)
         queue = self.by_channel.get(report.channel)
         jobs = queue.orphans.pop((report.inbox, report.session), None) if queue is not None else None
         if queue is None or jobs is None:
@@ -164,8 +164,8 @@ class ChannelQueues:
 
     def total(self, inbox: bytes, session: int) -> int | None:
         """Return how many jobs a client was handed in its session, None if the session is over or unknown."""
-        reader = self._readers.get(inbox)
-        return reader.handed if reader is not None and reader.session == session else None
+        client = self._sessions.get(inbox)
+        return client.handed if client is not None and client.session == session else None
 
     # Messages
 
@@ -180,7 +180,7 @@ class ChannelQueues:
             send = send._replace(ttl=self.limits.max_ttl)
         queue = self.by_channel.get(channel)
         has_room = self.size + len(send.payload) + ENTRY_SIZE <= self.limits.queue_bytes
-        if not has_room and (queue is None or not queue.readers):
+        if not has_room and (queue is None or not queue.open_windows):
             return self._refuse(send, "queue_bytes")
         if queue is None and (queue := self._new_queue(channel, send.inbox)) is None:
             return self._confirm(send, wire.Status.REFUSED)
@@ -188,9 +188,7 @@ class ChannelQueues:
         if queue.round is not None or queue.used >= capacity:
             out = self._expire(now)
             if channel not in self.by_channel:  # it has been forgotten, since all of its messages have expired
-                self.by_channel[channel] = queue
-                if queue.begun_by:
-                    self._begun[queue.begun_by] += 1
+                self._remember(channel, queue)
         if queue.round is None and queue.used < capacity:
             out += self._accept(queue, send, now, now, keep=has_room)
         elif len(queue.waiting) + _pending(queue) >= capacity or not queue.holders:
@@ -199,7 +197,7 @@ class ChannelQueues:
             out += self._refuse(send, "queue_bytes")
         else:
             out += self._hold(queue, Pending(now + ANSWER_WITHIN, now, send))
-        self._account(channel, queue)
+        self._update(channel, queue)
         return out
 
     def withdraw(self, channel: bytes, count: int) -> tuple[list[Entry], list[bytes]]:
@@ -257,8 +255,8 @@ class ChannelQueues:
 
         A report of a session that has ended is ignored; the client repeats it after its next welcome.
         """
-        reader = self._readers.get(ready.inbox)
-        if reader is None or reader.session != ready.session or reader.ended:
+        client = self._sessions.get(ready.inbox)
+        if client is None or client.session != ready.session or client.ended:
             return []
         queue = self.by_channel.get(ready.channel) or self._new_queue(ready.channel, ready.inbox)
         if queue is None:
@@ -270,9 +268,9 @@ class ChannelQueues:
             for job in credit.unsettled.values():
                 queue.release(job)
         if ready.inbox in queue.credits:
-            reader.channels.add(ready.channel)
+            client.channels.add(ready.channel)
         else:
-            reader.channels.discard(ready.channel)
+            client.channels.discard(ready.channel)
         if queue.round is not None and ready.answers == queue.round.number:
             queue.round.asked.discard(ready.inbox)
         out = self._go_on(ready.channel, queue, self._clock())
@@ -282,10 +280,10 @@ class ChannelQueues:
 
     def close_windows(self, inbox: bytes) -> list[bytes]:
         """Hand no more jobs to a client, unless it reports new limits; return the frames that follow."""
-        reader = self._readers.get(inbox)
-        if reader is None:
+        client = self._sessions.get(inbox)
+        if client is None:
             return []
-        closed = [wire.Ready(inbox, reader.session, 0, 0, 0, wire.Question.NOTHING, each) for each in reader.channels]
+        closed = [wire.Ready(inbox, client.session, 0, 0, 0, wire.Question.NOTHING, each) for each in client.channels]
         return [frame for ready in closed for frame in self.ready(ready)]
 
     def clear(self) -> list[bytes]:
@@ -295,7 +293,7 @@ class ChannelQueues:
             for pending in queue.round.pending if queue.round is not None else ():
                 out += self._confirm(pending.send, wire.Status.FLUSHING)
             queue.clear()
-            self._account(channel, queue)
+            self._update(channel, queue)
         for due in (self._expiry, self._since, self._pending, self._orphans):
             due.clear()
         self._undelivered.clear()
@@ -355,13 +353,13 @@ class ChannelQueues:
     def _go_on(self, channel: bytes, queue: ChannelQueue, now: float) -> list[bytes]:
         """Hand messages over to readers, decide about pending ones where that is possible, and update the totals."""
         out = []
-        while queue.readers and queue.waiting:
+        while queue.open_windows and queue.waiting:
             entry = self._take_first(queue, now)
             if entry is not None:
                 out.append(self._hand(channel, queue, entry, now, keep=True))
         if queue.round is not None:
             out += self._decide(queue, queue.round, now)
-        self._account(channel, queue)
+        self._update(channel, queue)
         self._compact()  # deadlines of a backlog that has been read would keep most of its memory
         return out
 
@@ -378,7 +376,7 @@ class ChannelQueues:
         out = self._confirm(send, wire.Status.OK)
         self._number += 1
         entry = Entry(self._number, since + send.ttl / 1000, since, send.payload)
-        if queue.readers:
+        if queue.open_windows:
             # A reader with an open window means that nothing waits, so the message passes through.
             out.append(self._hand(send.channel, queue, entry, now, keep=keep))
         else:
@@ -411,7 +409,7 @@ class ChannelQueues:
 
     def _hand(self, channel: bytes, queue: ChannelQueue, entry: Entry, now: float, *, keep: bool) -> bytes:
         inbox, session, ordinal = queue.hand(entry, keep=keep)
-        self._readers[inbox].handed += 1
+        self._sessions[inbox].handed += 1
         if self._undelivered:
             self._undelivered.pop((inbox, entry.number), None)
         self.observe_wait(now - entry.since)
@@ -461,10 +459,14 @@ class ChannelQueues:
         if len(self.by_channel) >= self.limits.queue_names or self._begun[by] >= self.limits.names_per_client:
             self._drops["queue_names"] += 1
             return None
-        queue = self.by_channel[channel] = ChannelQueue(by)
-        if by:
-            self._begun[by] += 1
+        queue = ChannelQueue(by)
+        self._remember(channel, queue)
         return queue
+
+    def _remember(self, channel: bytes, queue: ChannelQueue) -> None:
+        self.by_channel[channel] = queue
+        if queue.begun_by:
+            self._begun[queue.begun_by] += 1
 
     def _refuse(self, send: wire.Enqueue, cause: str) -> list[bytes]:
         self._drops[cause] += 1
@@ -475,7 +477,8 @@ class ChannelQueues:
             return []
         return [wire.CONFIRM.encode(wire.Confirm(send.inbox, send.n, status, self._instance))]
 
-    def _account(self, channel: bytes, queue: ChannelQueue) -> None:
+    def _update(self, channel: bytes, queue: ChannelQueue) -> None:
+        """Update the totals and the index after a queue has changed, and forget an idle one."""
         size, unsettled = queue.counted
         self.size += queue.size - size
         self.unsettled += queue.unsettled - unsettled

@@ -28,7 +28,7 @@ STEP_SECONDS = 0.002
 
 
 @dataclass(slots=True, eq=False)
-class _Reader:
+class _Recipient:
     """A client that has requested the messages that were published since a time."""
 
     request: wire.Resume
@@ -72,14 +72,17 @@ class Replays:
     def __init__(self, history: History, clock: Callable[[], float] = time.monotonic) -> None:
         self.messages = 0
         """How many messages were replayed, for each client that got them."""
-        self.is_due = False
-        """Whether `step` has something to do."""
         self._history, self._clock = history, clock
-        self._asked: dict[bytes, _Reader] = {}
-        self._served: dict[_Reader, None] = {}
+        self._asked: dict[bytes, _Recipient] = {}
+        self._served: dict[_Recipient, None] = {}
         self._answers: Iterator[list[bytes]] | None = None
         self._bytes_a_second = 2.0 * history.max_bytes
         self._allowance, self._allowed_at = self._bytes_a_second, clock()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._asked) or self._answers is not None
 
     def ask(self, resume: wire.Resume) -> None:
         """Let the next replay serve a client.
@@ -90,17 +93,15 @@ class Replays:
         # To refuse it now. The set itself is made when the replay begins: it takes 16 times as much memory.
         wire.decode_hashes(resume.topics)
         now = self._clock()
-        self._asked[resume.inbox] = _Reader(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
-        self.is_due = True
+        self._asked[resume.inbox] = _Recipient(resume, now - resume.age / 1000, now + ANSWERED_WITHIN)
 
     def clear(self) -> None:
         """Replay nothing that was published so far, nor the rest of the replay under way."""
         self._history.clear()
-        for reader in self._served:
-            reader.forget()
-        self._asked = {reader.request.inbox: reader for reader in self._served} | self._asked
+        for recipient in self._served:
+            recipient.forget()
+        self._asked = {recipient.request.inbox: recipient for recipient in self._served} | self._asked
         self._served, self._answers = {}, None
-        self.is_due = bool(self._asked)
 
     def step(self) -> list[bytes]:
         """Continue the replay for a bounded time; return the frames to publish."""
@@ -119,64 +120,63 @@ class Replays:
                 break
         else:
             self._answers = None
-            self.is_due = bool(self._asked)
         # The added messages leave now, since their ages are those of this moment.
-        return [*out, *(reader.frame() for reader in self._served if reader.messages)]
+        return [*out, *(recipient.frame() for recipient in self._served if recipient.messages)]
 
     def _replay(self) -> Iterator[list[bytes]]:
         """Iterate over the history, in parts between which a step may end. `_served` has the clients not yet done."""
-        wanted = _Wanted(list(self._served))
-        for reader in self._served:
-            reader.allowance = self._allowance / 2
-        for block in self._history.since(min(reader.since for reader in self._served)):
+        recipients = _Recipients(list(self._served))
+        for recipient in self._served:
+            recipient.allowance = self._allowance / 2
+        for block in self._history.since(min(recipient.since for recipient in self._served)):
             for frame in block.frames:
-                for reader in wanted.by(frame):
-                    yield self._replay_to(reader, frame, block)
+                for recipient in recipients.of(frame):
+                    yield self._replay_to(recipient, frame, block)
             yield []
             if not self._served:
                 return
-        for reader in list(self._served):
-            yield [self._end(reader)]
+        for recipient in list(self._served):
+            yield [self._end(recipient)]
 
-    def _replay_to(self, reader: _Reader, frame: bytes, block: Block) -> list[bytes]:
-        if reader not in self._served or reader.since > block.until:
+    def _replay_to(self, recipient: _Recipient, frame: bytes, block: Block) -> list[bytes]:
+        if recipient not in self._served or recipient.since > block.until:
             return []
         # Rounded to the younger side: a member that has joined in between must not miss it.
         message = wire.for_replay(frame, int((self._clock() - block.until) * 1000))
         if message is None:
             return []
-        if len(message) > min(reader.allowance, self._allowance) or reader.frames >= FRAMES:
-            return [self._end(reader)]
+        if len(message) > min(recipient.allowance, self._allowance) or recipient.frames >= FRAMES:
+            return [self._end(recipient)]
         self._allowance -= len(message)
         self.messages += 1
-        return reader.add(message)
+        return recipient.add(message)
 
-    def _end(self, reader: _Reader) -> bytes:
-        del self._served[reader]
-        return reader.frame(is_last=True)
+    def _end(self, recipient: _Recipient) -> bytes:
+        del self._served[recipient]
+        return recipient.frame(is_last=True)
 
     def _end_late(self) -> list[bytes]:
         now = self._clock()
-        return [self._end(reader) for reader in list(self._served) if now > reader.until]
+        return [self._end(recipient) for recipient in list(self._served) if now > recipient.until]
 
 
-class _Wanted:
+class _Recipients:
     """Finds the clients to which a message is replayed.
 
     Args:
-        readers: The clients that are served.
+        recipients: The clients that are served.
     """
 
-    def __init__(self, readers: Collection[_Reader]) -> None:
-        self._by_inbox = {reader.request.inbox: (reader,) for reader in readers}
-        self._by_hash: defaultdict[int, list[_Reader]] = defaultdict(list)
-        self._every = [reader for reader in readers if reader.request.every]
-        for reader in readers:
-            if not reader.request.every:
-                for topic_hash in wire.decode_hashes(reader.request.topics):
-                    self._by_hash[topic_hash].append(reader)
+    def __init__(self, recipients: Collection[_Recipient]) -> None:
+        self._by_inbox = {recipient.request.inbox: (recipient,) for recipient in recipients}
+        self._by_hash: defaultdict[int, list[_Recipient]] = defaultdict(list)
+        self._every = [recipient for recipient in recipients if recipient.request.every]
+        for recipient in recipients:
+            if not recipient.request.every:
+                for topic_hash in wire.decode_hashes(recipient.request.topics):
+                    self._by_hash[topic_hash].append(recipient)
 
-    def by(self, frame: bytes) -> Sequence[_Reader]:
+    def of(self, frame: bytes) -> Sequence[_Recipient]:
         """Return the clients that belong to its group, as far as the hash shows, or the one whose inbox it is for."""
         if not wire.is_group(frame):
             return self._by_inbox.get(wire.inbox_in(frame), ())

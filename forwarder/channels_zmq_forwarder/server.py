@@ -177,7 +177,7 @@ class Server:
                 "draining: %d of %d clients take over messages, %d more may return, %d messages wait",
                 self.exchange.participants,
                 len(self.exchange.clients),
-                self.exchange.returning,
+                self.exchange.count_returning(),
                 self.exchange.queues.depth(),
             )
             self._publish(self.exchange.drain(time.monotonic() + self.settings.drain_at_most))

@@ -24,7 +24,7 @@ def filled(*numbers: int) -> ChannelQueue:
 def handed(queue: ChannelQueue) -> list[tuple[bytes, int]]:
     """Hand messages to readers; return the pairs of inbox and number."""
     out = []
-    while queue.readers and queue.waiting:
+    while queue.open_windows and queue.waiting:
         item = queue.take()
         out.append((queue.hand(item, keep=True)[0], item.number))
     return out
@@ -85,7 +85,7 @@ def test_a_window_can_be_closed() -> None:
     queue.open_window(A, 1, 5)
     queue.open_window(A, 1, 0)
     assert handed(queue) == []
-    assert queue.readers == 0
+    assert queue.open_windows == 0
 
 
 def test_a_window_that_was_never_used_is_not_remembered() -> None:
@@ -275,7 +275,7 @@ class QueueAgainstModel(RuleBasedStateMachine):
         assert self.queue.unsettled == len(self.held)
         assert self.queue.credits.keys() == self.windows.keys()
         assert self.queue.holders == set(self.held.values())
-        assert self.queue.readers == sum(handed < limit for handed, limit in self.windows.values())
+        assert self.queue.open_windows == sum(handed < limit for handed, limit in self.windows.values())
 
 
 TestQueueAgainstModel = QueueAgainstModel.TestCase

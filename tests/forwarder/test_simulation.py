@@ -159,7 +159,7 @@ class Run:
         self.random.choices(list(steps), list(steps.values()))[0](self.random.choice(list(self.clients.values())))
         queues = self.exchange.queues
         for channel, queue in queues.by_channel.items():
-            assert not (queue.readers and queue.waiting), "a message strands beside a reader"
+            assert not (queue.open_windows and queue.waiting), "a message strands beside a reader"
             assert queue.round is None or (queue.round.pending and queue.round.asked)
             assert self.unsettled(channel) <= queue.unsettled, "a job is forgotten that a client has not settled"
         assert queues.size == sum(queue.size for queue in queues.by_channel.values())
