@@ -330,12 +330,12 @@ class Connection:
             RequestRefused: If the forwarder has no room for another queue, is short of memory, or is being
                 flushed repeatedly.
         """
-        what, name = f"send({channel!r})", channel.encode()
+        what, name, expires = f"send({channel!r})", channel.encode(), time.monotonic() + ttl / 1000
 
         def ask() -> Awaitable[int]:
-            number = next_number()
-            frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, ttl, capacity, name, payload))
-            return self._ask(number, frame, what, repeats=False, produces=True, key=name)
+            number, left = next_number(), wire.milliseconds(expires - time.monotonic())
+            frame = wire.ENQUEUE.encode(wire.Enqueue(self.inbox, number, left, capacity, name, payload))
+            return self._ask(number, frame, what, repeats=False, produces=True, key=name, expires=expires)
 
         status = await self._ask_while(Status.FLUSHING, ask)
         if status == Status.FLUSHING:
@@ -589,6 +589,7 @@ class Connection:
         """Send a request and wait for the status that answers it.
 
         Args:
+        expires: float = inf,
             number: Of the request.
             frame: The request.
             what: The call, for messages to people.
@@ -602,6 +603,7 @@ class Connection:
         Raises:
             ForwarderUnavailable: If no answer arrives within `connect_timeout`.
             ConnectionLost: If the connection was lost before the answer, and the request may not be sent again.
+            expires: When the message that it carries expires.
         """
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
@@ -619,7 +621,7 @@ class Connection:
                 if to_all:
                     found = self._transport.send_upstream(frame)
                 else:
-                    found = self._transport.send_downstream(frame, now + timeout, number, key, must=must)
+                    found = self._transport.send_downstream(frame, min(now + timeout, expires), number, key, must=must)
                 if found:
                     self.client.out.input_found()
             if request.answer is None:

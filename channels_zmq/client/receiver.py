@@ -166,7 +166,7 @@ class Receiver:
         published = self._clock() - wire.age_of(frame) / 1000
         if flags & wire.FLAG_ACKNOWLEDGED:
             published -= ON_THE_WAY
-        deliver = partial(self.deliver_group, topic, ttl, payload, published)
+        deliver = partial(self._deliver_group_until, self._deadline(ttl), topic, payload, published)
         runs = self._memberships.groups[topic].runs
         if missing:
             self._out_of_order(runs, sender, number, missing, len(payload), deliver)
@@ -213,7 +213,7 @@ class Receiver:
             return
         channel, payload = wire.channel_and_payload(body)
         if missing:
-            deliver = partial(self._deliver_direct, sender, channel, ttl, payload)
+            deliver = partial(self._deliver_direct_until, self._deadline(ttl), sender, channel, payload)
             self._out_of_order(self._direct_runs, sender, number, missing, len(payload), deliver)
             return
         self._deliver_direct(sender, channel, ttl, payload)
@@ -262,7 +262,16 @@ class Receiver:
         self.own_order += 1
         self._mailboxes.sent(box, self.own_order)
 
-    # Repetitions and gaps
+    # Repetitions and gaps; a message ages while it waits behind a gap
+
+    def _deadline(self, ttl: int) -> float:
+        return self._clock() + min(ttl, self._max_ttl) / 1000
+
+    def _deliver_group_until(self, deadline: float, topic: Topic, payload: bytes, published: float) -> None:
+        self.deliver_group(topic, wire.milliseconds(deadline - self._clock()), payload, published)
+
+    def _deliver_direct_until(self, deadline: float, sender: bytes, channel: str, payload: bytes) -> None:
+        self._deliver_direct(sender, channel, wire.milliseconds(deadline - self._clock()), payload)
 
     def _repeated(self, sender: bytes) -> None:
         """Drop a repeated message."""

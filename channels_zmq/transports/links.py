@@ -297,7 +297,8 @@ class Links:
         if link is None and number:
             self._check_versions()
         if link is None or not link.send_request(frame, number):
-            self._hold(link, Held(deadline, key, frame, Kind.REQUEST, number), time.monotonic(), must=must)
+            now = time.monotonic()
+            self._hold(link, Held(deadline, key, frame, Kind.REQUEST, number, since=now), now, must=must)
         return False
 
     def send_to(self, to: Attachment, frame: bytes) -> bool:

@@ -37,6 +37,7 @@ class Held(NamedTuple):
         counts: How many messages are lost if it expires.
         published: Of a message that is sent again: the latest time at which it may have been sent first.
         instance: The instance to which it was sent last.
+        since: Of a request: when it was held first.
     """
 
     deadline: float
@@ -48,6 +49,7 @@ class Held(NamedTuple):
     counts: int = 1
     published: float = 0.0
     instance: bytes = b""
+    since: float = 0.0
 
 
 class Ledger:

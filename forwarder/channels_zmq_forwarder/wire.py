@@ -478,6 +478,7 @@ DETACH = Layout(Detach, b"X", ">I")
 TAKEN = Layout(Taken, b"K", ">IQ")
 BACK = Layout(Back, b"B", ">QI", names=1, tail=True)
 ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, tail=True)
+_JOB_KINDS = (b"B", b"Q")
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
 ECHO = Layout(Echo, b"E", ">Q")
 WINDOW = Layout(Window, b"W", ">IQ")
@@ -874,6 +875,20 @@ def age_of(frame: bytes) -> int:
     if len(frame) < at + ORDER_SIZE + _AGE.size:
         raise FrameError("a message that is sent again ends before its age")
     return cast(int, _AGE.unpack_from(frame, at + ORDER_SIZE)[0])
+
+
+def aged(frame: bytes, milliseconds: int) -> bytes:
+    """Return a frame that its sender has held: a message for a normal channel has less time left to live.
+
+    Args:
+        frame: An `Enqueue` or a `Back`, whose layouts begin alike. Others are returned as they are.
+        milliseconds: For which it was held.
+    """
+    if frame[:1] not in _JOB_KINDS:
+        return frame
+    at = 1 + INBOX_SIZE
+    number, ttl = BACK.numbers.unpack_from(frame, at)
+    return frame[:at] + BACK.numbers.pack(number, max(0, ttl - milliseconds)) + frame[at + BACK.numbers.size :]
 
 
 def again(frame: bytes, ttl: int, age: int, *, elsewhere: bool, acknowledged: bool) -> bytes:

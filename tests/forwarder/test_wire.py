@@ -326,6 +326,30 @@ def test_a_batch_is_split_into_messages_with_consecutive_numbers(prefix: bytes, 
     assert {wire.age_of(batch), *map(wire.age_of, alone)} == {30 if is_again else 0}
 
 
+JOB = {"channel": b"work", "payload": b"x"}
+
+
+@pytest.mark.parametrize(
+    "layout, frame",
+    [
+        (wire.ENQUEUE, wire.Enqueue(INBOX, 5, 1000, 9, **JOB)),
+        (wire.BACK, wire.Back(INBOX, 5, 1000, **JOB)),
+    ],
+)
+@pytest.mark.parametrize("waited, left", [(0, 1000), (400, 600), (2000, 0)])
+def test_a_message_for_a_normal_channel_has_less_time_left_after_it_was_held(
+    layout: Layout[Any], frame: Any, waited: int, left: int
+) -> None:
+    """Only the time to live changes, and it is never negative."""
+    assert layout.decode(wire.aged(layout.encode(frame), waited)) == frame._replace(ttl=left)
+
+
+def test_a_frame_without_a_time_to_live_is_held_as_it_is() -> None:
+    """Other requests do not expire."""
+    echo = wire.ECHO.encode(wire.Echo(INBOX, 5))
+    assert wire.aged(echo, 400) == echo
+
+
 def message(topic: str, number: int, body: bytes = b"x", *, flags: int = 0, ttl: int = 1000) -> bytes:
     return wire.ordered(wire.group_topic(topic), b"sender..", number, flags, ttl, body)
 

@@ -10,6 +10,8 @@ from simulated_time import World
 
 from channels_zmq_forwarder import wire
 
+LIFE = 600.0
+"""Seconds after which most messages expire, which is longer than a simulation."""
 IN_TRANSIT = 10.0
 """Seconds for which a request whose call has ended may still be in transit."""
 ROUNDING = 0.002
@@ -25,6 +27,8 @@ class Message:
     topic: bytes | str
     published: float
     order: int
+    life: float
+    """Seconds after which it expires."""
     is_accepted: bool = True
     is_confirmed: bool = False
     read_by: list[tuple[Process, str]] = field(default_factory=list)
@@ -84,14 +88,16 @@ class Ledger:
         """Time of the call of the last flush that has returned."""
         self.excused: set[int] = set()
         """Numbers of jobs that may be lost uncounted: they were lost with a process, or on the way back."""
+        self.late_at_most = inf
+        """Maximum seconds between the end of a message's life and its arrival: those that it spends on the way."""
         self._orders: Counter[tuple[Process, bytes | str]] = Counter()
         self._last: dict[tuple[tuple[Process, str], Process, bytes | str], int] = {}
         self.arrived: defaultdict[tuple[Process, bytes | str, Process], list[int]] = defaultdict(list)
         """Orders of the messages that each process received, by process, topic and sender."""
 
-    def new(self, sender: Process, topic: str | bytes) -> Message:
+    def new(self, sender: Process, topic: str | bytes, life: float) -> Message:
         self._orders[sender, topic] += 1
-        message = Message(len(self.messages), sender, topic, self.world.now, self._orders[sender, topic])
+        message = Message(len(self.messages), sender, topic, self.world.now, self._orders[sender, topic], life)
         self.messages.append(message)
         return message
 
@@ -136,6 +142,7 @@ class Ledger:
         if not self._is_early(process, message, member) and (not seen or message.order > seen[-1]):
             seen.append(message.order)
         assert message.published > self.flushed, f"flushed: {what}"
+        self._check_age(message, what)
         if member is not None and message.published < member.called:
             self._check_old(process, member, message, what)
 
@@ -163,10 +170,16 @@ class Ledger:
                 return
         raise AssertionError(f"of before the join: {what}")
 
+    def _check_age(self, message: Message, what: str) -> None:
+        """Check that a message has not expired."""
+        late = self.world.now - message.published - message.life
+        assert late <= self.late_at_most, f"expired {late:.3f} s ago: {what}"
+
     def took_job(self, process: Process, payload: bytes) -> None:
         """Check a job that a reader has received."""
         message = self.of(bytes(payload))
         assert not message.read_by, f"a job is read twice: {message.number} of {message.sender.number}"
+        self._check_age(message, str(message))
         message.read_by.append((process, "job"))
 
     def took_copy(self, channel: str, payload: bytes) -> None:
@@ -175,6 +188,7 @@ class Ledger:
         what = f"{message} to {channel}"
         assert channel not in message.copied_to, f"copied twice: {what}"
         assert message.published > self.flushed, f"flushed: {what}"
+        self._check_age(message, what)
         assert any(one.adds and wire.group_topic(one.member[0]) == message.topic for one in self._of(channel)), what
         message.copied_to.add(channel)
 
@@ -198,14 +212,17 @@ class Ledger:
         ]
 
     def missed(self, process: Process) -> int:
-        """Return how many messages are missing between those that a process received, over all runs."""
+        """Return how many messages are missing between those that a process received, over all runs.
+
+        Messages with a short life do not count: they may have expired before they got a number.
+        """
         orders: defaultdict[tuple[bytes | str, Process], set[int]] = defaultdict(set)
         for message in self.messages:
-            if message.is_accepted:
+            if message.is_accepted and message.life == LIFE:
                 orders[message.topic, message.sender].add(message.order)
         total = 0
         for (receiver, topic, sender), seen in self.arrived.items():
             if receiver is process and seen:
                 between = {order for order in orders[topic, sender] if seen[0] <= order <= seen[-1]}
-                total += len(between) - len(seen)
+                total += len(between.difference(seen))
         return total

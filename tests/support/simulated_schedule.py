@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from simulated_forwarder import Forwarder
-from simulated_ledger import Member, Message
+from simulated_ledger import LIFE, Member, Message
 from simulated_network import Line
 from simulated_process import Process
 from simulation import COPIES, GROUPS, JOBS, LONG, SHORT, Simulation, address
@@ -29,6 +29,10 @@ LATE_KEYS = 4.0
 """Maximum seconds for which a forwarder refuses a new key. One that starts waits longer for a missing client."""
 FEW_BYTES = 2_000
 """Bytes of an outbox and of a window that few messages fill."""
+STOPS = {"freeze", "stall_push", "stall_sub", "block", "freeze_process"}
+"""Faults during which messages do not age, because they wait in a socket."""
+HOPS, SCHEDULING = 4, 1.0
+"""How often a message may cross the network, and the seconds that it may wait in sockets without such a fault."""
 JUST_JOINED = ON_THE_WAY + BLOCK_SECONDS
 """Seconds after a join in which a repeated message may count as one from before it."""
 
@@ -76,6 +80,9 @@ class Schedule(Simulation):
         self.without = set(without)
         self.addresses = [address(number) for number in range(1, self.count + 1)]
         self.found_at: dict[Address, float] = {}
+        if self.has_short_lives and self.random.random() < 0.5:
+            self.without |= STOPS
+            self.ledger.late_at_most = HOPS * self.network.delays[1] + SCHEDULING
         """When all processes have found a forwarder at a new address."""
         self.has_two_nets = self.random.random() < 0.2
         """Whether each forwarder has two pairs of addresses, of which each process lists one."""
@@ -158,11 +165,11 @@ class Schedule(Simulation):
         if what < 0.6:
             group = self.random.choice(GROUPS)
             for _ in range(self.random.choice((1, 1, 1, 1, 20))):
-                self.send_group(process, group)
+                self.send_group(process, group, self._a_life())
         elif what < 0.75:
-            self.send_direct(process, self.random.choice(self.living()))
+            self.send_direct(process, self.random.choice(self.living()), self._a_life())
         elif what < 0.9:
-            self.send_job(process, self.random.choice(JOBS))
+            self.send_job(process, self.random.choice(JOBS), self._a_life())
         elif what < 0.92 and self.has_copies:
             self.change_member(process, self.random.choice(GROUPS), COPIES[1], adds=self.random.random() < 0.6)
         else:
@@ -170,6 +177,9 @@ class Schedule(Simulation):
 
     def _churn(self, process: Process) -> None:
         """Let a consumer join for a while, at a process that is not steady or in a group of that process."""
+    def _a_life(self) -> float:
+        return self.random.uniform(0.05, 3.0) if self.has_short_lives and self.random.random() < 0.5 else LIFE
+
         groups = [group for group in GROUPS if process not in self.steady or self._is_member(process, group)]
         if groups and len(self.churning) < 40:
             self._open += 1
@@ -514,7 +524,10 @@ class Schedule(Simulation):
         missing = [
             message.number
             for message in self.ledger.messages
-            if message.is_confirmed and not message.read_by and message.number not in self.ledger.excused
+            if message.is_confirmed
+            and message.life == LIFE
+            and not message.read_by
+            and message.number not in self.ledger.excused
         ]
         if self.flush_calls == 0:
             assert len(missing) <= counted, f"jobs are lost and not counted: {missing}, {counted} are"
@@ -546,6 +559,8 @@ class Schedule(Simulation):
         if member is not None and member.left is not None and message.published > member.left - 20:
             return False  # it may have been in transit
         if member is not None and message.published < (member.joined or 0.0) + JUST_JOINED:
+        if message.life < LIFE:
+            return False
             copies = process.read.get(message.payload, [])
             if any(wire.read_group(copy)[3] & wire.FLAG_ACKNOWLEDGED for _, copy in copies):
                 return False  # its members then most likely got it, and the exact set of them is unknown

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from simulated_forwarder import Forwarder
-from simulated_ledger import Change, Ledger, Member, Message
+from simulated_ledger import LIFE, Change, Ledger, Member, Message
 from simulated_network import Network
 from simulated_process import Process, replace_surroundings
 from simulated_time import Cancelled, Task, World, sleep
@@ -20,7 +20,6 @@ from channels_zmq.transports import discovery
 from channels_zmq.transports.states import State
 from channels_zmq_forwarder import wire
 
-TTL = 600_000
 CAPACITY = 10_000
 GROUPS = ("one", "two", "three")
 JOBS = ("work", "mail")
@@ -213,27 +212,27 @@ class Simulation:
 
     # Sending
 
-    def send_group(self, process: Process, group: str) -> Message:
+    def send_group(self, process: Process, group: str, life: float = LIFE) -> Message:
         topic = wire.group_topic(group)
-        message = self.ledger.new(process, topic)
+        message = self.ledger.new(process, topic, life)
         full = process.client.counters.dropped["outbox_full"]
         with process.on_loop():
-            process.connection.group_send(topic, message.payload, TTL)
+            process.connection.group_send(topic, message.payload, wire.milliseconds(life))
         message.is_accepted = process.client.counters.dropped["outbox_full"] == full
         return message
 
-    def send_direct(self, process: Process, to: Process) -> Message:
-        message = self.ledger.new(process, to.inbox_channel)
+    def send_direct(self, process: Process, to: Process, life: float = LIFE) -> Message:
+        message, ttl = self.ledger.new(process, to.inbox_channel, life), wire.milliseconds(life)
         try:
             with process.on_loop():
-                sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, TTL, CAPACITY)
+                sent = process.connection.send_direct(to.client.inbox, to.inbox_channel, message.payload, ttl, CAPACITY)
         except OutboxFull:
             sent = False
         message.is_accepted = bool(sent)
         return message
 
-    def send_job(self, process: Process, channel: str) -> Message:
-        message = self.ledger.new(process, channel)
+    def send_job(self, process: Process, channel: str, life: float = LIFE) -> Message:
+        message = self.ledger.new(process, channel, life)
         message.is_accepted = False
         self._open_calls[message] = process
         process.run(self._send_job(process, channel, message), self._ended)
@@ -241,7 +240,8 @@ class Simulation:
 
     async def _send_job(self, process: Process, channel: str, message: Message) -> None:
         try:
-            message.is_confirmed = await process.connection.send_normal(channel, message.payload, TTL, JOB_CAPACITY)
+            ttl = wire.milliseconds(message.life)
+            message.is_confirmed = await process.connection.send_normal(channel, message.payload, ttl, JOB_CAPACITY)
         except (ConnectionLost, OutboxFull):
             pass
         except ForwarderUnavailable:

@@ -324,6 +324,26 @@ def test_a_message_that_is_sent_again_closes_a_gap(rig: Rig) -> None:
     assert rig.came() == came_to_a(b"5", b"6", b"7")
 
 
+@pytest.mark.parametrize("message", [group, direct])
+def test_a_message_ages_while_it_waits_behind_a_gap(rig: Rig, message: Callable[..., bytes]) -> None:
+    """A message expires after its time to live, of which it has spent a part behind a gap."""
+    arrived = rig.clock.now
+    rig.take(message(5), message(7, ttl=2000))
+    rig.clock.now += 1.5
+    rig.take(message(6))
+    assert [mail[0] for mail in rig.box().mail] == [arrived + TTL / 1000, rig.clock.now + TTL / 1000, arrived + 2.0]
+
+
+@pytest.mark.parametrize("message", [group, direct])
+def test_a_message_that_has_expired_behind_a_gap_is_counted(rig: Rig, message: Callable[..., bytes]) -> None:
+    """A message that expires while it waits behind a gap is not read, and counts as expired."""
+    rig.take(message(5), message(7, ttl=200))
+    rig.clock.now += 0.3
+    rig.take(message(6))
+    assert [rig.mailboxes.take(rig.box()) for _ in range(3)] == [b"5", b"6", None]
+    assert rig.counters.dropped == {"expired": 1}
+
+
 @pytest.mark.parametrize("ttl, waits", [(TTL, 5.0), (2000, 2.0)])
 @pytest.mark.parametrize("message", [group, direct])
 def test_no_message_waits_longer_than_the_largest_expiry(

@@ -472,10 +472,10 @@ def test_a_topic_in_use_stays_where_it_is_when_its_home_comes_back(pair: Rig) ->
 
 def test_plain_messages_are_not_sent_again(pair: Rig) -> None:
     """A message to a normal channel is not sent again, and its caller learns that the outcome is unknown."""
-    request: Request[Reader] = Request(b"Qplain", repeats=False, waiter=Reader())
+    request: Request[Reader] = Request(b"Aplain", repeats=False, waiter=Reader())
     pair.client.begin_request(5, request)
-    pair.links.send_downstream(b"Qplain", inf, 5, b"jobs")
-    (sent_by,) = [one for one in (A, B) if b"Qplain" in pair.exchange(one).push.take()]
+    pair.links.send_downstream(b"Aplain", inf, 5, b"jobs")
+    (sent_by,) = [one for one in (A, B) if b"Aplain" in pair.exchange(one).push.take()]
     pair.go_down(sent_by)
     (other,) = {A, B} - {sent_by}
     assert request.answer == LOST
@@ -662,27 +662,37 @@ def test_messages_held_before_a_join_are_older_than_the_subscription(make: Calla
 def test_requests_with_the_same_key_are_sent_by_one_link(pair: Rig) -> None:
     """Requests with the same key are sent by one link, in order."""
     for number in range(5):
-        assert not pair.links.send_downstream(b"Q%d" % number, inf, number, b"jobs")
+        assert not pair.links.send_downstream(b"A%d" % number, inf, number, b"jobs")
     frames = [pair.exchange(forwarder).push.take() for forwarder in (A, B)]
-    assert sorted(frames) == [[], [b"Q0", b"Q1", b"Q2", b"Q3", b"Q4"]]
+    assert sorted(frames) == [[], [b"A0", b"A1", b"A2", b"A3", b"A4"]]
 
 
 def test_a_request_waits_until_a_link_is_up(rig: Rig) -> None:
     """A request waits until a link is up, unless it is withdrawn or expires first."""
     for number in (7, 8, 9):
-        rig.links.send_downstream(b"Q%d" % number, rig.clock.now + (1 if number == 8 else 5), number, b"jobs")
+        rig.links.send_downstream(b"A%d" % number, rig.clock.now + (1 if number == 8 else 5), number, b"jobs")
     rig.links.withdraw(7)
     assert rig.links.held == 2
     rig.clock.now += 1
     rig.come_up(A)
-    assert [frame for frame in rig.exchange(A).push.frames if frame[:1] == b"Q"] == [b"Q9"]
+    assert [frame for frame in rig.exchange(A).push.frames if frame[:1] == b"A"] == [b"A9"]
+
+
+def test_a_job_ages_while_it_waits(rig: Rig) -> None:
+    """A message for a normal channel that waits for a link has less time left to live when it is sent."""
+    job = wire.Enqueue(INBOX, 5, 3000, 9, b"jobs", b"x")
+    rig.links.send_downstream(wire.ENQUEUE.encode(job), rig.clock.now + 3, 5, b"jobs")
+    rig.clock.now += 1
+    rig.come_up(A)
+    (frame,) = [frame for frame in rig.exchange(A).push.frames if frame[:1] == b"Q"]
+    assert wire.ENQUEUE.decode(frame) == job._replace(ttl=3000 - round(1000 * (1 + OPEN_EVERY)))
 
 
 def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair: Rig) -> None:
     """A request that a link holds can be withdrawn, whichever link it is."""
     for forwarder in (A, B):
         pair.exchange(forwarder).push.is_full = True
-    pair.links.send_downstream(b"Q", inf, 7, b"jobs")
+    pair.links.send_downstream(b"A", inf, 7, b"jobs")
     assert pair.links.held == 1
     pair.links.withdraw(7)
     assert pair.links.held == 0
@@ -692,7 +702,7 @@ def test_a_request_that_waits_at_a_link_can_be_withdrawn(pair: Rig) -> None:
 def test_a_message_that_was_taken_over_is_held_whatever_the_bounds_are(make: Callable[..., Rig], must: bool) -> None:
     """A message that this process has taken over is held beyond the bounds; other frames are refused."""
     rig = make(capacity=0)
-    send = partial(rig.links.send_downstream, b"B", inf, 0, b"jobs", must=must)
+    send = partial(rig.links.send_downstream, b"A", inf, 0, b"jobs", must=must)
     if must:
         send()
         assert rig.links.held == 1
@@ -788,10 +798,10 @@ def test_another_version_fails_requests_unless_another_forwarder_serves(rig: Rig
     if is_up:
         rig.come_up(B)
     if is_up:
-        rig.links.send_downstream(b"Q", inf, 5, b"jobs")
+        rig.links.send_downstream(b"A", inf, 5, b"jobs")
     else:
         with pytest.raises(WireVersionMismatch):
-            rig.links.send_downstream(b"Q", inf, 5, b"jobs")
+            rig.links.send_downstream(b"A", inf, 5, b"jobs")
     rig.links.send_to(rig.link(A).attachment, b"f")
     rig.links.send_downstream(b"k", inf, 0, b"jobs")
     assert (len(rig.link(B)._window), rig.links.held) == ((2, 0) if is_up else (0, 1))
@@ -1068,7 +1078,7 @@ def test_what_the_only_link_has_carried_stays_there_for_a_while(make: Callable[.
         if kind == "topic":
             rig.publish(topic=key)
         else:
-            rig.links.send_downstream(b"Q", inf, 0, key)
+            rig.links.send_downstream(b"A", inf, 0, key)
         sent = [one for one in (A, B) if one in rig.up() and rig.carried(one)]
         assert len(sent) == 1
         return sent[0]
