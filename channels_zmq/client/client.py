@@ -128,6 +128,7 @@ class Client:
         for box in self._read_normally.values():
             if box.waiters:
                 attachment.credit.touched(box)  # its window opens with the first session
+        self._may_have_missed(attachment)
         return attachment
 
     def detach(self, attachment: Attachment) -> None:
@@ -193,10 +194,14 @@ class Client:
         return request
 
     def connected(self, attachment: Attachment) -> None:
-        """Note that there is a connection to an exchange.
+        """Note that there is a connection to an exchange."""
+        if attachment.is_new:
+            self._may_have_missed(attachment)
 
-        If it is the first one, others may have sent by this exchange since this process could be reached by another, as
-        if a connection had been lost then.
+    def _may_have_missed(self, attachment: Attachment) -> None:
+        """Wait for the messages that others have sent by a further exchange since this process could be reached.
+
+        They may precede those that arrive by other exchanges. It is as if the connection had been lost then.
         """
         if attachment.is_new and self._reached_at is not None:
             self.connection_lost(attachment, self._reached_at)

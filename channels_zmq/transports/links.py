@@ -370,7 +370,8 @@ class Links:
             if link.downlink.read():
                 has_more = True
         if self._client.gaps.beginnings and not has_more:
-            has_more = self.has_input()
+            # A welcome of this turn may list another forwarder, which earlier messages may still arrive from.
+            has_more = self.has_input() or bool(self._client.out.session)
             if not has_more:
                 self._client.gaps.all_is_read()
         return has_more

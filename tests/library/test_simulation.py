@@ -17,7 +17,8 @@ from simulated_process import Process
 from simulated_schedule import Schedule
 from simulation import Simulation, address
 
-from channels_zmq.transports.discovery import Forwarder
+from channels_zmq.transports.homes import ROTATE_EVERY
+from channels_zmq.transports.roster import Forwarder
 from channels_zmq.transports.states import State
 
 SEEDS = 20
@@ -26,7 +27,7 @@ FIRST, MANY = int(os.environ.get("SIMULATION_FIRST") or SEEDS), int(os.environ.g
 REPLAY = os.environ.get("SIMULATION_SEED", "")
 HASH_SEED = os.environ.get("PYTHONHASHSEED", "random")
 WITHOUT = os.environ.get("SIMULATION_WITHOUT", "").split(",")
-A, B = address(1), address(2)
+A, B, C = address(1), address(2), address(3)
 TOPICS = tuple(f"topic{number}" for number in range(8))
 """As many topics as make each of two forwarders the home of some."""
 
@@ -125,6 +126,28 @@ def test_a_process_that_learns_of_a_forwarder_late_gets_what_others_have_sent_by
     for seconds, process in ((0.2, sender), (1.0, members[0].process)):
         send_steadily(simulation, sender, seconds)
         process.resolves(B)
+    simulation.run(5.0)
+    send_to_all(simulation, sender)
+    simulation.run(5.0)
+    assert lost(simulation, members) == []
+
+
+@pytest.mark.parametrize("found", [(B,), (C,), (B, C)])
+def test_a_process_that_learns_of_two_forwarders_late_gets_what_others_have_sent_by_either(
+    simulation: Simulation, found: tuple[Forwarder, ...]
+) -> None:
+    """Topics move from one successor to the other before a process finds the first of them, which lists the second."""
+    sender, members = sender_and_receiver(simulation, A)
+    simulation.kill_forwarder(simulation.forwarders[A])
+    for successor in (B, C):
+        simulation.start_forwarder(successor)
+        sender.resolves(successor)
+        simulation.run(1.0)
+        send_steadily(simulation, sender, 0.2)
+        simulation.run(2 * ROTATE_EVERY + 0.1)
+    send_to_all(simulation, sender)
+    for successor in found:
+        members[0].process.resolves(successor)
     simulation.run(5.0)
     send_to_all(simulation, sender)
     simulation.run(5.0)

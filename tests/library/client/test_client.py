@@ -16,7 +16,7 @@ from channels_zmq.client.mailboxes import Delivery, Shared
 from channels_zmq.client.memberships import Join
 from channels_zmq.client.output import Reply, Upstream
 from channels_zmq.client.requests import LOST, Request, next_number
-from channels_zmq.client.resumption import ON_THE_WAY, READ_WITHIN, REPLAYED_WITHIN
+from channels_zmq.client.resumption import BACK_WITHIN, ON_THE_WAY, READ_WITHIN, REPLAYED_WITHIN
 from channels_zmq.names import OwnNames
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import Question, Status
@@ -41,8 +41,11 @@ def client(clock: Clock) -> Client:
 
 @pytest.fixture
 def pair(client: Client) -> Client:
-    """Return a client at two exchanges, whose sessions have begun."""
-    client.begin_session(client.attach(), SESSION + 1, b"instance")
+    """Return a client at two exchanges, whose sessions have begun; the second one has replayed nothing."""
+    second = client.attach()
+    client.resume(second, SESSION + 1)
+    client.begin_session(second, SESSION + 1, b"instance")
+    replay(client, exchange=1, session=SESSION + 1)
     return client
 
 
@@ -1730,6 +1733,19 @@ def test_a_client_asks_another_exchange_for_what_was_sent_since_it_could_be_reac
     assert resume(client, exchange=1).age == 30_000 + 1000 * (ON_THE_WAY + READ_WITHIN)
     client.detach(other)
     assert not client.gaps.awaits_replay
+
+
+def test_messages_wait_for_an_exchange_that_was_found_just_now(client: Client, clock: Clock) -> None:
+    """What others have sent by a further exchange may precede what arrives first, so that waits for the connection."""
+    add(client)
+    client.attach()
+    feed(client, group_frame(7, b"7"))
+    clock.now += BACK_WITHIN - 0.01
+    client.keep(clock.now, 100)
+    assert payloads(client) == []
+    clock.now += HOLD
+    client.keep(clock.now, 100)
+    assert payloads(client) == [b"7"]
 
 
 @pytest.mark.parametrize("frame", [group_frame, direct_frame])

@@ -1012,6 +1012,27 @@ def test_every_link_is_read(pair: Rig) -> None:
 
 
 def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
+def test_the_beginning_of_a_run_waits_for_a_forwarder_that_a_welcome_of_the_same_turn_lists(
+    make: Callable[..., Rig],
+) -> None:
+    """Messages that others have sent by that forwarder may precede it."""
+    rig = make(A, C)
+    rig.come_up(A, C)
+    join = rig.client.join(G, "a", 9, None)
+    rig.client.memberships.completed(join)
+    exchange = rig.exchange(A)
+    welcome = wire.Welcome(
+        INBOX, wire.VERSION, wire.State.SERVING, INSTANCES[A], rig.link(A).session, 1, encoded(A, B, C)
+    )
+    message = wire.ordered(G, b"o" * 8, 7, 0, TTL, b"x")
+    exchange.subscriber.arriving = [message, wire.WELCOME.encode(welcome)]
+    for _ in range(3):
+        rig.links.read()
+        rig.perform()
+    assert B in rig.links._links
+    assert rig.client.gaps.frames == 1
+
+
     """One descriptor, the selector's, stands for all links, and a forgotten link is no longer watched."""
     assert pair.links.descriptor == 42
     selector = cast(Selector, pair.links._selector)
