@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import inf
 from types import TracebackType
 
 from channels.exceptions import StopConsumer
@@ -62,7 +63,6 @@ TURNS_IN_A_ROW = 50
 """Turns of reading after which the housekeeper serves other connections."""
 ASK_AGAIN_AFTER = 0.05
 """Seconds until a request that could not be carried out yet is sent again."""
-NEVER = 60.0
 
 Announcer = Callable[[LinkChange], bytes | None]
 """Makes the payload by which a layer informs its consumers of a change of the link; None for no announcement."""
@@ -341,9 +341,11 @@ class Connection:
         if status == Status.FLUSHING:
             raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
         if status == Status.REFUSED:
-            raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} has no room for another queue")
+            raise RequestRefused(
+                f"{what}: the forwarder at {self.address} has no room for another queue (--queue-names)"
+            )
         if status == Status.MEMORY:
-            raise RequestRefused(f"send({channel!r}): the forwarder at {self.address} is short of memory")
+            raise RequestRefused(f"{what}: the forwarder at {self.address} is short of memory (--memory-limit)")
         self.client.counters.sent += status == Status.OK
         return status != Status.FULL
 
@@ -503,7 +505,9 @@ class Connection:
         what = f"group_add({group!r}, {channel!r})"
         status = await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True, member=member)
         if status != Status.OK:
-            raise RequestRefused(f"group_add({group!r}): {self.address} has no room for more members")
+            raise RequestRefused(
+                f"{what}: {self.address} has no room for more normal channels in groups (--queue-names)"
+            )
 
     async def discard_normal(self, group: str, channel: str) -> None:
         """Remove a normal channel from a group, at the exchange.
@@ -585,11 +589,11 @@ class Connection:
         must: bool = False,
         key: bytes = b"",
         member: wire.Member | None = None,
+        expires: float = inf,
     ) -> int:
         """Send a request and wait for the status that answers it.
 
         Args:
-        expires: float = inf,
             number: Of the request.
             frame: The request.
             what: The call, for messages to people.
@@ -599,11 +603,11 @@ class Connection:
             must: Whether a request to one is held even if the outbox is full: it carries no message.
             key: Chooses the exchange of a request to one.
             member: The normal channel that it adds to a group.
+            expires: When the message that it carries expires.
 
         Raises:
             ForwarderUnavailable: If no answer arrives within `connect_timeout`.
             ConnectionLost: If the connection was lost before the answer, and the request may not be sent again.
-            expires: When the message that it carries expires.
         """
         loop = asyncio.get_running_loop()
         waiter, timeout = Waiter(loop), self._options.connect_timeout
@@ -694,7 +698,7 @@ class Connection:
             self._announce(self._changes.popleft())
         with self._step:
             if self.closed:
-                return now + NEVER
+                return inf
             if self._changes:
                 return now  # a change that was added just now: it is announced before held messages are sent
             if self._producer is not None:
@@ -705,14 +709,14 @@ class Connection:
             if self._transport.is_connected:
                 self._repeat_requests(now)
             due = min(due, now + NOTICE_EVERY, self._transport.tick(now), self.client.requests.due(now))
-            is_second = now >= self._noticed_at + NOTICE_EVERY
-            if is_second:
+            checks_are_due = now >= self._noticed_at + NOTICE_EVERY
+            if checks_are_due:
                 self._noticed_at = now
                 self._notice_blocked_loop()
             reads = self._unattended_inputs()
         if reads:
             self.read_unattended()
-        if is_second:
+        if checks_are_due:
             self._transport.look_around()
             self._refresh_keyring()
             self._notice_disuse(now)
@@ -790,7 +794,7 @@ class Connection:
         """Close the sockets; blocks for `linger` at most."""
         housekeeper().forget(self)
         with self._lock:
-            self._loops.unattended()
+            self._loops.forget_closed()
             self._transport.close()
         self._transport.terminate()
 

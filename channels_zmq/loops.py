@@ -149,10 +149,14 @@ class Loops:
         """The attached loop if it runs."""
         return self.attached if self.attached is not None and self.attached.is_running() else None
 
-    def unattended(self) -> bool:
-        """Return whether no attached loop runs, or a loop cannot watch, so that the housekeeper has to read."""
+    def forget_closed(self) -> None:
+        """Forget the loops that were closed."""
         for loop in [loop for loop in self._watches if loop.is_closed()]:
             self._forget(loop)
+
+    def unattended(self) -> bool:
+        """Return whether no attached loop runs, or a loop cannot watch, so that the housekeeper has to read."""
+        self.forget_closed()
         return self.reading is None or any(watch.descriptor is None for watch in self._watches.values())
 
     def drain_soon(self) -> bool:

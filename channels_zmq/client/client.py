@@ -133,8 +133,8 @@ class Client:
 
     def detach(self, attachment: Attachment) -> None:
         """Remove an exchange."""
-        self.lose(attachment)
-        self.unsure(attachment)
+        self.became_unreachable(attachment)
+        self.fail_unanswered(attachment)
         attachment.credit.detach()
         self.attachments.remove(attachment)
         self._await_replays()
@@ -148,16 +148,16 @@ class Client:
         self._session += 1
         return self._session
 
-    def lose(self, attachment: Attachment) -> None:
-        """Stop waiting for an unreachable exchange; `unsure` follows once everything that has arrived is read."""
+    def became_unreachable(self, attachment: Attachment) -> None:
+        """Stop waiting for an exchange; `fail_unanswered` follows once everything that has arrived is read."""
         attachment.is_reachable = False
         attachment.credit.end_session()
-        for number, request in self.requests.lost(attachment):
+        for number, request in self.requests.stop_waiting_for(attachment):
             self._complete(number, request)
 
-    def unsure(self, attachment: Attachment) -> None:
+    def fail_unanswered(self, attachment: Attachment) -> None:
         """Fail the requests that were sent to an exchange which may never answer them."""
-        for number, request in self.requests.unsure(attachment):
+        for number, request in self.requests.fail_sent_to(attachment):
             self._complete(number, request)
 
     # Frames
@@ -203,7 +203,7 @@ class Client:
 
         They may precede those that arrive by other exchanges. It is as if the connection had been lost then.
         """
-        if attachment.is_new and self._reached_at is not None:
+        if self._reached_at is not None:
             self.connection_lost(attachment, self._reached_at)
 
     def connection_lost(self, attachment: Attachment, since: float) -> None:

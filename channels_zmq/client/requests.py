@@ -11,13 +11,13 @@ import itertools
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, TypeVar
 
 from channels_zmq_forwarder import wire
 
 REPEAT_EVERY = 1.0
 """Seconds between two sendings of a request."""
-NEVER = 60.0
 LOST = -1
 """The answer of a request whose exchange was lost before it answered: the outcome is unknown."""
 
@@ -136,7 +136,7 @@ class Requests(Generic[Waiter]):
             request.asked.add(exchange)
         return open_to_all
 
-    def unsure(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
+    def fail_sent_to(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
         """Answer with `LOST` the requests that only this exchange could have answered, and will not; return them."""
         sent = [
             (number, one)
@@ -147,7 +147,7 @@ class Requests(Generic[Waiter]):
             request.answer = LOST
         return sent
 
-    def lost(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
+    def stop_waiting_for(self, exchange: object) -> list[tuple[int, Request[Waiter]]]:
         """Stop waiting for an exchange; return the requests to all that this completes."""
         completed = []
         for number, request in self._open.items():
@@ -182,6 +182,6 @@ class Requests(Generic[Waiter]):
         while self._due and self._due[0][1] not in self._open:
             self._due.popleft()
         if not self._due:
-            return now + NEVER
+            return inf
         at, _ = self._due[0]
         return at if at > now else now + REPEAT_EVERY

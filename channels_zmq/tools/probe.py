@@ -18,7 +18,8 @@ from channels_zmq.core import DedicatedZmqChannelLayer
 from channels_zmq.errors import ConfigurationError
 from channels_zmq.keys import ClientKeys, client_keys
 from channels_zmq.tools.layers import Layer
-from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder
+from channels_zmq.transports.discovery import Bootstrap, Endpoint
+from channels_zmq.transports.roster import Forwarder
 from channels_zmq.transports.subscriber import REFUSALS, connect
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.sockets import EVERYWHERE, next_event

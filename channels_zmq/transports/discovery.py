@@ -5,23 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
-from typing import NamedTuple
 
 import zmq
 
+from channels_zmq.transports.roster import Forwarder
 from channels_zmq_forwarder.sockets import TCP, host_of, resolve, resolve_pairs
 
 _IPV6_LITERAL = f"{TCP}["
-
-
-class Forwarder(NamedTuple):
-    """The addresses of a forwarder: where it receives messages, and where it publishes."""
-
-    pull: str
-    pub: str
-
-    def __str__(self) -> str:
-        return f"{self.pull} and {self.pub}"
 
 
 def _is_literal(address: str) -> bool:

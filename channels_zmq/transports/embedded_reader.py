@@ -182,8 +182,8 @@ class EmbeddedReader:
         self._client.answer_for_nobody()
 
     def _went_down(self) -> None:
-        self._client.lose(self.attachment)
-        self._client.unsure(self.attachment)
+        self._client.became_unreachable(self.attachment)
+        self._client.fail_unanswered(self.attachment)
         if self._is_up:
             self._is_up = False
             self._client.counters.report(logging.WARNING, "the producer at %s is unreachable", self.address)

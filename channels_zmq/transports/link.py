@@ -35,9 +35,9 @@ from channels_zmq.client.window import LARGE, NOW
 from channels_zmq.errors import ConfigurationError, WireVersionMismatch
 from channels_zmq.keys import KeyWatch
 from channels_zmq.options import Options
-from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.downlink import Downlink, Watcher
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
+from channels_zmq.transports.roster import Forwarder
 from channels_zmq.transports.states import TRANSITIONS, Event, State
 from channels_zmq.transports.subscriber import FAILURES, READS_FORMER_FOR, REFUSALS, Socket, Subscriber
 from channels_zmq.transports.uplink import Uplink
@@ -135,8 +135,8 @@ class Link:
         """The version of the wire format that the forwarder speaks, if it is another one."""
         self.passes = False
         """Whether a message is sent at once: the link is up, nothing is held, and the window has room."""
-        self.is_home = False
-        """Whether topics are sent by this link: it is up, and other clients have reached its forwarder."""
+        self.is_reached = False
+        """Whether this link may be a home: it is up, and other clients have reached its forwarder."""
         self.up_since = self._greeted_at = 0.0
         self.attachment = client.attach()
         self._context, self._options, self._client, self._ledger = context, options, client, ledger
@@ -215,7 +215,7 @@ class Link:
     def say_goodbye(self) -> None:
         """Report that this process is about to disconnect for good, so that no forwarder waits for its return."""
         if self._subscriber.is_connected:
-            self.send_upstream(self._detach())
+            self.send_upstream(self._detach_frame())
 
     @property
     def held(self) -> int:
@@ -227,13 +227,13 @@ class Link:
         downwards = self.downlink.monitors(self._subscriber_event, self._next_subscriber_event)
         return {**downwards, **self._uplink.monitors(self._push_event)}
 
-    def stats(self) -> LinkStats:
-        """Return what `layer.stats()` reports about this link."""
+    def stats(self, *, carries: bool) -> LinkStats:
+        """Return what `layer.stats()` reports about this link; `carries` is whether topics are sent by it."""
         return LinkStats(
             forwarder=self.address,
             state=self.state.value,
             session=self.session,
-            carries=self.is_home,
+            carries=carries,
             unacknowledged=len(self._window),
             held=len(self._outbox),
             sent_again=self._sent_again,
@@ -437,32 +437,35 @@ class Link:
         self.passes = False
         if former is State.UP and state is not State.UP:
             self._echo = None
-            self.is_home = False
+            self.is_reached = False
             self._down_since = time.monotonic()
             self._report_end(state)
             self._owner.went_down(self)
             self._window.clear()
         if state is State.DOWN:
-            self._client.lose(self.attachment)
+            self._client.became_unreachable(self.attachment)
         if state is State.DOWN or (former is State.UP and state is not State.DRAINING):
             self._await_answers()
         return True
 
     def _await_answers(self) -> None:
-        """Fail the requests to which no answer has arrived, once everything that has arrived is read."""
         now = time.monotonic()
         self._answered_by = min(self._answered_by, now + READS_FORMER_FOR)
-        self._fail_requests(now)
+        self._fail_requests_once_read(now)
 
-    def _fail_requests(self, now: float = inf) -> None:
-        if self._answered_by == inf:
-            return
-        if now < self._answered_by and self.downlink.has_input():
+    def _fail_requests_once_read(self, now: float) -> None:
+        """Fail the unanswered requests once everything that has arrived is read, or that takes too long."""
+        if now < self._answered_by < inf and self.downlink.has_input():
             self._client.out.input_found()
             self._call_soon(now + FULL_RETRY)
         else:
+            self._fail_requests()
+
+    def _fail_requests(self) -> None:
+        """Fail the requests that a lost connection may have left unanswered, if one was lost."""
+        if self._answered_by < inf:
             self._answered_by = inf
-            self._client.unsure(self.attachment)
+            self._client.fail_unanswered(self.attachment)
 
     def _before_hello(self) -> Iterable[bytes]:
         self._fail_requests()
@@ -558,13 +561,13 @@ class Link:
             return
         self._client.stop_reading(self.attachment)
         self.attachment.credit.end_session()
-        self._client.out.send_upstream([self._detach()], self.attachment)
+        self._client.out.send_upstream([self._detach_frame()], self.attachment)
         if self._uplink.works:
-            self._send_uncounted(self._detach())
+            self._send_uncounted(self._detach_frame())
         else:
             self._call_soon(0.0)
 
-    def _detach(self) -> bytes:
+    def _detach_frame(self) -> bytes:
         return wire.DETACH.encode(wire.Detach(self._client.inbox, self.session))
 
     def _send_echo(self) -> None:
@@ -596,7 +599,7 @@ class Link:
     def tick(self, now: float) -> float:
         """Do what is due: sockets, keys, hellos, echoes, markers and the outbox; return when to be called again."""
         self._subscriber.tick(now)
-        self._fail_requests(now)
+        self._fail_requests_once_read(now)
         if not self.is_connected:
             self._keep_connecting(now)
         if self.state is not State.DRAINING and self._keys.have_changed():
@@ -670,7 +673,7 @@ class Link:
             return min(due, uplink.opens_at)
         if uplink.open(self._subscriber.keys, now):
             if self.state is State.DRAINING:
-                self._send_uncounted(self._detach())
+                self._send_uncounted(self._detach_frame())
             else:
                 self._send_echo()
         return due

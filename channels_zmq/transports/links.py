@@ -12,7 +12,6 @@ import selectors
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import zmq
 
@@ -24,21 +23,18 @@ from channels_zmq.client.output import LinkLost, LinkRestored, SessionFrame
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
 from channels_zmq.housekeeper import Watched
 from channels_zmq.options import Options
-from channels_zmq.transports.discovery import Bootstrap, Forwarder, Lookup
+from channels_zmq.transports.discovery import Bootstrap, Lookup
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
 from channels_zmq.transports.link import Link
 from channels_zmq.transports.outbox import Held, Kind, Ledger, Outbox
+from channels_zmq.transports.roster import Forwarder, Roster
 from channels_zmq.transports.states import State
 from channels_zmq.transports.subscriber import Socket, Subscriber
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.wire import KnownForwarder, Topic
 
-IGNORE_FOR = 600.0
-"""Seconds for which an address is ignored that is invalid, or that belongs to an already connected forwarder."""
 REACHED_WITHIN = 10.0
 """Seconds after which a forwarder is used although others have more clients, since some may be unable to reach it."""
-FORGET_AFTER = 60.0
-"""Seconds after which an unreachable forwarder that no process lists is forgotten."""
 
 
 @dataclass(slots=True)
@@ -89,12 +85,11 @@ class Links:
         self._own_prefix = wire.direct_prefix(client.inbox)
         self._rotate_at = 0.0
         self._rotated = 0.0, 0  # when homes were forgotten last, and the order of the last message held until then
-        self._listed: dict[Forwarder, float] = {}  # by other processes, and when they did so last
-        self._ignored: dict[Forwarder, float] = {}  # known by another address already, or of no use: until when
+        self._roster = Roster(self._bootstrap)
         self._doubles: list[tuple[Link, Link]] = []  # of two links to one forwarder the one to remove, and the other
         self._list_told = b""
         self._has_news = False  # whether the set of forwarders may have changed
-        self._has_reported_lists = self._has_reported_problem = False
+        self._has_reported_problem = False
 
     # Opening and closing
 
@@ -174,7 +169,7 @@ class Links:
 
     def stats(self) -> list[LinkStats]:
         """Return the state of each link."""
-        return [link.stats() for link in list(self._links.values())]
+        return [link.stats(carries=link in self._homes.serving) for link in list(self._links.values())]
 
     def producer(self) -> "Links":
         """Return this transport: every client of a forwarder may send."""
@@ -335,8 +330,12 @@ class Links:
 
     def withdraw(self, number: int) -> None:
         """Drop a held request."""
-        if self._ledger.count and not self._lobby.withdraw(number):
-            any(link.withdraw(number) for link in self._links.values())
+        if not self._ledger.count:
+            return
+        holders: tuple[Outbox | Link, ...] = (self._lobby, *self._links.values())
+        for holder in holders:
+            if holder.withdraw(number):
+                return
 
     def drop_held(self) -> None:
         """Drop all held messages."""
@@ -415,17 +414,32 @@ class Links:
         self._bootstrap.hurry()
 
     def _serve(self) -> None:
-        """Choose homes among the links that are up, and whose forwarders all other clients have reached.
+        """Update the homes. When a link ceases to be one, the next homes send its messages again that may be lost."""
+        before = self._homes.serving
+        self._homes.serve(self._suitable_homes(before, time.monotonic()))
+        for link in before:
+            if link not in self._homes.serving:
+                self._move(link.take())
+        if self.is_connected:
+            self._move(self._lobby.take())
+            if self._outage is not None:
+                self._end_outage(self._outage)
+
+    def _suitable_homes(self, before: list[Link], now: float) -> list[Link]:
+        """Return the links that are up, and whose forwarders all other clients have reached.
 
         The other forwarders must list it: a process that has just started may know only one of them, learns of this one
         by its first welcome, and subscribes there before its first `group_add` returns. And it must have at least the
         clients of each other one: running clients have to learn of it, too, within `REACHED_WITHIN`. So no home is
         chosen while a link is about to come up, for its forwarder may be the one that has the clients.
 
-        When a link ceases to be a home, the next homes send its messages again that may be lost.
+        If there is none, the former homes remain that are up, or one that is up becomes the only home.
+
+        Args:
+            before: The present homes.
+            now: Monotonic seconds.
         """
-        now = time.monotonic()
-        links = [one for one in self._links.values() if one.forwarder not in self._ignored]
+        links = [one for one in self._links.values() if not self._roster.ignores(one.forwarder)]
         up = [one for one in links if one.state is State.UP]
         is_settled = not any(one.is_coming(now) for one in links)
         for link in up:
@@ -434,17 +448,9 @@ class Links:
             has_clients = link.attachment.clients >= max(counts, default=0)
             is_reached = is_settled and has_clients and all(_lists(one, link) for one in others)
             if is_reached or now >= link.up_since + REACHED_WITHIN:
-                link.is_home = True
-        before = self._homes.serving
-        homes = [link for link in up if link.is_home] or [link for link in before if link in up]
-        self._homes.serve(homes or (up[:1] if is_settled else []))
-        for link in before:
-            if link not in self._homes.serving:
-                self._move(link.take())
-        if self.is_connected:
-            self._move(self._lobby.take())
-        if self._outage is not None and self.is_connected:
-            self._end_outage(self._outage)
+                link.is_reached = True
+        homes = [link for link in up if link.is_reached] or [link for link in before if link in up]
+        return homes or (up[:1] if is_settled else [])
 
     def _end_outage(self, outage: _Outage) -> None:
         """Announce that a forwarder can be reached again. Held messages follow the announcement."""
@@ -484,25 +490,26 @@ class Links:
         link.listed = listed or None
         same = [one for one in self._links.values() if one is not link and _instance(one) == welcome.instance]
         self._drop_double(link, same)
-        self._look_at_lists(time.monotonic())
-        self._learn()
+        self._read_lists(time.monotonic())
+        self._connect_to_all()
         if link.state is State.UP:
             self._serve()
 
-    def _look_at_lists(self, now: float) -> None:
-        """Note which forwarders the last welcomes list, but for those that this process reaches by other addresses.
-
-        Those are known only once all connected forwarders have reported their instances.
-        """
-        may_learn = not any(one.is_greeting(now) for one in self._links.values())
-        ours = {_instance(one).hex() for one in self._links.values()}
-        for link in self._links.values():
-            listed = link.listed if link.welcome is not None else None
-            for forwarder, instance in (listed or {}).items():
-                is_known = forwarder in self._links or forwarder in self._listed
-                if is_known or (may_learn and instance and instance not in ours):
-                    self._listed[forwarder] = now
-        self._report_lists(list(self._listed))
+    def _read_lists(self, now: float) -> None:
+        """Learn from the last welcomes which forwarders others know; log once if their CONFIG lists different ones."""
+        links = self._links.values()
+        # A listed address may be another one of a forwarder that has not reported its instance yet.
+        instances = None if any(one.is_greeting(now) for one in links) else {_instance(one).hex() for one in links}
+        for link in links:
+            if link.welcome is not None and link.listed is not None:
+                self._roster.learn(link.listed, self._links, instances, now)
+        if others := self._roster.differing():
+            self._client.counters.report(
+                logging.WARNING,
+                "processes of this layer list different forwarders: here %s; elsewhere also %s",
+                ", ".join(map(str, self._bootstrap.literal)),
+                ", ".join(map(str, others)),
+            )
 
     def _drop_double(self, link: Link, same: list[Link]) -> None:
         """Ignore a link or one of those to the same forwarder, which is known by several addresses.
@@ -511,38 +518,23 @@ class Links:
         `tick` removes the link that is ignored, and begins a new session by the other one if its own was the earlier.
         """
         for other in same:
-            if not {link.forwarder, other.forwarder} & self._ignored.keys():
-                double, kept = (other, link) if link.forwarder in self._bootstrap.known else (link, other)
-                is_configured = double.forwarder in self._bootstrap.known
-                self._ignored[double.forwarder] = inf if is_configured else time.monotonic() + IGNORE_FOR
-                self._listed.pop(double.forwarder, None)
-                self._doubles.append((double, kept))
-                self._serve()
-                self._call_soon(0.0)
-                return
+            if self._roster.ignores(link.forwarder) or self._roster.ignores(other.forwarder):
+                continue
+            ignored = self._roster.ignore_double(link.forwarder, other.forwarder, time.monotonic())
+            self._doubles.append((link, other) if link.forwarder == ignored else (other, link))
+            self._serve()
+            self._call_soon(0.0)
+            return
 
-    def _report_lists(self, listed: list[Forwarder]) -> None:
-        """Log once that other processes use other forwarders than CONFIG lists here."""
-        configured = self._bootstrap.literal
-        others = [one for one in listed if one not in configured]
-        if others and len(configured) > 1 and not self._has_reported_lists:
-            self._has_reported_lists = True
-            self._client.counters.report(
-                logging.WARNING,
-                "processes of this layer list different forwarders: here %s; elsewhere also %s",
-                ", ".join(map(str, configured)),
-                ", ".join(map(str, others)),
-            )
-
-    def _learn(self) -> None:
+    def _connect_to_all(self) -> None:
         """Connect to all forwarders that CONFIG or another process lists."""
-        for forwarder in [*self._bootstrap.known, *self._listed]:
-            if forwarder in self._links or forwarder in self._ignored or len(self._links) >= wire.MAX_FORWARDERS:
+        for forwarder in self._roster.wanted():
+            if forwarder in self._links or len(self._links) >= wire.MAX_FORWARDERS:
                 continue
             try:
                 self._add(forwarder)
             except ConfigurationError as error:
-                self._ignored[forwarder] = time.monotonic() + IGNORE_FOR
+                self._roster.ignore(forwarder, time.monotonic())
                 self._client.counters.report(logging.ERROR, "%s", error)
 
     def _known_to_hello(self) -> bytes:
@@ -555,7 +547,7 @@ class Links:
                 _instance(link).hex().encode(),
             )
             for link in self._links.values()
-            if link.is_connected and link.forwarder not in self._ignored
+            if link.is_connected and not self._roster.ignores(link.forwarder)
         )
         return wire.encode_forwarders(wire.listed(known))
 
@@ -570,12 +562,10 @@ class Links:
 
     def _forget(self, now: float) -> None:
         """Remove links to unreachable forwarders that no process lists."""
-        self._ignored = {one: until for one, until in self._ignored.items() if until > now}
-        self._look_at_lists(now)
-        self._listed = {one: at for one, at in self._listed.items() if at + FORGET_AFTER > now}
-        known = {*self._bootstrap.known, *self._listed}
+        self._read_lists(now)
+        self._roster.forget(now)
         for link in list(self._links.values()):
-            if link.state is State.DOWN and link.forwarder not in known:
+            if link.state is State.DOWN and link.forwarder not in self._roster:
                 self._remove(link)
 
     def _remove_doubles(self) -> None:
@@ -601,7 +591,7 @@ class Links:
         elif not self.is_connected:
             self._serve()
         if self._has_news:
-            self._learn()
+            self._connect_to_all()
         due = min((link.tick(now) for link in list(self._links.values())), default=now + ROTATE_EVERY)
         self._client.counters.drop("outbox_expired", self._lobby.expire(now))
         if self._has_news:

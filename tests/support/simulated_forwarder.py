@@ -7,7 +7,7 @@ from typing import cast
 from simulated_network import Line, Network
 from simulated_time import World
 
-from channels_zmq.transports.discovery import Forwarder as Addresses
+from channels_zmq.transports.roster import Forwarder as Addresses
 from channels_zmq_forwarder import wire
 from channels_zmq_forwarder.exchange import Exchange
 from channels_zmq_forwarder.inboxes import Inboxes, Verdict

@@ -30,8 +30,8 @@ from channels_zmq.transports import link as link_module
 from channels_zmq.transports import links as links_module
 from channels_zmq.transports import push as push_module
 from channels_zmq.transports import subscriber as subscriber_module
-from channels_zmq.transports.discovery import Forwarder
 from channels_zmq.transports.links import Links
+from channels_zmq.transports.roster import Forwarder
 
 
 class Lock:
@@ -92,6 +92,9 @@ class Loops:
         return False
 
     def leave(self, loop: Loop) -> None:
+        pass
+
+    def forget_closed(self) -> None:
         pass
 
     def unattended(self) -> bool:

@@ -16,7 +16,7 @@ from simulated_time import Cancelled, Task, World, sleep
 from channels_zmq.client.counters import Report
 from channels_zmq.client.mailboxes import Payload, Shared
 from channels_zmq.errors import ConnectionLost, ForwarderUnavailable, OutboxFull
-from channels_zmq.transports import discovery
+from channels_zmq.transports import roster
 from channels_zmq.transports.states import State
 from channels_zmq_forwarder import wire
 
@@ -30,9 +30,9 @@ SHORT, LONG = (0.1, 2.5), (3.8, 7.0)
 """Ranges for the seconds of a freeze: subscribers notice the longer ones and never the shorter ones."""
 
 
-def address(number: int, net: int = 0) -> discovery.Forwarder:
+def address(number: int, net: int = 0) -> roster.Forwarder:
     """Return the addresses of a forwarder, which differ for each net."""
-    return discovery.Forwarder(f"tcp://10.{net}.0.{number}:5555", f"tcp://10.{net}.0.{number}:5556")
+    return roster.Forwarder(f"tcp://10.{net}.0.{number}:5555", f"tcp://10.{net}.0.{number}:5556")
 
 
 def bytes_of(payload: Payload) -> bytes:
@@ -58,7 +58,7 @@ class Simulation:
         push_mark = self.random.choice((20, 200, 10_000, 10_000))
         self.network = Network(self.world, push_mark, self._frame_was_lost)
         self.housekeeper = replace_surroundings(monkeypatch, self.world, self.network, self._log)
-        self.forwarders: dict[discovery.Forwarder, Forwarder] = {}
+        self.forwarders: dict[roster.Forwarder, Forwarder] = {}
         """The last run at each address."""
         self.processes: list[Process] = []
         self.steady: set[Process] = set()
@@ -71,7 +71,7 @@ class Simulation:
 
     # Creation
 
-    def start_forwarder(self, *addresses: discovery.Forwarder) -> Forwarder:
+    def start_forwarder(self, *addresses: roster.Forwarder) -> Forwarder:
         forwarder = Forwarder(self.world, self.network, addresses, self.random.randbytes(8))
         for one in addresses:
             self.forwarders[one] = forwarder
@@ -80,7 +80,7 @@ class Simulation:
 
     def start_process(
         self,
-        forwarders: Sequence[discovery.Forwarder],
+        forwarders: Sequence[roster.Forwarder],
         *,
         is_steady: bool = False,
         delays: tuple[float, float] | None = None,
@@ -344,8 +344,10 @@ class Simulation:
 def check_process(process: Process) -> None:
     """Check that the data structures of a process agree with each other."""
     links = process.links
-    up = [link for link in links._links.values() if link.state is State.UP and link.forwarder not in links._ignored]
-    homes, serving = [link for link in up if link.is_home], links._homes.serving
+    up = [
+        link for link in links._links.values() if link.state is State.UP and not links._roster.ignores(link.forwarder)
+    ]
+    homes, serving = [link for link in up if link.is_reached], links._homes.serving
     is_alone = not homes and len(serving) <= 1 and set(serving) <= set(up)
     assert serving == homes or is_alone, "the homes are not the links that are up"
     outboxes = [links._lobby, *(link._outbox for link in links._links.values())]

@@ -57,8 +57,8 @@ def feed(client: Client, frame: bytes, exchange: int = 0) -> None:
 
 
 def lose(client: Client, exchange: int = 0) -> None:
-    client.lose(client.attachments[exchange])
-    client.unsure(client.attachments[exchange])
+    client.became_unreachable(client.attachments[exchange])
+    client.fail_unanswered(client.attachments[exchange])
 
 
 def begin(client: Client, number: int, request: Request[Reader]) -> Request[Reader]:
@@ -1071,7 +1071,7 @@ def test_an_exchange_that_has_answered_is_not_waited_for_again_in_the_same_sessi
 
 
 @pytest.mark.parametrize("repeats, answer", [(False, LOST), (True, None)])
-@pytest.mark.parametrize("how", ["unsure", "detached"])
+@pytest.mark.parametrize("how", ["unanswered", "detached"])
 def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeated(
     pair: Client, how: str, repeats: bool, answer: int | None
 ) -> None:
@@ -1081,11 +1081,11 @@ def test_a_request_that_its_exchange_may_never_answer_fails_unless_it_is_repeate
     affect the request.
     """
     request = begin(pair, 5, Request(b"Qone", repeats=repeats, waiter=Reader()))
-    tell = pair.unsure if how == "unsure" else pair.detach
+    tell = pair.fail_unanswered if how == "unanswered" else pair.detach
     other, asked = pair.attachments
     pair.requests.sent_by(5, asked)
     tell(other)
-    pair.lose(asked)
+    pair.became_unreachable(asked)
     assert (request.answer, woken(pair)) == (None, [])
     tell(asked)
     assert request.answer == answer

@@ -8,7 +8,8 @@ import zmq
 from fakes import Clock
 
 from channels_zmq.transports import discovery
-from channels_zmq.transports.discovery import Bootstrap, Endpoint, Forwarder, Lookup
+from channels_zmq.transports.discovery import Bootstrap, Endpoint, Lookup
+from channels_zmq.transports.roster import Forwarder
 from channels_zmq_forwarder import sockets
 
 IPV4, IPV6 = "tcp://10.0.0.1:1", "tcp://[fd00::1]:1"

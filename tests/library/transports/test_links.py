@@ -19,10 +19,11 @@ from channels_zmq.client.window import BLOCK_FRAMES, BLOCK_SECONDS
 from channels_zmq.errors import ConfigurationError, OutboxFull, WireVersionMismatch
 from channels_zmq.transports import discovery
 from channels_zmq.transports import links as module
-from channels_zmq.transports.discovery import Bootstrap, Forwarder
+from channels_zmq.transports.discovery import Bootstrap
 from channels_zmq.transports.homes import ROTATE_EVERY, Homes
 from channels_zmq.transports.link import CONNECTS_WITHIN, FULL_RETRY, PATIENCE, Link
-from channels_zmq.transports.links import FORGET_AFTER, IGNORE_FOR, Links
+from channels_zmq.transports.links import Links
+from channels_zmq.transports.roster import FORGET_AFTER, IGNORE_FOR, Forwarder
 from channels_zmq.transports.states import Event, State
 from channels_zmq.transports.uplink import OPEN_EVERY
 from channels_zmq_forwarder import sockets, wire
@@ -381,7 +382,7 @@ def test_what_a_lost_link_may_not_have_delivered_is_sent_again_first_and_in_orde
     first = before[0][2]
     assert [frame[2] - first for frame in before] == [0, 1]
     assert [frame[2] - first for frame in after] == [0, 1, 2, 3]
-    assert pair.link(B).stats()["sent_again"] == 2
+    assert pair.link(B).stats(carries=True)["sent_again"] == 2
     assert pair.changes() == []
 
 
@@ -407,7 +408,7 @@ def test_what_is_sent_again_takes_few_frames(pair: Rig) -> None:
     pair.go_down(A)
     frames = [frame for frame in pair.exchange(B).push.frames if frame[:1] == b"G"]
     assert [len(wire.split(frame)) for frame in frames] == [10, 10, 1]
-    assert pair.link(B).stats()["sent_again"] == 3
+    assert pair.link(B).stats(carries=True)["sent_again"] == 3
     assert pair.sent(B) == 2 * [b"%d" % number for number in range(10)] + [b"10"]
 
 
@@ -601,7 +602,7 @@ def test_after_a_reconnect_to_the_same_instance_everything_is_sent_again_before_
     after = rig.frames(A)
     assert [frame[5] for frame in after] == [b"1", b"2", b"3"]
     assert after[0][2] == before[0][2]
-    assert rig.link(A).stats()["sent_again"] == 1
+    assert rig.link(A).stats(carries=True)["sent_again"] == 1
 
 
 def test_with_no_other_forwarder_messages_wait_for_the_successor_of_a_draining_one(make: Callable[..., Rig]) -> None:
@@ -915,7 +916,7 @@ def test_a_batch_that_a_socket_does_not_take_is_held_in_order(busy: Rig) -> None
     busy.publish(b"2")
     busy.exchange(A).push.is_full = True
     busy.links.send_batch()
-    assert busy.link(A).stats()["held"] == 2
+    assert busy.link(A).stats(carries=True)["held"] == 2
     busy.publish(b"3")
     busy.exchange(A).push.is_full = False
     busy.tick()
@@ -1011,7 +1012,6 @@ def test_every_link_is_read(pair: Rig) -> None:
     assert not pair.links.has_input()
 
 
-def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
 def test_the_beginning_of_a_run_waits_for_a_forwarder_that_a_welcome_of_the_same_turn_lists(
     make: Callable[..., Rig],
 ) -> None:
@@ -1033,6 +1033,7 @@ def test_the_beginning_of_a_run_waits_for_a_forwarder_that_a_welcome_of_the_same
     assert rig.client.gaps.frames == 1
 
 
+def test_one_descriptor_stands_for_all_links(pair: Rig) -> None:
     """One descriptor, the selector's, stands for all links, and a forgotten link is no longer watched."""
     assert pair.links.descriptor == 42
     selector = cast(Selector, pair.links._selector)
@@ -1150,6 +1151,7 @@ def test_if_no_forwarder_lists_the_others_one_carries_all(rig: Rig) -> None:
     for topic in (G, H):
         rig.publish(topic, topic)
     assert (rig.sent(A), rig.sent(B)) == ([G, H], [])
+    assert [one["carries"] for one in rig.links.stats()] == [True, False]
 
 
 def test_the_one_that_carries_all_goes_on_when_another_one_comes_up(rig: Rig) -> None:
@@ -1183,7 +1185,7 @@ def test_clients_that_a_forwarder_had_before_it_settled_are_not_waited_for(rig: 
     rig.welcome(A, forwarders=encoded(A, B))
     rig.tick(CONNECTS_WITHIN)
     rig.confirm(A)
-    assert rig.link(A).is_home
+    assert rig.link(A).is_reached
 
 
 # Learning of forwarders
@@ -1279,7 +1281,7 @@ def test_of_two_addresses_of_config_that_lead_to_one_forwarder_one_is_used(rig: 
     for forwarder in (A, B):
         rig.exchange(forwarder).instance = TWO
         rig.welcome(forwarder)
-    (kept,) = {A, B} - {*rig.links._ignored}
+    (kept,) = {A, B} - {*rig.links._roster._ignored}
     session = rig.exchange(kept).subscriber.session
     for _ in range(2):
         rig.tick(ROTATE_EVERY)
@@ -1416,8 +1418,8 @@ def test_a_link_that_replaces_a_double_asks_for_what_that_has_not_delivered(
     The double's connection may have been cut a moment before, or hold frames that are not read yet.
     """
     rig = make(B)
-    rig.links._listed[A] = rig.clock.now
-    rig.links._learn()
+    rig.links._roster._listed[A] = rig.clock.now
+    rig.links._connect_to_all()
     rig.exchange(A).instance = rig.exchange(B).instance = b"a" * 8
     rig.come_up(A)
     rig.clock.now += 5.0
@@ -1442,8 +1444,8 @@ def test_a_double_is_recognized_by_the_welcome_of_the_other_session(
     """A double shows by a welcome for the other link's session: a hello with a lower session is never welcomed."""
     rig = make(*configured)
     if B not in configured:
-        rig.links._listed[B] = rig.clock.now
-        rig.links._learn()
+        rig.links._roster._listed[B] = rig.clock.now
+        rig.links._connect_to_all()
     for one in (A, B):
         rig.exchange(one).instance = b"a" * 8
         rig.exchange(one).connected()
@@ -1589,7 +1591,7 @@ def test_a_message_of_a_forwarder_that_is_forgotten_goes_by_another_one(make: Ca
     rig.publish(b"1", H)
     rig.exchange(B).push.is_full = True
     rig.publish(b"2", H)
-    rig.links._listed.clear()
+    rig.links._roster._listed.clear()
     rig.links._remove(rig.link(B))
     rig.tick()
     assert list(rig.links._links) == [A]
