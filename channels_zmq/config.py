@@ -153,12 +153,14 @@ class LayerConfig(BaseModel):
     curve_server_key: SecretStr | None = Field(
         None, description="Public key of the side that binds (the forwarder or the sending process); enables CURVE."
     )
-    curve_server_key_file: str | None = Field(None, min_length=1, description="File that holds that key.")
+    curve_server_key_file: str | None = Field(
+        None, min_length=1, description="File that holds that key; read again every second."
+    )
     curve_secret_key: SecretStr | None = Field(
         None, description="Secret key of the side that connects; without it each process generates its own."
     )
     curve_secret_key_file: str | None = Field(
-        None, min_length=1, description="File that holds that key; read again for each new connection."
+        None, min_length=1, description="File that holds that key; read again every second."
     )
 
     symmetric_encryption_keys: tuple[SecretBytes, ...] = Field(
@@ -272,7 +274,7 @@ class DedicatedConfig(LayerConfig):
     outbox_bytes: int = Field(
         64 * 2**20,
         ge=0,
-        description="Maximum total bytes of these messages and of those that one forwarder has not acknowledged.",
+        description="Maximum total bytes of these messages, and of those that a forwarder has not acknowledged.",
     )
     window: int = Field(
         4096,

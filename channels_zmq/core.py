@@ -83,7 +83,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             message: A dict of values that the serializer carries.
 
         Raises:
-            ChannelFull: If `capacity` messages wait on the channel, as far as this process can know.
+            ChannelFull: If `capacity` messages wait on the channel, as far as this process can know, or if the queues
+                of the forwarder are full.
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
             ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`, or if the connection
@@ -117,7 +118,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                 continue
             break
         if not accepted:
-            raise ChannelFull(f"{channel!r} already has {capacity} waiting messages (capacity)")
+            or_all = ", or the queues of the forwarder are full (--queue-bytes)" if target.is_normal else ""
+            raise ChannelFull(f"{channel!r} is full: {capacity} messages wait (capacity){or_all}")
 
     async def receive(self, channel: str) -> Message:
         """Wait for the next message of a channel and return it; each message is returned once.
@@ -403,8 +405,8 @@ class DedicatedZmqChannelLayer(_ZmqChannelLayer[DedicatedConfig]):
         return ("dedicated", *self.config.forwarders, *self._client_keys())
 
     def _make_connection(self) -> Connection:
-        from channels_zmq.transports.discovery import Forwarder
         from channels_zmq.transports.links import Links
+        from channels_zmq.transports.roster import Forwarder
 
         settings = self.config
         options = self._options(

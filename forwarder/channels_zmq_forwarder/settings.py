@@ -212,6 +212,12 @@ class Settings(BaseSettings):
         return self
 
 
+_DESCRIPTION = """Run a forwarder, or another command.
+
+Each flag has a variable, for example CHANNELS_ZMQ_FORWARDER_PULL_ADDRESS; the flag takes precedence. Sizes are
+bytes, or have a unit (16MiB)."""
+
+
 def parse(arguments: Sequence[str], more_help: str = "") -> Settings:
     """Parse flags and environment; `--help` prints all settings, and more help behind them, and exits.
 
@@ -222,7 +228,7 @@ def parse(arguments: Sequence[str], more_help: str = "") -> Settings:
     try:
         parser = argparse.ArgumentParser(
             prog=PROGRAM,
-            description="Run a forwarder, or another command.",
+            description=_DESCRIPTION,
             epilog=more_help,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -79,10 +79,17 @@ def test_a_misspelt_variable_is_told_the_nearest(variable: str, near: str) -> No
 
 
 def test_a_variable_of_the_dedicated_layer_alone_is_refused() -> None:
-    """A variable for the dedicated layer only, without addresses, raises an error that names the embedded layer."""
+    """A variable for the dedicated layer only, without addresses, raises an error that names the missing variable."""
     error = env_refusal({"CHANNELS_ZMQ_OUTBOX_BYTES": "5"})
     assert error.setting == "CHANNELS_ZMQ_OUTBOX_BYTES"
-    assert "EmbeddedZmqChannelLayer" in str(error)
+    assert str(error).endswith(f"the dedicated layer, which needs {PULL}")
+
+
+def test_a_variable_of_the_embedded_layer_is_refused_beside_the_addresses_of_forwarders() -> None:
+    """A variable for the embedded layer only raises an error that names the variable that excludes it."""
+    error = env_refusal({"CHANNELS_ZMQ_SUBSCRIBER_BYTES": "5000000", PULL: "tcp://f:7001", PUB: "tcp://f:7002"})
+    assert error.setting == "CHANNELS_ZMQ_SUBSCRIBER_BYTES"
+    assert str(error).endswith(f"the embedded layer, which excludes {PULL}")
 
 
 def test_a_misspelt_pull_address_is_told_the_pull_address() -> None:
