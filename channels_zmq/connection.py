@@ -287,10 +287,11 @@ class Connection:
         loop = running_here()
         if loop is None:
             self._turn_is_over()
-        elif loop is not self._batching_loop:
+            return
+        if loop is not self._batching_loop:
             self._batching_loop = loop
             loop.call_soon(self._turn_is_over)
-            self.call_soon(time.monotonic() + BATCH_WITHIN)
+        self.call_soon(time.monotonic() + BATCH_WITHIN)
 
     def _turn_is_over(self) -> None:
         with self._step:

@@ -17,6 +17,8 @@ from simulated_process import Process
 from simulated_schedule import Schedule
 from simulation import Simulation, address
 
+from channels_zmq.client import batch
+from channels_zmq.connection import BATCH_WITHIN
 from channels_zmq.transports.homes import ROTATE_EVERY
 from channels_zmq.transports.roster import Forwarder
 from channels_zmq.transports.states import State
@@ -106,6 +108,18 @@ def test_a_topic_stays_at_a_stalled_forwarder_while_it_is_silent(simulation: Sim
     send_to_all(simulation, sender)
     simulation.run(5.0)
     assert lost(simulation, members) == []
+
+
+def test_no_batch_waits_for_the_end_of_a_long_turn(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch that a handler begins before its event loop runs again is sent after `BATCH_WITHIN`."""
+    monkeypatch.setattr(batch, "RUN", 0)
+    sender, members = sender_and_receiver(simulation, A)
+    sender.block(1.0)
+    for _ in range(3):
+        for _ in range(2):
+            simulation.send_group(sender, TOPICS[0])
+        simulation.run(BATCH_WITHIN + 0.02)
+        assert lost(simulation, members) == []
 
 
 def test_two_addresses_of_one_forwarder_become_one_link(simulation: Simulation) -> None:
