@@ -370,8 +370,11 @@ class EmbeddedProducer:
         """Ignore the welcome of the own exchange."""
 
     def has_input(self) -> bool:
-        """Return whether a reader's frame can be read."""
-        return self._xpub is not None and readable(self._xpub)
+        """Return whether a reader's frame can be read. If so, the end of this step reads it; see `Subscriber`."""
+        has_input = self._xpub is not None and readable(self._xpub)
+        if has_input:
+            self._client.out.input_found()
+        return has_input
 
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether a frame can be read: messages of this process itself are delivered at once."""

@@ -163,8 +163,14 @@ class Subscriber:
         return True
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read, or is only read in part."""
-        return self._batch is not None or readable(self._socket)
+        """Return whether a frame can be read, or is only read in part. If so, the end of this step reads it.
+
+        The descriptor does not signal it any more: it is edge-triggered, and asking takes the edge.
+        """
+        has_input = self._batch is not None or readable(self._socket)
+        if has_input:
+            self._client.out.input_found()
+        return has_input
 
     def read(self) -> bool:
         """Feed the client with frames that have arrived, for one turn; return whether more may be there."""

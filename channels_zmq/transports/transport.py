@@ -99,7 +99,7 @@ class Transport(Protocol):
         """Take frames about the session: welcomes, and confirmations that no request waits for."""
 
     def has_input(self) -> bool:
-        """Return whether a frame can be read."""
+        """Return whether a frame can be read. If so, the end of this step reads it."""
 
     def is_behind(self, now: float, since: float) -> bool:
         """Return whether messages that were published before a time may still arrive; both in monotonic seconds."""

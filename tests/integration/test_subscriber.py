@@ -118,6 +118,18 @@ def hello(exchange: Socket) -> wire.Hello:
 # Frames
 
 
+def test_input_that_is_only_asked_for_is_read_at_the_end_of_the_step(
+    subscriber: Subscriber, exchange: Socket, client: Fed
+) -> None:
+    """Asking takes the edge of the descriptor, so no event loop would read the frame before the next one arrives."""
+    exchange.send(TOPIC + b"x")
+    await_input(subscriber)
+    assert client.out.has_input
+    client.out.take()
+    assert subscriber.is_behind(0.0, 0.0)
+    assert client.out.has_input
+
+
 def test_a_probe_tells_whether_everything_has_arrived(subscriber: Subscriber, exchange: Socket, client: Fed) -> None:
     """A probe shows whether everything has arrived, but unread input may always contain more.
 

@@ -241,6 +241,8 @@ class XSub(_Socket):
         self._topics: Counter[bytes] = Counter()
         self._inbox: deque[bytes] = deque()
         self._must_subscribe = False
+        self.is_signalled = False
+        """Whether the descriptor is readable: something has happened since the last use of the socket."""
 
     def get(self, option: zmq.SocketOption) -> "XSub":
         assert option == zmq.FD
@@ -286,6 +288,10 @@ class XSub(_Socket):
 
     def arrived(self, frame: bytes) -> None:
         self._inbox.append(frame)
+        self._signal()
+
+    def _signal(self) -> None:
+        self.is_signalled = True
         self.process.input_arrived()
 
     def disconnected(self) -> None:
@@ -296,9 +302,10 @@ class XSub(_Socket):
         self.monitor.report(zmq.Event.DISCONNECTED)
         if not self.is_closed:
             self.network.connect(self, RETRY)
-            self.process.input_arrived()
+            self._signal()
 
     def _use(self) -> None:
+        self.is_signalled = False
         if self._must_subscribe:
             self._must_subscribe = False
             for topic in self._topics:

@@ -101,7 +101,7 @@ class Loops:
         return False
 
     def drain_soon(self) -> bool:
-        self.process.input_arrived()
+        self.process.drain_soon()
         return True
 
 
@@ -214,7 +214,7 @@ class Process:
         self.read: dict[bytes, list[tuple[float, bytes]]] = {}
         """The copies of each message that were read from a socket, each with its time and frame."""
         self.loop = Loop(world, self)
-        self._drain_is_due = self._looks = False
+        self._drain_is_due = self._looks_for_input = self._looks = False
         self._tick: Entry | None = None
         self._tick_at = float("inf")
         self.keys = Keys()
@@ -273,18 +273,28 @@ class Process:
             action(*args)
 
     def input_arrived(self) -> None:
+        """Let the event loop read when it runs, unless the descriptor of no socket is readable by then."""
+        if not self._looks_for_input:
+            self._looks_for_input = True
+            self.when_running(self._look_for_input)
+        if self.connection._loop_is_blocked:
+            self.tick_at(0.0)
+
+    def _look_for_input(self) -> None:
+        self._looks_for_input = False
+        if any(isinstance(one, XSub) and one.is_signalled and not one.is_closed for one in self.context.sockets):
+            self._drain()
+
+    def drain_soon(self) -> None:
+        """Let the event loop read when it runs."""
         if not self._drain_is_due:
             self._drain_is_due = True
             self.when_running(self._drain)
-        if self.connection._loop_is_blocked:
-            self.tick_at(0.0)
 
     def _drain(self) -> None:
         self._drain_is_due = False
         if not self.connection.closed:
             self.connection._drain_on_loop()
-            if self.links.has_input():
-                self.input_arrived()
 
     # The housekeeper
 
