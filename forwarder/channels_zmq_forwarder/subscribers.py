@@ -85,7 +85,10 @@ class Subscribers:
         A subscription to an inbox is returned in place of the claim that it has waited for.
         """
         arrival = self._admission.recv(flags)
-        if arrival is None or arrival.descriptor in self._ending:
+        if arrival is None:
+            return None
+        if arrival.descriptor in self._ending:
+            self._end_successor(arrival.descriptor)
             return None
         frame, descriptor, kind = arrival.frame, arrival.descriptor, arrival.frame[:1]
         if descriptor is None:
@@ -165,6 +168,16 @@ class Subscribers:
         if descriptor in peers and self.connections.end(descriptor):
             self._ending.add(descriptor)
             self._ended.append(Ended(peers[descriptor], reason))
+
+    def _end_successor(self, descriptor: int) -> None:
+        """End a connection that has got the descriptor of an ended one meanwhile, since its first frames were dropped.
+
+        Its client claims its inbox once for each connection, and would wait for a welcome for ever.
+        """
+        if readable(self.connections.monitor):
+            self.connections.turn()
+        if descriptor in self.connections.peers and descriptor not in self._ending:
+            self._end(descriptor, "frames of it were dropped as those of a connection that was ended before")
 
     def _gone(self, descriptor: int) -> None:
         self._topics.gone(descriptor)

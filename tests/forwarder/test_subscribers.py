@@ -1,5 +1,7 @@
 """The frames that subscribers may send, and the connections that are ended."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -334,6 +336,41 @@ def test_hellos_of_connections_that_have_ended_do_not_count_for_the_next_one_of_
         subscriber.close()
         publisher.keep(0)
     assert publisher.drops == []
+
+
+def test_a_client_that_gets_the_descriptor_of_an_ended_connection_is_ended_too(make: Callable[..., Publisher]) -> None:
+    """Its claim may have been dropped as a frame of that connection, and it claims its inbox once for a connection."""
+    low = os.open(os.devnull, os.O_RDONLY)
+    publisher = make()
+    bad = RawPeer(publisher.port)
+    publisher.keep(1)
+    (descriptor,) = publisher.connections.peers
+    bad.subscribe(b"nonsense")
+    while not publisher.drops:
+        publisher.xpub.poll()
+        publisher.subscribers.recv(zmq.DONTWAIT)
+    while is_open(descriptor):
+        time.sleep(0.001)
+    os.close(low)  # which the next client takes, so that its peer here takes the other one
+    good = RawPeer(publisher.port)
+    good.send(*opening(SECRET), HELLO)
+    publisher.xpub.poll()
+    assert publisher.subscribers.recv(zmq.DONTWAIT) is None
+    reasons = [ended.reason for ended in publisher.subscribers.look(0.0, 0)]
+    assert len(reasons) == 2
+    assert "dropped" in reasons[1]
+    assert publisher.keep(0) == []
+    for peer in (bad, good):
+        peer.close()
+    assert publisher.drops == ["invalid_topic"]
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def test_a_claim_that_is_read_after_the_end_of_its_connection_does_not_count(make: Callable[..., Publisher]) -> None:
