@@ -215,8 +215,8 @@ class ChannelQueue:
         if not credit.unsettled:
             self.holders.discard(inbox)
 
-    def reclaim(self, inbox: bytes, number: int, payload: bytes) -> Entry | None:
-        """Take an unsettled job out because its client hands it back; return it, or None if it is not known here.
+    def reclaim(self, inbox: bytes, number: int, payload: bytes) -> Unsettled | None:
+        """Take an unsettled job out because its client hands it back; return it, or None if the client has no such job.
 
         Raises:
             ForeignJob: If its payload is another one: only a client that received the job knows that.
@@ -236,7 +236,7 @@ class ChannelQueue:
                 if not jobs:
                     self.holders.discard(inbox)
             self.release(job)
-            return job.entry
+            return job
         return None
 
     def release(self, job: Unsettled) -> None:

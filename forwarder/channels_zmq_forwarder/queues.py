@@ -157,10 +157,13 @@ class ChannelQueues:
                     self._drops["lost_delivery"] += 1
                 else:
                     self._put_back(report.channel, queue, job.entry)
-                    self._undelivered[report.inbox, job.entry.number] = None
+                    self._note_undelivered(report.inbox, job.entry.number)
+        return out + self._go_on(report.channel, queue, self._clock())
+
+    def _note_undelivered(self, inbox: bytes, number: int) -> None:
+        self._undelivered[inbox, number] = None
         while len(self._undelivered) > MAX_UNDELIVERED:
             self._undelivered.popitem(last=False)
-        return out + self._go_on(report.channel, queue, self._clock())
 
     def total(self, inbox: bytes, session: int) -> int | None:
         """Return how many jobs a client was handed in its session, None if the session is over or unknown."""
@@ -226,14 +229,16 @@ class ChannelQueues:
             return []
         queue = self.by_channel.get(back.channel)
         try:
-            known = queue.reclaim(back.inbox, back.number, back.payload) if queue is not None else None
+            job = queue.reclaim(back.inbox, back.number, back.payload) if queue is not None else None
         except ForeignJob:
             self._drops["foreign_inbox"] += 1
             return []
+        known = job.entry if job is not None else None
+        is_waiting = queue is not None and back.number in queue.waiting
+        if job is None and (is_waiting or (back.inbox, back.number) in self._undelivered):
+            self._drops["stray"] += 1  # it is in its place already, or was read since
+            return []
         if known is None:
-            if (back.inbox, back.number) in self._undelivered or (queue is not None and back.number in queue.waiting):
-                self._drops["stray"] += 1  # it is in its place already, or was read since
-                return []
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
                 self._drops["queue_bytes"] += 1
                 return self._go_on(back.channel, queue, self._clock()) if queue is not None else []
@@ -242,10 +247,13 @@ class ChannelQueues:
             return []
         now = self._clock()
         number = back.number
-        if not (self._first < number <= self._number or self._base < number <= self._foreign):
-            # It comes from another instance: older than all that was sent here.
+        if job is None:
+            # It comes from another instance, or its client has settled it: older than all that waits. It does not keep
+            # its number, since a client could name that of a message which another one has.
             self._foreign += 1
             number = self._foreign
+            if self._first < back.number <= self._number:
+                self._note_undelivered(back.inbox, back.number)
         since, ttl = known.since if known is not None else now, min(back.ttl, self.limits.max_ttl)
         self._put_back(back.channel, queue, Entry(number, now + ttl / 1000, since, back.payload))
         return self._go_on(back.channel, queue, now)

@@ -30,6 +30,11 @@ def handed(queue: ChannelQueue) -> list[tuple[bytes, int]]:
     return out
 
 
+def reclaimed(queue: ChannelQueue, inbox: bytes, number: int) -> Entry | None:
+    job = queue.reclaim(inbox, number, entry(number).payload)
+    return job.entry if job is not None else None
+
+
 def test_messages_leave_in_order() -> None:
     """Messages leave the queue first in, first out."""
     queue = filled(1, 2, 3)
@@ -43,7 +48,7 @@ def test_a_message_put_back_returns_to_its_place() -> None:
     queue.open_window(A, 1, 4)
     handed(queue)
     for number in (3, 1, 2, 4):
-        assert queue.reclaim(A, number, entry(number).payload) == entry(number)
+        assert reclaimed(queue, A, number) == entry(number)
         queue.put(entry(number))
     queue.open_window(A, 1, 99)
     assert [number for _, number in handed(queue)] == [1, 2, 3, 4, 5]
@@ -138,7 +143,7 @@ def test_a_job_that_is_handed_back_is_settled_at_once() -> None:
     queue = filled(1, 2, 3)
     queue.open_window(A, 1, 3)
     handed(queue)
-    assert queue.reclaim(A, 2, entry(2).payload) == entry(2)
+    assert reclaimed(queue, A, 2) == entry(2)
     assert queue.reclaim(A, 2, b"") is None
     assert queue.reclaim(B, 3, b"") is None
     queue.settle(A, queue.credits[A], 1)
@@ -157,7 +162,7 @@ def test_a_queue_is_idle_when_nothing_depends_on_it() -> None:
     assert credit is not None
     queue.orphans[A, 1] = credit.unsettled
     assert not queue.idle
-    assert queue.reclaim(A, 1, entry(1).payload) == entry(1)
+    assert reclaimed(queue, A, 1) == entry(1)
     assert queue.idle
 
 
@@ -237,9 +242,10 @@ class QueueAgainstModel(RuleBasedStateMachine):
         inbox = self.held.pop(number)
         handed_over = self.queue.credits[inbox].unsettled[number].entry
         assert handed_over is not None
-        reclaimed = self.queue.reclaim(inbox, number, handed_over.payload)
-        assert reclaimed is not None
-        self.queue.put(reclaimed)
+        job = self.queue.reclaim(inbox, number, handed_over.payload)
+        assert job is not None
+        assert job.entry is not None
+        self.queue.put(job.entry)
         self.waiting.add(number)
 
     @precondition(lambda self: self.held)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import pytest
@@ -355,18 +356,86 @@ def test_a_job_that_was_put_back_and_handed_over_again_may_be_handed_back(queues
 
 
 def test_a_message_that_waits_is_not_put_back_a_second_time(queues: Queues) -> None:
-    """A message that waits is not put back a second time.
-
-    It would count twice for the memory, and one client could replace the messages that wait for others.
-    """
+    """A message that waits is not put back a second time, even if its client had settled it before."""
     queues.report(1)
     job = the_job(queues.send(b"0"))
     queues.report(1, 1)
     queues.hand_back(job)
     size = queues.size
-    queues.hand_back(job._replace(payload=b"another"), B)
+    queues.hand_back(job)
     assert (queues.size, queues.drops) == (size, {"stray": 1})
     assert payloads(queues.report(2, 1)) == [(A, b"0")]
+
+
+@pytest.mark.parametrize("is_settled", [False, True])
+def test_a_client_cannot_replace_a_message_of_another_one(queues: Queues, is_settled: bool) -> None:
+    """A message that a client hands back with the number of another message is one more message."""
+    queues.report(1)
+    job = the_job(queues.send(b"0"))
+    if is_settled:
+        queues.report(1, 1)
+    queues.hand_back(job._replace(payload=b"another"), B)
+    queues.hand_back(job)
+    assert payloads(queues.report(3, 1)) == [(A, b"another"), (A, b"0")]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_books_balance_whatever_clients_report(seed: int, clock: Clock) -> None:
+    """No frame makes the queues fail, or leaves memory behind, also if clients name jobs and sessions of others."""
+    random = Random(seed)
+    queues = Queues(clock, queue_bytes=random.choice((3_000, 1_000_000)), queue_names=4, names_per_client=3)
+    jobs: list[wire.Job] = []
+    sessions = Counter({A: 1, B: 1, C: 1})
+    for _ in range(150):
+        clock.now += random.choice((0.0, 0.0, 0.01, 0.3, 2.0))
+        inbox, channel = random.choice((A, B, C)), random.choice((b"x", b"y"))
+        session = sessions[inbox] - random.choice((0, 0, 1))
+        match random.randrange(8):
+            case 0 | 1:
+                payload, ttl = bytes(random.choice((0, 10, 900))), random.choice((0, 50, 10_000))
+                frames = queues.send(
+                    payload, n=random.choice((0, 5)), capacity=random.choice((1, 2, 9)), channel=channel, ttl=ttl
+                )
+            case 2 | 3:
+                limit, settled, ask = (
+                    random.choice((0, 1, 2, 5)),
+                    random.choice((0, 1, 2, 2**64 - 1)),
+                    random.choice([*Question]),
+                )
+                frames = queues.report(limit, settled, inbox=inbox, session=session, ask=ask, channel=channel)
+            case 4 | 5 if jobs:
+                frames = queues.hand_back(random.choice(jobs)._replace(channel=channel), inbox)
+            case 6:
+                frames = queues.report_received(random.choice((0, 1, 3)), inbox=inbox, session=session, channel=channel)
+            case 7:
+                sessions[inbox] += 1
+                frames = seen(queues.begin(inbox, sessions[inbox]))
+            case _:
+                frames = queues.swept()
+        jobs += [frame for frame in frames if isinstance(frame, wire.Job)]
+        check_books(queues)
+    for inbox in (A, B, C):
+        queues.end(inbox)
+    queues.swept(100.0)
+    assert (queues.size, queues.unsettled, queues.depth(), len(queues)) == (0, 0, 0, 0)
+
+
+def check_books(queues: Queues) -> None:
+    """Check that the totals are those of the messages that wait, are pending, or are unsettled."""
+    every = queues.by_channel.values()
+    waiting = [entry for queue in every for entry in queue.waiting.values()]
+    pending = [one for queue in every if queue.round is not None for one in queue.round.pending]
+    held = [
+        jobs
+        for queue in every
+        for jobs in (*(one.unsettled for one in queue.credits.values()), *queue.orphans.values())
+    ]
+    unsettled = [job for some in held for job in some.values()]
+    assert queues.size == sum(sum(one.size for one in some) for some in (waiting, pending, unsettled))
+    assert queues.unsettled == len(unsettled)
+    assert queues._since.keys() == {entry.number for entry in waiting}
+    assert queues.depth() == len(waiting)
+    assert queues.waiting.keys() == {channel for channel, queue in queues.by_channel.items() if queue.waiting}
 
 
 def test_a_new_session_may_begin_before_the_report(queues: Queues) -> None:
