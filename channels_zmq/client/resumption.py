@@ -23,6 +23,8 @@ REPLAYED_WITHIN = 1.0
 ARRIVED_WITHIN = 10.0
 """Seconds to wait for the whole answer in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN` at
 most, which bounds the wait for the first part, but a slow link takes longer."""
+WAITS_AT_MOST = 10.0
+"""Seconds to wait in all without a part of an answer: a connection that keeps breaking must not stop the others."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -45,11 +47,12 @@ class Resumption:
         self._asked_at = 0.0  # when the first request in it was sent
         self._attempts = 0
         self._is_asked = False
+        self._waits_since = self._waited = 0.0  # the present wait, and the seconds of those before it
 
     def lacks(self, since: float) -> None:
         """Note that there is no connection, or was none before; everything published before a time has arrived."""
         self._is_asked = False
-        self.until = self._clock() + BACK_WITHIN
+        self._wait_until(self._clock() + BACK_WITHIN)
         if self._missing_since is None or self._attempts >= ATTEMPTS:
             self._missing_since, self._attempts = since, 0
 
@@ -78,11 +81,18 @@ class Resumption:
         """Return whether this is a part of the answer to the last request, rather than to one before another cut."""
         is_answer = replayed.session == self._session
         if is_answer and self._is_asked:
+            self._waited, self._waits_since = 0.0, self._clock()
             self._wait(self._clock(), ARRIVED_WITHIN)
         return is_answer
 
     def _wait(self, now: float, at_most: float) -> None:
-        self.until = min(now + REPLAYED_WITHIN, self._asked_at + at_most) + self._longest
+        self._wait_until(min(now + REPLAYED_WITHIN, self._asked_at + at_most) + self._longest)
+
+    def _wait_until(self, until: float) -> None:
+        now = self._clock()
+        self._waited += max(0.0, min(now, self.until) - self._waits_since)
+        self._waits_since = now
+        self.until = min(until, now + max(0.0, WAITS_AT_MOST - self._waited))
 
     def ended(self) -> None:
         """Note that the answer is complete: every missing message that the exchange still had has arrived.
@@ -91,3 +101,4 @@ class Resumption:
         """
         if self._is_asked:
             self._missing_since, self._attempts, self.until = None, 0, 0.0
+            self._waited = 0.0

@@ -11,6 +11,7 @@ from channels_zmq.client.resumption import (
     ON_THE_WAY,
     READ_WITHIN,
     REPLAYED_WITHIN,
+    WAITS_AT_MOST,
     Resumption,
 )
 from channels_zmq_forwarder import history, wire
@@ -110,6 +111,26 @@ def test_an_exchange_that_never_answers_is_not_waited_for_without_end(resumption
         request(resumption)
         clock.now += REPLAYED_WITHIN
     assert resumption.until == begun + ANSWERED_WITHIN + LONGEST
+
+
+def flap(resumption: Resumption, clock: Clock, seconds: float) -> float:
+    """Let a connection come and break without an answer; return for how long that was waited for."""
+    waited = 0.0
+    for session in range(round(seconds / 0.5)):
+        resumption.lacks(clock.now)
+        request(resumption, session)
+        waited += min(0.5, max(0.0, resumption.until - clock.now))
+        clock.now += 0.5
+    return waited
+
+
+def test_a_connection_that_breaks_again_and_again_is_not_waited_for_without_end(
+    resumption: Resumption, clock: Clock
+) -> None:
+    """Messages of other exchanges wait no longer than `WAITS_AT_MOST` for one that answers nothing, until it does."""
+    assert flap(resumption, clock, 2 * WAITS_AT_MOST) == pytest.approx(WAITS_AT_MOST)
+    assert resumption.is_answered_by(wire.Replayed(INBOX, resumption._session, last=0))
+    assert flap(resumption, clock, 2 * WAITS_AT_MOST) == pytest.approx(WAITS_AT_MOST, abs=0.5)
 
 
 def test_an_answer_is_expected_before_it_is_asked_for(resumption: Resumption, clock: Clock) -> None:
