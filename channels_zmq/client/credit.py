@@ -51,7 +51,9 @@ class Window:
         look_at: When housekeeping is next due.
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
         returned: The jobs of this session that were handed back last: those after the first ordinal, up to the second
-            one. It is unknown whether the exchange has received them.
+            one. Unless it is known that the exchange has received them, they are reported as not arrived.
+        unsure: How many jobs were handed back of which that cannot be reported.
+        proved_by: The count of answers about the total that proves that the exchange has received all of these.
     """
 
     box: Box
@@ -62,6 +64,8 @@ class Window:
     look_at: float = inf
     withheld: list[Mail] = field(default_factory=list)
     returned: tuple[int, int] = 0, 0
+    unsure: int = 0
+    proved_by: int = 0
 
     def wanted(self, prefetch: int) -> int:
         """Return the limit that suits the present readers; unread jobs of other exchanges count too."""
@@ -98,6 +102,7 @@ class Credit:
         self._total = 0
         """Jobs received, or known to be lost, on all channels of this session."""
         self._ask_at = inf
+        self._asked = self._answered = 0  # how often the total, and the answers, in this session
 
     # Readers
 
@@ -142,7 +147,7 @@ class Credit:
         if job.session != self.session or (window is not None and job.ordinal <= window.received):
             return None, []
         now = self._clock()
-        mail: Mail = (now + job.ttl / 1000, job.payload, Delivery(self, job.session, job.number))
+        mail: Mail = (now + job.ttl / 1000, job.payload, Delivery(self, job.session, job.ordinal, job.number))
         if window is None:
             return None, self._back(channel, [mail])
         self._drop("lost_delivery", job.ordinal - window.received - 1)
@@ -175,7 +180,10 @@ class Credit:
 
     def counted_in_total(self, total: wire.HandedTotal) -> list[bytes]:
         """Take the number of jobs that were handed over on all channels; ask about each one if some are lost."""
-        if total.session != self.session or total.handed <= self._total:
+        if total.session != self.session:
+            return []
+        self._answered += 1
+        if total.handed <= self._total:
             return []
         return [self._ready(window, ask=Question.HANDED) for window in self._windows.values() if window.is_open]
 
@@ -215,13 +223,18 @@ class Credit:
         return self._report
 
     def _leave(self, window: Window, loses_frames: bool) -> bytes:
-        box = window.box
-        unread = box.remove(self._is_unread)
-        window.withheld += unread
+        box, received = window.box, self._read_up_to(window)
+        window.withheld += box.remove(self._is_unread)
         first, last = window.returned
-        received = window.received - len(unread)
-        if loses_frames and received <= last:
-            received = min(received, first)  # the exchange puts back those handed-back jobs that it has not received
+        if loses_frames and self._answered < window.proved_by:
+            unsure = window.unsure
+            if received <= last:
+                received = min(
+                    received, first
+                )  # the exchange puts back those handed-back jobs that it has not received
+            else:
+                unsure += last - first
+            self._drop("lost_delivery", unsure)
         return wire.RECEIVED.encode(wire.Received(self._inbox, self.session, received, box.name.encode()))
 
     def begin_session(self, session: int, *, is_same: bool) -> list[bytes]:
@@ -245,12 +258,12 @@ class Credit:
                 window.kept_until = max(window.kept_until, now + (WOKEN_GRACE if window.box.waiters else GRACE))
                 self._look(window, window.kept_until)
         self.session, self._is_open, self._report, self._hellos = session, True, [], 0
-        self._total = 0
+        self._total = self._asked = self._answered = 0
         self._ask_at = now + ASK_EVERY if self._windows else inf
         frames = []
         for window in self._windows.values():
             window.received = window.limit = window.most = 0
-            window.returned = 0, 0
+            window.returned, window.unsure, window.proved_by = (0, 0), 0, 0
             if window.box.waiters:
                 window.limit = window.wanted(self.prefetch)
                 frames.append(self._ready(window))
@@ -293,6 +306,7 @@ class Credit:
         if now >= self._ask_at:
             self._ask_at = now + ASK_EVERY if self._windows else inf
             if self._windows:
+                self._asked += 1
                 frames.append(wire.TOTAL.encode(wire.Total(self._inbox, self.session)))
         return frames
 
@@ -347,14 +361,21 @@ class Credit:
         """
         window.limit = window.received
         closing = self._ready(window)
-        settled = self._settled(window)
+        read = self._read_up_to(window)
         jobs = window.box.remove(self._is_ours)
         frames = self._back(window.box.name, jobs)
-        if sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames) < len(jobs):
-            window.returned = window.received, window.received
-            return [closing, *frames, self._ready(window)]
+        small = sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames)
+        if self._answered >= window.proved_by:
+            window.returned, window.unsure = (read, read), 0
         first, last = window.returned
-        window.returned = settled if settled > last else first, window.received
+        if read > last:  # a later one was read, so the report cannot say that those before have not arrived
+            window.unsure += last - first
+            first = read
+        if small < len(jobs):
+            window.unsure += small
+            first = window.received
+            frames.append(self._ready(window))
+        window.returned, window.proved_by = (first, window.received), self._asked + 1
         return [closing, *frames]
 
     def _is_ours(self, mail: Mail) -> bool:
@@ -369,6 +390,11 @@ class Credit:
     def _settled(self, window: Window) -> int:
         """Return the number of jobs of this session that do not wait here any more."""
         return max(0, window.received - sum(map(self._is_unread, window.box.mail)))
+
+    def _read_up_to(self, window: Window) -> int:
+        """Return the ordinal of the last job of this session that does not wait here any more; the later ones do."""
+        unread = (mail[2].ordinal for mail in window.box.mail if mail[2] is not None and self._is_unread(mail))
+        return next(unread, window.received + 1) - 1
 
     def _ready(self, window: Window, *, ask: Question = Question.NOTHING, answers: int = 0) -> bytes:
         window.most = max(window.most, window.limit)

@@ -46,10 +46,11 @@ class Shared:
 
 
 class Delivery(NamedTuple):
-    """The origin of a job: the credit and the session by which it was handed over, and its number in its queue."""
+    """The origin of a job: the credit and the session by which it was handed over, its ordinal in that, its number."""
 
     source: object
     session: int
+    ordinal: int
     number: int
 
 

@@ -47,6 +47,7 @@ class _Block:
         frames: The frames that are kept.
         kept_size: Bytes of the kept frames, but for small ones before the marker.
         others: How many frames are not kept.
+        jobs: How many of those carry a job for which no caller waits.
         size: Bytes of all frames, with the same exception.
         ahead: Bytes that were unacknowledged when the marker was sent.
     """
@@ -56,6 +57,7 @@ class _Block:
     frames: list[bytes] = field(default_factory=list)
     kept_size: int = 0
     others: int = 0
+    jobs: int = 0
     size: int = 0
     ahead: int = 0
     marker: int = 0
@@ -108,6 +110,11 @@ class Window:
         return sum(len(block.frames) for block in (*self._marked, self._open))
 
     @property
+    def jobs(self) -> int:
+        """How many jobs are unacknowledged for which no caller waits."""
+        return sum(block.jobs for block in (*self._marked, self._open))
+
+    @property
     def is_full(self) -> bool:
         """Whether no more frames are to be sent before an acknowledgement."""
         return len(self) >= self._max_frames or self.size >= self._bytes
@@ -140,9 +147,15 @@ class Window:
         self._open.kept_size += size
         return self._sent(size)
 
-    def count(self, size: int) -> float:
-        """Count a frame that was sent and is not kept; return when a marker is due if it has changed that, else 0."""
+    def count(self, size: int, *, is_job: bool = False) -> float:
+        """Count a frame that was sent and is not kept; return when a marker is due if it has changed that, else 0.
+
+        Args:
+            size: Of the frame, in bytes.
+            is_job: Whether it carries a job for which no caller waits.
+        """
         self._open.others += 1
+        self._open.jobs += is_job
         return self._sent(size)
 
     def _sent(self, size: int) -> float:

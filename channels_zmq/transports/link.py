@@ -279,7 +279,7 @@ class Link:
         """Send a frame that is not numbered; return False if it has to be held."""
         if not self._send_uncounted(frame):
             return False
-        if due := self._window.count(len(frame)):
+        if due := self._window.count(len(frame), is_job=frame[:1] == wire.BACK_BYTE):
             self._mark(due)
         return True
 
@@ -440,6 +440,8 @@ class Link:
             self.is_reached = False
             self._down_since = time.monotonic()
             self._report_end(state)
+            if state is not State.DRAINING:  # that takes what was sent
+                self._client.counters.drop("lost_delivery", self._window.jobs)
             self._owner.went_down(self)
             self._window.clear()
         if state is State.DOWN:

@@ -478,7 +478,6 @@ DETACH = Layout(Detach, b"X", ">I")
 TAKEN = Layout(Taken, b"K", ">IQ")
 BACK = Layout(Back, b"B", ">QI", names=1, tail=True)
 ENQUEUE = Layout(Enqueue, b"Q", ">QII", names=1, tail=True)
-_JOB_KINDS = (b"B", b"Q")
 MEMBER = Layout(Member, b"M", ">QBQQI", names=2)
 ECHO = Layout(Echo, b"E", ">Q")
 WINDOW = Layout(Window, b"W", ">IQ")
@@ -542,6 +541,7 @@ GROUP_BYTE = b"G"
 INBOX_BYTE = b"P"
 HELLO_BYTE = b"H"
 CLAIM_BYTE = b"C"
+BACK_BYTE = b"B"
 SUBSCRIBE = b"\1"
 UNSUBSCRIBE = b"\0"
 
@@ -884,7 +884,7 @@ def aged(frame: bytes, milliseconds: int) -> bytes:
         frame: An `Enqueue` or a `Back`, whose layouts begin alike. Others are returned as they are.
         milliseconds: For which it was held.
     """
-    if frame[:1] not in _JOB_KINDS:
+    if frame[:1] not in (BACK_BYTE, b"Q"):
         return frame
     at = 1 + INBOX_SIZE
     number, ttl = BACK.numbers.unpack_from(frame, at)

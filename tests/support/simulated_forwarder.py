@@ -70,7 +70,6 @@ class Forwarder:
 
     def arrived(self, line: Line, frame: bytes) -> None:
         if not self.is_alive:
-            self.network.lost(frame)
             return
         if line.port == "pull":
             self._pull.setdefault(line, deque()).append(frame)

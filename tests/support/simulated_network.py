@@ -41,13 +41,10 @@ class Way:
         world: Time and random choices.
         delays: The least and the greatest delay, in seconds.
         arrived: Called with each frame that arrives.
-        lost: Called with each frame that does not.
     """
 
-    def __init__(
-        self, world: World, delays: tuple[float, float], arrived: Callable[[bytes], None], lost: Callable[[bytes], None]
-    ) -> None:
-        self._world, self._delays, self._arrived, self._lost = world, delays, arrived, lost
+    def __init__(self, world: World, delays: tuple[float, float], arrived: Callable[[bytes], None]) -> None:
+        self._world, self._delays, self._arrived = world, delays, arrived
         self.under_way: deque[tuple[float, bytes]] = deque()
         self.is_cut = self.is_closed = False
         self._last = self._stalled_until = 0.0
@@ -56,7 +53,6 @@ class Way:
 
     def send(self, frame: bytes) -> None:
         if self.is_cut:
-            self._lost(frame)
             return
         self._last = max(self._last, self._world.now + self._world.random.uniform(*self._delays))
         self.under_way.append((self._last, frame))
@@ -73,7 +69,7 @@ class Way:
         """Lose the frames in transit, except for the first ones, which may still arrive."""
         self.is_cut = True
         while len(self.under_way) > kept:
-            self._lost(self.under_way.pop()[1])
+            self.under_way.pop()
 
     def close(self) -> None:
         """Let no further frame arrive, because the far end has noticed the cut."""
@@ -120,9 +116,8 @@ class Line:
         self.is_known = True
         """Whether the connection is open for the forwarder."""
         delays = forwarder.network.delays_of(socket.process)
-        lost = forwarder.network.lost
-        self.up = Way(world, delays, lambda frame: forwarder.arrived(self, frame), lost)
-        self.down = Way(world, delays, socket.arrived, lost)
+        self.up = Way(world, delays, lambda frame: forwarder.arrived(self, frame))
+        self.down = Way(world, delays, socket.arrived)
 
     def stall(self, seconds: float) -> None:
         self.up.stall(seconds)
@@ -350,8 +345,6 @@ class Push(_Socket):
     def close(self, linger: int) -> None:
         self.is_closed = True
         line, self.line = self.line, None
-        for frame in self._pipe:
-            self.network.lost(frame)
         self._pipe.clear()
         if line is not None:
             line.close(discards=linger == 0)
@@ -378,11 +371,10 @@ class Network:
     Args:
         world: Time and random choices.
         push_mark: High-water mark of each PUSH, in frames.
-        lost: Called with each frame that is lost in transit.
     """
 
-    def __init__(self, world: World, push_mark: int, lost: Callable[[bytes], None]) -> None:
-        self.world, self.push_mark, self.lost = world, push_mark, lost
+    def __init__(self, world: World, push_mark: int) -> None:
+        self.world, self.push_mark = world, push_mark
         self.lines: list[Line] = []
         self.black_holes: set[str] = set()
         """Addresses that accept no connection but do not refuse it either."""

@@ -56,7 +56,7 @@ class Simulation:
         self._write = write
         self.ledger = Ledger(self.world)
         push_mark = self.random.choice((20, 200, 10_000, 10_000))
-        self.network = Network(self.world, push_mark, self._frame_was_lost)
+        self.network = Network(self.world, push_mark)
         self.housekeeper = replace_surroundings(monkeypatch, self.world, self.network, self._log)
         self.forwarders: dict[roster.Forwarder, Forwarder] = {}
         """The last run at each address."""
@@ -250,11 +250,6 @@ class Simulation:
             self._open_calls.pop(message, None)
 
     # Frames in transit
-
-    def _frame_was_lost(self, frame: bytes) -> None:
-        """Excuse a lost job that was going back, because its arrival is unknown."""
-        if frame[:1] == b"B":
-            self.ledger.excused.add(self.ledger.of(frame).number)
 
     def _excuse(self, frames: Iterable[bytes]) -> None:
         for frame in frames:

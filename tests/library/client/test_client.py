@@ -1197,8 +1197,8 @@ def test_a_reader_may_be_handed_a_job_by_each_exchange(pair: Client) -> None:
     assert woken(pair) == [reader]
     box = pair.mailboxes.boxes["jobs"]
     assert [mail[2] for mail in box.mail] == [
-        Delivery(pair.attachments[0].credit, SESSION, 3),
-        Delivery(pair.attachments[1].credit, SESSION + 1, 4),
+        Delivery(pair.attachments[0].credit, SESSION, 1, 3),
+        Delivery(pair.attachments[1].credit, SESSION + 1, 1, 4),
     ]
     assert [pair.mailboxes.take(box) for _ in range(3)] == [b"3", b"4", None]
     assert pair.counters.received == 2

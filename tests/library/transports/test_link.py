@@ -809,6 +809,21 @@ def test_a_link_by_which_only_requests_are_sent_is_given_up_too(rig: Rig) -> Non
     assert (rig.link.state, request.answer, rig.taken) == (State.VERIFYING, LOST, [])
 
 
+@pytest.mark.parametrize("end, lost", [("acknowledged", 0), ("lost", 1), ("drained", 0)])
+def test_a_job_that_was_handed_back_by_a_lost_link_counts_as_lost(rig: Rig, end: str, lost: int) -> None:
+    """A job without a caller that waits counts as lost if it is unknown whether the forwarder has received it."""
+    rig.come_up()
+    rig.tick()
+    assert rig.link.send_request(wire.BACK.encode(wire.Back(rig.client.inbox, 7, TTL, b"jobs", b"x")), 0)
+    if end == "acknowledged":
+        rig.tick(BLOCK_SECONDS)
+        rig.confirm()
+    elif end == "drained":
+        rig.welcome(wire.State.DRAINING)
+    rig.exchange.push_disconnected()
+    assert rig.client.counters.dropped["lost_delivery"] == lost
+
+
 def asked(rig: Rig) -> Request[Reader]:
     """Send a request that is not repeated."""
     request = Request(b"Q", repeats=False, waiter=Reader())
