@@ -239,6 +239,11 @@ class ChannelQueue:
             return job
         return None
 
+    def is_unsettled(self, number: int) -> bool:
+        """Return whether a client has a job with this number, or its report on it is awaited."""
+        held = (*(credit.unsettled for credit in self.credits.values()), *self.orphans.values())
+        return any(number in jobs for jobs in held)
+
     def release(self, job: Unsettled) -> None:
         """Count a job as unsettled no longer."""
         self.unsettled -= 1

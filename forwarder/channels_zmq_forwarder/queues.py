@@ -157,13 +157,10 @@ class ChannelQueues:
                     self._drops["lost_delivery"] += 1
                 else:
                     self._put_back(report.channel, queue, job.entry)
-                    self._note_undelivered(report.inbox, job.entry.number)
-        return out + self._go_on(report.channel, queue, self._clock())
-
-    def _note_undelivered(self, inbox: bytes, number: int) -> None:
-        self._undelivered[inbox, number] = None
+                    self._undelivered[report.inbox, job.entry.number] = None
         while len(self._undelivered) > MAX_UNDELIVERED:
             self._undelivered.popitem(last=False)
+        return out + self._go_on(report.channel, queue, self._clock())
 
     def total(self, inbox: bytes, session: int) -> int | None:
         """Return how many jobs a client was handed in its session, None if the session is over or unknown."""
@@ -233,10 +230,10 @@ class ChannelQueues:
         except ForeignJob:
             self._drops["foreign_inbox"] += 1
             return []
-        known = job.entry if job is not None else None
-        is_waiting = queue is not None and back.number in queue.waiting
-        if job is None and (is_waiting or (back.inbox, back.number) in self._undelivered):
-            self._drops["stray"] += 1  # it is in its place already, or was read since
+        known, number = job.entry if job is not None else None, back.number
+        is_here = number in self._since or (queue is not None and queue.is_unsettled(number))
+        if job is None and (is_here or (back.inbox, number) in self._undelivered):
+            self._drops["stray"] += 1  # it is in its place already, was read since, or is another message
             return []
         if known is None:
             if self.size + len(back.payload) + ENTRY_SIZE > self.limits.queue_bytes:
@@ -246,14 +243,8 @@ class ChannelQueues:
         if queue is None:
             return []
         now = self._clock()
-        number = back.number
-        if job is None:
-            # It comes from another instance, or its client has settled it: older than all that waits. It does not keep
-            # its number, since a client could name that of a message which another one has.
-            self._foreign += 1
-            number = self._foreign
-            if self._first < back.number <= self._number:
-                self._note_undelivered(back.inbox, back.number)
+        if not (self._first < number <= self._number or self._base < number <= self._foreign):
+            number = self._new_foreign()  # it comes from another instance: older than all that was sent here
         since, ttl = known.since if known is not None else now, min(back.ttl, self.limits.max_ttl)
         self._put_back(back.channel, queue, Entry(number, now + ttl / 1000, since, back.payload))
         return self._go_on(back.channel, queue, now)
@@ -393,7 +384,13 @@ class ChannelQueues:
             self._expires(entry, send.channel)
         return out
 
+    def _new_foreign(self) -> int:
+        self._foreign += 1
+        return self._foreign
+
     def _put_back(self, channel: bytes, queue: ChannelQueue, entry: Entry) -> None:
+        if entry.number in self._since:  # a client has handed back something else under it, on another channel
+            entry = entry._replace(number=self._new_foreign())
         queue.put(entry)
         self._since[entry.number] = entry.since
         self._since.move_to_end(entry.number, last=False)  # it is older than most that waits

@@ -170,14 +170,16 @@ class Subscribers:
             self._ended.append(Ended(peers[descriptor], reason))
 
     def _end_successor(self, descriptor: int) -> None:
-        """End a connection that has got the descriptor of an ended one meanwhile, since its first frames were dropped.
+        """End a connection that has got the descriptor of an ended one: its first frames may have been dropped.
 
         Its client claims its inbox once for each connection, and would wait for a welcome for ever.
         """
         if readable(self.connections.monitor):
             self.connections.turn()
         if descriptor in self.connections.peers and descriptor not in self._ending:
-            self._end(descriptor, "frames of it were dropped as those of a connection that was ended before")
+            self._end(
+                descriptor, "its first frames may have been dropped as those of an ended connection with its descriptor"
+            )
 
     def _gone(self, descriptor: int) -> None:
         self._topics.gone(descriptor)
