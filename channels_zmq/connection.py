@@ -343,10 +343,12 @@ class Connection:
             raise RequestRefused(f"{what}: the layer at {self.address} is being flushed repeatedly")
         if status == Status.REFUSED:
             raise RequestRefused(
-                f"{what}: the forwarder at {self.address} has no room for another queue (--queue-names)"
+                f"{what}: the forwarder at {self.address} has no room for another queue (--queue-names of a forwarder)"
             )
         if status == Status.MEMORY:
-            raise RequestRefused(f"{what}: the forwarder at {self.address} is short of memory (--memory-limit)")
+            raise RequestRefused(
+                f"{what}: the forwarder at {self.address} is short of memory (--memory-limit of a forwarder)"
+            )
         self.client.counters.sent += status == Status.OK
         return status != Status.FULL
 
@@ -507,7 +509,7 @@ class Connection:
         status = await self._ask(member.n, wire.MEMBER.encode(member), what, to_all=True, member=member)
         if status != Status.OK:
             raise RequestRefused(
-                f"{what}: {self.address} has no room for more normal channels in groups (--queue-names)"
+                f"{what}: {self.address} has no room for more normal channels in groups (--queue-names of a forwarder)"
             )
 
     async def discard_normal(self, group: str, channel: str) -> None:

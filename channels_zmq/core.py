@@ -83,8 +83,8 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
             message: A dict of values that the serializer carries.
 
         Raises:
-            ChannelFull: If `capacity` messages wait on the channel, as far as this process can know, or if the queues
-                of the forwarder are full.
+            ChannelFull: If `capacity` messages wait on the channel, as far as this process can know, or if all queues
+                together are full.
             SerializationError: If the serializer cannot carry a value of the message.
             MessageTooLarge: If the message has more bytes than `max_message_size`.
             ForwarderUnavailable: If a normal channel does not confirm within `connect_timeout`, or if the connection
@@ -118,7 +118,7 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                 continue
             break
         if not accepted:
-            or_all = ", or the queues of the forwarder are full (--queue-bytes)" if target.is_normal else ""
+            or_all = ", or all queues together are full (--queue-bytes of a forwarder)" if target.is_normal else ""
             raise ChannelFull(f"{channel!r} is full: {capacity} messages wait (capacity){or_all}")
 
     async def receive(self, channel: str) -> Message:

@@ -128,7 +128,7 @@ class Client:
         for box in self._read_normally.values():
             if box.waiters:
                 attachment.credit.touched(box)  # its window opens with the first session
-        self._may_have_missed(attachment)
+        self._await_earlier(attachment)
         return attachment
 
     def detach(self, attachment: Attachment) -> None:
@@ -196,12 +196,12 @@ class Client:
     def connected(self, attachment: Attachment) -> None:
         """Note that there is a connection to an exchange."""
         if attachment.is_new:
-            self._may_have_missed(attachment)
+            self._await_earlier(attachment)
 
-    def _may_have_missed(self, attachment: Attachment) -> None:
-        """Wait for the messages that others have sent by a further exchange since this process could be reached.
+    def _await_earlier(self, attachment: Attachment) -> None:
+        """Wait for messages that others may have sent by this exchange since this process was first reachable.
 
-        They may precede those that arrive by other exchanges. It is as if the connection had been lost then.
+        They may precede those that arrive by other exchanges, as if the connection had been lost then.
         """
         if self._reached_at is not None:
             self.connection_lost(attachment, self._reached_at)

@@ -21,7 +21,7 @@ ADVICE = {
     "outbox_expired": "the forwarder was unreachable for longer than expiry",
     "malformed": "another program sends to these addresses, or a process uses another serializer",
     "undecryptable": "no key in symmetric_encryption_keys fits, or they were encrypted for another group or channel",
-    "lost_delivery": "the connection was cut while the forwarder handed over messages of normal channels",
+    "lost_delivery": "the connection was cut while messages of normal channels were handed over or handed back",
     "unroutable": "their channel name has a '!' and was not returned by new_channel(): no process reads it",
 }
 """Causes that are reported, and what to do about each."""

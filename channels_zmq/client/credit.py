@@ -52,7 +52,7 @@ class Window:
         withheld: Unread jobs of a session that was left; they are read here, or put back by the exchange.
         returned: The jobs of this session that were handed back last: those after the first ordinal, up to the second
             one. Unless it is known that the exchange has received them, they are reported as not arrived.
-        unsure: How many jobs were handed back of which that cannot be reported.
+        unsure: How many other jobs were handed back, which no report can list as not arrived.
         proved_by: The count of answers about the total that proves that the exchange has received all of these.
     """
 
@@ -102,7 +102,10 @@ class Credit:
         self._total = 0
         """Jobs received, or known to be lost, on all channels of this session."""
         self._ask_at = inf
-        self._asked = self._answered = 0  # how often the total, and the answers, in this session
+        self._asked = self._answered = 0  # questions for the total, and answers, in this session
+        self._unsure = (
+            0  # jobs handed back in sessions that were left, of which it is unknown whether they have arrived
+        )
 
     # Readers
 
@@ -217,7 +220,9 @@ class Credit:
         """
         self._hellos += 1
         if self.session:
-            self._report = [self._leave(window, loses_frames) for window in self._windows.values() if window.most]
+            self._report = [
+                self._leave(window, loses_frames) for window in self._windows.values() if window.most or window.unsure
+            ]
             self.session = 0
             self.end_session()
         return self._report
@@ -227,14 +232,11 @@ class Credit:
         window.withheld += box.remove(self._is_unread)
         first, last = window.returned
         if loses_frames and self._answered < window.proved_by:
-            unsure = window.unsure
-            if received <= last:
-                received = min(
-                    received, first
-                )  # the exchange puts back those handed-back jobs that it has not received
-            else:
-                unsure += last - first
-            self._drop("lost_delivery", unsure)
+            self._unsure += window.unsure
+            if received > last:
+                self._unsure += last - first
+            else:  # the exchange puts back those that it has not received
+                received = first
         return wire.RECEIVED.encode(wire.Received(self._inbox, self.session, received, box.name.encode()))
 
     def begin_session(self, session: int, *, is_same: bool) -> list[bytes]:
@@ -243,10 +245,14 @@ class Credit:
         Args:
             session: Its number.
             is_same: Whether it is the instance that handed over the withheld jobs, and so has put them back. Any other
-                one knows nothing of them. If there were several hellos, an earlier one may have reached the former
-                instance: it is unknown whether a job was handed to another reader, and so it counts as lost.
+                one knows nothing of them, and the former one has ended with all that was handed back to it. If there
+                were several hellos, an earlier one may have reached the former instance: it is unknown whether a job
+                was handed to another reader, and so it counts as lost.
         """
         now = self._clock()
+        unsure, self._unsure = self._unsure, 0
+        if is_same:
+            self._drop("lost_delivery", unsure)
         for window in self._windows.values():
             withheld, window.withheld = window.withheld, []
             if withheld and not is_same and self._hellos > 1:
@@ -365,16 +371,21 @@ class Credit:
         jobs = window.box.remove(self._is_ours)
         frames = self._back(window.box.name, jobs)
         small = sum(len(frame) <= wire.MAX_UPSTREAM for frame in frames)
+        settles_all = small < len(jobs)
         if self._answered >= window.proved_by:
             window.returned, window.unsure = (read, read), 0
         first, last = window.returned
-        if read > last:  # a later one was read, so the report cannot say that those before have not arrived
+        if read > last or settles_all:  # the report cannot say any more that those before have not arrived
             window.unsure += last - first
             first = read
-        if small < len(jobs):
+        if settles_all:
             window.unsure += small
             first = window.received
             frames.append(self._ready(window))
+        else:
+            window.unsure += sum(
+                not self._is_unread(mail) for mail in jobs
+            )  # of an earlier instance: not in the report
         window.returned, window.proved_by = (first, window.received), self._asked + 1
         return [closing, *frames]
 

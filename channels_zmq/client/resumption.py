@@ -24,7 +24,8 @@ ARRIVED_WITHIN = 10.0
 """Seconds to wait for the whole answer in a session while parts arrive. The exchange replays for `ANSWERED_WITHIN` at
 most, which bounds the wait for the first part, but a slow link takes longer."""
 WAITS_AT_MOST = 10.0
-"""Seconds to wait in all without a part of an answer: a connection that keeps breaking must not stop the others."""
+"""Seconds to wait in all without a part of an answer, beyond those that the largest one takes: a connection that keeps
+breaking must not stop the others."""
 ATTEMPTS = 3
 """Sessions that ask for the same messages. If connections break meanwhile, a replay may be what breaks them."""
 
@@ -92,7 +93,7 @@ class Resumption:
         now = self._clock()
         self._waited += max(0.0, min(now, self.until) - self._waits_since)
         self._waits_since = now
-        self.until = min(until, now + max(0.0, WAITS_AT_MOST - self._waited))
+        self.until = min(until, now + max(0.0, WAITS_AT_MOST + self._longest - self._waited))
 
     def ended(self) -> None:
         """Note that the answer is complete: every missing message that the exchange still had has arrived.

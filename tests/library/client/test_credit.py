@@ -693,6 +693,7 @@ def test_jobs_that_went_back_last_are_not_reported_as_received(
     assert wire.RECEIVED.decode(frame).received == received
 
 
+@pytest.mark.parametrize("is_same", [False, True])
 @pytest.mark.parametrize("is_proved", [False, True])
 @pytest.mark.parametrize("payload, back", [(b"x", 1), (bytes(wire.MAX_UPSTREAM), 0)])
 def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
@@ -700,13 +701,15 @@ def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
     box: Mailbox[Reader],
     clock: Clock,
     dropped: Counter[str],
+    is_same: bool,
     is_proved: bool,
     payload: bytes,
     back: int,
 ) -> None:
     """Jobs that went back before a job was read are reported as received; otherwise that one would be read twice.
 
-    They count as lost unless an answer proves that their return has arrived. Large ones go by the producers' way.
+    They count as lost unless an answer proves that their return has arrived, or the exchange has ended with all that it
+    had. Large ones go by the producers' way.
     """
     wait(credit, box)
     went_back(credit, box, clock, job(1, payload=payload))
@@ -718,7 +721,8 @@ def test_jobs_that_went_back_before_one_was_read_are_reported_as_received(
     credit.arrived(job(2))
     take(box)
     assert [one.received for one in reported(credit)] == [2]
-    assert dropped == Counter(lost_delivery=0 if is_proved else back)
+    credit.begin_session(SESSION + 1, is_same=is_same)
+    assert dropped == Counter(lost_delivery=0 if is_proved or not is_same else back)
 
 
 def test_an_answer_to_an_earlier_question_proves_no_return(
@@ -734,17 +738,41 @@ def test_an_answer_to_an_earlier_question_proves_no_return(
     credit.arrived(job(2))
     take(box)
     reported(credit)
+    credit.begin_session(SESSION + 1, is_same=True)
     assert dropped == Counter(lost_delivery=1)
 
 
-def test_small_jobs_that_went_back_beside_a_large_one_count_as_lost(
+@pytest.mark.parametrize("last", [job(3, payload=bytes(wire.MAX_UPSTREAM)), job(3, ttl=1)])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_jobs_that_went_back_before_or_beside_one_that_settles_them_count_as_lost(
+    credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str], last: wire.Job, at_once: bool
+) -> None:
+    """A large or an expired job settles all that went back before it, so that the exchange would put none back."""
+    wait(credit, box)
+    if at_once:
+        went_back(credit, box, clock, job(1), job(2), last)
+    else:
+        went_back(credit, box, clock, job(1), job(2))
+        went_back(credit, box, clock, last)
+    dropped.clear()
+    assert [one.received for one in reported(credit)] == [3]
+    credit.begin_session(SESSION + 1, is_same=True)
+    assert dropped == Counter(lost_delivery=2)
+
+
+def test_jobs_of_an_earlier_instance_that_went_back_count_as_lost(
     credit: Credit, box: Mailbox[Reader], clock: Clock, dropped: Counter[str]
 ) -> None:
-    """A large job settles all that went back with it, so that the exchange would put none of them back."""
+    """The present exchange has not handed them over, so the report cannot say that they have not arrived."""
     wait(credit, box)
-    went_back(credit, box, clock, job(1), job(2, payload=bytes(wire.MAX_UPSTREAM)))
-    assert [one.received for one in reported(credit)] == [2]
-    assert dropped == Counter(lost_delivery=1)
+    for one in (job(1), job(2)):
+        credit.arrived(one)
+    credit.leave_session()
+    credit.begin_session(SESSION + 1, is_same=False)
+    went_back(credit, box, clock, job(1, session=SESSION + 1))
+    assert [one.received for one in reported(credit)] == [0]
+    credit.begin_session(SESSION + 2, is_same=True)
+    assert dropped == Counter(lost_delivery=2)
 
 
 def test_a_job_that_expires_behind_an_unread_one_leaves_that_one_unread(
