@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from channels_zmq_forwarder import wire
 
+CLAIMED_WITHIN = 10.0
+"""Seconds after which a connection that has subscribed to an inbox and not claimed it is ended."""
 LAST = frozenset(bytes([layout.kind]) for layout in (wire.READY, wire.BACK, wire.TAKEN, wire.DETACH))
 """Kinds of frames by which a client leaves. They count even if it is not known yet that its connection has ended."""
 
@@ -47,6 +49,7 @@ class Inboxes:
     def __init__(self) -> None:
         self._claimed: dict[int, bytes] = {}
         self._waiting: dict[int, bytes] = {}
+        self._waits_since: dict[int, float] = {}  # as far as the last `forget` has seen
         self._may_change: set[int] = set()  # new connections, which have not claimed in place of a former one
         self._keys: dict[bytes, dict[int, bytes]] = {}  # of the connections that have claimed or wait, by inbox
         self._left: dict[int, bytes] = {}  # claims of connections that have ended since the last but one `forget`
@@ -118,6 +121,13 @@ class Inboxes:
             if not users:
                 del self._keys[inbox]
 
-    def forget(self) -> None:
-        """Forget the connections that had ended before the last call. To be called every second or so."""
+    def forget(self, now: float) -> list[int]:
+        """Forget the connections that had ended before the last call. To be called every second or so.
+
+        Returns:
+            The connections that have not claimed the inbox to which they have subscribed: while one of them is there,
+            libzmq does not report that the client of the inbox has gone.
+        """
         self._left, self._left_before = {}, self._left
+        self._waits_since = {one: self._waits_since.get(one, now) for one in self._waiting}
+        return [one for one, since in self._waits_since.items() if now >= since + CLAIMED_WITHIN]

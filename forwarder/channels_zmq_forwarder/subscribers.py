@@ -220,5 +220,6 @@ class Subscribers:
         if now >= self._forget_hellos_at:
             self._forget_hellos_at = now + HELLOS_WITHIN
             self._hellos.clear()
-            self._inboxes.forget()
+            for descriptor in self._inboxes.forget(now):
+                self._refused("foreign_inbox", descriptor, "it did not claim the inbox to which it subscribed")
         return ended

@@ -3,7 +3,7 @@
 import pytest
 
 from channels_zmq_forwarder import wire
-from channels_zmq_forwarder.inboxes import Claimed, Inboxes, Verdict
+from channels_zmq_forwarder.inboxes import CLAIMED_WITHIN, Claimed, Inboxes, Verdict
 
 SECRET, OTHER_SECRET = b"a" * 16, b"b" * 16
 INBOX, OTHER = wire.claimable(SECRET), wire.claimable(OTHER_SECRET)
@@ -86,7 +86,7 @@ def test_late_frames_of_a_connection_do_not_count_against_the_next_one_of_its_de
         assert inboxes.claim(CLAIM, ONE, KEY) is None
     inboxes.gone(ONE)
     for _ in range(2):
-        inboxes.forget()
+        inboxes.forget(0.0)
     assert vars(inboxes) == vars(Inboxes())
 
 
@@ -134,7 +134,7 @@ def test_nothing_is_left_of_connections_that_have_ended(inboxes: Inboxes) -> Non
     assert inboxes.subscribe(INBOX, ONE, OTHER_KEY) is Verdict.WAITS
     inboxes.gone(ONE)
     for _ in range(2):
-        inboxes.forget()
+        inboxes.forget(0.0)
     assert vars(inboxes) == vars(Inboxes())
 
 
@@ -147,10 +147,22 @@ def test_a_client_that_leaves_is_heard_for_a_while(inboxes: Inboxes, kind: str) 
     frame = kind.encode() + INBOX
     inboxes.claim(CLAIM, ONE, KEY)
     inboxes.gone(ONE)
-    inboxes.forget()
+    inboxes.forget(0.0)
     assert inboxes.may_use(frame, ONE)
     assert not inboxes.may_use(frame, TWO)
     assert not inboxes.may_use(kind.encode() + OTHER, ONE)
     assert not inboxes.may_use(HELLO, ONE)
-    inboxes.forget()
+    inboxes.forget(0.0)
     assert not inboxes.may_use(frame, ONE)
+
+
+def test_who_does_not_claim_the_inbox_that_it_has_subscribed_to_is_ended(inboxes: Inboxes) -> None:
+    """While such a connection is there, libzmq would not report the end of the client that the inbox belongs to."""
+    inboxes.subscribe(INBOX, ONE, KEY)
+    inboxes.subscribe(OTHER, TWO, KEY)
+    assert inboxes.forget(100.0) == []
+    inboxes.claim(CLAIM, ONE, KEY)
+    assert inboxes.forget(100.0 + CLAIMED_WITHIN - 0.1) == []
+    assert inboxes.forget(100.0 + CLAIMED_WITHIN) == [TWO]
+    inboxes.gone(TWO)
+    assert inboxes.forget(100.0 + 2 * CLAIMED_WITHIN) == []
