@@ -787,7 +787,7 @@ class Connection:
             self.perform()
             self.closed = True
             self._producer = None
-            self.client.fail_requests(ConnectionClosed(self._transport.address))
+            self.client.fail_requests(ConnectionClosed(self._transport.address, may_be_sent=True))
             for box in self.client.mailboxes.boxes.values():
                 self.client.out.wake += box.waiters
             self._loops.release()

@@ -112,9 +112,9 @@ class _ZmqChannelLayer(BaseChannelLayer, Generic[Config]):  # type: ignore[misc]
                 else:
                     connection.drop_unroutable()
                     accepted = True
-            except ConnectionClosed:
-                if connection is self._known_connection and target.is_normal:
-                    raise  # it may have been sent before the connection was closed
+            except ConnectionClosed as error:
+                if target.is_normal and error.may_be_sent:
+                    raise  # a second copy could be read as well
                 continue
             break
         if not accepted:

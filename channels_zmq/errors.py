@@ -159,15 +159,16 @@ class RequestRefused(ChannelsZmqError):
 
 
 class ConnectionClosed(ChannelsZmqError):
-    """The connection was closed by another thread, or by another layer, while it was used; nothing was sent.
+    """The connection was closed by another thread, or by another layer, while it was used.
 
     Attributes:
         address: Of the connection.
+        may_be_sent: Whether a request had begun: it is unknown whether it was carried out. Otherwise nothing was sent.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, may_be_sent: bool = False) -> None:
         super().__init__(f"the connection to {address} was closed while it was in use")
-        self.address = address
+        self.address, self.may_be_sent = address, may_be_sent
 
 
 class AddressInUse(ChannelsZmqError, OSError):

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import zmq
 from asgiref.sync import async_to_sync
 from channels.exceptions import ChannelFull
-from forwarders import close_all, until
+from forwarders import Forwarder, close_all, until
+from strangers import Peer
 
-from channels_zmq.errors import ChannelsZmqError
+from channels_zmq import serializers
+from channels_zmq.core import DedicatedZmqChannelLayer
+from channels_zmq.errors import ChannelsZmqError, ConnectionClosed
+from channels_zmq_forwarder import wire
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +78,36 @@ def test_threads_that_send_while_the_layer_is_closed_succeed_or_raise_what_the_l
         assert await layer.receive(channel) == {"n": 2}
 
     run(works())
+
+
+def test_a_job_whose_confirmation_is_awaited_when_the_layer_is_closed_is_not_sent_again(
+    forwarder: Forwarder, run: Run
+) -> None:
+    """The call fails, since it is unknown whether the job was sent; a second copy could be read as well."""
+    jobs: list[Any] = []
+
+    async def scenario(worker: Peer) -> None:
+        layer = DedicatedZmqChannelLayer(**forwarder.config, capacity=1)
+        worker.say(wire.READY.encode(wire.Ready(worker.inbox, 1, 9, 0, 0, 0, b"jobs")))
+        worker.sync()
+        await layer.send("jobs", {"n": 1})
+        pending = asyncio.create_task(layer.send("jobs", {"n": 2}))  # until the worker has settled the first one
+        assert wire.QUERY.decode(await asyncio.to_thread(worker.await_kind, wire.QUERY)).channel == b"jobs"
+        await layer.close()
+        with pytest.raises(ConnectionClosed):
+            await pending
+        for settled in (1, 2):
+            worker.say(wire.READY.encode(wire.Ready(worker.inbox, 1, 9, settled, 0, 0, b"jobs")))
+            job = wire.JOB.decode(await asyncio.to_thread(worker.await_kind, wire.JOB))
+            jobs.append(serializers.unpack(serializers.named("msgpack"), job.payload))
+            worker.say(wire.READY.encode(wire.Ready(worker.inbox, 1, 9, settled + 1, 0, 0, b"jobs")))
+            worker.sync()
+            if settled == 1:
+                await layer.send("jobs", {"n": 3})
+
+    with zmq.Context() as context, Peer(context, forwarder.pull, forwarder.pub) as worker:
+        run(scenario(worker))
+    assert jobs == [{"n": 2}, {"n": 3}]
 
 
 def test_a_descriptor_that_is_used_again_keeps_its_reader(make_layer: Make, run: Run) -> None:
